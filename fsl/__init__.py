@@ -1,0 +1,18 @@
+"""Federated split learning on Flower.
+
+`strategies`, `configs` and `simulations` stand beside this folder in a source tree and inside it in a wheel. Their
+import names are the same in both: `fsl.strategies`, `fsl.configs`, `fsl.simulations`.
+"""
+
+import os
+from pathlib import Path
+
+# Nothing is reported to anyone unless the user says so; Flower and Ray read these when they are imported.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+_here = Path(__file__).parent
+if not (_here / "strategies").is_dir():
+    __path__.append(str(_here.parent))
+
+__version__ = "0.1.0"

@@ -1,0 +1,37 @@
+"""The exceptions of fsl: each message names the value, what is allowed and what to do.
+
+`ConfigError` and its children are the user's to mend (the command exits with 2); `RunError` is a run that could
+not go on (the command exits with 1, and what was written can be resumed).
+"""
+
+
+class FslError(Exception):
+    """Whatever fsl raises on purpose."""
+
+
+class ConfigError(FslError, ValueError):
+    """A value that was asked for cannot be used."""
+
+
+class SplitError(ConfigError):
+    """A model cannot be cut where it was asked to be."""
+
+
+class DataError(ConfigError):
+    """Data cannot be read, or cannot be divided as asked."""
+
+
+class CheckpointError(ConfigError):
+    """A file of a run is missing, damaged, or belongs to another configuration."""
+
+
+class WireError(FslError):
+    """A message from the network does not say what it must."""
+
+
+class RunError(FslError):
+    """A run could not go on."""
+
+
+class DeviceError(RunError):
+    """A device failed; the message names run, round, device and step."""
