@@ -16,3 +16,23 @@ if not (_here / "strategies").is_dir():
     __path__.append(str(_here.parent))
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Imported on first use: torch and Flower take seconds, and `import fsl` should not.
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'fsl' has no attribute '{name}'")
+
+
+_PUBLIC = {
+    "Backend": "fsl.run",
+    "Optimizer": "fsl.federation",
+    "Run": "fsl.run",
+    "Schedule": "fsl.federation",
+    "join": "fsl.split",
+    "simulate": "fsl.run",
+    "split": "fsl.split",
+}

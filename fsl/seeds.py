@@ -14,9 +14,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64 (Steele, Lea & Flood 2014)
 
 
-def derive(
-    seed: int, purpose: str, *, segment: str = "", device: int = -1, round: int = 0, step: int = 0
-) -> int:
+def derive(seed: int, purpose: str, *, segment: str = "", device: int = -1, round: int = 0, step: int = 0) -> int:
     """The 63-bit seed of one draw; equal arguments give equal seeds on every machine."""
     return Stream(seed, purpose, segment=segment, device=device, round=round).at(step)
 

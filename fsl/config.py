@@ -1,0 +1,198 @@
+"""From a composed Hydra configuration to the arguments of `fsl.simulate`: types checked, one clear line for errors."""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl import seeds
+from fsl.data import Augmentation, TaskData, hold_out
+from fsl.errors import ConfigError
+from fsl.federation import Optimizer, Schedule
+from fsl.run import Backend
+from fsl.targets import locate
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The top-level keys of `configs/config.yaml`, with their types; groups are mappings."""
+
+    seed: int
+    rounds: int
+    devices: int
+    edges: int
+    nodes: int
+    devices_per_round: int | None
+    local_epochs: int
+    batch_size: int
+    samples_per_device: int | None
+    evaluate_every: int
+    evaluate_devices: int
+    init_from: str | None
+    resume: str | None
+    strategy: Mapping[str, Any]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    partition: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    backend: Mapping[str, Any]
+
+
+def read_config(config: DictConfig) -> RunConfig:
+    """Check a composed configuration's top level against `RunConfig`."""
+    try:
+        values = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    known = [f.name for f in fields(RunConfig)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(unknown("key", name, known))
+    for name in known:
+        if name not in values:
+            raise ConfigError(f"the configuration has no '{name}'; compose it from fsl's config.yaml")
+    hints = typing.get_type_hints(RunConfig)
+    return RunConfig(**{name: checked(name, values[name], hints[name]) for name in known})
+
+
+def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
+    """Instantiate a group's `_target_` with its keys; of what is `given` besides, it gets what it has a parameter for."""
+    values = dict(config)
+    target = values.pop("_target_", None)
+    if not isinstance(target, str):
+        raise ConfigError(f"{group} names no class; set {group}._target_ to a dotted import path")
+    kind = locate(target)
+    try:
+        parameters = inspect.signature(kind).parameters
+    except (TypeError, ValueError):
+        raise ConfigError(f"{group}._target_={target} cannot be called; name a class or a function") from None
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(kind)
+    for name in values:
+        if name not in parameters and not open_ended:
+            raise ConfigError(unknown(f"option of {group}", name, list(parameters)))
+        values[name] = checked(f"{group}.{name}", values[name], hints.get(name, Any))
+    values |= {name: value for name, value in (given or {}).items() if name in parameters and name not in values}
+    missing = [
+        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    for name in missing:
+        if name not in values:
+            raise ConfigError(f"{group}.{name} must be given: {target} has no default for it")
+    return kind(**values)
+
+
+def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:
+    """The task's data, its validation share held out, and the augmentation of training batches."""
+    values = dict(config)
+    share = checked("data.validation", values.pop("validation", 0.0), float)
+    augment = checked("data.augment", values.pop("augment", {}), Mapping[str, Any])
+    augmentation = build("data.augment", {"_target_": "fsl.data.Augmentation", **augment})
+    data: TaskData = build("data", values)
+    if share:
+        data = hold_out(data, share, seed)
+    return data, augmentation if augmentation != Augmentation() else None
+
+
+def build_model(config: Mapping[str, Any], data: TaskData, seed: int) -> tuple[torch.nn.Module, str | list[str] | None]:
+    """The model with weights drawn from the seed, and its cut."""
+    values = dict(config)
+    cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "init"))
+        model = build("model", values, {"input_shape": data.input_shape, "classes": data.classes})
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+    return model, cut
+
+
+def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
+    """The optimizer, with fsl's own keys (schedule, reset) apart from the class's."""
+    values = dict(config)
+    target = checked("optimizer._target_", values.pop("_target_", None), str)
+    own = {
+        "lr": float,
+        "reset": bool,
+        "milestones": list[float],
+        "gamma": float,
+        "cosine": bool,
+    }
+    taken = {name: checked(f"optimizer.{name}", values.pop(name), hint) for name, hint in own.items() if name in values}
+    known = [n for n in inspect.signature(locate(target)).parameters if n != "params"]
+    for name in values:
+        if name not in known:
+            raise ConfigError(unknown("option of optimizer", name, [*known, *own]))
+    schedule = Schedule(
+        milestones=tuple(taken.get("milestones", ())), gamma=taken.get("gamma", 0.1), cosine=taken.get("cosine", False)
+    )
+    return Optimizer(target, taken.get("lr", 0.05), values, schedule, taken.get("reset", True))
+
+
+def build_backend(config: Mapping[str, Any]) -> Backend:
+    """Where the simulation runs."""
+    return typing.cast(Backend, build("backend", {"_target_": "fsl.run.Backend", **config}))
+
+
+def unknown(what: str, name: str, known: typing.Sequence[str]) -> str:
+    """The line for a name that does not exist: the nearest one, and all."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"there is no {what} '{name}'{hint} There are: {', '.join(known)}".replace("' There", "'. There", 1)
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type says, an integer taken for a float; ConfigError names value and type."""
+    if _fits(value, hint):
+        return float(value) if hint is float else value
+    raise ConfigError(f"{name}={value!r}: it must be {_describe(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in arguments)
+    if origin is Literal:
+        return value in arguments
+    if hint in (None, type(None)):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (int, str, bool):
+        return type(value) is hint
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, typing.Sequence)):
+        inner = [a for a in arguments if a is not Ellipsis]
+        return isinstance(value, list | tuple) and (not inner or all(_fits(v, inner[0]) for v in value))
+    return True  # a type of somebody else's: its constructor decides
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(option) for option in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is not None and issubclass(origin, Mapping):
+        return "a group of keys"
+    if origin in (list, tuple) or origin is not None:
+        return "a list of " + (_describe(arguments[0]).removeprefix("a ") if arguments else "values") + "s"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return "null" if hint in (None, type(None)) else names.get(hint, str(hint))
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(kind.__init__ if inspect.isclass(kind) else kind)
+    except (NameError, TypeError, AttributeError):
+        return {}  # annotations that cannot be evaluated; the constructor checks for itself

@@ -1,0 +1,42 @@
+"""Data: loaders on `datasets`, partitions on `flwr-datasets`, a user's own Dataset."""
+
+from fsl.data.augment import Augmentation
+from fsl.data.examples import DatasetExamples, Examples, TensorExamples, from_dataset
+from fsl.data.loaders import cifar10, digits, images
+from fsl.data.partition import (
+    IID,
+    Dirichlet,
+    Natural,
+    Partition,
+    Partitioner,
+    Pathological,
+    Resample,
+    Shards,
+    class_counts,
+    limited,
+)
+from fsl.data.task import TaskData, as_task, hold_out
+
+__all__ = [
+    "IID",
+    "Augmentation",
+    "DatasetExamples",
+    "Dirichlet",
+    "Examples",
+    "Natural",
+    "Partition",
+    "Partitioner",
+    "Pathological",
+    "Resample",
+    "Shards",
+    "TaskData",
+    "TensorExamples",
+    "as_task",
+    "cifar10",
+    "class_counts",
+    "digits",
+    "from_dataset",
+    "hold_out",
+    "images",
+    "limited",
+]

@@ -1,0 +1,59 @@
+"""What a run learns from: training, test and validation examples."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fsl import seeds
+from fsl.data.examples import Examples, from_dataset
+from fsl.errors import DataError
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The examples of a task; `groups` are natural ids of the training rows, for the natural partition."""
+
+    name: str
+    train: Examples
+    test: Examples | None
+    classes: int | None
+    validation: Examples | None = None
+    groups: np.ndarray | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return self.train.input_shape
+
+
+def as_task(train: "TaskData | Examples | Dataset[Any]", test: "Examples | Dataset[Any] | None" = None) -> TaskData:
+    """Whatever a user has as training and test data, as a task."""
+    if isinstance(train, TaskData):
+        return train if test is None else replace(train, test=_examples(test))
+    examples = _examples(train)
+    targets = examples.targets
+    labels = targets.dim() == 1 and not targets.is_floating_point() and len(targets) > 0
+    classes = int(targets.max()) + 1 if labels else None
+    return TaskData(type(train).__name__, examples, None if test is None else _examples(test), classes)
+
+
+def hold_out(data: TaskData, share: float, seed: int) -> TaskData:
+    """Take a share of the training rows for validation, drawn from the seed."""
+    count = round(len(data.train) * share)
+    if not 0 <= share < 1 or (share and not 0 < count < len(data.train)):
+        raise DataError(
+            f"data.validation={share}: a share of the training data in [0, 1) that leaves rows on both sides"
+        )
+    if not count:
+        return data
+    order = torch.randperm(len(data.train), generator=seeds.torch_generator(seed, "validation"))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    groups = None if data.groups is None else data.groups[kept.numpy()]
+    return replace(data, train=data.train.subset(kept), validation=data.train.subset(held), groups=groups)
+
+
+def _examples(data: "Examples | Dataset[Any]") -> Examples:
+    return data if isinstance(data, Examples) else from_dataset(data)

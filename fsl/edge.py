@@ -1,0 +1,117 @@
+"""An edge server: the sessions of its devices, and one edge trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fsl.codecs import Codec
+from fsl.errors import WireError
+from fsl.messages import ReplyPacket, Upload, UploadPacket
+from fsl.states import State, WeightedSum
+from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
+from fsl.wire.format import reply_bytes, upload_bytes
+
+
+@dataclass
+class Session:
+    """One device's training at one edge in one round, in figures."""
+
+    device: int
+    step: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    losses: list[Tensor] = field(default_factory=list)  # mean loss of each step, scalars
+    rows: list[int] = field(default_factory=list)  # of each step
+    pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
+
+    @property
+    def examples(self) -> int:
+        """The rows that were trained on."""
+        return sum(self.rows)
+
+    def loss_sum(self) -> float:
+        """The sum over rows of the loss, in float64."""
+        return weighted_loss(self.losses, self.rows)
+
+
+def weighted_loss(losses: Sequence[Tensor], rows: Sequence[int]) -> float:
+    """The sum over steps of rows * mean loss, in float64; read from the accelerator once."""
+    if not losses:
+        return 0.0
+    return float(torch.stack(list(losses)).double().cpu() @ torch.tensor(rows, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class SessionSnapshot:
+    """A session on its way to another edge."""
+
+    session: Session
+    trainer: Snapshot
+
+
+class EdgeServer:
+    """Runs the back for the devices attached to it, by the rule of its trainer."""
+
+    def __init__(self, edge: int, trainer: EdgeTrainer, up: Codec, down: Codec):
+        self.edge = edge
+        self.trainer = trainer
+        self._up = up
+        self._down = down
+        self._sessions: dict[int, Session] = {}
+
+    def begin(self, bench: EdgeBench, back: State) -> None:
+        """Start a round from the back that the cloud sent."""
+        self.trainer.begin(bench, self.edge, back)
+
+    def open(self, device: int) -> None:
+        """A device attaches."""
+        self._sessions[device] = Session(device)
+        self.trainer.open(device)
+
+    def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
+        """Decode a step's uploads, let the trainer answer, encode its replies."""
+        uploads = []
+        for packet in packets:
+            session = self._sessions.get(packet.device)
+            if session is None or packet.step != session.step:
+                raise WireError(
+                    f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
+                    + ("no such device" if session is None else f"step {session.step}")
+                )
+            session.step += 1
+            session.up_bytes += upload_bytes(packet.smashed, packet.targets)
+            uploads.append(Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets))
+        rows = {upload.device: len(upload.targets) for upload in uploads}
+        answers = []
+        for reply in self.trainer.step(uploads):
+            session = self._sessions[reply.device]
+            session.losses.append(reply.loss)
+            session.rows.append(rows[reply.device])
+            if reply.gradient is not None:
+                answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient))
+                session.down_bytes += reply_bytes(answer.gradient)
+                session.pending = answer
+                answers.append(answer)
+        return answers
+
+    def close(self, device: int, weight: float) -> Session:
+        """A device is done for this round; `weight` is its n_k. Returns its figures."""
+        self.trainer.close(device, weight)
+        return self._sessions.pop(device)
+
+    def result(self) -> WeightedSum:
+        """The backs of this round, weighted."""
+        return self.trainer.result()
+
+    def snapshot(self, device: int) -> SessionSnapshot:
+        """All that must follow a device that moves to another edge."""
+        session = self._sessions[device]
+        copied = replace(session, losses=list(session.losses), rows=list(session.rows))
+        return SessionSnapshot(copied, self.trainer.snapshot(device))
+
+    def adopt(self, snapshot: SessionSnapshot) -> None:
+        """Go on with a session that another edge handed over."""
+        self._sessions[snapshot.session.device] = snapshot.session
+        self.trainer.adopt(snapshot.session.device, snapshot.trainer)

@@ -1,0 +1,135 @@
+"""The settings of a run that a strategy plans rounds from."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from fsl.errors import ConfigError
+from fsl.plan import Fronts, Spec
+from fsl.states import Layout
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate by round: times `gamma` after each milestone, a share of the run's rounds; or a cosine."""
+
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if any(not 0 < m < 1 for m in self.milestones):
+            raise ConfigError(f"optimizer.milestones={list(self.milestones)}: each is a share of the rounds, in (0, 1)")
+        if not 0 < self.gamma <= 1:
+            raise ConfigError(f"optimizer.gamma={self.gamma}: it multiplies the learning rate and must lie in (0, 1]")
+
+    def factor(self, round: int, rounds: int) -> float:
+        """What the base learning rate is multiplied by in this round (1-based) of so many."""
+        done = (round - 1) / rounds
+        steps = self.gamma ** sum(done >= m for m in self.milestones)
+        return steps * (0.5 * (1 + math.cos(math.pi * done)) if self.cosine else 1.0)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How devices and edges step: a torch optimizer by import path, its learning rate, and what becomes of its state.
+
+    `reset`: the state is dropped at the end of each round; otherwise each device's and edge's is kept on its node.
+    """
+
+    target: str = "torch.optim.SGD"
+    lr: float = 0.05
+    options: Mapping[str, object] = field(default_factory=dict)
+    schedule: Schedule = Schedule()
+    reset: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr >= 0):
+            raise ConfigError(f"optimizer.lr={self.lr}: a learning rate is a finite number >= 0")
+
+    @property
+    def spec(self) -> Spec:
+        """The class and its options, without the learning rate."""
+        return Spec(self.target, dict(self.options))
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything about a run that its strategy may depend on."""
+
+    run: str
+    seed: int
+    rounds: int
+    devices: int
+    layouts: Mapping[str, Layout]
+    edges: int = 1
+    devices_per_round: int | None = None
+    local_epochs: int = 1
+    batch_size: int = 32
+    optimizer: Optimizer = Optimizer()
+    up: str = "fsl.codecs.Identity"
+    down: str = "fsl.codecs.Identity"
+    evaluate_every: int = 1
+    evaluate_devices: int = 100  # private fronts to evaluate, at most
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.evaluate_every < 0:
+            raise ConfigError(f"evaluate_every={self.evaluate_every}: rounds between evaluations, or 0 for none")
+        if self.edges > self.devices:
+            raise ConfigError(f"edges={self.edges}: there are only {self.devices} devices, and an edge needs one")
+        value = self.devices_per_round
+        if value is not None and not 1 <= value <= self.devices:
+            raise ConfigError(f"devices_per_round={value}: it must lie between 1 and devices={self.devices}")
+
+
+class CloudStrategy(Protocol):
+    """What a run asks of a strategy; `fsl.strategies.SplitStrategy` is the base class that has it all."""
+
+    fronts: Fronts
+
+    def trainer(self, round: int) -> Spec | None:
+        """The edge trainer of this round; None trains the whole model on the devices."""
+
+    def bind(self, federation: Federation) -> None:
+        """Take the run's settings."""
+
+    def evaluates(self, round: int) -> bool:
+        """Whether this round ends with an evaluation."""
+
+    def settings(self) -> dict[str, Any]:
+        """The algorithm's own settings; a run is resumed only with equal ones."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be in a checkpoint besides the arrays."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def checkpointed(self) -> None:
+        """A checkpoint of the present state is complete."""
+
+    def kept(self) -> dict[int, int]:
+        """Each device that has a private state, with the round whose generation counts."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        first_round: int = 1,
+        on_round: Callable[[int, ArrayRecord, MetricRecord], None] | None = None,
+    ) -> Result:
+        """Flower's round loop, able to begin at `first_round`."""

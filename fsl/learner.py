@@ -1,0 +1,153 @@
+"""One copy of a segment under training: its tensors, its optimizer, and the stream its dropout draws from."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsl import seeds
+from fsl.errors import ConfigError
+from fsl.plan import Spec
+from fsl.states import Layout, Replica, State
+from fsl.targets import locate_allowed
+
+
+class SegmentRuntime:
+    """A segment's module on this worker; replicas take turns in it."""
+
+    def __init__(self, name: str, module: nn.Module, accelerator: torch.device):
+        self.name = name
+        self.module = module.to(accelerator)
+        self.accelerator = accelerator
+        self.layout = Layout(self.module)
+        self._installed: Replica | None = None
+        self._idle: dict[str, list[Learner]] = {}
+
+    def install(self, replica: Replica) -> None:
+        """Put a replica's tensors into the module, unless they are there."""
+        if self._installed is not replica:
+            if self._installed is not None:
+                self._installed.collect()
+            self.layout.install(replica.tensors)
+            self._installed = replica
+
+    def borrow(self, optimizer: "OptimizerRecipe") -> "Learner":
+        """A learner to train with: an idle one where there is one, so that buffers are allocated once."""
+        idle = self._idle.setdefault(optimizer.key, [])
+        return idle.pop() if idle else Learner(self, optimizer)
+
+    def give_back(self, learner: "Learner") -> None:
+        """Hand a learner back for the next session."""
+        self._idle[learner.recipe.key].append(learner)
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """How a segment's optimizer is built, from a class in an allowed package."""
+
+    spec: Spec
+    allowed: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Equal for recipes whose optimizers can be used in each other's place."""
+        return repr(self.spec)
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """The optimizer, or None where there is nothing to train."""
+        if not parameters:
+            return None
+        kind = locate_allowed(self.spec.target, self.allowed)
+        try:
+            return kind(parameters, lr=0.0, **self.spec.kwargs)
+        except (TypeError, ValueError) as error:
+            known = ", ".join(n for n in inspect.signature(kind).parameters if n != "params")
+            raise ConfigError(f"optimizer {self.spec.target}: {error}; its options are: {known}") from None
+
+
+class Learner:
+    """A replica of one segment with its optimizer, in one device's session (or in a cohort's)."""
+
+    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
+        self.runtime = runtime
+        self.recipe = recipe
+        self.replica = Replica(runtime.layout, runtime.accelerator)
+        self.optimizer = recipe.build(self.replica.parameters)
+
+    def begin(self, state: State, learning_rate: float, kept: Mapping[str, Tensor] | None = None) -> None:
+        """Take over a segment's state; the optimizer starts anew, or from the state that was kept."""
+        self.replica.load(state)
+        set_learning_rate(self.optimizer, learning_rate)
+        load_optimizer(self.optimizer, kept)
+
+    def forward(self, inputs: Tensor, noise: int) -> Tensor:
+        """The segment's output, its random layers drawing from the stream that starts at `noise`."""
+        self.runtime.install(self.replica)
+        seeds.reseed(noise, self.runtime.accelerator)
+        return self.runtime.module(inputs)
+
+    def step(self) -> None:
+        """One optimizer step with the gradients that backward left, which are then dropped."""
+        if self.optimizer is not None:
+            self.optimizer.step()
+            for parameter in self.replica.parameters:
+                parameter.grad = None
+
+    def state(self) -> State:
+        """The segment's values now, not copied."""
+        self.runtime.install(self.replica)
+        return self.replica.collect()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's state as named tensors, copied."""
+        return dump_optimizer(self.optimizer)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer | None, learning_rate: float) -> None:
+    """Give every parameter group this learning rate."""
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+
+def dump_optimizer(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """An optimizer's state as tensors named `<parameter index>.<key>`; numbers become float64 scalars."""
+    tensors: dict[str, Tensor] = {}
+    if optimizer is None:
+        return tensors
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value.detach().clone()
+            elif isinstance(value, int | float):
+                tensors[f"{index}.{key}.number"] = torch.tensor(float(value), dtype=torch.float64)
+            elif value is not None:
+                raise ConfigError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} in its state, which cannot be written "
+                    "to a file; use optimizer.reset=true"
+                )
+    return tensors
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer | None, kept: Mapping[str, Tensor] | None) -> None:
+    """Start an optimizer anew, or from what `dump_optimizer` wrote."""
+    if optimizer is None:
+        return
+    optimizer.state.clear()
+    parameters = _parameters(optimizer)
+    for name, tensor in (kept or {}).items():
+        index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        value: Any
+        if key.endswith(".number"):
+            key, value = key.removesuffix(".number"), tensor.item()
+        else:
+            value = tensor.to(parameter.device) if tensor.dim() else tensor.clone()
+        optimizer.state[parameter][key] = value
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

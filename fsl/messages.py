@@ -1,0 +1,53 @@
+"""What devices and edges say to each other in a training step.
+
+`Packet`s cross the link, encoded; an edge trainer sees what was in them, as `Upload`s, and answers with `Reply`s.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fsl.codecs import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPacket:
+    """One step's smashed data on the wire, with the labels where the edge computes the loss."""
+
+    device: int
+    step: int
+    smashed: Payload
+    targets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyPacket:
+    """One step's cut gradient on the wire."""
+
+    device: int
+    step: int
+    gradient: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What an edge trainer gets: smashed data (B, ...) and targets (B, ...) of one device's step."""
+
+    device: int
+    step: int
+    smashed: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an edge trainer answers: the gradient of the device's own mean loss at the cut (B, ...).
+
+    `gradient` is None where nothing goes back; `loss` is the device's mean loss, a scalar without graph, and stays
+    at the edge.
+    """
+
+    device: int
+    step: int
+    gradient: Tensor | None
+    loss: Tensor

@@ -1,0 +1,9 @@
+"""A small zoo for small images: each model is a sequence of named stages, with its paper's cut as default."""
+
+from fsl.models.alexnet import AlexNet
+from fsl.models.lenet import LeNet
+from fsl.models.mlp import MLP
+from fsl.models.resnet import ResNet8, ResNet18
+from fsl.models.vgg import VGG5, VGG16
+
+__all__ = ["MLP", "VGG5", "VGG16", "AlexNet", "LeNet", "ResNet8", "ResNet18"]

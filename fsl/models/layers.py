@@ -1,0 +1,74 @@
+"""What the models are built from."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import nn
+
+from fsl.errors import ConfigError
+
+Norm = Literal["batch", "group", "none"]
+
+
+class Stages(nn.Sequential):
+    """A model as a sequence of named stages; any stage but the last is a cut, `default_cut` the paper's."""
+
+    default_cut: ClassVar[str]
+
+    def __init__(self, stages: Sequence[tuple[str, nn.Module]]):
+        super().__init__(OrderedDict(stages))
+
+
+def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
+    """The normalisation behind a convolution: batch, groups of 8 channels (one group where that does not divide), or none."""
+    if norm not in get_args(Norm):
+        raise ConfigError(f"norm={norm!r}: allowed are {', '.join(get_args(Norm))}")
+    if norm == "batch":
+        return [nn.BatchNorm2d(channels)]
+    if norm == "group":
+        return [nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)]
+    return []
+
+
+def conv_block(inputs: int, outputs: int, kernel: int, norm: Norm, stride: int = 1) -> list[nn.Module]:
+    """Convolution (same padding), normalisation, ReLU."""
+    bias = norm == "none"  # a normalisation has a shift of its own
+    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    return [conv, *norm_layers(norm, outputs), nn.ReLU(inplace=True)]
+
+
+def check_images(model: str, input_shape: Sequence[int], classes: int | None, halvings: int) -> tuple[int, int]:
+    """Channels and classes, where images (C, H, W) are large enough to be halved so often; ConfigError otherwise."""
+    if len(input_shape) != 3:
+        raise ConfigError(f"{model} takes images (channels, height, width), not inputs of shape {tuple(input_shape)}")
+    if min(input_shape[1:]) < 2**halvings:
+        raise ConfigError(
+            f"{model} halves images {halvings} times and needs at least {2**halvings} pixels a side; these are "
+            f"{input_shape[1]}x{input_shape[2]}: use a smaller model, or data.size={2**halvings} with data=images"
+        )
+    return input_shape[0], check_classes(model, classes)
+
+
+def check_classes(model: str, classes: int | None) -> int:
+    """The number of classes, which a classifier must know."""
+    if classes is None or classes < 2:
+        raise ConfigError(f"{model} needs the number of classes (classes={classes}); give at least 2")
+    return classes
+
+
+def check_dropout(dropout: float) -> float:
+    """A dropout probability."""
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout={dropout}: a probability in [0, 1)")
+    return dropout
+
+
+def flat_size(stages: Sequence[tuple[str, nn.Module]], input_shape: Sequence[int]) -> int:
+    """How many values an image has behind these stages."""
+    layers = nn.Sequential(OrderedDict(stages)).eval()
+    with torch.no_grad():
+        size = layers(torch.zeros(1, *input_shape)).numel()
+    layers.train()
+    return size

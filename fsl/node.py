@@ -1,0 +1,68 @@
+"""What a Flower node does with a round's message."""
+
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from fsl.cohort import Cohort, CohortResult, load_private_front
+from fsl.errors import ConfigError
+from fsl.evaluation import evaluate
+from fsl.plan import EvaluatePlan, RoundPlan
+from fsl.records import record_to_states, reports_to_metrics, sums_to_record
+from fsl.states import Replica, WeightedSum
+from fsl.unsplit import UnsplitCohort
+from fsl.workload import Worker, Workload
+
+
+class Node:
+    """Hosts devices and edges: their data, one live copy of the modules, and what they keep between rounds."""
+
+    def __init__(self, workload: Workload):
+        torch.set_num_threads(workload.threads)
+        self.worker = Worker(workload)
+        self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
+
+    def train(self, plan: RoundPlan, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord]:
+        """Train this node's cohorts for one round; the sums of n_k * w_k and the devices' reports."""
+        states = record_to_states(arrays, self.layouts, self.worker.accelerator)
+        kind = Cohort if plan.trainer is not None else UnsplitCohort
+        results = [kind(task, plan, self.worker, states).run() for task in plan.cohorts]
+        sums = _merge(results)
+        reports = [report for result in results for report in result.reports]
+        return sums_to_record(sums), reports_to_metrics(reports, {name: s.weight for name, s in sums.items()})
+
+    def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
+        """Each device's private front through the shared back, on the test set."""
+        states = record_to_states(arrays, self.layouts, self.worker.accelerator)
+        segments = self.worker.segments
+        replicas = {name: Replica(s.layout, self.worker.accelerator) for name, s in segments.items()}
+        for name, state in states.items():
+            replicas[name].load(state)
+        workload = self.worker.workload
+        losses, accuracies = [], []
+        for task in plan.devices:
+            front = load_private_front(self.worker, task) or states.get("front")
+            if front is None:
+                raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
+            replicas["front"].load(front)
+            for name, segment in segments.items():
+                segment.install(replicas[name])
+            modules = [segment.module for segment in segments.values()]
+            score = evaluate(modules, workload.data.test, workload.objective, self.worker.accelerator)
+            losses.append(score.loss)
+            if score.accuracy is not None:
+                accuracies.append(score.accuracy)
+        devices = [task.device for task in plan.devices]
+        return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies})
+
+
+def _merge(results: list[CohortResult]) -> Mapping[str, WeightedSum]:
+    sums: dict[str, WeightedSum] = {}
+    for result in results:
+        for name, total in result.sums.items():
+            if name in sums:
+                sums[name].merge(total)
+            else:
+                sums[name] = total
+    return sums

@@ -1,0 +1,144 @@
+"""What the cloud asks of a node in one round, as plain data: the plan travels in a Flower ConfigRecord as JSON."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from fsl.errors import WireError
+
+Fronts = Literal["averaged", "private", "relayed"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A class by its import path, with the keyword arguments to build it."""
+
+    target: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DeviceTask:
+    """One device's part in a round, or in an evaluation.
+
+    `version` is the round whose private state (front, kept optimizer) counts, 0 before the first; `saved` is the
+    one that the last complete checkpoint names. Every other version may be deleted.
+    """
+
+    device: int
+    version: int = 0
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class CohortTask:
+    """The devices that one edge trains together in one round; versions as in `DeviceTask`."""
+
+    edge: int
+    devices: tuple[DeviceTask, ...]
+    version: int = 0
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round for one node."""
+
+    run: str
+    seed: int
+    round: int
+    cohorts: tuple[CohortTask, ...]
+    fronts: Fronts
+    trainer: Spec | None  # None: devices train the whole model, without an edge
+    optimizer: Spec
+    learning_rates: Mapping[str, float]  # by segment
+    reset_optimizer: bool
+    batch_size: int
+    local_epochs: int
+    up: str
+    down: str
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "RoundPlan":
+        """The plan that `to_json` wrote; WireError for anything else."""
+        raw = _object(text, RoundPlan)
+        _check(raw["fronts"] in get_args(Fronts), f"fronts={raw['fronts']!r}")
+        for name in ("seed", "round", "batch_size", "local_epochs"):
+            _check(type(raw[name]) is int, f"{name}={raw[name]!r}")
+        _check(raw["batch_size"] > 0 and raw["local_epochs"] > 0, "batch_size and local_epochs must be positive")
+        for name in ("run", "up", "down"):
+            _check(isinstance(raw[name], str), f"{name}={raw[name]!r}")
+        rates = raw["learning_rates"]
+        _check(
+            isinstance(rates, dict) and all(isinstance(r, int | float) and r >= 0 for r in rates.values()),
+            f"learning_rates={rates!r}",
+        )
+        raw["cohorts"] = tuple(_cohort(c) for c in raw["cohorts"])
+        raw["optimizer"] = _spec(raw["optimizer"])
+        raw["trainer"] = None if raw["trainer"] is None else _spec(raw["trainer"])
+        return RoundPlan(**raw)
+
+
+@dataclass(frozen=True)
+class EvaluatePlan:
+    """Private fronts to evaluate on the test set, for one node."""
+
+    run: str
+    round: int
+    devices: tuple[DeviceTask, ...]
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "EvaluatePlan":
+        """The plan that `to_json` wrote; WireError for anything else."""
+        raw = _object(text, EvaluatePlan)
+        raw["devices"] = tuple(_device(d) for d in raw["devices"])
+        return EvaluatePlan(**raw)
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise WireError(f"this is not a round's plan: {what}; cloud and node must run the same version of fsl")
+
+
+def _object(text: str, kind: type) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(kind)}
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise WireError(f"this is not a round's plan: {error}") from None
+    _check(isinstance(raw, dict) and set(raw) == names, f"{kind.__name__} has the fields {', '.join(sorted(names))}")
+    return raw
+
+
+def _fields(raw: Any, kind: type) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(kind)}
+    _check(isinstance(raw, dict) and set(raw) == names, f"{kind.__name__}: {raw!r}")
+    return dict(raw)
+
+
+def _device(raw: Any) -> DeviceTask:
+    fields = _fields(raw, DeviceTask)
+    _check(all(type(v) is int and v >= 0 for v in fields.values()), f"device: {raw!r}")
+    return DeviceTask(**fields)
+
+
+def _cohort(raw: Any) -> CohortTask:
+    fields = _fields(raw, CohortTask)
+    fields["devices"] = tuple(_device(d) for d in fields["devices"])
+    return CohortTask(**fields)
+
+
+def _spec(raw: Any) -> Spec:
+    fields = _fields(raw, Spec)
+    _check(isinstance(fields["target"], str) and isinstance(fields["kwargs"], dict), f"spec: {raw!r}")
+    return Spec(**fields)

@@ -1,0 +1,157 @@
+"""Torch states and weighted sums as Flower records, and back.
+
+Arrays carry NumPy's .npy bytes, as Flower's own do, so any Flower aggregator can read them. They are read here by
+their stated dtype and shape instead of `np.load`, whose header parser fails now and then on several threads
+(CPython gh-106905).
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord
+from torch import Tensor
+
+from fsl.cohort import DeviceReport
+from fsl.errors import ConfigError, WireError
+from fsl.states import Layout, State, WeightedSum
+
+_LOW = "low:"  # what float64 rounded off a sum, sent only where it is not zero
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A tensor as a Flower array."""
+    values = tensor.detach().cpu().contiguous().numpy()
+    data = _npy_header(values.dtype.str, values.shape) + values.tobytes()
+    return Array(dtype=str(values.dtype), shape=tuple(values.shape), stype="numpy.ndarray", data=data)
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """A Flower array's values, read-only and not copied; WireError where its bytes are not what it states."""
+    data = array.data
+    if data[:8] != b"\x93NUMPY\x01\x00" or b"'fortran_order': False" not in data[:128]:
+        raise WireError("an array is not in C-ordered .npy format, version 1.0")
+    start = 10 + int.from_bytes(data[8:10], "little")
+    dtype = np.dtype(array.dtype)
+    if dtype.hasobject or len(data) - start != dtype.itemsize * int(np.prod(array.shape, dtype=np.int64)):
+        raise WireError(f"an array of {len(data) - start} bytes claims shape {tuple(array.shape)} and dtype {dtype}")
+    return np.frombuffer(data, dtype, offset=start).reshape(array.shape)
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def check_dtypes(layout: Layout) -> None:
+    """Refuse tensors that NumPy, and so a Flower message, cannot hold."""
+    for field in layout.fields:
+        if field.dtype is torch.bfloat16 or field.dtype.is_complex:
+            raise ConfigError(
+                f"tensor '{field.name}' is {field.dtype}, which a Flower message cannot carry; keep parameters in "
+                "float32 (codec=bfloat16 compresses what crosses the cut)"
+            )
+
+
+def states_to_record(layouts: Mapping[str, Layout], states: Mapping[str, State]) -> ArrayRecord:
+    """Segments' states as one ArrayRecord with keys `<segment>.<state_dict key>`."""
+    return ArrayRecord(
+        {
+            f"{segment}.{field.name}": to_array(view)
+            for segment, state in states.items()
+            for field, view in layouts[segment].views(state)
+        }
+    )
+
+
+def record_to_states(
+    record: ArrayRecord, layouts: Mapping[str, Layout], device: torch.device | None = None
+) -> dict[str, State]:
+    """The segments' states in a record; a segment of which the record has nothing is left out."""
+    states = {}
+    for segment, layout in layouts.items():
+        if not any(f"{segment}.{field.name}" in record for field in layout.fields):
+            continue
+        state = layout.zeros()
+        for field, view in layout.views(state):
+            _read(record, f"{segment}.{field.name}", view)
+        states[segment] = State({d: f.to(device) for d, f in state.flats.items()}) if device else state
+    return states
+
+
+def sums_to_record(sums: Mapping[str, WeightedSum]) -> ArrayRecord:
+    """Weighted sums as one ArrayRecord: float64 under `<segment>.<key>`, integer counters as they are."""
+    arrays = {}
+    for segment, total in sums.items():
+        if not total.weight:
+            continue
+        highs = State({**total.high, **total.counters})
+        for field, view in total.layout.views(highs):
+            arrays[f"{segment}.{field.name}"] = to_array(view)
+        for field, view in total.layout.views(State({**total.low, **total.counters})):
+            if field.dtype.is_floating_point and view.any():
+                arrays[f"{_LOW}{segment}.{field.name}"] = to_array(view)
+    return ArrayRecord(arrays)
+
+
+def record_to_sums(
+    record: ArrayRecord, weights: Mapping[str, float], layouts: Mapping[str, Layout]
+) -> dict[str, WeightedSum]:
+    """The weighted sums in a record, by segment; those of weight 0 are left out."""
+    sums = {}
+    for segment, layout in layouts.items():
+        if weights.get(segment, 0) <= 0:
+            continue
+        total = WeightedSum(layout)
+        total.weight = weights[segment]
+        for dtype, size in layout.sizes.items():
+            if dtype.is_floating_point:
+                total.high[dtype], total.low[dtype] = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
+            else:
+                total.counters[dtype] = torch.zeros(size, dtype=dtype)
+        for field, view in layout.views(State({**total.high, **total.counters})):
+            _read(record, f"{segment}.{field.name}", view)
+        for field, view in layout.views(State({**total.low, **total.counters})):
+            if f"{_LOW}{segment}.{field.name}" in record:
+                _read(record, f"{_LOW}{segment}.{field.name}", view)
+        sums[segment] = total
+    return sums
+
+
+def _read(record: ArrayRecord, key: str, into: Tensor) -> None:
+    array = record.get(key)
+    if array is None:
+        raise WireError(f"a message has no array '{key}'; cloud and node must have the same model and cut")
+    values = to_numpy(array)
+    if values.shape != tuple(into.shape) or values.dtype != into.numpy().dtype:
+        raise WireError(
+            f"array '{key}' is {values.dtype}{list(values.shape)}, the model wants {into.dtype}{list(into.shape)}"
+        )
+    np.copyto(into.numpy(), values)
+
+
+_FIELDS = ("device", "samples", "examples", "steps", "skipped", "loss", "up_bytes", "down_bytes", "model_bytes")
+
+
+def reports_to_metrics(reports: Iterable[DeviceReport], weights: Mapping[str, float]) -> MetricRecord:
+    """Device reports column by column, and the weight of each segment's sum."""
+    reports = list(reports)
+    columns: dict[str, list[int] | list[float] | int | float] = {
+        name: [getattr(report, name) for report in reports] for name in _FIELDS
+    }
+    return MetricRecord({**columns, **{f"weight.{name}": float(w) for name, w in weights.items()}})
+
+
+def metrics_to_reports(metrics: MetricRecord) -> tuple[list[DeviceReport], dict[str, float]]:
+    """What `reports_to_metrics` wrote."""
+    try:
+        columns = [metrics[name] for name in _FIELDS]
+        rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]  # type: ignore[arg-type]
+        weights = {k.removeprefix("weight."): float(v) for k, v in metrics.items() if k.startswith("weight.")}  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"a node's metrics are not device reports ({error})") from None
+    return rows, weights

@@ -1,0 +1,206 @@
+"""The tensors of a segment, packed: one flat buffer per dtype instead of a tensor per parameter.
+
+Swapping a device's state in, and adding it to a weighted sum, is then one pass over one buffer. Each tensor starts
+at a multiple of 64 elements, so that kernels see the alignment that a freshly allocated tensor has.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsl.errors import CheckpointError
+
+_ALIGN = 64  # elements; a multiple of every SIMD width, so no tensor starts in the middle of a vector
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a segment: its state_dict key and its place in the buffer of its dtype."""
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    start: int
+    trainable: bool | None  # None for buffers
+    aliases: tuple[str, ...]  # further state_dict keys of the same tensor (tied weights)
+
+
+@dataclass(frozen=True)
+class State:
+    """The values of a segment's tensors, packed by dtype."""
+
+    flats: dict[torch.dtype, Tensor]
+
+    def clone(self) -> "State":
+        """A copy that shares no memory with this one."""
+        return State({dtype: flat.clone() for dtype, flat in self.flats.items()})
+
+
+class Layout:
+    """Where a segment's module keeps its tensors, and where they lie in packed buffers."""
+
+    def __init__(self, module: nn.Module):
+        owners: dict[str, tuple[dict, str]] = {}
+        for prefix, owner in module.named_modules(remove_duplicate=False):
+            for table in (owner._parameters, owner._buffers):
+                for key in table:
+                    owners[f"{prefix}.{key}" if prefix else key] = (table, key)
+        state = module.state_dict(keep_vars=True)
+        by_identity: dict[int, list[str]] = {}
+        for name, tensor in state.items():
+            by_identity.setdefault(id(tensor), []).append(name)
+        self.sizes: dict[torch.dtype, int] = {}
+        fields = []
+        for names in by_identity.values():
+            tensor = state[names[0]]
+            start = self.sizes.get(tensor.dtype, 0)
+            self.sizes[tensor.dtype] = start + -(-tensor.numel() // _ALIGN) * _ALIGN
+            trainable = tensor.requires_grad if isinstance(tensor, nn.Parameter) else None
+            fields.append(Field(names[0], tensor.shape, tensor.dtype, start, trainable, tuple(names[1:])))
+        self.fields = tuple(fields)
+        self._slots = [[owners[name] for name in (field.name, *field.aliases)] for field in fields]
+        self.bytes = sum(state[f.name].numel() * state[f.name].element_size() for f in fields)
+
+    def zeros(self, device: torch.device | None = None) -> State:
+        """A state of zeros."""
+        return State({dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in self.sizes.items()})
+
+    def views(self, state: State) -> Iterator[tuple[Field, Tensor]]:
+        """Each field with its tensor, a view into the packed buffer."""
+        for field in self.fields:
+            flat = state.flats[field.dtype]
+            yield field, flat[field.start : field.start + field.shape.numel()].view(field.shape)
+
+    def pack(self, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> State:
+        """Copy named tensors (state_dict keys) into a packed state; keys and shapes must be the segment's."""
+        state = self.zeros(device)
+        for field, view in self.views(state):
+            tensor = tensors.get(field.name)
+            if tensor is None:
+                raise CheckpointError(f"the state has no tensor '{field.name}'; it was written by another model")
+            if tensor.shape != field.shape:
+                raise CheckpointError(
+                    f"tensor '{field.name}' has shape {tuple(tensor.shape)}, the model wants {tuple(field.shape)}"
+                )
+            view.copy_(tensor)
+        return state
+
+    def unpack(self, state: State) -> dict[str, Tensor]:
+        """The state_dict of a packed state; its tensors are views."""
+        named = {}
+        for field, view in self.views(state):
+            for name in (field.name, *field.aliases):
+                named[name] = view
+        return named
+
+    def capture(self) -> State:
+        """A packed copy of what the module holds now."""
+        return self.pack({f.name: table[key].detach() for f, ((table, key), *_) in zip(self.fields, self._slots)})
+
+    def install(self, tensors: list[Tensor]) -> None:
+        """Make the module use these tensors, one per field: dictionary writes, nothing is copied."""
+        for slots, tensor in zip(self._slots, tensors):
+            for table, key in slots:
+                table[key] = tensor
+
+    def installed(self) -> list[Tensor]:
+        """What the module uses now, one per field; a module may have put a new tensor in a buffer's place."""
+        return [table[key] for (table, key), *_ in self._slots]
+
+
+class Replica:
+    """One copy of a segment's tensors that can be put into its module, and trained."""
+
+    def __init__(self, layout: Layout, device: torch.device | None = None):
+        self.layout = layout
+        self.state = layout.zeros(device)
+        self.tensors: list[Tensor] = [
+            view if field.trainable is None else nn.Parameter(view, requires_grad=field.trainable)
+            for field, view in layout.views(self.state)
+        ]
+        self.parameters = [t for t in self.tensors if isinstance(t, nn.Parameter) and t.requires_grad]
+
+    def load(self, state: State) -> None:
+        """Take over the values of a state."""
+        for dtype, flat in self.state.flats.items():
+            flat.copy_(state.flats[dtype])
+
+    def collect(self) -> State:
+        """The values as they are now, not copied; call it while the replica is in its module."""
+        for ours, used in zip(self.tensors, self.layout.installed()):
+            if used is not ours:
+                ours.copy_(used)
+        return self.state
+
+
+class WeightedSum:
+    """A running sum of weight * state that does not depend on how its addends were grouped.
+
+    Floating-point tensors are summed as pairs of float64 (value and error of each addition, Knuth's TwoSum), so any
+    division of the devices over nodes gives the same mean; integer counters keep the largest.
+    """
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.weight = 0.0
+        self.high: dict[torch.dtype, Tensor] = {}
+        self.low: dict[torch.dtype, Tensor] = {}
+        self.counters: dict[torch.dtype, Tensor] = {}
+
+    def add(self, state: State, weight: float) -> None:
+        """Add weight * state."""
+        if weight <= 0:
+            return
+        self.weight += weight
+        for dtype, flat in state.flats.items():
+            if not dtype.is_floating_point:
+                largest = self.counters.get(dtype)
+                self.counters[dtype] = flat.clone() if largest is None else torch.maximum(largest, flat)
+            elif dtype not in self.high:
+                self.high[dtype] = flat.double() * weight
+                self.low[dtype] = torch.zeros_like(self.high[dtype])
+            else:
+                _add_exactly(self.high[dtype], self.low[dtype], flat, weight)
+
+    def merge(self, other: "WeightedSum") -> None:
+        """Add another sum."""
+        self.weight += other.weight
+        for dtype, flat in other.counters.items():
+            largest = self.counters.get(dtype)
+            self.counters[dtype] = flat if largest is None else torch.maximum(largest, flat)
+        for dtype, high in other.high.items():
+            if dtype not in self.high:
+                self.high[dtype], self.low[dtype] = high.clone(), other.low[dtype].clone()
+            else:
+                _add_exactly(self.high[dtype], self.low[dtype], high, 1.0)
+                self.low[dtype] += other.low[dtype]
+
+    def mean(self) -> State:
+        """The weighted mean, rounded once to the dtype of each tensor."""
+        if not self.weight:
+            raise ValueError("nothing was added to this sum, so it has no mean")
+        flats = {d: ((high + self.low[d]) / self.weight).to(d) for d, high in self.high.items()}
+        return State({d: flats[d] if d in flats else self.counters[d] for d in self.layout.sizes})
+
+
+_BLOCK = 1 << 14  # elements; the six buffers of one block stay in a core's cache
+
+
+def _add_exactly(high: Tensor, low: Tensor, values: Tensor, weight: float) -> None:
+    """high + low += weight * values, without losing what float64 rounds off (Knuth's TwoSum, in place)."""
+    size = min(_BLOCK, high.numel())
+    total, part, term = (torch.empty(size, dtype=high.dtype, device=high.device) for _ in range(3))
+    for start in range(0, high.numel(), _BLOCK):
+        h, lo, v = (t[start : start + _BLOCK] for t in (high, low, values))
+        if h.numel() < size:
+            total, part, term = total[: h.numel()], part[: h.numel()], term[: h.numel()]
+        term.copy_(v).mul_(weight)
+        torch.add(h, term, out=total)
+        torch.sub(total, h, out=part)  # what of `term` arrived
+        term.sub_(part)  # what of `term` was lost
+        torch.sub(total, part, out=part)  # what of `high` arrived
+        torch.sub(h, part, out=part)  # what of `high` was lost
+        lo.add_(part).add_(term)
+        h.copy_(total)

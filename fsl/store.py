@@ -1,0 +1,45 @@
+"""What a node keeps of its devices from round to round: files, one generation a round.
+
+A generation is named by the round that wrote it. The cloud says which one counts, so what a node wrote in a round
+that it did not finish is never read.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fsl.errors import CheckpointError
+from fsl.files import load_tensors, save_tensors
+
+
+class Store:
+    """Named tensors per owner and round, under one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, owner: str, version: int) -> Path:
+        """Where an owner's generation lies."""
+        return self.folder / owner / f"{version}.safetensors"
+
+    def load(self, owner: str, version: int) -> dict[str, Tensor] | None:
+        """An owner's tensors of this generation; None for generation 0, before the first."""
+        if version == 0:
+            return None
+        path = self.path(owner, version)
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} is missing, though round {version} wrote it; restore it, or start a new run without resume"
+            )
+        return load_tensors(path)
+
+    def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
+        """Write a new generation, and delete those that neither the cloud nor a checkpoint names (`keep`)."""
+        path = self.path(owner, version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, tensors)
+        wanted = {version, *keep}
+        for old in path.parent.glob("*.safetensors"):
+            if not old.stem.isdecimal() or int(old.stem) not in wanted:
+                old.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What a run works on: all that a node needs and that does not come in a plan."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fsl.batches import needs_two_rows
+from fsl.data import Augmentation, Partition, TaskData
+from fsl.learner import SegmentRuntime
+from fsl.objective import Objective
+from fsl.split import SplitModel, split
+from fsl.store import Store
+from fsl.targets import ALLOWED
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The model, the data and who holds which of it; sent to a node once."""
+
+    model: nn.Module
+    cut: str | tuple[str, ...] | None
+    data: TaskData
+    partition: Partition
+    objective: Objective
+    store: Path
+    augmentation: Augmentation | None = None
+    threads: int = 1
+    accelerator: str = "cpu"
+    allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
+
+
+class Worker:
+    """A workload brought to life on one node: one live copy of the modules, states are swapped in.
+
+    Data and partition are the workload's very objects; only the modules are copied.
+    """
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self.accelerator = torch.device(workload.accelerator)
+        # A node puts tensors of its own into the modules, so it cannot share them with the caller or another node.
+        self.model = copy.deepcopy(workload.model)
+        self.split: SplitModel = split(self.model, workload.cut)
+        self.segments = {
+            s.name: SegmentRuntime(s.name, s.module.train(), self.accelerator) for s in self.split.segments
+        }
+        self.store = Store(workload.store)
+        self.skip_single = needs_two_rows([s.module for s in self.split.segments])

@@ -1,0 +1,1 @@
+"""The entry points: run one simulation, or sweep many."""

@@ -1,0 +1,8 @@
+"""Flower strategies for federated split learning, one file an algorithm family."""
+
+from fsl.strategies.base import SplitStrategy
+from fsl.strategies.fedavg import FedAvg
+from fsl.strategies.splitfed import SplitFedV1, SplitFedV2, SplitFedV3
+from fsl.strategies.vanilla import VanillaSL
+
+__all__ = ["FedAvg", "SplitFedV1", "SplitFedV2", "SplitFedV3", "SplitStrategy", "VanillaSL"]

@@ -1,0 +1,49 @@
+"""SplitFed: split learning in parallel, with averaging (Thapa et al., AAAI 2022; Gawali et al. 2020)."""
+
+from typing import Literal
+
+from fsl.strategies.base import SplitStrategy
+
+from fsl.plan import Spec
+from fsl.trainers import Replicated, Sequential
+
+
+class SplitFedV1(SplitStrategy):
+    """Each device has a replica of the back; fronts and replicas are averaged with weights n_k/n each round.
+
+    Equal to FedAvg on the unsplit model. Source: Thapa et al., AAAI 2022, Algorithm 1.
+    """
+
+    fronts = "averaged"
+
+    def trainer(self, round: int) -> Spec:
+        """A replica of the back per device."""
+        return Spec(self.path(Replicated))
+
+
+class SplitFedV2(SplitStrategy):
+    """One back per edge, updated by one device's upload after another in random order; only fronts are averaged.
+
+    `order="step"`: the order of a step's uploads is drawn anew each step (the paper's Algorithm 1).
+    `order="round"`: device after device, in an order drawn each round (the released code).
+    """
+
+    fronts = "averaged"
+
+    def __init__(self, order: Literal["step", "round"] = "step"):
+        super().__init__()
+        self.order = self.one_of("order", order, ("step", "round"))
+
+    def trainer(self, round: int) -> Spec:
+        """One back for the cohort."""
+        return Spec(self.path(Sequential), {"order": self.order})
+
+
+class SplitFedV3(SplitStrategy):
+    """As V1 for the backs; each device keeps a front of its own (Gawali et al. 2020, arXiv 2012.12591)."""
+
+    fronts = "private"
+
+    def trainer(self, round: int) -> Spec:
+        """A replica of the back per device."""
+        return Spec(self.path(Replicated))

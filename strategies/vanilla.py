@@ -1,0 +1,26 @@
+"""Vanilla split learning: devices in turn, the front relayed (Gupta & Raskar 2018; Vepakomma et al. 2018)."""
+
+from typing import Literal
+
+from fsl.strategies.base import SplitStrategy
+
+from fsl.plan import Spec
+from fsl.trainers import Sequential
+
+
+class VanillaSL(SplitStrategy):
+    """Devices train one after another with one back; each starts from the front that the one before left.
+
+    `order`: "fixed" goes by device id; "round" draws an order each round. The front's optimizer state is not
+    relayed. With several edges each has a relay of its own, and the ends are averaged by examples.
+    """
+
+    fronts = "relayed"
+
+    def __init__(self, order: Literal["fixed", "round"] = "fixed"):
+        super().__init__()
+        self.order = self.one_of("order", order, ("fixed", "round"))
+
+    def trainer(self, round: int) -> Spec:
+        """One back for all devices, in turn."""
+        return Spec(self.path(Sequential), {"order": self.order})
