@@ -185,22 +185,22 @@ class WeightedSum:
         return State({d: flats[d] if d in flats else self.counters[d] for d in self.layout.sizes})
 
 
-_BLOCK = 1 << 14  # elements; the six buffers of one block stay in a core's cache
+_BLOCK = 1 << 14  # elements; the buffers of one block stay in a core's cache
 
 
 def _add_exactly(high: Tensor, low: Tensor, values: Tensor, weight: float) -> None:
     """high + low += weight * values, without losing what float64 rounds off (Knuth's TwoSum, in place)."""
     size = min(_BLOCK, high.numel())
-    total, part, term = (torch.empty(size, dtype=high.dtype, device=high.device) for _ in range(3))
+    term, total, part = torch.empty(3, size, dtype=high.dtype, device=high.device)
     for start in range(0, high.numel(), _BLOCK):
         h, lo, v = (t[start : start + _BLOCK] for t in (high, low, values))
         if h.numel() < size:
-            total, part, term = total[: h.numel()], part[: h.numel()], term[: h.numel()]
-        term.copy_(v).mul_(weight)
-        torch.add(h, term, out=total)
-        torch.sub(total, h, out=part)  # what of `term` arrived
-        term.sub_(part)  # what of `term` was lost
+            term, total, part = term[: h.numel()], total[: h.numel()], part[: h.numel()]
+        term.copy_(v)
+        torch.add(h, term, alpha=weight, out=total)
+        torch.sub(total, h, out=part)  # what of the addend arrived
+        torch.sub(part, term, alpha=weight, out=term)  # minus what of the addend was lost
         torch.sub(total, part, out=part)  # what of `high` arrived
         torch.sub(h, part, out=part)  # what of `high` was lost
-        lo.add_(part).add_(term)
+        lo.add_(part.sub_(term))
         h.copy_(total)

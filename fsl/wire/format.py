@@ -59,8 +59,9 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 def upload_bytes(smashed: Payload, targets: Tensor | None) -> int:
     """The size in bytes of the serialised Upload, header included."""
-    labels = None if targets is None else (("targets", targets.dtype, targets.shape),)
-    return _upload_bytes(smashed.codec, _signature(smashed), labels)
+    if targets is None:
+        return _upload_bytes(smashed.codec, _signature(smashed), None, None)
+    return _upload_bytes(smashed.codec, _signature(smashed), targets.dtype, targets.shape)
 
 
 def reply_bytes(gradient: Payload) -> int:
@@ -88,8 +89,8 @@ def _signature(payload: Payload) -> Signature:
 
 
 @lru_cache(maxsize=4096)
-def _upload_bytes(codec: str, smashed: Signature, targets: Signature | None) -> int:
-    labels = None if targets is None else _sketch("identity", targets)
+def _upload_bytes(codec: str, smashed: Signature, dtype: torch.dtype | None, shape: torch.Size | None) -> int:
+    labels = None if dtype is None or shape is None else _sketch("identity", (("targets", dtype, shape),))
     return int(
         pb.Upload(device=_ANY, round=_ANY, step=_ANY, smashed=_sketch(codec, smashed), targets=labels).ByteSize()
     )
