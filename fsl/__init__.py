@@ -29,6 +29,7 @@ def __getattr__(name: str) -> object:
 
 _PUBLIC = {
     "Backend": "fsl.run",
+    "Observer": "fsl.observers",
     "Optimizer": "fsl.federation",
     "Run": "fsl.run",
     "Schedule": "fsl.federation",

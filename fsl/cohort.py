@@ -9,7 +9,7 @@ from fsl.batches import BatchPlan, load_batches, plan_batches
 from fsl.codecs import Codec
 from fsl.device import Device
 from fsl.edge import EdgeServer, Session
-from fsl.errors import ConfigError, DeviceError, FslError
+from fsl.errors import ConfigError, DeviceError, FslError, StepError
 from fsl.learner import Learner, OptimizerRecipe
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
 from fsl.seeds import Stream
@@ -174,25 +174,31 @@ class Cohort:
 def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
     """The training loop: every device uploads a step, the edge answers, until all batches are used up."""
     by_id = {device.device: device for device in devices}
-    device = devices[0]
+    device, step = devices[0], 0
     try:
         while True:
             packets = []
             for device in devices:
+                step = device.step
                 if (packet := device.forward()) is not None:
                     packets.append(packet)
             if not packets:
                 return
             for reply in edge.step(packets):
-                device = by_id[reply.device]
+                device, step = by_id[reply.device], reply.step
                 device.backward(reply)
+    except StepError as error:
+        raise device_error(plan, error.device, error.step, error.__cause__ or error) from error.__cause__
     except FslError:
         raise
     except Exception as error:
-        raise DeviceError(
-            f"run {plan.run}, round {plan.round}, device {device.device}, step {device.step}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise device_error(plan, device.device, step, error) from error
+
+
+def device_error(plan: RoundPlan, device: int, step: int, error: BaseException) -> DeviceError:
+    """The failure of a device, with its place in the run."""
+    where = f"run {plan.run}, round {plan.round}, device {device}, step {step}"
+    return DeviceError(f"{where}: {type(error).__name__}: {error}")
 
 
 def load_private_front(worker: Worker, task: DeviceTask) -> State | None:

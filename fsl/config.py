@@ -64,7 +64,7 @@ def read_config(config: DictConfig) -> RunConfig:
 
 
 def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
-    """Instantiate a group's `_target_` with its keys; of what is `given` besides, it gets what it has a parameter for."""
+    """Instantiate a group's `_target_` with its keys; what is `given` besides goes where it has a parameter."""
     values = dict(config)
     target = values.pop("_target_", None)
     if not isinstance(target, str):

@@ -35,3 +35,12 @@ class RunError(FslError):
 
 class DeviceError(RunError):
     """A device failed; the message names run, round, device and step."""
+
+
+class StepError(RunError):
+    """An edge trainer failed on one device's upload; its cause is what was raised."""
+
+    def __init__(self, device: int, step: int):
+        super().__init__(f"device {device}, step {step}")
+        self.device = device
+        self.step = step

@@ -40,6 +40,8 @@ class Node:
         for name, state in states.items():
             replicas[name].load(state)
         workload = self.worker.workload
+        if workload.data.test is None:
+            raise ConfigError("this node has no test data to evaluate on")
         losses, accuracies = [], []
         for task in plan.devices:
             front = load_private_front(self.worker, task) or states.get("front")

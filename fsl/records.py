@@ -150,7 +150,7 @@ def metrics_to_reports(metrics: MetricRecord) -> tuple[list[DeviceReport], dict[
     """What `reports_to_metrics` wrote."""
     try:
         columns = [metrics[name] for name in _FIELDS]
-        rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]  # type: ignore[arg-type]
+        rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
         weights = {k.removeprefix("weight."): float(v) for k, v in metrics.items() if k.startswith("weight.")}  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a node's metrics are not device reports ({error})") from None

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -28,7 +29,6 @@ from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors, save_tensors
-from fsl.grids.flower import SimulationGrid
 from fsl.grids.inline import InlineGrid
 from fsl.learner import OptimizerRecipe
 from fsl.objective import Objective, as_objective
@@ -70,6 +70,16 @@ class Backend:
             raise ConfigError(f"backend.accelerator={self.accelerator!r}: allowed are cpu, cuda, cuda:<index>")
         if kind == "cuda" and self.name == "inline" and not torch.cuda.is_available():
             raise ConfigError(f"backend.accelerator={self.accelerator}: torch sees no CUDA device here; use cpu")
+
+    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
+        """A Grid over so many nodes that work on this workload; leaving it ends them."""
+        make_app = partial(workload_app, workload)
+        if self.name == "inline":
+            return InlineGrid(make_app, nodes)
+        from fsl.grids.ray import RayGrid, RayOptions  # a second to import, so only where it is used
+
+        options = RayOptions(self.address, self.cpus, self.gpus, self.start_timeout)
+        return RayGrid(make_app, nodes, options)
 
 
 @dataclass
@@ -128,11 +138,11 @@ def simulate(
     """Train a split model over simulated devices, and return what came out.
 
     `model` is any module that `fsl.split` can cut at `cut` (default: the model's `default_cut`); it is not changed.
-    `samples_per_device` caps what a device holds. `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without
-    test data nothing is evaluated. `allowed` adds packages whose classes the strategy's plans may name (your own
-    edge trainer or codec). `out` is the folder for results (none: nothing is kept); with `resume=True` the run in it
-    goes on, bitwise as if it had never stopped. Raises ConfigError for what cannot be done, before anything is
-    written, and RunError for a run that could not go on.
+    `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
+    data nothing is evaluated. `samples_per_device` caps what a device holds. `allowed` adds packages whose classes
+    the strategy's plans may name (your own edge trainer or codec). `out` is the folder for results (none: nothing is
+    kept); with `resume=True` the run in it goes on, bitwise as if it had never stopped. Raises ConfigError for what
+    cannot be done, before anything is written, and RunError for a run that could not go on.
     """
     backend = backend or Backend()
     task = as_task(train_data, test_data)
@@ -178,7 +188,7 @@ def simulate(
         simulation = _Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)
         simulation.check()
         simulation.begin(init_from, resume)
-        simulation.run(partial(_open_grid, workload, backend, nodes))
+        simulation.run(partial(backend.open, workload, nodes))
         return simulation.finish(temporary)
 
 
@@ -250,7 +260,7 @@ class _Simulation:
         states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
         self.arrays = states_to_record(self.layouts, states)
 
-    def run(self, open_grid: Callable[[], SimulationGrid]) -> None:
+    def run(self, open_grid: Callable[[], AbstractContextManager[Grid]]) -> None:
         """All rounds that are left."""
         model, federation = self.workload.model, self.federation
         info = RunInfo(
@@ -295,7 +305,7 @@ class _Simulation:
             replica.load(states[name])
             segment.install(replica)
         modules = [segment.module for segment in self.worker.segments.values()]
-        scores: dict[str, float | int] = {}
+        scores: dict[str, int | float | list[int] | list[float]] = {}
         data = self.workload.data
         for prefix, examples in (("", data.test), ("validation_", data.validation)):
             if examples is None:
@@ -395,16 +405,6 @@ _COLUMNS = [
     "seconds",
     "sim_seconds",
 ]
-
-
-def _open_grid(workload: Workload, backend: Backend, nodes: int) -> SimulationGrid:
-    make_app = partial(workload_app, workload)
-    if backend.name == "inline":
-        return InlineGrid(make_app, nodes)
-    from fsl.grids.ray import RayGrid, RayOptions  # a second to import, so only where it is used
-
-    options = RayOptions(backend.address, backend.cpus, backend.gpus, backend.start_timeout)
-    return RayGrid(make_app, nodes, options)
 
 
 @contextmanager

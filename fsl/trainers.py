@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsl import seeds
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, StepError
 from fsl.learner import Learner, OptimizerRecipe, SegmentRuntime
 from fsl.messages import Reply, Upload
 from fsl.objective import Objective
@@ -98,12 +98,14 @@ def train_back(learner: Learner, objective: Objective, upload: Upload, noise: in
     so that an in-place activation behind the cut is no error.
     """
     leaf = upload.smashed.detach()
-    wanted = leaf.is_floating_point()
-    if wanted:
+    if leaf.is_floating_point():
         leaf = leaf.requires_grad_()
-    loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
-    loss.backward()
-    learner.step()
+    try:
+        loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
+        loss.backward()
+        learner.step()
+    except Exception as error:
+        raise StepError(upload.device, upload.step) from error
     return Reply(upload.device, upload.step, leaf.grad, loss.detach())
 
 

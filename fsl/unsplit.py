@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import CohortResult, DeviceReport
+from fsl.cohort import CohortResult, DeviceReport, device_error
 from fsl.edge import weighted_loss
-from fsl.errors import DeviceError, FslError
+from fsl.errors import FslError
 from fsl.learner import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
 from fsl.seeds import Stream, reseed
@@ -63,10 +63,7 @@ class UnsplitCohort:
         except FslError:
             raise
         except Exception as error:
-            raise DeviceError(
-                f"run {plan.run}, round {plan.round}, device {device}, step {len(losses)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise device_error(plan, device, len(losses), error) from error
         if not plan.reset_optimizer:
             self.worker.store.save(owner, plan.round, dump_optimizer(self.optimizer), (task.version, task.saved))
         sizes = [len(r) for r in batches.rows]

@@ -82,12 +82,12 @@ def images(
     if group_column is not None:
         groups = np.asarray(train[_column(train, group_column, "", "group", where)][:])
     decode = _Decoder(image_column, size, channels, where)
-    arrays = [(decode(rows), _labels(rows, label_column, names, where)) for rows in (train, test)]
+    training, testing = ((decode(rows), _labels(rows, label_column, names, where)) for rows in (train, test))
     label = train.features[label_column]
     classes = max(getattr(label, "num_classes", 0) or 0, len(names))
     if classes < 2:
         raise DataError(f"{where} has labels of one class only; classification needs at least 2")
-    return _task(Path(where).name, *arrays, classes=classes, groups=groups)
+    return _task(Path(where).name, training, testing, classes=classes, groups=groups)
 
 
 def _open_folder(path: Path) -> Any:
@@ -120,8 +120,8 @@ def _open_hub(name: str, subset: str | None) -> Any:
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise DataError(
-            f"the data set '{name}' cannot be had from the Hub ({type(error).__name__}: {line}); check the name and the "
-            "network, or give a local folder as data.path"
+            f"the data set '{name}' cannot be had from the Hub ({type(error).__name__}: {line}); check the name and "
+            "the network, or give a local folder as data.path"
         ) from None
 
 

@@ -5,6 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,8 @@ class IID(Partitioner):
         order = seeds.numpy_generator(seed, "partition").permutation(len(targets))
         equal = _divide(IidPartitioner(num_partitions=devices), order, devices)
         assert isinstance(equal, _Divided)
-        return _Divided(devices, order[equal.rows], equal.bounds)
+        rows = np.concatenate([np.sort(order[equal.rows[a:b]]) for a, b in pairwise(equal.bounds)])
+        return _Divided(devices, rows, equal.bounds)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def exit_identity() -> None:
     with _lock:
         _open_grids -= 1
         if _open_grids == 0:
-            TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = _before
+            for name, value in zip(("_task_id", "_run_id", "_node_id"), _before):
+                setattr(TaskIdentity, name, value)
 
 
 def node_context(run_id: int, node_id: int) -> Context:

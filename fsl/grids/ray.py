@@ -110,7 +110,7 @@ class RayGrid(SimulationGrid):
     def _connect(self) -> None:
         if ray.is_initialized():
             return
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         try:
             if self.options.address is None:
                 cpus = max(os.cpu_count() or 1, 1)

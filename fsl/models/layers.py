@@ -22,7 +22,7 @@ class Stages(nn.Sequential):
 
 
 def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
-    """The normalisation behind a convolution: batch, groups of 8 channels (one group where that does not divide), or none."""
+    """The normalisation behind a convolution: batch, groups of 8 channels (or one group), or none."""
     if norm not in get_args(Norm):
         raise ConfigError(f"norm={norm!r}: allowed are {', '.join(get_args(Norm))}")
     if norm == "batch":
