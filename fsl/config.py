@@ -67,7 +67,7 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
     """Instantiate a group's `_target_` with its keys; what is `given` besides goes where it has a parameter."""
     values = dict(config)
     target = values.pop("_target_", None)
-    if not isinstance(target, str):
+    if not isinstance(target, str) or target == "???":
         raise ConfigError(f"{group} names no class; set {group}._target_ to a dotted import path")
     kind = locate(target)
     try:
@@ -129,7 +129,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     known = [n for n in inspect.signature(locate(target)).parameters if n != "params"]
     for name in values:
         if name not in known:
-            raise ConfigError(unknown("option of optimizer", name, [*known, *own]))
+            raise ConfigError(unknown("option of optimizer", name, list(dict.fromkeys([*own, *known]))))
     schedule = Schedule(
         milestones=tuple(taken.get("milestones", ())), gamma=taken.get("gamma", 0.1), cosine=taken.get("cosine", False)
     )

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,7 @@ from fsl.app import workload_app
 from fsl.checkpoint import Checkpoint, load_checkpoint, refuse_other_settings, save_checkpoint
 from fsl.cohort import build_codec
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, class_counts, limited
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, WireError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors, save_tensors
@@ -150,6 +150,22 @@ def simulate(
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
     temporary = tempfile.TemporaryDirectory(prefix="fsl-") if out is None else None
     folder = RunFolder(Path(temporary.name if temporary is not None else str(out)))
+    federation = Federation(
+        run=folder.path.name,
+        seed=seed,
+        rounds=rounds,
+        devices=devices,
+        layouts={},  # known when the model is split
+        edges=edges,
+        devices_per_round=devices_per_round,
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        optimizer=optimizer or Optimizer(),
+        up=up,
+        down=down,
+        evaluate_every=evaluate_every if task.test is not None else 0,
+        evaluate_devices=evaluate_devices,
+    )
     partitioner = partition or IID()
     divided = partitioner.divide(task.train.targets.numpy(), devices, seed, task.groups)
     if samples_per_device is not None:
@@ -164,26 +180,12 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=(*ALLOWED, *allowed, *_package(strategy)),
+        allowed=(*ALLOWED, *allowed, *_named(strategy, (up, down, (optimizer or Optimizer()).target))),
     )
     with torch_threads(backend.threads):
         worker = Worker(workload)
-        federation = Federation(
-            run=folder.path.name,
-            seed=seed,
-            rounds=rounds,
-            devices=devices,
-            layouts={name: segment.layout for name, segment in worker.segments.items()},
-            edges=edges,
-            devices_per_round=devices_per_round,
-            local_epochs=local_epochs,
-            batch_size=batch_size,
-            optimizer=optimizer or Optimizer(),
-            up=up,
-            down=down,
-            evaluate_every=evaluate_every if task.test is not None else 0,
-            evaluate_devices=evaluate_devices,
-        )
+        layouts = {name: segment.layout for name, segment in worker.segments.items()}
+        federation = replace(federation, layouts=layouts)
         settings = _settings(federation, workload, strategy, f"{partitioner!r} {samples_per_device}")
         simulation = _Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)
         simulation.check()
@@ -231,8 +233,11 @@ class _Simulation:
             )
         federation, allowed = self.federation, self.workload.allowed
         OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
-        for path in (federation.up, federation.down):
-            build_codec(path, self.worker)
+        for name, path in (("codec.up", federation.up), ("codec.down", federation.down)):
+            try:
+                build_codec(path, self.worker)
+            except WireError as error:
+                raise ConfigError(f"{name}={path}: {error}; name a Codec") from None
         self.strategy.bind(federation)
         trainer = self.strategy.trainer(1)
         if trainer is not None:
@@ -418,10 +423,10 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _package(strategy: CloudStrategy) -> tuple[str, ...]:
-    """The module of a user's own strategy may also hold its edge trainer."""
-    module = type(strategy).__module__
-    return () if module.split(".")[0] == "fsl" else (module,)
+def _named(strategy: CloudStrategy, paths: Sequence[str]) -> set[str]:
+    """The packages of what the caller named: they are trusted, as nothing is that only a message names."""
+    own = type(strategy).__module__.partition(".")[0]
+    return {own, *(path.rpartition(".")[0] for path in paths)} - {"", "fsl"}
 
 
 def _settings(federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsl import tracing
 from fsl.errors import SplitError
+from fsl.tracing import CannotCut, Trace
 
 Place = Literal["device", "edge"]
 
@@ -18,6 +19,8 @@ _PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
     1: (("front", "device"), ("back", "edge")),
     2: (("front", "device"), ("back", "edge"), ("tail", "device")),
 }
+
+_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class SplitModel:
         return iter(self.segments)
 
     def __getitem__(self, name: str) -> nn.Module:
-        return next(segment.module for segment in self.segments if segment.name == name)
+        """The module of the segment of this name; KeyError if there is none."""
+        return {segment.name: segment.module for segment in self.segments}[name]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,80 +53,121 @@ class SplitModel:
 
 
 def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel:
-    """Cut a model after the modules named `at`; segments share the model's parameters and buffers.
+    """Cut a model after the modules named `at`; segments share the model's parameters, buffers and modules.
 
     Works for any module whose children run in sequence and for skip connections that do not cross a cut. One cut
     gives front and back, two give front, back and tail (U-shaped). `at=None` takes the model's `default_cut`.
     Raises SplitError with the list of possible cuts.
     """
-    if at is None:
-        at = getattr(model, "default_cut", None)
-        if at is None:
-            raise SplitError(f"{type(model).__name__} has no default cut; {_choices(model)}")
-    cuts = (at,) if isinstance(at, str) else tuple(at)
-    if len(cuts) not in _PLACES:
-        raise SplitError(f"cut={list(cuts)}: one cut (front, back) or two (front, back, tail) can be made")
-    parts = []
+    cuts = _requested(model, at)
+    parts: list[nn.Module] = []
     rest = model
     for cut in cuts:
-        part, rest = _cut(rest, cut, model)
+        try:
+            part, rest = _cut(rest, cut, {})
+            _refuse_shared(model, [*parts, part, rest])
+        except CannotCut as error:
+            exists = cut in dict(model.named_modules(remove_duplicate=False))
+            reason = f"it is not behind '{cuts[len(parts) - 1]}'" if parts and exists and not _has(rest, cut) else error
+            raise SplitError(f"cut={cut!r} cannot be made: {reason}; {_choices(model)}") from None
         parts.append(part)
     parts.append(rest)
-    _refuse_shared(parts, cuts)
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
 
 
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The unsplit model's state_dict from its segments' states, in order of the segments."""
+    """The unsplit model's state_dict from its segments' states, in order of the segments.
+
+    Raises SplitError where two segments hold the same key with different values.
+    """
     whole: dict[str, Tensor] = {}
     for segment, state in states.items():
         for key, tensor in state.items():
-            if key in whole and not torch.equal(whole[key], tensor):
+            known = whole.setdefault(key, tensor)
+            if known is not tensor and not torch.equal(known, tensor):
                 raise SplitError(f"segment '{segment}' has '{key}', which an earlier segment has with other values")
-            whole[key] = tensor
     return whole
 
 
 def possible_cuts(model: nn.Module) -> list[str]:
-    """The names of the modules after which the model can be cut, in order."""
-    if isinstance(model, nn.Sequential):
-        return _sequential_cuts(model)
-    return tracing.possible_cuts(model)
+    """The names of the modules after which the model can be cut: exactly those that `split` accepts."""
+    traces: dict[str, Trace | CannotCut] = {}
+    return [name for name, _ in model.named_modules(remove_duplicate=False) if name and _possible(model, name, traces)]
 
 
-def _cut(model: nn.Module, at: str, whole: nn.Module) -> tuple[nn.Module, nn.Module]:
-    if not at or at not in dict(whole.named_modules()):
-        raise SplitError(f"cut={at!r}: {type(whole).__name__} has no module of that name; {_choices(whole)}")
+def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, ...]:
+    if at is None:
+        at = getattr(model, "default_cut", None)
+        if at is None:
+            raise SplitError(f"{type(model).__name__} has no default cut, so name one; {_choices(model)}")
+    cuts = tuple(at) if isinstance(at, Sequence) and not isinstance(at, str) else (at,)
+    if not all(isinstance(cut, str) for cut in cuts):
+        raise SplitError(f"cut={at!r}: a cut is the name of a module, a string; {_choices(model)}")
+    if len(cuts) not in _PLACES:
+        raise SplitError(f"cut={list(cuts)}: one cut (front, back) or two (front, back, tail) can be made")
+    return cuts
+
+
+def _possible(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut]) -> bool:
+    try:
+        _refuse_shared(model, _cut(model, at, traces))
+    except CannotCut:
+        return False
+    return True
+
+
+def _cut(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut]) -> tuple[nn.Module, nn.Module]:
+    """What is up to `at` and what is behind it; `traces` keeps, by parent module, what was traced."""
+    if not at or not _has(model, at):
+        raise CannotCut("the model has no module of that name")
+    if isinstance(_last(model.get_submodule(at)), _SEVERAL_OUTPUTS):
+        raise CannotCut(f"'{at}' returns several values")
     if _in_sequentials(model, at):
         halves = _slice(model, at.split("."))
     else:
-        try:
-            halves = tracing.cut(model, at)
-        except tracing.CannotCut as error:
-            raise SplitError(f"cut={at!r} cannot be made: {error}; {_choices(whole)}") from None
-    if not isinstance(halves[1], tracing.Traced) and not halves[1]._modules:
-        raise SplitError(f"cut={at!r} leaves nothing behind it; {_choices(whole)}")
+        halves = tracing.cut(model, at, _traced(model, at.rpartition(".")[0], traces))
+    if tracing.does_nothing(halves[1]):
+        raise CannotCut(f"there is nothing behind '{at}'")
     return halves
 
 
+def _traced(model: nn.Module, parent: str, traces: dict[str, Trace | CannotCut]) -> Trace:
+    if parent not in traces:
+        try:
+            traces[parent] = tracing.trace(model, parent)
+        except CannotCut as error:
+            traces[parent] = error
+    found = traces[parent]
+    if isinstance(found, CannotCut):
+        raise found
+    return found
+
+
 def _choices(model: nn.Module) -> str:
-    try:
-        names = possible_cuts(model)
-    except tracing.CannotCut as error:
-        return f"it cannot be cut anywhere: {error}"
+    names = possible_cuts(model)
     return f"possible cuts: {', '.join(names)}" if names else "it cannot be cut anywhere"
 
 
-def _refuse_shared(parts: Sequence[nn.Module], cuts: Sequence[str]) -> None:
+def _refuse_shared(model: nn.Module, parts: Sequence[nn.Module]) -> None:
+    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     seen: dict[int, tuple[int, str]] = {}
     for index, part in enumerate(parts):
-        for name, tensor in part.state_dict(keep_vars=True).items():
+        parameters = part.named_parameters(remove_duplicate=False)
+        for name, tensor in (*parameters, *part.named_buffers(remove_duplicate=False)):
             owner, first = seen.setdefault(id(tensor), (index, name))
-            if owner != index:
-                raise SplitError(
-                    f"cut={list(cuts)}: '{first}' and '{name}' are one tensor on both sides of a cut, which cannot be "
-                    "trained in two places; untie them, or cut elsewhere"
-                )
+            if owner != index and id(tensor) in owned:
+                tied = f"'{name}' is used" if name == first else f"'{first}' and '{name}' are one tensor that is used"
+                raise CannotCut(f"{tied} on both sides, and cannot be trained in two places; untie it or cut elsewhere")
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return any(name == known for known, _ in model.named_modules(remove_duplicate=False))
+
+
+def _last(module: nn.Module) -> nn.Module:
+    while type(module).forward is nn.Sequential.forward and module._modules:
+        module = list(module.children())[-1]
+    return module
 
 
 def _in_sequentials(model: nn.Module, at: str) -> bool:
@@ -145,28 +190,17 @@ def _slice(model: nn.Module, path: list[str]) -> tuple[nn.Module, nn.Module]:
     else:
         first, second = _slice(children[path[0]], path[1:])  # type: ignore[arg-type]
         before[path[0]] = first
-        if second._modules:
+        if second._modules or second._parameters or second._buffers:
             behind[path[0]] = second
             behind.move_to_end(path[0], last=False)
-    return _sequence(before, model), _sequence(behind, model)
+    front, back = _sequence(before, model), _sequence(behind, model)
+    # Tensors of the container itself are not used by its forward; the back keeps them, so that joining gives every key.
+    back._parameters, back._buffers = dict(model._parameters), dict(model._buffers)
+    back._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
+    return front, back
 
 
 def _sequence(children: "OrderedDict[str, nn.Module | None]", model: nn.Module) -> nn.Sequential:
     part = nn.Sequential(children)  # type: ignore[arg-type]
     part.training = model.training
     return part
-
-
-def _sequential_cuts(model: nn.Module) -> list[str]:
-    """Every module that is reached through containers alone, but for the ends of the model."""
-    names = [name for name, _ in model.named_modules() if name and _in_sequentials(model, name)]
-    return [name for name in names if not _is_end(model, name)]
-
-
-def _is_end(model: nn.Module, at: str) -> bool:
-    owner = model
-    for name in at.split("."):
-        if name != list(owner._modules)[-1]:
-            return False
-        owner = owner._modules[name]  # type: ignore[assignment]
-    return True

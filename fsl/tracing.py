@@ -4,140 +4,212 @@ Only the root and the ancestors of the cut are traced through; every other modul
 code may do what it likes. fx writes `self.training` into a graph as a constant, so each part is traced in both modes.
 """
 
-import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 
 class CannotCut(Exception):  # noqa: N818 - it is caught and told as a SplitError
     """Why a model cannot be cut there."""
 
 
-class Traced(nn.Module):
-    """A part of a traced model: a graph for training and one for evaluation, over the same tensors and modules."""
+@dataclass(frozen=True)
+class Trace:
+    """A model's forward as graphs, one for training and one for evaluation, and the tensors made in forward."""
 
-    def __init__(self, source: nn.Module, graphs: tuple[fx.Graph, fx.Graph], names: Iterable[str]):
+    graphs: tuple[fx.Graph, fx.Graph]
+    constants: Mapping[str, Tensor]
+
+
+class Traced(nn.Module):
+    """A part of a traced model: a graph for training and one for evaluation, over the same tensors and modules.
+
+    Takes and returns what the original forward has at its ends and at the cut. Copies and pickles like any module.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        graphs: tuple[fx.Graph, fx.Graph],
+        names: Iterable[str],
+        constants: Mapping[str, Tensor],
+    ):
         super().__init__()
         for name in names:
-            _adopt(self, source, name)
-        modes = tuple(fx.GraphModule(self, graph) for graph in graphs)
-        for mode in modes:
-            # They read the tables of this very module, so that tensors swapped in here are seen by both.
-            mode._parameters, mode._buffers, mode._modules = self._parameters, self._buffers, self._modules
-        self.__dict__["_modes"] = modes  # past nn.Module's registration: views of this module, not its children
-        self._names = tuple(names)
+            _adopt(self, source, name, constants)
+        self._graphs = graphs
         self.training = source.training
 
     def forward(self, inputs: Any) -> Any:
         """Run the graph of the present mode."""
-        return self.__dict__["_modes"][0 if self.training else 1].forward(inputs)
+        modes = self.__dict__.get("_modes") or self._compile()
+        return modes[0 if self.training else 1].forward(inputs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Traced":
-        tables = nn.Module()
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            tables.__dict__[table] = copy.deepcopy(self.__dict__[table], memo)
-        tables.training = self.training
-        train, evaluate = (copy.deepcopy(mode.graph) for mode in self.__dict__["_modes"])
-        copied = Traced(tables, (train, evaluate), self._names)
-        memo[id(self)] = copied
-        return copied
+    def does_nothing(self) -> bool:
+        """Whether the part computes nothing between its ends."""
+        nodes = [node for graph in self._graphs for node in graph.nodes if node.op.startswith("call")]
+        return all(n.op == "call_module" and does_nothing(self.get_submodule(str(n.target))) for n in nodes)
+
+    def _compile(self) -> tuple[fx.GraphModule, ...]:
+        modes = tuple(fx.GraphModule(self, graph) for graph in self._graphs)
+        for mode in modes:
+            # They read the tables of this very module, so that tensors swapped in here are seen by both.
+            mode._parameters, mode._buffers, mode._modules = self._parameters, self._buffers, self._modules
+        self.__dict__["_modes"] = modes  # past nn.Module's registration: views of this module, not its children
+        return modes
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy compiles its own graphs: those here read this module's tables.
+        return {key: value for key, value in self.__dict__.items() if key != "_modes"}
 
 
-def cut(model: nn.Module, at: str) -> tuple[Traced, Traced]:
-    """The two parts of a model cut after the last call of the module `at`; CannotCut says why it cannot be."""
-    modes = [(module, module.training) for module in model.modules()]
-    halves = []
-    try:
+def trace(model: nn.Module, parent: str) -> Trace:
+    """Trace a model through the module `parent` and its ancestors, in both modes; the model is left as found."""
+    random_state = torch.get_rng_state()
+    with _left_as_found(model):
+        known = set(vars(model))
+        graphs = []
         for training in (True, False):
             model.train(training)
-            halves.append(_divide(_trace(model, at), at))
-    finally:
-        for module, training in modes:
-            module.training = training
-    (train_front, train_back), (eval_front, eval_back) = halves
+            graphs.append(_trace_mode(model, parent))
+        constants = {n: value for n, value in vars(model).items() if n not in known and isinstance(value, Tensor)}
+    if not torch.equal(random_state, torch.get_rng_state()):
+        torch.set_rng_state(random_state)
+        raise CannotCut(
+            f"the forward of {type(model).__name__} draws random numbers that tracing would freeze; "
+            "draw them with torch.rand_like or in a module of their own"
+        )
+    return Trace((graphs[0], graphs[1]), constants)
+
+
+def cut(model: nn.Module, at: str, traced: Trace) -> tuple[Traced, Traced]:
+    """The two parts of a model cut after the last call of the module `at`; CannotCut says why it cannot be."""
+    (train_front, train_back), (eval_front, eval_back) = (_divide(graph, at) for graph in traced.graphs)
     front, back = _targets(train_front, eval_front), _targets(train_back, eval_back)
+    used_in_front = {id(tensor) for _, tensor in _tensors(model, front)}
     # What forward never uses belongs to the model all the same: the back keeps it, so that joining gives every key.
-    unused = [n for n in model.state_dict() if not any(f"{n}.".startswith(f"{used}.") for used in front + back)]
-    return Traced(model, (train_front, eval_front), front), Traced(model, (train_back, eval_back), back + unused)
+    # A second name of a tensor goes where the tensor is.
+    for name, tensor in _tensors(model, _without(model, front + back)):
+        (front if id(tensor) in used_in_front else back).append(name)
+    return (
+        Traced(model, (train_front, eval_front), front, traced.constants),
+        Traced(model, (train_back, eval_back), back, traced.constants),
+    )
 
 
-def possible_cuts(model: nn.Module) -> list[str]:
-    """The modules after which a model can be cut, in order; CannotCut where its forward cannot be traced at all."""
-    _trace(model, "")
-    names = []
-    for name, _ in model.named_modules():
-        try:
-            if name:
-                _divide(_trace(model, name), name)
-                names.append(name)
-        except CannotCut:
-            continue
-    return names
+def does_nothing(module: nn.Module) -> bool:
+    """Whether a module returns its input as it is: an Identity, or an empty container."""
+    if isinstance(module, Traced):
+        return module.does_nothing()
+    if type(module).forward is nn.Sequential.forward:
+        return all(does_nothing(child) for child in module.children())
+    return isinstance(module, nn.Identity)
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, at: str):
+    def __init__(self, parent: str):
         super().__init__()
-        self._at = at
+        self._parent = parent
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self._at.startswith(f"{module_qualified_name}.")
+        return not f"{self._parent}.".startswith(f"{module_qualified_name}.")
 
 
-def _trace(model: nn.Module, at: str) -> fx.Graph:
+def _trace_mode(model: nn.Module, parent: str) -> fx.Graph:
     try:
-        graph = _Tracer(at).trace(model)
+        graph = _Tracer(parent).trace(model)
     except Exception as error:
         line = " ".join(str(error).split())
         raise CannotCut(f"the forward of {type(model).__name__} cannot be traced by torch.fx ({line})") from None
-    if sum(node.op == "placeholder" for node in graph.nodes) != 1:
-        raise CannotCut(f"{type(model).__name__} takes several inputs, and a segment takes one")
+    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise CannotCut(f"{type(model).__name__} takes {len(inputs)} inputs ({', '.join(inputs)}), a segment takes one")
     return graph
 
 
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Undo what tracing leaves on modules: their mode, fx's constants, and whatever forward stores on `self`."""
+    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, found in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(found)
+
+
 def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == at]
+    nodes = list(graph.nodes)
+    calls = [node for node in nodes if node.op == "call_module" and node.target == at]
     if not calls:
         raise CannotCut(f"forward does not call '{at}'")
     boundary = calls[-1]
-    if any(user.target is operator.getitem for user in boundary.users):
+    if any(user.target is operator.getitem and isinstance(user.args[1], int) for user in boundary.users):
         raise CannotCut(f"'{at}' returns several values")
-    before = _ancestors(boundary)
+    before = _before(nodes, boundary)
     front, back = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node in before or node.op == "placeholder":
+    for node in nodes:
+        if node in before:
+            _refuse_crossing(node, copies, at)
             copies[node] = front.node_copy(node, lambda n: copies[n])
     front.output(copies[boundary])
     behind = {boundary: back.placeholder("smashed")}
-    computes = False
-    for node in graph.nodes:
-        if node in before or node.op == "placeholder":
+    for node in nodes:
+        if node in before:
             continue
         for needed in node.all_input_nodes:
-            if needed in behind:
-                continue
-            if needed.op != "get_attr":
-                raise CannotCut(f"'{needed.name}' is computed before '{at}' and needed behind it")
-            behind[needed] = back.node_copy(needed)
-        computes = computes or node.op.startswith("call")
+            if needed.op == "get_attr" and needed not in behind:
+                behind[needed] = back.node_copy(needed)
+        _refuse_crossing(node, behind, at)
         behind[node] = back.node_copy(node, lambda n: behind[n])
-    if not computes:
-        raise CannotCut(f"there is nothing behind '{at}'")
     return front, back
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, open_nodes = {node}, [node]
+def _before(nodes: list[fx.Node], boundary: fx.Node) -> set[fx.Node]:
+    """The nodes of the front: what the cut module needs, and what runs before it and gives nothing to the back.
+
+    What runs before the cut but only serves the back (a positional embedding made ready early) goes to the back; what
+    nobody reads (an in-place operation whose result is dropped) stays with what it works on.
+    """
+    position = nodes.index(boundary)
+    before = _reach([boundary])
+    for_the_back = _reach(nodes[position + 1 :], stop=before)
+    for node in nodes[:position]:
+        if node.op == "placeholder" or (
+            node not in for_the_back and not any(n in for_the_back and n not in before for n in node.all_input_nodes)
+        ):
+            before.add(node)
+        elif node not in before:
+            for_the_back.add(node)
+    return before
+
+
+def _reach(nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    """These nodes and all that they are computed from, up to the nodes `stop`."""
+    found, borders = set(nodes), set(stop)
+    open_nodes = list(found)
     while open_nodes:
         for needed in open_nodes.pop().all_input_nodes:
-            if needed not in found:
+            if needed not in found and needed not in borders:
                 found.add(needed)
                 open_nodes.append(needed)
     return found
+
+
+def _refuse_crossing(node: fx.Node, there: Mapping[fx.Node, fx.Node], at: str) -> None:
+    for needed in node.all_input_nodes:
+        if needed not in there:
+            called = needed.target if needed.op == "call_module" else needed.name
+            what = "the model's input" if needed.op == "placeholder" else f"the result of '{called}'"
+            raise CannotCut(f"{what} is needed behind '{at}', and only the output of '{at}' may cross")
 
 
 def _targets(*graphs: fx.Graph) -> list[str]:
@@ -145,14 +217,34 @@ def _targets(*graphs: fx.Graph) -> list[str]:
     return list(dict.fromkeys(str(node.target) for node in nodes if node.op in ("call_module", "get_attr")))
 
 
-def _adopt(into: nn.Module, source: nn.Module, name: str) -> None:
+def _tensors(model: nn.Module, names: Iterable[str]) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers that have one of these names or belong to a module of such a name."""
+    prefixes = tuple(f"{name}." for name in names)
+    return [(name, tensor) for name, tensor in _named(model) if f"{name}.".startswith(prefixes)]
+
+
+def _without(model: nn.Module, names: Iterable[str]) -> list[str]:
+    prefixes = tuple(f"{name}." for name in names)
+    return [name for name, _ in _named(model) if not f"{name}.".startswith(prefixes)]
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    return chain(parameters, model.named_buffers(remove_duplicate=False))
+
+
+def _adopt(into: nn.Module, source: nn.Module, name: str, constants: Mapping[str, Tensor]) -> None:
+    """Put a module, parameter or buffer of `source` under the same name into a part; plain tensors become buffers."""
     *path, last = name.split(".")
     for step in path:
         if step not in into._modules:
             into._modules[step] = nn.Module()
         into, source = into._modules[step], source._modules[step]  # type: ignore[assignment]
-    for table in ("_parameters", "_buffers", "_modules"):
-        if last in source.__dict__[table]:
-            into.__dict__[table][last] = source.__dict__[table][last]
-    if last in source._non_persistent_buffers_set:
+    tables = ("_parameters", "_buffers", "_modules")
+    holding = [table for table in tables if last in source.__dict__[table]]
+    for table in holding:
+        into.__dict__[table][last] = source.__dict__[table][last]
+    if not holding:
+        into.register_buffer(last, constants[name] if name in constants else getattr(source, last), persistent=False)
+    elif last in source._non_persistent_buffers_set:
         into._non_persistent_buffers_set.add(last)

@@ -1,6 +1,9 @@
 """One clear line from an exception of Hydra's, OmegaConf's or ours."""
 
 import re
+from dataclasses import fields
+
+from fsl.config import RunConfig, unknown
 
 
 def one_line(error: BaseException) -> str:
@@ -13,9 +16,11 @@ def one_line(error: BaseException) -> str:
         wanted, group, options = choices.groups()
         name = wanted.removeprefix(f"{group}/")
         return f"{group}={name}: there is no such {group}; available are: {', '.join(options.split())}"
-    key = re.search(r"Key '([^']+)' (?:is not in struct|not in )", text)
-    if key and (full := re.search(r"full_key: (\S+)", text)):
-        return (
-            f"there is no key '{full.group(1)}'; 'fsl-simulate --cfg job' lists them all, +{full.group(1)}=... adds one"
-        )
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        name = key.group(1)
+        if "." not in name:
+            return unknown("key", name, [field.name for field in fields(RunConfig)])
+        group = name.partition(".")[0]
+        return f"there is no key '{name}'; 'fsl-simulate --cfg job --package {group}' shows what {group} has"
     return " ".join(text.split())

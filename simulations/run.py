@@ -10,6 +10,7 @@ import hydra
 from fsl.simulations.messages import one_line
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -67,23 +68,35 @@ def simulate_config(config: DictConfig, folder: Path) -> Run:
     )
 
 
+failures: list[FslError] = []
+
+
 @hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
 def _job(config: DictConfig) -> None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    run = simulate_config(config, folder)
+    hydra_config = HydraConfig.get()
+    try:
+        run = simulate_config(config, Path(hydra_config.runtime.output_dir))
+    except FslError as error:
+        if hydra_config.mode is RunMode.MULTIRUN:
+            raise  # Hydra names the job, and goes on with the others of the sweep
+        failures.append(error)  # Hydra would print lines of its own
+        return
     last = run.metrics[-1] if run.metrics else {}
     scores = ", ".join(
         f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
     )
-    print(f"{scores}\nresults: {os.path.relpath(folder)}\nfigures: {os.path.relpath(run.folder.figures)}")
+    print(f"{scores}\nresults: {os.path.relpath(run.folder.path)}\nfigures: {os.path.relpath(run.folder.figures)}")
 
 
 def command(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code: 0, 1 (could not go on), 2 (bad input) or 130 (Ctrl-C)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sys.argv = [sys.argv[0], *arguments]
+    failures.clear()
     try:
         _job()
+        if failures:
+            raise failures[0]
     except KeyboardInterrupt:
         print("interrupted; go on with resume=<the run's folder>", file=sys.stderr)
         return 130

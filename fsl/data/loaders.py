@@ -1,6 +1,7 @@
 """Loading image data: decoded and normalised once, through `datasets` and Pillow."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -131,12 +132,16 @@ class _quiet:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         from datasets.utils.logging import disable_progress_bar, is_progress_bar_enabled
 
+        self.hub = logging.getLogger("huggingface_hub")
+        self.level = self.hub.level
+        self.hub.setLevel(logging.CRITICAL)  # its retries; what went wrong is told once, at the end
         self.was_on = is_progress_bar_enabled()
         disable_progress_bar()
 
     def __exit__(self, *exception: object) -> None:
         from datasets.utils.logging import enable_progress_bar
 
+        self.hub.setLevel(self.level)
         if self.was_on:
             enable_progress_bar()
 
@@ -145,7 +150,10 @@ def _column(rows: Any, name: str | None, kind: str, what: str, where: str) -> st
     columns = list(rows.features)
     if name is not None:
         if name not in columns:
-            raise DataError(f"{where} has no column '{name}' for the {what}s; it has: {', '.join(columns)}")
+            raise DataError(
+                f"{where} has no column '{name}' for the {what}s (columns: {", ".join(columns)}); give other data, "
+                f"or name the column with data=images data.{what}_column"
+            )
         return name
     found = [c for c in columns if type(rows.features[c]).__name__ == kind] or [c for c in columns if c == what]
     if len(found) != 1:

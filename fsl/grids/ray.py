@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; otherwise it warns
+
 import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from fsl.models.layers import Norm, Stages, check_dropout, check_images, conv_block, flat_size
+from fsl.models.layers import Norm, Stages, check_images, conv_block, dropout_layers, flat_size
 
 
 class AlexNet(Stages):
@@ -28,13 +28,15 @@ class AlexNet(Stages):
             ("conv5", nn.Sequential(*conv_block(256, 256, 3, norm))),
             ("pool3", nn.MaxPool2d(2)),
         ]
-        drop: list[nn.Module] = [nn.Dropout(dropout)] if check_dropout(dropout) else []
         flat = flat_size(stages, input_shape)
         super().__init__(
             [
                 *stages,
-                ("fc1", nn.Sequential(nn.Flatten(), *drop, nn.Linear(flat, 1024), nn.ReLU(inplace=True))),
-                ("fc2", nn.Sequential(*drop, nn.Linear(1024, 512), nn.ReLU(inplace=True))),
+                (
+                    "fc1",
+                    nn.Sequential(nn.Flatten(), *dropout_layers(dropout), nn.Linear(flat, 1024), nn.ReLU(inplace=True)),
+                ),
+                ("fc2", nn.Sequential(*dropout_layers(dropout), nn.Linear(1024, 512), nn.ReLU(inplace=True))),
                 ("head", nn.Linear(512, classes)),
             ]
         )

@@ -22,7 +22,10 @@ class Stages(nn.Sequential):
 
 
 def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
-    """The normalisation behind a convolution: batch, groups of 8 channels (or one group), or none."""
+    """The normalisation behind a convolution: batch, groups of 8 channels (or one group), or none.
+
+    Raises ConfigError for any other name.
+    """
     if norm not in get_args(Norm):
         raise ConfigError(f"norm={norm!r}: allowed are {', '.join(get_args(Norm))}")
     if norm == "batch":
@@ -58,11 +61,14 @@ def check_classes(model: str, classes: int | None) -> int:
     return classes
 
 
-def check_dropout(dropout: float) -> float:
-    """A dropout probability."""
+def dropout_layers(dropout: float) -> list[nn.Module]:
+    """A new dropout layer, or none for probability 0; ConfigError outside of [0, 1).
+
+    New for every place: one object on both sides of a cut would put both segments in the mode that was set last.
+    """
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout={dropout}: a probability in [0, 1)")
-    return dropout
+    return [nn.Dropout(dropout)] if dropout else []
 
 
 def flat_size(stages: Sequence[tuple[str, nn.Module]], input_shape: Sequence[int]) -> int:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from fsl.models.layers import Norm, Stages, check_dropout, check_images, conv_block, flat_size
+from fsl.models.layers import Norm, Stages, check_images, conv_block, dropout_layers, flat_size
 
 
 class LeNet(Stages):
@@ -24,13 +24,15 @@ class LeNet(Stages):
             ("conv2", nn.Sequential(*conv_block(6, 16, 5, norm))),
             ("pool2", nn.MaxPool2d(2)),
         ]
-        drop: list[nn.Module] = [nn.Dropout(dropout)] if check_dropout(dropout) else []
         flat = flat_size(stages, input_shape)
         super().__init__(
             [
                 *stages,
-                ("fc1", nn.Sequential(nn.Flatten(), nn.Linear(flat, 120), nn.ReLU(inplace=True), *drop)),
-                ("fc2", nn.Sequential(nn.Linear(120, 84), nn.ReLU(inplace=True), *drop)),
+                (
+                    "fc1",
+                    nn.Sequential(nn.Flatten(), nn.Linear(flat, 120), nn.ReLU(inplace=True), *dropout_layers(dropout)),
+                ),
+                ("fc2", nn.Sequential(nn.Linear(120, 84), nn.ReLU(inplace=True), *dropout_layers(dropout))),
                 ("head", nn.Linear(84, classes)),
             ]
         )

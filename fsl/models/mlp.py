@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from fsl.errors import ConfigError
-from fsl.models.layers import Stages, check_classes, check_dropout
+from fsl.models.layers import Stages, check_classes, dropout_layers
 
 
 class MLP(Stages):
@@ -18,14 +18,12 @@ class MLP(Stages):
     def __init__(
         self, input_shape: Sequence[int], classes: int | None, hidden: Sequence[int] = (128,), dropout: float = 0.0
     ):
-        if not hidden or min(hidden) < 1:
-            raise ConfigError(f"hidden={list(hidden)}: give the width of at least one hidden layer")
+        if isinstance(hidden, int) or not hidden or min(hidden) < 1:
+            raise ConfigError(f"hidden={hidden}: give the width of at least one hidden layer, as in [128]")
         sizes = [prod(input_shape), *hidden]
         stages: list[tuple[str, nn.Module]] = []
         for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
             layers: list[nn.Module] = [nn.Flatten()] if index == 0 else []
-            layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
-            if check_dropout(dropout):
-                layers.append(nn.Dropout(dropout))
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True), *dropout_layers(dropout)]
             stages.append((f"stage{index + 1}", nn.Sequential(*layers)))
         super().__init__([*stages, ("head", nn.Linear(sizes[-1], check_classes("MLP", classes)))])

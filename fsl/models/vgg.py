@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from fsl.models.layers import Norm, Stages, check_dropout, check_images, conv_block, flat_size
+from fsl.models.layers import Norm, Stages, check_images, conv_block, dropout_layers, flat_size
 
 
 class VGG5(Stages):
@@ -26,12 +26,14 @@ class VGG5(Stages):
             ("pool2", nn.MaxPool2d(2)),
             ("conv3", nn.Sequential(*conv_block(64, 64, 3, norm))),
         ]
-        drop: list[nn.Module] = [nn.Dropout(dropout)] if check_dropout(dropout) else []
         flat = flat_size(stages, input_shape)
         super().__init__(
             [
                 *stages,
-                ("fc1", nn.Sequential(nn.Flatten(), nn.Linear(flat, 128), nn.ReLU(inplace=True), *drop)),
+                (
+                    "fc1",
+                    nn.Sequential(nn.Flatten(), nn.Linear(flat, 128), nn.ReLU(inplace=True), *dropout_layers(dropout)),
+                ),
                 ("head", nn.Linear(128, classes)),
             ]
         )
@@ -57,6 +59,7 @@ class VGG16(Stages):
                 stages.append((f"conv{convolution}", nn.Sequential(*conv_block(channels, width, 3, norm))))
                 channels = width
             stages.append((f"pool{block}", nn.MaxPool2d(2)))
-        drop: list[nn.Module] = [nn.Dropout(dropout)] if check_dropout(dropout) else []
         flat = flat_size(stages, input_shape)
-        super().__init__([*stages, ("head", nn.Sequential(nn.Flatten(), *drop, nn.Linear(flat, classes)))])
+        super().__init__(
+            [*stages, ("head", nn.Sequential(nn.Flatten(), *dropout_layers(dropout), nn.Linear(flat, classes)))]
+        )
