@@ -5,7 +5,8 @@ code may do what it likes. fx writes `self.training` into a graph as a constant,
 """
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# fx patches nn.Module for the whole process while it traces: one trace at a time, and other threads' modules run on.
+_FX = threading.Lock()
 
 
 class CannotCut(Exception):  # noqa: N818 - it is caught and told as a SplitError
@@ -71,20 +76,13 @@ class Traced(nn.Module):
 
 def trace(model: nn.Module, parent: str) -> Trace:
     """Trace a model through the module `parent` and its ancestors, in both modes; the model is left as found."""
-    random_state = torch.get_rng_state()
-    with _left_as_found(model):
+    with _FX, _left_as_found(model):
         known = set(vars(model))
         graphs = []
         for training in (True, False):
             model.train(training)
             graphs.append(_trace_mode(model, parent))
         constants = {n: value for n, value in vars(model).items() if n not in known and isinstance(value, Tensor)}
-    if not torch.equal(random_state, torch.get_rng_state()):
-        torch.set_rng_state(random_state)
-        raise CannotCut(
-            f"the forward of {type(model).__name__} draws random numbers that tracing would freeze; "
-            "draw them with torch.rand_like or in a module of their own"
-        )
     return Trace((graphs[0], graphs[1]), constants)
 
 
@@ -116,14 +114,37 @@ class _Tracer(fx.Tracer):
     def __init__(self, parent: str):
         super().__init__()
         self._parent = parent
+        self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not f"{self._parent}.".startswith(f"{module_qualified_name}.")
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class _NoDraws(TorchDispatchMode):
+    """Only tensors made in forward itself get here while tracing; drawn ones would be the same in every step."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise CannotCut("it draws random numbers: use torch.rand_like and its like, or a module of their own")
+        return func(*args, **(kwargs or {}))
+
 
 def _trace_mode(model: nn.Module, parent: str) -> fx.Graph:
     try:
-        graph = _Tracer(parent).trace(model)
+        with _NoDraws():
+            graph = _Tracer(parent).trace(model)
     except Exception as error:
         line = " ".join(str(error).split())
         raise CannotCut(f"the forward of {type(model).__name__} cannot be traced by torch.fx ({line})") from None

@@ -151,7 +151,7 @@ def _column(rows: Any, name: str | None, kind: str, what: str, where: str) -> st
     if name is not None:
         if name not in columns:
             raise DataError(
-                f"{where} has no column '{name}' for the {what}s (columns: {", ".join(columns)}); give other data, "
+                f"{where} has no column '{name}' for the {what}s (columns: {', '.join(columns)}); give other data, "
                 f"or name the column with data=images data.{what}_column"
             )
         return name
