@@ -126,11 +126,6 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
 
 class _NoDraws(TorchDispatchMode):
     """Only tensors made in forward itself get here while tracing; drawn ones would be the same in every step."""

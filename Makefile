@@ -1,0 +1,52 @@
+# make demo: set up .venv and run the main job.   make test: set up what tests need and run them.
+PYTHON ?= python3
+BIN := .venv/bin
+export FLWR_TELEMETRY_ENABLED ?= 0
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo test fast lint types docs check clean
+
+demo: .venv/installed
+	$(BIN)/fsl-simulate
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+fast: .venv/installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# On the package as a user has it, not on the source tree.
+types: .venv/installed-test
+	rm -rf build/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fsl
+
+docs: .venv/installed-test
+	$(BIN)/mkdocs build --strict --quiet
+
+check: lint types docs test
+
+clean:
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		(echo "fsl needs Python 3.11 or later; name one with make PYTHON=python3.11" >&2; exit 1)
+	$(PYTHON) -m venv .venv
+
+# A torch that is there already (a CUDA build, say) is kept: then its line in constraints.txt does not count.
+.venv/constraints.txt: .venv/bin/python constraints.txt
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; \
+		then grep -v '^torch==' constraints.txt > $@; else cp constraints.txt $@; fi
+
+.venv/installed: .venv/constraints.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[test,docs]'
+	@touch $@

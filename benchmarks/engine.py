@@ -1,0 +1,251 @@
+"""How fast the engine is, against what it cannot beat and against what it replaces.
+
+    python -m benchmarks.engine                 # everything, some minutes
+    python -m benchmarks.engine --only samples  # SplitFed V1 over the plain unsplit loop
+    python -m benchmarks.engine --only rounds   # inline and ray over Flower's own run_simulation
+
+Both sides of a ratio run in turn in the same process, and the median over the pairs counts. One torch thread.
+"""
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from fsl.strategies import SplitFedV1
+from torch import nn
+
+import fsl
+from fsl.data import TensorExamples
+from fsl.federation import Optimizer
+from fsl.models import MLP, VGG5
+from fsl.observers import RunInfo
+
+OPTIMIZER = Optimizer(lr=0.01)
+PAIRS = 7
+
+
+class Clock(fsl.Observer):
+    """When a run's rounds began and ended, checkpoints and all."""
+
+    def on_start(self, info: RunInfo) -> None:
+        self.times = [time.perf_counter()]
+
+    def on_round(self, row: Mapping[str, object]) -> None:
+        self.times.append(time.perf_counter())
+
+
+def examples(count: int, shape: tuple[int, ...]) -> TensorExamples:
+    generator = torch.Generator().manual_seed(0)
+    return TensorExamples(
+        torch.randn(count, *shape, generator=generator), torch.randint(10, (count,), generator=generator)
+    )
+
+
+# Samples per second of SplitFed V1, over the unsplit model trained on the same batches in a plain loop.
+
+
+def plain_loop(model: nn.Module, data: TensorExamples, devices: int, batch_size: int, rounds: int) -> float:
+    """The floor: no federation at all, one model trained on as many batches of the same size. Seconds."""
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=OPTIMIZER.lr)
+    share = len(data) // devices
+    started = time.perf_counter()
+    for _ in range(rounds):
+        for device in range(devices):
+            for rows in (torch.randperm(share) + device * share).split(batch_size):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(data.inputs[rows]), data.targets[rows])
+                loss.backward()
+                optimizer.step()
+    return time.perf_counter() - started
+
+
+def splitfed(model: nn.Module, data: TensorExamples, devices: int, batch_size: int, rounds: int) -> float:
+    """Seconds of the rounds: messages, training, averaging, checkpoints."""
+    clock = Clock()
+    fsl.simulate(
+        model,
+        data,
+        strategy=SplitFedV1(),
+        devices=devices,
+        rounds=rounds,
+        batch_size=batch_size,
+        optimizer=OPTIMIZER,
+        evaluate_every=0,
+        observers=[clock],
+    )
+    return clock.times[-1] - clock.times[0]
+
+
+def samples(pairs: int) -> list[dict[str, object]]:
+    cases: list[tuple[str, Callable[..., nn.Module], tuple[int, ...], int, int, float]] = [
+        ("MLP 784-128 | 128-10", MLP, (1, 28, 28), 10, 5, 0.65),
+        ("MLP 784-128 | 128-10", MLP, (1, 28, 28), 100, 1, 0.65),
+        ("VGG5", VGG5, (3, 32, 32), 10, 1, 0.90),
+        ("VGG5", VGG5, (3, 32, 32), 100, 1, 0.90),
+    ]
+    rows = []
+    for name, kind, shape, devices, rounds, target in cases:
+        steps = 10
+        data = examples(devices * steps * 32, shape)
+        torch.manual_seed(0)
+        model = kind(shape, 10)
+        few = data.subset(torch.arange(devices * 32))  # warms both up: one step per device
+        plain_loop(model, few, devices, 32, 1)
+        splitfed(model, few, devices, 32, 1)
+        ratios, speeds = [], []
+        for _ in range(pairs):
+            floor = plain_loop(model, data, devices, 32, rounds)
+            ours = splitfed(model, data, devices, 32, rounds)
+            ratios.append(floor / ours)
+            speeds.append(len(data) * rounds / ours)
+        rows.append(
+            {
+                "what": f"{name}, {devices} devices, {steps} steps of 32",
+                "samples/s": round(median(speeds)),
+                "over the plain loop": round(median(ratios), 3),
+                "range": [round(min(ratios), 3), round(max(ratios), 3)],
+                "target": target,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+# Rounds per second of inline and ray, over Flower's own simulation with one client a node.
+
+
+def flower_rounds(model: nn.Module, data: TensorExamples, clients: int, steps: int, rounds: int) -> float:
+    """Flower's run_simulation: each client trains the unsplit model on its batches. Seconds per round."""
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    client, server = ClientApp(), ServerApp()
+    inputs, targets = data.inputs.numpy(), data.targets.numpy()
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        local = copy.deepcopy(model).train()
+        local.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        optimizer = torch.optim.SGD(local.parameters(), lr=OPTIMIZER.lr)
+        first = int(context.node_config["partition-id"]) * steps * 8
+        for start in range(first, first + steps * 8, 8):
+            x, y = torch.from_numpy(inputs[start : start + 8]), torch.from_numpy(targets[start : start + 8])
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(local(x), y).backward()
+            optimizer.step()
+        content = {"arrays": ArrayRecord(local.state_dict()), "metrics": MetricRecord({"num-examples": steps * 8})}
+        return Message(RecordDict(content), reply_to=message)
+
+    seconds: list[float] = []
+
+    @server.main()
+    def main(grid: object, context: Context) -> None:
+        strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=clients)
+        arrays = ArrayRecord(model.state_dict())
+        strategy.start(grid, arrays, num_rounds=1)  # starts the workers
+        started = time.perf_counter()
+        strategy.start(grid, arrays, num_rounds=rounds, train_config=ConfigRecord())
+        seconds.append((time.perf_counter() - started) / rounds)
+
+    run_simulation(
+        server,
+        client,
+        clients,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": os.cpu_count()},
+        },
+    )
+    return seconds[0]
+
+
+def our_rounds(
+    model: nn.Module, data: TensorExamples, devices: int, steps: int, rounds: int, backend: fsl.Backend, nodes: int
+) -> float:
+    """Seconds per round, the first left out as there."""
+    clock = Clock()
+    fsl.simulate(
+        model,
+        data,
+        strategy=SplitFedV1(),
+        devices=devices,
+        rounds=rounds + 1,
+        batch_size=8,
+        optimizer=OPTIMIZER,
+        evaluate_every=0,
+        backend=backend,
+        nodes=nodes,
+        observers=[clock],
+    )
+    return (clock.times[-1] - clock.times[1]) / rounds
+
+
+def rounds(pairs: int) -> list[dict[str, object]]:
+    import ray
+
+    rows = []
+    nodes = max(1, min(2, os.cpu_count() or 1))
+    for steps, target in ((1, 5.0), (10, None)):
+        data = examples(100 * steps * 8, (1, 28, 28))
+        torch.manual_seed(0)
+        model = MLP((1, 28, 28), 10)
+        ratios: dict[str, list[float]] = {"inline": [], "ray": []}
+        flowers = []
+        for _ in range(pairs):
+            flowers.append(flower_rounds(model, data, 100, steps, rounds=2))
+            ray.shutdown()
+            for name, backend, count in (("inline", fsl.Backend(), 1), ("ray", fsl.Backend("ray"), nodes)):
+                ratios[name].append(flowers[-1] / our_rounds(model, data, 100, steps, 5, backend, count))
+        for name, values in ratios.items():
+            rows.append(
+                {
+                    "what": f"{name}, 100 devices, {steps} step(s) of 8, MLP",
+                    "over run_simulation": round(median(values), 2),
+                    "range": [round(min(values), 2), round(max(values), 2)],
+                    "run_simulation rounds/s": round(1 / median(flowers), 3),
+                    "target": target or "reported",
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("samples", "rounds"))
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="alternated pairs; the median counts")
+    parser.add_argument("--json", help="also write the rows to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    for name, measure in (("samples", samples), ("rounds", rounds)):
+        if arguments.only in (None, name):
+            rows += measure(arguments.pairs)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=2)
+    missed = [row["what"] for row in rows if isinstance(row["target"], float) and _value(row) < row["target"]]
+    sys.exit(f"below target: {missed}" if missed else 0)
+
+
+def _value(row: dict[str, object]) -> float:
+    value = row.get("over the plain loop", row.get("over run_simulation"))
+    assert isinstance(value, float)
+    return value
+
+
+if __name__ == "__main__":
+    main()
