@@ -1,0 +1,85 @@
+"""Imports point one way, files stay small, and every option is known."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from fsl.config import read_config
+from fsl.simulations import run as _registers_resolvers  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+SNAPSHOT = Path(__file__).parent / "options.txt"
+GROUPS = sorted(p for p in (ROOT / "configs").iterdir() if p.is_dir() and not p.name.startswith("_"))
+CHOICES = [(group.name, file.stem) for group in GROUPS for file in sorted(group.glob("*.yaml"))]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fsl").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_never_imports_a_room_above_it(path):
+    above = ("fsl.strategies", "fsl.simulations", "strategies", "simulations", "benchmarks", "tests")
+    assert not {name for name in imports(path) if name.startswith(above)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "strategies").rglob("*.py")), ids=lambda p: p.name)
+def test_strategies_never_import_the_entry_points(path):
+    assert not {name for name in imports(path) if name.startswith(("fsl.simulations", "simulations"))}
+
+
+def test_only_one_file_touches_what_flower_keeps_to_itself():
+    users = [p.relative_to(ROOT) for p in (ROOT / "fsl").rglob("*.py") if "task_identity" in p.read_text()]
+    assert users == [Path("fsl/grids/flower.py")]
+
+
+def composed(overrides: list[str]) -> dict:
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        config = compose("config", overrides=overrides)
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def keys(values: dict, prefix: str = "") -> list[str]:
+    found = []
+    for name, value in values.items():
+        inner = keys(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+        found += inner or [f"{prefix}{name}"]
+    return found
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_config_file_composes(group, choice):
+    override = f"{group}={choice}"
+    needs = ["samples_per_device=8"] if choice == "resample" else []
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        read_config(compose("config", overrides=[override, *needs]))
+
+
+def test_no_option_appears_or_vanishes_by_accident():
+    """After a change that is meant, write the snapshot anew: python -m tests.test_architecture."""
+    assert option_surface() == SNAPSHOT.read_text()
+
+
+def option_surface() -> str:
+    top = [key for key in keys(composed([])) if key.split(".")[0] not in {g.name for g in GROUPS}]
+    lines = [f"{key}" for key in top]
+    for group, choice in CHOICES:
+        values = composed([f"{group}={choice}"])
+        if group == "experiment":
+            lines.append(f"{group}={choice}")
+        else:
+            lines += [f"{group}={choice}: {key}" for key in keys({group: values[group]})]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(option_surface())
