@@ -86,8 +86,8 @@ class Learner:
     def forward(self, inputs: Tensor, noise: int) -> Tensor:
         """The segment's output, its random layers drawing from the stream that starts at `noise`."""
         self.runtime.install(self.replica)
-        seeds.reseed(noise, self.runtime.accelerator)
-        return self.runtime.module(inputs)
+        with seeds.reseeded(noise, self.runtime.accelerator):
+            return self.runtime.module(inputs)
 
     def step(self) -> None:
         """One optimizer step with the gradients that backward left, which are then dropped."""

@@ -74,7 +74,7 @@ def record_to_states(
     """The segments' states in a record; a segment of which the record has nothing is left out."""
     states = {}
     for segment, layout in layouts.items():
-        if not any(f"{segment}.{field.name}" in record for field in layout.fields):
+        if layout.fields and not any(f"{segment}.{field.name}" in record for field in layout.fields):
             continue
         state = layout.zeros()
         for field, view in layout.views(state):

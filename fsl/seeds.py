@@ -4,6 +4,9 @@ Every draw is derived from (seed, purpose, segment, device, round, step) and nev
 happen, so that a result does not depend on the backend, on how many nodes share the work, or on a resumed run.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -53,11 +56,18 @@ def numpy_generator(
     return np.random.default_rng(derive(seed, purpose, segment=segment, device=device, round=round, step=step))
 
 
-def reseed(value: int, accelerator: torch.device | None = None) -> None:
+_default_generator = threading.Lock()
+
+
+@contextmanager
+def reseeded(value: int, accelerator: torch.device | None = None) -> Iterator[None]:
     """Reseed torch's default generators, for layers that take none (dropout).
 
-    `torch.manual_seed` does the same through every backend and costs a hundred times more.
+    They belong to the whole process, so runs in other threads wait meanwhile. `torch.manual_seed` would go through
+    every backend, and costs a hundred times more.
     """
-    torch.default_generator.manual_seed(value)
-    if accelerator is not None and accelerator.type == "cuda":
-        torch.cuda.default_generators[accelerator.index or 0].manual_seed(value)
+    with _default_generator:
+        torch.default_generator.manual_seed(value)
+        if accelerator is not None and accelerator.type == "cuda":
+            torch.cuda.default_generators[accelerator.index or 0].manual_seed(value)
+        yield

@@ -53,7 +53,7 @@ class Traced(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         """Run the graph of the present mode."""
-        modes = self.__dict__.get("_modes") or self._compile()
+        modes = self.__dict__.get("_modes") or self.compile_graphs()
         return modes[0 if self.training else 1].forward(inputs)
 
     def does_nothing(self) -> bool:
@@ -61,7 +61,8 @@ class Traced(nn.Module):
         nodes = [node for graph in self._graphs for node in graph.nodes if node.op.startswith("call")]
         return all(n.op == "call_module" and does_nothing(self.get_submodule(str(n.target))) for n in nodes)
 
-    def _compile(self) -> tuple[fx.GraphModule, ...]:
+    def compile_graphs(self) -> tuple[fx.GraphModule, ...]:
+        """Make the graphs callable; done at the first forward otherwise."""
         modes = tuple(fx.GraphModule(self, graph) for graph in self._graphs)
         for mode in modes:
             # They read the tables of this very module, so that tensors swapped in here are seen by both.
@@ -76,6 +77,9 @@ class Traced(nn.Module):
 
 def trace(model: nn.Module, parent: str) -> Trace:
     """Trace a model through the module `parent` and its ancestors, in both modes; the model is left as found."""
+    for module in model.modules():
+        if isinstance(module, Traced):
+            module.compile_graphs()  # while fx traces, they would take its proxies for their tensors
     with _FX, _left_as_found(model):
         known = set(vars(model))
         graphs = []

@@ -4,11 +4,11 @@ import ast
 from pathlib import Path
 
 import pytest
+from fsl.simulations import run as _registers_resolvers  # noqa: F401
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from fsl.config import read_config
-from fsl.simulations import run as _registers_resolvers  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).parent / "options.txt"

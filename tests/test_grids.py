@@ -56,9 +56,10 @@ def test_pushed_messages_are_pulled_once():
 
 
 def test_two_runs_in_one_process_do_not_disturb_each_other():
-    alone = [run(SplitFedV1(), seed=seed) for seed in (1, 2)]
+    model = small_model("batch", 0.3)  # built here: building draws from the process's generator
+    alone = [run(SplitFedV1(), model, seed=seed) for seed in (1, 2)]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda seed: run(SplitFedV1(), seed=seed), (1, 2)))
+        together = list(pool.map(lambda seed: run(SplitFedV1(), model, seed=seed), (1, 2)))
     for one, other in zip(alone, together):
         assert_same_run(one, other)
 

@@ -299,7 +299,13 @@ def test_parameters_put_into_their_owners_tables_take_effect(build, training, co
 
 @pytest.mark.parametrize(
     ("build", "cuts"),
-    [(sequential, ("0.1", "1")), (sequential, ("0", "1.b")), (Plain, ("a", "b")), (Nested, ("body.0.b", "body.2.0"))],
+    [
+        (sequential, ("0.1", "1")),
+        (sequential, ("0", "1.b")),
+        (Plain, ("a", "b")),
+        (Table, ("a", "b")),
+        (Nested, ("body.0.b", "body.2.0")),
+    ],
 )
 def test_two_cuts_put_a_tail_on_the_device(build, cuts):
     model = make(build)

@@ -11,7 +11,7 @@ from fsl.codecs.base import Codec, Payload
 class BFloat16(Codec):
     """Halves float32: each value to the nearest bfloat16, which keeps float32's range.
 
-    Error: relative 2^-9 in the normal range.
+    Error: relative 2^-8 in the normal range.
     Decodes to float32.
     """
 

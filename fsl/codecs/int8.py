@@ -10,7 +10,7 @@ from fsl.errors import RunError
 
 
 class Int8(Codec):
-    """Quarters float32: values become q with value = low + q * step, q in 0..255 (per-tensor affine).
+    """Quarters float32: values become q with value = middle + (q - 127.5) * step, q in 0..255 (per-tensor affine).
 
     Error: at most half a step, (max - min) / 510, and float32 rounding. Values that are not finite are refused:
     they have no place on the scale. Decodes to float32.
@@ -19,19 +19,26 @@ class Int8(Codec):
     name: ClassVar[str] = "int8"
 
     def encode(self, values: Tensor) -> Payload:
-        """The quantized values (uint8) with the scale's low end and step (float32, shape (2,))."""
+        """The quantized values (uint8) with the range's middle and step (float32, shape (2,))."""
         wide = values.to(torch.float32)
         if not wide.numel():
             return Payload("int8", (("values", wide.to(torch.uint8)), ("scale", wide.new_zeros(2))))
         low, high = torch.aminmax(wide)
-        # Halved before the difference, which could overflow.
-        step = (high / 255 - low / 255).clamp_min(torch.finfo(torch.float32).tiny)
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             raise RunError("codec int8 got a value that is not finite; training has diverged: lower the learning rate")
-        quantized = ((wide.double() - low) / step).round_().clamp_(0, 255).to(torch.uint8)
-        return Payload("int8", (("values", quantized), ("scale", torch.stack((low, step)))))
+        # Halves first: the whole range may be more than float32 holds.
+        middle = low / 2 + high / 2
+        step = high / 255 - low / 255  # zero for a constant, which is then its own middle
+        quantized = (
+            ((wide - middle) / step.clamp_min(torch.finfo(torch.float32).tiny))
+            .add_(127.5)
+            .round_()
+            .clamp_(0, 255)
+            .to(torch.uint8)
+        )
+        return Payload("int8", (("values", quantized), ("scale", torch.stack((middle, step)))))
 
     def decode(self, payload: Payload) -> Tensor:
         """The values in float32."""
         (_, quantized), (_, scale) = payload.arrays
-        return quantized.to(torch.float32).mul_(scale[1]).add_(scale[0])
+        return quantized.to(torch.float32).sub_(127.5).mul_(scale[1]).add_(scale[0])

@@ -3,18 +3,8 @@
 from fsl.data.augment import Augmentation
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples, from_dataset
 from fsl.data.loaders import cifar10, digits, images
-from fsl.data.partition import (
-    IID,
-    Dirichlet,
-    Natural,
-    Partition,
-    Partitioner,
-    Pathological,
-    Resample,
-    Shards,
-    class_counts,
-    limited,
-)
+from fsl.data.partition import Partition, class_counts, limited
+from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
 
 __all__ = [

@@ -2,14 +2,14 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from fsl.errors import DataError
 
@@ -77,50 +77,71 @@ class DatasetExamples(Examples):
 
     def __init__(self, dataset: Dataset[Any], targets: Tensor | None = None):
         self.dataset = dataset
-        self.targets = (
-            torch.stack([torch.as_tensor(pair[1]) for pair in _pairs(dataset)]) if targets is None else targets
-        )
+        if targets is None:
+            targets = _target_tensor(_stacked((target for _, target in _pairs(dataset)), "targets", dataset))
+        self.targets = targets
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one input."""
-        return tuple(torch.as_tensor(self.dataset[0][0]).shape)
+        return tuple(self.batch(torch.zeros(1, dtype=torch.int64))[0].shape[1:])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The items, collated."""
-        inputs, targets = default_collate([self.dataset[int(i)] for i in indices])
-        return inputs, targets
+        """The items, collated; DataError where they cannot be."""
+        return _collated((self.dataset[i] for i in indices.tolist()), self.dataset)
 
     def subset(self, indices: Tensor) -> "DatasetExamples":
         """The same dataset with these rows alone."""
-        rows: Sequence[int] = indices.tolist()
-        return DatasetExamples(torch.utils.data.Subset(self.dataset, rows), self.targets[indices])
+        return DatasetExamples(Subset(self.dataset, indices.tolist()), self.targets[indices])
 
 
 def from_dataset(dataset: Dataset[Any], materialize: bool = True) -> Examples:
-    """A map-style Dataset of (input, target) as examples.
+    """A map-style Dataset of (input, target) as examples: float64 becomes float32, integer targets int64.
 
     With `materialize` its items are read once and kept as two tensors; turn it off where a transform draws anew
-    each time. DataError where items are no pairs, or differ in shape.
+    each time. DataError where items are no pairs, or cannot be stacked because they differ in shape.
     """
-    if not materialize:
-        return DatasetExamples(dataset)
-    try:
-        inputs, targets = default_collate(list(_pairs(dataset)))
-    except (RuntimeError, TypeError) as error:
-        line = " ".join(str(error).split())
-        raise DataError(
-            f"the items of {type(dataset).__name__} cannot be stacked ({line}); give inputs of one shape as tensors or "
-            "arrays, and numbers or tensors as targets"
-        ) from None
-    return TensorExamples(inputs, targets)
+    return TensorExamples(*_collated(_pairs(dataset), dataset)) if materialize else DatasetExamples(dataset)
 
 
-def _pairs(dataset: Dataset[Any]) -> list[tuple[Any, Any]]:
+def _pairs(dataset: Dataset[Any]) -> Iterator[tuple[Any, Any]]:
     length = getattr(dataset, "__len__", None)
     if length is None or not length():
         raise DataError(f"{type(dataset).__name__} has no length or no items; give a map-style Dataset with some")
-    pairs = [dataset[i] for i in range(length())]
-    if not isinstance(pairs[0], tuple | list) or len(pairs[0]) != 2:
-        raise DataError(f"an item of {type(dataset).__name__} is no pair (input, target); its items have no labels")
-    return pairs
+    for index in range(length()):
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(
+                f"item {index} of {type(dataset).__name__} is a {type(item).__name__}, no pair (input, target); give "
+                "a Dataset whose items carry their labels"
+            )
+        yield item[0], item[1]
+
+
+def _collated(items: Iterable[tuple[Any, Any]], dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    inputs, targets = zip(*items)
+    stacked = _stacked(inputs, "inputs", dataset)
+    stacked = stacked.float() if stacked.dtype == torch.float64 else stacked
+    return stacked, _target_tensor(_stacked(targets, "targets", dataset))
+
+
+def _stacked(values: Iterable[Any], what: str, dataset: Dataset[Any]) -> Tensor:
+    try:
+        stacked = default_collate(list(values))
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+    else:
+        if isinstance(stacked, Tensor):
+            return stacked
+        reason = f"they collate to a {type(stacked).__name__}"
+    raise DataError(
+        f"the {what} of {type(dataset).__name__} cannot be stacked ({reason}); give inputs of one shape as tensors or "
+        "arrays, and numbers or tensors as targets"
+    )
+
+
+def _target_tensor(targets: Tensor) -> Tensor:
+    """As torch's losses want them: class indices int64, and what is measured in the model's float32."""
+    if targets.dtype == torch.float64:
+        return targets.float()
+    return targets if targets.is_floating_point() or targets.dtype == torch.bool else targets.long()

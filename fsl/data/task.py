@@ -42,8 +42,8 @@ def as_task(train: "TaskData | Examples | Dataset[Any]", test: "Examples | Datas
 
 def hold_out(data: TaskData, share: float, seed: int) -> TaskData:
     """Take a share of the training rows for validation, drawn from the seed."""
-    count = round(len(data.train) * share)
-    if not 0 <= share < 1 or (share and not 0 < count < len(data.train)):
+    count = round(len(data.train) * share) if 0 <= share < 1 else 0
+    if share and not 0 < count < len(data.train):
         raise DataError(
             f"data.validation={share}: a share of the training data in [0, 1) that leaves rows on both sides"
         )

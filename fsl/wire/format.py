@@ -4,6 +4,7 @@ Nothing is unpickled. dtype, shape and size are checked before anything reaches 
 """
 
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
@@ -120,11 +121,13 @@ def _from_proto(message: pb.Tensor) -> Tensor:
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         raise WireError(f"tensor '{message.name}' claims dtype '{message.dtype}'; allowed are {', '.join(_DTYPES)}")
-    shape = torch.Size(message.shape)
-    if shape.numel() > MAX_ELEMENTS or shape.numel() * dtype.itemsize != len(message.data):
+    elements = prod(message.shape)  # in Python's integers: torch's would overflow
+    if elements > MAX_ELEMENTS or elements * dtype.itemsize != len(message.data):
         raise WireError(
-            f"tensor '{message.name}' has {len(message.data)} bytes and claims shape {tuple(shape)} of {message.dtype}"
+            f"tensor '{message.name}' has {len(message.data)} bytes and claims shape {tuple(message.shape)} of "
+            f"{message.dtype}"
         )
+    shape = torch.Size(message.shape)
     # Copied: a trainer may write into its input, and the message's bytes are not writable.
     raw = torch.from_numpy(np.frombuffer(message.data, np.uint8).copy())
-    return raw.view(dtype).reshape(shape) if shape.numel() else torch.empty(shape, dtype=dtype)
+    return raw.view(dtype).reshape(shape) if elements else torch.empty(shape, dtype=dtype)

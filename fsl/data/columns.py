@@ -1,0 +1,96 @@
+"""Which columns of a data set hold images, labels and natural ids, and what is in them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fsl.errors import DataError
+
+
+def find_column(rows: Any, name: str | None, kind: str, what: str, where: str) -> str:
+    """The column that was named, or else the only one whose feature is a `kind` (or that is called `what`)."""
+    columns = list(rows.features)
+    if name is not None:
+        if name not in columns:
+            raise DataError(
+                f"{where} has no column '{name}' for the {what}s (columns: {', '.join(columns)}); give other data, "
+                f"or name the column with data=images data.{what}_column"
+            )
+        return name
+    found = [c for c in columns if type(rows.features[c]).__name__ == kind] or [c for c in columns if c == what]
+    if len(found) != 1:
+        raise DataError(
+            f"{where} has {'no' if not found else 'several'} {what} column{'s' if found else ''} (columns: "
+            f"{', '.join(columns)}); name it with data.{what}_column"
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a label column; class k is the k-th of the sorted `names` (whole numbers or texts)."""
+
+    column: str
+    names: np.ndarray
+    where: str
+
+    @classmethod
+    def of(cls, train: Any, column: str, where: str) -> "Labels":
+        """The classes of a training split: a ClassLabel's own, or the values that occur."""
+        feature = train.features[column]
+        declared = getattr(feature, "num_classes", None)
+        if declared is None and str(getattr(feature, "dtype", "")).rstrip("0123456789") not in (
+            "int",
+            "uint",
+            "string",
+            "large_string",
+        ):
+            raise DataError(
+                f"column '{column}' of {where} has no class labels but {getattr(feature, 'dtype', 'lists')}; name a "
+                "column of whole numbers or texts with data.label_column"
+            )
+        names = np.arange(declared) if declared is not None else np.unique(_labelled(train, column, where))
+        if len(names) < 2:
+            raise DataError(
+                f"{where} has labels of {len(names)} class; classification needs at least 2: give other data, or "
+                "another data.label_column"
+            )
+        return cls(column, names, where)
+
+    def indices(self, rows: Any) -> np.ndarray:
+        """The class index of each row, int64 (N,); DataError for rows without a label or of an unknown class."""
+        values = _labelled(rows, self.column, self.where)
+        if values.dtype.kind != self.names.dtype.kind:
+            raise DataError(
+                f"column '{self.column}' of {self.where} has labels of another type in its test split; make them alike"
+            )
+        indices = np.searchsorted(self.names, values)
+        unknown = self.names[np.minimum(indices, len(self.names) - 1)] != values
+        if unknown.any():
+            shown = ", ".join(map(str, np.unique(values[unknown])[:5]))
+            raise DataError(
+                f"{self.where} has labels that are none of the {len(self.names)} classes of training: {shown}; leave "
+                "those rows out, or name another split with data.test_split"
+            )
+        return indices.astype(np.int64)
+
+
+def natural_ids(rows: Any, column: str, where: str) -> np.ndarray:
+    """The id that each row belongs to (N,)."""
+    ids = rows[find_column(rows, column, "", "group", where)][:]
+    if None in ids:
+        raise DataError(f"column '{column}' of {where} has rows without an id; name another with data.group_column")
+    return np.asarray(ids)
+
+
+def _labelled(rows: Any, column: str, where: str) -> np.ndarray:
+    listed = rows[column][:]
+    values = None if None in listed else np.asarray(listed)
+    if values is None or (values.dtype.kind == "i" and values.size and values.min() < 0):
+        shown = "null" if values is None else values.min()
+        raise DataError(
+            f"{where} has rows without a label ({column} = {shown}); leave those rows out, or name a split with labels "
+            "with data.test_split"
+        )
+    return values

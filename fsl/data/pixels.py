@@ -1,0 +1,155 @@
+"""From encoded images to normalised tensors: decoded once, kept in a cache, scaled by what training shows."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl.errors import DataError
+from fsl.files import write_bytes
+
+Channels = Literal[1, 3]
+_GREY = ("1", "L", "LA", "La")
+_BLOCK = 1024  # images at a time, so that an intermediate copy stays small
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Images of a split as one uint8 array (N, H, W, C)."""
+
+    column: str
+    size: int | None  # pixels a side
+    channels: Channels
+    where: str
+
+    @classmethod
+    def of(cls, train: Any, column: str, size: int | None, channels: Channels | None, where: str) -> "Decoder":
+        """A decoder for a column; without `channels`, grey where the first training image is."""
+        if size is not None and size < 1:
+            raise DataError(f"data.size={size}: the pixels a side must be at least 1")
+        if channels not in (None, 1, 3):
+            raise DataError(f"data.channels={channels}: it must be 1 (grey), 3 (RGB) or null (as the images are)")
+        if not _holds_images(train.features[column]):
+            raise DataError(f"column '{column}' of {where} holds no images; name another with data.image_column")
+        decoder = cls(column, size, 3, where)
+        if channels is None:
+            mode = decoder._image(_encoded(train.select([0]), column)[0][column], 0).mode
+            channels = 1 if mode in _GREY else 3
+        return cls(column, size, channels, where)
+
+    def __call__(self, rows: Any) -> np.ndarray:
+        """Decode, or read what an earlier run has decoded; DataError where images differ in size."""
+        # The fingerprint follows the files' paths and times, the Hub's revision, and the selection of rows.
+        key = f"{rows._fingerprint}|{self.column}|{self.size}|{self.channels}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return _cached(f"{name}.npy", len(rows), lambda: self._decode(rows))
+
+    def _decode(self, rows: Any) -> np.ndarray:
+        decoded = np.empty((0, 0, 0, self.channels), dtype=np.uint8)
+        for index, row in enumerate(_encoded(rows, self.column)):
+            pixels = self._pixels(row[self.column], index)
+            if index == 0:
+                decoded = np.empty((len(rows), *pixels.shape), dtype=np.uint8)
+            if pixels.shape != decoded.shape[1:]:
+                first, other = (f"{shape[1]}x{shape[0]}" for shape in (decoded.shape[1:], pixels.shape))
+                raise DataError(
+                    f"{self.where} has images of several sizes ({first}, {other}); set data.size to the pixels a side "
+                    "to resize them to"
+                )
+            decoded[index] = pixels
+        return decoded
+
+    def _pixels(self, encoded: Any, index: int) -> np.ndarray:
+        image = self._image(encoded, index).convert("L" if self.channels == 1 else "RGB")
+        if self.size is not None and image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size))
+        return np.asarray(image).reshape(image.height, image.width, self.channels)
+
+    def _image(self, encoded: Any, index: int) -> Any:
+        import datasets
+
+        try:
+            image = datasets.Image().decode_example(encoded)
+        except Exception as error:
+            line = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"image {index} of a split of {self.where} cannot be decoded ({type(error).__name__}: {line}); repair "
+                "it, or leave its row out"
+            ) from None
+        if image.mode.startswith(("I", "F")):
+            raise DataError(
+                f"{self.where} has images of more than 8 bits a channel (mode {image.mode}), which would be cut off; "
+                "convert them to 8 bits"
+            )
+        return image
+
+
+def normalised(train: np.ndarray, *others: np.ndarray) -> list[Tensor]:
+    """Images (N, H, W, C) uint8 as float32 (N, C, H, W): minus the mean of `train` per channel, over its deviation."""
+    levels = np.arange(256, dtype=np.float64)
+    counts = _histogram(train)
+    mean = counts @ levels / counts.sum(axis=1)
+    deviation = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1))
+    # One value a level: 256 look-ups instead of arithmetic on every pixel.
+    table = (levels - mean[:, None]) / np.where(deviation > 0, deviation, 1.0)[:, None]
+    return [_looked_up(images, table.astype(np.float32)) for images in (train, *others)]
+
+
+def _histogram(images: np.ndarray) -> np.ndarray:
+    """How often each channel has each of the 256 levels, (C, 256): exact, in any order."""
+    counts = np.zeros((images.shape[3], 256), dtype=np.int64)
+    for start in range(0, len(images), _BLOCK):
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[start : start + _BLOCK, ..., channel].reshape(-1), minlength=256)
+    return counts
+
+
+def _looked_up(images: np.ndarray, table: np.ndarray) -> Tensor:
+    count, height, width, channels = images.shape
+    inputs = np.empty((count, channels, height, width), dtype=np.float32)
+    for start in range(0, count, _BLOCK):
+        for channel in range(channels):
+            block = slice(start, start + _BLOCK)
+            inputs[block, channel] = table[channel][images[block, ..., channel]]
+    return torch.from_numpy(inputs)
+
+
+def _holds_images(feature: Any) -> bool:
+    bare = set(feature) <= {"bytes", "path"} if isinstance(feature, dict) else False  # an Image without its type
+    return bare or type(feature).__name__ == "Image" or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def _encoded(rows: Any, column: str) -> Any:
+    import datasets
+
+    return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    path = _cache_folder() / name
+    try:
+        array = np.load(path, allow_pickle=False)
+        if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows:
+            return array
+    except (OSError, ValueError, EOFError):
+        pass  # not there yet, or damaged: it is made anew
+    array = make()
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content.getvalue())
+    except OSError:
+        pass  # no room or no right to write: the next run decodes again
+    return array
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("FSL_CACHE") or os.path.expanduser("~/.cache/fsl"))

@@ -1,0 +1,299 @@
+"""`fsl.simulate` from Python: what users bring, what is written, what is refused."""
+
+import json
+
+import pytest
+import torch
+from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import fsl
+from fsl.data import Augmentation, Dirichlet, Resample
+from fsl.errors import CheckpointError, ConfigError, DataError
+from fsl.federation import Optimizer, Schedule
+from tests.conftest import small_model, small_task
+from tests.test_equivalences import STRATEGIES, assert_same_bits, run, strategies
+
+
+@strategies
+def test_every_strategy_learns(strategy):
+    result = run(strategy, rounds=12, devices=3, optimizer=Optimizer(lr=0.1, options={"momentum": 0.9}))
+    assert result.metrics[-1]["accuracy"] > 0.8
+    assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
+
+
+def test_the_models_checkpoint_loads_without_fsl(tmp_path):
+    result = run(SplitFedV1(), out=tmp_path / "run")
+    plain = small_model()
+    plain.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
+    assert_same_bits(plain.state_dict(), result.model.state_dict())
+
+
+def test_private_fronts_and_the_back_are_written_with_the_unsplit_keys(tmp_path):
+    run(SplitFedV3(), out=tmp_path / "run", devices=4, devices_per_round=2, rounds=2)
+    back = load_file(tmp_path / "run" / "back.safetensors")
+    fronts = sorted((tmp_path / "run" / "fronts").glob("*.safetensors"))
+    assert 2 <= len(fronts) <= 4
+    assert {*back, *load_file(fronts[0])} == small_model().state_dict().keys()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_callers_model_is_not_changed():
+    model = small_model("batch")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(SplitFedV1(), model)
+    assert_same_bits(model.state_dict(), before)
+
+
+def test_metrics_have_the_columns_of_the_design(tmp_path):
+    run(SplitFedV1(), out=tmp_path / "run", rounds=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    columns = "round train_loss loss accuracy devices examples up_bytes down_bytes model_bytes seconds sim_seconds"
+    assert [row["round"] for row in rows] == [1, 2]
+    assert all(set(columns.split()) <= row.keys() for row in rows)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["final"]["accuracy"] == rows[-1]["accuracy"]
+    assert summary["seed"] == 0
+    assert summary["versions"]["torch"] == torch.__version__
+
+
+def test_a_run_counts_its_bytes():
+    plain, halved = (
+        run(SplitFedV1(), devices=2, rounds=1, batch_size=48, **c) for c in ({}, {"up": "fsl.codecs.Float16"})
+    )
+    values = 2 * 48 * 4 * 4 * 4  # two devices, one step of 48 rows, (4, 4, 4) smashed values a row
+    assert plain.metrics[0]["up_bytes"] - halved.metrics[0]["up_bytes"] == pytest.approx(2 * values, abs=20)
+    assert plain.metrics[0]["down_bytes"] == pytest.approx(4 * values, rel=0.02)
+    assert plain.metrics[0]["model_bytes"] == 2 * 2 * 4 * (4 * 9 + 4)
+
+
+@pytest.mark.parametrize("codec", ["Float16", "BFloat16", "Int8"])
+def test_training_works_through_every_codec(codec):
+    name = f"fsl.codecs.{codec}"
+    result = run(SplitFedV1(), rounds=12, up=name, down=name, optimizer=Optimizer(lr=0.1, options={"momentum": 0.9}))
+    assert result.metrics[-1]["accuracy"] > 0.8
+
+
+def test_weights_are_the_devices_shares_of_the_samples():
+    partition = Dirichlet(alpha=0.3, min_samples=3)
+    result = run(SplitFedV1(), partition=partition, devices=4, rounds=1)
+    assert result.metrics[0]["examples"] == 96
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), FedAvg(), VanillaSL()])
+def test_a_last_batch_of_one_sample_is_skipped_under_batch_norm(strategy):
+    task = small_task(samples=99)  # 33 a device: two batches of 16 and one sample
+    result = fsl.simulate(small_model("batch"), task, strategy=strategy, cut="pool", devices=3, rounds=1, batch_size=16)
+    assert (result.metrics[0]["skipped"], result.metrics[0]["examples"]) == (3, 96)
+    result = fsl.simulate(small_model("none"), task, strategy=strategy, cut="pool", devices=3, rounds=1, batch_size=16)
+    assert (result.metrics[0]["skipped"], result.metrics[0]["examples"]) == (0, 99)
+
+
+def test_devices_with_fewer_samples_than_a_batch_train():
+    result = run(SplitFedV2(), devices=24, batch_size=32, rounds=1)
+    assert result.metrics[0]["examples"] == 96
+
+
+def test_devices_may_have_different_numbers_of_batches():
+    result = run(SplitFedV2(), partition=Dirichlet(alpha=0.3, min_samples=2), devices=4, batch_size=4, rounds=2)
+    assert result.metrics[-1]["examples"] == 96
+
+
+def test_a_front_without_parameters_trains_the_back():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    result = fsl.simulate(model, small_task(), strategy=SplitFedV1(), cut="0", devices=2, rounds=10)
+    assert result.metrics[-1]["accuracy"] > 0.8
+
+
+def test_warm_start_takes_a_files_weights(tmp_path):
+    start = small_model(seed=5)
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    warm = run(SplitFedV1(), small_model(seed=9), init_from=tmp_path / "start.safetensors")
+    assert_same_bits(warm.model.state_dict(), run(SplitFedV1(), start).model.state_dict())
+
+
+def test_the_best_model_by_validation_is_kept(tmp_path):
+    from fsl.data import hold_out
+
+    task = hold_out(small_task(), 0.25, seed=0)
+    result = fsl.simulate(
+        small_model(), task, strategy=SplitFedV1(), cut="pool", devices=3, rounds=4, out=tmp_path / "run"
+    )
+    best = max(result.metrics, key=lambda row: (row["validation_accuracy"], -row["round"]))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["best_round"] == best["round"]
+    assert load_file(tmp_path / "run" / "best.safetensors").keys() == small_model().state_dict().keys()
+
+
+def test_a_users_dataset_loss_and_model_are_first_class():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(120, 6, generator=generator)
+    targets = inputs @ torch.randn(6, 2, generator=generator)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+    result = fsl.simulate(
+        model,
+        TensorDataset(inputs[:100], targets[:100]),
+        test_data=TensorDataset(inputs[100:], targets[100:]),
+        strategy=SplitFedV1(),
+        cut="1",
+        objective=nn.MSELoss(),
+        devices=4,
+        rounds=25,
+    )
+    assert result.metrics[-1]["loss"] < 0.3 * result.metrics[0]["loss"]
+    assert result.metrics[-1]["accuracy"] is None
+
+
+def test_without_test_data_nothing_is_evaluated():
+    task = small_task()
+    pairs = TensorDataset(task.train.inputs, task.train.targets)
+    for strategy in (SplitFedV1(), SplitFedV3()):
+        result = fsl.simulate(small_model(), pairs, strategy=strategy, cut="pool", devices=2, rounds=1)
+        assert result.metrics[0]["accuracy"] is None
+
+
+class Noisy(Dataset):
+    """A transform that draws anew at each access cannot be materialised."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.full((4,), float(index)), index % 2
+
+
+def test_a_dataset_can_be_left_as_it_is():
+    from fsl.data import from_dataset
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    result = fsl.simulate(model, from_dataset(Noisy(), materialize=False), strategy=SplitFedV1(), cut="0", rounds=1)
+    assert result.metrics[0]["examples"] == 40
+
+
+def test_augmentation_is_drawn_from_the_seed():
+    options = {"augmentation": Augmentation(crop=1, flip=True)}
+    one, again, plain = run(SplitFedV1(), **options), run(SplitFedV1(), **options), run(SplitFedV1())
+    assert_same_bits(one.model.state_dict(), again.model.state_dict())
+    assert not torch.equal(one.states["front"]["conv.0.weight"], plain.states["front"]["conv.0.weight"])
+
+
+def test_frozen_parameters_stay_as_they_are():
+    model = small_model()
+    for parameter in model.conv.parameters():
+        parameter.requires_grad_(False)
+    result = run(SplitFedV1(), model)
+    assert torch.equal(result.states["front"]["conv.0.weight"], model.conv[0].weight)
+
+
+def test_a_schedule_goes_by_round():
+    schedule = Schedule(milestones=(0.5, 0.8), gamma=0.1)
+    factors = [schedule.factor(round, 10) for round in range(1, 11)]
+    assert factors == pytest.approx([1] * 5 + [0.1] * 3 + [0.01] * 2)
+    assert Schedule(cosine=True).factor(1, 10) == 1
+    still = run(SplitFedV1(), rounds=4, optimizer=Optimizer(lr=0.1, schedule=Schedule(milestones=(0.5,), gamma=1e-30)))
+    losses = [row["loss"] for row in still.metrics]
+    assert losses[1] == losses[2] == losses[3] != losses[0]
+
+
+def test_many_devices_cost_only_those_that_train():
+    result = run(SplitFedV3(), partition=Resample(8), devices=50_000, devices_per_round=3, evaluate_devices=4, rounds=2)
+    assert [row["devices"] for row in result.metrics] == [3, 3]
+    assert result.metrics[-1]["evaluated_devices"] == 4
+
+
+def test_private_generations_do_not_pile_up(tmp_path):
+    run(SplitFedV3(), out=tmp_path / "run", devices=2, rounds=5)
+    kept = sorted(p.stem for p in (tmp_path / "run/checkpoint/devices/fronts/0").iterdir())
+    assert kept == ["4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 0}, "devices=0: it must be at least 1"),
+        ({"devices": 500}, "devices=500: there are only 96 training samples"),
+        ({"devices_per_round": 4}, "devices_per_round=4: it must lie between 1 and devices=3"),
+        ({"edges": 4}, "edges=4: there are only 3 devices"),
+        ({"nodes": 0}, "nodes=0: it must be at least 1"),
+        ({"batch_size": 1, "model": small_model("batch")}, "batch normalisation needs two rows"),
+        ({"up": "os.system"}, "codec.up=os.system"),
+        ({"up": "fsl.strategies.FedAvg"}, "is not a Codec"),
+        ({"samples_per_device": 0}, "samples_per_device=0"),
+        ({"cut": "nope"}, "cut='nope'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(options, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run(SplitFedV1(), out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("lr", "schedule"), [(-1.0, {}), (float("nan"), {}), (0.1, {"gamma": 0.0}), (0.1, {"milestones": (2,)})]
+)
+def test_a_learning_rate_that_cannot_be_is_refused(lr, schedule):
+    with pytest.raises(ConfigError, match=r"optimizer\.(lr|gamma|milestones)"):
+        Optimizer(lr=lr, schedule=Schedule(**schedule))
+
+
+def test_a_device_without_samples_is_refused():
+    class Uneven(Dirichlet):
+        def divide(self, targets, devices, seed, groups=None):
+            divided = super().divide(targets, devices, seed, groups)
+            assert min(len(divided.indices(k)) for k in range(devices)) >= 1
+            return divided
+
+    with pytest.raises(DataError, match="devices would hold no samples|cannot be divided"):
+        run(SplitFedV1(), partition=Uneven(alpha=1e-4), devices=40)
+
+
+def test_a_second_run_into_a_folder_is_refused_and_nothing_is_lost(tmp_path):
+    run(SplitFedV1(), out=tmp_path / "run", rounds=1)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="holds a run already; go on with it"):
+        run(SplitFedV1(), out=tmp_path / "run", rounds=1)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "has seed=0, this one 1"),
+        ({"batch_size": 8}, "has batch_size=16, this one 8"),
+        ({"model": small_model("batch")}, r"has model\.tensors="),
+        ({"partition": Dirichlet(1.0)}, "has partition="),
+    ],
+)
+def test_another_configuration_cannot_resume_a_run(options, message, tmp_path):
+    run(SplitFedV1(), out=tmp_path / "run", rounds=2)
+    with pytest.raises(CheckpointError, match=message):
+        run(SplitFedV1(), out=tmp_path / "run", resume=True, **options)
+
+
+@pytest.mark.parametrize("name", ["model.2.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.write_bytes(p.read_bytes()[:50]), lambda p: p.unlink()], ids=["cut", "gone"]
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(name, damage, tmp_path):
+    run(SplitFedV1(), out=tmp_path / "run", rounds=2)
+    damage(tmp_path / "run" / "checkpoint" / name)
+    with pytest.raises(CheckpointError) as caught:
+        run(SplitFedV1(), out=tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_private_front_is_named(tmp_path):
+    run(SplitFedV3(), out=tmp_path / "run", rounds=2)
+    (tmp_path / "run/checkpoint/devices/fronts/1/2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"fronts/1/2\.safetensors is missing, though round 2 wrote it"):
+        run(SplitFedV3(), out=tmp_path / "run", rounds=2, resume=True)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(tmp_path):
+    whole = run(SplitFedV1(), out=tmp_path / "run", rounds=2)
+    again = run(SplitFedV1(), out=tmp_path / "run", rounds=2, resume=True)
+    assert_same_bits(whole.model.state_dict(), again.model.state_dict())
+    assert len(again.metrics) == 2
+    assert len(STRATEGIES) == 6
