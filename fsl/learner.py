@@ -86,7 +86,8 @@ class Learner:
     def forward(self, inputs: Tensor, noise: int) -> Tensor:
         """The segment's output, its random layers drawing from the stream that starts at `noise`."""
         self.runtime.install(self.replica)
-        with seeds.reseeded(noise, self.runtime.accelerator):
+        with seeds.DEFAULT_GENERATOR:
+            seeds.reseed(noise, self.runtime.accelerator)
             return self.runtime.module(inputs)
 
     def step(self) -> None:

@@ -5,8 +5,6 @@ happen, so that a result does not depend on the backend, on how many nodes share
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -56,18 +54,16 @@ def numpy_generator(
     return np.random.default_rng(derive(seed, purpose, segment=segment, device=device, round=round, step=step))
 
 
-_default_generator = threading.Lock()
+# Held from reseeding to the end of what draws: torch's default generators belong to the whole process, and another
+# run may be at work in another thread.
+DEFAULT_GENERATOR = threading.Lock()
 
 
-@contextmanager
-def reseeded(value: int, accelerator: torch.device | None = None) -> Iterator[None]:
-    """Reseed torch's default generators, for layers that take none (dropout).
+def reseed(value: int, accelerator: torch.device | None = None) -> None:
+    """Reseed torch's default generators, for layers that take none (dropout); hold DEFAULT_GENERATOR meanwhile.
 
-    They belong to the whole process, so runs in other threads wait meanwhile. `torch.manual_seed` would go through
-    every backend, and costs a hundred times more.
+    `torch.manual_seed` does the same through every backend and costs a hundred times more.
     """
-    with _default_generator:
-        torch.default_generator.manual_seed(value)
-        if accelerator is not None and accelerator.type == "cuda":
-            torch.cuda.default_generators[accelerator.index or 0].manual_seed(value)
-        yield
+    torch.default_generator.manual_seed(value)
+    if accelerator is not None and accelerator.type == "cuda":
+        torch.cuda.default_generators[accelerator.index or 0].manual_seed(value)

@@ -10,7 +10,7 @@ from fsl.edge import weighted_loss
 from fsl.errors import FslError
 from fsl.learner import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
-from fsl.seeds import Stream, reseeded
+from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
 from fsl.states import Replica, State, WeightedSum
 from fsl.workload import Worker
 
@@ -84,7 +84,8 @@ class UnsplitCohort:
     def _step(self, inputs: Tensor, targets: Tensor, noises: list[int]) -> Tensor:
         values = inputs
         for segment, noise in zip(self.segments, noises):
-            with reseeded(noise, segment.accelerator):
+            with DEFAULT_GENERATOR:
+                reseed(noise, segment.accelerator)
                 values = segment.module(values)
         loss = self.worker.workload.objective.loss(values, targets)
         loss.backward()

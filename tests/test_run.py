@@ -60,9 +60,8 @@ def test_metrics_have_the_columns_of_the_design(tmp_path):
 
 
 def test_a_run_counts_its_bytes():
-    plain, halved = (
-        run(SplitFedV1(), devices=2, rounds=1, batch_size=48, **c) for c in ({}, {"up": "fsl.codecs.Float16"})
-    )
+    options = {"devices": 2, "rounds": 1, "batch_size": 48}
+    plain, halved = run(SplitFedV1(), **options), run(SplitFedV1(), up="fsl.codecs.Float16", **options)
     values = 2 * 48 * 4 * 4 * 4  # two devices, one step of 48 rows, (4, 4, 4) smashed values a row
     assert plain.metrics[0]["up_bytes"] - halved.metrics[0]["up_bytes"] == pytest.approx(2 * values, abs=20)
     assert plain.metrics[0]["down_bytes"] == pytest.approx(4 * values, rel=0.02)
@@ -245,7 +244,7 @@ def test_a_device_without_samples_is_refused():
             assert min(len(divided.indices(k)) for k in range(devices)) >= 1
             return divided
 
-    with pytest.raises(DataError, match="devices would hold no samples|cannot be divided"):
+    with pytest.raises(DataError, match=r"devices would hold no samples|cannot be divided"):
         run(SplitFedV1(), partition=Uneven(alpha=1e-4), devices=40)
 
 

@@ -193,7 +193,7 @@ def test_a_message_cannot_name_what_is_not_an_allowed_class(path):
 
 
 def test_what_cannot_be_imported_is_named():
-    with pytest.raises(ConfigError, match="there is no 'fsl.nothing' to import"):
+    with pytest.raises(ConfigError, match=r"there is no 'fsl.nothing' to import"):
         locate("fsl.nothing")
 
 
