@@ -3,11 +3,13 @@
 import json
 import math
 import os
-import tempfile
+import secrets
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -16,16 +18,21 @@ from fsl.errors import CheckpointError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new, also after a full disk or a kill."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write a file atomically: a reader sees the old content or the new, also after a full disk or a kill.
+
+    Raises OSError where it cannot be written; the old content is then still there.
+    """
+    # Beside the target, since a rename is atomic only within a file system. The name is cut: 255 bytes are the limit.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not by tempfile: that makes files which only their owner may read, and results are to be shared.
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -35,36 +42,76 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as every reader understands it: what is no finite number becomes null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    """JSON as every reader understands it: what is no finite number becomes null; NumPy and torch values are fine."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, obj: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, to_json(value, indent=2) + "\n")
+    write_text(path, to_json(obj, indent=2) + "\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as a safetensors file, atomically; tensors may share memory."""
-    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, save(separate, dict(metadata) if metadata else None))
+    """Write named tensors as a safetensors file, atomically; tensors may share memory, and lie on any torch device."""
+    write_bytes(path, save(_separate(tensors), dict(metadata) if metadata else None))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; CheckpointError in one line where it is missing or damaged."""
+    """The tensors of a safetensors file, on the CPU; CheckpointError in one line where it is missing or damaged."""
+    data = _read(path)
     try:
-        return load(path.read_bytes())
+        return load(data)
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds tensors of type {error}, which torch cannot read; use another") from None
+    except (SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """What `save_tensors` was given as metadata; CheckpointError in one line where the file is missing or damaged."""
+    data = _read(path)
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        return {str(key): str(value) for key, value in metadata.items()}
+    except (struct.error, ValueError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, no two of which share memory: safetensors refuses those. Copies only what it must."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}; give the path of a safetensors file") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file ({error}); restore it, or use another") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
-def _finite(value: Any) -> Any:
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    return CheckpointError(f"{path} is no readable safetensors file ({reason}); restore it, or use another")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     return value

@@ -1,14 +1,21 @@
-"""What watches a run: a progress bar, TensorBoard events, figures."""
+"""What watches a run: a progress bar, TensorBoard events, figures. None of it can break the run it watches."""
 
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fsl.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class RunInfo:
     devices: int
     rounds: int
     first_round: int
-    folder: Path
+    folder: Path | None  # None: nothing is to be written
     class_counts: np.ndarray | None = None  # (devices, classes), of a sample of devices where there are many
 
 
@@ -41,95 +48,160 @@ class Observer:
 class ProgressBar(Observer):
     """One line on the terminal: rounds, devices, loss, accuracy, bytes. Nothing where stderr is no terminal."""
 
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
     def on_start(self, info: RunInfo) -> None:
         """Show the bar."""
         self._progress = None
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task(
-            f"{info.strategy} · {info.model} · {info.data}",
-            total=info.rounds,
-            completed=info.first_round - 1,
-            figures="",
-        )
-        self._bytes = 0
-        self._progress.start()
+        with _harmless("the progress bar"):
+            self._progress = _bar()
+            self._task = self._progress.add_task(
+                f"{info.strategy} · {info.model} · {info.data}",
+                total=info.rounds,
+                completed=info.first_round - 1,
+                figures="",
+            )
+            self._progress.start()
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Move the bar on."""
-        if self._progress is None:
-            return
-        self._bytes += row["up_bytes"] + row["down_bytes"] + row["model_bytes"]
-        figures = f"{row['devices']} devices · train {row['train_loss']:.3f}"
-        if row.get("loss") is not None:
-            figures += f" · loss {row['loss']:.3f}"
-        if row.get("accuracy") is not None:
-            figures += f" · accuracy {row['accuracy']:.3f}"
-        self._progress.update(self._task, completed=row["round"], figures=f"{figures} · {human_bytes(self._bytes)}")
+        if self._progress is not None:
+            with _harmless("the progress bar"):
+                self._progress.update(self._task, completed=row["round"], figures=round_in_words(row))
 
     def on_end(self) -> None:
         """Leave the bar as it stands."""
         if self._progress is not None:
-            self._progress.stop()
+            with _harmless("the progress bar"):
+                self._progress.stop()
+            self._progress = None
 
 
 class TensorBoard(Observer):
-    """The figures of each round as TensorBoard scalars, in `tensorboard/` of the run's folder."""
+    """The numbers of each round as TensorBoard scalars, in `tensorboard/` of the run's folder."""
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
 
     def on_start(self, info: RunInfo) -> None:
         """Open the event file; a resumed run hides what was written after its checkpoint."""
-        from torch.utils.tensorboard import SummaryWriter
+        self._writer = None
+        if info.folder is None:
+            return
+        with _harmless("TensorBoard"):
+            from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(info.folder / "tensorboard"), purge_step=info.first_round)
+            purge = info.first_round if info.first_round > 1 else None
+            self._writer = SummaryWriter(str(info.folder / "tensorboard"), purge_step=purge)
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Write every number."""
-        for name, value in row.items():
-            if name != "round" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["round"])
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None  # what fails once is left alone from then on
+        with _harmless("TensorBoard"):
+            for name, value in row.items():
+                if name != "round" and isinstance(value, Real):
+                    writer.add_scalar(name, float(value), row["round"])
+            self._writer = writer
+        if self._writer is None:
+            with suppress(Exception):
+                writer.close()
 
     def on_end(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if self._writer is not None:
+            with _harmless("TensorBoard"):
+                self._writer.close()
+            self._writer = None
 
 
 class Figures(Observer):
     """Pictures of the run in `figures/`: accuracy, loss, bytes, time, and who holds which classes."""
 
+    def __init__(self) -> None:
+        self._info: RunInfo | None = None
+
     def on_start(self, info: RunInfo) -> None:
         """Draw who holds which classes."""
-        from fsl import figures
-
         self._info = info
-        if info.class_counts is not None:
-            folder = RunFolder(info.folder).figures
-            figures.class_counts_figure(info.class_counts, folder / "classes.png", f"{info.data}: samples by device")
+        if info.folder is None or info.class_counts is None:
+            return
+        with _harmless("the figure of classes"):
+            from fsl.figures import class_counts_figure
+
+            shown = len(info.class_counts)
+            which = "samples by device" if shown == info.devices else f"samples of {shown} of {info.devices:,} devices"
+            path = RunFolder(info.folder).figures / "classes.png"
+            class_counts_figure(info.class_counts, path, f"{info.data}: {which}")
 
     def on_end(self) -> None:
         """Draw the curves, as far as the run came."""
-        from fsl import figures
+        info, self._info = self._info, None
+        if info is None or info.folder is None:
+            return
+        with _harmless("the figures"):
+            from fsl.figures import run_figures
 
-        folder = RunFolder(self._info.folder)
-        if rows := folder.read_metrics():
-            title = f"{self._info.strategy}, {self._info.model}, {self._info.data}, {self._info.devices} devices"
-            figures.run_figures(rows, folder.figures, title)
+            folder = RunFolder(info.folder)
+            if rows := folder.read_metrics():
+                title = f"{info.strategy}, {info.model}, {info.data}, {info.devices:,} devices"
+                run_figures(rows, folder.figures, title)
+
+
+def round_in_words(row: Mapping[str, Any]) -> str:
+    """A round's row in a few words: `20 devices · loss 0.412 · accuracy 0.871 · 24.8 MB up+down`.
+
+    What was not measured is left out; the loss is that on test data, else the devices' own ("train loss").
+    """
+    words = []
+    if row.get("devices") is not None:
+        words.append(f"{row['devices']:,} device{'' if row['devices'] == 1 else 's'}")
+    if row.get("loss") is not None:
+        words.append(f"loss {row['loss']:.3f}")
+    elif row.get("train_loss") is not None:
+        words.append(f"train loss {row['train_loss']:.3f}")
+    if row.get("accuracy") is not None:
+        words.append(f"accuracy {row['accuracy']:.3f}")
+    traffic = [row[key] for key in ("up_bytes", "down_bytes") if row.get(key) is not None]
+    if traffic:
+        words.append(f"{human_bytes(sum(traffic))} up+down")
+    return " · ".join(words)
 
 
 def human_bytes(count: float) -> str:
     """A number of bytes in decimal units: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.95:  # 999.96 would be printed as 1000.0
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+@contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    """A watcher's trouble (a full disk, a missing package) is a warning, not the end of hours of training."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(f"{what} stopped ({reason}); the run goes on without", RuntimeWarning, stacklevel=4)
+
+
+def _bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        # Else rich would send to stderr what the user pipes out of stdout.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+    )

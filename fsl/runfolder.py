@@ -1,11 +1,12 @@
 """A run's folder: what lies where, and how it is written."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fsl.errors import ConfigError
+from fsl.errors import CheckpointError, ConfigError
 from fsl.files import to_json, write_json, write_text
 
 
@@ -24,30 +25,61 @@ class RunFolder:
         self.checkpoint = path / "checkpoint"
 
     def refuse_if_used(self) -> None:
-        """Another run's results are never overwritten."""
+        """Make the folder for a new run; ConfigError if it holds one already, since results are never overwritten."""
         if self.metrics_path.exists() or self.checkpoint.exists():
             raise ConfigError(
                 f"{self.path} holds a run already; go on with it (resume={self.path}), or choose another folder"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be made a folder ({error.strerror}); choose another") from None
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add a round's row to metrics.jsonl."""
-        with self.metrics_path.open("a") as file:
+    def append_metrics(self, row: Mapping[str, object]) -> None:
+        """Add a round's row to metrics.jsonl; a line that a kill or a full disk had cut off goes first."""
+        if self._is_cut():
+            self._write_metrics(self.read_metrics())
+        with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows; a last line that was cut off by a kill is left out."""
+        """All rows, without a last line that was cut off; CheckpointError for any other line that is no row."""
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = self.metrics_path.read_bytes().split(b"\n")
+        rows = [self._row(number, line) for number, line in enumerate(lines[:-1], start=1)]
+        try:
+            # Whole but for its newline, as an editor may leave it; a prefix of a JSON object is never JSON.
+            return [*rows, self._row(len(lines), lines[-1])]
+        except CheckpointError:
+            return rows
 
     def truncate_metrics(self, round: int) -> None:
-        """Keep the rows up to this round."""
-        rows = [row for row in self.read_metrics() if row["round"] <= round]
-        write_text(self.metrics_path, "".join(to_json(row) + "\n" for row in rows))
+        """Keep the rows up to this round, for a run that goes on from its checkpoint."""
+        self._write_metrics([row for row in self.read_metrics() if row["round"] <= round])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_json(self.summary_path, summary)
+
+    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        write_text(self.metrics_path, "".join(to_json(row) + "\n" for row in rows))
+
+    def _is_cut(self) -> bool:
+        if not self.metrics_path.exists() or self.metrics_path.stat().st_size == 0:
+            return False
+        with self.metrics_path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+            raise CheckpointError(
+                f"line {number} of {self.metrics_path} is damaged: it is no JSON object with a round; restore or "
+                "delete it"
+            )
+        return row
