@@ -118,6 +118,9 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     """The optimizer, with fsl's own keys (schedule, reset) apart from the class's."""
     values = dict(config)
     target = checked("optimizer._target_", values.pop("_target_", None), str)
+    kind = locate(target)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ConfigError(f"optimizer._target_={target} is no torch optimizer; name a class such as torch.optim.SGD")
     own = {
         "lr": float,
         "reset": bool,
@@ -126,7 +129,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
         "cosine": bool,
     }
     taken = {name: checked(f"optimizer.{name}", values.pop(name), hint) for name, hint in own.items() if name in values}
-    known = [n for n in inspect.signature(locate(target)).parameters if n != "params"]
+    known = [n for n in inspect.signature(kind).parameters if n != "params"]
     for name in values:
         if name not in known:
             raise ConfigError(unknown("option of optimizer", name, list(dict.fromkeys([*own, *known]))))

@@ -1,128 +1,281 @@
 """Pictures of a run, fit for a slide: axes with units, colours that survive a grey print."""
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fsl.files import write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Rows = Sequence[Mapping[str, Any]]
 
-# Okabe & Ito's palette, told apart by the colour-blind; markers and dashes tell lines apart in grey.
+
+@dataclass(frozen=True)
+class Style:
+    """How a line looks: told apart by colour, and in grey by dashes and markers."""
+
+    color: str
+    linestyle: str
+    marker: str
+    markersize: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name in the legend, and a value for each of some rounds."""
+
+    name: str
+    rounds: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def scaled(self, factor: float) -> "Line":
+        """The same curve in another unit."""
+        return Line(self.name, self.rounds, tuple(value * factor for value in self.values))
+
+
+# Okabe & Ito's palette, told apart by the colour-blind. The sizes keep two lines apart that lie on each other.
 _STYLES = (
-    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
-    {"color": "#009E73", "linestyle": ":", "marker": "^"},
+    Style("#0072B2", "-", "o", 7),
+    Style("#D55E00", "--", "s", 4),
+    Style("#009E73", ":", "^", 6),
 )
+_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||")
 _MAX_BARS = 40
+_MAX_ROWS = 100  # of a heat map; more would be thinner than a pixel
+_BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+_TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def run_figures(rows: Rows, folder: Path, title: str) -> list[Path]:
     """Accuracy, loss, bytes and time by round as PNG files; those of which the rows know nothing are left out."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = {
+        "accuracy": _accuracy(rows, title),
+        "loss": _loss(rows, title),
+        "bytes": _bytes(rows, title),
+        "time": _time(rows, title),
+    }
     written = []
-    accuracy = [("test", _series(rows, "accuracy")), ("validation", _series(rows, "validation_accuracy"))]
-    loss = [
-        ("training", _series(rows, "train_loss")),
-        ("test", _series(rows, "loss")),
-        ("validation", _series(rows, "validation_loss")),
-    ]
-    sizes = [
-        ("smashed data, up", _cumulative(rows, "up_bytes")),
-        ("cut gradients, down", _cumulative(rows, "down_bytes")),
-        ("model states", _cumulative(rows, "model_bytes")),
-    ]
-    simulated = any(row.get("sim_seconds") is not None for row in rows)
-    time = _cumulative(rows, "sim_seconds" if simulated else "seconds")
-    band = _series(rows, "accuracy_std")
-    for name, label, lines in (
-        ("accuracy", "accuracy (share of examples)", accuracy),
-        ("loss", "loss (mean over examples)", loss),
-        ("bytes", "sent so far", sizes),
-        ("time", "simulated time (s)" if simulated else "wall time (s)", [("", time)]),
-    ):
-        drawn = [(line, points) for line, points in lines if points[0]]
-        if drawn:
-            path = folder / f"{name}.png"
-            _curves(path, drawn, label, title, band if name == "accuracy" else ([], []))
-            written.append(path)
+    for name, figure in drawn.items():
+        if figure is not None:
+            _save(figure, folder / f"{name}.png")
+            written.append(folder / f"{name}.png")
     return written
 
 
 def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
-    """Samples of each class (devices, classes) by device: stacked bars, or a heat map for many devices or classes."""
+    """Samples of each class by device, from counts (devices, classes), as a PNG file.
+
+    Stacked bars; a heat map for more than 40 devices or 10 classes, and of an even sample beyond 100 devices.
+    """
     devices, classes = counts.shape
     path.parent.mkdir(parents=True, exist_ok=True)
-    if devices > _MAX_BARS or classes > 10:
-        figure, axes = _figure(title)
-        image = axes.imshow(counts, aspect="auto", cmap="viridis", interpolation="nearest")
-        figure.colorbar(image, ax=axes, label="samples")
-        axes.set_xlabel("class")
-        axes.set_ylabel("device")
-    else:
-        figure, axes = _figure(title, height=max(3.2, 0.32 * devices + 1.6))
-        left = np.zeros(devices)
-        hatches = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||")
-        for label in range(classes):
-            shade = 0.15 + 0.75 * label / max(classes - 1, 1)
-            colour = _colormap("viridis", shade)
-            axes.barh(range(devices), counts[:, label], left=left, color=colour, hatch=hatches[label], label=str(label))
-            left += counts[:, label]
-        for bar in axes.patches:
-            bar.set_edgecolor("white")
-            bar.set_linewidth(0.4)
-        axes.set_xlabel("samples")
-        axes.set_ylabel("device")
-        axes.set_yticks(range(devices))
-        axes.invert_yaxis()
-        axes.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    _save(figure, path)
+    heat = devices > _MAX_BARS or classes > len(_HATCHES)
+    _save(_heat_map(counts, title) if heat else _bars(counts, title), path)
 
 
-def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
-    known = [(row["round"], row[key]) for row in rows if row.get(key) is not None]
-    return [x for x, _ in known], [y for _, y in known]
-
-
-def _cumulative(rows: Rows, key: str) -> tuple[list[int], list[float]]:
-    rounds, values = _series(rows, key)
-    totals = list(accumulate(values))
-    return (rounds, totals) if any(totals) else ([], [])
-
-
-def _curves(
-    path: Path,
-    lines: list[tuple[str, tuple[list[int], list[float]]]],
-    label: str,
-    title: str,
-    band: tuple[list[int], list[float]],
-) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
+def _accuracy(rows: Rows, title: str) -> "Figure | None":
+    lines = _known(_line(rows, "accuracy", "test"), _line(rows, "validation_accuracy", "validation"))
+    spread = {row["round"]: row["accuracy_std"] for row in rows if _is_number(row.get("accuracy_std"))}
+    if not lines:
+        return None
     figure, axes = _figure(title)
-    many = max(len(points[0]) for _, points in lines)
-    for (name, (rounds, values)), style in zip(lines, _STYLES):
-        axes.plot(rounds, values, label=name, markevery=max(1, many // 12), markersize=5, linewidth=2, **style)
-    if band[0] and band[0] == lines[0][1][0]:
-        middle, spread = np.array(lines[0][1][1]), np.array(band[1])
-        axes.fill_between(band[0], middle - spread, middle + spread, alpha=0.2, color=_STYLES[0]["color"], linewidth=0)
+    _draw(axes, [line.scaled(100) for line in lines], "accuracy (%)")
+    if spread and lines[0].name == "test":
+        _band(axes, lines[0], spread)
+    _legend(axes)
+    one_round = all(len(line.rounds) == 1 for line in lines)
+    low, high = (-2.0, 102.0) if one_round else axes.get_ylim()
+    axes.set_ylim(max(low, -2.0), min(high, 102.0))  # room for a marker at 0 and at 100, but no more
+    return figure
+
+
+def _loss(rows: Rows, title: str) -> "Figure | None":
+    lines = _known(
+        _line(rows, "train_loss", "training"),
+        _line(rows, "loss", "test"),
+        _line(rows, "validation_loss", "validation"),
+    )
+    if not lines:
+        return None
+    figure, axes = _figure(title)
+    _draw(axes, lines, "loss (mean over examples)")
+    _legend(axes)
+    _from_zero(axes, lines)
+    return figure
+
+
+def _bytes(rows: Rows, title: str) -> "Figure | None":
+    lines = [
+        _cumulative(rows, "up_bytes", "smashed data, up"),
+        _cumulative(rows, "down_bytes", "cut gradients, down"),
+        _cumulative(rows, "model_bytes", "model states"),
+    ]
+    lines = [line for line in lines if any(line.values)]
+    if not lines:
+        return None
+    size, unit = _unit(lines, _BYTE_UNITS)
+    scaled = [line.scaled(1 / size) for line in lines]
+    figure, axes = _figure(title)
+    _draw(axes, scaled, f"sent so far ({unit})")
+    _legend(axes)
+    _from_zero(axes, scaled)
+    return figure
+
+
+def _time(rows: Rows, title: str) -> "Figure | None":
+    simulated = _cumulative(rows, "sim_seconds", "simulated time")
+    line = simulated if simulated.rounds else _cumulative(rows, "seconds", "wall time")
+    if not line.rounds:
+        return None
+    size, unit = _unit([line], _TIME_UNITS)
+    figure, axes = _figure(title)
+    _draw(axes, [line.scaled(1 / size)], f"{line.name} so far ({unit})")
+    _from_zero(axes, [line])
+    return figure
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _line(rows: Rows, key: str, name: str) -> Line:
+    known = [row for row in rows if _is_number(row.get(key))]
+    return Line(name, tuple(row["round"] for row in known), tuple(row[key] for row in known))
+
+
+def _cumulative(rows: Rows, key: str, name: str) -> Line:
+    line = _line(rows, key, name)
+    return Line(name, line.rounds, tuple(accumulate(line.values)))
+
+
+def _known(*lines: Line) -> list[Line]:
+    return [line for line in lines if line.rounds]
+
+
+def _unit(lines: Sequence[Line], units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest unit of which the curves reach two, so that the axis reads 1,500 MB rather than 1.5 GB."""
+    top = max(max(line.values) for line in lines)
+    return next((unit for unit in units if top >= 2 * unit[0]), units[-1])
+
+
+def _draw(axes: "Axes", lines: Sequence[Line], label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for line, style in zip(lines, _STYLES):
+        axes.plot(
+            line.rounds,
+            line.values,
+            label=line.name,
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            markersize=style.markersize,
+            markevery=max(1, math.ceil(len(line.rounds) / 12)),
+            linewidth=2,
+        )
     axes.set_xlabel("round")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if label == "sent so far":
-        axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
-    if label != "accuracy (share of examples)":
-        axes.set_ylim(bottom=0)
-    if len(lines) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(lines), frameon=False, borderaxespad=0.2)
-    _save(figure, path)
+    first = min(line.rounds[0] for line in lines)
+    last = max(line.rounds[-1] for line in lines)
+    if first == last:
+        axes.set_xlim(first - 1, last + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _figure(title: str, height: float = 4.2) -> tuple[Any, Any]:
+def _band(axes: "Axes", line: Line, spread: Mapping[int, float]) -> None:
+    """The spread over devices about an accuracy curve; an accuracy outside of 0 to 100 % does not exist."""
+    rounds = [round for round in line.rounds if round in spread]
+    middle = np.array([value for round, value in zip(line.rounds, line.values) if round in spread])
+    reach = np.array([spread[round] for round in rounds])
+    low, high = np.clip(middle - reach, 0, 1) * 100, np.clip(middle + reach, 0, 1) * 100
+    color = _STYLES[0].color
+    label = "± one standard deviation over devices"
+    if len(rounds) > 1:
+        axes.fill_between(rounds, low, high, alpha=0.2, color=color, linewidth=0, label=label)
+    else:
+        axes.vlines(rounds, low, high, alpha=0.4, color=color, linewidth=6, label=label)
+
+
+def _from_zero(axes: "Axes", lines: Sequence[Line]) -> None:
+    if min(min(line.values) for line in lines) >= 0:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(0, top if len(lines[0].rounds) > 1 else 1.1 * top)
+
+
+def _legend(axes: "Axes") -> None:
+    """Above the axes, where it covers no data."""
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(handles),
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=3,
+    )
+
+
+def _bars(counts: np.ndarray, title: str) -> "Figure":
+    from matplotlib import colormaps
+
+    devices, classes = counts.shape
+    figure, axes = _figure(title, height=min(7.2, max(3.4, 1.9 + 0.28 * devices)))
+    left = np.zeros(devices)
+    for label in range(classes):
+        color = colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1))
+        axes.barh(
+            range(devices),
+            counts[:, label],
+            left=left,
+            color=color,
+            hatch=_HATCHES[label],
+            edgecolor="white",
+            linewidth=0.4,
+            label=str(label),
+        )
+        left += counts[:, label]
+    axes.set_xlabel("samples")
+    axes.set_ylabel("device")
+    axes.set_yticks(range(devices))
+    axes.tick_params(axis="y", length=0, labelsize=10 if devices <= 20 else 7)
+    axes.set_ylim(devices - 0.4, -0.6)  # the first device on top
+    axes.grid(False, axis="y")
+    axes.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def _heat_map(counts: np.ndarray, title: str) -> "Figure":
+    from matplotlib.ticker import MaxNLocator
+
+    devices, classes = counts.shape
+    shown = np.unique(np.linspace(0, devices - 1, min(devices, _MAX_ROWS)).round().astype(int))
+    figure, axes = _figure(title, height=5.2)
+    image = axes.imshow(counts[shown], aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="samples")
+    axes.grid(False)
+    axes.set_xlabel("class")
+    axes.set_ylabel("device" if len(shown) == devices else f"device (a sample of {len(shown)} out of {devices:,})")
+    if classes <= 20:
+        axes.set_xticks(range(classes))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ticks = range(0, len(shown), math.ceil(len(shown) / 20))
+    axes.set_yticks(ticks, [f"{shown[tick]:,}" for tick in ticks])
+    return figure
+
+
+def _figure(title: str, height: float = 4.2) -> "tuple[Figure, Axes]":
     # The object interface: pyplot would open windows, and keep every figure of a sweep.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -130,21 +283,14 @@ def _figure(title: str, height: float = 4.2) -> tuple[Any, Any]:
     figure = Figure(figsize=(7.2, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(textwrap.fill(title, 76, break_on_hyphens=False), fontsize=12, parse_math=False)
     axes.grid(True, alpha=0.3)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _colormap(name: str, value: float) -> Any:
-    from matplotlib import colormaps
-
-    return colormaps[name](value)
-
-
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_bytes(path, buffer.getvalue())

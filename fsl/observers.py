@@ -46,7 +46,10 @@ class Observer:
 
 
 class ProgressBar(Observer):
-    """One line on the terminal: rounds, devices, loss, accuracy, bytes. Nothing where stderr is no terminal."""
+    """A line on the terminal that moves on: rounds, devices, loss, accuracy, bytes, time left.
+
+    It is drawn on stderr, and nothing is where stderr is no terminal.
+    """
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -57,13 +60,10 @@ class ProgressBar(Observer):
         if sys.stderr is None or not sys.stderr.isatty():
             return
         with _harmless("the progress bar"):
-            self._progress = _bar()
-            self._task = self._progress.add_task(
-                f"{info.strategy} · {info.model} · {info.data}",
-                total=info.rounds,
-                completed=info.first_round - 1,
-                figures="",
-            )
+            self._progress = _bar(info.rounds)
+            self._task = self._progress.add_task("", total=info.rounds, completed=info.first_round - 1, figures="")
+            heading = f"{info.strategy} · {info.model} · {info.data}"
+            self._progress.console.print(heading, markup=False, highlight=False)
             self._progress.start()
 
     def on_round(self, row: Mapping[str, Any]) -> None:
@@ -191,16 +191,17 @@ def _harmless(what: str) -> Iterator[None]:
         warnings.warn(f"{what} stopped ({reason}); the run goes on without", RuntimeWarning, stacklevel=4)
 
 
-def _bar() -> "Progress":
+def _bar(rounds: int) -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    # On a narrow terminal the words are cut, not the number of rounds or the time that is left.
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(min_width=2 * len(str(rounds)) + 1, no_wrap=True)),
+        BarColumn(bar_width=10),
         TextColumn("{task.fields[figures]}", markup=False),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True, table_column=Column(min_width=5, no_wrap=True)),
         console=Console(stderr=True),
         # Else rich would send to stderr what the user pipes out of stdout.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.config import build, build_backend, build_data, build_model, build_optimizer, read_config
-from fsl.errors import ConfigError, FslError, RunError
+from fsl.errors import ConfigError, FslError
 from fsl.observers import Figures, ProgressBar, TensorBoard
 from fsl.run import Run, simulate
 
@@ -68,49 +69,66 @@ def simulate_config(config: DictConfig, folder: Path) -> Run:
     )
 
 
-failures: list[FslError] = []
+@dataclass
+class _Outcome:
+    """What a job tells the command beside its return value."""
+
+    folder: Path | None = None
+    failure: FslError | OSError | None = None
 
 
-@hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
-def _job(config: DictConfig) -> None:
+def _job(config: DictConfig, outcome: _Outcome) -> float | None:
     hydra_config = HydraConfig.get()
+    outcome.folder = Path(hydra_config.runtime.output_dir)
     try:
-        run = simulate_config(config, Path(hydra_config.runtime.output_dir))
-    except FslError as error:
+        run = simulate_config(config, outcome.folder)
+    except (FslError, OSError) as error:
         if hydra_config.mode is RunMode.MULTIRUN:
             raise  # Hydra names the job, and goes on with the others of the sweep
-        failures.append(error)  # Hydra would print lines of its own
-        return
+        outcome.failure = error  # raised in here, Hydra would print lines of its own
+        return None
     last = run.metrics[-1] if run.metrics else {}
     scores = ", ".join(
         f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
     )
-    print(f"{scores}\nresults: {os.path.relpath(run.folder.path)}\nfigures: {os.path.relpath(run.folder.figures)}")
+    print(f"{scores}\nresults: {_short(run.folder.path)}\nfigures: {_short(run.folder.figures)}")
+    return last.get("accuracy")
 
 
 def command(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code: 0, 1 (could not go on), 2 (bad input) or 130 (Ctrl-C)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sys.argv = [sys.argv[0], *arguments]
-    failures.clear()
+    outcome = _Outcome()
+
+    @hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
+    def job(config: DictConfig) -> float | None:
+        return _job(config, outcome)
+
     try:
-        _job()
-        if failures:
-            raise failures[0]
+        job()
+        if outcome.failure is not None:
+            raise outcome.failure
     except KeyboardInterrupt:
-        print("interrupted; go on with resume=<the run's folder>", file=sys.stderr)
-        return 130
+        return _say(f"interrupted; go on with {_resume(outcome)}", 130)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        print(f"fsl-simulate: {one_line(error)}", file=sys.stderr)
-        return 2
-    except FslError as error:
-        hint = "; what is written can be resumed" if isinstance(error, RunError) else ""
-        print(f"fsl-simulate: {one_line(error)}{hint}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"fsl-simulate: {error}; what is written can be resumed", file=sys.stderr)
-        return 1
+        return _say(one_line(error), 2)
+    except (FslError, OSError) as error:
+        return _say(f"{one_line(error)}; go on with {_resume(outcome)}", 1)
     return 0
+
+
+def _say(line: str, code: int) -> int:
+    print(f"fsl-simulate: {line}", file=sys.stderr)
+    return code
+
+
+def _resume(outcome: _Outcome) -> str:
+    return f"resume={_short(outcome.folder) if outcome.folder else '<folder>'}, and the same options"
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
 
 
 def main() -> None:

@@ -1,0 +1,42 @@
+"""Peak memory of 100 devices a round out of 10,000, over 100 out of 1,000: private fronts, resampled data.
+
+    python -m benchmarks.memory
+
+Each case is a process of its own; the operating system's account of its peak (ru_maxrss) counts.
+"""
+
+import json
+import subprocess
+import sys
+
+CASE = """
+import resource, sys, json
+import fsl
+from fsl.data import Resample, digits
+from fsl.models import VGG5
+from fsl.strategies import SplitFedV3
+
+data = digits()
+fsl.simulate(
+    VGG5(data.input_shape, data.classes), data, strategy=SplitFedV3(), devices=int(sys.argv[1]), devices_per_round=100,
+    partition=Resample(64), rounds=int(sys.argv[2]), evaluate_devices=20, optimizer=fsl.Optimizer(lr=0.05, reset=False),
+)
+print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def peak_megabytes(devices: int, rounds: int) -> float:
+    command = [sys.executable, "-c", CASE, str(devices), str(rounds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)
+    return float(json.loads(done.stdout.splitlines()[-1])["peak"]) / 1024
+
+
+def main() -> None:
+    rounds = 10
+    few, many = (peak_megabytes(devices, rounds) for devices in (1_000, 10_000))
+    print(f"100 of 1,000: {few:.0f} MB; 100 of 10,000: {many:.0f} MB; ratio {many / few:.3f} (target < 1.10)")
+    sys.exit(many / few >= 1.10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""`fsl-simulate` as a user types it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fsl.simulations.run import command
+from PIL import Image
+from safetensors.torch import load_file
+
+from fsl import files
+from tests.test_equivalences import assert_same_bits
+
+SMOKE = ["experiment=smoke"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fsl-simulate"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+
+def run_into(folder: str, *overrides: str) -> Path:
+    assert command([*SMOKE, *overrides, f"hydra.run.dir={folder}"]) == 0
+    return Path(folder)
+
+
+def test_a_run_writes_what_it_should(capsys):
+    folder = run_into("run")
+    written = {path.name for path in folder.iterdir()}
+    assert {"metrics.jsonl", "summary.json", "model.safetensors", "figures", "tensorboard", "checkpoint"} <= written
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert pictures == {"accuracy.png", "loss.png", "bytes.png", "time.png", "classes.png"}
+    assert all(Image.open(folder / "figures" / name).size[0] > 600 for name in pictures)
+    captured = capsys.readouterr()
+    assert "accuracy" in captured.out
+    assert "results: run" in captured.out
+    assert captured.err == ""  # no progress bar where nobody watches
+    assert "experiment=smoke" in json.loads((folder / "summary.json").read_text())["command"]
+
+
+def test_splitfed_v1_and_fedavg_write_equal_models():
+    one = run_into("split", "strategy=splitfed_v1", "partition=dirichlet", "model=resnet8")
+    other = run_into("whole", "strategy=fedavg", "partition=dirichlet", "model=resnet8")
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_a_folder_is_named_by_the_time_and_never_used_twice():
+    for _ in range(2):
+        assert command([*SMOKE, "rounds=1"]) == 0
+    assert len(list(Path("outputs").glob("*/*/metrics.jsonl"))) == 2
+
+
+def test_a_sweep_runs_all_its_jobs_though_one_fails(capsys):
+    assert command(["-m", *SMOKE, "rounds=1", "devices=2,5000,3"]) == 2
+    assert len(list(Path("multirun").glob("*/*/*/summary.json"))) == 2
+    assert "devices=5000: there are only" in capsys.readouterr().err
+
+
+BAD = [
+    (["strategy=foo"], "strategy=foo: there is no such strategy; available are: fedavg, splitfed_v1"),
+    (["model=foo"], "model=foo: there is no such model; available are: alexnet"),
+    (["data=foo"], "data=foo: there is no such data; available are: cifar10, digits, images"),
+    (["experiment=foo"], "experiment=foo: there is no such experiment"),
+    (["model.cut=foo"], "cut='foo' cannot be made: the model has no module of that name; possible cuts: stage1"),
+    (["data=images", "data.path=nowhere"], "nowhere"),
+    (["round=3"], "there is no key 'round'; did you mean 'rounds'?"),
+    (["optimizer.speed=3"], "there is no key 'optimizer.speed'"),
+    (["+optimizer.speed=3"], "there is no option of optimizer 'speed'"),
+    (["rounds=abc"], "rounds='abc': it must be a whole number"),
+    (["rounds=1.5"], "rounds=1.5: it must be a whole number"),
+    (["rounds=0"], "rounds=0: it must be at least 1"),
+    (["devices=0"], "devices=0: it must be at least 1"),
+    (["devices=5000"], "devices=5000: there are only "),
+    (["devices_per_round=5"], "devices_per_round=5: it must lie between 1 and devices=4"),
+    (["partition=dirichlet", "partition.alpha=0"], "partition.alpha=0"),
+    (["partition=dirichlet", "partition.alpha=-1"], "partition.alpha=-1"),
+    (["partition=dirichlet", "partition.alpha=abc"], "partition.alpha='abc': it must be a number"),
+    (["partition=resample"], "samples_per_device"),
+    (["optimizer.lr=-0.1"], "optimizer.lr=-0.1: a learning rate is a finite number >= 0"),
+    (["optimizer.lr=nan"], "optimizer.lr=nan: a learning rate is a finite number >= 0"),
+    (["optimizer.momentum=-1"], "Invalid momentum value: -1"),
+    (["optimizer._target_=os.system"], "os.system"),
+    (["codec.up=os.system"], "codec.up=os.system"),
+    (["model=custom"], "model names no class; set model._target_"),
+    (["model._target_=no.such.Model"], "there is no 'no.such.Model' to import"),
+    (["strategy=splitfed_v2", "strategy.order=x"], "strategy.order='x': it must be one of step, round"),
+    (["strategy=splitfed_v3", "data.validation=0.1"], "set data.validation=0"),
+    (["backend.threads=0"], "backend.threads=0: it must be at least 1"),
+    (["backend.accelerator=tpu"], "backend.accelerator='tpu': allowed are cpu, cuda"),
+    (["init_from=nowhere.safetensors"], "nowhere.safetensors"),
+    (["resume=nowhere"], "there is no checkpoint in"),
+    (["seed=null"], "seed=None: it must be a whole number"),
+    (["rounds"], "rounds"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_bad_input_is_one_line_and_exit_code_2(overrides, message, capsys):
+    assert command([*SMOKE, *overrides]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("fsl-simulate: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert not list(Path().rglob("metrics.jsonl"))
+
+
+def test_a_parquet_without_labels_is_refused(capsys, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    Path("data").mkdir()
+    for name in ("train", "test"):
+        parquet.write_table(pyarrow.table({"img": [b"1", b"2"]}), f"data/{name}.parquet")
+    assert command(["data=cifar10", "data.path=data"]) == 2
+    assert "label" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["rounds=3"], "that run has rounds=2, this one 3"), (["optimizer.lr=0.1"], "that run has optimizer.lr=")],
+)
+def test_a_run_of_another_configuration_cannot_be_resumed(overrides, message, capsys):
+    folder = run_into("run")
+    before = (folder / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert command([*SMOKE, "resume=run", *overrides]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_corrupt_checkpoint_is_one_line(capsys):
+    folder = run_into("run")
+    path = folder / "checkpoint" / "model.2.safetensors"
+    path.write_bytes(path.read_bytes()[:99])
+    capsys.readouterr()
+    assert command([*SMOKE, "resume=run"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_full_disk_ends_in_one_line_and_a_folder_that_goes_on(capsys, monkeypatch):
+    whole = run_into("whole", "rounds=3")
+    written = files.os.replace
+    saved = []
+
+    def full(source, target):
+        if str(target).endswith(".safetensors"):
+            saved.append(target)
+            if len(saved) == 2:
+                raise OSError(28, "No space left on device", str(target))
+        return written(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    capsys.readouterr()
+    assert command([*SMOKE, "rounds=3", "hydra.run.dir=full"]) == 1
+    captured = capsys.readouterr()
+    assert "No space left on device" in captured.err
+    assert captured.err.count("\n") == 1
+    assert "resume=full" in captured.err
+    assert not list(Path("full").rglob("*.tmp*"))
+    monkeypatch.setattr(files.os, "replace", written)
+    assert command([*SMOKE, "rounds=3", "resume=full"]) == 0
+    assert Path("full/model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
+    options = ["experiment=smoke", "rounds=40", "devices=10", "model=resnet8"]
+    program = [sys.executable, "-m", "fsl.simulations.run"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    running = subprocess.Popen(
+        [*program, *options, "hydra.run.dir=run"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert running.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert error.strip().splitlines() == ["fsl-simulate: interrupted; go on with resume=run, and the same options"]
+    for arguments in (["resume=run"], ["hydra.run.dir=whole"]):
+        subprocess.run([*program, *options, *arguments], cwd=tmp_path, env=environment, check=True, timeout=300)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert_same_bits(one, other)
+    rows = [json.loads(line)["round"] for line in metrics.read_text().splitlines()]
+    assert rows == list(range(1, 41))
+
+
+@pytest.mark.slow
+def test_cifar10_on_ray_equals_inline(cifar10_folder, no_ray):
+    options = [
+        "data=cifar10",
+        f"data.path={cifar10_folder}",
+        "data.limit=2000",
+        "model=vgg5",
+        "strategy=splitfed_v1",
+        "partition=dirichlet",
+        "rounds=1",
+    ]
+    assert command([*options, "hydra.run.dir=inline"]) == 0
+    assert command([*options, "backend=ray", "nodes=2", "hydra.run.dir=ray"]) == 0
+    assert Path("inline/model.safetensors").read_bytes() == Path("ray/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_from_a_folder_with_packages_of_the_same_names(tmp_path):
+    """The dependencies are those of this environment; fsl itself comes from the wheel alone."""
+    root = Path(__file__).parents[1]
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "build", "outputs", "multirun", "site", "*.egg-info", "__pycache__")
+    shutil.copytree(root, source, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(tmp_path)], check=True, timeout=300
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True, timeout=120)
+    python = tmp_path / "env" / "bin" / "python"
+
+    def site_packages(interpreter):
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        found = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        return Path(found.stdout.strip())
+
+    packages, here = site_packages(python), site_packages(sys.executable)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(packages), str(wheel)], check=True, timeout=300)
+    (packages / "dependencies.pth").write_text(f"{here}\n")
+    folder = tmp_path / "project"
+    for name in ("strategies", "configs", "simulations"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise ImportError('a package of the user: {name}')")
+    run = [python, "-m", "fsl.simulations.run", "experiment=smoke", "hydra.run.dir=run"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(run, cwd=folder, env=environment, check=True, timeout=300)
+    assert (folder / "run" / "model.safetensors").exists()
+    where = subprocess.run(
+        [python, "-c", "import fsl.strategies; print(fsl.strategies.__file__)"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    assert Path(where.strip()).is_relative_to(packages)
