@@ -101,15 +101,16 @@ class TensorBoard(Observer):
         """Write every number."""
         if self._writer is None:
             return
-        writer, self._writer = self._writer, None  # what fails once is left alone from then on
         with _harmless("TensorBoard"):
-            for name, value in row.items():
-                if name != "round" and isinstance(value, Real):
-                    writer.add_scalar(name, float(value), row["round"])
-            self._writer = writer
-        if self._writer is None:
-            with suppress(Exception):
-                writer.close()
+            try:
+                for name, value in row.items():
+                    if name != "round" and isinstance(value, Real):
+                        self._writer.add_scalar(name, float(value), row["round"])
+            except Exception:
+                writer, self._writer = self._writer, None  # one warning, not one a round
+                with suppress(Exception):
+                    writer.close()
+                raise
 
     def on_end(self) -> None:
         """Flush and close."""

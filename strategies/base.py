@@ -207,7 +207,7 @@ class SplitStrategy(Strategy):
         if not scores:
             return None
         losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
-        result: dict[str, float | int] = {"loss": fmean(losses), "evaluated_devices": len(scores)}
+        result: dict[str, int | float | list[int] | list[float]] = {"loss": fmean(losses), "evaluated_devices": len(scores)}
         if None not in accuracies:
             result |= {"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)}
         return MetricRecord(result)
@@ -221,7 +221,7 @@ class SplitStrategy(Strategy):
         every = self.federation.evaluate_every
         return every > 0 and (round % every == 0 or round == self.federation.rounds)
 
-    def start(  # type: ignore[override]
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
