@@ -207,10 +207,10 @@ class SplitStrategy(Strategy):
         if not scores:
             return None
         losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
-        result: dict[str, int | float | list[int] | list[float]] = {"loss": fmean(losses), "evaluated_devices": len(scores)}
+        result = MetricRecord({"loss": fmean(losses), "evaluated_devices": len(scores)})
         if None not in accuracies:
-            result |= {"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)}
-        return MetricRecord(result)
+            result.update({"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)})
+        return result
 
     def summary(self) -> None:
         """Log what runs."""
