@@ -27,7 +27,7 @@ from fsl.cohort import build_codec
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, class_counts, limited
 from fsl.errors import ConfigError, WireError
 from fsl.evaluation import evaluate
-from fsl.federation import CloudStrategy, Federation, Optimizer
+from fsl.federation import CloudStrategy, Federation, Optimizer, Schedule
 from fsl.files import load_tensors, save_tensors
 from fsl.grids.inline import InlineGrid
 from fsl.learner import OptimizerRecipe
@@ -432,6 +432,8 @@ def _named(strategy: CloudStrategy, paths: Sequence[str]) -> set[str]:
 def _settings(federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
     values = {name: value for name, value in vars(federation).items() if name not in ("run", "layouts", "optimizer")}
+    if federation.optimizer.schedule == Schedule():
+        del values["rounds"]  # then no round depends on how many there are, and a run may be extended
     values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     data, layouts = workload.data, federation.layouts

@@ -126,7 +126,10 @@ def test_a_parquet_without_labels_is_refused(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["rounds=3"], "that run has rounds=2, this one 3"), (["optimizer.lr=0.1"], "that run has optimizer.lr=")],
+    [
+        (["optimizer.cosine=true"], "that run has optimizer.schedule="),
+        (["optimizer.lr=0.1"], "that run has optimizer.lr="),
+    ],
 )
 def test_a_run_of_another_configuration_cannot_be_resumed(overrides, message, capsys):
     folder = run_into("run")

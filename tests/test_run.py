@@ -285,6 +285,19 @@ def test_a_missing_private_front_is_named(tmp_path):
         run(SplitFedV3(), out=tmp_path / "run", rounds=2, resume=True)
 
 
+def test_a_finished_run_can_be_extended(tmp_path):
+    run(SplitFedV1(), out=tmp_path / "run", rounds=2)
+    longer = run(SplitFedV1(), out=tmp_path / "run", rounds=4, resume=True)
+    assert_same_bits(longer.model.state_dict(), run(SplitFedV1(), rounds=4).model.state_dict())
+
+
+def test_a_schedule_over_all_rounds_cannot_be_extended(tmp_path):
+    cosine = Optimizer(lr=0.1, schedule=Schedule(cosine=True))
+    run(SplitFedV1(), out=tmp_path / "run", rounds=2, optimizer=cosine)
+    with pytest.raises(CheckpointError, match="has rounds=2, this one 4"):
+        run(SplitFedV1(), out=tmp_path / "run", rounds=4, optimizer=cosine, resume=True)
+
+
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(tmp_path):
     whole = run(SplitFedV1(), out=tmp_path / "run", rounds=2)
     again = run(SplitFedV1(), out=tmp_path / "run", rounds=2, resume=True)
