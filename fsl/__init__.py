@@ -28,7 +28,7 @@ def __getattr__(name: str) -> object:
 
 
 _PUBLIC = {
-    "Backend": "fsl.run",
+    "Backend": "fsl.backend",
     "Observer": "fsl.observers",
     "Optimizer": "fsl.federation",
     "Run": "fsl.run",

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl import seeds
+from fsl.backend import Backend
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
-from fsl.run import Backend
 from fsl.targets import locate
 
 
@@ -141,7 +141,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 
 def build_backend(config: Mapping[str, Any]) -> Backend:
     """Where the simulation runs."""
-    return typing.cast(Backend, build("backend", {"_target_": "fsl.run.Backend", **config}))
+    return typing.cast(Backend, build("backend", {"_target_": "fsl.backend.Backend", **config}))
 
 
 def unknown(what: str, name: str, known: typing.Sequence[str]) -> str:

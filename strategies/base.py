@@ -7,13 +7,13 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from fsl.strategies.planning import assign, chunks, message, succeeded, totals
 
 from fsl import seeds
-from fsl.app import ARRAYS, CONFIG, METRICS, PLAN
+from fsl.app import ARRAYS, METRICS
 from fsl.cohort import DeviceReport
 from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
@@ -153,14 +153,14 @@ class SplitStrategy(Strategy):
         for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible).items():
             text = replace(plan, cohorts=tuple(tasks)).to_json()
             devices = [task for cohort in tasks for task in cohort.devices]
-            yield _message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round)
+            yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the nodes' sums in order of node id, divide once; a segment that nobody trained keeps its arrays."""
         replies = sorted(replies, key=lambda m: m.metadata.src_node_id)
-        good = _succeeded(replies, server_round)
+        good = succeeded(replies, server_round)
         sums: dict[str, WeightedSum] = {}
         reports: list[DeviceReport] = []
         for reply in good:
@@ -180,7 +180,7 @@ class SplitStrategy(Strategy):
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
         return arrays, MetricRecord(
-            {**_totals(reports), "failed_nodes": len(replies) - len(good), **self.metrics(reports)}
+            {**totals(reports), "failed_nodes": len(replies) - len(good), **self.metrics(reports)}
         )
 
     def configure_evaluate(
@@ -191,16 +191,16 @@ class SplitStrategy(Strategy):
             return
         tasks = [self._task(device) for device in self._evaluated()]
         nodes = sorted(grid.get_node_ids())
-        for node, chunk in zip(nodes, _chunks(tasks, len(nodes))):
+        for node, chunk in zip(nodes, chunks(tasks, len(nodes))):
             if chunk:
                 text = EvaluatePlan(self.federation.run, server_round, tuple(chunk)).to_json()
-                yield _message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round)
+                yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
         replies = list(replies)
         scores: dict[int, tuple[float, float | None]] = {}
-        for reply in _succeeded(replies, server_round) if replies else []:
+        for reply in succeeded(replies, server_round) if replies else []:
             record: Any = reply.content.metric_records[METRICS]
             accuracies = record["accuracy"] or [None] * len(record["device"])
             scores.update(zip(record["device"], zip(record["loss"], accuracies)))
@@ -291,56 +291,3 @@ class SplitStrategy(Strategy):
             return range(federation.devices)
         draw = seeds.numpy_generator(federation.seed, "evaluated")
         return sorted(int(d) for d in draw.choice(federation.devices, federation.evaluate_devices, replace=False))
-
-
-def assign(cohorts: Sequence[CohortTask], nodes: Sequence[int], divisible: bool) -> dict[int, list[CohortTask]]:
-    """Which node trains which cohorts: whole cohorts in turn, or equal shares of each where it may be divided."""
-    if not nodes:
-        raise RunError("no node is connected, so nobody can train; start nodes, then resume")
-    work: dict[int, list[CohortTask]] = {}
-    if not divisible:
-        for cohort in cohorts:
-            work.setdefault(nodes[cohort.edge % len(nodes)], []).append(cohort)
-        return work
-    for cohort in cohorts:
-        for node, chunk in zip(nodes, _chunks(cohort.devices, len(nodes))):
-            if chunk:
-                work.setdefault(node, []).append(replace(cohort, devices=tuple(chunk)))
-    return work
-
-
-def _chunks(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    bounds = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in zip(bounds, bounds[1:])]
-
-
-def _message(plan: str, arrays: ArrayRecord, node: int, kind: str, round: int) -> Message:
-    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({PLAN: plan})})
-    return Message(content, node, kind, group_id=str(round))
-
-
-def _succeeded(replies: Sequence[Message], round: int) -> list[Message]:
-    """The replies with content; a node that is gone is skipped, a node whose code raised ends the run."""
-    good = []
-    for reply in replies:
-        if not reply.has_error():
-            good.append(reply)
-        elif reply.error.code in (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION):
-            raise RunError(f"round {round}: node {reply.metadata.src_node_id} failed: {reply.error.reason}")
-        else:
-            log.warning("round %d goes on without node %d: %s", round, reply.metadata.src_node_id, reply.error.reason)
-    if not good:
-        reasons = "; ".join(str(reply.error.reason) for reply in replies) or "no reply came"
-        raise RunError(f"round {round}: every node is gone ({reasons}); resume the run when they are back")
-    return good
-
-
-def _totals(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
-    examples = sum(r.examples for r in reports)
-    totals: dict[str, float | int] = {
-        name: sum(getattr(r, name) for r in reports)
-        for name in ("examples", "skipped", "up_bytes", "down_bytes", "model_bytes")
-    }
-    # The reports are in order of device id, so the sum does not depend on how nodes shared them.
-    loss = sum(r.loss for r in reports) / examples if examples else float("nan")
-    return {"train_loss": loss, "devices": len(reports), **totals}

@@ -1,0 +1,67 @@
+"""Where a simulation runs."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from flwr.serverapp import Grid
+
+from fsl.app import workload_app
+from fsl.errors import ConfigError
+from fsl.grids.inline import InlineGrid
+from fsl.workload import Workload
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a simulation runs: in this process ("inline") or on Ray actors ("ray"), one per node.
+
+    `threads`: torch threads of every process; one thread and two do not agree to the bit. `accelerator`: "cpu", or
+    "cuda". `cpus`, `gpus`: a Ray node's share. `address`: a running Ray cluster ("auto", or host:port).
+    """
+
+    name: Literal["inline", "ray"] = "inline"
+    threads: int = 1
+    accelerator: str = "cpu"
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    start_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("inline", "ray"):
+            raise ConfigError(f"backend={self.name!r}: allowed are inline, ray")
+        if self.threads < 1:
+            raise ConfigError(f"backend.threads={self.threads}: it must be at least 1")
+        try:
+            kind = torch.device(self.accelerator).type
+        except RuntimeError:
+            kind = None
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"backend.accelerator={self.accelerator!r}: allowed are cpu, cuda, cuda:<index>")
+        if kind == "cuda" and self.name == "inline" and not torch.cuda.is_available():
+            raise ConfigError(f"backend.accelerator={self.accelerator}: torch sees no CUDA device here; use cpu")
+
+    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
+        """A Grid over so many nodes that work on this workload; leaving it ends them."""
+        make_app = partial(workload_app, workload)
+        if self.name == "inline":
+            return InlineGrid(make_app, nodes)
+        from fsl.grids.ray import RayGrid, RayOptions  # a second to import, so only where it is used
+
+        options = RayOptions(self.address, self.cpus, self.gpus, self.start_timeout)
+        return RayGrid(make_app, nodes, options)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Compute with so many torch threads, and put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,58 @@
+"""What a result depends on, and what it was made with."""
+
+import hashlib
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fsl.federation import CloudStrategy, Federation, Schedule
+from fsl.targets import path_of
+from fsl.workload import Workload
+
+_PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
+
+
+def settings(federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str) -> dict[str, Any]:
+    """What the result depends on, flat, as JSON values."""
+    values = {name: value for name, value in vars(federation).items() if name not in ("run", "layouts", "optimizer")}
+    if federation.optimizer.schedule == Schedule():
+        del values["rounds"]  # then no round depends on how many there are, and a run may be extended
+    values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
+    values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
+    data, layouts = workload.data, federation.layouts
+    return values | {
+        "strategy": path_of(type(strategy)),
+        "model": type(workload.model).__name__,
+        "model.tensors": _digest(repr([(n, f.name, f.shape, f.dtype) for n, la in layouts.items() for f in la.fields])),
+        "data": data.name,
+        "data.examples": len(data.train),
+        "partition": partition,
+        "augmentation": repr(workload.augmentation),
+        "objective": type(workload.objective).__name__,
+        "backend.threads": workload.threads,
+        "backend.accelerator": workload.accelerator,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that matter; None for one that is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def command() -> str:
+    """The command that this process was started with."""
+    return shlex.join(sys.argv)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,254 @@
+"""One simulation on its way: from the first arrays over the rounds to what is written."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from fsl import provenance
+from fsl.checkpoint import Checkpoint, load_checkpoint, refuse_other_settings, save_checkpoint
+from fsl.cohort import build_codec
+from fsl.data import class_counts
+from fsl.errors import ConfigError, WireError
+from fsl.evaluation import evaluate
+from fsl.federation import CloudStrategy, Federation
+from fsl.files import load_tensors, save_tensors
+from fsl.learner import OptimizerRecipe
+from fsl.observers import Observer, RunInfo
+from fsl.records import check_dtypes, record_to_states, states_to_record
+from fsl.runfolder import RunFolder
+from fsl.split import join
+from fsl.states import Replica
+from fsl.targets import locate_allowed
+from fsl.workload import Worker, Workload
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a simulation leaves: a row per round, the whole model where there is one, and states by segment."""
+
+    metrics: list[dict[str, Any]]
+    model: nn.Module | None
+    states: dict[str, dict[str, Tensor]]
+
+
+class Simulation:
+    """One run on its way: what was computed so far, and where it is written."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        workload: Workload,
+        worker: Worker,
+        strategy: CloudStrategy,
+        folder: RunFolder,
+        observers: tuple[Observer, ...],
+        settings: dict[str, Any],
+    ):
+        self.federation = federation
+        self.workload = workload
+        self.worker = worker
+        self.strategy = strategy
+        self.folder = folder
+        self.observers = observers
+        self.layouts = dict(federation.layouts)
+        self.first_round = 1
+        self.best: dict[str, Any] | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.settings = settings
+        self.started = time.perf_counter()
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is written."""
+        for layout in self.layouts.values():
+            check_dtypes(layout)
+        if self.worker.skip_single and self.federation.batch_size == 1:
+            raise ConfigError("batch_size=1: batch normalisation needs two rows; use a larger batch, or another norm")
+        if self.strategy.fronts == "private" and self.workload.data.validation is not None:
+            raise ConfigError(
+                f"data.validation chooses the best model for all, but {type(self.strategy).__name__} gives each device "
+                "a front of its own; set data.validation=0"
+            )
+        federation, allowed = self.federation, self.workload.allowed
+        OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
+        for name, path in (("codec.up", federation.up), ("codec.down", federation.down)):
+            try:
+                build_codec(path, self.worker)
+            except WireError as error:
+                raise ConfigError(f"{name}={path}: {error}; name a Codec") from None
+        self.strategy.bind(federation)
+        trainer = self.strategy.trainer(1)
+        if trainer is not None:
+            locate_allowed(trainer.target, allowed)
+
+    def begin(self, init_from: str | Path | None, resume: bool) -> None:
+        """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""
+        tensors = {name: segment.module.state_dict() for name, segment in self.worker.segments.items()}
+        if resume:
+            checkpoint = load_checkpoint(self.folder.checkpoint)
+            refuse_other_settings(checkpoint.settings, self.settings, self.folder.path)
+            tensors = {
+                name: {k.removeprefix(f"{name}."): v for k, v in checkpoint.tensors.items() if k.startswith(f"{name}.")}
+                for name in self.layouts
+            }
+            self.strategy.load_state(checkpoint.strategy)
+            self.best = dict(checkpoint.best) if checkpoint.best else None
+            self.first_round = checkpoint.round + 1
+            self.folder.truncate_metrics(checkpoint.round)
+            self.rows = self.folder.read_metrics()
+        else:
+            self.folder.refuse_if_used()
+            if init_from is not None:
+                tensors = dict.fromkeys(self.layouts, load_tensors(Path(init_from)))
+        states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
+        self.arrays = states_to_record(self.layouts, states)
+
+    def run(self, open_grid: Callable[[], AbstractContextManager[Grid]]) -> None:
+        """All rounds that are left."""
+        model, federation = self.workload.model, self.federation
+        info = RunInfo(
+            strategy=type(self.strategy).__name__,
+            model=type(model).__name__,
+            data=self.workload.data.name,
+            devices=federation.devices,
+            rounds=federation.rounds,
+            first_round=self.first_round,
+            folder=self.folder.path,
+            class_counts=self.class_counts(),
+        )
+        with ExitStack() as stack:
+            if self.first_round <= federation.rounds:
+                grid = stack.enter_context(open_grid())
+                for observer in self.observers:
+                    stack.callback(observer.on_end)
+                    observer.on_start(info)
+                self.strategy.start(
+                    grid,
+                    self.arrays,
+                    federation.rounds,
+                    evaluate_fn=self.evaluate,
+                    first_round=self.first_round,
+                    on_round=self.end_round,
+                )
+
+    def class_counts(self) -> np.ndarray | None:
+        """Samples of each class on the first devices, for a picture; None where targets are no class labels."""
+        data, partition = self.workload.data, self.workload.partition
+        if data.classes is None:
+            return None
+        return class_counts(partition, data.train.targets.numpy(), range(min(partition.devices, _PICTURED)))
+
+    def evaluate(self, round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """The global model on test and validation data, at the cloud."""
+        if self.strategy.fronts == "private" or not self.strategy.evaluates(round):
+            return None
+        states = record_to_states(arrays, self.layouts, self.worker.accelerator)
+        for name, segment in self.worker.segments.items():
+            replica = Replica(segment.layout, self.worker.accelerator)
+            replica.load(states[name])
+            segment.install(replica)
+        modules = [segment.module for segment in self.worker.segments.values()]
+        scores: dict[str, int | float | list[int] | list[float]] = {}
+        data = self.workload.data
+        for prefix, examples in (("", data.test), ("validation_", data.validation)):
+            if examples is None:
+                continue
+            score = evaluate(modules, examples, self.workload.objective, self.worker.accelerator)
+            scores[f"{prefix}loss"] = score.loss
+            if score.accuracy is not None:
+                scores[f"{prefix}accuracy"] = score.accuracy
+        return MetricRecord(scores)
+
+    def end_round(self, round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
+        """Write a round's row and checkpoint, then tell the observers."""
+        self.arrays = arrays
+        named = {"loss": None, "accuracy": None, "sim_seconds": None, **metrics}
+        row = {"round": round, **{key: named.pop(key, None) for key in _COLUMNS}, **named}
+        self._keep_best(row)
+        self.folder.append_metrics(row)
+        save_checkpoint(
+            self.folder.checkpoint,
+            Checkpoint(round, self._tensors(prefixed=True), self.strategy.state(), self.settings, self.best),
+        )
+        self.strategy.checkpointed()
+        self.rows.append(row)
+        for observer in self.observers:
+            observer.on_round(row)
+
+    def finish(self) -> Result:
+        """Write the final model and the summary."""
+        states = self._states()
+        model = None
+        if self.strategy.fronts == "private":
+            save_tensors(self.folder.back_path, states["back"])
+            self._publish_fronts()
+        else:
+            whole = join(states)
+            save_tensors(self.folder.model_path, whole)
+            model = self.worker.model
+            for name, segment in self.worker.segments.items():
+                replica = Replica(segment.layout, self.worker.accelerator)
+                replica.load(segment.layout.pack(states[name], self.worker.accelerator))
+                segment.install(replica)
+        self.folder.write_summary(self.summary())
+        return Result(self.rows, model, states)
+
+    def summary(self) -> dict[str, Any]:
+        """Final figures, and what one needs to know to run it again."""
+        last = self.rows[-1] if self.rows else {}
+        totals = ("up_bytes", "down_bytes", "model_bytes", "seconds")
+        return {
+            "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
+            "best_round": self.best["round"] if self.best else None,
+            "totals": {key: sum(row[key] for row in self.rows) for key in totals},
+            "wall_seconds": time.perf_counter() - self.started,
+            "seed": self.federation.seed,
+            "settings": self.settings,
+            "versions": provenance.versions(),
+            "command": provenance.command(),
+        }
+
+    def _states(self) -> dict[str, dict[str, Tensor]]:
+        states = record_to_states(self.arrays, self.layouts)
+        return {name: self.layouts[name].unpack(state) for name, state in states.items()}
+
+    def _tensors(self, prefixed: bool) -> dict[str, Tensor]:
+        return {f"{name}.{key}": t for name, state in self._states().items() for key, t in state.items()}
+
+    def _keep_best(self, row: dict[str, Any]) -> None:
+        score = row.get("validation_accuracy", row.get("validation_loss"))
+        if score is None:
+            return
+        better = -score if "validation_accuracy" not in row else score
+        if self.best is None or better > self.best["score"]:
+            self.best = {"round": row["round"], "score": better}
+            save_tensors(self.folder.best_path, join(self._states()), {"round": str(row["round"])})
+
+    def _publish_fronts(self) -> None:
+        self.folder.fronts.mkdir(parents=True, exist_ok=True)
+        for device, round in self.strategy.kept().items():
+            path = self.folder.fronts / f"{device}.safetensors"
+            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {})
+
+
+_PICTURED = 100  # devices
+_COLUMNS = [
+    "train_loss",
+    "loss",
+    "accuracy",
+    "devices",
+    "examples",
+    "up_bytes",
+    "down_bytes",
+    "model_bytes",
+    "seconds",
+    "sim_seconds",
+]
