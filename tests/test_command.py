@@ -182,7 +182,13 @@ def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
     program = [sys.executable, "-m", "fsl.simulations.run"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     running = subprocess.Popen(
-        [*program, *options, "hydra.run.dir=run"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        [*program, *options, "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Started from a script in the background, this process ignores SIGINT, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -1,10 +1,16 @@
 """What a codec is: a pair of halves around the link."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+
+from fsl.errors import WireError
+
+_LIKE = "like"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +19,28 @@ class Payload:
 
     codec: str
     arrays: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that was encoded: float32, unless an empty array named `like` has another."""
+        for name, tensor in self.arrays:
+            if name == _LIKE:
+                if not tensor.is_floating_point():
+                    raise WireError(
+                        f"a payload of codec {self.codec[:40]!r} asks for {tensor.dtype}; values are floats"
+                    )
+                return tensor.dtype
+        return torch.float32
+
+    def unpack(self, codec: str, **dtypes: torch.dtype) -> list[Tensor]:
+        """The arrays of these names and dtypes, in this order.
+
+        WireError where another codec made the payload, or its arrays are others.
+        """
+        arrays = [array for array in self.arrays if array[0] != _LIKE]
+        if self.codec != codec or [(name, tensor.dtype) for name, tensor in arrays] != list(dtypes.items()):
+            raise WireError(f"codec '{codec}' takes {_listed(dtypes.items())}; it got {described(self)}")
+        return [tensor for _, tensor in arrays]
 
 
 class Codec(ABC):
@@ -29,4 +57,21 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, payload: Payload) -> Tensor:
-        """The tensor (B, ...), in the dtype that was encoded where the codec restores it."""
+        """The tensor (B, ...) in the dtype that was encoded; WireError for a payload that is not this codec's."""
+
+
+def pack(codec: str, dtype: torch.dtype, *arrays: tuple[str, Tensor]) -> Payload:
+    """A payload that tells the other half which dtype to restore; float32 goes without saying, and costs no byte."""
+    if dtype is torch.float32:
+        return Payload(codec, arrays)
+    return Payload(codec, (*arrays, (_LIKE, torch.empty(0, dtype=dtype))))
+
+
+def described(payload: Payload) -> str:
+    """A payload in a few words, for an error message; what the sender wrote is cut short."""
+    arrays = _listed((name, tensor.dtype) for name, tensor in payload.arrays[:4])
+    return f"{arrays or 'no arrays'} of codec {payload.codec[:40]!r}"
+
+
+def _listed(arrays: Iterable[tuple[str, torch.dtype]]) -> str:
+    return ", ".join(f"{name[:40]!r} ({str(dtype).removeprefix('torch.')})" for name, dtype in arrays)

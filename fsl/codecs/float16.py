@@ -5,25 +5,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fsl.codecs.base import Codec, Payload
+from fsl.codecs.base import Codec, Payload, pack
 
 _LARGEST = torch.finfo(torch.float16).max
 
 
 class Float16(Codec):
-    """Halves float32: each value to the nearest float16.
+    """Halves float32: each value to the nearest float16. Decodes to the dtype that was encoded.
 
-    Error: relative 2^-11 from 6.1e-5 up, absolute 2^-25 below; what lies beyond 65504 is saturated there, since one
-    infinity would end a training run.
-    Decodes to float32.
+    Error: relative 2^-11 from 6.1e-5 up, absolute 2^-25 below; what lies beyond 65504, infinities too, is saturated
+    there, since one infinity would end a training run. NaN stays NaN.
     """
 
     name: ClassVar[str] = "float16"
 
     def encode(self, values: Tensor) -> Payload:
         """The values in float16."""
-        return Payload("float16", (("values", values.clamp(-_LARGEST, _LARGEST).to(torch.float16)),))
+        return pack("float16", values.dtype, ("values", values.clamp(-_LARGEST, _LARGEST).to(torch.float16)))
 
     def decode(self, payload: Payload) -> Tensor:
-        """The values in float32."""
-        return payload.arrays[0][1].to(torch.float32)
+        """The values in the dtype that was encoded."""
+        (values,) = payload.unpack("float16", values=torch.float16)
+        return values.to(payload.dtype)

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fsl.codecs.base import Codec, Payload
+from fsl.codecs.base import Codec, Payload, described
+from fsl.errors import WireError
 
 
 class Identity(Codec):
@@ -18,4 +19,7 @@ class Identity(Codec):
 
     def decode(self, payload: Payload) -> Tensor:
         """The tensor itself."""
+        # Any dtype will do, so no `unpack`: this runs twice a training step, and is to cost nothing.
+        if payload.codec != "identity" or len(payload.arrays) != 1:
+            raise WireError(f"codec 'identity' takes one array; it got {described(payload)}")
         return payload.arrays[0][1]

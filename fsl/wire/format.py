@@ -6,7 +6,6 @@ Nothing is unpickled. dtype, shape and size are checked before anything reaches 
 from functools import lru_cache
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,18 +26,22 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 MAX_ELEMENTS = 1 << 28  # of one tensor; a gigabyte of float32
+MAX_DIMENSIONS = 16
 
 _ANY = 1
 Signature = tuple[tuple[str, torch.dtype, torch.Size], ...]
 
 
 def payload_to_proto(payload: Payload) -> pb.Payload:
-    """A payload as a message."""
+    """A payload as a message; WireError for a dtype or size that the wire does not carry."""
     return pb.Payload(codec=payload.codec, tensors=[_to_proto(name, tensor) for name, tensor in payload.arrays])
 
 
 def payload_from_proto(message: pb.Payload) -> Payload:
-    """The payload in a message; WireError for a dtype, shape or size that cannot be."""
+    """The payload in a message; WireError for a dtype, shape or size that cannot be, and for a name used twice."""
+    names = [tensor.name for tensor in message.tensors]
+    if len(set(names)) < len(names):
+        raise WireError(f"a payload of codec {message.codec[:40]!r} has two tensors of one name")
     return Payload(message.codec, tuple((tensor.name, _from_proto(tensor)) for tensor in message.tensors))
 
 
@@ -49,7 +52,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse class labels outside of the model's classes."""
+    """Refuse class labels that are not integers (B,) from 0 to classes - 1."""
     if labels.is_floating_point() or labels.dim() != 1:
         raise WireError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; class labels are integers (B,)")
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -59,14 +62,17 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 
 def upload_bytes(smashed: Payload, targets: Tensor | None) -> int:
-    """The size in bytes of the serialised Upload, header included."""
+    """The size in bytes of the serialised Upload, header included; it depends on codec, names, dtypes and shapes alone.
+
+    `targets` is None where labels stay on the device. WireError for a dtype that the wire does not carry.
+    """
     if targets is None:
         return _upload_bytes(smashed.codec, _signature(smashed), None, None)
     return _upload_bytes(smashed.codec, _signature(smashed), targets.dtype, targets.shape)
 
 
 def reply_bytes(gradient: Payload) -> int:
-    """The size in bytes of the serialised Reply, header included."""
+    """The size in bytes of the serialised Reply, header included; as `upload_bytes`."""
     return _reply_bytes(gradient.codec, _signature(gradient))
 
 
@@ -91,43 +97,62 @@ def _signature(payload: Payload) -> Signature:
 
 @lru_cache(maxsize=4096)
 def _upload_bytes(codec: str, smashed: Signature, dtype: torch.dtype | None, shape: torch.Size | None) -> int:
-    labels = None if dtype is None or shape is None else _sketch("identity", (("targets", dtype, shape),))
-    return int(
-        pb.Upload(device=_ANY, round=_ANY, step=_ANY, smashed=_sketch(codec, smashed), targets=labels).ByteSize()
-    )
+    size = pb.Upload(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, smashed))
+    if dtype is None or shape is None:
+        return size
+    return size + _field(_payload_bytes("identity", (("targets", dtype, shape),)))
 
 
 @lru_cache(maxsize=4096)
 def _reply_bytes(codec: str, gradient: Signature) -> int:
-    return int(pb.Reply(device=_ANY, round=_ANY, step=_ANY, gradient=_sketch(codec, gradient)).ByteSize())
+    return pb.Reply(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, gradient))
 
 
-def _sketch(codec: str, signature: Signature) -> pb.Payload:
-    tensors = [
-        pb.Tensor(name=name, dtype=_NAMES[dtype], shape=shape, data=bytes(shape.numel() * dtype.itemsize))
-        for name, dtype, shape in signature
-    ]
-    return pb.Payload(codec=codec, tensors=tensors)
+def _payload_bytes(codec: str, signature: Signature) -> int:
+    return pb.Payload(codec=codec).ByteSize() + sum(_field(_tensor_bytes(*array)) for array in signature)
+
+
+def _tensor_bytes(name: str, dtype: torch.dtype, shape: torch.Size) -> int:
+    data = shape.numel() * dtype.itemsize
+    header = pb.Tensor(name=name, dtype=_name(name, dtype), shape=shape).ByteSize()
+    return header + (_field(data) if data else 0)  # proto3 leaves empty bytes out
+
+
+def _field(size: int) -> int:
+    """The bytes of a field of this many: its tag (one byte below field 16), its length as a varint, itself."""
+    return 1 + max(1, -(-size.bit_length() // 7)) + size
+
+
+def _name(name: str, dtype: torch.dtype) -> str:
+    if dtype not in _NAMES:
+        raise WireError(f"tensor {name!r} is {dtype}; the wire carries {', '.join(_DTYPES)}")
+    return _NAMES[dtype]
 
 
 def _to_proto(name: str, tensor: Tensor) -> pb.Tensor:
-    if tensor.dtype not in _NAMES:
-        raise WireError(f"tensor '{name}' is {tensor.dtype}; the wire carries {', '.join(_DTYPES)}")
+    dtype = _name(name, tensor.dtype)
+    if tensor.numel() > MAX_ELEMENTS:
+        raise WireError(f"tensor {name!r} has {tensor.numel()} elements; the wire carries {MAX_ELEMENTS}: cut batches")
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return pb.Tensor(name=name, dtype=_NAMES[tensor.dtype], shape=tensor.shape, data=flat.numpy().tobytes())
+    return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape, data=flat.numpy().tobytes())
 
 
 def _from_proto(message: pb.Tensor) -> Tensor:
-    dtype = _DTYPES.get(message.dtype)
+    name, dtype = f"tensor {message.name[:40]!r}", _DTYPES.get(message.dtype)
     if dtype is None:
-        raise WireError(f"tensor '{message.name}' claims dtype '{message.dtype}'; allowed are {', '.join(_DTYPES)}")
-    elements = prod(message.shape)  # in Python's integers: torch's would overflow
-    if elements > MAX_ELEMENTS or elements * dtype.itemsize != len(message.data):
-        raise WireError(
-            f"tensor '{message.name}' has {len(message.data)} bytes and claims shape {tuple(message.shape)} of "
-            f"{message.dtype}"
-        )
-    shape = torch.Size(message.shape)
+        raise WireError(f"{name} claims dtype {message.dtype[:40]!r}; allowed are {', '.join(_DTYPES)}")
+    if len(message.shape) > MAX_DIMENSIONS:
+        raise WireError(f"{name} claims {len(message.shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
+    # In Python's integers, where torch's would overflow; also where one dimension is zero, for strides overflow too.
+    if prod(max(1, size) for size in message.shape) > MAX_ELEMENTS:
+        raise WireError(f"{name} claims shape {tuple(message.shape)}; at most {MAX_ELEMENTS} elements are allowed")
+    shape, data = torch.Size(message.shape), message.data
+    if shape.numel() * dtype.itemsize != len(data):
+        raise WireError(f"{name} has {len(data)} bytes and claims shape {tuple(shape)} of {message.dtype}")
+    if not data:
+        return torch.empty(shape, dtype=dtype)
     # Copied: a trainer may write into its input, and the message's bytes are not writable.
-    raw = torch.from_numpy(np.frombuffer(message.data, np.uint8).copy())
-    return raw.view(dtype).reshape(shape) if elements else torch.empty(shape, dtype=dtype)
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    if dtype is torch.bool and int(raw.max()) > 1:
+        raise WireError(f"{name} is bool and has bytes other than 0 and 1")
+    return raw.view(dtype).reshape(shape)

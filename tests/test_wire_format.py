@@ -1,0 +1,167 @@
+import pytest
+import torch
+
+from fsl.codecs import BFloat16, Float16, Identity, Int8, Payload
+from fsl.errors import WireError
+from fsl.wire import format as wire
+from fsl.wire import messages_pb2 as pb
+from fsl.wire.format import (
+    check_finite,
+    check_labels,
+    payload_from_proto,
+    payload_to_proto,
+    reply_bytes,
+    reply_to_proto,
+    upload_bytes,
+    upload_to_proto,
+)
+
+codecs = pytest.mark.parametrize("codec", [Identity(), Float16(), BFloat16(), Int8()], ids=lambda c: c.name)
+SHAPES = [(1, 4), (0, 4), (1, 127), (1, 128), (32, 128), (64, 64, 4), (16, 64, 8, 8), (7,), (300, 3, 2, 1)]
+
+
+@codecs
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [0, 1, 200, 70000])
+def test_reported_bytes_are_those_of_the_serialised_message(codec, shape, dtype, step):
+    payload, targets = codec.encode(torch.randn(shape, dtype=dtype)), torch.zeros(shape[0], dtype=torch.int64)
+    upload = upload_to_proto(0, 3, step, payload, targets)
+    assert upload_bytes(payload, targets) == len(upload.SerializeToString())
+    assert upload_bytes(payload, None) == len(upload_to_proto(9, 3, step, payload, None).SerializeToString())
+    assert reply_bytes(payload) == len(reply_to_proto(70000, 0, step, payload).SerializeToString())
+
+
+@pytest.mark.parametrize("values", [0, 1, 2, 126, 127, 128, 129, 16383, 16384, 2**21 - 1, 2**21], ids=str)
+def test_reported_bytes_are_exact_where_a_length_takes_one_more_byte(values):
+    payload = Payload("mine", (("a name of its own", torch.zeros(values, dtype=torch.uint8)), ("", torch.tensor(1.0))))
+    assert reply_bytes(payload) == len(reply_to_proto(1, 1, 1, payload).SerializeToString())
+
+
+def test_a_payload_without_arrays_has_a_size_too():
+    assert reply_bytes(Payload("", ())) == len(reply_to_proto(1, 1, 1, Payload("", ())).SerializeToString())
+
+
+def test_targets_may_be_of_any_dtype_and_shape():
+    smashed, targets = Identity().encode(torch.randn(4, 2)), torch.randn(4, 3, 5)
+    assert upload_bytes(smashed, targets) == len(upload_to_proto(0, 1, 2, smashed, targets).SerializeToString())
+
+
+def test_sizes_are_told_apart_by_codec_name_dtype_and_shape():
+    payloads = [
+        Payload("identity", (("values", torch.zeros(2, 6)),)),
+        Payload("identity_", (("values", torch.zeros(2, 6)),)),
+        Payload("identity", (("values__", torch.zeros(2, 6)),)),
+        Payload("identity", (("values", torch.zeros(2, 6, dtype=torch.float64)),)),
+        Payload("identity", (("values", torch.zeros(2, 2, 3)),)),
+    ]
+    sizes = [reply_bytes(payload) for payload in payloads]
+    assert sizes == [sizes[0] + more for more in (0, 1, 2, 48, 1)]
+
+
+@codecs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_payload_survives_the_wire(codec, dtype):
+    payload = codec.encode(torch.randn(5, 3, 2, dtype=dtype))
+    back = payload_from_proto(pb.Payload.FromString(payload_to_proto(payload).SerializeToString()))
+    assert back.codec == codec.name
+    assert torch.equal(codec.decode(back), codec.decode(payload))
+
+
+@pytest.mark.parametrize("dtype", wire._DTYPES.values(), ids=str)
+@pytest.mark.parametrize("shape", [(3, 4), (), (1,), (0,), (2, 0, 3)], ids=str)
+def test_every_dtype_and_shape_survives_the_wire(dtype, shape):
+    tensor = (torch.randn(shape) * 3).abs().to(dtype)
+    ((name, back),) = payload_from_proto(payload_to_proto(Payload("mine", (("z", tensor),)))).arrays
+    assert name == "z"
+    assert back.dtype is dtype
+    assert torch.equal(back, tensor)
+
+
+def test_the_order_of_memory_does_not_show_on_the_wire():
+    image = torch.randn(2, 3, 4, 5)
+    rearranged = image.to(memory_format=torch.channels_last)
+    assert payload_to_proto(Identity().encode(rearranged)) == payload_to_proto(Identity().encode(image))
+
+
+def test_what_came_over_the_wire_may_be_written_into():
+    message = payload_to_proto(Identity().encode(torch.ones(3)))
+    Identity().decode(payload_from_proto(message)).zero_()
+    assert Identity().decode(payload_from_proto(message)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ({"dtype": "object", "shape": [1], "data": b"12345678"}, "claims dtype 'object'; allowed are float32"),
+        ({"dtype": "", "shape": [1], "data": b"1234"}, "claims dtype ''"),
+        ({"dtype": "float32", "shape": [3], "data": b"1234"}, "4 bytes and claims shape"),
+        ({"dtype": "float32", "shape": [0], "data": b"1234"}, "4 bytes and claims shape"),
+        ({"dtype": "float32", "shape": [], "data": b""}, "0 bytes and claims shape"),
+        ({"dtype": "float32", "shape": [2**31] * 3, "data": b""}, "at most 268435456 elements"),
+        ({"dtype": "float32", "shape": [0, 2**31, 2**31, 2**31], "data": b""}, "at most 268435456 elements"),
+        ({"dtype": "float32", "shape": [1] * 17, "data": b"1234"}, "claims 17 dimensions; at most 16"),
+        ({"dtype": "bool", "shape": [2], "data": b"\x01\x02"}, "bytes other than 0 and 1"),
+    ],
+)
+def test_a_tensor_that_is_not_what_it_claims_is_refused(tensor, message):
+    with pytest.raises(WireError, match=message):
+        payload_from_proto(pb.Payload(codec="identity", tensors=[pb.Tensor(name="z", **tensor)]))
+
+
+def test_two_tensors_of_one_name_are_refused():
+    tensor = pb.Tensor(name="z", dtype="uint8", shape=[1], data=b"1")
+    with pytest.raises(WireError, match="two tensors of one name"):
+        payload_from_proto(pb.Payload(codec="identity", tensors=[tensor, tensor]))
+
+
+def test_a_refusal_is_one_short_line_whatever_the_sender_wrote():
+    tensor = pb.Tensor(name="z\n" * 1000, dtype="y\n" * 1000, shape=[1], data=b"1")
+    with pytest.raises(WireError) as refusal:
+        payload_from_proto(pb.Payload(codec="identity", tensors=[tensor]))
+    assert len(str(refusal.value)) < 300
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(bad, dtype):
+    check_finite("smashed data", torch.ones(3, dtype=dtype))
+    with pytest.raises(WireError, match="smashed data has a value that is not finite"):
+        check_finite("smashed data", torch.tensor([1.0, bad], dtype=dtype))
+
+
+def test_integers_and_empty_tensors_are_finite():
+    check_finite("tokens", torch.tensor([1, 2]))
+    check_finite("smashed data", torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("labels", [[0, 9], [5], []])
+def test_labels_within_the_classes_pass(labels):
+    check_labels(torch.tensor(labels, dtype=torch.int64), 10)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([-1, 9]), "between -1 and 9; the model has classes 0 to 9"),
+        (torch.tensor([0, 10]), "between 0 and 10; the model has classes 0 to 9"),
+        (torch.tensor([0.5]), "class labels are integers"),
+        (torch.tensor([[1, 2]]), "class labels are integers"),
+    ],
+)
+def test_labels_that_the_model_does_not_have_are_refused(labels, message):
+    with pytest.raises(WireError, match=message):
+        check_labels(labels, 10)
+
+
+@pytest.mark.parametrize("send", [payload_to_proto, reply_bytes, lambda payload: upload_bytes(payload, None)])
+def test_a_dtype_that_the_wire_cannot_carry_is_refused(send):
+    with pytest.raises(WireError, match=r"complex64; the wire carries float32"):
+        send(Payload("identity", (("values", torch.zeros(2, dtype=torch.complex64)),)))
+
+
+def test_a_tensor_too_large_for_the_receiver_is_not_sent(monkeypatch):
+    monkeypatch.setattr(wire, "MAX_ELEMENTS", 5)
+    with pytest.raises(WireError, match="has 6 elements; the wire carries 5"):
+        payload_to_proto(Identity().encode(torch.zeros(2, 3)))
