@@ -21,6 +21,7 @@ class Backend:
 
     `threads`: torch threads of every process; one thread and two do not agree to the bit. `accelerator`: "cpu", or
     "cuda". `cpus`, `gpus`: a Ray node's share. `address`: a running Ray cluster ("auto", or host:port).
+    `start_timeout`, `round_timeout`: seconds until every Ray node must be up, and until it counts as dead in a round.
     """
 
     name: Literal["inline", "ray"] = "inline"
@@ -30,12 +31,16 @@ class Backend:
     cpus: float = 1.0
     gpus: float = 0.0
     start_timeout: float = 120.0
+    round_timeout: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.name not in ("inline", "ray"):
             raise ConfigError(f"backend={self.name!r}: allowed are inline, ray")
         if self.threads < 1:
             raise ConfigError(f"backend.threads={self.threads}: it must be at least 1")
+        for name in ("start_timeout", "round_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"backend.{name}={getattr(self, name)}: it is a number of seconds above 0")
         try:
             kind = torch.device(self.accelerator).type
         except RuntimeError:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.data import Augmentation, Examples
+from fsl.errors import DataError
 from fsl.plan import RoundPlan
 
 
@@ -21,6 +22,8 @@ class BatchPlan:
 
 def plan_batches(rows: Tensor, plan: RoundPlan, device: int, skip_single: bool) -> BatchPlan:
     """Shuffle a device's rows anew each local epoch and cut them into batches; the last may be smaller."""
+    if not len(rows):
+        raise DataError(f"device {device} holds no samples; a partition must give every device at least one")
     steps: list[Tensor] = []
     skipped = 0
     for epoch in range(plan.local_epochs):

@@ -1,6 +1,7 @@
 """What a result depends on, and what it was made with."""
 
 import hashlib
+import json
 import platform
 import shlex
 import sys
@@ -23,7 +24,7 @@ def settings(federation: Federation, workload: Workload, strategy: CloudStrategy
     values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     data, layouts = workload.data, federation.layouts
-    return values | {
+    values |= {
         "strategy": path_of(type(strategy)),
         "model": type(workload.model).__name__,
         "model.tensors": _digest(repr([(n, f.name, f.shape, f.dtype) for n, la in layouts.items() for f in la.fields])),
@@ -35,6 +36,15 @@ def settings(federation: Federation, workload: Workload, strategy: CloudStrategy
         "backend.threads": workload.threads,
         "backend.accelerator": workload.accelerator,
     }
+    return dict(json.loads(json.dumps(values, default=describe)))  # as a checkpoint gives them back
+
+
+def describe(value: object) -> str:
+    """An object as text that is the same in every process: class and attributes."""
+    attributes = (
+        {name: v for name, v in vars(value).items() if not name.startswith("_")} if hasattr(value, "__dict__") else {}
+    )
+    return f"{path_of(type(value))} {attributes}"
 
 
 def versions() -> dict[str, str | None]:

@@ -128,11 +128,13 @@ def simulate(
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts)
-        settings = provenance.settings(federation, workload, strategy, f"{partitioner!r} {samples_per_device}")
+        settings = provenance.settings(
+            federation, workload, strategy, f"{provenance.describe(partitioner)} {samples_per_device}"
+        )
         simulation = Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)
         simulation.check()
         simulation.begin(init_from, resume)
-        simulation.run(partial(backend.open, workload, nodes))
+        simulation.run(partial(backend.open, workload, nodes), backend.round_timeout)
         result = simulation.finish()
     return Run(result.metrics, result.model, result.states, folder, temporary)
 

@@ -111,8 +111,8 @@ class Simulation:
         states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
         self.arrays = states_to_record(self.layouts, states)
 
-    def run(self, open_grid: Callable[[], AbstractContextManager[Grid]]) -> None:
-        """All rounds that are left."""
+    def run(self, open_grid: Callable[[], AbstractContextManager[Grid]], timeout: float) -> None:
+        """All rounds that are left; `timeout` is the seconds that a node may take for one."""
         model, federation = self.workload.model, self.federation
         info = RunInfo(
             strategy=type(self.strategy).__name__,
@@ -134,6 +134,7 @@ class Simulation:
                     grid,
                     self.arrays,
                     federation.rounds,
+                    timeout,
                     evaluate_fn=self.evaluate,
                     first_round=self.first_round,
                     on_round=self.end_round,

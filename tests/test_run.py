@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import fsl
-from fsl.data import Augmentation, Dirichlet, Resample
-from fsl.errors import CheckpointError, ConfigError
+from fsl.data import Augmentation, Dirichlet, Partition, Partitioner, Resample
+from fsl.errors import CheckpointError, ConfigError, DataError
 from fsl.federation import Optimizer, Schedule
 from tests.conftest import small_model, small_task
 from tests.test_equivalences import STRATEGIES, assert_same_bits, run, strategies
@@ -98,6 +98,35 @@ def test_devices_with_fewer_samples_than_a_batch_train():
 def test_devices_may_have_different_numbers_of_batches():
     result = run(SplitFedV2(), partition=Dirichlet(alpha=0.3, min_samples=2), devices=4, batch_size=4, rounds=2)
     assert result.metrics[-1]["examples"] == 96
+
+
+def test_a_partition_that_leaves_a_device_without_samples_is_refused():
+    class Unfair(Partitioner):
+        def divide(self, targets, devices, seed, groups=None):
+            return Nothing(devices)
+
+    class Nothing(Partition):
+        def __init__(self, devices):
+            self.devices = devices
+
+        def indices(self, device):
+            return torch.arange(0 if device == 2 else 8)
+
+        def size(self, device):
+            return len(self.indices(device))
+
+    for strategy in (SplitFedV1(), FedAvg()):
+        with pytest.raises(DataError, match="device 2 holds no samples"):
+            run(strategy, partition=Unfair())
+
+
+def test_private_fronts_without_an_accuracy_are_evaluated_by_loss():
+    data = TensorDataset(torch.randn(32, 6), torch.randn(32, 2))
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    options = {"test_data": data, "strategy": SplitFedV3(), "cut": "0", "objective": nn.MSELoss(), "rounds": 1}
+    row = fsl.simulate(model, data, devices=2, **options).metrics[0]
+    assert row["accuracy"] is None
+    assert row["loss"] > 0
 
 
 def test_a_front_without_parameters_trains_the_back():

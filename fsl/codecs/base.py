@@ -22,15 +22,14 @@ class Payload:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that was encoded: float32, unless an empty array named `like` has another."""
-        for name, tensor in self.arrays:
-            if name == _LIKE:
-                if not tensor.is_floating_point():
-                    raise WireError(
-                        f"a payload of codec {self.codec[:40]!r} asks for {tensor.dtype}; values are floats"
-                    )
-                return tensor.dtype
-        return torch.float32
+        """The dtype that was encoded: float32, unless an empty array named `like` has another.
+
+        WireError where that is no floating point.
+        """
+        dtype = next((tensor.dtype for name, tensor in self.arrays if name == _LIKE), torch.float32)
+        if not dtype.is_floating_point:
+            raise WireError(f"a payload of codec {self.codec[:40]!r} asks for {dtype}; values are floats")
+        return dtype
 
     def unpack(self, codec: str, **dtypes: torch.dtype) -> list[Tensor]:
         """The arrays of these names and dtypes, in this order.

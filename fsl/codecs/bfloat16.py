@@ -21,7 +21,8 @@ class BFloat16(Codec):
 
     def encode(self, values: Tensor) -> Payload:
         """The values in bfloat16."""
-        return pack("bfloat16", values.dtype, ("values", values.clamp(-_LARGEST, _LARGEST).to(torch.bfloat16)))
+        largest = min(_LARGEST, torch.finfo(values.dtype).max)  # clamp takes no bound that its input cannot hold
+        return pack("bfloat16", values.dtype, ("values", values.clamp(-largest, largest).to(torch.bfloat16)))
 
     def decode(self, payload: Payload) -> Tensor:
         """The values in the dtype that was encoded."""
