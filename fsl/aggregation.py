@@ -5,7 +5,9 @@ would act on nodes. Here it acts on devices: on their fronts, and on their backs
 """
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -92,8 +94,9 @@ class Aggregator:
         old = _record(layouts, previous, self._takes)
         messages = [_message(record, weight) for record, weight in self._replies(totals, layouts, new)]
         try:
-            list(self.rule.configure_train(round, old, ConfigRecord(), cast(Grid, None)))
-            arrays, _ = self.rule.aggregate_train(round, messages)
+            with _quiet():
+                list(self.rule.configure_train(round, old, ConfigRecord(), cast(Grid, None)))
+                arrays, _ = self.rule.aggregate_train(round, messages)
         except (AppExitException, ValueError, IndexError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise RunError(f"round {round}: {type(self.rule).__name__} of {len(messages)} devices: {reason}") from error
@@ -121,6 +124,18 @@ class Aggregator:
             for device, state in total.states.items():
                 by_device.setdefault(device, {})[name] = state
         return [(_record(layouts, by_device[d], self._takes), weights[d]) for d in sorted(by_device)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower logs how many replies it got, which here are no replies."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _mean(total: Total) -> State:
