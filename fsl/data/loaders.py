@@ -37,8 +37,7 @@ def cifar10(path: str | None = None, limit: int | None = None, test_limit: int |
     `limit` takes the first training rows only, `test_limit` the first test rows.
     """
     name = "uoft-cs/cifar10" if path is None else None
-    columns = {"image_column": "img", "label_column": "label"}
-    return images(path=path, name=name, **columns, channels=3, limit=limit, test_limit=test_limit)
+    return images(path, name, None, "img", "label", channels=3, limit=limit, test_limit=test_limit)
 
 
 def images(
@@ -59,8 +58,8 @@ def images(
 
     A folder holds Parquet files named by split (train*.parquet, test*.parquet), or a folder of images per class.
     Columns are found by their type unless named. `size` resizes images to so many pixels a side, `channels` makes
-    them grey (1) or RGB (3), `limit` and `test_limit` take the first training and test rows. Tests use `test_split`, by default `test` or
-    else `validation`; without either `test_share` of each class is held out from training, the same rows whatever
+    them grey (1) or RGB (3), `limit` and `test_limit` take the first rows of each. Tests use `test_split`, by default
+    `test` or else `validation`; without either `test_share` of each class is held out from training, the same rows whatever
     the seed and `limit`. `group_column` has natural ids. DataError for what cannot be read or has no labels.
     """
     if (path is None) == (name is None):
