@@ -59,6 +59,18 @@ class Aggregator:
         """Whether it must see each device's state."""
         return not isinstance(self.rule, _SERVER_OPTIMIZERS)
 
+    def refuse_too_few(self, devices: int) -> None:
+        """ConfigError where a round has fewer devices than the rule's guarantee asks for."""
+        suspected = getattr(self.rule, "num_malicious_nodes", None)
+        if suspected is None:
+            return
+        least = 4 * suspected + 3 if isinstance(self.rule, Bulyan) else 2 * suspected + 3
+        if devices < least:
+            raise ConfigError(
+                f"aggregator={type(self.rule).__name__}: with num_malicious_nodes={suspected} it needs at least "
+                f"{least} devices a round, and has {devices}; lower num_malicious_nodes, or take more devices"
+            )
+
     def settings(self) -> dict[str, Any]:
         """What the result depends on."""
         plain = {name: value for name, value in vars(self.rule).items() if isinstance(value, bool | int | float | str)}

@@ -119,11 +119,14 @@ class SplitStrategy(Strategy):
         self._federation = federation
         self._versions, self._saved = {}, {}
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
-        if self._aggregator and not any(self._per_device(name, 1) for name in federation.layouts):
+        if self._aggregator is None:
+            return
+        if not any(self._per_device(name, 1) for name in federation.layouts):
             raise ConfigError(
                 f"aggregator={type(federation.aggregator).__name__}: {type(self).__name__} averages nothing over "
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
+        self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
 
     def settings(self) -> dict[str, Any]:
         """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""

@@ -59,8 +59,8 @@ def images(
     A folder holds Parquet files named by split (train*.parquet, test*.parquet), or a folder of images per class.
     Columns are found by their type unless named. `size` resizes images to so many pixels a side, `channels` makes
     them grey (1) or RGB (3), `limit` and `test_limit` take the first rows of each. Tests use `test_split`, by default
-    `test` or else `validation`; without either `test_share` of each class is held out from training, the same rows whatever
-    the seed and `limit`. `group_column` has natural ids. DataError for what cannot be read or has no labels.
+    `test` or else `validation`; without either `test_share` of each class is held out from training, the same rows
+    whatever the seed and `limit`. `group_column` has natural ids. DataError for what cannot be read or has no labels.
     """
     if (path is None) == (name is None):
         raise DataError("data.path (a local folder) or data.name (on the Hub) must be given, and not both")
