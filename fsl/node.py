@@ -29,6 +29,7 @@ class Node:
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         kind = Cohort if plan.trainer is not None else UnsplitCohort
         results = [kind(task, plan, self.worker, states).run() for task in plan.cohorts]
+        self.worker.store.sync()
         totals = _merge(results)
         reports = [report for result in results for report in result.reports]
         figures: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from fsl.data import class_counts
 from fsl.errors import ConfigError, WireError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
-from fsl.files import load_tensors, save_tensors
+from fsl.files import load_tensors, save_tensors, sync
 from fsl.learner import OptimizerRecipe
 from fsl.observers import Observer, RunInfo
 from fsl.records import check_dtypes, record_to_states, states_to_record
@@ -243,9 +243,12 @@ class Simulation:
 
     def _publish_fronts(self) -> None:
         self.folder.fronts.mkdir(parents=True, exist_ok=True)
+        written = []
         for device, round in self.strategy.kept().items():
             path = self.folder.fronts / f"{device}.safetensors"
-            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {})
+            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {}, durable=False)
+            written.append(path)
+        sync(written)
 
 
 _STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
