@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,7 +19,9 @@ _APART = ("run", "layouts", "optimizer", "aggregator")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
-def settings(federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str) -> dict[str, Any]:
+def settings(
+    federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str, cuts: Sequence[str]
+) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
     values = {name: value for name, value in vars(federation).items() if name not in _APART}
     if federation.optimizer.schedule == Schedule():
@@ -31,6 +34,8 @@ def settings(federation: Federation, workload: Workload, strategy: CloudStrategy
     values |= {
         "strategy": path_of(type(strategy)),
         "model": type(workload.model).__name__,
+        "model.cut": ", ".join(cuts),
+        "model.modules": _digest(repr(workload.model)),  # dropout and the like, which have no tensors
         "model.tensors": _digest(repr([(n, f.name, f.shape, f.dtype) for n, la in layouts.items() for f in la.fields])),
         "data": data.name,
         "data.examples": len(data.train),

@@ -137,9 +137,9 @@ def simulate(
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts)
-        settings = provenance.settings(
-            federation, workload, strategy, f"{provenance.describe(partitioner)} {samples_per_device}"
-        )
+        strategy.bind(federation)
+        divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
+        settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)
         simulation = Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)
         simulation.check()
         simulation.begin(init_from, resume)

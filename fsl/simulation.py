@@ -84,7 +84,6 @@ class Simulation:
                 build_codec(path, self.worker)
             except WireError as error:
                 raise ConfigError(f"{name}={path}: {error}; name a Codec") from None
-        self.strategy.bind(federation)
         trainer = self.strategy.trainer(1)
         if trainer is not None:
             locate_allowed(trainer.target, allowed)

@@ -1,7 +1,7 @@
 """Parallel split learning, and SGLR: one back trained on all devices' uploads together, fronts private."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from fsl.strategies.base import SplitStrategy
 
@@ -58,6 +58,11 @@ class SGLR(PSL):
         if len(phase) != 2 or not 0 <= phase[0] < phase[1] <= 1:
             raise ConfigError(f"phase={list(phase)}: it is [start, end], shares of the run with 0 <= start < end <= 1")
         self.phase = [float(share) for share in phase]
+
+    def settings(self) -> dict[str, Any]:
+        """With a phase the result depends on how many rounds there are, so such a run cannot be extended."""
+        rounds = {} if self.phase == [0.0, 1.0] else {"phase_of_rounds": self.federation.rounds}
+        return super().settings() | rounds
 
     def phi_at(self, round: int) -> float:
         """phi within the phase, 0 outside of it."""

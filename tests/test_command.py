@@ -64,7 +64,7 @@ def test_a_sweep_runs_all_its_jobs_though_one_fails(capsys):
 
 
 BAD = [
-    (["strategy=foo"], "strategy=foo: there is no such strategy; available are: fedavg, splitfed_v1"),
+    (["strategy=foo"], "strategy=foo: there is no such strategy; available are: cyclesl, decoupled, fedavg"),
     (["model=foo"], "model=foo: there is no such model; available are: alexnet"),
     (["data=foo"], "data=foo: there is no such data; available are: cifar10, digits, images"),
     (["experiment=foo"], "experiment=foo: there is no such experiment"),

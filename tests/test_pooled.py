@@ -244,6 +244,13 @@ def test_a_phase_averages_only_there():
     assert [row["averaged"] > 0 for row in run.metrics] == [False, True, True, False]
 
 
+def test_a_run_with_a_phase_cannot_be_extended(tmp_path):
+    options = {"cut": "pool", "devices": 4, "batch_size": 8, "out": tmp_path / "run"}
+    fsl.simulate(small_model(), small_task(), strategy=SGLR(phase=(0.0, 0.5)), rounds=2, **options)
+    with pytest.raises(ConfigError, match="phase_of_rounds=2, this one 4"):
+        fsl.simulate(small_model(), small_task(), strategy=SGLR(phase=(0.0, 0.5)), rounds=4, resume=True, **options)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_averaging_changes_fronts_and_keeps_them_apart(alpha):
     options = {"cut": "pool", "devices": 3, "rounds": 1, "batch_size": 8, "optimizer": Optimizer(lr=0.1)}
