@@ -102,14 +102,6 @@ def run_name(folder: Path) -> str:
     return "/".join(folder.absolute().parts[-2:])
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
-
-
 def _ids(info: RunInfo) -> Path:
     assert info.folder is not None  # a tracker is opened only where there is one
     return info.folder / "trackers.json"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from fsl.observers import RunInfo
+from fsl.provenance import flat
 from fsl.runfolder import RunFolder
-from fsl.trackers.base import Tracker, flat, remember, remembered, require, run_name
+from fsl.trackers.base import Tracker, remember, remembered, require, run_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
