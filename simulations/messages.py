@@ -20,7 +20,8 @@ def one_line(error: BaseException) -> str:
     chosen = re.search(r"Could not load '([^'/]+)/([^']+)'", text)
     if chosen:  # a name in a list of choices, for which Hydra does not say what there is
         group, name = chosen.groups()
-        options = sorted(p.name[:-5] for p in (resources.files("fsl.configs") / group).iterdir() if p.suffix == ".yaml")
+        files = [path.name for path in (resources.files("fsl.configs") / group).iterdir()]
+        options = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
         return f"{group}={name}: there is no such {group.removesuffix('s')}; available are: {', '.join(options)}"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:

@@ -82,7 +82,8 @@ class _Words:
 
     def name(self, key: str) -> str:
         last = key.rpartition(".")[2]
-        return last if self._last.count(last) == 1 and not key.startswith("codec.") else key
+        clear = self._last.count(last) == 1 and not key.startswith("codec.") and key not in _OPAQUE
+        return last if clear else key
 
     def value(self, key: str, value: Any) -> str:
         if isinstance(value, str) and (short := _short(value)) != value:

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -173,13 +174,18 @@ def _names(comparison: Comparison) -> list[_Column]:
     keys = list(dict.fromkeys(key for group in groups for key in group.shown))
     if len(groups) == 1 or any("#" in group.label for group in groups):
         return [_Column("group", lambda group: group.label)]
-    return [_Column(key, lambda group, key=key: group.shown.get(key, NOTHING)) for key in keys]
+    return [_Column(key, partial(_shown, key=key)) for key in keys]
+
+
+def _shown(group: Group, key: str) -> str:
+    return group.shown.get(key, NOTHING)
 
 
 def _target_columns(comparison: Comparison) -> list[_Column]:
     if comparison.target is None:
         return []
-    to = f"to {100 * comparison.target:g} %"
+    percentage = f"{100 * comparison.target:g}\u00a0%"  # a line is not to break before the sign
+    to = f"to {percentage}"
 
     def costs(group: Group) -> Sequence[Cost]:
         return comparison.costs.get(group.label, ())
@@ -193,7 +199,7 @@ def _target_columns(comparison: Comparison) -> list[_Column]:
         _Column(f"simulated time {to}", lambda g: _mean([cost.sim_seconds for cost in costs(g)], human_seconds)),
     ]
     if any(len(costs(group)) < len(group.counted) for group in comparison.groups):
-        columns.insert(0, _Column(f"reached {100 * comparison.target:g} %", reached))
+        columns.insert(0, _Column(f"reached {percentage}", reached))
     return columns
 
 

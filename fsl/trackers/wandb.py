@@ -48,7 +48,7 @@ class WandB(Tracker):
             name=self.name or run_name(info.folder),
             group=self.group,
             id=id,
-            resume="allow" if self.mode == "online" else None,  # offline it would only warn; `wandb sync` appends
+            resume="allow",  # offline each start writes a part of its own, and `wandb sync` joins them
             dir=str(info.folder),
             mode=self.mode,
             config=dict(info.settings),
