@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,6 +45,7 @@ class RunConfig:
     partition: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]
+    aggregator: Mapping[str, Any]
     backend: Mapping[str, Any]
     trackers: Mapping[str, Any]
 
@@ -90,6 +92,18 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
         if name not in values:
             raise ConfigError(f"{group}.{name} must be given: {target} has no default for it")
     return kind(**values)
+
+
+def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
+    """One of Flower's strategies as a rule applied per device; None for the weighted mean."""
+    if config.get("name") == "mean" and "_target_" not in config:
+        return None
+    rule = build("aggregator", config)
+    if not isinstance(rule, Strategy):
+        raise ConfigError(
+            f"aggregator._target_={config['_target_']} is no strategy of Flower's; see configs/aggregator"
+        )
+    return rule
 
 
 def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:

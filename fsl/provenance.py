@@ -10,20 +10,24 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from fsl.aggregation import Aggregator
 from fsl.federation import CloudStrategy, Federation, Schedule
 from fsl.targets import path_of
 from fsl.workload import Workload
 
+_APART = ("run", "layouts", "optimizer", "aggregator")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
 def settings(federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
-    values = {name: value for name, value in vars(federation).items() if name not in ("run", "layouts", "optimizer")}
+    values = {name: value for name, value in vars(federation).items() if name not in _APART}
     if federation.optimizer.schedule == Schedule():
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended
     values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
+    if federation.aggregator is not None:
+        values |= {f"aggregator.{k}": v for k, v in Aggregator(federation.aggregator).settings().items()}
     data, layouts = workload.data, federation.layouts
     values |= {
         "strategy": path_of(type(strategy)),

@@ -15,7 +15,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl.config import build, build_backend, build_data, build_model, build_optimizer, build_trackers, read_config
+from fsl.config import (
+    build,
+    build_aggregator,
+    build_backend,
+    build_data,
+    build_model,
+    build_optimizer,
+    build_trackers,
+    read_config,
+)
 from fsl.errors import ConfigError, FslError
 from fsl.observers import Figures, ProgressBar
 from fsl.run import Run, simulate
@@ -58,6 +67,7 @@ def simulate_config(config: DictConfig, folder: Path) -> Run:
         batch_size=top.batch_size,
         up=top.codec["up"],
         down=top.codec["down"],
+        aggregator=build_aggregator(top.aggregator),
         seed=top.seed,
         init_from=top.init_from,
         evaluate_every=top.evaluate_every,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, pstdev
@@ -10,16 +11,19 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from fsl.strategies.planning import assign, chunks, message, succeeded, totals
+from fsl.strategies.planning import assign, chunks, message, succeeded, sums
+from torch import Tensor, nn
 
 from fsl import seeds
+from fsl.aggregation import Aggregator
 from fsl.app import ARRAYS, METRICS
 from fsl.cohort import DeviceReport
+from fsl.device import Device, LocalLossDevice
 from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, Fronts, RoundPlan, Spec
-from fsl.records import metrics_to_reports, record_to_sums, states_to_record
-from fsl.states import WeightedSum
+from fsl.records import metrics_to_reports, record_to_states, record_to_totals, states_to_record
+from fsl.states import State, Total, WeightedSum
 from fsl.targets import locate, path_of
 
 log = logging.getLogger(__name__)
@@ -36,9 +40,11 @@ class SplitStrategy(Strategy):
     """
 
     fronts: Fronts = "averaged"
+    local_loss: bool = False  # devices train by a loss of their own, with the `head` that they get
 
     def __init__(self) -> None:
         self._federation: Federation | None = None
+        self._aggregator: Aggregator | None = None
         self._previous = ArrayRecord()
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
@@ -48,6 +54,14 @@ class SplitStrategy(Strategy):
     def trainer(self, round: int) -> Spec | None:
         """The edge trainer of this round; None trains the whole model on the devices."""
         raise NotImplementedError(f"{type(self).__name__} must say which edge trainer it uses")
+
+    def device_rule(self, round: int) -> Spec:
+        """The device half of this round."""
+        return Spec(self.path(LocalLossDevice if self.local_loss else Device))
+
+    def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
+        """A small head from smashed data (B, ...) to what the model's outputs (B, ...) are, if `local_loss`."""
+        raise NotImplementedError(f"{type(self).__name__} has local_loss = True and must say what head devices train")
 
     def select(self, round: int) -> Sequence[int]:
         """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
@@ -68,12 +82,22 @@ class SplitStrategy(Strategy):
         rate = federation.optimizer.lr * federation.optimizer.schedule.factor(round, federation.rounds)
         return dict.fromkeys(federation.layouts, rate)
 
-    def combine(self, segment: str, total: WeightedSum, previous: ArrayRecord) -> ArrayRecord:
-        """The segment's new arrays, from the weighted sum of what was trained: its mean."""
-        return states_to_record(self.federation.layouts, {segment: total.mean()})
+    def combine(self, round: int, totals: Mapping[str, Total], previous: Mapping[str, State]) -> dict[str, State]:
+        """The segments' new states, from what was trained and what it started from.
 
-    def metrics(self, reports: Sequence[DeviceReport]) -> dict[str, float | int]:
-        """What to add to the round's metrics."""
+        What each device has of its own goes through the run's aggregator where there is one; the rest is the mean.
+        """
+        new: dict[str, State] = {}
+        shared = totals
+        if self._aggregator is not None:
+            own = {name: total for name, total in totals.items() if self._per_device(name, round)}
+            shared = {name: total for name, total in totals.items() if name not in own}
+            start = {name: previous[name] for name in own}
+            new = self._aggregator.combine(round, own, self.federation.layouts, start) if own else {}
+        return new | {name: total.mean() for name, total in shared.items() if isinstance(total, WeightedSum)}
+
+    def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
+        """What to add to the round's metrics, from the devices' reports and the edges' counts."""
         return {}
 
     # Helpers for subclasses.
@@ -82,13 +106,6 @@ class SplitStrategy(Strategy):
     def path(kind: type) -> str:
         """A class as a plan names it."""
         return path_of(kind)
-
-    @staticmethod
-    def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-        """The value, if it is an allowed one."""
-        if value not in allowed:
-            raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, allowed))}")
-        return value
 
     @property
     def federation(self) -> Federation:
@@ -101,6 +118,15 @@ class SplitStrategy(Strategy):
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
         self._versions, self._saved = {}, {}
+        self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
+        if self._aggregator is None:
+            return
+        if not any(self._per_device(name, 1) for name in federation.layouts):
+            raise ConfigError(
+                f"aggregator={type(federation.aggregator).__name__}: {type(self).__name__} averages nothing over "
+                "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
+            )
+        self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
 
     def settings(self) -> dict[str, Any]:
         """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""
@@ -114,6 +140,15 @@ class SplitStrategy(Strategy):
         """Go on from what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
         self.checkpointed()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that must be in a checkpoint besides the model; extend it where an algorithm remembers some."""
+        return {} if self._aggregator is None else self._aggregator.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
+        if self._aggregator is not None:
+            self._aggregator.load_tensors(tensors)
 
     def checkpointed(self) -> None:
         """A checkpoint of the state as it is now is complete; older generations may go."""
@@ -141,6 +176,8 @@ class SplitStrategy(Strategy):
             cohorts=(),
             fronts=self.fronts,
             trainer=spec,
+            device=self.device_rule(server_round),
+            one_by_one=self._aggregator is not None and self._aggregator.one_by_one,
             optimizer=federation.optimizer.spec,
             learning_rates=self.learning_rates(server_round),
             reset_optimizer=federation.optimizer.reset,
@@ -161,27 +198,31 @@ class SplitStrategy(Strategy):
         """Add the nodes' sums in order of node id, divide once; a segment that nobody trained keeps its arrays."""
         replies = sorted(replies, key=lambda m: m.metadata.src_node_id)
         good = succeeded(replies, server_round)
-        sums: dict[str, WeightedSum] = {}
+        layouts = self.federation.layouts
+        totals: dict[str, Total] = {}
         reports: list[DeviceReport] = []
+        figures: Counter[str] = Counter()
         for reply in good:
-            node_reports, weights = metrics_to_reports(reply.content.metric_records[METRICS])
+            said = metrics_to_reports(reply.content.metric_records[METRICS])
+            weights = {report.device: float(report.samples) for report in said.devices}
             record = reply.content.array_records[ARRAYS]
-            for segment, total in record_to_sums(record, weights, self.federation.layouts).items():
-                if segment in sums:
-                    sums[segment].merge(total)
+            for segment, total in record_to_totals(record, said.weights, layouts, weights).items():
+                if segment in totals:
+                    totals[segment].merge(total)
                 else:
-                    sums[segment] = total
-            reports.extend(node_reports)
+                    totals[segment] = total
+            reports.extend(said.devices)
+            figures.update(said.figures)
         reports.sort(key=lambda r: r.device)
         arrays = ArrayRecord(dict(self._previous))
-        for segment, total in sums.items():
-            arrays.update(self.combine(segment, total, self._previous))
+        new = self.combine(server_round, totals, record_to_states(self._previous, layouts))
+        arrays.update(states_to_record(layouts, new))
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
-        return arrays, MetricRecord(
-            {**totals(reports), "failed_nodes": len(replies) - len(good), **self.metrics(reports)}
-        )
+        failed = len(replies) - len(good)
+        extra = self.metrics(server_round, reports, figures)
+        return arrays, MetricRecord({**sums(reports), "failed_nodes": failed, **extra})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -282,7 +323,14 @@ class SplitStrategy(Strategy):
         """Private fronts stay where they are: the first one goes out only to a device that has none yet."""
         if self.fronts != "private" or any(task.version == 0 for task in tasks):
             return arrays
-        return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith("front.")})
+        return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith(("front.", "head."))})
+
+    def _per_device(self, segment: str, round: int) -> bool:
+        """Whether a segment's new state is made of one state per device."""
+        spec = self.trainer(round)
+        if segment != "back":
+            return self.fronts == "averaged"
+        return spec is None or bool(locate(spec.target).divisible)
 
     def _evaluated(self) -> Sequence[int]:
         """The same devices in every evaluation, so that rounds can be compared."""
