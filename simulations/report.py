@@ -16,7 +16,7 @@ from fsl.errors import ConfigError, FslError
 from fsl.files import write_text
 from fsl.plotting import save_png
 
-_WIDTH = 250  # of a table that goes to a file or pipe: no line is broken
+_WIDTH = 10_000  # of a table that goes to a file or pipe: no line is broken
 
 
 def report(
@@ -111,11 +111,12 @@ def _print_table(data: Table, title: str) -> None:
     from rich.text import Text
 
     shown = RichTable(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
+    terminal = sys.stdout.isatty()
     for i, head in enumerate(data.head):
-        shown.add_column(Text(head), justify="right" if i >= data.names else "left", no_wrap=False)
+        shown.add_column(Text(head), justify="right" if i >= data.names else "left", no_wrap=not terminal)
     for row in data.rows:
         shown.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else _WIDTH).print(shown)
+    Console(width=None if terminal else _WIDTH).print(shown)
 
 
 def _say(error: BaseException, code: int) -> int:

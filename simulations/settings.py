@@ -10,10 +10,21 @@ from fsl.provenance import flat
 Settings = Mapping[str, Any]
 
 # Of a composed configuration: what never changes a result, or is told better by summary.json.
-_NO_MATTER = ("seed", "rounds", "nodes", "resume", "backend", "trackers", "hydra", "data.path", "data.augment")
-_RENAMED = {"optimizer.target": "optimizer", "up": "codec.up", "down": "codec.down"}
+_NO_MATTER = (
+    "seed",
+    "rounds",
+    "nodes",
+    "resume",
+    "backend",
+    "trackers",
+    "hydra",
+    "data.path",
+    "data.augment",
+    "aggregator.name",
+)
+_RENAMED = {"optimizer.target": "optimizer", "aggregator.class": "aggregator", "up": "codec.up", "down": "codec.down"}
 _OPAQUE = ("model.tensors", "data.examples")  # shown only where nothing else tells two groups apart
-_ORDER = ("strategy", "model", "data", "partition", "samples_per_device", "devices", "optimizer", "codec")
+_ORDER = ("strategy", "aggregator", "model", "data", "partition", "samples_per_device", "devices", "optimizer", "codec")
 _ABSENT = object()
 
 
@@ -24,6 +35,7 @@ def readable_settings(settings: Settings) -> dict[str, Any]:
         key = re.sub(r"^optimizer\.(options|schedule)\.", "optimizer.", _RENAMED.get(key, key))
         found |= _object(key, value) if isinstance(value, str) else {key: value}
     found.pop("seed", None)
+    found.setdefault("aggregator", "mean")  # settings name only a rule that takes its place
     return {key: None if value == "None" else value for key, value in found.items()}
 
 

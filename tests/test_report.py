@@ -88,6 +88,10 @@ NAMES = [
     ),
     ([settings(), settings(up="a.Int8", down="a.Int8")], ["codec=Identity", "codec=Int8"]),
     ([settings(), settings(up="a.Int8")], ["codec.up=Identity", "codec.up=Int8"]),
+    (
+        [settings(), settings(aggregator__class="FedAdam", aggregator__eta=0.1)],
+        ["aggregator=mean", "aggregator=FedAdam"],
+    ),
     # Digests speak only where nothing else does.
     ([settings(), settings(model="LeNet", **{"model.tensors": "77"})], ["model=MLP", "model=LeNet"]),
     ([settings(), settings(**{"model.tensors": "77"})], ["model.tensors=23bdf1569376242b", "model.tensors=77"]),
