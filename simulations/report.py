@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from fsl.simulations.compare import Comparison, compare
@@ -17,6 +18,7 @@ from fsl.files import write_text
 from fsl.plotting import save_png
 
 _WIDTH = 10_000  # of a table that goes to a file or pipe: no line is broken
+_BETWEEN = 3  # characters between two columns
 
 
 def report(
@@ -110,13 +112,21 @@ def _print_table(data: Table, title: str) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
-    terminal = sys.stdout.isatty()
-    for i, head in enumerate(data.head):
-        shown.add_column(Text(head), justify="right" if i >= data.names else "left", no_wrap=not terminal)
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    widths = [
+        max(len(word) for word in (*head.split(" "), *cells))
+        for head, *cells in zip(data.head, *data.rows, strict=True)
+    ]
+    needed = accumulate(width + _BETWEEN for width in widths)
+    shown = max(data.names + 2, sum(end < console.width for end in needed))  # names, runs and the first figure at least
+    table = RichTable(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
+    for i, (head, width) in enumerate(list(zip(data.head, widths))[:shown]):
+        table.add_column(Text(head), justify="right" if i >= data.names else "left", min_width=width, overflow="fold")
     for row in data.rows:
-        shown.add_row(*map(Text, row))
-    Console(width=None if terminal else _WIDTH).print(shown)
+        table.add_row(*map(Text, row[:shown]))
+    console.print(table)
+    if shown < len(data.head):
+        print(f"This terminal is too narrow for: {', '.join(data.head[shown:])}; they are on the page.")
 
 
 def _say(error: BaseException, code: int) -> int:

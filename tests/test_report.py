@@ -290,6 +290,19 @@ def test_groups_are_compared_seed_by_seed():
     assert (row["group"], row["baseline"], row["seeds"]) == ("devices=8", "devices=4", "0 1 2")
 
 
+def test_a_narrow_terminal_shows_what_fits_and_says_what_does_not(capsys, monkeypatch):
+    for seed in range(2):
+        write_run(Path(f"runs/{seed}"), [0.5, 0.75], settings(seed=seed))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    assert command(["runs"]) == 0
+    shown, note = capsys.readouterr().out.split("This terminal is too narrow for: ")
+    assert max(map(len, shown.splitlines())) <= 60
+    assert "75.00 ± 0.00" in shown
+    assert note.splitlines()[0].endswith("bytes in all, wall time; they are on the page.")
+
+
 def test_regression_is_reported_by_its_loss(capsys):
     for devices in (4, 8):
         write_run(Path(f"runs/{devices}"), [None, None], settings(devices=devices), loss=1.0 / devices)
