@@ -295,9 +295,10 @@ def test_a_narrow_terminal_shows_what_fits_and_says_what_does_not(capsys, monkey
         write_run(Path(f"runs/{seed}"), [0.5, 0.75], settings(seed=seed))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "xterm")
     assert command(["runs"]) == 0
-    shown, note = capsys.readouterr().out.split("This terminal is too narrow for: ")
+    printed = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    shown, note = printed.split("This terminal is too narrow for: ")
     assert max(map(len, shown.splitlines())) <= 60
     assert "75.00 ± 0.00" in shown
     assert note.splitlines()[0].endswith("bytes in all, wall time; they are on the page.")
