@@ -137,6 +137,8 @@ def test_wandb_offline_holds_rounds_settings_and_figures_and_goes_on_after_a_res
     folder = tmp_path / "run"
     make_figure(folder)
     watch(WandB(), info(folder), 1, 2)
+    (first,) = (folder / "wandb").glob("offline-run-*")
+    first.rename(first.with_name("offline-run-0"))  # W&B names folders by the second, and this is quicker than one
     watch(WandB(), info(folder, first_round=3), 3)
     rows, config, ids = wandb_history(folder)
     assert [(row["round"], row["loss"]) for row in rows if "loss" in row] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
