@@ -18,6 +18,7 @@ from fsl.backend import Backend
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
+from fsl.observers import Observer
 from fsl.targets import locate
 
 
@@ -46,6 +47,7 @@ class RunConfig:
     codec: Mapping[str, Any]
     aggregator: Mapping[str, Any]
     backend: Mapping[str, Any]
+    trackers: Mapping[str, Any]
 
 
 def read_config(config: DictConfig) -> RunConfig:
@@ -156,6 +158,17 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 def build_backend(config: Mapping[str, Any]) -> Backend:
     """Where the simulation runs."""
     return typing.cast(Backend, build("backend", {"_target_": "fsl.backend.Backend", **config}))
+
+
+def build_trackers(config: Mapping[str, Any]) -> list[Observer]:
+    """The trackers that were chosen; each is an Observer with options of its own."""
+    built = []
+    for name, options in config.items():
+        tracker = build(f"trackers.{name}", checked(f"trackers.{name}", options, Mapping[str, Any]))
+        if not isinstance(tracker, Observer):
+            raise ConfigError(f"trackers.{name}._target_={options['_target_']} is no fsl.Observer; derive it from one")
+        built.append(tracker)
+    return built
 
 
 def unknown(what: str, name: str, known: typing.Sequence[str]) -> str:

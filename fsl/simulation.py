@@ -17,6 +17,7 @@ from fsl import provenance
 from fsl.checkpoint import Checkpoint, load_checkpoint, refuse_other_settings, save_checkpoint
 from fsl.cohort import build_codec
 from fsl.data import class_counts
+from fsl.divergence import diverged_in
 from fsl.errors import ConfigError, WireError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
@@ -124,6 +125,7 @@ class Simulation:
             first_round=self.first_round,
             folder=self.folder.path,
             class_counts=self.class_counts(),
+            settings=self.settings,
         )
         with ExitStack() as stack:
             if self.first_round <= federation.rounds:
@@ -201,11 +203,14 @@ class Simulation:
         """Final figures, and what one needs to know to run it again."""
         last = self.rows[-1] if self.rows else {}
         totals = ("up_bytes", "down_bytes", "model_bytes", "seconds")
+        classes = self.workload.data.classes
         return {
             "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
             "best_round": self.best["round"] if self.best else None,
+            "diverged": diverged_in(self.rows, classes) is not None,
             "totals": {key: sum(row[key] for row in self.rows) for key in totals},
             "wall_seconds": time.perf_counter() - self.started,
+            **({} if classes is None else {"classes": classes}),
             "seed": self.federation.seed,
             "settings": self.settings,
             "versions": provenance.versions(),

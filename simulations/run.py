@@ -15,10 +15,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl.config import build, build_aggregator, build_backend, build_data, build_model, build_optimizer, read_config
+from fsl.config import (
+    build,
+    build_aggregator,
+    build_backend,
+    build_data,
+    build_model,
+    build_optimizer,
+    build_trackers,
+    read_config,
+)
 from fsl.errors import ConfigError, FslError
-from fsl.observers import Figures, ProgressBar, TensorBoard
+from fsl.observers import Figures, ProgressBar
 from fsl.run import Run, simulate
+from fsl.trackers import TensorBoard
 
 
 def run_folder(resume: str | None) -> str:
@@ -66,7 +76,8 @@ def simulate_config(config: DictConfig, folder: Path) -> Run:
         backend=build_backend(top.backend),
         out=folder,
         resume=top.resume is not None,
-        observers=(ProgressBar(), TensorBoard(), Figures()),
+        # The last is told first of the end: trackers then find the figures drawn.
+        observers=(ProgressBar(), TensorBoard(), *build_trackers(top.trackers), Figures()),
     )
 
 

@@ -285,7 +285,7 @@ def test_a_second_run_into_a_folder_is_refused_and_nothing_is_lost(tmp_path):
     [
         ({"seed": 1}, "has seed=0, this one 1"),
         ({"batch_size": 8}, "has batch_size=16, this one 8"),
-        ({"model": small_model("batch")}, r"has model\.tensors="),
+        ({"model": small_model("batch")}, r"has model\.modules="),
         ({"partition": Dirichlet(1.0)}, "has partition="),
     ],
 )
