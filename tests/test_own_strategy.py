@@ -54,10 +54,15 @@ def test_it_does_something(folder, installed_wheel):
     assert rows(folder / "0.001")[-1]["train_loss"] > rows(folder / "1000.0")[-1]["train_loss"]
 
 
-def test_it_is_swept_beside_fsls_own(folder, installed_wheel):
+def test_it_is_swept_and_reported_beside_fsls_own(folder, installed_wheel):
     sweep = ("-m", "experiment=smoke", "strategy=clipped,splitfed_v2", "seed=0,1", "rounds=1", "hydra.sweep.dir=sweep")
     installed_wheel.run(*ENTRY, *sweep, folder=folder)
     assert len(list(folder.glob("sweep/*/summary.json"))) == 4
+    report = installed_wheel.run("-m", "fsl.simulations.report", "sweep", "--out", "report", folder=folder)
+    assert "ClippedPSL" in report
+    assert "SplitFedV2" in report
+    page = (folder / "report" / "report.html").read_text()
+    assert "ClippedPSL" in page
 
 
 def test_a_wrong_value_is_one_line(folder, installed_wheel):

@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from fsl.simulations.report import command as report
+from fsl.simulations.run import command
 from fsl.strategies import PSL, SGLR
 from torch import nn
 
@@ -284,3 +286,15 @@ def test_a_wrong_option_is_one_clear_line(options, message):
 def test_psl_refuses_a_wrong_weight():
     with pytest.raises(ConfigError, match="weights='loss'"):
         PSL(weights="loss")
+
+
+@pytest.mark.slow
+def test_the_comparison_with_the_paper_runs_and_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fsl-simulate"])
+    swept = ["experiment=sglr_digits", "strategy=psl,sglr,slr,splitfed_v2,fedavg", "seed=0,1", "hydra.sweep.dir=sweep"]
+    assert command(["-m", *swept]) == 0
+    capsys.readouterr()
+    assert report(["sweep", "--out", "report", "--baseline", "PSL"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("PSL", "SGLR", "SplitFedV2", "FedAvg"))
