@@ -1,0 +1,90 @@
+"""SGLR's comparison as one picture and one table, from the runs of docs/sglr.md.
+
+python -m benchmarks.sglr FOLDER... --out docs/images/sglr.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsl.simulations.compare import Spread
+from fsl.simulations.records import Record, read_runs
+from matplotlib.axes import Axes
+
+from fsl.plotting import STYLES, new_figure, save_png
+
+PHI = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHA = (0.0, 0.5, 1.0, 2.0)
+Key = tuple[str, int, float | None, float | None]  # strategy, devices, phi, alpha
+
+
+def final_accuracies(records: Sequence[Record]) -> dict[Key, dict[int, float]]:
+    """Percent by group and seed; a run that diverged has none."""
+    found: dict[Key, dict[int, float]] = {}
+    for record in records:
+        if record.state != "finished" or record.seed is None:
+            continue
+        settings = record.settings
+        strategy = str(settings["strategy"]).rpartition(".")[2]
+        key = (strategy, int(settings["devices"]), settings.get("strategy.phi"), settings.get("strategy.alpha"))
+        found.setdefault(key, {})[record.seed] = 100 * record.rows[-1]["accuracy"]
+    return found
+
+
+def spread_of(values: dict[int, float]) -> tuple[float, float]:
+    """The mean over seeds, and half of its 95 % interval (0 for one seed)."""
+    spread = Spread.of(values[seed] for seed in sorted(values))
+    assert spread is not None
+    return spread.mean, spread.ci95 or 0.0
+
+
+def draw(axes: Axes, found: dict[Key, dict[int, float]], devices: int, name: str, values: Sequence[float]) -> None:
+    """Accuracy over one parameter with 95 % intervals, and PSL and SplitFed V1 as bands behind it."""
+    for style, strategy in zip(STYLES[1:], ("PSL", "SplitFedV1", "SplitFedV2")):
+        if (strategy, devices, None, None) in found:
+            mean, half = spread_of(found[strategy, devices, None, None])
+            axes.axhline(mean, color=style.color, linestyle=style.linestyle, label=strategy)
+            axes.axhspan(mean - half, mean + half, color=style.color, alpha=0.12)
+    keys = {v: ("SGLR", devices, v, 1.0) if name == "phi" else ("SGLR", devices, 0.5, v) for v in values}
+    known = {v: spread_of(found[key]) for v, key in keys.items() if key in found}
+    style = STYLES[0]
+    axes.errorbar(
+        list(known),
+        [mean for mean, _ in known.values()],
+        yerr=[half for _, half in known.values()],
+        color=style.color,
+        marker=style.marker,
+        capsize=4,
+        linewidth=2,
+        label="SGLR",
+    )
+    axes.set_xlabel("phi, at alpha = 1" if name == "phi" else "alpha, at phi = 0.5")
+    axes.set_ylabel("final test accuracy (%)")
+    axes.set_xticks(list(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--devices", type=int, default=10)
+    arguments = parser.parse_args()
+    found = final_accuracies(read_runs(arguments.folders).records)
+    figure, left = new_figure(f"SGLR on CIFAR-10, {arguments.devices} devices, three seeds, 95 % intervals", width=9.6)
+    left.remove()
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, name, values in ((left, "phi", PHI), (right, "alpha", ALPHA)):
+        draw(axes, found, arguments.devices, name, values)
+        axes.grid(True, alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.set_ylabel("")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    save_png(figure, arguments.out)
+    for key in sorted(found, key=str):
+        mean, half = spread_of(found[key])
+        print(key, f"{mean:.2f} ± {half:.2f} (n={len(found[key])})")
+
+
+if __name__ == "__main__":
+    main()
