@@ -11,16 +11,17 @@ from fsl.simulations.compare import Spread
 from fsl.simulations.records import Record, read_runs
 from matplotlib.axes import Axes
 
-from fsl.plotting import STYLES, new_figure, save_png
+from fsl.plotting import STYLES, Style, new_figure, save_png
 
 PHI = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHA = (0.0, 0.5, 1.0, 2.0)
 Key = tuple[str, int, float | None, float | None]  # strategy, devices, phi, alpha
+Found = dict[Key, dict[int, float]]  # percent by seed
 
 
-def final_accuracies(records: Sequence[Record]) -> dict[Key, dict[int, float]]:
+def final_accuracies(records: Sequence[Record]) -> Found:
     """Percent by group and seed; a run that diverged has none."""
-    found: dict[Key, dict[int, float]] = {}
+    found: Found = {}
     for record in records:
         if record.state != "finished" or record.seed is None:
             continue
@@ -38,29 +39,32 @@ def spread_of(values: dict[int, float]) -> tuple[float, float]:
     return spread.mean, spread.ci95 or 0.0
 
 
-def draw(axes: Axes, found: dict[Key, dict[int, float]], devices: int, name: str, values: Sequence[float]) -> None:
-    """Accuracy over one parameter with 95 % intervals, and PSL and SplitFed V1 as bands behind it."""
-    for style, strategy in zip(STYLES[1:], ("PSL", "SplitFedV1", "SplitFedV2")):
+def draw(axes: Axes, found: Found, devices: int) -> None:
+    """The strategies that SGLR is compared with: their means, and 95 % intervals as bands."""
+    for style, strategy in zip(STYLES[2:], ("PSL", "SplitFedV1", "SplitFedV2")):
         if (strategy, devices, None, None) in found:
             mean, half = spread_of(found[strategy, devices, None, None])
             axes.axhline(mean, color=style.color, linestyle=style.linestyle, label=strategy)
             axes.axhspan(mean - half, mean + half, color=style.color, alpha=0.12)
-    keys = {v: ("SGLR", devices, v, 1.0) if name == "phi" else ("SGLR", devices, 0.5, v) for v in values}
-    known = {v: spread_of(found[key]) for v, key in keys.items() if key in found}
-    style = STYLES[0]
+    axes.grid(True, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_line(axes: Axes, found: Found, keys: dict[float, Key], label: str, style: Style) -> None:
+    """Accuracy over a parameter's values, with 95 % intervals over seeds."""
+    known = {value: spread_of(found[key]) for value, key in keys.items() if key in found}
     axes.errorbar(
         list(known),
         [mean for mean, _ in known.values()],
         yerr=[half for _, half in known.values()],
         color=style.color,
+        linestyle=style.linestyle,
         marker=style.marker,
         capsize=4,
         linewidth=2,
-        label="SGLR",
+        label=label,
     )
-    axes.set_xlabel("phi, at alpha = 1" if name == "phi" else "alpha, at phi = 0.5")
-    axes.set_ylabel("final test accuracy (%)")
-    axes.set_xticks(list(values))
+    axes.set_xticks(list(keys))
 
 
 def main() -> None:
@@ -70,15 +74,22 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=10)
     arguments = parser.parse_args()
     found = final_accuracies(read_runs(arguments.folders).records)
-    figure, left = new_figure(f"SGLR on CIFAR-10, {arguments.devices} devices, three seeds, 95 % intervals", width=9.6)
+    devices = arguments.devices
+    figure, left = new_figure(f"SGLR on CIFAR-10, {devices} devices, three seeds, 95 % intervals", width=9.6)
     left.remove()
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, name, values in ((left, "phi", PHI), (right, "alpha", ALPHA)):
-        draw(axes, found, arguments.devices, name, values)
-        axes.grid(True, alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    right.set_ylabel("")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    draw(left, found, devices)
+    draw(right, found, devices)
+    scaled = {phi: ("SGLR", devices, phi, 1.0) for phi in PHI}
+    plain: dict[float, Key] = {phi: ("SGLR", devices, phi, 0.0) if phi else ("PSL", devices, None, None) for phi in PHI}
+    draw_line(left, found, scaled, "SGLR, alpha = 1", STYLES[0])
+    draw_line(left, found, plain, "SGLR, alpha = 0", STYLES[1])
+    draw_line(right, found, {a: ("SGLR", devices, 0.5, a) for a in ALPHA}, "SGLR, phi = 0.5", STYLES[5])
+    left.set_xlabel("phi")
+    right.set_xlabel("alpha")
+    left.set_ylabel("final test accuracy (%)")
+    handles = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, frameon=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_png(figure, arguments.out)
     for key in sorted(found, key=str):
