@@ -14,6 +14,7 @@ from fsl.models import LeNet
 from fsl.plan import Spec
 from fsl.trainers import Decoupled
 from tests.conftest import small_model, small_task
+from tests.test_equivalences import KEPT, KillAfter, KilledError, assert_same_bits
 
 OPTIONS = {"cut": "pool", "batch_size": 8}
 
@@ -72,6 +73,31 @@ def test_the_head_fits_smashed_data_and_outputs(options, layers):
 def test_a_head_for_other_outputs_must_be_ones_own():
     with pytest.raises(ConfigError, match=r"outputs are of shape \(2, 4, 8, 8\)"):
         DecoupledSL().head(torch.zeros(2, 8, 4, 4), torch.zeros(2, 4, 8, 8))
+
+
+class PrivateFronts(DecoupledSL):
+    """Each device keeps front and head; what the cloud sends is noted."""
+
+    fronts = "private"
+
+    def configure_train(self, server_round, arrays, config, grid):
+        self._sent = getattr(self, "_sent", [])
+        for message in super().configure_train(server_round, arrays, config, grid):
+            self._sent.append({key.partition(".")[0] for key in message.content.array_records["arrays"]})
+            yield message
+
+
+def test_private_fronts_and_heads_stay_on_their_devices(tmp_path):
+    strategy = PrivateFronts()
+    options = {"model": small_model("batch"), "rounds": 3, "optimizer": KEPT}
+    whole = run(strategy, out=tmp_path / "whole", **options)
+    assert strategy._sent == [{"front", "back", "head"}, {"back"}, {"back"}]
+    with pytest.raises(KilledError):
+        run(PrivateFronts(), out=tmp_path / "killed", observers=[KillAfter(1)], **options)
+    resumed = run(PrivateFronts(), out=tmp_path / "killed", resume=True, **options)
+    for device in range(2):
+        assert_same_bits(whole.front(device), resumed.front(device))
+    assert whole.metrics[-1]["accuracy"] == resumed.metrics[-1]["accuracy"]
 
 
 @pytest.mark.parametrize(("option", "message"), [({"pool": 0}, "pool=0"), ({"hidden": -1}, "hidden=-1")])
