@@ -53,6 +53,11 @@ def continued(folder: Path, given: Sequence[str]) -> list[str]:
     """
     stored = _read(folder)
     before = {override.get_key_element(): override for override in _parsed([*stored.task, *stored.hydra])}
+    for override in before.values():
+        if getattr(override.value(), "shuffle", False):
+            raise ConfigError(
+                f"resume={folder}: {override.input_line} would give the jobs other numbers; start a new sweep"
+            )
     launcher: list[str] = []
     for override in _parsed(given):
         key = override.get_key_element()

@@ -155,6 +155,12 @@ def test_what_is_given_to_a_continued_sweep_must_agree_with_it(small_sweep, over
     assert message in captured.out + captured.err
 
 
+def test_a_shuffled_sweep_is_not_continued(capsys):
+    assert sweep("devices=shuffle(5000,6000)") == 2
+    assert command(["-m", "resume=sweep"]) == 2
+    assert "devices=shuffle(5000,6000) would give the jobs other numbers" in capsys.readouterr().err
+
+
 def test_a_folder_that_holds_a_sweep_is_not_used_for_another(small_sweep, capsys):
     assert sweep("seed=1") == 2
     assert "sweep holds a sweep already; go on with it (fsl-simulate -m resume=sweep)" in capsys.readouterr().err
@@ -244,7 +250,17 @@ def test_ctrl_c_ends_all_jobs_with_one_line_and_the_sweep_can_be_continued(launc
     assert error.splitlines() == [
         "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
     ]
-    assert not _alive(running.pid)
+    assert all_gone(running.pid)
+
+
+def all_gone(session: int) -> bool:
+    """Whether every process of a session ends, at the latest in some seconds."""
+    deadline = time.monotonic() + 10
+    while _alive(session):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _alive(session: int) -> list[str]:
