@@ -100,9 +100,12 @@ class SweepJob:
             bad = isinstance(error, ConfigError | OmegaConfBaseException)
             record = _failed(began, one_line(error), bad)
         except Exception as error:  # the user's model, data or strategy: no reason to lose the other jobs
-            write_text(run.path / TRACEBACK, traceback.format_exc())
-            record = _failed(began, f"{type(error).__name__}: {one_line(error)} (see {run.path / TRACEBACK})", False)
-        record.write(sweep)
+            record = _failed(began, code_failed(error, run.path), False)
+        try:
+            record.write(sweep)
+        except OSError as error:  # a full disk, say; it stays `running` then
+            what = f"{record.title} {record.state}{record.reason and f' ({record.reason})'}"
+            print(f"{what}, but its record cannot be written: {one_line(error)}", file=sys.stderr)
         if record.state == "failed" and hydra.sweeper._target_ != BASIC_SWEEPER:
             raise JobError(f"{record.title}: {record.reason}")  # such a sweeper may need a score of every job
         return record.accuracy  # the basic sweeper would drop all later batches if a job raised
@@ -127,6 +130,16 @@ def _run(config: DictConfig, run: RunFolder, job: JobRecord, go_on: bool, alone:
     result = simulate_config(config, run.path, progress=alone)  # two bars on one terminal cannot be read
     print(f"{job.title}: {scores(result)}; results: {os.path.relpath(run.path)}", flush=True)
     return JobRecord(job.number, job.overrides, "finished", accuracy(result), config=values)
+
+
+def code_failed(error: Exception, folder: Path) -> str:
+    """An exception that was not raised on purpose, as one line; the traceback goes into a run's folder."""
+    line = f"{type(error).__name__}: {one_line(error)}"
+    try:
+        write_text(folder / TRACEBACK, traceback.format_exc())
+    except OSError:
+        return line
+    return f"{line} (see {os.path.relpath(folder / TRACEBACK)})"
 
 
 def can_go_on(run: RunFolder) -> bool:

@@ -134,7 +134,7 @@ def _report(options: SweepArguments, progress: _Progress) -> int:
     return say(_go_on(options, progress), 2 if failed and all(r.bad_input for r in failed) and not left else 1)
 
 
-_KILLED = "its worker process was killed, or another that ran beside it (out of memory?)"
+_KILLED = "it did not end: its worker process was killed, or another that ran beside it (out of memory?)"
 
 
 def _records(progress: _Progress) -> Iterator[JobRecord]:

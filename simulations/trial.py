@@ -3,7 +3,6 @@
 import math
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from fsl.simulations.jobs import TRACEBACK, can_go_on
+from fsl.simulations.jobs import can_go_on, code_failed
 from fsl.simulations.messages import one_line
 from fsl.simulations.run import simulate_config
 from hydra import compose, initialize_config_module
@@ -89,10 +88,7 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
     except (FslError, OSError, HydraException, OmegaConfBaseException) as error:
         return TrialResult("failed", reason=one_line(error))
     except Exception as error:  # the user's model, data or strategy: no reason to end the search
-        write_text(task.folder / TRACEBACK, traceback.format_exc())
-        return TrialResult(
-            "failed", reason=f"{type(error).__name__}: {one_line(error)} (see {task.folder / TRACEBACK})"
-        )
+        return TrialResult("failed", reason=code_failed(error, task.folder))
 
 
 def score(rows: Sequence[Mapping[str, Any]], task: TrialTask) -> float:

@@ -125,6 +125,22 @@ def test_a_finished_job_of_other_settings_is_refused(capsys):
     assert "has optimizer.lr=0.07, now it is 0.05" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_though_nothing_can_be_written(capsys, monkeypatch):
+    written = files.os.replace
+
+    def full(source, target):
+        if Path(target).name == "0.json" and Path(target).exists():
+            raise OSError(28, "No space left on device", str(target))
+        return written(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    assert sweep("devices=5000,2") == 1
+    captured = capsys.readouterr()
+    assert "2 jobs: 1 finished, 0 skipped (already done), 1 failed" in captured.out
+    assert "(devices=5000: there are only " in captured.err.splitlines()[0]
+    assert "its record cannot be written: [Errno 28] No space left on device" in captured.err
+
+
 def test_a_run_that_diverges_is_a_finished_job(capsys):
     assert sweep("optimizer.lr=1e30") == 0
     assert json.loads(Path("sweep/0/metrics.jsonl").read_text())["loss"] is None
@@ -215,7 +231,7 @@ def test_parallel_jobs_give_the_bits_of_one_after_another(capsys):
 @pytest.mark.slow
 def test_a_killed_worker_loses_only_what_ran_then(unsound, capsys):
     assert sweep(*unsound, *JOBLIB, "+model.how=kill,well,fine") == 1
-    assert "how=kill) failed: its worker process was killed" in capsys.readouterr().err
+    assert "how=kill) failed: it did not end: its worker process was killed" in capsys.readouterr().err
     assert [record.state for record in records() if record.number != 1] == ["running", "finished"]
     Path("mended").touch()
     assert command(["-m", "resume=sweep"]) == 0
