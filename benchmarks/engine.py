@@ -3,6 +3,7 @@
     python -m benchmarks.engine                 # everything, some minutes
     python -m benchmarks.engine --only samples  # SplitFed V1 over the plain unsplit loop
     python -m benchmarks.engine --only rounds   # inline and ray over Flower's own run_simulation
+    python -m benchmarks.engine --only pooled   # PSL's pooled back over one step of it per device
 
 Both sides of a ratio run in turn in the same process, and the median over the pairs counts. One torch thread.
 """
@@ -22,7 +23,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from fsl.strategies import SplitFedV1
+from fsl.strategies import PSL, SplitFedV1, SplitStrategy
 from torch import nn
 
 import fsl
@@ -30,6 +31,8 @@ from fsl.data import TensorExamples
 from fsl.federation import Optimizer
 from fsl.models import MLP, VGG5
 from fsl.observers import RunInfo
+from fsl.plan import Spec
+from fsl.trainers import Sequential
 
 OPTIMIZER = Optimizer(lr=0.01)
 PAIRS = 7
@@ -71,13 +74,15 @@ def plain_loop(model: nn.Module, data: TensorExamples, devices: int, batch_size:
     return time.perf_counter() - started
 
 
-def splitfed(model: nn.Module, data: TensorExamples, devices: int, batch_size: int, rounds: int) -> float:
+def federation(
+    strategy: SplitStrategy, model: nn.Module, data: TensorExamples, devices: int, batch_size: int, rounds: int
+) -> float:
     """Seconds of the rounds: messages, training, averaging, checkpoints."""
     clock = Clock()
     fsl.simulate(
         model,
         data,
-        strategy=SplitFedV1(),
+        strategy=strategy,
         devices=devices,
         rounds=rounds,
         batch_size=batch_size,
@@ -103,11 +108,11 @@ def samples(pairs: int) -> list[dict[str, object]]:
         model = kind(shape, 10)
         few = data.subset(torch.arange(devices * 32))  # warms both up: one step per device
         plain_loop(model, few, devices, 32, 1)
-        splitfed(model, few, devices, 32, 1)
+        federation(SplitFedV1(), model, few, devices, 32, 1)
         ratios, speeds = [], []
         for _ in range(pairs):
             floor = plain_loop(model, data, devices, 32, rounds)
-            ours = splitfed(model, data, devices, 32, rounds)
+            ours = federation(SplitFedV1(), model, data, devices, 32, rounds)
             ratios.append(floor / ours)
             speeds.append(len(data) * rounds / ours)
         rows.append(
@@ -120,6 +125,47 @@ def samples(pairs: int) -> list[dict[str, object]]:
             }
         )
         print(rows[-1], flush=True)
+    return rows
+
+
+# Samples per second of a back trained on pooled uploads, over the same back trained on one device after another.
+
+
+class OneByOne(PSL):
+    """PSL but for the rule of the edge: a forward, a backward and a step of the back per device."""
+
+    def trainer(self, round: int) -> Spec:
+        return Spec(self.path(Sequential), {"order": "step"})
+
+
+def pooled(pairs: int) -> list[dict[str, object]]:
+    rows = []
+    cases: list[tuple[str, Callable[..., nn.Module], tuple[int, ...], float]] = [
+        ("MLP 784-128 | 128-10", MLP, (1, 28, 28), 1.3),
+        ("VGG5", VGG5, (3, 32, 32), 1.1),
+    ]
+    for name, kind, shape, target in cases:
+        for devices in (50, 100):
+            data = examples(devices * 10 * 8, shape)
+            torch.manual_seed(0)
+            model = kind(shape, 10)
+            ratios, speeds = [], []
+            for pair in range(pairs + 1):
+                apart = federation(OneByOne(), model, data, devices, 8, 1)
+                together = federation(PSL(), model, data, devices, 8, 1)
+                if pair:  # the first warms both up
+                    ratios.append(apart / together)
+                    speeds.append(len(data) / together)
+            rows.append(
+                {
+                    "what": f"pooled, {name}, {devices} devices, 10 steps of 8",
+                    "samples/s": round(median(speeds)),
+                    "over one by one": round(median(ratios), 3),
+                    "range": [round(min(ratios), 3), round(max(ratios), 3)],
+                    "target": target,
+                }
+            )
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -225,13 +271,13 @@ def rounds(pairs: int) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("samples", "rounds"))
+    parser.add_argument("--only", choices=("samples", "rounds", "pooled"))
     parser.add_argument("--pairs", type=int, default=PAIRS, help="alternated pairs; the median counts")
     parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
-    for name, measure in (("samples", samples), ("rounds", rounds)):
+    for name, measure in (("samples", samples), ("rounds", rounds), ("pooled", pooled)):
         if arguments.only in (None, name):
             rows += measure(arguments.pairs)
     if arguments.json:
@@ -242,7 +288,7 @@ def main() -> None:
 
 
 def _value(row: dict[str, object]) -> float:
-    value = row.get("over the plain loop", row.get("over run_simulation"))
+    value = next(value for name, value in row.items() if name.startswith("over "))
     assert isinstance(value, float)
     return value
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,6 +18,7 @@ from fsl.backend import Backend
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
+from fsl.observers import Observer
 from fsl.targets import locate
 
 
@@ -43,7 +45,9 @@ class RunConfig:
     partition: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]
+    aggregator: Mapping[str, Any]
     backend: Mapping[str, Any]
+    trackers: Mapping[str, Any]
 
 
 def read_config(config: DictConfig) -> RunConfig:
@@ -88,6 +92,18 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
         if name not in values:
             raise ConfigError(f"{group}.{name} must be given: {target} has no default for it")
     return kind(**values)
+
+
+def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
+    """One of Flower's strategies as a rule applied per device; None for the weighted mean."""
+    if config.get("name") == "mean" and "_target_" not in config:
+        return None
+    rule = build("aggregator", config)
+    if not isinstance(rule, Strategy):
+        raise ConfigError(
+            f"aggregator._target_={config['_target_']} is no strategy of Flower's; see configs/aggregator"
+        )
+    return rule
 
 
 def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:
@@ -142,6 +158,17 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 def build_backend(config: Mapping[str, Any]) -> Backend:
     """Where the simulation runs."""
     return typing.cast(Backend, build("backend", {"_target_": "fsl.backend.Backend", **config}))
+
+
+def build_trackers(config: Mapping[str, Any]) -> list[Observer]:
+    """The trackers that were chosen; each is an Observer with options of its own."""
+    built = []
+    for name, options in config.items():
+        tracker = build(f"trackers.{name}", checked(f"trackers.{name}", options, Mapping[str, Any]))
+        if not isinstance(tracker, Observer):
+            raise ConfigError(f"trackers.{name}._target_={options['_target_']} is no fsl.Observer; derive it from one")
+        built.append(tracker)
+    return built
 
 
 def unknown(what: str, name: str, known: typing.Sequence[str]) -> str:

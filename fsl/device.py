@@ -1,53 +1,100 @@
 """A device: forward to the cut, backward from the cut gradient."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
+from fsl.errors import RunError
 from fsl.learner import Learner
 from fsl.messages import ReplyPacket, UploadPacket
+from fsl.objective import Objective
 from fsl.seeds import Stream
 
 
-class Device:
-    """One device in one round: its batches, its front, and the smashed data that waits for a cut gradient."""
+@dataclass(frozen=True)
+class DeviceBench:
+    """What a node gives a device to work with in one round."""
 
-    def __init__(
-        self,
-        device: int,
-        batches: Iterator[tuple[Tensor, Tensor]],
-        front: Learner,
-        noise: Stream,
-        up: Codec,
-        down: Codec,
-    ):
-        self.device = device
-        self.front = front
+    device: int
+    batches: Iterator[tuple[Tensor, Tensor]]
+    front: Learner
+    head: Learner | None  # for a loss of the device's own, where the strategy has one
+    objective: Objective
+    noise: Stream  # for the front's random layers
+    head_noise: Stream
+    up: Codec
+    down: Codec
+
+
+class Device:
+    """One device in one round: its batches, its front, and the smashed data that wait for a cut gradient."""
+
+    def __init__(self, bench: DeviceBench):
+        self.bench = bench
+        self.device = bench.device
         self.step = 0
-        self._batches = batches
-        self._noise = noise
-        self._up = up
-        self._down = down
-        self._smashed: Tensor | None = None
+        self._smashed: dict[int, Tensor] = {}
+        self._answered = 0  # cut gradients since the last optimizer step
 
     def forward(self) -> UploadPacket | None:
         """Run the front on the next batch; None when the round's batches are used up."""
-        batch = next(self._batches, None)
+        batch = next(self.bench.batches, None)
         if batch is None:
             return None
         inputs, targets = batch
-        self._smashed = self.front.forward(inputs, self._noise.at(self.step))
-        packet = UploadPacket(self.device, self.step, self._up.encode(self._smashed.detach()), targets)
+        smashed = self.bench.front.forward(inputs, self.bench.noise.at(self.step))
+        self._smashed[self.step] = smashed
+        return self.upload(smashed, targets)
+
+    def upload(self, smashed: Tensor, targets: Tensor) -> UploadPacket:
+        """What goes to the edge in this step, encoded."""
+        packet = UploadPacket(self.device, self.step, self.bench.up.encode(smashed.detach()), targets)
         self.step += 1
         return packet
 
     def backward(self, reply: ReplyPacket) -> None:
-        """Send the cut gradient back through the front and step its optimizer."""
-        smashed, self._smashed = self._smashed, None
+        """Send a cut gradient back through the front; when none is awaited any more, step its optimizer."""
+        smashed = self._smashed.pop(reply.step, None)
         if smashed is None:
-            raise RuntimeError(f"device {self.device} got a cut gradient, but no smashed data of it waits for one")
-        if smashed.requires_grad:
-            torch.autograd.backward((smashed,), (self._down.decode(reply.gradient),))
-            self.front.step()
+            raise RuntimeError(f"device {self.device} got a cut gradient for step {reply.step}, and waits for none")
+        if not smashed.requires_grad:
+            return
+        torch.autograd.backward((smashed,), (self.bench.down.decode(reply.gradient),))
+        self._answered += 1
+        if not self._smashed:
+            self.bench.front.step(self._answered)
+            self._answered = 0
+
+    def finish(self) -> None:
+        """All batches are done; RunError if a cut gradient never came."""
+        if self._smashed:
+            raise RunError(
+                f"device {self.device} waits for the cut gradient of step {next(iter(self._smashed))}, which its edge "
+                "trainer never gave; answer every upload, or use a device that trains by a loss of its own"
+            )
+
+
+class LocalLossDevice(Device):
+    """A device that trains its front by a loss of its own, with a small head, and awaits no cut gradient.
+
+    Han et al. 2021, "Accelerating Federated Learning with Split Learning on Locally Generated Losses".
+    """
+
+    def forward(self) -> UploadPacket | None:
+        """Train front and head on the next batch; its smashed data (of before the step) go to the edge."""
+        batch = next(self.bench.batches, None)
+        if batch is None:
+            return None
+        inputs, targets = batch
+        bench = self.bench
+        if bench.head is None:
+            raise RunError("a device with a loss of its own needs a head; set local_loss = True on the strategy")
+        smashed = bench.front.forward(inputs, bench.noise.at(self.step))
+        outputs = bench.head.forward(smashed.clone(), bench.head_noise.at(self.step))
+        bench.objective.loss(outputs, targets).backward()
+        bench.front.step()
+        bench.head.step()
+        return self.upload(smashed, targets)

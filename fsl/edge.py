@@ -1,5 +1,6 @@
 """An edge server: the sessions of its devices, and one edge trainer."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import WireError
-from fsl.messages import ReplyPacket, Upload, UploadPacket
-from fsl.states import State, WeightedSum
+from fsl.messages import Reply, ReplyPacket, Upload, UploadPacket
+from fsl.states import State, Total
 from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
 from fsl.wire.format import reply_bytes, upload_bytes
 
@@ -19,11 +20,13 @@ class Session:
     """One device's training at one edge in one round, in figures."""
 
     device: int
+    weight: float
     step: int = 0
     up_bytes: int = 0
     down_bytes: int = 0
     losses: list[Tensor] = field(default_factory=list)  # mean loss of each step, scalars
     rows: list[int] = field(default_factory=list)  # of each step
+    waiting: dict[int, int] = field(default_factory=dict)  # rows of the steps that the trainer has not answered
     pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
 
     @property
@@ -60,15 +63,16 @@ class EdgeServer:
         self._up = up
         self._down = down
         self._sessions: dict[int, Session] = {}
+        self._figures: Counter[str] = Counter()
 
     def begin(self, bench: EdgeBench, back: State) -> None:
         """Start a round from the back that the cloud sent."""
         self.trainer.begin(bench, self.edge, back)
 
-    def open(self, device: int) -> None:
-        """A device attaches."""
-        self._sessions[device] = Session(device)
-        self.trainer.open(device)
+    def open(self, device: int, weight: float) -> None:
+        """A device attaches; it stands for `weight` (its n_k) in averages over devices."""
+        self._sessions[device] = Session(device, weight)
+        self.trainer.open(device, weight)
 
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
         """Decode a step's uploads, let the trainer answer, encode its replies."""
@@ -80,35 +84,64 @@ class EdgeServer:
                     f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
                     + ("no such device" if session is None else f"step {session.step}")
                 )
+            upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets)
+            session.waiting[session.step] = len(upload.targets)
             session.step += 1
             session.up_bytes += upload_bytes(packet.smashed, packet.targets)
-            uploads.append(Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets))
-        rows = {upload.device: len(upload.targets) for upload in uploads}
-        answers = []
-        for reply in self.trainer.step(uploads):
-            session = self._sessions[reply.device]
-            session.losses.append(reply.loss)
-            session.rows.append(rows[reply.device])
-            if reply.gradient is not None:
-                answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient))
-                session.down_bytes += reply_bytes(answer.gradient)
-                session.pending = answer
-                answers.append(answer)
-        return answers
+            self._figures["smashed_bytes"] += upload.smashed.nbytes
+            uploads.append(upload)
+        return self._answers(self.trainer.step(uploads))
 
-    def close(self, device: int, weight: float) -> Session:
-        """A device is done for this round; `weight` is its n_k. Returns its figures."""
-        self.trainer.close(device, weight)
+    def flush(self) -> Sequence[ReplyPacket]:
+        """The replies that are left when no device has anything left to upload."""
+        return self._answers(self.trainer.flush())
+
+    def close(self, device: int) -> Session:
+        """A device is done for this round. Returns its figures."""
+        self.trainer.close(device)
         return self._sessions.pop(device)
 
-    def result(self) -> WeightedSum:
+    def result(self) -> Total:
         """The backs of this round, weighted."""
         return self.trainer.result()
+
+    def figures(self) -> Counter[str]:
+        """Counts of this round: the trainer's, and what crossed the cut.
+
+        `smashed_bytes`: the smashed data themselves, before any codec, without headers. `common_bytes`: the same of
+        the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire
+        that a link which can broadcast would not have sent.
+        """
+        figures = self._figures.copy()
+        figures.update(self.trainer.figures())
+        return figures
+
+    def _answers(self, replies: Sequence[Reply]) -> list[ReplyPacket]:
+        answers = []
+        common: list[tuple[int, int]] = []  # bytes on the wire, and of the gradient itself
+        for reply in replies:
+            session = self._sessions[reply.device]
+            session.losses.append(reply.loss)
+            session.rows.append(session.waiting.pop(reply.step))
+            if reply.gradient is None:
+                continue
+            answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient))
+            sent = reply_bytes(answer.gradient)
+            session.down_bytes += sent
+            session.pending = answer
+            answers.append(answer)
+            if reply.common:
+                common.append((sent, reply.gradient.nbytes))
+        if common:
+            sizes, values = zip(*common)
+            self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
+            self._figures["common_bytes"] += max(values)
+        return answers
 
     def snapshot(self, device: int) -> SessionSnapshot:
         """All that must follow a device that moves to another edge."""
         session = self._sessions[device]
-        copied = replace(session, losses=list(session.losses), rows=list(session.rows))
+        copied = replace(session, losses=list(session.losses), rows=list(session.rows), waiting=dict(session.waiting))
         return SessionSnapshot(copied, self.trainer.snapshot(device))
 
     def adopt(self, snapshot: SessionSnapshot) -> None:

@@ -4,6 +4,11 @@
 not go on (the command exits with 1, and what was written can be resumed).
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class FslError(Exception):
     """Whatever fsl raises on purpose."""
@@ -44,3 +49,10 @@ class StepError(RunError):
         super().__init__(f"device {device}, step {step}")
         self.device = device
         self.step = step
+
+
+def one_of(name: str, value: T, allowed: Sequence[T]) -> T:
+    """The value, if it is an allowed one; ConfigError otherwise."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, allowed))}")
+    return value

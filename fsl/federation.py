@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor, nn
 
 from fsl.errors import ConfigError
 from fsl.plan import Fronts, Spec
@@ -74,6 +75,7 @@ class Federation:
     optimizer: Optimizer = Optimizer()
     up: str = "fsl.codecs.Identity"
     down: str = "fsl.codecs.Identity"
+    aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
     evaluate_every: int = 1
     evaluate_devices: int = 100  # private fronts to evaluate, at most
 
@@ -94,6 +96,10 @@ class CloudStrategy(Protocol):
     """What a run asks of a strategy; `fsl.strategies.SplitStrategy` is the base class that has it all."""
 
     fronts: Fronts
+    local_loss: bool
+
+    def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
+        """The head of devices that train by a loss of their own; asked for where `local_loss` is set."""
 
     def trainer(self, round: int) -> Spec | None:
         """The edge trainer of this round; None trains the whole model on the devices."""
@@ -112,6 +118,12 @@ class CloudStrategy(Protocol):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that must be in a checkpoint besides the model."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
 
     def checkpointed(self) -> None:
         """A checkpoint of the present state is complete."""

@@ -1,33 +1,21 @@
 """Pictures of a run, fit for a slide: axes with units, colours that survive a grey print."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fsl.files import write_bytes
+from fsl.plotting import BYTE_UNITS, STYLES, TIME_UNITS, new_figure, save_png, unit_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a line looks: told apart by colour, and in grey by dashes and markers."""
-
-    color: str
-    linestyle: str
-    marker: str
-    markersize: float
 
 
 @dataclass(frozen=True)
@@ -43,17 +31,9 @@ class Line:
         return Line(self.name, self.rounds, tuple(value * factor for value in self.values))
 
 
-# Okabe & Ito's palette, told apart by the colour-blind. The sizes keep two lines apart that lie on each other.
-_STYLES = (
-    Style("#0072B2", "-", "o", 7),
-    Style("#D55E00", "--", "s", 4),
-    Style("#009E73", ":", "^", 6),
-)
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||")
 _MAX_BARS = 40
 _MAX_ROWS = 100  # of a heat map; more would be thinner than a pixel
-_BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
-_TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def run_figures(rows: Rows, folder: Path, title: str) -> list[Path]:
@@ -68,7 +48,7 @@ def run_figures(rows: Rows, folder: Path, title: str) -> list[Path]:
     written = []
     for name, figure in drawn.items():
         if figure is not None:
-            _save(figure, folder / f"{name}.png")
+            save_png(figure, folder / f"{name}.png")
             written.append(folder / f"{name}.png")
     return written
 
@@ -81,7 +61,7 @@ def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
     devices, classes = counts.shape
     path.parent.mkdir(parents=True, exist_ok=True)
     heat = devices > _MAX_BARS or classes > len(_HATCHES)
-    _save(_heat_map(counts, title) if heat else _bars(counts, title), path)
+    save_png(_heat_map(counts, title) if heat else _bars(counts, title), path)
 
 
 def _accuracy(rows: Rows, title: str) -> "Figure | None":
@@ -89,7 +69,7 @@ def _accuracy(rows: Rows, title: str) -> "Figure | None":
     spread = {row["round"]: row["accuracy_std"] for row in rows if _is_number(row.get("accuracy_std"))}
     if not lines:
         return None
-    figure, axes = _figure(title)
+    figure, axes = new_figure(title)
     _draw(axes, [line.scaled(100) for line in lines], "accuracy (%)")
     if spread and lines[0].name == "test":
         _band(axes, lines[0], spread)
@@ -108,7 +88,7 @@ def _loss(rows: Rows, title: str) -> "Figure | None":
     )
     if not lines:
         return None
-    figure, axes = _figure(title)
+    figure, axes = new_figure(title)
     _draw(axes, lines, "loss (mean over examples)")
     _legend(axes)
     _from_zero(axes, lines)
@@ -124,9 +104,9 @@ def _bytes(rows: Rows, title: str) -> "Figure | None":
     lines = [line for line in lines if any(line.values)]
     if not lines:
         return None
-    size, unit = _unit(lines, _BYTE_UNITS)
+    size, unit = unit_for(_top(lines), BYTE_UNITS)
     scaled = [line.scaled(1 / size) for line in lines]
-    figure, axes = _figure(title)
+    figure, axes = new_figure(title)
     _draw(axes, scaled, f"sent so far ({unit})")
     _legend(axes)
     _from_zero(axes, scaled)
@@ -138,8 +118,8 @@ def _time(rows: Rows, title: str) -> "Figure | None":
     line = simulated if simulated.rounds else _cumulative(rows, "seconds", "wall time")
     if not line.rounds:
         return None
-    size, unit = _unit([line], _TIME_UNITS)
-    figure, axes = _figure(title)
+    size, unit = unit_for(_top([line]), TIME_UNITS)
+    figure, axes = new_figure(title)
     _draw(axes, [line.scaled(1 / size)], f"{line.name} so far ({unit})")
     _from_zero(axes, [line])
     return figure
@@ -163,16 +143,14 @@ def _known(*lines: Line) -> list[Line]:
     return [line for line in lines if line.rounds]
 
 
-def _unit(lines: Sequence[Line], units: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    """The largest unit of which the curves reach two, so that the axis reads 1,500 MB rather than 1.5 GB."""
-    top = max(max(line.values) for line in lines)
-    return next((unit for unit in units if top >= 2 * unit[0]), units[-1])
+def _top(lines: Sequence[Line]) -> float:
+    return max(max(line.values) for line in lines)
 
 
 def _draw(axes: "Axes", lines: Sequence[Line], label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for line, style in zip(lines, _STYLES):
+    for line, style in zip(lines, STYLES):
         axes.plot(
             line.rounds,
             line.values,
@@ -199,7 +177,7 @@ def _band(axes: "Axes", line: Line, spread: Mapping[int, float]) -> None:
     middle = np.array([value for round, value in zip(line.rounds, line.values) if round in spread])
     reach = np.array([spread[round] for round in rounds])
     low, high = np.clip(middle - reach, 0, 1) * 100, np.clip(middle + reach, 0, 1) * 100
-    color = _STYLES[0].color
+    color = STYLES[0].color
     label = "± one standard deviation over devices"
     if len(rounds) > 1:
         axes.fill_between(rounds, low, high, alpha=0.2, color=color, linewidth=0, label=label)
@@ -230,7 +208,7 @@ def _bars(counts: np.ndarray, title: str) -> "Figure":
     from matplotlib import colormaps
 
     devices, classes = counts.shape
-    figure, axes = _figure(title, height=min(7.2, max(3.4, 1.9 + 0.28 * devices)))
+    figure, axes = new_figure(title, height=min(7.2, max(3.4, 1.9 + 0.28 * devices)))
     left = np.zeros(devices)
     for label in range(classes):
         color = colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1))
@@ -260,7 +238,7 @@ def _heat_map(counts: np.ndarray, title: str) -> "Figure":
 
     devices, classes = counts.shape
     shown = np.unique(np.linspace(0, devices - 1, min(devices, _MAX_ROWS)).round().astype(int))
-    figure, axes = _figure(title, height=5.2)
+    figure, axes = new_figure(title, height=5.2)
     image = axes.imshow(counts[shown], aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="samples")
     axes.grid(False)
@@ -273,24 +251,3 @@ def _heat_map(counts: np.ndarray, title: str) -> "Figure":
     ticks = range(0, len(shown), math.ceil(len(shown) / 20))
     axes.set_yticks(ticks, [f"{shown[tick]:,}" for tick in ticks])
     return figure
-
-
-def _figure(title: str, height: float = 4.2) -> "tuple[Figure, Axes]":
-    # The object interface: pyplot would open windows, and keep every figure of a sweep.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    figure.suptitle(textwrap.fill(title, 76, break_on_hyphens=False), fontsize=12, parse_math=False)
-    axes.grid(True, alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_bytes(path, buffer.getvalue())

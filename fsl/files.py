@@ -5,7 +5,8 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import Tensor
 from fsl.errors import CheckpointError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Write a file atomically: a reader sees the old content or the new, also after a full disk or a kill.
 
-    Raises OSError where it cannot be written; the old content is then still there.
+    Raises OSError where it cannot be written; the old content is then still there. With `durable=False` a power
+    failure may still take the new content, until `sync` is called.
     """
     # Beside the target, since a rename is atomic only within a file system. The name is cut: 255 bytes are the limit.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
@@ -28,12 +30,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         # Not by tempfile: that makes files which only their owner may read, and results are to be shared.
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Wait until files lie on the disk. Side by side, for each wait alone would cost a commit of the file system."""
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,9 +69,14 @@ def write_json(path: Path, obj: Any) -> None:
     write_text(path, to_json(obj, indent=2) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as a safetensors file, atomically; tensors may share memory, and lie on any torch device."""
-    write_bytes(path, save(_separate(tensors), dict(metadata) if metadata else None))
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
+) -> None:
+    """Write named tensors as a safetensors file, atomically; tensors may share memory, and lie on any torch device.
+
+    `durable` as in `write_bytes`.
+    """
+    write_bytes(path, save(_separate(tensors), dict(metadata) if metadata else None), durable)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -90,9 +90,13 @@ class Learner:
             seeds.reseed(noise, self.runtime.accelerator)
             return self.runtime.module(inputs)
 
-    def step(self) -> None:
-        """One optimizer step with the gradients that backward left, which are then dropped."""
+    def step(self, backwards: int = 1) -> None:
+        """One optimizer step with the mean gradient of so many backward passes; the gradients are then dropped."""
         if self.optimizer is not None:
+            if backwards > 1:
+                for parameter in self.replica.parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= backwards
             self.optimizer.step()
             for parameter in self.replica.parameters:
                 parameter.grad = None
@@ -101,6 +105,11 @@ class Learner:
         """The segment's values now, not copied."""
         self.runtime.install(self.replica)
         return self.replica.collect()
+
+    def restore(self, state: State) -> None:
+        """Put values back that `state` gave, also where the module had put a new tensor in a buffer's place."""
+        self.replica.load(state)
+        self.runtime.layout.install(self.replica.tensors)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's state as named tensors, copied."""

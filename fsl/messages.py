@@ -44,10 +44,11 @@ class Reply:
     """What an edge trainer answers: the gradient of the device's own mean loss at the cut (B, ...).
 
     `gradient` is None where nothing goes back; `loss` is the device's mean loss, a scalar without graph, and stays
-    at the edge.
+    at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
     """
 
     device: int
     step: int
     gradient: Tensor | None
     loss: Tensor
+    common: bool = False

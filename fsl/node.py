@@ -1,16 +1,17 @@
 """What a Flower node does with a round's message."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from fsl.cohort import Cohort, CohortResult, load_private_front
+from fsl.cohort import Cohort, CohortResult, load_private
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.plan import EvaluatePlan, RoundPlan
-from fsl.records import record_to_states, reports_to_metrics, sums_to_record
-from fsl.states import Replica, WeightedSum
+from fsl.records import record_to_states, reports_to_metrics, totals_to_record
+from fsl.states import Replica, Total, WeightedSum
 from fsl.unsplit import UnsplitCohort
 from fsl.workload import Worker, Workload
 
@@ -28,23 +29,29 @@ class Node:
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         kind = Cohort if plan.trainer is not None else UnsplitCohort
         results = [kind(task, plan, self.worker, states).run() for task in plan.cohorts]
-        sums = _merge(results)
+        self.worker.store.sync()
+        totals = _merge(results)
         reports = [report for result in results for report in result.reports]
-        return sums_to_record(sums), reports_to_metrics(reports, {name: s.weight for name, s in sums.items()})
+        figures: Counter[str] = Counter()
+        for result in results:
+            figures.update(result.figures)
+        weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
+        return totals_to_record(totals), reports_to_metrics(reports, weights, figures)
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Each device's private front through the shared back, on the test set."""
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
-        segments = self.worker.segments
+        segments = self.worker.chain
         replicas = {name: Replica(s.layout, self.worker.accelerator) for name, s in segments.items()}
-        for name, state in states.items():
-            replicas[name].load(state)
+        for name, replica in replicas.items():
+            if name in states:
+                replica.load(states[name])
         workload = self.worker.workload
         if workload.data.test is None:
             raise ConfigError("this node has no test data to evaluate on")
         losses, accuracies = [], []
         for task in plan.devices:
-            front = load_private_front(self.worker, task) or states.get("front")
+            front = load_private(self.worker, "front", task) or states.get("front")
             if front is None:
                 raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
             replicas["front"].load(front)
@@ -59,12 +66,12 @@ class Node:
         return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies})
 
 
-def _merge(results: list[CohortResult]) -> Mapping[str, WeightedSum]:
-    sums: dict[str, WeightedSum] = {}
+def _merge(results: list[CohortResult]) -> Mapping[str, Total]:
+    totals: dict[str, Total] = {}
     for result in results:
-        for name, total in result.sums.items():
-            if name in sums:
-                sums[name].merge(total)
+        for name, total in result.totals.items():
+            if name in totals:
+                totals[name].merge(total)
             else:
-                sums[name] = total
-    return sums
+                totals[name] = total
+    return totals

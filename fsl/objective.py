@@ -14,6 +14,13 @@ class Objective(ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss over the rows of a batch, a scalar."""
 
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """The loss of each row (B,), whose mean is `loss`; None where it cannot be told row by row.
+
+        It saves a pooled step a loss per device.
+        """
+        return None
+
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """How many rows are right (a scalar; accuracy is its mean), or None where accuracy has no meaning."""
         return None
@@ -25,6 +32,11 @@ class CrossEntropy(Objective):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy."""
         return F.cross_entropy(outputs, targets)
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy of each row, a mean over its further dimensions."""
+        losses = F.cross_entropy(outputs, targets, reduction="none")
+        return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The rows whose largest logit is the label."""

@@ -1,11 +1,10 @@
-"""What watches a run: a progress bar, TensorBoard events, figures. None of it can break the run it watches."""
+"""What watches a run: a progress bar, figures, trackers (`fsl.trackers`). None of it can break the run it watches."""
 
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from numbers import Real
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from fsl.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class RunInfo:
     first_round: int
     folder: Path | None  # None: nothing is to be written
     class_counts: np.ndarray | None = None  # (devices, classes), of a sample of devices where there are many
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what the result depends on, as in summary.json
 
 
 class Observer:
@@ -59,7 +58,7 @@ class ProgressBar(Observer):
         self._progress = None
         if sys.stderr is None or not sys.stderr.isatty():
             return
-        with _harmless("the progress bar"):
+        with harmless("the progress bar"):
             self._progress = _bar(info.rounds)
             self._task = self._progress.add_task("", total=info.rounds, completed=info.first_round - 1, figures="")
             heading = f"{info.strategy} · {info.model} · {info.data}"
@@ -69,55 +68,15 @@ class ProgressBar(Observer):
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Move the bar on."""
         if self._progress is not None:
-            with _harmless("the progress bar"):
+            with harmless("the progress bar"):
                 self._progress.update(self._task, completed=row["round"], figures=round_in_words(row))
 
     def on_end(self) -> None:
         """Leave the bar as it stands."""
         if self._progress is not None:
-            with _harmless("the progress bar"):
+            with harmless("the progress bar"):
                 self._progress.stop()
             self._progress = None
-
-
-class TensorBoard(Observer):
-    """The numbers of each round as TensorBoard scalars, in `tensorboard/` of the run's folder."""
-
-    def __init__(self) -> None:
-        self._writer: SummaryWriter | None = None
-
-    def on_start(self, info: RunInfo) -> None:
-        """Open the event file; a resumed run hides what was written after its checkpoint."""
-        self._writer = None
-        if info.folder is None:
-            return
-        with _harmless("TensorBoard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = info.first_round if info.first_round > 1 else None
-            self._writer = SummaryWriter(str(info.folder / "tensorboard"), purge_step=purge)
-
-    def on_round(self, row: Mapping[str, Any]) -> None:
-        """Write every number."""
-        if self._writer is None:
-            return
-        with _harmless("TensorBoard"):
-            try:
-                for name, value in row.items():
-                    if name != "round" and isinstance(value, Real):
-                        self._writer.add_scalar(name, float(value), row["round"])
-            except Exception:
-                writer, self._writer = self._writer, None  # one warning, not one a round
-                with suppress(Exception):
-                    writer.close()
-                raise
-
-    def on_end(self) -> None:
-        """Flush and close."""
-        if self._writer is not None:
-            with _harmless("TensorBoard"):
-                self._writer.close()
-            self._writer = None
 
 
 class Figures(Observer):
@@ -131,7 +90,7 @@ class Figures(Observer):
         self._info = info
         if info.folder is None or info.class_counts is None:
             return
-        with _harmless("the figure of classes"):
+        with harmless("the figure of classes"):
             from fsl.figures import class_counts_figure
 
             shown = len(info.class_counts)
@@ -144,7 +103,7 @@ class Figures(Observer):
         info, self._info = self._info, None
         if info is None or info.folder is None:
             return
-        with _harmless("the figures"):
+        with harmless("the figures"):
             from fsl.figures import run_figures
 
             folder = RunFolder(info.folder)
@@ -183,7 +142,7 @@ def human_bytes(count: float) -> str:
 
 
 @contextmanager
-def _harmless(what: str) -> Iterator[None]:
+def harmless(what: str) -> Iterator[None]:
     """A watcher's trouble (a full disk, a missing package) is a warning, not the end of hours of training."""
     try:
         yield

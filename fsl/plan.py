@@ -52,6 +52,8 @@ class RoundPlan:
     cohorts: tuple[CohortTask, ...]
     fronts: Fronts
     trainer: Spec | None  # None: devices train the whole model, without an edge
+    device: Spec  # the class of a device's half
+    one_by_one: bool  # states are to come back by device, not as sums
     optimizer: Spec
     learning_rates: Mapping[str, float]  # by segment
     reset_optimizer: bool
@@ -80,7 +82,8 @@ class RoundPlan:
             f"learning_rates={rates!r}",
         )
         raw["cohorts"] = tuple(_cohort(c) for c in raw["cohorts"])
-        raw["optimizer"] = _spec(raw["optimizer"])
+        _check(type(raw["one_by_one"]) is bool, f"one_by_one={raw['one_by_one']!r}")
+        raw["optimizer"], raw["device"] = _spec(raw["optimizer"]), _spec(raw["device"])
         raw["trainer"] = None if raw["trainer"] is None else _spec(raw["trainer"])
         return RoundPlan(**raw)
 

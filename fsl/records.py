@@ -6,8 +6,10 @@ their stated dtype and shape instead of `np.load`, whose header parser fails now
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from fsl.cohort import DeviceReport
 from fsl.errors import ConfigError, WireError
-from fsl.states import Layout, State, WeightedSum
+from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 
 _LOW = "low:"  # what float64 rounded off a sum, sent only where it is not zero
 
@@ -83,19 +85,48 @@ def record_to_states(
     return states
 
 
-def sums_to_record(sums: Mapping[str, WeightedSum]) -> ArrayRecord:
-    """Weighted sums as one ArrayRecord: float64 under `<segment>.<key>`, integer counters as they are."""
-    arrays = {}
-    for segment, total in sums.items():
-        if not total.weight:
-            continue
-        highs = State({**total.high, **total.counters})
-        for field, view in total.layout.views(highs):
-            arrays[f"{segment}.{field.name}"] = to_array(view)
-        for field, view in total.layout.views(State({**total.low, **total.counters})):
-            if field.dtype.is_floating_point and view.any():
-                arrays[f"{_LOW}{segment}.{field.name}"] = to_array(view)
+def totals_to_record(totals: Mapping[str, Total]) -> ArrayRecord:
+    """Totals as one ArrayRecord: a sum in float64 under `<segment>.<key>`, integer counters as they are.
+
+    States one by one go under `<device>:<segment>.<key>`.
+    """
+    arrays: dict[str, Array] = {}
+    for segment, total in totals.items():
+        if isinstance(total, DeviceStates):
+            for device, state in total.states.items():
+                for field, view in total.layout.views(state):
+                    arrays[f"{device}:{segment}.{field.name}"] = to_array(view)
+        elif isinstance(total, WeightedSum) and total.weight:
+            arrays |= _sum_arrays(segment, total)
     return ArrayRecord(arrays)
+
+
+def _sum_arrays(segment: str, total: WeightedSum) -> dict[str, Array]:
+    arrays = {}
+    for field, view in total.layout.views(State({**total.high, **total.counters})):
+        arrays[f"{segment}.{field.name}"] = to_array(view)
+    for field, view in total.layout.views(State({**total.low, **total.counters})):
+        if field.dtype.is_floating_point and view.any():
+            arrays[f"{_LOW}{segment}.{field.name}"] = to_array(view)
+    return arrays
+
+
+def record_to_totals(
+    record: ArrayRecord, weights: Mapping[str, float], layouts: Mapping[str, Layout], devices: Mapping[int, float]
+) -> dict[str, Total]:
+    """The totals in a record, by segment: sums by `weights`, and states one by one of `devices` by their weights."""
+    totals: dict[str, Total] = dict(record_to_sums(record, weights, layouts))
+    for segment, layout in layouts.items():
+        states = DeviceStates(layout)
+        for device, weight in devices.items():
+            if any(f"{device}:{segment}.{field.name}" in record for field in layout.fields):
+                state = layout.zeros()
+                for field, view in layout.views(state):
+                    _read(record, f"{device}:{segment}.{field.name}", view)
+                states.states[device], states.weights[device] = state, weight
+        if states.states:
+            totals[segment] = states
+    return totals
 
 
 def record_to_sums(
@@ -137,21 +168,38 @@ def _read(record: ArrayRecord, key: str, into: Tensor) -> None:
 _FIELDS = ("device", "samples", "examples", "steps", "skipped", "loss", "up_bytes", "down_bytes", "model_bytes")
 
 
-def reports_to_metrics(reports: Iterable[DeviceReport], weights: Mapping[str, float]) -> MetricRecord:
-    """Device reports column by column, and the weight of each segment's sum."""
+def reports_to_metrics(
+    reports: Iterable[DeviceReport], weights: Mapping[str, float], figures: Mapping[str, int]
+) -> MetricRecord:
+    """Device reports column by column, the weight of each segment's sum, and a node's counts."""
     reports = list(reports)
     columns: dict[str, list[int] | list[float] | int | float] = {
         name: [getattr(report, name) for report in reports] for name in _FIELDS
     }
-    return MetricRecord({**columns, **{f"weight.{name}": float(w) for name, w in weights.items()}})
+    columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
+    return MetricRecord(columns | {f"figure.{name}": count for name, count in figures.items()})
 
 
-def metrics_to_reports(metrics: MetricRecord) -> tuple[list[DeviceReport], dict[str, float]]:
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node says of a round beside the arrays."""
+
+    devices: list[DeviceReport]
+    weights: dict[str, float]
+    figures: dict[str, int]
+
+
+def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
     """What `reports_to_metrics` wrote."""
     try:
         columns = [metrics[name] for name in _FIELDS]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
-        weights = {k.removeprefix("weight."): float(v) for k, v in metrics.items() if k.startswith("weight.")}  # type: ignore[arg-type]
+        weights = {name: float(value) for name, value in _named(metrics, "weight.")}
+        figures = {name: int(value) for name, value in _named(metrics, "figure.")}
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a node's metrics are not device reports ({error})") from None
-    return rows, weights
+    return NodeReport(rows, weights, figures)
+
+
+def _named(metrics: MetricRecord, prefix: str) -> list[tuple[str, Any]]:
+    return [(name.removeprefix(prefix), value) for name, value in metrics.items() if name.startswith(prefix)]

@@ -1,5 +1,6 @@
 """`fsl.simulate`: a federation in simulation, from objects to results. Everything that the command does goes here."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fsl import provenance
+from fsl import provenance, seeds
 from fsl.backend import Backend, torch_threads
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, limited
 from fsl.errors import ConfigError
@@ -20,6 +23,7 @@ from fsl.objective import Objective, as_objective
 from fsl.observers import Observer
 from fsl.runfolder import RunFolder
 from fsl.simulation import Simulation
+from fsl.split import split
 from fsl.targets import ALLOWED
 from fsl.workload import Worker, Workload
 
@@ -66,6 +70,7 @@ def simulate(
     batch_size: int = 32,
     up: str = "fsl.codecs.Identity",
     down: str = "fsl.codecs.Identity",
+    aggregator: FlowerStrategy | None = None,
     seed: int = 0,
     init_from: str | Path | None = None,
     evaluate_every: int = 1,
@@ -82,8 +87,9 @@ def simulate(
     `model` is any module that `fsl.split` can cut at `cut` (default: the model's `default_cut`); it is not changed.
     `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
     data nothing is evaluated. `samples_per_device` caps what a device holds. `allowed` adds packages whose classes
-    the strategy's plans may name (your own edge trainer or codec). `out` is the folder for results (none: nothing is
-    kept); with `resume=True` the run in it goes on, bitwise as if it had never stopped. Raises ConfigError for what
+    the strategy's plans may name (your own edge trainer or codec). `aggregator` is a Flower strategy (FedAdam, Krum,
+    ...) that combines, per device, what is otherwise averaged. `out` is the folder for results (none: nothing is kept);
+    with `resume=True` the run in it goes on, bitwise as if it had never stopped. Raises ConfigError for what
     cannot be done, before anything is written, and RunError for a run that could not go on.
     """
     backend = backend or Backend()
@@ -105,6 +111,7 @@ def simulate(
         optimizer=optimizer or Optimizer(),
         up=up,
         down=down,
+        aggregator=aggregator,
         evaluate_every=evaluate_every if task.test is not None else 0,
         evaluate_devices=evaluate_devices,
     )
@@ -112,13 +119,15 @@ def simulate(
     divided = partitioner.divide(task.train.targets.numpy(), devices, seed, task.groups)
     if samples_per_device is not None:
         divided = limited(divided, samples_per_device, seed)
+    cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
     workload = Workload(
         model=model,
-        cut=tuple(cut) if cut is not None and not isinstance(cut, str) else cut,
+        cut=cuts,
         data=task,
         partition=divided,
         objective=as_objective(objective),
         store=(folder.checkpoint / "devices").absolute(),
+        head=local_head(strategy, model, cuts, task.train, seed) if strategy.local_loss else None,
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
@@ -128,15 +137,30 @@ def simulate(
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts)
-        settings = provenance.settings(
-            federation, workload, strategy, f"{provenance.describe(partitioner)} {samples_per_device}"
-        )
+        strategy.bind(federation)
+        divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
+        settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)
         simulation = Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)
         simulation.check()
         simulation.begin(init_from, resume)
         simulation.run(partial(backend.open, workload, nodes), backend.round_timeout)
         result = simulation.finish()
     return Run(result.metrics, result.model, result.states, folder, temporary)
+
+
+def local_head(
+    strategy: CloudStrategy, model: nn.Module, cut: str | tuple[str, ...] | None, examples: Examples, seed: int
+) -> nn.Module:
+    """The head that devices train beside their front, its weights drawn from the seed."""
+    modules = [segment.module.eval() for segment in split(copy.deepcopy(model), cut)]
+    with torch.no_grad():
+        smashed = modules[0](examples.batch(torch.arange(min(2, len(examples))))[0])
+        outputs = smashed
+        for module in modules[1:]:
+            outputs = module(outputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "init", segment="head"))
+        return strategy.head(smashed, outputs)
 
 
 def _named(strategy: CloudStrategy, paths: Sequence[str]) -> set[str]:

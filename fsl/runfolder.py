@@ -20,6 +20,7 @@ class RunFolder:
         self.model_path = path / "model.safetensors"
         self.best_path = path / "best.safetensors"
         self.back_path = path / "back.safetensors"
+        self.head_path = path / "head.safetensors"
         self.fronts = path / "fronts"
         self.figures = path / "figures"
         self.checkpoint = path / "checkpoint"

@@ -1,7 +1,7 @@
 """One simulation on its way: from the first arrays over the rounds to what is written."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,17 @@ from fsl import provenance
 from fsl.checkpoint import Checkpoint, load_checkpoint, refuse_other_settings, save_checkpoint
 from fsl.cohort import build_codec
 from fsl.data import class_counts
+from fsl.divergence import diverged_in
 from fsl.errors import ConfigError, WireError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
-from fsl.files import load_tensors, save_tensors
+from fsl.files import load_tensors, save_tensors, sync
 from fsl.learner import OptimizerRecipe
 from fsl.observers import Observer, RunInfo
 from fsl.records import check_dtypes, record_to_states, states_to_record
 from fsl.runfolder import RunFolder
 from fsl.split import join
-from fsl.states import Replica
+from fsl.states import Replica, State
 from fsl.targets import locate_allowed
 from fsl.workload import Worker, Workload
 
@@ -84,7 +85,6 @@ class Simulation:
                 build_codec(path, self.worker)
             except WireError as error:
                 raise ConfigError(f"{name}={path}: {error}; name a Codec") from None
-        self.strategy.bind(federation)
         trainer = self.strategy.trainer(1)
         if trainer is not None:
             locate_allowed(trainer.target, allowed)
@@ -100,6 +100,8 @@ class Simulation:
                 for name in self.layouts
             }
             self.strategy.load_state(checkpoint.strategy)
+            own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(_STRATEGY)}
+            self.strategy.load_tensors({k.removeprefix(_STRATEGY): v for k, v in own.items()})
             self.best = dict(checkpoint.best) if checkpoint.best else None
             self.first_round = checkpoint.round + 1
             self.folder.truncate_metrics(checkpoint.round)
@@ -107,7 +109,7 @@ class Simulation:
         else:
             self.folder.refuse_if_used()
             if init_from is not None:
-                tensors = dict.fromkeys(self.layouts, load_tensors(Path(init_from)))
+                tensors |= dict.fromkeys(self.worker.chain, load_tensors(Path(init_from)))
         states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
         self.arrays = states_to_record(self.layouts, states)
 
@@ -123,6 +125,7 @@ class Simulation:
             first_round=self.first_round,
             folder=self.folder.path,
             class_counts=self.class_counts(),
+            settings=self.settings,
         )
         with ExitStack() as stack:
             if self.first_round <= federation.rounds:
@@ -152,11 +155,7 @@ class Simulation:
         if self.strategy.fronts == "private" or not self.strategy.evaluates(round):
             return None
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
-        for name, segment in self.worker.segments.items():
-            replica = Replica(segment.layout, self.worker.accelerator)
-            replica.load(states[name])
-            segment.install(replica)
-        modules = [segment.module for segment in self.worker.segments.values()]
+        modules = self._install(states)
         scores: dict[str, int | float | list[int] | list[float]] = {}
         data = self.workload.data
         for prefix, examples in (("", data.test), ("validation_", data.validation)):
@@ -177,7 +176,7 @@ class Simulation:
         self.folder.append_metrics(row)
         save_checkpoint(
             self.folder.checkpoint,
-            Checkpoint(round, self._tensors(prefixed=True), self.strategy.state(), self.settings, self.best),
+            Checkpoint(round, self._tensors(), self.strategy.state(), self.settings, self.best),
         )
         self.strategy.checkpointed()
         self.rows.append(row)
@@ -192,13 +191,11 @@ class Simulation:
             save_tensors(self.folder.back_path, states["back"])
             self._publish_fronts()
         else:
-            whole = join(states)
-            save_tensors(self.folder.model_path, whole)
+            save_tensors(self.folder.model_path, self._whole(states))
             model = self.worker.model
-            for name, segment in self.worker.segments.items():
-                replica = Replica(segment.layout, self.worker.accelerator)
-                replica.load(segment.layout.pack(states[name], self.worker.accelerator))
-                segment.install(replica)
+            self._install({name: layout.pack(states[name]) for name, layout in self.layouts.items()})
+        if "head" in states:
+            save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(self.summary())
         return Result(self.rows, model, states)
 
@@ -206,23 +203,38 @@ class Simulation:
         """Final figures, and what one needs to know to run it again."""
         last = self.rows[-1] if self.rows else {}
         totals = ("up_bytes", "down_bytes", "model_bytes", "seconds")
+        classes = self.workload.data.classes
         return {
             "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
             "best_round": self.best["round"] if self.best else None,
+            "diverged": diverged_in(self.rows, classes) is not None,
             "totals": {key: sum(row[key] for row in self.rows) for key in totals},
             "wall_seconds": time.perf_counter() - self.started,
+            **({} if classes is None else {"classes": classes}),
             "seed": self.federation.seed,
             "settings": self.settings,
             "versions": provenance.versions(),
             "command": provenance.command(),
         }
 
+    def _install(self, states: Mapping[str, State]) -> list[nn.Module]:
+        """Put states into the model's segments; their modules in order."""
+        for name, segment in self.worker.chain.items():
+            replica = Replica(segment.layout, self.worker.accelerator)
+            replica.load(states[name])
+            segment.install(replica)
+        return [segment.module for segment in self.worker.chain.values()]
+
     def _states(self) -> dict[str, dict[str, Tensor]]:
         states = record_to_states(self.arrays, self.layouts)
         return {name: self.layouts[name].unpack(state) for name, state in states.items()}
 
-    def _tensors(self, prefixed: bool) -> dict[str, Tensor]:
-        return {f"{name}.{key}": t for name, state in self._states().items() for key, t in state.items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"{name}.{key}": t for name, state in self._states().items() for key, t in state.items()}
+        return tensors | {f"{_STRATEGY}{key}": tensor for key, tensor in self.strategy.tensors().items()}
+
+    def _whole(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return join({name: states[name] for name in self.worker.chain})
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         score = row.get("validation_accuracy", row.get("validation_loss"))
@@ -231,15 +243,19 @@ class Simulation:
         better = -score if "validation_accuracy" not in row else score
         if self.best is None or better > self.best["score"]:
             self.best = {"round": row["round"], "score": better}
-            save_tensors(self.folder.best_path, join(self._states()), {"round": str(row["round"])})
+            save_tensors(self.folder.best_path, self._whole(self._states()), {"round": str(row["round"])})
 
     def _publish_fronts(self) -> None:
         self.folder.fronts.mkdir(parents=True, exist_ok=True)
+        written = []
         for device, round in self.strategy.kept().items():
             path = self.folder.fronts / f"{device}.safetensors"
-            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {})
+            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {}, durable=False)
+            written.append(path)
+        sync(written)
 
 
+_STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
 _PICTURED = 100  # devices
 _COLUMNS = [
     "train_loss",

@@ -4,6 +4,7 @@ Swapping a device's state in, and adding it to a weighted sum, is then one pass 
 at a multiple of 64 elements, so that kernels see the alignment that a freshly allocated tensor has.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class Layout:
             fields.append(Field(names[0], tensor.shape, tensor.dtype, start, trainable, tuple(names[1:])))
         self.fields = tuple(fields)
         self._slots = [[owners[name] for name in (field.name, *field.aliases)] for field in fields]
+        self.has_buffers = any(field.trainable is None for field in fields)
         self.bytes = sum(state[f.name].numel() * state[f.name].element_size() for f in fields)
 
     def zeros(self, device: torch.device | None = None) -> State:
@@ -135,7 +137,21 @@ class Replica:
         return self.state
 
 
-class WeightedSum:
+class Total(ABC):
+    """Where the states of a segment come together that devices trained."""
+
+    layout: Layout
+
+    @abstractmethod
+    def add(self, state: State, weight: float, device: int = -1) -> None:
+        """Take a device's state, which stands for `weight`."""
+
+    @abstractmethod
+    def merge(self, other: "Total") -> None:
+        """Take what another total of the same kind holds."""
+
+
+class WeightedSum(Total):
     """A running sum of weight * state that does not depend on how its addends were grouped.
 
     Floating-point tensors are summed as pairs of float64 (value and error of each addition, Knuth's TwoSum), so any
@@ -149,8 +165,8 @@ class WeightedSum:
         self.low: dict[torch.dtype, Tensor] = {}
         self.counters: dict[torch.dtype, Tensor] = {}
 
-    def add(self, state: State, weight: float) -> None:
-        """Add weight * state."""
+    def add(self, state: State, weight: float, device: int = -1) -> None:
+        """Add weight * state; a sum does not remember whose it was."""
         if weight <= 0:
             return
         self.weight += weight
@@ -164,8 +180,9 @@ class WeightedSum:
             else:
                 _add_exactly(self.high[dtype], self.low[dtype], flat, weight)
 
-    def merge(self, other: "WeightedSum") -> None:
+    def merge(self, other: Total) -> None:
         """Add another sum."""
+        assert isinstance(other, WeightedSum)
         self.weight += other.weight
         for dtype, flat in other.counters.items():
             largest = self.counters.get(dtype)
@@ -183,6 +200,27 @@ class WeightedSum:
             raise ValueError("nothing was added to this sum, so it has no mean")
         flats = {d: ((high + self.low[d]) / self.weight).to(d) for d, high in self.high.items()}
         return State({d: flats[d] if d in flats else self.counters[d] for d in self.layout.sizes})
+
+
+class DeviceStates(Total):
+    """States one by one, for an aggregation that must see each device's (median, Krum)."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.states: dict[int, State] = {}
+        self.weights: dict[int, float] = {}
+
+    def add(self, state: State, weight: float, device: int = -1) -> None:
+        """Keep a copy of a device's state."""
+        if weight > 0:
+            self.states[device] = state.clone()
+            self.weights[device] = weight
+
+    def merge(self, other: Total) -> None:
+        """Add the states of other devices."""
+        assert isinstance(other, DeviceStates)
+        self.states |= other.states
+        self.weights |= other.weights
 
 
 _BLOCK = 1 << 14  # elements; the buffers of one block stay in a core's cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fsl.errors import CheckpointError
-from fsl.files import load_tensors, save_tensors
+from fsl.files import load_tensors, save_tensors, sync
 
 
 class Store:
@@ -18,6 +18,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._unsynced: list[Path] = []
 
     def path(self, owner: str, version: int) -> Path:
         """Where an owner's generation lies."""
@@ -35,11 +36,20 @@ class Store:
         return load_tensors(path)
 
     def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
-        """Write a new generation, and delete those that neither the cloud nor a checkpoint names (`keep`)."""
+        """Write a new generation, and delete those that neither the cloud nor a checkpoint names (`keep`).
+
+        It is safe from a power failure after the next `sync`.
+        """
         path = self.path(owner, version)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, tensors)
+        save_tensors(path, tensors, durable=False)
+        self._unsynced.append(path)
         wanted = {version, *keep}
         for old in path.parent.glob("*.safetensors"):
             if not old.stem.isdecimal() or int(old.stem) not in wanted:
                 old.unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Wait until what was saved lies on the disk; a node does so once a round, before it reports."""
+        saved, self._unsynced = self._unsynced, []
+        sync(saved)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import CohortResult, DeviceReport, device_error
+from fsl.cohort import CohortResult, DeviceReport, device_error, new_total
 from fsl.edge import weighted_loss
 from fsl.errors import FslError
 from fsl.learner import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.states import Replica, State, WeightedSum
+from fsl.states import Replica, State
 from fsl.workload import Worker
 
 
@@ -27,21 +27,21 @@ class UnsplitCohort:
         self.plan = plan
         self.worker = worker
         self.states = states
-        self.segments = list(worker.segments.values())
+        self.segments = list(worker.chain.values())
         self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]
         parameters = [p for replica in self.replicas for p in replica.parameters]
         self.optimizer = OptimizerRecipe(plan.optimizer, worker.workload.allowed).build(parameters)
         set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
 
     def run(self) -> CohortResult:
-        """Train every device once; the sums hold n_k * w_k of every segment."""
-        sums = {s.name: WeightedSum(s.layout) for s in self.segments}
+        """Train every device once; the totals hold n_k * w_k of every segment."""
+        totals = {s.name: new_total(s.layout, self.plan) for s in self.segments}
         reports = []
         for task in self.task.devices:
             reports.append(self._train(task))
             for segment, replica in zip(self.segments, self.replicas):
-                sums[segment.name].add(replica.collect(), reports[-1].samples)
-        return CohortResult(sums, tuple(reports))
+                totals[segment.name].add(replica.collect(), reports[-1].samples, task.device)
+        return CohortResult(totals, tuple(reports), {})
 
     def _train(self, task: DeviceTask) -> DeviceReport:
         plan, workload, device = self.plan, self.worker.workload, task.device

@@ -26,6 +26,7 @@ class Workload:
     partition: Partition
     objective: Objective
     store: Path
+    head: nn.Module | None = None  # for devices that train by a loss of their own
     augmentation: Augmentation | None = None
     threads: int = 1
     accelerator: str = "cpu"
@@ -47,5 +48,9 @@ class Worker:
         self.segments = {
             s.name: SegmentRuntime(s.name, s.module.train(), self.accelerator) for s in self.split.segments
         }
+        self.chain = dict(self.segments)  # what makes the model, in order
+        if workload.head is not None:
+            head = copy.deepcopy(workload.head).train()
+            self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
         self.store = Store(workload.store)
-        self.skip_single = needs_two_rows([s.module for s in self.split.segments])
+        self.skip_single = needs_two_rows([s.module for s in self.segments.values()])

@@ -173,7 +173,7 @@ def _failed(job: JobRecord, reason: str, bad_input: bool) -> JobRecord:
 def _refuse_other_config(sweep: Path, before: JobRecord, now: Mapping[str, Any]) -> None:
     then, now = _flat(before.config), _flat(now)
     for key in sorted({*then, *now}):
-        if key.partition(".")[0] not in ("nodes", "backend", "resume") and then.get(key) != now.get(key):
+        if key.partition(".")[0] not in ("nodes", "backend", "resume", "trackers") and then.get(key) != now.get(key):
             raise CheckpointError(
                 f"resume={sweep}: {before.title} there has {key}={then.get(key)!r}, now it is {now.get(key)!r}; a "
                 "sweep goes on only with equal settings, so start a new one"

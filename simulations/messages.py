@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from importlib import resources
 
 from fsl.config import RunConfig, unknown
 
@@ -18,6 +19,12 @@ def one_line(error: BaseException) -> str:
         if (group, name) == ("hydra/launcher", "joblib"):
             return "hydra/launcher=joblib: it is not installed; pip install 'fsl-flower[sweep]'"
         return f"{group}={name}: there is no such {group}; available are: {', '.join(options.split())}"
+    chosen = re.search(r"Could not load '([^'/]+)/([^']+)'", text)
+    if chosen:  # a name in a list of choices, for which Hydra does not say what there is
+        group, name = chosen.groups()
+        files = [path.name for path in (resources.files("fsl.configs") / group).iterdir()]
+        options = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+        return f"{group}={name}: there is no such {group.removesuffix('s')}; available are: {', '.join(options)}"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         name = key.group(1)

@@ -14,10 +14,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl.config import build, build_backend, build_data, build_model, build_optimizer, read_config
+from fsl.config import (
+    build,
+    build_aggregator,
+    build_backend,
+    build_data,
+    build_model,
+    build_optimizer,
+    build_trackers,
+    read_config,
+)
 from fsl.errors import ConfigError, FslError
-from fsl.observers import Figures, Observer, ProgressBar, TensorBoard
+from fsl.observers import Figures, Observer, ProgressBar
 from fsl.run import Run, simulate
+from fsl.trackers import TensorBoard
 
 
 def run_folder(resume: str | None) -> str:
@@ -58,6 +68,7 @@ def simulate_config(config: DictConfig, folder: Path, progress: bool = True, obs
         batch_size=top.batch_size,
         up=top.codec["up"],
         down=top.codec["down"],
+        aggregator=build_aggregator(top.aggregator),
         seed=top.seed,
         init_from=top.init_from,
         evaluate_every=top.evaluate_every,
@@ -66,7 +77,14 @@ def simulate_config(config: DictConfig, folder: Path, progress: bool = True, obs
         backend=build_backend(top.backend),
         out=folder,
         resume=top.resume is not None,
-        observers=(*([ProgressBar()] if progress else []), TensorBoard(), Figures(), *observers),
+        # The last is told first of the end: trackers then find the figures drawn.
+        observers=(
+            *([ProgressBar()] if progress else []),
+            TensorBoard(),
+            *build_trackers(top.trackers),
+            Figures(),
+            *observers,
+        ),
     )
 
 
@@ -145,6 +163,7 @@ def _short(path: Path) -> str:
 
 def main() -> None:
     """The console script."""
+    sys.path.append(os.getcwd())  # at the end: a strategy of one's own lies here, and shadows nothing
     sys.exit(command(sys.argv[1:]))
 
 

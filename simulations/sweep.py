@@ -68,15 +68,14 @@ def _claim(hydra: HydraSweep) -> Path:
     """The folder of a new sweep, made so that no other sweep can take it."""
     folder = hydra.folder
     for candidate in (folder, folder.with_name(f"{folder.name}-{os.getpid()}")):
+        candidate.mkdir(parents=True, exist_ok=True)
         try:
-            candidate.mkdir(parents=True, exist_ok=True)
-            if not (candidate / "multirun.yaml").exists():
-                (candidate / JOBS).mkdir()
-                return candidate
+            (candidate / JOBS).mkdir()
         except FileExistsError:
-            pass
-        if not hydra.named_by_time:  # else it is that of a sweep which began in the same second
-            break
+            if not hydra.named_by_time:  # else it is that of a sweep which began in the same second
+                break
+        else:
+            return candidate
     raise ConfigError(
         f"{folder} holds a sweep already; go on with it (fsl-simulate -m resume={folder}), or choose another folder"
     )

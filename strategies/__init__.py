@@ -1,8 +1,22 @@
 """Flower strategies for federated split learning, one file an algorithm family."""
 
 from fsl.strategies.base import SplitStrategy
+from fsl.strategies.cyclesl import CycleSL
+from fsl.strategies.decoupled import DecoupledSL
 from fsl.strategies.fedavg import FedAvg
+from fsl.strategies.psl import PSL, SGLR
 from fsl.strategies.splitfed import SplitFedV1, SplitFedV2, SplitFedV3
 from fsl.strategies.vanilla import VanillaSL
 
-__all__ = ["FedAvg", "SplitFedV1", "SplitFedV2", "SplitFedV3", "SplitStrategy", "VanillaSL"]
+__all__ = [
+    "PSL",
+    "SGLR",
+    "CycleSL",
+    "DecoupledSL",
+    "FedAvg",
+    "SplitFedV1",
+    "SplitFedV2",
+    "SplitFedV3",
+    "SplitStrategy",
+    "VanillaSL",
+]

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
@@ -10,17 +11,16 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from fsl.strategies.planning import assign, chunks, message, succeeded, totals
+from fsl.strategies.algorithm import Algorithm
+from fsl.strategies.planning import assign, chunks, message, succeeded, sums
 
 from fsl import seeds
 from fsl.app import ARRAYS, METRICS
 from fsl.cohort import DeviceReport
-from fsl.errors import ConfigError, RunError
-from fsl.federation import Federation
-from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, Fronts, RoundPlan, Spec
-from fsl.records import metrics_to_reports, record_to_sums, states_to_record
-from fsl.states import WeightedSum
-from fsl.targets import locate, path_of
+from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
+from fsl.records import metrics_to_reports, record_to_states, record_to_totals, states_to_record
+from fsl.states import Total
+from fsl.targets import locate
 
 log = logging.getLogger(__name__)
 
@@ -28,103 +28,15 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 RoundFn = Callable[[int, ArrayRecord, MetricRecord], None]
 
 
-class SplitStrategy(Strategy):
+class SplitStrategy(Algorithm, Strategy):
     """A Flower strategy for split models; an algorithm overrides `fronts`, `trainer`, and what else it changes.
 
-    `fronts`: "averaged" (one front for all), "private" (each device keeps its own, on its node) or "relayed" (each
-    device starts from the one before). `bind` gives it the run's settings before `start`.
+    `bind` gives it the run's settings before `start`. What there is to override is `Algorithm`.
     """
 
-    fronts: Fronts = "averaged"
-
     def __init__(self) -> None:
-        self._federation: Federation | None = None
+        super().__init__()
         self._previous = ArrayRecord()
-        self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
-        self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
-
-    # What an algorithm overrides.
-
-    def trainer(self, round: int) -> Spec | None:
-        """The edge trainer of this round; None trains the whole model on the devices."""
-        raise NotImplementedError(f"{type(self).__name__} must say which edge trainer it uses")
-
-    def select(self, round: int) -> Sequence[int]:
-        """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
-        federation = self.federation
-        if federation.devices_per_round is None:
-            return range(federation.devices)
-        draw = seeds.numpy_generator(federation.seed, "participants", round=round)
-        chosen = draw.choice(federation.devices, federation.devices_per_round, replace=False)
-        return sorted(int(device) for device in chosen)
-
-    def edge_of(self, device: int) -> int:
-        """The edge that a device is attached to."""
-        return device % self.federation.edges
-
-    def learning_rates(self, round: int) -> Mapping[str, float]:
-        """The learning rate of each segment in this round."""
-        federation = self.federation
-        rate = federation.optimizer.lr * federation.optimizer.schedule.factor(round, federation.rounds)
-        return dict.fromkeys(federation.layouts, rate)
-
-    def combine(self, segment: str, total: WeightedSum, previous: ArrayRecord) -> ArrayRecord:
-        """The segment's new arrays, from the weighted sum of what was trained: its mean."""
-        return states_to_record(self.federation.layouts, {segment: total.mean()})
-
-    def metrics(self, reports: Sequence[DeviceReport]) -> dict[str, float | int]:
-        """What to add to the round's metrics."""
-        return {}
-
-    # Helpers for subclasses.
-
-    @staticmethod
-    def path(kind: type) -> str:
-        """A class as a plan names it."""
-        return path_of(kind)
-
-    @staticmethod
-    def one_of(name: str, value: Any, allowed: Sequence[Any]) -> Any:
-        """The value, if it is an allowed one."""
-        if value not in allowed:
-            raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, allowed))}")
-        return value
-
-    @property
-    def federation(self) -> Federation:
-        """The run's settings."""
-        if self._federation is None:
-            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
-        return self._federation
-
-    def bind(self, federation: Federation) -> None:
-        """Take the run's settings, and forget an earlier run."""
-        self._federation = federation
-        self._versions, self._saved = {}, {}
-
-    def settings(self) -> dict[str, Any]:
-        """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def state(self) -> dict[str, Any]:
-        """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
-        return {"versions": self._versions}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self._versions = {owner: int(round) for owner, round in state["versions"].items()}
-        self.checkpointed()
-
-    def checkpointed(self) -> None:
-        """A checkpoint of the state as it is now is complete; older generations may go."""
-        self._saved = dict(self._versions)
-
-    def kept(self) -> dict[int, int]:
-        """Each device that has a private state, with the round whose generation counts."""
-        owners = ((owner.partition("-"), round) for owner, round in self._versions.items())
-        return {int(number): round for (kind, _, number), round in owners if kind == "device"}
-
-    # Flower's Strategy.
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -141,6 +53,8 @@ class SplitStrategy(Strategy):
             cohorts=(),
             fronts=self.fronts,
             trainer=spec,
+            device=self.device_rule(server_round),
+            one_by_one=self._aggregator is not None and self._aggregator.one_by_one,
             optimizer=federation.optimizer.spec,
             learning_rates=self.learning_rates(server_round),
             reset_optimizer=federation.optimizer.reset,
@@ -161,27 +75,31 @@ class SplitStrategy(Strategy):
         """Add the nodes' sums in order of node id, divide once; a segment that nobody trained keeps its arrays."""
         replies = sorted(replies, key=lambda m: m.metadata.src_node_id)
         good = succeeded(replies, server_round)
-        sums: dict[str, WeightedSum] = {}
+        layouts = self.federation.layouts
+        totals: dict[str, Total] = {}
         reports: list[DeviceReport] = []
+        figures: Counter[str] = Counter()
         for reply in good:
-            node_reports, weights = metrics_to_reports(reply.content.metric_records[METRICS])
+            said = metrics_to_reports(reply.content.metric_records[METRICS])
+            weights = {report.device: float(report.samples) for report in said.devices}
             record = reply.content.array_records[ARRAYS]
-            for segment, total in record_to_sums(record, weights, self.federation.layouts).items():
-                if segment in sums:
-                    sums[segment].merge(total)
+            for segment, total in record_to_totals(record, said.weights, layouts, weights).items():
+                if segment in totals:
+                    totals[segment].merge(total)
                 else:
-                    sums[segment] = total
-            reports.extend(node_reports)
+                    totals[segment] = total
+            reports.extend(said.devices)
+            figures.update(said.figures)
         reports.sort(key=lambda r: r.device)
         arrays = ArrayRecord(dict(self._previous))
-        for segment, total in sums.items():
-            arrays.update(self.combine(segment, total, self._previous))
+        new = self.combine(server_round, totals, record_to_states(self._previous, layouts))
+        arrays.update(states_to_record(layouts, new))
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
-        return arrays, MetricRecord(
-            {**totals(reports), "failed_nodes": len(replies) - len(good), **self.metrics(reports)}
-        )
+        failed = len(replies) - len(good)
+        extra = self.metrics(server_round, reports, figures)
+        return arrays, MetricRecord({**sums(reports), "failed_nodes": failed, **extra})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -282,7 +200,7 @@ class SplitStrategy(Strategy):
         """Private fronts stay where they are: the first one goes out only to a device that has none yet."""
         if self.fronts != "private" or any(task.version == 0 for task in tasks):
             return arrays
-        return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith("front.")})
+        return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith(("front.", "head."))})
 
     def _evaluated(self) -> Sequence[int]:
         """The same devices in every evaluation, so that rounds can be compared."""

@@ -60,13 +60,13 @@ def succeeded(replies: Sequence[Message], round: int) -> list[Message]:
     return good
 
 
-def totals(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
+def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
     """A round's metrics, from the reports of its devices in order of id."""
     examples = sum(r.examples for r in reports)
-    sums: dict[str, float | int] = {
+    columns: dict[str, float | int] = {
         name: sum(getattr(r, name) for r in reports)
         for name in ("examples", "skipped", "up_bytes", "down_bytes", "model_bytes")
     }
     # The reports are in order of device id, so the sum does not depend on how nodes shared them.
     loss = sum(r.loss for r in reports) / examples if examples else float("nan")
-    return {"train_loss": loss, "devices": len(reports), **sums}
+    return {"train_loss": loss, "devices": len(reports), **columns}

@@ -4,6 +4,7 @@ from typing import Literal
 
 from fsl.strategies.base import SplitStrategy
 
+from fsl.errors import one_of
 from fsl.plan import Spec
 from fsl.trainers import Replicated, Sequential
 
@@ -32,7 +33,7 @@ class SplitFedV2(SplitStrategy):
 
     def __init__(self, order: Literal["step", "round"] = "step"):
         super().__init__()
-        self.order = self.one_of("order", order, ("step", "round"))
+        self.order = one_of("order", order, ("step", "round"))
 
     def trainer(self, round: int) -> Spec:
         """One back for the cohort."""

@@ -4,6 +4,7 @@ from typing import Literal
 
 from fsl.strategies.base import SplitStrategy
 
+from fsl.errors import one_of
 from fsl.plan import Spec
 from fsl.trainers import Sequential
 
@@ -19,7 +20,7 @@ class VanillaSL(SplitStrategy):
 
     def __init__(self, order: Literal["fixed", "round"] = "fixed"):
         super().__init__()
-        self.order = self.one_of("order", order, ("fixed", "round"))
+        self.order = one_of("order", order, ("fixed", "round"))
 
     def trainer(self, round: int) -> Spec:
         """One back for all devices, in turn."""

@@ -1,4 +1,8 @@
 import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -79,3 +83,43 @@ def no_ray():
     ray.shutdown()
     yield
     ray.shutdown()
+
+
+@dataclass(frozen=True)
+class InstalledWheel:
+    """An environment of its own with fsl's wheel in it; the dependencies are those of this environment."""
+
+    python: Path
+    packages: Path
+
+    def run(self, *arguments: str, folder: Path, expect: int = 0) -> str:
+        """Run this environment's Python in a folder; what it printed."""
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [self.python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory) -> InstalledWheel:
+    root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".*", "build", "outputs", "multirun", "site", "*.egg-info", "__pycache__")
+    shutil.copytree(root, folder / "source", ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", str(folder / "source"), "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run(build, check=True, timeout=300)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True, timeout=120)
+    python = folder / "env" / "bin" / "python"
+    packages, here = _site_packages(python), _site_packages(sys.executable)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(packages), str(wheel)], check=True, timeout=300)
+    (packages / "dependencies.pth").write_text(f"{here}\n")
+    return InstalledWheel(python, packages)
+
+
+def _site_packages(interpreter: str | Path) -> Path:
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    found = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return Path(found.stdout.strip())

@@ -1,6 +1,7 @@
 """Imports point one way, files stay small, and every option is known."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_the_core_never_imports_a_room_above_it(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "strategies").rglob("*.py")), ids=lambda p: p.name)
 def test_strategies_never_import_the_entry_points(path):
     assert not {name for name in imports(path) if name.startswith(("fsl.simulations", "simulations"))}
+
+
+def test_every_package_is_in_the_wheel():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    inner = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fsl").rglob("__init__.py")}
+    assert inner | {"fsl.configs", "fsl.simulations", "fsl.strategies"} == listed
 
 
 def test_only_one_file_touches_what_flower_keeps_to_itself():

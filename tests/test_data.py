@@ -310,6 +310,11 @@ def test_labels_are_numbered_in_sorted_order(tmp_path, train, test, feature):
     assert (data.train.targets.tolist(), data.test.targets.tolist(), data.classes) == ([1, 0, 2, 0], [2, 1], 3)
 
 
+def test_a_limit_of_the_test_rows_leaves_the_training_rows(tmp_path):
+    data = load(write_both(tmp_path, train=[5, 6, 7, 5], test=[7, 6]), test_limit=1)
+    assert (len(data.train), len(data.test)) == (4, 1)
+
+
 def test_a_limit_takes_the_first_rows_and_leaves_the_classes(tmp_path):
     data = load(write_both(tmp_path, train=[5, 6, 7, 5], test=[7, 6]), limit=2)
     assert (data.train.targets.tolist(), data.test.targets.tolist(), data.classes) == ([0, 1], [2, 1], 3)
@@ -422,6 +427,7 @@ def test_an_empty_folder_is_refused(tmp_path):
     ("options", "line"),
     [
         ({"limit": 0}, r"data\.limit=0: the number of training rows must be at least 1"),
+        ({"test_limit": 0}, r"data\.test_limit=0: the number of test rows must be at least 1"),
         ({"size": 0}, r"data\.size=0: the pixels a side must be at least 1"),
         ({"channels": 2}, r"data\.channels=2: it must be 1 \(grey\), 3 \(RGB\) or null"),
         ({"image_column": "img"}, r"no column 'img' for the images \(columns: picture, kind\); .*data\.image_column"),

@@ -4,7 +4,17 @@ import copy
 
 import pytest
 import torch
-from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies import (
+    PSL,
+    SGLR,
+    CycleSL,
+    DecoupledSL,
+    FedAvg,
+    SplitFedV1,
+    SplitFedV2,
+    SplitFedV3,
+    VanillaSL,
+)
 from torch import nn
 
 import fsl
@@ -126,9 +136,45 @@ def test_splitfed_v2_with_one_device_equals_vanilla(order, norm, dropout, optimi
     assert_same_run(v2, vanilla)
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@optimizers
+def test_sglr_with_one_device_equals_splitfed_v2(norm, optimizer):
+    model, options = small_model(norm), {"devices": 1, "optimizer": optimizer, "rounds": 3}
+    sequential, sglr = run(SplitFedV2(), model, **options), run(SGLR(phi=0.5, alpha=1.0), model, **options)
+    assert_same_bits(sequential.states["back"], sglr.states["back"])
+    assert_same_bits(sequential.states["front"], sglr.front(0))
+    assert [row["train_loss"] for row in sequential.metrics] == [row["train_loss"] for row in sglr.metrics]
+
+
+# 4. SGLR without its two rules is PSL; where all share one gradient, all get the same.
+
+
+@models
+@optimizers
+def test_sglr_without_its_rules_equals_psl(norm, dropout, optimizer):
+    options = {"optimizer": optimizer, "partition": Dirichlet(alpha=1.0, min_samples=5), "batch_size": 8}
+    psl = run(PSL(), small_model(norm, dropout), **options)
+    sglr = run(SGLR(phi=0.0, alpha=0.0), small_model(norm, dropout), **options)
+    assert_same_bits(psl.states["back"], sglr.states["back"])
+    for device in range(3):
+        assert_same_bits(psl.front(device), sglr.front(device))
+    assert [row["accuracy"] for row in psl.metrics] == [row["accuracy"] for row in sglr.metrics]
+
+
 # 5. Neither the backend nor how devices are spread over nodes changes anything.
 
-STRATEGIES = [SplitFedV1(), SplitFedV2(), SplitFedV2(order="round"), SplitFedV3(), VanillaSL(), FedAvg()]
+STRATEGIES = [
+    SplitFedV1(),
+    SplitFedV2(),
+    SplitFedV2(order="round"),
+    SplitFedV3(),
+    VanillaSL(),
+    FedAvg(),
+    PSL(),
+    SGLR(phi=0.5, alpha=0.5),
+    DecoupledSL(),
+    CycleSL(passes=2, window=2),
+]
 strategies = pytest.mark.parametrize(
     "strategy", STRATEGIES, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'order', '')}"
 )

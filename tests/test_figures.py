@@ -33,7 +33,7 @@ def row(round: int, **more: object) -> dict:
 def drawn(monkeypatch) -> dict[str, Figure]:
     """The figures by file name, looked at instead of written."""
     kept: dict[str, Figure] = {}
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.__setitem__(path.stem, figure))
+    monkeypatch.setattr(figures, "save_png", lambda figure, path: kept.__setitem__(path.stem, figure))
     return kept
 
 
@@ -143,6 +143,6 @@ def test_a_sample_of_many_devices_is_called_a_sample(tmp_path, drawn):
 
 
 def test_no_window_and_no_global_state_of_pyplot():
-    code = "import sys, fsl.figures as f; lazy = 'matplotlib' not in sys.modules; f._figure('x')"
+    code = "import sys, fsl.figures as f; lazy = 'matplotlib' not in sys.modules; f.new_figure('x')"
     checked = f"{code}; sys.exit(0 if lazy and 'matplotlib.pyplot' not in sys.modules else 1)"
     assert subprocess.run([sys.executable, "-c", checked], check=False).returncode == 0

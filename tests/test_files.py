@@ -20,6 +20,7 @@ from fsl.files import (
     write_json,
     write_text,
 )
+from fsl.store import Store
 
 
 def out_of_space(*_):
@@ -156,3 +157,19 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, read):
         read(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="no readable safetensors file"):
         read(tmp_path)
+
+
+def test_a_round_waits_once_for_the_disk(tmp_path, monkeypatch):
+    store, waited = Store(tmp_path), []
+    monkeypatch.setattr(files, "_sync", lambda path: waited.append(path.name))
+    for device in range(3):
+        store.save(f"fronts/{device}", 1, {"w": torch.zeros(2)}, (0,))
+    assert waited == []
+    store.sync()
+    store.sync()
+    assert len(waited) == 3
+
+
+def test_waiting_for_the_disk_tells_of_trouble(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.sync([tmp_path / "gone"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fsl.observers import Figures, Observer, ProgressBar, RunInfo, TensorBoard, human_bytes, round_in_words
+from fsl.observers import Figures, Observer, ProgressBar, RunInfo, human_bytes, round_in_words
+from fsl.trackers import TensorBoard
 
 
 def info(folder: Path | None, first_round: int = 1, **more: np.ndarray) -> RunInfo:
@@ -144,7 +145,7 @@ def test_ctrl_c_within_a_round_keeps_the_events_before(tmp_path):
     observer.on_start(info(tmp_path))
     observer.on_round({"round": 1, "loss": 1.0})
     with pytest.raises(KeyboardInterrupt):
-        observer.on_round(Interrupting())
+        observer.on_round(Interrupting(round=2))
     writer = observer._writer
     observer.on_end()
     assert writer is not None

@@ -14,9 +14,9 @@ from fsl.records import (
     record_to_states,
     record_to_sums,
     states_to_record,
-    sums_to_record,
     to_array,
     to_numpy,
+    totals_to_record,
 )
 from fsl.states import Layout, Replica, State, WeightedSum
 from tests.conftest import small_model
@@ -180,7 +180,7 @@ def test_sums_survive_a_flower_record(layout):
     total = WeightedSum(layout)
     for state in random_states(layout, 5):
         total.add(state, 17)
-    sums = record_to_sums(sums_to_record({"back": total}), {"back": total.weight}, {"back": layout})
+    sums = record_to_sums(totals_to_record({"back": total}), {"back": total.weight}, {"back": layout})
     assert all(torch.equal(sums["back"].mean().flats[d], flat) for d, flat in total.mean().flats.items())
     assert any(low.any() for low in total.low.values())
     assert all(torch.equal(sums["back"].low[d], low) for d, low in total.low.items())

@@ -13,6 +13,7 @@ from fsl.messages import UploadPacket
 from fsl.objective import CrossEntropy, LossFunction, as_objective
 from fsl.plan import Spec
 from fsl.split import split
+from fsl.states import WeightedSum
 from fsl.targets import ALLOWED, locate, locate_allowed
 from fsl.trainers import EdgeBench, Replicated, Sequential
 from tests.conftest import small_model
@@ -34,6 +35,7 @@ def edge_with(trainer, round=1, recipe=ADAM, kept=None):
         0.01,
         memory.get,
         lambda o, ln: memory.update({o: ln.optimizer_state()}),
+        lambda: WeightedSum(runtime.layout),
     )
     server.begin(bench, runtime.layout.capture())
     return server
@@ -52,7 +54,7 @@ def gradients(replies):
 
 def test_a_cut_gradient_is_that_of_the_devices_own_mean_loss():
     edge = edge_with(Replicated(), recipe=OptimizerRecipe(Spec("torch.optim.SGD"), ALLOWED))
-    edge.open(3)
+    edge.open(3, 6.0)
     upload = packet(3, 0)
     back = split(small_model("batch", 0.0), "pool")["back"].train()
     smashed = upload.smashed.arrays[0][1].clone().requires_grad_()
@@ -64,11 +66,11 @@ def test_a_cut_gradient_is_that_of_the_devices_own_mean_loss():
 
 def test_replicas_do_not_see_each_other():
     alone = edge_with(Replicated())
-    alone.open(1)
+    alone.open(1, 6.0)
     expected = [gradients(alone.step([packet(1, step)]))[1] for step in range(3)]
     shared = edge_with(Replicated())
     for device in (0, 1):
-        shared.open(device)
+        shared.open(device, 6.0)
     for step in range(3):
         both = gradients(shared.step([packet(0, step), packet(1, step)]))
         assert torch.equal(both[1], expected[step])
@@ -77,15 +79,15 @@ def test_replicas_do_not_see_each_other():
 def test_sequential_trains_one_back_for_all():
     edge = edge_with(Sequential(order="fixed"))
     for device in (0, 1):
-        edge.open(device)
+        edge.open(device, 6.0)
     first = gradients(edge.step([packet(0, 0)]))
     second = gradients(edge.step([packet(1, 0)]))
     alone = edge_with(Sequential(order="fixed"))
-    alone.open(1)
+    alone.open(1, 6.0)
     assert not torch.equal(gradients(alone.step([packet(1, 0)]))[1], second[1])
     assert first.keys() == {0}
     for device in (0, 1):
-        edge.close(device, 6.0)
+        edge.close(device)
     assert edge.result().weight == 12  # the rows that it was trained on
 
 
@@ -97,7 +99,7 @@ def test_sequential_draws_its_order_anew_each_step_and_round():
     def _answers(edge, step):
         if step == 0:
             for device in range(5):
-                edge.open(device)
+                edge.open(device, 6.0)
         return edge.step([packet(device, step) for device in range(5)])
 
     one, again, other = (orders(Sequential(), round) for round in (1, 1, 2))
@@ -117,7 +119,7 @@ def test_an_unknown_order_is_refused():
 def test_a_device_that_moves_trains_as_if_it_had_stayed(move_at):
     stayed, source, destination = (edge_with(Replicated()) for _ in range(3))
     for edge in (stayed, source):
-        edge.open(2)
+        edge.open(2, 6.0)
     current = source
     for step in range(4):
         if step == move_at:
@@ -127,7 +129,7 @@ def test_a_device_that_moves_trains_as_if_it_had_stayed(move_at):
             current = destination
         expected = gradients(stayed.step([packet(2, step)]))[2]
         assert torch.equal(gradients(current.step([packet(2, step)]))[2], expected)
-    one, other = stayed.close(2, 6.0), destination.close(2, 6.0)
+    one, other = stayed.close(2), destination.close(2)
     assert (one.up_bytes, one.down_bytes, one.loss_sum()) == (other.up_bytes, other.down_bytes, other.loss_sum())
     for dtype, flat in stayed.result().mean().flats.items():
         assert torch.equal(flat, destination.result().mean().flats[dtype])
@@ -135,14 +137,14 @@ def test_a_device_that_moves_trains_as_if_it_had_stayed(move_at):
 
 def test_a_shared_back_cannot_follow_one_device():
     edge = edge_with(Sequential())
-    edge.open(0)
+    edge.open(0, 6.0)
     with pytest.raises(ConfigError, match="Sequential cannot hand over a device"):
         edge.snapshot(0)
 
 
 def test_an_edge_refuses_steps_out_of_order_and_strangers():
     edge = edge_with(Replicated())
-    edge.open(0)
+    edge.open(0, 6.0)
     with pytest.raises(WireError, match="got step 1 of device 0; it expects step 0"):
         edge.step([packet(0, 1)])
     with pytest.raises(WireError, match="device 9; it expects no such device"):
@@ -151,7 +153,7 @@ def test_an_edge_refuses_steps_out_of_order_and_strangers():
 
 def test_a_failing_step_names_its_device():
     edge = edge_with(Replicated())
-    edge.open(4)
+    edge.open(4, 6.0)
     bad = packet(4, 0)
     wrong = UploadPacket(4, 0, bad.smashed, bad.targets + 100)
     with pytest.raises(StepError) as caught:

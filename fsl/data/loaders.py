@@ -30,14 +30,14 @@ def digits(test_share: float = 0.2) -> TaskData:
     return _task("digits", (images[kept], labels[kept]), (images[held], labels[held]), classes=10)
 
 
-def cifar10(path: str | None = None, limit: int | None = None) -> TaskData:
+def cifar10(path: str | None = None, limit: int | None = None, test_limit: int | None = None) -> TaskData:
     """CIFAR-10 (Krizhevsky 2009), (3, 32, 32), 10 classes: from a local folder of Parquet files, or from the Hub.
 
     `path` holds train.parquet and test.parquet in the layout of the Hub's uoft-cs/cifar10 (columns `img`, `label`).
-    `limit` takes the first training rows only.
+    `limit` takes the first training rows only, `test_limit` the first test rows.
     """
     name = "uoft-cs/cifar10" if path is None else None
-    return images(path=path, name=name, image_column="img", label_column="label", channels=3, limit=limit)
+    return images(path, name, None, "img", "label", channels=3, limit=limit, test_limit=test_limit)
 
 
 def images(
@@ -50,6 +50,7 @@ def images(
     size: int | None = None,
     channels: Channels | None = None,
     limit: int | None = None,
+    test_limit: int | None = None,
     test_split: str | None = None,
     test_share: float = 0.2,
 ) -> TaskData:
@@ -57,14 +58,15 @@ def images(
 
     A folder holds Parquet files named by split (train*.parquet, test*.parquet), or a folder of images per class.
     Columns are found by their type unless named. `size` resizes images to so many pixels a side, `channels` makes
-    them grey (1) or RGB (3), `limit` takes the first training rows. Tests use `test_split`, by default `test` or
-    else `validation`; without either `test_share` of each class is held out from training, the same rows whatever
-    the seed and `limit`. `group_column` has natural ids. DataError for what cannot be read or has no labels.
+    them grey (1) or RGB (3), `limit` and `test_limit` take the first rows of each. Tests use `test_split`, by default
+    `test` or else `validation`; without either `test_share` of each class is held out from training, the same rows
+    whatever the seed and `limit`. `group_column` has natural ids. DataError for what cannot be read or has no labels.
     """
     if (path is None) == (name is None):
         raise DataError("data.path (a local folder) or data.name (on the Hub) must be given, and not both")
-    if limit is not None and limit < 1:
-        raise DataError(f"data.limit={limit}: the number of training rows must be at least 1")
+    for option, rows, kind in (("limit", limit, "training"), ("test_limit", test_limit, "test")):
+        if rows is not None and rows < 1:
+            raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")
     where = str(path if path is not None else name)
     splits = _open_folder(Path(where).expanduser()) if path is not None else _open_hub(where, subset)
     train, test = _train_and_test(splits, test_split, where)
@@ -76,6 +78,8 @@ def images(
         train, test = train.select(kept), train.select(held)
     if limit is not None:
         train = train.select(range(min(limit, len(train))))
+    if test_limit is not None:
+        test = test.select(range(min(test_limit, len(test))))
     groups = None if group_column is None else natural_ids(train, group_column, where)
     decoder = Decoder.of(train, image_column, size, channels, where)
     training, testing = ((decoder(rows), labels.indices(rows)) for rows in (train, test))

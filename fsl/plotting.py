@@ -1,0 +1,84 @@
+"""What all pictures share: how lines are told apart, units of axes, and files fit for a slide."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsl.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Dashes = str | tuple[int, tuple[int, ...]]
+Units = Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line looks: told apart by colour, and in grey by dashes and markers."""
+
+    color: str
+    linestyle: Dashes
+    marker: str
+    markersize: float
+
+
+# Okabe & Ito's palette, told apart by the colour-blind (without its yellow, which white paper swallows), and two of
+# Tol's. The sizes keep two lines apart that lie on each other.
+STYLES = (
+    Style("#0072B2", "-", "o", 7),
+    Style("#D55E00", "--", "s", 4),
+    Style("#009E73", ":", "^", 6),
+    Style("#CC79A7", "-.", "D", 5),
+    Style("#000000", (0, (7, 2)), "v", 5),
+    Style("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "P", 7),
+    Style("#56B4E9", (0, (3, 1)), "X", 6),
+    Style("#882255", (0, (1, 1)), "*", 9),
+    Style("#999933", (0, (9, 2, 2, 2)), "<", 6),
+    Style("#6F6F6F", "-", ">", 5),
+)
+BYTE_UNITS: Units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+TIME_UNITS: Units = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def unit_for(top: float, units: Units) -> tuple[float, str]:
+    """The largest unit of which the top value holds two, so that an axis reads 1,500 MB rather than 1.5 GB."""
+    return next((unit for unit in units if top >= 2 * unit[0]), units[-1])
+
+
+def new_figure(title: str, height: float = 4.2, width: float = 7.2) -> "tuple[Figure, Axes]":
+    """A figure with one plot, in inches; its title is text, never mathematics."""
+    # The object interface: pyplot would open windows, and keep every figure of a sweep.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    wrapped = textwrap.fill(title, round(76 * width / 7.2), break_on_hyphens=False)
+    figure.suptitle(wrapped, fontsize=12, parse_math=False)
+    axes.grid(True, alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_bytes(path, buffer.getvalue())
+
+
+def to_svg(figure: "Figure") -> bytes:
+    """A figure as SVG that needs no font and is equal for equal data."""
+    from matplotlib import rc_context
+
+    buffer = BytesIO()
+    with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,94 @@
+"""One back trained first, and only then asked for cut gradients: CycleSL."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fsl import seeds
+from fsl.errors import ConfigError, StepError
+from fsl.messages import Reply, Upload
+from fsl.states import State
+from fsl.trainers.base import EdgeBench, SharedBack
+
+
+class Cyclic(SharedBack):
+    """The uploads of a window of steps become a data set: the back trains `passes` times over it in resampled
+    batches, and then answers each upload with the gradient of its own mean loss at the updated weights.
+
+    CycleSL (Wang, Bozkir & Kasneci 2025, arXiv 2511.18611). `batch_size`: rows of a resampled batch (None: as many
+    as the largest upload has). With a `window` above 1 a device uploads so many steps from the same front before it
+    gets their gradients. The back's buffers (BatchNorm's statistics) are those of its own training.
+    """
+
+    lockstep = True
+
+    def __init__(self, passes: int = 1, window: int = 1, batch_size: int | None = None):
+        for name, value in (("passes", passes), ("window", window), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: it must be at least 1")
+        self.passes = passes
+        self.window = window
+        self.batch_size = batch_size
+
+    def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
+        """Start a round with one back for the whole cohort."""
+        super().begin(bench, edge, back)
+        self._noise = bench.pooled_noise(edge)
+        self._trained = 0  # batches of resampled features
+        self._waiting: list[Upload] = []
+        self._steps = 0
+
+    def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
+        """Keep the uploads until the window is full; then train, and answer all of them."""
+        self._waiting.extend(messages)
+        self._steps += 1
+        return self.flush() if self._steps == self.window else []
+
+    def flush(self) -> Sequence[Reply]:
+        """Train on what waits, and answer it."""
+        uploads, self._waiting, self._steps = self._waiting, [], 0
+        if not uploads:
+            return []
+        try:
+            self._train(uploads)
+            return self._answer(uploads)
+        except Exception as error:
+            raise StepError(uploads[0].device, uploads[0].step) from error
+
+    def _train(self, uploads: Sequence[Upload]) -> None:
+        features = torch.cat([upload.smashed.detach() for upload in uploads])
+        targets = torch.cat([upload.targets for upload in uploads])
+        size = self.batch_size or max(len(upload.targets) for upload in uploads)
+        for step in range(self.passes):
+            for rows in self._resampled(len(targets), size, uploads[0].step, step):
+                outputs = self.learner.forward(features[rows], self._next_noise())
+                self.bench.objective.loss(outputs, targets[rows]).backward()
+                self.learner.step()
+        self.examples += len(targets)
+
+    def _resampled(self, rows: int, size: int, step: int, number: int) -> Iterator[Tensor]:
+        """Batches of equal size but for one row: a last batch of one could not be normalised."""
+        purpose = f"resample-{number}"
+        draw = seeds.torch_generator(
+            self.bench.seed, purpose, segment=f"edge-{self.edge}", round=self.bench.round, step=step
+        )
+        return iter(torch.randperm(rows, generator=draw).tensor_split(max(1, round(rows / size))))
+
+    def _answer(self, uploads: Sequence[Upload]) -> list[Reply]:
+        before = self.learner.state().clone() if self.bench.back.layout.has_buffers else None
+        replies = []
+        for upload in uploads:
+            leaf = upload.smashed.detach()
+            if leaf.is_floating_point():
+                leaf.requires_grad_()
+            loss = self.bench.objective.loss(self.learner.forward(leaf.clone(), self._next_noise()), upload.targets)
+            gradient = torch.autograd.grad(loss, leaf)[0] if leaf.requires_grad else None
+            replies.append(Reply(upload.device, upload.step, gradient, loss.detach()))
+        if before is not None:
+            self.learner.restore(before)
+        return replies
+
+    def _next_noise(self) -> int:
+        self._trained += 1
+        return self._noise.at(self._trained)

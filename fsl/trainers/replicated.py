@@ -1,0 +1,73 @@
+"""A back per device: SplitFed V1 and V3."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fsl import seeds
+from fsl.learner import Learner
+from fsl.messages import Reply, Upload
+from fsl.states import State, Total
+from fsl.trainers.base import EdgeBench, EdgeTrainer, Snapshot, train_back
+
+
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    learner: Learner
+    noise: seeds.Stream
+    weight: float
+
+
+class Replicated(EdgeTrainer):
+    """A back per device, trained on that device's uploads; replicas are averaged with weights n_k/n.
+
+    SplitFed V1 (Thapa et al., AAAI 2022, Algorithm 1) and V3 (Gawali et al. 2020).
+    """
+
+    divisible = True
+    answers = True
+
+    def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
+        """Start a round: no device has a replica yet."""
+        super().begin(bench, edge, back)
+        self._total = bench.total()
+        self._replicas: dict[int, _Replica] = {}
+
+    def open(self, device: int, weight: float) -> None:
+        """Give the device a replica of the back."""
+        bench = self.bench
+        learner = bench.back.borrow(bench.optimizer)
+        learner.begin(self.back, bench.learning_rate, bench.kept(f"device-{device}"))
+        self._replicas[device] = _Replica(learner, bench.noise(device), weight)
+
+    def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
+        """Train each device's own replica on its upload."""
+        replies = []
+        for upload in messages:
+            replica = self._replicas[upload.device]
+            noise = replica.noise.at(upload.step)
+            replies.append(train_back(replica.learner, self.bench.objective, upload, noise, self.answers))
+        return replies
+
+    def close(self, device: int) -> None:
+        """Add the device's replica to the average."""
+        replica = self._replicas.pop(device)
+        self._total.add(replica.learner.state(), replica.weight, device)
+        self.bench.keep(f"device-{device}", replica.learner)
+        self.bench.back.give_back(replica.learner)
+
+    def result(self) -> Total:
+        """The sum of n_k * replica."""
+        return self._total
+
+    def snapshot(self, device: int) -> Snapshot:
+        """The device's replica and its optimizer's state."""
+        replica = self._replicas[device]
+        return Snapshot(replica.learner.state().clone(), replica.learner.optimizer_state(), replica.weight)
+
+    def adopt(self, device: int, snapshot: Snapshot) -> None:
+        """Go on with a replica that another edge trained so far."""
+        assert snapshot.back is not None
+        bench = self.bench
+        learner = bench.back.borrow(bench.optimizer)
+        learner.begin(snapshot.back, bench.learning_rate, snapshot.optimizer)
+        self._replicas[device] = _Replica(learner, bench.noise(device), snapshot.weight)

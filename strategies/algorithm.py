@@ -1,0 +1,150 @@
+"""What an algorithm decides at the cloud, and what it remembers from round to round."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fsl import seeds
+from fsl.aggregation import Aggregator
+from fsl.cohort import DeviceReport
+from fsl.device import Device, LocalLossDevice
+from fsl.errors import ConfigError, RunError
+from fsl.federation import Federation
+from fsl.plan import Fronts, Spec
+from fsl.states import State, Total, WeightedSum
+from fsl.targets import locate, path_of
+
+
+class Algorithm:
+    """An algorithm's cloud half: what it decides each round, and what it remembers.
+
+    `fronts`: "averaged" (one front for all), "private" (each device keeps its own, on its node) or "relayed" (each
+    device starts from the one before).
+    """
+
+    fronts: Fronts = "averaged"
+    local_loss: bool = False  # devices train by a loss of their own, with the `head` that they get
+
+    def __init__(self) -> None:
+        self._federation: Federation | None = None
+        self._aggregator: Aggregator | None = None
+        self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
+        self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
+
+    # What an algorithm overrides.
+
+    def trainer(self, round: int) -> Spec | None:
+        """The edge trainer of this round; None trains the whole model on the devices."""
+        raise NotImplementedError(f"{type(self).__name__} must say which edge trainer it uses")
+
+    def device_rule(self, round: int) -> Spec:
+        """The device half of this round."""
+        return Spec(self.path(LocalLossDevice if self.local_loss else Device))
+
+    def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
+        """A small head from smashed data (B, ...) to what the model's outputs (B, ...) are, if `local_loss`."""
+        raise NotImplementedError(f"{type(self).__name__} has local_loss = True and must say what head devices train")
+
+    def select(self, round: int) -> Sequence[int]:
+        """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
+        federation = self.federation
+        if federation.devices_per_round is None:
+            return range(federation.devices)
+        draw = seeds.numpy_generator(federation.seed, "participants", round=round)
+        chosen = draw.choice(federation.devices, federation.devices_per_round, replace=False)
+        return sorted(int(device) for device in chosen)
+
+    def edge_of(self, device: int) -> int:
+        """The edge that a device is attached to."""
+        return device % self.federation.edges
+
+    def learning_rates(self, round: int) -> Mapping[str, float]:
+        """The learning rate of each segment in this round."""
+        federation = self.federation
+        rate = federation.optimizer.lr * federation.optimizer.schedule.factor(round, federation.rounds)
+        return dict.fromkeys(federation.layouts, rate)
+
+    def combine(self, round: int, totals: Mapping[str, Total], previous: Mapping[str, State]) -> dict[str, State]:
+        """The segments' new states, from what was trained and what it started from.
+
+        What each device has of its own goes through the run's aggregator where there is one; the rest is the mean.
+        """
+        new: dict[str, State] = {}
+        shared = totals
+        if self._aggregator is not None:
+            own = {name: total for name, total in totals.items() if self._per_device(name, round)}
+            shared = {name: total for name, total in totals.items() if name not in own}
+            start = {name: previous[name] for name in own}
+            new = self._aggregator.combine(round, own, self.federation.layouts, start) if own else {}
+        return new | {name: total.mean() for name, total in shared.items() if isinstance(total, WeightedSum)}
+
+    def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
+        """What to add to the round's metrics, from the devices' reports and the edges' counts."""
+        return {}
+
+    # Helpers for subclasses.
+
+    @staticmethod
+    def path(kind: type) -> str:
+        """A class as a plan names it."""
+        return path_of(kind)
+
+    @property
+    def federation(self) -> Federation:
+        """The run's settings."""
+        if self._federation is None:
+            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
+        return self._federation
+
+    def bind(self, federation: Federation) -> None:
+        """Take the run's settings, and forget an earlier run."""
+        self._federation = federation
+        self._versions, self._saved = {}, {}
+        self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
+        if self._aggregator is None:
+            return
+        if not any(self._per_device(name, 1) for name in federation.layouts):
+            raise ConfigError(
+                f"aggregator={type(federation.aggregator).__name__}: {type(self).__name__} averages nothing over "
+                "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
+            )
+        self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
+
+    def settings(self) -> dict[str, Any]:
+        """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def state(self) -> dict[str, Any]:
+        """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
+        return {"versions": self._versions}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._versions = {owner: int(round) for owner, round in state["versions"].items()}
+        self.checkpointed()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that must be in a checkpoint besides the model; extend it where an algorithm remembers some."""
+        return {} if self._aggregator is None else self._aggregator.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
+        if self._aggregator is not None:
+            self._aggregator.load_tensors(tensors)
+
+    def checkpointed(self) -> None:
+        """A checkpoint of the state as it is now is complete; older generations may go."""
+        self._saved = dict(self._versions)
+
+    def kept(self) -> dict[int, int]:
+        """Each device that has a private state, with the round whose generation counts."""
+        owners = ((owner.partition("-"), round) for owner, round in self._versions.items())
+        return {int(number): round for (kind, _, number), round in owners if kind == "device"}
+
+    def _per_device(self, segment: str, round: int) -> bool:
+        """Whether a segment's new state is made of one state per device."""
+        spec = self.trainer(round)
+        if segment != "back":
+            return self.fronts == "averaged"
+        return spec is None or bool(locate(spec.target).divisible)
