@@ -78,7 +78,6 @@ def read_record(sweep: Path, number: int) -> JobRecord | None:
 class SweepJob:
     """What Hydra calls for each job, in this process or in a worker of its launcher."""
 
-    command: Sequence[str]  # that began the sweep; in a worker sys.argv is the worker's
     continuing: bool = False
     passed_over: frozenset[int] = frozenset()
 
@@ -87,7 +86,6 @@ class SweepJob:
         hydra = HydraConfig.get()
         if hydra.job.num in self.passed_over:
             return None
-        sys.argv = list(self.command)
         sweep, run = Path(hydra.sweep.dir), RunFolder(Path(hydra.runtime.output_dir))
         began = JobRecord(int(hydra.job.num), list(hydra.overrides.task))
         try:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -60,7 +59,7 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
         progress.folder, progress.jobs = folder, hydra.jobs
         if earlier is not None:
             _forget_what_is_not_done(progress)
-        _launch(hydra, SweepJob(sys.argv[:], continuing=earlier is not None), folder, progress)
+        _launch(hydra, SweepJob(continuing=earlier is not None), folder, progress)
     return _report(options, progress)
 
 

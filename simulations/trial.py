@@ -2,7 +2,6 @@
 
 import math
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -36,7 +35,6 @@ class TrialTask:
     metric: str
     best_round: bool
     sign: int
-    command: Sequence[str]
     progress: bool = False
 
 
@@ -145,7 +143,6 @@ class TrialProcess:
 
 def _serve(connection: Connection, task: TrialTask) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.argv = list(task.command)
 
     def report(round: int, value: float) -> bool:
         connection.send((round, value))

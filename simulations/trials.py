@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -69,7 +68,7 @@ class Trials:
         settings = self._study.settings
         sign = 1 if settings.direction == "maximize" else -1
         overrides, folder = self._overrides(trial), self._folder(trial)
-        return TrialTask(folder, overrides, settings.metric, settings.best_round, sign, tuple(sys.argv), progress)
+        return TrialTask(folder, overrides, settings.metric, settings.best_round, sign, progress)
 
     def _report(self, trial: optuna.Trial) -> Report:
         # A trial that goes on may come past rounds that it reported before it was interrupted.
