@@ -16,6 +16,8 @@ def one_line(error: BaseException) -> str:
     if choices:
         wanted, group, options = choices.groups()
         name = wanted.removeprefix(f"{group}/")
+        if (group, name) == ("hydra/launcher", "joblib"):
+            return "hydra/launcher=joblib: it is not installed; pip install 'fsl-flower[sweep]'"
         return f"{group}={name}: there is no such {group}; available are: {', '.join(options.split())}"
     chosen = re.search(r"Could not load '([^'/]+)/([^']+)'", text)
     if chosen:  # a name in a list of choices, for which Hydra does not say what there is

@@ -11,7 +11,6 @@ import hydra
 from fsl.simulations.messages import one_line
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,7 +25,7 @@ from fsl.config import (
     read_config,
 )
 from fsl.errors import ConfigError, FslError
-from fsl.observers import Figures, ProgressBar
+from fsl.observers import Figures, Observer, ProgressBar
 from fsl.run import Run, simulate
 from fsl.trackers import TensorBoard
 
@@ -42,14 +41,16 @@ def run_folder(resume: str | None) -> str:
 OmegaConf.register_new_resolver("fsl.run_folder", run_folder, replace=True, use_cache=True)
 
 
-def simulate_config(config: DictConfig, folder: Path) -> Run:
-    """Run what a composed configuration says, into this folder."""
+def simulate_config(config: DictConfig, folder: Path, progress: bool = True, observers: Sequence[Observer] = ()) -> Run:
+    """Run what a composed configuration says, into this folder; `observers` watch it beside the usual ones."""
     top = read_config(config)
     data, augmentation = build_data(top.data, top.seed)
     model, cut = build_model(top.model, data, top.seed)
     partition = build("partition", top.partition)
     if top.resume is not None and not Path(top.resume).is_dir():
         raise ConfigError(f"resume={top.resume}: there is no such folder; give the folder of an earlier run")
+    if top.resume is not None and (Path(top.resume) / "multirun.yaml").exists():
+        raise ConfigError(f"resume={top.resume}: that is a sweep; fsl-simulate -m resume={top.resume} goes on with it")
     return simulate(
         model,
         data,
@@ -77,7 +78,13 @@ def simulate_config(config: DictConfig, folder: Path) -> Run:
         out=folder,
         resume=top.resume is not None,
         # The last is told first of the end: trackers then find the figures drawn.
-        observers=(ProgressBar(), TensorBoard(), *build_trackers(top.trackers), Figures()),
+        observers=(
+            *([ProgressBar()] if progress else []),
+            TensorBoard(),
+            *build_trackers(top.trackers),
+            Figures(),
+            *observers,
+        ),
     )
 
 
@@ -90,27 +97,37 @@ class _Outcome:
 
 
 def _job(config: DictConfig, outcome: _Outcome) -> float | None:
-    hydra_config = HydraConfig.get()
-    outcome.folder = Path(hydra_config.runtime.output_dir)
+    outcome.folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         run = simulate_config(config, outcome.folder)
     except (FslError, OSError) as error:
-        if hydra_config.mode is RunMode.MULTIRUN:
-            raise  # Hydra names the job, and goes on with the others of the sweep
         outcome.failure = error  # raised in here, Hydra would print lines of its own
         return None
+    print(f"{scores(run)}\nresults: {_short(run.folder.path)}\nfigures: {_short(run.folder.figures)}")
+    return accuracy(run)
+
+
+def scores(run: Run) -> str:
+    """What the last round came to, in words."""
     last = run.metrics[-1] if run.metrics else {}
-    scores = ", ".join(
+    return ", ".join(
         f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
     )
-    print(f"{scores}\nresults: {_short(run.folder.path)}\nfigures: {_short(run.folder.figures)}")
-    return last.get("accuracy")
+
+
+def accuracy(run: Run) -> float | None:
+    """The last round's accuracy, None where nothing was evaluated."""
+    return run.metrics[-1].get("accuracy") if run.metrics else None
 
 
 def command(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code: 0, 1 (could not go on), 2 (bad input) or 130 (Ctrl-C)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sys.argv = [sys.argv[0], *arguments]
+    from fsl.simulations.sweep import is_sweep, sweep  # which imports this module
+
+    if is_sweep(arguments):
+        return sweep(arguments)
     outcome = _Outcome()
 
     @hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
@@ -122,15 +139,16 @@ def command(arguments: Sequence[str]) -> int:
         if outcome.failure is not None:
             raise outcome.failure
     except KeyboardInterrupt:
-        return _say(f"interrupted; go on with {_resume(outcome)}", 130)
+        return say(f"interrupted; go on with {_resume(outcome)}", 130)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say(one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(f"{one_line(error)}; go on with {_resume(outcome)}", 1)
+        return say(f"{one_line(error)}; go on with {_resume(outcome)}", 1)
     return 0
 
 
-def _say(line: str, code: int) -> int:
+def say(line: str, code: int) -> int:
+    """One line on stderr; returns the exit code that goes with it."""
     print(f"fsl-simulate: {line}", file=sys.stderr)
     return code
 

@@ -1,0 +1,185 @@
+"""The jobs of a sweep: what each one does, and the record it leaves for whoever continues the sweep.
+
+A sweep's folder has, beside the jobs' own folders and Hydra's `multirun.yaml`, a file `jobs/<number>.json` for each job
+that has begun. Jobs may run in other processes, so what they tell the command goes through these files.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, Literal
+
+from fsl.simulations.messages import one_line
+from fsl.simulations.run import accuracy, scores, simulate_config
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.errors import CheckpointError, ConfigError, FslError
+from fsl.files import write_json, write_text
+from fsl.runfolder import RunFolder
+
+JOBS = "jobs"  # the folder of records in a sweep's folder
+TRACEBACK = "traceback.txt"  # in a job's folder, where its code failed
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+class JobError(FslError):
+    """A job of a sweep failed; its record says why."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What is known of a job. `state` stays `running` where the job's process was killed."""
+
+    number: int
+    overrides: Sequence[str]
+    state: Literal["running", "finished", "skipped", "failed"] = "running"
+    accuracy: float | None = None
+    reason: str = ""  # one line, of a job that failed
+    bad_input: bool = False  # it failed for a value that cannot be used
+    config: Mapping[str, Any] = field(default_factory=dict)  # of a job that finished
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.state in ("finished", "skipped")
+
+    @property
+    def title(self) -> str:
+        """The job in words: `job 3 (strategy=vanilla seed=1)`."""
+        return f"job {self.number} ({' '.join(self.overrides)})" if self.overrides else f"job {self.number}"
+
+    def write(self, sweep: Path) -> None:
+        """Put the record into a sweep's folder."""
+        folder = sweep / JOBS
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{self.number}.json", asdict(self))
+
+
+def read_record(sweep: Path, number: int) -> JobRecord | None:
+    """The record of a job, None if it never began; CheckpointError where it is damaged."""
+    path = sweep / JOBS / f"{number}.json"
+    try:
+        return JobRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it, and the job is looked at anew") from None
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What Hydra calls for each job, in this process or in a worker of its launcher."""
+
+    continuing: bool = False
+    passed_over: frozenset[int] = frozenset()
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Run, resume or skip a job; what it says goes into its record. Returns its last accuracy."""
+        hydra = HydraConfig.get()
+        if hydra.job.num in self.passed_over:
+            return None
+        sweep, run = Path(hydra.sweep.dir), RunFolder(Path(hydra.runtime.output_dir))
+        began = JobRecord(int(hydra.job.num), list(hydra.overrides.task))
+        try:
+            record = self._finished(sweep, run, began, config)
+            if record is None:
+                began.write(sweep)
+                go_on = self.continuing and can_go_on(run)
+                record = _run(config, run, began, go_on, alone=hydra.launcher._target_ == BASIC_LAUNCHER)
+        except (FslError, OSError, OmegaConfBaseException) as error:
+            bad = isinstance(error, ConfigError | OmegaConfBaseException)
+            record = _failed(began, one_line(error), bad)
+        except Exception as error:  # the user's model, data or strategy: no reason to lose the other jobs
+            record = _failed(began, code_failed(error, run.path), False)
+        try:
+            record.write(sweep)
+        except OSError as error:  # a full disk, say; it stays `running` then
+            what = f"{record.title} {record.state}{record.reason and f' ({record.reason})'}"
+            print(f"{what}, but its record cannot be written: {one_line(error)}", file=sys.stderr)
+        if record.state == "failed" and hydra.sweeper._target_ != BASIC_SWEEPER:
+            raise JobError(f"{record.title}: {record.reason}")  # such a sweeper may need a score of every job
+        return record.accuracy  # the basic sweeper would drop all later batches if a job raised
+
+    def _finished(self, sweep: Path, run: RunFolder, job: JobRecord, config: DictConfig) -> JobRecord | None:
+        """The record of a job that is not to be run again."""
+        if not self.continuing:
+            return None
+        before = read_record(sweep, job.number)
+        if not run.summary_path.exists() or (before is not None and not before.done):
+            return None
+        values = plain(config)
+        if before is not None:
+            _refuse_other_config(sweep, before, values)
+        return JobRecord(job.number, job.overrides, "skipped", _final_accuracy(run), config=values)
+
+
+def _run(config: DictConfig, run: RunFolder, job: JobRecord, go_on: bool, alone: bool) -> JobRecord:
+    values = plain(config)
+    with open_dict(config):
+        config.resume = str(run.path) if go_on else None
+    result = simulate_config(config, run.path, progress=alone)  # two bars on one terminal cannot be read
+    print(f"{job.title}: {scores(result)}; results: {os.path.relpath(run.path)}", flush=True)
+    return JobRecord(job.number, job.overrides, "finished", accuracy(result), config=values)
+
+
+def code_failed(error: Exception, folder: Path) -> str:
+    """An exception that was not raised on purpose, as one line; the traceback goes into a run's folder."""
+    line = f"{type(error).__name__}: {one_line(error)}"
+    try:
+        write_text(folder / TRACEBACK, traceback.format_exc())
+    except OSError:
+        return line
+    return f"{line} (see {os.path.relpath(folder / TRACEBACK)})"
+
+
+def can_go_on(run: RunFolder) -> bool:
+    """Whether a run can go on from a checkpoint; what was killed before its first checkpoint is cleared away."""
+    if (run.checkpoint / "state.json").exists():
+        return True
+    if len(run.read_metrics()) <= 1:  # a round's row is written just before its checkpoint
+        run.metrics_path.unlink(missing_ok=True)
+        if run.checkpoint.exists():
+            rmtree(run.checkpoint)
+    return False
+
+
+def _final_accuracy(run: RunFolder) -> float | None:
+    try:
+        accuracy = json.loads(run.summary_path.read_text(encoding="utf-8"))["final"]["accuracy"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{run.summary_path} is damaged; delete it, and the job is run again") from None
+    return None if accuracy is None else float(accuracy)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as JSON values."""
+    return dict(json.loads(json.dumps(OmegaConf.to_container(config, resolve=True), default=str)))
+
+
+def _failed(job: JobRecord, reason: str, bad_input: bool) -> JobRecord:
+    return JobRecord(job.number, job.overrides, "failed", reason=reason, bad_input=bad_input)
+
+
+def _refuse_other_config(sweep: Path, before: JobRecord, now: Mapping[str, Any]) -> None:
+    then, now = _flat(before.config), _flat(now)
+    for key in sorted({*then, *now}):
+        if key.partition(".")[0] not in ("nodes", "backend", "resume", "trackers") and then.get(key) != now.get(key):
+            raise CheckpointError(
+                f"resume={sweep}: {before.title} there has {key}={then.get(key)!r}, now it is {now.get(key)!r}; a "
+                "sweep goes on only with equal settings, so start a new one"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

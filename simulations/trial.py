@@ -1,0 +1,158 @@
+"""One trial of a search: an ordinary run that reports its rounds, in this process or in one of its own."""
+
+import math
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from fsl.simulations.jobs import can_go_on, code_failed
+from fsl.simulations.messages import one_line
+from fsl.simulations.run import simulate_config
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.errors import ConfigError, FslError
+from fsl.files import write_text
+from fsl.observers import Observer
+from fsl.runfolder import RunFolder
+
+Report = Callable[[int, float], bool]  # a round and its value; returns whether to stop here
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What a trial runs, and where. `sign` is 1 where more is better, else -1."""
+
+    folder: Path
+    overrides: Sequence[str]
+    metric: str
+    best_round: bool
+    sign: int
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came of a trial; `reason` is one line."""
+
+    state: Literal["complete", "pruned", "failed"]
+    value: float | None = None
+    reason: str = ""
+
+
+class _PrunedError(Exception):
+    pass
+
+
+class _Reporter(Observer):
+    def __init__(self, metric: str, report: Report):
+        self._metric = metric
+        self._report = report
+
+    def on_round(self, row: Mapping[str, Any]) -> None:
+        value = _number(row.get(self._metric))
+        if value is not None and self._report(row["round"], value):
+            raise _PrunedError(f"after round {row['round']}, at {self._metric} {value:.4g}")
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """A run's configuration from overrides without choices."""
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def run_trial(task: TrialTask, report: Report) -> TrialResult:
+    """Run a trial, or go on with one that was interrupted; what fails is told, not raised."""
+    run = RunFolder(task.folder)
+    try:
+        config = composed(task.overrides)
+        # As Hydra does, for whoever reads the folder.
+        (task.folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        write_text(task.folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+        write_text(task.folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(task.overrides)))
+        with open_dict(config):
+            config.resume = str(task.folder) if can_go_on(run) else None
+        rows = simulate_config(config, task.folder, task.progress, [_Reporter(task.metric, report)]).metrics
+        return TrialResult("complete", score(rows, task))
+    except _PrunedError as error:
+        return TrialResult("pruned", reason=str(error))
+    except (FslError, OSError, HydraException, OmegaConfBaseException) as error:
+        return TrialResult("failed", reason=one_line(error))
+    except Exception as error:  # the user's model, data or strategy: no reason to end the search
+        return TrialResult("failed", reason=code_failed(error, task.folder))
+
+
+def score(rows: Sequence[Mapping[str, Any]], task: TrialTask) -> float:
+    """The metric of the last round, or of the best; FslError where it is no number there."""
+    known = list(dict.fromkeys(name for row in rows for name in row if name != "round"))
+    if task.metric not in known:
+        raise ConfigError(f"--metric {task.metric}: a round has no such metric; there are: {', '.join(known)}")
+    asked = rows if task.best_round else rows[-1:]
+    values = [value for row in asked if (value := _number(row.get(task.metric))) is not None]
+    if not values:
+        raise FslError(f"{task.metric} is no finite number: the run diverged, or did not measure it")
+    return max(values, key=lambda value: task.sign * value)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+class TrialProcess:
+    """A trial in a process of its own: one that is killed takes no other with it."""
+
+    def __init__(self, task: TrialTask):
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, task), daemon=True)
+        # Ctrl-C reaches the whole terminal: it is for the command to handle, which then ends its trials.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def receive(self, report: Report) -> TrialResult | None:
+        """Answer what the trial has sent; its result, None as long as it runs. To be called when it has sent."""
+        try:
+            message = self.connection.recv()
+            if not isinstance(message, TrialResult):
+                self.connection.send(report(*message))
+                return None
+        except (EOFError, ConnectionError):
+            self.process.join()
+            message = TrialResult("failed", reason=f"its process was killed (exit code {self.process.exitcode})")
+        self.process.join()
+        return message
+
+    def end(self) -> None:
+        """Stop the trial now; it can be gone on with."""
+        self.process.terminate()
+        self.process.join(10)
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(connection: Connection, task: TrialTask) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
+
+    def report(round: int, value: float) -> bool:
+        connection.send((round, value))
+        return bool(connection.recv())
+
+    try:
+        connection.send(run_trial(task, report))
+    except (KeyboardInterrupt, EOFError, ConnectionError):
+        return  # the command has ended the trial, or is gone itself
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt  # so that what the run has started (Ray, say) is ended

@@ -1,0 +1,286 @@
+"""`fsl-simulate -m`: no job is lost, and a sweep can be continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fsl.simulations.jobs import JobRecord, read_record
+from fsl.simulations.run import command
+
+from fsl import files
+
+SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+MODEL = """
+import os, signal
+from pathlib import Path
+from fsl.models import MLP
+
+def model(input_shape, classes, how="well"):
+    if how == "kill" and not Path("mended").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "raise" and not Path("mended").exists():
+        raise ZeroDivisionError("of the user's\\nown")
+    return MLP(input_shape, classes)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fsl-simulate"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+
+@pytest.fixture
+def unsound(tmp_path, monkeypatch):
+    """Overrides for a model that fails as `+model.how` says, until there is a file `mended`."""
+    (tmp_path / "unsound.py").write_text(MODEL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield ["model=custom", "model._target_=unsound.model"]
+    sys.modules.pop("unsound", None)
+
+
+def sweep(*overrides: str) -> int:
+    return command(["-m", *SMOKE, *overrides, "hydra.sweep.dir=sweep"])
+
+
+def records() -> list[JobRecord]:
+    found = [read_record(Path("sweep"), int(path.stem)) for path in Path("sweep/jobs").iterdir()]
+    return sorted((record for record in found if record is not None), key=lambda record: record.number)
+
+
+def stamps(name: str = "model.safetensors") -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path("sweep").glob(f"*/{name}")}
+
+
+def test_a_failed_job_is_one_line_and_loses_no_other_not_even_in_later_batches(capsys):
+    assert sweep("devices=5000,2", "hydra.sweeper.max_batch_size=1") == 2
+    captured = capsys.readouterr()
+    assert "2 jobs: 1 finished, 0 skipped (already done), 1 failed; results: sweep" in captured.out
+    failed, go_on = captured.err.splitlines()
+    assert failed.startswith("fsl-simulate: job 0 (experiment=smoke rounds=1 devices=5000) failed: devices=5000: there")
+    assert go_on == "fsl-simulate: go on with fsl-simulate -m resume=sweep"
+    assert list(stamps()) == ["1"]
+
+
+def test_a_continued_sweep_runs_only_what_is_not_finished(unsound, capsys):
+    assert sweep(*unsound, "+model.how=well,raise") == 1
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError: of the user's own (see " in error
+    assert error.count("\n") == 2
+    assert "of the user's" in Path("sweep/1/traceback.txt").read_text()
+    before, scores = stamps(), [record.accuracy for record in records()]
+    Path("mended").touch()
+    assert command(["-m", "resume=sweep"]) == 0
+    assert "2 jobs: 1 finished, 1 skipped (already done), 0 failed" in capsys.readouterr().out
+    assert stamps()["0"] == before["0"]
+    assert sorted(stamps()) == ["0", "1"]
+    assert [record.state for record in records()] == ["skipped", "finished"]
+    assert records()[0].accuracy == scores[0] is not None
+
+
+def test_an_unfinished_job_goes_on_from_its_checkpoint_to_the_same_bits(capsys, monkeypatch):
+    assert command([*SMOKE, "rounds=3", "hydra.run.dir=whole"]) == 0
+    written = files.os.replace
+    saved = []
+
+    def full(source, target):
+        saved.extend([target] if str(target).endswith(".safetensors") else [])
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device", str(target))
+        return written(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        assert sweep("rounds=3", "seed=0") == 1
+    rounds = Path("sweep/0/metrics.jsonl").read_text().splitlines()
+    assert 1 < len(rounds) <= 3
+    assert command(["-m", "resume=sweep"]) == 0
+    assert Path("sweep/0/metrics.jsonl").read_text().splitlines()[0] == rounds[0]  # with its seconds
+    assert Path("sweep/0/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+
+def test_a_job_killed_before_its_first_checkpoint_begins_again():
+    assert sweep("seed=0") == 0
+    whole = Path("sweep/0/model.safetensors").read_bytes()
+    for name in ("summary.json", "checkpoint/state.json", "model.safetensors"):
+        Path("sweep/0", name).unlink()
+    JobRecord(0, []).write(Path("sweep"))
+    assert command(["-m", "resume=sweep"]) == 0
+    assert Path("sweep/0/model.safetensors").read_bytes() == whole
+
+
+def test_a_finished_job_of_other_settings_is_refused(capsys):
+    assert sweep("seed=0") == 0
+    path = Path("sweep/jobs/0.json")
+    path.write_text(path.read_text().replace('"lr": 0.05', '"lr": 0.07'))
+    assert command(["-m", "resume=sweep"]) == 2
+    assert "has optimizer.lr=0.07, now it is 0.05" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_though_nothing_can_be_written(capsys, monkeypatch):
+    written = files.os.replace
+
+    def full(source, target):
+        if Path(target).name == "0.json" and Path(target).exists():
+            raise OSError(28, "No space left on device", str(target))
+        return written(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    assert sweep("devices=5000,2") == 1
+    captured = capsys.readouterr()
+    assert "2 jobs: 1 finished, 0 skipped (already done), 1 failed" in captured.out
+    assert "(devices=5000: there are only " in captured.err.splitlines()[0]
+    assert "its record cannot be written: [Errno 28] No space left on device" in captured.err
+
+
+def test_a_run_that_diverges_is_a_finished_job(capsys):
+    assert sweep("optimizer.lr=1e30") == 0
+    assert json.loads(Path("sweep/0/metrics.jsonl").read_text())["loss"] is None
+    assert "1 jobs: 1 finished" in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_sweep():
+    """A sweep of one job that failed at once."""
+    assert sweep("devices=5000") == 2
+
+
+AGREE = [
+    (["devices=5000", "rounds=1"], "1 failed"),
+    (["devices=5000,6000"], "that sweep has devices=5000, not devices=5000,6000; leave it out, or start a new sweep"),
+    (["seed=3"], "that sweep was not given seed=3"),
+    (["hydra.sweep.subdir=x"], "that sweep was not given hydra.sweep.subdir=x"),
+    (["hydra/launcher=basic"], "1 failed"),
+    (["hydra/launcher=nothing"], "hydra/launcher=nothing: there is no such hydra/launcher"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), AGREE, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_what_is_given_to_a_continued_sweep_must_agree_with_it(small_sweep, overrides, message, capsys):
+    capsys.readouterr()
+    assert command(["-m", "resume=sweep", *overrides]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.out + captured.err
+
+
+def test_a_shuffled_sweep_is_not_continued(capsys):
+    assert sweep("devices=shuffle(5000,6000)") == 2
+    assert command(["-m", "resume=sweep"]) == 2
+    assert "devices=shuffle(5000,6000) would give the jobs other numbers" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_sweep_is_not_used_for_another(small_sweep, capsys):
+    assert sweep("seed=1") == 2
+    assert "sweep holds a sweep already; go on with it (fsl-simulate -m resume=sweep)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "resume=nowhere"], "resume=nowhere: there is no sweep in it"),
+        (["-m", "resume=a,b"], "resume=a,b: one sweep can be gone on with at a time"),
+        (["resume=sweep"], "resume=sweep: that is a sweep; fsl-simulate -m resume=sweep goes on with it"),
+        (["-m", "strategy=foo,vanilla"], "strategy=foo: there is no such strategy"),
+        (["-m", "optimizer.lr=interval(0,1)"], "does not support sweep type"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line(small_sweep, arguments, message, capsys):
+    capsys.readouterr()
+    assert command(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_sweeps_that_begin_in_the_same_second_have_a_folder_each(monkeypatch, capsys):
+    arguments = ["-m", *SMOKE, "devices=5000", "hydra.sweep.dir=multirun/${now:%Y}"]
+    assert command(arguments) == 2
+    assert command(arguments) == 2
+    assert len(list(Path("multirun").iterdir())) == 2
+    assert "holds a sweep" not in capsys.readouterr().err
+
+
+def test_a_launcher_that_is_not_installed_is_one_line_that_says_what_to_install(monkeypatch, capsys):
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # it registers the launchers
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml")
+    assert sweep(*JOBLIB) == 2
+    assert capsys.readouterr().err == (
+        "fsl-simulate: hydra/launcher=joblib: it is not installed; pip install 'fsl-flower[sweep]'\n"
+    )
+
+
+@pytest.mark.slow
+def test_parallel_jobs_give_the_bits_of_one_after_another(capsys):
+    assert sweep("seed=0,1", *JOBLIB) == 0
+    assert command([*SMOKE, "seed=1", "hydra.run.dir=alone"]) == 0
+    assert Path("sweep/1/model.safetensors").read_bytes() == Path("alone/model.safetensors").read_bytes()
+    assert json.loads(Path("sweep/1/summary.json").read_text())["command"].startswith("fsl-simulate -m experiment=")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_only_what_ran_then(unsound, capsys):
+    assert sweep(*unsound, *JOBLIB, "+model.how=kill,well,fine") == 1
+    assert "how=kill) failed: it did not end: its worker process was killed" in capsys.readouterr().err
+    assert [record.state for record in records() if record.number != 1] == ["running", "finished"]
+    Path("mended").touch()
+    assert command(["-m", "resume=sweep"]) == 0
+    assert all(record.done for record in records())
+    assert "3 jobs: " in (summary := capsys.readouterr().out)
+    assert "0 failed" in summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
+def test_ctrl_c_ends_all_jobs_with_one_line_and_the_sweep_can_be_continued(launcher, tmp_path):
+    program = [sys.executable, "-m", "fsl.simulations.run", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    running = subprocess.Popen(
+        [*program, *launcher, "experiment=smoke", "rounds=3000", "seed=0,1", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("sweep/*/checkpoint/state.json")):
+        assert running.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert error.splitlines() == [
+        "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
+    ]
+    assert all_gone(running.pid)
+
+
+def all_gone(session: int) -> bool:
+    """Whether every process of a session ends, at the latest in some seconds."""
+    deadline = time.monotonic() + 10
+    while alive(session):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def alive(session: int) -> list[str]:
+    """Processes of a session that still run; those that nobody has waited for yet do not."""
+    lines = subprocess.run(["ps", "-eo", "sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    found = (line.split(None, 2) for line in lines.splitlines())
+    return [args for own, state, args in found if int(own) == session and not state.startswith("Z")]
