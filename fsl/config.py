@@ -43,6 +43,9 @@ class RunConfig:
     partition: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]
+    device: Mapping[str, Any]
+    edge: Mapping[str, Any]
+    link: Mapping[str, Any]
     backend: Mapping[str, Any]
 
 

@@ -13,14 +13,16 @@ from fsl.federation import CloudStrategy, Federation, Schedule
 from fsl.targets import path_of
 from fsl.workload import Workload
 
+_APART = ("run", "layouts", "optimizer", "costs")  # of the federation's fields: not a setting, or described below
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
 def settings(federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
-    values = {name: value for name, value in vars(federation).items() if name not in ("run", "layouts", "optimizer")}
+    values = {name: value for name, value in vars(federation).items() if name not in _APART}
     if federation.optimizer.schedule == Schedule():
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended
+    values |= {} if federation.costs is None else federation.costs.settings()
     values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     data, layouts = workload.data, federation.layouts

@@ -1,7 +1,7 @@
 """`fsl.simulate`: a federation in simulation, from objects to results. Everything that the command does goes here."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from fsl import provenance
 from fsl.backend import Backend, torch_threads
+from fsl.costs import CostModel, DeviceProfile, LinkProfile, Mixed, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, limited
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation, Optimizer
@@ -71,6 +72,9 @@ def simulate(
     evaluate_every: int = 1,
     evaluate_devices: int = 100,
     nodes: int = 1,
+    device_profile: str | DeviceProfile | Mixed | Mapping[str, float] | Sequence[str | DeviceProfile] = "pi4",
+    edge_profile: str | DeviceProfile | Mixed | Mapping[str, float] | Sequence[str | DeviceProfile] = "edge_gpu",
+    link_profile: str | LinkProfile | Mixed | Mapping[str, float] | Sequence[str | LinkProfile] = "wifi_75",
     backend: Backend | None = None,
     allowed: Sequence[str] = (),
     out: str | Path | None = None,
@@ -82,7 +86,13 @@ def simulate(
     `model` is any module that `fsl.split` can cut at `cut` (default: the model's `default_cut`); it is not changed.
     `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
     data nothing is evaluated. `samples_per_device` caps what a device holds. `allowed` adds packages whose classes
-    the strategy's plans may name (your own edge trainer or codec). `out` is the folder for results (none: nothing is
+    the strategy's plans may name (your own edge trainer or codec).
+
+    `device_profile`, `edge_profile` and `link_profile` say what simulated seconds and joules are computed from: a
+    profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw from, as in
+    `{"pi3": 0.5, "pi4": 0.5}`. They change `sim_seconds` and `energy_joules`, never a weight.
+
+    `out` is the folder for results (none: nothing is
     kept); with `resume=True` the run in it goes on, bitwise as if it had never stopped. Raises ConfigError for what
     cannot be done, before anything is written, and RunError for a run that could not go on.
     """
@@ -90,6 +100,7 @@ def simulate(
     task = as_task(train_data, test_data)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
+    places = machines(device_profile, edge_profile, link_profile)
     temporary = tempfile.TemporaryDirectory(prefix="fsl-") if out is None else None
     folder = RunFolder(Path(temporary.name if temporary is not None else str(out)))
     federation = Federation(
@@ -109,6 +120,7 @@ def simulate(
         evaluate_devices=evaluate_devices,
     )
     partitioner = partition or IID()
+    loss = as_objective(objective)
     divided = partitioner.divide(task.train.targets.numpy(), devices, seed, task.groups)
     if samples_per_device is not None:
         divided = limited(divided, samples_per_device, seed)
@@ -117,7 +129,7 @@ def simulate(
         cut=tuple(cut) if cut is not None and not isinstance(cut, str) else cut,
         data=task,
         partition=divided,
-        objective=as_objective(objective),
+        objective=loss,
         store=(folder.checkpoint / "devices").absolute(),
         augmentation=augmentation,
         threads=backend.threads,
@@ -127,7 +139,8 @@ def simulate(
     with torch_threads(backend.threads):
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
-        federation = replace(federation, layouts=layouts)
+        costs = CostModel(seed, places, segment_costs(model, workload.cut, task.train, loss))
+        federation = replace(federation, layouts=layouts, costs=costs)
         settings = provenance.settings(
             federation, workload, strategy, f"{provenance.describe(partitioner)} {samples_per_device}"
         )

@@ -171,7 +171,7 @@ class Simulation:
     def end_round(self, round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         """Write a round's row and checkpoint, then tell the observers."""
         self.arrays = arrays
-        named = {"loss": None, "accuracy": None, "sim_seconds": None, **metrics}
+        named = {"loss": None, "accuracy": None, "sim_seconds": None, "energy_joules": None, **metrics}
         row = {"round": round, **{key: named.pop(key, None) for key in _COLUMNS}, **named}
         self._keep_best(row)
         self.folder.append_metrics(row)
@@ -205,11 +205,11 @@ class Simulation:
     def summary(self) -> dict[str, Any]:
         """Final figures, and what one needs to know to run it again."""
         last = self.rows[-1] if self.rows else {}
-        totals = ("up_bytes", "down_bytes", "model_bytes", "seconds")
+        totals = ("up_bytes", "down_bytes", "model_bytes", "seconds", "sim_seconds", "energy_joules")
         return {
             "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
             "best_round": self.best["round"] if self.best else None,
-            "totals": {key: sum(row[key] for row in self.rows) for key in totals},
+            "totals": {key: _total(self.rows, key) for key in totals},
             "wall_seconds": time.perf_counter() - self.started,
             "seed": self.federation.seed,
             "settings": self.settings,
@@ -240,6 +240,12 @@ class Simulation:
             save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {})
 
 
+def _total(rows: list[dict[str, Any]], key: str) -> float | None:
+    """The sum over rounds; None where a round does not have it."""
+    values = [row.get(key) for row in rows]
+    return None if None in values else sum(values)
+
+
 _PICTURED = 100  # devices
 _COLUMNS = [
     "train_loss",
@@ -252,4 +258,5 @@ _COLUMNS = [
     "model_bytes",
     "seconds",
     "sim_seconds",
+    "energy_joules",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from fsl.strategies.planning import assign, chunks, message, succeeded, totals
+from fsl.strategies.planning import assign, chunks, message, simulated, succeeded, totals
 
 from fsl import seeds
 from fsl.app import ARRAYS, METRICS
@@ -42,6 +42,7 @@ class SplitStrategy(Strategy):
         self._previous = ArrayRecord()
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
+        self._clock = 0.0  # simulated seconds of the rounds so far
 
     # What an algorithm overrides.
 
@@ -100,7 +101,7 @@ class SplitStrategy(Strategy):
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
-        self._versions, self._saved = {}, {}
+        self._versions, self._saved, self._clock = {}, {}, 0.0
 
     def settings(self) -> dict[str, Any]:
         """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""
@@ -108,11 +109,12 @@ class SplitStrategy(Strategy):
 
     def state(self) -> dict[str, Any]:
         """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
-        return {"versions": self._versions}
+        return {"versions": self._versions, "sim_clock": self._clock}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
+        self._clock = float(state["sim_clock"])
         self.checkpointed()
 
     def checkpointed(self) -> None:
@@ -179,9 +181,12 @@ class SplitStrategy(Strategy):
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
-        return arrays, MetricRecord(
-            {**totals(reports), "failed_nodes": len(replies) - len(good), **self.metrics(reports)}
-        )
+        figures = {**totals(reports), "failed_nodes": len(replies) - len(good)}
+        if (costs := self.federation.costs) is not None:
+            trainer = self.trainer(server_round)
+            figures |= simulated(costs, reports, trainer, self.fronts, self.edge_of, self._clock)
+            self._clock += figures["sim_seconds"]
+        return arrays, MetricRecord({**figures, **self.metrics(reports)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
