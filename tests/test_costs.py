@@ -253,6 +253,17 @@ def test_every_number_in_a_profile_names_its_source(file):
     assert values["name"] == file.stem
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem != "mixed"], ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_the_docs_show_the_figures_of_every_profile(file):
+    v = OmegaConf.to_container(OmegaConf.load(file))
+    if file.parent.name == "device":
+        figures = [f"{v['flops_per_second']:.1e}", v["power_active_watts"], v["power_idle_watts"]]
+    else:
+        figures = [v["up_mbit"], v["down_mbit"], v["latency_s"] * 1000, v["transmit_watts"], v["receive_watts"]]
+    row = " | ".join(["null" if figure is None else str(figure) for figure in figures])
+    assert f"| `{file.stem}` | {row} |" in (ROOT / "docs" / "costs.md").read_text()
+
+
 def test_draws_depend_on_seed_and_device_alone():
     shares = {"pi3": 0.25, "pi4": 0.75, "phone": 0}
     drawn = machines(shares, "edge_gpu", {"wifi_75": 1, "lte": 1})

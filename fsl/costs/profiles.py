@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
@@ -80,13 +80,16 @@ class LinkProfile:
         if trace and not (any(factors) or times[0] > 0 if repeat is not None else factors[-1]):
             raise ConfigError(f"trace of {self.name} ends without a link, so nothing would ever arrive; end above 0")
 
+    @cached_property
+    def _steps(self) -> tuple[list[float], list[float]]:
+        return [0.0, *(entry[0] for entry in self.trace)], [1.0, *(entry[1] for entry in self.trace)]
+
     def seconds(self, size: float, mbit: float, start: float) -> float:
         """How long `size` bytes take at a rate of `mbit` Mbit/s that the trace scales, latency apart."""
         needed = size * 8e-6 / mbit  # seconds at factor 1
         if not self.trace:
             return needed
-        times = [0.0, *(entry[0] for entry in self.trace)]
-        factors = [1.0, *(entry[1] for entry in self.trace)]
+        times, factors = self._steps
         period = math.inf if self.repeat_s is None else self.repeat_s
         base = 0.0 if self.repeat_s is None else start // period * period
         now, index = start, bisect_right(times, start - base) - 1
