@@ -1,7 +1,7 @@
 """`fsl.simulate`: a federation in simulation, from objects to results. Everything that the command does goes here."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from fsl import provenance
 from fsl.backend import Backend, torch_threads
-from fsl.costs import CostModel, DeviceProfile, LinkProfile, Mixed, machines, segment_costs
+from fsl.costs import CostModel, DeviceChoice, LinkChoice, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, limited
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation, Optimizer
@@ -72,9 +72,9 @@ def simulate(
     evaluate_every: int = 1,
     evaluate_devices: int = 100,
     nodes: int = 1,
-    device_profile: str | DeviceProfile | Mixed | Mapping[str, float] | Sequence[str | DeviceProfile] = "pi4",
-    edge_profile: str | DeviceProfile | Mixed | Mapping[str, float] | Sequence[str | DeviceProfile] = "edge_gpu",
-    link_profile: str | LinkProfile | Mixed | Mapping[str, float] | Sequence[str | LinkProfile] = "wifi_75",
+    device_profile: DeviceChoice = "pi4",
+    edge_profile: DeviceChoice = "edge_gpu",
+    link_profile: LinkChoice = "wifi_75",
     backend: Backend | None = None,
     allowed: Sequence[str] = (),
     out: str | Path | None = None,

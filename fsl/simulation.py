@@ -242,8 +242,8 @@ class Simulation:
 
 def _total(rows: list[dict[str, Any]], key: str) -> float | None:
     """The sum over rounds; None where a round does not have it."""
-    values = [row.get(key) for row in rows]
-    return None if None in values else sum(values)
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) if len(values) == len(rows) else None
 
 
 _PICTURED = 100  # devices

@@ -113,6 +113,13 @@ def test_a_tail_on_the_device_makes_two_visits_to_the_edge_a_step():
     assert cost([one], Serving("queue"), segments=(FRONT, BACK, tail)).seconds == 16.0
 
 
+def test_segments_behind_each_other_on_one_machine_are_one_leg():
+    halves = (SegmentCost("front", "device", 0.5, 1.0), SegmentCost("middle", "device", 1.5, 3.0))
+    backs = (SegmentCost("back", "edge", 0.25, 0.5), SegmentCost("head", "edge", 0.75, 1.5))
+    loads = [load(0), load(1)]
+    assert cost(loads, Serving("queue"), segments=(*halves, *backs)) == cost(loads, Serving("queue"))
+
+
 def test_joules_are_power_times_time_and_waiting_for_the_slowest_is_idle_time():
     measured = DeviceProfile("measured", 1.0, power_active_watts=5.0, power_idle_watts=1.0)
     radio = LinkProfile("radio", 8e-6, 8e-6, transmit_watts=3.0, receive_watts=2.0)

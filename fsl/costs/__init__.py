@@ -2,15 +2,17 @@
 
 from fsl.costs.model import CostModel, Machines, machines
 from fsl.costs.pricing import CutPrice, price
-from fsl.costs.profiles import DeviceProfile, LinkProfile, Mixed, load_profile
+from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
 from fsl.costs.rounds import DeviceLoad, RoundCost, Serving, round_cost, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, segment_costs, stage_costs
 
 __all__ = [
     "CostModel",
     "CutPrice",
+    "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "LinkChoice",
     "LinkProfile",
     "Machines",
     "Mixed",

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fsl.costs.profiles import Assignment, DeviceProfile, LinkProfile, assignment
+from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
 from fsl.costs.rounds import DeviceLoad, RoundCost, Serving, round_cost
 from fsl.costs.stages import SegmentCost
 
@@ -49,7 +48,7 @@ class CostModel:
         }
 
 
-def machines(device: Any, edge: Any, link: Any) -> Machines:
+def machines(device: DeviceChoice, edge: DeviceChoice, link: LinkChoice) -> Machines:
     """From what a user gives for each (see `fsl.simulate`) to who has which; ConfigError for what does not exist."""
     return Machines(
         assignment("device", device, "device"), assignment("edge", edge, "device"), assignment("link", link, "link")

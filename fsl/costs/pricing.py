@@ -11,7 +11,7 @@ from torch import nn
 from fsl.batches import needs_two_rows
 from fsl.codecs import Codec
 from fsl.costs.model import CostModel, machines
-from fsl.costs.profiles import DeviceProfile, LinkProfile, Mixed
+from fsl.costs.profiles import DeviceChoice, LinkChoice
 from fsl.costs.rounds import DeviceLoad, Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import IID, Examples, Partitioner, TaskData, as_task, limited
@@ -54,9 +54,9 @@ def price(
     up: str = "fsl.codecs.Identity",
     down: str = "fsl.codecs.Identity",
     seed: int = 0,
-    device_profile: str | DeviceProfile | Mixed | Any = "pi4",
-    edge_profile: str | DeviceProfile | Mixed | Any = "edge_gpu",
-    link_profile: str | LinkProfile | Mixed | Any = "wifi_75",
+    device_profile: DeviceChoice = "pi4",
+    edge_profile: DeviceChoice = "edge_gpu",
+    link_profile: LinkChoice = "wifi_75",
 ) -> list[CutPrice]:
     """A round of all devices at every possible cut (or at `cuts`), in the model's order; arguments as `fsl.simulate`'s.
 

@@ -104,7 +104,6 @@ class LinkProfile:
 
 
 Profile = TypeVar("Profile", DeviceProfile, LinkProfile)
-Given = str | Profile | Mapping[str, float] | Sequence[str | Profile] | "Mixed"
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,11 @@ class Mixed:
 
     shares: Mapping[str, float] = field(default_factory=dict)
     assign: Sequence[Any] | None = None
+
+
+# What a user may give: one for all by name or as it is, names with shares to draw from, or a list by id.
+DeviceChoice = str | DeviceProfile | Mixed | Mapping[str, float] | Sequence[str | DeviceProfile]
+LinkChoice = str | LinkProfile | Mixed | Mapping[str, float] | Sequence[str | LinkProfile]
 
 
 @dataclass(frozen=True)
