@@ -33,7 +33,5 @@ _PUBLIC = {
     "Optimizer": "fsl.federation",
     "Run": "fsl.run",
     "Schedule": "fsl.federation",
-    "join": "fsl.split",
     "simulate": "fsl.run",
-    "split": "fsl.split",
 }

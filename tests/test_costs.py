@@ -28,7 +28,8 @@ from fsl.data import Dirichlet, TensorExamples
 from fsl.errors import CheckpointError, ConfigError
 from fsl.models import MLP, VGG5, LeNet, ResNet8
 from fsl.objective import CrossEntropy
-from fsl.trainers import Replicated, Sequential
+from fsl.split import split
+from fsl.trainers import Cyclic, Decoupled, Pooled, Replicated, Sequential
 from tests.conftest import small_model, small_task
 from tests.test_architecture import ROOT
 from tests.test_equivalences import assert_same_bits, run, strategies
@@ -145,7 +146,7 @@ def test_the_order_of_reports_does_not_matter(kind):
 
 def test_a_trainer_tells_how_its_edge_serves():
     class Silent(Replicated):
-        replies = False
+        window = 0
 
     class Windowed(Sequential):
         window, passes = 4, 2.0
@@ -156,6 +157,9 @@ def test_a_trainer_tells_how_its_edge_serves():
     assert serving_of(Sequential("round")) == Serving("turn")
     assert serving_of(Sequential("fixed"), "relayed") == Serving("turn", relayed=True)
     assert serving_of(Silent()) == Serving("stream")
+    assert serving_of(Decoupled()) == Serving("stream")
+    assert serving_of(Pooled()) == Serving("lockstep")
+    assert serving_of(Cyclic(passes=2, window=3)) == Serving("lockstep", window=3, passes=3.0)
     assert serving_of(Windowed()) == Serving("lockstep", window=4, passes=2.0)
 
 
@@ -224,7 +228,7 @@ class Skipping(nn.Module):
 
 def flops_of_a_step(model, cut, data, loss):
     """Front and back apart, as device and edge run them: FLOPs of one sample, and the front's bytes."""
-    parts = fsl.split(copy.deepcopy(model), cut)
+    parts = split(copy.deepcopy(model), cut)
     inputs, targets = data.batch(torch.arange(4))
     counts = []
     with FlopCounterMode(display=False) as counter:

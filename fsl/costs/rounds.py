@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any, Literal
+from typing import Literal
 
 from fsl.costs.profiles import DeviceProfile, LinkProfile
 from fsl.costs.stages import SegmentCost
+from fsl.trainers import EdgeTrainer
 
 Kind = Literal["none", "queue", "turn", "lockstep", "stream"]
 
@@ -71,22 +72,20 @@ class Legs:
     after: float
 
 
-def serving_of(trainer: Any, fronts: str = "averaged") -> Serving:
+def serving_of(trainer: EdgeTrainer | None, fronts: str = "averaged") -> Serving:
     """How an edge trainer serves its devices, from what it declares; None where there is no edge.
 
-    Lockstep trainers wait for all, divisible ones for nobody, others train device after device. A trainer may also
-    have `replies` (False: devices wait for none), `window` and `passes`, see `Serving`.
+    Lockstep trainers wait for all, divisible ones for nobody, others train device after device.
     """
     if trainer is None:
         return Serving("none")
-    passes = float(getattr(trainer, "passes", 1.0))
-    if not getattr(trainer, "replies", True):
-        return Serving("stream", passes=passes)
+    if not trainer.window:
+        return Serving("stream", passes=trainer.passes)
     if trainer.lockstep:
-        return Serving("lockstep", window=int(getattr(trainer, "window", 1)), passes=passes)
+        return Serving("lockstep", window=trainer.window, passes=trainer.passes)
     if trainer.divisible:
-        return Serving("queue", passes=passes)
-    return Serving("turn", relayed=fronts == "relayed", passes=passes)
+        return Serving("queue", passes=trainer.passes)
+    return Serving("turn", relayed=fronts == "relayed", passes=trainer.passes)
 
 
 def legs(segments: Sequence[SegmentCost]) -> Legs:

@@ -53,11 +53,13 @@ class EdgeTrainer(ABC):
     `lockstep`: a step waits for an upload of every live device; otherwise each upload is served as it comes.
     `divisible`: each device has a back of its own, so a cohort may be divided over nodes without changing the result.
     `window`: the steps that a device uploads before it waits for the replies; 0: it never waits.
+    `passes`: how often the back runs forward and backward over an upload, for simulated time.
     """
 
     lockstep: bool = False
     divisible: ClassVar[bool] = False
     window: int = 1
+    passes: float = 1.0
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

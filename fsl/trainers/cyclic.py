@@ -27,7 +27,8 @@ class Cyclic(SharedBack):
         for name, value in (("passes", passes), ("window", window), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: it must be at least 1")
-        self.passes = passes
+        self._over = passes
+        self.passes = passes + 1.0  # and once more for the answers
         self.window = window
         self.batch_size = batch_size
 
@@ -60,7 +61,7 @@ class Cyclic(SharedBack):
         features = torch.cat([upload.smashed.detach() for upload in uploads])
         targets = torch.cat([upload.targets for upload in uploads])
         size = self.batch_size or max(len(upload.targets) for upload in uploads)
-        for step in range(self.passes):
+        for step in range(self._over):
             for rows in self._resampled(len(targets), size, uploads[0].step, step):
                 outputs = self.learner.forward(features[rows], self._next_noise())
                 self.bench.objective.loss(outputs, targets[rows]).backward()
