@@ -7,6 +7,7 @@ import torch
 from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, VanillaSL
 from omegaconf import OmegaConf
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fsl
 from fsl.costs import (
@@ -27,6 +28,7 @@ from fsl.data import Dirichlet, TensorExamples
 from fsl.errors import CheckpointError, ConfigError
 from fsl.models import MLP, VGG5, LeNet, ResNet8
 from fsl.objective import CrossEntropy
+from fsl.split import split
 from fsl.trainers import Replicated, Sequential
 from tests.conftest import small_model, small_task
 from tests.test_architecture import ROOT
@@ -169,7 +171,7 @@ def test_a_trainer_tells_how_its_edge_serves():
         ([[5, 0.5]], None, 100.0, 3, 6.0),  # the last factor stays
         ([[0, 1], [2, 0]], 4.0, 1.0, 3, 5.0),  # 2 s with a link, 2 s without, again and again
         ([[1, 0.5]], 2.0, 1000.5, 2, 2.5),  # .5 s at 1, 1 s at .5, 1 s at 1
-        ([[5, 0.5]], None, 0.0, 0, 0.0),
+        ([[0, 0], [5, 1]], None, 1.0, 0, 0.0),  # nothing to send needs no link
     ],
 )
 def test_a_transfer_takes_what_the_link_lets_through_meanwhile(trace, repeat, start, size, seconds):
@@ -221,19 +223,39 @@ class Skipping(nn.Module):
         return self.head(self.pool(stem + self.body(stem)).flatten(1))
 
 
+def flops_of_a_step(model, cut, data, loss):
+    """Front and back apart, as device and edge run them: FLOPs of one sample, and the front's bytes."""
+    parts = split(copy.deepcopy(model), cut)
+    inputs, targets = data.batch(torch.arange(4))
+    counts = []
+    with FlopCounterMode(display=False) as counter:
+        smashed = parts["front"](inputs)
+        counts.append(counter.get_total_flops())
+        leaf = smashed.detach().requires_grad_()
+        loss.loss(parts["back"](leaf.clone()), targets).backward()
+        counts.append(counter.get_total_flops())
+        smashed.backward(leaf.grad)
+        counts.append(counter.get_total_flops())
+    front = parts["front"].state_dict().values()
+    return counts[0] + counts[2] - counts[1], counts[1] - counts[0], sum(t.numel() * t.element_size() for t in front)
+
+
 @pytest.mark.parametrize(
-    "model", [VGG5((3, 16, 16), 3, dropout=0.5), LeNet((3, 16, 16), 3), ResNet8((3, 16, 16), 3), Skipping()], ids=repr
+    "model",
+    [VGG5((3, 16, 16), 3, dropout=0.5), LeNet((3, 16, 16), 3), ResNet8((3, 16, 16), 3), Skipping()],
+    ids=lambda model: type(model).__name__,
 )
-def test_stages_of_any_model_add_up_to_the_segments_of_any_cut(model):
+def test_stages_of_any_model_add_up_to_a_step_at_any_cut(model):
     data, loss = examples(3, 16, 16), CrossEntropy()
     stages = stage_costs(model, data, loss)
     for index, stage in enumerate(stages[:-1]):
-        front, back = segment_costs(model, stage.name, data, loss)
-        for part, segment in ((stages[: index + 1], front), (stages[index + 1 :], back)):
-            assert sum(s.forward_flops for s in part) == segment.forward_flops
-            assert sum(s.backward_flops for s in part) == segment.backward_flops
-    state = model.state_dict().values()
-    assert sum(s.parameter_bytes for s in stages) == sum(t.numel() * t.element_size() for t in state)
+        front, back, size = flops_of_a_step(model, stage.name, data, loss)
+        before, behind = stages[: index + 1], stages[index + 1 :]
+        assert sum(s.forward_flops + s.backward_flops for s in before) * 4 == front
+        assert sum(s.forward_flops + s.backward_flops for s in behind) * 4 == back
+        assert sum(s.parameter_bytes for s in before) == size
+        segments = segment_costs(model, stage.name, data, loss)
+        assert [(s.forward_flops + s.backward_flops) * 4 for s in segments] == [front, back]
 
 
 def test_counting_touches_neither_the_model_nor_a_random_stream():
