@@ -46,6 +46,9 @@ class RunConfig:
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]
     aggregator: Mapping[str, Any]
+    device: Mapping[str, Any]
+    edge: Mapping[str, Any]
+    link: Mapping[str, Any]
     backend: Mapping[str, Any]
     trackers: Mapping[str, Any]
 

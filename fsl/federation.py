@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from fsl.errors import ConfigError
 from fsl.plan import Fronts, Spec
 from fsl.states import Layout
+
+if TYPE_CHECKING:
+    from fsl.costs import CostModel  # which builds profiles through fsl.config, which needs this module
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Federation:
     aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
     evaluate_every: int = 1
     evaluate_devices: int = 100  # private fronts to evaluate, at most
+    costs: "CostModel | None" = None  # None: rounds have no simulated time
 
     def __post_init__(self) -> None:
         for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):

@@ -15,7 +15,8 @@ from fsl.federation import CloudStrategy, Federation, Schedule
 from fsl.targets import path_of
 from fsl.workload import Workload
 
-_APART = ("run", "layouts", "optimizer", "aggregator")
+# Of the federation's fields: no settings, or described below.
+_APART = ("run", "layouts", "optimizer", "aggregator", "costs")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
@@ -26,6 +27,7 @@ def settings(
     values = {name: value for name, value in vars(federation).items() if name not in _APART}
     if federation.optimizer.schedule == Schedule():
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended
+    values |= {} if federation.costs is None else federation.costs.settings()
     values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     if federation.aggregator is not None:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from fsl import provenance, seeds
 from fsl.backend import Backend, torch_threads
+from fsl.costs import CostModel, DeviceChoice, LinkChoice, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, limited
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation, Optimizer
@@ -76,6 +77,9 @@ def simulate(
     evaluate_every: int = 1,
     evaluate_devices: int = 100,
     nodes: int = 1,
+    device_profile: DeviceChoice = "pi4",
+    edge_profile: DeviceChoice = "edge_gpu",
+    link_profile: LinkChoice = "wifi_75",
     backend: Backend | None = None,
     allowed: Sequence[str] = (),
     out: str | Path | None = None,
@@ -88,14 +92,21 @@ def simulate(
     `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
     data nothing is evaluated. `samples_per_device` caps what a device holds. `allowed` adds packages whose classes
     the strategy's plans may name (your own edge trainer or codec). `aggregator` is a Flower strategy (FedAdam, Krum,
-    ...) that combines, per device, what is otherwise averaged. `out` is the folder for results (none: nothing is kept);
-    with `resume=True` the run in it goes on, bitwise as if it had never stopped. Raises ConfigError for what
+    ...) that combines, per device, what is otherwise averaged.
+
+    `device_profile`, `edge_profile` and `link_profile` say what simulated seconds and joules are computed from: a
+    profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw from, as in
+    `{"pi3": 0.5, "pi4": 0.5}`. They change `sim_seconds` and `energy_joules`, never a weight.
+
+    `out` is the folder for results (none: nothing is kept); with `resume=True` the run in it goes on, bitwise as if it
+    had never stopped. Raises ConfigError for what
     cannot be done, before anything is written, and RunError for a run that could not go on.
     """
     backend = backend or Backend()
     task = as_task(train_data, test_data)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
+    places = machines(device_profile, edge_profile, link_profile)
     temporary = tempfile.TemporaryDirectory(prefix="fsl-") if out is None else None
     folder = RunFolder(Path(temporary.name if temporary is not None else str(out)))
     federation = Federation(
@@ -116,6 +127,7 @@ def simulate(
         evaluate_devices=evaluate_devices,
     )
     partitioner = partition or IID()
+    loss = as_objective(objective)
     divided = partitioner.divide(task.train.targets.numpy(), devices, seed, task.groups)
     if samples_per_device is not None:
         divided = limited(divided, samples_per_device, seed)
@@ -125,7 +137,7 @@ def simulate(
         cut=cuts,
         data=task,
         partition=divided,
-        objective=as_objective(objective),
+        objective=loss,
         store=(folder.checkpoint / "devices").absolute(),
         head=local_head(strategy, model, cuts, task.train, seed) if strategy.local_loss else None,
         augmentation=augmentation,
@@ -136,7 +148,8 @@ def simulate(
     with torch_threads(backend.threads):
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
-        federation = replace(federation, layouts=layouts)
+        costs = CostModel(seed, places, segment_costs(model, workload.cut, task.train, loss))
+        federation = replace(federation, layouts=layouts, costs=costs)
         strategy.bind(federation)
         divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
         settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)

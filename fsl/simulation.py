@@ -170,7 +170,7 @@ class Simulation:
     def end_round(self, round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         """Write a round's row and checkpoint, then tell the observers."""
         self.arrays = arrays
-        named = {"loss": None, "accuracy": None, "sim_seconds": None, **metrics}
+        named = {"loss": None, "accuracy": None, "sim_seconds": None, "energy_joules": None, **metrics}
         row = {"round": round, **{key: named.pop(key, None) for key in _COLUMNS}, **named}
         self._keep_best(row)
         self.folder.append_metrics(row)
@@ -202,13 +202,13 @@ class Simulation:
     def summary(self) -> dict[str, Any]:
         """Final figures, and what one needs to know to run it again."""
         last = self.rows[-1] if self.rows else {}
-        totals = ("up_bytes", "down_bytes", "model_bytes", "seconds")
+        totals = ("up_bytes", "down_bytes", "model_bytes", "seconds", "sim_seconds", "energy_joules")
         classes = self.workload.data.classes
         return {
             "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
             "best_round": self.best["round"] if self.best else None,
             "diverged": diverged_in(self.rows, classes) is not None,
-            "totals": {key: sum(row[key] for row in self.rows) for key in totals},
+            "totals": {key: _total(self.rows, key) for key in totals},
             "wall_seconds": time.perf_counter() - self.started,
             **({} if classes is None else {"classes": classes}),
             "seed": self.federation.seed,
@@ -255,6 +255,12 @@ class Simulation:
         sync(written)
 
 
+def _total(rows: list[dict[str, Any]], key: str) -> float | None:
+    """The sum over rounds; None where a round does not have it."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) if len(values) == len(rows) else None
+
+
 _STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
 _PICTURED = 100  # devices
 _COLUMNS = [
@@ -268,4 +274,5 @@ _COLUMNS = [
     "model_bytes",
     "seconds",
     "sim_seconds",
+    "energy_joules",
 ]

@@ -1,10 +1,24 @@
 """One clear line from an exception of Hydra's, OmegaConf's or ours."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
 
 from fsl.config import RunConfig, unknown
+from fsl.errors import ConfigError
+
+
+def check_choices(arguments: Sequence[str]) -> None:
+    """Refuse a number where a group's choice belongs, as in edge=2: Hydra has no line for it."""
+    counts = [field.name for field in fields(RunConfig) if field.type is int]
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        folder = resources.files("fsl.configs") / group
+        if re.fullmatch(r"[\d.,-]+", value) and group.isidentifier() and folder.is_dir():
+            choices = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name[0] != "_")
+            hint = f"; how many there are is {group}s={value}" if f"{group}s" in counts else ""
+            raise ConfigError(f"{argument}: there is no such {group}; available are: {', '.join(choices)}{hint}")
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import hydra
-from fsl.simulations.messages import one_line
+from fsl.simulations.messages import check_choices, one_line
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -74,6 +74,9 @@ def simulate_config(config: DictConfig, folder: Path, progress: bool = True, obs
         evaluate_every=top.evaluate_every,
         evaluate_devices=top.evaluate_devices,
         nodes=top.nodes,
+        device_profile=build("device", top.device),
+        edge_profile=build("edge", top.edge),
+        link_profile=build("link", top.link),
         backend=build_backend(top.backend),
         out=folder,
         resume=top.resume is not None,
@@ -135,6 +138,7 @@ def command(arguments: Sequence[str]) -> int:
         return _job(config, outcome)
 
     try:
+        check_choices(arguments)
         job()
         if outcome.failure is not None:
             raise outcome.failure

@@ -31,6 +31,7 @@ class Algorithm:
         self._aggregator: Aggregator | None = None
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
+        self._clock = 0.0  # simulated seconds of the rounds so far
 
     # What an algorithm overrides.
 
@@ -100,7 +101,7 @@ class Algorithm:
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
-        self._versions, self._saved = {}, {}
+        self._versions, self._saved, self._clock = {}, {}, 0.0
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return
@@ -117,11 +118,12 @@ class Algorithm:
 
     def state(self) -> dict[str, Any]:
         """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
-        return {"versions": self._versions}
+        return {"versions": self._versions, "sim_clock": self._clock}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
+        self._clock = float(state["sim_clock"])
         self.checkpointed()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, chunks, message, succeeded, sums
+from fsl.strategies.planning import assign, chunks, message, simulated, succeeded, sums
 
 from fsl import seeds
 from fsl.app import ARRAYS, METRICS
@@ -97,9 +97,12 @@ class SplitStrategy(Algorithm, Strategy):
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
-        failed = len(replies) - len(good)
-        extra = self.metrics(server_round, reports, figures)
-        return arrays, MetricRecord({**sums(reports), "failed_nodes": failed, **extra})
+        measured = {**sums(reports), "failed_nodes": len(replies) - len(good)}
+        if (costs := self.federation.costs) is not None:
+            trainer = self.trainer(server_round)
+            measured |= simulated(costs, reports, trainer, self.fronts, self.edge_of, self._clock)
+            self._clock += measured["sim_seconds"]
+        return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, figures)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,7 +1,7 @@
 """What every strategy needs of a round: who trains what where, messages out, replies in."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,10 @@ from flwr.common.constant import ErrorCode
 
 from fsl.app import ARRAYS, CONFIG, PLAN
 from fsl.cohort import DeviceReport
+from fsl.costs import CostModel, DeviceLoad, serving_of
 from fsl.errors import RunError
-from fsl.plan import CohortTask
+from fsl.plan import CohortTask, Fronts, Spec
+from fsl.targets import locate
 
 log = logging.getLogger(__name__)
 
@@ -70,3 +72,21 @@ def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
     # The reports are in order of device id, so the sum does not depend on how nodes shared them.
     loss = sum(r.loss for r in reports) / examples if examples else float("nan")
     return {"train_loss": loss, "devices": len(reports), **columns}
+
+
+def simulated(
+    costs: CostModel,
+    reports: Sequence[DeviceReport],
+    spec: Spec | None,
+    fronts: Fronts,
+    edge_of: Callable[[int], int],
+    start: float,
+) -> dict[str, float]:
+    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
+    trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+    loads = [
+        DeviceLoad(r.device, edge_of(r.device), r.steps, r.examples, r.up_bytes, r.down_bytes, r.model_bytes)
+        for r in reports
+    ]
+    cost = costs.round(loads, serving_of(trainer, fronts), start)
+    return {"sim_seconds": cost.seconds} | ({} if cost.joules is None else {"energy_joules": cost.joules})

@@ -104,6 +104,13 @@ BAD = [
     (["resume=nowhere"], "there is no checkpoint in"),
     (["seed=null"], "seed=None: it must be a whole number"),
     (["rounds"], "rounds"),
+    (
+        ["edge=2"],
+        "edge=2: there is no such edge; available are: edge_gpu, laptop, mixed; how many there are is edges=2",
+    ),
+    (["device=mixed", "device.assign=[pi5]"], "there is no device profile 'pi5'. There are: edge_gpu, jetson_nano"),
+    (["link.up_mbit=0"], "up_mbit=0.0 of wifi_75: it must be above 0"),
+    (["link.speed=1"], "there is no key 'link.speed'"),
 ]
 
 

@@ -1,0 +1,30 @@
+"""Simulated seconds and energy, from what devices, edges and links can do and what a model's stages cost."""
+
+from fsl.costs.model import CostModel, Machines, machines
+from fsl.costs.pricing import CutPrice, price
+from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
+from fsl.costs.rounds import DeviceLoad, RoundCost, Serving, round_cost, serving_of
+from fsl.costs.stages import SegmentCost, StageCost, segment_costs, stage_costs
+
+__all__ = [
+    "CostModel",
+    "CutPrice",
+    "DeviceChoice",
+    "DeviceLoad",
+    "DeviceProfile",
+    "LinkChoice",
+    "LinkProfile",
+    "Machines",
+    "Mixed",
+    "RoundCost",
+    "SegmentCost",
+    "Serving",
+    "StageCost",
+    "load_profile",
+    "machines",
+    "price",
+    "round_cost",
+    "segment_costs",
+    "serving_of",
+    "stage_costs",
+]

@@ -1,0 +1,291 @@
+"""A round in simulated seconds and joules: a pure function of what each device did and what the machines can do."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any, Literal
+
+from fsl.costs.profiles import DeviceProfile, LinkProfile
+from fsl.costs.stages import SegmentCost
+
+Kind = Literal["none", "queue", "turn", "lockstep", "stream"]
+
+
+@dataclass(frozen=True)
+class DeviceLoad:
+    """What one device did in one round, as measured: sums over its steps."""
+
+    device: int
+    edge: int
+    steps: int
+    examples: int
+    up_bytes: int
+    down_bytes: int
+    model_bytes: int  # half of them down before the first step, half up after the last
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How an edge serves the devices of a round.
+
+    "none": there is no edge, devices train the whole model. "queue": each upload is served as it comes, first in first
+    out, by as many servers as the edge has slots. "turn": one device after another, in order of id. "lockstep": a
+    step waits for every live device, and the replies for the whole step. "stream": devices wait for no reply.
+    `relayed`: in turn, a device gets its front when the one before has sent it. `window`: in lockstep, the uploads of
+    a device that are answered together. `passes`: how often the back runs over an upload.
+    """
+
+    kind: Kind
+    relayed: bool = False
+    window: int = 1
+    passes: float = 1.0
+
+
+@dataclass(frozen=True)
+class DeviceCost:
+    """One device's part in a round. `seconds`: from the round's start until its model is back."""
+
+    device: int
+    seconds: float
+    compute_s: float
+    up_s: float
+    down_s: float
+    joules: float | None
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """A round: `seconds` until the slowest device (or edge) is done, `joules` of all devices until then."""
+
+    seconds: float
+    joules: float | None
+    devices: tuple[DeviceCost, ...]
+
+
+@dataclass(frozen=True)
+class Legs:
+    """FLOPs of one sample by leg of a step: on the device before each visit to the edge, there, and after the last."""
+
+    before: tuple[float, ...]
+    edge: tuple[float, ...]
+    after: float
+
+
+def serving_of(trainer: Any, fronts: str = "averaged") -> Serving:
+    """How an edge trainer serves its devices, from what it declares; None where there is no edge.
+
+    Lockstep trainers wait for all, divisible ones for nobody, others train device after device. A trainer may also
+    have `replies` (False: devices wait for none), `window` and `passes`, see `Serving`.
+    """
+    if trainer is None:
+        return Serving("none")
+    passes = float(getattr(trainer, "passes", 1.0))
+    if not getattr(trainer, "replies", True):
+        return Serving("stream", passes=passes)
+    if trainer.lockstep:
+        return Serving("lockstep", window=int(getattr(trainer, "window", 1)), passes=passes)
+    if trainer.divisible:
+        return Serving("queue", passes=passes)
+    return Serving("turn", relayed=fronts == "relayed", passes=passes)
+
+
+def legs(segments: Sequence[SegmentCost]) -> Legs:
+    """One step through segments that begin on the device: forward to the loss behind the last, and all the way back."""
+    last = segments[-1]
+    walk = [(s.place, s.forward_flops) for s in segments[:-1]]
+    walk.append((last.place, last.forward_flops + last.backward_flops))
+    walk += [(s.place, s.backward_flops) for s in reversed(segments[:-1])]
+    merged: list[tuple[str, float]] = []
+    for place, flops in walk:
+        if merged and merged[-1][0] == place:
+            flops += merged.pop()[1]
+        merged.append((place, flops))
+    device = [flops for place, flops in merged if place == "device"]
+    return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1])
+
+
+def round_cost(
+    loads: Iterable[DeviceLoad],
+    serving: Serving,
+    segments: Sequence[SegmentCost],
+    devices: Mapping[int, DeviceProfile],
+    links: Mapping[int, LinkProfile],
+    edges: Mapping[int, DeviceProfile],
+    start: float = 0.0,
+) -> RoundCost:
+    """Simulate a round that begins at second `start` of the run; profiles are by id of device and edge.
+
+    Every step of a device counts as many rows as its steps have on average, and as many bytes.
+    """
+    step = legs(segments)
+    if serving.kind == "none":
+        step = Legs((), (), sum(s.forward_flops + s.backward_flops for s in segments))
+    parties = [
+        _Party(load, step, devices[load.device], links[load.device], edges[load.edge], serving.passes, start)
+        for load in sorted(loads, key=lambda load: load.device)
+    ]
+    cohorts: dict[int, list[_Party]] = {}
+    for party in parties:
+        cohorts.setdefault(party.load.edge, []).append(party)
+    end = start
+    if serving.kind == "turn":
+        for cohort in cohorts.values():
+            _in_turn(cohort, serving.relayed, start)
+    else:
+        for party in parties:
+            party.fetch()
+        slots = {edge: edges[edge].slots for edge in cohorts}
+        if serving.kind == "queue":
+            _queue(parties, slots)
+        elif serving.kind == "stream":
+            end = _stream(parties, slots, start)
+        elif serving.kind == "lockstep":
+            for cohort in cohorts.values():
+                _lockstep(cohort, serving.window)
+        else:
+            for party in parties:
+                party.now += party.load.steps * party.after
+        for party in parties:
+            party.deliver()
+    seconds = max([end, *(party.now for party in parties)]) - start
+    costs = tuple(party.cost(start, seconds) for party in parties)
+    known = [cost.joules for cost in costs if cost.joules is not None]
+    return RoundCost(seconds, sum(known) if len(known) == len(costs) else None, costs)
+
+
+class _Party:
+    """A device on its way through a round; `now` is the second of the run that it has come to."""
+
+    def __init__(
+        self,
+        load: DeviceLoad,
+        step: Legs,
+        device: DeviceProfile,
+        link: LinkProfile,
+        edge: DeviceProfile,
+        passes: float,
+        start: float,
+    ):
+        rows = load.examples / load.steps if load.steps else 0.0
+        self.load, self.device, self.link = load, device, link
+        self.before = [rows * flops / device.flops_per_second for flops in step.before]
+        self.service = [rows * flops * passes / edge.flops_per_second for flops in step.edge]
+        self.after = rows * step.after / device.flops_per_second
+        self.now = start
+        self.up_s = self.down_s = 0.0
+        transfers = max(1, load.steps * len(self.service))
+        self.up_size, self.down_size = load.up_bytes / transfers, load.down_bytes / transfers
+        # Without a trace a transfer always takes as long, and a round has tens of thousands.
+        self.up_fixed = None if link.trace else link.seconds(self.up_size, link.up_mbit, start)
+        self.down_fixed = None if link.trace else link.seconds(self.down_size, link.down_mbit, start)
+
+    def upload(self, visit: int) -> float:
+        """Compute up to the edge's `visit`, send; the second at which the edge has it all."""
+        self.now += self.before[visit]
+        taken = self.up_fixed
+        if taken is None:
+            taken = self.link.seconds(self.up_size, self.link.up_mbit, self.now)
+        self.up_s += taken
+        self.now += taken
+        return self.now + self.link.latency_s
+
+    def download(self, sent: float, count: int = 1) -> None:
+        """Receive the replies, one behind the other, that the edge began to send at this second."""
+        for _ in range(count):
+            taken = self.down_fixed
+            if taken is None:
+                taken = self.link.seconds(self.down_size, self.link.down_mbit, sent)
+            self.down_s += taken
+            sent += taken
+        self.now = sent + self.link.latency_s
+
+    def fetch(self) -> None:
+        """Receive the model."""
+        if self.load.model_bytes:
+            taken = self.link.seconds(self.load.model_bytes / 2, self.link.down_mbit, self.now)
+            self.down_s += taken
+            self.now += taken + self.link.latency_s
+
+    def deliver(self) -> None:
+        """Send the model back."""
+        if self.load.model_bytes:
+            taken = self.link.seconds(self.load.model_bytes / 2, self.link.up_mbit, self.now)
+            self.up_s += taken
+            self.now += taken + self.link.latency_s
+
+    def cost(self, start: float, round_s: float) -> DeviceCost:
+        """Its figures; it idles, at idle power, whenever it does not compute, until the round ends for all."""
+        compute = self.load.steps * (sum(self.before) + self.after)
+        powers = [
+            (self.device.power_active_watts, compute),
+            (self.device.power_idle_watts, max(0.0, round_s - compute)),
+            (self.link.transmit_watts, self.up_s),
+            (self.link.receive_watts, self.down_s),
+        ]
+        joules: float | None = 0.0
+        for watts, seconds in powers:
+            if seconds:
+                joules = None if joules is None or watts is None else joules + watts * seconds
+        return DeviceCost(self.load.device, self.now - start, compute, self.up_s, self.down_s, joules)
+
+
+def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:
+    """Each upload waits for a free server of its edge; nothing later can arrive before what was served."""
+    by_id = {party.load.device: party for party in parties}
+    free = {edge: [0.0] * count for edge, count in slots.items()}
+    arrivals = [(p.upload(0), p.load.device, 0, 0) for p in parties if p.load.steps]
+    heapify(arrivals)
+    while arrivals:
+        arrival, device, step, visit = heappop(arrivals)
+        party = by_id[device]
+        servers = free[party.load.edge]
+        done = max(arrival, servers[0]) + party.service[visit]
+        heapreplace(servers, done)
+        party.download(done)
+        if visit + 1 < len(party.service):
+            heappush(arrivals, (party.upload(visit + 1), device, step, visit + 1))
+            continue
+        party.now += party.after
+        if step + 1 < party.load.steps:
+            heappush(arrivals, (party.upload(0), device, step + 1, 0))
+
+
+def _in_turn(cohort: Sequence[_Party], relayed: bool, start: float) -> None:
+    free = start  # the second at which the edge turns to the next device
+    for party in cohort:
+        if relayed:
+            party.now = free
+        party.fetch()
+        party.now = max(party.now, free)
+        _queue([party], {party.load.edge: 1})
+        free = party.now
+        party.deliver()
+        if relayed:
+            free = party.now
+
+
+def _lockstep(cohort: Sequence[_Party], window: int) -> None:
+    left = {party.load.device: party.load.steps for party in cohort}
+    while live := [party for party in cohort if left[party.load.device]]:
+        counts = [min(window, left[party.load.device]) for party in live]
+        for visit in range(len(live[0].service)):
+            arrived = max([party.upload(visit) for party, count in zip(live, counts) for _ in range(count)])
+            done = arrived + sum(party.service[visit] * count for party, count in zip(live, counts))
+            for party, count in zip(live, counts):
+                party.download(done, count)
+        for party, count in zip(live, counts):
+            party.now += party.after * count
+            left[party.load.device] -= count
+
+
+def _stream(parties: Sequence[_Party], slots: Mapping[int, int], start: float) -> float:
+    """Devices go on at once; returns the second at which the last edge has worked its uploads off."""
+    arrivals = []
+    for party in parties:
+        for _ in range(party.load.steps):
+            arrivals.append((party.upload(0), party.load.device, party.load.edge, sum(party.service)))
+            party.now += party.after
+    free = {edge: [start] * count for edge, count in slots.items()}
+    for arrival, _, edge, service in sorted(arrivals):
+        heapreplace(free[edge], max(arrival, free[edge][0]) + service)
+    return max([start, *(max(servers) for servers in free.values())])

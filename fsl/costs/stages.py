@@ -1,0 +1,146 @@
+"""What a model's stages cost: FLOPs as torch counts them, parameters, and what crosses a cut behind each."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fsl.data import Examples
+from fsl.objective import Objective
+from fsl.seeds import DEFAULT_GENERATOR
+from fsl.split import Place, possible_cuts, split
+from fsl.states import Layout
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The part of a model from one cut to the next, for one sample.
+
+    `name`: the last module in it, which is the cut behind it; the last stage has none and is called "output".
+    A multiply-add is two FLOPs. Counted are matrix products, convolutions and attention (what
+    `torch.utils.flop_counter` knows); activations, pooling, normalisation, the loss and the optimizer are not.
+    `backward_flops`: gradients of weights and, but for the model's own input, of the stage's input.
+    """
+
+    name: str
+    forward_flops: float
+    backward_flops: float
+    parameter_bytes: int  # with buffers: what is sent when the stage is
+    output_shape: tuple[int, ...]  # without the batch
+    output_bytes: float  # as it leaves the stage, before any codec
+
+
+@dataclass(frozen=True)
+class SegmentCost:
+    """One segment of a split model and where it runs, for one sample."""
+
+    name: str
+    place: Place
+    forward_flops: float
+    backward_flops: float
+
+
+@dataclass
+class _Mark:
+    """What was counted when a cut's output was ready, and when its gradient was."""
+
+    output: Tensor
+    forward: int
+    backward: int | None = None  # behind the cut; None where no gradient comes that far
+
+
+def stage_costs(
+    model: nn.Module, examples: Examples, objective: Objective, cuts: Sequence[str] | None = None
+) -> tuple[StageCost, ...]:
+    """The costs between `cuts` (default: every possible cut; of cuts at one place only the outermost).
+
+    One forward and backward of a copy of the model on the first example, twice in a batch (batch normalisation needs
+    two rows). Neither the model nor any random stream of a run is touched.
+    """
+    copied = copy.deepcopy(model).cpu().train()
+    wanted = possible_cuts(copied) if cuts is None else list(cuts)
+    # Other runs may be at work in other threads, and reseed the generators that dropout draws from.
+    with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
+        inputs, targets = examples.batch(torch.tensor([0, 0]))
+        marks, forward, total, outputs = _count(copied, wanted, inputs, targets, objective)
+    stages, before = [], _Running()
+    for cut, mark in marks.items():
+        behind = total - forward if mark.backward is None else mark.backward
+        now = _Running(mark.forward, total - forward - behind, Layout(split(copied, cut)["front"]).bytes)
+        stages.append(_stage(cut, now, before, mark.output))
+        before = now
+    now = _Running(forward, total - forward, Layout(copied).bytes)
+    return (*stages, _stage("output", now, before, outputs))
+
+
+def segment_costs(
+    model: nn.Module, cut: str | Sequence[str] | None, examples: Examples, objective: Objective
+) -> tuple[SegmentCost, ...]:
+    """The costs of the segments that a model is cut into; counted as in `stage_costs`."""
+    parts = split(copy.deepcopy(model), cut)
+    stages = stage_costs(model, examples, objective, parts.cuts)
+    return tuple(
+        SegmentCost(segment.name, segment.place, stage.forward_flops, stage.backward_flops)
+        for segment, stage in zip(parts.segments, stages, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Sums up to a cut, over the rows of the batch."""
+
+    forward: int = 0
+    backward: int = 0
+    parameter_bytes: int = 0
+
+
+_ROWS = 2
+
+
+def _stage(name: str, now: _Running, before: _Running, output: Tensor) -> StageCost:
+    shape = tuple(output.shape[1:])
+    return StageCost(
+        name,
+        (now.forward - before.forward) / _ROWS,
+        (now.backward - before.backward) / _ROWS,
+        now.parameter_bytes - before.parameter_bytes,
+        shape,
+        prod(shape) * output.element_size(),
+    )
+
+
+def _count(
+    model: nn.Module, cuts: Sequence[str], inputs: Tensor, targets: Tensor, objective: Objective
+) -> tuple[dict[str, _Mark], int, int, Tensor]:
+    counter = FlopCounterMode(display=False)
+    marks: dict[str, _Mark] = {}
+
+    def watch(cut: str) -> None:
+        def at_output(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            same = next((name for name, mark in marks.items() if mark.output is output), None)
+            if same is not None:  # a container ends with its last child
+                marks[cut] = marks.pop(same)
+                return
+            mark = marks[cut] = _Mark(output, counter.get_total_flops())
+
+            def at_gradient(gradient: Tensor) -> None:
+                mark.backward = counter.get_total_flops() - forward
+
+            if output.requires_grad:
+                output.register_hook(at_gradient)
+
+        model.get_submodule(cut).register_forward_hook(at_output)
+
+    for cut in cuts:
+        watch(cut)
+    with counter:
+        outputs = model(inputs)
+        loss = objective.loss(outputs, targets)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return marks, forward, counter.get_total_flops(), outputs
