@@ -4,7 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -112,7 +112,9 @@ class TrialProcess:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        # Ctrl-C reaches the whole terminal: it is for the command to handle, which then ends its trials.
+        # Ctrl-C reaches the whole terminal: it is for the command to handle, which then ends its trials. The tracker
+        # must run before: Python unblocks SIGINT when it starts it.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

@@ -281,6 +281,6 @@ def all_gone(session: int) -> bool:
 
 def alive(session: int) -> list[str]:
     """Processes of a session that still run; those that nobody has waited for yet do not."""
-    lines = subprocess.run(["ps", "-eo", "sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ww", "-eo", "sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
     found = (line.split(None, 2) for line in lines.splitlines())
     return [args for own, state, args in found if int(own) == session and not state.startswith("Z")]
