@@ -148,7 +148,8 @@ def simulate(
     with torch_threads(backend.threads):
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
-        costs = CostModel(seed, places, segment_costs(model, workload.cut, task.train, loss))
+        segments = segment_costs(model, workload.cut, task.train, loss, workload.head)
+        costs = CostModel(seed, places, segments)
         federation = replace(federation, layouts=layouts, costs=costs)
         strategy.bind(federation)
         divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"

@@ -24,7 +24,7 @@ from fsl.costs import (
     serving_of,
     stage_costs,
 )
-from fsl.data import Dirichlet, TensorExamples
+from fsl.data import Dirichlet, TensorExamples, digits
 from fsl.errors import CheckpointError, ConfigError
 from fsl.models import MLP, VGG5, LeNet, ResNet8
 from fsl.objective import CrossEntropy
@@ -398,3 +398,14 @@ def test_the_price_of_a_cut_is_what_a_run_with_it_takes(strategy):
 def test_every_possible_cut_is_priced():
     prices = price(VGG5((3, 16, 16), 3), examples(3, 16, 16), strategy=SplitFedV1(), devices=2)
     assert [p.cut for p in prices if "." not in p.cut] == ["conv1", "pool1", "conv2", "pool2", "conv3", "fc1"]
+
+
+def test_the_head_of_a_devices_own_loss_is_counted_with_its_front():
+    model, data = MLP((1, 8, 8), 10), digits().train
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, 10))
+    plain = segment_costs(model, None, data, CrossEntropy())
+    with_head = segment_costs(model, None, data, CrossEntropy(), head)
+    own = 2 * 128 * 10  # a product forward, one for the weights and one for the input backward
+    assert with_head[0].backward_flops == plain[0].backward_flops + 3 * own
+    assert with_head[0].forward_flops == plain[0].forward_flops
+    assert with_head[1:] == plain[1:]

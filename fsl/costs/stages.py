@@ -1,6 +1,7 @@
 """What a model's stages cost: FLOPs as torch counts them, parameters, and what crosses a cut behind each."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -79,14 +80,25 @@ def stage_costs(
 
 
 def segment_costs(
-    model: nn.Module, cut: str | Sequence[str] | None, examples: Examples, objective: Objective
+    model: nn.Module,
+    cut: str | Sequence[str] | None,
+    examples: Examples,
+    objective: Objective,
+    head: nn.Module | None = None,
 ) -> tuple[SegmentCost, ...]:
-    """The costs of the segments that a model is cut into; counted as in `stage_costs`."""
+    """The costs of the segments that a model is cut into; counted as in `stage_costs`.
+
+    With a `head` devices train by a loss of their own: it is worked before the front's backward, and counted with it.
+    """
     parts = split(copy.deepcopy(model), cut)
     stages = stage_costs(model, examples, objective, parts.cuts)
+    own = 0.0
+    if head is not None:
+        trained = nn.Sequential(OrderedDict(front=parts["front"], head=head))
+        own = sum(s.forward_flops + s.backward_flops for s in stage_costs(trained, examples, objective, ["front"])[1:])
     return tuple(
-        SegmentCost(segment.name, segment.place, stage.forward_flops, stage.backward_flops)
-        for segment, stage in zip(parts.segments, stages, strict=True)
+        SegmentCost(segment.name, segment.place, stage.forward_flops, stage.backward_flops + (0.0 if index else own))
+        for index, (segment, stage) in enumerate(zip(parts.segments, stages, strict=True))
     )
 
 
