@@ -1,6 +1,7 @@
 """`fsl.simulate`: a federation in simulation, from objects to results. Everything that the command does goes here."""
 
 import copy
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,9 @@ from torch.utils.data import Dataset
 
 from fsl import provenance, seeds
 from fsl.backend import Backend, torch_threads
-from fsl.costs import CostModel, DeviceChoice, LinkChoice, machines, segment_costs
+from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, limited
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
 from fsl.objective import Objective, as_objective
@@ -27,6 +28,8 @@ from fsl.simulation import Simulation
 from fsl.split import split
 from fsl.targets import ALLOWED
 from fsl.workload import Worker, Workload
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -148,9 +151,7 @@ def simulate(
     with torch_threads(backend.threads):
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
-        segments = segment_costs(model, workload.cut, task.train, loss, workload.head)
-        costs = CostModel(seed, places, segments)
-        federation = replace(federation, layouts=layouts, costs=costs)
+        federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
         divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
         settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)
@@ -175,6 +176,19 @@ def local_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init", segment="head"))
         return strategy.head(smashed, outputs)
+
+
+def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | None:
+    """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
+    try:
+        data, objective = workload.data.train, workload.objective
+        return CostModel(seed, places, segment_costs(workload.model, workload.cut, data, objective, workload.head))
+    except FslError:
+        raise
+    except Exception as error:  # a user's model: if it is at fault, training says so, with its place
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("sim_seconds and energy_joules stay null: the model's work cannot be counted (%s)", reason)
+        return None
 
 
 def _named(strategy: CloudStrategy, paths: Sequence[str]) -> set[str]:

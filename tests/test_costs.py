@@ -409,3 +409,31 @@ def test_the_head_of_a_devices_own_loss_is_counted_with_its_front():
     assert with_head[0].backward_flops == plain[0].backward_flops + 3 * own
     assert with_head[0].forward_flops == plain[0].forward_flops
     assert with_head[1:] == plain[1:]
+
+
+class Uncountable(torch.autograd.Function):
+    """Works in training, and not under a counter: it has no rule for what it is asked there."""
+
+    @staticmethod
+    def forward(context, values):
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise NotImplementedError("not under a counter")
+        return values.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
+class Odd(nn.Module):
+    def forward(self, values):
+        return Uncountable.apply(values)
+
+
+def test_a_model_whose_work_cannot_be_counted_is_trained_all_the_same(caplog):
+    model = small_model()
+    model.head.append(Odd())
+    (row,) = run(SplitFedV1(), model, rounds=1).metrics
+    assert row["sim_seconds"] is None
+    assert row["train_loss"] > 0
+    assert "the model's work cannot be counted (NotImplementedError: not under a counter)" in caplog.text
