@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fsl import seeds
@@ -12,6 +13,7 @@ from fsl.device import Device, LocalLossDevice
 from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
 from fsl.plan import Fronts, Spec
+from fsl.records import record_to_states
 from fsl.states import State, Total, WeightedSum
 from fsl.targets import locate, path_of
 
@@ -66,8 +68,8 @@ class Algorithm:
         rate = federation.optimizer.lr * federation.optimizer.schedule.factor(round, federation.rounds)
         return dict.fromkeys(federation.layouts, rate)
 
-    def combine(self, round: int, totals: Mapping[str, Total], previous: Mapping[str, State]) -> dict[str, State]:
-        """The segments' new states, from what was trained and what it started from.
+    def combine(self, round: int, totals: Mapping[str, Total], previous: ArrayRecord) -> dict[str, State]:
+        """The segments' new states, from what was trained and the arrays that it started from.
 
         What each device has of its own goes through the run's aggregator where there is one; the rest is the mean.
         """
@@ -76,7 +78,7 @@ class Algorithm:
         if self._aggregator is not None:
             own = {name: total for name, total in totals.items() if self._per_device(name, round)}
             shared = {name: total for name, total in totals.items() if name not in own}
-            start = {name: previous[name] for name in own}
+            start = record_to_states(previous, {name: self.federation.layouts[name] for name in own})
             new = self._aggregator.combine(round, own, self.federation.layouts, start) if own else {}
         return new | {name: total.mean() for name, total in shared.items() if isinstance(total, WeightedSum)}
 

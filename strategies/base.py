@@ -18,7 +18,7 @@ from fsl import seeds
 from fsl.app import ARRAYS, METRICS
 from fsl.cohort import DeviceReport
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
-from fsl.records import metrics_to_reports, record_to_states, record_to_totals, states_to_record
+from fsl.records import metrics_to_reports, record_to_totals, states_to_record
 from fsl.states import Total
 from fsl.targets import locate
 
@@ -92,7 +92,7 @@ class SplitStrategy(Algorithm, Strategy):
             figures.update(said.figures)
         reports.sort(key=lambda r: r.device)
         arrays = ArrayRecord(dict(self._previous))
-        new = self.combine(server_round, totals, record_to_states(self._previous, layouts))
+        new = self.combine(server_round, totals, self._previous)
         arrays.update(states_to_record(layouts, new))
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
