@@ -5,7 +5,8 @@ the round before are deleted after.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fsl.errors import CheckpointError
-from fsl.files import load_tensors, save_tensors, write_json
+from fsl.files import load_tensors, tensor_bytes, to_json, write_bytes, write_text
 
 _FORMAT = 1
 
@@ -31,9 +32,42 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then delete the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"model.{checkpoint.round}.safetensors"
-    save_tensors(path, checkpoint.tensors)
+    _write(folder, checkpoint.round, *_serialised(checkpoint))
+
+
+class CheckpointWriter:
+    """Writes checkpoints one at a time while the next round is computed: the disk's latency is not the run's."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[Future[None], Callable[[], None]] | None = None
+
+    def write(self, checkpoint: Checkpoint, done: Callable[[], None]) -> None:
+        """Begin to write a checkpoint, as things are now; `done` is called from here or `wait` when it is complete.
+
+        Raises what went wrong with the one before.
+        """
+        self.wait()
+        data = _serialised(checkpoint)  # not by the thread: the next round changes what is in it
+        self._pending = self._thread.submit(_write, self.folder, checkpoint.round, *data), done
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete; raises what went wrong."""
+        if self._pending is not None:
+            (written, done), self._pending = self._pending, None
+            written.result()
+            done()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _serialised(checkpoint: Checkpoint) -> tuple[bytes, str]:
     state = {
         "format": _FORMAT,
         "round": checkpoint.round,
@@ -41,7 +75,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "best": checkpoint.best,
         "settings": checkpoint.settings,
     }
-    write_json(folder / "state.json", state)
+    return tensor_bytes(checkpoint.tensors), to_json(state, indent=2) + "\n"
+
+
+def _write(folder: Path, round: int, tensors: bytes, state: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"model.{round}.safetensors"
+    write_bytes(path, tensors)
+    write_text(folder / "state.json", state)
     for old in folder.glob("model.*.safetensors"):
         if old != path:
             old.unlink(missing_ok=True)

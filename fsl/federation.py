@@ -129,8 +129,8 @@ class CloudStrategy(Protocol):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` returned."""
 
-    def checkpointed(self) -> None:
-        """A checkpoint of the present state is complete."""
+    def checkpointed(self, state: Mapping[str, Any]) -> None:
+        """A checkpoint with what `state` returned is complete."""
 
     def kept(self) -> dict[int, int]:
         """Each device that has a private state, with the round whose generation counts."""

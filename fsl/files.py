@@ -76,7 +76,12 @@ def save_tensors(
 
     `durable` as in `write_bytes`.
     """
-    write_bytes(path, save(_separate(tensors), dict(metadata) if metadata else None), durable)
+    write_bytes(path, tensor_bytes(tensors, metadata), durable)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What `save_tensors` writes."""
+    return save(_separate(tensors), dict(metadata) if metadata else None)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fsl import provenance
-from fsl.checkpoint import Checkpoint, load_checkpoint, refuse_other_settings, save_checkpoint
+from fsl.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.cohort import build_codec
 from fsl.data import class_counts
 from fsl.divergence import diverged_in
@@ -65,6 +66,7 @@ class Simulation:
         self.best: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
         self.settings = settings
+        self.checkpoints = CheckpointWriter(folder.checkpoint)
         self.started = time.perf_counter()
 
     def check(self) -> None:
@@ -128,6 +130,7 @@ class Simulation:
             settings=self.settings,
         )
         with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
             if self.first_round <= federation.rounds:
                 grid = stack.enter_context(open_grid())
                 for observer in self.observers:
@@ -168,17 +171,15 @@ class Simulation:
         return MetricRecord(scores)
 
     def end_round(self, round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
-        """Write a round's row and checkpoint, then tell the observers."""
+        """Write a round's row, begin its checkpoint, and tell the observers."""
         self.arrays = arrays
         named = {"loss": None, "accuracy": None, "sim_seconds": None, "energy_joules": None, **metrics}
         row = {"round": round, **{key: named.pop(key, None) for key in _COLUMNS}, **named}
         self._keep_best(row)
         self.folder.append_metrics(row)
-        save_checkpoint(
-            self.folder.checkpoint,
-            Checkpoint(round, self._tensors(), self.strategy.state(), self.settings, self.best),
-        )
-        self.strategy.checkpointed()
+        state = self.strategy.state()
+        checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best)
+        self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
         self.rows.append(row)
         for observer in self.observers:
             observer.on_round(row)

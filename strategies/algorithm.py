@@ -120,13 +120,13 @@ class Algorithm:
 
     def state(self) -> dict[str, Any]:
         """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
-        return {"versions": self._versions, "sim_clock": self._clock}
+        return {"versions": dict(self._versions), "sim_clock": self._clock}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
         self._clock = float(state["sim_clock"])
-        self.checkpointed()
+        self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that must be in a checkpoint besides the model; extend it where an algorithm remembers some."""
@@ -137,9 +137,9 @@ class Algorithm:
         if self._aggregator is not None:
             self._aggregator.load_tensors(tensors)
 
-    def checkpointed(self) -> None:
-        """A checkpoint of the state as it is now is complete; older generations may go."""
-        self._saved = dict(self._versions)
+    def checkpointed(self, state: Mapping[str, Any]) -> None:
+        """A checkpoint with what `state` returned is complete; older generations may go."""
+        self._saved = dict(state["versions"])
 
     def kept(self) -> dict[int, int]:
         """Each device that has a private state, with the round whose generation counts."""
