@@ -23,7 +23,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from fsl.strategies import PSL, SplitFedV1, SplitStrategy
+from fsl.strategies import PSL, SplitFedV1, SplitFedV3, SplitStrategy
 from torch import nn
 
 import fsl
@@ -75,22 +75,28 @@ def plain_loop(model: nn.Module, data: TensorExamples, devices: int, batch_size:
 
 
 def federation(
-    strategy: SplitStrategy, model: nn.Module, data: TensorExamples, devices: int, batch_size: int, rounds: int
+    strategy: SplitStrategy,
+    model: nn.Module,
+    data: TensorExamples,
+    devices: int,
+    batch_size: int,
+    rounds: int,
+    warm: int = 0,
 ) -> float:
-    """Seconds of the rounds: messages, training, averaging, checkpoints."""
+    """Seconds of the rounds after the first `warm` ones: messages, training, averaging, checkpoints."""
     clock = Clock()
     fsl.simulate(
         model,
         data,
         strategy=strategy,
         devices=devices,
-        rounds=rounds,
+        rounds=rounds + warm,
         batch_size=batch_size,
         optimizer=OPTIMIZER,
         evaluate_every=0,
         observers=[clock],
     )
-    return clock.times[-1] - clock.times[0]
+    return clock.times[-1] - clock.times[warm]
 
 
 def samples(pairs: int) -> list[dict[str, object]]:
@@ -149,18 +155,22 @@ def pooled(pairs: int) -> list[dict[str, object]]:
             data = examples(devices * 10 * 8, shape)
             torch.manual_seed(0)
             model = kind(shape, 10)
-            ratios, speeds = [], []
-            for pair in range(pairs + 1):
-                apart = federation(OneByOne(), model, data, devices, 8, 1)
-                together = federation(PSL(), model, data, devices, 8, 1)
-                if pair:  # the first warms both up
-                    ratios.append(apart / together)
-                    speeds.append(len(data) / together)
+            ratios, replicas, speeds = [], [], []
+            # Two rounds after one in which every device's buffers are allocated.
+            for _ in range(pairs):
+                apart, together, replicated = (
+                    federation(strategy, model, data, devices, 8, 2, warm=1)
+                    for strategy in (OneByOne(), PSL(), SplitFedV3())
+                )
+                ratios.append(apart / together)
+                replicas.append(replicated / together)
+                speeds.append(2 * len(data) / together)
             rows.append(
                 {
                     "what": f"pooled, {name}, {devices} devices, 10 steps of 8",
                     "samples/s": round(median(speeds)),
                     "over one by one": round(median(ratios), 3),
+                    "and over replicas (V3)": round(median(replicas), 3),
                     "range": [round(min(ratios), 3), round(max(ratios), 3)],
                     "target": target,
                 }

@@ -46,8 +46,11 @@ def load_batches(
     """The inputs (b, ...) and targets (b, ...) of each step, augmented."""
     transforms = seeds.Stream(plan.seed, "transform", device=device, round=plan.round)
     for step, rows in enumerate(batches.rows):
-        with seeds.DEFAULT_GENERATOR:  # a user's Dataset may have transforms that draw
-            seeds.reseed(transforms.at(step))
+        if examples.draws:
+            with seeds.DEFAULT_GENERATOR:
+                seeds.reseed(transforms.at(step))
+                inputs, targets = examples.batch(rows)
+        else:
             inputs, targets = examples.batch(rows)
         if augmentation is not None:
             draw = seeds.torch_generator(plan.seed, "augment", device=device, round=plan.round, step=step)

@@ -43,7 +43,7 @@ def weighted_loss(losses: Sequence[Tensor], rows: Sequence[int]) -> float:
     """The sum over steps of rows * mean loss, in float64; read from the accelerator once."""
     if not losses:
         return 0.0
-    return float(torch.stack(list(losses)).double().cpu() @ torch.tensor(rows, dtype=torch.float64))
+    return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), rows, strict=True))
 
 
 @dataclass(frozen=True)

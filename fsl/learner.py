@@ -61,8 +61,11 @@ class OptimizerRecipe:
         if not parameters:
             return None
         kind = locate_allowed(self.spec.target, self.allowed)
+        options = dict(self.spec.kwargs)
+        if not parameters[0].is_cuda and "foreach" in inspect.signature(kind).parameters and "fused" not in options:
+            options.setdefault("foreach", False)  # what torch decides on a CPU too, anew in every step
         try:
-            return kind(parameters, lr=0.0, **self.spec.kwargs)
+            return kind(parameters, lr=0.0, **options)
         except (TypeError, ValueError) as error:
             known = ", ".join(n for n in inspect.signature(kind).parameters if n != "params")
             raise ConfigError(f"optimizer {self.spec.target}: {error}; its options are: {known}") from None

@@ -180,6 +180,8 @@ class Simulation:
         state = self.strategy.state()
         checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best)
         self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
+        if self.strategy.fronts == "private" or not self.federation.optimizer.reset:
+            self.checkpoints.wait()  # what nodes may delete in the next round depends on it
         self.rows.append(row)
         for observer in self.observers:
             observer.on_round(row)

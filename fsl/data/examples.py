@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from fsl.errors import DataError
 
 class Examples(ABC):
     """A set of inputs with targets. `targets` has one row per example: class labels (N,) int64, or (N, ...)."""
+
+    draws: ClassVar[bool] = True  # reading a row may draw random numbers
 
     targets: Tensor
 
@@ -39,6 +41,8 @@ class Examples(ABC):
 @dataclass(frozen=True, eq=False)
 class TensorExamples(Examples):
     """Examples in memory: inputs (N, ...), normalised already, and targets (N, ...)."""
+
+    draws: ClassVar[bool] = False
 
     inputs: Tensor
     targets: Tensor
