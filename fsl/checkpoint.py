@@ -30,11 +30,6 @@ class Checkpoint:
     best: Mapping[str, Any] | None = None
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, then delete the one before."""
-    _write(folder, checkpoint.round, *_serialised(checkpoint))
-
-
 class CheckpointWriter:
     """Writes checkpoints one at a time while the next round is computed: the disk's latency is not the run's."""
 

@@ -219,9 +219,14 @@ def _describe(hint: Any) -> str:
     if origin is not None and issubclass(origin, Mapping):
         return "a group of keys"
     if origin in (list, tuple) or origin is not None:
-        return "a list of " + (_describe(arguments[0]).removeprefix("a ") if arguments else "values") + "s"
+        return "a list of " + (_plural(arguments[0]) if arguments else "values")
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return "null" if hint in (None, type(None)) else names.get(hint, str(hint))
+
+
+def _plural(hint: Any) -> str:
+    one = _describe(hint).removeprefix("a ")
+    return one.replace("list of ", "lists of ", 1) if one.startswith("list of ") else f"{one}s"
 
 
 def _hints(kind: Any) -> dict[str, Any]:

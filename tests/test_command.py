@@ -75,6 +75,7 @@ BAD = [
     (["+optimizer.speed=3"], "there is no option of optimizer 'speed'"),
     (["strategy=sglr", "strategy.phi=2"], "phi=2.0: it is a share of the devices, from 0 to 1"),
     (["strategy=sglr", "strategy.phase=abc"], "strategy.phase='abc': it must be a list of numbers"),
+    (["link=lte", "link.trace=abc"], "link.trace='abc': it must be a list of lists of numbers"),
     (["aggregator=foo"], "aggregator=foo: there is no such aggregator; available are: fedadam"),
     (["aggregator=fedadam", "aggregator.eta=abc"], "aggregator.eta='abc': it must be a number"),
     (["aggregator=krum", "aggregator.num_malicious_nodes=9"], "it needs at least 21 devices a round, and has 4"),
