@@ -6,11 +6,13 @@ from collections.abc import Mapping
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from fsl.cohort import Cohort, CohortResult, load_private
+from fsl.cohort import Cohort
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.plan import EvaluatePlan, RoundPlan
 from fsl.records import record_to_states, reports_to_metrics, totals_to_record
+from fsl.reports import CohortResult
+from fsl.sides import load_private
 from fsl.states import Replica, Total, WeightedSum
 from fsl.unsplit import UnsplitCohort
 from fsl.workload import Worker, Workload

@@ -16,8 +16,8 @@ import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 from torch import Tensor
 
-from fsl.cohort import DeviceReport
 from fsl.errors import ConfigError, WireError
+from fsl.reports import DeviceReport
 from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 
 _LOW = "low:"  # what float64 rounded off a sum, sent only where it is not zero

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fsl import provenance
 from fsl.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
-from fsl.cohort import build_codec
 from fsl.data import class_counts
 from fsl.divergence import diverged_in
 from fsl.errors import ConfigError, WireError
@@ -27,6 +26,7 @@ from fsl.learner import OptimizerRecipe
 from fsl.observers import Observer, RunInfo
 from fsl.records import check_dtypes, record_to_states, states_to_record
 from fsl.runfolder import RunFolder
+from fsl.sides import build_codec
 from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed

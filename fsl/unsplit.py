@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import CohortResult, DeviceReport, device_error, new_total
+from fsl.cohort import device_error
 from fsl.edge import weighted_loss
 from fsl.errors import FslError
 from fsl.learner import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
+from fsl.sides import new_total
 from fsl.states import Replica, State
 from fsl.workload import Worker
 

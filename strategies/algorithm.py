@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.aggregation import Aggregator
-from fsl.cohort import DeviceReport
 from fsl.device import Device, LocalLossDevice
 from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
 from fsl.plan import Fronts, Spec
 from fsl.records import record_to_states
+from fsl.reports import DeviceReport
 from fsl.states import State, Total, WeightedSum
 from fsl.targets import locate, path_of
 

@@ -16,9 +16,9 @@ from fsl.strategies.planning import assign, chunks, message, simulated, succeede
 
 from fsl import seeds
 from fsl.app import ARRAYS, METRICS
-from fsl.cohort import DeviceReport
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
+from fsl.reports import DeviceReport
 from fsl.states import Total
 from fsl.targets import locate
 

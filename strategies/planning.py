@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fsl.app import ARRAYS, CONFIG, PLAN
-from fsl.cohort import DeviceReport
 from fsl.costs import CostModel, DeviceLoad, serving_of
 from fsl.errors import RunError
 from fsl.plan import CohortTask, Fronts, Spec
+from fsl.reports import DeviceReport
 from fsl.targets import locate
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from fsl.strategies.base import SplitStrategy
 
-from fsl.cohort import DeviceReport
 from fsl.errors import ConfigError, one_of
 from fsl.plan import Spec
+from fsl.reports import DeviceReport
 from fsl.trainers import Pooled
 
 

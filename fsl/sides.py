@@ -1,0 +1,192 @@
+"""The two sides of the cut in one round: what a node that hosts devices does, and what one that hosts an edge does."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from fsl.batches import BatchPlan, load_batches, plan_batches
+from fsl.codecs import Codec
+from fsl.device import Device, DeviceBench
+from fsl.edge import EdgeServer
+from fsl.errors import ConfigError
+from fsl.learner import Learner, OptimizerRecipe
+from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
+from fsl.seeds import Stream
+from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
+from fsl.targets import locate_allowed
+from fsl.trainers import EdgeBench, EdgeTrainer
+from fsl.workload import Worker
+
+
+class DeviceSide:
+    """Devices of one round on this node: their segments (front, and a head where they have a loss of their own).
+
+    With `relayed` fronts `relayed` is what the next device starts from.
+    """
+
+    def __init__(
+        self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
+    ) -> None:
+        self.plan = plan
+        self.worker = worker
+        self.states = states
+        self.tasks = {task.device: task for task in tasks}
+        self.segments = {name: segment for name, segment in worker.segments.items() if name in ("front", "head")}
+        self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
+        self.up, self.down = (build_codec(path, worker) for path in (plan.up, plan.down))
+        self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
+        self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
+        self.batches: dict[int, BatchPlan] = {}
+        self._kind = locate_allowed(plan.device.target, worker.workload.allowed)
+
+    def samples(self, device: int) -> int:
+        """n_k, what the device holds."""
+        return len(self.worker.workload.partition.indices(device))
+
+    def open(self, device: int) -> Device:
+        """Give a device its batches and its segments, as they are at the beginning of its round."""
+        plan, worker = self.plan, self.worker
+        rows = worker.workload.partition.indices(device)
+        self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single)
+        learners = {name: segment.borrow(self.recipe) for name, segment in self.segments.items()}
+        for name, learner in learners.items():
+            kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
+            learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        bench = DeviceBench(
+            device,
+            load_batches(
+                batches, worker.workload.data.train, worker.workload.augmentation, plan, device, worker.accelerator
+            ),
+            learners["front"],
+            learners.get("head"),
+            worker.workload.objective,
+            self._noise("front", device),
+            self._noise("head", device),
+            self.up,
+            self.down,
+        )
+        opened = self._kind(bench, **plan.device.kwargs)
+        if not isinstance(opened, Device):
+            raise ConfigError(f"{plan.device.target} is not a Device")
+        return opened
+
+    def close(self, device: Device) -> None:
+        """A device is done: add its segments to the totals, relay them, or put them away."""
+        task = self.tasks[device.device]
+        for name, learner in self._learners(device).items():
+            state = learner.state()
+            if self.plan.fronts == "averaged":
+                self.totals[name].add(state, self.samples(device.device), device.device)
+            elif self.plan.fronts == "relayed":
+                self.relayed[name] = state.clone()
+            else:
+                tensors = self.segments[name].layout.unpack(state)
+                self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
+            keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
+            self.segments[name].give_back(learner)
+
+    def abandon(self, device: Device) -> None:
+        """A device is lost in the middle of its round: nothing of it is kept."""
+        for name, learner in self._learners(device).items():
+            self.segments[name].give_back(learner)
+
+    @property
+    def model_bytes(self) -> int:
+        """What of the model travels to a device and back in a round."""
+        if self.plan.fronts == "private":
+            return 0
+        return 2 * sum(segment.layout.bytes for segment in self.segments.values())
+
+    def _learners(self, device: Device) -> dict[str, Learner]:
+        both = {"front": device.bench.front, "head": device.bench.head}
+        return {name: learner for name, learner in both.items() if learner is not None}
+
+    def _noise(self, segment: str, device: int) -> Stream:
+        return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)
+
+    def _starting_state(self, name: str, device: int) -> State:
+        if self.plan.fronts == "private":
+            private = load_private(self.worker, name, self.tasks[device])
+            if private is not None:
+                return private
+        start = (self.relayed if self.plan.fronts == "relayed" else self.states).get(name)
+        if start is None:
+            raise ConfigError(f"device {device} has no {name} yet, and the round's message brought none")
+        return start
+
+
+class EdgeSide:
+    """One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps."""
+
+    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
+        assert plan.trainer is not None
+        self.task = task
+        self.plan = plan
+        self.worker = worker
+        self.tasks = {task.device: task for task in task.devices}
+        up, down = (build_codec(path, worker) for path in (plan.up, plan.down))
+        self.server = EdgeServer(task.edge, self._trainer(plan.trainer), up, down)
+        back = worker.segments["back"]
+        bench = EdgeBench(
+            plan.seed,
+            plan.round,
+            back,
+            worker.workload.objective,
+            OptimizerRecipe(plan.optimizer, worker.workload.allowed),
+            plan.learning_rates["back"],
+            self._kept,
+            self._keep,
+            partial(new_total, back.layout, plan),
+        )
+        self.server.begin(bench, states["back"])
+
+    def _trainer(self, spec: Spec) -> EdgeTrainer:
+        trainer = locate_allowed(spec.target, self.worker.workload.allowed)(**spec.kwargs)
+        if not isinstance(trainer, EdgeTrainer):
+            raise ConfigError(f"{spec.target} is not an EdgeTrainer")
+        return trainer
+
+    # The trainer names the owner of an optimizer state that is kept: a device, or the edge.
+
+    def _kept(self, owner: str) -> Mapping[str, Tensor] | None:
+        return load_kept(self.worker, self.plan, f"backs/{owner}", self._owner_task(owner))
+
+    def _keep(self, owner: str, learner: Learner) -> None:
+        keep(self.worker, self.plan, f"backs/{owner}", learner, self._owner_task(owner))
+
+    def _owner_task(self, owner: str) -> DeviceTask | CohortTask:
+        kind, _, number = owner.partition("-")
+        return self.tasks[int(number)] if kind == "device" else self.task
+
+
+def load_kept(
+    worker: Worker, plan: RoundPlan, owner: str, task: DeviceTask | CohortTask
+) -> Mapping[str, Tensor] | None:
+    """An owner's kept optimizer state of the generation that counts; None where it starts anew."""
+    return None if plan.reset_optimizer else worker.store.load(f"optimizers/{owner}", task.version)
+
+
+def keep(worker: Worker, plan: RoundPlan, owner: str, learner: Learner, task: DeviceTask | CohortTask) -> None:
+    """Put an owner's optimizer state away, where the run keeps them."""
+    if not plan.reset_optimizer:
+        worker.store.save(f"optimizers/{owner}", plan.round, learner.optimizer_state(), (task.version, task.saved))
+
+
+def new_total(layout: Layout, plan: RoundPlan) -> Total:
+    """Where the devices' states of a segment go: into a sum, or side by side if the cloud asks for each."""
+    return DeviceStates(layout) if plan.one_by_one else WeightedSum(layout)
+
+
+def load_private(worker: Worker, segment: str, task: DeviceTask) -> State | None:
+    """A device's private front or head of the generation that counts; None before its first round."""
+    tensors = worker.store.load(f"{segment}s/{task.device}", task.version)
+    return None if tensors is None else worker.segments[segment].layout.pack(tensors, worker.accelerator)
+
+
+def build_codec(path: str, worker: Worker) -> Codec:
+    """The codec that a plan names."""
+    codec = locate_allowed(path, worker.workload.allowed)()
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"{path} is not a Codec")
+    return codec
