@@ -74,23 +74,28 @@ class EdgeServer:
         self._sessions[device] = Session(device, weight)
         self.trainer.open(device, weight)
 
+    def receive(self, packet: UploadPacket) -> Upload:
+        """What is in a device's next upload, decoded; WireError if it is not what comes next."""
+        session = self._sessions.get(packet.device)
+        if session is None or packet.step != session.step:
+            raise WireError(
+                f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
+                + ("no such device" if session is None else f"step {session.step}")
+            )
+        upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets)
+        session.waiting[session.step] = len(upload.targets)
+        session.step += 1
+        session.up_bytes += upload_bytes(packet.smashed, packet.targets)
+        self._figures["smashed_bytes"] += upload.smashed.nbytes
+        return upload
+
+    def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
+        """One step of the trainer on uploads that were received; its replies, encoded."""
+        return self._answers(self.trainer.step(uploads))
+
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
         """Decode a step's uploads, let the trainer answer, encode its replies."""
-        uploads = []
-        for packet in packets:
-            session = self._sessions.get(packet.device)
-            if session is None or packet.step != session.step:
-                raise WireError(
-                    f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
-                    + ("no such device" if session is None else f"step {session.step}")
-                )
-            upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets)
-            session.waiting[session.step] = len(upload.targets)
-            session.step += 1
-            session.up_bytes += upload_bytes(packet.smashed, packet.targets)
-            self._figures["smashed_bytes"] += upload.smashed.nbytes
-            uploads.append(upload)
-        return self._answers(self.trainer.step(uploads))
+        return self.answer([self.receive(packet) for packet in packets])
 
     def flush(self) -> Sequence[ReplyPacket]:
         """The replies that are left when no device has anything left to upload."""
@@ -100,6 +105,11 @@ class EdgeServer:
         """A device is done for this round. Returns its figures."""
         self.trainer.close(device)
         return self._sessions.pop(device)
+
+    def lose(self, device: int) -> None:
+        """A device is gone in the middle of the round; what it alone had is not counted."""
+        if self._sessions.pop(device, None) is not None:
+            self.trainer.abandon(device)
 
     def result(self) -> Total:
         """The backs of this round, weighted."""
@@ -120,7 +130,9 @@ class EdgeServer:
         answers = []
         common: list[tuple[int, int]] = []  # bytes on the wire, and of the gradient itself
         for reply in replies:
-            session = self._sessions[reply.device]
+            session = self._sessions.get(reply.device)
+            if session is None:  # lost since its upload
+                continue
             session.losses.append(reply.loss)
             session.rows.append(session.waiting.pop(reply.step))
             if reply.gradient is None:

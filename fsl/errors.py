@@ -34,6 +34,10 @@ class WireError(FslError):
     """A message from the network does not say what it must."""
 
 
+class TrustError(WireError):
+    """A message from the network comes from somebody who may not send it."""
+
+
 class RunError(FslError):
     """A run could not go on."""
 

@@ -76,11 +76,11 @@ class DeviceSide:
         task = self.tasks[device.device]
         for name, learner in self._learners(device).items():
             state = learner.state()
-            if self.plan.fronts == "averaged":
+            if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
                 self.totals[name].add(state, self.samples(device.device), device.device)
-            elif self.plan.fronts == "relayed":
+            if self.plan.fronts == "relayed":
                 self.relayed[name] = state.clone()
-            else:
+            elif self.plan.fronts == "private":
                 tensors = self.segments[name].layout.unpack(state)
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
@@ -90,6 +90,10 @@ class DeviceSide:
         """A device is lost in the middle of its round: nothing of it is kept."""
         for name, learner in self._learners(device).items():
             self.segments[name].give_back(learner)
+
+    def states_of(self, device: Device) -> dict[str, State]:
+        """A device's segments as they are now, not copied."""
+        return {name: learner.state() for name, learner in self._learners(device).items()}
 
     @property
     def model_bytes(self) -> int:

@@ -28,6 +28,11 @@ class TaskData:
         """The shape of one input."""
         return self.train.input_shape
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The dtype of inputs."""
+        return self.train.batch(torch.arange(min(1, len(self.train))))[0].dtype
+
 
 def as_task(train: "TaskData | Examples | Dataset[Any]", test: "Examples | Dataset[Any] | None" = None) -> TaskData:
     """Whatever a user has as training and test data, as a task."""

@@ -87,6 +87,9 @@ class EdgeTrainer(ABC):
     def close(self, device: int) -> None:
         """A device's session ends, all its batches done."""
 
+    def abandon(self, device: int) -> None:  # noqa: B027 - most have nothing to drop
+        """A device is lost in the middle of the round: what it alone had is dropped, and never counted."""
+
     @abstractmethod
     def result(self) -> Total:
         """The backs of this round, weighted."""

@@ -55,6 +55,10 @@ class Replicated(EdgeTrainer):
         self.bench.keep(f"device-{device}", replica.learner)
         self.bench.back.give_back(replica.learner)
 
+    def abandon(self, device: int) -> None:
+        """Drop the device's replica."""
+        self.bench.back.give_back(self._replicas.pop(device).learner)
+
     def result(self) -> Total:
         """The sum of n_k * replica."""
         return self._total

@@ -1,12 +1,14 @@
-"""Payloads as protobuf messages: checked on the way in, and weighed without being written.
+"""Frames: protobuf messages with raw tensor bytes behind them; checked on the way in, weighed without being written.
 
 Nothing is unpickled. dtype, shape and size are checked before anything reaches a trainer.
 """
 
 from functools import lru_cache
 from math import prod
+from typing import TypeVar
 
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fsl.codecs.base import Payload
@@ -27,22 +29,88 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 MAX_ELEMENTS = 1 << 28  # of one tensor; a gigabyte of float32
 MAX_DIMENSIONS = 16
+MAX_TENSORS = 64  # of one payload
+_LENGTH = 4  # bytes before the message that tell its length
 
 _ANY = 1
 Signature = tuple[tuple[str, torch.dtype, torch.Size], ...]
+Message = TypeVar("Message", pb.ToEdge, pb.ToDevice)
 
 
-def payload_to_proto(payload: Payload) -> pb.Payload:
-    """A payload as a message; WireError for a dtype or size that the wire does not carry."""
-    return pb.Payload(codec=payload.codec, tensors=[_to_proto(name, tensor) for name, tensor in payload.arrays])
+def frame(message: pb.ToEdge | pb.ToDevice, *payloads: Payload | None) -> bytes:
+    """A message with its payloads' tensors behind it, in the order in which the message names them."""
+    head = message.SerializeToString()
+    tensors = [tensor for payload in payloads if payload is not None for _, tensor in payload.arrays]
+    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *map(_bytes, tensors)])
 
 
-def payload_from_proto(message: pb.Payload) -> Payload:
-    """The payload in a message; WireError for a dtype, shape or size that cannot be, and for a name used twice."""
+def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
+    """The message in a frame and the bytes behind it; WireError for what is no frame."""
+    end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+    if len(data) < _LENGTH or end > len(data):
+        raise WireError(f"a frame of {len(data)} bytes is cut short")
+    try:
+        return kind.FromString(data[_LENGTH:end]), memoryview(data)[end:]
+    except DecodeError:
+        raise WireError("a frame does not begin with a message of fsl's protocol") from None
+
+
+def upload_frame(device: int, round: int, step: int, smashed: Payload, targets: Tensor | None) -> bytes:
+    """One step's upload; `targets` is None where labels stay on the device."""
+    labels = None if targets is None else _targets(targets)
+    upload = pb.Upload(
+        device=device,
+        round=round,
+        step=step,
+        smashed=describe(smashed),
+        targets=None if labels is None else describe(labels),
+    )
+    return frame(pb.ToEdge(upload=upload), smashed, labels)
+
+
+def reply_frame(device: int, round: int, step: int, gradient: Payload, served: int) -> bytes:
+    """One step's reply; `served` uploads are done with, 0 where more replies of the same step follow."""
+    reply = pb.Reply(device=device, round=round, step=step, gradient=describe(gradient), served=served)
+    return frame(pb.ToDevice(reply=reply), gradient)
+
+
+def read_upload(message: pb.Upload, data: memoryview) -> tuple[Payload, Tensor | None]:
+    """The smashed data and the labels of an upload; WireError for a dtype, shape or size that cannot be."""
+    smashed, rest = read_payload(message.smashed, data)
+    labels = None
+    if message.HasField("targets"):
+        targets, rest = read_payload(message.targets, rest)
+        if len(targets.arrays) != 1:
+            raise WireError(f"the labels of an upload are {len(targets.arrays)} tensors; they are one")
+        labels = targets.arrays[0][1]
+    _nothing_left(rest)
+    return smashed, labels
+
+
+def read_reply(message: pb.Reply, data: memoryview) -> Payload:
+    """The cut gradient of a reply; WireError for a dtype, shape or size that cannot be."""
+    gradient, rest = read_payload(message.gradient, data)
+    _nothing_left(rest)
+    return gradient
+
+
+def describe(payload: Payload) -> pb.Payload:
+    """A payload's codec, names, dtypes and shapes; WireError for a dtype or size that the wire does not carry."""
+    return pb.Payload(codec=payload.codec, tensors=[_describe(name, tensor) for name, tensor in payload.arrays])
+
+
+def read_payload(message: pb.Payload, data: memoryview) -> tuple[Payload, memoryview]:
+    """The payload whose tensors `data` begins with, and what is behind them; WireError for what cannot be."""
     names = [tensor.name for tensor in message.tensors]
+    if len(names) > MAX_TENSORS:
+        raise WireError(f"a payload has {len(names)} tensors; at most {MAX_TENSORS} are allowed")
     if len(set(names)) < len(names):
         raise WireError(f"a payload of codec {message.codec[:40]!r} has two tensors of one name")
-    return Payload(message.codec, tuple((tensor.name, _from_proto(tensor)) for tensor in message.tensors))
+    arrays = []
+    for tensor in message.tensors:
+        values, data = _read(tensor, data)
+        arrays.append((tensor.name, values))
+    return Payload(message.codec, tuple(arrays)), data
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -62,7 +130,7 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 
 def upload_bytes(smashed: Payload, targets: Tensor | None) -> int:
-    """The size in bytes of the serialised Upload, header included; it depends on codec, names, dtypes and shapes alone.
+    """The size in bytes of an upload's frame, headers included; it depends on codec, names, dtypes and shapes alone.
 
     `targets` is None where labels stay on the device. WireError for a dtype that the wire does not carry.
     """
@@ -72,19 +140,8 @@ def upload_bytes(smashed: Payload, targets: Tensor | None) -> int:
 
 
 def reply_bytes(gradient: Payload) -> int:
-    """The size in bytes of the serialised Reply, header included; as `upload_bytes`."""
+    """The size in bytes of a reply's frame, headers included; as `upload_bytes`."""
     return _reply_bytes(gradient.codec, _signature(gradient))
-
-
-def upload_to_proto(device: int, round: int, step: int, smashed: Payload, targets: Tensor | None) -> pb.Upload:
-    """One step's upload as a message."""
-    labels = None if targets is None else payload_to_proto(_targets(targets))
-    return pb.Upload(device=device, round=round, step=step, smashed=payload_to_proto(smashed), targets=labels)
-
-
-def reply_to_proto(device: int, round: int, step: int, gradient: Payload) -> pb.Reply:
-    """One step's reply as a message."""
-    return pb.Reply(device=device, round=round, step=step, gradient=payload_to_proto(gradient))
 
 
 def _targets(targets: Tensor) -> Payload:
@@ -97,25 +154,28 @@ def _signature(payload: Payload) -> Signature:
 
 @lru_cache(maxsize=4096)
 def _upload_bytes(codec: str, smashed: Signature, dtype: torch.dtype | None, shape: torch.Size | None) -> int:
-    size = pb.Upload(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, smashed))
-    if dtype is None or shape is None:
-        return size
-    return size + _field(_payload_bytes("identity", (("targets", dtype, shape),)))
+    head = pb.Upload(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, smashed))
+    data = _data_bytes(smashed)
+    if dtype is not None and shape is not None:
+        targets = (("targets", dtype, shape),)
+        head += _field(_payload_bytes("identity", targets))
+        data += _data_bytes(targets)
+    return _LENGTH + _field(head) + data
 
 
 @lru_cache(maxsize=4096)
 def _reply_bytes(codec: str, gradient: Signature) -> int:
-    return pb.Reply(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, gradient))
+    fixed = pb.Reply(device=_ANY, round=_ANY, step=_ANY, served=_ANY).ByteSize()
+    return _LENGTH + _field(fixed + _field(_payload_bytes(codec, gradient))) + _data_bytes(gradient)
 
 
 def _payload_bytes(codec: str, signature: Signature) -> int:
-    return pb.Payload(codec=codec).ByteSize() + sum(_field(_tensor_bytes(*array)) for array in signature)
+    tensors = (pb.Tensor(name=name, dtype=_name(name, dtype), shape=shape) for name, dtype, shape in signature)
+    return pb.Payload(codec=codec).ByteSize() + sum(_field(tensor.ByteSize()) for tensor in tensors)
 
 
-def _tensor_bytes(name: str, dtype: torch.dtype, shape: torch.Size) -> int:
-    data = shape.numel() * dtype.itemsize
-    header = pb.Tensor(name=name, dtype=_name(name, dtype), shape=shape).ByteSize()
-    return header + (_field(data) if data else 0)  # proto3 leaves empty bytes out
+def _data_bytes(signature: Signature) -> int:
+    return sum(shape.numel() * dtype.itemsize for _, dtype, shape in signature)
 
 
 def _field(size: int) -> int:
@@ -129,15 +189,19 @@ def _name(name: str, dtype: torch.dtype) -> str:
     return _NAMES[dtype]
 
 
-def _to_proto(name: str, tensor: Tensor) -> pb.Tensor:
+def _describe(name: str, tensor: Tensor) -> pb.Tensor:
     dtype = _name(name, tensor.dtype)
     if tensor.numel() > MAX_ELEMENTS:
         raise WireError(f"tensor {name!r} has {tensor.numel()} elements; the wire carries {MAX_ELEMENTS}: cut batches")
+    return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape, data=flat.numpy().tobytes())
+    return memoryview(flat.numpy())
 
 
-def _from_proto(message: pb.Tensor) -> Tensor:
+def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
     name, dtype = f"tensor {message.name[:40]!r}", _DTYPES.get(message.dtype)
     if dtype is None:
         raise WireError(f"{name} claims dtype {message.dtype[:40]!r}; allowed are {', '.join(_DTYPES)}")
@@ -146,13 +210,19 @@ def _from_proto(message: pb.Tensor) -> Tensor:
     # In Python's integers, where torch's would overflow; also where one dimension is zero, for strides overflow too.
     if prod(max(1, size) for size in message.shape) > MAX_ELEMENTS:
         raise WireError(f"{name} claims shape {tuple(message.shape)}; at most {MAX_ELEMENTS} elements are allowed")
-    shape, data = torch.Size(message.shape), message.data
-    if shape.numel() * dtype.itemsize != len(data):
-        raise WireError(f"{name} has {len(data)} bytes and claims shape {tuple(shape)} of {message.dtype}")
-    if not data:
-        return torch.empty(shape, dtype=dtype)
-    # Copied: a trainer may write into its input, and the message's bytes are not writable.
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    if dtype is torch.bool and int(raw.max()) > 1:
+    size = prod(message.shape) * dtype.itemsize
+    if size > len(data):
+        raise WireError(
+            f"{name} has {len(data)} bytes and claims shape {tuple(message.shape)} of {message.dtype}: {size} bytes"
+        )
+    # Memory of torch's own: writable, and aligned as kernels of the same numbers in one process see it.
+    values = torch.empty(tuple(message.shape), dtype=dtype)
+    _bytes(values)[:] = data[:size]
+    if dtype is torch.bool and size and int(values.view(torch.uint8).max()) > 1:
         raise WireError(f"{name} is bool and has bytes other than 0 and 1")
-    return raw.view(dtype).reshape(shape)
+    return values, data[size:]
+
+
+def _nothing_left(data: memoryview) -> None:
+    if data:
+        raise WireError(f"a frame has {len(data)} bytes behind the tensors that it names")

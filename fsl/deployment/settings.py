@@ -1,0 +1,170 @@
+"""What a node is and has: its own configuration, which nothing from the network overrides."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fsl.errors import ConfigError, one_of
+from fsl.wire.options import Certificates, Limits, Patience
+
+Role = Literal["any", "device", "edge", "both"]
+_ROLES = ("any", "device", "edge", "both")
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "role": str,
+    "devices": (str, int),
+    "edge": int,
+    "listen": str,
+    "address": str,
+    "edge-addresses": str,
+    "key": str,
+    "ca": str,
+    "cert": str,
+    "cert-key": str,
+    "client-ca": str,
+    "insecure": bool,
+    "state": str,
+    "data-path": str,
+    "data-name": str,
+    "rows": str,
+    "allow": str,
+    "accelerator": str,
+    "hardware": str,
+    "metrics": str,
+    "join": (int, float),
+    "straggler": (int, float),
+    "answer": (int, float),
+    "max-message-bytes": int,
+    "max-samples": int,
+}
+_FLOWERS_OWN = ("partition-id", "num-partitions")  # which Flower's simulation engine gives to every node
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """A node's configuration (`flower-supernode --node-config`), checked.
+
+    `role`: "device" hosts devices, "edge" an edge server, "both" both, and "any" (without a role) whole cohorts in its
+    own process, as in a simulation. `rows`: "partition" takes the rows of the node's data that the run's partition
+    gives to its devices; "all" takes all of them, for a device's own data.
+    """
+
+    role: Role = "any"
+    devices: tuple[int, ...] = ()
+    edge: int = 0
+    listen: str = ""
+    address: str = ""
+    edge_addresses: Mapping[int, str] = field(default_factory=dict)  # of edges, as seen from here
+    key: Path | None = None
+    device_certificates: Certificates | None = None  # None: without TLS
+    edge_certificates: Certificates | None = None
+    state: Path | None = None
+    data_path: str | None = None
+    data_name: str | None = None
+    rows: Literal["partition", "all"] = "partition"
+    allow: tuple[str, ...] = ()
+    accelerator: str = "cpu"
+    hardware: str | None = None
+    metrics: str | None = None
+    patience: Patience = Patience()
+    limits: Limits = Limits()
+    max_samples: int | None = None
+
+    @property
+    def hosts_devices(self) -> bool:
+        """Whether devices train here over the wire."""
+        return self.role in ("device", "both")
+
+    @property
+    def hosts_edge(self) -> bool:
+        """Whether an edge serves here."""
+        return self.role in ("edge", "both")
+
+    @staticmethod
+    def read(config: Mapping[str, Any]) -> "NodeSettings":
+        """Check a node's configuration; ConfigError names the key and what it may be."""
+        given = {name: value for name, value in config.items() if name not in _FLOWERS_OWN}
+        for name, value in given.items():
+            if name not in _KEYS:
+                raise ConfigError(f"node configuration: there is no key '{name}'. There are: {', '.join(_KEYS)}")
+            if not isinstance(value, _KEYS[name]) or (isinstance(value, bool) and _KEYS[name] is not bool):
+                raise ConfigError(f"node configuration: {name}={value!r} is of the wrong type")
+        role = one_of("role", given.get("role", "any"), _ROLES)
+        settings = NodeSettings(
+            role=role,
+            devices=_ids(str(given.get("devices", ""))),
+            edge=given.get("edge", 0),
+            listen=given.get("listen", ""),
+            address=given.get("address", given.get("listen", "")),
+            edge_addresses=_addresses(given.get("edge-addresses", "")),
+            key=_path(given, "key"),
+            device_certificates=None
+            if given.get("insecure")
+            else Certificates(_path(given, "ca"), *_client_pair(given, role)),
+            edge_certificates=None
+            if given.get("insecure")
+            else Certificates(_path(given, "client-ca"), _path(given, "cert"), _path(given, "cert-key")),
+            state=_path(given, "state"),
+            data_path=given.get("data-path"),
+            data_name=given.get("data-name"),
+            rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
+            allow=tuple(given["allow"].split(",")) if given.get("allow") else (),
+            accelerator=given.get("accelerator", "cpu"),
+            hardware=given.get("hardware"),
+            metrics=given.get("metrics"),
+            patience=Patience(
+                **{name: float(given[name]) for name in ("join", "straggler", "answer") if name in given}
+            ),
+            limits=Limits(max_message_bytes=given.get("max-message-bytes", Limits.max_message_bytes)),
+            max_samples=given.get("max-samples"),
+        )
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if self.hosts_devices:
+            for name, value in (("devices", self.devices), ("key", self.key), ("state", self.state)):
+                if not value:
+                    raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
+            if self.rows == "all" and len(self.devices) > 1:
+                raise ConfigError("node configuration: rows='all' is one device's own data; give devices one id")
+        if self.hosts_edge:
+            for name, value in (("listen", self.listen), ("state", self.state)):
+                if not value:
+                    raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
+            if self.edge < 0:
+                raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
+            if self.edge_certificates is not None:
+                self.edge_certificates.server()
+
+
+def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path | None]:
+    """The certificate that devices show; on a node that is an edge too, cert and cert-key are the edge's."""
+    return (None, None) if role == "both" else (_path(given, "cert"), _path(given, "cert-key"))
+
+
+def _path(given: Mapping[str, Any], name: str) -> Path | None:
+    return Path(given[name]).expanduser() if given.get(name) else None
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    ids: list[int] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
+            raise ConfigError(f"node configuration: devices={text!r}: give ids as in '3', '0,2' or '0-9'")
+        first, last = int(match[1]), int(match[2] or match[1])
+        ids.extend(range(first, last + 1))
+    if len(set(ids)) < len(ids):
+        raise ConfigError(f"node configuration: devices={text!r} names a device twice")
+    return tuple(sorted(ids))
+
+
+def _addresses(text: str) -> dict[int, str]:
+    addresses = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        edge, _, address = part.partition("=")
+        if not edge.isdecimal() or ":" not in address:
+            raise ConfigError(f"node configuration: edge-addresses={text!r}: give it as in '0=host:port,1=host:port'")
+        addresses[int(edge)] = address
+    return addresses

@@ -1,0 +1,194 @@
+"""A node of a real federation: its devices train over the wire, its edge serves theirs."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from flwr.app import ArrayRecord, MetricRecord
+
+from fsl.deployment.settings import NodeSettings
+from fsl.errors import ConfigError, FslError, RunError
+from fsl.node import Node
+from fsl.parts import EdgePart, Part
+from fsl.plan import CohortTask, RoundPlan
+from fsl.records import record_to_states, reports_to_metrics, totals_to_record
+from fsl.reports import DeviceReport
+from fsl.sides import DeviceSide, EdgeSide
+from fsl.states import State, Total, WeightedSum
+from fsl.unsplit import UnsplitCohort
+from fsl.wire.client import Invitation, Uplink
+from fsl.wire.device_round import DeviceRound
+from fsl.wire.edge_round import EdgeOutcome, EdgeRound
+from fsl.wire.expected import Expected
+from fsl.wire.relay import Relay
+from fsl.wire.server import Admission, EdgeDoor
+from fsl.wire.tokens import load_private_key, public_bytes
+from fsl.workload import Workload
+
+log = logging.getLogger(__name__)
+_LAST_WORDS = 3.0  # seconds for the last messages of a round to get out
+
+
+@dataclass
+class Work:
+    """What a node did in a round."""
+
+    totals: dict[str, Total] = field(default_factory=dict)
+    reports: list[DeviceReport] = field(default_factory=list)  # of devices that trained here
+    served: list[DeviceReport] = field(default_factory=list)  # of devices that this node's edge served
+    figures: dict[str, int] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+
+    def records(self) -> tuple[ArrayRecord, MetricRecord]:
+        """The totals, and all that is said beside them but why devices were lost."""
+        weights = {name: total.weight for name, total in self.totals.items() if isinstance(total, WeightedSum)}
+        metrics = reports_to_metrics(self.reports, weights, self.figures)
+        served = reports_to_metrics(self.served, {}, {})
+        metrics.update({f"served.{name}": column for name, column in served.items()})
+        return totals_to_record(self.totals), metrics
+
+
+class WiredNode:
+    """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
+
+    def __init__(self, workload: Workload, settings: NodeSettings):
+        self.node = Node(workload)
+        self.settings = settings
+        self.door: EdgeDoor | None = None
+        self.uplink: Uplink | None = None
+        state = settings.state
+        if settings.hosts_edge and state is not None:
+            self.door = EdgeDoor(
+                settings.edge, settings.listen, settings.edge_certificates, state / "sessions.tsv", settings.limits
+            )
+        if settings.hosts_devices and settings.key is not None:
+            self.uplink = Uplink(load_private_key(settings.key), settings.device_certificates, settings.limits)
+
+    @property
+    def public_key(self) -> bytes:
+        """The devices' public key, DER; empty where none are hosted."""
+        return b"" if self.uplink is None else public_bytes(self.uplink.key.public_key())
+
+    def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
+        """Do this node's part of a round."""
+        worker = self.node.worker
+        states = record_to_states(arrays, self.node.layouts, worker.accelerator)
+        work = Work()
+        if part.alone:
+            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run()
+            work.totals |= alone.totals
+            work.reports.extend(alone.reports)
+            work.served.extend(alone.reports)
+        edges = [threading.Thread(target=self._serve, args=(plan, edge, states, work)) for edge in part.edges]
+        if len(edges) > 1:
+            raise ConfigError("a node hosts one edge at most")
+        for thread in edges:
+            thread.start()
+        if part.tickets:
+            self._attend(plan, part, states, work)
+        for thread in edges:
+            thread.join()
+        worker.store.sync()
+        return work
+
+    def close(self) -> None:
+        """End connections and server."""
+        if self.uplink is not None:
+            self.uplink.close()
+        if self.door is not None:
+            self.door.close()
+
+    # An edge's part.
+
+    def _serve(self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
+        devices = [task.device for task in part.cohort.devices]
+        try:
+            outcome = self._serve_round(plan, part, states, work)
+        except Exception as error:
+            reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
+            log.error(reason, exc_info=not isinstance(error, FslError))
+            work.lost.update(dict.fromkeys(devices, reason))
+            return
+        if outcome.failed is not None:
+            log.error(outcome.failed)
+        work.lost.update(outcome.lost)
+        work.served.extend(
+            DeviceReport(
+                s.device, int(s.weight), s.examples, s.step, 0, s.loss_sum(), s.up_bytes, s.down_bytes, model_bytes=0
+            )
+            for s in outcome.closed
+        )
+
+    def _serve_round(self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work) -> EdgeOutcome:
+        if self.door is None or self.door.edge != part.cohort.edge:
+            raise RunError(f"this node does not host edge {part.cohort.edge}")
+        worker = self.node.worker
+        server = EdgeSide(part.cohort, plan, worker, states).server
+        devices = {task.device for task in part.cohort.devices}
+        cloud_key = bytes.fromhex(part.cloud_key)
+        admission = Admission(
+            plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up, plan.down
+        )
+        edge_round = EdgeRound(server, admission, self.settings.patience, Expected.of(worker, plan))
+        self.door.begin(admission)
+        try:
+            outcome = edge_round.serve()
+        finally:
+            self.door.end(_LAST_WORDS)
+        if outcome.failed is None and outcome.closed:
+            work.totals["back"] = server.result()
+            work.figures.update(server.figures())
+        return outcome
+
+    # Devices' part.
+
+    def _attend(self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work) -> None:
+        if self.uplink is None:
+            raise RunError("this node hosts no devices")
+        worker = self.node.worker
+        side = DeviceSide([ticket.task for ticket in part.tickets], plan, worker, states)
+        relay = None
+        if plan.fronts == "relayed":
+            layouts = {name: segment.layout for name, segment in side.segments.items()}
+            relay = Relay(bytes.fromhex(part.relay_key), f"{plan.run}/{plan.round}", layouts)
+        invitations = [
+            Invitation(
+                t.task.device,
+                t.edge,
+                self.settings.edge_addresses.get(t.edge, t.address),
+                bytes.fromhex(t.token),
+                plan.up,
+                plan.down,
+            )
+            for t in part.tickets
+        ]
+        outcome = DeviceRound(side, invitations, self.uplink, self.settings.patience, relay).run()
+        work.lost.update(outcome.lost)
+        work.reports.extend(
+            DeviceReport(
+                device,
+                side.samples(device),
+                0,
+                0,
+                side.batches[device].skipped,
+                0.0,
+                0,
+                0,
+                model_bytes=side.model_bytes,
+            )
+            for device in outcome.finished
+        )
+        if plan.fronts != "private":
+            work.totals |= side.totals
+
+
+def new_relay_key() -> str:
+    """A key for one round's relayed fronts, hex."""
+    return secrets.token_hex(32)
+
+
+def one_by_one(plan: RoundPlan) -> RoundPlan:
+    """The plan with states device by device, so that the cloud counts exactly those that finished at both ends."""
+    return replace(plan, one_by_one=True)

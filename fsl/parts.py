@@ -1,0 +1,60 @@
+"""A node's part in a round of a real federation: what the cloud tells an edge, and what it tells devices."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fsl.errors import WireError
+from fsl.plan import CohortTask, DeviceTask
+
+
+@dataclass(frozen=True)
+class EdgePart:
+    """One edge's part: its cohort, and how it knows the devices' tokens."""
+
+    cohort: CohortTask
+    cloud_key: str  # hex; what tokens are checked with
+    fence: int  # of this round's tokens
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One device's part: where it trains, and the token that lets it."""
+
+    task: DeviceTask
+    edge: int
+    address: str
+    token: str  # hex
+
+
+@dataclass(frozen=True)
+class Part:
+    """All that a node has to do in a round."""
+
+    edges: tuple[EdgePart, ...] = ()
+    tickets: tuple[Ticket, ...] = ()
+    relay_key: str = ""  # hex; seals fronts that pass through an edge, which never gets it
+    alone: tuple[DeviceTask, ...] = field(default=())  # devices that train the whole model, without an edge
+
+    def to_json(self) -> str:
+        """The part as JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Part":
+        """The part that `to_json` wrote; WireError for anything else."""
+        try:
+            raw = json.loads(text)
+            return Part(
+                tuple(EdgePart(_cohort(e.pop("cohort")), **e) for e in raw["edges"]),
+                tuple(Ticket(DeviceTask(**t.pop("task")), **t) for t in raw["tickets"]),
+                str(raw["relay_key"]),
+                tuple(DeviceTask(**t) for t in raw["alone"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WireError(f"this is no part in a round ({error}); cloud and node must run the same fsl") from None
+
+
+def _cohort(raw: Mapping[str, Any]) -> CohortTask:
+    return CohortTask(raw["edge"], tuple(DeviceTask(**d) for d in raw["devices"]), raw["version"], raw["saved"])

@@ -1,0 +1,244 @@
+"""A device's line to its edge: it opens a session, keeps it through broken connections, and says when it is lost."""
+
+import asyncio
+import queue
+from collections import deque
+from dataclasses import dataclass
+
+import grpc
+
+from fsl.errors import WireError
+from fsl.wire import messages_pb2 as pb
+from fsl.wire.format import frame, read_frame
+from fsl.wire.loop import NetworkThread
+from fsl.wire.options import METHOD, Certificates, Limits, Patience, channel_options
+from fsl.wire.tokens import PrivateKey, prove, public_bytes
+
+_AGAIN = frozenset(  # the connection is at fault, or may be
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+_PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The edge said something to a device."""
+
+    device: int
+    message: pb.ToDevice
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A device's session is over, for this reason."""
+
+    device: int
+    reason: str
+
+
+Ear = queue.SimpleQueue  # of Heard and Cut; from the network thread to the one that computes
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a device needs to open a session."""
+
+    device: int
+    edge: int
+    address: str
+    token: bytes
+    up: str
+    down: str
+
+
+class Uplink:
+    """A node's connections to edges: one channel for each address, one network thread for all."""
+
+    def __init__(self, key: PrivateKey, certificates: Certificates | None, limits: Limits = Limits()):
+        self.key = key
+        self.public_key = public_bytes(key.public_key())
+        self.limits = limits
+        self.thread = NetworkThread("uplink")
+        self._certificates = certificates
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def attend(self, invitation: Invitation, ear: Ear, patience: Patience) -> "Line":
+        """Begin a session; what the edge says goes to `ear`."""
+        return Line(self, invitation, ear, patience)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """The channel to an edge, on the network thread."""
+        if address not in self._channels:
+            options = channel_options(self.limits.max_message_bytes)
+            if self._certificates is None:
+                self._channels[address] = grpc.aio.insecure_channel(address, options=options)
+            else:
+                credentials = self._certificates.channel()
+                self._channels[address] = grpc.aio.secure_channel(address, credentials, options=options)
+        return self._channels[address]
+
+    def close(self) -> None:
+        """End all connections."""
+        self.thread.run(self._close())
+        self.thread.close()
+
+    async def _close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+
+class Line:
+    """One session of one device; `upload`, `close` and `leave` are for the thread that computes."""
+
+    def __init__(self, uplink: Uplink, invitation: Invitation, ear: Ear, patience: Patience):
+        self.invitation = invitation
+        self.max_bytes = uplink.limits.max_message_bytes
+        self._uplink = uplink
+        self._thread = uplink.thread
+        self._ear = ear
+        self._patience = patience
+        self._secret = b""
+        self._served = 0  # uploads
+        self._outbox: deque[tuple[int, bytes]] = deque()  # frames by step, until they are served
+        self._frames: asyncio.Queue[bytes] | None = None  # of the stream that is open
+        self._leaving = False
+        self._thread.call(self._begin)
+
+    def upload(self, step: int, data: bytes) -> None:
+        """Send an upload; it is kept until it is served. WireError if it is larger than the edge takes."""
+        if len(data) > self.max_bytes:
+            raise WireError(
+                f"an upload of {len(data)} bytes is above max-message-bytes={self.max_bytes}; raise that in the node "
+                "configuration of device and edge, or use smaller batches"
+            )
+        self._thread.call(self._send, step, data)
+
+    def close(self, step: int, relay: bytes) -> None:
+        """Say that there is nothing more to upload."""
+        self._thread.call(self._send, step, frame(pb.ToEdge(close=pb.Close(relay=relay))))
+
+    def leave(self, reason: str) -> None:
+        """Say that the device cannot go on, and end the line."""
+        self._thread.call(self._leave, frame(pb.ToEdge(leave=pb.Leave(reason=reason[:500]))))
+
+    # On the network thread.
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def _send(self, step: int, data: bytes) -> None:
+        self._outbox.append((step, data))
+        if self._frames is not None:
+            self._frames.put_nowait(data)
+
+    def _leave(self, data: bytes) -> None:
+        self._leaving = True
+        if self._frames is not None:
+            self._frames.put_nowait(data)
+        else:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        where = f"edge {self.invitation.edge} at {self.invitation.address}"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience.join
+        pause = _PAUSE[0]
+        while not self._leaving:
+            try:
+                await self._stream()
+                return
+            except grpc.aio.AioRpcError as error:
+                code, reason = error.code(), error.details() or error.code().name
+            except (TimeoutError, WireError) as error:
+                code, reason = grpc.StatusCode.DATA_LOSS, f"{type(error).__name__}: {error}"
+            if self._opened:
+                deadline, pause, self._opened = loop.time() + self._patience.straggler, _PAUSE[0], False
+            if code not in _AGAIN or loop.time() > deadline:
+                self._hear(Cut(self.invitation.device, f"{where}: {reason}"))
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE[1])
+
+    _opened = False  # since the last failure
+
+    async def _stream(self) -> None:
+        """One connection, until the session is closed; raises what ended it before."""
+        call = self._uplink.channel(self.invitation.address).stream_stream(METHOD)()
+        try:
+            opened = await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
+            self._opened = True
+            self._secret = opened.secret
+            self.max_bytes = min(self.max_bytes, opened.max_bytes)
+            self._frames = asyncio.Queue()
+            for step, data in self._outbox:
+                if step >= opened.received:
+                    self._frames.put_nowait(data)
+            writer = asyncio.create_task(_write(self._frames, call))
+            try:
+                while await self._listen(call):
+                    pass
+            finally:
+                self._frames = None
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+        finally:
+            call.cancel()
+
+    async def _open(self, call: grpc.aio.StreamStreamCall) -> pb.Opened:
+        said, uplink = self.invitation, self._uplink
+        opening = pb.Open(
+            token=said.token,
+            public_key=uplink.public_key,
+            up=said.up,
+            down=said.down,
+            served=self._served,
+            secret=self._secret,
+        )
+        await call.write(frame(pb.ToEdge(open=opening)))
+        challenge = (await _read(call, "challenge")).challenge
+        signature = prove(uplink.key, challenge.nonce, said.edge, said.token)
+        await call.write(frame(pb.ToEdge(proof=pb.Proof(signature=signature))))
+        return (await _read(call, "opened")).opened
+
+    async def _listen(self, call: grpc.aio.StreamStreamCall) -> bool:
+        """Hear the next message; False if it is the last."""
+        data = await _next(call)
+        message, rest = read_frame(data, pb.ToDevice)
+        kind = message.WhichOneof("body")
+        self._served = max(self._served, message.reply.served, message.served.served)
+        while self._outbox and self._outbox[0][0] < self._served:
+            self._outbox.popleft()
+        self._hear(Heard(self.invitation.device, message, rest))
+        return kind != "closed"
+
+    def _hear(self, event: Heard | Cut) -> None:
+        self._ear.put(event)
+
+
+async def _write(frames: "asyncio.Queue[bytes]", call: grpc.aio.StreamStreamCall) -> None:
+    while True:
+        await call.write(await frames.get())
+
+
+async def _read(call: grpc.aio.StreamStreamCall, kind: str) -> pb.ToDevice:
+    message, _ = read_frame(await _next(call), pb.ToDevice)
+    if message.WhichOneof("body") != kind:
+        raise WireError(f"the edge said {message.WhichOneof('body')} where {kind} is next")
+    return message
+
+
+async def _next(call: grpc.aio.StreamStreamCall) -> bytes:
+    data = await call.read()
+    if data is grpc.aio.EOF:
+        # A stream that ends before the session does: its status says why, and OK is no reason.
+        code, details = await call.code(), await call.details()
+        if code is grpc.StatusCode.OK:
+            code, details = grpc.StatusCode.UNAVAILABLE, "the edge ended the stream"
+        raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details)
+    return bytes(data)

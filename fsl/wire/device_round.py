@@ -1,0 +1,163 @@
+"""A round of the devices on a node, each at its edge over the wire: forward, upload, backward, until it is closed.
+
+All of it runs on one thread, for any number of devices: whoever is answered goes on.
+"""
+
+import logging
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fsl.device import Device
+from fsl.errors import FslError, RunError, WireError
+from fsl.messages import ReplyPacket, UploadPacket
+from fsl.sides import DeviceSide
+from fsl.targets import locate_allowed
+from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Uplink
+from fsl.wire.format import read_reply, upload_frame
+from fsl.wire.options import Patience
+from fsl.wire.relay import Relay
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Attending:
+    """One device at its edge."""
+
+    line: Line
+    device: Device | None = None  # from its turn on
+    served: int = 0
+    closing: bool = False
+    waiting: set[int] = field(default_factory=set)  # steps whose cut gradient has not come
+
+
+@dataclass(frozen=True)
+class DeviceOutcome:
+    """Which devices finished, and why the others did not."""
+
+    finished: Sequence[int]
+    lost: Mapping[int, str]
+
+
+class DeviceRound:
+    """Trains this node's devices at their edges. A device that fails is lost; the others go on."""
+
+    def __init__(
+        self,
+        side: DeviceSide,
+        invitations: Sequence[Invitation],
+        uplink: Uplink,
+        patience: Patience,
+        relay: Relay | None,
+    ):
+        plan = side.plan
+        assert plan.trainer is not None
+        self.side = side
+        self.patience = patience
+        self.relay = relay
+        trainer = locate_allowed(plan.trainer.target, side.worker.workload.allowed)(**plan.trainer.kwargs)
+        self.window: int = trainer.window
+        self.ear: Ear = Ear()
+        self.attending = {i.device: Attending(uplink.attend(i, self.ear, patience)) for i in invitations}
+        self.queue = uplink.limits.queue
+        self.finished: list[int] = []
+        self.lost: dict[int, str] = {}
+
+    def run(self) -> DeviceOutcome:
+        """Train every device once."""
+        silent_since = time.monotonic()
+        while self.attending:
+            try:
+                event = self.ear.get(timeout=1.0)
+            except queue.Empty:
+                if time.monotonic() - silent_since > self.patience.answer + self.patience.join:
+                    for device in list(self.attending):
+                        self._lose(device, f"its edge said nothing for {self.patience.answer:g} s")
+                continue
+            silent_since = time.monotonic()
+            if event.device not in self.attending:
+                continue
+            try:
+                self._hear(event)
+            except Exception as error:  # this device is lost, whatever it is; the others go on
+                where = f"round {self.side.plan.round}, device {event.device}"
+                log.warning("%s failed", where, exc_info=not isinstance(error, FslError))
+                self._lose(event.device, f"{type(error).__name__}: {error}")
+        return DeviceOutcome(self.finished, self.lost)
+
+    def _hear(self, event: Heard | Cut) -> None:
+        attending = self.attending[event.device]
+        if isinstance(event, Cut):
+            self._lose(event.device, event.reason, tell=False)
+            return
+        message = event.message
+        kind = message.WhichOneof("body")
+        if kind == "begin":
+            if attending.device is None:  # said again to a device that came back
+                attending.device = self._open(event.device, message.begin.relay)
+        elif attending.device is None:
+            raise WireError(f"the edge said {kind} before it was the device's turn")
+        elif kind == "reply":
+            step = message.reply.step
+            if step in attending.waiting:
+                attending.waiting.remove(step)
+                attending.device.backward(ReplyPacket(event.device, step, read_reply(message.reply, event.data)))
+            attending.served = max(attending.served, message.reply.served)
+        elif kind == "served":
+            attending.served = max(attending.served, message.served.served)
+        elif kind == "closed":
+            self._close(event.device, attending.device)
+            return
+        else:
+            raise WireError(f"the edge said {kind}, which has no place in a session that is open")
+        self._advance(attending)
+
+    def _open(self, device: int, relay: bytes) -> Device:
+        if relay:
+            if self.relay is None:
+                raise WireError("the edge passed a front on, but fronts are not relayed in this run")
+            self.side.relayed = self.relay.unseal(relay)
+        return self.side.open(device)
+
+    def _advance(self, attending: Attending) -> None:
+        """Upload as long as the trainer's window and the edge's queue allow."""
+        device = attending.device
+        assert device is not None
+        while not attending.closing and self._may_upload(device.step, attending.served):
+            packet = device.forward()
+            if packet is None:
+                attending.closing = True
+                attending.line.close(device.step, self._sealed(device))
+            else:
+                self._upload(attending, packet)
+
+    def _may_upload(self, uploaded: int, served: int) -> bool:
+        if self.window == 0:
+            return uploaded - served < self.queue
+        return uploaded == served or uploaded % self.window != 0
+
+    def _upload(self, attending: Attending, packet: UploadPacket) -> None:
+        data = upload_frame(packet.device, self.side.plan.round, packet.step, packet.smashed, packet.targets)
+        attending.waiting.add(packet.step)
+        attending.line.upload(packet.step, data)
+
+    def _sealed(self, device: Device) -> bytes:
+        return b"" if self.relay is None else self.relay.seal(self.side.states_of(device))
+
+    def _close(self, device: int, opened: Device) -> None:
+        if not self.attending[device].closing:
+            raise RunError("its edge closed the session before the device was done")
+        opened.finish()
+        self.side.close(opened)
+        del self.attending[device]
+        self.finished.append(device)
+
+    def _lose(self, device: int, reason: str, tell: bool = True) -> None:
+        attending = self.attending.pop(device)
+        if tell:
+            attending.line.leave(reason)
+        if attending.device is not None:
+            self.side.abandon(attending.device)
+        self.lost[device] = " ".join(reason.split())

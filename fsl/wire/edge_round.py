@@ -1,0 +1,254 @@
+"""A round at an edge: who has uploaded what, whose turn it is, who is waited for, and who is lost.
+
+All of it runs on the thread that computes; the network thread only puts events into the inbox. A device that dies,
+stalls or finishes early holds nobody up for longer than the round's patience.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import grpc
+
+from fsl.edge import EdgeServer, Session
+from fsl.errors import RunError, WireError
+from fsl.messages import ReplyPacket, Upload, UploadPacket
+from fsl.wire import messages_pb2 as pb
+from fsl.wire.expected import Expected
+from fsl.wire.format import frame, read_upload, reply_frame
+from fsl.wire.options import Patience
+from fsl.wire.server import Admission
+from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
+
+Order = Literal["together", "in turn", "as they come"]
+Code = grpc.StatusCode
+
+
+@dataclass
+class Attendance:
+    """One device in this round, as its edge sees it."""
+
+    device: int
+    due: float | None = None  # when it is lost, if nothing comes until then
+    opened: bool = False  # at the edge server: it may train
+    joined: bool = False
+    finished: bool = False  # nothing more to upload
+    settled: bool = False  # closed, or lost
+    served: int = -1  # the newest upload that the trainer has seen
+    relay: bytes = b""
+    uploads: deque[Upload] = field(default_factory=deque)
+
+
+@dataclass(frozen=True)
+class EdgeOutcome:
+    """What a round at an edge came to."""
+
+    closed: Sequence[Session]  # of the devices that finished, in the order in which they did
+    lost: Mapping[int, str]  # why
+    failed: str | None  # what its trainer raised; then nothing of it counts
+
+
+class EdgeRound:
+    """Serves one cohort's sessions until each is closed or lost.
+
+    The trainer decides how: together (`lockstep`), as the uploads come where each device has a back of its own
+    (`divisible`), and one device after another otherwise, in the order that it arranges.
+    """
+
+    def __init__(self, server: EdgeServer, admission: Admission, patience: Patience, expected: Expected):
+        self.server = server
+        self.admission = admission
+        self.patience = patience
+        self.expected = expected
+        trainer = server.trainer
+        self.order: Order = "together" if trainer.lockstep else "as they come" if trainer.divisible else "in turn"
+        self.all = {device: Attendance(device) for device in sorted(admission.devices)}
+        self.turns = list(trainer.arrange(sorted(self.all)))
+        self.began = False  # together: everybody is here, or not waited for any longer
+        self.closed: list[Session] = []
+        self.lost: dict[int, str] = {}
+        self.relay = b""  # the front that the next device starts from, sealed
+
+    def serve(self) -> EdgeOutcome:
+        """Serve until every device is closed or lost."""
+        start = time.monotonic()
+        for attendance in self.all.values():
+            attendance.due = start + self.patience.join
+        try:
+            while any(not attendance.settled for attendance in self.all.values()):
+                self._advance()
+                self._take(self._next_event())
+            return EdgeOutcome(self.closed, self.lost, None)
+        except Exception as error:  # whatever a trainer raises reaches every device that waits
+            reason = f"edge {self.server.edge} failed: {type(error.__cause__ or error).__name__}: {error}"
+            for attendance in self._live():
+                attendance.opened = False  # the trainer is not asked again
+                self._lose(attendance.device, Code.INTERNAL, reason)
+            return EdgeOutcome([], {**self.lost, **{s.device: reason for s in self.closed}}, reason)
+
+    # What comes.
+
+    def _next_event(self) -> Event | None:
+        waiting = [a.due for a in self.all.values() if a.due is not None and not a.settled]
+        if all(attendance.settled for attendance in self.all.values()):
+            return None
+        try:
+            timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else self.patience.answer
+            event: Event = self.admission.inbox.get(timeout=timeout)
+            return event
+        except queue.Empty:
+            if not waiting:
+                raise RunError("no device is waited for, and none has finished") from None
+            self._lose_late()
+            return None
+
+    def _take(self, event: Event | None) -> None:
+        if event is None or (attendance := self.all[event.device]).settled:
+            return
+        match event:
+            case Joined():
+                attendance.joined, attendance.due = True, None
+                if self.order == "together" and self.began:
+                    self._lose(event.device, Code.FAILED_PRECONDITION, "it came after its cohort had begun")
+            case Uploaded():
+                self._upload(attendance, event)
+            case Finished():
+                attendance.finished, attendance.relay, attendance.due = True, event.relay, None
+            case Gone():
+                self._lose(event.device, Code.ABORTED, event.reason)
+
+    def _upload(self, attendance: Attendance, event: Uploaded) -> None:
+        if not attendance.opened:
+            self._lose(event.device, Code.FAILED_PRECONDITION, "it uploaded before it was its turn")
+            return
+        try:
+            smashed, targets = read_upload(event.upload, event.data)
+            if targets is None:
+                raise WireError("an upload without labels; this edge computes the loss")
+            upload = self.server.receive(UploadPacket(event.device, event.upload.step, smashed, targets))
+            self.expected.check(upload)
+        except Exception as error:  # also what a codec raises on bytes that no encoder made
+            kind = "" if isinstance(error, WireError) else f"{type(error).__name__}: "
+            self._lose(event.device, Code.INVALID_ARGUMENT, f"{kind}{error}")
+            return
+        attendance.due = None
+        attendance.uploads.append(upload)
+
+    # What follows from it.
+
+    def _advance(self) -> None:
+        """Do whatever can be done now."""
+        if self.order == "together":
+            self._advance_together()
+        elif self.order == "in turn":
+            self._advance_in_turn()
+        else:
+            for attendance in self.all.values():
+                if attendance.joined and not attendance.settled:
+                    self._open(attendance)
+                    self._serve_alone(attendance)
+
+    def _advance_together(self) -> None:
+        if not self.began:
+            if any(not a.joined and not a.settled for a in self.all.values()):
+                return
+            self.began = True
+            for attendance in self._live():
+                self._open(attendance)
+        while live := self._live():
+            if any(not a.uploads and not a.finished for a in live):
+                return
+            uploads = [a.uploads.popleft() for a in live if a.uploads]
+            self._step(uploads)
+            if not uploads:
+                for attendance in live:
+                    self._close(attendance)
+
+    def _advance_in_turn(self) -> None:
+        while self.turns:
+            attendance = self.all[self.turns[0]]
+            if not attendance.settled:
+                if not attendance.joined:
+                    return
+                self._open(attendance)
+                self._serve_alone(attendance)
+            if not attendance.settled:
+                return
+            self.turns.pop(0)
+            if self.turns and not (after := self.all[self.turns[0]]).joined:
+                after.due = max(after.due or 0.0, time.monotonic() + self.patience.straggler)
+
+    def _serve_alone(self, attendance: Attendance) -> None:
+        while attendance.uploads:
+            self._step([attendance.uploads.popleft()])
+        if attendance.finished and not attendance.settled:
+            self._step([])
+            self._close(attendance)
+
+    def _live(self) -> list[Attendance]:
+        return [a for a in self.all.values() if not a.settled]
+
+    def _open(self, attendance: Attendance) -> None:
+        if not attendance.opened:
+            session = self.admission.sessions[attendance.device]
+            attendance.opened = True
+            self.server.open(attendance.device, session.claims.samples)
+            session.send([frame(pb.ToDevice(begin=pb.Begin(relay=self.relay)))], -1, done=False)
+            attendance.due = time.monotonic() + self.patience.straggler
+
+    def _step(self, uploads: Sequence[Upload]) -> None:
+        """One step of the trainer (or what is left to answer, without uploads); the replies go out."""
+        replies = self.server.answer(uploads) if uploads else self.server.flush()
+        by_device: dict[int, list[ReplyPacket]] = {}
+        for reply in replies:
+            by_device.setdefault(reply.device, []).append(reply)
+        now = time.monotonic()
+        for upload in uploads:
+            attendance = self.all[upload.device]
+            attendance.served = upload.step
+            served = upload.step + 1
+            frames = self._frames(by_device.pop(upload.device, []), served) or [_served(served)]
+            self.admission.sessions[upload.device].send(frames, upload.step)
+            if not attendance.uploads and not attendance.finished:
+                attendance.due = now + self.patience.straggler
+        for device, others in by_device.items():
+            late = self.all[device].served + 1
+            self.admission.sessions[device].send(self._frames(others, served=0), late, done=False)
+
+    def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[bytes]:
+        last = len(replies) - 1
+        return [
+            reply_frame(r.device, self.admission.round, r.step, r.gradient, served if i == last else 0)
+            for i, r in enumerate(replies)
+        ]
+
+    def _close(self, attendance: Attendance) -> None:
+        attendance.settled, attendance.due = True, None
+        self.closed.append(self.server.close(attendance.device))
+        self.relay = attendance.relay or self.relay
+        self.admission.sessions[attendance.device].finish([frame(pb.ToDevice(closed=pb.Closed()))])
+
+    def _lose_late(self) -> None:
+        now = time.monotonic()
+        for attendance in self._live():
+            if attendance.due is not None and attendance.due <= now:
+                waited = f"for {self.patience.straggler:g} s" if attendance.joined else f"in {self.patience.join:g} s"
+                what = "nothing came from it" if attendance.joined else "it did not come"
+                self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"{what} {waited}")
+
+    def _lose(self, device: int, code: Code, reason: str) -> None:
+        attendance = self.all[device]
+        attendance.settled, attendance.due = True, None
+        attendance.uploads.clear()
+        self.lost[device] = reason
+        if attendance.opened:
+            self.server.lose(device)
+        if (session := self.admission.sessions.get(device)) is not None:
+            session.refuse(code, f"edge {self.server.edge} goes on without device {device}: {reason}")
+
+
+def _served(uploads: int) -> bytes:
+    return frame(pb.ToDevice(served=pb.Served(served=uploads)))

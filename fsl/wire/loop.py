@@ -1,0 +1,43 @@
+"""The thread that serves the network: one event loop, for any number of sessions."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_PATIENCE = 30.0  # seconds for what takes none
+
+
+class NetworkThread:
+    """An event loop in a thread of its own. Nothing is computed here, so that nobody waits for a computation."""
+
+    def __init__(self, name: str):
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, task: Coroutine[Any, Any, T], timeout: float = _PATIENCE) -> T:
+        """Run a coroutine there, and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(task, self.loop).result(timeout)
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function there, soon; nothing happens once the thread has ended."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self) -> None:
+        """End the thread; what is still running there is cancelled."""
+        if self.loop.is_closed():
+            return
+        self.run(_cancel_all())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(_PATIENCE)
+        self.loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,255 @@
+"""An edge's door: one gRPC stream per session, who may come in, and what is said to those who may not."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+
+from fsl.errors import ConfigError, TrustError, WireError
+from fsl.wire import messages_pb2 as pb
+from fsl.wire.format import frame, read_frame
+from fsl.wire.journal import Journal
+from fsl.wire.loop import NetworkThread
+from fsl.wire.options import METHOD, Certificates, Limits, channel_options
+from fsl.wire.session import Inbox, Joined, Refusal, Stream, WireSession
+from fsl.wire.tokens import Claims, check_proof, check_token, fingerprint
+
+log = logging.getLogger(__name__)
+Code = grpc.StatusCode
+Context = grpc.aio.ServicerContext
+
+
+class Admission:
+    """Who may have a session in one round of one edge, and the sessions that there are."""
+
+    def __init__(
+        self, run: str, round: int, edge: int, fence: int, cloud_key: bytes, devices: set[int], up: str, down: str
+    ):
+        self.run = run
+        self.round = round
+        self.edge = edge
+        self.fence = fence
+        self.cloud_key = cloud_key
+        self.devices = devices
+        self.up = up  # the codecs of this round
+        self.down = down
+        self.inbox: Inbox = Inbox()
+        self.sessions: dict[int, WireSession] = {}
+
+    def check(self, token: bytes) -> Claims:
+        """What a token allows here; raises what speaks against it."""
+        claims = check_token(token, self.cloud_key)
+        if (claims.run, claims.round) != (self.run, self.round):
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                f"the token is for round {claims.round} of run {claims.run[:80]!r}; edge {self.edge} serves round "
+                f"{self.round} of run {self.run!r}",
+            )
+        if claims.fence != self.fence:
+            raise Refusal(Code.FAILED_PRECONDITION, f"the token has fence {claims.fence}; {self.fence} counts now")
+        if self.edge not in claims.edges or claims.device not in self.devices:
+            raise Refusal(Code.PERMISSION_DENIED, f"device {claims.device} does not train at edge {self.edge}")
+        return claims
+
+
+class EdgeDoor:
+    """The gRPC server of one edge; rounds come and go behind it."""
+
+    def __init__(
+        self,
+        edge: int,
+        listen: str,
+        certificates: Certificates | None,
+        journal: Path,
+        limits: Limits = Limits(),
+    ):
+        self.edge = edge
+        self.limits = limits
+        self.thread = NetworkThread(f"edge-{edge}")
+        self._journal = Journal(journal)
+        self._admission: Admission | None = None
+        self._handshakes = 0
+        try:
+            self.port = self.thread.run(self._start(listen, certificates))
+        except BaseException:
+            self.thread.close()
+            raise
+
+    def begin(self, admission: Admission) -> None:
+        """Let the devices of a round in."""
+        self.thread.call(setattr, self, "_admission", admission)
+
+    def end(self, patience: float) -> None:
+        """The round is over: give the last messages so long to get out, and let nobody in until the next."""
+        self.thread.run(self._end(patience), patience + 30)
+
+    def close(self) -> None:
+        """End the server."""
+        self.thread.run(self._server.stop(1.0))
+        self.thread.close()
+
+    async def _start(self, listen: str, certificates: Certificates | None) -> int:
+        handler = grpc.stream_stream_rpc_method_handler(self._train)
+        service, method = METHOD.strip("/").split("/")
+        self._server = grpc.aio.server(options=channel_options(self.limits.max_message_bytes))
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        try:
+            if certificates is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, certificates.server())
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise ConfigError(f"listen={listen}: edge {self.edge} cannot listen there; name a free host:port")
+        await self._server.start()
+        return port
+
+    async def _end(self, patience: float) -> None:
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*waiting), patience)
+
+    async def _train(self, _: AsyncIterator[bytes], context: Context) -> None:
+        try:
+            session, stream = await self._admit(context)
+        except Refusal as refusal:
+            await self._turn_away(context, refusal)
+        except TrustError as error:
+            await self._turn_away(context, Refusal(Code.UNAUTHENTICATED, str(error)))
+        except WireError as error:
+            await self._turn_away(context, Refusal(Code.INVALID_ARGUMENT, str(error)))
+        else:
+            await self._carry(session, stream, context)
+
+    async def _turn_away(self, context: Context, refusal: Refusal) -> None:
+        log.info("edge %d refused %s: %s", self.edge, context.peer(), refusal.reason)
+        await context.abort(refusal.code, refusal.reason)
+
+    # Who comes in.
+
+    async def _admit(self, context: Context) -> tuple[WireSession, Stream]:
+        if self._handshakes >= self.limits.handshakes:
+            raise Refusal(Code.RESOURCE_EXHAUSTED, f"{self.limits.handshakes} others are at the door; come back later")
+        self._handshakes += 1
+        try:
+            return await asyncio.wait_for(self._handshake(context), self.limits.handshake_seconds)
+        except TimeoutError:
+            raise Refusal(Code.DEADLINE_EXCEEDED, "the session was not opened in time") from None
+        finally:
+            self._handshakes -= 1
+
+    async def _handshake(self, context: Context) -> tuple[WireSession, Stream]:
+        opening = (await _read(context, "open")).open
+        admission = self._admission
+        if admission is None:
+            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
+        claims = admission.check(opening.token)
+        if fingerprint(opening.public_key) != claims.fingerprint:
+            raise TrustError(f"the token of device {claims.device} is for another key")
+        nonce = secrets.token_bytes(32)
+        await context.write(frame(pb.ToDevice(challenge=pb.Challenge(nonce=nonce))))
+        proof = (await _read(context, "proof")).proof
+        check_proof(proof.signature, opening.public_key, nonce, self.edge, opening.token)
+        if (opening.up, opening.down) != (admission.up, admission.down):
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                f"this round's codecs are {admission.up} and {admission.down}; the device has others",
+            )
+        session = self._session(admission, claims, opening)
+        if session is None:
+            session = await self._new_session(admission, claims, opening)
+        stream = session.attach(opening.served)
+        opened = pb.Opened(
+            secret=session.secret,
+            received=session.received,
+            queue=self.limits.queue,
+            max_bytes=self.limits.max_message_bytes,
+        )
+        await context.write(frame(pb.ToDevice(opened=opened)))
+        return session, stream
+
+    def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
+        """The session that a device comes back to; None where it has none yet."""
+        session = admission.sessions.get(claims.device)
+        if session is None:
+            if opening.secret:
+                raise Refusal(Code.FAILED_PRECONDITION, f"edge {self.edge} has no session of device {claims.device}")
+            return None
+        if not session.same(opening.secret):
+            raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
+        if session.refusal is not None:
+            raise session.refusal
+        return session
+
+    async def _new_session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession:
+        session = WireSession(claims, opening.token, admission.inbox, self.thread, self.limits.queue)
+        admission.sessions[claims.device] = session  # before anything is awaited: there is one per device
+        loop = asyncio.get_running_loop()
+        if not await loop.run_in_executor(None, self._journal.enter, claims):
+            session.refusal = Refusal(
+                Code.FAILED_PRECONDITION,
+                f"the token of device {claims.device} was used before, at a session that edge {self.edge} lost",
+            )
+            raise session.refusal
+        admission.inbox.put(Joined(claims.device))
+        return session
+
+    # Who is in.
+
+    async def _carry(self, session: WireSession, stream: Stream, context: Context) -> None:
+        reader = asyncio.create_task(self._listen(session, context))
+        writer = asyncio.create_task(_speak(stream, context))
+        try:
+            await asyncio.wait({reader, writer, stream.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.ended.done():
+                await asyncio.wait({writer})
+                refusal = stream.ended.result()
+            else:
+                refusal = reader.result() if reader.done() else None
+            if refusal is not None:
+                session.lose(refusal)
+                await self._turn_away(context, refusal)
+            elif stream.ended.done():
+                session.delivered.set()
+        finally:
+            session.detach(stream)
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    async def _listen(self, session: WireSession, context: Context) -> Refusal | None:
+        """Take what comes until the stream ends; why the session is to end, if it is."""
+        try:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                await session.take(data)
+        except Refusal as refusal:
+            return refusal
+        except TrustError as error:
+            return Refusal(Code.PERMISSION_DENIED, str(error))
+        except WireError as error:
+            return Refusal(Code.INVALID_ARGUMENT, str(error))
+        except grpc.aio.BaseError as error:
+            log.info("edge %d lost the stream of device %d: %s", self.edge, session.claims.device, error)
+        return None
+
+
+async def _read(context: Context, kind: str) -> pb.ToEdge:
+    data = await context.read()
+    if data is grpc.aio.EOF:
+        raise WireError(f"the stream ended where the {kind} of a session is next")
+    message, rest = read_frame(data, pb.ToEdge)
+    if message.WhichOneof("body") != kind or rest:
+        raise WireError(f"the {kind} of a session is next; something else came")
+    return message
+
+
+async def _speak(stream: Stream, context: Context) -> None:
+    while (data := await stream.frames.get()) is not None:
+        await context.write(data)
