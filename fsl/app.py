@@ -12,6 +12,7 @@ from fsl.plan import EvaluatePlan, RoundPlan
 from fsl.workload import Workload
 
 PLAN, ARRAYS, METRICS, CONFIG = "plan", "arrays", "metrics", "config"
+SETUP, PART, REMARKS = "setup", "part", "remarks"
 
 
 def client_app(build: Callable[[Context], Node]) -> ClientApp:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fsl.app import workload_app
 from fsl.errors import ConfigError
 from fsl.grids.inline import InlineGrid
+from fsl.placement import Placement
 from fsl.workload import Workload
 
 
@@ -49,6 +50,11 @@ class Backend:
             raise ConfigError(f"backend.accelerator={self.accelerator!r}: allowed are cpu, cuda, cuda:<index>")
         if kind == "cuda" and self.name == "inline" and not torch.cuda.is_available():
             raise ConfigError(f"backend.accelerator={self.accelerator}: torch sees no CUDA device here; use cpu")
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where devices and edges are; None where any node may host them."""
+        return None
 
     def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
         """A Grid over so many nodes that work on this workload; leaving it ends them."""

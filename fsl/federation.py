@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError
+from fsl.placement import Placement
 from fsl.plan import Fronts, Spec
 from fsl.states import Layout
 
@@ -82,6 +83,7 @@ class Federation:
     evaluate_every: int = 1
     evaluate_devices: int = 100  # private fronts to evaluate, at most
     costs: "CostModel | None" = None  # None: rounds have no simulated time
+    placement: Placement | None = None  # None: any node may host any device and edge
 
     def __post_init__(self) -> None:
         for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
@@ -131,6 +133,9 @@ class CloudStrategy(Protocol):
 
     def checkpointed(self, state: Mapping[str, Any]) -> None:
         """A checkpoint with what `state` returned is complete."""
+
+    def remarks(self) -> Mapping[str, Any]:
+        """What there is to say of the last round besides figures, as JSON values."""
 
     def kept(self) -> dict[int, int]:
         """Each device that has a private state, with the round whose generation counts."""

@@ -128,6 +128,7 @@ def simulate(
         aggregator=aggregator,
         evaluate_every=evaluate_every if task.test is not None else 0,
         evaluate_devices=evaluate_devices,
+        placement=backend.placement,
     )
     partitioner = partition or IID()
     loss = as_objective(objective)

@@ -174,6 +174,7 @@ class Simulation:
         """Write a round's row, begin its checkpoint, and tell the observers."""
         self.arrays = arrays
         named = {"loss": None, "accuracy": None, "sim_seconds": None, "energy_joules": None, **metrics}
+        named |= self.strategy.remarks()
         row = {"round": round, **{key: named.pop(key, None) for key in _COLUMNS}, **named}
         self._keep_best(row)
         self.folder.append_metrics(row)
@@ -252,6 +253,8 @@ class Simulation:
         self.folder.fronts.mkdir(parents=True, exist_ok=True)
         written = []
         for device, round in self.strategy.kept().items():
+            if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
+                continue  # it stays on its device
             path = self.folder.fronts / f"{device}.safetensors"
             save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {}, durable=False)
             written.append(path)

@@ -223,6 +223,16 @@ class DeviceStates(Total):
         self.weights |= other.weights
 
 
+def summed(total: Total) -> Total:
+    """States one by one as their weighted sum, in order of device id."""
+    if not isinstance(total, DeviceStates):
+        return total
+    result = WeightedSum(total.layout)
+    for device in sorted(total.states):
+        result.add(total.states[device], total.weights[device], device)
+    return result
+
+
 _BLOCK = 1 << 14  # elements; the buffers of one block stay in a core's cache
 
 

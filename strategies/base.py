@@ -3,8 +3,9 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -16,10 +17,13 @@ from fsl.strategies.planning import assign, chunks, message, simulated, succeede
 
 from fsl import seeds
 from fsl.app import ARRAYS, METRICS
+from fsl.errors import RunError
+from fsl.federation import Federation
+from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
 from fsl.reports import DeviceReport
-from fsl.states import Total
+from fsl.states import Total, summed
 from fsl.targets import locate
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,13 @@ class SplitStrategy(Algorithm, Strategy):
     def __init__(self) -> None:
         super().__init__()
         self._previous = ArrayRecord()
+        self._placed: bool | None = None  # None: nobody has looked yet
+        self._lost: dict[int, str] = {}
+
+    def bind(self, federation: Federation) -> None:
+        """Take the run's settings, and forget an earlier run."""
+        super().bind(federation)
+        self._placed, self._lost = None, {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -63,19 +74,50 @@ class SplitStrategy(Algorithm, Strategy):
             up=federation.up,
             down=federation.down,
         )
+        if self._look(grid):
+            yield from self._placement.train_messages(plan, cohorts, partial(self._needed, arrays))
+            return
         divisible = spec is None or bool(locate(spec.target).divisible)
         for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible).items():
             text = replace(plan, cohorts=tuple(tasks)).to_json()
             devices = [task for cohort in tasks for task in cohort.devices]
-            yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round)
+            yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the nodes' sums in order of node id, divide once; a segment that nobody trained keeps its arrays."""
-        replies = sorted(replies, key=lambda m: m.metadata.src_node_id)
-        good = succeeded(replies, server_round)
         layouts = self.federation.layouts
+        collected = self._collected(server_round, list(replies))
+        reports, totals = collected.reports, collected.totals
+        arrays = ArrayRecord(dict(self._previous))
+        new = self.combine(server_round, totals, self._previous)
+        arrays.update(states_to_record(layouts, new))
+        for report in reports:
+            self._versions[f"device-{report.device}"] = server_round
+            self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
+        measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
+        if (costs := self.federation.costs) is not None:
+            trainer = self.trainer(server_round)
+            measured |= simulated(costs, reports, trainer, self.fronts, self.edge_of, self._clock)
+            self._clock += measured["sim_seconds"]
+        return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, collected.figures)})
+
+    def _collected(self, round: int, replies: list[Message]) -> Collected:
+        """What the nodes' replies come to, added in order of node id."""
+        layouts = self.federation.layouts
+        if self._placed:
+            collected = self._placement.collect(replies, layouts)
+            self._lost = dict(collected.lost)
+            for device, reason in self._lost.items():
+                log.warning("round %d goes on without device %d: %s", round, device, reason)
+            if not collected.reports:
+                raise RunError(f"round {round}: no device finished ({_reasons(self._lost)}); resume when they are back")
+            if self._aggregator is None or not self._aggregator.one_by_one:
+                return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
+            return collected
+        replies.sort(key=lambda m: m.metadata.src_node_id)
+        good = succeeded(replies, round)
         totals: dict[str, Total] = {}
         reports: list[DeviceReport] = []
         figures: Counter[str] = Counter()
@@ -91,18 +133,7 @@ class SplitStrategy(Algorithm, Strategy):
             reports.extend(said.devices)
             figures.update(said.figures)
         reports.sort(key=lambda r: r.device)
-        arrays = ArrayRecord(dict(self._previous))
-        new = self.combine(server_round, totals, self._previous)
-        arrays.update(states_to_record(layouts, new))
-        for report in reports:
-            self._versions[f"device-{report.device}"] = server_round
-            self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
-        measured = {**sums(reports), "failed_nodes": len(replies) - len(good)}
-        if (costs := self.federation.costs) is not None:
-            trainer = self.trainer(server_round)
-            measured |= simulated(costs, reports, trainer, self.fronts, self.edge_of, self._clock)
-            self._clock += measured["sim_seconds"]
-        return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, figures)})
+        return Collected(totals, reports, figures, {}, len(replies) - len(good))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -111,11 +142,19 @@ class SplitStrategy(Algorithm, Strategy):
         if self.fronts != "private" or not self.evaluates(server_round):
             return
         tasks = [self._task(device) for device in self._evaluated()]
+        if self._placed:
+            yield from self._placement.evaluate_messages(
+                partial(self._evaluation, server_round), tasks, partial(self._needed, arrays), server_round
+            )
+            return
         nodes = sorted(grid.get_node_ids())
         for node, chunk in zip(nodes, chunks(tasks, len(nodes))):
             if chunk:
-                text = EvaluatePlan(self.federation.run, server_round, tuple(chunk)).to_json()
-                yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round)
+                text = self._evaluation(server_round, chunk)
+                yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
+
+    def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
+        return EvaluatePlan(self.federation.run, round, tuple(tasks)).to_json()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
@@ -182,7 +221,29 @@ class SplitStrategy(Algorithm, Strategy):
                 on_round(current, result.arrays, MetricRecord({**metrics, "seconds": seconds}))
         return result
 
+    def remarks(self) -> Mapping[str, Any]:
+        """Which devices were lost in the last round and why, where nodes host what they host."""
+        return {"lost": {str(device): reason for device, reason in self._lost.items()}} if self._placed else {}
+
     # Planning.
+
+    @property
+    def _placement(self) -> Placement:
+        placement = self.federation.placement
+        assert placement is not None
+        return placement
+
+    @property
+    def _setup(self) -> str:
+        return "" if self.federation.placement is None else self._placement.setup
+
+    def _look(self, grid: Grid) -> bool:
+        """Whether nodes host what they host, so that the placement says who does what."""
+        federation = self.federation
+        if federation.placement is not None:
+            first = self._placed is None
+            self._placed = federation.placement.look(grid, federation.devices, federation.edges, first)
+        return bool(self._placed)
 
     def _cohorts(self, devices: Sequence[int]) -> list[CohortTask]:
         members: dict[int, list[DeviceTask]] = {}
@@ -212,3 +273,8 @@ class SplitStrategy(Algorithm, Strategy):
             return range(federation.devices)
         draw = seeds.numpy_generator(federation.seed, "evaluated")
         return sorted(int(d) for d in draw.choice(federation.devices, federation.evaluate_devices, replace=False))
+
+
+def _reasons(lost: Mapping[int, str]) -> str:
+    shown = [f"device {device}: {reason}" for device, reason in list(lost.items())[:3]]
+    return "; ".join([*shown, "..."] if len(lost) > len(shown) else shown) or "none was selected that is there"

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fsl.app import ARRAYS, CONFIG, PLAN
+from fsl.app import ARRAYS, CONFIG, PLAN, SETUP
 from fsl.costs import CostModel, DeviceLoad, serving_of
 from fsl.errors import RunError
 from fsl.plan import CohortTask, Fronts, Spec
@@ -40,9 +40,9 @@ def chunks(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
     return [items[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
-def message(plan: str, arrays: ArrayRecord, node: int, kind: str, round: int) -> Message:
-    """A plan and its arrays for one node."""
-    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({PLAN: plan})})
+def message(plan: str, arrays: ArrayRecord, node: int, kind: str, round: int, setup: str) -> Message:
+    """A plan and its arrays for one node, and the run's setup for a node that does not know it."""
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({PLAN: plan, **({SETUP: setup} if setup else {})})})
     return Message(content, node, kind, group_id=str(round))
 
 

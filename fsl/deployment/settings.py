@@ -38,6 +38,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "max-message-bytes": int,
     "max-samples": int,
 }
+_PATIENCE = ("join", "straggler", "answer")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # which Flower's simulation engine gives to every node
 
 
@@ -67,8 +68,8 @@ class NodeSettings:
     accelerator: str = "cpu"
     hardware: str | None = None
     metrics: str | None = None
-    patience: Patience = Patience()
-    limits: Limits = Limits()
+    patience: Patience = field(default_factory=Patience)
+    limits: Limits = field(default_factory=Limits)
     max_samples: int | None = None
 
     @property
@@ -113,9 +114,7 @@ class NodeSettings:
             accelerator=given.get("accelerator", "cpu"),
             hardware=given.get("hardware"),
             metrics=given.get("metrics"),
-            patience=Patience(
-                **{name: float(given[name]) for name in ("join", "straggler", "answer") if name in given}
-            ),
+            patience=Patience(**{name: float(given[name]) for name in _PATIENCE if name in given}),
             limits=Limits(max_message_bytes=given.get("max-message-bytes", Limits.max_message_bytes)),
             max_samples=given.get("max-samples"),
         )

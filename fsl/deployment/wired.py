@@ -1,10 +1,10 @@
 """A node of a real federation: its devices train over the wire, its edge serves theirs."""
 
 import logging
-import secrets
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 
@@ -70,6 +70,24 @@ class WiredNode:
     def public_key(self) -> bytes:
         """The devices' public key, DER; empty where none are hosted."""
         return b"" if self.uplink is None else public_bytes(self.uplink.key.public_key())
+
+    def describe(self) -> dict[str, Any]:
+        """What the cloud must know of this node, as JSON values."""
+        settings, partition = self.settings, self.node.worker.workload.partition
+        devices = settings.devices if settings.hosts_devices else ()
+        return {
+            "role": settings.role,
+            "samples": {str(device): partition.size(device) for device in devices if device < partition.devices},
+            "edge": settings.edge if settings.hosts_edge else None,
+            "address": self._address(),
+            "key": self.public_key.hex(),
+        }
+
+    def _address(self) -> str:
+        if self.door is None:
+            return ""
+        host, _, port = self.settings.address.rpartition(":")
+        return f"{host}:{self.door.port if port == '0' else port}"
 
     def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round."""
@@ -182,13 +200,3 @@ class WiredNode:
         )
         if plan.fronts != "private":
             work.totals |= side.totals
-
-
-def new_relay_key() -> str:
-    """A key for one round's relayed fronts, hex."""
-    return secrets.token_hex(32)
-
-
-def one_by_one(plan: RoundPlan) -> RoundPlan:
-    """The plan with states device by device, so that the cloud counts exactly those that finished at both ends."""
-    return replace(plan, one_by_one=True)

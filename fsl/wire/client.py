@@ -14,14 +14,8 @@ from fsl.wire.loop import NetworkThread
 from fsl.wire.options import METHOD, Certificates, Limits, Patience, channel_options
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
 
-_AGAIN = frozenset(  # the connection is at fault, or may be
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    }
-)
+Code = grpc.StatusCode
+_AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED})  # the connection is at fault, or may be
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 
 
@@ -60,7 +54,7 @@ class Invitation:
 class Uplink:
     """A node's connections to edges: one channel for each address, one network thread for all."""
 
-    def __init__(self, key: PrivateKey, certificates: Certificates | None, limits: Limits = Limits()):
+    def __init__(self, key: PrivateKey, certificates: Certificates | None, limits: Limits):
         self.key = key
         self.public_key = public_bytes(key.public_key())
         self.limits = limits
@@ -156,7 +150,7 @@ class Line:
             except grpc.aio.AioRpcError as error:
                 code, reason = error.code(), error.details() or error.code().name
             except (TimeoutError, WireError) as error:
-                code, reason = grpc.StatusCode.DATA_LOSS, f"{type(error).__name__}: {error}"
+                code, reason = Code.DATA_LOSS, f"{type(error).__name__}: {error}"
             if self._opened:
                 deadline, pause, self._opened = loop.time() + self._patience.straggler, _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
@@ -238,7 +232,7 @@ async def _next(call: grpc.aio.StreamStreamCall) -> bytes:
     if data is grpc.aio.EOF:
         # A stream that ends before the session does: its status says why, and OK is no reason.
         code, details = await call.code(), await call.details()
-        if code is grpc.StatusCode.OK:
-            code, details = grpc.StatusCode.UNAVAILABLE, "the edge ended the stream"
+        if code is Code.OK:
+            code, details = Code.UNAVAILABLE, "the edge ended the stream"
         raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details)
     return bytes(data)

@@ -17,6 +17,11 @@ from fsl.states import Layout, State
 _NONCE = 12
 
 
+def new_key() -> bytes:
+    """A key for one round."""
+    return ChaCha20Poly1305.generate_key()
+
+
 class Relay:
     """Seals and unseals the segments that are relayed in one round at one edge."""
 

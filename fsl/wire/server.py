@@ -65,7 +65,7 @@ class EdgeDoor:
         listen: str,
         certificates: Certificates | None,
         journal: Path,
-        limits: Limits = Limits(),
+        limits: Limits,
     ):
         self.edge = edge
         self.limits = limits
@@ -216,10 +216,10 @@ class EdgeDoor:
             if refusal is not None:
                 session.lose(refusal)
                 await self._turn_away(context, refusal)
-            elif stream.ended.done():
-                session.delivered.set()
-        finally:
+        finally:  # also where the device hangs up first, as it does when it is closed
             session.detach(stream)
+            if session.finished:
+                session.delivered.set()
             for task in (reader, writer):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)

@@ -1,0 +1,98 @@
+"""Counting a round: exactly the devices that finished both on their node and at their edge."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from flwr.app import ArrayRecord, MetricRecord
+
+from fsl.placement import Collected
+from fsl.plan import CohortTask, RoundPlan
+from fsl.records import metrics_to_reports, record_to_totals
+from fsl.reports import DeviceReport
+from fsl.states import DeviceStates, Layout, Total, WeightedSum
+
+_SERVED = "served."
+
+
+class Tally:
+    """Takes the nodes' replies in, and then adds up what counts.
+
+    A device's front comes from its node and its back from its edge; if either end did not finish, neither counts.
+    """
+
+    def __init__(
+        self,
+        plan: RoundPlan,
+        cohorts: Sequence[CohortTask],
+        samples: Mapping[int, int],
+        layouts: Mapping[str, Layout],
+        lost: dict[int, str],
+    ):
+        self.plan = plan
+        self.cohorts = cohorts
+        self.samples = samples
+        self.layouts = layouts
+        self.lost = lost
+        self._shared: dict[str, WeightedSum] = {}
+        self._own: dict[str, DeviceStates] = {}
+        self._trained: dict[int, DeviceReport] = {}
+        self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
+        self._figures: Counter[str] = Counter()
+
+    def add(self, arrays: ArrayRecord, metrics: MetricRecord) -> None:
+        """A node's reply; WireError where it is none."""
+        said = metrics_to_reports(MetricRecord({k: v for k, v in metrics.items() if not k.startswith(_SERVED)}))
+        served = metrics_to_reports(
+            MetricRecord({k.removeprefix(_SERVED): v for k, v in metrics.items() if k.startswith(_SERVED)})
+        )
+        self._trained.update({report.device: report for report in said.devices})
+        self._served.update({report.device: report for report in served.devices})
+        self._figures.update(said.figures)
+        weights = {device: float(n) for device, n in self.samples.items()}  # the cloud's, not what a node says
+        for segment, total in record_to_totals(arrays, said.weights, self.layouts, weights).items():
+            if isinstance(total, DeviceStates):
+                self._own.setdefault(segment, DeviceStates(self.layouts[segment])).merge(total)
+            elif isinstance(total, WeightedSum) and segment in self._shared:
+                self._shared[segment].merge(total)
+            elif isinstance(total, WeightedSum):
+                self._shared[segment] = total
+
+    def collected(self, failed_nodes: int) -> Collected:
+        """What the round came to."""
+        counted = sorted(self._trained.keys() & self._served.keys())
+        reports = [self._report(device) for device in counted]
+        for cohort in self.cohorts:
+            for task in cohort.devices:
+                if task.device not in counted:
+                    self.lost.setdefault(task.device, "it finished at one end of the wire only")
+        totals: dict[str, Total] = dict(self._shared)
+        for segment, states in self._own.items():
+            relayed = self.plan.fronts == "relayed" and segment != "back"
+            total = self._relayed(states, counted) if relayed else _only(states, counted)
+            if total is not None:
+                totals[segment] = total
+        lost = {device: reason for device, reason in sorted(self.lost.items()) if device not in counted}
+        return Collected(totals, reports, self._figures, lost, failed_nodes)
+
+    def _report(self, device: int) -> DeviceReport:
+        mine, edge = self._trained[device], self._served[device]
+        return replace(edge, samples=self.samples[device], skipped=mine.skipped, model_bytes=mine.model_bytes)
+
+    def _relayed(self, states: DeviceStates, counted: Sequence[int]) -> Total | None:
+        """Of each edge's chain the last that counts, for all of the chain that does."""
+        total = WeightedSum(states.layout)
+        for cohort in self.cohorts:
+            mine = {task.device for task in cohort.devices}
+            chain = [device for device in self._served if device in mine and device in counted]
+            if chain and chain[-1] in states.states:
+                total.add(states.states[chain[-1]], sum(self.samples[device] for device in chain))
+        return total if total.weight else None
+
+
+def _only(states: DeviceStates, counted: Sequence[int]) -> DeviceStates | None:
+    chosen = DeviceStates(states.layout)
+    for device in counted:
+        if device in states.states:
+            chosen.states[device], chosen.weights[device] = states.states[device], states.weights[device]
+    return chosen if chosen.states else None

@@ -1,0 +1,52 @@
+"""Where a run's devices and edges are, for runs whose nodes host what they host (a real federation)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.reports import DeviceReport
+from fsl.states import Layout, Total
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a round came to: totals by segment, devices that finished, counts, and why others were lost."""
+
+    totals: Mapping[str, Total]
+    reports: Sequence[DeviceReport]
+    figures: Mapping[str, int]
+    lost: Mapping[int, str]
+    failed_nodes: int
+
+
+class Placement(Protocol):
+    """Asks the nodes that host devices and edges, and counts what finished.
+
+    `setup` is what messages say of the run's configuration, for nodes that do not know it.
+    """
+
+    setup: str
+
+    def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
+        """See who is there; False where any node may host whole cohorts, as in a simulation."""
+
+    def train_messages(
+        self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Callable[[Sequence[DeviceTask]], ArrayRecord]
+    ) -> list[Message]:
+        """One message for each node with a part in the round."""
+
+    def collect(self, replies: Iterable[Message], layouts: Mapping[str, Layout]) -> Collected:
+        """What the replies to the last messages come to."""
+
+    def evaluate_messages(
+        self,
+        text: Callable[[Sequence[DeviceTask]], str],
+        tasks: Sequence[DeviceTask],
+        needed: Callable[[Sequence[DeviceTask]], ArrayRecord],
+        round: int,
+    ) -> list[Message]:
+        """Messages to the nodes of devices with fronts of their own."""

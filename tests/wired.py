@@ -1,0 +1,96 @@
+"""A federation in one process whose devices and edges speak over gRPC on loopback: each node is a thread."""
+
+import json
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.app import ConfigRecord, Message, RecordDict
+
+import fsl
+from fsl.app import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
+from fsl.deployment.roster import Roster, Terms
+from fsl.deployment.settings import NodeSettings
+from fsl.deployment.wired import WiredNode
+from fsl.grids.flower import SimulationGrid
+from fsl.parts import Part
+from fsl.plan import EvaluatePlan, RoundPlan
+from fsl.wire.options import Patience
+
+
+class WiredGrid(SimulationGrid):
+    """Nodes 1..E host an edge each, the others so many devices each."""
+
+    def __init__(self, workload, backend, devices):
+        groups = [range(devices)[i :: backend.device_nodes] for i in range(backend.device_nodes)]
+        super().__init__(backend.edges + len(groups))
+        folder = backend.folder
+        self.nodes = {}
+        key = folder / "device.key"
+        folder.mkdir(parents=True, exist_ok=True)
+        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        key.write_bytes(pem)
+        common = {"state": str(folder), "insecure": True, "key": str(key)}
+        for edge in range(backend.edges):
+            config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common}
+            self._host(workload, backend, config, folder / f"edge-{edge}")
+        for group in groups:
+            config = {"role": "device", "devices": ",".join(map(str, group)), **common}
+            self._host(workload, backend, config, folder / "devices")
+
+    def _host(self, workload, backend, config, store):
+        settings = replace(NodeSettings.read(config), patience=backend.patience, state=store)
+        node = WiredNode(replace(workload, store=store), settings)
+        self.nodes[len(self.nodes) + 1] = node
+
+    def answer(self, messages, timeout):
+        replies = [None] * len(messages)
+
+        def work(i, message):
+            replies[i] = self._reply(message, self.nodes[message.metadata.dst_node_id])
+
+        threads = [threading.Thread(target=work, args=(i, m)) for i, m in enumerate(messages)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return replies
+
+    def _reply(self, message, node):
+        config = message.content.config_records[CONFIG]
+        if message.metadata.message_type == "query":
+            content = RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
+        elif message.metadata.message_type == "train":
+            plan, part = RoundPlan.from_json(config[PLAN]), Part.from_json(config[PART])
+            work = node.train(plan, part, message.content.array_records[ARRAYS])
+            arrays, metrics = work.records()
+            remarks = ConfigRecord({"lost": json.dumps(work.lost)})
+            content = RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
+        else:
+            plan = EvaluatePlan.from_json(config[PLAN])
+            content = RecordDict({METRICS: node.node.evaluate(plan, message.content.array_records[ARRAYS])})
+        return Message(content, reply_to=message)
+
+    def release(self):
+        for node in self.nodes.values():
+            node.close()
+
+
+@dataclass(frozen=True)
+class Wired(fsl.Backend):
+    """A backend whose nodes speak over gRPC."""
+
+    folder: Path = Path()
+    edges: int = 2
+    device_nodes: int = 2
+    patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
+    roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))
+
+    @property
+    def placement(self):
+        return self.roster
+
+    def open(self, workload, nodes):
+        return WiredGrid(workload, self, workload.partition.devices)
