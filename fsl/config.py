@@ -50,6 +50,7 @@ class RunConfig:
     edge: Mapping[str, Any]
     link: Mapping[str, Any]
     backend: Mapping[str, Any]
+    deployment: Mapping[str, Any]
     trackers: Mapping[str, Any]
 
 

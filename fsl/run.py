@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from fsl import provenance, seeds
 from fsl.backend import Backend, torch_threads
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
-from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, limited
+from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, divide
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
@@ -132,9 +132,7 @@ def simulate(
     )
     partitioner = partition or IID()
     loss = as_objective(objective)
-    divided = partitioner.divide(task.train.targets.numpy(), devices, seed, task.groups)
-    if samples_per_device is not None:
-        divided = limited(divided, samples_per_device, seed)
+    divided = divide(task, partitioner, devices, samples_per_device, seed)
     cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
     workload = Workload(
         model=model,

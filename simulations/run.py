@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fsl.backend import Backend
 from fsl.config import (
+    RunConfig,
     build,
     build_aggregator,
     build_backend,
@@ -24,6 +26,7 @@ from fsl.config import (
     build_trackers,
     read_config,
 )
+from fsl.data import TaskData
 from fsl.errors import ConfigError, FslError
 from fsl.observers import Figures, Observer, ProgressBar
 from fsl.run import Run, simulate
@@ -41,8 +44,17 @@ def run_folder(resume: str | None) -> str:
 OmegaConf.register_new_resolver("fsl.run_folder", run_folder, replace=True, use_cache=True)
 
 
-def simulate_config(config: DictConfig, folder: Path, progress: bool = True, observers: Sequence[Observer] = ()) -> Run:
-    """Run what a composed configuration says, into this folder; `observers` watch it beside the usual ones."""
+def simulate_config(
+    config: DictConfig,
+    folder: Path,
+    progress: bool = True,
+    observers: Sequence[Observer] = (),
+    backend_of: Callable[[RunConfig, TaskData], Backend] | None = None,
+) -> Run:
+    """Run what a composed configuration says, into this folder; `observers` watch it beside the usual ones.
+
+    `backend_of` makes the backend for runs that are no simulation.
+    """
     top = read_config(config)
     data, augmentation = build_data(top.data, top.seed)
     model, cut = build_model(top.model, data, top.seed)
@@ -77,7 +89,7 @@ def simulate_config(config: DictConfig, folder: Path, progress: bool = True, obs
         device_profile=build("device", top.device),
         edge_profile=build("edge", top.edge),
         link_profile=build("link", top.link),
-        backend=build_backend(top.backend),
+        backend=build_backend(top.backend) if backend_of is None else backend_of(top, data),
         out=folder,
         resume=top.resume is not None,
         # The last is told first of the end: trackers then find the figures drawn.

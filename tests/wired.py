@@ -41,8 +41,8 @@ class WiredGrid(SimulationGrid):
             self._host(workload, backend, config, folder / "devices")
 
     def _host(self, workload, backend, config, store):
-        settings = replace(NodeSettings.read(config), patience=backend.patience, state=store)
-        node = WiredNode(replace(workload, store=store), settings)
+        settings = replace(NodeSettings.read(config), state=store)
+        node = WiredNode(replace(workload, store=store), settings, backend.patience)
         self.nodes[len(self.nodes) + 1] = node
 
     def answer(self, messages, timeout):

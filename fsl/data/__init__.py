@@ -3,7 +3,7 @@
 from fsl.data.augment import Augmentation
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples, from_dataset
 from fsl.data.loaders import cifar10, digits, images
-from fsl.data.partition import Partition, class_counts, limited
+from fsl.data.partition import Partition, class_counts, divide, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
 
@@ -25,6 +25,7 @@ __all__ = [
     "cifar10",
     "class_counts",
     "digits",
+    "divide",
     "from_dataset",
     "hold_out",
     "images",

@@ -3,13 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fsl import seeds
+from fsl.data.task import TaskData
 from fsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fsl.data.partitioners import Partitioner  # which makes partitions
 
 
 class Partition(ABC):
@@ -85,6 +90,12 @@ def limited(partition: Partition, samples: int, seed: int) -> Partition:
     if isinstance(partition, Resampled):
         return partition
     return _Limited(partition.devices, partition, samples, seed)
+
+
+def divide(task: TaskData, rule: "Partitioner", devices: int, samples: int | None, seed: int) -> Partition:
+    """Who holds which rows of a task, at most `samples` a device."""
+    divided = rule.divide(task.train.targets.numpy(), devices, seed, task.groups)
+    return divided if samples is None else limited(divided, samples, seed)
 
 
 def class_counts(partition: Partition, targets: np.ndarray, devices: Sequence[int]) -> np.ndarray:

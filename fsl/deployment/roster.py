@@ -13,10 +13,11 @@ from flwr.serverapp import Grid
 
 from fsl.app import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.deployment.tally import Tally
-from fsl.errors import RunError, TrustError, WireError
+from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.wire.options import Patience
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint, registered_key
 
@@ -42,13 +43,29 @@ class Terms:
 
     `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
     what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
-    that its SuperNode is registered by.
+    that its SuperNode is registered by. `join`, `straggler`, `answer`: as in `Patience`.
     """
 
     wait: float = 120.0
     query: float = 120.0
     max_samples: int | None = None
     bind_keys: bool = True
+    join: float = Patience.join
+    straggler: float = Patience.straggler
+    answer: float = Patience.answer
+
+    def __post_init__(self) -> None:
+        for name in ("wait", "query"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"deployment.{name}={getattr(self, name)}: it is a number of seconds above 0")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
+        assert self.patience
+
+    @property
+    def patience(self) -> Patience:
+        """How long nodes wait in a round, unless their own configuration says otherwise."""
+        return Patience(self.join, self.straggler, self.answer)
 
 
 @dataclass
@@ -66,7 +83,7 @@ class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
     def __init__(self, setup: str, terms: Terms):
-        self.setup = setup
+        self.setup = setup  # what a message says of the run's configuration
         self.terms = terms
         self.signer = Signer()
         self.members: dict[int, Member] = {}

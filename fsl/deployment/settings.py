@@ -1,8 +1,10 @@
 """What a node is and has: its own configuration, which nothing from the network overrides."""
 
+import os
 import re
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,9 +70,17 @@ class NodeSettings:
     accelerator: str = "cpu"
     hardware: str | None = None
     metrics: str | None = None
-    patience: Patience = field(default_factory=Patience)
+    patience: Mapping[str, float] = field(default_factory=dict)  # what overrides the run's
     limits: Limits = field(default_factory=Limits)
     max_samples: int | None = None
+
+    def scratch(self) -> Path:
+        """Where a node without `state` keeps what it must: this user's own folder among temporary files."""
+        folder = Path(tempfile.gettempdir()) / f"fsl-state-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise ConfigError(f"{folder} belongs to somebody else; give the node configuration a state folder")
+        return folder
 
     @property
     def hosts_devices(self) -> bool:
@@ -107,17 +117,18 @@ class NodeSettings:
             if given.get("insecure")
             else Certificates(_path(given, "client-ca"), _path(given, "cert"), _path(given, "cert-key")),
             state=_path(given, "state"),
-            data_path=given.get("data-path"),
+            data_path=given.get("data-path", os.environ.get("FSL_DATA_PATH")),
             data_name=given.get("data-name"),
             rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
             allow=tuple(given["allow"].split(",")) if given.get("allow") else (),
             accelerator=given.get("accelerator", "cpu"),
             hardware=given.get("hardware"),
             metrics=given.get("metrics"),
-            patience=Patience(**{name: float(given[name]) for name in _PATIENCE if name in given}),
+            patience={name: float(given[name]) for name in _PATIENCE if name in given},
             limits=Limits(max_message_bytes=given.get("max-message-bytes", Limits.max_message_bytes)),
             max_samples=given.get("max-samples"),
         )
+        replace(Patience(), **settings.patience)  # checks the numbers
         settings._check()
         return settings
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -22,6 +22,7 @@ from fsl.wire.client import Invitation, Uplink
 from fsl.wire.device_round import DeviceRound
 from fsl.wire.edge_round import EdgeOutcome, EdgeRound
 from fsl.wire.expected import Expected
+from fsl.wire.options import Patience
 from fsl.wire.relay import Relay
 from fsl.wire.server import Admission, EdgeDoor
 from fsl.wire.tokens import load_private_key, public_bytes
@@ -53,18 +54,25 @@ class Work:
 class WiredNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
-    def __init__(self, workload: Workload, settings: NodeSettings):
+    def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
         self.node = Node(workload)
         self.settings = settings
-        self.door: EdgeDoor | None = None
+        self.patience = replace(patience or Patience(), **settings.patience)
         self.uplink: Uplink | None = None
-        state = settings.state
-        if settings.hosts_edge and state is not None:
-            self.door = EdgeDoor(
-                settings.edge, settings.listen, settings.edge_certificates, state / "sessions.tsv", settings.limits
-            )
+        self._door: EdgeDoor | None = None
         if settings.hosts_devices and settings.key is not None:
             self.uplink = Uplink(load_private_key(settings.key), settings.device_certificates, settings.limits)
+
+    @property
+    def door(self) -> EdgeDoor:
+        """The edge's door, opened when it is first needed."""
+        settings = self.settings
+        if not settings.hosts_edge or settings.state is None:
+            raise RunError("this node hosts no edge")
+        if self._door is None:
+            journal = settings.state / "sessions.tsv"
+            self._door = EdgeDoor(settings.edge, settings.listen, settings.edge_certificates, journal, settings.limits)
+        return self._door
 
     @property
     def public_key(self) -> bytes:
@@ -84,10 +92,10 @@ class WiredNode:
         }
 
     def _address(self) -> str:
-        if self.door is None:
+        if not self.settings.hosts_edge:
             return ""
         host, _, port = self.settings.address.rpartition(":")
-        return f"{host}:{self.door.port if port == '0' else port}"
+        return f"{host}:{self.door.port if port == '0' else port}"  # 0: whichever is free
 
     def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round."""
@@ -115,8 +123,8 @@ class WiredNode:
         """End connections and server."""
         if self.uplink is not None:
             self.uplink.close()
-        if self.door is not None:
-            self.door.close()
+        if self._door is not None:
+            self._door.close()
 
     # An edge's part.
 
@@ -140,7 +148,7 @@ class WiredNode:
         )
 
     def _serve_round(self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work) -> EdgeOutcome:
-        if self.door is None or self.door.edge != part.cohort.edge:
+        if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
         worker = self.node.worker
         server = EdgeSide(part.cohort, plan, worker, states).server
@@ -149,7 +157,7 @@ class WiredNode:
         admission = Admission(
             plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up, plan.down
         )
-        edge_round = EdgeRound(server, admission, self.settings.patience, Expected.of(worker, plan))
+        edge_round = EdgeRound(server, admission, self.patience, Expected.of(worker, plan))
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -182,7 +190,7 @@ class WiredNode:
             )
             for t in part.tickets
         ]
-        outcome = DeviceRound(side, invitations, self.uplink, self.settings.patience, relay).run()
+        outcome = DeviceRound(side, invitations, self.uplink, self.patience, relay).run()
         work.lost.update(outcome.lost)
         work.reports.extend(
             DeviceReport(

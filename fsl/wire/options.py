@@ -26,7 +26,7 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("join", "straggler", "answer"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"patience.{name}={getattr(self, name)}: it is a number of seconds above 0")
+                raise ConfigError(f"{name}={getattr(self, name)}: it is a number of seconds above 0")
 
 
 @dataclass(frozen=True)

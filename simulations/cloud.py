@@ -1,0 +1,78 @@
+"""The cloud of a federation under Flower: the same run as `fsl-simulate`'s, on the nodes of Flower's Grid."""
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.serverapp import Grid
+from fsl.simulations.messages import one_line
+from fsl.simulations.run import scores, simulate_config
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.backend import Backend
+from fsl.config import RunConfig, build
+from fsl.data import TaskData
+from fsl.deployment.roster import Roster, Terms
+from fsl.deployment.setup import Setup
+from fsl.errors import ConfigError
+from fsl.placement import Placement
+from fsl.workload import Workload
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FlowerBackend(Backend):
+    """Nodes that Flower runs: SuperNodes of a real federation, or those of Flower's simulation engine."""
+
+    grid: Grid | None = None
+    roster: Roster | None = None
+
+    @property
+    def placement(self) -> Placement | None:
+        """Who hosts what, as the nodes say."""
+        return self.roster
+
+    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
+        """The Grid that Flower gave us, which is Flower's to close."""
+        assert self.grid is not None
+        return _given(self.grid)
+
+
+@contextmanager
+def _given(grid: Grid) -> Iterator[Grid]:
+    yield grid
+
+
+def run(grid: Grid, overrides: str) -> None:
+    """Run what Hydra's overrides say; ConfigError in one line for a value that cannot be."""
+    try:
+        config, folder = composed(shlex.split(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"overrides: {one_line(error)}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def backend(top: RunConfig, task: TaskData) -> Backend:
+        terms: Terms = build("deployment", {"_target_": "fsl.deployment.roster.Terms", **top.deployment})
+        setup = Setup.of(top, task, folder, terms.patience)
+        threads = top.backend.get("threads", 1)
+        return FlowerBackend(threads=threads, grid=grid, roster=Roster(setup.to_json(), terms))
+
+    finished = simulate_config(config, folder, progress=False, backend_of=backend)
+    log.info("%s; results: %s", scores(finished), finished.folder.path)
+
+
+def composed(overrides: list[str]) -> tuple[DictConfig, Path]:
+    """A run's configuration, and the folder for its results (hydra.run.dir)."""
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        config = compose("config", overrides=overrides, return_hydra_config=True)
+    folder = Path(str(OmegaConf.select(config, "hydra.run.dir")))
+    with open_dict(config):
+        del config["hydra"]
+    return config, folder
