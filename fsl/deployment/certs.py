@@ -222,11 +222,15 @@ def _read_ca(files: Certificates, now: datetime) -> tuple[x509.Certificate, ec.E
         key = load_pem_private_key(files.ca_key.read_bytes(), password=None)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"the CA in {files.folder} cannot be read ({reason}); --force makes a new one") from None
+        raise ConfigError(
+            f"the CA in {files.folder} cannot be read ({reason}); fsl-certs --force makes a new one"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
-        raise ConfigError(f"{files.ca_key} is not the key of {files.ca}; --force makes a new CA")
+        raise ConfigError(f"{files.ca_key} is not the key of {files.ca}; fsl-certs --force makes a new CA")
     if ca.not_valid_after_utc <= now:
-        raise ConfigError(f"{files.ca} was valid until {ca.not_valid_after_utc:%Y-%m-%d}; --force makes a new CA")
+        raise ConfigError(
+            f"{files.ca} was valid until {ca.not_valid_after_utc:%Y-%m-%d}; fsl-certs --force makes a new CA"
+        )
     return ca, key
 
 
