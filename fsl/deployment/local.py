@@ -146,10 +146,9 @@ class LocalFederation:
 
     def online(self) -> dict[str, bool]:
         """Whether the SuperLink counts each node as online, by name."""
-        found = {
-            node["node-id"]: node["status"] for node in self._flwr("supernode", "list", flower.CONNECTION)["nodes"]
-        }
-        return {node.name: found.get(node.id) == "online" for node in self.record.nodes}
+        nodes = flower.flwr(self.home, ["supernode", "list", flower.CONNECTION])["nodes"]
+        online = {node["node-id"] for node in nodes if node["status"] == "online"}
+        return {node.name: node.id in online for node in self.record.nodes}
 
     def alive(self) -> dict[str, bool]:
         """Whether each process is alive, by name."""
@@ -206,7 +205,7 @@ class LocalFederation:
 
     def _registered(self, node: Node) -> Node:
         key = self.certificates.node_public_key(node.name)
-        answer = self._flwr("supernode", "register", str(key), flower.CONNECTION, "--name", node.name)
+        answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
         return replace(node, id=str(answer["node-id"]))
 
     def _wait(self, names: Sequence[str], condition: Callable[[], bool], every: float, what: str) -> None:
@@ -239,9 +238,6 @@ class LocalFederation:
 
     def _at_work(self) -> bool:
         return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
-
-    def _flwr(self, *arguments: str) -> dict:
-        return flower.flwr(self.home, arguments)
 
     def _write(self, record: Record) -> None:
         self._record = record

@@ -13,6 +13,7 @@ from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
 
 SUPERLINK = "superlink"
+_LOCK = "federation.lock"  # also what shows that a folder is a federation's
 Config = Mapping[str, str | int | float | bool]
 
 
@@ -87,9 +88,11 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keep other commands from starting or ending what this one does; ConfigError where one is at work."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (folder / _LOCK).exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} holds other things than a federation; choose another folder")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a folder ({error.strerror}); choose another") from None
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -50,12 +50,12 @@ def stop(home: Path, run: str) -> None:
 
 
 def watch(
-    home: Path, run: str, at_work: Callable[[], bool], look: Callable[[], None], alive: Callable[[], str]
+    home: Path, run: str, at_work: Callable[[], bool], look: Callable[[], None], dead: Callable[[], str]
 ) -> RunEnd:
     """Wait until the run has ended.
 
     `at_work` says whether a ServerApp is at work, which saves questions to the SuperLink; `look` is called now and
-    then; `alive` names a process without which no run ends, once it is dead: RunError then.
+    then; `dead` says which process has ended without which no run does, or nothing: RunError where it has.
     """
     asked, was_at_work = time.monotonic(), False
     while True:
@@ -64,9 +64,8 @@ def watch(
         working = at_work()
         since = time.monotonic() - asked
         if (was_at_work and not working) or since > _ASK[working]:
-            dead = alive()
-            if dead:
-                raise RunError(f"run {run} cannot end: {dead}")
+            if why := dead():
+                raise RunError(f"run {run} cannot go on: {why}")
             (found,) = flwr(home, ["list", CONNECTION, "--run-id", run])["runs"]
             if found["status"].startswith("finished"):
                 look()
