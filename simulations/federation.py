@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fsl.simulations.messages import one_line
-from fsl.simulations.overrides import for_federation, value_of
-from fsl.simulations.run import outcome_lines, run_folder
+from fsl.simulations.overrides import for_federation
+from fsl.simulations.run import outcome_lines
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,11 +58,11 @@ def _up(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     federation = _attached(options.folder)
-    overrides = for_federation(options.overrides, federation.record.edges, federation.record.devices)
-    resume = value_of(overrides, "resume")
-    out = RunFolder(Path(value_of(overrides, "hydra.run.dir") or run_folder(resume)).absolute())
-    told = _RoundsTold(out)
-    end = federation.run([text for text in overrides if not text.startswith("hydra.run.dir=")], out.path, told.tell_new)
+    record = federation.record
+    checked = for_federation(options.overrides, record.edges, record.devices)
+    out = RunFolder(checked.folder)
+    told = _RoundsTold(out, checked.config.rounds)
+    end = federation.run(checked.overrides, out.path, told.tell_new)
     if not end.completed:
         logs = os.path.relpath(federation.folder / "logs")
         return _say(f"run {end.run} ended as {end.status} ({' '.join(end.details.split())}); logs: {logs}", 1)
@@ -73,8 +73,9 @@ def _run(options: argparse.Namespace) -> int:
 class _RoundsTold:
     """Prints a line for each round that a run adds to its metrics."""
 
-    def __init__(self, folder: RunFolder):
+    def __init__(self, folder: RunFolder, rounds: int):
         self._folder = folder
+        self._rounds = rounds
         self._told = len(folder.read_metrics())
 
     def tell_new(self) -> None:
@@ -86,8 +87,8 @@ class _RoundsTold:
         for row in rows[self._told :]:
             values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
             values += [f"devices {row['devices']}"] if "devices" in row else []
-            print(f"round {row['round']}: {', '.join(values)}", flush=True)
-        self._told = max(self._told, len(rows))
+            print(f"round {row['round']}/{self._rounds}: {', '.join(values)}", flush=True)
+        self._told = len(rows)
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """A whole federation on this machine, as real processes: a SuperLink, edges and devices, over TLS on the loopback."""
 
+import re
 import shutil
 import signal
 import ssl
@@ -8,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -136,7 +138,7 @@ class LocalFederation:
 
         KeyboardInterrupt stops the run. RunError where it cannot be sent, or the SuperLink is gone.
         """
-        where = [] if out is None else [f"hydra.run.dir={out.absolute()}"]
+        where = [] if out is None else [f"hydra.run.dir={runs.quoted(str(out.absolute()))}"]
         run = runs.submit(self.home, self.record.app, [*overrides, *where])
         try:
             return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
@@ -164,10 +166,15 @@ class LocalFederation:
             send(member, number)
 
     def restart(self, name: str) -> None:
-        """Start a SuperNode again with its key and configuration, what is left of it ended first."""
+        """Start a SuperNode again with its key and configuration, what is left of it ended first; it is online then.
+
+        After a SIGKILL that takes a minute: until then the SuperLink counts the node as online, and refuses it.
+        """
         node = self.record.node(name)
         end([self.record.processes[name]])
+        self._wait([SUPERLINK], lambda: not self.online()[name], _ASK, f"notice the end of {name}")
         self._start_node(node)
+        self._wait([SUPERLINK, name], lambda: self.online()[name], _ASK, "be online")
 
     def _start(self) -> None:
         for stale in ("logs", "nodes", "flwr", "app"):
@@ -215,21 +222,19 @@ class LocalFederation:
             return condition()
 
         if not wait_until(reached, self.timeout, every):
-            late = ", ".join(names)
-            if len(names) > 1:
-                late = ", ".join(name for name, is_online in self.online().items() if not is_online)
-            raise RunError(f"{late} did not {what} within {self.timeout:g} s; see {self.log(late.split(',')[0])}")
+            late = [name for name in names if name != SUPERLINK and not self.online()[name]] or [SUPERLINK]
+            raise RunError(f"{', '.join(late)} did not {what} within {self.timeout:g} s; see {self.log(late[0])}")
 
     def _dead(self, names: Sequence[str]) -> str:
         for name in names:
             if not is_alive(self.record.processes[name]):
-                return f"{name} has ended ({_last_line(self.log(name))}); see {self.log(name)}"
+                return f"{name} has ended ({_last_words(self.log(name))}); see {self.log(name)}"
         return ""
 
     def _answers(self) -> bool:
         context = ssl.create_default_context(cafile=str(self.certificates.ca))
         try:
-            with urllib.request.urlopen(f"https://{self.record.superlink}/health", timeout=5, context=context):
+            with urllib.request.urlopen(f"https://{self.record.superlink}/health", timeout=1, context=context):
                 return True
         except urllib.error.HTTPError:
             return True
@@ -253,7 +258,10 @@ class LocalFederation:
         return ended
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "rror" in line] or lines
-    return telling[-1] if telling else "it said nothing"
+def _last_words(log: Path) -> str:
+    """The last error in a log as one line, or else its last line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines()]
+    errors = [i for i, line in enumerate(lines) if "ERROR" in line]
+    said = list(takewhile(lambda line: line and "INFO" not in line, lines[errors[-1] :][:3])) if errors else lines[-1:]
+    return " ".join(" ".join(said).split()) or "it said nothing"
