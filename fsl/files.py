@@ -18,17 +18,17 @@ from torch import Tensor
 from fsl.errors import CheckpointError
 
 
-def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, durable: bool = True, private: bool = False) -> None:
     """Write a file atomically: a reader sees the old content or the new, also after a full disk or a kill.
 
     Raises OSError where it cannot be written; the old content is then still there. With `durable=False` a power
-    failure may still take the new content, until `sync` is called.
+    failure may still take the new content, until `sync` is called. A `private` file only its owner may read.
     """
     # Beside the target, since a rename is atomic only within a file system. The name is cut: 255 bytes are the limit.
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         # Not by tempfile: that makes files which only their owner may read, and results are to be shared.
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=_private if private else None) as file:
             file.write(data)
             if durable:
                 file.flush()
@@ -37,6 +37,10 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # from its first byte on
 
 
 def sync(paths: Iterable[Path]) -> None:

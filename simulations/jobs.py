@@ -126,7 +126,7 @@ def _run(config: DictConfig, run: RunFolder, job: JobRecord, go_on: bool, alone:
     with open_dict(config):
         config.resume = str(run.path) if go_on else None
     result = simulate_config(config, run.path, progress=alone)  # two bars on one terminal cannot be read
-    print(f"{job.title}: {scores(result)}; results: {os.path.relpath(run.path)}", flush=True)
+    print(f"{job.title}: {scores(result.metrics)}; results: {os.path.relpath(run.path)}", flush=True)
     return JobRecord(job.number, job.overrides, "finished", accuracy(result), config=values)
 
 

@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import hydra
 from fsl.simulations.messages import check_choices, one_line
@@ -30,6 +31,7 @@ from fsl.data import TaskData
 from fsl.errors import ConfigError, FslError
 from fsl.observers import Figures, Observer, ProgressBar
 from fsl.run import Run, simulate
+from fsl.runfolder import RunFolder
 from fsl.trackers import TensorBoard
 
 
@@ -118,13 +120,18 @@ def _job(config: DictConfig, outcome: _Outcome) -> float | None:
     except (FslError, OSError) as error:
         outcome.failure = error  # raised in here, Hydra would print lines of its own
         return None
-    print(f"{scores(run)}\nresults: {_short(run.folder.path)}\nfigures: {_short(run.folder.figures)}")
+    print(outcome_lines(run.metrics, run.folder))
     return accuracy(run)
 
 
-def scores(run: Run) -> str:
+def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
+    """What a run came to, and where it lies: the lines that end a run."""
+    return f"{scores(metrics)}\nresults: {_short(folder.path)}\nfigures: {_short(folder.figures)}"
+
+
+def scores(metrics: Sequence[Mapping[str, Any]]) -> str:
     """What the last round came to, in words."""
-    last = run.metrics[-1] if run.metrics else {}
+    last = metrics[-1] if metrics else {}
     return ", ".join(
         f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
     )

@@ -1,0 +1,29 @@
+"""An edge's figures, read from the text that it gives Prometheus."""
+
+import urllib.request
+
+_TIMEOUT = 2.0  # seconds
+
+
+def read_figures(address: str) -> dict[str, float]:
+    """The figures at http://<address>/metrics, by name; none where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT) as answer:
+            return parse_figures(answer.read().decode(errors="replace"))
+    except (OSError, ValueError):
+        return {}
+
+
+def parse_figures(text: str) -> dict[str, float]:
+    """Prometheus' text format, samples of one name added up whatever their labels; what is none is passed over."""
+    figures: dict[str, float] = {}
+    for line in text.splitlines():
+        head, _, rest = line.partition("{")
+        words = line.split() if not rest else [head.strip(), *rest.rpartition("}")[2].split()]
+        if line.startswith("#") or len(words) < 2:
+            continue
+        try:
+            figures[words[0]] = figures.get(words[0], 0.0) + float(words[1])
+        except ValueError:
+            continue
+    return figures

@@ -1,0 +1,267 @@
+"""A whole federation on this machine, as real processes: a SuperLink, edges and devices, over TLS on the loopback."""
+
+import re
+import shutil
+import signal
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fsl.deployment import flower, runs
+from fsl.deployment.certs import Certificates, issue
+from fsl.deployment.plan import free_ports, groups_of, identities_of, plan_nodes
+from fsl.deployment.processes import Member, end, is_alive, members, send, start, wait_until
+from fsl.deployment.record import (
+    SUPERLINK,
+    Config,
+    Node,
+    Record,
+    alone_in,
+    read_record,
+    record_path,
+    write_record,
+)
+from fsl.deployment.runs import RunEnd
+from fsl.errors import ConfigError, RunError
+
+_ASK = 1.0  # seconds between two questions to the SuperLink
+_AT_ONCE = 2  # commands of flwr
+
+
+class LocalFederation:
+    """One SuperLink, `edges` edge SuperNodes and the devices' SuperNodes, as a context manager or by start and stop.
+
+    All that it writes lies in `folder`. `devices_per_node` devices share a SuperNode; `data` is what the devices are
+    told as their data's path; with `mutual_tls` devices show edges a certificate. `node_config` adds to what single
+    nodes are told, `environment` to the environment of all; `app` is the folder of another Flower app to run.
+    `timeout` is how many seconds the nodes have to come online.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        edges: int = 2,
+        devices: int = 4,
+        *,
+        devices_per_node: int = 1,
+        data: Path | None = None,
+        mutual_tls: bool = False,
+        node_config: Mapping[str, Config] | None = None,
+        environment: Mapping[str, str] | None = None,
+        app: Path | None = None,
+        timeout: float = 120.0,
+    ):
+        for name, count in (("edges", edges), ("devices", devices), ("devices-per-node", devices_per_node)):
+            if count < 1:
+                raise ConfigError(f"{name}={count}: a federation needs one at least")
+        if data is not None and not data.exists():
+            raise ConfigError(f"data={data}: there is no such file or folder")
+        self.folder = folder.absolute()
+        self.timeout = timeout
+        self.certificates = Certificates(self.folder / "certs")
+        self._groups = groups_of(devices, devices_per_node)
+        self._data = None if data is None else data.absolute()
+        self._mutual_tls = mutual_tls
+        self._node_config = node_config
+        self._new = Record("", edges, devices, str(app or self.folder / "app"), dict(environment or {}), ())
+        self._record: Record | None = None
+
+    @classmethod
+    def attach(cls, folder: Path) -> Self | None:
+        """The federation that another process started in this folder; None where there is none."""
+        record = read_record(folder)
+        if record is None:
+            return None
+        federation = cls(folder, record.edges, record.devices)
+        federation._record = record
+        return federation
+
+    @property
+    def record(self) -> Record:
+        """What runs where; RunError before the start."""
+        if self._record is None:
+            raise RunError(f"no federation was started in {self.folder}")
+        return self._record
+
+    @property
+    def home(self) -> Path:
+        """The FLWR_HOME with which `flwr` knows this federation, by the name `federation`."""
+        return self.folder / "flwr"
+
+    def log(self, name: str) -> Path:
+        """Where a process's output goes."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start all and wait until every node is online; whatever goes wrong, none of them is left running.
+
+        ConfigError where a federation is running in the folder; RunError where a process ends or is late.
+        """
+        with alone_in(self.folder):
+            before = read_record(self.folder)
+            if before is not None and (alive := [name for name, p in before.processes.items() if is_alive(p)]):
+                raise ConfigError(
+                    f"{self.folder}: a federation is running there ({len(alive)} processes); end it with "
+                    "fsl-federation down, or choose another folder"
+                )
+            if before is not None:
+                end(list(before.processes.values()))
+            try:
+                self._start()
+            except BaseException:
+                self._end()
+                raise
+
+    def stop(self) -> int:
+        """End all that was started; returns how many of the processes were still alive."""
+        with alone_in(self.folder):
+            return self._end()
+
+    def run(self, overrides: Sequence[str], out: Path | None = None, look: Callable[[], None] = lambda: None) -> RunEnd:
+        """Run the app with these Hydra overrides, results going to `out`; `look` is called now and then meanwhile.
+
+        KeyboardInterrupt stops the run. RunError where it cannot be sent, or the SuperLink is gone.
+        """
+        where = [] if out is None else [f"hydra.run.dir={runs.quoted(str(out.absolute()))}"]
+        run = runs.submit(self.home, self.record.app, [*overrides, *where])
+        try:
+            return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
+        except KeyboardInterrupt:
+            runs.stop(self.home, run)
+            raise
+
+    def online(self) -> dict[str, bool]:
+        """Whether the SuperLink counts each node as online, by name."""
+        nodes = flower.flwr(self.home, ["supernode", "list", flower.CONNECTION])["nodes"]
+        online = {node["node-id"] for node in nodes if node["status"] == "online"}
+        return {node.name: node.id in online for node in self.record.nodes}
+
+    def alive(self) -> dict[str, bool]:
+        """Whether each process is alive, by name."""
+        return {name: is_alive(process) for name, process in self.record.processes.items()}
+
+    def pids(self, name: str) -> list[Member]:
+        """A process and all that it started, with their commands: `flwr-clientapp ...` is a node's app at work."""
+        return members(self.record.processes[name])
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a process and all that it started, as when a device loses its power."""
+        for member in self.pids(name):
+            send(member, number)
+
+    def restart(self, name: str) -> None:
+        """Start a SuperNode again with its key and configuration, what is left of it ended first; it is online then.
+
+        After a SIGKILL that takes a minute: until then the SuperLink counts the node as online, and refuses it.
+        """
+        node = self.record.node(name)
+        end([self.record.processes[name]])
+        self._wait([SUPERLINK], lambda: not self.online()[name], _ASK, f"notice the end of {name}")
+        self._start_node(node)
+        self._wait([SUPERLINK, name], lambda: self.online()[name], _ASK, "be online")
+
+    def _start(self) -> None:
+        for stale in ("logs", "nodes", "flwr", "app"):
+            shutil.rmtree(self.folder / stale, ignore_errors=True)
+        record_path(self.folder).unlink(missing_ok=True)
+        (self.folder / "logs").mkdir()
+        edges = self._new.edges
+        issue(self.certificates.folder, identities_of(edges, self._groups), add=True)
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        nodes = plan_nodes(
+            self.folder, self.certificates, edges, self._groups, self._data, self._mutual_tls, self._node_config
+        )
+        self._write(replace(self._new, superlink=address, nodes=tuple(nodes)))
+        flower.write_connection(self.home, address, self.certificates)
+        flower.write_app(self.folder / "app")
+        self._spawn(SUPERLINK, flower.superlink_command(self.certificates, address))
+        self._wait([SUPERLINK], self._answers, 0.1, "answer")
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            registered = list(pool.map(self._registered, nodes))
+        self._write(replace(self.record, nodes=tuple(registered)))
+        for node in registered:
+            self._start_node(node)
+        self._wait([SUPERLINK, *(node.name for node in nodes)], lambda: all(self.online().values()), _ASK, "be online")
+
+    def _start_node(self, node: Node) -> None:
+        config = self.folder / "nodes" / f"{node.name}.toml"
+        flower.write_node_config(config, node.config)
+        Path(str(node.config["state"])).mkdir(parents=True, exist_ok=True)
+        self._spawn(node.name, flower.supernode_command(self.certificates, self.record.superlink, node, config))
+
+    def _spawn(self, name: str, command: Sequence[str]) -> None:
+        # A home for each: Flower takes an app that another node is still installing for an installed one.
+        environment = flower.environment(self.home / name, self.record.environment)
+        self._write(self.record.started(start(name, command, self.log(name), environment)))
+
+    def _registered(self, node: Node) -> Node:
+        key = self.certificates.node_public_key(node.name)
+        answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
+        return replace(node, id=str(answer["node-id"]))
+
+    def _wait(self, names: Sequence[str], condition: Callable[[], bool], every: float, what: str) -> None:
+        def reached() -> bool:
+            if dead := self._dead(names):
+                raise RunError(dead)
+            return condition()
+
+        if not wait_until(reached, self.timeout, every):
+            late = [name for name in names if name != SUPERLINK and not self.online()[name]] or [SUPERLINK]
+            raise RunError(f"{', '.join(late)} did not {what} within {self.timeout:g} s; see {self.log(late[0])}")
+
+    def _dead(self, names: Sequence[str]) -> str:
+        for name in names:
+            if not is_alive(self.record.processes[name]):
+                return f"{name} has ended ({_last_words(self.log(name))}); see {self.log(name)}"
+        return ""
+
+    def _answers(self) -> bool:
+        context = ssl.create_default_context(cafile=str(self.certificates.ca))
+        try:
+            with urllib.request.urlopen(f"https://{self.record.superlink}/health", timeout=1, context=context):
+                return True
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+
+    def _at_work(self) -> bool:
+        return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
+
+    def _write(self, record: Record) -> None:
+        self._record = record
+        write_record(self.folder, record)
+
+    def _end(self) -> int:
+        if self._record is None:
+            return 0
+        processes = self._record.processes
+        nodes = [process for name, process in processes.items() if name != SUPERLINK]
+        ended = end(nodes) + end([process for name, process in processes.items() if name == SUPERLINK])
+        record_path(self.folder).unlink(missing_ok=True)
+        return ended
+
+
+def _last_words(log: Path) -> str:
+    """The last error in a log as one line, or else its last line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines()]
+    errors = [i for i, line in enumerate(lines) if "ERROR" in line]
+    said = list(takewhile(lambda line: line and "INFO" not in line, lines[errors[-1] :][:3])) if errors else lines[-1:]
+    return " ".join(" ".join(said).split()) or "it said nothing"

@@ -1,0 +1,168 @@
+"""Processes on this machine: started in the background, recorded, found again, and ended with what they started."""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsl.errors import ConfigError
+
+_PROC = Path("/proc")
+_TOKEN = "FSL_FEDERATION_PROCESS"  # inherited by whatever a process starts, in whatever session
+_POLL = 0.05  # seconds between two looks
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process that was started here; with the time of its start, a later one with the same pid is another."""
+
+    name: str
+    pid: int
+    start: int  # clock ticks since the machine's boot
+    boot: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """One living process, as /proc shows it."""
+
+    pid: int
+    parent: int
+    session: int
+    start: int
+    command: str  # the program's name and its arguments
+
+
+def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Started:
+    """Start a command in a session of its own, where no Ctrl-C reaches it; its output is added to a log file."""
+    if not (_PROC / "self" / "stat").exists():
+        raise ConfigError("this machine has no /proc; a local federation needs Linux")
+    token = f"{name}:{secrets.token_hex(16)}"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment, _TOKEN: token},
+            start_new_session=True,
+        )
+    process.returncode = 0  # nobody asks this object: the process outlives it, and its end is seen in /proc
+    shown = _read(process.pid)
+    return Started(name, process.pid, shown.start if shown else -1, _boot(), token)
+
+
+def is_alive(started: Started) -> bool:
+    """Whether the process itself is alive, whatever became of those it started."""
+    return started.boot == _boot() and (shown := _read(started.pid)) is not None and shown.start == started.start
+
+
+def members(started: Started) -> list[Member]:
+    """The process and all that it started, directly or not, that are alive; also once it is dead itself."""
+    return list(_members([started], _living()).values())
+
+
+def send(member: Member, number: int) -> None:
+    """Send a signal, unless the process is gone."""
+    shown = _read(member.pid)
+    if shown is not None and shown.start == member.start:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.pid, number)
+
+
+def end(processes: Sequence[Started], patience: float = 10.0) -> int:
+    """End these processes and all that they started: SIGTERM, and after `patience` seconds SIGKILL.
+
+    Returns how many of `processes` were alive, or had left others alive.
+    """
+    living = _living()
+    had = sum(bool(_members([process], living)) for process in processes)
+    told: set[Member] = set()
+
+    def all_gone() -> bool:
+        left = set(_members(processes, _living()).values())
+        for member in left - told:
+            send(member, signal.SIGTERM)
+        told.update(left)
+        return not left
+
+    def all_killed() -> bool:
+        left = _members(processes, _living()).values()
+        for member in left:
+            send(member, signal.SIGKILL)
+        return not left
+
+    if not wait_until(all_gone, patience):
+        wait_until(all_killed, patience)
+    for process in processes:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)  # one of this process's own leaves a zombie
+    return had
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, every: float = _POLL) -> bool:
+    """Ask until it is so; False after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(every)
+    return True
+
+
+def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict[int, Member]:
+    """Those that carry a token in their environment, and, as some hide theirs, the descendants of a living process."""
+    processes = [process for process in processes if process.boot == _boot()]
+    tokens = {process.token.encode() for process in processes}
+    found = {p.pid: living[p.pid] for p in processes if p.pid in living and living[p.pid].start == p.start} | {
+        pid: member for pid, member in living.items() if _token(pid) in tokens
+    }
+    while more := {pid: m for pid, m in living.items() if pid not in found and m.parent in found}:
+        found |= more
+    return found
+
+
+def _living() -> dict[int, Member]:
+    shown = (_read(int(folder.name)) for folder in _PROC.iterdir() if folder.name.isdigit())
+    return {member.pid: member for member in shown if member is not None}
+
+
+def _read(pid: int) -> Member | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+        command = (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(")") + 2 :].split()  # behind the name, which may hold anything
+    if fields[0] in "ZX":
+        return None
+    words = command.decode(errors="replace").rstrip("\0").split("\0")
+    return Member(pid, int(fields[1]), int(fields[3]), int(fields[19]), " ".join(_without_interpreter(words)))
+
+
+def _without_interpreter(words: list[str]) -> list[str]:
+    if len(words) > 1 and Path(words[0]).name.startswith("python") and not words[1].startswith("-"):
+        words = words[1:]
+    return [Path(words[0]).name, *words[1:]]
+
+
+def _token(pid: int) -> bytes | None:
+    try:
+        environment = (_PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return None
+    prefix = _TOKEN.encode() + b"="
+    return next((e.removeprefix(prefix) for e in environment.split(b"\0") if e.startswith(prefix)), None)
+
+
+def _boot() -> str:
+    try:
+        return (_PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,68 @@
+"""Hydra overrides checked before they are sent anywhere: composed as `fsl-simulate` composes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fsl.simulations import run as _registers_resolvers  # noqa: F401
+from fsl.simulations.messages import check_choices
+from hydra import compose, initialize_config_module
+from omegaconf import open_dict
+
+from fsl.config import (
+    RunConfig,
+    build,
+    build_aggregator,
+    build_backend,
+    build_optimizer,
+    build_trackers,
+    read_config,
+)
+from fsl.deployment.runs import quoted
+from fsl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Overrides that were composed without complaint, what they say, and where results go."""
+
+    overrides: list[str]
+    config: RunConfig
+    folder: Path
+
+
+def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checked:
+    """Check overrides for a federation, whose counts are taken where none are given; paths are made absolute.
+
+    ConfigError, or an exception of Hydra's or OmegaConf's, for what is wrong; `messages.one_line` makes it a line.
+    """
+    counts = {"edges": edges, "devices": devices}
+    given = {text.partition("=")[0] for text in overrides}
+    checked = check_overrides([*(f"{name}={count}" for name, count in counts.items() if name not in given), *overrides])
+    for name, count in counts.items():
+        if not 1 <= getattr(checked.config, name) <= count:
+            raise ConfigError(f"{name}={getattr(checked.config, name)}: this federation has {count}")
+    paths = {"resume": checked.config.resume, "init_from": checked.config.init_from}
+    kept = [text for text in checked.overrides if text.partition("=")[0] not in (*paths, "hydra.run.dir")]
+    kept += [f"{name}={quoted(str(Path(path).absolute()))}" for name, path in paths.items() if path is not None]
+    return replace(checked, overrides=kept)
+
+
+def check_overrides(overrides: Sequence[str]) -> Checked:
+    """Compose the configuration and build all that needs no data."""
+    check_choices(overrides)
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+    folder = Path(composed.hydra.run.dir)
+    with open_dict(composed):
+        del composed["hydra"]
+    top = read_config(composed)
+    build("strategy", top.strategy)
+    build("partition", top.partition)
+    build_optimizer(top.optimizer)
+    build_aggregator(top.aggregator)
+    build_backend(top.backend)
+    build_trackers(top.trackers)
+    for group in ("device", "edge", "link"):
+        build(group, getattr(top, group))
+    return Checked(list(overrides), top, folder.absolute())
