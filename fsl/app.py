@@ -7,12 +7,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fsl.errors import WireError
+from fsl.names import ARRAYS, CONFIG, METRICS, PLAN
 from fsl.node import Node
 from fsl.plan import EvaluatePlan, RoundPlan
 from fsl.workload import Workload
-
-PLAN, ARRAYS, METRICS, CONFIG = "plan", "arrays", "metrics", "config"
-SETUP, PART, REMARKS = "setup", "part", "remarks"
 
 
 def client_app(build: Callable[[Context], Node]) -> ClientApp:

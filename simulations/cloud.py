@@ -65,7 +65,7 @@ def run(grid: Grid, overrides: str) -> None:
         return FlowerBackend(threads=threads, grid=grid, roster=Roster(setup.to_json(), terms))
 
     finished = simulate_config(config, folder, progress=False, backend_of=backend)
-    log.info("%s; results: %s", scores(finished), finished.folder.path)
+    log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)
 
 
 def composed(overrides: list[str]) -> tuple[DictConfig, Path]:

@@ -16,9 +16,9 @@ from fsl.strategies.algorithm import Algorithm
 from fsl.strategies.planning import assign, chunks, message, simulated, succeeded, sums
 
 from fsl import seeds
-from fsl.app import ARRAYS, METRICS
 from fsl.errors import RunError
 from fsl.federation import Federation
+from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
@@ -203,8 +203,8 @@ class SplitStrategy(Algorithm, Strategy):
         result = Result(arrays=initial_arrays)
         for current in range(first_round, num_rounds + 1):
             started = time.perf_counter()
-            messages = self.configure_train(current, result.arrays, train_config, grid)
-            replies = grid.send_and_receive(messages, timeout=timeout)
+            messages = list(self.configure_train(current, result.arrays, train_config, grid))
+            replies = grid.send_and_receive(messages, timeout=timeout) if messages else []
             arrays, trained = self.aggregate_train(current, replies)
             result.arrays = result.arrays if arrays is None else arrays
             metrics = MetricRecord() if trained is None else trained

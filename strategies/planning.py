@@ -8,9 +8,9 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fsl.app import ARRAYS, CONFIG, PLAN, SETUP
 from fsl.costs import CostModel, DeviceLoad, serving_of
 from fsl.errors import RunError
+from fsl.names import ARRAYS, CONFIG, PLAN, SETUP
 from fsl.plan import CohortTask, Fronts, Spec
 from fsl.reports import DeviceReport
 from fsl.targets import locate

@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ConfigRecord, Message, RecordDict
 
 import fsl
-from fsl.app import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
 from fsl.deployment.roster import Roster, Terms
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.wired import WiredNode
 from fsl.grids.flower import SimulationGrid
+from fsl.names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
 from fsl.parts import Part
 from fsl.plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience

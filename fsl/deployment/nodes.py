@@ -1,72 +1,85 @@
-"""What a node answers to Flower's messages."""
+"""What a node answers to the cloud's messages."""
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fsl.app import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.setup import Setup, build_workload
 from fsl.deployment.wired import WiredNode
 from fsl.errors import WireError
+from fsl.names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import Part
 from fsl.plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience
+from fsl.workload import Workload
 
 log = logging.getLogger(__name__)
 
 
 class NodeHost:
-    """Builds a run's node at its first message, and keeps it for the process's life."""
+    """Builds a run's node at its first message, and keeps it until another run's comes."""
 
     def __init__(self) -> None:
-        self._nodes: dict[tuple[int, int, str], WiredNode] = {}
+        self._nodes: dict[int, tuple[str, WiredNode]] = {}
+        self._shared: tuple[str, Workload] | None = None  # by all nodes without a role
 
-    def query(self, message: Message, context: Context) -> Message:
-        """What this node hosts."""
-        member = json.dumps(self._node(message, context).describe())
-        return Message(RecordDict({CONFIG: ConfigRecord({"member": member})}), reply_to=message)
-
-    def train(self, message: Message, context: Context) -> Message:
-        """This node's part of a round, or whole cohorts where it has no role."""
-        node, plan = self._node(message, context), RoundPlan.from_json(_text(message, PLAN))
-        arrays = message.content.array_records.get(ARRAYS, ArrayRecord())
-        part = str(message.content.config_records[CONFIG].get(PART, ""))
+    def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
+        """The answer to a message ("query", "train" or "evaluate") for this node."""
+        wired = self._node(node, content, node_config)
+        arrays = content.array_records.get(ARRAYS, ArrayRecord())
+        if kind == "query":
+            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(wired.describe())})})
+        if kind == "evaluate":
+            return RecordDict({METRICS: wired.node.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
+        plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
         if not part:
-            totals, metrics = node.node.train(plan, arrays)
-            return Message(RecordDict({ARRAYS: totals, METRICS: metrics}), reply_to=message)
-        work = node.train(plan, Part.from_json(part), arrays)
+            totals, metrics = wired.node.train(plan, arrays)
+            return RecordDict({ARRAYS: totals, METRICS: metrics})
+        work = wired.train(plan, Part.from_json(str(part)), arrays)
         totals, metrics = work.records()
-        remarks = ConfigRecord({"lost": json.dumps(work.lost)})
-        return Message(RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: remarks}), reply_to=message)
-
-    def evaluate(self, message: Message, context: Context) -> Message:
-        """Private fronts on the test set, where they are."""
-        plan = EvaluatePlan.from_json(_text(message, PLAN))
-        arrays = message.content.array_records.get(ARRAYS, ArrayRecord())
-        metrics = self._node(message, context).node.evaluate(plan, arrays)
-        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+        return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
 
     def close(self) -> None:
         """End what the nodes hold."""
-        for node in self._nodes.values():
-            node.close()
+        for _, wired in self._nodes.values():
+            wired.close()
         self._nodes.clear()
 
-    def _node(self, message: Message, context: Context) -> WiredNode:
-        text = _text(message, SETUP)
-        key = (context.run_id, context.node_id, text)
-        if key not in self._nodes:
-            settings, setup = NodeSettings.read(context.node_config), Setup.from_json(text)
-            patience = replace(Patience(), **setup.patience)
-            self._nodes[key] = WiredNode(build_workload(setup, settings), settings, patience)
-        return self._nodes[key]
+    def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> WiredNode:
+        text = _text(content, SETUP)
+        built = self._nodes.get(node)
+        if built is None or built[0] != text:
+            settings, setup = NodeSettings.read(node_config), Setup.from_json(text)
+            if built is not None:
+                del self._nodes[node]
+                built[1].close()
+            workload = self._workload(text, setup, settings)
+            wired = WiredNode(workload, settings, replace(Patience(), **setup.patience))
+            built = self._nodes[node] = (text, wired)
+        return built[1]
+
+    def _workload(self, text: str, setup: Setup, settings: NodeSettings) -> Workload:
+        if settings.role != "any":
+            return build_workload(setup, settings)
+        if self._shared is None or self._shared[0] != text:
+            self._shared = (text, build_workload(setup, settings))
+        return self._shared[1]
 
 
-def _text(message: Message, name: str) -> str:
-    text = message.content.config_records.get(CONFIG, ConfigRecord()).get(name)
+def _text(content: RecordDict, name: str) -> str:
+    text = content.config_records.get(CONFIG, ConfigRecord()).get(name)
     if not isinstance(text, str) or not text:
         raise WireError(f"a message has no {name}; cloud and node must run the same version of fsl")
     return text
+
+
+@cache
+def host() -> NodeHost:
+    """This process's own, for nodes that Flower runs inside of it."""
+    return NodeHost()

@@ -11,9 +11,9 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fsl.app import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.deployment.tally import Tally
 from fsl.errors import ConfigError, RunError, TrustError, WireError
+from fsl.names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
@@ -140,7 +140,7 @@ class Roster:
 
     def _member(self, node: int, reply: Message, registered: bytes) -> Member:
         try:
-            said = json.loads(str(reply.content.config_records[CONFIG]["member"]))
+            said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
             samples = {int(device): int(count) for device, count in said["samples"].items()}
             member = Member(
                 node, str(said["role"]), samples, said["edge"], str(said["address"]), bytes.fromhex(said["key"])
@@ -277,7 +277,7 @@ def _tasks(part: Part) -> list[DeviceTask]:
 
 def _remarks(content: RecordDict) -> dict[int, str]:
     try:
-        said = json.loads(str(content.config_records[REMARKS]["lost"]))
+        said = json.loads(str(content.config_records[REMARKS][LOST]))
         return {int(device): str(reason)[:300] for device, reason in said.items()}
     except (KeyError, ValueError, AttributeError):
         return {}

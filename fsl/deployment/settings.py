@@ -74,14 +74,6 @@ class NodeSettings:
     limits: Limits = field(default_factory=Limits)
     max_samples: int | None = None
 
-    def scratch(self) -> Path:
-        """Where a node without `state` keeps what it must: this user's own folder among temporary files."""
-        folder = Path(tempfile.gettempdir()) / f"fsl-state-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise ConfigError(f"{folder} belongs to somebody else; give the node configuration a state folder")
-        return folder
-
     @property
     def hosts_devices(self) -> bool:
         """Whether devices train here over the wire."""
@@ -147,6 +139,16 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
             if self.edge_certificates is not None:
                 self.edge_certificates.server()
+
+
+def scratch_folder() -> Path:
+    """A folder of this user's own among temporary files; ConfigError where somebody else has made it."""
+    folder = Path(tempfile.gettempdir()) / f"fsl-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not folder.is_dir() or found.st_mode & 0o077:
+        raise ConfigError(f"{folder} is not this user's own folder (mode 0700); remove it, or set TMPDIR")
+    return folder
 
 
 def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path | None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fsl.config import RunConfig, build, build_data, build_model
 from fsl.data import Partition, TaskData, TensorExamples, divide
-from fsl.deployment.settings import NodeSettings
+from fsl.deployment.settings import NodeSettings, scratch_folder
 from fsl.errors import ConfigError, WireError
 from fsl.objective import as_objective
 from fsl.run import local_head
@@ -135,7 +135,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
 
 def store_of(setup: Setup, settings: NodeSettings) -> Path:
     """Where this node keeps what a run's devices and edges leave from round to round."""
-    return (settings.state or settings.scratch()) / "runs" / setup.run
+    return (settings.state or scratch_folder()) / "runs" / setup.run
 
 
 def _own_data(config: Mapping[str, Any], settings: NodeSettings) -> dict[str, Any]:

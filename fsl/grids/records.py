@@ -1,0 +1,15 @@
+"""Flower's records as bytes; beside `flower.py` the other file that touches what Flower keeps to itself."""
+
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+
+def record_bytes(content: RecordDict) -> bytes:
+    """A message's content as bytes."""
+    return recorddict_to_proto(content).SerializeToString()
+
+
+def record_from_bytes(data: bytes) -> RecordDict:
+    """What `record_bytes` wrote."""
+    return recorddict_from_proto(Proto.FromString(data))
