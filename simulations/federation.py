@@ -61,6 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     record = federation.record
     checked = for_federation(options.overrides, record.edges, record.devices)
     out = RunFolder(checked.folder)
+    if checked.config.resume is None:
+        out.refuse_if_used()
     told = _RoundsTold(out, checked.config.rounds)
     end = federation.run(checked.overrides, out.path, told.tell_new)
     if not end.completed:

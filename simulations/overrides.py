@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsl.simulations import run as _registers_resolvers  # noqa: F401
 from fsl.simulations.messages import check_choices
+from fsl.simulations.run import check_resume
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
@@ -57,6 +57,7 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     with open_dict(composed):
         del composed["hydra"]
     top = read_config(composed)
+    check_resume(top.resume)
     build("strategy", top.strategy)
     build("partition", top.partition)
     build_optimizer(top.optimizer)

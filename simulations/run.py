@@ -61,10 +61,7 @@ def simulate_config(
     data, augmentation = build_data(top.data, top.seed)
     model, cut = build_model(top.model, data, top.seed)
     partition = build("partition", top.partition)
-    if top.resume is not None and not Path(top.resume).is_dir():
-        raise ConfigError(f"resume={top.resume}: there is no such folder; give the folder of an earlier run")
-    if top.resume is not None and (Path(top.resume) / "multirun.yaml").exists():
-        raise ConfigError(f"resume={top.resume}: that is a sweep; fsl-simulate -m resume={top.resume} goes on with it")
+    check_resume(top.resume)
     return simulate(
         model,
         data,
@@ -103,6 +100,14 @@ def simulate_config(
             *observers,
         ),
     )
+
+
+def check_resume(resume: str | None) -> None:
+    """Refuse what is not the folder of a run to go on with."""
+    if resume is not None and not Path(resume).is_dir():
+        raise ConfigError(f"resume={resume}: there is no such folder; give the folder of an earlier run")
+    if resume is not None and (Path(resume) / "multirun.yaml").exists():
+        raise ConfigError(f"resume={resume}: that is a sweep; fsl-simulate -m resume={resume} goes on with it")
 
 
 @dataclass

@@ -41,12 +41,12 @@ def main(grid, context):
     if overrides.get("seed") == "13":
         raise ValueError("thirteen is no seed")
     if overrides.get("seed") == "14":
-        out.mkdir(parents=True)
+        (out / "here").touch()
         while True:
             time.sleep(0.1)
     messages = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
     replies = [dict(reply.content["told"]) for reply in grid.send_and_receive(messages, timeout=60)]
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "told.json").write_text(json.dumps({"overrides": overrides, "nodes": replies}))
     row = {"round": 1, "train_loss": 0.5, "accuracy": 0.25, "devices": 2}
     (out / "metrics.jsonl").write_text(json.dumps(row) + "\\n")

@@ -14,6 +14,7 @@ from flwr.cli.build import build_fab_from_disk
 
 import fsl
 
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # of a library that Flower uses
 ROOT = Path(__file__).parents[1]
 
 

@@ -57,6 +57,8 @@ def test_a_run_reaches_every_node_with_what_it_was_told(federation, tmp_path, mo
     ]
     told = json.loads((out / "told.json").read_text())
     assert told["overrides"]["devices"] == "2"
+    assert cli("run", f"hydra.run.dir='{out}'", folder=federation.folder) == 2
+    assert "holds a run already" in capsys.readouterr().err
     nodes = {(node["role"], node.get("devices")): node for node in told["nodes"]}
     assert set(nodes) == {("edge", None), ("device", "0"), ("device", "1")}
     assert nodes["device", "0"]["edge-addresses"] == "0=127.0.0.1:5555"
@@ -80,7 +82,7 @@ def test_ctrl_c_stops_a_run(federation, tmp_path):
     out = tmp_path / "out"
     program = [sys.executable, "-m", "fsl.simulations.federation", "run", "--folder", str(federation.folder)]
     with subprocess.Popen([*program, "seed=14", f"hydra.run.dir={out}"], stderr=subprocess.PIPE, text=True) as process:
-        assert wait_until(out.exists, 60)
+        assert wait_until((out / "here").exists, 60)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == "fsl-federation: interrupted; the run was stopped\n"
         assert process.returncode == 130
@@ -204,12 +206,15 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, said):
 
 def test_overrides_are_checked_and_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a b").mkdir(parents=True)
     checked = for_federation(["rounds=3", "resume=runs/a b", "hydra.run.dir=here"], edges=2, devices=4)
     assert checked.overrides == ["edges=2", "devices=4", "rounds=3", f"resume='{tmp_path}/runs/a b'"]
     assert checked.folder == tmp_path / "here"
     assert for_federation(["devices=3"], edges=2, devices=4).config.devices == 3
     with pytest.raises(ConfigError, match="devices=5: this federation has 4"):
         for_federation(["devices=5"], edges=2, devices=4)
+    with pytest.raises(ConfigError, match="resume=nowhere: there is no such folder"):
+        for_federation(["resume=nowhere"], edges=2, devices=4)
     with pytest.raises(ConfigError, match="phi=2"):
         for_federation(["strategy=sglr", "strategy.phi=2"], edges=2, devices=4)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from fsl.deployment import processes
 from fsl.deployment.processes import end, is_alive, members, send, start, wait_until
 
 # Starts a process in a session of its own, says that it stands, and waits.
@@ -42,6 +43,14 @@ def test_a_process_is_ended_with_its_childrens_sessions(family):
     assert end([process]) == 1
     assert not members(process)
     assert end([process]) == 0
+
+
+def test_a_child_that_hides_its_environment_is_found_by_its_parent(family, monkeypatch):
+    process = family()
+    monkeypatch.setattr(processes, "_token", lambda pid: None)  # as /proc does for programs that handle secrets
+    assert len(members(process)) == 2
+    end([process])
+    assert not members(process)
 
 
 def test_what_a_dead_process_left_is_ended(family):

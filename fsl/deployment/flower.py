@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,18 @@ def write_app(folder: Path) -> None:
         "license": "Apache-2.0",
     }
     (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
+
+
+def answers(superlink: str, certificates: Certificates) -> bool:
+    """Whether a SuperLink of this CA answers at this address."""
+    context = ssl.create_default_context(cafile=str(certificates.ca))
+    try:
+        with urllib.request.urlopen(f"https://{superlink}/health", timeout=1, context=context):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
 
 
 def flwr(home: Path, arguments: Sequence[str]) -> dict[str, Any]:

@@ -1,23 +1,18 @@
 """A whole federation on this machine, as real processes: a SuperLink, edges and devices, over TLS on the loopback."""
 
-import re
 import shutil
 import signal
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fsl.deployment import flower, runs
 from fsl.deployment.certs import Certificates, issue
-from fsl.deployment.plan import free_ports, groups_of, identities_of, plan_nodes
-from fsl.deployment.processes import Member, end, is_alive, members, send, start, wait_until
+from fsl.deployment.plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
+from fsl.deployment.processes import Member, end, is_alive, last_words, members, send, start, wait_until
 from fsl.deployment.record import (
     SUPERLINK,
     Config,
@@ -31,6 +26,7 @@ from fsl.deployment.record import (
 from fsl.deployment.runs import RunEnd
 from fsl.errors import ConfigError, RunError
 
+_POLL = 0.2  # seconds between two looks at what is starting
 _ASK = 1.0  # seconds between two questions to the SuperLink
 _AT_ONCE = 2  # commands of flwr
 
@@ -174,7 +170,7 @@ class LocalFederation:
         end([self.record.processes[name]])
         self._wait([SUPERLINK], lambda: not self.online()[name], _ASK, f"notice the end of {name}")
         self._start_node(node)
-        self._wait([SUPERLINK, name], lambda: self.online()[name], _ASK, "be online")
+        self._wait_online([node])
 
     def _start(self) -> None:
         for stale in ("logs", "nodes", "flwr", "app"):
@@ -191,13 +187,13 @@ class LocalFederation:
         flower.write_connection(self.home, address, self.certificates)
         flower.write_app(self.folder / "app")
         self._spawn(SUPERLINK, flower.superlink_command(self.certificates, address))
-        self._wait([SUPERLINK], self._answers, 0.1, "answer")
+        self._wait([SUPERLINK], lambda: flower.answers(address, self.certificates), _POLL, "answer")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             registered = list(pool.map(self._registered, nodes))
         self._write(replace(self.record, nodes=tuple(registered)))
         for node in registered:
             self._start_node(node)
-        self._wait([SUPERLINK, *(node.name for node in nodes)], lambda: all(self.online().values()), _ASK, "be online")
+        self._wait_online(registered)
 
     def _start_node(self, node: Node) -> None:
         config = self.folder / "nodes" / f"{node.name}.toml"
@@ -215,6 +211,15 @@ class LocalFederation:
         answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
         return replace(node, id=str(answer["node-id"]))
 
+    def _wait_online(self, nodes: Sequence[Node]) -> None:
+        def are_online() -> bool:
+            if not all(is_listening(node.port) for node in nodes):
+                return False  # a SuperNode listens before it joins: no need to ask the SuperLink yet
+            online = self.online()
+            return all(online[node.name] for node in nodes)
+
+        self._wait([SUPERLINK, *(node.name for node in nodes)], are_online, _POLL, "be online")
+
     def _wait(self, names: Sequence[str], condition: Callable[[], bool], every: float, what: str) -> None:
         def reached() -> bool:
             if dead := self._dead(names):
@@ -228,18 +233,8 @@ class LocalFederation:
     def _dead(self, names: Sequence[str]) -> str:
         for name in names:
             if not is_alive(self.record.processes[name]):
-                return f"{name} has ended ({_last_words(self.log(name))}); see {self.log(name)}"
+                return f"{name} has ended ({last_words(self.log(name))}); see {self.log(name)}"
         return ""
-
-    def _answers(self) -> bool:
-        context = ssl.create_default_context(cafile=str(self.certificates.ca))
-        try:
-            with urllib.request.urlopen(f"https://{self.record.superlink}/health", timeout=1, context=context):
-                return True
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
 
     def _at_work(self) -> bool:
         return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
@@ -256,12 +251,3 @@ class LocalFederation:
         ended = end(nodes) + end([process for name, process in processes.items() if name == SUPERLINK])
         record_path(self.folder).unlink(missing_ok=True)
         return ended
-
-
-def _last_words(log: Path) -> str:
-    """The last error in a log as one line, or else its last line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
-    lines = [line.strip() for line in text.splitlines()]
-    errors = [i for i, line in enumerate(lines) if "ERROR" in line]
-    said = list(takewhile(lambda line: line and "INFO" not in line, lines[errors[-1] :][:3])) if errors else lines[-1:]
-    return " ".join(" ".join(said).split()) or "it said nothing"

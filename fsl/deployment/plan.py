@@ -20,6 +20,12 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in held]
 
 
+def is_listening(port: int) -> bool:
+    """Whether somebody listens on this port of the loopback."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
 def groups_of(devices: int, size: int) -> list[range]:
     """The devices of each node, `size` of them in all but the last."""
     return [range(first, min(first + size, devices)) for first in range(0, devices, size)]

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from fsl.errors import ConfigError
@@ -114,6 +116,15 @@ def wait_until(condition: Callable[[], bool], timeout: float, every: float = _PO
             return False
         time.sleep(every)
     return True
+
+
+def last_words(log: Path) -> str:
+    """The last error in a log as one line, or else its last line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines()]
+    errors = [i for i, line in enumerate(lines) if "ERROR" in line]
+    said = list(takewhile(lambda line: line and "INFO" not in line, lines[errors[-1] :][:3])) if errors else lines[-1:]
+    return " ".join(" ".join(said).split()) or "it said nothing"
 
 
 def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict[int, Member]:
