@@ -4,6 +4,7 @@ All of it runs on the thread that computes; the network thread only puts events 
 stalls or finishes early holds nobody up for longer than the round's patience.
 """
 
+import logging
 import queue
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from fsl.wire.options import Patience
 from fsl.wire.server import Admission
 from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
 
+log = logging.getLogger(__name__)
 Order = Literal["together", "in turn", "as they come"]
 Code = grpc.StatusCode
 
@@ -244,6 +246,7 @@ class EdgeRound:
         attendance.settled, attendance.due = True, None
         attendance.uploads.clear()
         self.lost[device] = reason
+        log.warning("edge %d, round %d: device %d lost: %s", self.server.edge, self.admission.round, device, reason)
         if attendance.opened:
             self.server.lose(device)
         if (session := self.admission.sessions.get(device)) is not None:

@@ -1,0 +1,151 @@
+"""A federation of real processes over TLS, under Flower: it computes what a simulation does, and outlives its parts."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from fsl.simulations.run import command
+from safetensors.torch import load_file
+
+from fsl.deployment.local import LocalFederation
+from fsl.deployment.processes import send
+from tests.proxy import Proxy
+from tests.test_equivalences import assert_same_bits
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+IGNORED = {"seconds", "lost", "failed_nodes"}
+
+
+class Federation(LocalFederation):
+    """With a proxy between device 1 and its edge, and a look at what its processes do."""
+
+    def __init__(self, folder: Path):
+        self.proxy = Proxy()
+        names = ["edge-0", "edge-1", *(f"device-{k}" for k in range(4))]
+        config = {name: {"allow": "tests", "join": 60, "answer": 60} for name in names}
+        config["device-1"]["edge-addresses"] = f"1=127.0.0.1:{self.proxy.port}"
+        environment = {"PYTHONPATH": str(ROOT)}
+        super().__init__(folder, 2, 4, node_config=config, environment=environment)
+
+    def start(self):
+        super().start()
+        host, _, port = self.record.node("edge-1").address.partition(":")
+        self.proxy.to(host, int(port))
+
+    def has_begun(self, device: int, round: int) -> bool:
+        """Whether a device has a session in this round."""
+        journal = self.folder / "state" / f"edge-{device % 2}" / "sessions.tsv"
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        return any(line.startswith(f"{round}\t{device}\t") for line in lines)
+
+    def resident(self, name: str):
+        """The process that does a node's work."""
+        (found,) = [member for member in self.pids(name) if "fsl.deployment.resident" in member.command]
+        return found
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    with Federation(tmp_path_factory.mktemp("federation")) as running:
+        yield running
+        running.proxy.close()
+
+
+def simulated(folder: Path, *overrides: str) -> Path:
+    assert command(["devices=4", "edges=2", f"hydra.run.dir={folder}", *overrides]) == 0
+    return folder
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_folder(one: Path, other: Path):
+    for name in ("model.safetensors", "back.safetensors"):
+        assert (one / name).exists() == (other / name).exists()
+        if (one / name).exists():
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert {k: v for k, v in a.items() if k not in IGNORED} == {k: v for k, v in b.items() if k not in IGNORED}
+
+
+# Equivalence 6: simulation is a real federation over gRPC, same seeds.
+
+
+@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "sglr", "vanilla"])
+def test_a_real_federation_computes_what_a_simulation_does(strategy, federation, tmp_path):
+    overrides = [f"strategy={strategy}", "rounds=2", "optimizer=adam", "optimizer.reset=false"]
+    end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
+    assert end.completed, end.details
+    assert_same_folder(simulated(tmp_path / "simulated", *overrides), tmp_path / "real")
+    assert all(row["lost"] == {} for row in rows(tmp_path / "real"))
+    if strategy == "sglr":  # private fronts are on the devices' own disks
+        for device in range(4):
+            (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/2.safetensors")
+            expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
+            assert_same_bits(load_file(front), load_file(expected))
+
+
+# Faults: the run goes on with whoever is left, and counts exactly them.
+
+
+def sabotage(federation: Federation, out: Path, told: list[str]):
+    """One fault a round, each in the middle of its round (by the edge's journal) but for the last."""
+
+    def at(device: int, round: int):
+        wait_until(lambda: federation.has_begun(device, round), 120, 0.02)
+        told.append(f"round {round}")
+
+    at(0, 1)
+    send(federation.resident("device-0"), signal.SIGKILL)
+    at(3, 2)
+    send(federation.resident("edge-1"), signal.SIGKILL)
+    at(1, 3)
+    federation.proxy.cut_for(1.0)
+    at(2, 4)
+    straggler = federation.resident("device-2")
+    send(straggler, signal.SIGSTOP)
+    wait_until(lambda: "device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
+    send(straggler, signal.SIGCONT)
+    wait_until(lambda: (out / "metrics.jsonl").read_text().count("\n") == 4, 120, 0.02)
+    federation.kill("device-3", signal.SIGTERM)
+    federation.restart("device-3")
+    told.append("restarted")
+
+
+def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp_path):
+    out, told = tmp_path / "real", []
+    saboteur = threading.Thread(target=sabotage, args=(federation, out, told))
+    common = ["rounds=6", "local_epochs=40", "optimizer.lr=0.005"]
+    saboteur.start()
+    end = federation.run(["strategy=splitfed_v1", *common, "devices=4", "edges=2", "deployment.straggler=5"], out)
+    saboteur.join(60)
+    assert end.completed, end.details
+    assert told == ["round 1", "round 2", "round 3", "round 4", "restarted"]
+    lost = [row["lost"] for row in rows(out)]
+    assert set(lost[0]) == {"0"}
+    assert set(lost[1]) == {"1", "3"}  # all devices of the edge that died
+    assert lost[2] == {}  # the connection came back in time
+    assert set(lost[3]) == {"2"}
+    assert set(lost[4]) <= {"3"}
+    assert lost[5] == {}
+    finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]
+    chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
+    simulated(tmp_path / "simulated", *common, "strategy._target_=tests.faulty.Chosen", chosen)
+    assert_same_folder(tmp_path / "simulated", out)
+
+
+def test_an_edge_whose_trainer_raises_loses_its_devices_and_not_the_run(federation, tmp_path):
+    overrides = ["strategy._target_=tests.faulty.RaisingV1", "rounds=2", "devices=4", "edges=2"]
+    end = federation.run(overrides, tmp_path / "real")
+    assert end.completed, end.details
+    first, second = (row["lost"] for row in rows(tmp_path / "real"))
+    assert set(first) == {"1", "3"}
+    assert all("no such luck" in reason for reason in first.values())
+    assert second == {}
+    chosen = "+strategy.rounds=[[0,2],[0,1,2,3]]"
+    simulated(tmp_path / "simulated", "rounds=2", "strategy._target_=tests.faulty.Chosen", chosen)
+    assert_same_folder(tmp_path / "simulated", tmp_path / "real")
