@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fsl.simulations.run import command
 from safetensors.torch import load_file
 
 from fsl.deployment.local import LocalFederation
-from fsl.deployment.processes import send
+from fsl.deployment.processes import send, wait_until
 from tests.proxy import Proxy
 from tests.test_equivalences import assert_same_bits
 
@@ -96,7 +97,7 @@ def sabotage(federation: Federation, out: Path, told: list[str]):
     """One fault a round, each in the middle of its round (by the edge's journal) but for the last."""
 
     def at(device: int, round: int):
-        wait_until(lambda: federation.has_begun(device, round), 120, 0.02)
+        assert wait_until(lambda: federation.has_begun(device, round), 120, 0.02)
         told.append(f"round {round}")
 
     at(0, 1)
@@ -108,9 +109,9 @@ def sabotage(federation: Federation, out: Path, told: list[str]):
     at(2, 4)
     straggler = federation.resident("device-2")
     send(straggler, signal.SIGSTOP)
-    wait_until(lambda: "device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
+    assert wait_until(lambda: "device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
     send(straggler, signal.SIGCONT)
-    wait_until(lambda: (out / "metrics.jsonl").read_text().count("\n") == 4, 120, 0.02)
+    assert wait_until(lambda: (out / "metrics.jsonl").read_text().count("\n") == 4, 120, 0.02)
     federation.kill("device-3", signal.SIGTERM)
     federation.restart("device-3")
     told.append("restarted")
