@@ -208,22 +208,23 @@ class Roster:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
         asked = self._asked
         assert asked is not None
-        tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, dict(asked.lost))
+        tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if reply.has_error():
                 failed += 1
                 for device in asked.nodes.get(node, []):
-                    tally.lost.setdefault(device, f"node {node}: {reply.error.reason}")
+                    tally.lose(device, f"node {node}: {reply.error.reason}")
                 continue
             answered.add(node)
             content = reply.content
-            tally.lost.update(_remarks(content))
+            for device, reason in _remarks(content).items():
+                tally.lose(device, reason)
             tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
-                tally.lost.setdefault(device, f"node {node} did not answer")
+                tally.lose(device, f"node {node} did not answer")
         return tally.collected(failed)
 
     def evaluate_messages(

@@ -72,6 +72,7 @@ class EdgeDoor:
         self.thread = NetworkThread(f"edge-{edge}")
         self._journal = Journal(journal)
         self._admission: Admission | None = None
+        self._last: Admission | None = None  # of the round before
         self._handshakes = 0
         try:
             self.port = self.thread.run(self._start(listen, certificates))
@@ -111,6 +112,7 @@ class EdgeDoor:
 
     async def _end(self, patience: float) -> None:
         admission, self._admission = self._admission, None
+        self._last = admission
         if admission is not None:
             waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
             with suppress(TimeoutError):
@@ -149,7 +151,7 @@ class EdgeDoor:
         opening = (await _read(context, "open")).open
         admission = self._admission
         if admission is None:
-            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
+            raise self._closed_door(opening.token)
         claims = admission.check(opening.token)
         if fingerprint(opening.public_key) != claims.fingerprint:
             raise TrustError(f"the token of device {claims.device} is for another key")
@@ -174,6 +176,18 @@ class EdgeDoor:
         )
         await context.write(frame(pb.ToDevice(opened=opened)))
         return session, stream
+
+    def _closed_door(self, token: bytes) -> Refusal:
+        """What is said between rounds: a token of the last one comes too late, another's round may still begin."""
+        if self._last is not None:
+            try:
+                claims = self._last.check(token)
+            except (Refusal, TrustError):
+                pass
+            else:
+                reason = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
+                return Refusal(Code.FAILED_PRECONDITION, reason)
+        return Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
 
     def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
         """The session that a device comes back to; None where it has none yet."""
