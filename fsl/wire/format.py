@@ -198,7 +198,7 @@ def _describe(name: str, tensor: Tensor) -> pb.Tensor:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:

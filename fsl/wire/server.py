@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -94,7 +95,7 @@ class EdgeDoor:
         self.thread.close()
 
     async def _start(self, listen: str, certificates: Certificates | None) -> int:
-        handler = grpc.stream_stream_rpc_method_handler(self._train)
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._train)
         service, method = METHOD.strip("/").split("/")
         self._server = grpc.aio.server(options=channel_options(self.limits.max_message_bytes))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
@@ -221,7 +222,8 @@ class EdgeDoor:
         reader = asyncio.create_task(self._listen(session, context))
         writer = asyncio.create_task(_speak(stream, context))
         try:
-            await asyncio.wait({reader, writer, stream.ended}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {reader, writer, stream.ended}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if stream.ended.done():
                 await asyncio.wait({writer})
                 refusal = stream.ended.result()
