@@ -22,6 +22,7 @@ from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint, registered_key
 
 log = logging.getLogger(__name__)
+_POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
@@ -76,6 +77,7 @@ class _Asked:
     cohorts: list[CohortTask]
     samples: dict[int, int]
     nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
+    sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
 
 
@@ -100,6 +102,7 @@ class Roster:
         Before the first round it waits until every device and edge is hosted, or `terms.wait` seconds are over.
         """
         deadline = time.monotonic() + (self.terms.wait if first else 0)
+        self._refused.clear()  # whoever took no part in the round before is asked again
         while True:
             online = self._ask_new(grid)
             self.online = online
@@ -167,6 +170,7 @@ class Roster:
         plan = replace(plan, one_by_one=True)
         samples = {d: self._counted(n) for node in self.online for d, n in self.members[node].samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
+        sides = asked.sides
         hosts = {d: node for node in self.online for d in self.members[node].samples}
         edges = {m.edge: m for node in self.online if (m := self.members[node]).edge is not None}
         parts: dict[int, Part] = {}
@@ -189,10 +193,12 @@ class Roster:
                 old = parts.get(edge.node, Part())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
+                sides["edges"].add(edge.node)
             for task in there:
                 node = hosts[task.device]
                 old = parts.get(node, Part())
                 asked.nodes.setdefault(node, []).append(task.device)
+                sides["devices"].add(node)
                 if plan.trainer is None or edge is None:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
@@ -203,6 +209,29 @@ class Roster:
             self._message(node, MessageType.TRAIN, text, needed(_tasks(part)), part, plan.round)
             for node, part in sorted(parts.items())
         ]
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Send a round's messages and wait for the replies.
+
+        A node that was restarted meanwhile never answers, and Flower does not tell. So when one side of the wire has
+        answered (all edges, or all devices), the other has `straggler` seconds left.
+        """
+        sides = self._asked.sides if self._asked is not None else {}
+        if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
+            sides, timeout = {}, min(timeout, self.terms.answer)
+        waiting = set(grid.push_messages(messages))
+        replies: list[Message] = []
+        deadline, ended = time.monotonic() + timeout, False
+        while waiting and time.monotonic() < deadline:
+            new = list(grid.pull_messages(sorted(waiting)))
+            replies += new
+            waiting -= {reply.metadata.reply_to_message_id for reply in new}
+            answered = {reply.metadata.src_node_id for reply in replies}
+            if not ended and any(nodes and nodes <= answered for nodes in sides.values()):
+                ended, deadline = True, min(deadline, time.monotonic() + self.terms.straggler)
+            if waiting:
+                time.sleep(_POLL)
+        return replies
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
