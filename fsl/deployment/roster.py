@@ -36,6 +36,7 @@ class Member:
     edge: int | None
     address: str
     key: bytes  # of its devices, DER
+    name: str  # that it was registered by
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Roster:
         online = sorted(grid.get_node_ids())
         new = [node for node in online if node not in self.members and node not in self._refused]
         if new:
-            keys = _registered_keys(grid)
+            known = _known(grid)
             replies = grid.send_and_receive(
                 [self._message(node, MessageType.QUERY) for node in new], timeout=self.terms.query
             )
@@ -135,18 +136,18 @@ class Roster:
                 try:
                     if reply.has_error():
                         raise WireError(str(reply.error.reason))
-                    self.members[node] = self._member(node, reply, keys.get(node, b""))
+                    self.members[node] = self._member(node, reply, *known.get(node, (b"", "")))
                 except WireError as error:
                     self._refused[node] = str(error)
                     log.warning("node %d takes no part: %s", node, error)
         return [node for node in online if node in self.members]
 
-    def _member(self, node: int, reply: Message, registered: bytes) -> Member:
+    def _member(self, node: int, reply: Message, registered: bytes, name: str) -> Member:
         try:
             said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
             samples = {int(device): int(count) for device, count in said["samples"].items()}
             member = Member(
-                node, str(said["role"]), samples, said["edge"], str(said["address"]), bytes.fromhex(said["key"])
+                node, str(said["role"]), samples, said["edge"], str(said["address"]), bytes.fromhex(said["key"]), name
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise WireError(f"it does not say what it hosts ({error})") from None
@@ -241,19 +242,19 @@ class Roster:
         answered, failed = set(), 0
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
+            answered.add(node)
             if reply.has_error():
                 failed += 1
                 for device in asked.nodes.get(node, []):
-                    tally.lose(device, f"node {node}: {reply.error.reason}")
+                    tally.lose(device, f"{self._name(node)}: {reply.error.reason}")
                 continue
-            answered.add(node)
             content = reply.content
             for device, reason in _remarks(content).items():
                 tally.lose(device, reason)
             tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
-                tally.lose(device, f"node {node} did not answer")
+                tally.lose(device, f"{self._name(node)} did not answer")
         return tally.collected(failed)
 
     def evaluate_messages(
@@ -266,6 +267,10 @@ class Roster:
             if here:
                 messages.append(self._message(node, MessageType.EVALUATE, text(here), needed(here), None, round))
         return messages
+
+    def _name(self, node: int) -> str:
+        """A node as its operator registered it."""
+        return f"node {self.members[node].name or node}"
 
     def _counted(self, samples: int) -> int:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
@@ -313,7 +318,7 @@ def _remarks(content: RecordDict) -> dict[int, str]:
         return {}
 
 
-def _registered_keys(grid: Grid) -> dict[int, bytes]:
-    """The public keys that Flower knows its nodes by; none where the Grid does not tell."""
+def _known(grid: Grid) -> dict[int, tuple[bytes, str]]:
+    """The public keys and the names that Flower knows its nodes by; none where the Grid does not tell."""
     get_nodes = getattr(grid, "get_nodes", None)
-    return {} if get_nodes is None else {info.node_id: info.public_key for info in get_nodes()}
+    return {} if get_nodes is None else {info.node_id: (info.public_key, info.name) for info in get_nodes()}
