@@ -152,9 +152,12 @@ class Roster:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise WireError(f"it does not say what it hosts ({error})") from None
         for other in self.members.values():
-            taken = sorted(samples.keys() & other.samples.keys())
-            if taken and other.node in self.online:
-                raise TrustError(f"device {taken[0]} is hosted by node {other.node} already")
+            if other.node not in self.online or other.node == node:
+                continue
+            if taken := sorted(samples.keys() & other.samples.keys()):
+                raise TrustError(f"device {taken[0]} is hosted by {self._name(other.node)} already")
+            if member.edge is not None and member.edge == other.edge:
+                raise TrustError(f"edge {member.edge} is hosted by {self._name(other.node)} already")
         if samples and self.terms.bind_keys and registered_key(registered) != member.key:
             raise TrustError("its devices' key is not the one that its SuperNode is registered by")
         return member
@@ -240,11 +243,13 @@ class Roster:
         assert asked is not None
         tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
+        ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
             answered.add(node)
             if reply.has_error():
                 failed += 1
+                ill.append(node)
                 for device in asked.nodes.get(node, []):
                     tally.lose(device, f"{self._name(node)}: {reply.error.reason}")
                 continue
@@ -255,6 +260,9 @@ class Roster:
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
                 tally.lose(device, f"{self._name(node)} did not answer")
+            ill.append(node)
+        for node in ill:
+            self.members.pop(node, None)
         return tally.collected(failed)
 
     def evaluate_messages(
@@ -270,7 +278,7 @@ class Roster:
 
     def _name(self, node: int) -> str:
         """A node as its operator registered it."""
-        return f"node {self.members[node].name or node}"
+        return f"node {self.members[node].name or node}" if node in self.members else f"node {node}"
 
     def _counted(self, samples: int) -> int:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
