@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl.backend import Backend
 from fsl.config import RunConfig, build
 from fsl.data import TaskData
-from fsl.deployment.roster import Roster, Terms
+from fsl.deployment.members import Terms
+from fsl.deployment.roster import Roster
 from fsl.deployment.setup import Setup
 from fsl.errors import ConfigError
 from fsl.placement import Placement
@@ -59,7 +60,7 @@ def run(grid: Grid, overrides: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def backend(top: RunConfig, task: TaskData) -> Backend:
-        terms: Terms = build("deployment", {"_target_": "fsl.deployment.roster.Terms", **top.deployment})
+        terms: Terms = build("deployment", {"_target_": "fsl.deployment.members.Terms", **top.deployment})
         setup = Setup.of(top, task, folder, terms.patience)
         threads = top.backend.get("threads", 1)
         return FlowerBackend(threads=threads, grid=grid, roster=Roster(setup.to_json(), terms))

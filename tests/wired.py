@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ConfigRecord, Message, RecordDict
 
 import fsl
-from fsl.deployment.roster import Roster, Terms
+from fsl.deployment.members import Terms
+from fsl.deployment.roster import Roster
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.wired import WiredNode
 from fsl.grids.flower import SimulationGrid

@@ -1,7 +1,6 @@
 """Who hosts what: the cloud's list of nodes, the part of each in a round, and what came of it."""
 
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,63 +10,17 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.tally import Tally
-from fsl.errors import ConfigError, RunError, TrustError, WireError
-from fsl.names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
+from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
-from fsl.wire.options import Patience
 from fsl.wire.relay import new_key
-from fsl.wire.tokens import Claims, Signer, fingerprint, registered_key
+from fsl.wire.tokens import Claims, Signer, fingerprint
 
-log = logging.getLogger(__name__)
 _POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A node as it described itself."""
-
-    node: int
-    role: str
-    samples: Mapping[int, int]  # of each device that it hosts
-    edge: int | None
-    address: str
-    key: bytes  # of its devices, DER
-    name: str  # that it was registered by
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the cloud asks of nodes.
-
-    `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
-    what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
-    that its SuperNode is registered by. `join`, `straggler`, `answer`: as in `Patience`.
-    """
-
-    wait: float = 120.0
-    query: float = 120.0
-    max_samples: int | None = None
-    bind_keys: bool = True
-    join: float = Patience.join
-    straggler: float = Patience.straggler
-    answer: float = Patience.answer
-
-    def __post_init__(self) -> None:
-        for name in ("wait", "query"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"deployment.{name}={getattr(self, name)}: it is a number of seconds above 0")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
-        assert self.patience
-
-    @property
-    def patience(self) -> Patience:
-        """How long nodes wait in a round, unless their own configuration says otherwise."""
-        return Patience(self.join, self.straggler, self.answer)
 
 
 @dataclass
@@ -89,94 +42,23 @@ class Roster:
         self.setup = setup  # what a message says of the run's configuration
         self.terms = terms
         self.signer = Signer()
-        self.members: dict[int, Member] = {}
-        self.online: list[int] = []
-        self._refused: dict[int, str] = {}
+        self.members = Members(setup, terms)
         self._fence = 0
         self._asked: _Asked | None = None
 
-    # Who is there.
-
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
-        """Ask nodes that are new what they host; False where none has a role, and each hosts whole cohorts.
-
-        Before the first round it waits until every device and edge is hosted, or `terms.wait` seconds are over.
-        """
-        deadline = time.monotonic() + (self.terms.wait if first else 0)
-        self._refused.clear()  # whoever took no part in the round before is asked again
-        while True:
-            online = self._ask_new(grid)
-            self.online = online
-            hosted = {device for node in online for device in self.members[node].samples}
-            serving = {self.members[node].edge for node in online}
-            roles = {self.members[node].role for node in online}
-            if roles == {"any"}:
-                return False
-            missing = [f"device {d}" for d in range(devices) if d not in hosted]
-            missing += [f"edge {e}" for e in range(edges) if e not in serving]
-            if not missing:
-                return True
-            if time.monotonic() >= deadline:
-                log.warning("not there: %s", ", ".join(missing[:20]))
-                if not hosted:
-                    raise RunError(f"no node hosts a device of this run; {self._reasons()}")
-                return True
-            time.sleep(1.0)
-
-    def _ask_new(self, grid: Grid) -> list[int]:
-        online = sorted(grid.get_node_ids())
-        new = [node for node in online if node not in self.members and node not in self._refused]
-        if new:
-            known = _known(grid)
-            replies = grid.send_and_receive(
-                [self._message(node, MessageType.QUERY) for node in new], timeout=self.terms.query
-            )
-            for reply in replies:
-                node = reply.metadata.src_node_id
-                try:
-                    if reply.has_error():
-                        raise WireError(str(reply.error.reason))
-                    self.members[node] = self._member(node, reply, *known.get(node, (b"", "")))
-                except WireError as error:
-                    self._refused[node] = str(error)
-                    log.warning("node %d takes no part: %s", node, error)
-        return [node for node in online if node in self.members]
-
-    def _member(self, node: int, reply: Message, registered: bytes, name: str) -> Member:
-        try:
-            said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
-            samples = {int(device): int(count) for device, count in said["samples"].items()}
-            member = Member(
-                node, str(said["role"]), samples, said["edge"], str(said["address"]), bytes.fromhex(said["key"]), name
-            )
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise WireError(f"it does not say what it hosts ({error})") from None
-        for other in self.members.values():
-            if other.node not in self.online or other.node == node:
-                continue
-            if taken := sorted(samples.keys() & other.samples.keys()):
-                raise TrustError(f"device {taken[0]} is hosted by {self._name(other.node)} already")
-            if member.edge is not None and member.edge == other.edge:
-                raise TrustError(f"edge {member.edge} is hosted by {self._name(other.node)} already")
-        if samples and self.terms.bind_keys and registered_key(registered) != member.key:
-            raise TrustError("its devices' key is not the one that its SuperNode is registered by")
-        return member
-
-    def _reasons(self) -> str:
-        said = "; ".join(f"node {node}: {reason}" for node, reason in self._refused.items())
-        return said or 'start SuperNodes with role="device" in their node configuration'
-
-    # A round.
+        """See who is there; False where any node may host whole cohorts, as in a simulation."""
+        return self.members.look(grid, devices, edges, first)
 
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """One message for each node with a part in the round."""
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
-        samples = {d: self._counted(n) for node in self.online for d, n in self.members[node].samples.items()}
+        samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
         sides = asked.sides
-        hosts = {d: node for node in self.online for d in self.members[node].samples}
-        edges = {m.edge: m for node in self.online if (m := self.members[node]).edge is not None}
+        hosts = {d: member for member in self.members.online for d in member.samples}
+        edges = {member.edge: member for member in self.members.online if member.edge is not None}
         parts: dict[int, Part] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
@@ -199,14 +81,17 @@ class Roster:
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
                 sides["edges"].add(edge.node)
             for task in there:
-                node = hosts[task.device]
+                host = hosts[task.device]
+                node = host.node
                 old = parts.get(node, Part())
                 asked.nodes.setdefault(node, []).append(task.device)
                 sides["devices"].add(node)
                 if plan.trainer is None or edge is None:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
-                    ticket = Ticket(task, cohort.edge, edge.address, self._token(plan, task.device, cohort.edge).hex())
+                    ticket = Ticket(
+                        task, cohort.edge, edge.address, self._token(plan, host, task.device, cohort.edge).hex()
+                    )
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text = plan.to_json()
         return [
@@ -251,7 +136,7 @@ class Roster:
                 failed += 1
                 ill.append(node)
                 for device in asked.nodes.get(node, []):
-                    tally.lose(device, f"{self._name(node)}: {reply.error.reason}")
+                    tally.lose(device, f"{self.members.label(node)}: {reply.error.reason}")
                 continue
             content = reply.content
             for device, reason in _remarks(content).items():
@@ -259,10 +144,10 @@ class Roster:
             tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
-                tally.lose(device, f"{self._name(node)} did not answer")
+                tally.lose(device, f"{self.members.label(node)} did not answer")
             ill.append(node)
         for node in ill:
-            self.members.pop(node, None)
+            self.members.forget(node)
         return tally.collected(failed)
 
     def evaluate_messages(
@@ -270,21 +155,16 @@ class Roster:
     ) -> list[Message]:
         """Devices with fronts of their own are asked to evaluate where they are."""
         messages = []
-        for node in self.online:
-            here = [task for task in tasks if task.device in self.members[node].samples]
+        for member in self.members.online:
+            here = [task for task in tasks if task.device in member.samples]
             if here:
-                messages.append(self._message(node, MessageType.EVALUATE, text(here), needed(here), None, round))
+                messages.append(self._message(member.node, MessageType.EVALUATE, text(here), needed(here), None, round))
         return messages
-
-    def _name(self, node: int) -> str:
-        """A node as its operator registered it."""
-        return f"node {self.members[node].name or node}" if node in self.members else f"node {node}"
 
     def _counted(self, samples: int) -> int:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
 
-    def _token(self, plan: RoundPlan, device: int, edge: int) -> bytes:
-        (member,) = (m for node in self.online if device in (m := self.members[node]).samples)
+    def _token(self, plan: RoundPlan, member: Member, device: int, edge: int) -> bytes:
         steps = plan.local_epochs * math.ceil(member.samples[device] / plan.batch_size)
         return self.signer.sign(
             Claims(
@@ -324,9 +204,3 @@ def _remarks(content: RecordDict) -> dict[int, str]:
         return {int(device): str(reason)[:300] for device, reason in said.items()}
     except (KeyError, ValueError, AttributeError):
         return {}
-
-
-def _known(grid: Grid) -> dict[int, tuple[bytes, str]]:
-    """The public keys and the names that Flower knows its nodes by; none where the Grid does not tell."""
-    get_nodes = getattr(grid, "get_nodes", None)
-    return {} if get_nodes is None else {info.node_id: (info.public_key, info.name) for info in get_nodes()}
