@@ -42,7 +42,7 @@ def frame(message: pb.ToEdge | pb.ToDevice, *payloads: Payload | None) -> bytes:
     """A message with its payloads' tensors behind it, in the order in which the message names them."""
     head = message.SerializeToString()
     tensors = [tensor for payload in payloads if payload is not None for _, tensor in payload.arrays]
-    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *map(_bytes, tensors)])
+    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *(memoryview(_bytes(tensor)) for tensor in tensors)])
 
 
 def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
