@@ -20,7 +20,7 @@ def parse_figures(text: str) -> dict[str, float]:
     for line in text.splitlines():
         head, _, rest = line.partition("{")
         words = line.split() if not rest else [head.strip(), *rest.rpartition("}")[2].split()]
-        if line.startswith("#") or len(words) < 2:
+        if line.startswith("#") or len(words) < 2 or words[0].endswith("_created"):  # when a counter began
             continue
         try:
             figures[words[0]] = figures.get(words[0], 0.0) + float(words[1])

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from fsl.deployment.certs import LOOPBACK, Certificates, Identity
@@ -62,13 +63,12 @@ def plan_nodes(
 def _edge(
     folder: Path, certificates: Certificates, index: int, port: int, serving: int, figures: int, mutual_tls: bool
 ) -> Node:
-    name, address, metrics = f"edge-{index}", f"127.0.0.1:{serving}", f"127.0.0.1:{figures}"
+    name, address = f"edge-{index}", f"127.0.0.1:{serving}"
     config: dict[str, str | int] = {
         "role": "edge",
         "edge": index,
         "listen": address,
         "address": address,
-        "metrics": metrics,
         "cert": str(certificates.certificate(name)),
         "cert-key": str(certificates.key(name)),
         "ca": str(certificates.ca),
@@ -76,7 +76,10 @@ def _edge(
     }
     if mutual_tls:
         config["client-ca"] = str(certificates.ca)
-    return Node(name, "edge", config, port, address, metrics)
+    if find_spec("prometheus_client") is None:  # of the extra `federation`
+        return Node(name, "edge", config, port, address)
+    metrics = f"127.0.0.1:{figures}"
+    return Node(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
 
 
 def _device(

@@ -25,8 +25,9 @@ from typing import Any
 from flwr.app import RecordDict
 
 import fsl
+from fsl.deployment.logs import set_up
 from fsl.deployment.settings import scratch_folder
-from fsl.errors import FslError, RunError
+from fsl.errors import ConfigError, FslError, RunError
 from fsl.grids.records import record_bytes, record_from_bytes
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,10 @@ def _exactly(connection: socket.socket, size: int) -> bytearray:
 
 def main() -> None:
     """What the process of a message starts: the socket's path, and the process to end with."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        set_up()
+    except ConfigError as error:
+        sys.exit(str(error))
     resident = Resident(Path(sys.argv[1]), int(sys.argv[2]))
 
     def stop(number: int, frame: FrameType | None) -> None:

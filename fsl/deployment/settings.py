@@ -140,6 +140,8 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
             if self.edge_certificates is not None:
                 self.edge_certificates.server()
+        if self.metrics is not None and not (self.hosts_edge and re.fullmatch(r".+:\d+", self.metrics)):
+            raise ConfigError(f"node configuration: metrics={self.metrics!r}: it is an edge's, given as host:port")
 
 
 def scratch_folder() -> Path:

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, MetricRecord
 
@@ -27,6 +27,9 @@ from fsl.wire.relay import Relay
 from fsl.wire.server import Admission, EdgeDoor
 from fsl.wire.tokens import load_private_key, public_bytes
 from fsl.workload import Workload
+
+if TYPE_CHECKING:
+    from fsl.deployment.metrics import MetricsEndpoint
 
 log = logging.getLogger(__name__)
 _LAST_WORDS = 3.0  # seconds for the last messages of a round to get out
@@ -65,6 +68,7 @@ class WiredNode:
         self.patience = replace(patience or Patience(), **settings.patience)
         self.uplink: Uplink | None = None
         self._door: EdgeDoor | None = None
+        self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
             self.uplink = Uplink(load_private_key(settings.key), settings.device_certificates, settings.limits)
 
@@ -76,8 +80,19 @@ class WiredNode:
             raise RunError("this node hosts no edge")
         if self._door is None:
             journal = settings.state / "sessions.tsv"
-            self._door = EdgeDoor(settings.edge, settings.listen, settings.edge_certificates, journal, settings.limits)
+            if settings.metrics is not None and self._metrics is None:
+                self._metrics = _metrics(settings.metrics)
+            meter = None if self._metrics is None else self._metrics.meter
+            certificates = settings.edge_certificates
+            self._door = EdgeDoor(settings.edge, settings.listen, certificates, journal, settings.limits, meter)
         return self._door
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where the edge's figures are; None where nobody asked for them, or the door is not open yet."""
+        if self._metrics is None or self.settings.metrics is None:
+            return None
+        return f"{self.settings.metrics.rpartition(':')[0]}:{self._metrics.port}"
 
     @property
     def public_key(self) -> bytes:
@@ -130,6 +145,8 @@ class WiredNode:
             self.uplink.close()
         if self._door is not None:
             self._door.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     # An edge's part.
 
@@ -162,7 +179,7 @@ class WiredNode:
         admission = Admission(
             plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up, plan.down
         )
-        edge_round = EdgeRound(server, admission, self.patience, Expected.of(worker, plan))
+        edge_round = EdgeRound(server, admission, self.patience, Expected.of(worker, plan), self.door.meter)
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -213,3 +230,14 @@ class WiredNode:
         )
         if plan.fronts != "private":
             work.totals |= side.totals
+
+
+def _metrics(address: str) -> "MetricsEndpoint":
+    try:
+        from fsl.deployment.metrics import MetricsEndpoint
+    except ImportError:
+        raise ConfigError(
+            f"metrics={address}: prometheus-client is not installed; pip install 'fsl-flower[federation]', or leave "
+            "metrics out of the node configuration"
+        ) from None
+    return MetricsEndpoint(address)

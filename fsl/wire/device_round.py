@@ -67,6 +67,13 @@ class DeviceRound:
 
     def run(self) -> DeviceOutcome:
         """Train every device once."""
+        log.info("%s began with %d devices", self._where, len(self.attending), extra=self._about())
+        outcome = self._run()
+        finished, lost = len(outcome.finished), len(outcome.lost)
+        log.info("%s ended: %d devices finished, %d lost", self._where, finished, lost, extra=self._about())
+        return outcome
+
+    def _run(self) -> DeviceOutcome:
         silent_since = time.monotonic()
         while self.attending:
             try:
@@ -82,8 +89,8 @@ class DeviceRound:
             try:
                 self._hear(event)
             except Exception as error:  # this device is lost, whatever it is; the others go on
-                where = f"round {self.side.plan.round}, device {event.device}"
-                log.warning("%s failed", where, exc_info=not isinstance(error, FslError))
+                if not isinstance(error, FslError):
+                    log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
                 self._lose(event.device, f"{type(error).__name__}: {error}")
         return DeviceOutcome(self.finished, self.lost)
 
@@ -97,6 +104,8 @@ class DeviceRound:
         if kind == "begin":
             if attending.device is None:  # said again to a device that came back
                 attending.device = self._open(event.device, message.begin.relay)
+                about = self._about(event.device, attending.line)
+                log.info("%s: device %d has its session", self._where, event.device, extra=about)
         elif attending.device is None:
             raise WireError(f"the edge said {kind} before it was the device's turn")
         elif kind == "reply":
@@ -151,8 +160,9 @@ class DeviceRound:
             raise RunError("its edge closed the session before the device was done")
         opened.finish()
         self.side.close(opened)
-        del self.attending[device]
+        line = self.attending.pop(device).line
         self.finished.append(device)
+        log.info("%s: device %d closed", self._where, device, extra=self._about(device, line))
 
     def _lose(self, device: int, reason: str, tell: bool = True) -> None:
         attending = self.attending.pop(device)
@@ -161,3 +171,18 @@ class DeviceRound:
         if attending.device is not None:
             self.side.abandon(attending.device)
         self.lost[device] = " ".join(reason.split())
+        about = self._about(device, attending.line)
+        log.warning("%s: device %d lost: %s", self._where, device, self.lost[device], extra=about)
+
+    @property
+    def _where(self) -> str:
+        return f"round {self.side.plan.round}"
+
+    def _about(self, device: int | None = None, line: Line | None = None) -> dict[str, object]:
+        """What a log's reader may search by."""
+        about: dict[str, object] = {"run": self.side.plan.run, "round": self.side.plan.round}
+        if device is not None:
+            about["device"] = device
+        if line is not None:
+            about |= {"edge": line.invitation.edge, "peer": line.invitation.address}
+        return about

@@ -20,6 +20,7 @@ from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.expected import Expected
 from fsl.wire.format import frame, read_upload, reply_frame
+from fsl.wire.meter import EdgeMeter, Reason
 from fsl.wire.options import Patience
 from fsl.wire.server import Admission
 from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
@@ -27,6 +28,13 @@ from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
 log = logging.getLogger(__name__)
 Order = Literal["together", "in turn", "as they come"]
 Code = grpc.StatusCode
+_REASONS: dict[grpc.StatusCode, Reason] = {
+    Code.DEADLINE_EXCEEDED: "straggler",
+    Code.INVALID_ARGUMENT: "invalid",
+    Code.FAILED_PRECONDITION: "out-of-turn",
+    Code.ABORTED: "gone",
+    Code.INTERNAL: "edge-failed",
+}
 
 
 @dataclass
@@ -60,11 +68,19 @@ class EdgeRound:
     (`divisible`), and one device after another otherwise, in the order that it arranges.
     """
 
-    def __init__(self, server: EdgeServer, admission: Admission, patience: Patience, expected: Expected):
+    def __init__(
+        self,
+        server: EdgeServer,
+        admission: Admission,
+        patience: Patience,
+        expected: Expected,
+        meter: EdgeMeter | None = None,
+    ):
         self.server = server
         self.admission = admission
         self.patience = patience
         self.expected = expected
+        self.meter = meter or EdgeMeter()
         trainer = server.trainer
         self.order: Order = "together" if trainer.lockstep else "as they come" if trainer.divisible else "in turn"
         self.all = {device: Attendance(device) for device in sorted(admission.devices)}
@@ -72,10 +88,20 @@ class EdgeRound:
         self.began = False  # together: everybody is here, or not waited for any longer
         self.closed: list[Session] = []
         self.lost: dict[int, str] = {}
+        self._heard: Attendance | None = None  # whom the newest event is about
         self.relay = b""  # the front that the next device starts from, sealed
 
     def serve(self) -> EdgeOutcome:
         """Serve until every device is closed or lost."""
+        self.meter.round_began(self.admission.inbox.qsize)
+        log.info("%s began with %d devices", self._where, len(self.all), extra=self._about())
+        outcome = self._serve()
+        self.meter.round_ended(outcome.failed is not None)
+        closed, lost = len(outcome.closed), len(outcome.lost)
+        log.info("%s ended: %d devices closed, %d lost", self._where, closed, lost, extra=self._about())
+        return outcome
+
+    def _serve(self) -> EdgeOutcome:
         start = time.monotonic()
         for attendance in self.all.values():
             attendance.due = start + self.patience.join
@@ -111,9 +137,11 @@ class EdgeRound:
     def _take(self, event: Event | None) -> None:
         if event is None or (attendance := self.all[event.device]).settled:
             return
+        self._heard = attendance
         match event:
             case Joined():
                 attendance.joined, attendance.due = True, None
+                self.meter.session_opened()
                 if self.order == "together" and self.began:
                     self._lose(event.device, Code.FAILED_PRECONDITION, "it came after its cohort had begun")
             case Uploaded():
@@ -148,11 +176,10 @@ class EdgeRound:
             self._advance_together()
         elif self.order == "in turn":
             self._advance_in_turn()
-        else:
-            for attendance in self.all.values():
-                if attendance.joined and not attendance.settled:
-                    self._open(attendance)
-                    self._serve_alone(attendance)
+        elif (attendance := self._heard) is not None and attendance.joined and not attendance.settled:
+            # Each is on its own, so nothing has changed for the others.
+            self._open(attendance)
+            self._serve_alone(attendance)
 
     def _advance_together(self) -> None:
         if not self.began:
@@ -223,16 +250,21 @@ class EdgeRound:
 
     def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[bytes]:
         last = len(replies) - 1
-        return [
+        frames = [
             reply_frame(r.device, self.admission.round, r.step, r.gradient, served if i == last else 0)
             for i, r in enumerate(replies)
         ]
+        for data in frames:
+            self.meter.replied(len(data))
+        return frames
 
     def _close(self, attendance: Attendance) -> None:
         attendance.settled, attendance.due = True, None
         self.closed.append(self.server.close(attendance.device))
         self.relay = attendance.relay or self.relay
         self.admission.sessions[attendance.device].finish([frame(pb.ToDevice(closed=pb.Closed()))])
+        self.meter.session_closed()
+        log.info("%s: device %d closed", self._where, attendance.device, extra=self._about(attendance.device))
 
     def _lose_late(self) -> None:
         now = time.monotonic()
@@ -247,11 +279,21 @@ class EdgeRound:
         attendance.settled, attendance.due = True, None
         attendance.uploads.clear()
         self.lost[device] = reason
-        log.warning("edge %d, round %d: device %d lost: %s", self.server.edge, self.admission.round, device, reason)
+        self.meter.device_lost(_REASONS[code] if attendance.joined else "absent", attendance.joined)
+        log.warning("%s: device %d lost: %s", self._where, device, reason, extra=self._about(device))
         if attendance.opened:
             self.server.lose(device)
         if (session := self.admission.sessions.get(device)) is not None:
             session.refuse(code, f"edge {self.server.edge} goes on without device {device}: {reason}")
+
+    @property
+    def _where(self) -> str:
+        return f"edge {self.server.edge}, round {self.admission.round}"
+
+    def _about(self, device: int | None = None) -> dict[str, object]:
+        """What a log's reader may search by."""
+        place: dict[str, object] = {"run": self.admission.run, "round": self.admission.round, "edge": self.server.edge}
+        return place if device is None else place | {"device": device}
 
 
 def _served(uploads: int) -> bytes:

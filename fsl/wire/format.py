@@ -4,9 +4,10 @@ Nothing is unpickled. dtype, shape and size are checked before anything reaches 
 """
 
 from functools import lru_cache
-from math import prod
+from math import isfinite, prod
 from typing import TypeVar
 
+import numpy as np
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
@@ -41,7 +42,7 @@ def frame(message: pb.ToEdge | pb.ToDevice, *payloads: Payload | None) -> bytes:
     """A message with its payloads' tensors behind it, in the order in which the message names them."""
     head = message.SerializeToString()
     tensors = [tensor for payload in payloads if payload is not None for _, tensor in payload.arrays]
-    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *map(_bytes, tensors)])
+    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *(_bytes(tensor).data for tensor in tensors)])
 
 
 def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
@@ -96,7 +97,7 @@ def read_reply(message: pb.Reply, data: memoryview) -> Payload:
 
 def describe(payload: Payload) -> pb.Payload:
     """A payload's codec, names, dtypes and shapes; WireError for a dtype or size that the wire does not carry."""
-    return pb.Payload(codec=payload.codec, tensors=[_describe(name, tensor) for name, tensor in payload.arrays])
+    return _described(payload.codec, _signature(payload))
 
 
 def read_payload(message: pb.Payload, data: memoryview) -> tuple[Payload, memoryview]:
@@ -115,7 +116,8 @@ def read_payload(message: pb.Payload, data: memoryview) -> tuple[Payload, memory
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Refuse values that are not finite: one of them would spoil the model of everybody."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    # The extremes of what holds a NaN are NaN: one pass, and no tensor of truth values.
+    if tensor.is_floating_point() and tensor.numel() and not all(isfinite(value) for value in torch.aminmax(tensor)):
         raise WireError(f"{name} has a value that is not finite; the sender's training has diverged")
 
 
@@ -123,10 +125,11 @@ def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse class labels that are not integers (B,) from 0 to classes - 1."""
     if labels.is_floating_point() or labels.dim() != 1:
         raise WireError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; class labels are integers (B,)")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise WireError(
-            f"labels lie between {int(labels.min())} and {int(labels.max())}; the model has classes 0 to {classes - 1}"
-        )
+    if not labels.numel():
+        return
+    lowest, highest = (int(value) for value in torch.aminmax(labels))
+    if not 0 <= lowest <= highest < classes:
+        raise WireError(f"labels lie between {lowest} and {highest}; the model has classes 0 to {classes - 1}")
 
 
 def upload_bytes(smashed: Payload, targets: Tensor | None) -> int:
@@ -189,36 +192,50 @@ def _name(name: str, dtype: torch.dtype) -> str:
     return _NAMES[dtype]
 
 
-def _describe(name: str, tensor: Tensor) -> pb.Tensor:
-    dtype = _name(name, tensor.dtype)
-    if tensor.numel() > MAX_ELEMENTS:
-        raise WireError(f"tensor {name!r} has {tensor.numel()} elements; the wire carries {MAX_ELEMENTS}: cut batches")
-    return pb.Tensor(name=name, dtype=dtype, shape=tensor.shape)
+@lru_cache(maxsize=4096)
+def _described(codec: str, signature: Signature) -> pb.Payload:
+    """Not to be changed by whoever gets it: a message that it is put into holds a copy."""
+    return pb.Payload(codec=codec, tensors=[_describe(*tensor) for tensor in signature])
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data
+def _describe(name: str, dtype: torch.dtype, shape: torch.Size) -> pb.Tensor:
+    known = _name(name, dtype)
+    if shape.numel() > MAX_ELEMENTS:
+        raise WireError(f"tensor {name!r} has {shape.numel()} elements; the wire carries {MAX_ELEMENTS}: cut batches")
+    return pb.Tensor(name=name, dtype=known, shape=shape)
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """A tensor's bytes (n,) uint8, not copied where they lie in order in this machine's memory.
+
+    By NumPy as far as possible: each operation of torch gives up the interpreter's lock, for which another thread may
+    be waiting, and that takes longer than the operation.
+    """
+    if tensor.requires_grad or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype is torch.bfloat16:  # which NumPy does not know
+        tensor = tensor.view(torch.int16)
+    return tensor.numpy().reshape(-1).view(np.uint8)
 
 
 def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
     name, dtype = f"tensor {message.name[:40]!r}", _DTYPES.get(message.dtype)
+    shape = tuple(message.shape)
     if dtype is None:
         raise WireError(f"{name} claims dtype {message.dtype[:40]!r}; allowed are {', '.join(_DTYPES)}")
-    if len(message.shape) > MAX_DIMENSIONS:
-        raise WireError(f"{name} claims {len(message.shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
+    if len(shape) > MAX_DIMENSIONS:
+        raise WireError(f"{name} claims {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
     # In Python's integers, where torch's would overflow; also where one dimension is zero, for strides overflow too.
-    if prod(max(1, size) for size in message.shape) > MAX_ELEMENTS:
-        raise WireError(f"{name} claims shape {tuple(message.shape)}; at most {MAX_ELEMENTS} elements are allowed")
-    size = prod(message.shape) * dtype.itemsize
+    if prod(max(1, size) for size in shape) > MAX_ELEMENTS:
+        raise WireError(f"{name} claims shape {shape}; at most {MAX_ELEMENTS} elements are allowed")
+    size = prod(shape) * dtype.itemsize
     if size > len(data):
-        raise WireError(
-            f"{name} has {len(data)} bytes and claims shape {tuple(message.shape)} of {message.dtype}: {size} bytes"
-        )
+        raise WireError(f"{name} has {len(data)} bytes and claims shape {shape} of {message.dtype}: {size} bytes")
     # Memory of torch's own: writable, and aligned as kernels of the same numbers in one process see it.
-    values = torch.empty(tuple(message.shape), dtype=dtype)
-    _bytes(values)[:] = data[:size]
-    if dtype is torch.bool and size and int(values.view(torch.uint8).max()) > 1:
+    values = torch.empty(shape, dtype=dtype)
+    raw = _bytes(values)
+    raw[:] = np.frombuffer(data, np.uint8, size)
+    if dtype is torch.bool and size and raw.max() > 1:
         raise WireError(f"{name} is bool and has bytes other than 0 and 1")
     return values, data[size:]
 

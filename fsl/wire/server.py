@@ -15,6 +15,7 @@ from fsl.wire import messages_pb2 as pb
 from fsl.wire.format import frame, read_frame
 from fsl.wire.journal import Journal
 from fsl.wire.loop import NetworkThread
+from fsl.wire.meter import EdgeMeter
 from fsl.wire.options import METHOD, Certificates, Limits, channel_options
 from fsl.wire.session import Inbox, Joined, Refusal, Stream, WireSession
 from fsl.wire.tokens import Claims, check_proof, check_token, fingerprint
@@ -67,13 +68,16 @@ class EdgeDoor:
         certificates: Certificates | None,
         journal: Path,
         limits: Limits,
+        meter: EdgeMeter | None = None,
     ):
         self.edge = edge
         self.limits = limits
+        self.meter = meter or EdgeMeter()
         self.thread = NetworkThread(f"edge-{edge}")
         self._journal = Journal(journal)
         self._admission: Admission | None = None
         self._last: Admission | None = None  # of the round before
+        self._begun = asyncio.Event()  # there is an admission
         self._handshakes = 0
         try:
             self.port = self.thread.run(self._start(listen, certificates))
@@ -83,7 +87,7 @@ class EdgeDoor:
 
     def begin(self, admission: Admission) -> None:
         """Let the devices of a round in."""
-        self.thread.call(setattr, self, "_admission", admission)
+        self.thread.call(self._begin, admission)
 
     def end(self, patience: float) -> None:
         """The round is over: give the last messages so long to get out, and let nobody in until the next."""
@@ -111,9 +115,14 @@ class EdgeDoor:
         await self._server.start()
         return port
 
+    def _begin(self, admission: Admission) -> None:
+        self._admission = admission
+        self._begun.set()
+
     async def _end(self, patience: float) -> None:
         admission, self._admission = self._admission, None
         self._last = admission
+        self._begun.clear()
         if admission is not None:
             waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
             with suppress(TimeoutError):
@@ -123,16 +132,22 @@ class EdgeDoor:
         try:
             session, stream = await self._admit(context)
         except Refusal as refusal:
-            await self._turn_away(context, refusal)
+            await self._refuse(context, refusal)
         except TrustError as error:
-            await self._turn_away(context, Refusal(Code.UNAUTHENTICATED, str(error)))
+            await self._refuse(context, Refusal(Code.UNAUTHENTICATED, str(error)))
         except WireError as error:
-            await self._turn_away(context, Refusal(Code.INVALID_ARGUMENT, str(error)))
+            await self._refuse(context, Refusal(Code.INVALID_ARGUMENT, str(error)))
         else:
             await self._carry(session, stream, context)
 
+    async def _refuse(self, context: Context, refusal: Refusal) -> None:
+        """Turn away somebody who is at the door."""
+        self.meter.refused(refusal.code.name)
+        await self._turn_away(context, refusal)
+
     async def _turn_away(self, context: Context, refusal: Refusal) -> None:
-        log.info("edge %d refused %s: %s", self.edge, context.peer(), refusal.reason)
+        extra = {"edge": self.edge, "peer": context.peer()}
+        log.info("edge %d refused %s: %s", self.edge, context.peer(), refusal.reason, extra=extra)
         await context.abort(refusal.code, refusal.reason)
 
     # Who comes in.
@@ -150,9 +165,11 @@ class EdgeDoor:
 
     async def _handshake(self, context: Context) -> tuple[WireSession, Stream]:
         opening = (await _read(context, "open")).open
-        admission = self._admission
+        if self._admission is None:
+            self._refuse_late(opening.token)
+        admission = await self._current()
         if admission is None:
-            raise self._closed_door(opening.token)
+            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
         claims = admission.check(opening.token)
         if fingerprint(opening.public_key) != claims.fingerprint:
             raise TrustError(f"the token of device {claims.device} is for another key")
@@ -176,19 +193,34 @@ class EdgeDoor:
             max_bytes=self.limits.max_message_bytes,
         )
         await context.write(frame(pb.ToDevice(opened=opened)))
+        extra = {"run": claims.run, "round": claims.round, "edge": self.edge, "device": claims.device}
+        log.info(
+            "edge %d, round %d: session of device %d over %s",
+            *(self.edge, claims.round, claims.device, context.peer()),
+            extra=extra | {"peer": context.peer()},
+        )
         return session, stream
 
-    def _closed_door(self, token: bytes) -> Refusal:
-        """What is said between rounds: a token of the last one comes too late, another's round may still begin."""
-        if self._last is not None:
-            try:
-                claims = self._last.check(token)
-            except (Refusal, TrustError):
-                pass
-            else:
-                reason = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
-                return Refusal(Code.FAILED_PRECONDITION, reason)
-        return Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
+    def _refuse_late(self, token: bytes) -> None:
+        """Between rounds a token of the last one comes too late; another's round may still begin."""
+        if self._last is None:
+            return
+        late: str | None = None
+        with suppress(Refusal, TrustError):
+            claims = self._last.check(token)
+            late = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
+        if late is not None:
+            raise Refusal(Code.FAILED_PRECONDITION, late)
+
+    async def _current(self) -> Admission | None:
+        """This round's admission. Devices hear of a round when the edge does, so who comes before it waits a little.
+
+        Not where half of the places at the door are taken: whoever is refused here comes back.
+        """
+        if self._admission is None and self._handshakes <= self.limits.handshakes // 2:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        return self._admission
 
     def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
         """The session that a device comes back to; None where it has none yet."""
@@ -204,7 +236,7 @@ class EdgeDoor:
         return session
 
     async def _new_session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession:
-        session = WireSession(claims, opening.token, admission.inbox, self.thread, self.limits.queue)
+        session = WireSession(claims, opening.token, admission.inbox, self.thread, self.limits.queue, self.meter)
         admission.sessions[claims.device] = session  # before anything is awaited: there is one per device
         loop = asyncio.get_running_loop()
         if not await loop.run_in_executor(None, self._journal.enter, claims):
@@ -252,7 +284,8 @@ class EdgeDoor:
         except WireError as error:
             return Refusal(Code.INVALID_ARGUMENT, str(error))
         except grpc.aio.BaseError as error:
-            log.info("edge %d lost the stream of device %d: %s", self.edge, session.claims.device, error)
+            extra = {"edge": self.edge, "device": session.claims.device, "peer": context.peer()}
+            log.info("edge %d lost the stream of device %d: %s", self.edge, session.claims.device, error, extra=extra)
         return None
 
 

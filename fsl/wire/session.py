@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import queue
 import secrets
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from fsl.errors import TrustError, WireError
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.format import read_frame
 from fsl.wire.loop import NetworkThread
+from fsl.wire.meter import EdgeMeter
 from fsl.wire.tokens import Claims
 
 
@@ -78,7 +80,7 @@ class Stream:
 class WireSession:
     """One device's session. All but `send`, `finish` and `refuse` belong to the network thread."""
 
-    def __init__(self, claims: Claims, token: bytes, inbox: Inbox, thread: NetworkThread, queue: int):
+    def __init__(self, claims: Claims, token: bytes, inbox: Inbox, thread: NetworkThread, queue: int, meter: EdgeMeter):
         self.claims = claims
         self.token = token
         self.secret = secrets.token_bytes(32)
@@ -92,6 +94,8 @@ class WireSession:
         self._stream: Stream | None = None
         self._kept: deque[tuple[int, bytes]] = deque()  # frames by the upload that led to them
         self._queue = queue
+        self._meter = meter
+        self._arrivals: deque[float] = deque()  # when the uploads came that are unserved
         self.delivered = asyncio.Event()  # the last frame is on its way to the device
 
     # For the thread that computes.
@@ -148,6 +152,8 @@ class WireSession:
         if kind == "upload":
             self._check(message.upload)
             self.received += 1
+            self._arrivals.append(time.perf_counter())
+            self._meter.uploaded(len(data))
             await self._room.acquire()
             self._inbox.put(Uploaded(device, message.upload, rest))
         elif kind == "close":
@@ -179,6 +185,7 @@ class WireSession:
     def _send(self, frames: list[bytes], upload: int, done: bool) -> None:
         if done:
             self._room.release()
+            self._meter.served(time.perf_counter() - self._arrivals.popleft())
         # A device has all that came before its newest uploads, of which no more than `queue` are unserved.
         while self._kept and self._kept[0][0] < self.received - self._queue:
             self._kept.popleft()
