@@ -36,9 +36,9 @@ class Cohort:
 
     def _run_group(self, ids: list[int]) -> Iterable[DeviceReport]:
         devices = []
-        for device in ids:
-            devices.append(self.devices.open(device))
-            self.edge.open(device, self.devices.samples(device))
+        for number in ids:
+            devices.append(self.devices.open(number))
+            self.edge.open(number, self.devices.samples(number))
         train(devices, self.edge, self.plan)
         for device in devices:
             self.devices.close(device)

@@ -39,6 +39,9 @@ class Placement(Protocol):
     ) -> list[Message]:
         """One message for each node with a part in the round."""
 
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Send messages and wait for replies, at most `timeout` seconds."""
+
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Layout]) -> Collected:
         """What the replies to the last messages come to."""
 

@@ -149,7 +149,7 @@ class Simulation:
     def class_counts(self) -> np.ndarray | None:
         """Samples of each class on the first devices, for a picture; None where targets are no class labels."""
         data, partition = self.workload.data, self.workload.partition
-        if data.classes is None:
+        if data.classes is None or self.federation.placement is not None:  # then nodes have data of their own
             return None
         return class_counts(partition, data.train.targets.numpy(), range(min(partition.devices, _PICTURED)))
 

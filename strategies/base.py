@@ -103,6 +103,13 @@ class SplitStrategy(Algorithm, Strategy):
             self._clock += measured["sim_seconds"]
         return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, collected.figures)})
 
+    def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
+        if not messages:
+            return []
+        if self._placed:
+            return self._placement.exchange(grid, messages, timeout)
+        return grid.send_and_receive(messages, timeout=timeout)
+
     def _collected(self, round: int, replies: list[Message]) -> Collected:
         """What the nodes' replies come to, added in order of node id."""
         layouts = self.federation.layouts
@@ -160,7 +167,11 @@ class SplitStrategy(Algorithm, Strategy):
         """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
         replies = list(replies)
         scores: dict[int, tuple[float, float | None]] = {}
-        for reply in succeeded(replies, server_round) if replies else []:
+        if self._placed:
+            good = [reply for reply in replies if not reply.has_error()]
+        else:
+            good = succeeded(replies, server_round) if replies else []
+        for reply in good:
             record: Any = reply.content.metric_records[METRICS]
             accuracies = record["accuracy"] or [None] * len(record["device"])
             scores.update(zip(record["device"], zip(record["loss"], accuracies)))
@@ -204,14 +215,14 @@ class SplitStrategy(Algorithm, Strategy):
         for current in range(first_round, num_rounds + 1):
             started = time.perf_counter()
             messages = list(self.configure_train(current, result.arrays, train_config, grid))
-            replies = grid.send_and_receive(messages, timeout=timeout) if messages else []
+            replies = self._exchange(grid, messages, timeout)
             arrays, trained = self.aggregate_train(current, replies)
             result.arrays = result.arrays if arrays is None else arrays
             metrics = MetricRecord() if trained is None else trained
             result.train_metrics_clientapp[current] = metrics
             seconds = time.perf_counter() - started
             if messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid)):
-                scores = self.aggregate_evaluate(current, grid.send_and_receive(messages, timeout=timeout))
+                scores = self.aggregate_evaluate(current, self._exchange(grid, messages, timeout))
                 result.evaluate_metrics_clientapp[current] = scores or MetricRecord()
                 metrics = MetricRecord({**metrics, **(scores or {})})
             if evaluate_fn is not None and (scores := evaluate_fn(current, result.arrays)) is not None:

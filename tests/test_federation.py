@@ -76,18 +76,29 @@ def assert_same_folder(one: Path, other: Path):
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "sglr", "vanilla"])
+@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "vanilla"])
 def test_a_real_federation_computes_what_a_simulation_does(strategy, federation, tmp_path):
     overrides = [f"strategy={strategy}", "rounds=2", "optimizer=adam", "optimizer.reset=false"]
     end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
     assert end.completed, end.details
     assert_same_folder(simulated(tmp_path / "simulated", *overrides), tmp_path / "real")
     assert all(row["lost"] == {} for row in rows(tmp_path / "real"))
-    if strategy == "sglr":  # private fronts are on the devices' own disks
-        for device in range(4):
-            (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/2.safetensors")
-            expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
-            assert_same_bits(load_file(front), load_file(expected))
+
+
+def test_sglr_too_and_what_devices_keep_survives_a_restart(federation, tmp_path):
+    overrides = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
+    out, run = tmp_path / "real", ["devices=4", "edges=2", *overrides]
+    end = federation.run([*run, "rounds=1"], out)
+    assert end.completed, end.details
+    federation.kill("device-0", signal.SIGTERM)
+    federation.restart("device-0")
+    end = federation.run([*run, "rounds=2", f"resume={out}"], out)
+    assert end.completed, end.details
+    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=2"), out)
+    for device in range(4):  # private fronts are on the devices' own disks
+        (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/2.safetensors")
+        expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
+        assert_same_bits(load_file(front), load_file(expected))
 
 
 # Faults: the run goes on with whoever is left, and counts exactly them.

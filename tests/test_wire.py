@@ -3,8 +3,11 @@
 import pytest
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 
+from fsl.deployment.certs import Certificates, identities, issue
+from fsl.errors import RunError
+from fsl.wire.options import Patience
 from tests.conftest import small_model
-from tests.test_equivalences import ADAM, assert_same_bits, run
+from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
 from tests.wired import Wired
 
 STRATEGIES = [
@@ -37,3 +40,64 @@ def test_over_the_wire_equals_in_one_process(strategy, tmp_path):
     wired = run(strategy, backend=Wired(folder=tmp_path), **options)
     assert_same_result(simulated, wired)
     assert all(row["lost"] == {} for row in wired.metrics)
+
+
+def test_a_node_may_be_edge_and_devices(tmp_path):
+    options = {"devices": 4, "edges": 2}
+    wired = run(SplitFedV2(), backend=Wired(folder=tmp_path, both=True), **options)
+    assert_same_result(run(SplitFedV2(), **options), wired)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    issue(folder, identities(1, 1))
+    return Certificates(folder)
+
+
+def tls(certificates, mutual):
+    edge = {"cert": str(certificates.certificate("edge-0")), "cert-key": str(certificates.key("edge-0"))}
+    device = {"ca": str(certificates.ca)}
+    if mutual:
+        edge["client-ca"] = str(certificates.ca)
+        device["cert"] = str(certificates.certificate("device-0"))
+        device["cert-key"] = str(certificates.key("device-0"))
+    return edge, device
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual tls"])
+def test_over_tls_it_is_the_same(mutual, certificates, tmp_path):
+    edge, device = tls(certificates, mutual)
+    wired = run(SplitFedV1(), devices=2, backend=Wired(folder=tmp_path, edges=1, edge_tls=edge, device_tls=device))
+    assert_same_result(run(SplitFedV1(), devices=2), wired)
+
+
+IMPATIENT = Patience(join=2, straggler=2, answer=5)
+
+
+def test_a_device_without_a_certificate_is_not_let_in_where_one_is_asked_for(certificates, tmp_path):
+    edge, device = tls(certificates, mutual=True)
+    del device["cert"], device["cert-key"]
+    backend = Wired(folder=tmp_path, edges=1, device_nodes=1, edge_tls=edge, device_tls=device, patience=IMPATIENT)
+    with pytest.raises(RunError, match=r"round 1: no device finished"):
+        run(SplitFedV1(), devices=1, backend=backend)
+
+
+def test_a_device_does_not_talk_to_an_edge_of_another_authority(certificates, tmp_path):
+    issue(tmp_path / "strangers", identities(1, 1))
+    edge, _ = tls(Certificates(tmp_path / "strangers"), mutual=False)
+    _, device = tls(certificates, mutual=False)
+    backend = Wired(
+        folder=tmp_path / "run", edges=1, device_nodes=1, edge_tls=edge, device_tls=device, patience=IMPATIENT
+    )
+    with pytest.raises(RunError, match=r"round 1: no device finished .*edge 0 at"):
+        run(SplitFedV1(), devices=1, backend=backend)
+
+
+def test_a_resumed_federation_equals_one_that_never_stopped(tmp_path):
+    options = {"devices": 4, "edges": 2, "optimizer": KEPT}
+    whole = run(SGLR(phi=0.5), rounds=3, **options)
+    run(SGLR(phi=0.5), rounds=1, backend=Wired(folder=tmp_path / "nodes"), out=tmp_path / "run", **options)
+    backend = Wired(folder=tmp_path / "nodes")
+    resumed = run(SGLR(phi=0.5), rounds=3, backend=backend, out=tmp_path / "run", resume=True, **options)
+    assert_same_result(whole, resumed)

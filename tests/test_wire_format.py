@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -229,3 +233,14 @@ def test_a_tensor_too_large_for_the_receiver_is_not_sent(monkeypatch):
     monkeypatch.setattr(wire, "MAX_ELEMENTS", 5)
     with pytest.raises(WireError, match="has 6 elements; the wire carries 5"):
         sent(Identity().encode(torch.zeros(2, 3)))
+
+
+def test_the_stubs_are_those_of_the_messages(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "--proto_path=.", f"--python_out={tmp_path}"]
+    done = subprocess.run(
+        [*command, f"--pyi_out={tmp_path}", "fsl/wire/messages.proto"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("messages_pb2.py", "messages_pb2.pyi"):
+        assert (tmp_path / "fsl" / "wire" / name).read_text() == (root / "fsl" / "wire" / name).read_text()

@@ -25,19 +25,21 @@ class WiredGrid(SimulationGrid):
 
     def __init__(self, workload, backend, devices):
         groups = [range(devices)[i :: backend.device_nodes] for i in range(backend.device_nodes)]
-        super().__init__(backend.edges + len(groups))
+        super().__init__(backend.edges if backend.both else backend.edges + len(groups))
         folder = backend.folder
         self.nodes = {}
         key = folder / "device.key"
         folder.mkdir(parents=True, exist_ok=True)
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         key.write_bytes(pem)
-        common = {"state": str(folder), "insecure": True, "key": str(key)}
+        common = {"state": str(folder), "key": str(key), **({} if backend.edge_tls else {"insecure": True})}
         for edge in range(backend.edges):
-            config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common}
+            config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}
+            if backend.both:
+                config |= {"role": "both", "devices": ",".join(map(str, groups[edge]))}
             self._host(workload, backend, config, folder / f"edge-{edge}")
-        for group in groups:
-            config = {"role": "device", "devices": ",".join(map(str, group)), **common}
+        for group in [] if backend.both else groups:
+            config = {"role": "device", "devices": ",".join(map(str, group)), **common, **backend.device_tls}
             self._host(workload, backend, config, folder / "devices")
 
     def _host(self, workload, backend, config, store):
@@ -85,6 +87,9 @@ class Wired(fsl.Backend):
     folder: Path = Path()
     edges: int = 2
     device_nodes: int = 2
+    both: bool = False  # edges host the devices, too
+    edge_tls: dict[str, str] = field(default_factory=dict)  # without any: no TLS
+    device_tls: dict[str, str] = field(default_factory=dict)
     patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
     roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))
 

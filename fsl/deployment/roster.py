@@ -22,6 +22,7 @@ from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint, registered_key
 
 log = logging.getLogger(__name__)
+_POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
@@ -35,6 +36,7 @@ class Member:
     edge: int | None
     address: str
     key: bytes  # of its devices, DER
+    name: str  # that it was registered by
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class _Asked:
     cohorts: list[CohortTask]
     samples: dict[int, int]
     nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
+    sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
 
 
@@ -100,6 +103,7 @@ class Roster:
         Before the first round it waits until every device and edge is hosted, or `terms.wait` seconds are over.
         """
         deadline = time.monotonic() + (self.terms.wait if first else 0)
+        self._refused.clear()  # whoever took no part in the round before is asked again
         while True:
             online = self._ask_new(grid)
             self.online = online
@@ -123,7 +127,7 @@ class Roster:
         online = sorted(grid.get_node_ids())
         new = [node for node in online if node not in self.members and node not in self._refused]
         if new:
-            keys = _registered_keys(grid)
+            known = _known(grid)
             replies = grid.send_and_receive(
                 [self._message(node, MessageType.QUERY) for node in new], timeout=self.terms.query
             )
@@ -132,25 +136,28 @@ class Roster:
                 try:
                     if reply.has_error():
                         raise WireError(str(reply.error.reason))
-                    self.members[node] = self._member(node, reply, keys.get(node, b""))
+                    self.members[node] = self._member(node, reply, *known.get(node, (b"", "")))
                 except WireError as error:
                     self._refused[node] = str(error)
                     log.warning("node %d takes no part: %s", node, error)
         return [node for node in online if node in self.members]
 
-    def _member(self, node: int, reply: Message, registered: bytes) -> Member:
+    def _member(self, node: int, reply: Message, registered: bytes, name: str) -> Member:
         try:
             said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
             samples = {int(device): int(count) for device, count in said["samples"].items()}
             member = Member(
-                node, str(said["role"]), samples, said["edge"], str(said["address"]), bytes.fromhex(said["key"])
+                node, str(said["role"]), samples, said["edge"], str(said["address"]), bytes.fromhex(said["key"]), name
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise WireError(f"it does not say what it hosts ({error})") from None
         for other in self.members.values():
-            taken = sorted(samples.keys() & other.samples.keys())
-            if taken and other.node in self.online:
-                raise TrustError(f"device {taken[0]} is hosted by node {other.node} already")
+            if other.node not in self.online or other.node == node:
+                continue
+            if taken := sorted(samples.keys() & other.samples.keys()):
+                raise TrustError(f"device {taken[0]} is hosted by {self._name(other.node)} already")
+            if member.edge is not None and member.edge == other.edge:
+                raise TrustError(f"edge {member.edge} is hosted by {self._name(other.node)} already")
         if samples and self.terms.bind_keys and registered_key(registered) != member.key:
             raise TrustError("its devices' key is not the one that its SuperNode is registered by")
         return member
@@ -167,6 +174,7 @@ class Roster:
         plan = replace(plan, one_by_one=True)
         samples = {d: self._counted(n) for node in self.online for d, n in self.members[node].samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
+        sides = asked.sides
         hosts = {d: node for node in self.online for d in self.members[node].samples}
         edges = {m.edge: m for node in self.online if (m := self.members[node]).edge is not None}
         parts: dict[int, Part] = {}
@@ -189,10 +197,12 @@ class Roster:
                 old = parts.get(edge.node, Part())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
+                sides["edges"].add(edge.node)
             for task in there:
                 node = hosts[task.device]
                 old = parts.get(node, Part())
                 asked.nodes.setdefault(node, []).append(task.device)
+                sides["devices"].add(node)
                 if plan.trainer is None or edge is None:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
@@ -204,26 +214,55 @@ class Roster:
             for node, part in sorted(parts.items())
         ]
 
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Send a round's messages and wait for the replies.
+
+        A node that was restarted meanwhile never answers, and Flower does not tell. So when one side of the wire has
+        answered (all edges, or all devices), the other has `straggler` seconds left.
+        """
+        sides = self._asked.sides if self._asked is not None else {}
+        if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
+            sides, timeout = {}, min(timeout, self.terms.answer)
+        waiting = set(grid.push_messages(messages))
+        replies: list[Message] = []
+        deadline, ended = time.monotonic() + timeout, False
+        while waiting and time.monotonic() < deadline:
+            new = list(grid.pull_messages(sorted(waiting)))
+            replies += new
+            waiting -= {reply.metadata.reply_to_message_id for reply in new}
+            answered = {reply.metadata.src_node_id for reply in replies}
+            if not ended and any(nodes and nodes <= answered for nodes in sides.values()):
+                ended, deadline = True, min(deadline, time.monotonic() + self.terms.straggler)
+            if waiting:
+                time.sleep(_POLL)
+        return replies
+
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
         asked = self._asked
         assert asked is not None
-        tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, dict(asked.lost))
+        tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
+        ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
+            answered.add(node)
             if reply.has_error():
                 failed += 1
+                ill.append(node)
                 for device in asked.nodes.get(node, []):
-                    tally.lost.setdefault(device, f"node {node}: {reply.error.reason}")
+                    tally.lose(device, f"{self._name(node)}: {reply.error.reason}")
                 continue
-            answered.add(node)
             content = reply.content
-            tally.lost.update(_remarks(content))
+            for device, reason in _remarks(content).items():
+                tally.lose(device, reason)
             tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
-                tally.lost.setdefault(device, f"node {node} did not answer")
+                tally.lose(device, f"{self._name(node)} did not answer")
+            ill.append(node)
+        for node in ill:
+            self.members.pop(node, None)
         return tally.collected(failed)
 
     def evaluate_messages(
@@ -236,6 +275,10 @@ class Roster:
             if here:
                 messages.append(self._message(node, MessageType.EVALUATE, text(here), needed(here), None, round))
         return messages
+
+    def _name(self, node: int) -> str:
+        """A node as its operator registered it."""
+        return f"node {self.members[node].name or node}" if node in self.members else f"node {node}"
 
     def _counted(self, samples: int) -> int:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
@@ -283,7 +326,7 @@ def _remarks(content: RecordDict) -> dict[int, str]:
         return {}
 
 
-def _registered_keys(grid: Grid) -> dict[int, bytes]:
-    """The public keys that Flower knows its nodes by; none where the Grid does not tell."""
+def _known(grid: Grid) -> dict[int, tuple[bytes, str]]:
+    """The public keys and the names that Flower knows its nodes by; none where the Grid does not tell."""
     get_nodes = getattr(grid, "get_nodes", None)
-    return {} if get_nodes is None else {info.node_id: info.public_key for info in get_nodes()}
+    return {} if get_nodes is None else {info.node_id: (info.public_key, info.name) for info in get_nodes()}

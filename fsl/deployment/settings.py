@@ -124,17 +124,18 @@ class NodeSettings:
         settings._check()
         return settings
 
+    def _need(self, **values: object) -> None:
+        for name, value in values.items():
+            if not value:
+                raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
+
     def _check(self) -> None:
         if self.hosts_devices:
-            for name, value in (("devices", self.devices), ("key", self.key), ("state", self.state)):
-                if not value:
-                    raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
+            self._need(devices=self.devices, key=self.key, state=self.state)
             if self.rows == "all" and len(self.devices) > 1:
                 raise ConfigError("node configuration: rows='all' is one device's own data; give devices one id")
         if self.hosts_edge:
-            for name, value in (("listen", self.listen), ("state", self.state)):
-                if not value:
-                    raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
+            self._need(listen=self.listen, state=self.state)
             if self.edge < 0:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
             if self.edge_certificates is not None:

@@ -27,13 +27,13 @@ class Tally:
         cohorts: Sequence[CohortTask],
         samples: Mapping[int, int],
         layouts: Mapping[str, Layout],
-        lost: dict[int, str],
+        lost: Mapping[int, str],
     ):
         self.plan = plan
         self.cohorts = cohorts
         self.samples = samples
         self.layouts = layouts
-        self.lost = lost
+        self._lost: dict[int, list[str]] = {device: [reason] for device, reason in lost.items()}
         self._shared: dict[str, WeightedSum] = {}
         self._own: dict[str, DeviceStates] = {}
         self._trained: dict[int, DeviceReport] = {}
@@ -58,21 +58,27 @@ class Tally:
             elif isinstance(total, WeightedSum):
                 self._shared[segment] = total
 
+    def lose(self, device: int, reason: str) -> None:
+        """A device did not finish, as somebody says; several may."""
+        said = self._lost.setdefault(device, [])
+        if reason not in said:
+            said.append(reason)
+
     def collected(self, failed_nodes: int) -> Collected:
         """What the round came to."""
         counted = sorted(self._trained.keys() & self._served.keys())
         reports = [self._report(device) for device in counted]
         for cohort in self.cohorts:
             for task in cohort.devices:
-                if task.device not in counted:
-                    self.lost.setdefault(task.device, "it finished at one end of the wire only")
+                if task.device not in counted and task.device not in self._lost:
+                    self.lose(task.device, "it finished at one end of the wire only")
         totals: dict[str, Total] = dict(self._shared)
         for segment, states in self._own.items():
             relayed = self.plan.fronts == "relayed" and segment != "back"
             total = self._relayed(states, counted) if relayed else _only(states, counted)
             if total is not None:
                 totals[segment] = total
-        lost = {device: reason for device, reason in sorted(self.lost.items()) if device not in counted}
+        lost = {device: "; ".join(said) for device, said in sorted(self._lost.items()) if device not in counted}
         return Collected(totals, reports, self._figures, lost, failed_nodes)
 
     def _report(self, device: int) -> DeviceReport:

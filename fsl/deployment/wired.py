@@ -45,6 +45,11 @@ class Work:
     figures: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
 
+    def lose(self, reasons: Mapping[int, str]) -> None:
+        """Devices did not finish here; on a node that is both, either end may say why."""
+        for device, reason in reasons.items():
+            self.lost[device] = f"{self.lost[device]}; {reason}" if device in self.lost else reason
+
     def records(self) -> tuple[ArrayRecord, MetricRecord]:
         """The totals, and all that is said beside them but why devices were lost."""
         weights = {name: total.weight for name, total in self.totals.items() if isinstance(total, WeightedSum)}
@@ -152,11 +157,11 @@ class WiredNode:
         except Exception as error:
             reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
             log.error(reason, exc_info=not isinstance(error, FslError))
-            work.lost.update(dict.fromkeys(devices, reason))
+            work.lose(dict.fromkeys(devices, reason))
             return
         if outcome.failed is not None:
-            log.error(outcome.failed)
-        work.lost.update(outcome.lost)
+            log.error("edge %d, round %d: %s", part.cohort.edge, plan.round, outcome.failed)
+        work.lose({device: f"edge {part.cohort.edge}: {reason}" for device, reason in outcome.lost.items()})
         work.served.extend(
             DeviceReport(
                 s.device, int(s.weight), s.examples, s.step, 0, s.loss_sum(), s.up_bytes, s.down_bytes, model_bytes=0
@@ -208,7 +213,7 @@ class WiredNode:
             for t in part.tickets
         ]
         outcome = DeviceRound(side, invitations, self.uplink, self.patience, relay).run()
-        work.lost.update(outcome.lost)
+        work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(
             DeviceReport(
                 device,

@@ -15,6 +15,7 @@ from fsl.wire.options import METHOD, Certificates, Limits, Patience, channel_opt
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
 
 Code = grpc.StatusCode
+Call = grpc.aio.StreamStreamCall
 _AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED})  # the connection is at fault, or may be
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 
@@ -163,7 +164,7 @@ class Line:
 
     async def _stream(self) -> None:
         """One connection, until the session is closed; raises what ended it before."""
-        call = self._uplink.channel(self.invitation.address).stream_stream(METHOD)()
+        call: Call = self._uplink.channel(self.invitation.address).stream_stream(METHOD)()
         try:
             opened = await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
             self._opened = True
@@ -184,7 +185,7 @@ class Line:
         finally:
             call.cancel()
 
-    async def _open(self, call: grpc.aio.StreamStreamCall) -> pb.Opened:
+    async def _open(self, call: Call) -> pb.Opened:
         said, uplink = self.invitation, self._uplink
         opening = pb.Open(
             token=said.token,
@@ -200,7 +201,7 @@ class Line:
         await call.write(frame(pb.ToEdge(proof=pb.Proof(signature=signature))))
         return (await _read(call, "opened")).opened
 
-    async def _listen(self, call: grpc.aio.StreamStreamCall) -> bool:
+    async def _listen(self, call: Call) -> bool:
         """Hear the next message; False if it is the last."""
         data = await _next(call)
         message, rest = read_frame(data, pb.ToDevice)
@@ -215,19 +216,19 @@ class Line:
         self._ear.put(event)
 
 
-async def _write(frames: "asyncio.Queue[bytes]", call: grpc.aio.StreamStreamCall) -> None:
+async def _write(frames: "asyncio.Queue[bytes]", call: Call) -> None:
     while True:
         await call.write(await frames.get())
 
 
-async def _read(call: grpc.aio.StreamStreamCall, kind: str) -> pb.ToDevice:
+async def _read(call: Call, kind: str) -> pb.ToDevice:
     message, _ = read_frame(await _next(call), pb.ToDevice)
     if message.WhichOneof("body") != kind:
         raise WireError(f"the edge said {message.WhichOneof('body')} where {kind} is next")
     return message
 
 
-async def _next(call: grpc.aio.StreamStreamCall) -> bytes:
+async def _next(call: Call) -> bytes:
     data = await call.read()
     if data is grpc.aio.EOF:
         # A stream that ends before the session does: its status says why, and OK is no reason.
@@ -235,4 +236,5 @@ async def _next(call: grpc.aio.StreamStreamCall) -> bytes:
         if code is Code.OK:
             code, details = Code.UNAVAILABLE, "the edge ended the stream"
         raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details)
-    return bytes(data)
+    assert isinstance(data, bytes)
+    return data

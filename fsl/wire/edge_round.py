@@ -15,7 +15,7 @@ from typing import Literal
 import grpc
 
 from fsl.edge import EdgeServer, Session
-from fsl.errors import RunError, WireError
+from fsl.errors import RunError, StepError, WireError
 from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.expected import Expected
@@ -111,7 +111,8 @@ class EdgeRound:
                 self._take(self._next_event())
             return EdgeOutcome(self.closed, self.lost, None)
         except Exception as error:  # whatever a trainer raises reaches every device that waits
-            reason = f"edge {self.server.edge} failed: {type(error.__cause__ or error).__name__}: {error}"
+            cause, where = (error.__cause__ or error, f" ({error})") if isinstance(error, StepError) else (error, "")
+            reason = f"it failed: {type(cause).__name__}: {cause}{where}"
             for attendance in self._live():
                 attendance.opened = False  # the trainer is not asked again
                 self._lose(attendance.device, Code.INTERNAL, reason)

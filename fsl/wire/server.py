@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -76,6 +77,7 @@ class EdgeDoor:
         self._journal = Journal(journal)
         self._admission: Admission | None = None
         self._begun = asyncio.Event()  # there is an admission
+        self._last: Admission | None = None  # of the round before
         self._handshakes = 0
         try:
             self.port = self.thread.run(self._start(listen, certificates))
@@ -97,7 +99,7 @@ class EdgeDoor:
         self.thread.close()
 
     async def _start(self, listen: str, certificates: Certificates | None) -> int:
-        handler = grpc.stream_stream_rpc_method_handler(self._train)
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._train)
         service, method = METHOD.strip("/").split("/")
         self._server = grpc.aio.server(options=channel_options(self.limits.max_message_bytes))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
@@ -120,6 +122,7 @@ class EdgeDoor:
     async def _end(self, patience: float) -> None:
         admission, self._admission = self._admission, None
         self._begun.clear()
+        self._last = admission
         if admission is not None:
             waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
             with suppress(TimeoutError):
@@ -162,9 +165,7 @@ class EdgeDoor:
 
     async def _handshake(self, context: Context) -> tuple[WireSession, Stream]:
         opening = (await _read(context, "open")).open
-        admission = await self._current()
-        if admission is None:
-            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
+        admission = await self._current(opening.token)
         claims = admission.check(opening.token)
         if fingerprint(opening.public_key) != claims.fingerprint:
             raise TrustError(f"the token of device {claims.device} is for another key")
@@ -196,15 +197,29 @@ class EdgeDoor:
         )
         return session, stream
 
-    async def _current(self) -> Admission | None:
+    async def _current(self, token: bytes) -> Admission:
         """This round's admission. Devices hear of a round when the edge does, so who comes before it waits a little.
 
-        Not where half of the places at the door are taken: whoever is refused here comes back.
+        Not who has a token of the round before, and not where half of the places at the door are taken: whoever is
+        refused for that comes back.
         """
-        if self._admission is None and self._handshakes <= self.limits.handshakes // 2:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        if self._admission is None:
+            self._refuse_late(token)
+            if self._handshakes <= self.limits.handshakes // 2:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        if self._admission is None:
+            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
         return self._admission
+
+    def _refuse_late(self, token: bytes) -> None:
+        if self._last is not None:
+            try:
+                claims = self._last.check(token)
+            except (Refusal, TrustError):
+                return
+            reason = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
+            raise Refusal(Code.FAILED_PRECONDITION, reason)
 
     def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
         """The session that a device comes back to; None where it has none yet."""
@@ -238,7 +253,8 @@ class EdgeDoor:
         reader = asyncio.create_task(self._listen(session, context))
         writer = asyncio.create_task(_speak(stream, context))
         try:
-            await asyncio.wait({reader, writer, stream.ended}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {reader, writer, stream.ended}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if stream.ended.done():
                 await asyncio.wait({writer})
                 refusal = stream.ended.result()
