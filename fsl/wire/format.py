@@ -42,7 +42,7 @@ def frame(message: pb.ToEdge | pb.ToDevice, *payloads: Payload | None) -> bytes:
     """A message with its payloads' tensors behind it, in the order in which the message names them."""
     head = message.SerializeToString()
     tensors = [tensor for payload in payloads if payload is not None for _, tensor in payload.arrays]
-    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *(_bytes(tensor).data for tensor in tensors)])
+    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *map(_bytes, tensors)])
 
 
 def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
@@ -205,7 +205,7 @@ def _describe(name: str, dtype: torch.dtype, shape: torch.Size) -> pb.Tensor:
     return pb.Tensor(name=name, dtype=known, shape=shape)
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def _bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes (n,) uint8, not copied where they lie in order in this machine's memory.
 
     By NumPy as far as possible: each operation of torch gives up the interpreter's lock, for which another thread may
@@ -215,7 +215,7 @@ def _bytes(tensor: Tensor) -> np.ndarray:
         tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype is torch.bfloat16:  # which NumPy does not know
         tensor = tensor.view(torch.int16)
-    return tensor.numpy().reshape(-1).view(np.uint8)
+    return tensor.numpy().reshape(-1).view(np.uint8).data
 
 
 def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
@@ -233,7 +233,7 @@ def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
         raise WireError(f"{name} has {len(data)} bytes and claims shape {shape} of {message.dtype}: {size} bytes")
     # Memory of torch's own: writable, and aligned as kernels of the same numbers in one process see it.
     values = torch.empty(shape, dtype=dtype)
-    raw = _bytes(values)
+    raw = np.frombuffer(_bytes(values), np.uint8)
     raw[:] = np.frombuffer(data, np.uint8, size)
     if dtype is torch.bool and size and raw.max() > 1:
         raise WireError(f"{name} is bool and has bytes other than 0 and 1")

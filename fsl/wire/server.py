@@ -76,8 +76,8 @@ class EdgeDoor:
         self.thread = NetworkThread(f"edge-{edge}")
         self._journal = Journal(journal)
         self._admission: Admission | None = None
-        self._last: Admission | None = None  # of the round before
         self._begun = asyncio.Event()  # there is an admission
+        self._last: Admission | None = None  # of the round before
         self._handshakes = 0
         try:
             self.port = self.thread.run(self._start(listen, certificates))
@@ -121,8 +121,8 @@ class EdgeDoor:
 
     async def _end(self, patience: float) -> None:
         admission, self._admission = self._admission, None
-        self._last = admission
         self._begun.clear()
+        self._last = admission
         if admission is not None:
             waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
             with suppress(TimeoutError):
@@ -165,11 +165,7 @@ class EdgeDoor:
 
     async def _handshake(self, context: Context) -> tuple[WireSession, Stream]:
         opening = (await _read(context, "open")).open
-        if self._admission is None:
-            self._refuse_late(opening.token)
-        admission = await self._current()
-        if admission is None:
-            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
+        admission = await self._current(opening.token)
         claims = admission.check(opening.token)
         if fingerprint(opening.public_key) != claims.fingerprint:
             raise TrustError(f"the token of device {claims.device} is for another key")
@@ -201,26 +197,29 @@ class EdgeDoor:
         )
         return session, stream
 
-    def _refuse_late(self, token: bytes) -> None:
-        """Between rounds a token of the last one comes too late; another's round may still begin."""
-        if self._last is None:
-            return
-        late: str | None = None
-        with suppress(Refusal, TrustError):
-            claims = self._last.check(token)
-            late = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
-        if late is not None:
-            raise Refusal(Code.FAILED_PRECONDITION, late)
-
-    async def _current(self) -> Admission | None:
+    async def _current(self, token: bytes) -> Admission:
         """This round's admission. Devices hear of a round when the edge does, so who comes before it waits a little.
 
-        Not where half of the places at the door are taken: whoever is refused here comes back.
+        Not who has a token of the round before, and not where half of the places at the door are taken: whoever is
+        refused for that comes back.
         """
-        if self._admission is None and self._handshakes <= self.limits.handshakes // 2:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        if self._admission is None:
+            self._refuse_late(token)
+            if self._handshakes <= self.limits.handshakes // 2:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        if self._admission is None:
+            raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
         return self._admission
+
+    def _refuse_late(self, token: bytes) -> None:
+        if self._last is not None:
+            try:
+                claims = self._last.check(token)
+            except (Refusal, TrustError):
+                return
+            reason = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
+            raise Refusal(Code.FAILED_PRECONDITION, reason)
 
     def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
         """The session that a device comes back to; None where it has none yet."""
