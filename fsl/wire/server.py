@@ -228,10 +228,10 @@ class EdgeDoor:
             if opening.secret:
                 raise Refusal(Code.FAILED_PRECONDITION, f"edge {self.edge} has no session of device {claims.device}")
             return None
-        if not session.same(opening.secret):
-            raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
         if session.refusal is not None:
             raise session.refusal
+        if not session.same(opening.secret):
+            raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
         return session
 
     async def _new_session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession:
@@ -261,7 +261,8 @@ class EdgeDoor:
             else:
                 refusal = reader.result() if reader.done() else None
             if refusal is not None:
-                session.lose(refusal)
+                if session.is_on(stream):
+                    session.lose(refusal)
                 await self._turn_away(context, refusal)
         finally:  # also where the device hangs up first, as it does when it is closed
             session.detach(stream)

@@ -135,9 +135,13 @@ class WireSession:
             self._stream.end(None)
         return self._stream
 
+    def is_on(self, stream: Stream) -> bool:
+        """Whether this stream carries it, and not one that came after."""
+        return self._stream is stream
+
     def detach(self, stream: Stream) -> None:
         """A stream has ended; the device may come back."""
-        if self._stream is stream:
+        if self.is_on(stream):
             self._stream = None
 
     async def take(self, data: bytes) -> None:
