@@ -9,8 +9,9 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
+# Two at a time: much of it waits for other processes. A file's tests stay together.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: .venv/installed-test
 	$(BIN)/python -m pytest -m "not slow"

@@ -32,7 +32,7 @@ class Raising(Replicated):
 
 
 class RaisingV1(SplitFedV1):
-    """SplitFed V1 whose trainer raises at edge 1 in round 1."""
+    """SplitFed V1 whose trainer raises at edge 0 in round 6."""
 
     def trainer(self, round: int) -> Spec:
-        return Spec(self.path(Raising), {"edge": 1, "round": 1})
+        return Spec(self.path(Raising), {"edge": 0, "round": 6})

@@ -79,6 +79,7 @@ class Edge:
         self.address = f"127.0.0.1:{self.door.port}"
         self.round = EdgeRound(self.server, self.admission, self.patience, Expected.of(worker, self.plan))
         self.outcome = None
+        self.channel = grpc.insecure_channel(self.address, options=channel_options(256 << 20))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self.door.begin(self.admission)
         self._thread.start()
@@ -88,6 +89,7 @@ class Edge:
         self.outcome = self.round.serve()
 
     def __exit__(self, *_):
+        self.channel.close()
         self.door.close()
 
     def served(self, timeout: float = 60):
@@ -126,9 +128,8 @@ class Stranger:
         self.edge = edge
         self.device = device
         self.token = edge.token(device, **changed)
-        self._channel = grpc.insecure_channel(edge.address, options=channel_options(256 << 20))
         self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.call = self._channel.stream_stream(METHOD)(iter(self._said.get, None), timeout=60)
+        self.call = edge.channel.stream_stream(METHOD)(iter(self._said.get, None), timeout=60)
 
     def __enter__(self):
         return self
@@ -136,7 +137,6 @@ class Stranger:
     def __exit__(self, *_):
         self._said.put(None)
         self.call.cancel()
-        self._channel.close()
 
     def say(self, data: bytes):
         self._said.put(data)

@@ -1,5 +1,6 @@
 """A federation of real processes over TLS, under Flower: it computes what a simulation does, and outlives its parts."""
 
+import hashlib
 import json
 import signal
 import threading
@@ -26,7 +27,7 @@ class Federation(LocalFederation):
     def __init__(self, folder: Path):
         self.proxy = Proxy()
         names = ["edge-0", "edge-1", *(f"device-{k}" for k in range(4))]
-        config = {name: {"allow": "tests", "join": 60, "answer": 60} for name in names}
+        config = {name: {"allow": "tests", "join": 20, "answer": 60} for name in names}
         config["device-1"]["edge-addresses"] = f"1=127.0.0.1:{self.proxy.port}"
         environment = {"PYTHONPATH": str(ROOT)}
         super().__init__(folder, 2, 4, node_config=config, environment=environment)
@@ -36,11 +37,12 @@ class Federation(LocalFederation):
         host, _, port = self.record.node("edge-1").address.partition(":")
         self.proxy.to(host, int(port))
 
-    def has_begun(self, device: int, round: int) -> bool:
-        """Whether a device has a session in this round."""
+    def has_begun(self, run: str, device: int, round: int) -> bool:
+        """Whether a device has a session in this round of a run, which is named after its folder."""
+        named = hashlib.sha256(run.encode()).hexdigest()
         journal = self.folder / "state" / f"edge-{device % 2}" / "sessions.tsv"
         lines = journal.read_text().splitlines() if journal.exists() else []
-        return any(line.startswith(f"{round}\t{device}\t") for line in lines)
+        return any(line.startswith(f"{round}\t{device}\t") and line.endswith(named) for line in lines)
 
     def resident(self, name: str):
         """The process that does a node's work."""
@@ -76,7 +78,8 @@ def assert_same_folder(one: Path, other: Path):
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "vanilla"])
+# SplitFed V1 is held against simulation below, in rounds with faults and without.
+@pytest.mark.parametrize("strategy", ["splitfed_v2", "vanilla"])
 def test_a_real_federation_computes_what_a_simulation_does(strategy, federation, tmp_path):
     overrides = [f"strategy={strategy}", "rounds=2", "optimizer=adam", "optimizer.reset=false"]
     end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
@@ -105,10 +108,13 @@ def test_sglr_too_and_what_devices_keep_survives_a_restart(federation, tmp_path)
 
 
 def sabotage(federation: Federation, out: Path, told: list[str]):
-    """One fault a round, each in the middle of its round (by the edge's journal) but for the last."""
+    """One fault a round, each in the middle of its round (by the edge's journal) but for the last.
+
+    In round 6 the trainer of edge 0 raises, by itself.
+    """
 
     def at(device: int, round: int):
-        assert wait_until(lambda: federation.has_begun(device, round), 120, 0.02)
+        assert wait_until(lambda: federation.has_begun(out.name, device, round), 120, 0.02)
         told.append(f"round {round}")
 
     at(0, 1)
@@ -129,11 +135,12 @@ def sabotage(federation: Federation, out: Path, told: list[str]):
 
 
 def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp_path):
-    out, told = tmp_path / "real", []
+    out, told = tmp_path / "faults", []
     saboteur = threading.Thread(target=sabotage, args=(federation, out, told))
-    common = ["rounds=6", "local_epochs=40", "optimizer.lr=0.005"]
+    common = ["rounds=7", "local_epochs=30", "optimizer.lr=0.005"]
     saboteur.start()
-    end = federation.run(["strategy=splitfed_v1", *common, "devices=4", "edges=2", "deployment.straggler=5"], out)
+    raising = "strategy._target_=tests.faulty.RaisingV1"
+    end = federation.run([raising, *common, "devices=4", "edges=2", "deployment.straggler=15"], out)
     saboteur.join(60)
     assert end.completed, end.details
     assert told == ["round 1", "round 2", "round 3", "round 4", "restarted"]
@@ -143,21 +150,10 @@ def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp
     assert lost[2] == {}  # the connection came back in time
     assert set(lost[3]) == {"2"}
     assert set(lost[4]) <= {"3"}
-    assert lost[5] == {}
+    assert set(lost[5]) == {"0", "2"}
+    assert all("no such luck" in reason for reason in lost[5].values())
+    assert lost[6] == {}
     finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]
     chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
     simulated(tmp_path / "simulated", *common, "strategy._target_=tests.faulty.Chosen", chosen)
     assert_same_folder(tmp_path / "simulated", out)
-
-
-def test_an_edge_whose_trainer_raises_loses_its_devices_and_not_the_run(federation, tmp_path):
-    overrides = ["strategy._target_=tests.faulty.RaisingV1", "rounds=2", "devices=4", "edges=2"]
-    end = federation.run(overrides, tmp_path / "real")
-    assert end.completed, end.details
-    first, second = (row["lost"] for row in rows(tmp_path / "real"))
-    assert set(first) == {"1", "3"}
-    assert all("no such luck" in reason for reason in first.values())
-    assert second == {}
-    chosen = "+strategy.rounds=[[0,2],[0,1,2,3]]"
-    simulated(tmp_path / "simulated", "rounds=2", "strategy._target_=tests.faulty.Chosen", chosen)
-    assert_same_folder(tmp_path / "simulated", tmp_path / "real")

@@ -16,7 +16,8 @@ from fsl.wire.tokens import PrivateKey, prove, public_bytes
 
 Code = grpc.StatusCode
 Call = grpc.aio.StreamStreamCall
-_AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED})  # the connection is at fault, or may be
+# The connection is at fault, or may be; or too many others were at the door.
+_AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED, Code.RESOURCE_EXHAUSTED})
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 
 
