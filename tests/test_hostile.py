@@ -133,12 +133,13 @@ def test_a_device_that_connects_twice_has_one_session(edge):
 
 def test_a_token_is_refused_after_the_edge_was_restarted(tmp_path):
     with Edge(tmp_path, a_plan(), range(10)) as first:
-        with Stranger(first, 5) as stranger:
+        with Stranger(first, 5) as stranger, Stranger(first, 6) as other:
             secret = stranger.enter().secret
+            other.enter()
         again = Edge(tmp_path, a_plan(), range(10), key=first.key, signer=first.signer)
     with again:
-        for said in ({}, {"secret": secret}):
-            with Stranger(again, 5) as stranger:
+        for device, said in ((5, {}), (5, {"secret": secret}), (6, {})):
+            with Stranger(again, device) as stranger:
                 stranger.say(stranger.opening(**said))
                 stranger.say(stranger.proof(stranger.hear().challenge.nonce))
                 assert_refused(stranger.refusal(), Code.FAILED_PRECONDITION)

@@ -18,16 +18,12 @@ class Journal:
 
     def enter(self, claims: Claims) -> bool:
         """Write a session down; False if it is there already. It is on the disk when this returns."""
-        entry = (
-            str(claims.round),
-            str(claims.device),
-            str(claims.fence),
-            hashlib.sha256(claims.run.encode()).hexdigest(),
-        )
+        run = hashlib.sha256(claims.run.encode()).hexdigest()
+        entry = (str(claims.round), str(claims.device), str(claims.fence), run)
         with self._lock:
             if entry in self._seen:
                 return False
-            anew = not any(other[3] == claims.run for other in self._seen)
+            anew = not any(other[3] == run for other in self._seen)
             if anew:
                 self._seen = set()
             self._seen.add(entry)
