@@ -131,6 +131,27 @@ def test_a_device_that_connects_twice_has_one_session(edge):
         assert said.reply.step == 1
 
 
+def test_a_connection_that_breaks_before_the_secret_came_may_be_made_again(edge):
+    with Stranger(edge, 5) as first:
+        first.say(first.opening())
+        first.say(first.proof(first.hear().challenge.nonce))
+        first.hear()
+    for _ in range(50):  # until the edge has seen that the first is gone
+        with Stranger(edge, 5) as again:
+            again.say(again.opening())
+            again.say(again.proof(again.hear().challenge.nonce))
+            try:
+                again.hear()
+            except grpc.RpcError:
+                assert_refused(again.refusal(), Code.ALREADY_EXISTS)
+                continue
+            assert again.hear().WhichOneof("body") == "begin"
+            again.say(upload(5))
+            assert again.hear().reply.served == 1
+            return
+    raise AssertionError("the device was never let in again")
+
+
 def test_a_token_is_refused_after_the_edge_was_restarted(tmp_path):
     with Edge(tmp_path, a_plan(), range(10)) as first:
         with Stranger(first, 5) as stranger, Stranger(first, 6) as other:

@@ -181,6 +181,9 @@ class EdgeDoor:
         session = self._session(admission, claims, opening)
         if session is None:
             session = await self._new_session(admission, claims, opening)
+        if not session.joined:
+            session.joined = True
+            admission.inbox.put(Joined(claims.device))
         stream = session.attach(opening.served)
         opened = pb.Opened(
             secret=session.secret,
@@ -230,7 +233,8 @@ class EdgeDoor:
             return None
         if session.refusal is not None:
             raise session.refusal
-        if not session.same(opening.secret):
+        # Who never heard the secret, since the connection broke before, has proven the device's key, and may come in.
+        if not session.same(opening.secret) and not (session.unheard and not opening.secret):
             raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
         return session
 
@@ -244,7 +248,6 @@ class EdgeDoor:
                 f"the token of device {claims.device} was used before, at a session that edge {self.edge} lost",
             )
             raise session.refusal
-        admission.inbox.put(Joined(claims.device))
         return session
 
     # Who is in.

@@ -87,6 +87,7 @@ class WireSession:
         self.received = 0  # uploads
         self.refusal: Refusal | None = None  # why it ended, if it did not end well
         self.closing = False  # the device has nothing more to upload
+        self.joined = False  # the round knows of it
         self.finished = False  # all that there is to say has been said
         self._inbox = inbox
         self._thread = thread
@@ -134,6 +135,11 @@ class WireSession:
         if self.finished:
             self._stream.end(None)
         return self._stream
+
+    @property
+    def unheard(self) -> bool:
+        """Whether nothing shows that the device knows the secret, and no stream could still bring it."""
+        return self._stream is None and self.received == 0 and not self.closing
 
     def is_on(self, stream: Stream) -> bool:
         """Whether this stream carries it, and not one that came after."""
