@@ -1,9 +1,11 @@
 """Strategies for the tests of a real federation; its nodes import them from here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fsl.strategies import SplitFedV1
 
+from fsl.deployment.processes import wait_until
 from fsl.plan import Spec
 from fsl.trainers import Replicated
 
@@ -19,20 +21,54 @@ class Chosen(SplitFedV1):
         return self.rounds[round - 1]
 
 
-class Raising(Replicated):
-    """A trainer that raises at one edge, in one round, at its second step."""
+class Stage:
+    """A folder in which a test and a federation's processes wait for each other: no fault comes too early or late."""
 
-    def __init__(self, edge: int, round: int):
-        self.at = (edge, round)
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def hold(self, scene: int) -> None:
+        """In the federation: say that it came to this, and wait until the test lets it go on."""
+        (self.folder / f"{scene}").touch()
+        assert wait_until((self.folder / f"{scene}-done").exists, 120, 0.02)
+
+    def wait(self, scene: int) -> bool:
+        """In the test: whether the federation came to this."""
+        return wait_until((self.folder / f"{scene}").exists, 120, 0.02)
+
+    def go_on(self, scene: int) -> None:
+        (self.folder / f"{scene}-done").touch()
+
+
+SCENES = {1: 0, 2: 3, 3: 1, 4: 2}  # whose step is held, by round
+
+
+class Staged(Replicated):
+    """In each round of SCENES it holds the answer to one device's fourth step; in round 6, edge 0 raises."""
+
+    def __init__(self, folder: str):
+        self.stage = Stage(folder)
 
     def step(self, messages):
-        if (self.edge, self.bench.round) == self.at and messages[0].step == 1:
+        round, message = self.bench.round, messages[0]
+        if round == 6 and self.edge == 0 and message.step == 1:
             raise ArithmeticError("no such luck")
+        if message.step == 3 and message.device == SCENES.get(round):
+            self.stage.hold(round)
         return super().step(messages)
 
 
-class RaisingV1(SplitFedV1):
-    """SplitFed V1 whose trainer raises at edge 0 in round 6."""
+class StagedV1(SplitFedV1):
+    """SplitFed V1 with that trainer; between rounds 4 and 5 it waits for the test."""
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.folder = folder
+
+    def select(self, round: int) -> Sequence[int] | None:
+        if round == 5:
+            Stage(self.folder).hold(round)
+        return super().select(round)
 
     def trainer(self, round: int) -> Spec:
-        return Spec(self.path(Raising), {"edge": 0, "round": 6})
+        return Spec(self.path(Staged), {"folder": self.folder})

@@ -1,6 +1,5 @@
 """A federation of real processes over TLS, under Flower: it computes what a simulation does, and outlives its parts."""
 
-import hashlib
 import json
 import signal
 import threading
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from fsl.deployment.local import LocalFederation
 from fsl.deployment.processes import send, wait_until
+from tests.faulty import Stage
 from tests.proxy import Proxy
 from tests.test_equivalences import assert_same_bits
 
@@ -36,13 +36,6 @@ class Federation(LocalFederation):
         super().start()
         host, _, port = self.record.node("edge-1").address.partition(":")
         self.proxy.to(host, int(port))
-
-    def has_begun(self, run: str, device: int, round: int) -> bool:
-        """Whether a device has a session in this round of a run, which is named after its folder."""
-        named = hashlib.sha256(run.encode()).hexdigest()
-        journal = self.folder / "state" / f"edge-{device % 2}" / "sessions.tsv"
-        lines = journal.read_text().splitlines() if journal.exists() else []
-        return any(line.startswith(f"{round}\t{device}\t") and line.endswith(named) for line in lines)
 
     def resident(self, name: str):
         """The process that does a node's work."""
@@ -107,49 +100,50 @@ def test_sglr_too_and_what_devices_keep_survives_a_restart(federation, tmp_path)
 # Faults: the run goes on with whoever is left, and counts exactly them.
 
 
-def sabotage(federation: Federation, out: Path, told: list[str]):
-    """One fault a round, each in the middle of its round (by the edge's journal) but for the last.
+def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
+    """One fault a round, each while the edge holds the answer to one device's fourth step; one between rounds."""
 
-    In round 6 the trainer of edge 0 raises, by itself.
-    """
+    def at(scene: int):
+        assert stage.wait(scene)
+        told.append(scene)
 
-    def at(device: int, round: int):
-        assert wait_until(lambda: federation.has_begun(out.name, device, round), 120, 0.02)
-        told.append(f"round {round}")
-
-    at(0, 1)
+    at(1)
     send(federation.resident("device-0"), signal.SIGKILL)
-    at(3, 2)
+    stage.go_on(1)
+    at(2)
     send(federation.resident("edge-1"), signal.SIGKILL)
-    at(1, 3)
+    at(3)
     federation.proxy.cut_for(1.0)
-    at(2, 4)
+    stage.go_on(3)
+    at(4)
     straggler = federation.resident("device-2")
     send(straggler, signal.SIGSTOP)
+    stage.go_on(4)
     assert wait_until(lambda: "device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
     send(straggler, signal.SIGCONT)
-    assert wait_until(lambda: (out / "metrics.jsonl").read_text().count("\n") == 4, 120, 0.02)
+    at(5)
     federation.kill("device-3", signal.SIGTERM)
     federation.restart("device-3")
-    told.append("restarted")
+    stage.go_on(5)
 
 
 def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp_path):
-    out, told = tmp_path / "faults", []
-    saboteur = threading.Thread(target=sabotage, args=(federation, out, told))
-    common = ["rounds=7", "local_epochs=30", "optimizer.lr=0.005"]
+    out, told, folder = tmp_path / "faults", [], tmp_path / "stage"
+    folder.mkdir()
+    saboteur = threading.Thread(target=sabotage, args=(federation, out, Stage(folder), told))
     saboteur.start()
-    raising = "strategy._target_=tests.faulty.RaisingV1"
-    end = federation.run([raising, *common, "devices=4", "edges=2", "deployment.straggler=15"], out)
+    common = ["rounds=7", "local_epochs=5", "optimizer.lr=0.005"]
+    staged = ["strategy._target_=tests.faulty.StagedV1", f"+strategy.folder={folder}", "deployment.straggler=15"]
+    end = federation.run([*staged, *common, "devices=4", "edges=2"], out)
     saboteur.join(60)
     assert end.completed, end.details
-    assert told == ["round 1", "round 2", "round 3", "round 4", "restarted"]
+    assert told == [1, 2, 3, 4, 5]
     lost = [row["lost"] for row in rows(out)]
     assert set(lost[0]) == {"0"}
     assert set(lost[1]) == {"1", "3"}  # all devices of the edge that died
     assert lost[2] == {}  # the connection came back in time
     assert set(lost[3]) == {"2"}
-    assert set(lost[4]) <= {"3"}
+    assert lost[4] == {}  # the SuperNode was back before the round
     assert set(lost[5]) == {"0", "2"}
     assert all("no such luck" in reason for reason in lost[5].values())
     assert lost[6] == {}
