@@ -203,26 +203,30 @@ class EdgeDoor:
     async def _current(self, token: bytes) -> Admission:
         """This round's admission. Devices hear of a round when the edge does, so who comes before it waits a little.
 
-        Not who has a token of the round before, and not where half of the places at the door are taken: whoever is
-        refused for that comes back.
+        Not where half of the places at the door are taken: whoever is refused for that comes back.
         """
-        if self._admission is None:
-            self._refuse_late(token)
-            if self._handshakes <= self.limits.handshakes // 2:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        if (last := self._of_last(token)) is not None:
+            return last
+        if self._admission is None and self._handshakes <= self.limits.handshakes // 2:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
         if self._admission is None:
             raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} serves no round now")
         return self._admission
 
-    def _refuse_late(self, token: bytes) -> None:
-        if self._last is not None:
-            try:
-                claims = self._last.check(token)
-            except (Refusal, TrustError):
-                return
+    def _of_last(self, token: bytes) -> Admission | None:
+        """The admission of the round before, for who was closed there and may not have heard of it."""
+        if self._last is None:
+            return None
+        try:
+            claims = self._last.check(token)
+        except (Refusal, TrustError):
+            return None
+        session = self._last.sessions.get(claims.device)
+        if session is None or not session.finished:
             reason = f"round {claims.round} is over at edge {self.edge}, without device {claims.device}"
             raise Refusal(Code.FAILED_PRECONDITION, reason)
+        return self._last
 
     def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
         """The session that a device comes back to; None where it has none yet."""
