@@ -48,7 +48,8 @@ def _up(options: argparse.Namespace) -> int:
     record = federation.record
     print(f"superlink: {record.superlink}")
     for node in record.nodes:
-        at = f"{node.address}, figures at http://{node.metrics}/metrics" if node.address else "online"
+        figures = f", figures at http://{node.metrics}/metrics" if node.metrics else ""
+        at = f"{node.address}{figures}" if node.address else "online"
         print(f"{node.name}: {at}")
     print(f"logs: {os.path.relpath(federation.folder / 'logs')}")
     folder = "" if options.folder == _FOLDER else f" --folder {options.folder}"

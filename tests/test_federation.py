@@ -108,7 +108,7 @@ def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
         told.append(scene)
 
     at(1)
-    send(federation.resident("device-0"), signal.SIGKILL)
+    federation.kill("device-0")  # all of it, as when the power goes
     stage.go_on(1)
     at(2)
     send(federation.resident("edge-1"), signal.SIGKILL)
@@ -124,6 +124,7 @@ def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
     at(5)
     federation.kill("device-3", signal.SIGTERM)
     federation.restart("device-3")
+    federation.restart("device-0")
     stage.go_on(5)
 
 
@@ -140,10 +141,10 @@ def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp
     assert told == [1, 2, 3, 4, 5]
     lost = [row["lost"] for row in rows(out)]
     assert set(lost[0]) == {"0"}
-    assert set(lost[1]) == {"1", "3"}  # all devices of the edge that died
-    assert lost[2] == {}  # the connection came back in time
-    assert set(lost[3]) == {"2"}
-    assert lost[4] == {}  # the SuperNode was back before the round
+    assert set(lost[1]) == {"0", "1", "3"}  # also all devices of the edge that died
+    assert set(lost[2]) == {"0"}  # device 1's connection came back in time
+    assert set(lost[3]) == {"0", "2"}
+    assert lost[4] == {}  # both SuperNodes were back before the round
     assert set(lost[5]) == {"0", "2"}
     assert all("no such luck" in reason for reason in lost[5].values())
     assert lost[6] == {}
