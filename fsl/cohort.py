@@ -1,6 +1,7 @@
 """One round of one cohort in one process: device after device, in lockstep only where the trainer needs it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from fsl.device import Device
 from fsl.edge import EdgeServer, Session
@@ -42,46 +43,60 @@ class Cohort:
         train(devices, self.edge, self.plan)
         for device in devices:
             self.devices.close(device)
-            yield self._report(self.edge.close(device.device))
+            yield report_of(self.devices, self.edge.close(device.device))
 
-    def _report(self, session: Session) -> DeviceReport:
-        return DeviceReport(
-            session.device,
-            int(session.weight),
-            session.examples,
-            session.step,
-            self.devices.batches[session.device].skipped,
-            session.loss_sum(),
-            session.up_bytes,
-            session.down_bytes,
-            self.devices.model_bytes,
-        )
+
+def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
+    """A device's round in figures, when its session is closed."""
+    return DeviceReport(
+        session.device,
+        int(session.weight),
+        session.examples,
+        session.step,
+        devices.batches[session.device].skipped,
+        session.loss_sum(),
+        session.up_bytes,
+        session.down_bytes,
+        devices.model_bytes,
+    )
 
 
 def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
     """The training loop: every device uploads a step, the edge answers, until all batches are used up."""
     by_id = {device.device: device for device in devices}
-    device, step = devices[0], 0
-    try:
+    with stepping(plan) as at:
         while True:
             packets = []
             for device in devices:
-                step = device.step
+                at(device.device, device.step)
                 if (packet := device.forward()) is not None:
                     packets.append(packet)
             for reply in edge.step(packets) if packets else edge.flush():
-                device, step = by_id[reply.device], reply.step
-                device.backward(reply)
+                at(reply.device, reply.step)
+                by_id[reply.device].backward(reply)
             if not packets:
                 break
         for device in devices:
             device.finish()
+
+
+@contextmanager
+def stepping(plan: RoundPlan) -> Iterator[Callable[[int, int], None]]:
+    """Names run, round, device and step of what fails; it is told of each step that begins."""
+    place = (-1, 0)
+
+    def at(device: int, step: int) -> None:
+        nonlocal place
+        place = (device, step)
+
+    try:
+        yield at
     except StepError as error:
         raise device_error(plan, error.device, error.step, error.__cause__ or error) from error.__cause__
     except FslError:
         raise
     except Exception as error:
-        raise device_error(plan, device.device, step, error) from error
+        raise device_error(plan, *place, error) from error
 
 
 def device_error(plan: RoundPlan, device: int, step: int, error: BaseException) -> DeviceError:

@@ -18,6 +18,7 @@ from fsl.backend import Backend
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
+from fsl.mobility import Mobility
 from fsl.observers import Observer
 from fsl.targets import locate
 
@@ -49,6 +50,8 @@ class RunConfig:
     device: Mapping[str, Any]
     edge: Mapping[str, Any]
     link: Mapping[str, Any]
+    mobility: Mapping[str, Any]
+    backhaul: Mapping[str, Any]
     backend: Mapping[str, Any]
     deployment: Mapping[str, Any]
     trackers: Mapping[str, Any]
@@ -108,6 +111,16 @@ def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
             f"aggregator._target_={config['_target_']} is no strategy of Flower's; see configs/aggregator"
         )
     return rule
+
+
+def build_mobility(config: Mapping[str, Any]) -> Mobility | None:
+    """Which device moves when; None where they stay."""
+    if config.get("name") == "none" and "_target_" not in config:
+        return None
+    mobility = build("mobility", config)
+    if not isinstance(mobility, Mobility):
+        raise ConfigError(f"mobility._target_={config['_target_']} is no fsl.mobility.Mobility; derive it from one")
+    return mobility
 
 
 def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:

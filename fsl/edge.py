@@ -74,6 +74,14 @@ class EdgeServer:
         self._sessions[device] = Session(device, weight)
         self.trainer.open(device, weight)
 
+    def session(self, device: int) -> Session:
+        """A device's session here."""
+        return self._sessions[device]
+
+    def settled(self, device: int) -> bool:
+        """Whether the trainer has answered all that a device uploaded, so that it may move."""
+        return not self._sessions[device].waiting
+
     def receive(self, packet: UploadPacket) -> Upload:
         """What is in a device's next upload, decoded; WireError if it is not what comes next."""
         session = self._sessions.get(packet.device)

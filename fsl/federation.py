@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError
+from fsl.mobility import Mobility
 from fsl.placement import Placement
 from fsl.plan import Fronts, Spec
 from fsl.states import Layout
@@ -84,6 +85,7 @@ class Federation:
     evaluate_devices: int = 100  # private fronts to evaluate, at most
     costs: "CostModel | None" = None  # None: rounds have no simulated time
     placement: Placement | None = None  # None: any node may host any device and edge
+    mobility: Mobility | None = None  # None: devices stay where they are
 
     def __post_init__(self) -> None:
         for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
@@ -93,6 +95,8 @@ class Federation:
             raise ConfigError(f"evaluate_every={self.evaluate_every}: rounds between evaluations, or 0 for none")
         if self.edges > self.devices:
             raise ConfigError(f"edges={self.edges}: there are only {self.devices} devices, and an edge needs one")
+        if self.mobility is not None:
+            self.mobility.check(self.devices, self.edges)
         value = self.devices_per_round
         if value is not None and not 1 <= value <= self.devices:
             raise ConfigError(f"devices_per_round={value}: it must lie between 1 and devices={self.devices}")

@@ -9,11 +9,12 @@ from flwr.app import ArrayRecord, MetricRecord
 from fsl.cohort import Cohort
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
-from fsl.plan import EvaluatePlan, RoundPlan
+from fsl.plan import EvaluatePlan, RoundPlan, joined
 from fsl.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.reports import CohortResult
+from fsl.roaming import RoamingCohorts
 from fsl.sides import load_private
-from fsl.states import Replica, Total, WeightedSum
+from fsl.states import Replica, State, Total, WeightedSum
 from fsl.unsplit import UnsplitCohort
 from fsl.workload import Worker, Workload
 
@@ -29,8 +30,7 @@ class Node:
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord]:
         """Train this node's cohorts for one round; the sums of n_k * w_k and the devices' reports."""
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
-        kind = Cohort if plan.trainer is not None else UnsplitCohort
-        results = [kind(task, plan, self.worker, states).run() for task in plan.cohorts]
+        results = self._train(plan, states)
         self.worker.store.sync()
         totals = _merge(results)
         reports = [report for result in results for report in result.reports]
@@ -39,6 +39,14 @@ class Node:
             figures.update(result.figures)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
         return totals_to_record(totals), reports_to_metrics(reports, weights, figures)
+
+    def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
+        if plan.trainer is None:
+            return [UnsplitCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+        if not plan.moves:
+            return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+        groups = joined(plan.cohorts, plan.moves)
+        return [RoamingCohorts(group, plan, self.worker, states).run() for group in groups]
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Each device's private front through the shared back, on the test set."""

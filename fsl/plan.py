@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from fsl.errors import WireError
+from fsl.mobility import ON_MOVE, Move, OnMove
 
 Fronts = Literal["averaged", "private", "relayed"]
 
@@ -61,6 +62,8 @@ class RoundPlan:
     local_epochs: int
     up: str
     down: str
+    moves: tuple[Move, ...] = ()  # of the devices in these cohorts
+    on_move: OnMove = "migrate"
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -81,6 +84,8 @@ class RoundPlan:
             isinstance(rates, dict) and all(isinstance(r, int | float) and r >= 0 for r in rates.values()),
             f"learning_rates={rates!r}",
         )
+        raw["moves"] = tuple(_move(m) for m in raw["moves"])
+        _check(raw["on_move"] in ON_MOVE, f"on_move={raw['on_move']!r}")
         raw["cohorts"] = tuple(_cohort(c) for c in raw["cohorts"])
         _check(type(raw["one_by_one"]) is bool, f"one_by_one={raw['one_by_one']!r}")
         raw["optimizer"], raw["device"] = _spec(raw["optimizer"]), _spec(raw["device"])
@@ -135,6 +140,14 @@ def _device(raw: Any) -> DeviceTask:
     return DeviceTask(**fields)
 
 
+def _move(raw: Any) -> Move:
+    fields = _fields(raw, Move)
+    _check(all(type(fields[name]) is int and fields[name] >= 0 for name in ("device", "edge")), f"move: {raw!r}")
+    fraction = fields["fraction"]
+    _check(isinstance(fraction, int | float) and 0 < fraction <= 1, f"move: {raw!r}")
+    return Move(**fields)
+
+
 def _cohort(raw: Any) -> CohortTask:
     fields = _fields(raw, CohortTask)
     fields["devices"] = tuple(_device(d) for d in fields["devices"])
@@ -145,3 +158,23 @@ def _spec(raw: Any) -> Spec:
     fields = _fields(raw, Spec)
     _check(isinstance(fields["target"], str) and isinstance(fields["kwargs"], dict), f"spec: {raw!r}")
     return Spec(**fields)
+
+
+def joined(cohorts: Sequence[CohortTask], moves: Sequence[Move]) -> list[list[CohortTask]]:
+    """The cohorts in groups between which no device moves; an edge without a cohort ties those that move there."""
+    home = {task.device: cohort.edge for cohort in cohorts for task in cohort.devices}
+    group = {cohort.edge: cohort.edge for cohort in cohorts}
+
+    def root(edge: int) -> int:
+        while group.setdefault(edge, edge) != edge:
+            edge = group[edge]
+        return edge
+
+    for move in moves:
+        if move.device in home:
+            a, b = root(home[move.device]), root(move.edge)
+            group[max(a, b)] = min(a, b)
+    found: dict[int, list[CohortTask]] = {}
+    for cohort in cohorts:
+        found.setdefault(root(cohort.edge), []).append(cohort)
+    return list(found.values())

@@ -16,7 +16,7 @@ from fsl.targets import path_of
 from fsl.workload import Workload
 
 # Of the federation's fields: no settings, or described below.
-_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement")
+_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
@@ -32,6 +32,8 @@ def settings(
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     if federation.aggregator is not None:
         values |= {f"aggregator.{k}": v for k, v in Aggregator(federation.aggregator).settings().items()}
+    if federation.mobility is not None:
+        values["mobility"] = describe(federation.mobility)
     data, layouts = workload.data, federation.layouts
     values |= {
         "strategy": path_of(type(strategy)),

@@ -166,6 +166,7 @@ def _read(record: ArrayRecord, key: str, into: Tensor) -> None:
 
 
 _FIELDS = ("device", "samples", "examples", "steps", "skipped", "loss", "up_bytes", "down_bytes", "model_bytes")
+_MOVED = ("edge", "moves", "moved_bytes", "wasted_steps")  # said only by nodes with devices that moved
 
 
 def reports_to_metrics(
@@ -176,6 +177,8 @@ def reports_to_metrics(
     columns: dict[str, list[int] | list[float] | int | float] = {
         name: [getattr(report, name) for report in reports] for name in _FIELDS
     }
+    if any(report.moves for report in reports):
+        columns |= {name: [getattr(report, name) for report in reports] for name in _MOVED}
     columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
     return MetricRecord(columns | {f"figure.{name}": count for name, count in figures.items()})
 
@@ -192,7 +195,7 @@ class NodeReport:
 def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
     """What `reports_to_metrics` wrote."""
     try:
-        columns = [metrics[name] for name in _FIELDS]
+        columns = [metrics[name] for name in (_FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED))]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
         weights = {name: float(value) for name, value in _named(metrics, "weight.")}
         figures = {name: int(value) for name, value in _named(metrics, "figure.")}

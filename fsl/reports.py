@@ -19,6 +19,10 @@ class DeviceReport:
     up_bytes: int
     down_bytes: int
     model_bytes: int
+    edge: int = 0  # where its round ended, if it moved
+    moves: int = 0
+    moved_bytes: int = 0  # between edges
+    wasted_steps: int = 0  # served, and done again after a move; their bytes are in up_bytes and down_bytes
 
 
 @dataclass(frozen=True)

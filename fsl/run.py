@@ -21,6 +21,7 @@ from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
+from fsl.mobility import Mobility
 from fsl.objective import Objective, as_objective
 from fsl.observers import Observer
 from fsl.runfolder import RunFolder
@@ -83,6 +84,8 @@ def simulate(
     device_profile: DeviceChoice = "pi4",
     edge_profile: DeviceChoice = "edge_gpu",
     link_profile: LinkChoice = "wifi_75",
+    mobility: Mobility | None = None,
+    backhaul_profile: LinkChoice = "lan",
     backend: Backend | None = None,
     allowed: Sequence[str] = (),
     out: str | Path | None = None,
@@ -99,7 +102,8 @@ def simulate(
 
     `device_profile`, `edge_profile` and `link_profile` say what simulated seconds and joules are computed from: a
     profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw from, as in
-    `{"pi3": 0.5, "pi4": 0.5}`. They change `sim_seconds` and `energy_joules`, never a weight.
+    `{"pi3": 0.5, "pi4": 0.5}`. They change `sim_seconds` and `energy_joules`, never a weight. `mobility` says which
+    devices move between edges in the middle of a round (None: they stay); their sessions go over `backhaul_profile`.
 
     `out` is the folder for results (none: nothing is kept); with `resume=True` the run in it goes on, bitwise as if it
     had never stopped. Raises ConfigError for what
@@ -109,7 +113,7 @@ def simulate(
     task = as_task(train_data, test_data)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
-    places = machines(device_profile, edge_profile, link_profile)
+    places = machines(device_profile, edge_profile, link_profile, None if mobility is None else backhaul_profile)
     temporary = tempfile.TemporaryDirectory(prefix="fsl-") if out is None else None
     folder = RunFolder(Path(temporary.name if temporary is not None else str(out)))
     federation = Federation(
@@ -129,6 +133,7 @@ def simulate(
         evaluate_every=evaluate_every if task.test is not None else 0,
         evaluate_devices=evaluate_devices,
         placement=backend.placement,
+        mobility=mobility,
     )
     partitioner = partition or IID()
     loss = as_objective(objective)

@@ -151,6 +151,10 @@ class EdgeSide:
             raise ConfigError(f"{spec.target} is not an EdgeTrainer")
         return trainer
 
+    def welcome(self, task: DeviceTask) -> None:
+        """A device may come over from another edge; its kept states are of these generations."""
+        self.tasks[task.device] = task
+
     # The trainer names the owner of an optimizer state that is kept: a device, or the edge.
 
     def _kept(self, owner: str) -> Mapping[str, Tensor] | None:

@@ -4,6 +4,7 @@ from fsl.strategies.base import SplitStrategy
 from fsl.strategies.cyclesl import CycleSL
 from fsl.strategies.decoupled import DecoupledSL
 from fsl.strategies.fedavg import FedAvg
+from fsl.strategies.fedfly import FedFly
 from fsl.strategies.psl import PSL, SGLR
 from fsl.strategies.splitfed import SplitFedV1, SplitFedV2, SplitFedV3
 from fsl.strategies.vanilla import VanillaSL
@@ -14,6 +15,7 @@ __all__ = [
     "CycleSL",
     "DecoupledSL",
     "FedAvg",
+    "FedFly",
     "SplitFedV1",
     "SplitFedV2",
     "SplitFedV3",

@@ -1,6 +1,7 @@
 """What an algorithm decides at the cloud, and what it remembers from round to round."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord
@@ -11,6 +12,7 @@ from fsl.aggregation import Aggregator
 from fsl.device import Device, LocalLossDevice
 from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
+from fsl.mobility import Move, OnMove, moves_of
 from fsl.plan import Fronts, Spec
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
@@ -26,6 +28,7 @@ class Algorithm:
     """
 
     fronts: Fronts = "averaged"
+    on_move: OnMove = "migrate"  # what becomes of a device's round when it moves to another edge in the middle
     local_loss: bool = False  # devices train by a loss of their own, with the `head` that they get
 
     def __init__(self) -> None:
@@ -61,6 +64,18 @@ class Algorithm:
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
         return device % self.federation.edges
+
+    def home(self, device: int, round: int) -> int:
+        """The edge that a device is attached to when this round starts."""
+        mobility = self.federation.mobility
+        home = None if mobility is None else mobility.home(device, round)
+        return self.edge_of(device) if home is None else home
+
+    def moves(self, round: int, devices: Sequence[int]) -> Sequence[Move]:
+        """The moves between edges within this round, by the run's mobility model."""
+        federation = self.federation
+        mobility, home = federation.mobility, partial(self.home, round=round)
+        return moves_of(mobility, round, devices, home, federation.edges, federation.seed)
 
     def learning_rates(self, round: int) -> Mapping[str, float]:
         """The learning rate of each segment in this round."""
@@ -104,6 +119,7 @@ class Algorithm:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
         self._versions, self._saved, self._clock = {}, {}, 0.0
+        self._refuse_moves()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return
@@ -113,6 +129,20 @@ class Algorithm:
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
         self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
+
+    def _refuse_moves(self) -> None:
+        """ConfigError where devices would move that cannot."""
+        if self.federation.mobility is None:
+            return
+        name, spec = type(self).__name__, self.trainer(1)
+        trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        if trainer is None or not trainer.movable or self.fronts == "relayed":
+            raise ConfigError(f"mobility: devices of {name} cannot move in the middle of a round; use mobility=none")
+        if self.on_move == "restart" and not trainer.divisible:
+            raise ConfigError(
+                f"on_move=restart: devices of {name} share a back, which has learnt from the steps that would be done "
+                "again; use on_move=migrate or drop"
+            )
 
     def settings(self) -> dict[str, Any]:
         """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""

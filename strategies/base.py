@@ -13,11 +13,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, chunks, message, simulated, succeeded, sums
+from fsl.strategies.planning import assign, chunks, message, movements, simulated, succeeded, sums
 
 from fsl import seeds
 from fsl.errors import RunError
 from fsl.federation import Federation
+from fsl.mobility import Move
 from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
@@ -43,6 +44,7 @@ class SplitStrategy(Algorithm, Strategy):
         self._previous = ArrayRecord()
         self._placed: bool | None = None  # None: nobody has looked yet
         self._lost: dict[int, str] = {}
+        self._moves: tuple[Move, ...] = ()  # of this round
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
@@ -55,8 +57,12 @@ class SplitStrategy(Algorithm, Strategy):
         """One message per node with work this round: the plan of its cohorts, and the arrays that they need."""
         self._previous = arrays
         federation = self.federation
-        cohorts = self._cohorts(self.select(server_round))
         spec = self.trainer(server_round)
+        divisible = spec is None or bool(locate(spec.target).divisible)
+        chosen = self.select(server_round)
+        self._moves = tuple(self.moves(server_round, chosen))
+        visited = () if divisible else [move.edge for move in self._moves]
+        cohorts = self._cohorts(chosen, server_round, visited)
         plan = RoundPlan(
             run=federation.run,
             seed=federation.seed,
@@ -73,14 +79,16 @@ class SplitStrategy(Algorithm, Strategy):
             local_epochs=federation.local_epochs,
             up=federation.up,
             down=federation.down,
+            on_move=self.on_move,
         )
         if self._look(grid):
             yield from self._placement.train_messages(plan, cohorts, partial(self._needed, arrays))
             return
-        divisible = spec is None or bool(locate(spec.target).divisible)
-        for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible).items():
-            text = replace(plan, cohorts=tuple(tasks)).to_json()
+        for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible, self._moves).items():
             devices = [task for cohort in tasks for task in cohort.devices]
+            here = {task.device for task in devices}
+            moves = tuple(move for move in self._moves if move.device in here)
+            text = replace(plan, cohorts=tuple(tasks), moves=moves).to_json()
             yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
 
     def aggregate_train(
@@ -93,14 +101,19 @@ class SplitStrategy(Algorithm, Strategy):
         arrays = ArrayRecord(dict(self._previous))
         new = self.combine(server_round, totals, self._previous)
         arrays.update(states_to_record(layouts, new))
+        home = partial(self.home, round=server_round)
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
-            self._versions[f"edge-{self.edge_of(report.device)}"] = server_round
+            self._versions[f"edge-{home(report.device)}"] = server_round
+        for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
+            self._versions[f"edge-{move.edge}"] = server_round
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         if (costs := self.federation.costs) is not None:
             trainer = self.trainer(server_round)
-            measured |= simulated(costs, reports, trainer, self.fronts, self.edge_of, self._clock)
+            measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
+        if self.federation.mobility is not None:
+            measured |= movements(reports, collected.figures)
         return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, collected.figures)})
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
@@ -256,10 +269,11 @@ class SplitStrategy(Algorithm, Strategy):
             self._placed = federation.placement.look(grid, federation.devices, federation.edges, first)
         return bool(self._placed)
 
-    def _cohorts(self, devices: Sequence[int]) -> list[CohortTask]:
-        members: dict[int, list[DeviceTask]] = {}
+    def _cohorts(self, devices: Sequence[int], round: int, visited: Iterable[int] = ()) -> list[CohortTask]:
+        """Each edge's devices at the round's start; edges that devices come to later may have none."""
+        members: dict[int, list[DeviceTask]] = {edge: [] for edge in visited}
         for device in devices:
-            members.setdefault(self.edge_of(device), []).append(self._task(device))
+            members.setdefault(self.home(device, round), []).append(self._task(device))
         return [
             CohortTask(edge, tuple(tasks), *self._generations(f"edge-{edge}"))
             for edge, tasks in sorted(members.items())

@@ -1,7 +1,7 @@
 """What every strategy needs of a round: who trains what where, messages out, replies in."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,22 +10,31 @@ from flwr.common.constant import ErrorCode
 
 from fsl.costs import CostModel, DeviceLoad, serving_of
 from fsl.errors import RunError
+from fsl.mobility import Move, OnMove, Stay, route
 from fsl.names import ARRAYS, CONFIG, PLAN, SETUP
-from fsl.plan import CohortTask, Fronts, Spec
+from fsl.plan import CohortTask, Fronts, Spec, joined
 from fsl.reports import DeviceReport
 from fsl.targets import locate
 
 log = logging.getLogger(__name__)
 
 
-def assign(cohorts: Sequence[CohortTask], nodes: Sequence[int], divisible: bool) -> dict[int, list[CohortTask]]:
-    """Which node trains which cohorts: whole cohorts in turn, or equal shares of each where it may be divided."""
+def assign(
+    cohorts: Sequence[CohortTask], nodes: Sequence[int], divisible: bool, moves: Sequence[Move] = ()
+) -> dict[int, list[CohortTask]]:
+    """Which node trains which cohorts: whole cohorts in turn, or equal shares of each where it may be divided.
+
+    Cohorts between which devices move are trained by one node, for nodes cannot exchange devices in a round.
+    """
     if not nodes:
         raise RunError("no node is connected, so nobody can train; start nodes, then resume")
     work: dict[int, list[CohortTask]] = {}
     if not divisible:
-        for cohort in cohorts:
-            work.setdefault(nodes[cohort.edge % len(nodes)], []).append(cohort)
+        groups = joined(cohorts, moves)
+        if len(groups) < min(len(nodes), len(cohorts)):
+            log.info("%d cohorts between which devices move train on %d nodes", len(cohorts), len(groups))
+        for group in groups:
+            work.setdefault(nodes[group[0].edge % len(nodes)], []).extend(group)
         return work
     for cohort in cohorts:
         for node, chunk in zip(nodes, chunks(cohort.devices, len(nodes))):
@@ -81,12 +90,53 @@ def simulated(
     fronts: Fronts,
     edge_of: Callable[[int], int],
     start: float,
+    moves: Sequence[Move] = (),
+    on_move: OnMove = "migrate",
 ) -> dict[str, float]:
     """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
     trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
     loads = [
-        DeviceLoad(r.device, edge_of(r.device), r.steps, r.examples, r.up_bytes, r.down_bytes, r.model_bytes)
+        DeviceLoad(
+            r.device,
+            edge_of(r.device),
+            r.steps + r.wasted_steps,
+            _examples(r),
+            r.up_bytes,
+            r.down_bytes,
+            r.model_bytes,
+            stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
+        )
         for r in reports
     ]
     cost = costs.round(loads, serving_of(trainer, fronts), start)
-    return {"sim_seconds": cost.seconds} | ({} if cost.joules is None else {"energy_joules": cost.joules})
+    measured = {"sim_seconds": cost.seconds} | ({} if cost.joules is None else {"energy_joules": cost.joules})
+    return measured | ({"migration_seconds": cost.moving_s} if moves else {})
+
+
+def stays(report: DeviceReport, home: int, moves: Sequence[Move], on_move: OnMove) -> tuple[Stay, ...]:
+    """Where a device was in its round, one edge after another; nothing for one that did not move."""
+    if not report.moves:
+        return ()
+    legs = route(home, moves, report.steps)[: report.moves]
+    found, done, at, bytes = [], 0, home, 0
+    for left_after, edge in legs:
+        found.append(Stay(at, left_after - done, bytes))
+        done, at, bytes = (left_after if on_move == "migrate" else 0), edge, report.moved_bytes // report.moves
+    return (*found, Stay(at, report.steps - done, bytes))
+
+
+def movements(reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, int]:
+    """What moving came to in a round: moves, bytes between edges, uploads served, and of those the ones done again."""
+    wasted = sum(r.wasted_steps for r in reports)
+    return {
+        "moves": sum(r.moves for r in reports),
+        "migration_bytes": sum(r.moved_bytes for r in reports),
+        "uploads": sum(r.steps for r in reports) + wasted,
+        "wasted_steps": wasted,
+        "dropped": figures.get("dropped", 0),
+    }
+
+
+def _examples(report: DeviceReport) -> int:
+    """The rows of all uploads, those that were wasted included, which have as many rows on average."""
+    return report.examples + (round(report.examples * report.wasted_steps / report.steps) if report.steps else 0)

@@ -15,6 +15,7 @@ class Machines:
     devices: Assignment[DeviceProfile]
     edges: Assignment[DeviceProfile]
     links: Assignment[LinkProfile]
+    backhaul: Assignment[LinkProfile] | None = None  # between edges; every pair has the same
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class CostModel:
             self.segments,
             {load.device: machines.devices.of(load.device, seed) for load in loads},
             {load.device: machines.links.of(load.device, seed) for load in loads},
-            {load.edge: machines.edges.of(load.edge, seed) for load in loads},
+            {edge: machines.edges.of(edge, seed) for edge in _edges(loads)},
             start,
+            None if machines.backhaul is None else machines.backhaul.of(0, seed),
         )
 
     def settings(self) -> dict[str, str]:
@@ -45,11 +47,20 @@ class CostModel:
             "costs.device": machines.devices.describe(),
             "costs.edge": machines.edges.describe(),
             "costs.link": machines.links.describe(),
-        }
+        } | ({} if machines.backhaul is None else {"costs.backhaul": machines.backhaul.describe()})
 
 
-def machines(device: DeviceChoice, edge: DeviceChoice, link: LinkChoice) -> Machines:
+def _edges(loads: Sequence[DeviceLoad]) -> set[int]:
+    return {load.edge for load in loads} | {stay.edge for load in loads for stay in load.stays}
+
+
+def machines(
+    device: DeviceChoice, edge: DeviceChoice, link: LinkChoice, backhaul: LinkChoice | None = None
+) -> Machines:
     """From what a user gives for each (see `fsl.simulate`) to who has which; ConfigError for what does not exist."""
     return Machines(
-        assignment("device", device, "device"), assignment("edge", edge, "device"), assignment("link", link, "link")
+        assignment("device", device, "device"),
+        assignment("edge", edge, "device"),
+        assignment("link", link, "link"),
+        None if backhaul is None else assignment("backhaul", backhaul, "link"),
     )

@@ -1,12 +1,13 @@
 """A round in simulated seconds and joules: a pure function of what each device did and what the machines can do."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Literal
 
 from fsl.costs.profiles import DeviceProfile, LinkProfile
 from fsl.costs.stages import SegmentCost
+from fsl.mobility import Stay
 from fsl.trainers import EdgeTrainer
 
 Kind = Literal["none", "queue", "turn", "lockstep", "stream"]
@@ -23,6 +24,7 @@ class DeviceLoad:
     up_bytes: int
     down_bytes: int
     model_bytes: int  # half of them down before the first step, half up after the last
+    stays: tuple[Stay, ...] = ()  # where it was, in order, if it moved; together they serve all steps
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class DeviceCost:
     up_s: float
     down_s: float
     joules: float | None
+    moving_s: float = 0.0  # while its session moved between edges
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class RoundCost:
     seconds: float
     joules: float | None
     devices: tuple[DeviceCost, ...]
+
+    @property
+    def moving_s(self) -> float:
+        """The seconds that devices waited for their sessions to move, over all devices."""
+        return sum(device.moving_s for device in self.devices)
 
 
 @dataclass(frozen=True)
@@ -111,16 +119,19 @@ def round_cost(
     links: Mapping[int, LinkProfile],
     edges: Mapping[int, DeviceProfile],
     start: float = 0.0,
+    backhaul: LinkProfile | None = None,
 ) -> RoundCost:
     """Simulate a round that begins at second `start` of the run; profiles are by id of device and edge.
 
-    Every step of a device counts as many rows as its steps have on average, and as many bytes.
+    Every step of a device counts as many rows as its steps have on average, and as many bytes. A session that moves
+    takes its bytes' time over `backhaul`, and its device opens a new connection. In lockstep and in turn a device's
+    steps are priced at the edge where its round began.
     """
     step = legs(segments)
     if serving.kind == "none":
         step = Legs((), (), sum(s.forward_flops + s.backward_flops for s in segments))
     parties = [
-        _Party(load, step, devices[load.device], links[load.device], edges[load.edge], serving.passes, start)
+        _Party(load, step, devices[load.device], links[load.device], edges, serving.passes, start, backhaul)
         for load in sorted(loads, key=lambda load: load.device)
     ]
     cohorts: dict[int, list[_Party]] = {}
@@ -133,7 +144,7 @@ def round_cost(
     else:
         for party in parties:
             party.fetch()
-        slots = {edge: edges[edge].slots for edge in cohorts}
+        slots = {edge: profile.slots for edge, profile in edges.items()}
         if serving.kind == "queue":
             _queue(parties, slots)
         elif serving.kind == "stream":
@@ -161,14 +172,22 @@ class _Party:
         step: Legs,
         device: DeviceProfile,
         link: LinkProfile,
-        edge: DeviceProfile,
+        edges: Mapping[int, DeviceProfile],
         passes: float,
         start: float,
+        backhaul: LinkProfile | None,
     ):
         rows = load.examples / load.steps if load.steps else 0.0
         self.load, self.device, self.link = load, device, link
         self.before = [rows * flops / device.flops_per_second for flops in step.before]
-        self.service = [rows * flops * passes / edge.flops_per_second for flops in step.edge]
+        self.stays = list(load.stays) or [Stay(load.edge, load.steps)]
+        self.served = {
+            stay.edge: [rows * flops * passes / edges[stay.edge].flops_per_second for flops in step.edge]
+            for stay in (*self.stays, Stay(load.edge, 0))
+        }
+        self.edge, self.service = load.edge, self.served[load.edge]
+        self.backhaul = backhaul
+        self.moving_s = 0.0
         self.after = rows * step.after / device.flops_per_second
         self.now = start
         self.up_s = self.down_s = 0.0
@@ -225,7 +244,21 @@ class _Party:
         for watts, seconds in powers:
             if seconds:
                 joules = None if joules is None or watts is None else joules + watts * seconds
-        return DeviceCost(self.load.device, self.now - start, compute, self.up_s, self.down_s, joules)
+        return DeviceCost(self.load.device, self.now - start, compute, self.up_s, self.down_s, joules, self.moving_s)
+
+    def follow(self) -> None:
+        """An upload was served: before the device hears of it its session moves, if that was the last at its edge."""
+        self.stays[0] = replace(self.stays[0], uploads=self.stays[0].uploads - 1)
+        if self.stays[0].uploads > 0 or len(self.stays) == 1:
+            return
+        self.stays.pop(0)
+        to = self.stays[0]
+        self.edge, self.service = to.edge, self.served[to.edge]
+        taken = 2 * self.link.latency_s  # it opens a session there
+        if to.bytes and self.backhaul is not None:
+            taken += self.backhaul.seconds(to.bytes, self.backhaul.up_mbit, self.now) + 2 * self.backhaul.latency_s
+        self.moving_s += taken
+        self.now += taken
 
 
 def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:
@@ -237,13 +270,14 @@ def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:
     while arrivals:
         arrival, device, step, visit = heappop(arrivals)
         party = by_id[device]
-        servers = free[party.load.edge]
+        servers = free[party.edge]
         done = max(arrival, servers[0]) + party.service[visit]
         heapreplace(servers, done)
         party.download(done)
         if visit + 1 < len(party.service):
             heappush(arrivals, (party.upload(visit + 1), device, step, visit + 1))
             continue
+        party.follow()
         party.now += party.after
         if step + 1 < party.load.steps:
             heappush(arrivals, (party.upload(0), device, step + 1, 0))
@@ -273,6 +307,9 @@ def _lockstep(cohort: Sequence[_Party], window: int) -> None:
             for party, count in zip(live, counts):
                 party.download(done, count)
         for party, count in zip(live, counts):
+            for _ in range(count):
+                party.follow()
+                party.edge, party.service = party.load.edge, party.served[party.load.edge]
             party.now += party.after * count
             left[party.load.device] -= count
 
@@ -282,7 +319,8 @@ def _stream(parties: Sequence[_Party], slots: Mapping[int, int], start: float) -
     arrivals = []
     for party in parties:
         for _ in range(party.load.steps):
-            arrivals.append((party.upload(0), party.load.device, party.load.edge, sum(party.service)))
+            arrivals.append((party.upload(0), party.load.device, party.edge, sum(party.service)))
+            party.follow()
             party.now += party.after
     free = {edge: [start] * count for edge, count in slots.items()}
     for arrival, _, edge, service in sorted(arrivals):

@@ -4,7 +4,7 @@ from fsl.data.augment import Augmentation
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples, from_dataset
 from fsl.data.loaders import cifar10, digits, images
 from fsl.data.partition import Partition, class_counts, divide, limited
-from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Resample, Shards
+from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Partition",
     "Partitioner",
     "Pathological",
+    "Proportional",
     "Resample",
     "Shards",
     "TaskData",

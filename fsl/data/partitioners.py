@@ -84,6 +84,26 @@ class IID(Partitioner):
 
 
 @dataclass(frozen=True)
+class Proportional(Partitioner):
+    """Shuffled, and divided in proportion to `shares`: one number above 0 for each device, as [0.5, 0.25, 0.25]."""
+
+    shares: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(math.isfinite(share) and share > 0 for share in self.shares):
+            raise ConfigError(f"partition.shares={list(self.shares)}: give each device a share above 0")
+
+    def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
+        """Divide without regard to targets."""
+        _check(devices, len(targets))
+        if len(self.shares) != devices:
+            raise ConfigError(f"partition.shares has {len(self.shares)} entries for devices={devices}; give one each")
+        order = seeds.numpy_generator(seed, "partition").permutation(len(targets))
+        bounds = np.round(np.cumsum(self.shares) / np.sum(self.shares) * len(order)).astype(int)
+        return _divided([np.sort(part) for part in np.split(order, bounds[:-1])])
+
+
+@dataclass(frozen=True)
 class Dirichlet(Partitioner):
     """Each class is divided by proportions drawn from a Dirichlet(alpha): the smaller alpha, the more skewed.
 

@@ -54,12 +54,14 @@ class EdgeTrainer(ABC):
     `divisible`: each device has a back of its own, so a cohort may be divided over nodes without changing the result.
     `window`: the steps that a device uploads before it waits for the replies; 0: it never waits.
     `passes`: how often the back runs forward and backward over an upload, for simulated time.
+    `movable`: a device may move to another edge in the middle of a round.
     """
 
     lockstep: bool = False
     divisible: ClassVar[bool] = False
     window: int = 1
     passes: float = 1.0
+    movable: bool = False
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""
@@ -108,7 +110,10 @@ class EdgeTrainer(ABC):
 
 
 class SharedBack(EdgeTrainer):
-    """A trainer with one back for its whole cohort; edges are averaged by the examples that each trained on."""
+    """A trainer with one back for its whole cohort; edges are averaged by the examples that each trained on.
+
+    Where it is `movable`, a device that moves leaves what it taught this back, and joins the other edge's cohort.
+    """
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
@@ -122,6 +127,14 @@ class SharedBack(EdgeTrainer):
 
     def close(self, device: int) -> None:
         """The device leaves; the back stays."""
+
+    def snapshot(self, device: int) -> Snapshot:
+        """Nothing but the device itself moves."""
+        return Snapshot(None, {}, 0.0)
+
+    def adopt(self, device: int, snapshot: Snapshot) -> None:
+        """The device joins this cohort."""
+        self.open(device, snapshot.weight)
 
     def result(self) -> WeightedSum:
         """The back, weighted by the examples it was trained on (for the mean over edges)."""

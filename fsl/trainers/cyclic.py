@@ -22,6 +22,7 @@ class Cyclic(SharedBack):
     """
 
     lockstep = True
+    movable = True  # when its window is answered
 
     def __init__(self, passes: int = 1, window: int = 1, batch_size: int | None = None):
         for name, value in (("passes", passes), ("window", window), ("batch_size", batch_size)):

@@ -42,6 +42,7 @@ class Pooled(SharedBack):
     """
 
     lockstep = True
+    movable = True
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class Replicated(EdgeTrainer):
     """
 
     divisible = True
+    movable = True
     answers = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:

@@ -28,7 +28,7 @@ class Sequential(SharedBack):
         if order not in self.ORDERS:
             raise ConfigError(f"order={order!r} is not an order of uploads; allowed: {', '.join(self.ORDERS)}")
         self.order = order
-        self.lockstep = order == "step"
+        self.lockstep = self.movable = order == "step"  # in turn, a device cannot join in the middle
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
