@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsl.data import IID, Dirichlet, Natural, Pathological, Resample, Shards, class_counts, limited
+from fsl.data import IID, Dirichlet, Natural, Pathological, Proportional, Resample, Shards, class_counts, limited
 from fsl.errors import ConfigError, DataError
 
 CLASSES = 10
@@ -226,3 +226,16 @@ def test_targets_that_are_no_labels_are_refused_where_labels_matter(partitioner)
 
 def test_iid_divides_targets_of_any_kind():
     assert divide(IID(), targets=np.zeros((100, 3))).size(0) == 5
+
+
+def test_shares_are_proportional_and_one_for_each_device():
+    partition = divide(Proportional([3, 1, 1, 1]), devices=4)
+    assert [len(rows) for rows in held(partition)] == [502, 167, 167, 167]
+    assert torch.equal(torch.cat(held(partition)).sort().values, torch.arange(len(TARGETS)))
+    with pytest.raises(ConfigError, match="has 4 entries for devices=5"):
+        divide(Proportional([3, 1, 1, 1]), devices=5)
+    for shares in ([], [1, 0], [1, float("nan")]):
+        with pytest.raises(ConfigError, match="give each device a share above 0"):
+            Proportional(shares)
+    with pytest.raises(DataError, match="would hold no samples"):
+        divide(Proportional([1, 1e-9]), devices=2)
