@@ -71,8 +71,8 @@ class EdgeServer:
 
     def open(self, device: int, weight: float) -> None:
         """A device attaches; it stands for `weight` (its n_k) in averages over devices."""
-        self._sessions[device] = Session(device, weight)
         self.trainer.open(device, weight)
+        self._sessions[device] = Session(device, weight)
 
     def session(self, device: int) -> Session:
         """A device's session here."""

@@ -88,6 +88,14 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return save(_separate(tensors), dict(metadata) if metadata else None)
 
 
+def tensors_of(data: bytes) -> dict[str, Tensor]:
+    """What `tensor_bytes` was given; CheckpointError in one line where it is damaged."""
+    try:
+        return load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"these are no tensors ({type(error).__name__}: {error})") from None
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; CheckpointError in one line where it is missing or damaged."""
     data = _read(path)

@@ -10,12 +10,31 @@ from fsl.plan import CohortTask, DeviceTask
 
 
 @dataclass(frozen=True)
+class EdgePeer:
+    """Another edge of the round."""
+
+    edge: int
+    address: str
+    key: str  # hex, Ed25519
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A device whose round begins at another edge."""
+
+    task: DeviceTask
+    home: int
+
+
+@dataclass(frozen=True)
 class EdgePart:
     """One edge's part: its cohort, and how it knows the devices' tokens."""
 
     cohort: CohortTask
     cloud_key: str  # hex; what tokens are checked with
     fence: int  # of this round's tokens
+    peers: tuple[EdgePeer, ...] = ()  # where devices may move to, or come from
+    visitors: tuple[Visitor, ...] = ()  # devices of other edges that may come
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class Ticket:
     edge: int
     address: str
     token: str  # hex
+    others: tuple[tuple[int, str], ...] = ()  # edges that it may move to, with their addresses
 
 
 @dataclass(frozen=True)
@@ -47,8 +67,11 @@ class Part:
         try:
             raw = json.loads(text)
             return Part(
-                tuple(EdgePart(_cohort(e.pop("cohort")), **e) for e in raw["edges"]),
-                tuple(Ticket(DeviceTask(**t.pop("task")), **t) for t in raw["tickets"]),
+                tuple(_edge_part(e) for e in raw["edges"]),
+                tuple(
+                    Ticket(DeviceTask(**t.pop("task")), others=tuple((int(e), str(a)) for e, a in t.pop("others")), **t)
+                    for t in raw["tickets"]
+                ),
                 str(raw["relay_key"]),
                 tuple(DeviceTask(**t) for t in raw["alone"]),
             )
@@ -58,3 +81,9 @@ class Part:
 
 def _cohort(raw: Mapping[str, Any]) -> CohortTask:
     return CohortTask(raw["edge"], tuple(DeviceTask(**d) for d in raw["devices"]), raw["version"], raw["saved"])
+
+
+def _edge_part(raw: dict[str, Any]) -> EdgePart:
+    peers = tuple(EdgePeer(**peer) for peer in raw.pop("peers"))
+    visitors = tuple(Visitor(DeviceTask(**visitor["task"]), int(visitor["home"])) for visitor in raw.pop("visitors"))
+    return EdgePart(_cohort(raw.pop("cohort")), peers=peers, visitors=visitors, **raw)

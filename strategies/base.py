@@ -82,7 +82,8 @@ class SplitStrategy(Algorithm, Strategy):
             on_move=self.on_move,
         )
         if self._look(grid):
-            yield from self._placement.train_messages(plan, cohorts, partial(self._needed, arrays))
+            moving = replace(plan, moves=self._moves)
+            yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
             return
         for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible, self._moves).items():
             devices = [task for cohort in tasks for task in cohort.devices]

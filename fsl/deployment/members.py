@@ -28,6 +28,7 @@ class Member:
     address: str
     key: bytes  # of its devices, DER
     label: str  # the name that it was registered by
+    edge_key: str = ""  # hex; what its edge signs by, for other edges
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,16 @@ class Terms:
 
     `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
     what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
-    that its SuperNode is registered by. `join`, `straggler`, `answer`: as in `Patience`.
+    that its SuperNode is registered by. `roaming`: every device may move to every edge, when its link says so or its
+    edge cannot be reached; else only where the run's mobility model says. `join`, `straggler`,
+    `answer`: as in `Patience`.
     """
 
     wait: float = 120.0
     query: float = 120.0
     max_samples: int | None = None
     bind_keys: bool = True
+    roaming: bool = False
     join: float = Patience.join
     straggler: float = Patience.straggler
     answer: float = Patience.answer
@@ -127,7 +131,8 @@ class Members:
             said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
             samples = {int(device): int(count) for device, count in said["samples"].items()}
             key = bytes.fromhex(said["key"])
-            member = Member(node, str(said["role"]), samples, said["edge"], str(said["address"]), key, label)
+            role, edge_key = str(said["role"]), str(said["edge_key"])
+            member = Member(node, role, samples, said["edge"], str(said["address"]), key, label, edge_key)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise WireError(f"it does not say what it hosts ({error})") from None
         for other in self._known.values():

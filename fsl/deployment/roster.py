@@ -11,7 +11,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.deployment.members import Member, Members, Terms
+from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
+from fsl.errors import RunError
 from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
@@ -53,12 +55,19 @@ class Roster:
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """One message for each node with a part in the round."""
         self._fence = max(self._fence + 1, time.time_ns())
+        if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
+            raise RunError(
+                "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
+                "its optimizer's state at home; use on_move=migrate, or optimizer.reset=true"
+            )
         plan = replace(plan, one_by_one=True)
         samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
         sides = asked.sides
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
+        routes = Routes(plan, cohorts, edges, self.terms.roaming)
+        cohorts = [*cohorts, *(CohortTask(edge, ()) for edge in routes.visited - {c.edge for c in cohorts})]
         parts: dict[int, Part] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
@@ -70,12 +79,13 @@ class Roster:
                 gone = dict.fromkeys((t.device for t in there), f"no node that hosts edge {cohort.edge} is online")
                 asked.lost.update(gone)
                 continue
-            if not there:
+            if not there and cohort.edge not in routes.visited:
                 continue
             cohort = replace(cohort, devices=there)
             asked.cohorts.append(cohort)
             if edge is not None and plan.trainer is not None:
                 part = EdgePart(cohort, self.signer.public_key.hex(), self._fence)
+                part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
                 old = parts.get(edge.node, Part())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
@@ -89,9 +99,10 @@ class Roster:
                 if plan.trainer is None or edge is None:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
-                    ticket = Ticket(
-                        task, cohort.edge, edge.address, self._token(plan, host, task.device, cohort.edge).hex()
-                    )
+                    others = routes.others(task.device, cohort.edge)
+                    allowed = (cohort.edge, *(number for number, _ in others))
+                    token = self._token(plan, host, task.device, allowed).hex()
+                    ticket = Ticket(task, cohort.edge, edge.address, token, others)
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text = plan.to_json()
         return [
@@ -164,14 +175,14 @@ class Roster:
     def _counted(self, samples: int) -> int:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
 
-    def _token(self, plan: RoundPlan, member: Member, device: int, edge: int) -> bytes:
+    def _token(self, plan: RoundPlan, member: Member, device: int, edges: tuple[int, ...]) -> bytes:
         steps = plan.local_epochs * math.ceil(member.samples[device] / plan.batch_size)
         return self.signer.sign(
             Claims(
                 plan.run,
                 plan.round,
                 device,
-                (edge,),
+                edges,
                 steps,
                 self._counted(member.samples[device]),
                 self._fence,

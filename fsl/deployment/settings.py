@@ -34,6 +34,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "accelerator": str,
     "hardware": str,
     "metrics": str,
+    "location": str,
     "join": (int, float),
     "straggler": (int, float),
     "answer": (int, float),
@@ -70,6 +71,7 @@ class NodeSettings:
     accelerator: str = "cpu"
     hardware: str | None = None
     metrics: str | None = None
+    location: Path | None = None  # a file with the edge that this node's link leads to
     patience: Mapping[str, float] = field(default_factory=dict)  # what overrides the run's
     limits: Limits = field(default_factory=Limits)
     max_samples: int | None = None
@@ -83,6 +85,15 @@ class NodeSettings:
     def hosts_edge(self) -> bool:
         """Whether an edge serves here."""
         return self.role in ("edge", "both")
+
+    def current_edge(self) -> int | None:
+        """The edge that this node's link leads to, as the file `location` says; None where it does not."""
+        if self.location is None:
+            return None
+        try:
+            return int(self.location.read_text())
+        except (OSError, ValueError):
+            return None
 
     @staticmethod
     def read(config: Mapping[str, Any]) -> "NodeSettings":
@@ -116,6 +127,7 @@ class NodeSettings:
             accelerator=given.get("accelerator", "cpu"),
             hardware=given.get("hardware"),
             metrics=given.get("metrics"),
+            location=_path(given, "location"),
             patience={name: float(given[name]) for name in _PATIENCE if name in given},
             limits=Limits(max_message_bytes=given.get("max-message-bytes", Limits.max_message_bytes)),
             max_samples=given.get("max-samples"),

@@ -83,7 +83,16 @@ class Tally:
 
     def _report(self, device: int) -> DeviceReport:
         mine, edge = self._trained[device], self._served[device]
-        return replace(edge, samples=self.samples[device], skipped=mine.skipped, model_bytes=mine.model_bytes)
+        return replace(
+            edge,
+            samples=self.samples[device],
+            skipped=mine.skipped,
+            model_bytes=mine.model_bytes,
+            up_bytes=edge.up_bytes + mine.up_bytes,  # of what it did again, which only it knows
+            down_bytes=edge.down_bytes + mine.down_bytes,
+            moves=mine.moves,
+            wasted_steps=mine.wasted_steps,
+        )
 
     def _relayed(self, states: DeviceStates, counted: Sequence[int]) -> Total | None:
         """Of each edge's chain the last that counts, for all of the chain that does."""

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
+from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
@@ -23,7 +25,9 @@ from fsl.wire.device_round import DeviceRound
 from fsl.wire.edge_round import EdgeOutcome, EdgeRound
 from fsl.wire.expected import Expected
 from fsl.wire.options import Patience
+from fsl.wire.peers import PeerLines
 from fsl.wire.relay import Relay
+from fsl.wire.roaming_devices import RoamingDevices
 from fsl.wire.server import Admission, EdgeDoor
 from fsl.wire.tokens import load_private_key, public_bytes
 from fsl.workload import Workload
@@ -66,6 +70,7 @@ class WiredNode:
         self.node = Node(workload)
         self.settings = settings
         self.patience = replace(patience or Patience(), **settings.patience)
+        self.edge_key = Ed25519PrivateKey.generate()  # what this edge signs by, for other edges
         self.uplink: Uplink | None = None
         self._door: EdgeDoor | None = None
         self._metrics: MetricsEndpoint | None = None
@@ -84,7 +89,8 @@ class WiredNode:
                 self._metrics = _metrics(settings.metrics)
             meter = None if self._metrics is None else self._metrics.meter
             certificates = settings.edge_certificates
-            self._door = EdgeDoor(settings.edge, settings.listen, certificates, journal, settings.limits, meter)
+            lines = PeerLines(self.edge_key, settings.device_certificates, settings.limits)
+            self._door = EdgeDoor(settings.edge, settings.listen, certificates, journal, settings.limits, meter, lines)
         return self._door
 
     @property
@@ -109,6 +115,7 @@ class WiredNode:
             "edge": settings.edge if settings.hosts_edge else None,
             "address": self._address(),
             "key": self.public_key.hex(),
+            "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
         }
 
     def _address(self) -> str:
@@ -162,9 +169,14 @@ class WiredNode:
         if outcome.failed is not None:
             log.error("edge %d, round %d: %s", part.cohort.edge, plan.round, outcome.failed)
         work.lose({device: f"edge {part.cohort.edge}: {reason}" for device, reason in outcome.lost.items()})
+        moved = outcome.moved_bytes
         work.served.extend(
             DeviceReport(
-                s.device, int(s.weight), s.examples, s.step, 0, s.loss_sum(), s.up_bytes, s.down_bytes, model_bytes=0
+                *(s.device, int(s.weight), s.examples, s.step, 0, s.loss_sum(), s.up_bytes, s.down_bytes),
+                model_bytes=0,
+                edge=part.cohort.edge,
+                moves=int(s.device in moved),  # how many, the device knows
+                moved_bytes=moved.get(s.device, 0),
             )
             for s in outcome.closed
         )
@@ -173,13 +185,20 @@ class WiredNode:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
         worker = self.node.worker
-        server = EdgeSide(part.cohort, plan, worker, states).server
-        devices = {task.device for task in part.cohort.devices}
+        side = EdgeSide(part.cohort, plan, worker, states)
+        server = side.server
+        devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
         cloud_key = bytes.fromhex(part.cloud_key)
         admission = Admission(
             plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up, plan.down
         )
-        edge_round = EdgeRound(server, admission, self.patience, Expected.of(worker, plan), self.door.meter)
+        expected = Expected.of(worker, plan)
+        if part.peers:
+            edge_round: EdgeRound = roaming_round(
+                plan, part, side, admission, expected, self.door, self.settings, self.patience
+            )
+        else:
+            edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -212,7 +231,16 @@ class WiredNode:
             )
             for t in part.tickets
         ]
-        outcome = DeviceRound(side, invitations, self.uplink, self.patience, relay).run()
+        others = {
+            t.task.device: {e: self.settings.edge_addresses.get(e, address) for e, address in t.others}
+            for t in part.tickets
+        }
+        if any(others.values()):
+            where = self.settings.current_edge
+            devices: DeviceRound = RoamingDevices(side, invitations, self.uplink, self.patience, others, where)
+        else:
+            devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
+        outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(
             DeviceReport(
@@ -222,9 +250,11 @@ class WiredNode:
                 0,
                 side.batches[device].skipped,
                 0.0,
-                0,
-                0,
+                outcome.wasted.get(device, {}).get("up_bytes", 0),
+                outcome.wasted.get(device, {}).get("down_bytes", 0),
                 model_bytes=side.model_bytes,
+                moves=outcome.moves.get(device, 0),
+                wasted_steps=outcome.wasted.get(device, {}).get("steps", 0),
             )
             for device in outcome.finished
         )

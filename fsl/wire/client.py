@@ -3,6 +3,7 @@
 import asyncio
 import queue
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -26,6 +27,7 @@ class Heard:
     """The edge said something to a device."""
 
     device: int
+    line: "Line"
     message: pb.ToDevice
     data: memoryview
 
@@ -35,10 +37,21 @@ class Cut:
     """A device's session is over, for this reason."""
 
     device: int
+    line: "Line"
     reason: str
+    unreachable: bool = False  # the edge could not be reached; another may be
 
 
-Ear = queue.SimpleQueue  # of Heard and Cut; from the network thread to the one that computes
+@dataclass(frozen=True)
+class Rewound:
+    """The edge has no more than so many of a device's uploads, though more were served: it is to go back to there."""
+
+    device: int
+    line: "Line"
+    step: int
+
+
+Ear = queue.SimpleQueue  # of Heard, Cut and Rewound; from the network thread to the one that computes
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Invitation:
     token: bytes
     up: str
     down: str
+    served: int = 0  # uploads that were served at other edges, where it comes from one
+    left: int | None = None  # the edge that it comes from without having been told to
 
 
 class Uplink:
@@ -100,35 +115,52 @@ class Line:
         self._ear = ear
         self._patience = patience
         self._secret = b""
-        self._served = 0  # uploads
+        self._served = invitation.served  # uploads
         self._outbox: deque[tuple[int, bytes]] = deque()  # frames by step, until they are served
         self._frames: asyncio.Queue[bytes] | None = None  # of the stream that is open
         self._leaving = False
+        self._epoch = 0  # how often it went back
         self._thread.call(self._begin)
 
-    def upload(self, step: int, data: bytes) -> None:
-        """Send an upload; it is kept until it is served. WireError if it is larger than the edge takes."""
+    def resend(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        """Send what another line still had to."""
+        for step, data in frames:
+            self._thread.call(self._send, step, data, 0)
+
+    @property
+    def unserved(self) -> list[tuple[int, bytes]]:
+        """The frames that are not served, by step; for when the line has ended."""
+        return list(self._outbox)
+
+    def upload(self, step: int, data: bytes, epoch: int = 0) -> None:
+        """Send an upload; it is kept until it is served. WireError if it is larger than the edge takes.
+
+        `epoch` is how often the device went back: what was on its way then is dropped.
+        """
         if len(data) > self.max_bytes:
             raise WireError(
                 f"an upload of {len(data)} bytes is above max-message-bytes={self.max_bytes}; raise that in the node "
                 "configuration of device and edge, or use smaller batches"
             )
-        self._thread.call(self._send, step, data)
+        self._thread.call(self._send, step, data, epoch)
 
-    def close(self, step: int, relay: bytes) -> None:
+    def close(self, step: int, relay: bytes, epoch: int = 0) -> None:
         """Say that there is nothing more to upload."""
-        self._thread.call(self._send, step, frame(pb.ToEdge(close=pb.Close(relay=relay))))
+        self._thread.call(self._send, step, frame(pb.ToEdge(close=pb.Close(relay=relay))), epoch)
 
-    def leave(self, reason: str) -> None:
-        """Say that the device cannot go on, and end the line."""
-        self._thread.call(self._leave, frame(pb.ToEdge(leave=pb.Leave(reason=reason[:500]))))
+    def leave(self, reason: str, to: int | None = None) -> None:
+        """Say that the device does not go on here (but begins again at another edge), and end the line."""
+        said = pb.Leave(reason=reason[:500], to=0 if to is None else to + 1)
+        self._thread.call(self._leave, frame(pb.ToEdge(leave=said)))
 
     # On the network thread.
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def _send(self, step: int, data: bytes) -> None:
+    def _send(self, step: int, data: bytes, epoch: int) -> None:
+        if epoch != self._epoch:
+            return
         self._outbox.append((step, data))
         if self._frames is not None:
             self._frames.put_nowait(data)
@@ -153,10 +185,12 @@ class Line:
                 code, reason = error.code(), error.details() or error.code().name
             except (TimeoutError, WireError) as error:
                 code, reason = Code.DATA_LOSS, f"{type(error).__name__}: {error}"
+            if self._leaving:
+                return
             if self._opened:
                 deadline, pause, self._opened = loop.time() + self._patience.straggler, _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
-                self._hear(Cut(self.invitation.device, f"{where}: {reason}"))
+                self._hear(Cut(self.invitation.device, self, f"{where}: {reason}", code in _AGAIN))
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
@@ -171,6 +205,10 @@ class Line:
             self._opened = True
             self._secret = opened.secret
             self.max_bytes = min(self.max_bytes, opened.max_bytes)
+            if opened.received < self._served:
+                self._outbox.clear()
+                self._served, self._epoch = opened.received, self._epoch + 1
+                self._hear(Rewound(self.invitation.device, self, opened.received))
             self._frames = asyncio.Queue()
             for step, data in self._outbox:
                 if step >= opened.received:
@@ -195,6 +233,7 @@ class Line:
             down=said.down,
             served=self._served,
             secret=self._secret,
+            left=0 if said.left is None or self._secret else said.left + 1,
         )
         await call.write(frame(pb.ToEdge(open=opening)))
         challenge = (await _read(call, "challenge")).challenge
@@ -210,10 +249,10 @@ class Line:
         self._served = max(self._served, message.reply.served, message.served.served)
         while self._outbox and self._outbox[0][0] < self._served:
             self._outbox.popleft()
-        self._hear(Heard(self.invitation.device, message, rest))
-        return kind != "closed"
+        self._hear(Heard(self.invitation.device, self, message, rest))
+        return kind not in ("closed", "moved")
 
-    def _hear(self, event: Heard | Cut) -> None:
+    def _hear(self, event: Heard | Cut | Rewound) -> None:
         self._ear.put(event)
 
 

@@ -14,7 +14,7 @@ from fsl.errors import FslError, RunError, WireError
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
-from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Uplink
+from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
 from fsl.wire.format import read_reply, upload_frame
 from fsl.wire.options import Patience
 from fsl.wire.relay import Relay
@@ -31,6 +31,7 @@ class Attending:
     served: int = 0
     closing: bool = False
     waiting: set[int] = field(default_factory=set)  # steps whose cut gradient has not come
+    epoch: int = 0  # how often it went back
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DeviceOutcome:
 
     finished: Sequence[int]
     lost: Mapping[int, str]
+    moves: Mapping[int, int] = field(default_factory=dict)
+    wasted: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # steps and bytes of what was done again
 
 
 class DeviceRound:
@@ -84,7 +87,7 @@ class DeviceRound:
                         self._lose(device, f"its edge said nothing for {self.patience.answer:g} s")
                 continue
             silent_since = time.monotonic()
-            if event.device not in self.attending:
+            if event.device not in self.attending or event.line is not self.attending[event.device].line:
                 continue
             try:
                 self._hear(event)
@@ -94,11 +97,13 @@ class DeviceRound:
                 self._lose(event.device, f"{type(error).__name__}: {error}")
         return DeviceOutcome(self.finished, self.lost)
 
-    def _hear(self, event: Heard | Cut) -> None:
+    def _hear(self, event: Heard | Cut | Rewound) -> None:
         attending = self.attending[event.device]
         if isinstance(event, Cut):
             self._lose(event.device, event.reason, tell=False)
             return
+        if isinstance(event, Rewound):
+            raise WireError("its edge has lost what it had served")
         message = event.message
         kind = message.WhichOneof("body")
         if kind == "begin":
@@ -138,7 +143,7 @@ class DeviceRound:
             packet = device.forward()
             if packet is None:
                 attending.closing = True
-                attending.line.close(device.step, self._sealed(device))
+                attending.line.close(device.step, self._sealed(device), attending.epoch)
             else:
                 self._upload(attending, packet)
 
@@ -148,9 +153,14 @@ class DeviceRound:
         return uploaded == served or uploaded % self.window != 0
 
     def _upload(self, attending: Attending, packet: UploadPacket) -> None:
-        data = upload_frame(packet.device, self.side.plan.round, packet.step, packet.smashed, packet.targets)
+        to = self._leaving(attending, packet)
+        data = upload_frame(packet.device, self.side.plan.round, packet.step, packet.smashed, packet.targets, to)
         attending.waiting.add(packet.step)
-        attending.line.upload(packet.step, data)
+        attending.line.upload(packet.step, data, attending.epoch)
+
+    def _leaving(self, attending: Attending, packet: UploadPacket) -> int | None:
+        """The edge that the device moves to when this upload is served; None where it stays."""
+        return None
 
     def _sealed(self, device: Device) -> bytes:
         return b"" if self.relay is None else self.relay.seal(self.side.states_of(device))

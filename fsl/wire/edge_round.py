@@ -47,6 +47,8 @@ class Attendance:
     joined: bool = False
     finished: bool = False  # nothing more to upload
     settled: bool = False  # closed, or lost
+    away: bool = False  # at another edge, or on its way: neither served nor waited for
+    leaving: int | None = None  # the edge that it moves to when all its uploads are answered
     served: int = -1  # the newest upload that the trainer has seen
     relay: bytes = b""
     uploads: deque[Upload] = field(default_factory=deque)
@@ -59,6 +61,7 @@ class EdgeOutcome:
     closed: Sequence[Session]  # of the devices that finished, in the order in which they did
     lost: Mapping[int, str]  # why
     failed: str | None  # what its trainer raised; then nothing of it counts
+    moved_bytes: Mapping[int, int] = field(default_factory=dict)  # from edge to edge, of those that came
 
 
 class EdgeRound:
@@ -104,7 +107,7 @@ class EdgeRound:
     def _serve(self) -> EdgeOutcome:
         start = time.monotonic()
         for attendance in self.all.values():
-            attendance.due = start + self.patience.join
+            attendance.due = None if attendance.away else start + self.patience.join
         try:
             while any(not attendance.settled for attendance in self.all.values()):
                 self._advance()
@@ -129,6 +132,8 @@ class EdgeRound:
             event: Event = self.admission.inbox.get(timeout=timeout)
             return event
         except queue.Empty:
+            if not waiting and any(a.away and not a.settled for a in self.all.values()):
+                return None
             if not waiting:
                 raise RunError("no device is waited for, and none has finished") from None
             self._lose_late()
@@ -166,6 +171,7 @@ class EdgeRound:
             self._lose(event.device, Code.INVALID_ARGUMENT, f"{kind}{error}")
             return
         attendance.due = None
+        attendance.leaving = event.upload.leaving - 1 if event.upload.leaving else attendance.leaving
         attendance.uploads.append(upload)
 
     # What follows from it.
@@ -176,14 +182,16 @@ class EdgeRound:
             self._advance_together()
         elif self.order == "in turn":
             self._advance_in_turn()
-        elif (attendance := self._heard) is not None and attendance.joined and not attendance.settled:
+        elif (attendance := self._heard) is not None and attendance.joined:
             # Each is on its own, so nothing has changed for the others.
+            if attendance.settled or attendance.away:
+                return
             self._open(attendance)
             self._serve_alone(attendance)
 
     def _advance_together(self) -> None:
         if not self.began:
-            if any(not a.joined and not a.settled for a in self.all.values()):
+            if any(not a.joined for a in self._live()):
                 return
             self.began = True
             for attendance in self._live():
@@ -219,13 +227,13 @@ class EdgeRound:
             self._close(attendance)
 
     def _live(self) -> list[Attendance]:
-        return [a for a in self.all.values() if not a.settled]
+        return [a for a in self.all.values() if not a.settled and not a.away]
 
     def _open(self, attendance: Attendance) -> None:
         if not attendance.opened:
             session = self.admission.sessions[attendance.device]
-            attendance.opened = True
             self.server.open(attendance.device, session.claims.samples)
+            attendance.opened = True
             session.send([frame(pb.ToDevice(begin=pb.Begin(relay=self.relay)))], -1, done=False)
             attendance.due = time.monotonic() + self.patience.straggler
 
@@ -240,13 +248,17 @@ class EdgeRound:
             attendance = self.all[upload.device]
             attendance.served = upload.step
             served = upload.step + 1
-            frames = self._frames(by_device.pop(upload.device, []), served) or [_served(served)]
-            self.admission.sessions[upload.device].send(frames, upload.step)
+            frames = self._frames(by_device.pop(upload.device, []), served) or [served_frame(served)]
             if not attendance.uploads and not attendance.finished:
                 attendance.due = now + self.patience.straggler
+            self._send(attendance, frames, upload.step)
         for device, others in by_device.items():
             late = self.all[device].served + 1
             self.admission.sessions[device].send(self._frames(others, served=0), late, done=False)
+
+    def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
+        """What an upload led to goes to its device."""
+        self.admission.sessions[attendance.device].send(frames, step)
 
     def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[bytes]:
         last = len(replies) - 1
@@ -268,8 +280,8 @@ class EdgeRound:
 
     def _lose_late(self) -> None:
         now = time.monotonic()
-        for attendance in self._live():
-            if attendance.due is not None and attendance.due <= now:
+        for attendance in list(self.all.values()):
+            if not attendance.settled and attendance.due is not None and attendance.due <= now:
                 waited = f"for {self.patience.straggler:g} s" if attendance.joined else f"in {self.patience.join:g} s"
                 what = "nothing came from it" if attendance.joined else "it did not come"
                 self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"{what} {waited}")
@@ -296,5 +308,6 @@ class EdgeRound:
         return place if device is None else place | {"device": device}
 
 
-def _served(uploads: int) -> bytes:
+def served_frame(uploads: int) -> bytes:
+    """What a device hears where an upload leads to no reply."""
     return frame(pb.ToDevice(served=pb.Served(served=uploads)))

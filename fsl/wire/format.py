@@ -56,8 +56,10 @@ def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
         raise WireError("a frame does not begin with a message of fsl's protocol") from None
 
 
-def upload_frame(device: int, round: int, step: int, smashed: Payload, targets: Tensor | None) -> bytes:
-    """One step's upload; `targets` is None where labels stay on the device."""
+def upload_frame(
+    device: int, round: int, step: int, smashed: Payload, targets: Tensor | None, leaving: int | None = None
+) -> bytes:
+    """One step's upload; `targets` is None where labels stay on the device. `leaving`: the edge that it moves to."""
     labels = None if targets is None else _targets(targets)
     upload = pb.Upload(
         device=device,
@@ -65,6 +67,7 @@ def upload_frame(device: int, round: int, step: int, smashed: Payload, targets: 
         step=step,
         smashed=describe(smashed),
         targets=None if labels is None else describe(labels),
+        leaving=0 if leaving is None else leaving + 1,
     )
     return frame(pb.ToEdge(upload=upload), smashed, labels)
 

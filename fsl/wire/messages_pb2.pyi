@@ -25,18 +25,20 @@ class Payload(_message.Message):
     def __init__(self, codec: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Upload(_message.Message):
-    __slots__ = ("device", "round", "step", "smashed", "targets")
+    __slots__ = ("device", "round", "step", "smashed", "targets", "leaving")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SMASHED_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     device: int
     round: int
     step: int
     smashed: Payload
     targets: Payload
-    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., smashed: _Optional[_Union[Payload, _Mapping]] = ..., targets: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
+    leaving: int
+    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., smashed: _Optional[_Union[Payload, _Mapping]] = ..., targets: _Optional[_Union[Payload, _Mapping]] = ..., leaving: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("device", "round", "step", "gradient", "served")
@@ -53,20 +55,22 @@ class Reply(_message.Message):
     def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("token", "public_key", "up", "down", "served", "secret")
+    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
     DOWN_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     token: bytes
     public_key: bytes
     up: str
     down: str
     served: int
     secret: bytes
-    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ...) -> None: ...
+    left: int
+    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("nonce",)
@@ -115,10 +119,18 @@ class Closed(_message.Message):
     def __init__(self) -> None: ...
 
 class Leave(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "to")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    to: int
+    def __init__(self, reason: _Optional[str] = ..., to: _Optional[int] = ...) -> None: ...
+
+class Moved(_message.Message):
+    __slots__ = ("edge",)
+    EDGE_FIELD_NUMBER: _ClassVar[int]
+    edge: int
+    def __init__(self, edge: _Optional[int] = ...) -> None: ...
 
 class ToEdge(_message.Message):
     __slots__ = ("open", "proof", "upload", "close", "leave")
@@ -135,20 +147,98 @@ class ToEdge(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., upload: _Optional[_Union[Upload, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class ToDevice(_message.Message):
-    __slots__ = ("challenge", "opened", "begin", "reply", "served", "closed")
+    __slots__ = ("challenge", "opened", "begin", "reply", "served", "closed", "moved")
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     challenge: Challenge
     opened: Opened
     begin: Begin
     reply: Reply
     served: Served
     closed: Closed
-    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., served: _Optional[_Union[Served, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
+    moved: Moved
+    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., served: _Optional[_Union[Served, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
+
+class Hand(_message.Message):
+    __slots__ = ("device", "token", "moved_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: int
+    token: bytes
+    moved_bytes: int
+    def __init__(self, device: _Optional[int] = ..., token: _Optional[bytes] = ..., moved_bytes: _Optional[int] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("device", "token")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    device: int
+    token: bytes
+    def __init__(self, device: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
+
+class Watch(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: int
+    def __init__(self, known: _Optional[int] = ...) -> None: ...
+
+class Keep(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: int
+    def __init__(self, device: _Optional[int] = ...) -> None: ...
+
+class Places(_message.Message):
+    __slots__ = ("version", "here", "settled", "over")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    here: _containers.RepeatedScalarFieldContainer[int]
+    settled: _containers.RepeatedScalarFieldContainer[int]
+    over: bool
+    def __init__(self, version: _Optional[int] = ..., here: _Optional[_Iterable[int]] = ..., settled: _Optional[_Iterable[int]] = ..., over: _Optional[bool] = ...) -> None: ...
+
+class ToPeer(_message.Message):
+    __slots__ = ("run", "round", "fence", "source", "destination", "hand", "ask", "watch", "keep", "places", "taken")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    HAND_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    fence: int
+    source: int
+    destination: int
+    hand: Hand
+    ask: Ask
+    watch: Watch
+    keep: Keep
+    places: Places
+    taken: Hand
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., fence: _Optional[int] = ..., source: _Optional[int] = ..., destination: _Optional[int] = ..., hand: _Optional[_Union[Hand, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., places: _Optional[_Union[Places, _Mapping]] = ..., taken: _Optional[_Union[Hand, _Mapping]] = ...) -> None: ...
+
+class SignedPeer(_message.Message):
+    __slots__ = ("message", "signature")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    message: bytes
+    signature: bytes
+    def __init__(self, message: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("run", "round", "device", "edges", "steps", "samples", "fence", "fingerprint")

@@ -8,6 +8,7 @@ import grpc
 from fsl.errors import ConfigError
 
 METHOD = "/fsl.wire.Edge/Train"
+PEER_METHOD = "/fsl.wire.Edge/Peer"
 KEEPALIVE = 20.0  # seconds after which a silent connection is asked whether it is still there
 
 

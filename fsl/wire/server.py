@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -16,13 +17,30 @@ from fsl.wire.format import frame, read_frame
 from fsl.wire.journal import Journal
 from fsl.wire.loop import NetworkThread
 from fsl.wire.meter import EdgeMeter
-from fsl.wire.options import METHOD, Certificates, Limits, channel_options
+from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, channel_options
+from fsl.wire.peers import Peer, PeerLines, Place
+from fsl.wire.peers import check as check_peer
+from fsl.wire.peers import read as read_peer
+from fsl.wire.peers import sign as sign_peer
 from fsl.wire.session import Inbox, Joined, Refusal, Stream, WireSession
 from fsl.wire.tokens import Claims, check_proof, check_token, fingerprint
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 Context = grpc.aio.ServicerContext
+
+
+class Desk(Protocol):
+    """Where a round at an edge answers other edges; all of it on the network thread."""
+
+    here: Place
+    peers: Mapping[int, Peer]
+
+    async def answer(self, said: pb.ToPeer, data: bytes) -> tuple[Mapping[str, Any], bytes]:
+        """The answer's body, and what follows it; Refusal or WireError where there is none."""
+
+    async def fetch(self, claims: Claims, opening: pb.Open) -> WireSession | None:
+        """The session of a device that comes from another edge; None where nobody has it."""
 
 
 class Admission:
@@ -41,9 +59,11 @@ class Admission:
         self.down = down
         self.inbox: Inbox = Inbox()
         self.sessions: dict[int, WireSession] = {}
+        self.desk: Desk | None = None  # where other edges are answered, if devices may move
 
-    def check(self, token: bytes) -> Claims:
-        """What a token allows here; raises what speaks against it."""
+    def check(self, token: bytes, edge: int | None = None) -> Claims:
+        """What a token allows here, or at another edge of this round; raises what speaks against it."""
+        edge = self.edge if edge is None else edge
         claims = check_token(token, self.cloud_key)
         if (claims.run, claims.round) != (self.run, self.round):
             raise Refusal(
@@ -53,8 +73,8 @@ class Admission:
             )
         if claims.fence != self.fence:
             raise Refusal(Code.FAILED_PRECONDITION, f"the token has fence {claims.fence}; {self.fence} counts now")
-        if self.edge not in claims.edges or claims.device not in self.devices:
-            raise Refusal(Code.PERMISSION_DENIED, f"device {claims.device} does not train at edge {self.edge}")
+        if edge not in claims.edges or claims.device not in self.devices:
+            raise Refusal(Code.PERMISSION_DENIED, f"device {claims.device} does not train at edge {edge}")
         return claims
 
 
@@ -69,8 +89,10 @@ class EdgeDoor:
         journal: Path,
         limits: Limits,
         meter: EdgeMeter | None = None,
+        lines: PeerLines | None = None,
     ):
         self.edge = edge
+        self.lines = lines  # to other edges
         self.limits = limits
         self.meter = meter or EdgeMeter()
         self.thread = NetworkThread(f"edge-{edge}")
@@ -96,13 +118,17 @@ class EdgeDoor:
     def close(self) -> None:
         """End the server."""
         self.thread.run(self._server.stop(1.0))
+        if self.lines is not None:
+            self.thread.run(self.lines.close())
         self.thread.close()
 
     async def _start(self, listen: str, certificates: Certificates | None) -> int:
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._train)
+        calls: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._peer)
         service, method = METHOD.strip("/").split("/")
+        handlers = {method: handler, PEER_METHOD.rpartition("/")[2]: calls}
         self._server = grpc.aio.server(options=channel_options(self.limits.max_message_bytes))
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         try:
             if certificates is None:
                 port = self._server.add_insecure_port(listen)
@@ -179,6 +205,8 @@ class EdgeDoor:
                 f"this round's codecs are {admission.up} and {admission.down}; the device has others",
             )
         session = self._session(admission, claims, opening)
+        if session is None and admission.desk is not None:
+            session = await admission.desk.fetch(claims, opening)
         if session is None:
             session = await self._new_session(admission, claims, opening)
         if not session.joined:
@@ -235,6 +263,8 @@ class EdgeDoor:
             if opening.secret:
                 raise Refusal(Code.FAILED_PRECONDITION, f"edge {self.edge} has no session of device {claims.device}")
             return None
+        if session.moved and not opening.secret:
+            return None  # it comes back, and its session is elsewhere
         if session.refusal is not None:
             raise session.refusal
         # Who never heard the secret, since the connection broke before, has proven the device's key, and may come in.
@@ -244,7 +274,10 @@ class EdgeDoor:
 
     async def _new_session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession:
         session = WireSession(claims, opening.token, admission.inbox, self.thread, self.limits.queue, self.meter)
+        before = admission.sessions.get(claims.device)
         admission.sessions[claims.device] = session  # before anything is awaited: there is one per device
+        if before is not None and before.moved:
+            return session
         loop = asyncio.get_running_loop()
         if not await loop.run_in_executor(None, self._journal.enter, claims):
             session.refusal = Refusal(
@@ -253,6 +286,39 @@ class EdgeDoor:
             )
             raise session.refusal
         return session
+
+    # Other edges.
+
+    async def _peer(self, request: bytes, context: Context) -> bytes:
+        try:
+            _, said, _ = read_peer(request)
+            admission = await self._round_of(said)
+            desk = admission.desk
+            if desk is None or said.source not in desk.peers or self.lines is None:
+                raise Refusal(Code.PERMISSION_DENIED, f"edge {said.source} has no part in round {said.round}")
+            there = replace(desk.here, edge=said.source)
+            said, data = check_peer(request, desk.peers[said.source].key, there, self.edge)
+            body, behind = await desk.answer(said, data)
+            return sign_peer(self.lines.key, desk.here, said.source, body, behind)
+        except Refusal as refusal:
+            code, reason = refusal.code, refusal.reason
+        except TrustError as error:
+            code, reason = Code.UNAUTHENTICATED, str(error)
+        except WireError as error:
+            code, reason = Code.INVALID_ARGUMENT, str(error)
+        await self._refuse(context, Refusal(code, reason))
+        return b""
+
+    async def _round_of(self, said: pb.ToPeer) -> Admission:
+        """The admission of the round that another edge speaks of; it may be a moment ahead of this one."""
+        named = (said.run, said.round, said.fence)
+        for _ in range(2):
+            for admission in (self._admission, self._last):
+                if admission is not None and (admission.run, admission.round, admission.fence) == named:
+                    return admission
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), self.limits.handshake_seconds / 2)
+        raise Refusal(Code.UNAVAILABLE, f"edge {self.edge} does not serve round {said.round} of run {said.run[:80]!r}")
 
     # Who is in.
 

@@ -53,10 +53,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Gone:
-    """A device will not go on, for this reason."""
+    """A device will not go on here, for this reason; `to` is the edge at which it begins its round again, if any."""
 
     device: int
     reason: str
+    to: int | None = None
 
 
 Event = Joined | Uploaded | Finished | Gone
@@ -89,6 +90,9 @@ class WireSession:
         self.closing = False  # the device has nothing more to upload
         self.joined = False  # the round knows of it
         self.finished = False  # all that there is to say has been said
+        self.moved = False  # it is at another edge now
+        self._taken = 0  # uploads that came over this session's own streams
+        self._left_to: int | None = None
         self._inbox = inbox
         self._thread = thread
         self._room = asyncio.Semaphore(queue)  # of uploads that nobody has looked at
@@ -113,7 +117,17 @@ class WireSession:
         """Send the last frames."""
         self._thread.call(self._finish, frames)
 
+    def move(self, data: bytes) -> None:
+        """The session is at another edge now; tell the device so."""
+        self.moved = True
+        self.finish([data])
+
     # On the network thread.
+
+    def take_over(self, received: int, frames: list[bytes]) -> None:
+        """Go on with a session that another edge handed over, whose device has yet to hear these frames."""
+        self.received = received
+        self._kept.extend((received - 1, frame) for frame in frames)
 
     @property
     def connected(self) -> bool:
@@ -139,7 +153,7 @@ class WireSession:
     @property
     def unheard(self) -> bool:
         """Whether nothing shows that the device knows the secret, and no stream could still bring it."""
-        return self._stream is None and self.received == 0 and not self.closing
+        return self._stream is None and self._taken == 0 and not self.closing
 
     def is_on(self, stream: Stream) -> bool:
         """Whether this stream carries it, and not one that came after."""
@@ -162,6 +176,7 @@ class WireSession:
         if kind == "upload":
             self._check(message.upload)
             self.received += 1
+            self._taken += 1
             self._arrivals.append(time.perf_counter())
             self._meter.uploaded(len(data))
             await self._room.acquire()
@@ -170,6 +185,7 @@ class WireSession:
             self.closing = True
             self._inbox.put(Finished(device, message.close.relay))
         elif kind == "leave":
+            self._left_to = message.leave.to - 1 if message.leave.to else None
             raise Refusal(grpc.StatusCode.ABORTED, f"the device left: {_short(message.leave.reason)}")
         else:
             raise WireError(f"a {kind or 'message of no kind'} has no place in a session that is open")
@@ -178,7 +194,8 @@ class WireSession:
         """End the session without success, for what came over the network."""
         if self.refusal is None:
             self.refusal = refusal
-            self._inbox.put(Gone(self.claims.device, refusal.reason))
+            self.moved = self._left_to is not None
+            self._inbox.put(Gone(self.claims.device, refusal.reason, self._left_to))
 
     def _check(self, upload: pb.Upload) -> None:
         claims = self.claims

@@ -1,0 +1,59 @@
+"""A round at this node's edge in a federation whose devices move, from what the cloud says of it."""
+
+from fsl.deployment.settings import NodeSettings
+from fsl.files import tensors_of
+from fsl.parts import EdgePart
+from fsl.plan import RoundPlan
+from fsl.sides import EdgeSide
+from fsl.wire.desk import RoundDesk
+from fsl.wire.expected import Expected
+from fsl.wire.options import Patience
+from fsl.wire.peers import Peer
+from fsl.wire.roaming_round import RoamingRound
+from fsl.wire.server import Admission, EdgeDoor
+
+
+def roaming_round(
+    plan: RoundPlan,
+    part: EdgePart,
+    side: EdgeSide,
+    admission: Admission,
+    expected: Expected,
+    door: EdgeDoor,
+    settings: NodeSettings,
+    patience: Patience,
+) -> RoamingRound:
+    """The round, with its desk for other edges."""
+    assert door.lines is not None
+    assert plan.trainer is not None
+    store = side.worker.store
+    peers = [Peer(p.edge, settings.edge_addresses.get(p.edge, p.address), bytes.fromhex(p.key)) for p in part.peers]
+    for visitor in part.visitors:
+        side.welcome(visitor.task)
+    tasks = {task.device: task for task in part.cohort.devices}
+
+    def keep(device: int, data: bytes) -> None:
+        task = tasks[device]
+        store.save(_owner(device), plan.round, tensors_of(data), (task.version, task.saved))
+
+    def kept(device: int) -> bytes | None:
+        return None if plan.reset_optimizer else store.path(_owner(device), plan.round).read_bytes()
+
+    desk = admission.desk = RoundDesk(admission, door.lines, peers, settings.limits, patience, keep)
+    return RoamingRound(
+        side.server,
+        admission,
+        patience,
+        expected,
+        door.meter,
+        thread=door.thread,
+        desk=desk,
+        visitors={visitor.task.device: visitor.home for visitor in part.visitors},
+        trainer=plan.trainer.target,
+        limits=settings.limits,
+        kept=kept,
+    )
+
+
+def _owner(device: int) -> str:
+    return f"optimizers/backs/device-{device}"
