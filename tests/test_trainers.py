@@ -135,8 +135,8 @@ def test_a_device_that_moves_trains_as_if_it_had_stayed(move_at):
         assert torch.equal(flat, destination.result().mean().flats[dtype])
 
 
-def test_a_shared_back_cannot_follow_one_device():
-    edge = edge_with(Sequential())
+def test_a_device_that_trains_in_turn_cannot_be_handed_over():
+    edge = edge_with(Sequential("round"))
     edge.open(0, 6.0)
     with pytest.raises(ConfigError, match="Sequential cannot hand over a device"):
         edge.snapshot(0)

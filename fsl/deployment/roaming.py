@@ -37,7 +37,8 @@ def roaming_round(
         store.save(_owner(device), plan.round, tensors_of(data), (task.version, task.saved))
 
     def kept(device: int) -> bytes | None:
-        return None if plan.reset_optimizer else store.path(_owner(device), plan.round).read_bytes()
+        path = store.path(_owner(device), plan.round)  # where each device has a back of its own
+        return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
     desk = admission.desk = RoundDesk(admission, door.lines, peers, settings.limits, patience, keep)
     return RoamingRound(

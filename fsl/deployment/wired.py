@@ -204,7 +204,8 @@ class WiredNode:
             outcome = edge_round.serve()
         finally:
             self.door.end(_LAST_WORDS)
-        if outcome.failed is None and outcome.closed:
+        # A back that is shared has learnt from devices that have moved on, too.
+        if outcome.failed is None and (outcome.closed or part.peers):
             work.totals["back"] = server.result()
             work.figures.update(server.figures())
         return outcome

@@ -130,7 +130,7 @@ class SharedBack(EdgeTrainer):
 
     def snapshot(self, device: int) -> Snapshot:
         """Nothing but the device itself moves."""
-        return Snapshot(None, {}, 0.0)
+        return Snapshot(None, {}, 0.0) if self.movable else super().snapshot(device)
 
     def adopt(self, device: int, snapshot: Snapshot) -> None:
         """The device joins this cohort."""

@@ -3,7 +3,6 @@
 import asyncio
 import queue
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -122,15 +121,9 @@ class Line:
         self._epoch = 0  # how often it went back
         self._thread.call(self._begin)
 
-    def resend(self, frames: Iterable[tuple[int, bytes]]) -> None:
-        """Send what another line still had to."""
-        for step, data in frames:
-            self._thread.call(self._send, step, data, 0)
-
-    @property
-    def unserved(self) -> list[tuple[int, bytes]]:
-        """The frames that are not served, by step; for when the line has ended."""
-        return list(self._outbox)
+    def take_over(self, other: "Line") -> None:
+        """Send what another line, which has ended, still had to."""
+        self._thread.call(self._take_over, other)
 
     def upload(self, step: int, data: bytes, epoch: int = 0) -> None:
         """Send an upload; it is kept until it is served. WireError if it is larger than the edge takes.
@@ -164,6 +157,10 @@ class Line:
         self._outbox.append((step, data))
         if self._frames is not None:
             self._frames.put_nowait(data)
+
+    def _take_over(self, other: "Line") -> None:
+        for step, data in other._outbox:
+            self._send(step, data, self._epoch)
 
     def _leave(self, data: bytes) -> None:
         self._leaving = True

@@ -44,6 +44,8 @@ class RoamingDevices(DeviceRound):
         others: Mapping[int, Mapping[int, str]],
         where: Callable[[], int | None] = lambda: None,
     ):
+        # An edge loses a device after `straggler` seconds; before, it can still give up the session to another.
+        patience = replace(patience, straggler=patience.straggler / 3)
         super().__init__(side, invitations, uplink, patience, None)
         self.uplink = uplink
         self.where = where
@@ -99,7 +101,7 @@ class RoamingDevices(DeviceRound):
         way.moves += 1
         attending.line = self.uplink.attend(way.at, self.ear, self.patience)
         attending.epoch = 0
-        attending.line.resend(old.unserved)
+        attending.line.take_over(old)
 
     def _back_to_start(self, attending: Attending, way: Way) -> None:
         """The round begins again for a device: nothing of it is left at any edge."""

@@ -22,7 +22,7 @@ from fsl.wire.loop import NetworkThread
 from fsl.wire.meter import EdgeMeter
 from fsl.wire.options import Limits, Patience
 from fsl.wire.server import Admission
-from fsl.wire.session import Event, Gone, Joined, Refusal, WireSession
+from fsl.wire.session import Event, Finished, Gone, Joined, Refusal, Uploaded, WireSession
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
@@ -56,6 +56,7 @@ class RoamingRound(EdgeRound):
         self._home = dict(visitors)
         self._held: dict[int, tuple[list[bytes], int]] = {}  # what a device hears if it does not leave after all
         self._moved_bytes: dict[int, int] = {}
+        self._late: dict[int, list[Event]] = {}  # what such a device said meanwhile
         self._given: dict[int, tuple[int, bytes]] = {}  # to which edge, and what
         self._over: set[int] = set()  # edges whose round has ended
         self._kept = kept
@@ -94,6 +95,9 @@ class RoamingRound(EdgeRound):
                 self._sent(event)
             case Gone(to=int(edge)) if not self.all[event.device].settled:
                 self._away(event.device, edge)
+            case Uploaded() | Finished() if self.all[event.device].away:
+                if event.device in self._held:  # it stays, perhaps; where it goes it says this again
+                    self._late.setdefault(event.device, []).append(event)
             case Joined() if self.all[event.device].settled:
                 reason = f"edge {self.server.edge} goes on without device {event.device}: its round is over"
                 self.admission.sessions[event.device].refuse(Code.FAILED_PRECONDITION, reason)
@@ -163,6 +167,8 @@ class RoamingRound(EdgeRound):
     def _delivered(self, event: Delivered) -> None:
         device, attendance = event.device, self.all[event.device]
         frames, step = self._held.pop(device)
+        if event.failure is None:
+            self._late.pop(device, None)
         session = self.admission.sessions[device]
         if event.failure is None:
             session.send([], step)  # served
@@ -171,6 +177,8 @@ class RoamingRound(EdgeRound):
         log.warning("%s: device %d stays: %s", self._where, device, event.failure, extra=self._about(device))
         attendance.away, attendance.due = False, time.monotonic() + self.patience.straggler
         super()._send(attendance, frames, step)
+        for late in self._late.pop(device, []):
+            super()._take(late)
         self._heard = attendance
         self._post()
 
