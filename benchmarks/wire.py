@@ -429,15 +429,20 @@ def beginning(node: Node) -> ArrayRecord:
     return states_to_record(node.layouts, states)
 
 
+def write_key(folder: Path) -> Path:
+    """A device's key, in a file."""
+    key, private = folder / "device.pem", Ed25519PrivateKey.generate()
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return key
+
+
 class Federation:
     """One edge's process, and the devices' processes that share them out; this process is the cloud."""
 
     def __init__(self, task: Task, device_nodes: int, tls: bool, stack: ExitStack):
         self.task = task
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
-        key = folder / "device.pem"
-        private = Ed25519PrivateKey.generate()
-        key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        key = write_key(folder)
         files = Certificates(folder / "certificates")
         if tls:
             issue(files.folder, [Named("edge-0", LOOPBACK, server=True)])

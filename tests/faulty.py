@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.strategies import SplitFedV1
+from fsl.strategies import FedFly, SplitFedV1
 
 from fsl.deployment.processes import wait_until
 from fsl.plan import Spec
@@ -72,3 +72,31 @@ class StagedV1(SplitFedV1):
 
     def trainer(self, round: int) -> Spec:
         return Spec(self.path(Staged), {"folder": self.folder})
+
+
+class StagedMoves(Replicated):
+    """Edge 0 holds a session that it is to hand over in round 1; edge 1 one that comes to it in round 2."""
+
+    def __init__(self, folder: str):
+        self.stage = Stage(folder)
+
+    def snapshot(self, device):
+        if (self.bench.round, self.edge) == (1, 0):
+            self.stage.hold(1)
+        return super().snapshot(device)
+
+    def adopt(self, device, snapshot):
+        if (self.bench.round, self.edge) == (2, 1):
+            self.stage.hold(2)
+        super().adopt(device, snapshot)
+
+
+class StagedFedFly(FedFly):
+    """FedFly with that trainer."""
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.folder = folder
+
+    def trainer(self, round: int) -> Spec:
+        return Spec(self.path(StagedMoves), {"folder": self.folder})

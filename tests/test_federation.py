@@ -72,9 +72,10 @@ def assert_same_folder(one: Path, other: Path):
 
 
 # SplitFed V1 is held against simulation below, in rounds with faults and without.
-@pytest.mark.parametrize("strategy", ["splitfed_v2", "vanilla"])
+@pytest.mark.parametrize("strategy", [["splitfed_v2"], ["vanilla"], ["fedfly", "mobility=random", "mobility.p=0.9"]])
 def test_a_real_federation_computes_what_a_simulation_does(strategy, federation, tmp_path):
-    overrides = [f"strategy={strategy}", "rounds=2", "optimizer=adam", "optimizer.reset=false"]
+    name, *more = strategy
+    overrides = [f"strategy={name}", *more, "rounds=2", "optimizer=adam", "optimizer.reset=false"]
     end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
     assert end.completed, end.details
     assert_same_folder(simulated(tmp_path / "simulated", *overrides), tmp_path / "real")
@@ -152,3 +153,42 @@ def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp
     chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
     simulated(tmp_path / "simulated", *common, "strategy._target_=tests.faulty.Chosen", chosen)
     assert_same_folder(tmp_path / "simulated", out)
+
+
+def test_sessions_outlive_the_edges_that_they_move_between(federation, tmp_path):
+    out, folder, told = tmp_path / "moves", tmp_path / "stage", []
+    folder.mkdir()
+    stage = Stage(folder)
+
+    def sabotage():
+        for scene, edge in ((1, "edge-0"), (2, "edge-1")):  # the source of a session, and then its destination
+            assert stage.wait(scene)
+            send(federation.resident(edge), signal.SIGKILL)
+            told.append(scene)
+
+    saboteur = threading.Thread(target=sabotage)
+    saboteur.start()
+    moves = ",".join(f"{{device:0,round:{round},fraction:0.5,edge:1}}" for round in (1, 2, 3))
+    common = ["rounds=3", "optimizer=adam"]
+    staged = ["strategy._target_=tests.faulty.StagedFedFly", f"+strategy.folder={folder}", "~strategy.on_move"]
+    mobility = ["mobility=schedule", f"mobility.schedule=[{moves}]"]
+    patience = ["deployment.straggler=15", "deployment.roaming=true"]
+    end = federation.run(["strategy=fedfly", *staged, *mobility, *patience, *common, "devices=4", "edges=2"], out)
+    saboteur.join(60)
+    assert end.completed, end.details
+    assert told == [1, 2]
+    found = rows(out)
+    # Who was at the edge that died began again at the other; lost is at most who had finished there.
+    lost = [set(row["lost"]) for row in found]
+    assert len(found) == 3
+    assert lost[0] <= {"2"}
+    assert lost[1] <= {"1", "3"}
+    assert lost[2] == set()
+    assert found[0]["wasted_steps"] > 0
+    assert found[2]["moves"] == 1
+    assert found[2]["wasted_steps"] == 0
+    finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]
+    chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
+    simulated(tmp_path / "simulated", *common, "strategy._target_=tests.faulty.Chosen", chosen)
+    for name in ("model.safetensors",):
+        assert (tmp_path / "simulated" / name).read_bytes() == (out / name).read_bytes()
