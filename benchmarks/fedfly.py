@@ -1,6 +1,6 @@
 """The table and the figure of docs/algorithms/fedfly.md, from the sweep that the page names.
 
-    python -m benchmarks.fedfly multirun/fedfly docs/images/fedfly.png
+python -m benchmarks.fedfly multirun/fedfly docs/images/fedfly.png
 """
 
 import argparse

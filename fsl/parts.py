@@ -56,6 +56,7 @@ class Part:
     tickets: tuple[Ticket, ...] = ()
     relay_key: str = ""  # hex; seals fronts that pass through an edge, which never gets it
     alone: tuple[DeviceTask, ...] = field(default=())  # devices that train the whole model, without an edge
+    replicate_every: int = 0  # steps, for sessions that may move
 
     def to_json(self) -> str:
         """The part as JSON."""
@@ -74,6 +75,7 @@ class Part:
                 ),
                 str(raw["relay_key"]),
                 tuple(DeviceTask(**t) for t in raw["alone"]),
+                int(raw["replicate_every"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WireError(f"this is no part in a round ({error}); cloud and node must run the same fsl") from None

@@ -1,6 +1,7 @@
 """The two sides of the cut in one round: what a node that hosts devices does, and what one that hosts an edge does."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -17,6 +18,14 @@ from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 from fsl.targets import locate_allowed
 from fsl.trainers import EdgeBench, EdgeTrainer
 from fsl.workload import Worker
+
+
+@dataclass(frozen=True)
+class DeviceCopy:
+    """A device after so many steps: each segment's values and its optimizer's state."""
+
+    step: int
+    learners: Mapping[str, tuple[State, Mapping[str, Tensor]]]
 
 
 class DeviceSide:
@@ -90,6 +99,23 @@ class DeviceSide:
         """A device is lost in the middle of its round: nothing of it is kept."""
         for name, learner in self._learners(device).items():
             self.segments[name].give_back(learner)
+
+    def copy(self, device: Device) -> "DeviceCopy":
+        """A device between two of its steps, copied."""
+        learners = self._learners(device)
+        return DeviceCopy(
+            device.step, {name: (one.state().clone(), one.optimizer_state()) for name, one in learners.items()}
+        )
+
+    def restore(self, device: int, copy: "DeviceCopy") -> Device:
+        """Open a device again as it was when it was copied."""
+        opened = self.open(device)
+        for name, learner in self._learners(opened).items():
+            learner.begin(copy.learners[name][0], self.plan.learning_rates[name], copy.learners[name][1])
+        for _ in range(copy.step):
+            next(opened.bench.batches)
+        opened.step = copy.step
+        return opened
 
     def states_of(self, device: Device) -> dict[str, State]:
         """A device's segments as they are now, not copied."""

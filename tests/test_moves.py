@@ -34,8 +34,8 @@ WITHOUT = {"seconds", "sim_seconds", "energy_joules", "lost", "moves", "migratio
 WITHOUT |= {"uploads", "wasted_steps", "dropped"}
 
 
-def wired(folder, edges=3, patience=PATIENT, roaming=False, **options):
-    roster = Roster("", Terms(wait=5, bind_keys=False, roaming=roaming))
+def wired(folder, edges=3, patience=PATIENT, roaming=False, replicate_every=0, **options):
+    roster = Roster("", Terms(wait=5, bind_keys=False, roaming=roaming, replicate_every=replicate_every))
     return Wired(folder=folder, edges=edges, patience=patience, roster=roster, **options)
 
 
@@ -191,15 +191,15 @@ def test_where_a_session_cannot_go_its_device_stays(weather, tmp_path, monkeypat
 
 
 @pytest.fixture
-def out_of_reach(monkeypatch):
-    """Device 0 cannot reach edge 0 any more once two of its uploads were served."""
+def out_of_reach(monkeypatch, request):
+    """Device 0 cannot reach edge 0 any more once two (or so many) of its four uploads were served."""
     stream, hear = Line._stream, Line._hear
-    gone = threading.Event()
+    gone, uploads = threading.Event(), getattr(request, "param", 2)
 
     def heard(line, event):
         hear(line, event)
         message = getattr(event, "message", None)
-        if line.invitation.device == 0 and message is not None and message.reply.served == 2:
+        if line.invitation.device == 0 and message is not None and message.reply.served == uploads:
             gone.set()
             raise UNAVAILABLE
 
@@ -233,8 +233,25 @@ def test_where_the_source_is_dead_the_round_begins_again(out_of_reach, tmp_path,
     (row,) = found.metrics
     assert_as_without(run(SplitFedV1(), **options), found, WITHOUT | {"up_bytes", "down_bytes"})
     assert row["lost"] == {}
-    assert row["wasted_steps"] == 2 + out_of_reach.is_set()  # the third was sent, and never answered
+    assert row["wasted_steps"] == 3  # the third was made, and never served
+    assert out_of_reach.is_set()
     assert row["moves"] == 1
+
+
+# Three are served, and the fourth is made: a copy after the third has all, one after the second costs two steps.
+@pytest.mark.parametrize("out_of_reach", [3], indirect=True)
+@pytest.mark.parametrize(("every", "wasted"), [(1, 0), (2, 2), (4, 4)])
+def test_where_the_source_is_dead_the_last_copy_goes_on(every, wasted, out_of_reach, tmp_path, monkeypatch):
+    Cut(monkeypatch)
+    options = THREE | {"model": small_model("batch", 0.3), "optimizer": ADAM, "rounds": 1}
+    backend = wired(tmp_path, patience=replace(QUICK, straggler=6), roaming=True, replicate_every=every)
+    found = run(FedFly(), mobility=RandomMobility(0.0), backend=backend, **options)
+    monkeypatch.undo()
+    (row,) = found.metrics
+    assert_as_without(run(SplitFedV1(), **options), found, WITHOUT | {"up_bytes", "down_bytes"})
+    assert row["lost"] == {}
+    assert row["wasted_steps"] == wasted
+    assert out_of_reach.is_set()
 
 
 def test_a_device_goes_where_its_link_leads(tmp_path, monkeypatch):

@@ -38,7 +38,8 @@ class Terms:
     `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
     what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
     that its SuperNode is registered by. `roaming`: every device may move to every edge, when its link says so or its
-    edge cannot be reached; else only where the run's mobility model says. `join`, `straggler`,
+    edge cannot be reached; else only where the run's mobility model says. `replicate_every`: so
+    often, in steps, an edge copies a session to another that its device may go to; 0: never. `join`, `straggler`,
     `answer`: as in `Patience`.
     """
 
@@ -47,6 +48,7 @@ class Terms:
     max_samples: int | None = None
     bind_keys: bool = True
     roaming: bool = False
+    replicate_every: int = 0
     join: float = Patience.join
     straggler: float = Patience.straggler
     answer: float = Patience.answer
@@ -55,6 +57,8 @@ class Terms:
         for name in ("wait", "query"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"deployment.{name}={getattr(self, name)}: it is a number of seconds above 0")
+        if self.replicate_every < 0:
+            raise ConfigError(f"deployment.replicate_every={self.replicate_every}: a number of steps, or 0 for never")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
         assert self.patience

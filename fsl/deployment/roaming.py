@@ -22,6 +22,7 @@ def roaming_round(
     door: EdgeDoor,
     settings: NodeSettings,
     patience: Patience,
+    replicate_every: int,
 ) -> RoamingRound:
     """The round, with its desk for other edges."""
     assert door.lines is not None
@@ -52,6 +53,7 @@ def roaming_round(
         visitors={visitor.task.device: visitor.home for visitor in part.visitors},
         trainer=plan.trainer.target,
         limits=settings.limits,
+        replicate_every=replicate_every,
         kept=kept,
     )
 

@@ -104,11 +104,12 @@ class Roster:
                     token = self._token(plan, host, task.device, allowed).hex()
                     ticket = Ticket(task, cohort.edge, edge.address, token, others)
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
-        text = plan.to_json()
-        return [
-            self._message(node, MessageType.TRAIN, text, needed(_tasks(part)), part, plan.round)
-            for node, part in sorted(parts.items())
-        ]
+        text, every = plan.to_json(), self.terms.replicate_every
+        messages = []
+        for node, part in sorted(parts.items()):
+            part = replace(part, replicate_every=every)
+            messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(part)), part, plan.round))
+        return messages
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send a round's messages and wait for the replies.

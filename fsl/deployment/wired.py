@@ -134,7 +134,8 @@ class WiredNode:
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
             work.served.extend(alone.reports)
-        edges = [threading.Thread(target=self._serve, args=(plan, edge, states, work)) for edge in part.edges]
+        every = part.replicate_every
+        edges = [threading.Thread(target=self._serve, args=(plan, edge, states, work, every)) for edge in part.edges]
         if len(edges) > 1:
             raise ConfigError("a node hosts one edge at most")
         for thread in edges:
@@ -157,10 +158,12 @@ class WiredNode:
 
     # An edge's part.
 
-    def _serve(self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
+    def _serve(
+        self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work, replicate_every: int
+    ) -> None:
         devices = [task.device for task in part.cohort.devices]
         try:
-            outcome = self._serve_round(plan, part, states, work)
+            outcome = self._serve_round(plan, part, states, work, replicate_every)
         except Exception as error:
             reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
             log.error(reason, exc_info=not isinstance(error, FslError))
@@ -181,7 +184,9 @@ class WiredNode:
             for s in outcome.closed
         )
 
-    def _serve_round(self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work) -> EdgeOutcome:
+    def _serve_round(
+        self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work, replicate_every: int
+    ) -> EdgeOutcome:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
         worker = self.node.worker
@@ -195,7 +200,7 @@ class WiredNode:
         expected = Expected.of(worker, plan)
         if part.peers:
             edge_round: EdgeRound = roaming_round(
-                plan, part, side, admission, expected, self.door, self.settings, self.patience
+                plan, part, side, admission, expected, self.door, self.settings, self.patience, replicate_every
             )
         else:
             edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
@@ -237,8 +242,8 @@ class WiredNode:
             for t in part.tickets
         }
         if any(others.values()):
-            where = self.settings.current_edge
-            devices: DeviceRound = RoamingDevices(side, invitations, self.uplink, self.patience, others, where)
+            where, every = self.settings.current_edge, part.replicate_every
+            devices: DeviceRound = RoamingDevices(side, invitations, self.uplink, self.patience, others, where, every)
         else:
             devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
         outcome = devices.run()

@@ -105,6 +105,7 @@ class RoundDesk:
         self._places = pb.Places(version=1)
         self._news = asyncio.Event()
         self._resting = False
+        self._copies: dict[int, tuple[bytes, int]] = {}  # of other edges' sessions, the newest
         self._at_work: set[asyncio.Task[None]] = set()
 
     def watch(self) -> None:
@@ -137,6 +138,10 @@ class RoundDesk:
             claims = self._granted(said.ask.device, said.ask.token, said.source)
             snapshot, moved = await self._told(lambda done: Asked(claims.device, said.source, done))
             return {"hand": pb.Hand(device=claims.device, token=said.ask.token, moved_bytes=moved)}, snapshot
+        if kind == "copy":
+            claims = self._granted(said.copy.device, said.copy.token, self.here.edge)
+            self._copies[claims.device] = (data, said.copy.moved_bytes)
+            return {"taken": pb.Hand(device=claims.device)}, b""
         if kind == "keep":
             # Not by the thread that computes, whose round may be over.
             loop = asyncio.get_running_loop()
@@ -198,11 +203,29 @@ class RoundDesk:
             said, data = await self._lines.call(self.here, peer, body, b"", _AT_ONCE)
             return await self._adopt(claims, opening.token, data, said.hand.moved_bytes)
         except (grpc.aio.AioRpcError, TrustError, WireError, Refusal) as error:
+            copy = self._copies.pop(claims.device, None)
             log.warning(
-                "edge %d, round %d: the session of device %d cannot be had from edge %d (%s); it begins again",
+                "edge %d, round %d: the session of device %d cannot be had from edge %d (%s); it %s",
                 *(self.here.edge, self.here.round, claims.device, peer.edge, _why(error)),
+                "begins again" if copy is None else "goes on from its last copy",
             )
+        if copy is None:
             return None
+        try:
+            return await self._adopt(claims, opening.token, *copy)
+        except (WireError, Refusal) as error:
+            log.warning("edge %d: the copy is of no use: %s", self.here.edge, _why(error))
+            return None
+
+    def copy(self, device: int, edge: int, token: bytes, data: bytes, moved_bytes: int) -> None:
+        """Leave a copy of a session with another edge; one that does not get there is replaced by the next."""
+        body = {"copy": pb.Hand(device=device, token=token, moved_bytes=moved_bytes)}
+
+        async def send() -> None:
+            if (failure := await self._insist(edge, body, data)) is not None:
+                log.warning("edge %d: no copy of device %d's session: %s", self.here.edge, device, failure)
+
+        self._begin(send())
 
     def deliver(self, device: int, edge: int, token: bytes, data: bytes, moved_bytes: int) -> None:
         """Hand a session over to another edge; `Delivered` tells what came of it."""

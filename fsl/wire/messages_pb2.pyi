@@ -207,7 +207,7 @@ class Places(_message.Message):
     def __init__(self, version: _Optional[int] = ..., here: _Optional[_Iterable[int]] = ..., settled: _Optional[_Iterable[int]] = ..., over: _Optional[bool] = ...) -> None: ...
 
 class ToPeer(_message.Message):
-    __slots__ = ("run", "round", "fence", "source", "destination", "hand", "ask", "watch", "keep", "places", "taken")
+    __slots__ = ("run", "round", "fence", "source", "destination", "hand", "ask", "watch", "keep", "places", "taken", "copy")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +219,7 @@ class ToPeer(_message.Message):
     KEEP_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     TAKEN_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     fence: int
@@ -230,7 +231,8 @@ class ToPeer(_message.Message):
     keep: Keep
     places: Places
     taken: Hand
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., fence: _Optional[int] = ..., source: _Optional[int] = ..., destination: _Optional[int] = ..., hand: _Optional[_Union[Hand, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., places: _Optional[_Union[Places, _Mapping]] = ..., taken: _Optional[_Union[Hand, _Mapping]] = ...) -> None: ...
+    copy: Hand
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., fence: _Optional[int] = ..., source: _Optional[int] = ..., destination: _Optional[int] = ..., hand: _Optional[_Union[Hand, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., places: _Optional[_Union[Places, _Mapping]] = ..., taken: _Optional[_Union[Hand, _Mapping]] = ..., copy: _Optional[_Union[Hand, _Mapping]] = ...) -> None: ...
 
 class SignedPeer(_message.Message):
     __slots__ = ("message", "signature")

@@ -8,7 +8,7 @@ from fsl.device import Device
 from fsl.errors import WireError
 from fsl.messages import UploadPacket
 from fsl.mobility import Move, route
-from fsl.sides import DeviceSide
+from fsl.sides import DeviceCopy, DeviceSide
 from fsl.wire.client import Cut, Heard, Invitation, Rewound, Uplink
 from fsl.wire.device_round import Attending, DeviceOutcome, DeviceRound, log
 from fsl.wire.format import upload_bytes
@@ -26,6 +26,7 @@ class Way:
     tried: set[int] = field(default_factory=set)  # edges that could not be reached
     sent: Counter[str] = field(default_factory=Counter)  # in this attempt: bytes
     wasted: Counter[str] = field(default_factory=Counter)
+    copies: dict[int, tuple[DeviceCopy, Counter[str]]] = field(default_factory=dict)  # by step, and what was sent
 
 
 class RoamingDevices(DeviceRound):
@@ -43,12 +44,14 @@ class RoamingDevices(DeviceRound):
         patience: Patience,
         others: Mapping[int, Mapping[int, str]],
         where: Callable[[], int | None] = lambda: None,
+        replicate_every: int = 0,
     ):
         # An edge loses a device after `straggler` seconds; before, it can still give up the session to another.
         patience = replace(patience, straggler=patience.straggler / 3)
         super().__init__(side, invitations, uplink, patience, None)
         self.uplink = uplink
         self.where = where
+        self.replicate_every = replicate_every
         self.ways = {i.device: Way(i, others.get(i.device, {})) for i in invitations}
         self.planned: dict[int, list[Move]] = {}
         for move in side.plan.moves:
@@ -70,8 +73,9 @@ class RoamingDevices(DeviceRound):
         attending, way = self.attending[event.device], self.ways[event.device]
         if isinstance(event, Rewound):
             if event.step:
-                raise WireError(f"its edge has lost all but {event.step} of the uploads that were served")
-            self._back_to_start(attending, way)
+                self._back_to(event.step, attending, way)
+            else:
+                self._back_to_start(attending, way)
         elif isinstance(event, Cut):
             if event.unreachable and (edge := self._next(way)) is not None:
                 log.warning("%s: device %d goes to edge %d: %s", self._where, event.device, edge, event.reason)
@@ -103,6 +107,20 @@ class RoamingDevices(DeviceRound):
         attending.epoch = 0
         attending.line.take_over(old)
 
+    def _back_to(self, step: int, attending: Attending, way: Way) -> None:
+        """Go on from a copy of so many steps, as the edge does."""
+        device = attending.device
+        if device is None or step not in way.copies:
+            raise WireError(f"its edge has lost all but {step} of the uploads that were served")
+        copy, sent = way.copies[step]
+        way.wasted.update(steps=device.step - step, **(way.sent - sent))
+        way.sent = sent.copy()
+        self.side.abandon(device)
+        attending.device, attending.served, attending.closing = self.side.restore(device.device, copy), step, False
+        attending.waiting.clear()
+        attending.epoch += 1
+        self._advance(attending)
+
     def _back_to_start(self, attending: Attending, way: Way) -> None:
         """The round begins again for a device: nothing of it is left at any edge."""
         assert attending.device is not None
@@ -117,6 +135,10 @@ class RoamingDevices(DeviceRound):
         device = attending.device
         assert device is not None
         way, on_move = self.ways[device.device], self.side.plan.on_move
+        if self.replicate_every and device.step and device.step % self.replicate_every == 0 and not attending.waiting:
+            # The newest copy at the other edge may not have come yet, so there are two.
+            way.copies = dict([*way.copies.items()][-1:])
+            way.copies[device.step] = (self.side.copy(device), way.sent.copy())
         due = way.left and device.step >= way.left[0][0] and attending.served >= device.step
         if on_move == "migrate" or not way.left or not due:
             super()._advance(attending)

@@ -44,6 +44,7 @@ class RoamingRound(EdgeRound):
         visitors: dict[int, int],
         trainer: str,
         limits: Limits,
+        replicate_every: int,
         kept: Callable[[int], bytes | None],
     ):
         super().__init__(server, admission, patience, expected, meter)
@@ -51,6 +52,7 @@ class RoamingRound(EdgeRound):
         self.desk = desk
         self.trainer = trainer
         self.limits = limits
+        self.replicate_every = replicate_every
         self.layout = server.trainer.bench.back.layout
         self._at = dict(visitors)  # edge by device that is away
         self._home = dict(visitors)
@@ -237,11 +239,22 @@ class RoamingRound(EdgeRound):
         device, to = attendance.device, attendance.leaving
         if to is None or attendance.uploads or not self.server.settled(device):
             super()._send(attendance, frames, step)
+            self._copy(attendance, step)
             return
         self._held[device] = (frames, step)
         attendance.away, attendance.due, attendance.leaving = True, None, None
         token, moved = self.admission.sessions[device].token, self._moved_bytes.get(device, 0)
         self.thread.call(self.desk.deliver, device, to, token, self._packed(device), moved)
+
+    def _copy(self, attendance: Attendance, step: int) -> None:
+        device, every = attendance.device, self.replicate_every
+        if not every or (step + 1) % every or attendance.uploads or not self.server.settled(device):
+            return
+        session = self.admission.sessions[device]
+        others = sorted(set(session.claims.edges) & self.desk.peers.keys())
+        if others:
+            moved = self._moved_bytes.get(device, 0)
+            self.thread.call(self.desk.copy, device, others[0], session.token, self._packed(device), moved)
 
     def _packed(self, device: int) -> bytes:
         passport = Passport(self.admission.run, self.admission.round, device, self.trainer)
