@@ -155,10 +155,10 @@ def test_who_never_comes_is_not_waited_for(strategy, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch, rounds=1)
     attend = Uplink.attend
 
-    def elsewhere(uplink, invitation, ear, patience):
+    def elsewhere(uplink, invitation, ear, patience, after=None):
         if invitation.device == 2:
             invitation = replace(invitation, address="127.0.0.1:1")
-        return attend(uplink, invitation, ear, patience)
+        return attend(uplink, invitation, ear, patience, after)
 
     monkeypatch.setattr(Uplink, "attend", elsewhere)
     found = run(strategy, rounds=1, backend=wired(tmp_path, patience=QUICK), **OPTIONS)

@@ -78,9 +78,9 @@ class Uplink:
         self._certificates = certificates
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    def attend(self, invitation: Invitation, ear: Ear, patience: Patience) -> "Line":
-        """Begin a session; what the edge says goes to `ear`."""
-        return Line(self, invitation, ear, patience)
+    def attend(self, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None) -> "Line":
+        """Begin a session; what the edge says goes to `ear`. `after` is a line that ended: what it still had to send."""
+        return Line(self, invitation, ear, patience, after)
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """The channel to an edge, on the network thread."""
@@ -106,7 +106,9 @@ class Uplink:
 class Line:
     """One session of one device; `upload`, `close` and `leave` are for the thread that computes."""
 
-    def __init__(self, uplink: Uplink, invitation: Invitation, ear: Ear, patience: Patience):
+    def __init__(
+        self, uplink: Uplink, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None
+    ):
         self.invitation = invitation
         self.max_bytes = uplink.limits.max_message_bytes
         self._uplink = uplink
@@ -119,11 +121,7 @@ class Line:
         self._frames: asyncio.Queue[bytes] | None = None  # of the stream that is open
         self._leaving = False
         self._epoch = 0  # how often it went back
-        self._thread.call(self._begin)
-
-    def take_over(self, other: "Line") -> None:
-        """Send what another line, which has ended, still had to."""
-        self._thread.call(self._take_over, other)
+        self._thread.call(self._begin, after)
 
     def upload(self, step: int, data: bytes, epoch: int = 0) -> None:
         """Send an upload; it is kept until it is served. WireError if it is larger than the edge takes.
@@ -148,7 +146,9 @@ class Line:
 
     # On the network thread.
 
-    def _begin(self) -> None:
+    def _begin(self, after: "Line | None") -> None:
+        if after is not None:  # whose last frames were put into its outbox before this is called
+            self._outbox.extend(after._outbox)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def _send(self, step: int, data: bytes, epoch: int) -> None:
@@ -157,10 +157,6 @@ class Line:
         self._outbox.append((step, data))
         if self._frames is not None:
             self._frames.put_nowait(data)
-
-    def _take_over(self, other: "Line") -> None:
-        for step, data in other._outbox:
-            self._send(step, data, self._epoch)
 
     def _leave(self, data: bytes) -> None:
         self._leaving = True

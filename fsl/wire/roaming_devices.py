@@ -103,9 +103,8 @@ class RoamingDevices(DeviceRound):
         old = attending.line
         way.at = replace(way.at, edge=edge, address=way.others[edge], served=attending.served, left=left)
         way.moves += 1
-        attending.line = self.uplink.attend(way.at, self.ear, self.patience)
+        attending.line = self.uplink.attend(way.at, self.ear, self.patience, after=old)
         attending.epoch = 0
-        attending.line.take_over(old)
 
     def _back_to(self, step: int, attending: Attending, way: Way) -> None:
         """Go on from a copy of so many steps, as the edge does."""
