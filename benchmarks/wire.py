@@ -55,12 +55,13 @@ from fsl.records import record_to_states, states_to_record, totals_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total
 from fsl.trainers import EdgeTrainer
+from fsl.wire.admission import Admission
 from fsl.wire.client import Cut, Ear, Invitation, Uplink
 from fsl.wire.edge_round import EdgeRound
 from fsl.wire.expected import Expected
 from fsl.wire.format import read_reply, upload_frame
 from fsl.wire.options import Limits, Patience, channel_options
-from fsl.wire.server import Admission, EdgeDoor
+from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import Claims, Signer, fingerprint
 from fsl.workload import Workload
 

@@ -13,13 +13,14 @@ from fsl.objective import as_objective
 from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.admission import Admission
 from fsl.wire.client import Invitation, Uplink
 from fsl.wire.device_round import DeviceRound
 from fsl.wire.edge_round import EdgeRound
 from fsl.wire.expected import Expected
 from fsl.wire.format import frame, read_frame
 from fsl.wire.options import METHOD, Limits, Patience, channel_options
-from fsl.wire.server import Admission, EdgeDoor
+from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import Claims, Signer, fingerprint, prove, public_bytes
 from fsl.workload import Worker, Workload
 from tests.conftest import small_model, small_task

@@ -27,12 +27,13 @@ from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
 from fsl.trainers import Replicated
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.admission import Admission
 from fsl.wire.client import Ear, Invitation, Uplink
 from fsl.wire.edge_round import EdgeRound
 from fsl.wire.expected import Expected
 from fsl.wire.format import frame
 from fsl.wire.options import METHOD, Limits, Patience
-from fsl.wire.server import Admission, EdgeDoor
+from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import Claims, Signer, fingerprint
 from tests.test_equivalences import run
 from tests.wired import Wired, WiredGrid

@@ -7,6 +7,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fsl.strategies import PSL, SGLR, DecoupledSL, FedFly, SplitFedV1, SplitFedV3
+from fsl.strategies.algorithm import Algorithm
 
 import fsl
 from fsl.deployment.certs import Certificates, identities, issue
@@ -111,6 +112,22 @@ def test_a_device_that_does_not_hear_where_to_go_asks_again(tmp_path, monkeypatc
     monkeypatch.undo()
     assert set(weather.met) == set(cuts)
     assert_same_result(run(FedFly(), **options), found)
+
+
+def test_a_device_that_never_arrives_is_lost_alone(tmp_path, monkeypatch):
+    """As when it dies while it waits for the session to move."""
+
+    def dies(devices, attending, way, edge, left):
+        raise ArithmeticError("no such luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Algorithm, "select", lambda self, round: [1, 2, 3])
+        expected = run(SplitFedV1(), rounds=1, **THREE | {"optimizer": ADAM})
+    monkeypatch.setattr("fsl.wire.roaming_devices.RoamingDevices._go", dies)
+    options = THREE | {"optimizer": ADAM, "mobility": MIDDLE, "rounds": 1}
+    found = run(FedFly(), backend=wired(tmp_path, patience=QUICK), **options)
+    assert_as_without(expected, found, WITHOUT)
+    assert set(found.metrics[0]["lost"]) == {"0"}
 
 
 class Backhaul:

@@ -5,12 +5,13 @@ from fsl.files import tensors_of
 from fsl.parts import EdgePart
 from fsl.plan import RoundPlan
 from fsl.sides import EdgeSide
+from fsl.wire.admission import Admission
 from fsl.wire.desk import RoundDesk
 from fsl.wire.expected import Expected
 from fsl.wire.options import Patience
 from fsl.wire.peers import Peer
 from fsl.wire.roaming_round import RoamingRound
-from fsl.wire.server import Admission, EdgeDoor
+from fsl.wire.server import EdgeDoor
 
 
 def roaming_round(

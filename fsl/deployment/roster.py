@@ -106,9 +106,9 @@ class Roster:
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text, every = plan.to_json(), self.terms.replicate_every
         messages = []
-        for node, part in sorted(parts.items()):
-            part = replace(part, replicate_every=every)
-            messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(part)), part, plan.round))
+        for node, whole in sorted(parts.items()):
+            whole = replace(whole, replicate_every=every)
+            messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
         return messages
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:

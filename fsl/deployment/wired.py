@@ -20,6 +20,7 @@ from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.states import State, Total, WeightedSum
 from fsl.unsplit import UnsplitCohort
+from fsl.wire.admission import Admission
 from fsl.wire.client import Invitation, Uplink
 from fsl.wire.device_round import DeviceRound
 from fsl.wire.edge_round import EdgeOutcome, EdgeRound
@@ -28,7 +29,7 @@ from fsl.wire.options import Patience
 from fsl.wire.peers import PeerLines
 from fsl.wire.relay import Relay
 from fsl.wire.roaming_devices import RoamingDevices
-from fsl.wire.server import Admission, EdgeDoor
+from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import load_private_key, public_bytes
 from fsl.workload import Workload
 

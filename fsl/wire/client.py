@@ -79,7 +79,7 @@ class Uplink:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def attend(self, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None) -> "Line":
-        """Begin a session; what the edge says goes to `ear`. `after` is a line that ended: what it still had to send."""
+        """Begin a session; what the edge says goes to `ear`. `after`: a line that ended, with what it had to send."""
         return Line(self, invitation, ear, patience, after)
 
     def channel(self, address: str) -> grpc.aio.Channel:

@@ -15,9 +15,9 @@ import grpc
 
 from fsl.errors import FslError, TrustError, WireError
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.admission import Admission
 from fsl.wire.options import Limits, Patience
 from fsl.wire.peers import Peer, PeerLines, Place
-from fsl.wire.server import Admission
 from fsl.wire.session import Refusal, WireSession
 from fsl.wire.tokens import Claims
 

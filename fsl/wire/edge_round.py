@@ -18,11 +18,11 @@ from fsl.edge import EdgeServer, Session
 from fsl.errors import RunError, StepError, WireError
 from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.admission import Admission
 from fsl.wire.expected import Expected
 from fsl.wire.format import frame, read_upload, reply_frame
 from fsl.wire.meter import EdgeMeter, Reason
 from fsl.wire.options import Patience
-from fsl.wire.server import Admission
 from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
 
 log = logging.getLogger(__name__)

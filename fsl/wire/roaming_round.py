@@ -14,6 +14,7 @@ from fsl.edge import EdgeServer
 from fsl.errors import CheckpointError, WireError
 from fsl.handover import Passport, layout_device, pack, unpack
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.admission import Admission
 from fsl.wire.desk import Asked, Delivered, Handed, Placed, RoundDesk, Sent, Silent
 from fsl.wire.edge_round import Attendance, EdgeOutcome, EdgeRound, served_frame
 from fsl.wire.expected import Expected
@@ -21,7 +22,6 @@ from fsl.wire.format import frame
 from fsl.wire.loop import NetworkThread
 from fsl.wire.meter import EdgeMeter
 from fsl.wire.options import Limits, Patience
-from fsl.wire.server import Admission
 from fsl.wire.session import Event, Finished, Gone, Joined, Refusal, Uploaded, WireSession
 
 log = logging.getLogger(__name__)

@@ -3,79 +3,32 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from fsl.errors import ConfigError, TrustError, WireError
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.admission import Admission
 from fsl.wire.format import frame, read_frame
 from fsl.wire.journal import Journal
 from fsl.wire.loop import NetworkThread
 from fsl.wire.meter import EdgeMeter
 from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, channel_options
-from fsl.wire.peers import Peer, PeerLines, Place
+from fsl.wire.peers import PeerLines
 from fsl.wire.peers import check as check_peer
 from fsl.wire.peers import read as read_peer
 from fsl.wire.peers import sign as sign_peer
-from fsl.wire.session import Inbox, Joined, Refusal, Stream, WireSession
-from fsl.wire.tokens import Claims, check_proof, check_token, fingerprint
+from fsl.wire.session import Joined, Refusal, Stream, WireSession
+from fsl.wire.tokens import Claims, check_proof, fingerprint
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 Context = grpc.aio.ServicerContext
-
-
-class Desk(Protocol):
-    """Where a round at an edge answers other edges; all of it on the network thread."""
-
-    here: Place
-    peers: Mapping[int, Peer]
-
-    async def answer(self, said: pb.ToPeer, data: bytes) -> tuple[Mapping[str, Any], bytes]:
-        """The answer's body, and what follows it; Refusal or WireError where there is none."""
-
-    async def fetch(self, claims: Claims, opening: pb.Open) -> WireSession | None:
-        """The session of a device that comes from another edge; None where nobody has it."""
-
-
-class Admission:
-    """Who may have a session in one round of one edge, and the sessions that there are."""
-
-    def __init__(
-        self, run: str, round: int, edge: int, fence: int, cloud_key: bytes, devices: set[int], up: str, down: str
-    ):
-        self.run = run
-        self.round = round
-        self.edge = edge
-        self.fence = fence
-        self.cloud_key = cloud_key
-        self.devices = devices
-        self.up = up  # the codecs of this round
-        self.down = down
-        self.inbox: Inbox = Inbox()
-        self.sessions: dict[int, WireSession] = {}
-        self.desk: Desk | None = None  # where other edges are answered, if devices may move
-
-    def check(self, token: bytes, edge: int | None = None) -> Claims:
-        """What a token allows here, or at another edge of this round; raises what speaks against it."""
-        edge = self.edge if edge is None else edge
-        claims = check_token(token, self.cloud_key)
-        if (claims.run, claims.round) != (self.run, self.round):
-            raise Refusal(
-                Code.FAILED_PRECONDITION,
-                f"the token is for round {claims.round} of run {claims.run[:80]!r}; edge {self.edge} serves round "
-                f"{self.round} of run {self.run!r}",
-            )
-        if claims.fence != self.fence:
-            raise Refusal(Code.FAILED_PRECONDITION, f"the token has fence {claims.fence}; {self.fence} counts now")
-        if edge not in claims.edges or claims.device not in self.devices:
-            raise Refusal(Code.PERMISSION_DENIED, f"device {claims.device} does not train at edge {edge}")
-        return claims
 
 
 class EdgeDoor:
