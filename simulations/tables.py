@@ -14,6 +14,7 @@ from fsl.observers import human_bytes
 
 NOTHING = "-"
 _BYTES = ("up_bytes", "down_bytes", "model_bytes")
+_MOVING = ("moves", "migration_bytes", "migration_seconds", "wasted_steps")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ def groups_table(comparison: Comparison) -> Table:
             _Column("final training loss", lambda g: number(g.spread(Figure("train_loss")))),
         ]
     columns += [
+        _Column("moves", lambda g: _mean([total(run, "moves") for run in g.counted], "{:g}".format)),
+        _Column(
+            "bytes between edges", lambda g: _mean([total(run, "migration_bytes") for run in g.counted], human_bytes)
+        ),
+        _Column("time moving", lambda g: _mean([total(run, "migration_seconds") for run in g.counted], human_seconds)),
+        _Column("steps done again", lambda g: _mean([total(run, "wasted_steps") for run in g.counted], "{:g}".format)),
         _Column("bytes in all", lambda g: _mean([total(run, *_BYTES) for run in g.counted], human_bytes)),
         _Column("wall time", lambda g: _mean([total(run, "seconds") for run in g.counted], human_seconds)),
     ]
@@ -116,7 +123,7 @@ def groups_csv(comparison: Comparison) -> str:
                 **_spread("rounds_to_target", Spread.of(cost.rounds for cost in costs)),
                 **_spread("bytes_to_target", Spread.of(cost.bytes for cost in costs)),
                 **_spread("sim_seconds_to_target", Spread.of(cost.sim_seconds for cost in costs)),
-                **{f"{key}_mean": _average([total(run, key) for run in group.counted]) for key in _BYTES},
+                **{f"{key}_mean": _average([total(run, key) for run in group.counted]) for key in (*_BYTES, *_MOVING)},
                 "sim_seconds_mean": _average([total(run, "sim_seconds") for run in group.counted]),
                 "wall_seconds_mean": _average([total(run, "seconds") for run in group.counted]),
             }

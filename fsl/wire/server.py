@@ -54,6 +54,7 @@ class EdgeDoor:
         self._begun = asyncio.Event()  # there is an admission
         self._last: Admission | None = None  # of the round before
         self._handshakes = 0
+        self._calls = 0  # of other edges, that are not answered yet
         try:
             self.port = self.thread.run(self._start(listen, certificates))
         except BaseException:
@@ -243,7 +244,10 @@ class EdgeDoor:
     # Other edges.
 
     async def _peer(self, request: bytes, context: Context) -> bytes:
+        self._calls += 1
         try:
+            if self._calls > self.limits.handshakes:
+                raise Refusal(Code.RESOURCE_EXHAUSTED, f"{self.limits.handshakes} others call; come back later")
             _, said, _ = read_peer(request)
             admission = await self._round_of(said)
             desk = admission.desk
@@ -259,6 +263,8 @@ class EdgeDoor:
             code, reason = Code.UNAUTHENTICATED, str(error)
         except WireError as error:
             code, reason = Code.INVALID_ARGUMENT, str(error)
+        finally:
+            self._calls -= 1
         await self._refuse(context, Refusal(code, reason))
         return b""
 
