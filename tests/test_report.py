@@ -10,6 +10,7 @@ from fsl.simulations.compare import Spread, compare
 from fsl.simulations.records import read_runs
 from fsl.simulations.report import command
 from fsl.simulations.settings import labels, readable_settings
+from fsl.simulations.tables import groups_table
 from scipy import stats
 
 from tests.reported import SGLR, V1, settings, write_run
@@ -384,3 +385,18 @@ def test_a_report_may_be_written_again_over_itself():
     first = Path("runs/report/report.html").read_bytes()
     assert command(["runs", "--out", "runs/report"]) == 0
     assert Path("runs/report/report.html").read_bytes() == first
+
+
+# Moves.
+
+
+def test_moves_are_told_where_there_are_any():
+    moving = {"moves": 3, "migration_bytes": 2_000_000, "migration_seconds": 0.5, "wasted_steps": 0}
+    write_run(Path("runs/moving"), [0.5, 0.6], settings(devices=4), **moving)
+    write_run(Path("runs/still"), [0.5, 0.6], settings(devices=8))
+    table_shown = groups_table(compared())
+    rows = [dict(zip(table_shown.head, row, strict=True)) for row in table_shown.rows]
+    told = ("moves", "bytes between edges", "time moving", "steps done again")
+    assert [[row[name] for name in told] for row in rows] == [["6", "4.0 MB", "1.0 s", "0"], ["-"] * 4]
+    write_run(Path("other/still"), [0.5], settings())
+    assert not set(told) & set(groups_table(compared("other")).head)
