@@ -74,20 +74,23 @@ class StagedV1(SplitFedV1):
         return Spec(self.path(Staged), {"folder": self.folder})
 
 
+GIVES, TAKES = {1, 4, 5, 6}, {2, 3}  # rounds in which edge 0 is held as it gives a session, edge 1 as it takes one
+
+
 class StagedMoves(Replicated):
-    """Edge 0 holds a session that it is to hand over in round 1; edge 1 one that comes to it in round 2."""
+    """An edge holds a session that it is to hand over, or one that comes to it."""
 
     def __init__(self, folder: str):
         self.stage = Stage(folder)
 
     def snapshot(self, device):
-        if (self.bench.round, self.edge) == (1, 0):
-            self.stage.hold(1)
+        if self.edge == 0 and self.bench.round in GIVES:
+            self.stage.hold(self.bench.round)
         return super().snapshot(device)
 
     def adopt(self, device, snapshot):
-        if (self.bench.round, self.edge) == (2, 1):
-            self.stage.hold(2)
+        if self.edge == 1 and self.bench.round in TAKES:
+            self.stage.hold(self.bench.round)
         super().adopt(device, snapshot)
 
 

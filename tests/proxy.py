@@ -13,7 +13,8 @@ class Proxy:
         self.port = self._server.getsockname()[1]
         self._target = None
         self._open: list[socket.socket] = []
-        self._cut = False
+        self._cut = self._corrupt = False
+        self.corrupted = 0
         self._lock = threading.Lock()
         self._restore: threading.Timer | None = None
         threading.Thread(target=self._accept, daemon=True).start()
@@ -37,6 +38,10 @@ class Proxy:
         self.cut()
         self._restore = threading.Timer(seconds, self.restore)
         self._restore.start()
+
+    def corrupt(self):
+        """Change one byte of what comes next."""
+        self._corrupt = True
 
     def close(self):
         self._server.close()
@@ -63,6 +68,9 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket):
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if self._corrupt:
+                    self._corrupt, data = False, data[:-1] + bytes([data[-1] ^ 1])
+                    self.corrupted += 1
                 sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):

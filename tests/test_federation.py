@@ -6,66 +6,34 @@ import threading
 from pathlib import Path
 
 import pytest
-from fsl.simulations.run import command
 from safetensors.torch import load_file
 
-from fsl.deployment.local import LocalFederation
 from fsl.deployment.processes import send, wait_until
 from tests.faulty import Stage
+from tests.federation import Federation, assert_same_folder, rows, simulated
 from tests.proxy import Proxy
 from tests.test_equivalences import assert_same_bits
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-IGNORED = {"seconds", "lost", "failed_nodes"}
 
-
-class Federation(LocalFederation):
-    """With a proxy between device 1 and its edge, and a look at what its processes do."""
+class OneProxy(Federation):
+    """With a proxy between device 1 and its edge."""
 
     def __init__(self, folder: Path):
         self.proxy = Proxy()
-        names = ["edge-0", "edge-1", *(f"device-{k}" for k in range(4))]
-        config = {name: {"allow": "tests", "join": 20, "answer": 60} for name in names}
-        config["device-1"]["edge-addresses"] = f"1=127.0.0.1:{self.proxy.port}"
-        environment = {"PYTHONPATH": str(ROOT)}
-        super().__init__(folder, 2, 4, node_config=config, environment=environment)
+        super().__init__(folder, {"device-1": {"edge-addresses": f"1=127.0.0.1:{self.proxy.port}"}})
 
     def start(self):
         super().start()
-        host, _, port = self.record.node("edge-1").address.partition(":")
-        self.proxy.to(host, int(port))
-
-    def resident(self, name: str):
-        """The process that does a node's work."""
-        (found,) = [member for member in self.pids(name) if "fsl.deployment.resident" in member.command]
-        return found
+        self.proxy.to(*self.address("edge-1"))
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    with Federation(tmp_path_factory.mktemp("federation")) as running:
+    with OneProxy(tmp_path_factory.mktemp("federation")) as running:
         yield running
         running.proxy.close()
-
-
-def simulated(folder: Path, *overrides: str) -> Path:
-    assert command(["devices=4", "edges=2", f"hydra.run.dir={folder}", *overrides]) == 0
-    return folder
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_folder(one: Path, other: Path):
-    for name in ("model.safetensors", "back.safetensors"):
-        assert (one / name).exists() == (other / name).exists()
-        if (one / name).exists():
-            assert (one / name).read_bytes() == (other / name).read_bytes()
-    for a, b in zip(rows(one), rows(other), strict=True):
-        assert {k: v for k, v in a.items() if k not in IGNORED} == {k: v for k, v in b.items() if k not in IGNORED}
 
 
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
@@ -153,42 +121,3 @@ def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp
     chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
     simulated(tmp_path / "simulated", *common, "strategy._target_=tests.faulty.Chosen", chosen)
     assert_same_folder(tmp_path / "simulated", out)
-
-
-def test_sessions_outlive_the_edges_that_they_move_between(federation, tmp_path):
-    out, folder, told = tmp_path / "moves", tmp_path / "stage", []
-    folder.mkdir()
-    stage = Stage(folder)
-
-    def sabotage():
-        for scene, edge in ((1, "edge-0"), (2, "edge-1")):  # the source of a session, and then its destination
-            assert stage.wait(scene)
-            send(federation.resident(edge), signal.SIGKILL)
-            told.append(scene)
-
-    saboteur = threading.Thread(target=sabotage)
-    saboteur.start()
-    moves = ",".join(f"{{device:0,round:{round},fraction:0.5,edge:1}}" for round in (1, 2, 3))
-    common = ["rounds=3", "optimizer=adam"]
-    staged = ["strategy._target_=tests.faulty.StagedFedFly", f"+strategy.folder={folder}", "~strategy.on_move"]
-    mobility = ["mobility=schedule", f"mobility.schedule=[{moves}]"]
-    patience = ["deployment.straggler=15", "deployment.roaming=true"]
-    end = federation.run(["strategy=fedfly", *staged, *mobility, *patience, *common, "devices=4", "edges=2"], out)
-    saboteur.join(60)
-    assert end.completed, end.details
-    assert told == [1, 2]
-    found = rows(out)
-    # Who was at the edge that died began again at the other; lost is at most who had finished there.
-    lost = [set(row["lost"]) for row in found]
-    assert len(found) == 3
-    assert lost[0] <= {"2"}
-    assert lost[1] <= {"1", "3"}
-    assert lost[2] == set()
-    assert found[0]["wasted_steps"] > 0
-    assert found[2]["moves"] == 1
-    assert found[2]["wasted_steps"] == 0
-    finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]
-    chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
-    simulated(tmp_path / "simulated", *common, "strategy._target_=tests.faulty.Chosen", chosen)
-    for name in ("model.safetensors",):
-        assert (tmp_path / "simulated" / name).read_bytes() == (out / name).read_bytes()
