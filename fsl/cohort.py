@@ -1,5 +1,6 @@
 """One round of one cohort in one process: device after device, in lockstep only where the trainer needs it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ from fsl.device import Device
 from fsl.edge import EdgeServer, Session
 from fsl.errors import DeviceError, FslError, StepError
 from fsl.plan import CohortTask, RoundPlan
+from fsl.privacy.client import clip_update
 from fsl.reports import CohortResult, DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.states import State, Total
@@ -39,11 +41,21 @@ class Cohort:
         devices = []
         for number in ids:
             devices.append(self.devices.open(number))
-            self.edge.open(number, self.devices.samples(number))
+            self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
         train(devices, self.edge, self.plan)
         for device in devices:
+            self._clip(device)
             self.devices.close(device)
             yield report_of(self.devices, self.edge.close(device.device))
+
+    def _clip(self, device: Device) -> None:
+        """Where devices are protected as a whole: shorten the update of front and back."""
+        if self.plan.privacy is None or self.plan.privacy.client is None:
+            return
+        back, trained = self.edge.trainer.update(device.device)
+        states = self.devices.states_of(device)
+        starts = [*(self.devices.states[name] for name in states), back]
+        clip_update(starts, [*states.values(), trained], self.plan.privacy.client.clip)
 
 
 def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
@@ -51,14 +63,24 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
     return DeviceReport(
         session.device,
         int(session.weight),
-        session.examples,
+        rows_told(devices.plan, session.examples, session.step),
         session.step,
         devices.batches[session.device].skipped,
-        session.loss_sum(),
+        loss_told(devices.plan, session.loss_sum()),
         session.up_bytes,
         session.down_bytes,
         devices.model_bytes,
     )
+
+
+def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
+    """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
+    return steps * plan.batch_size if plan.privacy is not None and plan.privacy.poisson else rows
+
+
+def loss_told(plan: RoundPlan, loss: float) -> float:
+    """A training loss as it is reported: not at all where the run is private and does not say otherwise."""
+    return math.nan if plan.privacy is not None and plan.privacy.withheld else loss
 
 
 def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
@@ -78,6 +100,8 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
                 break
         for device in devices:
             device.finish()
+            if (factors := device.settle()) is not None:
+                edge.settle(device.device, factors)
 
 
 @contextmanager

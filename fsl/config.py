@@ -20,7 +20,8 @@ from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
 from fsl.mobility import Mobility
 from fsl.observers import Observer
-from fsl.targets import locate
+from fsl.privacy.settings import PARTS, Privacy
+from fsl.targets import locate, path_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class RunConfig:
     link: Mapping[str, Any]
     mobility: Mapping[str, Any]
     backhaul: Mapping[str, Any]
+    privacy: Mapping[str, Any]
     backend: Mapping[str, Any]
     deployment: Mapping[str, Any]
     trackers: Mapping[str, Any]
@@ -121,6 +123,25 @@ def build_mobility(config: Mapping[str, Any]) -> Mobility | None:
     if not isinstance(mobility, Mobility):
         raise ConfigError(f"mobility._target_={config['_target_']} is no fsl.mobility.Mobility; derive it from one")
     return mobility
+
+
+def build_privacy(config: Mapping[str, Any]) -> Privacy | None:
+    """How devices' data are protected; None where they are not."""
+    known = {field.name: hint for field, hint in _typed(Privacy)}
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in known:
+            raise ConfigError(unknown("key of privacy", name, list(known)))
+        if name in PARTS and value is not None:
+            options = checked(f"privacy.{name}", value, Mapping[str, Any])
+            value = build(f"privacy.{name}", {"_target_": path_of(PARTS[name]), **options})
+        values[name] = value if name in PARTS else checked(f"privacy.{name}", value, known[name])
+    return Privacy(**values) if any(values.get(name) is not None for name in PARTS) else None
+
+
+def _typed(kind: type) -> list[tuple[Any, Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(field, hints[field.name]) for field in fields(kind)]
 
 
 def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:

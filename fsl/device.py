@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import RunError
-from fsl.learner import Learner
+from fsl.learner import Learner, Release
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.objective import Objective
+from fsl.privacy.device import DevicePrivacy
 from fsl.seeds import Stream
 
 
@@ -27,6 +28,7 @@ class DeviceBench:
     head_noise: Stream
     up: Codec
     down: Codec
+    privacy: DevicePrivacy | None = None
 
 
 class Device:
@@ -37,7 +39,9 @@ class Device:
         self.device = bench.device
         self.step = 0
         self._smashed: dict[int, Tensor] = {}
+        self._penalties: dict[int, Tensor] = {}  # what the loss has besides the edge's, by step
         self._answered = 0  # cut gradients since the last optimizer step
+        self._factors: Tensor | None = None  # of the last step, where one clip is over front and back
 
     def forward(self) -> UploadPacket | None:
         """Run the front on the next batch; None when the round's batches are used up."""
@@ -46,12 +50,19 @@ class Device:
             return None
         inputs, targets = batch
         smashed = self.bench.front.forward(inputs, self.bench.noise.at(self.step))
+        if self.bench.privacy is not None:
+            smashed = self.bench.privacy.clipped(smashed)
+            if (penalty := self.bench.privacy.penalty(inputs, smashed)) is not None:
+                self._penalties[self.step] = penalty
         self._smashed[self.step] = smashed
         return self.upload(smashed, targets)
 
     def upload(self, smashed: Tensor, targets: Tensor) -> UploadPacket:
         """What goes to the edge in this step, encoded."""
-        packet = UploadPacket(self.device, self.step, self.bench.up.encode(smashed.detach()), targets)
+        sent = smashed.detach()
+        if self.bench.privacy is not None:
+            sent = self.bench.privacy.noised(sent, self.step)
+        packet = UploadPacket(self.device, self.step, self.bench.up.encode(sent), targets, self.settle())
         self.step += 1
         return packet
 
@@ -60,13 +71,30 @@ class Device:
         smashed = self._smashed.pop(reply.step, None)
         if smashed is None:
             raise RuntimeError(f"device {self.device} got a cut gradient for step {reply.step}, and waits for none")
-        if not smashed.requires_grad:
-            return
-        torch.autograd.backward((smashed,), (self.bench.down.decode(reply.gradient),))
+        if smashed.requires_grad:
+            gradient, penalty = self.bench.down.decode(reply.gradient), self._penalties.pop(reply.step, None)
+            own = () if penalty is None else ((penalty, torch.ones_like(penalty)),)
+            torch.autograd.backward(*zip((smashed, gradient), *own))
+        elif len(smashed):
+            return  # nothing of it is trained
         self._answered += 1
         if not self._smashed:
-            self.bench.front.step(self._answered)
+            self._step(reply)
             self._answered = 0
+
+    def _step(self, reply: ReplyPacket) -> None:
+        front, privacy = self.bench.front, self.bench.privacy
+        if privacy is None or privacy.noise is None:
+            front.step(self._answered)
+            return
+        if reply.norms is not None:
+            self._factors = privacy.factors(front.norms(), reply.norms)
+        front.step(release=Release(privacy.noise.normal(reply.step)), factors=self._factors)
+
+    def settle(self) -> Tensor | None:
+        """The clip factors (B,) of the last step, which the edge does not have yet; None where it needs none."""
+        factors, self._factors = self._factors, None
+        return factors
 
     def finish(self) -> None:
         """All batches are done; RunError if a cut gradient never came."""

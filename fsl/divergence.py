@@ -34,7 +34,8 @@ def diverged_in(rows: Iterable[Mapping[str, Any]], classes: int | None) -> int |
 
 def _is_not_finite(row: Mapping[str, Any]) -> bool:
     # A round in which nobody had a whole batch has no training loss either, and that is no divergence.
-    trained = "train_loss" in row and row.get("examples", 1) != 0
+    # Nor has one whose devices keep their losses to themselves.
+    trained = "train_loss" in row and row.get("examples", 1) != 0 and not row.get("losses_withheld")
     evaluated = row.get("accuracy") is not None and "loss" in row
     return (trained and not _finite(row["train_loss"])) or (evaluated and not _finite(row["loss"]))
 

@@ -69,10 +69,10 @@ class EdgeServer:
         """Start a round from the back that the cloud sent."""
         self.trainer.begin(bench, self.edge, back)
 
-    def open(self, device: int, weight: float) -> None:
-        """A device attaches; it stands for `weight` (its n_k) in averages over devices."""
-        self.trainer.open(device, weight)
-        self._sessions[device] = Session(device, weight)
+    def open(self, device: int, samples: float, weight: float | None = None) -> None:
+        """A device attaches, with n_k samples; it stands for `weight` (None: its n_k) in averages over devices."""
+        self.trainer.open(device, samples if weight is None else weight)
+        self._sessions[device] = Session(device, samples)
 
     def session(self, device: int) -> Session:
         """A device's session here."""
@@ -90,7 +90,7 @@ class EdgeServer:
                 f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
                 + ("no such device" if session is None else f"step {session.step}")
             )
-        upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets)
+        upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets, packet.factors)
         session.waiting[session.step] = len(upload.targets)
         session.step += 1
         session.up_bytes += upload_bytes(packet.smashed, packet.targets)
@@ -108,6 +108,10 @@ class EdgeServer:
     def flush(self) -> Sequence[ReplyPacket]:
         """The replies that are left when no device has anything left to upload."""
         return self._answers(self.trainer.flush())
+
+    def settle(self, device: int, factors: Tensor) -> None:
+        """What the samples of a device's last step count, where one clip is over front and back."""
+        self.trainer.settle(device, self._sessions[device].step - 1, factors)
 
     def close(self, device: int) -> Session:
         """A device is done for this round. Returns its figures."""
@@ -145,7 +149,7 @@ class EdgeServer:
             session.rows.append(session.waiting.pop(reply.step))
             if reply.gradient is None:
                 continue
-            answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient))
+            answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient), reply.norms)
             sent = reply_bytes(answer.gradient)
             session.down_bytes += sent
             session.pending = answer

@@ -1,7 +1,7 @@
 """The settings of a run that a strategy plans rounds from."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,10 +14,12 @@ from fsl.errors import ConfigError
 from fsl.mobility import Mobility
 from fsl.placement import Placement
 from fsl.plan import Fronts, Spec
+from fsl.privacy.settings import Privacy
 from fsl.states import Layout
 
 if TYPE_CHECKING:
     from fsl.costs import CostModel  # which builds profiles through fsl.config, which needs this module
+    from fsl.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Federation:
     costs: "CostModel | None" = None  # None: rounds have no simulated time
     placement: Placement | None = None  # None: any node may host any device and edge
     mobility: Mobility | None = None  # None: devices stay where they are
+    privacy: Privacy | None = None  # None: nothing is protected
+    ledger: "Ledger | None" = None  # what was spent against whom
 
     def __post_init__(self) -> None:
         for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
@@ -113,6 +117,9 @@ class CloudStrategy(Protocol):
 
     def trainer(self, round: int) -> Spec | None:
         """The edge trainer of this round; None trains the whole model on the devices."""
+
+    def select(self, round: int) -> Sequence[int]:
+        """The devices of a round."""
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings."""

@@ -3,16 +3,20 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, RunError
 from fsl.plan import Spec
 from fsl.states import Layout, Replica, State
 from fsl.targets import locate_allowed
+
+if TYPE_CHECKING:
+    from fsl.privacy.noise import Draw
+    from fsl.privacy.settings import SegmentPrivacy
 
 
 class SegmentRuntime:
@@ -24,7 +28,7 @@ class SegmentRuntime:
         self.accelerator = accelerator
         self.layout = Layout(self.module)
         self._installed: Replica | None = None
-        self._idle: dict[str, list[Learner]] = {}
+        self._idle: dict[object, list[Learner]] = {}
 
     def install(self, replica: Replica) -> None:
         """Put a replica's tensors into the module, unless they are there."""
@@ -34,14 +38,25 @@ class SegmentRuntime:
             self.layout.install(replica.tensors)
             self._installed = replica
 
-    def borrow(self, optimizer: "OptimizerRecipe") -> "Learner":
+    def borrow(self, optimizer: "OptimizerRecipe", privacy: "SegmentPrivacy | None" = None) -> "Learner":
         """A learner to train with: an idle one where there is one, so that buffers are allocated once."""
-        idle = self._idle.setdefault(optimizer.key, [])
-        return idle.pop() if idle else Learner(self, optimizer)
+        key = (optimizer.key, privacy)
+        idle = self._idle.setdefault(key, [])
+        if not idle:
+            idle.append(self._learner(optimizer, privacy))
+            idle[-1].key = key
+        return idle.pop()
 
     def give_back(self, learner: "Learner") -> None:
         """Hand a learner back for the next session."""
-        self._idle[learner.recipe.key].append(learner)
+        self._idle[learner.key].append(learner)
+
+    def _learner(self, optimizer: "OptimizerRecipe", privacy: "SegmentPrivacy | None") -> "Learner":
+        if privacy is None:
+            return Learner(self, optimizer)
+        from fsl.privacy.learner import PrivateLearner  # Opacus takes a while to import
+
+        return PrivateLearner(self, optimizer, privacy)
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,18 @@ class OptimizerRecipe:
             raise ConfigError(f"optimizer {self.spec.target}: {error}; its options are: {known}") from None
 
 
+@dataclass(frozen=True)
+class Release:
+    """A private step: the numbers that its noise is made of, and how many devices' batches it is over."""
+
+    noise: "Draw"
+    uploads: int = 1
+
+
 class Learner:
     """A replica of one segment with its optimizer, in one device's session (or in a cohort's)."""
+
+    key: object = None  # of those that it may stand in for
 
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
         self.runtime = runtime
@@ -93,8 +118,12 @@ class Learner:
             seeds.reseed(noise, self.runtime.accelerator)
             return self.runtime.module(inputs)
 
-    def step(self, backwards: int = 1) -> None:
-        """One optimizer step with the mean gradient of so many backward passes; the gradients are then dropped."""
+    def step(self, backwards: int = 1, release: Release | None = None, factors: Tensor | None = None) -> None:
+        """One optimizer step with the mean gradient of so many backward passes; the gradients are then dropped.
+
+        Where the segment is trained privately, `release` is where its noise comes from, and `factors` (B,) what each
+        sample's gradient is multiplied by, if that does not follow from this segment alone.
+        """
         if self.optimizer is not None:
             if backwards > 1:
                 for parameter in self.replica.parameters:
@@ -103,6 +132,10 @@ class Learner:
             self.optimizer.step()
             for parameter in self.replica.parameters:
                 parameter.grad = None
+
+    def norms(self) -> Tensor:
+        """The squared norm of each sample's gradient, (B,), where the segment is trained privately."""
+        raise RunError(f"segment {self.runtime.name} is not trained privately, and has no gradient per sample")
 
     def state(self) -> State:
         """The segment's values now, not copied."""

@@ -18,6 +18,7 @@ class UploadPacket:
     step: int
     smashed: Payload
     targets: Tensor
+    factors: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,22 @@ class ReplyPacket:
     device: int
     step: int
     gradient: Payload
+    norms: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What an edge trainer gets: smashed data (B, ...) and targets (B, ...) of one device's step."""
+    """What an edge trainer gets: smashed data (B, ...) and targets (B, ...) of one device's step.
+
+    `factors` (B',): what each sample's gradient of the step before is multiplied by, where one clip is over front and
+    back together.
+    """
 
     device: int
     step: int
     smashed: Tensor
     targets: Tensor
+    factors: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class Reply:
 
     `gradient` is None where nothing goes back; `loss` is the device's mean loss, a scalar without graph, and stays
     at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
+    `norms` (B,): the squared norm of each sample's gradient over the back, where one clip is over both segments.
     """
 
     device: int
@@ -52,3 +60,4 @@ class Reply:
     gradient: Tensor | None
     loss: Tensor
     common: bool = False
+    norms: Tensor | None = None

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from fsl.errors import WireError
+from fsl.errors import ConfigError, WireError
 from fsl.mobility import ON_MOVE, Move, OnMove
+from fsl.privacy.settings import Privacy
 
 Fronts = Literal["averaged", "private", "relayed"]
 
@@ -64,6 +65,7 @@ class RoundPlan:
     down: str
     moves: tuple[Move, ...] = ()  # of the devices in these cohorts
     on_move: OnMove = "migrate"
+    privacy: Privacy | None = None
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -90,6 +92,7 @@ class RoundPlan:
         _check(type(raw["one_by_one"]) is bool, f"one_by_one={raw['one_by_one']!r}")
         raw["optimizer"], raw["device"] = _spec(raw["optimizer"]), _spec(raw["device"])
         raw["trainer"] = None if raw["trainer"] is None else _spec(raw["trainer"])
+        raw["privacy"] = None if raw["privacy"] is None else _privacy(raw["privacy"])
         return RoundPlan(**raw)
 
 
@@ -152,6 +155,13 @@ def _cohort(raw: Any) -> CohortTask:
     fields = _fields(raw, CohortTask)
     fields["devices"] = tuple(_device(d) for d in fields["devices"])
     return CohortTask(**fields)
+
+
+def _privacy(raw: Any) -> Privacy:
+    try:
+        return Privacy.read(raw)
+    except (ConfigError, TypeError) as error:
+        raise WireError(f"this is not a round's plan: {error}") from None
 
 
 def _spec(raw: Any) -> Spec:

@@ -16,7 +16,7 @@ from fsl.targets import path_of
 from fsl.workload import Workload
 
 # Of the federation's fields: no settings, or described below.
-_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility")
+_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility", "privacy", "ledger")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
@@ -32,6 +32,8 @@ def settings(
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     if federation.aggregator is not None:
         values |= {f"aggregator.{k}": v for k, v in Aggregator(federation.aggregator).settings().items()}
+    if federation.privacy is not None:
+        values |= {f"privacy.{k}": v for k, v in flat(asdict(federation.privacy)).items()}
     if federation.mobility is not None:
         values["mobility"] = describe(federation.mobility)
     data, layouts = workload.data, federation.layouts

@@ -95,7 +95,7 @@ class RoamingCohorts:
 
     def _begin(self, edge: EdgeServer, device: int) -> Roamer:
         opened = self.devices.open(device)
-        edge.open(device, self.devices.samples(device))
+        edge.open(device, self.devices.samples(device), self.devices.weight(device))
         return Roamer(opened, edge, self._moves.get(device, ()), len(self.devices.batches[device].rows))
 
     def _train(self, roamers: Sequence[Roamer]) -> None:
@@ -165,7 +165,7 @@ class RoamingCohorts:
         to = self._server(edge)
         self.sides[edge].welcome(self.devices.tasks[device])
         roamer.device = self.devices.open(device)
-        to.open(device, self.devices.samples(device))
+        to.open(device, self.devices.samples(device), self.devices.weight(device))
         roamer.edge = to
         roamer.moves += 1
 

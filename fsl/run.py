@@ -24,6 +24,8 @@ from fsl.files import load_tensors
 from fsl.mobility import Mobility
 from fsl.objective import Objective, as_objective
 from fsl.observers import Observer
+from fsl.privacy.check import private_run
+from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Simulation
 from fsl.split import split
@@ -85,6 +87,7 @@ def simulate(
     edge_profile: DeviceChoice = "edge_gpu",
     link_profile: LinkChoice = "wifi_75",
     mobility: Mobility | None = None,
+    privacy: Privacy | None = None,
     backhaul_profile: LinkChoice = "lan",
     backend: Backend | None = None,
     allowed: Sequence[str] = (),
@@ -104,6 +107,7 @@ def simulate(
     profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw from, as in
     `{"pi3": 0.5, "pi4": 0.5}`. They change `sim_seconds` and `energy_joules`, never a weight. `mobility` says which
     devices move between edges in the middle of a round (None: they stay); their sessions go over `backhaul_profile`.
+    `privacy` says how their data are protected; what that comes to, against whom, is in `privacy.json`.
 
     `out` is the folder for results (none: nothing is kept); with `resume=True` the run in it goes on, bitwise as if it
     had never stopped. Raises ConfigError for what
@@ -134,6 +138,7 @@ def simulate(
         evaluate_devices=evaluate_devices,
         placement=backend.placement,
         mobility=mobility,
+        privacy=privacy,
     )
     partitioner = partition or IID()
     loss = as_objective(objective)
@@ -157,6 +162,13 @@ def simulate(
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
+        if privacy is not None:
+            sizes = [len(divided.indices(device)) for device in range(devices)]
+            path, real = folder.path / "privacy.json", backend.placement is not None
+            federation = private_run(
+                federation, strategy, model, loss, task.classes, sizes, path, secure=real, encrypted=real
+            )
+            strategy.bind(federation)
         divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
         settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)
         simulation = Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)

@@ -12,7 +12,12 @@ from fsl.device import Device, DeviceBench
 from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
 from fsl.learner import Learner, OptimizerRecipe
+from fsl.objective import Objective
 from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
+from fsl.privacy.device import device_privacy
+from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
+from fsl.privacy.noise import noise_source
+from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
 from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 from fsl.targets import locate_allowed
@@ -53,19 +58,31 @@ class DeviceSide:
         """n_k, what the device holds."""
         return len(self.worker.workload.partition.indices(device))
 
+    def weight(self, device: int) -> float:
+        """What a device counts in averages: n_k, or all alike where devices are protected as a whole."""
+        whole = self.plan.privacy is not None and self.plan.privacy.client is not None
+        return 1.0 if whole else float(self.samples(device))
+
     def open(self, device: int) -> Device:
         """Give a device its batches and its segments, as they are at the beginning of its round."""
         plan, worker = self.plan, self.worker
         rows = worker.workload.partition.indices(device)
-        self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single)
-        learners = {name: segment.borrow(self.recipe) for name, segment in self.segments.items()}
+        secure = worker.workload.secure
+        self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
+        learners = {name: segment.borrow(self.recipe, private(plan, name)) for name, segment in self.segments.items()}
         for name, learner in learners.items():
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
             learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
         bench = DeviceBench(
             device,
             load_batches(
-                batches, worker.workload.data.train, worker.workload.augmentation, plan, device, worker.accelerator
+                batches,
+                worker.workload.data.train,
+                worker.workload.augmentation,
+                plan,
+                device,
+                worker.accelerator,
+                relabelling(worker, plan, device, rows),
             ),
             learners["front"],
             learners.get("head"),
@@ -74,6 +91,7 @@ class DeviceSide:
             self._noise("head", device),
             self.up,
             self.down,
+            device_privacy(plan, device, secure),
         )
         opened = self._kind(bench, **plan.device.kwargs)
         if not isinstance(opened, Device):
@@ -86,7 +104,7 @@ class DeviceSide:
         for name, learner in self._learners(device).items():
             state = learner.state()
             if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
-                self.totals[name].add(state, self.samples(device.device), device.device)
+                self.totals[name].add(state, self.weight(device.device), device.device)
             if self.plan.fronts == "relayed":
                 self.relayed[name] = state.clone()
             elif self.plan.fronts == "private":
@@ -162,12 +180,14 @@ class EdgeSide:
             plan.seed,
             plan.round,
             back,
-            worker.workload.objective,
+            edge_objective(worker.workload.objective, plan),
             OptimizerRecipe(plan.optimizer, worker.workload.allowed),
             plan.learning_rates["back"],
             self._kept,
             self._keep,
             partial(new_total, back.layout, plan),
+            private(plan, "back"),
+            worker.workload.secure,
         )
         self.server.begin(bench, states["back"])
 
@@ -192,6 +212,43 @@ class EdgeSide:
     def _owner_task(self, owner: str) -> DeviceTask | CohortTask:
         kind, _, number = owner.partition("-")
         return self.tasks[int(number)] if kind == "device" else self.task
+
+
+def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
+    """How a plan has a segment trained privately; None: as ever."""
+    return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
+
+
+def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> Relabelling | None:
+    """A device's randomized labels; None where it tells the true ones.
+
+    Seeded ones follow from the seed; secure ones are drawn once and stay on the device's disk.
+    """
+    labels, classes = plan.privacy.labels if plan.privacy is not None else None, worker.workload.data.classes
+    if labels is None or plan.trainer is None:
+        return None
+    if classes is None or classes < 2:
+        raise ConfigError("privacy.labels: this device's data have no classes to choose a label from")
+    noise = noise_source(worker.workload.secure, plan.seed, "labels", device=device)
+    if not worker.workload.secure:
+        return Relabelling(rows, draw_shifts(len(rows), classes, labels.epsilon, noise), classes)
+    owner = f"labels/{device}/{labels.epsilon:g}"
+    if (kept := worker.store.load(owner, 1)) is None:
+        kept = {"shifts": draw_shifts(len(rows), classes, labels.epsilon, noise)}
+        worker.store.save(owner, 1, kept, (0, 0))
+        worker.store.sync()  # before any of them is told
+    if len(kept["shifts"]) != len(rows):
+        raise ConfigError(
+            f"device {device} holds {len(rows)} samples, and labels were drawn for {len(kept['shifts'])}; a data set "
+            "that changed needs a folder of its own"
+        )
+    return Relabelling(rows, kept["shifts"], classes)
+
+
+def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
+    """What a back minimises: the run's objective, corrected where labels are randomized."""
+    labels = plan.privacy.labels if plan.privacy is not None else None
+    return CorrectedCrossEntropy(labels.epsilon) if labels is not None and labels.correct else objective
 
 
 def load_kept(

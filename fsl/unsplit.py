@@ -1,20 +1,37 @@
 """The control: devices train the whole model, without a cut and without an edge (FedAvg's device half)."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import device_error
+from fsl.cohort import device_error, loss_told, rows_told
 from fsl.edge import weighted_loss
 from fsl.errors import FslError
-from fsl.learner import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
+from fsl.learner import (
+    OptimizerRecipe,
+    Release,
+    SegmentRuntime,
+    dump_optimizer,
+    load_optimizer,
+    set_learning_rate,
+)
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.privacy.client import clip_update
+from fsl.privacy.device import joint_factors
+from fsl.privacy.noise import noise_source
+from fsl.privacy.settings import SegmentPrivacy
 from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.sides import new_total
+from fsl.sides import new_total, private
 from fsl.states import Replica, State
 from fsl.workload import Worker
+
+if TYPE_CHECKING:
+    from fsl.privacy.learner import Privatizer
 
 
 class UnsplitCohort:
@@ -29,11 +46,16 @@ class UnsplitCohort:
         self.plan = plan
         self.worker = worker
         self.states = states
-        self.segments = list(worker.chain.values())
+        self.secure = worker.workload.secure
+        self.private = {name: private(plan, name) for name in worker.chain}
+        self.segments = [privately(segment, self.private[name]) for name, segment in worker.chain.items()]
         self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]
         parameters = [p for replica in self.replicas for p in replica.parameters]
         self.optimizer = OptimizerRecipe(plan.optimizer, worker.workload.allowed).build(parameters)
         set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
+        for segment, replica in zip(self.segments, self.replicas):
+            segment.install(replica)
+        self.privatizers = privatizers(self.segments, self.replicas, self.private)
 
     def run(self) -> CohortResult:
         """Train every device once; the totals hold n_k * w_k of every segment."""
@@ -41,14 +63,23 @@ class UnsplitCohort:
         reports = []
         for task in self.task.devices:
             reports.append(self._train(task))
+            weight = self._clip()
             for segment, replica in zip(self.segments, self.replicas):
-                totals[segment.name].add(replica.collect(), reports[-1].samples, task.device)
+                totals[segment.name].add(replica.collect(), weight or reports[-1].samples, task.device)
         return CohortResult(totals, tuple(reports), {})
+
+    def _clip(self) -> float:
+        """Where devices are protected as a whole: shorten the update, and return their weight; 0 where they are not."""
+        if self.plan.privacy is None or self.plan.privacy.client is None:
+            return 0.0
+        starts = [self.states[segment.name] for segment in self.segments]
+        clip_update(starts, [replica.collect() for replica in self.replicas], self.plan.privacy.client.clip)
+        return 1.0
 
     def _train(self, task: DeviceTask) -> DeviceReport:
         plan, workload, device = self.plan, self.worker.workload, task.device
         rows = workload.partition.indices(device)
-        batches = plan_batches(rows, plan, device, self.worker.skip_single)
+        batches = plan_batches(rows, plan, device, self.worker.skip_single, self.secure)
         for segment, replica in zip(self.segments, self.replicas):
             replica.load(self.states[segment.name])
             segment.install(replica)
@@ -61,7 +92,9 @@ class UnsplitCohort:
         )
         try:
             for inputs, targets in loader:
-                losses.append(self._step(inputs, targets, [noise.at(len(losses)) for noise in noises]))
+                at = [noise.at(len(losses)) for noise in noises]
+                releases = [self._release(name, device, len(losses)) for name in self.privatizers]
+                losses.append(self._step(inputs, targets, at, releases))
         except FslError:
             raise
         except Exception as error:
@@ -70,11 +103,11 @@ class UnsplitCohort:
             self.worker.store.save(owner, plan.round, dump_optimizer(self.optimizer), (task.version, task.saved))
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
-        loss = weighted_loss(losses, sizes)
+        loss = loss_told(plan, weighted_loss(losses, sizes))
         return DeviceReport(
             device,
             len(rows),
-            sum(sizes),
+            rows_told(plan, sum(sizes), len(sizes)),
             len(sizes),
             batches.skipped,
             loss,
@@ -83,15 +116,60 @@ class UnsplitCohort:
             model_bytes=model_bytes,
         )
 
-    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int]) -> Tensor:
-        values = inputs
-        for segment, noise in zip(self.segments, noises):
-            with DEFAULT_GENERATOR:
-                reseed(noise, segment.accelerator)
-                values = segment.module(values)
-        loss = self.worker.workload.objective.loss(values, targets)
-        loss.backward()
+    def _release(self, segment: str, device: int, step: int) -> Release:
+        plan = self.plan
+        noise = noise_source(self.secure, plan.seed, "dp-noise", segment=segment, device=device, round=plan.round)
+        return Release(noise.normal(step))
+
+    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release]) -> Tensor:
+        values, loss = inputs, inputs.new_zeros(())
+        if len(inputs):
+            for segment, noise in zip(self.segments, noises):
+                with DEFAULT_GENERATOR:
+                    reseed(noise, segment.accelerator)
+                    values = segment.module(values)
+            loss = self.worker.workload.objective.loss(values, targets)
+            loss.backward()
+        privatize(list(self.privatizers.values()), releases)
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+
+def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> SegmentRuntime:
+    """A segment that Opacus's hooks may be put on: a copy, for another cohort may have a use for the original."""
+    if privacy is None:
+        return segment
+    from fsl.privacy.learner import hookable
+
+    module = copy.deepcopy(segment.module)
+    hookable(module)
+    return SegmentRuntime(segment.name, module, segment.accelerator)
+
+
+def privatizers(
+    segments: Sequence[SegmentRuntime], replicas: Sequence[Replica], private: Mapping[str, SegmentPrivacy | None]
+) -> dict[str, "Privatizer"]:
+    """What makes each segment's step private, by name."""
+    found = {}
+    for segment, replica in zip(segments, replicas):
+        privacy = private[segment.name]
+        if privacy is not None and replica.parameters:
+            from opacus.grad_sample import GradSampleHooks
+
+            from fsl.privacy.learner import Privatizer
+
+            GradSampleHooks(segment.module)
+            found[segment.name] = Privatizer(replica.parameters, privacy)
+    return found
+
+
+def privatize(privatizers: Sequence["Privatizer"], releases: Sequence[Release]) -> None:
+    """Private gradients of all segments, by one clip where it is over both."""
+    factors = None
+    if privatizers and privatizers[0].privacy.joint:
+        zero, norms = torch.zeros(()), [one.norms() for one in privatizers]
+        factors = joint_factors(privatizers[0].privacy.clip, norms[0], norms[1] if len(norms) > 1 else zero)
+    for one, release in zip(privatizers, releases):
+        one.privatize(release, factors)

@@ -31,6 +31,7 @@ class Workload:
     threads: int = 1
     accelerator: str = "cpu"
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
+    secure: bool = False  # privacy's noise comes from the machine's secure generator, and is not repeatable
 
 
 class Worker:

@@ -25,6 +25,7 @@ from fsl.config import (
     build_mobility,
     build_model,
     build_optimizer,
+    build_privacy,
     build_trackers,
     read_config,
 )
@@ -90,6 +91,7 @@ def simulate_config(
         edge_profile=build("edge", top.edge),
         link_profile=build("link", top.link),
         mobility=build_mobility(top.mobility),
+        privacy=build_privacy(top.privacy),
         backhaul_profile=build("backhaul", top.backhaul),
         backend=build_backend(top.backend) if backend_of is None else backend_of(top, data),
         out=folder,

@@ -14,6 +14,7 @@ from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
 from fsl.mobility import Move, OnMove, moves_of
 from fsl.plan import Fronts, Spec
+from fsl.privacy.client import noised_means
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.states import State, Total, WeightedSum
@@ -95,7 +96,20 @@ class Algorithm:
             shared = {name: total for name, total in totals.items() if name not in own}
             start = record_to_states(previous, {name: self.federation.layouts[name] for name in own})
             new = self._aggregator.combine(round, own, self.federation.layouts, start) if own else {}
-        return new | {name: total.mean() for name, total in shared.items() if isinstance(total, WeightedSum)}
+        return new | self._means(round, {n: total for n, total in shared.items() if isinstance(total, WeightedSum)})
+
+    def _means(self, round: int, totals: Mapping[str, WeightedSum]) -> dict[str, State]:
+        """The mean of each segment, with noise where devices are protected as a whole."""
+        means = {name: total.mean() for name, total in totals.items()}
+        federation = self.federation
+        client = None if federation.privacy is None else federation.privacy.client
+        if client is None or not means:
+            return means
+        assert federation.ledger is not None
+        devices = next(iter(totals.values())).weight  # they count alike
+        std = client.noise_multiplier * client.clip / devices
+        secure = federation.ledger.setting.secure
+        return noised_means(means, federation.layouts, std, secure, federation.seed, round)
 
     def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
         """What to add to the round's metrics, from the devices' reports and the edges' counts."""
@@ -150,12 +164,17 @@ class Algorithm:
 
     def state(self) -> dict[str, Any]:
         """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
-        return {"versions": dict(self._versions), "sim_clock": self._clock}
+        ledger = self._federation.ledger if self._federation is not None else None
+        return {"versions": dict(self._versions), "sim_clock": self._clock} | (
+            {} if ledger is None else {"ledger": ledger.state()}
+        )
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
         self._clock = float(state["sim_clock"])
+        if self.federation.ledger is not None:
+            self.federation.ledger.load_state(state["ledger"])
         self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:

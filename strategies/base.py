@@ -80,7 +80,10 @@ class SplitStrategy(Algorithm, Strategy):
             up=federation.up,
             down=federation.down,
             on_move=self.on_move,
+            privacy=federation.privacy,
         )
+        if federation.ledger is not None:
+            federation.ledger.before(chosen)
         if self._look(grid):
             moving = replace(plan, moves=self._moves)
             yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
@@ -109,12 +112,16 @@ class SplitStrategy(Algorithm, Strategy):
         for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
             self._versions[f"edge-{move.edge}"] = server_round
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
+        if self.federation.privacy is not None and self.federation.privacy.withheld:
+            del measured["train_loss"]
         if (costs := self.federation.costs) is not None:
             trainer = self.trainer(server_round)
             measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
             measured |= movements(reports, collected.figures)
+        if self.federation.ledger is not None:
+            self.federation.ledger.after(reports)
         return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, collected.figures)})
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
@@ -247,8 +254,13 @@ class SplitStrategy(Algorithm, Strategy):
         return result
 
     def remarks(self) -> Mapping[str, Any]:
-        """Which devices were lost in the last round and why, where nodes host what they host."""
-        return {"lost": {str(device): reason for device, reason in self._lost.items()}} if self._placed else {}
+        """Which devices were lost in the last round and why, where nodes host what they host; and what is spent."""
+        lost = {"lost": {str(device): reason for device, reason in self._lost.items()}} if self._placed else {}
+        federation = self.federation
+        if federation.ledger is None or federation.privacy is None:
+            return lost
+        withheld = {"losses_withheld": True} if federation.privacy.withheld else {}
+        return {**lost, **withheld, **federation.ledger.figures()}
 
     # Planning.
 

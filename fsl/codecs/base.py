@@ -49,6 +49,7 @@ class Codec(ABC):
     """
 
     name: ClassVar[str]
+    rowwise: ClassVar[bool] = False  # what becomes of a row does not depend on the other rows
 
     @abstractmethod
     def encode(self, values: Tensor) -> Payload:

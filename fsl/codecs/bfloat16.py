@@ -18,6 +18,7 @@ class BFloat16(Codec):
     """
 
     name: ClassVar[str] = "bfloat16"
+    rowwise: ClassVar[bool] = True
 
     def encode(self, values: Tensor) -> Payload:
         """The values in bfloat16."""

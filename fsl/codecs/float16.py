@@ -18,6 +18,7 @@ class Float16(Codec):
     """
 
     name: ClassVar[str] = "float16"
+    rowwise: ClassVar[bool] = True
 
     def encode(self, values: Tensor) -> Payload:
         """The values in float16."""

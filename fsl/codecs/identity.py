@@ -12,6 +12,7 @@ class Identity(Codec):
     """Sends tensors as they are; in one process they are not copied. Error: none."""
 
     name: ClassVar[str] = "identity"
+    rowwise: ClassVar[bool] = True
 
     def encode(self, values: Tensor) -> Payload:
         """The tensor itself."""

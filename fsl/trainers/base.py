@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError
-from fsl.learner import Learner, OptimizerRecipe, SegmentRuntime
+from fsl.learner import Learner, OptimizerRecipe, Release, SegmentRuntime
 from fsl.messages import Reply, Upload
 from fsl.objective import Objective
+from fsl.privacy.noise import noise_source
+from fsl.privacy.settings import Privacy, SegmentPrivacy
 from fsl.states import State, Total, WeightedSum
 
 
@@ -28,6 +31,28 @@ class EdgeBench:
     kept: Callable[[str], Mapping[str, Tensor] | None]  # an owner's kept optimizer state, None if it starts anew
     keep: Callable[[str, Learner], None]  # put an owner's optimizer state away, where the run keeps them
     total: Callable[[], Total]  # where replicas go: a sum, or states one by one if the cloud asks for them
+    privacy: SegmentPrivacy | None = None  # how the back is trained privately; None: as ever
+    secure: bool = False  # the noise of privacy comes from the machine's secure generator
+
+    def borrow(self) -> Learner:
+        """A learner of the back."""
+        return self.back.borrow(self.optimizer, self.privacy)
+
+    def rows(self, uploaded: int) -> float:
+        """How many rows a batch counts in averages over edges: the expected ones where its own size is private."""
+        expected = None if self.privacy is None else self.privacy.expected_rows
+        return uploaded if expected is None else expected
+
+    def release(self, step: int, owner: int | str, uploads: int = 1) -> Release | None:
+        """What a private step of the back is made of, over so many devices' batches; None where it is not private.
+
+        `owner` is the device whose batch it is, or the edge's name where it is of no single device.
+        """
+        if self.privacy is None:
+            return None
+        segment, device = ("back", owner) if isinstance(owner, int) else (f"back/{owner}", -1)
+        noise = noise_source(self.secure, self.seed, "dp-noise", segment=segment, device=device, round=self.round)
+        return Release(noise.normal(step), uploads)
 
     def noise(self, device: int) -> seeds.Stream:
         """The stream that the back's random layers draw from in a device's steps."""
@@ -55,6 +80,7 @@ class EdgeTrainer(ABC):
     `window`: the steps that a device uploads before it waits for the replies; 0: it never waits.
     `passes`: how often the back runs forward and backward over an upload, for simulated time.
     `movable`: a device may move to another edge in the middle of a round.
+    `private`: its back can be trained by DP-SGD.
     """
 
     lockstep: bool = False
@@ -62,6 +88,7 @@ class EdgeTrainer(ABC):
     window: int = 1
     passes: float = 1.0
     movable: bool = False
+    private: ClassVar[bool] = False
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""
@@ -75,7 +102,7 @@ class EdgeTrainer(ABC):
 
     @abstractmethod
     def open(self, device: int, weight: float) -> None:
-        """A device's session begins; it stands for `weight` (its n_k) in averages over devices."""
+        """A device's session begins; it stands for `weight` (as a rule its n_k) in averages over devices."""
 
     @abstractmethod
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
@@ -88,6 +115,22 @@ class EdgeTrainer(ABC):
     @abstractmethod
     def close(self, device: int) -> None:
         """A device's session ends, all its batches done."""
+
+    def update(self, device: int) -> tuple[State, State]:
+        """The back that a device of its own started from, and as it is now, not copied."""
+        raise ConfigError(f"{type(self).__name__} has no back of a device's own")
+
+    def unaccountable(self, privacy: Privacy) -> str | None:
+        """Why training with this trainer has no valid account, and what to change; None where it has."""
+        return None
+
+    def spread(self, devices: int) -> int:
+        """How many of so many devices' fronts one sample moves in a step."""
+        return 1
+
+    def settle(self, device: int, step: int, factors: Tensor) -> None:
+        """The clip factors (B,) of a device's step, where one clip is over front and back."""
+        raise ConfigError(f"{type(self).__name__} has no clip over front and back together")
 
     def abandon(self, device: int) -> None:  # noqa: B027 - most have nothing to drop
         """A device is lost in the middle of the round: what it alone had is dropped, and never counted."""
@@ -118,9 +161,9 @@ class SharedBack(EdgeTrainer):
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
         super().begin(bench, edge, back)
-        self.learner = bench.back.borrow(bench.optimizer)
+        self.learner = bench.borrow()
         self.learner.begin(back, bench.learning_rate, bench.kept(f"edge-{edge}"))
-        self.examples = 0
+        self.examples = 0.0
 
     def open(self, device: int, weight: float) -> None:
         """The device joins the shared back."""
@@ -145,8 +188,18 @@ class SharedBack(EdgeTrainer):
         return total
 
 
-def train_back(learner: Learner, objective: Objective, upload: Upload, noise: int, answers: bool = True) -> Reply:
+def train_back(
+    learner: Learner,
+    objective: Objective,
+    upload: Upload,
+    noise: int,
+    answers: bool = True,
+    release: Release | None = None,
+    joint: bool = False,
+) -> Reply:
     """One step of a back on one device's upload: forward, loss, backward, optimizer step.
+
+    With a `joint` clip the step itself comes later, when the device has said what each sample's gradient counts.
 
     The cut gradient is that of the weights before the step. The back runs on a clone of the leaf that collects it,
     so that an in-place activation behind the cut is no error. `answers=False` leaves the cut gradient out.
@@ -154,10 +207,16 @@ def train_back(learner: Learner, objective: Objective, upload: Upload, noise: in
     leaf = upload.smashed.detach()
     if answers and leaf.is_floating_point():
         leaf = leaf.requires_grad_()
+    loss, norms = leaf.new_zeros(()), None
     try:
-        loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
-        loss.backward()
-        learner.step()
+        if len(leaf):
+            loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
+            loss.backward()
+        if joint:
+            norms = learner.norms()
+        else:
+            learner.step(release=release)
     except Exception as error:
         raise StepError(upload.device, upload.step) from error
-    return Reply(upload.device, upload.step, leaf.grad, loss.detach())
+    gradient = leaf.grad if len(leaf) or not answers else torch.zeros_like(leaf)
+    return Reply(upload.device, upload.step, gradient, loss.detach(), norms=norms)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError, one_of
-from fsl.learner import set_learning_rate
+from fsl.learner import Release, set_learning_rate
 from fsl.messages import Reply, Upload
+from fsl.privacy.settings import Privacy
 from fsl.states import State
 from fsl.trainers.base import EdgeBench, SharedBack
 
@@ -43,6 +44,7 @@ class Pooled(SharedBack):
 
     lockstep = True
     movable = True
+    private = True
 
     def __init__(
         self,
@@ -77,16 +79,24 @@ class Pooled(SharedBack):
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
         """One step of the back on all uploads together; to each device its own gradient, or the common one."""
+        everybody, messages = messages, [upload for upload in messages if len(upload.targets)]
+        release = self.bench.release(everybody[0].step, f"edge-{self.edge}", len(everybody))
+        self.examples += sum(self.bench.rows(len(upload.targets)) for upload in everybody)
+        if not messages:
+            self.learner.step(release=release)
+        nobody = [Reply(u.device, u.step, u.smashed, torch.zeros(())) for u in everybody if not len(u.targets)]
+        return sorted([*(self._step(messages, release) if messages else []), *nobody], key=lambda r: r.device)
+
+    def _step(self, messages: Sequence[Upload], release: Release | None) -> Sequence[Reply]:
         step = self._sized(messages)
         leaf = torch.cat([upload.smashed.detach() for upload in messages])
         if leaf.is_floating_point():
             leaf.requires_grad_()
         set_learning_rate(self.learner.optimizer, self.bench.learning_rate * self._scale(step.sizes))
         try:
-            losses = self._train(leaf, step)
+            losses = self._train(leaf, step, release)
         except Exception as error:
             raise StepError(messages[0].device, messages[0].step) from error
-        self.examples += sum(step.sizes)
         if leaf.grad is None:
             return [Reply(u.device, u.step, None, loss) for u, loss in zip(messages, losses)]
         gradients = [
@@ -97,6 +107,28 @@ class Pooled(SharedBack):
             Reply(u.device, u.step, common.get(k, gradients[k]), losses[k], common=k in common)
             for k, u in enumerate(messages)
         ]
+
+    def unaccountable(self, privacy: Privacy) -> str | None:
+        """Averaged gradients need rows that keep their positions, and all else sizes that mean nothing."""
+        if privacy.poisson and self.phi > 0:
+            return (
+                f"phi={self.phi}: averaged cut gradients let a sample move other devices' fronts by where its row is, "
+                "and a Poisson draw shifts the rows, so nothing bounds it; use phi=0, or "
+                "privacy.dp_sgd.sampling=shuffle"
+            )
+        if privacy.poisson and self.alpha > 0:
+            return (
+                f"alpha={self.alpha}: the learning rate would follow the sizes of Poisson batches; use alpha=0, or "
+                "privacy.dp_sgd.sampling=shuffle"
+            )
+        if self.weights != "rows":
+            return f"weights={self.weights}: every sample must count alike in the back's step; use weights=rows"
+        return None
+
+    def spread(self, devices: int) -> int:
+        """The subset that gets the averaged gradient."""
+        size = devices if self.subset == "all" and self.phi else math.floor(self.phi * devices + 0.5)
+        return max(size, 1)
 
     def figures(self) -> Mapping[str, int]:
         """`averaged`: cut gradients that were replaced by the common one; `ragged`: dropped from it, or padded."""
@@ -111,7 +143,7 @@ class Pooled(SharedBack):
     def _scale(self, sizes: list[int]) -> float:
         return float((sum(sizes) / max(sizes)) ** self.alpha)
 
-    def _train(self, leaf: Tensor, step: _Step) -> list[Tensor]:
+    def _train(self, leaf: Tensor, step: _Step, release: Release | None) -> list[Tensor]:
         """Forward, backward, optimizer step; the mean loss of each device."""
         objective = self.bench.objective
         outputs = self.learner.forward(leaf.clone(), self._noise.at(step.uploads[0].step))
@@ -129,7 +161,7 @@ class Pooled(SharedBack):
             loss = own[0] if len(own) == 1 else torch.stack(own) @ torch.tensor(step.shares).to(own[0])
             losses = [part.detach() for part in own]
         loss.backward()
-        self.learner.step()
+        self.learner.step(release=release)
         return losses
 
     def _common(self, step: int, sizes: list[int], gradients: list[Tensor]) -> dict[int, Tensor]:

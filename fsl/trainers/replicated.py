@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fsl import seeds
 from fsl.learner import Learner
 from fsl.messages import Reply, Upload
@@ -25,6 +27,7 @@ class Replicated(EdgeTrainer):
 
     divisible = True
     movable = True
+    private = True
     answers = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
@@ -36,18 +39,30 @@ class Replicated(EdgeTrainer):
     def open(self, device: int, weight: float) -> None:
         """Give the device a replica of the back."""
         bench = self.bench
-        learner = bench.back.borrow(bench.optimizer)
+        learner = bench.borrow()
         learner.begin(self.back, bench.learning_rate, bench.kept(f"device-{device}"))
         self._replicas[device] = _Replica(learner, bench.noise(device), weight)
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
         """Train each device's own replica on its upload."""
-        replies = []
+        bench, replies = self.bench, []
+        joint = bench.privacy is not None and bench.privacy.joint
         for upload in messages:
             replica = self._replicas[upload.device]
             noise = replica.noise.at(upload.step)
-            replies.append(train_back(replica.learner, self.bench.objective, upload, noise, self.answers))
+            if upload.factors is not None:
+                self.settle(upload.device, upload.step - 1, upload.factors)
+            release = bench.release(upload.step, upload.device)
+            replies.append(train_back(replica.learner, bench.objective, upload, noise, self.answers, release, joint))
         return replies
+
+    def settle(self, device: int, step: int, factors: Tensor) -> None:
+        """Step the device's replica, by what each of its samples counts."""
+        self._replicas[device].learner.step(release=self.bench.release(step, device), factors=factors)
+
+    def update(self, device: int) -> tuple[State, State]:
+        """The back that the device started from, and its replica."""
+        return self.back, self._replicas[device].learner.state()
 
     def close(self, device: int) -> None:
         """Add the device's replica to the average."""
@@ -73,6 +88,6 @@ class Replicated(EdgeTrainer):
         """Go on with a replica that another edge trained so far."""
         assert snapshot.back is not None
         bench = self.bench
-        learner = bench.back.borrow(bench.optimizer)
+        learner = bench.borrow()
         learner.begin(snapshot.back, bench.learning_rate, snapshot.optimizer)
         self._replicas[device] = _Replica(learner, bench.noise(device), snapshot.weight)

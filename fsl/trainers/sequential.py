@@ -22,6 +22,7 @@ class Sequential(SharedBack):
     released code. `order="fixed"` trains device after device in order of id (vanilla split learning).
     """
 
+    private = True
     ORDERS = ("step", "round", "fixed")
 
     def __init__(self, order: Literal["step", "round", "fixed"] = "step"):
@@ -50,8 +51,9 @@ class Sequential(SharedBack):
         replies = []
         for upload in messages:
             noise = self._noise[upload.device].at(upload.step)
-            replies.append(train_back(self.learner, self.bench.objective, upload, noise))
-            self.examples += len(upload.targets)
+            release = self.bench.release(upload.step, upload.device)
+            replies.append(train_back(self.learner, self.bench.objective, upload, noise, release=release))
+            self.examples += self.bench.rows(len(upload.targets))
         return replies
 
     def _shuffled(self, items: Sequence[T], step: int) -> list[T]:

@@ -172,6 +172,8 @@ class RoundDesk:
 
     async def _told(self, event: Callable[[Callable[[Any], None]], Any]) -> Any:
         """What the thread that computes makes of an event."""
+        if self._resting:
+            raise Refusal(Code.FAILED_PRECONDITION, f"the round is over at edge {self.here.edge}")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
 

@@ -168,6 +168,8 @@ class RoamingRound(EdgeRound):
 
     def _delivered(self, event: Delivered) -> None:
         device, attendance = event.device, self.all[event.device]
+        if device not in self._held:
+            return  # it has settled at another edge meanwhile
         frames, step = self._held.pop(device)
         if event.failure is None:
             self._late.pop(device, None)
@@ -190,6 +192,17 @@ class RoamingRound(EdgeRound):
         self.admission.sessions[device].move(frame(pb.ToDevice(moved=pb.Moved(edge=edge))))
         log.info("%s: device %d left for edge %d", self._where, device, edge, extra=self._about(device))
         self._mark_away(device, edge)
+
+    def _gone(self, device: int, edge: int) -> None:
+        """A device went to another edge by itself, and its round is over there; what it left here never counts."""
+        log.warning("%s: device %d has settled at edge %d", self._where, device, edge, extra=self._about(device))
+        self._held.pop(device, None)
+        self._late.pop(device, None)
+        self.server.lose(device)
+        if (session := self.admission.sessions.get(device)) is not None:
+            session.move(frame(pb.ToDevice(moved=pb.Moved(edge=edge))))
+        self._mark_away(device, edge)
+        self.all[device].settled = True
 
     def _away(self, device: int, edge: int) -> None:
         """A device begins its round again at another edge."""
@@ -214,6 +227,10 @@ class RoamingRound(EdgeRound):
                 self.all[device].due = None
         if event.over:
             self._over.add(event.edge)
+        for device in event.settled & self.all.keys():
+            # Of a device that is here, only this counts: where it is may be old news.
+            if not self.all[device].settled and (device in self._held or not self.all[device].away):
+                self._gone(device, event.edge)
         for device, attendance in self.all.items():
             gone = device in event.settled or (event.over and self._at.get(device) == event.edge)
             if gone and attendance.away and device not in self._held:

@@ -1,0 +1,183 @@
+"""What has a valid account, and what is refused because it has none."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from fsl.batches import sample_rate
+from fsl.errors import ConfigError
+from fsl.federation import CloudStrategy, Federation
+from fsl.objective import CrossEntropy, Objective
+from fsl.privacy.accounting import solve
+from fsl.privacy.ledger import Ledger, Setting, Tally, claim
+from fsl.privacy.settings import Privacy
+from fsl.targets import locate
+from fsl.trainers import EdgeTrainer
+
+log = logging.getLogger(__name__)
+
+
+def private_run(
+    federation: Federation,
+    strategy: CloudStrategy,
+    model: nn.Module,
+    objective: Objective,
+    classes: int | None,
+    samples: Sequence[int],
+    path: Path | None,
+    secure: bool,
+    encrypted: bool,
+) -> Federation:
+    """A federation with its noise multiplier solved for, and a ledger; ConfigError for what has no valid account.
+
+    `strategy` is bound to the federation; `samples` are the n_k by device; the ledger goes to `path`.
+    """
+    privacy = federation.privacy
+    assert privacy is not None
+    spec = strategy.trainer(1)
+    trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+    refuse_model(privacy, model)
+    refuse_training(privacy, strategy, trainer, federation)
+    refuse_labels(privacy, trainer, objective, classes)
+    if privacy.poisson:
+        for device, held in enumerate(samples):
+            sample_rate(held, federation.batch_size, device)
+    fewest = min(samples)
+    if privacy.private and privacy.delta >= 1 / fewest:
+        log.warning(
+            "privacy.delta=%g is not below 1/n=%.3g of the device with %d samples: at this delta a mechanism that "
+            "publishes one sample at random would count as private; use 1e-5 or less",
+            *(privacy.delta, 1 / fewest, fewest),
+        )
+    members = federation.devices_per_round or federation.devices
+    setting = Setting(
+        privacy,
+        strategy.fronts,
+        trainer is not None,
+        federation.batch_size,
+        federation.local_epochs,
+        1 if trainer is None else trainer.spread(members),
+        secure,
+        encrypted,
+    )
+    if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
+        rounds = Counter(device for round in range(1, federation.rounds + 1) for device in strategy.select(round))
+        setting = replace(setting, privacy=_solved(setting, samples, rounds))
+        log.info("noise multiplier %g for the epsilon asked for", setting.privacy.dp_sgd.noise_multiplier)  # type: ignore[union-attr]
+    return replace(federation, privacy=setting.privacy, ledger=Ledger(setting, samples, path))
+
+
+def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> Privacy:
+    privacy = setting.privacy
+    assert privacy.dp_sgd is not None
+    target = privacy.dp_sgd.target_epsilon
+    assert target is not None
+    ledger = Ledger(setting, samples, None)
+    tallies = {
+        Tally(samples[k]).more(n * ledger.steps(samples[k]), n * setting.passes, n) for k, n in rounds.items() if n
+    }
+
+    def cost(multiplier: float) -> float:
+        tried = replace(setting, privacy=privacy.with_multiplier(multiplier))
+        claims = [claim("model", tried, tally) for tally in tallies]
+        unbounded = next((found.unbounded for found in claims if found.epsilon is None), None)
+        if unbounded:
+            raise ConfigError(
+                f"privacy.dp_sgd.target_epsilon={target}: no noise multiplier reaches it, "
+                f"since against who gets the model it is unbounded: {unbounded}"
+            )
+        return max(found.epsilon or 0.0 for found in claims)
+
+    return privacy.with_multiplier(solve(target, cost))
+
+
+def refuse_model(privacy: Privacy, model: nn.Module) -> None:
+    """ConfigError for modules that differential privacy cannot train, in the words of Opacus's validator."""
+    if privacy.dp_sgd is None and privacy.client is None:
+        return
+    from opacus.validators import ModuleValidator  # Opacus takes a while to import
+
+    before = model.training
+    errors = ModuleValidator.validate(model.train())
+    model.train(before)
+    if errors:
+        words = str(errors[0]).split(". ")[0]
+        raise ConfigError(
+            f"privacy: the model has a module that cannot be trained privately: {words}. Use model.norm=group, or "
+            "opacus.validators.ModuleValidator.fix(model) for a model of your own"
+        )
+
+
+def refuse_training(
+    privacy: Privacy, strategy: CloudStrategy, trainer: EdgeTrainer | None, federation: Federation
+) -> None:
+    """ConfigError for algorithms and settings under which what is clipped is not what one sample contributes."""
+    name = type(strategy).__name__
+    if privacy.client is not None:
+        if trainer is not None and not trainer.divisible:
+            raise ConfigError(
+                f"privacy.client: {name} has a back that devices share, which learns from each of them unclipped; use "
+                "a strategy with a back per device (splitfed_v1), or privacy=dp_sgd"
+            )
+        if strategy.fronts != "averaged":
+            raise ConfigError(
+                f"privacy.client: {name} has {strategy.fronts} fronts, and only averaged updates can be noised at the "
+                "cloud; use splitfed_v1"
+            )
+        if federation.aggregator is not None:
+            raise ConfigError("privacy.client: the noise is that of a sum of updates; use aggregator=mean")
+        if federation.placement is not None:
+            raise ConfigError(
+                "privacy.client: a whole update is clipped where device and edge share a node, which those of a real "
+                "federation do not; use privacy=dp_sgd"
+            )
+    if privacy.cut is not None and trainer is None:
+        raise ConfigError(f"privacy.cut: {name} has no cut; use privacy=dp_sgd, or a strategy that splits the model")
+    if privacy.labels is not None and trainer is None:
+        raise ConfigError(f"privacy.labels: with {name} no labels leave a device; use privacy=dp_sgd")
+    if privacy.nopeek is not None and trainer is None:
+        raise ConfigError(f"privacy.nopeek: {name} has no smashed data; use a strategy that splits the model")
+    if (privacy.dp_sgd is not None or privacy.cut is not None or privacy.nopeek is not None) and strategy.local_loss:
+        raise ConfigError(f"privacy: devices of {name} train by a loss of their own, which has no private form here")
+    if privacy.dp_sgd is None:
+        return
+    if privacy.nopeek is not None:
+        raise ConfigError(
+            "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "
+            "bounds nothing; use dp_sgd without nopeek"
+        )
+    for way, path in (("up", federation.up), ("down", federation.down)):
+        if trainer is not None and not locate(path).rowwise:
+            raise ConfigError(
+                f"codec.{way}={path}: it encodes a batch as a whole, so that one sample changes what becomes of the "
+                "others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
+            )
+    if trainer is None:
+        return
+    if not trainer.private:
+        raise ConfigError(
+            f"privacy.dp_sgd: the back of {name} has no private step; use splitfed_v1, splitfed_v2, splitfed_v3, "
+            "vanilla, psl, sglr or fedavg"
+        )
+    if (reason := trainer.unaccountable(privacy)) is not None:
+        raise ConfigError(f"privacy.dp_sgd: {reason}")
+    if privacy.dp_sgd.clipping == "joint" and (not trainer.divisible or federation.mobility is not None):
+        raise ConfigError(
+            "privacy.dp_sgd.clipping=joint: it needs a back per device (splitfed_v1) and mobility=none, since a step "
+            "of the back waits for what its device says; use clipping=separate"
+        )
+
+
+def refuse_labels(privacy: Privacy, trainer: EdgeTrainer | None, objective: Objective, classes: int | None) -> None:
+    """ConfigError where labels are no classes."""
+    if privacy.labels is None or trainer is None:
+        return
+    if classes is None or not isinstance(objective, CrossEntropy):
+        raise ConfigError(
+            f"privacy.labels: randomized response is over classes, and the objective is {type(objective).__name__}; "
+            "use cross-entropy, or leave privacy.labels out"
+        )

@@ -1,0 +1,118 @@
+"""A segment trained by DP-SGD: Opacus finds each sample's gradient, and clips and adds them up."""
+
+import copy
+import warnings
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from fsl.errors import RunError
+from fsl.learner import Learner, OptimizerRecipe, Release, SegmentRuntime
+from fsl.privacy.settings import SegmentPrivacy
+
+# Of a segment's first layer, whose inputs have no gradient; its weights have theirs.
+warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed with respect to")
+
+
+class Privatizer(DPOptimizer):
+    """Turns the per-sample gradients of some parameters into one gradient with noise.
+
+    Opacus's own optimizer, with the noise from where fsl takes it, and clip factors that may be given from outside.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], privacy: SegmentPrivacy):
+        super().__init__(
+            torch.optim.SGD(parameters, lr=0.0),  # it only carries the parameters
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.clip,
+            expected_batch_size=1,
+        )
+        self.privacy = privacy
+        self._release: Release | None = None
+        self._factors: Tensor | None = None
+
+    def norms(self) -> Tensor:
+        """The squared norm of each sample's gradient, (B,)."""
+        self._fill_empty()
+        squares = [g.flatten(1).square().sum(1) if len(g) else g.new_zeros(0) for g in self.grad_samples]
+        return torch.stack(squares).sum(0)
+
+    def privatize(self, release: Release, factors: Tensor | None = None) -> None:
+        """Clip, add up, add noise, divide by the batch's (expected) rows; the result is in each parameter's `grad`."""
+        self._fill_empty()
+        rows = len(self.grad_samples[0])
+        expected = self.privacy.expected_rows
+        self.expected_batch_size = max(rows, 1) if expected is None else expected * release.uploads
+        self._release, self._factors = release, factors
+        self.pre_step()
+        for parameter in self.params:
+            parameter.grad_sample = parameter.summed_grad = None
+
+    def clip_and_accumulate(self) -> None:
+        """As Opacus, or with the factors that were given."""
+        if self._factors is None:
+            super().clip_and_accumulate()
+            return
+        for parameter in self.params:
+            samples = self._get_flat_grad_sample(parameter)
+            parameter.summed_grad = torch.einsum("i,i...", self._factors.to(samples), samples)
+
+    def add_noise(self) -> None:
+        """As Opacus, with numbers of our own source."""
+        assert self._release is not None
+        std = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            total = parameter.summed_grad
+            # 0 * noise would cost as much as noise.
+            parameter.grad = total + std * self._release.noise(total.shape).to(total) if std else total.clone()
+
+    def _fill_empty(self) -> None:
+        """A batch without rows has run through no layer."""
+        for parameter in self.params:
+            if getattr(parameter, "grad_sample", None) is None:
+                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+
+
+class PrivateLearner(Learner):
+    """A learner whose steps are releases of DP-SGD.
+
+    It has a module of its own: Opacus keeps activations in the module, and learners would find each other's there.
+    """
+
+    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy):
+        module = copy.deepcopy(runtime.module)
+        hookable(module)
+        super().__init__(SegmentRuntime(runtime.name, module, runtime.accelerator), recipe)
+        self.runtime.install(self.replica)
+        self.privatizer = Privatizer(self.replica.parameters, privacy) if self.replica.parameters else None
+        if self.privatizer is not None:
+            GradSampleHooks(module)
+
+    def forward(self, inputs: Tensor, noise: int) -> Tensor:
+        """The segment's output; that of no rows leaves no trace in the module."""
+        if len(inputs):
+            return super().forward(inputs, noise)
+        with torch.no_grad():
+            return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), noise)[:0]
+
+    def norms(self) -> Tensor:
+        """The squared norm of each sample's gradient over this segment, (B,)."""
+        assert self.privatizer is not None
+        return self.privatizer.norms()
+
+    def step(self, backwards: int = 1, release: Release | None = None, factors: Tensor | None = None) -> None:
+        """One optimizer step with the private gradient of the rows since the last one."""
+        if release is None:
+            raise RunError(f"segment {self.runtime.name} is trained privately, but its step names no release")
+        if self.privatizer is not None:
+            self.privatizer.privatize(release, factors)
+        super().step()
+
+
+def hookable(module: nn.Module) -> None:
+    """Activations in place would change what Opacus's hooks have kept."""
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]

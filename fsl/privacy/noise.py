@@ -1,0 +1,84 @@
+"""Where the randomness of privacy comes from: seeded in simulation, the machine's secure generator in a federation.
+
+Cloud and edge know a run's seed and could subtract seeded noise, so seeded noise protects nobody.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsl import seeds
+
+Draw = Callable[[Sequence[int]], Tensor]  # numbers of so many rows, columns, ...: float32, on the CPU
+
+
+class Noise(ABC):
+    """One purpose's random numbers, by step."""
+
+    @abstractmethod
+    def normal(self, step: int) -> Draw:
+        """Standard normal numbers of this step."""
+
+    @abstractmethod
+    def uniform(self, step: int) -> Draw:
+        """Uniform numbers in [0, 1) of this step, float64."""
+
+
+class SeededNoise(Noise):
+    """Derived from the run's seed, so that a simulation can be repeated; it protects nobody."""
+
+    def __init__(self, stream: seeds.Stream):
+        self._stream = stream
+
+    def normal(self, step: int) -> Draw:
+        """Torch's generator, seeded by the step."""
+        generator = self._generator(step)
+        return lambda shape: torch.randn(tuple(shape), generator=generator)
+
+    def uniform(self, step: int) -> Draw:
+        """Torch's generator, seeded by the step."""
+        generator = self._generator(step)
+        return lambda shape: torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+
+    def _generator(self, step: int) -> torch.Generator:
+        generator = torch.Generator()
+        generator.manual_seed(self._stream.at(step))
+        return generator
+
+
+class SecureNoise(Noise):
+    """From the operating system's generator; the same step gives other numbers each time.
+
+    A normal number is half the sum of four, against attacks on the holes that floating-point numbers leave (Holohan
+    and Braghin 2021, "Secure Random Sampling in Differential Privacy").
+    """
+
+    def normal(self, step: int) -> Draw:
+        """Box and Muller's method in float64."""
+        return _secure_normal
+
+    def uniform(self, step: int) -> Draw:
+        """53 random bits each."""
+        return lambda shape: torch.from_numpy(_secure_uniform(int(np.prod(shape, dtype=np.int64))).reshape(shape))
+
+
+def noise_source(secure: bool, seed: int, purpose: str, **where: int | str) -> Noise:
+    """The noise of one purpose; `where` as in `fsl.seeds.Stream`."""
+    return SecureNoise() if secure else SeededNoise(seeds.Stream(seed, purpose, **where))  # type: ignore[arg-type]
+
+
+def _secure_uniform(count: int) -> np.ndarray:
+    bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _secure_normal(shape: Sequence[int]) -> Tensor:
+    count = int(np.prod(shape, dtype=np.int64))
+    radius = np.sqrt(-2 * np.log1p(-_secure_uniform(2 * count)))
+    angle = 2 * np.pi * _secure_uniform(2 * count)
+    four = np.stack([radius * np.cos(angle), radius * np.sin(angle)]).reshape(4, count)
+    return torch.from_numpy((four.sum(axis=0) / 2).astype(np.float32).reshape(tuple(shape)))
