@@ -73,8 +73,10 @@ class Device:
             raise RuntimeError(f"device {self.device} got a cut gradient for step {reply.step}, and waits for none")
         if smashed.requires_grad:
             gradient, penalty = self.bench.down.decode(reply.gradient), self._penalties.pop(reply.step, None)
-            own = () if penalty is None else ((penalty, torch.ones_like(penalty)),)
-            torch.autograd.backward(*zip((smashed, gradient), *own))
+            if penalty is None:
+                torch.autograd.backward((smashed,), (gradient,))
+            else:
+                torch.autograd.backward((smashed, penalty), (gradient, torch.ones_like(penalty)))
         elif len(smashed):
             return  # nothing of it is trained
         self._answered += 1

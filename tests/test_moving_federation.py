@@ -117,7 +117,9 @@ def test_sessions_outlive_what_happens_while_they_move(federation, tmp_path):
     assert lost[2] == {"0"}
     assert lost[3:] == [set()] * 5
     assert found[0]["wasted_steps"] > 0
-    assert [row["moves"] for row in found[3:]] == [0, 1, 2, 2, 0]
+    assert [row["moves"] for row in found[3:5]] == [0, 1]
+    assert found[5]["moves"] in (1, 2)  # whether device 2 was done when edge 0 went away
+    assert [row["moves"] for row in found[6:]] == [2, 0]
     assert [row["wasted_steps"] > 0 for row in found[3:]] == [False, False, True, False, False]
     assert federation.outward.corrupted == 1
     finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fsl.errors import RunError
 from fsl.learner import Learner, OptimizerRecipe, Release, SegmentRuntime
 from fsl.privacy.settings import SegmentPrivacy
+from fsl.states import State
 
 # Of a segment's first layer, whose inputs have no gradient; its weights have theirs.
 warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed with respect to")
@@ -89,6 +91,15 @@ class PrivateLearner(Learner):
         self.privatizer = Privatizer(self.replica.parameters, privacy) if self.replica.parameters else None
         if self.privatizer is not None:
             GradSampleHooks(module)
+
+    def begin(self, state: State, learning_rate: float, kept: Mapping[str, Tensor] | None = None) -> None:
+        """As ever; what a session left that was broken off is forgotten."""
+        super().begin(state, learning_rate, kept)
+        for module in self.runtime.module.modules():
+            module.__dict__.pop("activations", None)
+            module.__dict__.pop("max_batch_len", None)
+        for parameter in self.replica.parameters:
+            parameter.grad_sample, parameter._forward_counter = None, 0  # type: ignore[attr-defined]
 
     def forward(self, inputs: Tensor, noise: int) -> Tensor:
         """The segment's output; that of no rows leaves no trace in the module."""
