@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from fsl.errors import ConfigError
 
 
@@ -36,7 +38,8 @@ def epsilon(history: tuple[Gaussian, ...], delta: float, accountant: str) -> flo
 
     account = create_accountant(mechanism=accountant)
     account.history = steps
-    return float(account.get_epsilon(delta=delta))
+    with np.errstate(divide="ignore"):  # PRV takes log(1 - rate)
+        return float(account.get_epsilon(delta=delta))
 
 
 def solve(target: float, cost: Callable[[float], float]) -> float:
