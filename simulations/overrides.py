@@ -15,11 +15,13 @@ from fsl.config import (
     build_aggregator,
     build_backend,
     build_optimizer,
+    build_privacy,
     build_trackers,
     read_config,
 )
 from fsl.deployment.runs import quoted
 from fsl.errors import ConfigError
+from fsl.privacy.check import refuse_federation
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     build_aggregator(top.aggregator)
     build_backend(top.backend)
     build_trackers(top.trackers)
+    if build_privacy(top.privacy) is not None:
+        refuse_federation()
     for group in ("device", "edge", "link"):
         build(group, getattr(top, group))
     return Checked(list(overrides), top, folder.absolute())

@@ -38,6 +38,8 @@ def private_run(
     """
     privacy = federation.privacy
     assert privacy is not None
+    if federation.placement is not None:
+        refuse_federation()
     spec = strategy.trainer(1)
     trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
     refuse_model(privacy, model)
@@ -95,6 +97,14 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
     return privacy.with_multiplier(solve(target, cost))
 
 
+def refuse_federation() -> None:
+    """ConfigError: a real federation has no privacy yet, and must not seem to have."""
+    raise ConfigError(
+        "privacy: a real federation does not serve it yet (its noise must come from the devices' own generators, and "
+        "the wire carry what it needs); use fsl-simulate, or leave privacy out"
+    )
+
+
 def refuse_model(privacy: Privacy, model: nn.Module) -> None:
     """ConfigError for modules that differential privacy cannot train, in the words of Opacus's validator."""
     if privacy.dp_sgd is None and privacy.client is None:
@@ -130,11 +140,6 @@ def refuse_training(
             )
         if federation.aggregator is not None:
             raise ConfigError("privacy.client: the noise is that of a sum of updates; use aggregator=mean")
-        if federation.placement is not None:
-            raise ConfigError(
-                "privacy.client: a whole update is clipped where device and edge share a node, which those of a real "
-                "federation do not; use privacy=dp_sgd"
-            )
     if privacy.cut is not None and trainer is None:
         raise ConfigError(f"privacy.cut: {name} has no cut; use privacy=dp_sgd, or a strategy that splits the model")
     if privacy.labels is not None and trainer is None:
