@@ -26,24 +26,24 @@ def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
 
 
 def epsilon_lower_bound(canaries: int, guesses: int, right: int, delta: float, confidence: float = 0.95) -> float:
-    """The largest epsilon that so many right guesses speak against, at this confidence; 0 where they speak against none.
+    """The largest epsilon that so many right guesses speak against, at this confidence; 0 where there is none.
 
     ConfigError for more right guesses than guesses, or more guesses than canaries.
     """
     if not 0 <= right <= guesses <= canaries:
-        raise ConfigError(
-            f"right={right}, guesses={guesses}, canaries={canaries}: they must not decrease in this order"
-        )
+        raise ConfigError(f"right={right}, guesses={guesses}, canaries={canaries}: each must be at most the next")
     if p_value(canaries, guesses, right, 0.0, delta) > 1 - confidence:
         return 0.0
+
+    def refuted(epsilon: float) -> bool:
+        return p_value(canaries, guesses, right, epsilon, delta) <= 1 - confidence
+
     low, high = 0.0, 1.0
-    while p_value(canaries, guesses, right, high, delta) <= 1 - confidence and high < _MOST:
+    while refuted(high) and high < _MOST:
         low, high = high, 2 * high
     while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if p_value(canaries, guesses, right, middle, delta) <= 1 - confidence else (low, middle)
-        )
+        low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
 
 
