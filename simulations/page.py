@@ -6,6 +6,7 @@ from importlib import resources
 
 from fsl.simulations.compare import Comparison
 from fsl.simulations.curves import Picture
+from fsl.simulations.spent import privacy_table
 from fsl.simulations.tables import groups_table, paired_table, runs_table
 from jinja2 import Environment, StrictUndefined
 
@@ -24,6 +25,7 @@ def page(comparison: Comparison, pictures: Sequence[Picture], title: str, notes:
         shared=comparison.shared,
         results=groups_table(comparison),
         paired=paired_table(comparison),
+        privacy=privacy_table(comparison),
         baseline=comparison.paired[0].baseline if comparison.paired else "",
         figures=[(picture, b64encode(to_svg(picture.figure)).decode()) for picture in pictures],
         all_runs=runs_table(comparison),

@@ -11,6 +11,7 @@ from fsl.simulations.curves import pictures
 from fsl.simulations.messages import one_line
 from fsl.simulations.page import page
 from fsl.simulations.records import read_runs
+from fsl.simulations.spent import privacy_csv, privacy_table
 from fsl.simulations.tables import Table, groups_csv, groups_table, paired_csv, paired_table, runs_csv
 
 from fsl.errors import ConfigError, FslError
@@ -42,6 +43,8 @@ def report(
     write_text(out / "runs.csv", runs_csv(comparison))
     if comparison.paired:
         write_text(out / "paired.csv", paired_csv(comparison))
+    if privacy_table(comparison) is not None:
+        write_text(out / "privacy.csv", privacy_csv(comparison))
     write_text(out / "report.html", page(comparison, drawn, title, notes(comparison)))
     return comparison
 
@@ -101,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_tables(comparison: Comparison) -> None:
     _print_table(groups_table(comparison), "")
+    if (spent := privacy_table(comparison)) is not None:
+        _print_table(spent, "what was spent against whom, of the worst run and device")
     paired = paired_table(comparison)
     if paired is not None:
         _print_table(paired, f"final accuracy, seed by seed, against {comparison.paired[0].baseline}")

@@ -34,7 +34,7 @@ class _Column:
 
 def groups_table(comparison: Comparison) -> Table:
     """One row per group: accuracies, what the target cost, spread over devices; without columns that nobody fills."""
-    names = _names(comparison)
+    names = names_of(comparison)
     columns = [*names, _Column("runs", _runs)]
     if comparison.metric == "accuracy":
         columns += [
@@ -69,7 +69,7 @@ def paired_table(comparison: Comparison) -> Table | None:
     if not comparison.paired:
         return None
     rows = []
-    names = _names(comparison)
+    names = names_of(comparison)
     groups = {group.label: group for group in comparison.groups}
     for pair in comparison.paired:
         mean, half = 100 * pair.difference.mean, 100 * (pair.difference.ci95 or 0.0)
@@ -128,12 +128,12 @@ def groups_csv(comparison: Comparison) -> str:
                 "wall_seconds_mean": _average([total(run, "seconds") for run in group.counted]),
             }
         )
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def paired_csv(comparison: Comparison) -> str:
     """One line per group: its differences to the baseline, as fractions."""
-    return _csv(
+    return csv_text(
         [
             {
                 "group": pair.label,
@@ -149,7 +149,7 @@ def paired_csv(comparison: Comparison) -> str:
 def runs_csv(comparison: Comparison) -> str:
     """One line per run."""
     table = runs_table(comparison)
-    return _csv([dict(zip(table.head, row)) for row in table.rows])
+    return csv_text([dict(zip(table.head, row)) for row in table.rows])
 
 
 def percent(spread: Spread | None, spread_too: bool = True) -> str:
@@ -175,7 +175,7 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def _names(comparison: Comparison) -> list[_Column]:
+def names_of(comparison: Comparison) -> list[_Column]:
     """A column for each setting that differs; the label where these do not tell the groups apart."""
     groups = comparison.groups
     keys = list(dict.fromkeys(key for group in groups for key in group.shown))
@@ -250,7 +250,8 @@ def _spread(name: str, spread: Spread | None) -> dict[str, float | None]:
     return {f"{name}_mean": spread.mean, f"{name}_std": spread.std, f"{name}_ci95": spread.ci95}
 
 
-def _csv(lines: Sequence[dict[str, Any]]) -> str:
+def csv_text(lines: Sequence[dict[str, Any]]) -> str:
+    """Lines with the same keys as a CSV file."""
     text = io.StringIO(newline="")
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from fsl.simulations.compare import Spread, compare
+from fsl.simulations.page import page
 from fsl.simulations.records import read_runs
 from fsl.simulations.report import command
 from fsl.simulations.settings import labels, readable_settings
+from fsl.simulations.spent import privacy_csv, privacy_table
 from fsl.simulations.tables import groups_table
 from scipy import stats
 
@@ -385,6 +387,27 @@ def test_a_report_may_be_written_again_over_itself():
     first = Path("runs/report/report.html").read_bytes()
     assert command(["runs", "--out", "runs/report"]) == 0
     assert Path("runs/report/report.html").read_bytes() == first
+
+
+# Privacy.
+
+
+def test_what_was_spent_is_told_where_anything_is_protected():
+    figures = ("model", "devices", "edge", "cloud", "cloud_edge", "network")
+    for seed, model in ((0, 2.5), (1, 3.25)):
+        spent = dict(zip((f"epsilon_{name}" for name in figures), (model, 2.0, None, 1.5, None, 0.0), strict=True))
+        write_run(Path(f"runs/private-{seed}"), [0.5, 0.6], settings(devices=4, seed=seed), **spent)
+    write_run(Path("runs/bare"), [0.5, 0.6], settings(devices=8))
+    comparison = compared()
+    shown = privacy_table(comparison)
+    worst = ("3.25", "2", "unbounded", "1.5", "unbounded", "0")
+    assert {row[1:] for row in shown.rows} == {worst, ("-",) * 6}
+    assert "privacy.json" in page(comparison, [], "Runs", [])
+    bare, private = sorted(privacy_csv(comparison).splitlines()[1:], key=len)
+    assert private.endswith(",3.25,2.0,unbounded,1.5,unbounded,0.0")
+    assert bare.endswith(",,,,,")
+    write_run(Path("other/bare"), [0.5], settings())
+    assert privacy_table(compared("other")) is None
 
 
 # Moves.

@@ -269,7 +269,7 @@ class Ledger:
 
     def figures(self) -> dict[str, float | None]:
         """Each adversary's epsilon for a round's metrics; None where it is unbounded."""
-        return {f"epsilon_{name.replace('+', '_')}": c.epsilon for name, c in self.claims().items()}
+        return {figure_of(name): found.epsilon for name, found in self.claims().items()}
 
     def write(self) -> None:
         """Write privacy.json."""
@@ -298,6 +298,11 @@ class Ledger:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.tallies = {int(device): Tally(**tally) for device, tally in state.items()}
+
+
+def figure_of(adversary: str) -> str:
+    """The name of an adversary's epsilon in a round's metrics."""
+    return f"epsilon_{adversary.replace('+', '_')}"
 
 
 def _severity(found: Claim) -> float:

@@ -1,0 +1,52 @@
+"""What runs with privacy spent, against whom: a table of a report, and its CSV file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fsl.simulations.compare import Comparison, Group
+from fsl.simulations.tables import NOTHING, Table, csv_text, names_of
+
+from fsl.privacy.ledger import ADVERSARIES, figure_of
+
+UNBOUNDED = "unbounded"
+
+
+def privacy_table(comparison: Comparison) -> Table | None:
+    """One row per group: the epsilon of its worst run against each adversary; None where no run has any privacy."""
+    if not any(_last(group) for group in comparison.groups):
+        return None
+    names = names_of(comparison)
+    head = (*(column.head for column in names), *(f"epsilon: {adversary}" for adversary in ADVERSARIES))
+    rows = tuple(
+        (*(column.cell(group) for column in names), *(_cell(group, adversary) for adversary in ADVERSARIES))
+        for group in comparison.groups
+    )
+    return Table(head, rows, len(names))
+
+
+def privacy_csv(comparison: Comparison) -> str:
+    """One line per group, an empty cell where a group has no privacy."""
+    lines: list[dict[str, Any]] = []
+    for group in comparison.groups:
+        spent = {figure_of(adversary): _worst(group, adversary) for adversary in ADVERSARIES}
+        lines.append({"group": group.label, **spent})
+    return csv_text(lines)
+
+
+def _last(group: Group) -> list[Mapping[str, Any]]:
+    """The last rows of runs with privacy."""
+    return [run.rows[-1] for run in group.counted if figure_of("model") in run.rows[-1]]
+
+
+def _worst(group: Group, adversary: str) -> float | str | None:
+    found = [row[figure_of(adversary)] for row in _last(group)]
+    if not found:
+        return None
+    return UNBOUNDED if None in found else max(found)
+
+
+def _cell(group: Group, adversary: str) -> str:
+    worst = _worst(group, adversary)
+    if worst is None:
+        return NOTHING
+    return worst if isinstance(worst, str) else f"{worst:.3g}"
