@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a Ray of its own: Flower's engine joins what it finds there, and waits for ever if that ends.
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")  # short: a socket's path has 107 characters at most
 
 import pytest
 import torch
@@ -17,6 +21,11 @@ from torch import nn
 from fsl.data import TaskData, TensorExamples
 
 CIFAR10 = Path(os.environ.get("FSL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar10"
+
+
+def pytest_sessionfinish():
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

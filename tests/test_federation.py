@@ -39,11 +39,10 @@ def federation(tmp_path_factory):
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
 
 
-# SplitFed V1 is held against simulation below, in rounds with faults and without.
-@pytest.mark.parametrize("strategy", [["splitfed_v2"], ["vanilla"], ["fedfly", "mobility=random", "mobility.p=0.9"]])
+# SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
+@pytest.mark.parametrize("strategy", ["splitfed_v2"])
 def test_a_real_federation_computes_what_a_simulation_does(strategy, federation, tmp_path):
-    name, *more = strategy
-    overrides = [f"strategy={name}", *more, "rounds=2", "optimizer=adam", "optimizer.reset=false"]
+    overrides = [f"strategy={strategy}", "rounds=2", "optimizer=adam", "optimizer.reset=false"]
     end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
     assert end.completed, end.details
     assert_same_folder(simulated(tmp_path / "simulated", *overrides), tmp_path / "real")
