@@ -222,8 +222,7 @@ def test_each_round_says_what_is_spent_and_keeps_its_losses():
     assert told.metrics[0]["epsilon_cloud"] is None
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "prv"])
-@pytest.mark.parametrize("clipping", ["separate", "joint"])
+@pytest.mark.parametrize(("accountant", "clipping"), [("rdp", "separate"), ("rdp", "joint"), ("prv", "separate")])
 def test_a_target_is_reached_and_not_passed(accountant, clipping):
     privacy = Privacy(dp_sgd=DPSGD(target_epsilon=2.0, clipping=clipping), accountant=accountant)
     found = run(SplitFedV1(), rounds=3, devices_per_round=2, batch_size=8, privacy=privacy)

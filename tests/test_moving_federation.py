@@ -135,7 +135,7 @@ def test_sessions_outlive_what_happens_while_they_move(federation, tmp_path):
 
 
 def test_a_storm(tmp_path):
-    common = ["devices=50", "edges=2", "rounds=2", "batch_size=4"]
+    common = ["devices=50", "edges=2", "rounds=1", "batch_size=4"]
     mobility = ["mobility=random", "mobility.p=0.5"]
     config = {"devices_per_node": 13, "environment": {"PYTHONPATH": str(ROOT)}}
     with LocalFederation(tmp_path / "federation", 2, 50, **config) as federation:
