@@ -21,6 +21,7 @@ from fsl.wire.expected import Expected
 from fsl.wire.format import frame, read_frame
 from fsl.wire.options import METHOD, Limits, Patience, channel_options
 from fsl.wire.server import EdgeDoor
+from fsl.wire.session import Gone
 from fsl.wire.tokens import Claims, Signer, fingerprint, prove, public_bytes
 from fsl.workload import Worker, Workload
 from tests.conftest import small_model, small_task
@@ -92,6 +93,10 @@ class Edge:
     def __exit__(self, *_):
         self.channel.close()
         self.door.close()
+        for device in self.devices:
+            self.admission.inbox.put(Gone(device, "the test is over"))
+        self._thread.join(30)
+        assert not self._thread.is_alive()  # else it speaks into a later test
 
     def served(self, timeout: float = 60):
         """What the round came to."""
