@@ -39,6 +39,7 @@ class RunConfig:
     samples_per_device: int | None
     evaluate_every: int
     evaluate_devices: int
+    evaluate_leakage: int
     init_from: str | None
     resume: str | None
     strategy: Mapping[str, Any]

@@ -54,6 +54,8 @@ class Device:
             smashed = self.bench.privacy.clipped(smashed)
             if (penalty := self.bench.privacy.penalty(inputs, smashed)) is not None:
                 self._penalties[self.step] = penalty
+            if self.bench.privacy.watch is not None:
+                self.bench.privacy.watch.told(self.step, targets)
         self._smashed[self.step] = smashed
         return self.upload(smashed, targets)
 
@@ -73,6 +75,8 @@ class Device:
             raise RuntimeError(f"device {self.device} got a cut gradient for step {reply.step}, and waits for none")
         if smashed.requires_grad:
             gradient, penalty = self.bench.down.decode(reply.gradient), self._penalties.pop(reply.step, None)
+            if self.bench.privacy is not None and self.bench.privacy.watch is not None:
+                self.bench.privacy.watch.look(reply.step, gradient)
             if penalty is None:
                 torch.autograd.backward((smashed,), (gradient,))
             else:

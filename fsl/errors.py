@@ -46,6 +46,10 @@ class DeviceError(RunError):
     """A device failed; the message names run, round, device and step."""
 
 
+class HijackedError(RunError):
+    """A device stopped, because its edge does not seem to train what it was asked to."""
+
+
 class StepError(RunError):
     """An edge trainer failed on one device's upload; its cause is what was raised."""
 

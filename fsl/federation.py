@@ -14,7 +14,7 @@ from fsl.errors import ConfigError
 from fsl.mobility import Mobility
 from fsl.placement import Placement
 from fsl.plan import Fronts, Spec
-from fsl.privacy.settings import Privacy
+from fsl.privacy.settings import Privacy, Probe
 from fsl.states import Layout
 
 if TYPE_CHECKING:
@@ -85,11 +85,18 @@ class Federation:
     aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
     evaluate_every: int = 1
     evaluate_devices: int = 100  # private fronts to evaluate, at most
+    evaluate_leakage: int = 0  # test rows over which an evaluation measures what smashed data tell of inputs
     costs: "CostModel | None" = None  # None: rounds have no simulated time
     placement: Placement | None = None  # None: any node may host any device and edge
     mobility: Mobility | None = None  # None: devices stay where they are
     privacy: Privacy | None = None  # None: nothing is protected
     ledger: "Ledger | None" = None  # what was spent against whom
+
+    @property
+    def probe(self) -> Probe | None:
+        """What evaluations measure of smashed data; None for nothing."""
+        cut = None if self.privacy is None else self.privacy.cut
+        return Probe(self.evaluate_leakage, self.seed, cut) if self.evaluate_leakage else None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
@@ -97,6 +104,10 @@ class Federation:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.evaluate_every < 0:
             raise ConfigError(f"evaluate_every={self.evaluate_every}: rounds between evaluations, or 0 for none")
+        if self.evaluate_leakage < 0 or 0 < self.evaluate_leakage < 10:
+            raise ConfigError(
+                f"evaluate_leakage={self.evaluate_leakage}: rows of the test data, at least 10, or 0 for none"
+            )
         if self.edges > self.devices:
             raise ConfigError(f"edges={self.edges}: there are only {self.devices} devices, and an edge needs one")
         if self.mobility is not None:

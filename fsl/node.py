@@ -10,6 +10,7 @@ from fsl.cohort import Cohort
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.plan import EvaluatePlan, RoundPlan, joined
+from fsl.privacy.device import leaks
 from fsl.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.reports import CohortResult
 from fsl.roaming import RoamingCohorts
@@ -60,6 +61,7 @@ class Node:
         if workload.data.test is None:
             raise ConfigError("this node has no test data to evaluate on")
         losses, accuracies = [], []
+        leaked: dict[str, list[float]] = {}
         for task in plan.devices:
             front = load_private(self.worker, "front", task) or states.get("front")
             if front is None:
@@ -72,8 +74,12 @@ class Node:
             losses.append(score.loss)
             if score.accuracy is not None:
                 accuracies.append(score.accuracy)
+            if plan.probe is not None:
+                found = leaks(modules[0], workload.data.test, plan.probe, plan.round, task.device)
+                for name, value in found.items():
+                    leaked.setdefault(name, []).append(value)
         devices = [task.device for task in plan.devices]
-        return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies})
+        return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies, **leaked})
 
 
 def _merge(results: list[CohortResult]) -> Mapping[str, Total]:

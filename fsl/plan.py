@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from fsl.errors import ConfigError, WireError
 from fsl.mobility import ON_MOVE, Move, OnMove
-from fsl.privacy.settings import Privacy
+from fsl.privacy.settings import Privacy, Probe
 
 Fronts = Literal["averaged", "private", "relayed"]
 
@@ -103,6 +103,7 @@ class EvaluatePlan:
     run: str
     round: int
     devices: tuple[DeviceTask, ...]
+    probe: Probe | None = None
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -113,6 +114,7 @@ class EvaluatePlan:
         """The plan that `to_json` wrote; WireError for anything else."""
         raw = _object(text, EvaluatePlan)
         raw["devices"] = tuple(_device(d) for d in raw["devices"])
+        raw["probe"] = None if raw["probe"] is None else _probe(raw["probe"])
         return EvaluatePlan(**raw)
 
 
@@ -162,6 +164,13 @@ def _privacy(raw: Any) -> Privacy:
         return Privacy.read(raw)
     except (ConfigError, TypeError) as error:
         raise WireError(f"this is not a round's plan: {error}") from None
+
+
+def _probe(raw: Any) -> Probe:
+    fields = _fields(raw, Probe)
+    _check(all(type(fields[name]) is int for name in ("rows", "seed")) and fields["rows"] > 0, f"probe: {raw!r}")
+    cut = fields.pop("cut")
+    return Probe(**fields, cut=None if cut is None else _privacy({"cut": cut}).cut)
 
 
 def _spec(raw: Any) -> Spec:

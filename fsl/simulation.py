@@ -24,6 +24,7 @@ from fsl.federation import CloudStrategy, Federation
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.learner import OptimizerRecipe
 from fsl.observers import Observer, RunInfo
+from fsl.privacy.device import leaks
 from fsl.records import check_dtypes, record_to_states, states_to_record
 from fsl.runfolder import RunFolder
 from fsl.sides import build_codec
@@ -168,6 +169,8 @@ class Simulation:
             scores[f"{prefix}loss"] = score.loss
             if score.accuracy is not None:
                 scores[f"{prefix}accuracy"] = score.accuracy
+        if data.test is not None and self.federation.probe is not None and self.strategy.trainer(round) is not None:
+            scores |= leaks(modules[0], data.test, self.federation.probe, round)
         return MetricRecord(scores)
 
     def end_round(self, round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:

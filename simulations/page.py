@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from importlib import resources
 
+from fsl.simulations.attacked import attacks_table
 from fsl.simulations.compare import Comparison
 from fsl.simulations.curves import Picture
 from fsl.simulations.spent import privacy_table
@@ -26,6 +27,7 @@ def page(comparison: Comparison, pictures: Sequence[Picture], title: str, notes:
         results=groups_table(comparison),
         paired=paired_table(comparison),
         privacy=privacy_table(comparison),
+        attacked=attacks_table(comparison),
         baseline=comparison.paired[0].baseline if comparison.paired else "",
         figures=[(picture, b64encode(to_svg(picture.figure)).decode()) for picture in pictures],
         all_runs=runs_table(comparison),

@@ -17,7 +17,7 @@ from fsl.divergence import diverged_in
 from fsl.errors import CheckpointError, ConfigError
 from fsl.runfolder import RunFolder
 
-_INSIDE_A_RUN = {".hydra", "checkpoint", "figures", "fronts", "tensorboard", "wandb"}
+_INSIDE_A_RUN = {".hydra", "attacks", "checkpoint", "figures", "fronts", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from fsl.simulations.attacked import attacks_csv, attacks_table, reconstructions
 from fsl.simulations.compare import Comparison, compare
 from fsl.simulations.curves import pictures
 from fsl.simulations.messages import one_line
@@ -35,7 +36,7 @@ def report(
     """
     found = read_runs(folders)
     comparison = compare(found.records, target, baseline, found.idle, found.unreadable)
-    drawn = pictures(comparison)
+    drawn = [*pictures(comparison), *reconstructions(comparison)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for picture in drawn:
         save_png(picture.figure, out / "figures" / f"{picture.name}.png")
@@ -45,6 +46,8 @@ def report(
         write_text(out / "paired.csv", paired_csv(comparison))
     if privacy_table(comparison) is not None:
         write_text(out / "privacy.csv", privacy_csv(comparison))
+    if attacks_table(comparison) is not None:
+        write_text(out / "attacks.csv", attacks_csv(comparison))
     write_text(out / "report.html", page(comparison, drawn, title, notes(comparison)))
     return comparison
 
@@ -106,6 +109,8 @@ def _print_tables(comparison: Comparison) -> None:
     _print_table(groups_table(comparison), "")
     if (spent := privacy_table(comparison)) is not None:
         _print_table(spent, "what was spent against whom, of the worst run and device")
+    if (attacked := attacks_table(comparison)) is not None:
+        _print_table(attacked, "utility, epsilon, and what attacks found")
     paired = paired_table(comparison)
     if paired is not None:
         _print_table(paired, f"final accuracy, seed by seed, against {comparison.paired[0].baseline}")

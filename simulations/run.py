@@ -31,6 +31,7 @@ from fsl.config import (
 )
 from fsl.data import TaskData
 from fsl.errors import ConfigError, FslError
+from fsl.federation import CloudStrategy
 from fsl.observers import Figures, Observer, ProgressBar
 from fsl.run import Run, simulate
 from fsl.runfolder import RunFolder
@@ -54,10 +55,11 @@ def simulate_config(
     progress: bool = True,
     observers: Sequence[Observer] = (),
     backend_of: Callable[[RunConfig, TaskData], Backend] | None = None,
+    strategy: CloudStrategy | None = None,
 ) -> Run:
     """Run what a composed configuration says, into this folder; `observers` watch it beside the usual ones.
 
-    `backend_of` makes the backend for runs that are no simulation.
+    `backend_of` makes the backend for runs that are no simulation; `strategy` takes the place of the configuration's.
     """
     top = read_config(config)
     data, augmentation = build_data(top.data, top.seed)
@@ -67,7 +69,7 @@ def simulate_config(
     return simulate(
         model,
         data,
-        strategy=build("strategy", top.strategy),
+        strategy=strategy or build("strategy", top.strategy),
         cut=cut,
         devices=top.devices,
         rounds=top.rounds,
@@ -86,6 +88,7 @@ def simulate_config(
         init_from=top.init_from,
         evaluate_every=top.evaluate_every,
         evaluate_devices=top.evaluate_devices,
+        evaluate_leakage=top.evaluate_leakage,
         nodes=top.nodes,
         device_profile=build("device", top.device),
         edge_profile=build("edge", top.edge),

@@ -28,7 +28,7 @@ def privacy_csv(comparison: Comparison) -> str:
     """One line per group, an empty cell where a group has no privacy."""
     lines: list[dict[str, Any]] = []
     for group in comparison.groups:
-        spent = {figure_of(adversary): _worst(group, adversary) for adversary in ADVERSARIES}
+        spent = {figure_of(adversary): epsilon_of(group, adversary) for adversary in ADVERSARIES}
         lines.append({"group": group.label, **spent})
     return csv_text(lines)
 
@@ -38,7 +38,8 @@ def _last(group: Group) -> list[Mapping[str, Any]]:
     return [run.rows[-1] for run in group.counted if figure_of("model") in run.rows[-1]]
 
 
-def _worst(group: Group, adversary: str) -> float | str | None:
+def epsilon_of(group: Group, adversary: str) -> float | str | None:
+    """The epsilon of a group's worst run against an adversary, UNBOUNDED, or None where no run has any privacy."""
     found = [row[figure_of(adversary)] for row in _last(group)]
     if not found:
         return None
@@ -46,7 +47,7 @@ def _worst(group: Group, adversary: str) -> float | str | None:
 
 
 def _cell(group: Group, adversary: str) -> str:
-    worst = _worst(group, adversary)
+    worst = epsilon_of(group, adversary)
     if worst is None:
         return NOTHING
     return worst if isinstance(worst, str) else f"{worst:.3g}"

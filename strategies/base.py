@@ -22,6 +22,7 @@ from fsl.mobility import Move
 from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
+from fsl.privacy.device import LEAKS
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total, summed
@@ -182,12 +183,13 @@ class SplitStrategy(Algorithm, Strategy):
                 yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
-        return EvaluatePlan(self.federation.run, round, tuple(tasks)).to_json()
+        return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
         replies = list(replies)
         scores: dict[int, tuple[float, float | None]] = {}
+        leaked: dict[str, list[float]] = {}
         if self._placed:
             good = [reply for reply in replies if not reply.has_error()]
         else:
@@ -196,12 +198,16 @@ class SplitStrategy(Algorithm, Strategy):
             record: Any = reply.content.metric_records[METRICS]
             accuracies = record["accuracy"] or [None] * len(record["device"])
             scores.update(zip(record["device"], zip(record["loss"], accuracies)))
+            for name in LEAKS:
+                if name in record:
+                    leaked.setdefault(name, []).extend(record[name])
         if not scores:
             return None
         losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
         result = MetricRecord({"loss": fmean(losses), "evaluated_devices": len(scores)})
         if None not in accuracies:
             result.update({"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)})
+        result.update({name: fmean(values) for name, values in leaked.items()})
         return result
 
     def summary(self) -> None:

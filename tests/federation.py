@@ -17,7 +17,7 @@ class Federation(LocalFederation):
 
     def __init__(self, folder: Path, node_config: Mapping[str, Mapping[str, str]]):
         names = ["edge-0", "edge-1", *(f"device-{k}" for k in range(4))]
-        config = {name: {"allow": "tests", "join": 30, "answer": 60, **node_config.get(name, {})} for name in names}
+        config = {name: {"allow": "tests", "join": 20, "answer": 60, **node_config.get(name, {})} for name in names}
         super().__init__(folder, 2, 4, node_config=config, environment={"PYTHONPATH": str(ROOT)})
 
     def address(self, edge: str) -> tuple[str, int]:

@@ -191,7 +191,7 @@ def test_a_full_disk_ends_in_one_line_and_a_folder_that_goes_on(capsys, monkeypa
 
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
-    options = ["experiment=smoke", "rounds=20", "devices=10", "model=resnet8"]
+    options = ["experiment=smoke", "rounds=10", "devices=10", "model=resnet8"]
     program = [sys.executable, "-m", "fsl.simulations.run"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     running = subprocess.Popen(
@@ -218,7 +218,7 @@ def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
     assert_same_bits(one, other)
     rows = [json.loads(line)["round"] for line in metrics.read_text().splitlines()]
-    assert rows == list(range(1, 21))
+    assert rows == list(range(1, 11))
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,17 @@ def federation(tmp_path_factory):
         yield running
         processes = list(running.record.processes.values())
     assert not any(members(process) for process in processes)
+
+
+@contextmanager
+def interruptible(program: list[str]) -> Iterator[subprocess.Popen]:
+    """A process that Ctrl-C reaches, also where the tests run in the background; it does not outlive its test."""
+    free = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=free) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def cli(*arguments: str, folder: Path) -> int:
@@ -81,7 +94,7 @@ def test_a_run_that_fails_is_one_line_with_its_reason(federation, tmp_path, caps
 def test_ctrl_c_stops_a_run(federation, tmp_path):
     out = tmp_path / "out"
     program = [sys.executable, "-m", "fsl.simulations.federation", "run", "--folder", str(federation.folder)]
-    with subprocess.Popen([*program, "seed=14", f"hydra.run.dir={out}"], stderr=subprocess.PIPE, text=True) as process:
+    with interruptible([*program, "seed=14", f"hydra.run.dir={out}"]) as process:
         assert wait_until((out / "here").exists, 60)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == "fsl-federation: interrupted; the run was stopped\n"
@@ -126,7 +139,7 @@ def test_a_node_comes_back_with_its_key(federation, capsys):
 def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path):
     folder = tmp_path / "federation"
     program = [sys.executable, "-m", "fsl.simulations.federation", "up", "--folder", str(folder)]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+    with interruptible(program) as process:
 
         def processes():
             record = read_record(folder)

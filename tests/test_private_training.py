@@ -295,7 +295,7 @@ def test_no_gradient_is_longer_than_the_clip(monkeypatch):
 def test_smashed_data_are_clipped_and_noised():
     from fsl.privacy.device import DevicePrivacy
 
-    privacy = DevicePrivacy(None, CutNoise(noise_multiplier=0.5, clip=2.0), None, 0, 1, 3, secure=False)
+    privacy = DevicePrivacy(None, Privacy(cut=CutNoise(noise_multiplier=0.5, clip=2.0)), 0, 1, 3, secure=False)
     smashed = torch.randn(400, 8, 5, 5) * 10
     clipped = privacy.clipped(smashed)
     assert clipped.flatten(1).norm(dim=1).max() <= 2.0 * (1 + 1e-6)

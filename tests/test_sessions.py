@@ -143,7 +143,7 @@ def test_who_stalls_is_not_waited_for(strategy, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch, rounds=1)
     go_on = threading.Event()
     device_2_before(0, lambda: go_on.wait(60), strategy, monkeypatch)
-    closing = threading.Timer(8, go_on.set)  # what stalls is this process's own thread
+    closing = threading.Timer(5, go_on.set)  # what stalls is this process's own thread
     closing.start()
     found = run(strategy, rounds=1, backend=wired(tmp_path, device_nodes=4, patience=QUICK), **OPTIONS)
     closing.cancel()

@@ -45,6 +45,7 @@ def private_run(
     refuse_model(privacy, model)
     refuse_training(privacy, strategy, trainer, federation)
     refuse_labels(privacy, trainer, objective, classes)
+    refuse_detector(privacy, strategy, trainer, classes, len(samples))
     if privacy.poisson:
         for device, held in enumerate(samples):
             sample_rate(held, federation.batch_size, device)
@@ -175,6 +176,24 @@ def refuse_training(
             "privacy.dp_sgd.clipping=joint: it needs a back per device (splitfed_v1) and mobility=none, since a step "
             "of the back waits for what its device says; use clipping=separate"
         )
+
+
+def refuse_detector(
+    privacy: Privacy, strategy: CloudStrategy, trainer: EdgeTrainer | None, classes: int | None, devices: int
+) -> None:
+    """ConfigError where even an honest edge's cut gradients would not depend on a device's labels."""
+    if privacy.detector is None:
+        return
+    name = type(strategy).__name__
+    if trainer is None or strategy.local_loss:
+        raise ConfigError(f"privacy.detector: devices of {name} get no cut gradients to watch; leave it out")
+    if trainer.spread(devices) > 1:
+        raise ConfigError(
+            f"privacy.detector: {name} averages cut gradients over devices (phi > 0), so that they do not depend on "
+            "one device's labels; use phi=0, or leave the detector out"
+        )
+    if classes is None:
+        raise ConfigError("privacy.detector: this run's targets are no class labels; leave the detector out")
 
 
 def refuse_labels(privacy: Privacy, trainer: EdgeTrainer | None, objective: Objective, classes: int | None) -> None:

@@ -1,11 +1,16 @@
 """What a device does for its data's privacy in one round."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from fsl.data import Examples
 from fsl.plan import RoundPlan
-from fsl.privacy.leakage import distance_correlation
+from fsl.privacy.detector import Watch
+from fsl.privacy.leakage import distance_correlation, mutual_information
 from fsl.privacy.noise import Noise, noise_source
-from fsl.privacy.settings import CutNoise, NoPeek, SegmentPrivacy
+from fsl.privacy.settings import Privacy, Probe, SegmentPrivacy
+
+LEAKS = ("distance_correlation", "mutual_information")  # of inputs and smashed data
 
 
 class DevicePrivacy:
@@ -17,21 +22,21 @@ class DevicePrivacy:
     def __init__(
         self,
         front: SegmentPrivacy | None,
-        cut: CutNoise | None,
-        nopeek: NoPeek | None,
+        privacy: Privacy,
         seed: int,
         round: int,
         device: int,
         secure: bool,
     ):
         self._front = front
-        self._cut = cut
+        self._cut = privacy.cut
         where = {"device": device, "round": round}
         self.noise: Noise | None = None
         if front is not None:
             self.noise = noise_source(secure, seed, "dp-noise", segment="front", **where)
         self._cut_noise = noise_source(secure, seed, "cut-noise", **where)
-        self._nopeek = nopeek
+        self._nopeek = privacy.nopeek
+        self.watch = None if privacy.detector is None else Watch(privacy.detector, device, round)
 
     def factors(self, front: Tensor, back: Tensor) -> Tensor:
         """What each sample's gradient (B,) is multiplied by so that front and back together obey one clip."""
@@ -52,6 +57,10 @@ class DevicePrivacy:
             return None
         return self._nopeek.weight * distance_correlation(inputs, smashed)
 
+    def as_sent(self, smashed: Tensor, step: int = 0) -> Tensor:
+        """Smashed data as the edge sees them: clipped, and with noise."""
+        return self.noised(self.clipped(smashed), step)
+
     def noised(self, smashed: Tensor, step: int) -> Tensor:
         """Smashed data as the edge sees them: with noise."""
         if self._cut is None or not self._cut.noise_multiplier:
@@ -60,14 +69,39 @@ class DevicePrivacy:
         return smashed + std * self._cut_noise.normal(step)(smashed.shape).to(smashed)
 
 
+def _place(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
 def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy | None:
     """A device's share of a plan's privacy; None where it has none."""
     if plan.privacy is None:
         return None
     front = plan.privacy.segment("front", plan.batch_size)
-    if front is None and plan.privacy.cut is None and plan.privacy.nopeek is None:
+    if front is None and all(part is None for part in (plan.privacy.cut, plan.privacy.nopeek, plan.privacy.detector)):
         return None
-    return DevicePrivacy(front, plan.privacy.cut, plan.privacy.nopeek, plan.seed, plan.round, device, secure)
+    return DevicePrivacy(front, plan.privacy, plan.seed, plan.round, device, secure)
+
+
+def leaks(front: nn.Module, examples: Examples, probe: Probe, round: int, device: int = -1) -> dict[str, float]:
+    """Distance correlation and mutual information of test inputs and what a front makes of them.
+
+    Smashed data are as the edge sees them; `round` and `device` say which noise they get.
+    """
+    guard = DevicePrivacy(None, Privacy(cut=probe.cut), probe.seed, round, device, secure=False)
+    mode = front.training
+    front.eval()
+    smashed, inputs = [], []
+    try:
+        with torch.no_grad():
+            for rows in torch.arange(min(probe.rows, len(examples))).split(512):
+                batch, _ = examples.batch(rows)
+                inputs.append(batch)
+                smashed.append(front(batch.to(_place(front))).cpu())
+    finally:
+        front.train(mode)
+    one, other = torch.cat(inputs), guard.as_sent(torch.cat(smashed))
+    return dict(zip(LEAKS, (float(distance_correlation(one, other)), mutual_information(one, other))))
 
 
 def joint_factors(clip: float, one: Tensor, other: Tensor) -> Tensor:

@@ -120,6 +120,32 @@ class NoPeek:
 
 
 @dataclass(frozen=True)
+class Detector:
+    """Devices watch their cut gradients, and stop where these do not depend on labels: see `fsl.privacy.detector`.
+
+    `after` so many steps of a round the mean gap of a device's gradients must not lie below `threshold`.
+    """
+
+    threshold: float = 0.1
+    after: int = 5
+
+    def __post_init__(self) -> None:
+        if not -2 <= self.threshold <= 2:
+            raise ConfigError(f"privacy.detector.threshold={self.threshold}: a gap of two cosines, from -2 to 2")
+        if self.after < 1:
+            raise ConfigError(f"privacy.detector.after={self.after}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How much an evaluation asks of what smashed data tell of inputs: over so many `rows` of the test data."""
+
+    rows: int
+    seed: int
+    cut: CutNoise | None = None  # smashed data are measured as the edge sees them
+
+
+@dataclass(frozen=True)
 class Privacy:
     """What protects the devices' data in a run.
 
@@ -132,6 +158,7 @@ class Privacy:
     labels: RandomizedLabels | None = None
     client: ClientLevel | None = None
     nopeek: NoPeek | None = None
+    detector: Detector | None = None
     delta: float = 1e-5
     accountant: Literal["rdp", "prv"] = "rdp"
     losses: bool = False
@@ -195,6 +222,7 @@ PARTS: Mapping[str, type] = {
     "labels": RandomizedLabels,
     "client": ClientLevel,
     "nopeek": NoPeek,
+    "detector": Detector,
 }
 
 

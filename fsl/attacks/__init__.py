@@ -1,0 +1,22 @@
+"""Attacks that measure what a run gives away. None of them proves that more is not to be had."""
+
+from fsl.attacks.base import Attack, Finding, Pictures, Target
+from fsl.attacks.hijacking import FSHA, Hijacker, Hijacking
+from fsl.attacks.inversion import Inversion
+from fsl.attacks.labels import LabelInference
+from fsl.attacks.membership import MembershipInference
+from fsl.attacks.unsplit import UnSplit
+
+__all__ = [
+    "FSHA",
+    "Attack",
+    "Finding",
+    "Hijacker",
+    "Hijacking",
+    "Inversion",
+    "LabelInference",
+    "MembershipInference",
+    "Pictures",
+    "Target",
+    "UnSplit",
+]

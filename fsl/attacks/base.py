@@ -1,0 +1,165 @@
+"""What an attack gets, and what it finds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fsl.attacks.pixels import Pixels, ssim
+from fsl.data import Examples, TaskData
+from fsl.errors import ConfigError
+from fsl.objective import Objective
+from fsl.plan import Fronts
+from fsl.privacy.device import DevicePrivacy
+from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
+from fsl.privacy.noise import noise_source
+from fsl.privacy.settings import Privacy
+
+if TYPE_CHECKING:
+    from fsl.run import Run
+    from fsl.strategies import SplitStrategy
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Originals and what an attack made of them, (N, C, H, W) in [0, 1]."""
+
+    originals: Tensor
+    reconstructed: Tensor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an attack came to. `headline`: the figures that a table over runs shows, in order."""
+
+    figures: Mapping[str, float]
+    headline: tuple[str, ...]
+    pictures: Pictures | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A finished run as an adversary finds it, and one of its devices whose samples it is after.
+
+    `front` and `back` are in evaluation mode, with the run's last weights; `back` is None where there is no cut. `rows`
+    are the attacked device's training rows, `members` all that the released model learnt from. What the adversary
+    knows besides are the run's test data, which are of the same kind. `rerun` trains the run's devices again, with
+    another strategy, into a folder.
+    """
+
+    data: TaskData
+    front: nn.Module
+    back: nn.Module | None
+    blank: Callable[[], nn.Module]  # a front of the same architecture with weights of its own
+    device: int
+    rows: Tensor
+    members: Tensor
+    objective: Objective
+    privacy: Privacy | None
+    seed: int
+    batch_size: int
+    fronts: Fronts
+    edges: int
+    answered: bool  # devices get cut gradients
+    rerun: "Callable[[SplitStrategy, Path, int | None], Run]"
+    folder: Path  # for what an attack leaves
+    pixels: Pixels = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", Pixels.of(self.data.train))
+
+    @property
+    def known(self) -> Examples:
+        """What the adversary has of its own: data of the same kind."""
+        if self.data.test is None:
+            raise ConfigError("an attack needs test data of the run, which stand for what the adversary knows")
+        return self.data.test
+
+    @property
+    def image(self) -> bool:
+        """Whether inputs are pictures."""
+        return len(self.data.input_shape) == 3
+
+    def victims(self, most: int) -> tuple[Tensor, Tensor]:
+        """The device's first inputs (N, ...) and their true labels (N, ...), so many at most."""
+        return self.data.train.batch(self.rows[:most])
+
+    def smashed(self, inputs: Tensor, seen: int, through: nn.Module | None = None) -> Tensor:
+        """Smashed data of these inputs as an edge sees them: clipped and noised where the run does that.
+
+        `seen` makes one sight of them differ from another. `through`: another front than the device's own.
+        """
+        with torch.no_grad():
+            smashed = (through or self.front)(inputs)
+        if self.privacy is None or self.privacy.cut is None:
+            return smashed
+        guard = DevicePrivacy(None, Privacy(cut=self.privacy.cut), self.seed, seen, self.device, secure=False)
+        return guard.as_sent(smashed)
+
+    def told(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """The labels (B,) that the device tells of these rows."""
+        labels, classes = self.privacy.labels if self.privacy is not None else None, self.data.classes
+        if labels is None or classes is None:
+            return targets
+        noise = noise_source(False, self.seed, "labels", device=self.device)
+        return Relabelling(self.rows, draw_shifts(len(self.rows), classes, labels.epsilon, noise), classes)(
+            rows, targets
+        )
+
+    @property
+    def trained_on(self) -> Objective:
+        """What the back minimised."""
+        labels = self.privacy.labels if self.privacy is not None else None
+        return CorrectedCrossEntropy(labels.epsilon) if labels is not None and labels.correct else self.objective
+
+
+class Attack(ABC):
+    """One way to find out what a run gives away.
+
+    `adversary`: who could do it, as the ledger names them. `needs_cut`: it makes no sense without a cut.
+    """
+
+    adversary: ClassVar[str]
+    needs_cut: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(self, target: Target) -> Finding:
+        """Attack; ConfigError for a run that this attack cannot be tried on."""
+
+
+def at_least_one(**numbers: int) -> None:
+    """ConfigError for an option of an attack that is not positive."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ConfigError(f"attack.{name}={value}: it must be at least 1")
+
+
+def reconstruction(target: Target, reconstructed: Tensor, victims: Tensor) -> Finding:
+    """The finding of an attack that reconstructs inputs: `reconstructed` (N, ...) in [0, 1], of the inputs `victims`.
+
+    `mse` is of values in [0, 1]; `blind_mse` that of who answers with the mean of what it knows, whatever it sees.
+    """
+    originals = target.pixels.shown(victims)
+    known = target.known
+    mean = torch.stack(
+        [target.pixels.shown(known.batch(rows)[0]).sum(0) for rows in torch.arange(len(known)).split(512)]
+    ).sum(0) / len(known)
+    figures = {
+        "mse": float((reconstructed - originals).square().mean()),
+        "blind_mse": float((mean - originals).square().mean()),
+    }
+    headline: tuple[str, ...] = ("mse",)
+    pictures = None
+    if target.image:
+        figures |= {"ssim": ssim(originals, reconstructed), "blind_ssim": ssim(originals, mean.expand_as(originals))}
+        headline = ("mse", "ssim")
+        pictures = Pictures(originals[:_SHOWN], reconstructed[:_SHOWN])
+    return Finding(figures, headline, pictures)
+
+
+_SHOWN = 12

@@ -1,0 +1,193 @@
+"""Feature-space hijacking: a malicious edge that teaches fronts what it can invert."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsl import seeds
+from fsl.attacks.base import Attack, Finding, Target, at_least_one, reconstruction
+from fsl.attacks.networks import Critic, Decoder, Encoder, drawn_from
+from fsl.data import Examples
+from fsl.errors import ConfigError, HijackedError
+from fsl.files import load_tensors, save_tensors
+from fsl.messages import Reply, Upload
+from fsl.plan import Fronts, Spec
+from fsl.states import State, WeightedSum
+from fsl.strategies.base import SplitStrategy
+from fsl.trainers import EdgeBench, EdgeTrainer
+
+_PUBLIC = "public.safetensors"
+_PENALTY = 10.0  # of a critic's slope that is not 1 (Gulrajani et al. 2017)
+
+
+class Hijacker(EdgeTrainer):
+    """An edge that trains nothing it was asked to: its cut gradients make smashed data look like its own encoder's.
+
+    Pasquini, Ateniese & Bernaschi 2021, "Unleashing the Tiger: Inference Attacks on Split Learning", Section 3, with
+    the Wasserstein critic of the released code. What it has learnt lies in `folder` from round to round; that is also
+    where its own data are. `turns`: steps of its own networks for each upload. `scale`: length of the cut gradients.
+    """
+
+    def __init__(self, folder: str, turns: int = 3, lr: float = 0.001, scale: float = 1.0):
+        self.folder, self.turns, self.lr, self.scale = Path(folder), turns, lr, scale
+        self._networks: nn.ModuleDict | None = None
+
+    def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
+        """Nothing of the back is used."""
+        super().begin(bench, edge, back)
+        self.examples = 0
+        self.public = load_tensors(self.folder / _PUBLIC)["shown"]
+        self.inputs = load_tensors(self.folder / _PUBLIC)["inputs"]
+
+    def open(self, device: int, weight: float) -> None:
+        """A device comes in."""
+
+    def close(self, device: int) -> None:
+        """A device leaves."""
+
+    def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
+        """Cut gradients of the critic's loss in the place of the task's."""
+        return [self._answer(message) for message in messages]
+
+    def result(self) -> WeightedSum:
+        """The back as it came; what was learnt is put away."""
+        if self._networks is not None:
+            save_tensors(self._path, self._networks.state_dict(), durable=False)
+        total = WeightedSum(self.bench.back.layout)
+        total.add(self.back, max(self.examples, 1))
+        return total
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"edge-{self.edge}.safetensors"
+
+    def _answer(self, upload: Upload) -> Reply:
+        networks = self._networks or self._ready(upload.smashed)
+        stream = seeds.Stream(self.bench.seed, "hijack", device=upload.device, round=self.bench.round)
+        draw = torch.Generator().manual_seed(stream.at(upload.step))
+        smashed = upload.smashed.detach()
+        self.examples += len(smashed)
+        for _ in range(self.turns):
+            self._learn(networks, smashed, draw)
+        leaf = smashed.clone().requires_grad_()
+        loss = -networks["critic"](leaf).mean()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        norm = gradient.norm()
+        return Reply(upload.device, upload.step, gradient * (self.scale / (norm + 1e-12)), loss.detach())
+
+    def _learn(self, networks: nn.ModuleDict, smashed: Tensor, draw: torch.Generator) -> None:
+        rows = torch.randint(len(self.public), (len(smashed),), generator=draw)
+        encoded = networks["encoder"](self.inputs[rows])
+        loss = F.mse_loss(networks["decoder"](encoded), self.public[rows])
+        self._own.zero_grad()
+        loss.backward()
+        self._own.step()
+        encoded = encoded.detach()
+        mix = torch.rand((len(smashed), *[1] * (smashed.dim() - 1)), generator=draw)
+        between = (mix * encoded + (1 - mix) * smashed).requires_grad_()
+        critic = networks["critic"]
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        loss = critic(smashed).mean() - critic(encoded).mean() + _PENALTY * penalty
+        self._critics.zero_grad()
+        loss.backward()
+        self._critics.step()
+
+    def _ready(self, smashed: Tensor) -> nn.ModuleDict:
+        shape, positive = tuple(smashed.shape[1:]), bool(smashed.min() >= 0)
+        with drawn_from(self.bench.seed, "hijack", f"edge-{self.edge}"):
+            networks = adversary(tuple(self.inputs.shape[1:]), shape, positive)
+        if self._path.exists():
+            networks.load_state_dict(load_tensors(self._path))
+        self._networks = networks
+        own = [*networks["encoder"].parameters(), *networks["decoder"].parameters()]
+        self._own = torch.optim.Adam(own, lr=self.lr)
+        self._critics = torch.optim.Adam(networks["critic"].parameters(), lr=self.lr, betas=(0.5, 0.9))
+        return networks
+
+
+def adversary(inputs: Sequence[int], smashed: Sequence[int], positive: bool) -> nn.ModuleDict:
+    """The three networks of a hijacking edge, for inputs and smashed data of these shapes (without the batch)."""
+    return nn.ModuleDict(
+        {
+            "encoder": Encoder(inputs, smashed, positive),
+            "decoder": Decoder(smashed, inputs),
+            "critic": Critic(smashed),
+        }
+    )
+
+
+class Hijacking(SplitStrategy):
+    """A federation whose edges hijack: fronts as in the run that is attacked."""
+
+    def __init__(self, folder: str, fronts: Fronts = "averaged", turns: int = 3, lr: float = 0.001, scale: float = 1.0):
+        super().__init__()
+        self.fronts = fronts
+        self.options = {"folder": folder, "turns": turns, "lr": lr, "scale": scale}
+
+    def trainer(self, round: int) -> Spec:
+        """The edge that hijacks."""
+        return Spec(self.path(Hijacker), self.options)
+
+
+@dataclass(frozen=True)
+class FSHA(Attack):
+    """An edge that hijacks training from the first round on: the run is trained again with such edges.
+
+    What devices send at the end is decoded. A device that watches its cut gradients (privacy=detector) stops the run:
+    `stopped` is then 1, and what is decoded is what came through until then. `rounds`: null for the run's own.
+    """
+
+    rounds: int | None = None
+    turns: int = 3
+    lr: float = 0.001
+    scale: float = 1.0
+    victims: int = 256
+
+    adversary: ClassVar[str] = "edge"
+
+    def __post_init__(self) -> None:
+        at_least_one(turns=self.turns, victims=self.victims, **({} if self.rounds is None else {"rounds": self.rounds}))
+
+    def run(self, target: Target) -> Finding:
+        """Train with hijacking edges, then decode the device's smashed data."""
+        if not target.answered:
+            raise ConfigError("attack=fsha: devices of this run await no cut gradient, so nobody can hijack them")
+        if target.privacy is not None and (target.privacy.dp_sgd is not None or target.privacy.client is not None):
+            raise ConfigError("attack=fsha: fronts that are trained privately are not hijacked; use attack=inversion")
+        folder = target.folder / "fsha"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_public(folder, target)
+        strategy = Hijacking(str(folder.absolute()), target.fronts, self.turns, self.lr, self.scale)
+        front, remark = target.blank(), ""
+        try:
+            tensors = target.rerun(strategy, folder / "run", self.rounds).front_of(target.device)
+            front.load_state_dict(tensors)
+        except HijackedError as error:
+            remark = str(error)
+        front.eval()
+        victims, _ = target.victims(self.victims)
+        smashed = target.smashed(victims, 0, front)
+        networks = adversary(victims.shape[1:], smashed.shape[1:], bool(smashed.min() >= 0))
+        edge = folder / f"edge-{target.device % target.edges}.safetensors"
+        if edge.exists():
+            networks.load_state_dict(load_tensors(edge))
+        networks.eval()
+        with torch.no_grad():
+            found = reconstruction(target, networks["decoder"](smashed), victims)
+        return Finding(
+            {**found.figures, "stopped": float(bool(remark))}, (*found.headline, "stopped"), found.pictures, remark
+        )
+
+
+def save_public(folder: Path, target: Target) -> None:
+    """What the adversary knows, for edges that are at work elsewhere."""
+    known: Examples = target.known
+    inputs, _ = known.batch(torch.arange(len(known)))
+    tensors: Mapping[str, Tensor] = {"inputs": inputs, "shown": target.pixels.shown(inputs).clamp(0, 1)}
+    save_tensors(folder / _PUBLIC, dict(tensors), durable=False)

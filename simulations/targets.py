@@ -1,0 +1,104 @@
+"""Finished runs as targets of attacks, from their folders."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from fsl.simulations.run import simulate_config
+from fsl.strategies import SplitStrategy
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+
+from fsl import seeds
+from fsl.attacks import Target
+from fsl.config import RunConfig, build, build_data, build_model, build_privacy, read_config
+from fsl.data import TaskData, divide
+from fsl.errors import ConfigError
+from fsl.files import load_tensors
+from fsl.objective import as_objective
+from fsl.runfolder import RunFolder
+from fsl.split import split
+
+
+def read_target(folder: Path, device: int) -> Target:
+    """A finished run and one of its devices; ConfigError for what is none."""
+    run = RunFolder(folder)
+    config = _config(run)
+    top = read_config(config)
+    if not 0 <= device < top.devices:
+        raise ConfigError(f"device={device}: {folder} has devices 0 to {top.devices - 1}")
+    strategy: SplitStrategy = build("strategy", top.strategy)
+    data, _ = build_data(top.data, top.seed)
+    partition = divide(data, build("partition", top.partition), top.devices, top.samples_per_device, top.seed)
+    rows = partition.indices(device)
+    private = strategy.fronts == "private"
+    cut = strategy.trainer(1) is not None
+    front, *backs = _trained(run, top, data, device if private else None)
+    every = [rows] if private else [partition.indices(k) for k in range(top.devices)]
+
+    def blank() -> nn.Module:
+        seed = seeds.derive(top.seed, "attack", segment="front")
+        return _segments(top, data, seed)[0]
+
+    def rerun(strategy: SplitStrategy, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
+        again = config.copy()
+        with open_dict(again):
+            again.rounds = rounds or top.rounds
+            again.evaluate_every, again.trackers, again.resume = 0, {}, None
+            again.backend = {"name": "inline"}
+        shutil.rmtree(out, ignore_errors=True)
+        found = simulate_config(again, out, progress=False, strategy=strategy)
+        return found.front(device) if strategy.fronts == "private" else found.states["front"]
+
+    return Target(
+        data=data,
+        front=front,
+        back=nn.Sequential(*backs).eval() if cut else None,
+        blank=blank,
+        device=device,
+        rows=rows,
+        members=torch.cat(every),
+        objective=as_objective(None),
+        privacy=build_privacy(top.privacy),
+        seed=top.seed,
+        batch_size=top.batch_size,
+        fronts=strategy.fronts,
+        edges=top.edges,
+        answered=cut and not strategy.local_loss,
+        rerun=rerun,
+        folder=folder / "attacks",
+    )
+
+
+def _config(run: RunFolder) -> DictConfig:
+    path = run.path / ".hydra" / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{run.path} is no run of fsl-simulate: it has no .hydra/config.yaml; give the folder of one")
+    if not run.summary_path.exists():
+        raise ConfigError(f"{run.path} has not finished; go on with it (fsl-simulate resume={run.path}) first")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None) -> list[nn.Module]:
+    """The segments with the weights of the run's end; the front is this device's own, if one is given."""
+    if device is None:
+        tensors = load_tensors(run.model_path)
+    else:
+        path = run.fronts / f"{device}.safetensors"
+        if not path.exists():
+            raise ConfigError(f"device={device}: it has no front in {run.fronts}, since it never trained; take another")
+        tensors = load_tensors(run.back_path) | load_tensors(path)
+    modules = _segments(top, data, top.seed)
+    for module in modules:
+        known = module.state_dict()
+        module.load_state_dict({name: tensors[name] for name in known})
+    return modules
+
+
+def _segments(top: RunConfig, data: TaskData, seed: int) -> list[nn.Module]:
+    model, cut = build_model(top.model, data, seed)
+    cuts = tuple(cut) if isinstance(cut, list) else cut
+    return [segment.module.eval() for segment in split(model, cuts).segments]
