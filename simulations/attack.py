@@ -18,7 +18,7 @@ from fsl.config import build, checked, unknown
 from fsl.errors import ConfigError, FslError
 from fsl.files import write_json
 
-_USAGE = """usage: fsl-attack FOLDER... attack=NAME [device=0] [attack.NAME.OPTION=...]
+_USAGE = """usage: fsl-attack FOLDER... attack=NAME [victim=0] [attack.NAME.OPTION=...]
 
 Attack finished runs of fsl-simulate. NAME is one of {names}, or a list of them as in
 attack=[inversion,labels]. What is found goes to FOLDER/attacks, and into what fsl-report says of the runs."""
@@ -68,14 +68,14 @@ def read_attacks(overrides: Sequence[str]) -> tuple[dict[str, Attack], int]:
             raise ConfigError(f"attack.{name}._target_ is no fsl.attacks.Attack; derive it from one")
         attacks[str(name)] = attack
     for name in composed:
-        if name not in ("attack", "device"):
-            raise ConfigError(unknown("key", str(name), ["attack", "device"]))
-    return attacks, checked("device", composed["device"], int)
+        if name not in ("attack", "victim"):
+            raise ConfigError(unknown("key", str(name), ["attack", "victim"]))
+    return attacks, checked("victim", composed["victim"], int)
 
 
 def attack_run(target: Target, name: str, attack: Attack) -> Finding:
     """Attack, and write what was found into the run's folder."""
-    if attack.needs_cut and target.back is None:
+    if attack.needs_cut and not target.cut:
         raise ConfigError(f"attack={name}: devices of this run train the whole model, without a cut; use membership")
     found = attack.run(target)
     folder = target.folder

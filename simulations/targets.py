@@ -1,6 +1,5 @@
 """Finished runs as targets of attacks, from their folders."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +16,21 @@ from fsl.data import TaskData, divide
 from fsl.errors import ConfigError
 from fsl.files import load_tensors
 from fsl.objective import as_objective
+from fsl.plan import Fronts, Spec
 from fsl.runfolder import RunFolder
 from fsl.split import split
+
+
+class OtherEdges(SplitStrategy):
+    """A federation with edges of the adversary's; fronts as in the run that is attacked."""
+
+    def __init__(self, fronts: Fronts, edges: Spec):
+        super().__init__()
+        self.fronts, self.edges = fronts, edges
+
+    def trainer(self, round: int) -> Spec:
+        """The adversary's."""
+        return self.edges
 
 
 def read_target(folder: Path, device: int) -> Target:
@@ -27,7 +39,7 @@ def read_target(folder: Path, device: int) -> Target:
     config = _config(run)
     top = read_config(config)
     if not 0 <= device < top.devices:
-        raise ConfigError(f"device={device}: {folder} has devices 0 to {top.devices - 1}")
+        raise ConfigError(f"victim={device}: {folder} has devices 0 to {top.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)
     data, _ = build_data(top.data, top.seed)
     partition = divide(data, build("partition", top.partition), top.devices, top.samples_per_device, top.seed)
@@ -41,20 +53,20 @@ def read_target(folder: Path, device: int) -> Target:
         seed = seeds.derive(top.seed, "attack", segment="front")
         return _segments(top, data, seed)[0]
 
-    def rerun(strategy: SplitStrategy, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
+    def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
         again = config.copy()
         with open_dict(again):
             again.rounds = rounds or top.rounds
             again.evaluate_every, again.trackers, again.resume = 0, {}, None
             again.backend = {"name": "inline"}
-        shutil.rmtree(out, ignore_errors=True)
-        found = simulate_config(again, out, progress=False, strategy=strategy)
-        return found.front(device) if strategy.fronts == "private" else found.states["front"]
+        found = simulate_config(again, out, progress=False, strategy=OtherEdges(strategy.fronts, edges))
+        return found.front(device) if private else found.states["front"]
 
     return Target(
         data=data,
         front=front,
-        back=nn.Sequential(*backs).eval() if cut else None,
+        back=nn.Sequential(*backs).eval(),
+        cut=cut,
         blank=blank,
         device=device,
         rows=rows,
@@ -89,7 +101,7 @@ def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None)
     else:
         path = run.fronts / f"{device}.safetensors"
         if not path.exists():
-            raise ConfigError(f"device={device}: it has no front in {run.fronts}, since it never trained; take another")
+            raise ConfigError(f"victim={device}: it has no front in {run.fronts}, since it never trained; take another")
         tensors = load_tensors(run.back_path) | load_tensors(path)
     modules = _segments(top, data, top.seed)
     for module in modules:

@@ -50,9 +50,9 @@ def test_only_one_file_touches_what_flower_keeps_to_itself():
     assert users == [Path("fsl/grids/flower.py")]
 
 
-def composed(overrides: list[str]) -> dict:
+def composed(overrides: list[str], name: str = "config") -> dict:
     with initialize_config_module("fsl.configs", version_base="1.3"):
-        config = compose("config", overrides=overrides)
+        config = compose(name, overrides=overrides)
     return OmegaConf.to_container(config, resolve=False)
 
 
@@ -69,7 +69,10 @@ def test_every_config_file_composes(group, choice):
     override = f"{group}={choice}"
     needs = ["samples_per_device=8"] if choice == "resample" else []
     with initialize_config_module("fsl.configs", version_base="1.3"):
-        read_config(compose("config", overrides=[override, *needs]))
+        if group == "attack":
+            assert choice in compose("attack", overrides=[override]).attack
+        else:
+            read_config(compose("config", overrides=[override, *needs]))
 
 
 def test_no_option_appears_or_vanishes_by_accident():
@@ -81,7 +84,7 @@ def option_surface() -> str:
     top = [key for key in keys(composed([])) if key.split(".")[0] not in {g.name for g in GROUPS}]
     lines = [f"{key}" for key in top]
     for group, choice in CHOICES:
-        values = composed([f"{group}={choice}"])
+        values = composed([f"{group}={choice}"], "attack" if group == "attack" else "config")
         if group == "experiment":
             lines.append(f"{group}={choice}")
         else:

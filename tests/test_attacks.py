@@ -53,9 +53,9 @@ def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy):
     assert (bare / "attacks" / "inversion.png").stat().st_size > 1000
 
 
-def test_inputs_are_guessed_without_the_front_s_weights(bare):
-    figures = found(bare, "unsplit", "attack.unsplit.rounds=40", "attack.unsplit.victims=8")
-    assert figures["mse"] < figures["blind_mse"]
+def test_inputs_and_weights_are_guessed_that_explain_the_smashed_data(bare):
+    figures = found(bare, "unsplit", "attack.unsplit.rounds=40", "attack.unsplit.samples=8")
+    assert figures["unexplained"] < 0.2  # of several explanations, not always the true one
 
 
 def test_labels_are_read_off_cut_gradients_and_randomized_ones_are_not(bare, tmp_path):
@@ -84,24 +84,21 @@ def test_the_unsplit_model_can_be_attacked_for_members_alone(tmp_path, capfd):
 
 def test_private_fronts_are_attacked_device_by_device(tmp_path):
     folder = trained(tmp_path / "run", "strategy=splitfed_v3")
-    figures = found(folder, "inversion", "device=1", "attack.inversion.steps=200")
+    figures = found(folder, "inversion", "victim=1", "attack.inversion.steps=200")
     assert figures["mse"] < figures["blind_mse"]
 
 
 # Hijacking.
 
 
-@pytest.mark.slow
-def test_an_edge_that_hijacks_reads_inputs_and_devices_that_watch_stop_it(bare, tmp_path):
-    options = ["attack.fsha.rounds=20", "attack.fsha.turns=2"]
-    open_ = found(bare, "fsha", *options)
-    assert open_["stopped"] == 0
-    assert open_["mse"] < 0.6 * open_["blind_mse"]
+def test_devices_that_watch_stop_an_edge_that_hijacks(bare, tmp_path):
+    options = ["attack.fsha.rounds=2", "attack.fsha.turns=1"]
+    assert found(bare, "fsha", *options)["stopped"] == 0
     watched = trained(tmp_path / "run", "privacy=detector")
-    caught = found(watched, "fsha", *options)
-    assert caught["stopped"] == 1
-    assert caught["mse"] > open_["mse"]
-    assert "may be hijacking" in json.loads((watched / "attacks" / "fsha.json").read_text())["remark"]
+    assert found(watched, "fsha", *options)["stopped"] == 1
+    remark = json.loads((watched / "attacks" / "fsha.json").read_text())["remark"]
+    assert remark.startswith("round 1, device 0, step ")
+    assert "may be hijacking" in remark
 
 
 def test_gradients_that_depend_on_labels_are_told_from_those_that_do_not():
@@ -127,15 +124,19 @@ def test_a_device_judges_after_some_steps_and_not_before():
 
 @pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "vanilla", "psl", "cyclesl"])
 def test_honest_edges_are_not_suspected(strategy, tmp_path):
-    arguments = ["privacy=detector", "privacy.detector.after=1", f"strategy={strategy}", "rounds=8"]
+    arguments = ["privacy=detector", f"strategy={strategy}", "rounds=8", "optimizer.lr=0.05"]
     assert simulate([*QUICK, f"hydra.run.dir={tmp_path}", *arguments]) == 0
 
 
 @pytest.mark.parametrize(
-    ("strategy", "said"), [("sglr", "averages cut gradients over devices"), ("fedavg", "get no cut gradients")]
+    ("strategy", "said"),
+    [
+        ("strategy=sglr strategy.phi=1", "averages cut gradients over devices"),
+        ("strategy=fedavg", "get no cut gradients"),
+    ],
 )
 def test_gradients_that_say_nothing_of_one_s_labels_are_not_watched(strategy, said, tmp_path, capfd):
-    arguments = ["privacy=detector", f"strategy={strategy}"]
+    arguments = ["privacy=detector", *strategy.split()]
     assert simulate([*QUICK, f"hydra.run.dir={tmp_path / 'run'}", *arguments]) == 2
     assert said in capfd.readouterr().err
 
@@ -162,7 +163,7 @@ def test_a_report_has_utility_beside_what_attacks_found(bare, noisy, tmp_path, c
         (["RUN", "attack=guess"], "attack=guess: there is no such attack; available are: fsha"),
         (["RUN", "attack=inversion", "attack.inversion.steps=0"], "attack.steps=0: it must be at least 1"),
         (["RUN", "attack=inversion", "attack.inversion.stepps=5"], "there is no key 'attack.inversion.stepps'"),
-        (["RUN", "attack=inversion", "device=2"], "device=2: "),
+        (["RUN", "attack=inversion", "victim=2"], "victim=2: "),
         (["nowhere", "attack=inversion"], "nowhere is no run of fsl-simulate"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),

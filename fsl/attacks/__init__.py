@@ -1,7 +1,7 @@
 """Attacks that measure what a run gives away. None of them proves that more is not to be had."""
 
 from fsl.attacks.base import Attack, Finding, Pictures, Target
-from fsl.attacks.hijacking import FSHA, Hijacker, Hijacking
+from fsl.attacks.hijacking import FSHA, Hijacker
 from fsl.attacks.inversion import Inversion
 from fsl.attacks.labels import LabelInference
 from fsl.attacks.membership import MembershipInference
@@ -12,7 +12,6 @@ __all__ = [
     "Attack",
     "Finding",
     "Hijacker",
-    "Hijacking",
     "Inversion",
     "LabelInference",
     "MembershipInference",

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,11 @@ from fsl.attacks.pixels import Pixels, ssim
 from fsl.data import Examples, TaskData
 from fsl.errors import ConfigError
 from fsl.objective import Objective
-from fsl.plan import Fronts
+from fsl.plan import Fronts, Spec
 from fsl.privacy.device import DevicePrivacy
 from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import Privacy
-
-if TYPE_CHECKING:
-    from fsl.run import Run
-    from fsl.strategies import SplitStrategy
 
 
 @dataclass(frozen=True)
@@ -46,15 +42,16 @@ class Finding:
 class Target:
     """A finished run as an adversary finds it, and one of its devices whose samples it is after.
 
-    `front` and `back` are in evaluation mode, with the run's last weights; `back` is None where there is no cut. `rows`
+    `front` and `back` are in evaluation mode, with the run's last weights; `cut`: there is one between them. `rows`
     are the attacked device's training rows, `members` all that the released model learnt from. What the adversary
     knows besides are the run's test data, which are of the same kind. `rerun` trains the run's devices again, with
-    another strategy, into a folder.
+    other edges (for so many rounds; None: its own), into a folder, and returns the attacked device's front.
     """
 
     data: TaskData
     front: nn.Module
-    back: nn.Module | None
+    back: nn.Module
+    cut: bool
     blank: Callable[[], nn.Module]  # a front of the same architecture with weights of its own
     device: int
     rows: Tensor
@@ -66,7 +63,7 @@ class Target:
     fronts: Fronts
     edges: int
     answered: bool  # devices get cut gradients
-    rerun: "Callable[[SplitStrategy, Path, int | None], Run]"
+    rerun: Callable[[Spec, Path, int | None], Mapping[str, Tensor]]
     folder: Path  # for what an attack leaves
     pixels: Pixels = field(init=False)
 
@@ -140,7 +137,7 @@ def at_least_one(**numbers: int) -> None:
 
 
 def reconstruction(target: Target, reconstructed: Tensor, victims: Tensor) -> Finding:
-    """The finding of an attack that reconstructs inputs: `reconstructed` (N, ...) in [0, 1], of the inputs `victims`.
+    """The finding of an attack that reconstructs inputs: `reconstructed` (N, ...) in [0, 1], of the inputs `samples`.
 
     `mse` is of values in [0, 1]; `blind_mse` that of who answers with the mean of what it knows, whatever it sees.
     """

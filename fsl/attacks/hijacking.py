@@ -1,5 +1,6 @@
 """Feature-space hijacking: a malicious edge that teaches fronts what it can invert."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from fsl.data import Examples
 from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
 from fsl.messages import Reply, Upload
-from fsl.plan import Fronts, Spec
+from fsl.plan import Spec
 from fsl.states import State, WeightedSum
-from fsl.strategies.base import SplitStrategy
+from fsl.targets import path_of
 from fsl.trainers import EdgeBench, EdgeTrainer
 
 _PUBLIC = "public.safetensors"
@@ -30,7 +31,8 @@ class Hijacker(EdgeTrainer):
 
     Pasquini, Ateniese & Bernaschi 2021, "Unleashing the Tiger: Inference Attacks on Split Learning", Section 3, with
     the Wasserstein critic of the released code. What it has learnt lies in `folder` from round to round; that is also
-    where its own data are. `turns`: steps of its own networks for each upload. `scale`: length of the cut gradients.
+    where its own data are. `turns`: steps of its own networks for each upload. `scale`: what the cut gradients are
+    multiplied by.
     """
 
     def __init__(self, folder: str, turns: int = 3, lr: float = 0.001, scale: float = 1.0):
@@ -77,8 +79,7 @@ class Hijacker(EdgeTrainer):
         leaf = smashed.clone().requires_grad_()
         loss = -networks["critic"](leaf).mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
-        norm = gradient.norm()
-        return Reply(upload.device, upload.step, gradient * (self.scale / (norm + 1e-12)), loss.detach())
+        return Reply(upload.device, upload.step, self.scale * gradient, loss.detach())
 
     def _learn(self, networks: nn.ModuleDict, smashed: Tensor, draw: torch.Generator) -> None:
         rows = torch.randint(len(self.public), (len(smashed),), generator=draw)
@@ -122,19 +123,6 @@ def adversary(inputs: Sequence[int], smashed: Sequence[int], positive: bool) -> 
     )
 
 
-class Hijacking(SplitStrategy):
-    """A federation whose edges hijack: fronts as in the run that is attacked."""
-
-    def __init__(self, folder: str, fronts: Fronts = "averaged", turns: int = 3, lr: float = 0.001, scale: float = 1.0):
-        super().__init__()
-        self.fronts = fronts
-        self.options = {"folder": folder, "turns": turns, "lr": lr, "scale": scale}
-
-    def trainer(self, round: int) -> Spec:
-        """The edge that hijacks."""
-        return Spec(self.path(Hijacker), self.options)
-
-
 @dataclass(frozen=True)
 class FSHA(Attack):
     """An edge that hijacks training from the first round on: the run is trained again with such edges.
@@ -147,12 +135,12 @@ class FSHA(Attack):
     turns: int = 3
     lr: float = 0.001
     scale: float = 1.0
-    victims: int = 256
+    samples: int = 256
 
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        at_least_one(turns=self.turns, victims=self.victims, **({} if self.rounds is None else {"rounds": self.rounds}))
+        at_least_one(turns=self.turns, samples=self.samples, **({} if self.rounds is None else {"rounds": self.rounds}))
 
     def run(self, target: Target) -> Finding:
         """Train with hijacking edges, then decode the device's smashed data."""
@@ -161,17 +149,18 @@ class FSHA(Attack):
         if target.privacy is not None and (target.privacy.dp_sgd is not None or target.privacy.client is not None):
             raise ConfigError("attack=fsha: fronts that are trained privately are not hijacked; use attack=inversion")
         folder = target.folder / "fsha"
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         save_public(folder, target)
-        strategy = Hijacking(str(folder.absolute()), target.fronts, self.turns, self.lr, self.scale)
+        options = {"folder": str(folder.absolute()), "turns": self.turns, "lr": self.lr, "scale": self.scale}
+        edges = Spec(path_of(Hijacker), options)
         front, remark = target.blank(), ""
         try:
-            tensors = target.rerun(strategy, folder / "run", self.rounds).front_of(target.device)
-            front.load_state_dict(tensors)
+            front.load_state_dict(target.rerun(edges, folder / "run", self.rounds))
         except HijackedError as error:
             remark = str(error)
         front.eval()
-        victims, _ = target.victims(self.victims)
+        victims, _ = target.victims(self.samples)
         smashed = target.smashed(victims, 0, front)
         networks = adversary(victims.shape[1:], smashed.shape[1:], bool(smashed.min() >= 0))
         edge = folder / f"edge-{target.device % target.edges}.safetensors"

@@ -16,19 +16,19 @@ class Inversion(Attack):
     """An edge that can ask the front: it learns a decoder from data of its own, and decodes a device's smashed data.
 
     The black-box attack of He, Zhang & Lee 2019, "Model Inversion Attacks against Collaborative Inference". The decoder
-    learns from smashed data as the edge sees them, noise included. `steps` of `batch_size` rows; `victims`: the rows
+    learns from smashed data as the edge sees them, noise included. `steps` of `batch_size` rows; `samples`: the rows
     that are reconstructed.
     """
 
     steps: int = 2000
     batch_size: int = 64
     lr: float = 0.001
-    victims: int = 256
+    samples: int = 256
 
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        at_least_one(steps=self.steps, batch_size=self.batch_size, victims=self.victims)
+        at_least_one(steps=self.steps, batch_size=self.batch_size, samples=self.samples)
 
     def run(self, target: Target) -> Finding:
         """Train the decoder on what the adversary knows, then decode."""
@@ -44,7 +44,7 @@ class Inversion(Attack):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        victims, _ = target.victims(self.victims)
+        victims, _ = target.victims(self.samples)
         decoder.eval()
         with torch.no_grad():
             return reconstruction(target, decoder(target.smashed(victims, 0)), victims)

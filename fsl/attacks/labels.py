@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fsl import seeds
@@ -22,25 +22,25 @@ class LabelInference(Attack):
     `told_accuracy`: the share of true labels among those that the edge is told anyway.
     """
 
-    victims: int = 1024
+    samples: int = 1024
     draws: int = 20
 
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        at_least_one(victims=self.victims, draws=self.draws)
+        at_least_one(samples=self.samples, draws=self.draws)
 
     def run(self, target: Target) -> Finding:
         """Look at the gradients of the device's first rows."""
         if target.data.classes is None:
             raise ConfigError("attack=labels: this run's targets are no class labels")
-        rows = target.rows[: self.victims]
+        rows = target.rows[: self.samples]
         inputs, labels = target.data.train.batch(rows)
         told = target.told(rows, labels)
         gradients = cut_gradients(target, target.smashed(inputs, 0), told)
         classes = labels.unique()
         if len(classes) < 2:
-            raise ConfigError(f"attack=labels: device {target.device} holds one class only; attack.device=... another")
+            raise ConfigError(f"attack=labels: device {target.device} holds one class only; victim=... another")
         figures = {
             "norm_auc": _norm_auc(gradients.norm(dim=1), labels, classes),
             "direction_accuracy": self._direction_accuracy(gradients, labels, classes, target.seed),
@@ -65,10 +65,8 @@ class LabelInference(Attack):
 
 def cut_gradients(target: Target, smashed: Tensor, told: Tensor) -> Tensor:
     """Each sample's cut gradient (B, d), of its own loss."""
-    back: nn.Module | None = target.back
-    assert back is not None
     leaf = smashed.clone().requires_grad_()
-    outputs = back(leaf.clone())
+    outputs = target.back(leaf.clone())
     # In evaluation mode rows do not touch each other, so the gradient of the sum has each row's own.
     (gradient,) = torch.autograd.grad(target.trained_on.loss(outputs, told) * len(leaf), leaf)
     return gradient.flatten(1)

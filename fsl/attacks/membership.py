@@ -51,9 +51,7 @@ class MembershipInference(Attack):
         with torch.no_grad():
             for batch in chosen.split(512):
                 inputs, targets = examples.batch(batch)
-                outputs = target.front(inputs)
-                if target.back is not None:
-                    outputs = target.back(outputs)
+                outputs = target.back(target.front(inputs))
                 found, correct = target.objective.rows(outputs, targets), target.objective.correct(outputs, targets)
                 if found is None or correct is None:
                     raise ConfigError("attack=membership: this run's objective has no loss of a single row")

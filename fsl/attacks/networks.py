@@ -70,7 +70,11 @@ class Encoder(nn.Module):
 
     def _pictures(self, inputs: Tensor) -> Tensor:
         hidden = self.last(self.body(inputs))
-        return hidden if hidden.shape[2:] == self.smashed[1:] else F.adaptive_avg_pool2d(hidden, self.smashed[1:])
+        return (
+            hidden
+            if hidden.shape[2:] == self.smashed[1:]
+            else F.adaptive_avg_pool2d(hidden, (self.smashed[1], self.smashed[2]))
+        )
 
 
 class Critic(nn.Module):
