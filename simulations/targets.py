@@ -14,6 +14,7 @@ from fsl.attacks import Target
 from fsl.config import RunConfig, build, build_data, build_model, build_privacy, read_config
 from fsl.data import TaskData, divide
 from fsl.errors import ConfigError
+from fsl.federation import Federation
 from fsl.files import load_tensors
 from fsl.objective import as_objective
 from fsl.plan import Fronts, Spec
@@ -41,6 +42,8 @@ def read_target(folder: Path, device: int) -> Target:
     if not 0 <= device < top.devices:
         raise ConfigError(f"victim={device}: {folder} has devices 0 to {top.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)
+    counts = {"devices": top.devices, "edges": top.edges, "batch_size": top.batch_size}
+    strategy.bind(Federation(run=folder.name, seed=top.seed, rounds=top.rounds, layouts={}, **counts))
     data, _ = build_data(top.data, top.seed)
     partition = divide(data, build("partition", top.partition), top.devices, top.samples_per_device, top.seed)
     rows = partition.indices(device)

@@ -82,8 +82,9 @@ def test_the_unsplit_model_can_be_attacked_for_members_alone(tmp_path, capfd):
     assert "devices of this run train the whole model" in capfd.readouterr().err
 
 
-def test_private_fronts_are_attacked_device_by_device(tmp_path):
-    folder = trained(tmp_path / "run", "strategy=splitfed_v3")
+@pytest.mark.parametrize("strategy", ["splitfed_v3", "sglr"])
+def test_private_fronts_are_attacked_device_by_device(strategy, tmp_path):
+    folder = trained(tmp_path / "run", f"strategy={strategy}")
     figures = found(folder, "inversion", "victim=1", "attack.inversion.steps=200")
     assert figures["mse"] < figures["blind_mse"]
 

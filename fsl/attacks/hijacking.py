@@ -43,8 +43,8 @@ class Hijacker(EdgeTrainer):
         """Nothing of the back is used."""
         super().begin(bench, edge, back)
         self.examples = 0
-        self.public = load_tensors(self.folder / _PUBLIC)["shown"]
-        self.inputs = load_tensors(self.folder / _PUBLIC)["inputs"]
+        known = load_tensors(self.folder / _PUBLIC)
+        self.inputs, self.shown = known["inputs"], known["shown"]
 
     def open(self, device: int, weight: float) -> None:
         """A device comes in."""
@@ -82,9 +82,9 @@ class Hijacker(EdgeTrainer):
         return Reply(upload.device, upload.step, self.scale * gradient, loss.detach())
 
     def _learn(self, networks: nn.ModuleDict, smashed: Tensor, draw: torch.Generator) -> None:
-        rows = torch.randint(len(self.public), (len(smashed),), generator=draw)
+        rows = torch.randint(len(self.shown), (len(smashed),), generator=draw)
         encoded = networks["encoder"](self.inputs[rows])
-        loss = F.mse_loss(networks["decoder"](encoded), self.public[rows])
+        loss = F.mse_loss(networks["decoder"](encoded), self.shown[rows])
         self._own.zero_grad()
         loss.backward()
         self._own.step()
