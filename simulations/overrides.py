@@ -66,8 +66,8 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     build_aggregator(top.aggregator)
     build_backend(top.backend)
     build_trackers(top.trackers)
-    if build_privacy(top.privacy) is not None:
-        refuse_federation()
+    if (privacy := build_privacy(top.privacy)) is not None:
+        refuse_federation(privacy)
     for group in ("device", "edge", "link"):
         build(group, getattr(top, group))
     return Checked(list(overrides), top, folder.absolute())

@@ -5,6 +5,8 @@ from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, 
 
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.errors import RunError
+from fsl.privacy import Privacy
+from fsl.privacy.settings import Detector, NoPeek
 from fsl.wire.options import Patience
 from tests.conftest import small_model
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
@@ -101,3 +103,15 @@ def test_a_resumed_federation_equals_one_that_never_stopped(tmp_path):
     backend = Wired(folder=tmp_path / "nodes")
     resumed = run(SGLR(phi=0.5), rounds=3, backend=backend, out=tmp_path / "run", resume=True, **options)
     assert_same_result(whole, resumed)
+
+
+def test_devices_watch_and_hide_over_the_wire_as_in_simulation(tmp_path):
+    privacy = Privacy(nopeek=NoPeek(weight=0.5), detector=Detector(threshold=-1, after=1))
+    wired = run(SplitFedV1(), devices=2, privacy=privacy, backend=Wired(folder=tmp_path))
+    assert_same_result(run(SplitFedV1(), devices=2, privacy=privacy), wired)
+
+
+def test_a_device_that_suspects_its_edge_leaves_and_says_why(tmp_path):
+    privacy = Privacy(detector=Detector(threshold=2, after=2))  # nothing is above it
+    with pytest.raises(RunError, match=r"no device finished.*step 1: it stopped, because its cut gradients do not"):
+        run(SplitFedV1(), devices=2, privacy=privacy, backend=Wired(folder=tmp_path))

@@ -39,7 +39,7 @@ def private_run(
     privacy = federation.privacy
     assert privacy is not None
     if federation.placement is not None:
-        refuse_federation()
+        refuse_federation(privacy)
     spec = strategy.trainer(1)
     trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
     refuse_model(privacy, model)
@@ -98,12 +98,13 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
     return privacy.with_multiplier(solve(target, cost))
 
 
-def refuse_federation() -> None:
-    """ConfigError: a real federation has no privacy yet, and must not seem to have."""
-    raise ConfigError(
-        "privacy: a real federation does not serve it yet (its noise must come from the devices' own generators, and "
-        "the wire carry what it needs); use fsl-simulate, or leave privacy out"
-    )
+def refuse_federation(privacy: Privacy) -> None:
+    """ConfigError for what would claim something: a real federation has no noise yet, and must not seem to have."""
+    if privacy.private:
+        raise ConfigError(
+            "privacy: a real federation serves nopeek and detector alone so far (noise must come from the devices' own "
+            "generators, and the wire carry what it needs); use fsl-simulate, or leave the others out"
+        )
 
 
 def refuse_model(privacy: Privacy, model: nn.Module) -> None:
