@@ -38,14 +38,16 @@ def federation(tmp_path_factory):
 
 
 @contextmanager
-def interruptible(program: list[str]) -> Iterator[subprocess.Popen]:
-    """A process that Ctrl-C reaches, also where the tests run in the background; it does not outlive its test."""
+def interruptible(program: list[str], folder: Path | None = None) -> Iterator[subprocess.Popen]:
+    """A process that Ctrl-C reaches, also where tests run in the background; nothing of it in `folder` outlives its test."""
     free = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=free) as process:
         try:
             yield process
         finally:
             process.kill()
+            if folder is not None and (left := LocalFederation.attach(folder)) is not None:
+                left.stop()
 
 
 def cli(*arguments: str, folder: Path) -> int:
@@ -139,7 +141,7 @@ def test_a_node_comes_back_with_its_key(federation, capsys):
 def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path):
     folder = tmp_path / "federation"
     program = [sys.executable, "-m", "fsl.simulations.federation", "up", "--folder", str(folder)]
-    with interruptible(program) as process:
+    with interruptible(program, folder) as process:
 
         def processes():
             record = read_record(folder)
