@@ -39,7 +39,7 @@ def federation(tmp_path_factory):
 
 @contextmanager
 def interruptible(program: list[str], folder: Path | None = None) -> Iterator[subprocess.Popen]:
-    """A process that Ctrl-C reaches, also where tests run in the background; nothing of it in `folder` outlives its test."""
+    """A process that Ctrl-C reaches, also where tests run in the background; nothing of it outlives its test."""
     free = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=free) as process:
         try:
