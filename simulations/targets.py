@@ -1,6 +1,7 @@
 """Finished runs as targets of attacks, from their folders."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,8 +43,8 @@ def read_target(folder: Path, device: int) -> Target:
     if not 0 <= device < top.devices:
         raise ConfigError(f"victim={device}: {folder} has devices 0 to {top.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)
-    counts = {"devices": top.devices, "edges": top.edges, "batch_size": top.batch_size}
-    strategy.bind(Federation(run=folder.name, seed=top.seed, rounds=top.rounds, layouts={}, **counts))
+    federation = Federation(folder.name, top.seed, top.rounds, top.devices, layouts={}, edges=top.edges)
+    strategy.bind(replace(federation, batch_size=top.batch_size))
     data, _ = build_data(top.data, top.seed)
     partition = divide(data, build("partition", top.partition), top.devices, top.samples_per_device, top.seed)
     rows = partition.indices(device)
