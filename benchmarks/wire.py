@@ -188,7 +188,7 @@ class EchoDevice:
         payload = Identity().encode(smashed)
         self._line.upload(self._step, upload_frame(0, 1, self._step, payload, targets))
         event = self._hear()
-        gradient = Identity().decode(read_reply(event.message.reply, event.data))
+        gradient = Identity().decode(read_reply(event.message.reply, event.data)[0])
         assert gradient.shape == smashed.shape
         self._step += 1
 

@@ -8,9 +8,8 @@ from fsl.device import Device
 from fsl.edge import EdgeServer, Session
 from fsl.errors import DeviceError, FslError, StepError
 from fsl.plan import CohortTask, RoundPlan
-from fsl.privacy.client import clip_update
 from fsl.reports import CohortResult, DeviceReport
-from fsl.sides import DeviceSide, EdgeSide
+from fsl.sides import DeviceSide, EdgeSide, told_rows
 from fsl.states import State, Total
 from fsl.workload import Worker
 
@@ -44,18 +43,17 @@ class Cohort:
             self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
         train(devices, self.edge, self.plan)
         for device in devices:
-            self._clip(device)
-            self.devices.close(device)
-            yield report_of(self.devices, self.edge.close(device.device))
+            yield closed(self.devices, device, self.edge)
 
-    def _clip(self, device: Device) -> None:
-        """Where devices are protected as a whole: shorten the update of front and back."""
-        if self.plan.privacy is None or self.plan.privacy.client is None:
-            return
-        back, trained = self.edge.trainer.update(device.device)
-        states = self.devices.states_of(device)
-        starts = [*(self.devices.states[name] for name in states), back]
-        clip_update(starts, [*states.values(), trained], self.plan.privacy.client.clip)
+
+def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
+    """A device is done at both ends; where devices are protected as a whole, its update is clipped first."""
+    if devices.clip is not None:
+        square = devices.update_square(device) + edge.update_square(device.device)
+        devices.shorten(device, square)
+        edge.shorten(device.device, square, devices.clip)
+    devices.close(device)
+    return report_of(devices, edge.close(device.device))
 
 
 def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
@@ -75,7 +73,8 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
 
 def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
     """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
-    return steps * plan.batch_size if plan.privacy is not None and plan.privacy.poisson else rows
+    expected = told_rows(plan)
+    return rows if expected is None else steps * expected
 
 
 def loss_told(plan: RoundPlan, loss: float) -> float:

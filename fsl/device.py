@@ -93,7 +93,7 @@ class Device:
         if privacy is None or privacy.noise is None:
             front.step(self._answered)
             return
-        if reply.norms is not None:
+        if privacy.joint:
             self._factors = privacy.factors(front.norms(), reply.norms)
         front.step(release=Release(privacy.noise.normal(reply.step)), factors=self._factors)
 

@@ -1,5 +1,6 @@
 """An edge server: the sessions of its devices, and one edge trainer."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from torch import Tensor
 from fsl.codecs import Codec
 from fsl.errors import WireError
 from fsl.messages import Reply, ReplyPacket, Upload, UploadPacket
+from fsl.privacy.client import shorten, update_square
 from fsl.states import State, Total
 from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
 from fsl.wire.format import reply_bytes, upload_bytes
@@ -57,11 +59,13 @@ class SessionSnapshot:
 class EdgeServer:
     """Runs the back for the devices attached to it, by the rule of its trainer."""
 
-    def __init__(self, edge: int, trainer: EdgeTrainer, up: Codec, down: Codec):
+    def __init__(self, edge: int, trainer: EdgeTrainer, up: Codec, down: Codec, rows: int | None = None):
+        """`rows`: what a batch is counted as, in bytes, where its own size is private."""
         self.edge = edge
         self.trainer = trainer
         self._up = up
         self._down = down
+        self._rows = rows
         self._sessions: dict[int, Session] = {}
         self._figures: Counter[str] = Counter()
 
@@ -93,8 +97,8 @@ class EdgeServer:
         upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets, packet.factors)
         session.waiting[session.step] = len(upload.targets)
         session.step += 1
-        session.up_bytes += upload_bytes(packet.smashed, packet.targets)
-        self._figures["smashed_bytes"] += upload.smashed.nbytes
+        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self._rows)
+        self._figures["smashed_bytes"] += self._told_bytes(upload.smashed)
         return upload
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
@@ -112,6 +116,19 @@ class EdgeServer:
     def settle(self, device: int, factors: Tensor) -> None:
         """What the samples of a device's last step count, where one clip is over front and back."""
         self.trainer.settle(device, self._sessions[device].step - 1, factors)
+
+    def update_square(self, device: int) -> float:
+        """The squared norm of the update of a device's own back."""
+        return update_square(*self.trainer.update(device))
+
+    def shorten(self, device: int, square: float, clip: float) -> None:
+        """Clip a device's update, whose squared norm over all segments is `square`."""
+        shorten(*self.trainer.update(device), square, clip)
+
+    def rows_of(self, device: int, step: int) -> int | None:
+        """The rows of one of a device's steps; None where there was none."""
+        session = self._sessions[device]
+        return session.rows[step] if 0 <= step < len(session.rows) else session.waiting.get(step)
 
     def close(self, device: int) -> Session:
         """A device is done for this round. Returns its figures."""
@@ -150,17 +167,21 @@ class EdgeServer:
             if reply.gradient is None:
                 continue
             answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient), reply.norms)
-            sent = reply_bytes(answer.gradient)
+            sent = reply_bytes(answer.gradient, answer.norms, self._rows)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
             if reply.common:
-                common.append((sent, reply.gradient.nbytes))
+                common.append((sent, self._told_bytes(reply.gradient)))
         if common:
             sizes, values = zip(*common)
             self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
             self._figures["common_bytes"] += max(values)
         return answers
+
+    def _told_bytes(self, batch: Tensor) -> int:
+        rows = len(batch) if self._rows is None else self._rows
+        return rows * math.prod(batch.shape[1:]) * batch.itemsize
 
     def snapshot(self, device: int) -> SessionSnapshot:
         """All that must follow a device that moves to another edge."""

@@ -59,6 +59,7 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
         "protocol": PROTOCOL,
         **passport.stamps(),
         "weight": session.weight,
+        "counts": trainer.weight,  # in averages over devices
         "step": session.step,
         "up_bytes": session.up_bytes,
         "down_bytes": session.down_bytes,
@@ -91,7 +92,7 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
             _check_dtypes(named, layout)
             back = layout.pack(named, accelerator)
         optimizer = {k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)}
-        return SessionSnapshot(session, Snapshot(back, optimizer, session.weight))
+        return SessionSnapshot(session, Snapshot(back, optimizer, _weight(said["counts"])))
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, CheckpointError) as error:
         raise WireError(f"a session came damaged, or from another model: {_line(error)}") from None
 
@@ -123,11 +124,11 @@ def _metadata(data: bytes) -> dict[str, Any]:
 
 
 def _session(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Session:
-    weight, step = float(said["weight"]), said["step"]
+    weight, step = _weight(said["weight"]), said["step"]
     rows = [_count(value) for value in said["rows"]]
     losses = list(tensors["losses"].unbind()) if "losses" in tensors else []
-    if not math.isfinite(weight) or weight < 0 or len(losses) != len(rows):
-        raise ValueError(f"weight {weight}, {len(rows)} steps and {len(losses)} losses")
+    if len(losses) != len(rows):
+        raise ValueError(f"{len(rows)} steps and {len(losses)} losses")
     pending = None
     if (about := said["pending"]) is not None:
         arrays = tuple((str(name), tensors[f"{_PENDING}{i}"]) for i, name in enumerate(about["names"]))
@@ -143,6 +144,12 @@ def _session(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Session:
         {int(at): _count(number) for at, number in said["waiting"].items()},
         pending,
     )
+
+
+def _weight(value: Any) -> float:
+    if not (isinstance(value, float | int) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"{value!r} is no weight")
+    return float(value)
 
 
 def _count(value: Any) -> int:

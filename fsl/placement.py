@@ -1,7 +1,7 @@
 """Where a run's devices and edges are, for runs whose nodes host what they host (a real federation)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from flwr.app import ArrayRecord, Message
@@ -14,13 +14,17 @@ from fsl.states import Layout, Total
 
 @dataclass(frozen=True)
 class Collected:
-    """What a round came to: totals by segment, devices that finished, counts, and why others were lost."""
+    """What a round came to: totals by segment, devices that finished, counts, and why others were lost.
+
+    `again`: how often each of those may have begun its round anew before it was lost.
+    """
 
     totals: Mapping[str, Total]
     reports: Sequence[DeviceReport]
     figures: Mapping[str, int]
     lost: Mapping[int, str]
     failed_nodes: int
+    again: Mapping[int, int] = field(default_factory=dict)
 
 
 class Placement(Protocol):

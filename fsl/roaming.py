@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from fsl.cohort import report_of, stepping, train
+from fsl.cohort import closed, stepping, train
 from fsl.device import Device
-from fsl.edge import EdgeServer, Session
+from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
 from fsl.handover import Passport, hand_over
 from fsl.messages import ReplyPacket, UploadPacket
@@ -90,8 +90,7 @@ class RoamingCohorts:
             self._train(roamers)
         for roamer in roamers:
             if not roamer.gone:
-                self.devices.close(roamer.device)
-                yield self._report(roamer, roamer.edge.close(roamer.device.device))
+                yield self._report(roamer, closed(self.devices, roamer.device, roamer.edge))
 
     def _begin(self, edge: EdgeServer, device: int) -> Roamer:
         opened = self.devices.open(device)
@@ -175,9 +174,8 @@ class RoamingCohorts:
             self.sides[edge] = EdgeSide(CohortTask(edge, ()), self.plan, self.worker, self.states)
         return self.sides[edge].server
 
-    def _report(self, roamer: Roamer, session: Session) -> DeviceReport:
+    def _report(self, roamer: Roamer, report: DeviceReport) -> DeviceReport:
         wasted = roamer.wasted
-        report = report_of(self.devices, session)
         return replace(
             report,
             up_bytes=report.up_bytes + wasted["up_bytes"],

@@ -14,6 +14,7 @@ from fsl.errors import ConfigError
 from fsl.learner import Learner, OptimizerRecipe
 from fsl.objective import Objective
 from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
+from fsl.privacy.client import shorten, update_square
 from fsl.privacy.device import device_privacy
 from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
@@ -52,6 +53,9 @@ class DeviceSide:
         self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
         self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
         self.batches: dict[int, BatchPlan] = {}
+        whole = None if plan.privacy is None else plan.privacy.client
+        self.clip = None if whole is None else whole.clip  # of a device's whole update
+        self.told_rows = told_rows(plan)
         self._kind = locate_allowed(plan.device.target, worker.workload.allowed)
 
     def samples(self, device: int) -> int:
@@ -60,8 +64,7 @@ class DeviceSide:
 
     def weight(self, device: int) -> float:
         """What a device counts in averages: n_k, or all alike where devices are protected as a whole."""
-        whole = self.plan.privacy is not None and self.plan.privacy.client is not None
-        return 1.0 if whole else float(self.samples(device))
+        return float(self.samples(device)) if self.clip is None else 1.0
 
     def open(self, device: int) -> Device:
         """Give a device its batches and its segments, as they are at the beginning of its round."""
@@ -135,6 +138,16 @@ class DeviceSide:
         opened.step = copy.step
         return opened
 
+    def update_square(self, device: Device) -> float:
+        """The squared norm of the update of a device's own segments."""
+        return sum(update_square(self.states[name], state) for name, state in self.states_of(device).items())
+
+    def shorten(self, device: Device, square: float) -> None:
+        """Clip a device's update, whose squared norm over all segments, the edge's too, is `square`."""
+        assert self.clip is not None
+        for name, state in self.states_of(device).items():
+            shorten(self.states[name], state, square, self.clip)
+
     def states_of(self, device: Device) -> dict[str, State]:
         """A device's segments as they are now, not copied."""
         return {name: learner.state() for name, learner in self._learners(device).items()}
@@ -174,7 +187,7 @@ class EdgeSide:
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
         up, down = (build_codec(path, worker) for path in (plan.up, plan.down))
-        self.server = EdgeServer(task.edge, self._trainer(plan.trainer), up, down)
+        self.server = EdgeServer(task.edge, self._trainer(plan.trainer), up, down, told_rows(plan))
         back = worker.segments["back"]
         bench = EdgeBench(
             plan.seed,
@@ -217,6 +230,11 @@ class EdgeSide:
 def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
     """How a plan has a segment trained privately; None: as ever."""
     return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
+
+
+def told_rows(plan: RoundPlan) -> int | None:
+    """The rows that a batch is reported to have: the expected ones of Poisson draws, None where it is its own."""
+    return plan.batch_size if plan.privacy is not None and plan.privacy.poisson else None
 
 
 def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> Relabelling | None:

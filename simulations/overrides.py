@@ -21,7 +21,6 @@ from fsl.config import (
 )
 from fsl.deployment.runs import quoted
 from fsl.errors import ConfigError
-from fsl.privacy.check import refuse_federation
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     build_aggregator(top.aggregator)
     build_backend(top.backend)
     build_trackers(top.trackers)
-    if (privacy := build_privacy(top.privacy)) is not None:
-        refuse_federation(privacy)
+    build_privacy(top.privacy)
     for group in ("device", "edge", "link"):
         build(group, getattr(top, group))
     return Checked(list(overrides), top, folder.absolute())

@@ -122,7 +122,7 @@ class SplitStrategy(Algorithm, Strategy):
         if self.federation.mobility is not None:
             measured |= movements(reports, collected.figures)
         if self.federation.ledger is not None:
-            self.federation.ledger.after(reports)
+            self.federation.ledger.after(reports, collected.again)
         return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, collected.figures)})
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:

@@ -232,8 +232,8 @@ def test_overrides_are_checked_and_completed(tmp_path, monkeypatch):
         for_federation(["resume=nowhere"], edges=2, devices=4)
     with pytest.raises(ConfigError, match="phi=2"):
         for_federation(["strategy=sglr", "strategy.phi=2"], edges=2, devices=4)
-    with pytest.raises(ConfigError, match="a real federation serves nopeek and detector alone so far"):
-        for_federation(["privacy=dp_sgd"], edges=2, devices=4)
+    with pytest.raises(ConfigError, match=r"privacy\.delta=2"):
+        for_federation(["privacy=dp_sgd", "privacy.delta=2"], edges=2, devices=4)
 
 
 @pytest.mark.parametrize("path", ["/a/b-1", "/a b/c=d", "/it's", "/a,b(c)", "/back\\slash's", "/end\\"])

@@ -30,7 +30,7 @@ def sent(payload):
 
 def received(data):
     message, rest = read_frame(data, pb.ToDevice)
-    return read_reply(message.reply, rest)
+    return read_reply(message.reply, rest)[0]
 
 
 def claimed(data, *tensors):
@@ -121,7 +121,7 @@ def test_an_upload_comes_with_its_labels_or_without():
     for given in (labels, None):
         message, rest = read_frame(upload_frame(7, 2, 5, smashed, given), pb.ToEdge)
         assert (message.upload.device, message.upload.round, message.upload.step) == (7, 2, 5)
-        payload, targets = read_upload(message.upload, rest)
+        payload, targets, _ = read_upload(message.upload, rest)
         assert torch.equal(Identity().decode(payload), Identity().decode(smashed))
         assert (targets is None) if given is None else torch.equal(targets, labels)
 
@@ -151,7 +151,7 @@ def test_an_upload_has_one_tensor_of_labels():
     smashed = Identity().encode(torch.zeros(2))
     head = pb.Upload(smashed=wire.describe(smashed), targets=pb.Payload())
     message, rest = read_frame(frame(pb.ToEdge(upload=head), smashed), pb.ToEdge)
-    with pytest.raises(WireError, match="labels of an upload are 0 tensors"):
+    with pytest.raises(WireError, match="labels of a message are 0 tensors"):
         read_upload(message.upload, rest)
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import fsl
 from fsl.deployment.members import Terms
 from fsl.deployment.roster import Roster
 from fsl.deployment.settings import NodeSettings
+from fsl.deployment.spent import Limit
 from fsl.deployment.wired import WiredNode
+from fsl.errors import FslError
 from fsl.grids.flower import SimulationGrid
 from fsl.names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
 from fsl.parts import Part
@@ -41,10 +43,10 @@ class WiredGrid(SimulationGrid):
             self._host(workload, backend, config, folder / f"edge-{edge}")
         for group in [] if backend.both else groups:
             config = {"role": "device", "devices": ",".join(map(str, group)), **common, **backend.device_tls}
-            self._host(workload, backend, config, folder / "devices")
+            self._host(workload, backend, config, folder / f"devices-{group[0]}")
 
     def _host(self, workload, backend, config, store):
-        settings = replace(NodeSettings.read(config), state=store)
+        settings = replace(NodeSettings.read(config), state=store, limit=backend.limit)
         node = WiredNode(replace(workload, store=store), settings, backend.patience)
         self.nodes[len(self.nodes) + 1] = node
 
@@ -52,7 +54,10 @@ class WiredGrid(SimulationGrid):
         replies = [None] * len(messages)
 
         def work(i, message):
-            replies[i] = self._reply(message, self.nodes[message.metadata.dst_node_id])
+            try:
+                replies[i] = self._reply(message, self.nodes[message.metadata.dst_node_id])
+            except FslError as error:
+                replies[i] = Message(Error(0, str(error)), reply_to=message)
 
         threads = [threading.Thread(target=work, args=(i, m)) for i, m in enumerate(messages)]
         for thread in threads:
@@ -91,6 +96,7 @@ class Wired(fsl.Backend):
     both: bool = False  # edges host the devices, too
     edge_tls: dict[str, str] = field(default_factory=dict)  # without any: no TLS
     device_tls: dict[str, str] = field(default_factory=dict)
+    limit: Limit | None = None
     patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
     roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))
 

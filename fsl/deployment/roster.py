@@ -35,6 +35,7 @@ class _Asked:
     nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
     sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
+    others: dict[int, int] = field(default_factory=dict)  # how many more edges a device may go to
 
 
 class Roster:
@@ -59,6 +60,11 @@ class Roster:
             raise RunError(
                 "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
                 "its optimizer's state at home; use on_move=migrate, or optimizer.reset=true"
+            )
+        if self.terms.roaming and plan.privacy is not None and plan.privacy.joint:
+            raise RunError(
+                "deployment.roaming=true with privacy.dp_sgd.clipping=joint: a step of the back waits for what its "
+                "device says, and cannot move with it; use clipping=separate, or roaming=false"
             )
         plan = replace(plan, one_by_one=True)
         samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
@@ -100,6 +106,7 @@ class Roster:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
                     others = routes.others(task.device, cohort.edge)
+                    asked.others[task.device] = len(others)
                     allowed = (cohort.edge, *(number for number, _ in others))
                     token = self._token(plan, host, task.device, allowed).hex()
                     ticket = Ticket(task, cohort.edge, edge.address, token, others)
@@ -160,7 +167,8 @@ class Roster:
             ill.append(node)
         for node in ill:
             self.members.forget(node)
-        return tally.collected(failed)
+        collected = tally.collected(failed)
+        return replace(collected, again={d: n for d in collected.lost if (n := asked.others.get(d))})
 
     def evaluate_messages(
         self, text: Callable[[Sequence[DeviceTask]], str], tasks: Sequence[DeviceTask], needed: Needed, round: int

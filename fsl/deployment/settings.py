@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fsl.deployment.spent import Limit
 from fsl.errors import ConfigError, one_of
+from fsl.privacy.ledger import ADVERSARIES
 from fsl.wire.options import Certificates, Limits, Patience
 
 Role = Literal["any", "device", "edge", "both"]
@@ -40,6 +42,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "answer": (int, float),
     "max-message-bytes": int,
     "max-samples": int,
+    "max-epsilon": (int, float),
+    "max-epsilon-against": str,
 }
 _PATIENCE = ("join", "straggler", "answer")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # which Flower's simulation engine gives to every node
@@ -75,6 +79,7 @@ class NodeSettings:
     patience: Mapping[str, float] = field(default_factory=dict)  # what overrides the run's
     limits: Limits = field(default_factory=Limits)
     max_samples: int | None = None
+    limit: Limit | None = None  # of what its devices may spend of their privacy
 
     @property
     def hosts_devices(self) -> bool:
@@ -131,6 +136,7 @@ class NodeSettings:
             patience={name: float(given[name]) for name in _PATIENCE if name in given},
             limits=Limits(max_message_bytes=given.get("max-message-bytes", Limits.max_message_bytes)),
             max_samples=given.get("max-samples"),
+            limit=_limit(given),
         )
         replace(Patience(), **settings.patience)  # checks the numbers
         settings._check()
@@ -152,6 +158,10 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
             if self.edge_certificates is not None:
                 self.edge_certificates.server()
+        if self.limit is not None and not self.hosts_devices:
+            raise ConfigError(
+                f"node configuration: max-epsilon is of a node with devices; this one has role={self.role!r}"
+            )
         if self.metrics is not None and not (self.hosts_edge and re.fullmatch(r".+:\d+", self.metrics)):
             raise ConfigError(f"node configuration: metrics={self.metrics!r}: it is an edge's, given as host:port")
 
@@ -164,6 +174,16 @@ def scratch_folder() -> Path:
     if found.st_uid != os.getuid() or not folder.is_dir() or found.st_mode & 0o077:
         raise ConfigError(f"{folder} is not this user's own folder (mode 0700); remove it, or set TMPDIR")
     return folder
+
+
+def _limit(given: Mapping[str, Any]) -> Limit | None:
+    if "max-epsilon" not in given:
+        return None
+    if not given["max-epsilon"] > 0:
+        raise ConfigError(f"node configuration: max-epsilon={given['max-epsilon']}: it is a number above 0")
+    return Limit(
+        given["max-epsilon"], one_of("max-epsilon-against", given.get("max-epsilon-against", "model"), ADVERSARIES)
+    )
 
 
 def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path | None]:

@@ -130,6 +130,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         threads=setup.threads,
         accelerator=settings.accelerator,
         allowed=allowed,
+        secure=True,
     )
 
 

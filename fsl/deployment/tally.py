@@ -49,7 +49,9 @@ class Tally:
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
         self._figures.update(said.figures)
-        weights = {device: float(n) for device, n in self.samples.items()}  # the cloud's, not what a node says
+        whole = self.plan.privacy is not None and self.plan.privacy.client is not None
+        # The cloud's, not what a node says; all alike where devices are protected as a whole.
+        weights = {device: 1.0 if whole else float(n) for device, n in self.samples.items()}
         for segment, total in record_to_totals(arrays, said.weights, self.layouts, weights).items():
             if isinstance(total, DeviceStates):
                 self._own.setdefault(segment, DeviceStates(self.layouts[segment])).merge(total)

@@ -2,19 +2,22 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
+from fsl.cohort import loss_told, rows_told
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
+from fsl.deployment.spent import OwnLedger, done_again
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
 from fsl.plan import CohortTask, RoundPlan
+from fsl.privacy.ledger import Ledger
 from fsl.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
@@ -127,9 +130,11 @@ class WiredNode:
 
     def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round."""
+        self._refuse_plain(plan)
         worker = self.node.worker
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
+        spent = self._charge(plan, [*(task.device for task in part.alone), *(t.task.device for t in part.tickets)])
         if part.alone:
             alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run()
             work.totals |= alone.totals
@@ -142,11 +147,29 @@ class WiredNode:
         for thread in edges:
             thread.start()
         if part.tickets:
-            self._attend(plan, part, states, work)
+            wasted = self._attend(plan, part, states, work)
+            if spent is not None:
+                done_again(spent, wasted)
         for thread in edges:
             thread.join()
         worker.store.sync()
         return work
+
+    def _charge(self, plan: RoundPlan, devices: Sequence[int]) -> Ledger | None:
+        """Write down what these devices are about to release."""
+        if not devices or self.settings.state is None:
+            return None
+        workload = self.node.worker.workload
+        own = OwnLedger(self.settings.state / "privacy", workload.store.name, self.settings.limit)
+        return own.before(plan, workload.partition, devices, workload.allowed)
+
+    def _refuse_plain(self, plan: RoundPlan) -> None:
+        plain = self.settings.device_certificates is None and self.settings.edge_certificates is None
+        if plan.privacy is not None and plan.privacy.private and plain:
+            raise ConfigError(
+                "insecure=true: this run's privacy counts on a wire that is encrypted; give the node certificates (ca, "
+                "and cert and cert-key for an edge)"
+            )
 
     def close(self) -> None:
         """End connections and server."""
@@ -176,7 +199,14 @@ class WiredNode:
         moved = outcome.moved_bytes
         work.served.extend(
             DeviceReport(
-                *(s.device, int(s.weight), s.examples, s.step, 0, s.loss_sum(), s.up_bytes, s.down_bytes),
+                s.device,
+                int(s.weight),
+                rows_told(plan, s.examples, s.step),
+                s.step,
+                0,
+                loss_told(plan, s.loss_sum()),
+                s.up_bytes,
+                s.down_bytes,
                 model_bytes=0,
                 edge=part.cohort.edge,
                 moves=int(s.device in moved),  # how many, the device knows
@@ -218,7 +248,8 @@ class WiredNode:
 
     # Devices' part.
 
-    def _attend(self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work) -> None:
+    def _attend(self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work) -> dict[int, int]:
+        """Train the devices; returns the steps that each did a second time."""
         if self.uplink is None:
             raise RunError("this node hosts no devices")
         worker = self.node.worker
@@ -267,6 +298,7 @@ class WiredNode:
         )
         if plan.fronts != "private":
             work.totals |= side.totals
+        return {device: wasted.get("steps", 0) for device, wasted in outcome.wasted.items()}
 
 
 def _metrics(address: str) -> "MetricsEndpoint":

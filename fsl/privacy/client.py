@@ -1,7 +1,9 @@
 """Client-level differential privacy: whole updates are clipped on the node, and noised once at the cloud."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
 
 from fsl.privacy.noise import noise_source
 from fsl.states import Layout, State
@@ -12,17 +14,28 @@ def clip_update(starts: Sequence[State], states: Sequence[State], clip: float) -
 
     Returns the norm that it had.
     """
-    pairs = [
-        (start.flats[dtype], flat)
-        for start, state in zip(starts, states)
-        for dtype, flat in state.flats.items()
-        if dtype.is_floating_point
-    ]
-    norm = math.sqrt(sum(float((flat.double() - start.double()).square().sum()) for start, flat in pairs))
-    if norm > clip:
-        for start, flat in pairs:
-            flat.copy_(start.double().lerp(flat.double(), clip / norm))
-    return norm
+    square = sum(update_square(start, state) for start, state in zip(starts, states))
+    for start, state in zip(starts, states):
+        shorten(start, state, square, clip)
+    return math.sqrt(square)
+
+
+def update_square(start: State, state: State) -> float:
+    """The squared norm of one segment's update."""
+    return sum(float((flat.double() - begin.double()).square().sum()) for begin, flat in _floats(start, state))
+
+
+def shorten(start: State, state: State, square: float, clip: float) -> None:
+    """One segment's share of `clip_update`, where the whole update has this squared norm; in place."""
+    if (norm := math.sqrt(square)) > clip:
+        for begin, flat in _floats(start, state):
+            flat.copy_(begin.double().lerp(flat.double(), clip / norm))
+
+
+def _floats(start: State, state: State) -> Iterator[tuple[Tensor, Tensor]]:
+    for dtype, flat in state.flats.items():
+        if dtype.is_floating_point:
+            yield start.flats[dtype], flat
 
 
 def noised_means(

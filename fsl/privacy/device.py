@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl.data import Examples
+from fsl.errors import WireError
 from fsl.plan import RoundPlan
 from fsl.privacy.detector import Watch
 from fsl.privacy.leakage import distance_correlation, mutual_information
@@ -38,9 +39,19 @@ class DevicePrivacy:
         self._nopeek = privacy.nopeek
         self.watch = None if privacy.detector is None else Watch(privacy.detector, device, round)
 
-    def factors(self, front: Tensor, back: Tensor) -> Tensor:
-        """What each sample's gradient (B,) is multiplied by so that front and back together obey one clip."""
+    @property
+    def joint(self) -> bool:
+        """Whether one clip is over front and back."""
+        return self._front is not None and self._front.joint
+
+    def factors(self, front: Tensor, back: Tensor | None) -> Tensor:
+        """What each sample's gradient (B,) is multiplied by so that front and back together obey one clip.
+
+        `back` is what the edge says of the squared norms (B,) over the back; WireError where it cannot be that.
+        """
         assert self._front is not None
+        if back is None or back.shape != front.shape or not back.isfinite().all() or (back < 0).any():
+            raise WireError("the edge did not tell the norms over the back, which one clip over both segments needs")
         return joint_factors(self._front.clip, front, back.to(front))
 
     def clipped(self, smashed: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 A figure "epsilon = 3" says nothing before it says against whom.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def _effective(multiplier: float, segment: str, setting: Setting) -> float:
 class Ledger:
     """Every device's releases in a run. `path`: privacy.json, written before each round's releases."""
 
-    def __init__(self, setting: Setting, samples: Sequence[int], path: Path | None):
+    def __init__(self, setting: Setting, samples: Sequence[int] | Mapping[int, int], path: Path | None):
         self.setting = setting
         self.samples = samples
         self.path = path
@@ -250,13 +251,21 @@ class Ledger:
             self.charge(device, self.steps(self.samples[device]), setting.passes)
         self.write()
 
-    def after(self, reports: Sequence[DeviceReport]) -> None:
-        """What was released besides: steps that were done again."""
+    def after(self, reports: Sequence[DeviceReport], again: Mapping[int, int]) -> None:
+        """What was released besides: steps that were done again.
+
+        `again`: how often devices that were lost, and can report nothing, may have begun their round anew.
+        """
+        for device, times in again.items():
+            self.charge(device, times * self.steps(self.samples[device]), times * self.setting.passes, rounds=0)
         for report in reports:
-            if report.wasted_steps:
-                again = math.ceil(report.wasted_steps / self.steps(self.samples[report.device]))
-                self.charge(report.device, report.wasted_steps, again * self.setting.passes, rounds=0)
+            self.charge_again(report.device, report.wasted_steps)
         self.write()
+
+    def charge_again(self, device: int, steps: int) -> None:
+        """So many steps of a device were done a second time."""
+        rounds = math.ceil(steps / self.steps(self.samples[device]))
+        self.charge(device, steps, rounds * self.setting.passes, rounds=0)
 
     def steps(self, samples: int) -> int:
         """The steps of a device's round."""
@@ -296,8 +305,15 @@ class Ledger:
         return {str(device): asdict(tally) for device, tally in self.tallies.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `state` returned.
+
+        Secure noise is drawn anew when a round is repeated, so that rounds count which privacy.json has and the
+        checkpoint has not.
+        """
         self.tallies = {int(device): Tally(**tally) for device, tally in state.items()}
+        if self.setting.secure and self.path is not None and self.path.exists():
+            for device, told in json.loads(self.path.read_text())["devices"].items():
+                self.tallies[int(device)] = Tally(**{f.name: told[f.name] for f in fields(Tally)})
 
 
 def figure_of(adversary: str) -> str:

@@ -188,6 +188,11 @@ class Privacy:
         """Whether batches are Poisson draws."""
         return self.dp_sgd is not None and self.dp_sgd.sampling == "poisson"
 
+    @property
+    def joint(self) -> bool:
+        """Whether one clip is over front and back."""
+        return self.dp_sgd is not None and self.dp_sgd.clipping == "joint"
+
     def segment(self, name: str, batch_size: int) -> SegmentPrivacy | None:
         """How a segment is trained; None: as ever."""
         if self.dp_sgd is None:

@@ -135,9 +135,9 @@ class Line:
             )
         self._thread.call(self._send, step, data, epoch)
 
-    def close(self, step: int, relay: bytes, epoch: int = 0) -> None:
-        """Say that there is nothing more to upload."""
-        self._thread.call(self._send, step, frame(pb.ToEdge(close=pb.Close(relay=relay))), epoch)
+    def close(self, step: int, data: bytes, epoch: int = 0) -> None:
+        """Say that there is nothing more to upload; `data` is the frame that says so."""
+        self._thread.call(self._send, step, data, epoch)
 
     def leave(self, reason: str, to: int | None = None) -> None:
         """Say that the device does not go on here (but begins again at another edge), and end the line."""

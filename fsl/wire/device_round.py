@@ -4,6 +4,7 @@ All of it runs on one thread, for any number of devices: whoever is answered goe
 """
 
 import logging
+import math
 import queue
 import time
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from fsl.errors import FslError, RunError, WireError
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
+from fsl.wire import messages_pb2 as pb
 from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
-from fsl.wire.format import read_reply, upload_frame
+from fsl.wire.format import close_frame, read_reply, upload_frame
 from fsl.wire.options import Patience
 from fsl.wire.relay import Relay
 
@@ -117,12 +119,13 @@ class DeviceRound:
             step = message.reply.step
             if step in attending.waiting:
                 attending.waiting.remove(step)
-                attending.device.backward(ReplyPacket(event.device, step, read_reply(message.reply, event.data)))
+                gradient, norms = read_reply(message.reply, event.data)
+                attending.device.backward(ReplyPacket(event.device, step, gradient, norms))
             attending.served = max(attending.served, message.reply.served)
         elif kind == "served":
             attending.served = max(attending.served, message.served.served)
         elif kind == "closed":
-            self._close(event.device, attending.device)
+            self._close(event.device, attending.device, message.closed)
             return
         else:
             raise WireError(f"the edge said {kind}, which has no place in a session that is open")
@@ -143,7 +146,9 @@ class DeviceRound:
             packet = device.forward()
             if packet is None:
                 attending.closing = True
-                attending.line.close(device.step, self._sealed(device), attending.epoch)
+                square = None if self.side.clip is None else self.side.update_square(device)
+                data = close_frame(self._sealed(device), device.settle(), square)
+                attending.line.close(device.step, data, attending.epoch)
             else:
                 self._upload(attending, packet)
 
@@ -153,8 +158,8 @@ class DeviceRound:
         return uploaded == served or uploaded % self.window != 0
 
     def _upload(self, attending: Attending, packet: UploadPacket) -> None:
-        to = self._leaving(attending, packet)
-        data = upload_frame(packet.device, self.side.plan.round, packet.step, packet.smashed, packet.targets, to)
+        to, round = self._leaving(attending, packet), self.side.plan.round
+        data = upload_frame(packet.device, round, packet.step, packet.smashed, packet.targets, to, packet.factors)
         attending.waiting.add(packet.step)
         attending.line.upload(packet.step, data, attending.epoch)
 
@@ -165,10 +170,14 @@ class DeviceRound:
     def _sealed(self, device: Device) -> bytes:
         return b"" if self.relay is None else self.relay.seal(self.side.states_of(device))
 
-    def _close(self, device: int, opened: Device) -> None:
+    def _close(self, device: int, opened: Device, said: pb.Closed) -> None:
         if not self.attending[device].closing:
             raise RunError("its edge closed the session before the device was done")
         opened.finish()
+        if self.side.clip is not None:
+            if not (said.HasField("update") and math.isfinite(said.update) and said.update >= 0):
+                raise WireError("its edge did not tell its part of the update, which is to be clipped as a whole")
+            self.side.shorten(opened, self.side.update_square(opened) + said.update)
         self.side.close(opened)
         line = self.attending.pop(device).line
         self.finished.append(device)

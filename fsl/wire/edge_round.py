@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import grpc
+from torch import Tensor
 
 from fsl.edge import EdgeServer, Session
 from fsl.errors import RunError, StepError, WireError
@@ -20,7 +21,7 @@ from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.expected import Expected
-from fsl.wire.format import frame, read_upload, reply_frame
+from fsl.wire.format import frame, read_close, read_upload, reply_frame
 from fsl.wire.meter import EdgeMeter, Reason
 from fsl.wire.options import Patience
 from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
@@ -51,6 +52,8 @@ class Attendance:
     leaving: int | None = None  # the edge that it moves to when all its uploads are answered
     served: int = -1  # the newest upload that the trainer has seen
     relay: bytes = b""
+    factors: Tensor | None = None  # of its last step, where one clip is over front and back
+    update: float = 0.0  # the squared norm of its part of its update, where devices are protected as a whole
     uploads: deque[Upload] = field(default_factory=deque)
 
 
@@ -152,7 +155,7 @@ class EdgeRound:
             case Uploaded():
                 self._upload(attendance, event)
             case Finished():
-                attendance.finished, attendance.relay, attendance.due = True, event.relay, None
+                self._finish(attendance, event)
             case Gone():
                 self._lose(event.device, Code.ABORTED, event.reason)
 
@@ -160,19 +163,37 @@ class EdgeRound:
         if not attendance.opened:
             self._lose(event.device, Code.FAILED_PRECONDITION, "it uploaded before it was its turn")
             return
+        device, step = event.device, event.upload.step
         try:
-            smashed, targets = read_upload(event.upload, event.data)
+            smashed, targets, factors = read_upload(event.upload, event.data)
             if targets is None:
                 raise WireError("an upload without labels; this edge computes the loss")
-            upload = self.server.receive(UploadPacket(event.device, event.upload.step, smashed, targets))
-            self.expected.check(upload)
+            self.expected.check_factors(factors, self.server.rows_of(device, step - 1))
+            upload = self.server.receive(UploadPacket(device, step, smashed, targets, factors))
+            self.expected.check(upload, self.admission.sessions[device].claims.samples)
         except Exception as error:  # also what a codec raises on bytes that no encoder made
-            kind = "" if isinstance(error, WireError) else f"{type(error).__name__}: "
-            self._lose(event.device, Code.INVALID_ARGUMENT, f"{kind}{error}")
+            self._lose_invalid(device, error)
             return
         attendance.due = None
         attendance.leaving = event.upload.leaving - 1 if event.upload.leaving else attendance.leaving
         attendance.uploads.append(upload)
+
+    def _finish(self, attendance: Attendance, event: Finished) -> None:
+        device = event.device
+        if attendance.opened:
+            try:
+                factors = read_close(event.close, event.data)
+                self.expected.check_factors(factors, self.server.rows_of(device, self.server.session(device).step - 1))
+                self.expected.check_update(event.close.update if event.close.HasField("update") else None)
+            except Exception as error:
+                self._lose_invalid(device, error)
+                return
+            attendance.factors, attendance.update = factors, event.close.update
+        attendance.finished, attendance.relay, attendance.due = True, event.close.relay, None
+
+    def _lose_invalid(self, device: int, error: Exception) -> None:
+        kind = "" if isinstance(error, WireError) else f"{type(error).__name__}: "
+        self._lose(device, Code.INVALID_ARGUMENT, f"{kind}{error}")
 
     # What follows from it.
 
@@ -263,7 +284,7 @@ class EdgeRound:
     def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[bytes]:
         last = len(replies) - 1
         frames = [
-            reply_frame(r.device, self.admission.round, r.step, r.gradient, served if i == last else 0)
+            reply_frame(r.device, self.admission.round, r.step, r.gradient, served if i == last else 0, r.norms)
             for i, r in enumerate(replies)
         ]
         for data in frames:
@@ -271,12 +292,24 @@ class EdgeRound:
         return frames
 
     def _close(self, attendance: Attendance) -> None:
+        device = attendance.device
         attendance.settled, attendance.due = True, None
-        self.closed.append(self.server.close(attendance.device))
+        if attendance.factors is not None:
+            self.server.settle(device, attendance.factors)
+        own = self._shorten(attendance)
+        self.closed.append(self.server.close(device))
         self.relay = attendance.relay or self.relay
-        self.admission.sessions[attendance.device].finish([frame(pb.ToDevice(closed=pb.Closed()))])
+        self.admission.sessions[device].finish([frame(pb.ToDevice(closed=pb.Closed(update=own)))])
         self.meter.session_closed()
-        log.info("%s: device %d closed", self._where, attendance.device, extra=self._about(attendance.device))
+        log.info("%s: device %d closed", self._where, device, extra=self._about(device))
+
+    def _shorten(self, attendance: Attendance) -> float | None:
+        """Clip a device's whole update at this end; returns the squared norm of this end's part."""
+        if self.expected.whole is None:
+            return None
+        own = self.server.update_square(attendance.device)
+        self.server.shorten(attendance.device, attendance.update + own, self.expected.whole)
+        return own
 
     def _lose_late(self) -> None:
         now = time.monotonic()

@@ -1,8 +1,10 @@
-"""What an upload must be before it reaches a trainer."""
+"""What a device's messages must be before they reach a trainer."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from fsl.errors import WireError
 from fsl.messages import Upload
@@ -13,12 +15,20 @@ from fsl.workload import Worker
 
 @dataclass(frozen=True)
 class Expected:
-    """Smashed data (rows, *shape) of a dtype, with as many targets."""
+    """Smashed data (rows, *shape) of a dtype, with as many targets.
+
+    `poisson`: batches are Poisson draws, of no row or of all that a device holds. `joint`: one clip is over front and
+    back, so that uploads name what the samples of the step before count. `whole`: the norm that a device's whole update
+    is clipped to, for which it names its own part; None where it is not.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     rows: range
     classes: int | None  # None: targets are no class labels
+    poisson: bool = False
+    joint: bool = False
+    whole: float | None = None
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
@@ -31,18 +41,23 @@ class Expected:
             smashed = front.eval()(blank)
         front.train(training)
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
-        return Expected(smashed.shape[1:], smashed.dtype, rows, worker.workload.data.classes)
+        expected = Expected(smashed.shape[1:], smashed.dtype, rows, worker.workload.data.classes)
+        if (privacy := plan.privacy) is None:
+            return expected
+        whole = None if privacy.client is None else privacy.client.clip
+        return replace(expected, poisson=privacy.poisson, joint=privacy.joint, whole=whole)
 
-    def check(self, upload: Upload) -> None:
-        """WireError for an upload that no device of this round makes."""
+    def check(self, upload: Upload, samples: int) -> None:
+        """WireError for an upload that no device of so many samples makes in this round."""
         smashed, targets = upload.smashed, upload.targets
         if smashed.shape[1:] != self.shape or smashed.dim() != 1 + len(self.shape) or smashed.dtype != self.dtype:
             raise WireError(
                 f"smashed data are {smashed.dtype} of shape {tuple(smashed.shape)}; the cut gives {self.dtype} of "
                 f"shape (rows, {', '.join(map(str, self.shape))})"
             )
-        if len(smashed) not in self.rows:
-            raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
+        rows = range(samples + 1) if self.poisson else self.rows
+        if len(smashed) not in rows:
+            raise WireError(f"an upload of {len(smashed)} rows; {rows.start} to {rows.stop - 1} are allowed")
         if targets.dim() < 1 or len(targets) != len(smashed):
             raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
         check_finite("smashed data", smashed)
@@ -50,3 +65,24 @@ class Expected:
             check_labels(targets, self.classes)
         else:
             check_finite("targets", targets)
+
+    def check_factors(self, factors: Tensor | None, rows: int | None) -> None:
+        """WireError for clip factors that are not those of a step of so many rows (None: there was no step)."""
+        if not self.joint or rows is None:
+            if factors is not None:
+                raise WireError("clip factors came where none are asked for")
+            return
+        if factors is None:
+            raise WireError("no clip factors came for the step before, and this round has one clip over front and back")
+        if factors.dtype is not torch.float32 or factors.shape != (rows,):
+            raise WireError(f"clip factors are {factors.dtype} of shape {tuple(factors.shape)}, of {rows} rows")
+        check_finite("a clip factor", factors)
+        if rows and not 0 <= float(factors.min()) <= float(factors.max()) <= 1:
+            raise WireError("a clip factor is not from 0 to 1")
+
+    def check_update(self, square: float | None) -> None:
+        """WireError for what cannot be the squared norm of a device's part of its update."""
+        if self.whole is None:
+            return
+        if square is None or not (math.isfinite(square) and square >= 0):
+            raise WireError(f"an update's squared norm is {square}; it is a finite number, 0 or above")

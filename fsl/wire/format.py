@@ -57,10 +57,16 @@ def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
 
 
 def upload_frame(
-    device: int, round: int, step: int, smashed: Payload, targets: Tensor | None, leaving: int | None = None
+    device: int,
+    round: int,
+    step: int,
+    smashed: Payload,
+    targets: Tensor | None,
+    leaving: int | None = None,
+    factors: Tensor | None = None,
 ) -> bytes:
     """One step's upload; `targets` is None where labels stay on the device. `leaving`: the edge that it moves to."""
-    labels = None if targets is None else _targets(targets)
+    labels, counts = single("targets", targets), single("factors", factors)
     upload = pb.Upload(
         device=device,
         round=round,
@@ -68,34 +74,56 @@ def upload_frame(
         smashed=describe(smashed),
         targets=None if labels is None else describe(labels),
         leaving=0 if leaving is None else leaving + 1,
+        factors=None if counts is None else describe(counts),
     )
-    return frame(pb.ToEdge(upload=upload), smashed, labels)
+    return frame(pb.ToEdge(upload=upload), smashed, labels, counts)
 
 
-def reply_frame(device: int, round: int, step: int, gradient: Payload, served: int) -> bytes:
+def reply_frame(
+    device: int, round: int, step: int, gradient: Payload, served: int, norms: Tensor | None = None
+) -> bytes:
     """One step's reply; `served` uploads are done with, 0 where more replies of the same step follow."""
-    reply = pb.Reply(device=device, round=round, step=step, gradient=describe(gradient), served=served)
-    return frame(pb.ToDevice(reply=reply), gradient)
+    lengths = single("norms", norms)
+    reply = pb.Reply(
+        device=device,
+        round=round,
+        step=step,
+        gradient=describe(gradient),
+        served=served,
+        norms=None if lengths is None else describe(lengths),
+    )
+    return frame(pb.ToDevice(reply=reply), gradient, lengths)
 
 
-def read_upload(message: pb.Upload, data: memoryview) -> tuple[Payload, Tensor | None]:
-    """The smashed data and the labels of an upload; WireError for a dtype, shape or size that cannot be."""
-    smashed, rest = read_payload(message.smashed, data)
-    labels = None
-    if message.HasField("targets"):
-        targets, rest = read_payload(message.targets, rest)
-        if len(targets.arrays) != 1:
-            raise WireError(f"the labels of an upload are {len(targets.arrays)} tensors; they are one")
-        labels = targets.arrays[0][1]
-    _nothing_left(rest)
-    return smashed, labels
+def close_frame(relay: bytes, factors: Tensor | None = None, update: float | None = None) -> bytes:
+    """A device's last word; the clip factors of its last step and its update's squared norm, where these travel."""
+    counts = single("factors", factors)
+    close = pb.Close(relay=relay, factors=None if counts is None else describe(counts), update=update)
+    return frame(pb.ToEdge(close=close), counts)
 
 
-def read_reply(message: pb.Reply, data: memoryview) -> Payload:
-    """The cut gradient of a reply; WireError for a dtype, shape or size that cannot be."""
-    gradient, rest = read_payload(message.gradient, data)
-    _nothing_left(rest)
-    return gradient
+def read_upload(message: pb.Upload, data: memoryview) -> tuple[Payload, Tensor | None, Tensor | None]:
+    """The smashed data, the labels and the clip factors of an upload; WireError for what cannot be."""
+    smashed, data = read_payload(message.smashed, data)
+    labels, data = _read_single(message, "targets", data)
+    factors, data = _read_single(message, "factors", data)
+    _nothing_left(data)
+    return smashed, labels, factors
+
+
+def read_reply(message: pb.Reply, data: memoryview) -> tuple[Payload, Tensor | None]:
+    """The cut gradient and the samples' norms of a reply; WireError for a dtype, shape or size that cannot be."""
+    gradient, data = read_payload(message.gradient, data)
+    norms, data = _read_single(message, "norms", data)
+    _nothing_left(data)
+    return gradient, norms
+
+
+def read_close(message: pb.Close, data: memoryview) -> Tensor | None:
+    """The clip factors with which a device closes; WireError for what cannot be."""
+    factors, data = _read_single(message, "factors", data)
+    _nothing_left(data)
+    return factors
 
 
 def describe(payload: Payload) -> pb.Payload:
@@ -135,44 +163,67 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise WireError(f"labels lie between {lowest} and {highest}; the model has classes 0 to {classes - 1}")
 
 
-def upload_bytes(smashed: Payload, targets: Tensor | None) -> int:
+def upload_bytes(
+    smashed: Payload, targets: Tensor | None, factors: Tensor | None = None, rows: int | None = None
+) -> int:
     """The size in bytes of an upload's frame, headers included; it depends on codec, names, dtypes and shapes alone.
 
-    `targets` is None where labels stay on the device. WireError for a dtype that the wire does not carry.
+    `targets` is None where labels stay on the device. `rows`: as if the batch had so many, where its own size is
+    private and its codec encodes row by row. WireError for a dtype that the wire does not carry.
     """
-    if targets is None:
-        return _upload_bytes(smashed.codec, _signature(smashed), None, None)
-    return _upload_bytes(smashed.codec, _signature(smashed), targets.dtype, targets.shape)
+    singles = [("targets", targets)] + ([] if factors is None else [("factors", factors)])
+    rest = tuple([_resized(name, tensor, rows) for name, tensor in singles if tensor is not None])
+    return _upload_bytes(smashed.codec, _signature(smashed, rows), rest)
 
 
-def reply_bytes(gradient: Payload) -> int:
+def reply_bytes(gradient: Payload, norms: Tensor | None = None, rows: int | None = None) -> int:
     """The size in bytes of a reply's frame, headers included; as `upload_bytes`."""
-    return _reply_bytes(gradient.codec, _signature(gradient))
+    rest = () if norms is None else (_resized("norms", norms, rows),)
+    return _reply_bytes(gradient.codec, _signature(gradient, rows), rest)
 
 
-def _targets(targets: Tensor) -> Payload:
-    return Payload("identity", (("targets", targets),))
+def single(name: str, tensor: Tensor | None) -> Payload | None:
+    """A tensor beside smashed data or gradients as it travels, by no codec."""
+    return None if tensor is None else Payload("identity", ((name, tensor),))
 
 
-def _signature(payload: Payload) -> Signature:
-    return tuple([(name, tensor.dtype, tensor.shape) for name, tensor in payload.arrays])
+def _read_single(
+    message: pb.Upload | pb.Reply | pb.Close, name: str, data: memoryview
+) -> tuple[Tensor | None, memoryview]:
+    if not message.HasField(name):  # type: ignore[arg-type]
+        return None, data
+    payload, data = read_payload(getattr(message, name), data)
+    if len(payload.arrays) != 1:
+        what = "labels" if name == "targets" else name
+        raise WireError(f"the {what} of a message are {len(payload.arrays)} tensors; they are one")
+    return payload.arrays[0][1], data
+
+
+def _signature(payload: Payload, rows: int | None = None) -> Signature:
+    return tuple([_resized(name, tensor, rows) for name, tensor in payload.arrays])
+
+
+def _resized(name: str, tensor: Tensor, rows: int | None) -> tuple[str, torch.dtype, torch.Size]:
+    shape = tensor.shape
+    return name, tensor.dtype, shape if rows is None else torch.Size([rows, *shape[1:]])
 
 
 @lru_cache(maxsize=4096)
-def _upload_bytes(codec: str, smashed: Signature, dtype: torch.dtype | None, shape: torch.Size | None) -> int:
+def _upload_bytes(codec: str, smashed: Signature, rest: Signature) -> int:
     head = pb.Upload(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, smashed))
-    data = _data_bytes(smashed)
-    if dtype is not None and shape is not None:
-        targets = (("targets", dtype, shape),)
-        head += _field(_payload_bytes("identity", targets))
-        data += _data_bytes(targets)
-    return _LENGTH + _field(head) + data
+    return _frame_bytes(head, smashed, rest)
 
 
 @lru_cache(maxsize=4096)
-def _reply_bytes(codec: str, gradient: Signature) -> int:
-    fixed = pb.Reply(device=_ANY, round=_ANY, step=_ANY, served=_ANY).ByteSize()
-    return _LENGTH + _field(fixed + _field(_payload_bytes(codec, gradient))) + _data_bytes(gradient)
+def _reply_bytes(codec: str, gradient: Signature, rest: Signature) -> int:
+    head = pb.Reply(device=_ANY, round=_ANY, step=_ANY, served=_ANY).ByteSize()
+    return _frame_bytes(head + _field(_payload_bytes(codec, gradient)), gradient, rest)
+
+
+def _frame_bytes(head: int, payload: Signature, rest: Signature) -> int:
+    """Of a frame whose message is `head` bytes before the tensors that travel beside its payload are named."""
+    head += sum(_field(_payload_bytes("identity", (one,))) for one in rest)
+    return _LENGTH + _field(head) + _data_bytes(payload) + _data_bytes(rest)
 
 
 def _payload_bytes(codec: str, signature: Signature) -> int:

@@ -25,34 +25,38 @@ class Payload(_message.Message):
     def __init__(self, codec: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Upload(_message.Message):
-    __slots__ = ("device", "round", "step", "smashed", "targets", "leaving")
+    __slots__ = ("device", "round", "step", "smashed", "targets", "leaving", "factors")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SMASHED_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    FACTORS_FIELD_NUMBER: _ClassVar[int]
     device: int
     round: int
     step: int
     smashed: Payload
     targets: Payload
     leaving: int
-    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., smashed: _Optional[_Union[Payload, _Mapping]] = ..., targets: _Optional[_Union[Payload, _Mapping]] = ..., leaving: _Optional[int] = ...) -> None: ...
+    factors: Payload
+    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., smashed: _Optional[_Union[Payload, _Mapping]] = ..., targets: _Optional[_Union[Payload, _Mapping]] = ..., leaving: _Optional[int] = ..., factors: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("device", "round", "step", "gradient", "served")
+    __slots__ = ("device", "round", "step", "gradient", "served", "norms")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
     device: int
     round: int
     step: int
     gradient: Payload
     served: int
-    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ...) -> None: ...
+    norms: Payload
+    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ..., norms: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left")
@@ -109,14 +113,20 @@ class Served(_message.Message):
     def __init__(self, served: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("relay",)
+    __slots__ = ("relay", "factors", "update")
     RELAY_FIELD_NUMBER: _ClassVar[int]
+    FACTORS_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     relay: bytes
-    def __init__(self, relay: _Optional[bytes] = ...) -> None: ...
+    factors: Payload
+    update: float
+    def __init__(self, relay: _Optional[bytes] = ..., factors: _Optional[_Union[Payload, _Mapping]] = ..., update: _Optional[float] = ...) -> None: ...
 
 class Closed(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("update",)
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    update: float
+    def __init__(self, update: _Optional[float] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("reason", "to")

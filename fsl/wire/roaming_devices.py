@@ -11,7 +11,7 @@ from fsl.mobility import Move, route
 from fsl.sides import DeviceCopy, DeviceSide
 from fsl.wire.client import Cut, Heard, Invitation, Rewound, Uplink
 from fsl.wire.device_round import Attending, DeviceOutcome, DeviceRound, log
-from fsl.wire.format import upload_bytes
+from fsl.wire.format import read_reply, reply_bytes, upload_bytes
 from fsl.wire.options import Patience
 
 
@@ -89,8 +89,14 @@ class RoamingDevices(DeviceRound):
             self._go(attending, way, edge, left=None)
         else:
             if event.message.WhichOneof("body") == "reply":
-                way.sent["down_bytes"] += 4 + event.message.ByteSize() + len(event.data)
+                way.sent["down_bytes"] += self._reply_bytes(event)
             super()._hear(event)
+
+    def _reply_bytes(self, event: Heard) -> int:
+        if self.side.told_rows is None:
+            return 4 + event.message.ByteSize() + len(event.data)
+        gradient, _ = read_reply(event.message.reply, event.data)
+        return reply_bytes(gradient, rows=self.side.told_rows)
 
     def _next(self, way: Way) -> int | None:
         """Where a device goes whose edge cannot be reached: where its link says, or to the first that was not tried."""
@@ -154,7 +160,7 @@ class RoamingDevices(DeviceRound):
 
     def _leaving(self, attending: Attending, packet: UploadPacket) -> int | None:
         way = self.ways[packet.device]
-        way.sent["up_bytes"] += upload_bytes(packet.smashed, packet.targets)
+        way.sent["up_bytes"] += upload_bytes(packet.smashed, packet.targets, rows=self.side.told_rows)
         if self.side.plan.on_move != "migrate":
             return None
         if way.left and packet.step + 1 >= way.left[0][0]:

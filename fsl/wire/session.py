@@ -45,10 +45,11 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Finished:
-    """A device has nothing more to upload."""
+    """A device has nothing more to upload: its last message, and the tensors' bytes behind it."""
 
     device: int
-    relay: bytes
+    close: pb.Close
+    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class WireSession:
             self._inbox.put(Uploaded(device, message.upload, rest))
         elif kind == "close":
             self.closing = True
-            self._inbox.put(Finished(device, message.close.relay))
+            self._inbox.put(Finished(device, message.close, rest))
         elif kind == "leave":
             self._left_to = message.leave.to - 1 if message.leave.to else None
             raise Refusal(grpc.StatusCode.ABORTED, f"the device left: {_short(message.leave.reason)}")
