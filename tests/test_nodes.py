@@ -11,6 +11,7 @@ from fsl.simulations.cloud import composed
 from fsl.config import build_data, read_config
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.setup import Setup, build_workload, store_of
+from fsl.deployment.spent import Limit
 from fsl.errors import ConfigError, WireError
 from fsl.wire.options import Patience
 
@@ -30,6 +31,7 @@ def test_a_node_reads_its_configuration():
     assert settings.devices == (0, 2, 3)
     assert settings.edge_addresses == {0: "a:1", 1: "b:2"}
     assert settings.patience == {"straggler": 3.0}
+    assert NodeSettings.read({**DEVICE, "max-epsilon": 3}).limit == Limit(3, "model")
     assert (settings.hosts_devices, settings.hosts_edge) == (True, False)
     assert NodeSettings.read({"partition-id": 3, "num-partitions": 10}).role == "any"
 
@@ -48,6 +50,12 @@ def test_a_node_reads_its_configuration():
         ({**DEVICE, "rows": "all"}, r"rows='all' is one device's own data"),
         ({**DEVICE, "straggler": 0}, r"straggler=0.0: it is a number of seconds above 0"),
         ({**DEVICE, "straggler": True}, r"straggler=True is of the wrong type"),
+        ({**DEVICE, "max-epsilon": 0}, r"max-epsilon=0: it is a number above 0"),
+        (
+            {**DEVICE, "max-epsilon": 3, "max-epsilon-against": "me"},
+            r"max-epsilon-against='me': allowed are model, devices",
+        ),
+        ({**EDGE, "max-epsilon": 3}, r"max-epsilon is of a node with devices; this one has role='edge'"),
         ({**DEVICE, "edge-addresses": "here"}, r"edge-addresses='here': give it as in"),
         ({**EDGE, "listen": ""}, r"role='edge' needs listen"),
         ({**EDGE, "edge": -1}, r"edge=-1: an edge's id is a number from 0 on"),

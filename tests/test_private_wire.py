@@ -18,6 +18,7 @@ from fsl.wire import messages_pb2 as pb
 from fsl.wire.expected import Expected
 from fsl.wire.format import close_frame, read_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
 from fsl.wire.options import Patience
+from tests.lowlevel import a_plan, a_worker
 from tests.test_equivalences import ADAM, KEPT, run
 from tests.test_fedfly import ALL
 from tests.test_moves import wired
@@ -187,15 +188,17 @@ def test_bytes_of_factors_and_norms_are_reported():
 EXPECTED = Expected(torch.Size([3]), torch.float32, range(1, 5), 4)
 
 
-def test_poisson_batches_have_from_no_row_to_all_of_a_device():
-    poisson = Expected(torch.Size([3]), torch.float32, range(1, 5), 4, poisson=True)
-    for rows in (0, 10):
-        upload = Upload(0, 0, torch.zeros(rows, 3), torch.zeros(rows, dtype=torch.int64))
-        poisson.check(upload, samples=10)
-        with pytest.raises(WireError, match=f"an upload of {rows} rows; 1 to 4 are allowed"):
-            EXPECTED.check(upload, samples=10)
-    with pytest.raises(WireError, match="an upload of 11 rows; 0 to 10 are allowed"):
-        poisson.check(Upload(0, 0, torch.zeros(11, 3), torch.zeros(11, dtype=torch.int64)), samples=10)
+def test_poisson_batches_may_be_empty_and_large(tmp_path):
+    worker, plan = a_worker(tmp_path), a_plan()  # of batches of 16
+    fixed, drawn = Expected.of(worker, plan), Expected.of(worker, replace(plan, privacy=DP))
+    shape = tuple(fixed.shape)
+    for rows in (0, 40):
+        upload = Upload(0, 0, torch.zeros(rows, *shape), torch.zeros(rows, dtype=torch.int64))
+        drawn.check(upload)
+        with pytest.raises(WireError, match=f"an upload of {rows} rows; 1 to 16 are allowed"):
+            fixed.check(upload)
+    with pytest.raises(WireError, match="an upload of 261 rows; 0 to 260 are allowed"):
+        drawn.check(Upload(0, 0, torch.zeros(261, *shape), torch.zeros(261, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,14 @@ from fsl.workload import Worker
 class Expected:
     """Smashed data (rows, *shape) of a dtype, with as many targets.
 
-    `poisson`: batches are Poisson draws, of no row or of all that a device holds. `joint`: one clip is over front and
-    back, so that uploads name what the samples of the step before count. `whole`: the norm that a device's whole update
-    is clipped to, for which it names its own part; None where it is not.
+    `joint`: one clip is over front and back, so that uploads name what the samples of the step before count. `whole`:
+    the norm that a device's whole update is clipped to, for which it names its own part; None where it is not.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     rows: range
     classes: int | None  # None: targets are no class labels
-    poisson: bool = False
     joint: bool = False
     whole: float | None = None
 
@@ -45,19 +43,20 @@ class Expected:
         if (privacy := plan.privacy) is None:
             return expected
         whole = None if privacy.client is None else privacy.client.clip
-        return replace(expected, poisson=privacy.poisson, joint=privacy.joint, whole=whole)
+        if privacy.poisson:  # of no row, or of many; no honest draw is beyond this, whatever its size
+            expected = replace(expected, rows=range(10 * (plan.batch_size + 10) + 1))
+        return replace(expected, joint=privacy.joint, whole=whole)
 
-    def check(self, upload: Upload, samples: int) -> None:
-        """WireError for an upload that no device of so many samples makes in this round."""
+    def check(self, upload: Upload) -> None:
+        """WireError for an upload that no device of this round makes."""
         smashed, targets = upload.smashed, upload.targets
         if smashed.shape[1:] != self.shape or smashed.dim() != 1 + len(self.shape) or smashed.dtype != self.dtype:
             raise WireError(
                 f"smashed data are {smashed.dtype} of shape {tuple(smashed.shape)}; the cut gives {self.dtype} of "
                 f"shape (rows, {', '.join(map(str, self.shape))})"
             )
-        rows = range(samples + 1) if self.poisson else self.rows
-        if len(smashed) not in rows:
-            raise WireError(f"an upload of {len(smashed)} rows; {rows.start} to {rows.stop - 1} are allowed")
+        if len(smashed) not in self.rows:
+            raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
         if targets.dim() < 1 or len(targets) != len(smashed):
             raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
         check_finite("smashed data", smashed)
