@@ -21,6 +21,7 @@ from fsl.plan import CohortTask, DeviceTask, RoundPlan
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
+_WAY = 10.0  # seconds from the end of a node's work until the cloud has its answer, on a busy machine
 _POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
@@ -122,8 +123,11 @@ class Roster:
         """Send a round's messages and wait for the replies.
 
         A node that was restarted meanwhile never answers, and Flower does not tell. So when one side of the wire has
-        answered (all edges, or all devices), the other has `straggler` seconds left.
+        answered (all edges, or all devices), the other has as long as it may still wait for somebody itself, and an
+        answer's time on its way.
         """
+        roams = self._asked is not None and any(self._asked.others.values())
+        grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges wait for each other, too
         sides = self._asked.sides if self._asked is not None else {}
         if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
             sides, timeout = {}, min(timeout, self.terms.answer)
@@ -136,7 +140,7 @@ class Roster:
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
             if not ended and any(nodes and nodes <= answered for nodes in sides.values()):
-                ended, deadline = True, min(deadline, time.monotonic() + self.terms.straggler)
+                ended, deadline = True, min(deadline, time.monotonic() + grace)
             if waiting:
                 time.sleep(_POLL)
         return replies
