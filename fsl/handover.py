@@ -59,7 +59,7 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
         "protocol": PROTOCOL,
         **passport.stamps(),
         "weight": session.weight,
-        "counts": trainer.weight,  # in averages over devices
+        "counts": float(trainer.weight),  # in averages over devices
         "step": session.step,
         "up_bytes": session.up_bytes,
         "down_bytes": session.down_bytes,

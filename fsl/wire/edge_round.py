@@ -253,7 +253,8 @@ class EdgeRound:
     def _open(self, attendance: Attendance) -> None:
         if not attendance.opened:
             session = self.admission.sessions[attendance.device]
-            self.server.open(attendance.device, session.claims.samples)
+            weight = None if self.expected.whole is None else 1.0  # devices count alike
+            self.server.open(attendance.device, session.claims.samples, weight)
             attendance.opened = True
             session.send([frame(pb.ToDevice(begin=pb.Begin(relay=self.relay)))], -1, done=False)
             attendance.due = time.monotonic() + self.patience.straggler

@@ -190,7 +190,7 @@ def single(name: str, tensor: Tensor | None) -> Payload | None:
 def _read_single(
     message: pb.Upload | pb.Reply | pb.Close, name: str, data: memoryview
 ) -> tuple[Tensor | None, memoryview]:
-    if not message.HasField(name):  # type: ignore[arg-type]
+    if not message.HasField(name):
         return None, data
     payload, data = read_payload(getattr(message, name), data)
     if len(payload.arrays) != 1:
