@@ -42,7 +42,7 @@ def federation(tmp_path_factory):
 # SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
 @pytest.mark.parametrize("strategy", ["splitfed_v2"])
 def test_a_real_federation_computes_what_a_simulation_does(strategy, federation, tmp_path):
-    overrides = [f"strategy={strategy}", "rounds=2", "optimizer=adam", "optimizer.reset=false"]
+    overrides = [f"strategy={strategy}", "rounds=1", "optimizer=adam"]
     end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
     assert end.completed, end.details
     assert_same_folder(simulated(tmp_path / "simulated", *overrides), tmp_path / "real")
@@ -63,6 +63,25 @@ def test_sglr_too_and_what_devices_keep_survives_a_restart(federation, tmp_path)
         (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/2.safetensors")
         expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
         assert_same_bits(load_file(front), load_file(expected))
+
+
+def test_a_private_federation_has_noise_that_nobody_else_knows(federation, tmp_path):
+    overrides = ["strategy=splitfed_v1", "rounds=1", "privacy=[dp_sgd,labels]"]
+    end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
+    assert end.completed, end.details
+    told = json.loads((tmp_path / "real" / "privacy.json").read_text())
+    assert told["noise"] == "secure"
+    (row,), (simulation,) = rows(tmp_path / "real"), rows(simulated(tmp_path / "simulated", *overrides))
+    assert (row["lost"], row["train_loss"]) == ({}, None)
+    same = ("examples", "up_bytes", "down_bytes", "epsilon_model", "epsilon_cloud", "epsilon_edge")
+    assert {name: row[name] for name in same} == {name: simulation[name] for name in same}
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("real", "simulated"))
+    assert not any(one[name].equal(other[name]) for name in one if one[name].numel() > 1)
+    for device in range(4):
+        state = federation.folder / "state" / f"device-{device}"
+        (own,) = state.glob("privacy/*.json")
+        assert json.loads(own.read_text())["devices"][str(device)] == told["devices"][str(device)]
+        assert list(state.glob(f"runs/*/labels/{device}/*/1.safetensors"))  # told once, and kept
 
 
 # Faults: the run goes on with whoever is left, and counts exactly them.

@@ -182,7 +182,8 @@ def _limit(given: Mapping[str, Any]) -> Limit | None:
     if not given["max-epsilon"] > 0:
         raise ConfigError(f"node configuration: max-epsilon={given['max-epsilon']}: it is a number above 0")
     return Limit(
-        given["max-epsilon"], one_of("max-epsilon-against", given.get("max-epsilon-against", "model"), tuple(ADVERSARIES))
+        given["max-epsilon"],
+        one_of("max-epsilon-against", given.get("max-epsilon-against", "model"), tuple(ADVERSARIES)),
     )
 
 

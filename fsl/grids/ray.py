@@ -12,7 +12,7 @@ import ray
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fsl.errors import ConfigError, FslError
+from fsl.errors import ConfigError, FslError, RunError
 from fsl.grids.flower import AppFactory, SimulationGrid, node_context, raised, unavailable
 
 log = logging.getLogger(__name__)
@@ -115,8 +115,7 @@ class RayGrid(SimulationGrid):
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         try:
             if self.options.address is None:
-                cpus = max(os.cpu_count() or 1, 1)
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+                _start(quiet)
             else:
                 ray.init(address=self.options.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -168,3 +167,20 @@ class RayGrid(SimulationGrid):
         ray.kill(self._actors[node], no_restart=True)
         self._actors[node] = self._spawn(node)
         return unavailable(message, f"node-{node} {what}")
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start Ray on this machine; RunError where it does not come up."""
+    for attempts_left in (1, 0):
+        try:
+            ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 1), include_dashboard=False, **options)
+            return
+        except Exception as error:  # Ray gives itself 30 s, and raises nothing more precise when they are over
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not attempts_left:
+                raise RunError(
+                    "Ray did not start within 30 s, twice: the machine is very busy, or short of memory; try again "
+                    "later, or use backend=inline"
+                ) from None
