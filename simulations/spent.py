@@ -6,7 +6,8 @@ from typing import Any
 from fsl.simulations.compare import Comparison, Group
 from fsl.simulations.tables import NOTHING, Table, csv_text, names_of
 
-from fsl.privacy.ledger import ADVERSARIES, figure_of
+from fsl.privacy.claims import ADVERSARIES
+from fsl.privacy.ledger import figure_of
 
 UNBOUNDED = "unbounded"
 

@@ -12,7 +12,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from fsl.errors import ConfigError
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, combined, epsilon, solve
-from fsl.privacy.ledger import ADVERSARIES, Ledger, Setting, Tally, claim
+from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
+from fsl.privacy.ledger import Ledger
 from tests.conftest import small_model
 from tests.test_equivalences import run
 

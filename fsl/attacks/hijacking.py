@@ -16,6 +16,7 @@ from fsl.attacks.networks import Critic, Decoder, Encoder, drawn_from
 from fsl.data import Examples
 from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
+from fsl.learner import dump_optimizer, load_optimizer
 from fsl.messages import Reply, Upload
 from fsl.plan import Spec
 from fsl.states import State, WeightedSum
@@ -23,6 +24,7 @@ from fsl.targets import path_of
 from fsl.trainers import EdgeBench, EdgeTrainer
 
 _PUBLIC = "public.safetensors"
+_NETWORKS = "networks"
 _PENALTY = 10.0  # of a critic's slope that is not 1 (Gulrajani et al. 2017)
 
 
@@ -59,7 +61,10 @@ class Hijacker(EdgeTrainer):
     def result(self) -> WeightedSum:
         """The back as it came; what was learnt is put away."""
         if self._networks is not None:
-            save_tensors(self._path, self._networks.state_dict(), durable=False)
+            parts = {_NETWORKS: self._networks.state_dict()}
+            parts |= {name: dump_optimizer(optimizer) for name, optimizer in self._optimizers.items()}
+            named = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+            save_tensors(self._path, named, durable=False)
         total = WeightedSum(self.bench.back.layout)
         total.add(self.back, max(self.examples, 1))
         return total
@@ -103,13 +108,22 @@ class Hijacker(EdgeTrainer):
         shape, positive = tuple(smashed.shape[1:]), bool(smashed.min() >= 0)
         with drawn_from(self.bench.seed, "hijack", f"edge-{self.edge}"):
             networks = adversary(tuple(self.inputs.shape[1:]), shape, positive)
-        if self._path.exists():
-            networks.load_state_dict(load_tensors(self._path))
-        self._networks = networks
         own = [*networks["encoder"].parameters(), *networks["decoder"].parameters()]
         self._own = torch.optim.Adam(own, lr=self.lr)
         self._critics = torch.optim.Adam(networks["critic"].parameters(), lr=self.lr, betas=(0.5, 0.9))
+        self._optimizers = {"own": self._own, "critics": self._critics}
+        if self._path.exists():
+            networks.load_state_dict(_part(self._path, _NETWORKS))
+            for name, optimizer in self._optimizers.items():
+                load_optimizer(optimizer, _part(self._path, name))
+        self._networks = networks
         return networks
+
+
+def _part(path: Path, part: str) -> dict[str, Tensor]:
+    """What an edge put away of its networks, or of one of its optimizers."""
+    tensors = load_tensors(path)
+    return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
 
 
 def adversary(inputs: Sequence[int], smashed: Sequence[int], positive: bool) -> nn.ModuleDict:
@@ -165,7 +179,7 @@ class FSHA(Attack):
         networks = adversary(victims.shape[1:], smashed.shape[1:], bool(smashed.min() >= 0))
         edge = folder / f"edge-{target.device % target.edges}.safetensors"
         if edge.exists():
-            networks.load_state_dict(load_tensors(edge))
+            networks.load_state_dict(_part(edge, _NETWORKS))
         networks.eval()
         with torch.no_grad():
             found = reconstruction(target, networks["decoder"](smashed), victims)

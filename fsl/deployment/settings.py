@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fsl.deployment.spent import Limit
 from fsl.errors import ConfigError, one_of
-from fsl.privacy.ledger import ADVERSARIES
+from fsl.privacy.claims import ADVERSARIES
 from fsl.wire.options import Certificates, Limits, Patience
 
 Role = Literal["any", "device", "edge", "both"]

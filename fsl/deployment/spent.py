@@ -13,7 +13,8 @@ from pathlib import Path
 from fsl.data import Partition
 from fsl.errors import ConfigError
 from fsl.plan import RoundPlan
-from fsl.privacy.ledger import Ledger, Setting, claim
+from fsl.privacy.claims import Setting, claim
+from fsl.privacy.ledger import Ledger
 from fsl.privacy.settings import Privacy
 from fsl.targets import locate_allowed
 

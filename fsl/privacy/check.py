@@ -13,7 +13,8 @@ from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation
 from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
-from fsl.privacy.ledger import Ledger, Setting, Tally, claim
+from fsl.privacy.claims import Setting, Tally, claim
+from fsl.privacy.ledger import Ledger
 from fsl.privacy.settings import Privacy
 from fsl.targets import locate
 from fsl.trainers import EdgeTrainer
