@@ -9,9 +9,9 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
-# Three at a time, on two cores: much of it waits for other processes. A file's tests stay together, and the long ones do not come last.
+# Two at a time: much of it waits for other processes. A file's tests stay together, and the long ones do not come last.
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fast: .venv/installed-test
 	$(BIN)/python -m pytest -m "not slow"

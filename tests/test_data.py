@@ -532,3 +532,12 @@ def test_cifar10_whole_is_balanced_and_normalised(cifar10_folder):
 def test_cifar10_in_another_layout_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no column 'img' for the images \(columns: picture, kind\)"):
         cifar10(str(write_both(tmp_path)))
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    fast = digits()
+    monkeypatch.setattr("fsl.data.loaders.find_spec", lambda name: None)  # where it keeps them elsewhere
+    slow = digits()
+    for one, other in ((fast.train, slow.train), (fast.test, slow.test)):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)

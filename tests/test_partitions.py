@@ -1,9 +1,11 @@
 """Partitions: who holds which rows, and what is refused."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
+from fsl import seeds
 from fsl.data import IID, Dirichlet, Natural, Pathological, Proportional, Resample, Shards, class_counts, limited
 from fsl.errors import ConfigError, DataError
 
@@ -150,9 +152,21 @@ def test_nothing_is_printed(partitioner, capfd, recwarn):
 @pytest.mark.slow
 @pytest.mark.parametrize("partitioner", DIVIDING, ids=name_of)
 def test_a_thousand_devices(partitioner):
-    targets = np.random.default_rng(0).integers(CLASSES, size=50_000)
+    targets = np.random.default_rng(0).integers(CLASSES, size=20_000)
     partition = divide(partitioner, devices=1000, targets=targets, groups=np.arange(len(targets)) % 1000)
-    assert sum(partition.size(k) for k in range(1000)) == 50_000
+    assert sum(partition.size(k) for k in range(1000)) == 20_000
+
+
+@pytest.mark.parametrize(("samples", "devices"), [(10, 3), (11, 3), (9, 9), (1437, 10)])
+def test_equal_parts_are_those_of_flwr_datasets(samples, devices):
+    from flwr_datasets.partitioner import IidPartitioner
+
+    shuffled = seeds.numpy_generator(7, "partition").permutation(samples)
+    oracle = IidPartitioner(num_partitions=devices)
+    oracle.dataset = datasets.Dataset.from_dict({"row": shuffled})
+    partition = IID().divide(np.zeros(samples), devices, seed=7)
+    for device in range(devices):
+        assert partition.indices(device).tolist() == sorted(oracle.load_partition(device)["row"])
 
 
 TINY = np.array([0, 0, 0, 1, 1, 1])

@@ -1,6 +1,7 @@
 """Loading image data: a folder, a name on the Hub, or what scikit-learn brings along."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,24 @@ def digits(test_share: float = 0.2) -> TaskData:
 
     The test set has the same share of each class, and the same images whatever the run's seed.
     """
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _digits()
     images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     kept, held = _test_rows(labels, test_share, "digits")
     return _task("digits", (images[kept], labels[kept]), (images[held], labels[held]), classes=10)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (1797, 64) from 0 to 16, and labels; read from scikit-learn's file, since to import it takes seconds."""
+    found = find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # a scikit-learn that keeps it elsewhere
+
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels
 
 
 def cifar10(path: str | None = None, limit: int | None = None, test_limit: int | None = None) -> TaskData:

@@ -1,4 +1,4 @@
-"""Ways to divide training rows among devices: by `flwr-datasets`, and resampling for very many devices."""
+"""Ways to divide training rows among devices: most by `flwr-datasets`; resampling for very many devices."""
 
 import contextlib
 import io
@@ -75,12 +75,10 @@ class IID(Partitioner):
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide without regard to targets."""
-        from flwr_datasets.partitioner import IidPartitioner
-
         _check(devices, len(targets))
         order = seeds.numpy_generator(seed, "partition").permutation(len(targets))
-        places = _parts(IidPartitioner(num_partitions=devices), order, devices)
-        return _divided([np.sort(order[part]) for part in places])
+        # As flwr-datasets' IidPartitioner divides it, without the seconds that it takes to import.
+        return _divided([np.sort(part) for part in np.array_split(order, devices)])
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,32 @@
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord
 
 from fsl.cohort import loss_told, rows_told
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.spent import OwnLedger, done_again
+from fsl.deployment.work import Work
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
 from fsl.plan import CohortTask, RoundPlan
 from fsl.privacy.ledger import Ledger
-from fsl.records import record_to_states, reports_to_metrics, totals_to_record
+from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
-from fsl.states import State, Total, WeightedSum
+from fsl.states import State
 from fsl.unsplit import UnsplitCohort
 from fsl.wire.admission import Admission
+from fsl.wire.attendance import EdgeOutcome
 from fsl.wire.client import Invitation, Uplink
 from fsl.wire.device_round import DeviceRound
-from fsl.wire.edge_round import EdgeOutcome, EdgeRound
+from fsl.wire.edge_round import EdgeRound
 from fsl.wire.expected import Expected
 from fsl.wire.options import Patience
 from fsl.wire.peers import PeerLines
@@ -41,30 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _LAST_WORDS = 3.0  # seconds for the last messages of a round to get out
-
-
-@dataclass
-class Work:
-    """What a node did in a round."""
-
-    totals: dict[str, Total] = field(default_factory=dict)
-    reports: list[DeviceReport] = field(default_factory=list)  # of devices that trained here
-    served: list[DeviceReport] = field(default_factory=list)  # of devices that this node's edge served
-    figures: dict[str, int] = field(default_factory=dict)
-    lost: dict[int, str] = field(default_factory=dict)
-
-    def lose(self, reasons: Mapping[int, str]) -> None:
-        """Devices did not finish here; on a node that is both, either end may say why."""
-        for device, reason in reasons.items():
-            self.lost[device] = f"{self.lost[device]}; {reason}" if device in self.lost else reason
-
-    def records(self) -> tuple[ArrayRecord, MetricRecord]:
-        """The totals, and all that is said beside them but why devices were lost."""
-        weights = {name: total.weight for name, total in self.totals.items() if isinstance(total, WeightedSum)}
-        metrics = reports_to_metrics(self.reports, weights, self.figures)
-        served = reports_to_metrics(self.served, {}, {})
-        metrics.update({f"served.{name}": column for name, column in served.items()})
-        return totals_to_record(self.totals), metrics
 
 
 class WiredNode:

@@ -15,8 +15,9 @@ from fsl.errors import CheckpointError, WireError
 from fsl.handover import Passport, layout_device, pack, unpack
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
+from fsl.wire.attendance import Attendance, EdgeOutcome
 from fsl.wire.desk import Asked, Delivered, Handed, Placed, RoundDesk, Sent, Silent
-from fsl.wire.edge_round import Attendance, EdgeOutcome, EdgeRound, served_frame
+from fsl.wire.edge_round import EdgeRound, served_frame
 from fsl.wire.expected import Expected
 from fsl.wire.format import frame
 from fsl.wire.loop import NetworkThread
