@@ -34,7 +34,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe("MLP", rounds=40, batch_size=64, lr=1.0, clip=0.5),
-    "cifar10": Recipe("LeNet", rounds=5, batch_size=256, lr=1.0, clip=0.5),
+    "cifar10": Recipe("LeNet", rounds=10, batch_size=256, lr=1.0, clip=0.5),
 }
 
 

@@ -102,6 +102,11 @@ def test_devices_that_watch_stop_an_edge_that_hijacks(bare, tmp_path):
     assert "may be hijacking" in remark
 
 
+def test_a_late_cut_is_hijacked_too_where_a_batch_has_one_row(tmp_path):
+    folder = trained(tmp_path / "run", "model.cut=fc1", "batch_size=30", "rounds=1")  # 721 rows a device
+    assert found(folder, "fsha", "attack.fsha.turns=1")["stopped"] == 0
+
+
 def test_gradients_that_depend_on_labels_are_told_from_those_that_do_not():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(10, (64,), generator=generator)

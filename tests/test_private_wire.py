@@ -11,9 +11,10 @@ from fsl.strategies import PSL, SGLR, FedAvg, FedFly, SplitFedV1, SplitFedV2, Va
 from fsl.codecs import Identity
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.deployment.spent import Limit
-from fsl.errors import RunError, WireError
+from fsl.errors import CheckpointError, RunError, WireError
 from fsl.messages import Upload
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
+from fsl.privacy.ledger import read_devices
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.expected import Expected
 from fsl.wire.format import close_frame, read_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
@@ -160,6 +161,14 @@ def test_a_limit_holds_over_runs(encrypted, tmp_path):
     run(SplitFedV1(), backend=fresh(), **options)
     with pytest.raises(RunError, match=rf"in this run, after {one:.4g} in others"):
         run(SplitFedV1(), backend=fresh(), batch_size=15, **options)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"devices": {"0": {}}}', '{"devices": {"a": 1}}'])
+def test_a_damaged_ledger_is_not_taken_for_an_empty_one(text, tmp_path):
+    path = tmp_path / "ledger.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"ledger.json is damaged .* take it from a backup"):
+        read_devices(path)
 
 
 def test_privacy_that_counts_on_tls_is_not_trained_without(tmp_path):

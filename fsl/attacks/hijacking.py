@@ -87,13 +87,14 @@ class Hijacker(EdgeTrainer):
         return Reply(upload.device, upload.step, self.scale * gradient, loss.detach())
 
     def _learn(self, networks: nn.ModuleDict, smashed: Tensor, draw: torch.Generator) -> None:
-        rows = torch.randint(len(self.shown), (len(smashed),), generator=draw)
+        # Two at least, over which the encoder can normalise.
+        rows = torch.randint(len(self.shown), (max(len(smashed), 2),), generator=draw)
         encoded = networks["encoder"](self.inputs[rows])
         loss = F.mse_loss(networks["decoder"](encoded), self.shown[rows])
         self._own.zero_grad()
         loss.backward()
         self._own.step()
-        encoded = encoded.detach()
+        encoded = encoded.detach()[: len(smashed)]
         mix = torch.rand((len(smashed), *[1] * (smashed.dim() - 1)), generator=draw)
         between = (mix * encoded + (1 - mix) * smashed).requires_grad_()
         critic = networks["critic"]

@@ -4,7 +4,6 @@ The cloud's ledger is the cloud's word. This one is written on the node before i
 believes the plan's mechanisms, half of which run here, and nothing of what was counted elsewhere.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +13,7 @@ from fsl.data import Partition
 from fsl.errors import ConfigError
 from fsl.plan import RoundPlan
 from fsl.privacy.claims import Setting, claim
-from fsl.privacy.ledger import Ledger
+from fsl.privacy.ledger import Ledger, read_devices
 from fsl.privacy.settings import Privacy
 from fsl.targets import locate_allowed
 
@@ -85,9 +84,9 @@ class OwnLedger:
         for other in sorted(self.folder.glob("*.json")):
             if other == path:
                 continue
-            for name, told in json.loads(other.read_text())["devices"].items():
-                cost, so_far = told["epsilon"][against], total.get(int(name), 0.0)
-                total[int(name)] = None if cost is None or so_far is None else so_far + cost
+            for device, (_, epsilons) in read_devices(other).items():
+                cost, so_far = epsilons[against], total.get(device, 0.0)
+                total[device] = None if cost is None or so_far is None else so_far + cost
         return total
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from fsl.errors import CheckpointError
 from fsl.files import write_json
 from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
 from fsl.reports import DeviceReport
@@ -94,8 +95,20 @@ class Ledger:
         """
         self.tallies = {int(device): Tally(**tally) for device, tally in state.items()}
         if self.setting.secure and self.path is not None and self.path.exists():
-            for device, told in json.loads(self.path.read_text())["devices"].items():
-                self.tallies[int(device)] = Tally(**{f.name: told[f.name] for f in fields(Tally)})
+            self.tallies |= {device: found for device, (found, _) in read_devices(self.path).items()}
+
+
+def read_devices(path: Path) -> dict[int, tuple[Tally, Mapping[str, float | None]]]:
+    """What a ledger's file says of each device: its releases, and the epsilon by adversary; CheckpointError if none."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))["devices"]
+        return {
+            int(k): (Tally(**{f.name: one[f.name] for f in fields(Tally)}), one["epsilon"]) for k, one in told.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}), so that nobody knows what was spent; take it from a backup"
+        ) from None
 
 
 def figure_of(adversary: str) -> str:
