@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsl.privacy.settings import PARTS
 from fsl.provenance import flat
 
 Settings = Mapping[str, Any]
@@ -24,7 +25,19 @@ _NO_MATTER = (
 )
 _RENAMED = {"optimizer.target": "optimizer", "aggregator.class": "aggregator", "up": "codec.up", "down": "codec.down"}
 _OPAQUE = ("model.tensors", "model.modules", "data.examples")  # shown only where nothing else tells two groups apart
-_ORDER = ("strategy", "aggregator", "model", "data", "partition", "samples_per_device", "devices", "optimizer", "codec")
+_MECHANISMS = tuple(f"privacy.{name}" for name in PARTS)  # named where they are not in use
+_ORDER = (
+    "strategy",
+    "aggregator",
+    "privacy",
+    "model",
+    "data",
+    "partition",
+    "samples_per_device",
+    "devices",
+    "optimizer",
+    "codec",
+)
 _ABSENT = object()
 
 
@@ -36,7 +49,14 @@ def readable_settings(settings: Settings) -> dict[str, Any]:
         found |= _object(key, value) if isinstance(value, str) else {key: value}
     found.pop("seed", None)
     found.setdefault("aggregator", "mean")  # settings name only a rule that takes its place
+    found["privacy"] = "+".join(_mechanisms(found)) or None
+    found = {key: value for key, value in found.items() if key not in _MECHANISMS}
     return {key: None if value == "None" else value for key, value in found.items()}
+
+
+def _mechanisms(settings: Settings) -> list[str]:
+    """The mechanisms of privacy that are in use, by their groups' names."""
+    return [name for name in PARTS if any(key.startswith(f"privacy.{name}.") for key in settings)]
 
 
 def extra_settings(config: Settings, known: Settings) -> dict[str, Any]:

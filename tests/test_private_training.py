@@ -13,11 +13,14 @@ import fsl
 from fsl.backend import Backend
 from fsl.data import Dirichlet, TaskData, TensorExamples
 from fsl.federation import Optimizer
+from fsl.learner import Release
 from fsl.mobility import RandomMobility
 from fsl.models import VGG5, LeNet
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
+from fsl.privacy.device import joint_factors
 from fsl.privacy.learner import Privatizer, hookable
 from fsl.privacy.noise import SecureNoise, SeededNoise
+from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
 from tests.conftest import small_model, small_task
 from tests.test_equivalences import ADAM, MOMENTUM, SGD, assert_same_bits, assert_same_run, run
@@ -91,6 +94,18 @@ def test_gradients_per_sample_are_those_of_the_unsplit_model(model, shape, strat
         nearest = torch.cdist(found.double(), part.double()).min(dim=1)
         assert sorted(nearest.indices.tolist()) == list(range(50))
         torch.testing.assert_close(found, part[nearest.indices], rtol=1e-4, atol=1e-5)
+
+
+def test_one_clip_is_of_both_segments_norms_together():
+    torch.testing.assert_close(
+        joint_factors(5.0, torch.tensor([9.0, 36.0]), torch.tensor([16.0, 64.0])), torch.tensor([1.0, 0.5])
+    )
+    weights = nn.Parameter(torch.zeros(2))
+    weights.grad_sample = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    privatizer = Privatizer([weights], SegmentPrivacy(clip=1.0, noise_multiplier=0.0, expected_rows=None, joint=True))
+    assert privatizer.norms().tolist() == [25.0, 1.0]
+    privatizer.privatize(Release(lambda shape: torch.zeros(shape)), torch.tensor([0.1, 0.5]))
+    torch.testing.assert_close(weights.grad, torch.tensor([0.15, 0.45]))  # a mean over two rows
 
 
 # Equivalence 9: noise 0 and a clip that no gradient reaches are no privacy at all.
@@ -353,6 +368,11 @@ def test_a_label_is_drawn_once_and_kept(monkeypatch):
     truth = {z.numpy().tobytes(): y for z, y in zip(smashed, task.train.targets.tolist(), strict=True)}
     wrong = sum(label not in labels for row, labels in told.items() if (label := truth.get(row)) is not None)
     assert 20 < wrong < 80
+
+
+def test_an_edge_corrects_for_what_it_knows_of_the_labels():
+    one, other = (run(SplitFedV1(), privacy=Privacy(labels=RandomizedLabels(1.0, correct=c))) for c in (True, False))
+    assert any(not tensor.equal(other.states["back"][name]) for name, tensor in one.states["back"].items())
 
 
 def test_the_correction_finds_the_truth():

@@ -1,6 +1,7 @@
 """Privacy over gRPC: the same bits as in simulation with seeded noise, and noise that nobody knows without."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -9,8 +10,10 @@ import torch
 from fsl.strategies import PSL, SGLR, FedAvg, FedFly, SplitFedV1, SplitFedV2, VanillaSL
 
 from fsl.codecs import Identity
+from fsl.data import Dirichlet
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.deployment.spent import Limit
+from fsl.deployment.work import Work
 from fsl.errors import CheckpointError, RunError, WireError
 from fsl.messages import Upload
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
@@ -59,7 +62,8 @@ def encrypted(tmp_path_factory):
     ids=lambda x: type(x).__name__ if not isinstance(x, Privacy) else next(k for k, v in vars(x).items() if v),
 )
 def test_a_private_federation_equals_a_simulation_with_seeded_noise(strategy, privacy, encrypted, tmp_path):
-    options = {"devices": 4, "edges": 2, "optimizer": KEPT, "privacy": privacy, **SPARSE}
+    uneven = Dirichlet(alpha=1.0, min_samples=16)
+    options = {"devices": 4, "edges": 2, "optimizer": KEPT, "privacy": privacy, "partition": uneven, **SPARSE}
     found = run(strategy, backend=Wired(folder=tmp_path, **encrypted), **options)
     assert_same_result(run(strategy, **options), found)
     assert all(row["lost"] == {} for row in found.metrics)
@@ -68,7 +72,8 @@ def test_a_private_federation_equals_a_simulation_with_seeded_noise(strategy, pr
 @pytest.mark.parametrize("privacy", [DP, CLIENT, LOCAL], ids=["dp", "client", "local"])
 @pytest.mark.parametrize("on_move", ["migrate", "restart"])
 def test_protection_follows_a_device_that_moves(on_move, privacy, encrypted, tmp_path):
-    options = {"devices": 4, "edges": 3, "optimizer": ADAM, "mobility": ALL, "privacy": privacy}
+    uneven = Dirichlet(alpha=1.0, min_samples=16)
+    options = {"devices": 4, "edges": 3, "optimizer": ADAM, "mobility": ALL, "privacy": privacy, "partition": uneven}
     found = run(FedFly(on_move), backend=wired(tmp_path, **encrypted), **options)
     assert_same_result(run(FedFly(on_move), **options), found)
     if on_move == "migrate":  # as if nobody had moved
@@ -110,6 +115,15 @@ def test_a_round_that_is_repeated_is_charged_again_where_its_noise_is_new(encryp
     path.write_text(json.dumps(told))
     run(SplitFedV1(), rounds=2, backend=Wired(folder=tmp_path / "nodes", edges=1, **encrypted), resume=True, **options)
     assert {device["rounds"] for device in json.loads(path.read_text())["devices"].values()} == {3}
+
+
+def test_an_edge_keeps_losses_and_sizes_of_draws_to_itself(encrypted, tmp_path, monkeypatch):
+    told, records = [], Work.records
+    monkeypatch.setattr(Work, "records", lambda work: told.extend(work.served) or records(work))
+    run(SplitFedV1(), devices=2, rounds=1, privacy=DP, backend=Wired(folder=tmp_path, edges=1, **encrypted))
+    assert len(told) == 2
+    assert all(math.isnan(report.loss) for report in told)
+    assert {report.examples for report in told} == {3 * 16}
 
 
 def device_ledgers(folder):

@@ -410,6 +410,23 @@ def test_what_was_spent_is_told_where_anything_is_protected():
     assert privacy_table(compared("other")) is None
 
 
+def test_groups_are_told_by_the_mechanisms_that_protect_them():
+    unused = dict.fromkeys(("privacy.dp_sgd", "privacy.client", "privacy.nopeek"))
+    for noise in (0.1, 0.2):
+        cut = {"privacy.cut.noise_multiplier": noise, "privacy.cut.clip": 1.0, "privacy.labels": None, **unused}
+        write_run(Path(f"runs/cut-{noise}"), [0.5], settings(**cut))
+    labels = {"privacy.cut.noise_multiplier": 0.1, "privacy.cut.clip": 1.0, "privacy.labels.epsilon": 2.0, **unused}
+    write_run(Path("runs/labels"), [0.5], settings(**labels))
+    write_run(Path("runs/bare"), [0.5], settings())
+    shown = {tuple(group.shown.items()) for group in compared().groups}
+    assert shown == {
+        (("privacy", "cut"), ("noise_multiplier", "0.1")),
+        (("privacy", "cut"), ("noise_multiplier", "0.2")),
+        (("privacy", "cut+labels"),),
+        (("privacy", "none"),),
+    }
+
+
 # Moves.
 
 
