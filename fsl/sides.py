@@ -251,7 +251,8 @@ def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> R
     if not worker.workload.secure:
         return Relabelling(rows, draw_shifts(len(rows), classes, labels.epsilon, noise), classes)
     owner = f"labels/{device}/{labels.epsilon:g}"
-    if (kept := worker.store.load(owner, 1)) is None:
+    kept = worker.store.load(owner, 1) if worker.store.path(owner, 1).exists() else None
+    if kept is None:
         kept = {"shifts": draw_shifts(len(rows), classes, labels.epsilon, noise)}
         worker.store.save(owner, 1, kept, (0, 0))
         worker.store.sync()  # before any of them is told

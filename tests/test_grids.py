@@ -132,13 +132,15 @@ def test_nodes_that_ray_cannot_place_are_refused_at_the_start(ray_cluster):
         RayGrid(echo_app, 1, RayOptions(address="auto", gpus=1))
 
 
-def test_ray_may_come_up_at_the_second_try_and_is_given_up_then(monkeypatch, no_ray):
+def test_ray_may_come_up_at_the_second_try_and_is_given_up_then(monkeypatch):
     tries = []
 
     def slow(**_):
         tries.append(1)
         raise Exception("The current node timed out during startup. This could happen because ...")
 
+    monkeypatch.setattr("fsl.grids.ray.ray.is_initialized", lambda: False)  # other tests' Ray stays as it is
+    monkeypatch.setattr("fsl.grids.ray.ray.shutdown", lambda: None)
     monkeypatch.setattr("fsl.grids.ray.ray.init", slow)
     with pytest.raises(RunError, match="Ray did not start within 30 s, twice: the machine is very busy"):
         RayGrid(echo_app, 1, RayOptions())

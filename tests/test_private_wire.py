@@ -14,7 +14,9 @@ from fsl.data import Dirichlet
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.deployment.spent import Limit
 from fsl.deployment.work import Work
+from fsl.edge import EdgeServer
 from fsl.errors import CheckpointError, RunError, WireError
+from fsl.federation import Optimizer
 from fsl.messages import Upload
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.ledger import read_devices
@@ -102,6 +104,26 @@ def test_noise_of_a_federation_is_not_that_of_its_seed(encrypted, tmp_path, monk
     told = json.loads((tmp_path / "a-run" / "privacy.json").read_text())
     assert told["noise"] == "secure"
     assert told["adversaries"]["network"]["releases"] == ["sizes and times of encrypted messages"]
+
+
+def test_secure_labels_are_told_once_and_kept(encrypted, tmp_path, monkeypatch):
+    host, told, receive = Wired.open, {}, EdgeServer.receive
+
+    def look(server, packet):
+        upload = receive(server, packet)
+        for row, label in zip(upload.smashed, upload.targets.tolist(), strict=True):
+            told.setdefault(row.numpy().tobytes(), set()).add(label)
+        return upload
+
+    monkeypatch.setattr(Wired, "open", lambda b, workload, nodes: host(b, replace(workload, secure=True), nodes))
+    monkeypatch.setattr(EdgeServer, "receive", look)
+    options = {"privacy": Privacy(labels=RandomizedLabels(0.5)), "optimizer": Optimizer(lr=0.0), "devices": 2}
+    for name in "ab":  # a second run on the same nodes is as if they had been started anew
+        run(
+            SplitFedV1(), backend=Wired(folder=tmp_path / "nodes", edges=1, **encrypted), out=tmp_path / name, **options
+        )
+    assert len(told) == 96
+    assert all(len(labels) == 1 for labels in told.values())
 
 
 def test_a_round_that_is_repeated_is_charged_again_where_its_noise_is_new(encrypted, tmp_path):
