@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
-from fsl.strategies import CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies import CycleSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 
 import fsl
 from fsl.app import server_app, workload_app
@@ -192,9 +192,9 @@ class FlowersEngine(fsl.Backend):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "strategy",
-    [SplitFedV3(), VanillaSL(), FedAvg(), DecoupledSL(), CycleSL(passes=2, window=2)],
+    [SplitFedV3(), VanillaSL(), CycleSL(passes=2, window=2)],
     ids=lambda s: type(s).__name__,
-)  # private, relayed and averaged states, heads, answers that come late; each starts an engine and a Ray of its own
+)  # private, relayed and averaged states, answers that come late; each starts an engine and a Ray of its own
 def test_flowers_own_engine_gives_the_same_run(strategy, tmp_path, no_ray):
     options = {"model": small_model("batch", 0.3), "devices": 4, "edges": 2, "optimizer": KEPT, "rounds": 2}
     ours = run(strategy, **options)
