@@ -209,3 +209,20 @@ def test_evaluations_measure_what_smashed_data_tell_of_inputs(strategy, tmp_path
     assert rows["bare"]["distance_correlation"] > 0.7
     assert rows["noisy"]["distance_correlation"] < 0.6
     assert rows["bare"]["mutual_information"] > rows["noisy"]["mutual_information"] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("fsha.lr=-1", "attack.lr=-1"),
+        ("fsha.scale=nan", "attack.scale=nan"),
+        ("inversion.lr=0", "attack.lr=0"),
+        ("unsplit.inputs_lr=inf", "attack.inputs_lr=inf"),
+        ("unsplit.front_lr=0", "attack.front_lr=0"),
+    ],
+)
+def test_a_rate_that_cannot_be_is_one_line(option, message, bare, capfd):
+    assert attack([str(bare), f"attack={option.partition('.')[0]}", f"attack.{option}"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fsl-attack")]
+    assert message in line
+    assert line.endswith("it must be a finite number above 0")

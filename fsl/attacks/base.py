@@ -1,5 +1,6 @@
 """What an attack gets, and what it finds."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -134,6 +135,13 @@ def at_least_one(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ConfigError(f"attack.{name}={value}: it must be at least 1")
+
+
+def above_zero(**numbers: float) -> None:
+    """ConfigError for a rate of an attack that is not a finite number above 0."""
+    for name, value in numbers.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"attack.{name}={value}: it must be a finite number above 0")
 
 
 def reconstruction(target: Target, reconstructed: Tensor, victims: Tensor) -> Finding:

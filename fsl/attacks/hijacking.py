@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, at_least_one, reconstruction
+from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Critic, Decoder, Encoder, drawn_from
 from fsl.data import Examples
 from fsl.errors import ConfigError, HijackedError
@@ -114,16 +114,16 @@ class Hijacker(EdgeTrainer):
         self._critics = torch.optim.Adam(networks["critic"].parameters(), lr=self.lr, betas=(0.5, 0.9))
         self._optimizers = {"own": self._own, "critics": self._critics}
         if self._path.exists():
-            networks.load_state_dict(_part(self._path, _NETWORKS))
+            kept = load_tensors(self._path)
+            networks.load_state_dict(_part(kept, _NETWORKS))
             for name, optimizer in self._optimizers.items():
-                load_optimizer(optimizer, _part(self._path, name))
+                load_optimizer(optimizer, _part(kept, name))
         self._networks = networks
         return networks
 
 
-def _part(path: Path, part: str) -> dict[str, Tensor]:
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """What an edge put away of its networks, or of one of its optimizers."""
-    tensors = load_tensors(path)
     return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
 
 
@@ -156,6 +156,7 @@ class FSHA(Attack):
 
     def __post_init__(self) -> None:
         at_least_one(turns=self.turns, samples=self.samples, **({} if self.rounds is None else {"rounds": self.rounds}))
+        above_zero(lr=self.lr, scale=self.scale)
 
     def run(self, target: Target) -> Finding:
         """Train with hijacking edges, then decode the device's smashed data."""
@@ -180,7 +181,7 @@ class FSHA(Attack):
         networks = adversary(victims.shape[1:], smashed.shape[1:], bool(smashed.min() >= 0))
         edge = folder / f"edge-{target.device % target.edges}.safetensors"
         if edge.exists():
-            networks.load_state_dict(_part(edge, _NETWORKS))
+            networks.load_state_dict(_part(load_tensors(edge), _NETWORKS))
         networks.eval()
         with torch.no_grad():
             found = reconstruction(target, networks["decoder"](smashed), victims)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, at_least_one, reconstruction
+from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Decoder, drawn_from
 
 
@@ -29,6 +29,7 @@ class Inversion(Attack):
 
     def __post_init__(self) -> None:
         at_least_one(steps=self.steps, batch_size=self.batch_size, samples=self.samples)
+        above_zero(lr=self.lr)
 
     def run(self, target: Target) -> Finding:
         """Train the decoder on what the adversary knows, then decode."""

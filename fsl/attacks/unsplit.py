@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, at_least_one, reconstruction
+from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import drawn_from
 from fsl.errors import ConfigError
 
@@ -33,6 +33,7 @@ class UnSplit(Attack):
 
     def __post_init__(self) -> None:
         at_least_one(rounds=self.rounds, inner=self.inner, samples=self.samples)
+        above_zero(inputs_lr=self.inputs_lr, front_lr=self.front_lr)
         if self.smoothness < 0:
             raise ConfigError(f"attack.smoothness={self.smoothness}: it must be 0 or above")
 

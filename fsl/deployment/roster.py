@@ -56,17 +56,8 @@ class Roster:
 
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """One message for each node with a part in the round."""
+        self._refuse(plan)
         self._fence = max(self._fence + 1, time.time_ns())
-        if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
-            raise RunError(
-                "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
-                "its optimizer's state at home; use on_move=migrate, or optimizer.reset=true"
-            )
-        if self.terms.roaming and plan.privacy is not None and plan.privacy.joint:
-            raise RunError(
-                "deployment.roaming=true with privacy.dp_sgd.clipping=joint: a step of the back waits for what its "
-                "device says, and cannot move with it; use clipping=separate, or roaming=false"
-            )
         plan = replace(plan, one_by_one=True)
         samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
@@ -118,6 +109,19 @@ class Roster:
             whole = replace(whole, replicate_every=every)
             messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
         return messages
+
+    def _refuse(self, plan: RoundPlan) -> None:
+        """RunError for moves that devices and edges which are apart cannot make."""
+        if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
+            raise RunError(
+                "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
+                "its optimizer's state at home; use on_move=migrate, or optimizer.reset=true"
+            )
+        if self.terms.roaming and plan.privacy is not None and plan.privacy.joint:
+            raise RunError(
+                "deployment.roaming=true with privacy.dp_sgd.clipping=joint: a step of the back waits for what its "
+                "device says, and cannot move with it; use clipping=separate, or roaming=false"
+            )
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send a round's messages and wait for the replies.

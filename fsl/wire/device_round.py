@@ -119,8 +119,9 @@ class DeviceRound:
             step = message.reply.step
             if step in attending.waiting:
                 attending.waiting.remove(step)
-                gradient, norms = read_reply(message.reply, event.data)
-                attending.device.backward(ReplyPacket(event.device, step, gradient, norms))
+                packet = ReplyPacket(event.device, step, *read_reply(message.reply, event.data))
+                self._replied(packet)
+                attending.device.backward(packet)
             attending.served = max(attending.served, message.reply.served)
         elif kind == "served":
             attending.served = max(attending.served, message.served.served)
@@ -162,6 +163,9 @@ class DeviceRound:
         data = upload_frame(packet.device, round, packet.step, packet.smashed, packet.targets, to, packet.factors)
         attending.waiting.add(packet.step)
         attending.line.upload(packet.step, data, attending.epoch)
+
+    def _replied(self, packet: ReplyPacket) -> None:
+        """A device heard what it waited for."""
 
     def _leaving(self, attending: Attending, packet: UploadPacket) -> int | None:
         """The edge that the device moves to when this upload is served; None where it stays."""

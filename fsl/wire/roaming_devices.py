@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from fsl.device import Device
 from fsl.errors import WireError
-from fsl.messages import UploadPacket
+from fsl.messages import ReplyPacket, UploadPacket
 from fsl.mobility import Move, route
 from fsl.sides import DeviceCopy, DeviceSide
 from fsl.wire.client import Cut, Heard, Invitation, Rewound, Uplink
 from fsl.wire.device_round import Attending, DeviceOutcome, DeviceRound, log
-from fsl.wire.format import read_reply, reply_bytes, upload_bytes
+from fsl.wire.format import reply_bytes, upload_bytes
 from fsl.wire.options import Patience
 
 
@@ -88,15 +88,10 @@ class RoamingDevices(DeviceRound):
                 raise WireError(f"its edge sent it to edge {edge}, where it may not go")
             self._go(attending, way, edge, left=None)
         else:
-            if event.message.WhichOneof("body") == "reply":
-                way.sent["down_bytes"] += self._reply_bytes(event)
             super()._hear(event)
 
-    def _reply_bytes(self, event: Heard) -> int:
-        if self.side.told_rows is None:
-            return 4 + event.message.ByteSize() + len(event.data)
-        gradient, _ = read_reply(event.message.reply, event.data)
-        return reply_bytes(gradient, rows=self.side.told_rows)
+    def _replied(self, packet: ReplyPacket) -> None:
+        self.ways[packet.device].sent["down_bytes"] += reply_bytes(packet.gradient, rows=self.side.told_rows)
 
     def _next(self, way: Way) -> int | None:
         """Where a device goes whose edge cannot be reached: where its link says, or to the first that was not tried."""
