@@ -34,7 +34,7 @@ from fsl.observers import RunInfo
 from fsl.plan import Spec
 from fsl.trainers import Sequential
 
-OPTIMIZER = Optimizer(lr=0.01)
+OPTIMIZER = Optimizer("torch.optim.SGD", lr=0.01)
 PAIRS = 7
 
 

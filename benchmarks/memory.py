@@ -19,7 +19,8 @@ from fsl.strategies import SplitFedV3
 data = digits()
 fsl.simulate(
     VGG5(data.input_shape, data.classes), data, strategy=SplitFedV3(), devices=int(sys.argv[1]), devices_per_round=100,
-    partition=Resample(64), rounds=int(sys.argv[2]), evaluate_devices=20, optimizer=fsl.Optimizer(lr=0.05, reset=False),
+    partition=Resample(64), rounds=int(sys.argv[2]), evaluate_devices=20,
+    optimizer=fsl.Optimizer("torch.optim.SGD", 0.05, reset=False),
 )
 print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """

@@ -57,7 +57,7 @@ def accuracy(recipe: Recipe, data: TaskData, strategy: CloudStrategy, epsilon: f
         devices=DEVICES,
         rounds=recipe.rounds,
         batch_size=recipe.batch_size,
-        optimizer=Optimizer(lr=recipe.lr if epsilon is not None else 0.1),
+        optimizer=Optimizer("torch.optim.SGD", lr=recipe.lr if epsilon is not None else 0.1),
         evaluate_every=recipe.rounds,
         privacy=privacy,
     )

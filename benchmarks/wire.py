@@ -381,7 +381,7 @@ class Result:
 
 def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> Result:
     arrays = {name: sha256(array.data).hexdigest() for name, array in totals_to_record(totals).items()}
-    figures = {r.device: (r.loss, r.up_bytes, r.down_bytes) for r in reports}
+    figures = {r.device: (r.loss_sum, r.up_bytes, r.down_bytes) for r in reports}
     return Result(arrays, figures, sum(r.steps for r in reports), peak_megabytes())
 
 

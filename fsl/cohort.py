@@ -65,6 +65,7 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
         session.step,
         devices.batches[session.device].skipped,
         loss_told(devices.plan, session.loss_sum()),
+        weight_told(devices.plan, session.loss_weight, session.step),
         session.up_bytes,
         session.down_bytes,
         devices.model_bytes,
@@ -75,6 +76,12 @@ def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
     """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
     expected = told_rows(plan)
     return rows if expected is None else steps * expected
+
+
+def weight_told(plan: RoundPlan, weight: float, steps: int) -> float:
+    """What a round's losses count together, as it is reported: of Poisson draws the expected rows."""
+    expected = told_rows(plan)
+    return weight if expected is None else float(steps * expected)
 
 
 def loss_told(plan: RoundPlan, loss: float) -> float:

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import resources
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from fsl.data import Augmentation, TaskData, hold_out
 from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
 from fsl.mobility import Mobility
+from fsl.objective import Objective, as_objective, takes_batch
 from fsl.observers import Observer
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.targets import locate, path_of
@@ -42,10 +44,13 @@ class RunConfig:
     evaluate_leakage: int
     init_from: str | None
     resume: str | None
+    name: str | int | float | None
+    tags: Mapping[str, Any]
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     partition: Mapping[str, Any]
+    objective: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]
     aggregator: Mapping[str, Any]
@@ -58,6 +63,27 @@ class RunConfig:
     backend: Mapping[str, Any]
     deployment: Mapping[str, Any]
     trackers: Mapping[str, Any]
+
+
+def names(group: str) -> list[str]:
+    """The choices of a group that come with fsl."""
+    files = (resources.files("fsl.configs") / group).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def named(group: str, name: str) -> dict[str, Any]:
+    """What the group's choice of this name says, so that a name means in Python what it means on the command line."""
+    if name not in (known := names(group)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"{group}={name!r}: there is no such {group};{hint} available are: {', '.join(known)}")
+    text = (resources.files("fsl.configs") / group / f"{name}.yaml").read_text(encoding="utf-8")
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text))) or {}
+
+
+def from_name(group: str, name: str) -> Any:
+    """The object that a group's choice of this name describes."""
+    return build(group, named(group, name))
 
 
 def read_config(config: DictConfig) -> RunConfig:
@@ -157,16 +183,35 @@ def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmenta
     return data, augmentation if augmentation != Augmentation() else None
 
 
-def build_model(config: Mapping[str, Any], data: TaskData, seed: int) -> tuple[torch.nn.Module, str | list[str] | None]:
-    """The model with weights drawn from the seed, and its cut."""
+def build_objective(config: Mapping[str, Any]) -> Objective:
+    """What training minimises: an Objective, or whatever loss the configuration names."""
     values = dict(config)
+    target = values.get("_target_")
+    found = locate(target) if isinstance(target, str) and target != "???" else None
+    if callable(found) and not isinstance(found, type) and len(values) == 1 and takes_batch(found):
+        return as_objective(found)  # a loss function itself, not one that makes a loss
+    return as_objective(build("objective", config))
+
+
+def build_model(
+    config: Mapping[str, Any], data: TaskData, seed: int, objective: Objective | None = None
+) -> tuple[torch.nn.Module, str | list[str] | None]:
+    """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs."""
+    values = dict(config)
+    outputs = data.classes
+    if objective is not None and (outputs is None or not objective.takes_classes):
+        outputs = objective.width(data.train.targets)
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
-        model = build("model", values, {"input_shape": data.input_shape, "classes": data.classes})
+        model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
     return model, cut
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def build_optimizer(config: Mapping[str, Any]) -> Optimizer:

@@ -7,16 +7,16 @@ from typing import Any
 PATIENCE = 3  # rounds
 
 
-def diverged_in(rows: Iterable[Mapping[str, Any]], classes: int | None) -> int | None:
+def diverged_in(rows: Iterable[Mapping[str, Any]], bound: float | None) -> int | None:
     """The round in which a run is known to have diverged, from its rows of metrics; None if it did not.
 
     Once is enough for a loss that is not finite (null in metrics.jsonl), in training or on test data: no step leads
-    back from it. A loss above 2 ln(`classes`), twice that of guessing, must be seen for 3 rounds in a row, since a
-    first step may overshoot. This bound holds for the training loss, and for the test loss only where the devices
-    report none: a front that fits its own few classes perfectly is far above it on everybody's test data. Without
-    `classes` (regression) there is no bound.
+    back from it. A loss above the objective's `bound` (for classes twice that of guessing, 2 ln C) must be seen for 3
+    rounds in a row, since a first step may overshoot. The bound holds for the training loss, and for the test loss
+    only where the devices report none: a front that fits its own few classes perfectly is far above it on everybody's
+    test data. None: there is no bound, as for regression.
     """
-    bound = 2 * math.log(classes) if classes is not None and classes > 1 else math.inf
+    limit = math.inf if bound is None else bound
     above = 0
     for row in rows:
         if _is_not_finite(row):
@@ -26,7 +26,7 @@ def diverged_in(rows: Iterable[Mapping[str, Any]], classes: int | None) -> int |
             loss = row.get("loss")
         if loss is None:
             continue  # nothing was trained or evaluated: no sign of anything
-        above = above + 1 if loss > bound else 0
+        above = above + 1 if loss > limit else 0
         if above == PATIENCE:
             return int(row["round"])
     return None

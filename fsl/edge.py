@@ -17,6 +17,14 @@ from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
 from fsl.wire.format import reply_bytes, upload_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The targets of one upload: rows, and what their mean loss counts in a mean over steps (as a rule the rows)."""
+
+    rows: int
+    counts: float
+
+
 @dataclass
 class Session:
     """One device's training at one edge in one round, in figures."""
@@ -27,25 +35,30 @@ class Session:
     up_bytes: int = 0
     down_bytes: int = 0
     losses: list[Tensor] = field(default_factory=list)  # mean loss of each step, scalars
-    rows: list[int] = field(default_factory=list)  # of each step
-    waiting: dict[int, int] = field(default_factory=dict)  # rows of the steps that the trainer has not answered
+    batches: list[Batch] = field(default_factory=list)  # of each step
+    waiting: dict[int, Batch] = field(default_factory=dict)  # of the steps that the trainer has not answered
     pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
 
     @property
     def examples(self) -> int:
         """The rows that were trained on."""
-        return sum(self.rows)
+        return sum(batch.rows for batch in self.batches)
+
+    @property
+    def loss_weight(self) -> float:
+        """What the losses count together."""
+        return sum(batch.counts for batch in self.batches)
 
     def loss_sum(self) -> float:
-        """The sum over rows of the loss, in float64."""
-        return weighted_loss(self.losses, self.rows)
+        """The sum over steps of the loss times what it counts, in float64."""
+        return weighted_loss(self.losses, [batch.counts for batch in self.batches])
 
 
-def weighted_loss(losses: Sequence[Tensor], rows: Sequence[int]) -> float:
-    """The sum over steps of rows * mean loss, in float64; read from the accelerator once."""
+def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
+    """The sum over steps of count * mean loss, in float64; read from the accelerator once."""
     if not losses:
         return 0.0
-    return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), rows, strict=True))
+    return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,8 @@ class EdgeServer:
                 + ("no such device" if session is None else f"step {session.step}")
             )
         upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets, packet.factors)
-        session.waiting[session.step] = len(upload.targets)
+        counts = self.trainer.bench.objective.weight(upload.targets)
+        session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
         session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self._rows)
         self._figures["smashed_bytes"] += self._told_bytes(upload.smashed)
@@ -128,7 +142,8 @@ class EdgeServer:
     def rows_of(self, device: int, step: int) -> int | None:
         """The rows of one of a device's steps; None where there was none."""
         session = self._sessions[device]
-        return session.rows[step] if 0 <= step < len(session.rows) else session.waiting.get(step)
+        batch = session.batches[step] if 0 <= step < len(session.batches) else session.waiting.get(step)
+        return None if batch is None else batch.rows
 
     def close(self, device: int) -> Session:
         """A device is done for this round. Returns its figures."""
@@ -163,7 +178,7 @@ class EdgeServer:
             if session is None:  # lost since its upload
                 continue
             session.losses.append(reply.loss)
-            session.rows.append(session.waiting.pop(reply.step))
+            session.batches.append(session.waiting.pop(reply.step))
             if reply.gradient is None:
                 continue
             answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient), reply.norms)
@@ -186,7 +201,8 @@ class EdgeServer:
     def snapshot(self, device: int) -> SessionSnapshot:
         """All that must follow a device that moves to another edge."""
         session = self._sessions[device]
-        copied = replace(session, losses=list(session.losses), rows=list(session.rows), waiting=dict(session.waiting))
+        lists = {"losses": list(session.losses), "batches": list(session.batches), "waiting": dict(session.waiting)}
+        copied = replace(session, **lists)
         return SessionSnapshot(copied, self.trainer.snapshot(device))
 
     def adopt(self, snapshot: SessionSnapshot) -> None:

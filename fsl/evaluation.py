@@ -1,5 +1,6 @@
 """Loss and accuracy of a model on a set of examples."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ BATCH = 512  # rows; bounds the memory of an evaluation
 
 @dataclass(frozen=True)
 class Score:
-    """The mean loss over rows, and the share of rows that are right (None where that has no meaning)."""
+    """The mean loss over what counts, and the share of targets that are right (None where that has no meaning)."""
 
     loss: float
     accuracy: float | None
@@ -22,8 +23,7 @@ class Score:
 def evaluate(modules: list[nn.Module], examples: Examples, objective: Objective, accelerator: torch.device) -> Score:
     """Run segments behind each other over all examples, in evaluation mode; modes are put back."""
     modes = [module.training for module in modules]
-    total, right = 0.0, 0
-    scored = True
+    total, weight, right, scored = 0.0, 0.0, 0, 0
     try:
         for module in modules:
             module.eval()
@@ -33,11 +33,14 @@ def evaluate(modules: list[nn.Module], examples: Examples, objective: Objective,
                 outputs, targets = inputs.to(accelerator), targets.to(accelerator)
                 for module in modules:
                     outputs = module(outputs)
-                total += float(objective.loss(outputs, targets)) * len(rows)
-                correct = objective.correct(outputs, targets)
-                scored = correct is not None
-                right += int(correct) if correct is not None else 0
+                counts = objective.weight(targets)
+                if counts:
+                    total += float(objective.loss(outputs, targets)) * counts
+                    weight += counts
+                if (correct := objective.correct(outputs, targets)) is not None:
+                    right += int(correct)
+                    scored += objective.scored(targets)
     finally:
         for module, mode in zip(modules, modes):
             module.train(mode)
-    return Score(total / len(examples), right / len(examples) if scored else None)
+    return Score(total / weight if weight else math.nan, right / scored if scored else None)

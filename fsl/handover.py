@@ -6,7 +6,7 @@ A snapshot is one safetensors file; its metadata name run, round, device and ste
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -16,14 +16,14 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fsl.codecs import Payload
-from fsl.edge import EdgeServer, Session, SessionSnapshot
+from fsl.edge import Batch, EdgeServer, Session, SessionSnapshot
 from fsl.errors import CheckpointError, WireError
 from fsl.files import tensor_bytes
 from fsl.messages import ReplyPacket
 from fsl.states import Layout
 from fsl.trainers import Snapshot
 
-PROTOCOL = 1
+PROTOCOL = 2
 _BACK, _OPTIMIZER, _PENDING = "back.", "optimizer.", "pending."
 
 
@@ -63,8 +63,8 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
         "step": session.step,
         "up_bytes": session.up_bytes,
         "down_bytes": session.down_bytes,
-        "rows": session.rows,
-        "waiting": {str(step): rows for step, rows in session.waiting.items()},
+        "batches": [astuple(batch) for batch in session.batches],
+        "waiting": {str(step): astuple(batch) for step, batch in session.waiting.items()},
         "pending": pending,
         "replica": trainer.back is not None,
     }
@@ -125,10 +125,10 @@ def _metadata(data: bytes) -> dict[str, Any]:
 
 def _session(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Session:
     weight, step = _weight(said["weight"]), said["step"]
-    rows = [_count(value) for value in said["rows"]]
+    batches = [_batch(value) for value in said["batches"]]
     losses = list(tensors["losses"].unbind()) if "losses" in tensors else []
-    if len(losses) != len(rows):
-        raise ValueError(f"{len(rows)} steps and {len(losses)} losses")
+    if len(losses) != len(batches):
+        raise ValueError(f"{len(batches)} steps and {len(losses)} losses")
     pending = None
     if (about := said["pending"]) is not None:
         arrays = tuple((str(name), tensors[f"{_PENDING}{i}"]) for i, name in enumerate(about["names"]))
@@ -140,10 +140,15 @@ def _session(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Session:
         _count(said["up_bytes"]),
         _count(said["down_bytes"]),
         losses,
-        rows,
-        {int(at): _count(number) for at, number in said["waiting"].items()},
+        batches,
+        {int(at): _batch(value) for at, value in said["waiting"].items()},
         pending,
     )
+
+
+def _batch(value: Any) -> Batch:
+    rows, counts = value
+    return Batch(_count(rows), _weight(counts))
 
 
 def _weight(value: Any) -> float:

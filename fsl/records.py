@@ -165,7 +165,18 @@ def _read(record: ArrayRecord, key: str, into: Tensor) -> None:
     np.copyto(into.numpy(), values)
 
 
-_FIELDS = ("device", "samples", "examples", "steps", "skipped", "loss", "up_bytes", "down_bytes", "model_bytes")
+_FIELDS = (
+    "device",
+    "samples",
+    "examples",
+    "steps",
+    "skipped",
+    "loss_sum",
+    "loss_weight",
+    "up_bytes",
+    "down_bytes",
+    "model_bytes",
+)
 _MOVED = ("edge", "moves", "moved_bytes", "wasted_steps")  # said only by nodes with devices that moved
 
 

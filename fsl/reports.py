@@ -1,5 +1,6 @@
 """What is said of a round of training, device by device."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,14 +9,15 @@ from fsl.states import Total
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """One device's round in figures; sums, never means."""
+    """One device's round in figures: sums, so that they can be added up over devices."""
 
     device: int
     samples: int  # n_k, what the device holds
     examples: int  # rows trained on
     steps: int
     skipped: int  # rows left out because a batch of one cannot be normalised
-    loss: float  # summed over rows
+    loss_sum: float  # over steps: a step's mean loss times what it counts, as a rule its rows
+    loss_weight: float  # what the losses count together
     up_bytes: int
     down_bytes: int
     model_bytes: int
@@ -23,6 +25,11 @@ class DeviceReport:
     moves: int = 0
     moved_bytes: int = 0  # between edges
     wasted_steps: int = 0  # served, and done again after a move; their bytes are in up_bytes and down_bytes
+
+    @property
+    def mean_loss(self) -> float:
+        """The device's mean training loss, whatever the size of its data; NaN where it trained on nothing."""
+        return self.loss_sum / self.loss_weight if self.loss_weight else math.nan
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import copy
 import logging
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,19 +16,33 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fsl import provenance, seeds
+from fsl.arguments import (
+    as_aggregator,
+    as_backend,
+    as_mobility,
+    as_observers,
+    as_optimizer,
+    as_privacy,
+    as_strategy,
+    as_tags,
+    whole,
+    whole_or_none,
+)
 from fsl.backend import Backend, torch_threads
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, divide
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
+from fsl.learner import OptimizerRecipe
 from fsl.mobility import Mobility
-from fsl.objective import Objective, as_objective
-from fsl.observers import Observer
+from fsl.objective import Loss, Objective, as_objective
+from fsl.observers import Observer, ProgressBar, round_in_words
+from fsl.preflight import fit, preflight, refuse_model, refuse_task
 from fsl.privacy.check import private_run
 from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
-from fsl.simulation import Simulation
+from fsl.simulation import Label, Simulation
 from fsl.split import split
 from fsl.targets import ALLOWED
 from fsl.workload import Worker, Workload
@@ -35,7 +50,7 @@ from fsl.workload import Worker, Workload
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A finished simulation.
 
@@ -49,6 +64,11 @@ class Run:
     folder: RunFolder
     _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        words = round_in_words(self.metrics[-1]) if self.metrics else "nothing trained"
+        kept = "" if self._temporary is not None else f", {self.folder.path}"
+        return f"Run({len(self.metrics)} rounds: {words}{kept})"
+
     def front(self, device: int) -> dict[str, Tensor]:
         """A device's private front; ConfigError if it has none."""
         path = self.folder.fronts / f"{device}.safetensors"
@@ -61,23 +81,23 @@ def simulate(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any],
     *,
-    strategy: CloudStrategy,
+    strategy: CloudStrategy | type | str,
     test_data: Examples | Dataset[Any] | None = None,
     cut: str | Sequence[str] | None = None,
     devices: int = 10,
-    rounds: int = 10,
+    rounds: int = 20,
     partition: Partitioner | None = None,
     samples_per_device: int | None = None,
-    objective: Objective | Callable[[Tensor, Tensor], Tensor] | None = None,
-    optimizer: Optimizer | None = None,
+    objective: Objective | Loss | type | str | None = None,
+    optimizer: Optimizer | type | str | None = None,
     augmentation: Augmentation | None = None,
     edges: int = 1,
     devices_per_round: int | None = None,
     local_epochs: int = 1,
-    batch_size: int = 32,
+    batch_size: int = 16,
     up: str = "fsl.codecs.Identity",
     down: str = "fsl.codecs.Identity",
-    aggregator: FlowerStrategy | None = None,
+    aggregator: FlowerStrategy | type | str | None = None,
     seed: int = 0,
     init_from: str | Path | None = None,
     evaluate_every: int = 1,
@@ -87,16 +107,22 @@ def simulate(
     device_profile: DeviceChoice = "pi4",
     edge_profile: DeviceChoice = "edge_gpu",
     link_profile: LinkChoice = "wifi_75",
-    mobility: Mobility | None = None,
-    privacy: Privacy | None = None,
+    mobility: Mobility | str | None = None,
+    privacy: Privacy | str | Sequence[str] | None = None,
     backhaul_profile: LinkChoice = "lan",
-    backend: Backend | None = None,
+    backend: Backend | str | None = None,
     allowed: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
+    name: str | None = None,
+    tags: Mapping[str, str | int | float] | None = None,
+    progress: bool = True,
     observers: Sequence[Observer] = (),
 ) -> Run:
     """Train a split model over simulated devices, and return what came out.
+
+    Arguments mean what the command line's keys of the same names mean, and have their defaults; where a group has
+    names ("splitfed_v1", "adam", "cross_entropy"), the name will do.
 
     `model` is any module that `fsl.split` can cut at `cut` (default: the model's `default_cut`); it is not changed.
     `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
@@ -110,41 +136,50 @@ def simulate(
     devices move between edges in the middle of a round (None: they stay); their sessions go over `backhaul_profile`.
     `privacy` says how their data are protected; what that comes to, against whom, is in `privacy.json`.
 
+    `objective` is a loss of torch's with its arguments, any function of (outputs, targets) that gives a mean, or an
+    `Objective`; a few rows of all data go through model, loss and score before anything is written. `name` and `tags`
+    tell runs apart that settings do not; reports group by them. `progress`: a bar, where stderr is a terminal.
+
     `out` is the folder for results (none: nothing is kept); with `resume=True` the run in it goes on, bitwise as if it
-    had never stopped. Raises ConfigError for what
-    cannot be done, before anything is written, and RunError for a run that could not go on.
+    had never stopped. Raises ConfigError for what cannot be done, before anything is written, and RunError for a run
+    that could not go on.
     """
-    backend = backend or Backend()
+    refuse_model(model)
+    strategy, backend, rule = as_strategy(strategy), as_backend(backend), as_optimizer(optimizer)
+    privacy, mobility = as_privacy(privacy), as_mobility(mobility)
+    loss, seen_by = as_objective(objective), as_observers(observers)
     task = as_task(train_data, test_data)
+    refuse_task(task)
+    nodes = whole("nodes", nodes)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
     places = machines(device_profile, edge_profile, link_profile, None if mobility is None else backhaul_profile)
     temporary = tempfile.TemporaryDirectory(prefix="fsl-") if out is None else None
-    folder = RunFolder(Path(temporary.name if temporary is not None else str(out)))
+    folder = RunFolder(Path(temporary.name if temporary is not None else _path("out", out)))
     federation = Federation(
         run=folder.path.name,
-        seed=seed,
-        rounds=rounds,
-        devices=devices,
+        seed=whole("seed", seed),
+        rounds=whole("rounds", rounds),
+        devices=whole("devices", devices),
         layouts={},  # known when the model is split
-        edges=edges,
-        devices_per_round=devices_per_round,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        optimizer=optimizer or Optimizer(),
+        edges=whole("edges", edges),
+        devices_per_round=whole_or_none("devices_per_round", devices_per_round),
+        local_epochs=whole("local_epochs", local_epochs),
+        batch_size=whole("batch_size", batch_size),
+        optimizer=rule,
         up=up,
         down=down,
-        aggregator=aggregator,
-        evaluate_every=evaluate_every if task.test is not None else 0,
-        evaluate_devices=evaluate_devices,
-        evaluate_leakage=evaluate_leakage,
+        aggregator=as_aggregator(aggregator),
+        evaluate_every=whole("evaluate_every", evaluate_every) if task.test is not None else 0,
+        evaluate_devices=whole("evaluate_devices", evaluate_devices),
+        evaluate_leakage=whole("evaluate_leakage", evaluate_leakage),
         placement=backend.placement,
         mobility=mobility,
         privacy=privacy,
     )
     partitioner = partition or IID()
-    loss = as_objective(objective)
-    divided = divide(task, partitioner, devices, samples_per_device, seed)
+    samples_per_device = whole_or_none("samples_per_device", samples_per_device)
+    divided = divide(task, partitioner, federation.devices, samples_per_device, federation.seed)
     cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
     workload = Workload(
         model=model,
@@ -153,14 +188,18 @@ def simulate(
         partition=divided,
         objective=loss,
         store=(folder.checkpoint / "devices").absolute(),
-        head=local_head(strategy, model, cuts, task.train, seed) if strategy.local_loss else None,
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=(*ALLOWED, *allowed, *_named(strategy, (up, down, (optimizer or Optimizer()).target))),
+        allowed=(*ALLOWED, *allowed, *_named(strategy, (up, down, str(rule.target)))),
     )
     with torch_threads(backend.threads):
+        workload = fit(workload, Worker(workload), train_data.classes if isinstance(train_data, TaskData) else None)
+        task = workload.data
+        if strategy.local_loss:
+            workload = replace(workload, head=local_head(strategy, model, cuts, task.train, seed))
         worker = Worker(workload)
+        preflight(workload, worker, OptimizerRecipe(rule.spec, workload.allowed))
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
@@ -168,17 +207,25 @@ def simulate(
             sizes = [len(divided.indices(device)) for device in range(devices)]
             path, real = folder.path / "privacy.json", backend.placement is not None
             federation = private_run(
-                federation, strategy, model, loss, task.classes, sizes, path, secure=real, encrypted=real
+                federation, strategy, model, workload.objective, task.classes, sizes, path, secure=real, encrypted=real
             )
             strategy.bind(federation)
         divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
         settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)
-        simulation = Simulation(federation, workload, worker, strategy, folder, tuple(observers), settings)
+        watching = (*([ProgressBar()] if progress else []), *seen_by)
+        label = Label(name if name is None else str(name), as_tags(tags or {}))
+        simulation = Simulation(federation, workload, worker, strategy, folder, watching, settings, label)
         simulation.check()
-        simulation.begin(init_from, resume)
+        simulation.begin(None if init_from is None else _path("init_from", init_from), resume)
         simulation.run(partial(backend.open, workload, nodes), backend.round_timeout)
         result = simulation.finish()
     return Run(result.metrics, result.model, result.states, folder, temporary)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name}={value!r}: it must be a path, as a text or a pathlib.Path")
+    return Path(value)
 
 
 def local_head(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,14 @@ class Result:
     states: dict[str, dict[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class Label:
+    """What its user calls a run, for reports: a name, and tags by name."""
+
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
 class Simulation:
     """One run on its way: what was computed so far, and where it is written."""
 
@@ -55,6 +63,7 @@ class Simulation:
         folder: RunFolder,
         observers: tuple[Observer, ...],
         settings: dict[str, Any],
+        label: Label | None = None,
     ):
         self.federation = federation
         self.workload = workload
@@ -67,6 +76,7 @@ class Simulation:
         self.best: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
         self.settings = settings
+        self.label = label or Label()
         self.checkpoints = CheckpointWriter(folder.checkpoint)
         self.started = time.perf_counter()
 
@@ -150,9 +160,12 @@ class Simulation:
     def class_counts(self) -> np.ndarray | None:
         """Samples of each class on the first devices, for a picture; None where targets are no class labels."""
         data, partition = self.workload.data, self.workload.partition
-        if data.classes is None or self.federation.placement is not None:  # then nodes have data of their own
+        targets = data.train.targets
+        if data.classes is None or data.classes > _CLASSES or targets.dim() != 1 or targets.is_floating_point():
             return None
-        return class_counts(partition, data.train.targets.numpy(), range(min(partition.devices, _PICTURED)))
+        if self.federation.placement is not None:  # then nodes have data of their own
+            return None
+        return class_counts(partition, targets.numpy(), range(min(partition.devices, _PICTURED)), data.classes)
 
     def evaluate(self, round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """The global model on test and validation data, at the cloud."""
@@ -211,10 +224,14 @@ class Simulation:
         last = self.rows[-1] if self.rows else {}
         totals = ("up_bytes", "down_bytes", "model_bytes", "seconds", "sim_seconds", "energy_joules")
         classes = self.workload.data.classes
+        bound = self.workload.objective.divergence_bound(classes)
         return {
+            "name": self.label.name,
+            "tags": dict(self.label.tags),
             "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
             "best_round": self.best["round"] if self.best else None,
-            "diverged": diverged_in(self.rows, classes) is not None,
+            "diverged": diverged_in(self.rows, bound) is not None,
+            "divergence_bound": bound,
             "totals": {key: _total(self.rows, key) for key in totals},
             "wall_seconds": time.perf_counter() - self.started,
             **({} if classes is None else {"classes": classes}),
@@ -272,6 +289,7 @@ def _total(rows: list[dict[str, Any]], key: str) -> float | None:
 
 _STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
 _PICTURED = 100  # devices
+_CLASSES = 1000  # more cannot be told apart in a picture
 _COLUMNS = [
     "train_loss",
     "loss",

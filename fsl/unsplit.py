@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import device_error, loss_told, rows_told
+from fsl.cohort import device_error, loss_told, rows_told, weight_told
 from fsl.edge import weighted_loss
 from fsl.errors import FslError
 from fsl.learner import (
@@ -87,6 +87,7 @@ class UnsplitCohort:
         load_optimizer(self.optimizer, None if plan.reset_optimizer else self.worker.store.load(owner, task.version))
         noises = [Stream(plan.seed, "forward", segment=s.name, device=device, round=plan.round) for s in self.segments]
         losses: list[Tensor] = []
+        counts: list[float] = []
         loader = load_batches(
             batches, workload.data.train, workload.augmentation, plan, device, self.worker.accelerator
         )
@@ -94,6 +95,7 @@ class UnsplitCohort:
             for inputs, targets in loader:
                 at = [noise.at(len(losses)) for noise in noises]
                 releases = [self._release(name, device, len(losses)) for name in self.privatizers]
+                counts.append(workload.objective.weight(targets))
                 losses.append(self._step(inputs, targets, at, releases))
         except FslError:
             raise
@@ -103,7 +105,7 @@ class UnsplitCohort:
             self.worker.store.save(owner, plan.round, dump_optimizer(self.optimizer), (task.version, task.saved))
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
-        loss = loss_told(plan, weighted_loss(losses, sizes))
+        loss = loss_told(plan, weighted_loss(losses, counts))
         return DeviceReport(
             device,
             len(rows),
@@ -111,6 +113,7 @@ class UnsplitCohort:
             len(sizes),
             batches.skipped,
             loss,
+            weight_told(plan, sum(counts), len(sizes)),
             up_bytes=0,
             down_bytes=0,
             model_bytes=model_bytes,

@@ -14,6 +14,7 @@ from fsl.config import (
     build,
     build_aggregator,
     build_backend,
+    build_objective,
     build_optimizer,
     build_privacy,
     build_trackers,
@@ -61,6 +62,7 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     check_resume(top.resume)
     build("strategy", top.strategy)
     build("partition", top.partition)
+    build_objective(top.objective)
     build_optimizer(top.optimizer)
     build_aggregator(top.aggregator)
     build_backend(top.backend)

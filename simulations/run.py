@@ -24,6 +24,7 @@ from fsl.config import (
     build_data,
     build_mobility,
     build_model,
+    build_objective,
     build_optimizer,
     build_privacy,
     build_trackers,
@@ -32,7 +33,7 @@ from fsl.config import (
 from fsl.data import TaskData
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy
-from fsl.observers import Figures, Observer, ProgressBar
+from fsl.observers import Figures, Observer
 from fsl.run import Run, simulate
 from fsl.runfolder import RunFolder
 from fsl.trackers import TensorBoard
@@ -63,7 +64,8 @@ def simulate_config(
     """
     top = read_config(config)
     data, augmentation = build_data(top.data, top.seed)
-    model, cut = build_model(top.model, data, top.seed)
+    objective = build_objective(top.objective)
+    model, cut = build_model(top.model, data, top.seed, objective)
     partition = build("partition", top.partition)
     check_resume(top.resume)
     return simulate(
@@ -75,6 +77,7 @@ def simulate_config(
         rounds=top.rounds,
         partition=partition,
         samples_per_device=top.samples_per_device,
+        objective=objective,
         optimizer=build_optimizer(top.optimizer),
         augmentation=augmentation,
         edges=top.edges,
@@ -99,9 +102,11 @@ def simulate_config(
         backend=build_backend(top.backend) if backend_of is None else backend_of(top, data),
         out=folder,
         resume=top.resume is not None,
+        name=None if top.name is None else str(top.name),
+        tags=top.tags,
+        progress=progress,
         # The last is told first of the end: trackers then find the figures drawn.
         observers=(
-            *([ProgressBar()] if progress else []),
             TensorBoard(),
             *build_trackers(top.trackers),
             Figures(),

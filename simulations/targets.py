@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.attacks import Target
-from fsl.config import RunConfig, build, build_data, build_model, build_privacy, read_config
+from fsl.config import RunConfig, build, build_data, build_model, build_objective, build_privacy, read_config
 from fsl.data import TaskData, divide
 from fsl.errors import ConfigError
 from fsl.federation import Federation
 from fsl.files import load_tensors
-from fsl.objective import as_objective
 from fsl.plan import Fronts, Spec
 from fsl.runfolder import RunFolder
 from fsl.split import split
@@ -75,7 +74,7 @@ def read_target(folder: Path, device: int) -> Target:
         device=device,
         rows=rows,
         members=torch.cat(every),
-        objective=as_objective(None),
+        objective=build_objective(top.objective).fit(data.train.targets),
         privacy=build_privacy(top.privacy),
         seed=top.seed,
         batch_size=top.batch_size,
@@ -115,6 +114,6 @@ def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None)
 
 
 def _segments(top: RunConfig, data: TaskData, seed: int) -> list[nn.Module]:
-    model, cut = build_model(top.model, data, seed)
+    model, cut = build_model(top.model, data, seed, build_objective(top.objective))
     cuts = tuple(cut) if isinstance(cut, list) else cut
     return [segment.module.eval() for segment in split(model, cuts).segments]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
@@ -62,6 +63,20 @@ class Algorithm:
         chosen = draw.choice(federation.devices, federation.devices_per_round, replace=False)
         return sorted(int(device) for device in chosen)
 
+    def chosen(self, round: int) -> list[int]:
+        """What `select` chose, in order of id; RunError where that cannot train."""
+        name, devices = f"{type(self).__name__}.select()", self.federation.devices
+        found = list(self.select(round))
+        for device in found:
+            if isinstance(device, bool) or not isinstance(device, int | np.integer) or not 0 <= device < devices:
+                raise RunError(f"round {round}: {name} chose {device!r}; devices are whole numbers 0 to {devices - 1}")
+        if not found:
+            raise RunError(f"round {round}: {name} chose no device; it must choose at least one of 0 to {devices - 1}")
+        if len(set(found)) < len(found):
+            twice = next(device for device in found if found.count(device) > 1)
+            raise RunError(f"round {round}: {name} chose device {twice} twice; a device trains once in a round")
+        return sorted(map(int, found))
+
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
         return device % self.federation.edges
@@ -81,7 +96,7 @@ class Algorithm:
     def learning_rates(self, round: int) -> Mapping[str, float]:
         """The learning rate of each segment in this round."""
         federation = self.federation
-        rate = federation.optimizer.lr * federation.optimizer.schedule.factor(round, federation.rounds)
+        rate = federation.optimizer.rate * federation.optimizer.schedule.factor(round, federation.rounds)
         return dict.fromkeys(federation.layouts, rate)
 
     def combine(self, round: int, totals: Mapping[str, Total], previous: ArrayRecord) -> dict[str, State]:

@@ -60,7 +60,7 @@ class SplitStrategy(Algorithm, Strategy):
         federation = self.federation
         spec = self.trainer(server_round)
         divisible = spec is None or bool(locate(spec.target).divisible)
-        chosen = self.select(server_round)
+        chosen = self.chosen(server_round)
         self._moves = tuple(self.moves(server_round, chosen))
         visited = () if divisible else [move.edge for move in self._moves]
         cohorts = self._cohorts(chosen, server_round, visited)

@@ -73,13 +73,13 @@ def succeeded(replies: Sequence[Message], round: int) -> list[Message]:
 
 def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
     """A round's metrics, from the reports of its devices in order of id."""
-    examples = sum(r.examples for r in reports)
     columns: dict[str, float | int] = {
         name: sum(getattr(r, name) for r in reports)
         for name in ("examples", "skipped", "up_bytes", "down_bytes", "model_bytes")
     }
     # The reports are in order of device id, so the sum does not depend on how nodes shared them.
-    loss = sum(r.loss for r in reports) / examples if examples else float("nan")
+    weight = sum(r.loss_weight for r in reports)
+    loss = sum(r.loss_sum for r in reports) / weight if weight else float("nan")
     return {"train_loss": loss, "devices": len(reports), **columns}
 
 

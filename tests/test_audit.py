@@ -54,7 +54,7 @@ def audited(sampling: str, monkeypatch, noise: float = 1.0) -> tuple[float, floa
     dp_sgd = DPSGD(target_epsilon=1.0, clipping="joint", sampling=sampling)
     # Who knows the fixed batches looks only where a canary would be: here everywhere, for there is one batch.
     batch = len(rows) // 3 if sampling == "poisson" else len(rows)
-    options = {"devices": 1, "rounds": 30, "batch_size": batch, "optimizer": Optimizer(lr=0.01)}
+    options = {"devices": 1, "rounds": 30, "batch_size": batch, "optimizer": Optimizer("torch.optim.SGD", lr=0.01)}
     run = fsl.simulate(model, task, strategy=SplitFedV1(), cut="front", privacy=Privacy(dp_sgd=dp_sgd), **options)
     right = guess(released.tolist(), included.tolist(), GUESSES)
     return run.metrics[-1]["epsilon_model"], epsilon_lower_bound(CANARIES, GUESSES, right, delta=1e-5)

@@ -80,7 +80,13 @@ def test_answering_leaves_the_backs_statistics_alone():
 
 def test_fronts_step_on_the_mean_gradient_of_a_window():
     """One device: a window of two steps is a step of the front on the mean of two gradients."""
-    options = {"cut": "pool", "devices": 1, "rounds": 1, "batch_size": 48, "optimizer": Optimizer(lr=0.1)}
+    options = {
+        "cut": "pool",
+        "devices": 1,
+        "rounds": 1,
+        "batch_size": 48,
+        "optimizer": Optimizer("torch.optim.SGD", lr=0.1),
+    }
     model, task = small_model(), small_task()
     trained = fsl.simulate(model, task, strategy=CycleSL(window=2, passes=1, batch_size=96), **options)
     modules = list(model.children())
@@ -113,7 +119,7 @@ def test_a_wrong_option_is_one_clear_line(options, message):
 @pytest.mark.parametrize(("fronts", "rate"), [("averaged", 0.05), ("private", 0.01)])
 def test_it_learns_digits(fronts, rate):
     torch.manual_seed(0)
-    optimizer = Optimizer(lr=rate, options={"momentum": 0.9})
+    optimizer = Optimizer("torch.optim.SGD", lr=rate, options={"momentum": 0.9})
     options = {"rounds": 20, "batch_size": 16, "optimizer": optimizer}
     trained = fsl.simulate(LeNet((1, 8, 8), 10), digits(), strategy=CycleSL(fronts=fronts), **options)
     assert trained.metrics[-1]["accuracy"] > 0.9

@@ -39,7 +39,7 @@ def test_the_front_is_trained_by_the_heads_loss_alone():
     from fsl import seeds
 
     model, task = small_model(), small_task()
-    trained = run(DecoupledSL(), devices=1, optimizer=Optimizer(lr=0.1), rounds=1)
+    trained = run(DecoupledSL(), devices=1, optimizer=Optimizer("torch.optim.SGD", lr=0.1), rounds=1)
     modules = list(model.children())
     front, back = nn.Sequential(*modules[:2]), nn.Sequential(*modules[2:])
     smashed = front(task.train.inputs[:2])

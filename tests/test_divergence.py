@@ -12,6 +12,8 @@ from fsl.divergence import diverged_in
 
 HIGH = 2 * math.log(10) + 0.01
 
+BOUND = 2 * math.log(10)  # of ten classes
+
 
 def rows(*losses: float | None, **more: object) -> list[dict]:
     return [{"round": i, "train_loss": loss, "examples": 8, **more} for i, loss in enumerate(losses, start=1)]
@@ -32,7 +34,7 @@ def rows(*losses: float | None, **more: object) -> list[dict]:
     ],
 )
 def test_training_loss_diverges_when_not_finite_or_high_for_three_rounds(losses, round):
-    assert diverged_in(rows(*losses), 10) == round
+    assert diverged_in(rows(*losses), BOUND) == round
 
 
 def test_without_classes_there_is_no_bound():
@@ -40,20 +42,20 @@ def test_without_classes_there_is_no_bound():
 
 
 def test_a_round_that_trained_on_nothing_is_no_divergence():
-    assert diverged_in(rows(None, None, examples=0), 10) is None
+    assert diverged_in(rows(None, None, examples=0), BOUND) is None
 
 
 def test_a_test_loss_that_is_not_finite_is_one_that_was_evaluated():
-    assert diverged_in(rows(1.0, 1.0, loss=None, accuracy=None), 10) is None
-    assert diverged_in(rows(1.0, 1.0, loss=None, accuracy=0.1), 10) == 1
+    assert diverged_in(rows(1.0, 1.0, loss=None, accuracy=None), BOUND) is None
+    assert diverged_in(rows(1.0, 1.0, loss=None, accuracy=0.1), BOUND) == 1
 
 
 def test_a_high_test_loss_beside_a_low_training_loss_is_no_divergence():
-    assert diverged_in(rows(0.1, 0.1, 0.1, loss=9.0, accuracy=0.3), 10) is None
+    assert diverged_in(rows(0.1, 0.1, 0.1, loss=9.0, accuracy=0.3), BOUND) is None
 
 
 def test_the_test_loss_decides_where_there_is_no_training_loss():
-    assert diverged_in([{"round": i, "loss": HIGH, "accuracy": 0.1} for i in (5, 10, 15)], 10) == 15
+    assert diverged_in([{"round": i, "loss": HIGH, "accuracy": 0.1} for i in (5, 10, 15)], BOUND) == 15
 
 
 @pytest.mark.parametrize(("rate", "diverged"), [("1000", True), ("0.05", False)])

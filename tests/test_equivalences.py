@@ -23,8 +23,8 @@ from fsl.data import Dirichlet
 from fsl.federation import Optimizer
 from tests.conftest import small_model, small_task
 
-SGD = Optimizer(lr=0.05)
-MOMENTUM = Optimizer(lr=0.05, options={"momentum": 0.9, "weight_decay": 1e-4})
+SGD = Optimizer("torch.optim.SGD", lr=0.05)
+MOMENTUM = Optimizer("torch.optim.SGD", lr=0.05, options={"momentum": 0.9, "weight_decay": 1e-4})
 ADAM = Optimizer("torch.optim.Adam", lr=0.003)
 KEPT = Optimizer("torch.optim.Adam", lr=0.003, reset=False)
 

@@ -270,7 +270,7 @@ def test_beginning_again_costs_one_round_and_the_fraction(fraction):
 
 
 def test_where_a_device_was():
-    report = DeviceReport(0, 10, 10, 10, 0, 0.0, 0, 0, 0, edge=2, moves=2, moved_bytes=200)
+    report = DeviceReport(0, 10, 10, 10, 0, 0.0, 10.0, 0, 0, 0, edge=2, moves=2, moved_bytes=200)
     found = [Move(0, 0.3, 1), Move(0, 0.8, 2)]
     assert stays(report, 0, found, "migrate") == (Stay(0, 3), Stay(1, 5, 100), Stay(2, 2, 100))
     again = replace(report, moved_bytes=0, wasted_steps=11)

@@ -255,7 +255,13 @@ def test_a_run_with_a_phase_cannot_be_extended(tmp_path):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_averaging_changes_fronts_and_keeps_them_apart(alpha):
-    options = {"cut": "pool", "devices": 3, "rounds": 1, "batch_size": 8, "optimizer": Optimizer(lr=0.1)}
+    options = {
+        "cut": "pool",
+        "devices": 3,
+        "rounds": 1,
+        "batch_size": 8,
+        "optimizer": Optimizer("torch.optim.SGD", lr=0.1),
+    }
     fronts = {}
     for phi in (0.0, 1.0):
         run = fsl.simulate(small_model(), small_task(), strategy=SGLR(phi=phi, alpha=alpha), **options)

@@ -79,7 +79,9 @@ def test_gradients_per_sample_are_those_of_the_unsplit_model(model, shape, strat
     # Nothing is learnt at rate 0, so every gradient is of the first weights; batches are unequal (Dirichlet).
     privacy = Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, clipping=clipping, sampling="shuffle"))
     options = {"devices": 3, "rounds": 1, "batch_size": 7, "partition": Dirichlet(alpha=1.0, min_samples=4)}
-    fsl.simulate(net, task, strategy=strategy(), optimizer=Optimizer(lr=0.0), privacy=privacy, **options)
+    fsl.simulate(
+        net, task, strategy=strategy(), optimizer=Optimizer("torch.optim.SGD", lr=0.0), privacy=privacy, **options
+    )
     whole = copy.deepcopy(net)
     hookable(whole)
     wrapped = GradSampleModule(whole)
@@ -359,7 +361,7 @@ def test_a_label_is_drawn_once_and_kept(monkeypatch):
 
     monkeypatch.setattr(EdgeServer, "receive", look)
     privacy = Privacy(labels=RandomizedLabels(0.5))
-    run(SplitFedV1(), rounds=3, local_epochs=2, optimizer=Optimizer(lr=0.0), privacy=privacy)
+    run(SplitFedV1(), rounds=3, local_epochs=2, optimizer=Optimizer("torch.optim.SGD", lr=0.0), privacy=privacy)
     task = small_task()
     assert len(told) == 96
     assert all(len(labels) == 1 for labels in told.values())
@@ -434,7 +436,7 @@ def test_nopeek_lowers_the_correlation_of_inputs_and_smashed_data():
     inputs = small_task().test.inputs
 
     def correlation(privacy):
-        found = run(VanillaSL(), devices=1, rounds=20, optimizer=Optimizer(lr=0.2), privacy=privacy)
+        found = run(VanillaSL(), devices=1, rounds=20, optimizer=Optimizer("torch.optim.SGD", lr=0.2), privacy=privacy)
         return float(distance_correlation(inputs, found.model[:2].eval()(inputs).detach()))
 
     assert correlation(Privacy(nopeek=NoPeek(10.0))) < correlation(None) - 0.04

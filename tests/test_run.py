@@ -19,7 +19,9 @@ from tests.test_equivalences import assert_same_bits, run, strategies
 
 @strategies
 def test_every_strategy_learns(strategy):
-    result = run(strategy, rounds=12, devices=3, optimizer=Optimizer(lr=0.1, options={"momentum": 0.9}))
+    result = run(
+        strategy, rounds=12, devices=3, optimizer=Optimizer("torch.optim.SGD", lr=0.1, options={"momentum": 0.9})
+    )
     assert result.metrics[-1]["accuracy"] > 0.8
     assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
 
@@ -71,7 +73,13 @@ def test_a_run_counts_its_bytes():
 @pytest.mark.parametrize("codec", ["Float16", "BFloat16", "Int8"])
 def test_training_works_through_every_codec(codec):
     name = f"fsl.codecs.{codec}"
-    result = run(SplitFedV1(), rounds=12, up=name, down=name, optimizer=Optimizer(lr=0.1, options={"momentum": 0.9}))
+    result = run(
+        SplitFedV1(),
+        rounds=12,
+        up=name,
+        down=name,
+        optimizer=Optimizer("torch.optim.SGD", lr=0.1, options={"momentum": 0.9}),
+    )
     assert result.metrics[-1]["accuracy"] > 0.8
 
 
@@ -226,7 +234,11 @@ def test_a_schedule_goes_by_round():
     factors = [schedule.factor(round, 10) for round in range(1, 11)]
     assert factors == pytest.approx([1] * 5 + [0.1] * 3 + [0.01] * 2)
     assert Schedule(cosine=True).factor(1, 10) == 1
-    still = run(SplitFedV1(), rounds=4, optimizer=Optimizer(lr=0.1, schedule=Schedule(milestones=(0.5,), gamma=1e-30)))
+    still = run(
+        SplitFedV1(),
+        rounds=4,
+        optimizer=Optimizer("torch.optim.SGD", lr=0.1, schedule=Schedule(milestones=(0.5,), gamma=1e-30)),
+    )
     losses = [row["loss"] for row in still.metrics]
     assert losses[1] == losses[2] == losses[3] != losses[0]
 
@@ -269,7 +281,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(options, mess
 )
 def test_a_learning_rate_that_cannot_be_is_refused(lr, schedule):
     with pytest.raises(ConfigError, match=r"optimizer\.(lr|gamma|milestones)"):
-        Optimizer(lr=lr, schedule=Schedule(**schedule))
+        Optimizer("torch.optim.SGD", lr=lr, schedule=Schedule(**schedule))
 
 
 def test_a_second_run_into_a_folder_is_refused_and_nothing_is_lost(tmp_path):
@@ -321,7 +333,7 @@ def test_a_finished_run_can_be_extended(tmp_path):
 
 
 def test_a_schedule_over_all_rounds_cannot_be_extended(tmp_path):
-    cosine = Optimizer(lr=0.1, schedule=Schedule(cosine=True))
+    cosine = Optimizer("torch.optim.SGD", lr=0.1, schedule=Schedule(cosine=True))
     run(SplitFedV1(), out=tmp_path / "run", rounds=2, optimizer=cosine)
     with pytest.raises(CheckpointError, match="has rounds=2, this one 4"):
         run(SplitFedV1(), out=tmp_path / "run", rounds=4, optimizer=cosine, resume=True)

@@ -50,7 +50,7 @@ def price(
     objective: Objective | Any | None = None,
     edges: int = 1,
     local_epochs: int = 1,
-    batch_size: int = 32,
+    batch_size: int = 16,
     up: str = "fsl.codecs.Identity",
     down: str = "fsl.codecs.Identity",
     seed: int = 0,

@@ -98,9 +98,13 @@ def divide(task: TaskData, rule: "Partitioner", devices: int, samples: int | Non
     return divided if samples is None else limited(divided, samples, seed)
 
 
-def class_counts(partition: Partition, targets: np.ndarray, devices: Sequence[int]) -> np.ndarray:
-    """How many samples of each class these devices hold, (devices, classes)."""
-    counts = np.zeros((len(devices), int(targets.max()) + 1), dtype=np.int64)
+def class_counts(
+    partition: Partition, targets: np.ndarray, devices: Sequence[int], classes: int | None = None
+) -> np.ndarray:
+    """How many samples of each class these devices hold, (devices, classes); targets of no class are left out."""
+    classes = int(targets.max()) + 1 if classes is None else classes
+    counts = np.zeros((len(devices), classes), dtype=np.int64)
     for row, device in zip(counts, devices):
-        row += np.bincount(targets[partition.indices(device).numpy()], minlength=len(row))
+        held = targets[partition.indices(device).numpy()]
+        row += np.bincount(held[(held >= 0) & (held < classes)], minlength=classes)
     return counts

@@ -3,24 +3,23 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fsl.config import RunConfig, build, build_data, build_model
+from fsl.config import RunConfig, build, build_data, build_model, build_objective
 from fsl.data import Partition, TaskData, TensorExamples, divide
 from fsl.deployment.settings import NodeSettings, scratch_folder
 from fsl.errors import ConfigError, WireError
-from fsl.objective import as_objective
 from fsl.run import local_head
 from fsl.targets import ALLOWED, locate
 from fsl.wire.options import Patience
 from fsl.workload import Workload
 
-_GROUPS = ("strategy", "model", "data", "partition")
+_GROUPS = ("strategy", "model", "data", "partition", "objective")
 _OWN = ("path", "name")  # of the data: where it is, which only the node itself says
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
@@ -38,12 +37,17 @@ class Setup:
     input_shape: tuple[int, ...]
     input_dtype: str
     classes: int | None
+    target_shape: tuple[int, ...]  # of one sample's target
+    target_dtype: str
     patience: Mapping[str, float]
 
     @staticmethod
     def of(config: RunConfig, task: TaskData, folder: Path, patience: Patience) -> "Setup":
         """What to tell the nodes of a run."""
         groups = {name: dict(getattr(config, name)) for name in _GROUPS}
+        objective = build_objective(config.objective)
+        targets = task.train.targets
+        groups["objective"] |= objective.fitted(targets)  # what only who has all targets can tell
         groups["data"] = {name: value for name, value in groups["data"].items() if name not in _OWN}
         return Setup(
             run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
@@ -54,7 +58,9 @@ class Setup:
             groups=groups,
             input_shape=task.input_shape,
             input_dtype=str(task.input_dtype).removeprefix("torch."),
-            classes=task.classes,
+            classes=task.classes if objective.takes_classes else None,
+            target_shape=tuple(targets.shape[1:]),
+            target_dtype=str(targets.dtype).removeprefix("torch."),
             patience=asdict(patience),
         )
 
@@ -67,8 +73,9 @@ class Setup:
         """The setup that `to_json` wrote; WireError for anything else."""
         try:
             raw = json.loads(text)
-            setup = Setup(**raw | {"input_shape": tuple(raw["input_shape"])})
-            if not (setup.run.isalnum() and set(setup.groups) == set(_GROUPS) and setup.input_dtype in _DTYPES):
+            setup = Setup(**raw | {name: tuple(map(int, raw[name])) for name in ("input_shape", "target_shape")})
+            dtypes = {setup.input_dtype, setup.target_dtype} <= set(_DTYPES)
+            if not (setup.run.isalnum() and set(setup.groups) == set(_GROUPS) and dtypes):
                 raise ValueError("a field is not what it should be")
             return setup
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -100,15 +107,13 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     augmentation = None
     if edge_only:
         empty = torch.empty(0, *setup.input_shape, dtype=_DTYPES[setup.input_dtype])
-        task = TaskData("", TensorExamples(empty, torch.empty(0, dtype=torch.int64)), None, setup.classes)
+        labels = torch.empty(0, *setup.target_shape, dtype=_DTYPES[setup.target_dtype])
+        task = TaskData("", TensorExamples(empty, labels), None, setup.classes)
     else:
         task, augmentation = build_data(_own_data(setup.groups["data"], settings), setup.seed)
-        if task.input_shape != tuple(setup.input_shape) or task.classes != setup.classes:
-            raise ConfigError(
-                f"this node's data are {task.input_shape} of {task.classes} classes, the run's "
-                f"{tuple(setup.input_shape)} of {setup.classes}; check data-path in the node configuration"
-            )
-    model, cut = build_model(setup.groups["model"], task, setup.seed)
+        task = _as_the_runs(task, setup)
+    objective = build_objective(setup.groups["objective"])
+    model, cut = build_model(setup.groups["model"], task, setup.seed, objective)
     cuts = tuple(cut) if isinstance(cut, list) else cut
     strategy = build("strategy", setup.groups["strategy"])
     head = None
@@ -123,7 +128,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         cut=cuts,
         data=task,
         partition=partition,
-        objective=as_objective(None),
+        objective=objective,
         store=store_of(setup, settings),
         head=head,
         augmentation=augmentation,
@@ -132,6 +137,25 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         allowed=allowed,
         secure=True,
     )
+
+
+def _as_the_runs(task: TaskData, setup: Setup) -> TaskData:
+    """A node's own data, if they look as the run's do; ConfigError otherwise."""
+    targets = task.train.targets
+    kind = (tuple(targets.shape[1:]), str(targets.dtype).removeprefix("torch."))
+    if setup.classes is None:
+        task = replace(task, classes=None)  # the run's objective takes none
+    if task.input_shape != setup.input_shape or task.classes != setup.classes:
+        raise ConfigError(
+            f"this node's data are {task.input_shape} of {task.classes} classes, the run's "
+            f"{setup.input_shape} of {setup.classes}; check data-path in the node configuration"
+        )
+    if kind != (setup.target_shape, setup.target_dtype):
+        raise ConfigError(
+            f"this node's targets are {kind[1]} of shape {kind[0]}, the run's {setup.target_dtype} of shape "
+            f"{setup.target_shape}; check data-path in the node configuration"
+        )
+    return task
 
 
 def store_of(setup: Setup, settings: NodeSettings) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord
 
-from fsl.cohort import loss_told, rows_told
+from fsl.cohort import loss_told, rows_told, weight_told
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.spent import OwnLedger, done_again
@@ -183,6 +183,7 @@ class WiredNode:
                 s.step,
                 0,
                 loss_told(plan, s.loss_sum()),
+                weight_told(plan, s.loss_weight, s.step),
                 s.up_bytes,
                 s.down_bytes,
                 model_bytes=0,
@@ -265,6 +266,7 @@ class WiredNode:
                 0,
                 0,
                 side.batches[device].skipped,
+                0.0,
                 0.0,
                 outcome.wasted.get(device, {}).get("up_bytes", 0),
                 outcome.wasted.get(device, {}).get("down_bytes", 0),

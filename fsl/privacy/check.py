@@ -196,3 +196,9 @@ def refuse_labels(privacy: Privacy, trainer: EdgeTrainer | None, objective: Obje
             f"privacy.labels: randomized response is over classes, and the objective is {type(objective).__name__}; "
             "use cross-entropy, or leave privacy.labels out"
         )
+    if privacy.labels.correct and not objective.plain:
+        raise ConfigError(
+            "privacy.labels.correct: the correction is of plain cross-entropy, and this run's has class weights, label "
+            "smoothing, ignored targets or another dimension of classes, which it would drop; use "
+            "privacy.labels.correct=false, or plain cross-entropy"
+        )

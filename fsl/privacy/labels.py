@@ -44,6 +44,7 @@ class CorrectedCrossEntropy(CrossEntropy):
     """
 
     def __init__(self, epsilon: float):
+        super().__init__()
         self.epsilon = epsilon
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ class SegmentPrivacy:
 class DPSGD:
     """Training by DP-SGD (Abadi et al. 2016): each sample's gradient is clipped, and Gaussian noise is added.
 
-    `noise_multiplier` is that of the release as a whole, for whoever sees front and back; or `target_epsilon` has it
-    solved for. `clipping="separate"` clips front and back each for itself; `front_share` of the budget is then the
-    front's: s_f^-2 = front_share * s^-2, and the rest the back's (1: only the front is private; 0: only the back).
+    `noise_multiplier` is that of the release as a whole, for whoever sees front and back (1 where nothing is said); or
+    `target_epsilon` has it solved for. `clipping="separate"` clips front and back each for itself; `front_share` of
+    the budget is then the front's: s_f^-2 = front_share * s^-2, and the rest the back's (1: only the front is private;
+    0: only the back).
     "joint" clips a sample's gradient over both, for which its norms travel between device and edge.
     `sampling="poisson"` draws each sample with rate batch_size / n_k in each step; "shuffle" uses fixed batches,
     whose releases are not amplified.
@@ -39,7 +40,9 @@ class DPSGD:
     sampling: Literal["poisson", "shuffle"] = "poisson"
 
     def __post_init__(self) -> None:
-        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+        if self.noise_multiplier is None and self.target_epsilon is None:
+            object.__setattr__(self, "noise_multiplier", 1.0)
+        if self.noise_multiplier is not None and self.target_epsilon is not None:
             raise ConfigError(
                 f"privacy.dp_sgd: give either noise_multiplier (now {self.noise_multiplier}) or target_epsilon (now "
                 f"{self.target_epsilon}), which it is solved for"

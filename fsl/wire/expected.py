@@ -15,7 +15,7 @@ from fsl.workload import Worker
 
 @dataclass(frozen=True)
 class Expected:
-    """Smashed data (rows, *shape) of a dtype, with as many targets.
+    """Smashed data (rows, *shape) of a dtype, with as many targets (rows, *target_shape).
 
     `joint`: one clip is over front and back, so that uploads name what the samples of the step before count. `whole`:
     the norm that a device's whole update is clipped to, for which it names its own part; None where it is not.
@@ -25,6 +25,9 @@ class Expected:
     dtype: torch.dtype
     rows: range
     classes: int | None  # None: targets are no class labels
+    target_shape: tuple[int, ...] = ()
+    target_dtype: torch.dtype = torch.int64
+    ignored: int | None = None  # the label that stands for none
     joint: bool = False
     whole: float | None = None
 
@@ -39,7 +42,9 @@ class Expected:
             smashed = front.eval()(blank)
         front.train(training)
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
-        expected = Expected(smashed.shape[1:], smashed.dtype, rows, worker.workload.data.classes)
+        targets, objective = data.train.targets, worker.workload.objective
+        kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
+        expected = Expected(smashed.shape[1:], smashed.dtype, rows, data.classes, *kind)
         if (privacy := plan.privacy) is None:
             return expected
         whole = None if privacy.client is None else privacy.client.clip
@@ -57,13 +62,16 @@ class Expected:
             )
         if len(smashed) not in self.rows:
             raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
-        if targets.dim() < 1 or len(targets) != len(smashed):
+        if targets.dim() < 1 or len(targets) != len(smashed) or tuple(targets.shape[1:]) != self.target_shape:
             raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
         check_finite("smashed data", smashed)
-        if self.classes is not None:
-            check_labels(targets, self.classes)
+        if self.classes is not None and not self.target_dtype.is_floating_point:
+            told = targets.flatten()
+            check_labels(told if self.ignored is None else told[told != self.ignored], self.classes)
         else:
             check_finite("targets", targets)
+        if targets.dtype != self.target_dtype:
+            raise WireError(f"targets are {targets.dtype}, this run's {self.target_dtype}")
 
     def check_factors(self, factors: Tensor | None, rows: int | None) -> None:
         """WireError for clip factors that are not those of a step of so many rows (None: there was no step)."""

@@ -1,0 +1,20 @@
+"""What training minimises, and how outputs are scored: a pluggable objective."""
+
+from fsl.objective.base import Objective
+from fsl.objective.classes import CrossEntropy
+from fsl.objective.given import Loss, as_objective, takes_batch
+from fsl.objective.values import BCE, L1, MSE, Elementwise, Huber, LossFunction
+
+__all__ = [
+    "BCE",
+    "L1",
+    "MSE",
+    "CrossEntropy",
+    "Elementwise",
+    "Huber",
+    "Loss",
+    "LossFunction",
+    "Objective",
+    "as_objective",
+    "takes_batch",
+]

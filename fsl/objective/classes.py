@@ -1,0 +1,233 @@
+"""Classification: one class for a sample, or for each of its pixels or tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fsl.errors import ConfigError, DataError
+from fsl.objective.base import Objective, shape_of
+
+_IGNORED = -100  # torch's default
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy as `torch.nn.CrossEntropyLoss` computes it, averaged over the targets that count.
+
+    Outputs are logits with a dimension of classes, `class_dim`: (B, C) for samples, (B, C, H, W) for pixels; -1 for
+    tokens as (B, T, C). Targets are class labels, int64, of the same shape without that dimension, or probabilities
+    (one-hot labels too) of the outputs' own shape. Accuracy is the share of targets whose largest logit is theirs.
+
+    `class_weights` (C,), `label_smoothing` and `ignore_index` as torch has them: a mean is over the sum of the
+    weights of the targets that are not ignored, within a batch and over batches. A batch of which nothing counts has
+    loss 0 and no gradient. `log_probabilities`: outputs have been through log_softmax (`torch.nn.NLLLoss`).
+
+    A run finds out for itself whether some targets have torch's default `ignore_index` (`ignores`), and whether whole
+    numbers of the outputs' shape are one-hot labels (`probabilities`).
+    """
+
+    takes_classes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | Tensor | None = None,
+        ignore_index: int = _IGNORED,
+        label_smoothing: float = 0.0,
+        class_dim: int = 1,
+        log_probabilities: bool = False,
+        ignores: bool = False,
+        probabilities: bool = False,
+    ):
+        if not 0 <= label_smoothing <= 1:
+            raise ConfigError(f"objective.label_smoothing={label_smoothing}: it must lie between 0 and 1")
+        if log_probabilities and label_smoothing:
+            raise ConfigError("objective.label_smoothing: it needs logits, not log probabilities")
+        if class_dim == 0:
+            raise ConfigError("objective.class_dim=0: that is the batch; 1 is usual, -1 for outputs (B, T, C)")
+        if class_weights is not None:
+            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            if class_weights.dim() != 1 or not bool((class_weights.isfinite() & (class_weights >= 0)).all()):
+                raise ConfigError(
+                    f"objective.class_weights={class_weights.tolist()}: give a finite number >= 0 for each class"
+                )
+        self.class_weights = class_weights
+        self.ignore_index = self.ignored = ignore_index
+        self.label_smoothing = label_smoothing
+        self.class_dim = class_dim
+        self.log_probabilities = log_probabilities
+        self.ignores = ignores or ignore_index != _IGNORED
+        self.probabilities = probabilities
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is cross-entropy of labels (B,) without more to it."""
+        others = self.ignores or self.label_smoothing or self.log_probabilities or self.class_dim not in (1, -1)
+        return not others and self.class_weights is None and not self.probabilities
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy over the targets that count, a scalar."""
+        if self.ignores and not self._soft(targets) and not bool((targets != self.ignored).any()):
+            return outputs.sum() * 0.0  # torch would divide 0 by 0
+        return self._cross_entropy(outputs, targets, "mean")
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """The cross-entropy of each row (B,), a mean over its further dimensions; None where rows count differently."""
+        if self.ignores or self.class_weights is not None:
+            return None
+        losses = self._cross_entropy(outputs, targets, "none")
+        return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+
+    def weight(self, targets: Tensor) -> float:
+        """The sum of the weights of the targets that count; the rows where all count alike."""
+        if self._soft(targets) or not (self.ignores or self.class_weights is not None):
+            return float(len(targets))
+        counted = targets[targets != self.ignored]
+        return float(len(counted) if self.class_weights is None else self._weights(counted)[counted].double().sum())
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets whose largest logit is theirs."""
+        if self._as_probabilities(outputs, targets):
+            targets = targets.argmax(dim=self.class_dim)
+        return (outputs.argmax(dim=self.class_dim) == targets).sum()
+
+    def scored(self, targets: Tensor) -> int:
+        """The targets that are not ignored; of probabilities, one for each of their distributions."""
+        if self._soft(targets):
+            return targets.numel() // targets.shape[self.class_dim]
+        return int((targets != self.ignored).sum()) if self.ignores else targets.numel()
+
+    def classes(self, targets: Tensor, outputs: Tensor | None = None) -> int | None:
+        """Those that the labels of (N,) name; of all else those of the outputs, where there are any."""
+        if targets.dim() == 1 and not self._soft(targets):
+            counted = targets[targets != self.ignored]
+            return max(int(counted.max()) + 1, 1) if len(counted) else None
+        return None if outputs is None or outputs.dim() < 2 else outputs.shape[self.class_dim]
+
+    def divergence_bound(self, classes: int | None) -> float | None:
+        """Twice the loss of guessing: 2 ln C."""
+        return 2 * math.log(classes) if classes is not None and classes > 1 else None
+
+    def width(self, targets: Tensor) -> int | None:
+        """An output for each class."""
+        return targets.shape[1] if self._soft(targets) and targets.dim() > 1 else self.classes(targets)
+
+    def fitted(self, targets: Tensor, outputs: Tensor | None = None) -> dict[str, object]:
+        """Whether targets are one-hot labels, and whether some of them are ignored."""
+        if outputs is not None and self._as_probabilities(outputs, targets):
+            return {} if targets.is_floating_point() else {"probabilities": True}
+        ignores = not self.ignores and not self._soft(targets) and bool((targets == self.ignored).any())
+        return {"ignores": True} if ignores else {}
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """ConfigError for outputs without a dimension of classes, and for targets of another shape or type."""
+        if outputs.dim() < 2 or self.class_dim >= outputs.dim() or not outputs.is_floating_point():
+            raise ConfigError(
+                f"objective=cross_entropy takes logits (B, classes, ...); the model's outputs are {outputs.dtype} of "
+                f"shape {shape_of(outputs)}: give the model an output for each class, or use objective=bce or mse"
+            )
+        labels = outputs.movedim(self.class_dim, 1)[:, 0]
+        if targets.dtype == torch.bool:
+            raise ConfigError(
+                "objective=cross_entropy: the targets are bool; give class labels, targets.long(), or use "
+                "objective=bce, which takes a logit for each"
+            )
+        if self._as_probabilities(outputs, targets):
+            return
+        classes = outputs.shape[self.class_dim]
+        if targets.is_floating_point():
+            raise ConfigError(
+                f"objective=cross_entropy: the targets are {targets.dtype} of shape {shape_of(targets)}, which are no "
+                f"class labels; give whole numbers {shape_of(labels)}, or probabilities {shape_of(outputs)}; for "
+                "regression use objective=mse (in Python objective=torch.nn.MSELoss())"
+            )
+        if targets.shape != labels.shape:
+            hint = "targets.squeeze(1)" if targets.dim() == 2 and targets.shape[1] == 1 else "labels of that shape"
+            raise ConfigError(
+                f"objective=cross_entropy: the outputs have shape {shape_of(outputs)}, so targets have shape "
+                f"{shape_of(labels)}, and these have {shape_of(targets)}; give {hint}"
+                + (
+                    f", or name the outputs' dimension of classes (objective.class_dim={_other_dim(outputs, targets)})"
+                    if _other_dim(outputs, targets) is not None
+                    else ""
+                )
+            )
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise ConfigError(
+                f"objective.class_weights has {len(self.class_weights)} entries, and the model has {classes} outputs; "
+                "give one for each class"
+            )
+
+    def check_targets(self, outputs: Tensor, targets: Tensor, which: str) -> None:
+        """ConfigError for labels that are no index of a class, and for probabilities that do not add up to 1."""
+        classes = outputs.shape[self.class_dim]
+        if self._soft(targets):
+            total = targets.sum(dim=self.class_dim)
+            wrong = (targets.movedim(self.class_dim, 1).flatten(1) < 0).any(1) | ((total - 1).abs() > 1e-3).reshape(
+                len(targets), -1
+            ).any(1)
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise DataError(
+                    f"the {which} targets of row {row} are no probabilities: they must be 0 or above and add up to 1; "
+                    "for several labels a sample use objective=bce"
+                )
+            return
+        counted = targets[targets != self.ignored]
+        if not len(counted):
+            raise DataError(f"all {which} targets are {self.ignored}, which the loss ignores; give some that count")
+        low, high = int(counted.min()), int(counted.max())
+        if low >= 0 and high < classes:
+            return
+        hint = "give the model more outputs, or mend the labels"
+        if low == 1 and high == classes:
+            hint = "subtract 1: targets - 1"
+        elif low == high < 0 or (low < 0 and not bool(((counted < 0) & (counted != low)).any())):
+            hint = f"if {low} stands for no label, say so: objective.ignore_index={low}"
+        elif high == 255:
+            hint = "if 255 stands for no label, say so: objective.ignore_index=255"
+        raise DataError(
+            f"the {which} labels go from {low} to {high}, and the model has {classes} outputs, for labels 0 to "
+            f"{classes - 1}; {hint}"
+        )
+
+    def _cross_entropy(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        weights = None if self.class_weights is None else self._weights(outputs)
+        if self._as_probabilities(outputs, targets):
+            targets = targets.to(outputs.dtype).movedim(self.class_dim, 1)
+        if self.class_dim != 1:
+            outputs = outputs.movedim(self.class_dim, 1)
+        if self.log_probabilities:
+            return F.nll_loss(outputs, targets, weights, ignore_index=self._torch_ignored, reduction=reduction)
+        return F.cross_entropy(
+            outputs,
+            targets,
+            weights,
+            ignore_index=self._torch_ignored,
+            reduction=reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    @property
+    def _torch_ignored(self) -> int:
+        return _IGNORED if self.ignored is None else self.ignored
+
+    def _weights(self, like: Tensor) -> Tensor:
+        assert self.class_weights is not None
+        dtype = like.dtype if like.is_floating_point() else self.class_weights.dtype
+        return self.class_weights.to(like.device, dtype)
+
+    def _as_probabilities(self, outputs: Tensor, targets: Tensor) -> bool:
+        return targets.shape[1:] == outputs.shape[1:] and not self.log_probabilities
+
+    def _soft(self, targets: Tensor) -> bool:
+        return self.probabilities or targets.is_floating_point()
+
+
+def _other_dim(outputs: Tensor, targets: Tensor) -> int | None:
+    """The dimension of the outputs without which they have the targets' shape."""
+    shape = list(outputs.shape)
+    fitting = [dim for dim in range(2, len(shape)) if shape[:dim] + shape[dim + 1 :] == list(targets.shape)]
+    return None if not fitting else -1 if fitting[0] == len(shape) - 1 else fitting[0]
