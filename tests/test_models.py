@@ -167,7 +167,7 @@ def test_an_mlp_needs_a_hidden_layer(hidden):
 
 
 @pytest.mark.parametrize("kind", ZOO)
-@pytest.mark.parametrize("classes", [None, 1])
+@pytest.mark.parametrize("classes", [None, 0])
 def test_a_classifier_needs_its_classes(kind, classes):
     with pytest.raises(ConfigError, match=f"{kind.__name__} needs the number of classes"):
         kind((3, 32, 32), classes)

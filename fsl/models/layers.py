@@ -55,9 +55,11 @@ def check_images(model: str, input_shape: Sequence[int], classes: int | None, ha
 
 
 def check_classes(model: str, classes: int | None) -> int:
-    """The number of classes, which a classifier must know."""
-    if classes is None or classes < 2:
-        raise ConfigError(f"{model} needs the number of classes (classes={classes}); give at least 2")
+    """The number of classes, or of numbers to predict, which a model must know."""
+    if classes is None or classes < 1:
+        raise ConfigError(
+            f"{model} needs the number of classes (classes={classes}); give how many outputs it is to have"
+        )
     return classes
 
 

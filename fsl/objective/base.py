@@ -1,5 +1,6 @@
 """What training minimises, and how outputs are scored."""
 
+import math
 from abc import ABC, abstractmethod
 from copy import copy
 from typing import ClassVar, Self
@@ -64,8 +65,11 @@ class Objective(ABC):
         return found
 
     def width(self, targets: Tensor) -> int | None:
-        """How many outputs a model needs for one sample, from all targets (N, ...); None: the loss does not say."""
-        return None
+        """How many outputs a model needs for one sample, from all targets (N, ...): one for each number of a target.
+
+        None: the loss does not say.
+        """
+        return math.prod(targets.shape[1:]) if targets.is_floating_point() else None
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: B027 - most have nothing to ask
         """ConfigError where a batch's outputs and targets do not fit this loss, though torch might compute one."""

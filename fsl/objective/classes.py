@@ -111,7 +111,9 @@ class CrossEntropy(Objective):
         return 2 * math.log(classes) if classes is not None and classes > 1 else None
 
     def width(self, targets: Tensor) -> int | None:
-        """An output for each class."""
+        """An output for each class; ConfigError where targets are numbers."""
+        if targets.dim() == 1 and self._soft(targets):
+            raise ConfigError(_no_labels(targets, "(B,)", "(B, classes)"))
         return targets.shape[1] if self._soft(targets) and targets.dim() > 1 else self.classes(targets)
 
     def fitted(self, targets: Tensor, outputs: Tensor | None = None) -> dict[str, object]:
@@ -128,6 +130,11 @@ class CrossEntropy(Objective):
                 f"objective=cross_entropy takes logits (B, classes, ...); the model's outputs are {outputs.dtype} of "
                 f"shape {shape_of(outputs)}: give the model an output for each class, or use objective=bce or mse"
             )
+        if outputs.shape[self.class_dim] < 2:
+            raise ConfigError(
+                f"objective=cross_entropy: the model has one output (outputs {shape_of(outputs)}), and the loss of one "
+                "is always 0; give it an output for each class, or use objective=bce for two classes, mse for numbers"
+            )
         labels = outputs.movedim(self.class_dim, 1)[:, 0]
         if targets.dtype == torch.bool:
             raise ConfigError(
@@ -138,11 +145,7 @@ class CrossEntropy(Objective):
             return
         classes = outputs.shape[self.class_dim]
         if targets.is_floating_point():
-            raise ConfigError(
-                f"objective=cross_entropy: the targets are {targets.dtype} of shape {shape_of(targets)}, which are no "
-                f"class labels; give whole numbers {shape_of(labels)}, or probabilities {shape_of(outputs)}; for "
-                "regression use objective=mse (in Python objective=torch.nn.MSELoss())"
-            )
+            raise ConfigError(_no_labels(targets, shape_of(labels), shape_of(outputs)))
         if targets.shape != labels.shape:
             hint = "targets.squeeze(1)" if targets.dim() == 2 and targets.shape[1] == 1 else "labels of that shape"
             raise ConfigError(
@@ -224,6 +227,14 @@ class CrossEntropy(Objective):
 
     def _soft(self, targets: Tensor) -> bool:
         return self.probabilities or targets.is_floating_point()
+
+
+def _no_labels(targets: Tensor, labels: str, probabilities: str) -> str:
+    return (
+        f"objective=cross_entropy: the targets are {targets.dtype} of shape {shape_of(targets)}, which are no class "
+        f"labels; give whole numbers {labels}, or probabilities {probabilities}; for regression use objective=mse "
+        "(in Python objective=torch.nn.MSELoss())"
+    )
 
 
 def _other_dim(outputs: Tensor, targets: Tensor) -> int | None:

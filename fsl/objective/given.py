@@ -67,8 +67,8 @@ def as_objective(objective: "Objective | Loss | type | str | None") -> Objective
         return as_objective(_built(objective))
     if not callable(objective):
         raise ConfigError(
-            f"objective={objective!r}: it cannot be called; give a loss(outputs, targets) such as torch.nn.MSELoss(), "
-            f"or one of {', '.join(NAMES)}"
+            f"objective={_short(objective)}: it cannot be called; give a loss(outputs, targets) such as "
+            f"torch.nn.MSELoss(), or one of {', '.join(NAMES)}"
         )
     known = _as_module(objective)
     if isinstance(known, nn.Module):
@@ -93,6 +93,11 @@ def takes_batch(function: Callable[..., Any]) -> bool:
         return function in _FUNCTIONS
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(needed) == 2
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if " at 0x" not in text and len(text) < 80 else f"a {type(value).__name__}"
 
 
 def _built(kind: type) -> Any:
