@@ -1,7 +1,8 @@
 """Data: loaders on `datasets`, partitions on `flwr-datasets`, a user's own Dataset."""
 
 from fsl.data.augment import Augmentation
-from fsl.data.examples import DatasetExamples, Examples, TensorExamples, from_dataset
+from fsl.data.examples import DatasetExamples, Examples, TensorExamples
+from fsl.data.given import as_examples, from_dataset
 from fsl.data.loaders import cifar10, digits, images
 from fsl.data.partition import Partition, class_counts, divide, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
@@ -22,6 +23,7 @@ __all__ = [
     "Shards",
     "TaskData",
     "TensorExamples",
+    "as_examples",
     "as_task",
     "cifar10",
     "class_counts",
