@@ -1,6 +1,7 @@
 """What users hand over as data: what is taken as it is, and what is refused, in which words."""
 
 import pickle
+import random
 import re
 
 import datasets
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import fsl
+from fsl import seeds
 from fsl.data import DatasetExamples, TensorExamples, as_examples, from_dataset
 from fsl.data.checks import check_examples
 from fsl.errors import DataError
@@ -217,6 +219,33 @@ def test_the_first_draw_is_kept_on_request_and_said(caplog):
     assert isinstance(kept, TensorExamples)
     assert "draws its items at random" in caplog.text
     assert "materialize=False draws anew each time" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: float(torch.rand(())), np.random.rand, random.random], ids=["torch", "numpy", "python"]
+)
+def test_random_items_that_are_drawn_anew_are_the_same_in_every_run(draw):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    live = from_dataset(Made(lambda i: (X[i] + draw(), int(Y[i]))), materialize=False)
+
+    def weights(rounds):
+        run = fsl.simulate(model, live, strategy=SplitFedV1(), cut="0", devices=2, rounds=rounds, batch_size=4)
+        return run.model.state_dict()["0.weight"]
+
+    first = weights(1)
+    draw()
+    assert torch.equal(first, weights(1))
+
+
+def test_a_run_leaves_the_generators_of_python_as_they_were():
+    random.seed(3), np.random.seed(3)
+    expected = random.random(), np.random.rand()
+    random.seed(3), np.random.seed(3)
+    with seeds.pythons_generators(7):
+        drawn = random.random(), np.random.rand()
+    assert (random.random(), np.random.rand()) == expected
+    with seeds.pythons_generators(7):
+        assert (random.random(), np.random.rand()) == drawn
 
 
 def test_items_that_are_not_a_number_are_not_random():
