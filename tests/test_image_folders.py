@@ -257,3 +257,19 @@ def test_metadata_says_the_labels_of_images_without_folders(tmp_path):
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
     data = images(str(tmp_path), test_share=0.5)
     assert (data.classes, len(data.train), len(data.test)) == (2, 2, 2)
+
+
+def test_tests_of_a_declared_class_that_is_not_trained_are_told(tmp_path, caplog):
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c"]))
+    for split, labels in (("train", [0, 1, 0]), ("test", [2, 1, 2])):
+        rows = {"image": [picture(i) for i in range(3)], "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    assert images(str(tmp_path)).classes == 3
+    assert "2 test rows are of classes that no training row has: c" in caplog.text
+
+
+def test_a_row_without_an_image_is_refused(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path, split, [picture(0), picture(1), None])
+    assert "row 2 of a split of" in refusal(tmp_path)
+    assert "has no image; leave the row out" in refusal(tmp_path, channels=3)

@@ -83,7 +83,9 @@ def open_image(encoded: Any, index: int, where: str) -> Any:
 
 def undecodable(encoded: Any, index: int, where: str, error: Exception) -> DataError:
     """The refusal of an image that is broken, by its path or else its row."""
-    path = (encoded or {}).get("path")
+    if encoded is None:
+        return DataError(f"row {index} of a split of {where} has no image; leave the row out")
+    path = encoded.get("path")
     line = " ".join(str(error).split())[:200]
     return DataError(
         f"image {index} of a split of {where} cannot be decoded ({type(error).__name__}: {line})"

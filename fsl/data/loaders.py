@@ -91,13 +91,15 @@ def images(
         kept, held = _test_rows(labels.indices(train), test_share, where)
         log.warning("%s has no test split: %d of its %d rows are held out for tests", where, len(held), len(train))
         train, test = train.select(kept), train.select(held)
+    of_train, of_test = labels.indices(train), labels.indices(test)
+    labels.tell_unseen(of_train, of_test)
     if limit is not None:
         train = train.select(range(min(limit, len(train))))
     if test_limit is not None:
         test = test.select(range(min(test_limit, len(test))))
     groups = None if group_column is None else natural_ids(train, group_column, where)
     decoder = Decoder.of(train, test, image_column, size, channels, where)
-    training, testing = ((decoder(rows), labels.indices(rows)) for rows in (train, test))
+    training, testing = (decoder(train), of_train[: len(train)]), (decoder(test), of_test[: len(test)])
     title = Path(where).expanduser().resolve().name if path is not None else where.rpartition("/")[2]
     return _task(title, training, testing, classes=len(labels.names), groups=groups)
 
