@@ -84,7 +84,7 @@ def load_batches(
             yield inputs.to(accelerator), targets.to(accelerator)
             continue
         if examples.draws:
-            with seeds.DEFAULT_GENERATOR:
+            with seeds.DEFAULT_GENERATOR, seeds.pythons_generators(transforms.at(step)):
                 seeds.reseed(transforms.at(step))
                 inputs, targets = examples.batch(rows)
         else:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.data import Examples, TaskData
-from fsl.errors import ConfigError, DataError, FslError
+from fsl.data import Examples
+from fsl.errors import ConfigError, FslError
 from fsl.learner import OptimizerRecipe
 from fsl.objective import LossFunction, Objective
 from fsl.workload import Worker, Workload
@@ -57,7 +57,7 @@ def fit(workload: Workload, worker: Worker, given_classes: int | None) -> Worklo
     """
     data, model = workload.data, _copy(worker)
     with _own_randomness():
-        inputs, targets = _rows(data.train, "training", worker)
+        inputs, targets = _rows(data.train, worker)
         outputs = _outputs(model.eval(), inputs, "training")
     workload.objective.check(outputs, targets)
     objective = workload.objective.fit(data.train.targets, outputs)
@@ -70,13 +70,13 @@ def fit(workload: Workload, worker: Worker, given_classes: int | None) -> Worklo
 def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> None:
     """A few rows of training, test and validation data through model, loss, optimizer and score, on a copy.
 
-    ConfigError or DataError, in one line, for what would fail in a round or be wrong without a word. No random stream
+    ConfigError, in one line, for what would fail in a round or be wrong without a word. No random stream
     and no module of the run is touched.
     """
     data, objective = workload.data, workload.objective
     with _own_randomness():
         model = _copy(worker)
-        inputs, targets = _rows(data.train, "training", worker)
+        inputs, targets = _rows(data.train, worker)
         if workload.augmentation is not None:
             augmented = workload.augmentation(inputs.cpu(), torch.Generator().manual_seed(0))
             inputs = augmented.to(worker.accelerator)
@@ -118,9 +118,7 @@ def _trying(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {type(error).__name__}: {line}") from error
 
 
-def _rows(examples: Examples, which: str, worker: Worker) -> tuple[Tensor, Tensor]:
-    if not len(examples):
-        raise DataError(f"the {which} data have no rows; give some, or none at all for no evaluation")
+def _rows(examples: Examples, worker: Worker) -> tuple[Tensor, Tensor]:
     count = min(ROWS, len(examples))
     rows = torch.arange(count) if count > 1 else torch.zeros(2, dtype=torch.int64)
     inputs, targets = examples.batch(rows)
@@ -243,7 +241,7 @@ def _try_evaluation(
     model: nn.Module, examples: Examples, which: str, objective: Objective, trained: Tensor, worker: Worker
 ) -> None:
     with torch.no_grad():
-        inputs, targets = _rows(examples, which, worker)
+        inputs, targets = _rows(examples, worker)
         outputs = _outputs(model, inputs, which)
         objective.check(outputs, targets)
         objective.check_targets(trained, examples.targets, which)
@@ -262,9 +260,3 @@ def _named(objective: Objective) -> str:
 def _short(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def refuse_task(data: TaskData) -> None:
-    """DataError for data that no round could begin with."""
-    if not len(data.train):
-        raise DataError("the training data have no rows; give some")

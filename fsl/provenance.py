@@ -1,27 +1,40 @@
 """What a result depends on, and what it was made with."""
 
-import hashlib
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from fsl.aggregation import Aggregator
+from fsl.data.digest import digest
+from fsl.describe import describe
+from fsl.digests import digest_text, digest_values
 from fsl.federation import CloudStrategy, Federation, Schedule
+from fsl.files import load_tensors
+from fsl.states import Field
 from fsl.targets import path_of
 from fsl.workload import Workload
 
 # Of the federation's fields: no settings, or described below.
 _APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility", "privacy", "ledger")
+_KEPT = frozenset(vars(nn.Module()))  # what torch keeps in every module
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
 def settings(
-    federation: Federation, workload: Workload, strategy: CloudStrategy, partition: str, cuts: Sequence[str]
+    federation: Federation,
+    workload: Workload,
+    strategy: CloudStrategy,
+    partition: str,
+    cuts: Sequence[str],
+    init_from: Path | None = None,
 ) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
     values = {name: value for name, value in vars(federation).items() if name not in _APART}
@@ -41,13 +54,17 @@ def settings(
         "strategy": path_of(type(strategy)),
         "model": type(workload.model).__name__,
         "model.cut": ", ".join(cuts),
-        "model.modules": _digest(repr(workload.model)),  # dropout and the like, which have no tensors
-        "model.tensors": _digest(repr([(n, f.name, f.shape, f.dtype) for n, la in layouts.items() for f in la.fields])),
+        "model.modules": digest_text(repr(list(_modules(workload.model)))),
+        "model.tensors": digest_text(repr([(n, *_field(f)) for n, la in layouts.items() for f in la.fields])),
         "data": data.name,
         "data.examples": len(data.train),
+        "data.train": digest(data.train),
+        "data.test": None if data.test is None else digest(data.test),
+        "data.validation": None if data.validation is None else digest(data.validation),
         "partition": partition,
-        "augmentation": repr(workload.augmentation),
-        "objective": type(workload.objective).__name__,
+        "augmentation": None if workload.augmentation is None else describe(workload.augmentation),
+        "objective": describe(workload.objective),
+        "init_from": None if init_from is None else f"{init_from.name}#{weights_of(load_tensors(init_from))}",
         "backend.threads": workload.threads,
         "backend.accelerator": workload.accelerator,
     }
@@ -62,12 +79,24 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def describe(value: object) -> str:
-    """An object as text that is the same in every process: class and attributes."""
-    attributes = (
-        {name: v for name, v in vars(value).items() if not name.startswith("_")} if hasattr(value, "__dict__") else {}
-    )
-    return f"{path_of(type(value))} {attributes}"
+def weights_of(state: Mapping[str, Tensor]) -> str:
+    """A digest of weights by name: runs of one seed that start from other weights are no repetition."""
+    return digest_text(repr([(name, digest_values(tensor, whole=True)) for name, tensor in sorted(state.items())]))
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[object, ...]]:
+    """What modules are beside their tensors: class, options, whether they are frozen in eval(), plain attributes."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        plain = {key: value for key, value in vars(module).items() if key not in _KEPT and not _is_torchs(module)}
+        yield name, path_of(type(module)), module.extra_repr(), module.training, describe(plain)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.")  # which say all their options in extra_repr
+
+
+def _field(field: Field) -> tuple[object, ...]:
+    return field.name, tuple(field.shape), field.dtype, field.trainable
 
 
 def versions() -> dict[str, str | None]:
@@ -85,7 +114,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -30,7 +30,9 @@ from fsl.arguments import (
 )
 from fsl.backend import Backend, torch_threads
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
-from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, divide
+from fsl.data import IID, Augmentation, Examples, TaskData, as_partitioner, as_task, divide
+from fsl.data.checks import check_examples
+from fsl.data.digest import describe_partition
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
@@ -38,7 +40,7 @@ from fsl.learner import OptimizerRecipe
 from fsl.mobility import Mobility
 from fsl.objective import Loss, Objective, as_objective
 from fsl.observers import Observer, ProgressBar, round_in_words
-from fsl.preflight import fit, preflight, refuse_model, refuse_task
+from fsl.preflight import fit, preflight, refuse_model
 from fsl.privacy.check import private_run
 from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
@@ -86,7 +88,7 @@ def simulate(
     cut: str | Sequence[str] | None = None,
     devices: int = 10,
     rounds: int = 20,
-    partition: Partitioner | None = None,
+    partition: Any = None,
     samples_per_device: int | None = None,
     objective: Objective | Loss | type | str | None = None,
     optimizer: Optimizer | type | str | None = None,
@@ -136,7 +138,8 @@ def simulate(
     devices move between edges in the middle of a round (None: they stay); their sessions go over `backhaul_profile`.
     `privacy` says how their data are protected; what that comes to, against whom, is in `privacy.json`.
 
-    `objective` is a loss of torch's with its arguments, any function of (outputs, targets) that gives a mean, or an
+    `partition` says who holds which rows: one of `fsl.data`'s partitioners or its name, rows by device, or a partitioner
+    of flwr-datasets. `objective` is a loss of torch's with its arguments, any function of (outputs, targets) that gives a mean, or an
     `Objective`; a few rows of all data go through model, loss and score before anything is written. `name` and `tags`
     tell runs apart that settings do not; reports group by them. `progress`: a bar, where stderr is a terminal.
 
@@ -149,7 +152,7 @@ def simulate(
     privacy, mobility = as_privacy(privacy), as_mobility(mobility)
     loss, seen_by = as_objective(objective), as_observers(observers)
     task = as_task(train_data, test_data)
-    refuse_task(task)
+    check_examples(task.train, task.test, task.validation)
     nodes = whole("nodes", nodes)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
@@ -177,7 +180,7 @@ def simulate(
         mobility=mobility,
         privacy=privacy,
     )
-    partitioner = partition or IID()
+    partitioner = IID() if partition is None else as_partitioner(partition)
     samples_per_device = whole_or_none("samples_per_device", samples_per_device)
     divided = divide(task, partitioner, federation.devices, samples_per_device, federation.seed)
     cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
@@ -210,13 +213,14 @@ def simulate(
                 federation, strategy, model, workload.objective, task.classes, sizes, path, secure=real, encrypted=real
             )
             strategy.bind(federation)
-        divided_by = f"{provenance.describe(partitioner)} {samples_per_device}"
-        settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts)
+        divided_by = f"{describe_partition(partitioner)} {samples_per_device}"
+        start = None if init_from is None else _path("init_from", init_from)
+        settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts, start)
         watching = (*([ProgressBar()] if progress else []), *seen_by)
         label = Label(name if name is None else str(name), as_tags(tags or {}))
         simulation = Simulation(federation, workload, worker, strategy, folder, watching, settings, label)
         simulation.check()
-        simulation.begin(None if init_from is None else _path("init_from", init_from), resume)
+        simulation.begin(start, resume)
         simulation.run(partial(backend.open, workload, nodes), backend.round_timeout)
         result = simulation.finish()
     return Run(result.metrics, result.model, result.states, folder, temporary)

@@ -4,7 +4,10 @@ Every draw is derived from (seed, purpose, segment, device, round, step) and nev
 happen, so that a result does not depend on the backend, on how many nodes share the work, or on a resumed run.
 """
 
+import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -67,3 +70,16 @@ def reseed(value: int, accelerator: torch.device | None = None) -> None:
     torch.default_generator.manual_seed(value)
     if accelerator is not None and accelerator.type == "cuda":
         torch.cuda.default_generators[accelerator.index or 0].manual_seed(value)
+
+
+@contextmanager
+def pythons_generators(value: int) -> Iterator[None]:
+    """Python's and NumPy's global generators seeded, for a user's code that draws from them; then as they were."""
+    before, before_numpy = random.getstate(), np.random.get_state()
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(before_numpy)

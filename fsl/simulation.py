@@ -77,6 +77,7 @@ class Simulation:
         self.rows: list[dict[str, Any]] = []
         self.settings = settings
         self.label = label or Label()
+        self.weights = ""  # a digest of those that the run began with
         self.checkpoints = CheckpointWriter(folder.checkpoint)
         self.started = time.perf_counter()
 
@@ -105,6 +106,9 @@ class Simulation:
     def begin(self, init_from: str | Path | None, resume: bool) -> None:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""
         tensors = {name: segment.module.state_dict() for name, segment in self.worker.segments.items()}
+        if init_from is not None:
+            tensors |= dict.fromkeys(self.worker.chain, load_tensors(Path(init_from)))
+        self.weights = provenance.weights_of({k: t for name in self.worker.chain for k, t in tensors[name].items()})
         if resume:
             checkpoint = load_checkpoint(self.folder.checkpoint)
             refuse_other_settings(checkpoint.settings, self.settings, self.folder.path)
@@ -121,8 +125,6 @@ class Simulation:
             self.rows = self.folder.read_metrics()
         else:
             self.folder.refuse_if_used()
-            if init_from is not None:
-                tensors |= dict.fromkeys(self.worker.chain, load_tensors(Path(init_from)))
         states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
         self.arrays = states_to_record(self.layouts, states)
 
@@ -236,6 +238,7 @@ class Simulation:
             "wall_seconds": time.perf_counter() - self.started,
             **({} if classes is None else {"classes": classes}),
             "seed": self.federation.seed,
+            "weights": self.weights,
             "settings": self.settings,
             "versions": provenance.versions(),
             "command": provenance.command(),

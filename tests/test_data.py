@@ -173,7 +173,7 @@ def test_numbers_of_numpy_and_python_become_what_losses_take(materialize):
             r"the inputs of Pairs cannot be stacked \(.*\); give inputs",
         ),
         ([(picture(0), 0), (picture(1), 1)], r"the inputs of Pairs cannot be stacked \(.*PIL.*\)"),
-        ([(torch.zeros(2), "cat"), (torch.zeros(2), "dog")], r"the targets of Pairs .* \(they collate to a list\)"),
+        ([(torch.zeros(2), "cat"), (torch.zeros(2), "dog")], r"the targets of Pairs .* must be numbered first"),
     ],
 )
 @pytest.mark.parametrize("materialize", [True, False])

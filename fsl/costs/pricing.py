@@ -14,7 +14,7 @@ from fsl.costs.model import CostModel, machines
 from fsl.costs.profiles import DeviceChoice, LinkChoice
 from fsl.costs.rounds import DeviceLoad, Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
-from fsl.data import IID, Examples, Partitioner, TaskData, as_task, limited
+from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.federation import CloudStrategy, Federation
 from fsl.objective import Objective, as_objective
 from fsl.targets import locate
@@ -45,7 +45,7 @@ def price(
     strategy: CloudStrategy,
     cuts: Sequence[str] | None = None,
     devices: int = 10,
-    partition: Partitioner | None = None,
+    partition: Partitioner | Any = None,
     samples_per_device: int | None = None,
     objective: Objective | Any | None = None,
     edges: int = 1,
@@ -63,9 +63,7 @@ def price(
     Nothing is trained: bytes follow from shapes and codecs, exactly as they would be sent.
     """
     task = as_task(train_data)
-    divided = (partition or IID()).divide(task.train.targets.numpy(), devices, seed, task.groups)
-    if samples_per_device is not None:
-        divided = limited(divided, samples_per_device, seed)
+    divided = divide(task, as_partitioner(partition), devices, samples_per_device, seed)
     strategy = copy.deepcopy(strategy)  # it is bound to a run of its own here
     strategy.bind(Federation("price", seed, 1, devices, {}, edges, None, local_epochs, batch_size, up=up, down=down))
     spec = strategy.trainer(1)

@@ -1,11 +1,14 @@
 """Which columns of a data set hold images, labels and natural ids, and what is in them."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fsl.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def find_column(rows: Any, name: str | None, kind: str, what: str, where: str) -> str:
@@ -34,6 +37,7 @@ class Labels:
     column: str
     names: np.ndarray
     where: str
+    feature: Any = None
 
     @classmethod
     def of(cls, train: Any, column: str, where: str) -> "Labels":
@@ -56,7 +60,7 @@ class Labels:
                 f"{where} has labels of {len(names)} class; classification needs at least 2: give other data, or "
                 "another data.label_column"
             )
-        return cls(column, names, where)
+        return cls(column, names, where, feature)
 
     def indices(self, rows: Any) -> np.ndarray:
         """The class index of each row, int64 (N,); DataError for rows without a label or of an unknown class."""
@@ -74,6 +78,15 @@ class Labels:
                 "those rows out, or name another split with data.test_split"
             )
         return indices.astype(np.int64)
+
+    def tell_unseen(self, train: np.ndarray, test: np.ndarray) -> None:
+        """Says so where tests have classes, by their indices, that a declared column has and training does not."""
+        unseen = np.setdiff1d(test, train)
+        if len(unseen):
+            names = getattr(self.feature, "names", None) or self.names
+            shown = ", ".join(str(names[k]) for k in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+            count = int(np.isin(test, unseen).sum())
+            log.warning("%s: %d test rows are of classes that no training row has: %s", self.where, count, shown)
 
 
 def natural_ids(rows: Any, column: str, where: str) -> np.ndarray:

@@ -1,16 +1,15 @@
 """Sets of examples, read by index."""
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset
 
+from fsl.data.items import Column, dense, length_of, read_items, read_rows, shared_tensor
 from fsl.errors import DataError
 
 
@@ -48,6 +47,14 @@ class TensorExamples(Examples):
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            try:
+                tensor = dense(getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise DataError(f"the {name} are a {type(getattr(self, name)).__name__}: {error}") from error
+            if not tensor.dim():
+                raise DataError(f"the {name} are one number, {tensor.item()}; give a tensor with a row per example")
+            object.__setattr__(self, name, tensor)
         if len(self.inputs) != len(self.targets):
             raise DataError(f"there are {len(self.inputs)} inputs and {len(self.targets)} targets; give one for each")
 
@@ -66,14 +73,20 @@ class TensorExamples(Examples):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As NumPy arrays, which pickle out of band: Ray's object store then hands every node the same memory.
-        return _from_arrays, (self.inputs.numpy(), self.targets.numpy())
+        return _from_arrays, (*_as_array(self.inputs), *_as_array(self.targets))
 
 
-def _from_arrays(inputs: np.ndarray, targets: np.ndarray) -> TensorExamples:
-    with warnings.catch_warnings():
-        # Memory from an object store is read-only; examples are only ever read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return TensorExamples(torch.from_numpy(inputs), torch.from_numpy(targets))
+def _as_array(tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
+    tensor = tensor.contiguous()
+    if tensor.dtype == torch.bfloat16:  # which NumPy does not know
+        return tensor.view(torch.int16).numpy(), tensor.dtype
+    return tensor.numpy(), tensor.dtype
+
+
+def _from_arrays(
+    inputs: np.ndarray, input_dtype: torch.dtype, targets: np.ndarray, target_dtype: torch.dtype
+) -> TensorExamples:
+    return TensorExamples(shared_tensor(inputs).view(input_dtype), shared_tensor(targets).view(target_dtype))
 
 
 class DatasetExamples(Examples):
@@ -81,9 +94,7 @@ class DatasetExamples(Examples):
 
     def __init__(self, dataset: Dataset[Any], targets: Tensor | None = None):
         self.dataset = dataset
-        if targets is None:
-            targets = _target_tensor(_stacked((target for _, target in _pairs(dataset)), "targets", dataset))
-        self.targets = targets
+        self.targets = _read_targets(dataset) if targets is None else targets
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -91,61 +102,19 @@ class DatasetExamples(Examples):
         return tuple(self.batch(torch.zeros(1, dtype=torch.int64))[0].shape[1:])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The items, collated; DataError where they cannot be."""
-        return _collated((self.dataset[i] for i in indices.tolist()), self.dataset)
+        """The items, stacked; DataError where they cannot be."""
+        return read_rows(self.dataset, indices.tolist())
 
     def subset(self, indices: Tensor) -> "DatasetExamples":
         """The same dataset with these rows alone."""
         return DatasetExamples(Subset(self.dataset, indices.tolist()), self.targets[indices])
 
 
-def from_dataset(dataset: Dataset[Any], materialize: bool = True) -> Examples:
-    """A map-style Dataset of (input, target) as examples: float64 becomes float32, integer targets int64.
-
-    With `materialize` its items are read once and kept as two tensors; turn it off where a transform draws anew
-    each time. DataError where items are no pairs, or cannot be stacked because they differ in shape.
-    """
-    return TensorExamples(*_collated(_pairs(dataset), dataset)) if materialize else DatasetExamples(dataset)
-
-
-def _pairs(dataset: Dataset[Any]) -> Iterator[tuple[Any, Any]]:
-    length = getattr(dataset, "__len__", None)
-    if length is None or not length():
-        raise DataError(f"{type(dataset).__name__} has no length or no items; give a map-style Dataset with some")
-    for index in range(length()):
-        item = dataset[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(
-                f"item {index} of {type(dataset).__name__} is a {type(item).__name__}, no pair (input, target); give "
-                "a Dataset whose items carry their labels"
-            )
-        yield item[0], item[1]
-
-
-def _collated(items: Iterable[tuple[Any, Any]], dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
-    inputs, targets = zip(*items)
-    stacked = _stacked(inputs, "inputs", dataset)
-    stacked = stacked.float() if stacked.dtype == torch.float64 else stacked
-    return stacked, _target_tensor(_stacked(targets, "targets", dataset))
-
-
-def _stacked(values: Iterable[Any], what: str, dataset: Dataset[Any]) -> Tensor:
-    try:
-        stacked = default_collate(list(values))
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-    else:
-        if isinstance(stacked, Tensor):
-            return stacked
-        reason = f"they collate to a {type(stacked).__name__}"
-    raise DataError(
-        f"the {what} of {type(dataset).__name__} cannot be stacked ({reason}); give inputs of one shape as tensors or "
-        "arrays, and numbers or tensors as targets"
-    )
-
-
-def _target_tensor(targets: Tensor) -> Tensor:
-    """As torch's losses want them: class indices int64, and what is measured in the model's float32."""
-    if targets.dtype == torch.float64:
-        return targets.float()
-    return targets if targets.is_floating_point() or targets.dtype == torch.bool else targets.long()
+def _read_targets(dataset: Dataset[Any]) -> Tensor:
+    """All targets; each item must be read for its own, so that its input is like the others is looked at as well."""
+    count = length_of(dataset)
+    inputs, targets = Column("input", dataset, 1), Column("target", dataset, count)
+    for index, value, target in read_items(dataset, range(count)):
+        inputs.check(index, value)
+        targets.add(index, target)
+    return targets.tensor

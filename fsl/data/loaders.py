@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from fsl import seeds
+from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
-from fsl.data.pixels import Channels, Decoder, normalised
+from fsl.data.folders import check_all_read, check_folder, look
+from fsl.data.pixels import Decoder, normalised
 from fsl.data.task import TaskData
 from fsl.errors import DataError
 
@@ -89,13 +91,15 @@ def images(
         kept, held = _test_rows(labels.indices(train), test_share, where)
         log.warning("%s has no test split: %d of its %d rows are held out for tests", where, len(held), len(train))
         train, test = train.select(kept), train.select(held)
+    of_train, of_test = labels.indices(train), labels.indices(test)
+    labels.tell_unseen(of_train, of_test)
     if limit is not None:
         train = train.select(range(min(limit, len(train))))
     if test_limit is not None:
         test = test.select(range(min(test_limit, len(test))))
     groups = None if group_column is None else natural_ids(train, group_column, where)
-    decoder = Decoder.of(train, image_column, size, channels, where)
-    training, testing = ((decoder(rows), labels.indices(rows)) for rows in (train, test))
+    decoder = Decoder.of(train, test, image_column, size, channels, where)
+    training, testing = (decoder(train), of_train[: len(train)]), (decoder(test), of_test[: len(test)])
     title = Path(where).expanduser().resolve().name if path is not None else where.rpartition("/")[2]
     return _task(title, training, testing, classes=len(labels.names), groups=groups)
 
@@ -105,16 +109,19 @@ def _open_folder(path: Path) -> Any:
 
     if not path.is_dir():
         raise DataError(f"data.path={path}: there is no such folder; give one with train.parquet and test.parquet")
-    parquet = any(file.name != "metadata.parquet" for file in path.rglob("*.parquet"))
+    found = look(path)
+    check_folder(found, str(path))
     try:
         with _quiet():
-            return datasets.load_dataset("parquet" if parquet else "imagefolder", data_dir=str(path))
+            splits = datasets.load_dataset("parquet" if found.parquet else "imagefolder", data_dir=str(path))
     except Exception as error:
         line = " ".join(str(error.__cause__ or error).split())[:300]  # `datasets` wraps what went wrong
         raise DataError(
             f"data.path={path} cannot be read as Parquet files or a folder of images ({line}); give a folder with "
             "train.parquet and test.parquet, or with a folder of images per class"
         ) from None
+    check_all_read(found, 0 if found.parquet else sum(map(len, splits.values())), str(path))
+    return splits
 
 
 def _open_hub(name: str, subset: str | None) -> Any:

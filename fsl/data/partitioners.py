@@ -24,7 +24,8 @@ class Partitioner(ABC):
         """Divide rows with these targets; DataError where a device would get none."""
 
 
-def _check(devices: int, rows: int) -> None:
+def check_devices(devices: int, rows: int) -> None:
+    """ConfigError or DataError where so many devices cannot each have one of so many rows."""
     if devices < 1:
         raise ConfigError(f"devices={devices}: it must be at least 1")
     if devices > rows:
@@ -33,7 +34,8 @@ def _check(devices: int, rows: int) -> None:
         )
 
 
-def _class_labels(targets: np.ndarray, partition: str) -> np.ndarray:
+def class_labels(targets: np.ndarray, partition: str) -> np.ndarray:
+    """The targets (N,), where they are class labels; DataError otherwise."""
     if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         raise DataError(
             f"partition={partition} goes by class labels, and these targets are {targets.dtype} of shape "
@@ -54,7 +56,8 @@ def _parts(partitioner: Any, labels: np.ndarray, devices: int) -> list[np.ndarra
         return [np.sort(np.asarray(partitioner.load_partition(k)["row"][:])) for k in range(devices)]
 
 
-def _divided(parts: Sequence[np.ndarray]) -> Partition:
+def divided(parts: Sequence[np.ndarray]) -> Partition:
+    """The partition of these rows of each device; DataError where a device has none."""
     empty = [k for k, part in enumerate(parts) if not len(part)]
     if empty:
         raise DataError(
@@ -75,10 +78,10 @@ class IID(Partitioner):
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide without regard to targets."""
-        _check(devices, len(targets))
+        check_devices(devices, len(targets))
         order = seeds.numpy_generator(seed, "partition").permutation(len(targets))
         # As flwr-datasets' IidPartitioner divides it, without the seconds that it takes to import.
-        return _divided([np.sort(part) for part in np.array_split(order, devices)])
+        return divided([np.sort(part) for part in np.array_split(order, devices)])
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,12 @@ class Proportional(Partitioner):
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide without regard to targets."""
-        _check(devices, len(targets))
+        check_devices(devices, len(targets))
         if len(self.shares) != devices:
             raise ConfigError(f"partition.shares has {len(self.shares)} entries for devices={devices}; give one each")
         order = seeds.numpy_generator(seed, "partition").permutation(len(targets))
         bounds = np.round(np.cumsum(self.shares) / np.sum(self.shares) * len(order)).astype(int)
-        return _divided([np.sort(part) for part in np.split(order, bounds[:-1])])
+        return divided([np.sort(part) for part in np.split(order, bounds[:-1])])
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,15 @@ class Dirichlet(Partitioner):
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide class by class."""
-        _check(devices, len(targets))
-        labels = _class_labels(targets, "dirichlet")
+        check_devices(devices, len(targets))
+        labels = class_labels(targets, "dirichlet")
         if devices * self.min_samples > len(labels):
             raise DataError(
                 f"partition.min_samples={self.min_samples}: {devices} devices cannot hold so many of {len(labels)} "
                 f"training samples; use at most {len(labels) // devices}"
             )
         try:
-            return _divided(_parts(self._drawn(devices, seed, self.min_samples), labels, devices))
+            return divided(_parts(self._drawn(devices, seed, self.min_samples), labels, devices))
         except DataError:
             raise
         except ValueError:  # ten more draws were no better than the first
@@ -169,14 +172,14 @@ class Shards(Partitioner):
         """Divide by shards."""
         from flwr_datasets.partitioner import ShardPartitioner
 
-        _check(devices, len(targets))
+        check_devices(devices, len(targets))
         count = devices * self.shards_per_device
         if count > len(targets):
             raise DataError(
                 f"partition.shards_per_device={self.shards_per_device}: {devices} devices make {count} shards, and "
                 f"there are only {len(targets)} training samples; use at most {len(targets) // devices}"
             )
-        by_class = np.argsort(_class_labels(targets, "shards"), kind="stable")
+        by_class = np.argsort(class_labels(targets, "shards"), kind="stable")
         shards = np.array_split(by_class, count)
         # It deals out shards, not rows: given rows, it cuts shards of a rounded size and drops what is left over.
         dealer = ShardPartitioner(
@@ -186,7 +189,7 @@ class Shards(Partitioner):
             seed=seeds.derive(seed, "partition"),
         )
         hands = _parts(dealer, np.arange(count), devices)
-        return _divided([np.sort(np.concatenate([shards[i] for i in hand])) for hand in hands])
+        return divided([np.sort(np.concatenate([shards[i] for i in hand])) for hand in hands])
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,8 @@ class Pathological(Partitioner):
         """Divide each class among the devices that drew it."""
         from flwr_datasets.partitioner import PathologicalPartitioner
 
-        _check(devices, len(targets))
-        labels = _class_labels(targets, "pathological")
+        check_devices(devices, len(targets))
+        labels = class_labels(targets, "pathological")
         classes = len(np.unique(labels))
         if self.classes_per_device > classes:
             raise DataError(
@@ -228,7 +231,7 @@ class Pathological(Partitioner):
                 f"partition.classes_per_device={self.classes_per_device}: among {devices} devices some class would be "
                 "shared by more devices than it has samples; use fewer devices or classes a device, or another seed"
             ) from None
-        return _divided(parts)
+        return divided(parts)
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class Natural(Partitioner):
         """Divide by the ids in `groups`, one for each row."""
         from flwr_datasets.partitioner import NaturalIdPartitioner
 
-        _check(devices, len(targets))
+        check_devices(devices, len(targets))
         if groups is None:
             raise DataError("partition=natural: the data names no ids; set data.group_column, or use another partition")
         if len(groups) != len(targets):
@@ -249,7 +252,7 @@ class Natural(Partitioner):
         ids = len(np.unique(groups))
         if devices > ids:
             raise DataError(f"devices={devices}: the data has only {ids} natural ids; use at most so many devices")
-        return _divided(_parts(NaturalIdPartitioner(partition_by="label"), groups, devices))
+        return divided(_parts(NaturalIdPartitioner(partition_by="label"), groups, devices))
 
 
 @dataclass(frozen=True)
@@ -268,5 +271,5 @@ class Resample(Partitioner):
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Nothing is drawn yet."""
         assert self.samples_per_device is not None
-        _check(devices, devices if len(targets) else 0)
+        check_devices(devices, devices if len(targets) else 0)
         return Resampled(devices, len(targets), self.samples_per_device, seed)

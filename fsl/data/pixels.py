@@ -6,17 +6,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsl.data.colours import Channels, Headers, channels_of, headers_of, tell_losses, undecodable
 from fsl.errors import DataError
 from fsl.files import write_bytes
 
-Channels = Literal[1, 3]
-_GREY = ("1", "L", "LA", "La")
 _BLOCK = 1024  # images at a time, so that an intermediate copy stays small
 
 
@@ -30,18 +29,21 @@ class Decoder:
     where: str
 
     @classmethod
-    def of(cls, train: Any, column: str, size: int | None, channels: Channels | None, where: str) -> "Decoder":
-        """A decoder for a column; without `channels`, grey where the first training image is."""
+    def of(
+        cls, train: Any, test: Any, column: str, size: int | None, channels: Channels | None, where: str
+    ) -> "Decoder":
+        """A decoder for a column of both splits; without `channels`, grey only where every image is."""
         if size is not None and size < 1:
             raise DataError(f"data.size={size}: the pixels a side must be at least 1")
         if channels not in (None, 1, 3):
             raise DataError(f"data.channels={channels}: it must be 1 (grey), 3 (RGB) or null (as the images are)")
-        if not _holds_images(train.features[column]):
-            raise DataError(f"column '{column}' of {where} holds no images; name another with data.image_column")
-        decoder = cls(column, size, 3, where)
+        for rows in (train, test):
+            if column not in rows.features or not _holds_images(rows.features[column]):
+                raise DataError(f"column '{column}' of {where} holds no images; name another with data.image_column")
         if channels is None:
-            mode = decoder._image(_encoded(train.select([0]), column)[0][column], 0).mode
-            channels = 1 if mode in _GREY else 3
+            of_train, of_test = (_headers(rows, column, where) for rows in (train, test))
+            channels = channels_of(of_train, of_test, where)
+            tell_losses(of_train + of_test, where)
         return cls(column, size, channels, where)
 
     def __call__(self, rows: Any) -> np.ndarray:
@@ -78,11 +80,7 @@ class Decoder:
         try:
             image = datasets.Image().decode_example(encoded)
         except Exception as error:
-            line = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"image {index} of a split of {self.where} cannot be decoded ({type(error).__name__}: {line}); repair "
-                "it, or leave its row out"
-            ) from None
+            raise undecodable(encoded, index, self.where, error) from error
         if image.mode.startswith(("I", "F")):
             raise DataError(
                 f"{self.where} has images of more than 8 bits a channel (mode {image.mode}), which would be cut off; "
@@ -121,6 +119,19 @@ def _looked_up(images: np.ndarray, table: np.ndarray) -> Tensor:
     return torch.from_numpy(inputs)
 
 
+def _headers(rows: Any, column: str, where: str) -> Headers:
+    """The headers of a split's images, or what an earlier run has read of them."""
+    name = hashlib.sha256(f"{rows._fingerprint}|{column}|headers".encode()).hexdigest()[:32]
+    path = _cache_folder() / f"{name}.json"
+    try:
+        return Headers.from_json(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not there yet, or damaged: it is made anew
+    headers = headers_of((row[column] for row in _encoded(rows, column)), where)
+    _keep(path, headers.to_json().encode())
+    return headers
+
+
 def _holds_images(feature: Any) -> bool:
     bare = set(feature) <= {"bytes", "path"} if isinstance(feature, dict) else False  # an Image without its type
     return bare or type(feature).__name__ == "Image" or getattr(feature, "dtype", "") in ("binary", "large_binary")
@@ -143,12 +154,16 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
     array = make()
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
+    _keep(path, content.getvalue())
+    return array
+
+
+def _keep(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content.getvalue())
+        write_bytes(path, content)
     except OSError:
-        pass  # no room or no right to write: the next run decodes again
-    return array
+        pass  # no room or no right to write: the next run does it again
 
 
 def _cache_folder() -> Path:

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import Dataset
 
 from fsl import seeds
-from fsl.data.examples import Examples, from_dataset
+from fsl.data.examples import Examples
+from fsl.data.given import as_examples
 from fsl.errors import DataError
 
 
@@ -61,4 +62,4 @@ def hold_out(data: TaskData, share: float, seed: int) -> TaskData:
 
 
 def _examples(data: "Examples | Dataset[Any]") -> Examples:
-    return data if isinstance(data, Examples) else from_dataset(data)
+    return as_examples(data)

@@ -1,0 +1,228 @@
+"""Partitions as users have them: lists of rows, subsets, partitioners of flwr-datasets, names and classes."""
+
+import contextlib
+import copy
+import inspect
+import io
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Subset
+
+from fsl.data.partition import Partition
+from fsl.data.partitioners import (
+    IID,
+    Dirichlet,
+    Natural,
+    Partitioner,
+    Pathological,
+    Proportional,
+    Resample,
+    Shards,
+    check_devices,
+    class_labels,
+    divided,
+)
+from fsl.errors import ConfigError, DataError, FslError
+
+_NAMED = {
+    kind.__name__.lower(): kind for kind in (IID, Dirichlet, Shards, Pathological, Natural, Proportional, Resample)
+}
+_WANTED = (
+    f"a name ({', '.join(_NAMED)}), a Partitioner, a partitioner of flwr-datasets, or the rows of each device as a "
+    "list of index lists"
+)
+
+
+def as_partitioner(value: Any) -> Partitioner:
+    """Whatever a user gives as `partition=`, as a Partitioner; ConfigError or DataError for what is none.
+
+    None is IID. A name or a class stands for its defaults, a list or mapping of index lists for `Given`, a Partition
+    for itself, and a partitioner of flwr-datasets divides the labels by its own arguments and seed.
+    """
+    if value is None:
+        return IID()
+    if isinstance(value, Partitioner):
+        return value
+    if isinstance(value, Partition):
+        return Fixed(value)
+    if isinstance(value, str):
+        if value.lower() not in _NAMED:
+            raise ConfigError(f"partition={value!r}: it must be {_WANTED}")
+        return _NAMED[value.lower()]()
+    if isinstance(value, type):
+        return _of_class(value)
+    if _is_foreign(type(value)):
+        return Foreign(value)
+    if isinstance(value, Mapping) or (isinstance(value, Iterable) and not isinstance(value, bytes)):
+        return Given(value)
+    shown = getattr(value, "__name__", None) or (
+        repr(value) if isinstance(value, int | float) else type(value).__name__
+    )
+    raise ConfigError(f"partition={shown}: it must be {_WANTED}")
+
+
+class Given(Partitioner):
+    """The rows that each device holds, by device id: a list, or a mapping, of index lists, arrays or tensors.
+
+    Devices may share rows, and rows may be left out (a run says so in its log); a device names a row once. The seed
+    changes nothing. The Subsets that torch's `random_split` makes will do as well.
+    """
+
+    def __init__(self, rows: Iterable[Any] | Mapping[int, Any]):
+        self.rows = [_indices(own, device) for device, own in enumerate(_by_device(rows))]
+        if not self.rows:
+            raise DataError("partition: it names no device; give a list of rows for each")
+
+    def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
+        """The rows as they were given; DataError where the training data has no such row."""
+        if len(self.rows) != devices:
+            raise ConfigError(
+                f"partition names the rows of {len(self.rows)} devices, and devices={devices}; make them agree"
+            )
+        for device, own in enumerate(self.rows):
+            if own[-1] >= len(targets):
+                raise DataError(
+                    f"partition: device {device} names row {own[-1]}, and there are {len(targets)} training rows; give "
+                    f"rows from 0 to {len(targets) - 1}"
+                )
+        return divided(self.rows)
+
+
+class Fixed(Partitioner):
+    """A Partition that is there already."""
+
+    def __init__(self, partition: Partition):
+        self.partition = partition
+
+    def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
+        """The partition itself."""
+        return self.partition
+
+
+class Foreign(Partitioner):
+    """A partitioner of flwr-datasets, which is given the labels (or natural ids) and never the inputs.
+
+    It draws from its own seed. Its column is the labels, whatever it calls them; natural ids are the data's, where the
+    column has another name than `label`.
+    """
+
+    def __init__(self, partitioner: Any):
+        kind = type(partitioner).__name__
+        if "Vertical" in kind:
+            raise ConfigError(f"partition={kind}: it divides columns, and devices hold rows; use one that divides rows")
+        if partitioner.is_dataset_assigned():
+            raise ConfigError(f"partition={kind}: it has divided a data set already; give a new one")
+        if getattr(partitioner, "_seed", 0) is None:
+            raise ConfigError(f"partition={kind}: seed=None draws another partition in each process; give it a seed")
+        self.partitioner = partitioner
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the partitioner was made with."""
+        names = [name for name in inspect.signature(type(self.partitioner).__init__).parameters if name != "self"]
+        kept = vars(self.partitioner)
+        return {name: kept[key] for name in names for key in (name, f"_{name}") if key in kept}
+
+    def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
+        """Each device's rows; DataError where the partitioner cannot divide these labels."""
+        check_devices(devices, len(targets))
+        kind, partitioner = type(self.partitioner).__name__, copy.deepcopy(self.partitioner)
+        self._agree(getattr(partitioner, "_num_partitions", devices), devices)
+        columns = {"row": np.arange(len(targets))} | self._columns(targets, groups)
+        try:
+            import datasets  # seconds to import
+
+            partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("numpy")
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar
+                warnings.simplefilter("ignore")
+                self._agree(partitioner.num_partitions, devices)
+                parts = [np.sort(np.asarray(partitioner.load_partition(k)["row"][:])) for k in range(devices)]
+        except FslError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(f"partition={kind}: it cannot divide these {len(targets)} rows ({reason})") from error
+        return divided(parts)
+
+    def _agree(self, partitions: int, devices: int) -> None:
+        if partitions != devices:
+            raise ConfigError(
+                f"partition={type(self.partitioner).__name__}: it makes {partitions} partitions, and "
+                f"devices={devices}; make them agree"
+            )
+
+    def _columns(self, targets: np.ndarray, groups: np.ndarray | None) -> dict[str, np.ndarray]:
+        """The column that the partitioner goes by, under the name that it knows."""
+        name = getattr(self.partitioner, "_partition_by", None)
+        if name is None:
+            return {}
+        if "Natural" in type(self.partitioner).__name__ and name != "label":
+            if groups is None:
+                raise DataError(
+                    f"partition={type(self.partitioner).__name__}: the data names no ids '{name}'; give a TaskData "
+                    "with groups, or partition_by='label' for a device per class"
+                )
+            return {name: groups}
+        return {name: class_labels(targets, type(self.partitioner).__name__)}
+
+
+def _of_class(kind: type) -> Partitioner:
+    if _is_foreign(kind):
+        raise ConfigError(f"partition={kind.__name__}: a class; give an object of it, with its num_partitions")
+    if not issubclass(kind, Partitioner):
+        raise ConfigError(f"partition={kind.__name__}: it must be {_WANTED}")
+    try:
+        return kind()
+    except TypeError as error:
+        raise ConfigError(
+            f"partition={kind.__name__}: a class that needs arguments ({error}); give an object"
+        ) from error
+
+
+def _is_foreign(kind: type) -> bool:
+    """Whether it is a partitioner of flwr-datasets, which takes seconds to import and so is not, to find out."""
+    return any(c.__name__ == "Partitioner" and c.__module__.startswith("flwr_datasets.") for c in kind.__mro__)
+
+
+def _by_device(rows: Any) -> list[Any]:
+    if not isinstance(rows, Mapping):
+        return list(rows)
+    ids = sorted(rows) if all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in rows) else []
+    if ids != list(range(len(rows))):
+        raise DataError(
+            f"partition: its keys are {', '.join(map(repr, list(rows)[:5]))}, and devices are numbered from 0; give "
+            f"the rows of devices 0 to {max(len(rows) - 1, 0)}"
+        )
+    return [rows[device] for device in ids]
+
+
+def _indices(own: Any, device: int) -> np.ndarray:
+    """A device's rows in ascending order, int64 (n,); DataError for what cannot be row numbers."""
+    own = own.indices if type(own) is Subset else own
+    if isinstance(own, int | float | np.number) or (isinstance(own, Tensor | np.ndarray) and own.ndim == 0):
+        raise DataError(
+            f"partition: device {device} is given {own}, no list of rows; give a list of rows for each device"
+        )
+    if isinstance(own, str | bytes | Mapping) or not isinstance(own, Iterable):
+        raise DataError(f"partition: device {device} is given a {type(own).__name__}; give a list of row numbers")
+    listed = own.detach().cpu().numpy() if isinstance(own, Tensor) else own
+    try:
+        rows = np.asarray(listed if isinstance(listed, np.ndarray) else list(listed))
+    except ValueError:  # lists of several lengths
+        rows = np.empty((0, 0), dtype=object)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        remedy = "take its nonzero()" if rows.dtype == bool else "give row numbers as whole numbers, in one list"
+        raise DataError(f"partition: the rows of device {device} are {rows.dtype} of shape {rows.shape}; {remedy}")
+    if not rows.size:
+        raise DataError(f"partition: device {device} would hold no rows; give it some, or use fewer devices")
+    rows = np.sort(rows.astype(np.int64))
+    if rows[0] < 0:
+        raise DataError(f"partition: device {device} names row {rows[0]}; rows are counted from 0")
+    twice = rows[1:][rows[1:] == rows[:-1]]
+    if len(twice):
+        raise DataError(f"partition: device {device} names row {twice[0]} more than once; name each row once")
+    return rows
