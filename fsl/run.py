@@ -138,10 +138,11 @@ def simulate(
     devices move between edges in the middle of a round (None: they stay); their sessions go over `backhaul_profile`.
     `privacy` says how their data are protected; what that comes to, against whom, is in `privacy.json`.
 
-    `partition` says who holds which rows: one of `fsl.data`'s partitioners or its name, rows by device, or a partitioner
-    of flwr-datasets. `objective` is a loss of torch's with its arguments, any function of (outputs, targets) that gives a mean, or an
-    `Objective`; a few rows of all data go through model, loss and score before anything is written. `name` and `tags`
-    tell runs apart that settings do not; reports group by them. `progress`: a bar, where stderr is a terminal.
+    `partition` says who holds which rows: one of `fsl.data`'s partitioners or its name, rows by device, or a
+    partitioner of flwr-datasets. `objective` is a loss of torch's with its arguments, any function of (outputs,
+    targets) that gives a mean, or an `Objective`; a few rows of all data go through model, loss and score before
+    anything is written. `name` and `tags` tell runs apart that settings do not; reports group by them. `progress`: a
+    bar, where stderr is a terminal.
 
     `out` is the folder for results (none: nothing is kept); with `resume=True` the run in it goes on, bitwise as if it
     had never stopped. Raises ConfigError for what cannot be done, before anything is written, and RunError for a run

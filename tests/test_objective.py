@@ -198,7 +198,7 @@ class Trained(nn.Module):
         (3.0, r"objective=3\.0: it cannot be called"),
         (Trained(), r"objective=Trained: it has parameters to train"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_loss_is_one_line(loss, message):
     with pytest.raises(ConfigError, match=message):

@@ -112,8 +112,11 @@ CASES = {
         {"optimizer": fsl.Optimizer("torch.optim.SparseAdam", lr=0.1)},
         "optimizer",
     ),
-    "no training data": ({"x": INPUTS[:0], "y": LABELS[:0]}, "no rows|no items|empty"),
-    "no test data in the test set": ({"test": (INPUTS[:0], LABELS[:0])}, "test.*no rows|no items|empty"),
+    "no training data": ({"x": INPUTS[:0], "y": LABELS[:0]}, "the training data has no examples"),
+    "no test data in the test set": (
+        {"test": (INPUTS[:0], LABELS[:0])},
+        "the test data has no examples; .*test_data=None",
+    ),
     "test inputs of another width": ({"test": (INPUTS[:, :3], LABELS)}, r"\(3,\)|\(4, 3\)"),
     "augmentation of what is no image": ({"augmentation": Augmentation(flip=True)}, "augment wants image batches"),
 }
