@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fsl.errors import ConfigError
-from fsl.plotting import BYTE_UNITS, STYLES, TIME_UNITS, check_formats, new_figure, new_figures, save_figure, save_png, unit_for
+from fsl.plotting import (
+    BYTE_UNITS,
+    STYLES,
+    TIME_UNITS,
+    check_formats,
+    new_figure,
+    new_figures,
+    save_figure,
+    save_png,
+    unit_for,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

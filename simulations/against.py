@@ -17,7 +17,7 @@ _FAR = 10  # an axis over which positive values are this far apart is logarithmi
 
 @dataclass(frozen=True)
 class Point:
-    """What runs with one value of the setting gave: `x` is a number where all values are, else a place in their order."""
+    """What runs with one value of the setting gave; `x` is that value where all are numbers, else its place."""
 
     x: float
     text: str

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
 
 from fsl.simulations.against import Response, respond
 from fsl.simulations.groups import Figure, Group, grouped, settings_of, whole_key

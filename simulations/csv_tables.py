@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsl.simulations.compare import Comparison, Figure, Group, mean_of, total
+from fsl.simulations.groups import settings_of
 from fsl.simulations.measures import ALL_BYTES, BYTES, Measure, numbers_of, value_of
 from fsl.simulations.records import Record
+from fsl.simulations.settings import Words
 from fsl.simulations.spreads import Spread
 
 _SCORES = ("accuracy", "loss", "train_loss")
@@ -57,10 +59,16 @@ def runs_csv(comparison: Comparison) -> str:
     """One line per run: final values, and sums over its rounds; none of a run that diverged but what it took."""
     columns = _columns(comparison)
     tags = list(dict.fromkeys(key for group in comparison.groups for run in group.runs for key in run.named))
-    lines = [
-        _run(run, columns, tags, group, run in group.repeated) for group in comparison.groups for run in group.runs
-    ]
-    return csv_text([*lines, *(_run(run, columns, tags, None, False) for run in comparison.idle)])
+    runs = [(run, group) for group in comparison.groups for run in group.runs]
+    settings = settings_of([run for run, _ in runs])
+    words = Words(settings)
+    keys = [key for key in words.keys if key not in tags and words.differs(key, settings)]
+    lines = []
+    for (run, group), known in zip(runs, settings):
+        chosen = {f"setting.{words.name(key)}": words.number(key, known.get(key)) for key in keys}
+        lines.append(_run(run, columns, {key: run.named.get(key) for key in tags} | chosen, group))
+    unknown = dict.fromkeys([*tags, *(f"setting.{words.name(key)}" for key in keys)])
+    return csv_text([*lines, *(_run(run, columns, unknown | run.named, None) for run in comparison.idle)])
 
 
 def paired_csv(comparison: Comparison) -> str:
@@ -118,18 +126,16 @@ def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _run(
-    run: Record, columns: Sequence[str], tags: Sequence[str], group: Group | None, repeated: bool
-) -> dict[str, Any]:
+def _run(run: Record, columns: Sequence[str], told: Mapping[str, Any], group: Group | None) -> dict[str, Any]:
     finals = [key for key in columns if not Measure(key).adds_up]
     amounts = [key for key in columns if Measure(key).adds_up]
     valid = run.diverged_in is None
     return {
         "group": None if group is None else group.label,
-        **{key: run.named.get(key) for key in tags},
+        **told,
         "seed": run.seed,
         "state": "no round finished" if group is None else run.state,
-        "repeats": str(group.twins[run.folder].folder) if group is not None and repeated else None,
+        "repeats": str(twin.folder) if group is not None and (twin := group.twins.get(run.folder)) else None,
         "rounds": run.rounds,
         "rounds_done": run.rows[-1]["round"] if run.rows else 0,
         "diverged_in_round": run.diverged_in,

@@ -1,5 +1,4 @@
-"""Figures across runs: learning curves with bands, against rounds, bytes and time; final values; the effect of a setting.
-"""
+"""Figures across runs: learning curves with bands, against rounds, bytes and time; and final values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +6,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-from fsl.simulations.against import Response
 from fsl.simulations.compare import Comparison, Figure, Group
 from fsl.simulations.measures import BYTES, Measure, is_number
 from fsl.simulations.records import Record
@@ -21,9 +19,8 @@ if TYPE_CHECKING:
 
 _WIDE = 20  # an axis over which the ends of the curves are this far apart is logarithmic
 _MAX_POINTS = 40
-_MAX_TICKS = 8
 _TEST = ("accuracy", "loss")
-_LONG = 34  # characters; longer names go below the figure
+LONG = 34  # characters; longer names go below the figure
 
 
 Progress = Callable[[Record], list[float] | None]  # what a run had spent after each of its rounds
@@ -55,7 +52,6 @@ def pictures(comparison: Comparison) -> list[Picture]:
         _curves(comparison, "bytes", "sent so far", _sums(*BYTES), BYTE_UNITS),
         _curves(comparison, "time", "simulated time so far", _sums("sim_seconds"), TIME_UNITS),
         _final(comparison),
-        draw_response(comparison),
     ]
     return [picture for picture in found if picture is not None]
 
@@ -104,7 +100,7 @@ def _curves(
         x_label = f"{x_label} ({unit})"
     what = measure.title
     against = {"learning": "by round", "bytes": "against bytes sent", "time": "against simulated time"}[name]
-    beside = max(len(curve.label) for curve in curves) <= _LONG
+    beside = max(len(curve.label) for curve in curves) <= LONG
     height = 4.8 if beside else 4.8 + 0.19 * len(curves)
     figure, axes = new_figure(f"{capital(what)} {against}", height, width=9.0)
     for curve in curves:
@@ -129,7 +125,7 @@ def _curves(
         axes.set_xscale("log")
     elif units is None:
         _whole_rounds(axes)
-    _legend(figure, axes, "mean ± standard deviation over runs" if banded else "", beside)
+    legend_of(figure, axes, "mean ± standard deviation over runs" if banded else "", beside)
     return Picture(name, figure, f"{capital(what)} {against}, one line per group: {_listed(curves)}", remark)
 
 
@@ -140,9 +136,7 @@ def _curve(group: Group, style: Style, metric: str, scale: float, x_of: Progress
         xs = x_of(record)
         if xs is None:
             continue
-        points.append(
-            {row["round"]: (x, row[metric]) for row, x in zip(record.rows, xs) if is_number(row.get(metric))}
-        )
+        points.append({row["round"]: (x, row[metric]) for row, x in zip(record.rows, xs) if is_number(row.get(metric))})
     rounds = sorted(set.intersection(*map(set, points))) if points else []
     if not rounds:
         return None
@@ -185,52 +179,13 @@ def _final(comparison: Comparison) -> Picture | None:
         reach = reach_of([spread], scale)
         axes.errorbar([scale * spread.mean], [place], xerr=reach, fmt="o", color=color, capsize=4, label=mean_label)
         runs_label = mean_label = "_"  # once in the legend
-    axes.set_yticks(range(len(known)), [_cut(group.label) for group, _ in known], parse_math=False)
+    axes.set_yticks(range(len(known)), [cut(group.label) for group, _ in known], parse_math=False)
     axes.set_ylim(len(known) - 0.4, -0.6)
     axes.set_xlabel(label)
     axes.grid(False, axis="y")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
     names = "; ".join(f"{group.label} {scale * spread.mean:.4g}" for group, spread in known)
     return Picture("final", figure, f"{capital(what)} of each group: {names}", remark)
-
-
-def draw_response(comparison: Comparison) -> Picture | None:
-    """The metric against a setting: every run as a small dot, means with their 95 % intervals, a line a series."""
-    response = comparison.response
-    if response is None:
-        return None
-    drawn = response.series[: len(STYLES)]
-    scale, label = comparison.measure.axis(value for point in response.points for value in point.values)
-    beside = max(len(series.label) for series in drawn) <= _LONG
-    height = 4.8 if beside else 4.8 + 0.19 * len(drawn)
-    title = f"{capital(comparison.measure.heading.removesuffix(' (%)'))} against {response.setting}"
-    figure, axes = new_figure(title, height, width=9.0)
-    for series, style in zip(drawn, STYLES):
-        dots = [(point.x, scale * value) for point in series.points for value in point.values]
-        axes.plot(*zip(*dots), linestyle="none", marker=".", markersize=5, color=style.color, alpha=0.55)
-        axes.errorbar(
-            [point.x for point in series.points],
-            [scale * point.spread.mean for point in series.points],
-            yerr=reach_of([point.spread for point in series.points], scale),
-            label=series.label,
-            color=style.color,
-            linestyle=style.linestyle if response.numeric else "none",
-            marker=style.marker,
-            markersize=style.markersize,
-            capsize=4,
-            linewidth=2,
-        )
-    _setting_axis(axes, response)
-    axes.set_ylabel(label)
-    _legend(figure, axes, "mean with 95 % interval; a dot is a run", beside)
-    remarks = [response.remark] if response.remark else []
-    if len(drawn) < len(response.series):
-        remarks.append(f"Drawn are {len(drawn)} of {len(response.series)} groups; the table has all.")
-    alt = "; ".join(
-        f"{series.label}: {', '.join(f'{p.text} gives {scale * p.spread.mean:.4g}' for p in series.points)}"
-        for series in drawn
-    )
-    return Picture("against", figure, f"{title}, one line per group: {alt}", " ".join(remarks))
 
 
 def reach_of(spreads: Sequence[Spread], scale: float) -> list[list[float]] | None:
@@ -245,19 +200,6 @@ def reach_of(spreads: Sequence[Spread], scale: float) -> list[list[float]] | Non
 def capital(text: str) -> str:
     """With a capital letter in front, the rest as it is."""
     return text[:1].upper() + text[1:]
-
-
-def _setting_axis(axes: "Axes", response: Response) -> None:
-    """The setting's values as ticks, where there is room for them."""
-    texts = {point.x: point.text for point in response.points}
-    if response.logarithmic:
-        axes.set_xscale("log")
-    if len(texts) <= _MAX_TICKS or not response.numeric:
-        axes.set_xticks(list(texts), [_cut(text, 20) for text in texts.values()], parse_math=False)
-        axes.set_xticks([], minor=True)
-    if not response.numeric:
-        axes.set_xlim(-0.5, len(texts) - 0.5)
-    axes.set_xlabel(response.setting, parse_math=False)
 
 
 def _chosen(comparison: Comparison, limit: int) -> tuple[list[Group], str]:
@@ -278,12 +220,12 @@ def _chosen(comparison: Comparison, limit: int) -> tuple[list[Group], str]:
     return [group for group in drawable if any(group is other for other in best)], remark
 
 
-def _legend(figure: "matplotlib_figure.Figure", axes: "Axes", title: str, beside: bool) -> None:
+def legend_of(figure: "matplotlib_figure.Figure", axes: "Axes", title: str, beside: bool) -> None:
     """Beside the axes, or below them where names are long; never on data."""
     handles, names = axes.get_legend_handles_labels()
     legend = figure.legend(
         handles,
-        [_cut(name, 100) for name in names],
+        [cut(name, 100) for name in names],
         loc="outside right upper" if beside else "outside lower left",
         frameon=False,
         handlelength=4,
@@ -301,7 +243,7 @@ def _whole_rounds(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _cut(label: str, length: int = 60) -> str:
+def cut(label: str, length: int = 60) -> str:
     return label if len(label) <= length else f"{label[: length - 1]}…"
 
 

@@ -135,15 +135,11 @@ def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _averaged(
-    wholes: Sequence[Settings], by: Sequence[str], kinds: Sequence[Settings]
-) -> tuple[dict[str, str], bool]:
+def _averaged(wholes: Sequence[Settings], by: Sequence[str], kinds: Sequence[Settings]) -> tuple[dict[str, str], bool]:
     """What differs within groups, with its values; and whether groups have the same mix of these."""
     words = Words(wholes)
     within = [[whole for whole in wholes if _only(whole, by) == kind] for kind in kinds]
-    keys = [
-        key for key in varied(wholes) if key not in by and any(words.differs(key, members) for members in within)
-    ]
+    keys = [key for key in varied(wholes) if key not in by and any(words.differs(key, members) for members in within)]
     mixes = [
         sorted({" ".join(words.value(key, each[key]) if key in each else "-" for key in keys) for each in members})
         for members in within

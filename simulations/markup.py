@@ -74,10 +74,10 @@ def markdown(table: Table, title: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell: a lone hyphen is a dash, a negative number has a minus sign. A bracket at a row's start is text."""
+    r"""A cell: a lone hyphen is a dash, a negative number has a minus sign. What `\\` would take is text."""
     escaped = "--" if text == "-" else _tex(text)
     signed = re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)
-    return f"{{{signed}}}" if signed.startswith("[") else signed
+    return f"{{{signed}}}" if signed.startswith(("[", "*")) else signed
 
 
 def _tex(text: str) -> str:

@@ -30,7 +30,9 @@ class Rank:
     def words(self) -> str:
         """For a reader of the report."""
         which = "of the best round" if self.best_round else "of the last round"
-        return f"Trials of a search, best first: {self.metric} {which}, {'maximized' if self.maximize else 'minimized'}."
+        return (
+            f"Trials of a search, best first: {self.metric} {which}, {'maximized' if self.maximize else 'minimized'}."
+        )
 
 
 def ranked(records: Sequence[Record]) -> Rank | None:

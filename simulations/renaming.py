@@ -67,10 +67,7 @@ class Names:
         return self._new.get(label, rebuilt), new
 
     def _read(self, renames: Renames) -> list[tuple[str, str]]:
-        if isinstance(renames, Mapping):
-            found = list(renames.items())
-        else:
-            found = [self._split(text) for text in renames]
+        found = list(renames.items()) if isinstance(renames, Mapping) else [self._split(text) for text in renames]
         for old, new in found:
             if not new.strip():
                 raise ConfigError(f"--rename {old}={new}: the new name is empty; give OLD=NEW")

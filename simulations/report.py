@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from fsl.simulations.arguments import Parser
 from fsl.simulations.attacked import attacks_csv, attacks_table, reconstructions
 from fsl.simulations.compare import Comparison, compare
+from fsl.simulations.console import print_table
 from fsl.simulations.csv_tables import against_csv, groups_csv, paired_csv, runs_csv
 from fsl.simulations.curves import pictures
 from fsl.simulations.markup import in_markup
@@ -20,6 +20,7 @@ from fsl.simulations.page import page
 from fsl.simulations.ranked import ranked
 from fsl.simulations.records import read_runs
 from fsl.simulations.renaming import Renames
+from fsl.simulations.response_figure import draw_response
 from fsl.simulations.spent import privacy_csv, privacy_table
 from fsl.simulations.tables import Table, against_table, groups_table, paired_table
 
@@ -28,8 +29,6 @@ from fsl.files import write_text
 from fsl.plotting import FORMATS, check_formats, save_figure
 from fsl.runfolder import RunFolder
 
-_WIDTH = 10_000  # of a table that goes to a file or pipe: no line is broken
-_BETWEEN = 3  # characters between two columns
 _FORMS = ("table", "latex", "markdown")
 _FIGURES = ("learning", "bytes", "time", "final", "against", "reconstructed-*")
 _PARTS = ("paired.csv", "against.csv", "privacy.csv", "attacks.csv")  # that not every report has
@@ -96,7 +95,8 @@ def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
 
 
 def _write(comparison: Comparison, out: Path, title: str, formats: Sequence[str]) -> None:
-    drawn = [*pictures(comparison), *reconstructions(comparison)]
+    effect = draw_response(comparison)
+    drawn = [*pictures(comparison), *([] if effect is None else [effect]), *reconstructions(comparison)]
     tables, said = tables_of(comparison), notes(comparison)
     parts = {
         "paired.csv": paired_csv(comparison),
@@ -197,8 +197,8 @@ def command(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fsl-report",
-        description="Compare runs: tables, CSV files, and one HTML page with figures. Runs are grouped by the settings, "
-        "names and tags that differ, seeds apart.",
+        description="Compare runs: tables, CSV files, and one HTML page with figures. Runs are grouped by the settings "
+        "that differ, names and tags among them, seeds apart.",
         allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run or a sweep, searched below")
@@ -222,39 +222,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_tables(comparison: Comparison) -> None:
-    _print_table(groups_table(comparison), "")
+    print_table(groups_table(comparison), "")
     metric = comparison.measure.heading.removesuffix(" (%)")
     if (spent := privacy_table(comparison)) is not None:
-        _print_table(spent, "what was spent against whom, of the worst run and device")
+        print_table(spent, "what was spent against whom, of the worst run and device")
     if (attacked := attacks_table(comparison)) is not None:
-        _print_table(attacked, "utility, epsilon, and what attacks found")
+        print_table(attacked, "utility, epsilon, and what attacks found")
     if (paired := paired_table(comparison)) is not None:
-        _print_table(paired, f"{metric}, seed by seed, against {comparison.baseline}")
+        print_table(paired, f"{metric}, seed by seed, against {comparison.baseline}")
     if comparison.response is not None and (against := against_table(comparison)) is not None:
-        _print_table(against, f"{metric} against {comparison.response.setting}")
-
-
-def _print_table(data: Table, title: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    widths = [
-        max(len(word) for word in (*head.split(" "), *cells))
-        for head, *cells in zip(data.head, *data.rows, strict=True)
-    ]
-    needed = accumulate(width + _BETWEEN for width in widths)
-    shown = max(data.names + 2, sum(end < console.width for end in needed))  # names, runs and the first figure at least
-    table = RichTable(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
-    for i, (head, width) in enumerate(list(zip(data.head, widths))[:shown]):
-        table.add_column(Text(head), justify="right" if i >= data.names else "left", min_width=width, overflow="fold")
-    for row in data.rows:
-        table.add_row(*map(Text, row[:shown]))
-    console.print(table)
-    if shown < len(data.head):
-        print(f"This terminal is too narrow for: {', '.join(data.head[shown:])}; they are on the page.")
+        print_table(against, f"{metric} against {comparison.response.setting}")
 
 
 def _say(error: BaseException, code: int) -> int:

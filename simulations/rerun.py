@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_OWN_FOLDER = ("resume", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # where it lies; not what it computes
+_OWN_FOLDER = (
+    "resume",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+)  # where it lies; not what it computes
 _SWEEP = ("-m", "--multirun")
 
 

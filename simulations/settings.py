@@ -109,9 +109,7 @@ def differing_numbers(groups: Sequence[Settings]) -> list[dict[str, Any]]:
     words = Words(groups)
     found = []
     for group, keys in zip(groups, words.telling()):
-        shown = words.values(group, keys)
-        raw = {words.name(key): group[source] for key, source in keys.items() if _is_number(group[source])}
-        found.append({**shown, **raw})
+        found.append({words.name(key): words.number(source, group[source]) for key, source in keys.items()})
     return found
 
 
@@ -120,7 +118,7 @@ def labels(groups: Sequence[Settings]) -> list[str]:
     found = [" ".join(f"{key}={value}" for key, value in shown.items()) for shown in differing(groups)]
     if len(groups) == 1:
         strategy = groups[0].get("strategy")
-        return [f"strategy={_short(strategy)}" if strategy else "all runs"]
+        return [f"strategy={_short('strategy', strategy)}" if strategy else "all runs"]
     return [
         f"{label or 'as configured'} #{found[: i + 1].count(label)}" if found.count(label) > 1 else label or "others"
         for i, label in enumerate(found)
@@ -157,6 +155,10 @@ class Words:
         if isinstance(value, list):
             return ",".join(map(str, value)) or "none"
         return str(value)
+
+    def number(self, key: str, value: Any) -> Any:
+        """A setting's value for CSV: a number as it is, else its text; "" for what is not set."""
+        return value if _is_number(value) else "" if value is None else self.value(key, value)
 
     def differs(self, key: str, groups: Sequence[Settings]) -> bool:
         """Whether a setting has several values in these groups."""

@@ -2,16 +2,28 @@
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import optuna
+from fsl.simulations.console import print_table
+from fsl.simulations.csv_tables import csv_text
+from fsl.simulations.measures import NOTHING, Measure
 from fsl.simulations.study import Study
+from fsl.simulations.tables import Table
 from fsl.simulations.trial import Report, TrialProcess, TrialResult, TrialTask, run_trial
 from optuna.trial import FrozenTrial, TrialState
 
+from fsl.files import write_text
+
+TABLE = "trials.csv"
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_WORDS = {state: word for word, state in _STATES.items()} | {
+    TrialState.RUNNING: "interrupted",
+    TrialState.WAITING: "not begun",
+}
+_SHOWN = 20  # trials on the terminal
 
 
 class Trials:
@@ -51,6 +63,13 @@ class Trials:
         """Print what came out; returns the exit code."""
         trials, best = self._study.trials, self._study.best()
         numbers = (f"{sum(t.state is state for t in trials)} {name}" for name, state in _STATES.items())
+        print_table(
+            self._table(self._study.best_first()[:_SHOWN]),
+            "best first",
+            f"in {os.path.relpath(self._study.folder / TABLE)}",
+        )
+        if len(trials) > _SHOWN:
+            print(f"The other {len(trials) - _SHOWN} are in {os.path.relpath(self._study.folder / TABLE)}.")
         print(f"{len(trials)} trials: {', '.join(numbers)}; results: {os.path.relpath(self._study.folder)}")
         if best is None:
             return self._say("no trial ran to its end", 1)
@@ -58,6 +77,38 @@ class Trials:
         print(f"results: {os.path.relpath(self._folder(best))}")
         print(f"run it again: {shlex.join(['fsl-simulate', *self._overrides(best)])}")
         return 0
+
+    def write_table(self) -> None:
+        """All trials in `trials.csv`, best first, numbers as they are."""
+        metric = self._study.settings.metric
+        lines = [
+            {
+                "trial": trial.number,
+                metric: trial.value if trial.state is TrialState.COMPLETE else None,
+                **self._study.drawn(trial),
+                "state": _WORDS[trial.state],
+                "reason": trial.user_attrs.get("reason", ""),
+                "folder": str(self._folder(trial)),
+            }
+            for trial in self._study.best_first()
+        ]
+        write_text(self._study.folder / TABLE, csv_text(lines))
+
+    def _table(self, trials: Sequence[FrozenTrial]) -> Table:
+        metric = Measure(self._study.settings.metric)
+        rows = [
+            (
+                str(trial.number),
+                metric.words(trial.value)
+                if trial.state is TrialState.COMPLETE and trial.value is not None
+                else NOTHING,
+                *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in self._study.drawn(trial).values()),
+                _WORDS[trial.state],
+            )
+            for trial in trials
+        ]
+        score = f"{metric.key}{' (%)' if metric.share else ''}"
+        return Table(("trial", score, *self._study.space.parameters, "state"), tuple(rows))
 
     def _next(self, count: int) -> optuna.Trial | None:
         if self._interrupted:
