@@ -67,7 +67,9 @@ def respond(records: Sequence[Record], setting: str, metric: str, by: Sequence[s
     if len(values) < 2:
         which = f"has the value {values[0]} in all runs" if values else "has no value in runs"
         differ = ", ".join(name for name in varied(settings) if name != key) or "none but the seed"
-        raise ConfigError(f"--against {setting}: it {which} that have a {metric}; settings that differ are: {differ}")
+        raise ConfigError(
+            f"--against {setting}: it {which} with a number of {metric}; settings that differ are: {differ}"
+        )
     words = Words(settings)
     rest = [{name: value for name, value in g.settings.items() if name != key} for g in known]
     kinds = [each for i, each in enumerate(rest) if each not in rest[:i]]

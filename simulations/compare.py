@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from fsl.simulations.against import Response, respond
-from fsl.simulations.groups import Figure, Group, grouped, settings_of, whole_key
+from fsl.simulations.groups import Figure, Group, grouped, settings_of, texts_of, whole_key
 from fsl.simulations.measures import ALL_BYTES, BYTES, Measure, is_number, numbers_of
 from fsl.simulations.ranked import Rank
 from fsl.simulations.records import Record
@@ -115,7 +115,7 @@ def compare(
     response = None if against is None else respond(records, against, metric, keys)
     if rank is not None:
         grouping = replace(grouping, groups=_sorted(grouping.groups, rank))
-    names = Names(grouping.groups, {**grouping.shared, **grouping.averaged}, rename)
+    names = Names(grouping.groups, texts_of(settings), rename)
     groups = names.groups
     no_target = (None, "no run has an accuracy, so there is no target")
     chosen, reason = _target(groups, target) if accurate else no_target
@@ -137,7 +137,10 @@ def compare(
         idle=tuple(idle),
         unreadable=tuple(unreadable),
         costs=costs,
-        averaged=names.settings(grouping.averaged),
+        averaged={
+            names.setting(key): ", ".join(names.value(key, value) for value in values)
+            for key, values in grouping.averaged.items()
+        },
         by=None if keys is None else tuple(names.setting(Words(settings).name(key)) for key in keys),
         uneven=grouping.uneven,
         response=None if response is None else names.response(response),

@@ -68,7 +68,7 @@ def runs_csv(comparison: Comparison) -> str:
         chosen = {f"setting.{words.name(key)}": words.number(key, known.get(key)) for key in keys}
         lines.append(_run(run, columns, {key: run.named.get(key) for key in tags} | chosen, group))
     unknown = dict.fromkeys([*tags, *(f"setting.{words.name(key)}" for key in keys)])
-    return csv_text([*lines, *(_run(run, columns, unknown | run.named, None) for run in comparison.idle)])
+    return csv_text([*lines, *(_run(run, columns, unknown | dict(run.named), None) for run in comparison.idle)])
 
 
 def paired_csv(comparison: Comparison) -> str:

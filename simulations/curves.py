@@ -244,6 +244,7 @@ def _whole_rounds(axes: "Axes") -> None:
 
 
 def cut(label: str, length: int = 60) -> str:
+    """A label that is not too long for its place."""
     return label if len(label) <= length else f"{label[: length - 1]}…"
 
 

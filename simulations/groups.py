@@ -66,7 +66,7 @@ class Grouping:
 
     groups: tuple[Group, ...]
     shared: Mapping[str, str]
-    averaged: Mapping[str, str]
+    averaged: Mapping[str, tuple[str, ...]]
     uneven: bool  # whether groups have different values of what differs within them
 
 
@@ -117,25 +117,36 @@ def whole_key(text: str, settings: Sequence[Settings], option: str) -> str:
     raise ConfigError(f"{option} {text}: no run has this setting, name or tag; those that differ are: {known}")
 
 
+def texts_of(settings: Sequence[Settings]) -> list[tuple[str, str]]:
+    """Each setting with each of its values, as a report writes them."""
+    words = Words(_distinct(settings))
+    return list(
+        dict.fromkeys(
+            (words.name(key), words.value(key, each[key])) for each in settings for key in words.keys if key in each
+        )
+    )
+
+
 def varied(settings: Sequence[Settings]) -> list[str]:
-    """The whole keys of the settings that differ."""
-    words = Words(settings)
-    return [key for key in words.keys if words.differs(key, settings)]
+    """The whole keys of the settings that tell runs apart; an option of one strategy alone only if it differs there."""
+    return list(dict.fromkeys(key for keys in Words(_distinct(settings)).telling() for key in keys.values()))
 
 
 def _only(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
     return {key: settings[key] for key in keys if key in settings}
 
 
-def _distinct(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _distinct(settings: Sequence[Settings]) -> list[Settings]:
+    found: list[Settings] = []
     for each in settings:
         if each not in found:
             found.append(each)
     return found
 
 
-def _averaged(wholes: Sequence[Settings], by: Sequence[str], kinds: Sequence[Settings]) -> tuple[dict[str, str], bool]:
+def _averaged(
+    wholes: Sequence[Settings], by: Sequence[str], kinds: Sequence[Settings]
+) -> tuple[dict[str, tuple[str, ...]], bool]:
     """What differs within groups, with its values; and whether groups have the same mix of these."""
     words = Words(wholes)
     within = [[whole for whole in wholes if _only(whole, by) == kind] for kind in kinds]
@@ -145,7 +156,7 @@ def _averaged(wholes: Sequence[Settings], by: Sequence[str], kinds: Sequence[Set
         for members in within
     ]
     values = {
-        words.name(key): ", ".join(dict.fromkeys(words.value(key, each[key]) for each in wholes if key in each))
+        words.name(key): tuple(dict.fromkeys(words.value(key, each[key]) for each in wholes if key in each))
         for key in keys
     }
     return values, any(mix != mixes[0] for mix in mixes)
@@ -172,4 +183,14 @@ def _group(
             parts["counted" if record.state == "finished" else record.state].append(record)
     for runs in parts.values():
         runs.sort(key=lambda r: (r.seed is None, r.seed or 0))
-    return Group(label, shown, numbers, settings, **{name: tuple(runs) for name, runs in parts.items()}, twins=twins)
+    return Group(
+        label,
+        shown,
+        numbers,
+        settings,
+        counted=tuple(parts["counted"]),
+        diverged=tuple(parts["diverged"]),
+        unfinished=tuple(parts["unfinished"]),
+        repeated=tuple(parts["repeated"]),
+        twins=twins,
+    )

@@ -14,13 +14,13 @@ Renames = Mapping[str, str] | Sequence[str]  # {OLD: NEW}, or texts OLD=NEW
 class Names:
     """New names for groups (by their label), settings, and values (`SGLR`, or `strategy=SGLR`).
 
-    ConfigError for an old name that nothing has, and for new ones that would make two things one. `settings` are those
-    beside the ones that tell groups apart, with their values.
+    ConfigError for an old name that nothing has, and for new ones that would make two things one. `settings` has
+    every setting of the runs with each of its values.
     """
 
-    def __init__(self, groups: Sequence[Group], settings: Mapping[str, str], renames: Renames):
+    def __init__(self, groups: Sequence[Group], settings: Sequence[tuple[str, str]], renames: Renames):
         shown = [(key, value) for group in groups for key, value in _shown(group).items()]
-        pairs = list(dict.fromkeys([*shown, *settings.items()]))
+        pairs = list(dict.fromkeys([*shown, *settings]))
         self._labels = {group.label for group in groups}
         self._known = self._labels | {name for pair in pairs for name in (*pair, "=".join(pair))}
         self._new: dict[str, str] = {}

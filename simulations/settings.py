@@ -150,8 +150,8 @@ class Words:
         if isinstance(value, bool) or value is None:
             return {True: "true", False: "false", None: "none"}[value]
         if isinstance(value, float):
-            others = {other for group in self.groups if isinstance(other := group.get(key), float)}
-            return f"{value:g}" if [f"{other:g}" for other in others].count(f"{value:g}") == 1 else repr(value)
+            numbers = {other for group in self.groups if isinstance(other := group.get(key), float)}
+            return f"{value:g}" if [f"{number:g}" for number in numbers].count(f"{value:g}") == 1 else repr(value)
         if isinstance(value, list):
             return ",".join(map(str, value)) or "none"
         return str(value)

@@ -50,13 +50,12 @@ def paired_table(comparison: Comparison) -> Table | None:
     rows = []
     names = names_of(comparison)
     groups = {group.label: group for group in comparison.groups}
-    points = comparison.measure.share
+    measure = comparison.measure
     for pair in comparison.paired:
-        scale, form = (100, "{:+.2f}".format) if points else (1, "{:+.4g}".format)
-        mean, low, high = (form(scale * (value or 0.0)) for value in _of(pair.difference))
+        mean, low, high = (_difference(measure, value or 0.0) for value in _of(pair.difference))
         name = [column.cell(groups[pair.label]) for column in names]
         rows.append((*name, str(len(pair.seeds)), mean, f"[{low}, {high}]", _p(pair.p), _p(pair.p_holm)))
-    difference = f"mean difference ({'points' if points else comparison.measure.title})"
+    difference = f"mean difference ({'points' if measure.share else measure.title})"
     head = (*(c.head for c in names), "shared seeds", difference, "95 % interval", "p", "p (Holm)")
     return Table(head, tuple(rows), len(names))
 
@@ -157,6 +156,12 @@ def _costs(comparison: Comparison) -> list[_Column]:
 
 def _of(spread: Spread) -> tuple[float, float | None, float | None]:
     return spread.mean, spread.low, spread.high
+
+
+def _difference(measure: Measure, value: float) -> str:
+    if measure.share:
+        return f"{100 * value:+.2f}"
+    return f"{'-' if value < 0 else '+'}{measure.words(abs(value))}" if measure.adds_up else f"{value:+.4g}"
 
 
 def _p(value: float | None) -> str:

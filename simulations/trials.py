@@ -80,12 +80,11 @@ class Trials:
 
     def write_table(self) -> None:
         """All trials in `trials.csv`, best first, numbers as they are."""
-        metric = self._study.settings.metric
         lines = [
             {
                 "trial": trial.number,
-                metric: trial.value if trial.state is TrialState.COMPLETE else None,
-                **self._study.drawn(trial),
+                self._study.settings.metric: _value(trial),
+                **{key: trial.params.get(key) for key in self._study.space.parameters},
                 "state": _WORDS[trial.state],
                 "reason": trial.user_attrs.get("reason", ""),
                 "folder": str(self._folder(trial)),
@@ -96,19 +95,15 @@ class Trials:
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Table:
         metric = Measure(self._study.settings.metric)
-        rows = [
-            (
-                str(trial.number),
-                metric.words(trial.value)
-                if trial.state is TrialState.COMPLETE and trial.value is not None
-                else NOTHING,
-                *(f"{v:.6g}" if isinstance(v, float) else str(v) for v in self._study.drawn(trial).values()),
-                _WORDS[trial.state],
-            )
-            for trial in trials
-        ]
-        score = f"{metric.key}{' (%)' if metric.share else ''}"
-        return Table(("trial", score, *self._study.space.parameters, "state"), tuple(rows))
+        rows = []
+        for trial in trials:
+            value = _value(trial)
+            drawn = (trial.params.get(key, NOTHING) for key in self._study.space.parameters)
+            shown = (f"{each:.6g}" if isinstance(each, float) else str(each) for each in drawn)
+            score = NOTHING if value is None else metric.words(value)
+            rows.append((str(trial.number), score, *shown, _WORDS[trial.state]))
+        head = f"{metric.key}{' (%)' if metric.share else ''}"
+        return Table(("trial", head, *self._study.space.parameters, "state"), tuple(rows))
 
     def _next(self, count: int) -> optuna.Trial | None:
         if self._interrupted:
@@ -151,3 +146,7 @@ class Trials:
 
     def _folder(self, trial: optuna.Trial | FrozenTrial) -> Path:
         return self._study.folder / f"trial-{trial.number}"
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    return trial.value if trial.state is TrialState.COMPLETE else None
