@@ -61,7 +61,10 @@ def respond(records: Sequence[Record], setting: str, metric: str, by: Sequence[s
     """The metric against a setting, name or tag; ConfigError where it does not differ between runs that count."""
     settings = settings_of(records)
     key = whole_key(setting, settings, "--against")
-    groups = grouped(records, None if by is None else [*(name for name in by if name != key), key]).groups
+    # An option of the setting's own (strategy.phi) would be a series of its own for each of its values.
+    named = list(dict.fromkeys(name for each in settings for name in each)) if by is None else by
+    grouping = grouped(records, [*(n for n in named if n != key and not n.startswith(f"{key}.")), key])
+    groups = grouping.groups
     known = [g for g in groups if key in g.settings and g.spread(Figure(metric)) is not None]
     values = list({repr(g.settings[key]): g.settings[key] for g in known}.values())
     if len(values) < 2:
@@ -85,10 +88,22 @@ def respond(records: Sequence[Record], setting: str, metric: str, by: Sequence[s
                 text = words.value(key, value)
                 points.append(_point(group, metric, float(values.index(value)) if x is None else x, text, value))
         series.append(Series(label, shown, tuple(sorted(points, key=lambda point: point.x))))
-    left = sum(len(g.runs) for g in groups if key not in g.settings)
     name = words.name(key)
-    remark = f"{left} run{' has' if left == 1 else 's have'} no {name}, and {'is' if left == 1 else 'are'} left out."
-    return Response(name, metric, tuple(series), numeric, remark if left else "")
+    return Response(name, metric, tuple(series), numeric, _remark(groups, key, name, grouping.averaged))
+
+
+def _remark(groups: Sequence[Group], key: str, name: str, averaged: Mapping[str, Sequence[str]]) -> str:
+    """What a reader must know of runs that are left out, and of what means are over."""
+    said = []
+    left = sum(len(g.runs) for g in groups if key not in g.settings)
+    if left:
+        said.append(
+            f"{left} run{' has' if left == 1 else 's have'} no {name}, and {'is' if left == 1 else 'are'} left out."
+        )
+    if averaged:
+        over = "; ".join(f"{other} ({', '.join(values)})" for other, values in averaged.items())
+        said.append(f"Against {name}, means are over what else differs, too: {over}.")
+    return " ".join(said)
 
 
 def _labels(kinds: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -226,7 +226,7 @@ def legend_of(figure: "matplotlib_figure.Figure", axes: "Axes", title: str, besi
     legend = figure.legend(
         handles,
         [cut(name, 100) for name in names],
-        loc="outside right upper" if beside else "outside lower left",
+        loc="outside right center" if beside else "outside lower left",
         frameon=False,
         handlelength=4,
         title=title or None,

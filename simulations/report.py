@@ -14,6 +14,7 @@ from fsl.simulations.console import print_table
 from fsl.simulations.csv_tables import against_csv, groups_csv, paired_csv, runs_csv
 from fsl.simulations.curves import pictures
 from fsl.simulations.markup import in_markup
+from fsl.simulations.measures import numbers_of
 from fsl.simulations.messages import one_line
 from fsl.simulations.notes import notes
 from fsl.simulations.page import page
@@ -57,22 +58,26 @@ def report(
     """
     tops, into = _paths(folders, "folders"), _paths(out, "out")[0]
     _check_types(target=target, baseline=baseline, title=title, metric=metric, against=against, rename=rename)
+    keys = None if by is None else _texts(by, "by")
     formats = check_formats(_texts(figures, "figures"), "--figures")
     run = RunFolder(into)
     if run.metrics_path.exists() or run.checkpoint.exists():
         raise ConfigError(f"--out {into}: this is the folder of a run, which has figures of its own; choose another")
     found = read_runs(tops)
+    rank = ranked(found.records)
+    if rank is not None and metric is None and rank.metric in numbers_of(row for r in found.records for row in r.rows):
+        metric = rank.metric  # what the trials were chosen by
     comparison = compare(
         found.records,
         target,
         baseline,
         found.idle,
         found.unreadable,
-        by=None if by is None else _texts(by, "by"),
+        by=keys,
         metric=metric,
         against=against,
         rename=rename,
-        rank=ranked(found.records),
+        rank=rank,
     )
     _write(comparison, into, title, formats)
     return comparison

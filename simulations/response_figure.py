@@ -1,5 +1,7 @@
 """The figure of a metric against a setting."""
 
+import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fsl.simulations.against import Response
@@ -11,14 +13,12 @@ from fsl.plotting import STYLES, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MAX_TICKS = 8
-_ASIDE = 9  # points between series at one value
+_ROOM = 0.02  # of the axis, for a character of a value
+_ASIDE = 0.016  # of the axis, between series at one value
 
 
 def draw_response(comparison: Comparison) -> Picture | None:
     """The metric against a setting: every run as a small dot, means with their 95 % intervals, a line a series."""
-    from matplotlib.transforms import offset_copy
-
     response = comparison.response
     if response is None:
         return None
@@ -30,19 +30,11 @@ def draw_response(comparison: Comparison) -> Picture | None:
     figure, axes = new_figure(title, height, width=9.0)
     for i, (series, style) in enumerate(zip(drawn, STYLES)):
         # Side by side: intervals of several series at one value would hide each other, and these the runs.
-        aside = _ASIDE * (i - (len(drawn) - 1) / 2)
-        dots = [(point.x, scale * value) for point in series.points for value in point.values]
-        axes.plot(
-            *zip(*dots),
-            linestyle="none",
-            marker="o",
-            markersize=4,
-            markerfacecolor="none",
-            color=style.color,
-            transform=offset_copy(axes.transData, figure, x=aside + _ASIDE / 2, units="points"),
-        )
+        aside = i - (len(drawn) - 1) / 2
+        dots = [(_moved(point.x, response, aside + 0.4), scale * v) for point in series.points for v in point.values]
+        axes.plot(*zip(*dots), linestyle="none", marker="o", markersize=4, markerfacecolor="none", color=style.color)
         axes.errorbar(
-            [point.x for point in series.points],
+            [_moved(point.x, response, aside) for point in series.points],
             [scale * point.spread.mean for point in series.points],
             yerr=reach_of([point.spread for point in series.points], scale),
             label=series.label,
@@ -53,11 +45,10 @@ def draw_response(comparison: Comparison) -> Picture | None:
             capsize=4,
             linewidth=2,
             elinewidth=1.2,
-            transform=offset_copy(axes.transData, figure, x=aside, units="points"),
         )
     _setting_axis(axes, response)
     axes.set_ylabel(label)
-    legend_of(figure, axes, "mean with 95 % interval; a small circle is a run", beside)
+    legend_of(figure, axes, "mean, 95 % interval, and runs (small)", beside)
     remarks = [response.remark] if response.remark else []
     if len(drawn) < len(response.series):
         remarks.append(f"Drawn are {len(drawn)} of {len(response.series)} groups; the table has all.")
@@ -68,13 +59,28 @@ def draw_response(comparison: Comparison) -> Picture | None:
     return Picture("against", figure, f"{title}, one line per group: {alt}", " ".join(remarks))
 
 
+def _have_room(xs: list[float], longest: int, logarithmic: bool) -> bool:
+    """Whether a tick for each of these values leaves room for their texts, of so many characters."""
+    places = [math.log(x) for x in xs] if logarithmic else xs
+    return all(after - before >= _ROOM * longest * (places[-1] - places[0]) for before, after in pairwise(places))
+
+
+def _moved(x: float, response: Response, steps: float) -> float:
+    """A place on the axis so many small steps beside this one."""
+    xs = [point.x for point in response.points]
+    low, high = min(xs), max(xs)
+    if response.logarithmic:
+        return x * (high / low) ** (_ASIDE * steps)
+    return x + (high - low) * _ASIDE * steps
+
+
 def _setting_axis(axes: "Axes", response: Response) -> None:
     """The setting's values as ticks, where there is room for them."""
     texts = {point.x: point.text for point in response.points}
     if response.logarithmic:
         axes.set_xscale("log")
     axes.margins(x=0.1)
-    if len(texts) <= _MAX_TICKS or not response.numeric:
+    if not response.numeric or _have_room(sorted(texts), max(map(len, texts.values())), response.logarithmic):
         axes.set_xticks(list(texts), [cut(text, 20) for text in texts.values()], parse_math=False)
         axes.set_xticks([], minor=True)
     if not response.numeric:
