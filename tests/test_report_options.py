@@ -166,9 +166,9 @@ def test_runs_of_other_names_or_tags_are_other_groups_and_repeat_none():
 
 
 def test_a_name_is_shown_as_it_was_given_even_where_it_looks_like_a_class():
-    for name in ("first.Try", "second.Try"):
+    for name in ("first.Try", "second.Other"):
         write_run(Path(f"runs/{name}"), [0.5], summary={"name": name})
-    assert [group.label for group in compared().groups] == ["name=first.Try", "name=second.Try"]
+    assert [group.label for group in compared().groups] == ["name=first.Try", "name=second.Other"]
 
 
 def test_an_unfinished_run_has_its_name_from_the_configuration():
