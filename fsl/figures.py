@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fsl.plotting import BYTE_UNITS, STYLES, TIME_UNITS, new_figure, save_png, unit_for
+from fsl.errors import ConfigError
+from fsl.plotting import (
+    BYTE_UNITS,
+    STYLES,
+    TIME_UNITS,
+    check_formats,
+    new_figure,
+    new_figures,
+    save_figure,
+    save_png,
+    unit_for,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +47,12 @@ _MAX_BARS = 40
 _MAX_ROWS = 100  # of a heat map; more would be thinner than a pixel
 
 
-def run_figures(rows: Rows, folder: Path, title: str) -> list[Path]:
-    """Accuracy, loss, bytes and time by round as PNG files; those of which the rows know nothing are left out."""
+def run_figures(rows: Rows, folder: Path, title: str, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Accuracy, loss, bytes and time by round as files; those of which the rows know nothing are left out.
+
+    `formats`: png, svg, pdf; each figure is written in all of them. ConfigError for another.
+    """
+    formats = check_formats(formats, "formats")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
         "accuracy": _accuracy(rows, title),
@@ -48,9 +63,25 @@ def run_figures(rows: Rows, folder: Path, title: str) -> list[Path]:
     written = []
     for name, figure in drawn.items():
         if figure is not None:
-            save_png(figure, folder / f"{name}.png")
-            written.append(folder / f"{name}.png")
+            for form in formats:
+                path = folder / f"{name}.{form}"
+                save_png(figure, path) if form == "png" else save_figure(figure, path)
+                written.append(path)
     return written
+
+
+def plot(rows: Rows, title: str = "") -> "Figure":
+    """Accuracy and loss by round side by side, as a figure of matplotlib's; one alone where the other is not known.
+
+    Needs no pyplot; `figure.savefig(path)` writes it. ConfigError where the rows have neither.
+    """
+    drawings = [draw for known, draw in ((_accuracies, _draw_accuracy), (_losses, _draw_loss)) if known(rows)]
+    if not drawings:
+        raise ConfigError("there is nothing to plot: no round has an accuracy or a loss; train a round first")
+    figure, places = new_figures(title, len(drawings), width=7.2 if len(drawings) == 1 else 12.0)
+    for axes, draw in zip(places, drawings):
+        draw(axes, rows)
+    return figure
 
 
 def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
@@ -65,11 +96,36 @@ def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
 
 
 def _accuracy(rows: Rows, title: str) -> "Figure | None":
-    lines = _known(_line(rows, "accuracy", "test"), _line(rows, "validation_accuracy", "validation"))
-    spread = {row["round"]: row["accuracy_std"] for row in rows if _is_number(row.get("accuracy_std"))}
-    if not lines:
+    if not _accuracies(rows):
         return None
     figure, axes = new_figure(title)
+    _draw_accuracy(axes, rows)
+    return figure
+
+
+def _loss(rows: Rows, title: str) -> "Figure | None":
+    if not _losses(rows):
+        return None
+    figure, axes = new_figure(title)
+    _draw_loss(axes, rows)
+    return figure
+
+
+def _accuracies(rows: Rows) -> list[Line]:
+    return _known(_line(rows, "accuracy", "test"), _line(rows, "validation_accuracy", "validation"))
+
+
+def _losses(rows: Rows) -> list[Line]:
+    return _known(
+        _line(rows, "train_loss", "training"),
+        _line(rows, "loss", "test"),
+        _line(rows, "validation_loss", "validation"),
+    )
+
+
+def _draw_accuracy(axes: "Axes", rows: Rows) -> None:
+    lines = _accuracies(rows)
+    spread = {row["round"]: row["accuracy_std"] for row in rows if _is_number(row.get("accuracy_std"))}
     _draw(axes, [line.scaled(100) for line in lines], "accuracy (%)")
     if spread and lines[0].name == "test":
         _band(axes, lines[0], spread)
@@ -77,22 +133,13 @@ def _accuracy(rows: Rows, title: str) -> "Figure | None":
     one_round = all(len(line.rounds) == 1 for line in lines)
     low, high = (-2.0, 102.0) if one_round else axes.get_ylim()
     axes.set_ylim(max(low, -2.0), min(high, 102.0))  # room for a marker at 0 and at 100, but no more
-    return figure
 
 
-def _loss(rows: Rows, title: str) -> "Figure | None":
-    lines = _known(
-        _line(rows, "train_loss", "training"),
-        _line(rows, "loss", "test"),
-        _line(rows, "validation_loss", "validation"),
-    )
-    if not lines:
-        return None
-    figure, axes = new_figure(title)
+def _draw_loss(axes: "Axes", rows: Rows) -> None:
+    lines = _losses(rows)
     _draw(axes, lines, "loss (mean over examples)")
     _legend(axes)
     _from_zero(axes, lines)
-    return figure
 
 
 def _bytes(rows: Rows, title: str) -> "Figure | None":

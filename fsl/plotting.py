@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsl.errors import ConfigError
 from fsl.files import write_bytes
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ STYLES = (
     Style("#999933", (0, (9, 2, 2, 2)), "<", 6),
     Style("#6F6F6F", "-", ">", 5),
 )
+FORMATS = ("png", "svg", "pdf")
 BYTE_UNITS: Units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 TIME_UNITS: Units = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -52,33 +54,60 @@ def unit_for(top: float, units: Units) -> tuple[float, str]:
 
 def new_figure(title: str, height: float = 4.2, width: float = 7.2) -> "tuple[Figure, Axes]":
     """A figure with one plot, in inches; its title is text, never mathematics."""
+    figure, (axes,) = new_figures(title, 1, height, width)
+    return figure, axes
+
+
+def new_figures(title: str, plots: int, height: float = 4.2, width: float = 7.2) -> "tuple[Figure, list[Axes]]":
+    """A figure with so many plots side by side, under one title."""
     # The object interface: pyplot would open windows, and keep every figure of a sweep.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    wrapped = textwrap.fill(title, round(76 * width / 7.2), break_on_hyphens=False)
-    figure.suptitle(wrapped, fontsize=12, parse_math=False)
-    axes.grid(True, alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    places = list(figure.subplots(1, plots, squeeze=False)[0])
+    if title:
+        wrapped = textwrap.fill(title, round(76 * width / 7.2), break_on_hyphens=False)
+        figure.suptitle(wrapped, fontsize=12, parse_math=False)
+    for axes in places:
+        axes.grid(True, alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, places
 
 
 def save_png(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_bytes(path, buffer.getvalue())
+    save_figure(figure, path.with_suffix(".png"))
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of the path's ending (one of FORMATS), atomically."""
+    write_bytes(path, to_bytes(figure, path.suffix.removeprefix(".")))
 
 
 def to_svg(figure: "Figure") -> bytes:
     """A figure as SVG that needs no font and is equal for equal data."""
+    return to_bytes(figure, "svg")
+
+
+def to_bytes(figure: "Figure", form: str) -> bytes:
+    """A figure as a file's content, equal for equal data; a PDF has its fonts as text that can be found and edited."""
     from matplotlib import rc_context
 
     buffer = BytesIO()
-    with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path", "pdf.fonttype": 42}):
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        figure.savefig(buffer, format=form, dpi=150, metadata=undated.get(form))
     return buffer.getvalue()
+
+
+def check_formats(formats: Sequence[str], option: str) -> tuple[str, ...]:
+    """These formats once each; ConfigError for one that is none."""
+    for form in formats:
+        if form not in FORMATS:
+            raise ConfigError(f"{option} {form}: a figure is written as {', '.join(FORMATS)}; give one or several")
+    if not formats:
+        raise ConfigError(f"{option}: give one or several of {', '.join(FORMATS)}")
+    return tuple(dict.fromkeys(formats))

@@ -7,10 +7,12 @@ from statistics import fmean
 from typing import Any
 
 from fsl.simulations.compare import Comparison, Figure, Group
+from fsl.simulations.csv_tables import csv_text
 from fsl.simulations.curves import Picture
+from fsl.simulations.measures import NOTHING
 from fsl.simulations.records import Record
 from fsl.simulations.spent import epsilon_of
-from fsl.simulations.tables import NOTHING, Table, csv_text, names_of, percent
+from fsl.simulations.tables import Table, names_of, percent
 
 from fsl.errors import CheckpointError
 
@@ -27,14 +29,14 @@ def attacks_table(comparison: Comparison) -> Table | None:
     spent = [who for who in _EPSILONS if any(epsilon_of(group, who) is not None for group in comparison.groups)]
     head = (
         *(column.head for column in names),
-        *(("final accuracy (%)",) if comparison.metric == "accuracy" else ()),
+        *(("final accuracy (%)",) if comparison.accurate else ()),
         *(f"epsilon: {who}" for who in spent),
         *(f"{attack}: {figure.replace('_', ' ')}" for attack, figure in keys),
     )
     rows = []
     for group in comparison.groups:
         row = [column.cell(group) for column in names]
-        row += [percent(group.spread(Figure("accuracy")))] if comparison.metric == "accuracy" else []
+        row += [percent(group.spread(Figure("accuracy")))] if comparison.accurate else []
         row += [_epsilon(epsilon_of(group, who)) for who in spent]
         row += [_cell(_mean(group, attack, figure)) for attack, figure in keys]
         rows.append(tuple(row))

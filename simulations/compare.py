@@ -1,42 +1,22 @@
 """Runs compared: groups by what differs, means and spreads over seeds, and what a target accuracy costs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, stdev
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 
+from fsl.simulations.against import Response, respond
+from fsl.simulations.groups import Figure, Group, grouped, settings_of, texts_of, whole_key
+from fsl.simulations.measures import ALL_BYTES, BYTES, Measure, is_number, numbers_of
+from fsl.simulations.ranked import Rank
 from fsl.simulations.records import Record
-from fsl.simulations.settings import common, differing, labels
+from fsl.simulations.renaming import Names, Renames
+from fsl.simulations.settings import Words
+from fsl.simulations.spreads import Kind, Spread, holm, paired_p
 
 from fsl.errors import ConfigError
 
-_BYTES = ("up_bytes", "down_bytes", "model_bytes")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over so many values, their sample standard deviation, and half of the mean's 95 % interval (Student's t).
-
-    One value has no spread: `std` and `ci95` are None.
-    """
-
-    count: int
-    mean: float
-    std: float | None = None
-    ci95: float | None = None
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Of what is known and finite; None if nothing is."""
-        known = [value for value in values if value is not None and math.isfinite(value)]
-        if len(known) < 2:
-            return cls(1, known[0]) if known else None
-        from scipy.stats import t  # a second to import
-
-        std = stdev(known)
-        half = float(t.ppf(0.975, len(known) - 1)) * std / math.sqrt(len(known))
-        return cls(len(known), fmean(known), std, half)
+__all__ = ["Comparison", "Cost", "Figure", "Group", "Paired", "Spread", "compare", "reaching", "total"]
 
 
 @dataclass(frozen=True)
@@ -49,42 +29,19 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ only in their seed, in order of seed.
-
-    `counted` go into means; `diverged`, `unfinished` and `repeated` (same seed, same settings) runs do not.
-    """
-
-    label: str
-    shown: Mapping[str, str]  # the settings that tell it from the other groups
-    counted: tuple[Record, ...] = ()
-    diverged: tuple[Record, ...] = ()
-    unfinished: tuple[Record, ...] = ()
-    repeated: tuple[Record, ...] = ()
-
-    @property
-    def runs(self) -> tuple[Record, ...]:
-        """All of them."""
-        return self.counted + self.diverged + self.unfinished + self.repeated
-
-    @property
-    def curves(self) -> tuple[Record, ...]:
-        """The runs whose curves are drawn: those counted, else those under way."""
-        return self.counted or self.unfinished
-
-    def spread(self, of: "Figure") -> Spread | None:
-        """A figure over the counted runs."""
-        return Spread.of(of(record) for record in self.counted)
-
-
-@dataclass(frozen=True)
 class Paired:
-    """How far a group is from the baseline, seed by seed: the differences of the final accuracy."""
+    """How far a group is from the baseline, seed by seed: the differences of the metric.
+
+    `p` is that of a paired t-test, `p_holm` the same corrected for the number of groups (Holm); None where the
+    differences have no spread.
+    """
 
     label: str
     baseline: str
     seeds: tuple[int, ...]
     difference: Spread
+    p: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,34 +50,36 @@ class Comparison:
 
     groups: tuple[Group, ...]
     shared: Mapping[str, str]  # settings that are equal in all runs
-    metric: str  # accuracy, or loss where no run has an accuracy
+    metric: str  # accuracy, or loss where no run has an accuracy, or what was asked for
+    scored: str  # the same, but for amounts, which have no learning curve: accuracy or loss
     target: float | None
     target_reason: str
+    baseline: str  # the label of the group that others are compared with
     paired: tuple[Paired, ...] = ()
     idle: tuple[Record, ...] = ()
     unreadable: tuple[str, ...] = ()
     costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict)  # by label: of the runs that reached it
+    by: tuple[str, ...] | None = None  # what alone parted groups, where somebody said so
+    averaged: Mapping[str, str] = field(default_factory=dict)  # settings that differ within groups, with their values
+    uneven: bool = False  # whether groups differ in the mix of these
+    response: Response | None = None
+    order: str = ""  # how groups are sorted, where it is not the order of the runs
+    sources: Mapping[str, str] = field(default_factory=dict)  # of cost profiles' numbers
 
+    @property
+    def accurate(self) -> bool:
+        """Whether any run has an accuracy."""
+        return any(row.get("accuracy") is not None for group in self.groups for run in group.runs for row in run.rows)
 
-class Figure:
-    """A number of a run: the value of a metric in its last evaluated round, or the best of all rounds."""
-
-    def __init__(self, key: str, best: bool = False):
-        self.key, self.best = key, best
-
-    def __call__(self, record: Record) -> float | None:
-        """Of this run; None where it was never measured."""
-        values = [row[self.key] for row in record.rows if row.get(self.key) is not None]
-        if not values:
-            return None
-        if not self.best:
-            return float(values[-1])
-        return float(min(values) if self.key.endswith("loss") else max(values))
+    @property
+    def measure(self) -> Measure:
+        """The metric, with its unit and direction."""
+        return Measure(self.metric)
 
 
 def total(record: Record, *keys: str) -> float | None:
     """The sum over all rounds; None where nothing was measured."""
-    values = [row[key] for row in record.rows for key in keys if row.get(key) is not None]
+    values = [row[key] for row in record.rows for key in keys if is_number(row.get(key))]
     return float(sum(values)) if values else None
 
 
@@ -130,66 +89,101 @@ def compare(
     baseline: str | None = None,
     idle: Sequence[Record] = (),
     unreadable: Sequence[str] = (),
+    *,
+    by: Sequence[str] | None = None,
+    metric: str | None = None,
+    against: str | None = None,
+    rename: Renames = (),
+    rank: Rank | None = None,
 ) -> Comparison:
-    """Group runs by what differs, and work out what there is to say.
+    """Group runs by what differs, and work out what there is to say; ConfigError for what cannot be asked.
 
     `target`: an accuracy in (0, 1]; by default the highest whole percent that every counted run reaches. `baseline`: a
-    part of the label of the group that others are compared with; the first by default. ConfigError for a target or
-    baseline that cannot be.
+    part of the label of the group that others are compared with; the first by default. `by`: settings, name or tags by
+    which alone runs are grouped. `metric`: a column of numbers in `metrics.jsonl`, or "bytes"; accuracy by default.
+    `against`: the setting over which the metric is drawn. `rename`: what labels, settings and values are to be called.
+    `rank`: how groups are sorted, best first; in the order of the runs by default.
     """
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"--target {target}: an accuracy lies in (0, 1]; 0.8 is 80 %")
-    groups, shared = _groups(records)
-    accuracy = any(row.get("accuracy") is not None for record in records for row in record.rows)
-    metric = "accuracy" if accuracy else "loss"
-    chosen, reason = _target(groups, target) if accuracy else (None, "no run has an accuracy, so there is no target")
-    first = _baseline(groups, baseline)
+    accurate = any(row.get("accuracy") is not None for record in records for row in record.rows)
+    usual = "accuracy" if accurate else "loss"
+    metric = usual if metric is None else _metric(records, metric)
+    settings = settings_of(records)
+    keys = None if by is None else tuple(dict.fromkeys(whole_key(key, settings, "--by") for key in by))
+    grouping = grouped(records, keys)
+    response = None if against is None else respond(records, against, metric, keys)
+    if rank is not None:
+        grouping = replace(grouping, groups=_sorted(grouping.groups, rank))
+    names = Names(grouping.groups, texts_of(settings), rename)
+    groups = names.groups
+    no_target = (None, "no run has an accuracy, so there is no target")
+    chosen, reason = _target(groups, target) if accurate else no_target
+    first = _baseline(groups, baseline, [group.label for group in grouping.groups])
     costs = {
         group.label: tuple(cost for run in group.counted if (cost := reaching(run, chosen)) is not None)
         for group in groups
         if chosen is not None
     }
-    paired = tuple(_paired(groups, first)) if accuracy else ()
-    return Comparison(groups, shared, metric, chosen, reason, paired, tuple(idle), tuple(unreadable), costs)
+    return Comparison(
+        groups=groups,
+        shared=names.settings(grouping.shared),
+        metric=metric,
+        scored=usual if Measure(metric).adds_up else metric,
+        target=chosen,
+        target_reason=reason,
+        baseline=first.label,
+        paired=_corrected(list(_paired(groups, first, metric))),
+        idle=tuple(idle),
+        unreadable=tuple(unreadable),
+        costs=costs,
+        averaged={
+            names.setting(key): ", ".join(names.value(key, value) for value in values)
+            for key, values in grouping.averaged.items()
+        },
+        by=None if keys is None else tuple(names.setting(Words(settings).name(key)) for key in keys),
+        uneven=grouping.uneven,
+        response=None if response is None else names.response(response),
+        order="" if rank is None else rank.words,
+        sources={key: value for record in records for key, value in record.sources.items()},
+    )
 
 
 def reaching(record: Record, target: float) -> Cost | None:
     """What a run took to reach the target; None if it never did."""
     for i, row in enumerate(record.rows):
         if row.get("accuracy") is not None and row["accuracy"] >= target:
-            sent = sum(row.get(key) or 0 for row in record.rows[: i + 1] for key in _BYTES)
-            seconds = [row.get("sim_seconds") for row in record.rows[: i + 1]]
-            return Cost(row["round"], sent, None if None in seconds else sum(s for s in seconds if s is not None))
+            sent = sum(row.get(key) or 0 for row in record.rows[: i + 1] for key in BYTES)
+            times = [row.get("sim_seconds") for row in record.rows[: i + 1]]
+            known = [time for time in times if time is not None]
+            return Cost(row["round"], sent, sum(known) if len(known) == len(times) else None)
     return None
 
 
-def _groups(records: Sequence[Record]) -> tuple[tuple[Group, ...], dict[str, str]]:
-    with_extras = all(record.extras is not None for record in records)  # else they would part equal runs
-    members: list[tuple[dict[str, Any], list[Record]]] = []
-    for record in records:
-        settings = {**((record.extras if with_extras else None) or {}), **record.settings, "rounds": record.rounds}
-        same = next((runs for known, runs in members if known == settings), None)
-        if same is None:
-            members.append((settings, [record]))
-        else:
-            same.append(record)
-    kinds = [settings for settings, _ in members]
-    named = zip(labels(kinds), differing(kinds), members)
-    return tuple(_group(label, shown, runs) for label, shown, (_, runs) in named), common(kinds)
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
-def _group(label: str, shown: Mapping[str, str], records: Sequence[Record]) -> Group:
-    parts: dict[str, list[Record]] = {"counted": [], "diverged": [], "unfinished": [], "repeated": []}
-    seen = set()
-    # Of runs with one seed the newest finished one counts: they are equal, or something differs that nobody wrote down.
-    for record in sorted(records, key=lambda r: (r.finished, r.written), reverse=True):
-        repeated = record.seed is not None and record.seed in seen
-        state = "counted" if record.state == "finished" else record.state
-        parts["repeated" if repeated else state].append(record)
-        seen.add(record.seed)
-    for runs in parts.values():
-        runs.sort(key=lambda r: (r.seed is None, r.seed or 0))
-    return Group(label, shown, **{name: tuple(runs) for name, runs in parts.items()})
+def _metric(records: Sequence[Record], metric: str) -> str:
+    known = numbers_of(row for record in records for row in record.rows)
+    if any(key in known for key in BYTES):
+        known.append(ALL_BYTES)
+    if metric not in known:
+        raise ConfigError(f"--metric {metric}: no run has numbers of it; there are: {', '.join(known)}")
+    return metric
+
+
+def _sorted(groups: Sequence[Group], rank: Rank) -> tuple[Group, ...]:
+    """Best first; those without a score last."""
+    scores = {id(group): mean_of([rank.score(run) for run in group.counted]) for group in groups}
+    known = sorted(
+        (group for group in groups if scores[id(group)] is not None),
+        key=lambda group: scores[id(group)] or 0.0,
+        reverse=rank.maximize,
+    )
+    return (*known, *(group for group in groups if scores[id(group)] is None))
 
 
 def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None, str]:
@@ -206,27 +200,42 @@ def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None
     return chosen, "the highest whole percent that every finished run reaches; set another with --target"
 
 
-def _baseline(groups: Sequence[Group], text: str | None) -> Group:
+def _baseline(groups: Sequence[Group], text: str | None, before: Sequence[str]) -> Group:
+    """The group with this in its label, as it is or as it was `before` it was renamed."""
     if text is None:
         return groups[0]
-    exact = [group for group in groups if group.label == text]
-    fitting = exact or [group for group in groups if text in group.label]
-    if len(fitting) != 1:
-        which = "no group has" if not fitting else f"{len(fitting)} groups have"
-        known = "; ".join(group.label for group in groups)
-        raise ConfigError(f"--baseline {text!r}: {which} this in the label; there are: {known}")
-    return fitting[0]
+    for named in ([group.label for group in groups], before):
+        exact = [group for group, label in zip(groups, named) if label == text]
+        fitting = exact or [group for group, label in zip(groups, named) if text in label]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            break
+    which = "no group has" if not fitting else f"{len(fitting)} groups have"
+    known = "; ".join(group.label for group in groups)
+    raise ConfigError(f"--baseline {text!r}: {which} this in the label; there are: {known}")
 
 
-def _paired(groups: Sequence[Group], baseline: Group) -> Iterator[Paired]:
-    final = Figure("accuracy")
-    known = {run.seed: value for run in baseline.counted if (value := final(run)) is not None and run.seed is not None}
+def _paired(groups: Sequence[Group], baseline: Group, metric: str) -> Iterator[Paired]:
+    kind: Kind = "difference of shares" if Measure(metric).share else "score"
+    known = _by_seed(baseline, metric)
     for group in groups:
-        pairs = {
-            run.seed: value - known[run.seed]
-            for run in group.counted
-            if run.seed in known and (value := final(run)) is not None and run.seed is not None
-        }
-        difference = Spread.of(pairs.values())
+        found = _by_seed(group, metric)
+        pairs = {seed: value - known[seed] for seed, value in found.items() if seed in known}
+        difference = Spread.of(pairs.values(), kind)
         if group is not baseline and difference is not None and difference.count > 1:
-            yield Paired(group.label, baseline.label, tuple(pairs), difference)
+            yield Paired(group.label, baseline.label, tuple(pairs), difference, paired_p(list(pairs.values())))
+
+
+def _by_seed(group: Group, metric: str) -> dict[int, float]:
+    """The metric by seed; the mean over runs of one seed, which differ in what was not asked to part groups."""
+    found: dict[int, list[float]] = {}
+    for run in group.counted:
+        value = Figure(metric)(run)
+        if value is not None and math.isfinite(value) and run.seed is not None:
+            found.setdefault(run.seed, []).append(value)
+    return {seed: fmean(values) for seed, values in found.items()}
+
+
+def _corrected(paired: Sequence[Paired]) -> tuple[Paired, ...]:
+    return tuple(replace(pair, p_holm=p) for pair, p in zip(paired, holm([pair.p for pair in paired])))

@@ -1,14 +1,15 @@
 """Runs as their folders tell of them: finished, unfinished or failed."""
 
 import json
+import math
 import os
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fsl.simulations.settings import Settings, extra_settings, readable_settings
+from fsl.simulations.rerun import command_of
+from fsl.simulations.settings import Settings, extra_settings, readable_settings, sources_of
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -22,7 +23,11 @@ _INSIDE_A_RUN = {".hydra", "attacks", "checkpoint", "figures", "fronts", "tensor
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `settings` without the seed; `extras` is what only its composed configuration says."""
+    """One run. `settings` without the seed; `extras` is what only its composed configuration says.
+
+    `named` is what a user called it: its "name" and "tags.<key>". A training loss above `bound` for 3 rounds counts as
+    diverged; None where there is no such bound.
+    """
 
     folder: Path
     rows: tuple[dict[str, Any], ...]
@@ -31,7 +36,9 @@ class Record:
     extras: Settings | None
     seed: int | None = None
     rounds: int | None = None  # that it has, or is to have
-    classes: int | None = None
+    bound: float | None = None
+    named: Mapping[str, str | None] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)  # of its cost profiles' numbers
     command: str = ""
     written: float = 0.0  # when, in seconds since 1970
     diverged_in: int | None = None  # the round
@@ -66,8 +73,7 @@ def read_runs(folders: Sequence[Path]) -> Found:
         why = [*found.unreadable, *(f"{record.folder} finished no round" for record in found.idle)]
         reason = f" ({why[0]}{f', and {len(why) - 1} more' if len(why) > 1 else ''})" if why else ""
         raise ConfigError(f"{where}: there is no run to report on{reason}; give folders of runs or sweeps")
-    known = {r.settings.get("data"): r.classes for r in found.records if r.classes is not None}
-    found.records[:] = [_completed(record, known, found.records) for record in found.records]
+    found.records[:] = [_completed(record, found.records) for record in found.records]
     return found
 
 
@@ -98,42 +104,61 @@ def _read(folder: Path) -> Record:
     raw = summary.get("settings") or _json(run.checkpoint / "state.json").get("settings") or {}
     settings = readable_settings(raw)
     last = rows[-1]["round"] if rows else 0
-    finished = bool(rows) and summary.get("final", {}).get("round") == last  # a run that is extended has more rows
+    final = summary.get("final")
+    # A run that is extended has more rows than its summary knows.
+    finished = bool(rows) and isinstance(final, dict) and final.get("round") == last
+    composed = config if isinstance(config, dict) else None
     return Record(
         folder=folder,
         rows=rows,
         finished=finished,
         settings=settings,
-        extras=extra_settings(config, settings) if isinstance(config, dict) else None,
-        seed=raw.get("seed", config.get("seed") if isinstance(config, dict) else None),
-        rounds=last if finished else config.get("rounds") if isinstance(config, dict) else None,
-        classes=summary.get("classes"),
-        command=_command(summary.get("command"), overrides),
+        extras=None if composed is None else extra_settings(composed, settings),
+        seed=raw.get("seed", (composed or {}).get("seed")),
+        rounds=last if finished else (composed or {}).get("rounds"),
+        bound=_bound(summary),
+        named=_named(summary, composed or {}),
+        sources=sources_of(composed or {}),
+        command=command_of(summary.get("command"), overrides, _yaml(folder / ".hydra" / "hydra.yaml")),
         written=run.metrics_path.stat().st_mtime if rows else 0.0,
     )
 
 
-def _completed(record: Record, classes: dict[Any, int], records: Sequence[Record]) -> Record:
-    """The record with what others of its kind know: an unfinished run has no summary, so it lacks the classes."""
-    known = record.classes or classes.get(record.settings.get("data"))
-    rounds = record.rounds
+def _named(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str | None]:
+    """What a run is called: by its summary, or, until it has one, by its configuration."""
+    name = summary.get("name", config.get("name"))
+    tags = summary.get("tags", config.get("tags"))
+    tags = tags if isinstance(tags, Mapping) else {}
+    return {"name": None if name is None else str(name), **{f"tags.{key}": str(value) for key, value in tags.items()}}
+
+
+def _completed(record: Record, records: Sequence[Record]) -> Record:
+    """The record with what others of its kind know: an unfinished run has no summary, so it lacks the bound."""
+    bound, rounds = record.bound, record.rounds
+    if not record.finished and bound is None:
+        kind = _kind(record)
+        bound = next((r.bound for r in records if r.bound is not None and _kind(r) == kind), None)
     if rounds is None:
         alike = (r.rounds for r in records if r.rounds is not None and r.settings == record.settings)
         rounds = next(alike, record.rows[-1]["round"])
-    return replace(record, classes=known, rounds=rounds, diverged_in=diverged_in(record.rows, known))
+    return replace(record, bound=bound, rounds=rounds, diverged_in=_diverged(record.rows, bound))
 
 
-def _command(command: str | None, overrides: Any) -> str:
-    if isinstance(overrides, list):  # of this job alone, where the command may be that of a whole sweep
-        return shlex.join(["fsl-simulate", *map(str, overrides)])
-    if command is None:
-        return ""
-    try:
-        program, *arguments = shlex.split(command)
-    except ValueError:
-        return command
-    name = Path(program).name  # where it lies is this machine's affair
-    return shlex.join(["fsl-simulate" if name in ("run.py", "fsl-simulate") else name, *arguments])
+def _kind(record: Record) -> tuple[Any, Any]:
+    return record.settings.get("data"), record.settings.get("objective")
+
+
+def _bound(summary: Mapping[str, Any]) -> float | None:
+    """The training loss above which a run counts as diverged; older summaries have the number of classes instead."""
+    if "divergence_bound" in summary:
+        bound = summary["divergence_bound"]
+        return float(bound) if isinstance(bound, int | float) else None
+    classes = summary.get("classes")
+    return 2 * math.log(classes) if isinstance(classes, int) and classes > 1 else None
+
+
+def _diverged(rows: Sequence[Mapping[str, Any]], bound: float | None) -> int | None:
+    return diverged_in(rows, None if bound is None else math.exp(bound / 2))  # type: ignore[arg-type]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,142 +1,242 @@
-"""`fsl-report`: compare runs in a table, a CSV file and one HTML page with figures."""
+"""`fsl-report`: compare runs in tables, CSV files and one HTML page with figures."""
 
 import argparse
 import sys
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from fsl.simulations.arguments import Parser
 from fsl.simulations.attacked import attacks_csv, attacks_table, reconstructions
 from fsl.simulations.compare import Comparison, compare
+from fsl.simulations.console import print_table
+from fsl.simulations.csv_tables import against_csv, groups_csv, paired_csv, runs_csv
 from fsl.simulations.curves import pictures
+from fsl.simulations.markup import in_markup
+from fsl.simulations.measures import numbers_of
 from fsl.simulations.messages import one_line
+from fsl.simulations.notes import notes
 from fsl.simulations.page import page
+from fsl.simulations.ranked import ranked
 from fsl.simulations.records import read_runs
+from fsl.simulations.renaming import Renames
+from fsl.simulations.response_figure import draw_response
 from fsl.simulations.spent import privacy_csv, privacy_table
-from fsl.simulations.tables import Table, groups_csv, groups_table, paired_csv, paired_table, runs_csv
+from fsl.simulations.tables import Table, against_table, groups_table, paired_table
 
 from fsl.errors import ConfigError, FslError
 from fsl.files import write_text
-from fsl.plotting import save_png
+from fsl.plotting import FORMATS, check_formats, save_figure
+from fsl.runfolder import RunFolder
 
-_WIDTH = 10_000  # of a table that goes to a file or pipe: no line is broken
-_BETWEEN = 3  # characters between two columns
+_FORMS = ("table", "latex", "markdown")
+_FIGURES = ("learning", "bytes", "time", "final", "against", "reconstructed-*")
+_PARTS = ("paired.csv", "against.csv", "privacy.csv", "attacks.csv")  # that not every report has
+
+Folder = str | PathLike[str]
 
 
 def report(
-    folders: Sequence[Path],
-    out: Path,
+    folders: Folder | Sequence[Folder],
+    out: Folder = "report",
     target: float | None = None,
     baseline: str | None = None,
     title: str = "Comparison of runs",
+    *,
+    by: str | Sequence[str] | None = None,
+    metric: str | None = None,
+    against: str | None = None,
+    rename: Renames = (),
+    figures: str | Sequence[str] = "png",
 ) -> Comparison:
-    """Compare the runs in these folders, and write `report.html`, CSV files and figures into `out`.
+    """Compare the runs in and below these folders; write `report.html`, tables and figures into `out`.
 
-    `target` and `baseline` as for `compare`. ConfigError for folders without runs, and for what cannot be asked.
+    `target`, `baseline`, `by`, `metric`, `against` and `rename` as for `compare`; `by` may be "lr,strategy". `figures`:
+    one or several of png, svg, pdf. A report that was there is replaced. ConfigError, in one line, for folders without
+    runs, for what cannot be asked, and for arguments of another type.
     """
-    found = read_runs(folders)
-    comparison = compare(found.records, target, baseline, found.idle, found.unreadable)
-    drawn = [*pictures(comparison), *reconstructions(comparison)]
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in drawn:
-        save_png(picture.figure, out / "figures" / f"{picture.name}.png")
-    write_text(out / "report.csv", groups_csv(comparison))
-    write_text(out / "runs.csv", runs_csv(comparison))
-    if comparison.paired:
-        write_text(out / "paired.csv", paired_csv(comparison))
-    if privacy_table(comparison) is not None:
-        write_text(out / "privacy.csv", privacy_csv(comparison))
-    if attacks_table(comparison) is not None:
-        write_text(out / "attacks.csv", attacks_csv(comparison))
-    write_text(out / "report.html", page(comparison, drawn, title, notes(comparison)))
+    tops, into = _paths(folders, "folders"), _paths(out, "out")[0]
+    _check_types(target=target, baseline=baseline, title=title, metric=metric, against=against, rename=rename)
+    keys = None if by is None else _texts(by, "by")
+    formats = check_formats(_texts(figures, "figures"), "--figures")
+    run = RunFolder(into)
+    if run.metrics_path.exists() or run.checkpoint.exists():
+        raise ConfigError(f"--out {into}: this is the folder of a run, which has figures of its own; choose another")
+    found = read_runs(tops)
+    rank = ranked(found.records)
+    if rank is not None and metric is None and rank.metric in numbers_of(row for r in found.records for row in r.rows):
+        metric = rank.metric  # what the trials were chosen by
+    comparison = compare(
+        found.records,
+        target,
+        baseline,
+        found.idle,
+        found.unreadable,
+        by=keys,
+        metric=metric,
+        against=against,
+        rename=rename,
+        rank=rank,
+    )
+    _write(comparison, into, title, formats)
     return comparison
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know beside the numbers, a sentence each."""
-    said = [f"Target accuracy: {100 * comparison.target:g} %, {comparison.target_reason}."] if comparison.target else []
-    if comparison.target is None:
-        said.append(f"{comparison.target_reason[0].upper()}{comparison.target_reason[1:]}.")
-    for state, meaning in (
-        ("diverged", "a loss that was not finite, or a training loss above 2 ln(classes) for 3 rounds in a row"),
-        ("unfinished", "it stopped before its last round, or is under way"),
-        (
-            "repeated",
-            "settings and seed of another run here, of which the newest finished one counts",
-        ),
-    ):
-        count = sum(len(getattr(group, state)) for group in comparison.groups)
-        if count:
-            said.append(f"{count} run{'' if count == 1 else 's'} {state}, not in any mean: {meaning}.")
-    if comparison.idle:
-        names = ", ".join(str(run.folder) for run in comparison.idle[:5])
-        more = f" and {len(comparison.idle) - 5} more" if len(comparison.idle) > 5 else ""
-        said.append(f"Without a finished round: {names}{more}.")
-    return [*said, *(f"Left out: {line}." for line in comparison.unreadable)]
+def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
+    """The tables for a paper, each with its title."""
+    metric = comparison.measure.heading.removesuffix(" (%)")
+    costs = groups_table(comparison, "costs")
+    setting = comparison.response.setting if comparison.response is not None else ""
+    found = [
+        ("Results", groups_table(comparison, "results")),
+        ("Costs", costs if len(costs.head) > costs.names else None),
+        ("Epsilon of the worst run and device", privacy_table(comparison)),
+        ("Attacks", attacks_table(comparison)),
+        (f"Difference in {metric} to {comparison.baseline}, seed by seed", paired_table(comparison)),
+        (f"{metric} against {setting}".capitalize(), against_table(comparison)),
+    ]
+    return [(name, table) for name, table in found if table is not None]
+
+
+def _write(comparison: Comparison, out: Path, title: str, formats: Sequence[str]) -> None:
+    effect = draw_response(comparison)
+    drawn = [*pictures(comparison), *([] if effect is None else [effect]), *reconstructions(comparison)]
+    tables, said = tables_of(comparison), notes(comparison)
+    parts = {
+        "paired.csv": paired_csv(comparison),
+        "against.csv": against_csv(comparison),
+        "privacy.csv": privacy_csv(comparison) if privacy_table(comparison) is not None else "",
+        "attacks.csv": attacks_csv(comparison) if attacks_table(comparison) is not None else "",
+    }
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    _remove_old(out)
+    for picture in drawn:
+        for form in formats:
+            save_figure(picture.figure, out / "figures" / f"{picture.name}.{form}")
+    write_text(out / "report.csv", groups_csv(comparison))
+    write_text(out / "runs.csv", runs_csv(comparison))
+    for name, text in parts.items():
+        if text:
+            write_text(out / name, text)
+    write_text(out / "report.tex", in_markup(tables, "latex", said))
+    write_text(out / "report.md", in_markup(tables, "markdown", said))
+    write_text(out / "report.html", page(comparison, drawn, title, said, out))
+
+
+def _remove_old(out: Path) -> None:
+    """What a report that was here had, and this one may not have."""
+    for name in _PARTS:
+        (out / name).unlink(missing_ok=True)
+    for name in _FIGURES:
+        for form in FORMATS:
+            for path in (out / "figures").glob(f"{name}.{form}"):
+                path.unlink()
+
+
+def _paths(given: Any, name: str) -> list[Path]:
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    paths = list(given) if several and name == "folders" else [given]
+    wrong = next((path for path in paths if not isinstance(path, str | PathLike) or str(path) == ""), None)
+    if wrong is not None or not paths or any(path is None for path in paths):
+        shown = wrong if paths else given
+        what = "a folder (text or Path), or a list of folders" if name == "folders" else "a folder (text or Path)"
+        raise ConfigError(f"{name}={shown!r}: it must be {what}")
+    return [Path(path) for path in paths]
+
+
+def _texts(given: Any, name: str) -> list[str]:
+    texts = given.split(",") if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{name}={given!r}: it must be a text such as 'a,b', or a list of texts")
+    if not texts or not all(text.strip() for text in texts):
+        raise ConfigError(f"--{name} {given!r}: there is an empty name in it; give names with commas between them")
+    return [text.strip() for text in texts]
+
+
+def _check_types(**given: Any) -> None:
+    target, rename = given.pop("target"), given.pop("rename")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
+        raise ConfigError(f"target={target!r}: it must be a number, 0.8 for 80 %")
+    for name, value in given.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name}={value!r}: it must be a text")
+    several = isinstance(rename, Sequence) and not isinstance(rename, str | bytes)
+    texts = [*rename, *rename.values()] if isinstance(rename, Mapping) else rename
+    if not (isinstance(rename, Mapping) or several) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"rename={rename!r}: it must be a mapping of texts, such as {{'lr': 'learning rate'}}")
 
 
 def command(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code: 0, 1 (the report could not be written) or 2 (bad input)."""
-    options = _parser().parse_args(arguments)
     try:
-        comparison = report(options.folders, options.out, options.target, options.baseline, options.title)
+        options = _parser().parse_args(arguments)
+        comparison = report(
+            options.folders,
+            options.out,
+            options.target,
+            options.baseline,
+            options.title,
+            by=options.by,
+            metric=options.metric,
+            against=options.against,
+            rename=options.rename,
+            figures=options.figures,
+        )
     except ConfigError as error:
         return _say(error, 2)
     except (FslError, OSError) as error:
         return _say(error, 1)
+    if options.format != "table":  # nothing but the tables: they are to be pasted, or sent into a file
+        print(in_markup(tables_of(comparison), options.format, notes(comparison)), end="")
+        return 0
     _print_tables(comparison)
     for note in notes(comparison):
         print(note)
-    print(f"page: {options.out / 'report.html'}\ntables: {options.out / 'report.csv'}, {options.out / 'runs.csv'}")
+    print(f"page: {options.out / 'report.html'}")
+    print(f"tables: {', '.join(str(options.out / f'report.{form}') for form in ('csv', 'tex', 'md'))}")
+    print(f"runs: {options.out / 'runs.csv'}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fsl-report",
-        description="Compare runs: a table, CSV files, and one HTML page with figures. Runs are grouped by the "
-        "settings that differ, seeds apart.",
+        description="Compare runs: tables, CSV files, and one HTML page with figures. Runs are grouped by the settings "
+        "that differ, names and tags among them, seeds apart.",
+        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run or a sweep, searched below")
     parser.add_argument("--target", type=float, help="accuracy, 0.8 for 80 %%; default: what every run reaches")
     parser.add_argument("--baseline", help="a part of the label of the group to compare with; default: the first")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for what is written (default: report)")
     parser.add_argument("--title", default="Comparison of runs", help="heading of the page")
+    parser.add_argument("--by", metavar="KEY[,KEY]", help="group by these settings, name or tags alone")
+    parser.add_argument("--metric", help="a column of metrics.jsonl, or bytes (default: accuracy)")
+    parser.add_argument("--against", metavar="KEY", help="draw the metric over this setting, such as optimizer.lr")
+    parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="what a group, a setting or a value is to be called; may be given several times",
+    )
+    parser.add_argument("--format", choices=_FORMS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--figures", default="png", metavar="FORM[,FORM]", help="png, svg, pdf (default: png)")
     return parser
 
 
 def _print_tables(comparison: Comparison) -> None:
-    _print_table(groups_table(comparison), "")
+    print_table(groups_table(comparison), "")
+    metric = comparison.measure.heading.removesuffix(" (%)")
     if (spent := privacy_table(comparison)) is not None:
-        _print_table(spent, "what was spent against whom, of the worst run and device")
+        print_table(spent, "what was spent against whom, of the worst run and device")
     if (attacked := attacks_table(comparison)) is not None:
-        _print_table(attacked, "utility, epsilon, and what attacks found")
-    paired = paired_table(comparison)
-    if paired is not None:
-        _print_table(paired, f"final accuracy, seed by seed, against {comparison.paired[0].baseline}")
-
-
-def _print_table(data: Table, title: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    widths = [
-        max(len(word) for word in (*head.split(" "), *cells))
-        for head, *cells in zip(data.head, *data.rows, strict=True)
-    ]
-    needed = accumulate(width + _BETWEEN for width in widths)
-    shown = max(data.names + 2, sum(end < console.width for end in needed))  # names, runs and the first figure at least
-    table = RichTable(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
-    for i, (head, width) in enumerate(list(zip(data.head, widths))[:shown]):
-        table.add_column(Text(head), justify="right" if i >= data.names else "left", min_width=width, overflow="fold")
-    for row in data.rows:
-        table.add_row(*map(Text, row[:shown]))
-    console.print(table)
-    if shown < len(data.head):
-        print(f"This terminal is too narrow for: {', '.join(data.head[shown:])}; they are on the page.")
+        print_table(attacked, "utility, epsilon, and what attacks found")
+    if (paired := paired_table(comparison)) is not None:
+        print_table(paired, f"{metric}, seed by seed, against {comparison.baseline}")
+    if comparison.response is not None and (against := against_table(comparison)) is not None:
+        print_table(against, f"{metric} against {comparison.response.setting}")
 
 
 def _say(error: BaseException, code: int) -> int:

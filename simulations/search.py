@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsl.simulations.arguments import Parser
+from fsl.simulations.measures import ALL_BYTES, BYTES, Measure
 from fsl.simulations.messages import one_line
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -36,7 +38,10 @@ def command(arguments: Sequence[str]) -> int:
     0: there is a best trial; 1: no trial ran to its end, or the search could not go on; 2: bad input; 130: Ctrl-C.
     """
     sys.argv = [sys.argv[0], *arguments]
-    options = _parser().parse_intermixed_args(list(arguments))
+    try:
+        options = _parser().parse_intermixed_args(list(arguments))
+    except ConfigError as error:
+        return _say(one_line(error), 2)
     folder = options.study or _new_folder()
     try:
         return _search(folder, options)
@@ -65,7 +70,10 @@ def _search(folder: Path, options: argparse.Namespace) -> int:
     with alone_in(folder):
         trials = Trials(Study(folder, settings), _say)
         write_settings(folder, settings)
-        trials.run(settings.trials, options.jobs)
+        try:
+            trials.run(settings.trials, options.jobs)
+        finally:
+            trials.write_table()  # of what there is, after Ctrl-C too
         return trials.summary()
 
 
@@ -85,11 +93,24 @@ def _new_settings(options: argparse.Namespace) -> "Settings":
         trials=options.trials or combinations or 20,
         metric=metric,
         best_round=bool(options.best_round),
-        direction=options.direction or ("minimize" if metric.endswith(("loss", "bytes", "seconds")) else "maximize"),
+        direction=options.direction or _direction(metric),
         sampler=sampler,
         pruner=options.pruner or "none",
         seed=fixed.seed,
     )
+
+
+def _direction(metric: str) -> str:
+    """Which way is better, for a metric of which that is known; ConfigError for another."""
+    if metric == ALL_BYTES:
+        raise ConfigError(f"--metric {metric}: a search takes one column of metrics.jsonl; use {', '.join(BYTES)}")
+    lower = Measure(metric).lower_is_better
+    if lower is None:
+        raise ConfigError(
+            f"--metric {metric}: whether more of it is better is not known; add --direction maximize "
+            "or --direction minimize"
+        )
+    return "minimize" if lower else "maximize"
 
 
 def _same_settings(before: "Settings", options: argparse.Namespace, folder: Path) -> "Settings":
@@ -109,7 +130,7 @@ def _same_settings(before: "Settings", options: argparse.Namespace, folder: Path
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fsl-search",
         description="Find good values with Optuna. Each trial is an ordinary run in FOLDER/trial-<n>.",
         epilog=_EPILOG,
@@ -124,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--direction",
         choices=("maximize", "minimize"),
-        help="default: minimize losses, bytes and seconds, else maximize",
+        help="default: maximize accuracies and other shares, minimize losses, errors, bytes, seconds and joules",
     )
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), help="how trials are drawn (default: tpe)")
     parser.add_argument("--pruner", choices=("none", "median"), help="what stops a bad trial early (default: none)")

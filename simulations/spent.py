@@ -1,10 +1,13 @@
 """What runs with privacy spent, against whom: a table of a report, and its CSV file."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from fsl.simulations.compare import Comparison, Group
-from fsl.simulations.tables import NOTHING, Table, csv_text, names_of
+from fsl.simulations.csv_tables import csv_text
+from fsl.simulations.measures import NOTHING
+from fsl.simulations.tables import Table, names_of
 
 from fsl.privacy.claims import ADVERSARIES
 from fsl.privacy.ledger import figure_of
@@ -26,11 +29,12 @@ def privacy_table(comparison: Comparison) -> Table | None:
 
 
 def privacy_csv(comparison: Comparison) -> str:
-    """One line per group, an empty cell where a group has no privacy."""
+    """One line per group, an empty cell where a group has no privacy; what is unbounded is inf, a number, too."""
     lines: list[dict[str, Any]] = []
     for group in comparison.groups:
         spent = {figure_of(adversary): epsilon_of(group, adversary) for adversary in ADVERSARIES}
-        lines.append({"group": group.label, **spent})
+        numbers = {name: math.inf if epsilon == UNBOUNDED else epsilon for name, epsilon in spent.items()}
+        lines.append({"group": group.label, **numbers})
     return csv_text(lines)
 
 

@@ -120,6 +120,11 @@ class Study:
         """The rounds whose values are known of a trial."""
         return set(self.trials[trial.number].intermediate_values)
 
+    def best_first(self) -> list[FrozenTrial]:
+        """All trials by their score; those without one last, by number."""
+        sign = -1 if self.settings.direction == "maximize" else 1
+        return sorted(self.trials, key=lambda trial: (*_score(trial, sign), trial.number))
+
     def best(self) -> FrozenTrial | None:
         """The best trial of those that ran to the end, None if none did."""
         complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
@@ -151,3 +156,8 @@ def _sampler(name: str, seed: int) -> BaseSampler:
 
 def _pruner(name: str) -> BasePruner:
     return MedianPruner() if name == "median" else NopPruner()
+
+
+def _score(trial: FrozenTrial, sign: int) -> tuple[bool, float]:
+    known = trial.state is TrialState.COMPLETE and trial.value is not None
+    return not known, sign * trial.value if known and trial.value is not None else 0.0

@@ -1,20 +1,17 @@
-"""The tables of a report, as words for people and as numbers for CSV."""
+"""The tables of a report, as words for people."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
-from typing import Any
+from typing import Literal
 
-from fsl.simulations.compare import Comparison, Cost, Figure, Group, Spread, total
+from fsl.simulations.compare import Comparison, Cost, Figure, Group, mean_of, total
+from fsl.simulations.measures import BYTES, NOTHING, Measure, human_seconds
+from fsl.simulations.spreads import Spread
 
 from fsl.observers import human_bytes
 
-NOTHING = "-"
-_BYTES = ("up_bytes", "down_bytes", "model_bytes")
-_MOVING = ("moves", "migration_bytes", "migration_seconds", "wasted_steps")
+Part = Literal["results", "costs"]
 
 
 @dataclass(frozen=True)
@@ -30,126 +27,145 @@ class Table:
 class _Column:
     head: str
     cell: Callable[[Group], str]
+    part: Part = "costs"
 
 
-def groups_table(comparison: Comparison) -> Table:
-    """One row per group: accuracies, what the target cost, spread over devices; without columns that nobody fills."""
+def groups_table(comparison: Comparison, part: Part | None = None) -> Table:
+    """One row per group: the metric, what the target cost, bytes and time; without columns that nobody fills.
+
+    `part`: how good they are ("results"), or what they took ("costs"); both by default.
+    """
     names = names_of(comparison)
-    columns = [*names, _Column("runs", _runs)]
-    if comparison.metric == "accuracy":
-        columns += [
-            _Column("final accuracy (%)", lambda g: _state(g) or percent(g.spread(Figure("accuracy")))),
-            _Column("best accuracy (%)", lambda g: percent(g.spread(Figure("accuracy", best=True)))),
-            *_target_columns(comparison),
-            _Column("std over devices (%)", lambda g: percent(g.spread(Figure("accuracy_std")), spread_too=False)),
-        ]
-    else:
-        columns += [
-            _Column("final loss", lambda g: _state(g) or number(g.spread(Figure("loss")))),
-            _Column("best loss", lambda g: number(g.spread(Figure("loss", best=True)))),
-            _Column("final training loss", lambda g: number(g.spread(Figure("train_loss")))),
-        ]
-    columns += [
-        _Column("moves", lambda g: _mean([total(run, "moves") for run in g.counted], "{:g}".format)),
-        _Column(
-            "bytes between edges", lambda g: _mean([total(run, "migration_bytes") for run in g.counted], human_bytes)
-        ),
-        _Column("time moving", lambda g: _mean([total(run, "migration_seconds") for run in g.counted], human_seconds)),
-        _Column("steps done again", lambda g: _mean([total(run, "wasted_steps") for run in g.counted], "{:g}".format)),
-        _Column("bytes in all", lambda g: _mean([total(run, *_BYTES) for run in g.counted], human_bytes)),
-        _Column("wall time", lambda g: _mean([total(run, "seconds") for run in g.counted], human_seconds)),
-    ]
+    columns = [*_results(comparison), *_costs(comparison)]
+    columns = [*names, *(column for column in columns if part in (None, column.part))]
     rows = [[column.cell(group) for group in comparison.groups] for column in columns]
-    kept = [(column.head, row) for column, row in zip(columns, rows) if set(row) != {NOTHING}]
+    kept = [(column.head, row) for column, row in zip(columns, rows) if set(row) != {NOTHING} or column in names]
     return Table(tuple(head for head, _ in kept), tuple(zip(*(row for _, row in kept))), len(names))
 
 
 def paired_table(comparison: Comparison) -> Table | None:
-    """Differences of the final accuracy to the baseline, seed by seed; None where fewer than two seeds are shared."""
+    """Differences of the metric to the baseline, seed by seed; None where fewer than two seeds are shared."""
     if not comparison.paired:
         return None
     rows = []
     names = names_of(comparison)
     groups = {group.label: group for group in comparison.groups}
+    measure = comparison.measure
     for pair in comparison.paired:
-        mean, half = 100 * pair.difference.mean, 100 * (pair.difference.ci95 or 0.0)
-        interval = f"[{mean - half:+.2f}, {mean + half:+.2f}]"
+        mean, low, high = (_difference(measure, value or 0.0) for value in _of(pair.difference))
         name = [column.cell(groups[pair.label]) for column in names]
-        rows.append((*name, str(len(pair.seeds)), f"{mean:+.2f}", interval))
-    head = (*(column.head for column in names), "shared seeds", "mean difference (points)", "95 % interval")
+        rows.append((*name, str(len(pair.seeds)), mean, f"[{low}, {high}]", _p(pair.p), _p(pair.p_holm)))
+    difference = f"mean difference ({'points' if measure.share else measure.title})"
+    head = (*(c.head for c in names), "shared seeds", difference, "95 % interval", "p", "p (Holm)")
     return Table(head, tuple(rows), len(names))
 
 
+def against_table(comparison: Comparison) -> Table | None:
+    """The metric against a setting: one row per series and value; None where nobody asked for it."""
+    response = comparison.response
+    if response is None:
+        return None
+    measure = comparison.measure
+    several = len(response.series) > 1
+    rows = [
+        (
+            *((series.label,) if several else ()),
+            point.text,
+            str(point.spread.count),
+            measure.spread(point.spread),
+            measure.interval(point.spread),
+        )
+        for series in response.series
+        for point in series.points
+    ]
+    head = (*(("group",) if several else ()), response.setting, "runs", measure.heading, "95 % interval")
+    return Table(head, tuple(rows), 2 if several else 1)
+
+
 def runs_table(comparison: Comparison) -> Table:
-    """One row per run: where it lies and how it was started."""
+    """One row per run: where it lies and how it is run again."""
     rows = []
+    measure = comparison.measure
     for group in comparison.groups:
         for run in group.runs:
             state = f"diverged in round {run.diverged_in}" if run.diverged_in is not None else run.state
-            state += ", same seed as a newer run" if run in group.repeated else ""
+            state += f", repeats {group.twins[run.folder].folder}" if run in group.repeated else ""
             done = f"{run.rows[-1]['round']} of {run.rounds}" if not run.finished else str(run.rounds)
             value = Figure(comparison.metric)(run) if run.diverged_in is None else None
-            final = NOTHING if value is None else f"{100 * value:.2f} %" if _is_accuracy(comparison) else f"{value:.4g}"
+            final = NOTHING if value is None else measure.words(value) + (" %" if measure.share else "")
             seed = NOTHING if run.seed is None else str(run.seed)
             rows.append((group.label, seed, state, done, final, str(run.folder), run.command))
     for run in comparison.idle:
         rows.append((NOTHING, NOTHING, "finished no round", "0", NOTHING, str(run.folder), run.command))
-    return Table(("group", "seed", "state", "rounds", f"final {comparison.metric}", "folder", "command"), tuple(rows))
+    final_of = measure.heading.removesuffix(" (%)")
+    return Table(("group", "seed", "state", "rounds", final_of, "folder", "command"), tuple(rows))
 
 
-def groups_csv(comparison: Comparison) -> str:
-    """One line per group, numbers as they are: fractions, bytes, seconds."""
-    settings = list(dict.fromkeys(key for group in comparison.groups for key in group.shown))
-    lines = []
-    for group in comparison.groups:
-        costs = comparison.costs.get(group.label, ())
-        lines.append(
-            {
-                "group": group.label,
-                **{f"setting.{key}": group.shown.get(key) for key in settings},
-                "runs": len(group.runs),
-                "counted": len(group.counted),
-                "diverged": len(group.diverged),
-                "unfinished": len(group.unfinished),
-                "repeated": len(group.repeated),
-                "seeds": " ".join(str(run.seed) for run in group.counted if run.seed is not None),
-                **_spread("final_accuracy", group.spread(Figure("accuracy"))),
-                **_spread("best_accuracy", group.spread(Figure("accuracy", best=True))),
-                **_spread("final_loss", group.spread(Figure("loss"))),
-                **_spread("final_train_loss", group.spread(Figure("train_loss"))),
-                **_spread("accuracy_std_over_devices", group.spread(Figure("accuracy_std"))),
-                "target_accuracy": comparison.target,
-                "reached_target": len(costs) if comparison.target is not None else None,
-                **_spread("rounds_to_target", Spread.of(cost.rounds for cost in costs)),
-                **_spread("bytes_to_target", Spread.of(cost.bytes for cost in costs)),
-                **_spread("sim_seconds_to_target", Spread.of(cost.sim_seconds for cost in costs)),
-                **{f"{key}_mean": _average([total(run, key) for run in group.counted]) for key in (*_BYTES, *_MOVING)},
-                "sim_seconds_mean": _average([total(run, "sim_seconds") for run in group.counted]),
-                "wall_seconds_mean": _average([total(run, "seconds") for run in group.counted]),
-            }
-        )
-    return csv_text(lines)
+def _results(comparison: Comparison) -> list[_Column]:
+    runs = _Column("runs", _runs, "results")
+    first = _metric_columns(comparison.metric)
+    if not comparison.accurate:
+        others = [key for key in ("loss", "train_loss") if key != comparison.metric]
+        best = [_Column("best loss", lambda g: _words("loss", g, best=True), "results")]
+        return [runs, *first, *best, *(_plain(key) for key in others)]
+    others = [key for key in ("accuracy", "loss") if key != comparison.metric]
+    return [
+        runs,
+        *first,
+        *(_plain(key) for key in others if key == "accuracy"),
+        _Column("best accuracy (%)", lambda g: _words("accuracy", g, best=True), "results"),
+        *(_plain(key) for key in others if key == "loss"),
+        *_target_columns(comparison),
+        _Column("std over devices (%)", lambda g: percent(g.spread(Figure("accuracy_std")), False), "results"),
+    ]
 
 
-def paired_csv(comparison: Comparison) -> str:
-    """One line per group: its differences to the baseline, as fractions."""
-    return csv_text(
-        [
-            {
-                "group": pair.label,
-                "baseline": pair.baseline,
-                "seeds": " ".join(map(str, pair.seeds)),
-                **_spread("final_accuracy_difference", pair.difference),
-            }
-            for pair in comparison.paired
-        ]
-    )
+def _metric_columns(key: str) -> list[_Column]:
+    measure = Measure(key)
+    return [
+        _Column(measure.heading, lambda g: _state(g) or _words(key, g), "results"),
+        _Column("95 % interval", lambda g: measure.interval(g.spread(Figure(key))), "results"),
+    ]
 
 
-def runs_csv(comparison: Comparison) -> str:
-    """One line per run."""
-    table = runs_table(comparison)
-    return csv_text([dict(zip(table.head, row)) for row in table.rows])
+def _plain(key: str) -> _Column:
+    return _Column(Measure(key).heading, lambda g: _words(key, g), "results")
+
+
+def _words(key: str, group: Group, best: bool = False) -> str:
+    return Measure(key).spread(group.spread(Figure(key, best)))
+
+
+def _costs(comparison: Comparison) -> list[_Column]:
+    def sums(head: str, words: Callable[[float], str], *keys: str) -> _Column:
+        return _Column(head, lambda g: _mean([total(run, *keys) for run in g.counted], words))
+
+    return [
+        sums("moves", "{:g}".format, "moves"),
+        sums("bytes between edges", human_bytes, "migration_bytes"),
+        sums("time moving", human_seconds, "migration_seconds"),
+        sums("steps done again", "{:g}".format, "wasted_steps"),
+        sums("smashed data up", human_bytes, "up_bytes"),
+        sums("cut gradients down", human_bytes, "down_bytes"),
+        sums("model states", human_bytes, "model_bytes"),
+        sums("bytes in all", human_bytes, *BYTES),
+        sums("simulated time", human_seconds, "sim_seconds"),
+        sums("wall time", human_seconds, "seconds"),
+    ]
+
+
+def _of(spread: Spread) -> tuple[float, float | None, float | None]:
+    return spread.mean, spread.low, spread.high
+
+
+def _difference(measure: Measure, value: float) -> str:
+    if measure.share:
+        return f"{100 * value:+.2f}"
+    return f"{'-' if value < 0 else '+'}{measure.words(abs(value))}" if measure.adds_up else f"{value:+.4g}"
+
+
+def _p(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def percent(spread: Spread | None, spread_too: bool = True) -> str:
@@ -160,26 +176,11 @@ def percent(spread: Spread | None, spread_too: bool = True) -> str:
     return f"{mean} ± {100 * spread.std:.2f}" if spread_too and spread.std is not None else mean
 
 
-def number(spread: Spread | None) -> str:
-    """`0.412 ± 0.02`: mean and standard deviation."""
-    if spread is None:
-        return NOTHING
-    return f"{spread.mean:.4g}" + (f" ± {spread.std:.2g}" if spread.std is not None else "")
-
-
-def human_seconds(seconds: float) -> str:
-    """A duration in the unit that suits it: 42.0 s, 12.5 min, 3.1 h."""
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
-
-
 def names_of(comparison: Comparison) -> list[_Column]:
     """A column for each setting that differs; the label where these do not tell the groups apart."""
     groups = comparison.groups
     keys = list(dict.fromkeys(key for group in groups for key in group.shown))
-    if len(groups) == 1 or any("#" in group.label for group in groups):
+    if len(groups) == 1 or any("#" in group.label or group.called for group in groups):
         return [_Column("group", lambda group: group.label)]
     return [_Column(key, partial(_shown, key=key)) for key in keys]
 
@@ -201,17 +202,13 @@ def _target_columns(comparison: Comparison) -> list[_Column]:
         return f"{len(costs(group))}/{len(group.counted)}" if group.counted else NOTHING
 
     columns = [
-        _Column(f"rounds {to}", lambda g: _mean([cost.rounds for cost in costs(g)], lambda v: f"{v:.1f}")),
+        _Column(f"rounds {to}", lambda g: _mean([cost.rounds for cost in costs(g)], "{:.1f}".format), "results"),
         _Column(f"bytes {to}", lambda g: _mean([cost.bytes for cost in costs(g)], human_bytes)),
         _Column(f"simulated time {to}", lambda g: _mean([cost.sim_seconds for cost in costs(g)], human_seconds)),
     ]
     if any(len(costs(group)) < len(group.counted) for group in comparison.groups):
-        columns.insert(0, _Column(f"reached {percentage}", reached))
+        columns.insert(0, _Column(f"reached {percentage}", reached, "results"))
     return columns
-
-
-def _is_accuracy(comparison: Comparison) -> bool:
-    return comparison.metric == "accuracy"
 
 
 def _runs(group: Group) -> str:
@@ -234,27 +231,6 @@ def _state(group: Group) -> str | None:
     return "diverged" if group.diverged else "unfinished"
 
 
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
 def _mean(values: Sequence[float | None], words: Callable[[float], str]) -> str:
-    mean = _average(values)
+    mean = mean_of(values)
     return NOTHING if mean is None else words(mean)
-
-
-def _spread(name: str, spread: Spread | None) -> dict[str, float | None]:
-    if spread is None:
-        return dict.fromkeys((f"{name}_mean", f"{name}_std", f"{name}_ci95"))
-    return {f"{name}_mean": spread.mean, f"{name}_std": spread.std, f"{name}_ci95": spread.ci95}
-
-
-def csv_text(lines: Sequence[dict[str, Any]]) -> str:
-    """Lines with the same keys as a CSV file."""
-    text = io.StringIO(newline="")
-    if lines:
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return text.getvalue()

@@ -2,16 +2,28 @@
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import optuna
+from fsl.simulations.console import print_table
+from fsl.simulations.csv_tables import csv_text
+from fsl.simulations.measures import NOTHING, Measure
 from fsl.simulations.study import Study
+from fsl.simulations.tables import Table
 from fsl.simulations.trial import Report, TrialProcess, TrialResult, TrialTask, run_trial
 from optuna.trial import FrozenTrial, TrialState
 
+from fsl.files import write_text
+
+TABLE = "trials.csv"
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_WORDS = {state: word for word, state in _STATES.items()} | {
+    TrialState.RUNNING: "interrupted",
+    TrialState.WAITING: "not begun",
+}
+_SHOWN = 20  # trials on the terminal
 
 
 class Trials:
@@ -51,6 +63,13 @@ class Trials:
         """Print what came out; returns the exit code."""
         trials, best = self._study.trials, self._study.best()
         numbers = (f"{sum(t.state is state for t in trials)} {name}" for name, state in _STATES.items())
+        print_table(
+            self._table(self._study.best_first()[:_SHOWN]),
+            "best first",
+            f"in {os.path.relpath(self._study.folder / TABLE)}",
+        )
+        if len(trials) > _SHOWN:
+            print(f"The other {len(trials) - _SHOWN} are in {os.path.relpath(self._study.folder / TABLE)}.")
         print(f"{len(trials)} trials: {', '.join(numbers)}; results: {os.path.relpath(self._study.folder)}")
         if best is None:
             return self._say("no trial ran to its end", 1)
@@ -58,6 +77,33 @@ class Trials:
         print(f"results: {os.path.relpath(self._folder(best))}")
         print(f"run it again: {shlex.join(['fsl-simulate', *self._overrides(best)])}")
         return 0
+
+    def write_table(self) -> None:
+        """All trials in `trials.csv`, best first, numbers as they are."""
+        lines = [
+            {
+                "trial": trial.number,
+                self._study.settings.metric: _value(trial),
+                **{key: trial.params.get(key) for key in self._study.space.parameters},
+                "state": _WORDS[trial.state],
+                "reason": trial.user_attrs.get("reason", ""),
+                "folder": str(self._folder(trial)),
+            }
+            for trial in self._study.best_first()
+        ]
+        write_text(self._study.folder / TABLE, csv_text(lines))
+
+    def _table(self, trials: Sequence[FrozenTrial]) -> Table:
+        metric = Measure(self._study.settings.metric)
+        rows = []
+        for trial in trials:
+            value = _value(trial)
+            drawn = (trial.params.get(key, NOTHING) for key in self._study.space.parameters)
+            shown = (f"{each:.6g}" if isinstance(each, float) else str(each) for each in drawn)
+            score = NOTHING if value is None else metric.words(value)
+            rows.append((str(trial.number), score, *shown, _WORDS[trial.state]))
+        head = f"{metric.key}{' (%)' if metric.share else ''}"
+        return Table(("trial", head, *self._study.space.parameters, "state"), tuple(rows))
 
     def _next(self, count: int) -> optuna.Trial | None:
         if self._interrupted:
@@ -100,3 +146,7 @@ class Trials:
 
     def _folder(self, trial: optuna.Trial | FrozenTrial) -> Path:
         return self._study.folder / f"trial-{trial.number}"
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    return trial.value if trial.state is TrialState.COMPLETE else None

@@ -57,16 +57,20 @@ def write_run(
     chosen: Mapping[str, Any] | None = None,
     finished: bool = True,
     config: Mapping[str, Any] | None = None,
+    summary: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """A run's folder, as the simulator leaves it: with a summary, or with a checkpoint alone."""
+    """A run's folder, as the simulator leaves it: with a summary, or with a checkpoint alone.
+
+    `summary`: what its summary says besides.
+    """
     folder.mkdir(parents=True)
     lines = rows(accuracies, **more)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     chosen = settings() if chosen is None else chosen
     if finished:
-        summary = {"final": {"round": len(lines)}, "settings": chosen, "classes": 10, "command": "/x/run.py seed=1"}
-        (folder / "summary.json").write_text(json.dumps(summary))
+        told = {"final": {"round": len(lines)}, "settings": chosen, "classes": 10, "command": "/x/run.py seed=1"}
+        (folder / "summary.json").write_text(json.dumps({**told, **(summary or {})}))
     else:
         (folder / "checkpoint").mkdir()
         (folder / "checkpoint" / "state.json").write_text(json.dumps({"settings": chosen}))

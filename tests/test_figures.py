@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fsl import figures
-from fsl.figures import class_counts_figure, run_figures
+from fsl.errors import ConfigError
+from fsl.figures import class_counts_figure, plot, run_figures
 
 
 def row(round: int, **more: object) -> dict:
@@ -140,6 +141,39 @@ def test_a_sample_of_many_devices_is_called_a_sample(tmp_path, drawn):
     axes = drawn["classes"].axes[0]
     assert axes.get_ylabel() == "device (a sample of 100 out of 1,000)"
     assert axes.get_images()[0].get_array().shape == (100, 10)
+
+
+def test_a_plot_has_accuracy_and_loss_side_by_side_and_legends_off_the_data(tmp_path):
+    figure = plot([row(i) for i in (1, 2, 3)], "SGLR on digits")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "loss (mean over examples)"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["round", "round"]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
+    figure.savefig(tmp_path / "run.pdf")
+
+
+def test_a_plot_of_a_regression_is_its_loss_alone():
+    (axes,) = plot([row(i, accuracy=None) for i in (1, 2)]).axes
+    assert axes.get_ylabel() == "loss (mean over examples)"
+
+
+def test_there_is_no_plot_of_nothing():
+    with pytest.raises(ConfigError, match="there is nothing to plot"):
+        plot([], "nothing")
+
+
+@pytest.mark.parametrize("form", ["svg", "pdf"])
+def test_figures_are_written_in_other_formats_equal_for_equal_rows(tmp_path, form):
+    rows = [row(i, up_bytes=0, down_bytes=0, model_bytes=0, seconds=None, train_loss=None) for i in (1, 2)]
+    first = [path.read_bytes() for path in run_figures(rows, tmp_path / "a", "run", formats=(form,))]
+    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [f"accuracy.{form}", f"loss.{form}"]
+    assert [path.read_bytes() for path in run_figures(rows, tmp_path / "b", "run", formats=(form,))] == first
+
+
+def test_a_format_that_there_is_not_names_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match="formats jpg: a figure is written as png, svg, pdf"):
+        run_figures([row(1)], tmp_path, "run", formats=("jpg",))
 
 
 def test_no_window_and_no_global_state_of_pyplot():

@@ -1,5 +1,6 @@
 """`fsl-search`: Optuna draws, ordinary runs answer, and nothing that was done is lost."""
 
+import csv
 import json
 import os
 import signal
@@ -147,6 +148,45 @@ def test_a_failed_trial_is_one_line_and_does_not_end_the_study(instant, capsys):
     assert states()[1] is TrialState.FAIL
 
 
+def test_trials_are_listed_best_first_on_the_terminal_and_as_csv(instant, capsys):
+    instant.rounds = lambda number: [(0.5, 0.9, 0.7, 0.8)[number]]
+    instant.fails = {3}
+    assert command([*SMOKE, RATES, "--trials", "4", "--study", "study"]) == 0
+    with open("study/trials.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["trial"], row["accuracy"], row["state"]) for row in rows] == [
+        ("1", "0.9", "complete"),
+        ("2", "0.7", "complete"),
+        ("0", "0.5", "complete"),
+        ("3", "", "failed"),
+    ]
+    assert rows[0]["optimizer.lr"] == next(
+        override for number, overrides in instant.ran for override in overrides if number == 1 and "lr=" in override
+    ).removeprefix("optimizer.lr=")
+    printed = capsys.readouterr().out
+    shown = printed[printed.index("best first") :].splitlines()
+    assert [line.split()[0] for line in shown if line.endswith(("complete  ", "failed  "))] == ["1", "2", "0", "3"]
+
+
+def test_the_smallest_loss_is_the_first_of_the_list(instant):
+    instant.rounds = lambda number: [(0.5, 0.9, 0.1)[number]]
+    assert command([*SMOKE, RATES, "--trials", "3", "--metric", "loss", "--study", "study"]) == 0
+    with open("study/trials.csv", newline="") as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == ["2", "0", "1"]
+
+
+def test_a_study_that_is_interrupted_has_its_list_too(instant):
+    instant.interrupted_at = 1
+    assert command([*SMOKE, RATES, "--trials", "2", "--study", "study"]) == 130
+    assert "interrupted" in Path("study/trials.csv").read_text()
+
+
+@pytest.mark.parametrize("metric", ["energy_joules", "mae", "epsilon_model"])
+def test_what_is_better_the_less_it_is_is_minimised(instant, metric):
+    assert command([*SMOKE, RATES, "--trials", "1", "--metric", metric, "--study", "study"]) == 0
+    assert json.loads(Path("study/study.json").read_text())["direction"] == "minimize"
+
+
 def test_a_study_without_a_finished_trial_says_so(instant, capsys):
     instant.fails = {0, 1}
     assert command([*SMOKE, RATES, "--trials", "2", "--study", "study"]) == 1
@@ -230,6 +270,10 @@ def test_a_metric_that_no_round_has_names_those_there_are():
         (["strategy=glob(*)"], "strategy=glob(*): a search knows"),
         ([RATES, "optimizer.lr=1,2"], "optimizer.lr is given twice"),
         ([RATES, "--trials", "0"], "--trials 0: it must be at least 1"),
+        ([RATES, "--trials", "many"], "invalid int value: 'many'"),
+        ([RATES, "--sampler", "best"], "invalid choice: 'best'"),
+        ([RATES, "--metric", "mine"], "--metric mine: whether more of it is better is not known; add --direction"),
+        ([RATES, "--metric", "bytes"], "--metric bytes: a search takes one column of metrics.jsonl; use up_bytes"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line(arguments, message, capsys):
