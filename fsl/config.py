@@ -21,7 +21,7 @@ from fsl.federation import Optimizer, Schedule
 from fsl.mobility import Mobility
 from fsl.observers import Observer
 from fsl.privacy.settings import PARTS, Privacy
-from fsl.targets import locate, path_of
+from fsl.targets import locate, path_of, public_path
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,23 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
         parameters = inspect.signature(kind).parameters
     except (TypeError, ValueError):
         raise ConfigError(f"{group}._target_={target} cannot be called; name a class or a function") from None
+    extra = {name: value for name, value in (given or {}).items() if name in parameters and name not in values}
+    return kind(**fitting(group, kind, parameters, values | extra))
+
+
+def fitting(
+    group: str, kind: Any, parameters: Mapping[str, inspect.Parameter], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments to call `kind` with, as its annotations say; ConfigError for one that it lacks or does not take."""
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(kind)
     for name in values:
         if name not in parameters and not open_ended:
             raise ConfigError(unknown(f"option of {group}", name, list(parameters)))
-        values[name] = checked(f"{group}.{name}", values[name], hints.get(name, Any))
-    values |= {name: value for name, value in (given or {}).items() if name in parameters and name not in values}
-    missing = [
-        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    for name in missing:
-        if name not in values:
-            raise ConfigError(f"{group}.{name} must be given: {target} has no default for it")
-    return kind(**values)
+    for name, p in parameters.items():
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in values:
+            raise ConfigError(f"{group}.{name} must be given: {public_path(kind)} has no default for it")
+    return {name: checked(f"{group}.{name}", value, hints.get(name, Any)) for name, value in values.items()}
 
 
 def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
@@ -214,7 +217,8 @@ def unknown(what: str, name: str, known: typing.Sequence[str]) -> str:
     """The line for a name that does not exist: the nearest one, and all."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"there is no {what} '{name}'{hint} There are: {', '.join(known)}".replace("' There", "'. There", 1)
+    names = ", ".join(known) or "none"
+    return f"there is no {what} '{name}'{hint} There are: {names}".replace("' There", "'. There", 1)
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

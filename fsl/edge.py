@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -59,14 +59,25 @@ class SessionSnapshot:
 class EdgeServer:
     """Runs the back for the devices attached to it, by the rule of its trainer."""
 
-    def __init__(self, edge: int, trainer: EdgeTrainer, up: Codec, down: Codec, rows: int | None = None):
-        """`rows`: what a batch is counted as, in bytes, where its own size is private."""
+    def __init__(
+        self,
+        edge: int,
+        trainer: EdgeTrainer,
+        up: Callable[[], Codec],
+        down: Callable[[], Codec],
+        rows: int | None = None,
+    ):
+        """`up` and `down` make the codecs of a session, one for each direction.
+
+        `rows`: what a batch is counted as, in bytes, where its own size is private.
+        """
         self.edge = edge
         self.trainer = trainer
         self._up = up
         self._down = down
         self._rows = rows
         self._sessions: dict[int, Session] = {}
+        self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
         self._figures: Counter[str] = Counter()
 
     def begin(self, bench: EdgeBench, back: State) -> None:
@@ -76,11 +87,19 @@ class EdgeServer:
     def open(self, device: int, samples: float, weight: float | None = None) -> None:
         """A device attaches, with n_k samples; it stands for `weight` (None: its n_k) in averages over devices."""
         self.trainer.open(device, samples if weight is None else weight)
-        self._sessions[device] = Session(device, samples)
+        self._seat(Session(device, samples))
+
+    def _seat(self, session: Session) -> None:
+        self._sessions[session.device] = session
+        self._codecs[session.device] = self._up(), self._down()
 
     def session(self, device: int) -> Session:
         """A device's session here."""
         return self._sessions[device]
+
+    def codecs(self, device: int) -> tuple[Codec, Codec]:
+        """The codecs of a device's session here, up and down."""
+        return self._codecs[device]
 
     def settled(self, device: int) -> bool:
         """Whether the trainer has answered all that a device uploaded, so that it may move."""
@@ -94,7 +113,8 @@ class EdgeServer:
                 f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
                 + ("no such device" if session is None else f"step {session.step}")
             )
-        upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets, packet.factors)
+        smashed = self.codecs(packet.device)[0].decode(packet.smashed)
+        upload = Upload(packet.device, packet.step, smashed, packet.targets, packet.factors)
         session.waiting[session.step] = len(upload.targets)
         session.step += 1
         session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self._rows)
@@ -133,11 +153,13 @@ class EdgeServer:
     def close(self, device: int) -> Session:
         """A device is done for this round. Returns its figures."""
         self.trainer.close(device)
+        del self._codecs[device]
         return self._sessions.pop(device)
 
     def lose(self, device: int) -> None:
         """A device is gone in the middle of the round; what it alone had is not counted."""
         if self._sessions.pop(device, None) is not None:
+            del self._codecs[device]
             self.trainer.abandon(device)
 
     def result(self) -> Total:
@@ -166,13 +188,15 @@ class EdgeServer:
             session.rows.append(session.waiting.pop(reply.step))
             if reply.gradient is None:
                 continue
-            answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient), reply.norms)
+            codec = self.codecs(reply.device)[1]
+            answer = ReplyPacket(reply.device, reply.step, codec.encode(reply.gradient), reply.norms)
             sent = reply_bytes(answer.gradient, answer.norms, self._rows)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
             if reply.common:
-                common.append((sent, self._told_bytes(reply.gradient)))
+                # What a codec with state makes of one gradient differs from device to device: nothing to broadcast.
+                common.append((0 if codec.stateful else sent, self._told_bytes(reply.gradient)))
         if common:
             sizes, values = zip(*common)
             self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
@@ -191,5 +215,5 @@ class EdgeServer:
 
     def adopt(self, snapshot: SessionSnapshot) -> None:
         """Go on with a session that another edge handed over."""
-        self._sessions[snapshot.session.device] = snapshot.session
+        self._seat(snapshot.session)
         self.trainer.adopt(snapshot.session.device, snapshot.trainer)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from fsl.privacy.ledger import Ledger
 
 
+IDENTITY = Spec("fsl.codecs.Identity")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate by round: times `gamma` after each milestone, a share of the run's rounds; or a cosine."""
@@ -80,8 +83,8 @@ class Federation:
     local_epochs: int = 1
     batch_size: int = 32
     optimizer: Optimizer = Optimizer()
-    up: str = "fsl.codecs.Identity"
-    down: str = "fsl.codecs.Identity"
+    up: Spec = IDENTITY  # the codec of smashed data
+    down: Spec = IDENTITY  # the codec of cut gradients
     aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
     evaluate_every: int = 1
     evaluate_devices: int = 100  # private fronts to evaluate, at most

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fsl.codecs.spec import CANNOT_MOVE
 from fsl.cohort import closed, stepping, train
 from fsl.device import Device
 from fsl.edge import EdgeServer
@@ -55,6 +56,9 @@ class RoamingCohorts:
         self._moves: dict[int, list[Move]] = {}
         for move in plan.moves:
             self._moves.setdefault(move.device, []).append(move)
+        for way, spec, make in (("up", plan.up, self.devices.up), ("down", plan.down, self.devices.down)):
+            if make().stateful:
+                raise ConfigError(f"codec.{way}={spec.text}: {CANNOT_MOVE}")
         for side in self.sides.values():
             if plan.fronts == "relayed" or not side.server.trainer.movable:
                 kind = type(side.server.trainer).__name__

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from fsl import provenance, seeds
 from fsl.backend import Backend, torch_threads
+from fsl.codecs.choice import CodecChoice, codec_spec
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, divide
 from fsl.errors import ConfigError, FslError
@@ -75,8 +76,8 @@ def simulate(
     devices_per_round: int | None = None,
     local_epochs: int = 1,
     batch_size: int = 32,
-    up: str = "fsl.codecs.Identity",
-    down: str = "fsl.codecs.Identity",
+    up: CodecChoice = "fsl.codecs.Identity",
+    down: CodecChoice = "fsl.codecs.Identity",
     aggregator: FlowerStrategy | None = None,
     seed: int = 0,
     init_from: str | Path | None = None,
@@ -101,7 +102,9 @@ def simulate(
     `model` is any module that `fsl.split` can cut at `cut` (default: the model's `default_cut`); it is not changed.
     `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
     data nothing is evaluated. `samples_per_device` caps what a device holds. `allowed` adds packages whose classes
-    the strategy's plans may name (your own edge trainer or codec). `aggregator` is a Flower strategy (FedAdam, Krum,
+    the strategy's plans may name (your own edge trainer). `up` and `down` are the codecs of smashed data and of cut
+    gradients: a class or its import path, or an object, which says by the arguments it was made with how each session
+    is to build its own: `up=TopK(k=0.1)`. `aggregator` is a Flower strategy (FedAdam, Krum,
     ...) that combines, per device, what is otherwise averaged.
 
     `device_profile`, `edge_profile` and `link_profile` say what simulated seconds and joules are computed from: a
@@ -116,6 +119,7 @@ def simulate(
     """
     backend = backend or Backend()
     task = as_task(train_data, test_data)
+    codecs = [codec_spec(name, given) for name, given in (("codec.up", up), ("codec.down", down))]
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
     places = machines(device_profile, edge_profile, link_profile, None if mobility is None else backhaul_profile)
@@ -132,8 +136,8 @@ def simulate(
         local_epochs=local_epochs,
         batch_size=batch_size,
         optimizer=optimizer or Optimizer(),
-        up=up,
-        down=down,
+        up=codecs[0],
+        down=codecs[1],
         aggregator=aggregator,
         evaluate_every=evaluate_every if task.test is not None else 0,
         evaluate_devices=evaluate_devices,
@@ -157,7 +161,11 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=(*ALLOWED, *allowed, *_named(strategy, (up, down, (optimizer or Optimizer()).target))),
+        allowed=(
+            *ALLOWED,
+            *allowed,
+            *_named(strategy, [*(codec.target for codec in codecs), (optimizer or Optimizer()).target]),
+        ),
     )
     with torch_threads(backend.threads):
         worker = Worker(workload)

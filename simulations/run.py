@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.backend import Backend
+from fsl.codecs.choice import build_codecs
 from fsl.config import (
     RunConfig,
     build,
@@ -81,8 +82,7 @@ def simulate_config(
         devices_per_round=top.devices_per_round,
         local_epochs=top.local_epochs,
         batch_size=top.batch_size,
-        up=top.codec["up"],
-        down=top.codec["down"],
+        **build_codecs(top.codec),
         aggregator=build_aggregator(top.aggregator),
         seed=top.seed,
         init_from=top.init_from,

@@ -18,6 +18,7 @@ from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.targets import locate
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
@@ -121,6 +122,13 @@ class Roster:
             raise RunError(
                 "deployment.roaming=true with privacy.dp_sgd.clipping=joint: a step of the back waits for what its "
                 "device says, and cannot move with it; use clipping=separate, or roaming=false"
+            )
+
+        stateful = [spec for spec in (plan.up, plan.down) if locate(spec.target).stateful]
+        if self.terms.roaming and plan.trainer is not None and stateful:
+            raise RunError(
+                f"deployment.roaming=true with codec {stateful[0].text}: it keeps state in a session, which does not "
+                "follow a device to another edge; use roaming=false, or a codec without state"
             )
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:

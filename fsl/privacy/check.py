@@ -147,11 +147,11 @@ def refuse_training(
             "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "
             "bounds nothing; use dp_sgd without nopeek"
         )
-    for way, path in (("up", federation.up), ("down", federation.down)):
-        if trainer is not None and not locate(path).rowwise:
+    for way, codec in (("up", federation.up), ("down", federation.down)):
+        if trainer is not None and not locate(codec.target).rowwise:
             raise ConfigError(
-                f"codec.{way}={path}: it encodes a batch as a whole, so that one sample changes what becomes of the "
-                "others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
+                f"codec.{way}={codec.text}: it encodes a batch as a whole, so that one sample changes what becomes of "
+                "the others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
             )
     if trainer is None:
         return

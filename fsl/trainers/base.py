@@ -81,6 +81,7 @@ class EdgeTrainer(ABC):
     `passes`: how often the back runs forward and backward over an upload, for simulated time.
     `movable`: a device may move to another edge in the middle of a round.
     `private`: its back can be trained by DP-SGD.
+    `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
     """
 
     lockstep: bool = False
@@ -89,6 +90,7 @@ class EdgeTrainer(ABC):
     passes: float = 1.0
     movable: bool = False
     private: ClassVar[bool] = False
+    answers: bool = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""
