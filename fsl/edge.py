@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import WireError
+from fsl.memory import KEPT, Memory
 from fsl.messages import Reply, ReplyPacket, Upload, UploadPacket
 from fsl.privacy.client import shorten, update_square
 from fsl.states import State, Total
@@ -66,16 +67,19 @@ class EdgeServer:
         up: Callable[[], Codec],
         down: Callable[[], Codec],
         rows: int | None = None,
+        memory: Memory | None = None,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
-        `rows`: what a batch is counted as, in bytes, where its own size is private.
+        `rows`: what a batch is counted as, in bytes, where its own size is private. `memory`: where the trainer's state
+        is kept between rounds; None where it begins each round anew.
         """
         self.edge = edge
         self.trainer = trainer
         self._up = up
         self._down = down
         self._rows = rows
+        self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
         self._figures: Counter[str] = Counter()
@@ -83,10 +87,14 @@ class EdgeServer:
     def begin(self, bench: EdgeBench, back: State) -> None:
         """Start a round from the back that the cloud sent."""
         self.trainer.begin(bench, self.edge, back)
+        if not self.trainer.divisible:
+            self._recall(None)
 
     def open(self, device: int, samples: float, weight: float | None = None) -> None:
         """A device attaches, with n_k samples; it stands for `weight` (None: its n_k) in averages over devices."""
         self.trainer.open(device, samples if weight is None else weight)
+        if self.trainer.divisible:
+            self._recall(device)
         self._seat(Session(device, samples))
 
     def _seat(self, session: Session) -> None:
@@ -152,6 +160,8 @@ class EdgeServer:
 
     def close(self, device: int) -> Session:
         """A device is done for this round. Returns its figures."""
+        if self.trainer.divisible:
+            self._remember(device)
         self.trainer.close(device)
         del self._codecs[device]
         return self._sessions.pop(device)
@@ -163,11 +173,27 @@ class EdgeServer:
             self.trainer.abandon(device)
 
     def result(self) -> Total:
-        """The backs of this round, weighted."""
+        """The backs of this round, weighted; what a shared back's trainer keeps is put away."""
+        if self._memory is not None and not self.trainer.divisible:
+            self._remember(None)
+            self._figures[f"{KEPT}{self.edge}"] = 1
         return self.trainer.result()
 
+    # What the trainer keeps between rounds: of the edge, or of each device that has a back of its own.
+
+    def _recall(self, device: int | None) -> None:
+        if self._memory is not None and (kept := self._memory.load(self._owner(device))) is not None:
+            self.trainer.restore(kept, device)
+
+    def _remember(self, device: int | None) -> None:
+        if self._memory is not None:
+            self._memory.save(self._owner(device), self.trainer.kept(device))
+
+    def _owner(self, device: int | None) -> str:
+        return f"edge-{self.edge}" if device is None else f"device-{device}"
+
     def figures(self) -> Counter[str]:
-        """Counts of this round: the trainer's, and what crossed the cut.
+        """Counts of this round, after `result`: the trainer's, and what crossed the cut.
 
         `smashed_bytes`: the smashed data themselves, before any codec, without headers. `common_bytes`: the same of
         the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire

@@ -71,6 +71,8 @@ class RoundPlan:
     moves: tuple[Move, ...] = ()  # of the devices in these cohorts
     on_move: OnMove = "migrate"
     privacy: Privacy | None = None
+    # What the trainer keeps, by owner ("edge-0", "device-3"): version and saved, as in `DeviceTask`.
+    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -97,6 +99,7 @@ class RoundPlan:
         raw |= {name: _spec(raw[name]) for name in ("optimizer", "device", "up", "down")}
         raw["trainer"] = None if raw["trainer"] is None else _spec(raw["trainer"])
         raw["privacy"] = None if raw["privacy"] is None else _privacy(raw["privacy"])
+        raw["kept"] = _generations(raw["kept"])
         return RoundPlan(**raw)
 
 
@@ -161,6 +164,14 @@ def _cohort(raw: Any) -> CohortTask:
     fields = _fields(raw, CohortTask)
     fields["devices"] = tuple(_device(d) for d in fields["devices"])
     return CohortTask(**fields)
+
+
+def _generations(raw: Any) -> dict[str, tuple[int, int]]:
+    _check(isinstance(raw, dict), f"kept={raw!r}")
+    for pair in raw.values():
+        numbers = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
+        _check(numbers, f"kept={pair!r}")
+    return {owner: (version, saved) for owner, (version, saved) in raw.items()}
 
 
 def _privacy(raw: Any) -> Privacy:

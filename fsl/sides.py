@@ -12,6 +12,7 @@ from fsl.device import Device, DeviceBench
 from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
 from fsl.learner import Learner, OptimizerRecipe
+from fsl.memory import TrainerMemory
 from fsl.objective import Objective
 from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
 from fsl.privacy.client import shorten, update_square
@@ -187,7 +188,8 @@ class EdgeSide:
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
-        self.server = EdgeServer(task.edge, self._trainer(plan.trainer), up, down, told_rows(plan))
+        trainer = self._trainer(plan.trainer)
+        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), TrainerMemory(plan, worker))
         back = worker.segments["back"]
         bench = EdgeBench(
             plan.seed,

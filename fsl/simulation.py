@@ -180,7 +180,7 @@ class Simulation:
         state = self.strategy.state()
         checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best)
         self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
-        if self.strategy.fronts == "private" or not self.federation.optimizer.reset:
+        if self.strategy.fronts == "private" or not self.federation.optimizer.reset or "kept" in state:
             self.checkpoints.wait()  # what nodes may delete in the next round depends on it
         self.rows.append(row)
         for observer in self.observers:

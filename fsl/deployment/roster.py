@@ -124,8 +124,14 @@ class Roster:
                 "device says, and cannot move with it; use clipping=separate, or roaming=false"
             )
 
+        trainer = None if plan.trainer is None else locate(plan.trainer.target)(**plan.trainer.kwargs)
+        if self.terms.roaming and trainer is not None and trainer.keeps and trainer.divisible:
+            raise RunError(
+                f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
+                "round, which does not follow it to another edge; use roaming=false, or a trainer that keeps nothing"
+            )
         stateful = [spec for spec in (plan.up, plan.down) if locate(spec.target).stateful]
-        if self.terms.roaming and plan.trainer is not None and stateful:
+        if self.terms.roaming and trainer is not None and stateful:
             raise RunError(
                 f"deployment.roaming=true with codec {stateful[0].text}: it keeps state in a session, which does not "
                 "follow a device to another edge; use roaming=false, or a codec without state"

@@ -119,6 +119,11 @@ def refuse_training(
 ) -> None:
     """ConfigError for algorithms and settings under which what is clipped is not what one sample contributes."""
     name = type(strategy).__name__
+    if trainer is not None and trainer.keeps and privacy.private:
+        raise ConfigError(
+            f"privacy: the edge trainer of {name} keeps something of a round for the next, and what is learnt from it "
+            "again has no account; use a trainer that keeps nothing"
+        )
     if privacy.client is not None:
         if trainer is not None and not trainer.divisible:
             raise ConfigError(
