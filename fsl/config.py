@@ -23,6 +23,8 @@ from fsl.observers import Observer
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.targets import locate, path_of, public_path
 
+T = typing.TypeVar("T")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -107,9 +109,30 @@ def fitting(
     return {name: checked(f"{group}.{name}", value, hints.get(name, Any)) for name, value in values.items()}
 
 
+def build_kind(group: str, config: Mapping[str, Any], kind: type[T]) -> T:
+    """As `build`, for a class that must be of this kind."""
+    found = build(group, config)
+    if not isinstance(found, kind):
+        target = config.get("_target_", "")
+        raise ConfigError(
+            f"{group}._target_={target} made a {type(found).__name__}, and {group} is to be a {kind.__name__}"
+        )
+    return found
+
+
+def _is_off(group: str, config: Mapping[str, Any], choice: str) -> bool:
+    """Whether this choice of a group does nothing; ConfigError for options of it."""
+    if config.get("name") != choice or "_target_" in config:
+        return False
+    for name in config:
+        if name != "name":
+            raise ConfigError(f"{group}.{name}={config[name]!r}: {group}={choice} takes no options; choose another")
+    return True
+
+
 def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
     """One of Flower's strategies as a rule applied per device; None for the weighted mean."""
-    if config.get("name") == "mean" and "_target_" not in config:
+    if _is_off("aggregator", config, "mean"):
         return None
     rule = build("aggregator", config)
     if not isinstance(rule, Strategy):
@@ -121,7 +144,7 @@ def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
 
 def build_mobility(config: Mapping[str, Any]) -> Mobility | None:
     """Which device moves when; None where they stay."""
-    if config.get("name") == "none" and "_target_" not in config:
+    if _is_off("mobility", config, "none"):
         return None
     mobility = build("mobility", config)
     if not isinstance(mobility, Mobility):
@@ -138,7 +161,7 @@ def build_privacy(config: Mapping[str, Any]) -> Privacy | None:
             raise ConfigError(unknown("key of privacy", name, list(known)))
         if name in PARTS and value is not None:
             options = checked(f"privacy.{name}", value, Mapping[str, Any])
-            value = build(f"privacy.{name}", {"_target_": path_of(PARTS[name]), **options})
+            value = build_kind(f"privacy.{name}", {"_target_": path_of(PARTS[name]), **options}, PARTS[name])
         values[name] = value if name in PARTS else checked(f"privacy.{name}", value, known[name])
     return Privacy(**values) if any(values.get(name) is not None for name in PARTS) else None
 
@@ -153,8 +176,8 @@ def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmenta
     values = dict(config)
     share = checked("data.validation", values.pop("validation", 0.0), float)
     augment = checked("data.augment", values.pop("augment", {}), Mapping[str, Any])
-    augmentation = build("data.augment", {"_target_": "fsl.data.Augmentation", **augment})
-    data: TaskData = build("data", values)
+    augmentation = build_kind("data.augment", {"_target_": "fsl.data.Augmentation", **augment}, Augmentation)
+    data = build_kind("data", values, TaskData)
     if share:
         data = hold_out(data, share, seed)
     return data, augmentation if augmentation != Augmentation() else None
@@ -199,7 +222,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 
 def build_backend(config: Mapping[str, Any]) -> Backend:
     """Where the simulation runs."""
-    return typing.cast(Backend, build("backend", {"_target_": "fsl.backend.Backend", **config}))
+    return build_kind("backend", {"_target_": "fsl.backend.Backend", **config}, Backend)
 
 
 def build_trackers(config: Mapping[str, Any]) -> list[Observer]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fsl import provenance, seeds
+from fsl.arguments import check_arguments, warn_of_ignored
 from fsl.backend import Backend, torch_threads
 from fsl.codecs.choice import CodecChoice, codec_spec
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
@@ -120,6 +121,7 @@ def simulate(
     backend = backend or Backend()
     task = as_task(train_data, test_data)
     codecs = [codec_spec(name, given) for name, given in (("codec.up", up), ("codec.down", down))]
+    check_arguments(strategy, partition, task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
     places = machines(device_profile, edge_profile, link_profile, None if mobility is None else backhaul_profile)
@@ -172,6 +174,7 @@ def simulate(
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
+        warn_of_ignored(federation, strategy)
         if privacy is not None:
             sizes = [len(divided.indices(device)) for device in range(devices)]
             path, real = folder.path / "privacy.json", backend.placement is not None

@@ -31,6 +31,7 @@ from fsl.config import (
     read_config,
 )
 from fsl.data import TaskData
+from fsl.deployment.members import build_terms
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy
 from fsl.observers import Figures, Observer, ProgressBar
@@ -67,6 +68,7 @@ def simulate_config(
     model, cut = build_model(top.model, data, top.seed)
     partition = build("partition", top.partition)
     check_resume(top.resume)
+    build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
     return simulate(
         model,
         data,

@@ -178,6 +178,8 @@ def scratch_folder() -> Path:
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:
     if "max-epsilon" not in given:
+        if "max-epsilon-against" in given:
+            raise ConfigError("node configuration: max-epsilon-against without max-epsilon limits nothing; give both")
         return None
     if not given["max-epsilon"] > 0:
         raise ConfigError(f"node configuration: max-epsilon={given['max-epsilon']}: it is a number above 0")
