@@ -18,24 +18,19 @@ _ROWS = 4  # of a trial
 
 
 def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker) -> None:
-    """ConfigError for a codec that nothing would pass through, or that breaks on what the cut gives."""
+    """ConfigError for a codec that breaks on what the cut gives; a line for one that nothing passes through."""
     spec = strategy.trainer(1)
     trainer: EdgeTrainer | None = None if spec is None else locate(spec.target)(**spec.kwargs)
     used = {way: codec for way, codec in (("up", federation.up), ("down", federation.down)) if codec != IDENTITY}
-    name = type(strategy).__name__
-    for way, codec in used.items():
-        what = f"codec.{way}={codec.text}"
+    for way, codec in list(used.items()):
+        what, name = f"codec.{way}={codec.text}", type(strategy).__name__
         if trainer is None:
-            raise ConfigError(
-                f"{what}: {name} trains the whole model on the devices, so nothing passes through a codec; "
-                "use codec=identity, or a strategy that splits the model"
-            )
-        if way == "down" and not trainer.answers:
-            raise ConfigError(
-                f"{what}: with {name} no cut gradients go down to devices; use codec.down="
-                f"{IDENTITY.target}, or another strategy"
-            )
-        if federation.mobility is not None and locate(codec.target).stateful:
+            log.warning("%s changes nothing: %s trains the whole model on the devices, without a cut", what, name)
+            del used[way]
+        elif way == "down" and not trainer.answers:
+            log.warning("%s changes nothing: with %s no cut gradients go down to devices", what, name)
+            del used[way]
+        elif federation.mobility is not None and locate(codec.target).stateful:
             raise ConfigError(f"{what}: {CANNOT_MOVE}")
     smashed = _smashed(worker) if used else None
     for way, codec in used.items():
