@@ -1,6 +1,6 @@
 """Finished runs as targets of attacks, from their folders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.attacks import Target
-from fsl.codecs import Codec
 from fsl.codecs.choice import build_codecs
+from fsl.codecs.spec import codec_of
 from fsl.config import RunConfig, build, build_data, build_model, build_privacy, read_config
 from fsl.data import TaskData, divide
 from fsl.errors import ConfigError
@@ -24,7 +24,6 @@ from fsl.objective import as_objective
 from fsl.plan import Fronts, Spec
 from fsl.runfolder import RunFolder
 from fsl.split import split
-from fsl.targets import locate
 
 
 class OtherEdges(SplitStrategy):
@@ -88,14 +87,8 @@ def read_target(folder: Path, device: int) -> Target:
         answered=cut and not strategy.local_loss,
         rerun=rerun,
         folder=folder / "attacks",
-        up=_codec(build_codecs(top.codec)["up"]),
+        up=partial(codec_of, build_codecs(top.codec)["up"]),
     )
-
-
-def _codec(spec: Spec) -> Callable[[], Codec]:
-    """What makes a session's codec; a run's own configuration is trusted."""
-    kind: type[Codec] = locate(spec.target)
-    return partial(kind, **spec.kwargs) if spec.kwargs else kind
 
 
 def _config(run: RunFolder) -> DictConfig:

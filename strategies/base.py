@@ -94,7 +94,8 @@ class SplitStrategy(Algorithm, Strategy):
             devices = [task for cohort in tasks for task in cohort.devices]
             here = {task.device for task in devices}
             moves = tuple(move for move in self._moves if move.device in here)
-            text = replace(plan, cohorts=tuple(tasks), moves=moves).to_json()
+            kept = self._generations_kept(spec, tasks)
+            text = replace(plan, cohorts=tuple(tasks), moves=moves, kept=kept).to_json()
             yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
 
     def aggregate_train(

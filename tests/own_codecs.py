@@ -1,5 +1,7 @@
 """Codecs as users write them: good ones with arguments and state, and ones that are broken in one way each."""
 
+from dataclasses import dataclass
+
 import torch
 
 from fsl.codecs import Codec, Payload, pack
@@ -159,6 +161,27 @@ class Takes(Plain):
 
     def __init__(self, what: object = None):
         self.what = what
+
+
+@dataclass(frozen=True)
+class Frozen(TopK):
+    """As TopK, as a dataclass."""
+
+    k: float = 0.5
+
+
+class Open(Plain):
+    """Takes any option."""
+
+    def __init__(self, **options: float):
+        self.options = options
+
+
+class Places(Plain):
+    """Takes arguments that have no names."""
+
+    def __init__(self, *places: int):
+        self.places = places
 
 
 class NoDecode(Codec):

@@ -71,6 +71,21 @@ def test_a_codec_has_one_path_however_it_is_named(given):
     assert codec_spec("codec.up", given) == Spec("fsl.codecs.Float16")
 
 
+@pytest.mark.parametrize(
+    ("given", "spec"),
+    [
+        (own.Frozen(0.25), Spec("tests.own_codecs.Frozen", {"k": 0.25})),
+        (own.Open(a=1, b=2.5), Spec("tests.own_codecs.Open", {"a": 1, "b": 2.5})),
+        (own.Takes((1, [None], {"a": "b"})), Spec("tests.own_codecs.Takes", {"what": [1, [None], {"a": "b"}]})),
+        (own.Delta(2.0), Spec("tests.own_codecs.Delta", {"step": 2.0})),
+    ],
+    ids=["dataclass", "options", "nested", "inherited"],
+)
+def test_a_constructor_may_be_of_any_kind(given, spec):
+    assert codec_spec("codec.up", given) == spec
+    assert RoundPlan.from_json(replace(a_plan(), up=spec).to_json()).up == spec
+
+
 def test_a_codec_by_path_and_by_object_trains_alike():
     assert_same_run(run(up=own.TopK(k=0.25)), run(up={"_target_": TOPK, "k": 0.25}))
 
@@ -119,6 +134,7 @@ def test_a_cut_is_priced_by_a_codecs_arguments():
         (own.Takes(float("inf")), "what is a float (inf)"),
         (own.NoDecode, "codec.up=tests.own_codecs.NoDecode cannot be built: it does not define decode"),
         ({"k": 0.1}, "codec.up names no class; set codec.up._target_"),
+        (own.Places(3), "its constructor takes *places: int, and a codec is described by arguments with names"),
         (3, "codec.up=3: name a Codec"),
         ("my.TopK", "codec.up=my.TopK: there is no 'my.TopK' to import"),
         (SplitFedV1, "is not a Codec"),

@@ -103,8 +103,6 @@ class Target:
 
     def _decoded(self, smashed: Tensor) -> Tensor:
         """What an edge's codec makes of smashed data, batch by batch, in a session of their own."""
-        if self.up is Identity:
-            return smashed
         device, edge = self.up(), self.up()
         return torch.cat([edge.decode(device.encode(batch)) for batch in smashed.split(self.batch_size)])
 

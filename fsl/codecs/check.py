@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
-from fsl.codecs.spec import CANNOT_MOVE, codec_maker
+from fsl.codecs.spec import CANNOT_MOVE, codec_maker, codec_of
 from fsl.codecs.trial import try_codec
 from fsl.errors import ConfigError, FslError, WireError
 from fsl.federation import IDENTITY, CloudStrategy, Federation
@@ -30,7 +30,7 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
         elif way == "down" and not trainer.answers:
             log.warning("%s changes nothing: with %s no cut gradients go down to devices", what, name)
             del used[way]
-        elif federation.mobility is not None and locate(codec.target).stateful:
+        elif federation.mobility is not None and codec_of(codec).stateful:
             raise ConfigError(f"{what}: {CANNOT_MOVE}")
     smashed = _smashed(worker) if used else None
     for way, codec in used.items():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from fsl.codecs.base import Codec
 from fsl.errors import ConfigError, WireError
 from fsl.plan import Spec
-from fsl.targets import ALLOWED, locate_allowed
+from fsl.targets import ALLOWED, locate, locate_allowed
 
 CANNOT_MOVE = (
     "it keeps state in a session, which does not follow a device that moves to another edge in the middle of a round; "
@@ -32,3 +32,9 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
         return codec
 
     return make
+
+
+def codec_of(spec: Spec) -> Codec:
+    """A codec as described by whoever is trusted: the run's own configuration."""
+    codec: Codec = locate(spec.target)(**spec.kwargs)
+    return codec

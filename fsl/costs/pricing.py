@@ -11,6 +11,7 @@ from torch import nn
 from fsl.batches import needs_two_rows
 from fsl.codecs import Codec
 from fsl.codecs.choice import CodecChoice, codec_spec
+from fsl.codecs.spec import codec_of
 from fsl.costs.model import CostModel, machines
 from fsl.costs.profiles import DeviceChoice, LinkChoice
 from fsl.costs.rounds import DeviceLoad, Serving, serving_of
@@ -137,7 +138,7 @@ def _load(
 
 
 def _built(specs: Sequence[Spec]) -> tuple[Codec, Codec]:
-    up, down = (locate(spec.target)(**spec.kwargs) for spec in specs)
+    up, down = map(codec_of, specs)
     return up, down
 
 

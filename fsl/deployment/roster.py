@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fsl.codecs.spec import codec_of
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
@@ -130,7 +131,7 @@ class Roster:
                 f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
                 "round, which does not follow it to another edge; use roaming=false, or a trainer that keeps nothing"
             )
-        stateful = [spec for spec in (plan.up, plan.down) if locate(spec.target).stateful]
+        stateful = [spec for spec in (plan.up, plan.down) if codec_of(spec).stateful]
         if self.terms.roaming and trainer is not None and stateful:
             raise RunError(
                 f"deployment.roaming=true with codec {stateful[0].text}: it keeps state in a session, which does not "

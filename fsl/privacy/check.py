@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fsl.batches import sample_rate
+from fsl.codecs.spec import codec_of
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation
 from fsl.objective import CrossEntropy, Objective
@@ -153,7 +154,7 @@ def refuse_training(
             "bounds nothing; use dp_sgd without nopeek"
         )
     for way, codec in (("up", federation.up), ("down", federation.down)):
-        if trainer is not None and not locate(codec.target).rowwise:
+        if trainer is not None and not codec_of(codec).rowwise:
             raise ConfigError(
                 f"codec.{way}={codec.text}: it encodes a batch as a whole, so that one sample changes what becomes of "
                 "the others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
