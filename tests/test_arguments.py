@@ -13,7 +13,6 @@ from fsl.backend import Backend
 from fsl.config import build_aggregator, build_backend, build_data, build_mobility, build_privacy
 from fsl.data import IID, Augmentation
 from fsl.deployment.members import build_terms
-from fsl.deployment.settings import NodeSettings
 from fsl.errors import ConfigError
 from fsl.federation import Schedule
 from tests.conftest import small_model, small_task
@@ -116,11 +115,6 @@ def test_a_setting_without_effect_is_said_in_a_line(options, message, caplog):
 def test_a_factor_without_milestones_is_refused():
     with pytest.raises(ConfigError, match=r"optimizer\.gamma=0\.5 without milestones"):
         Schedule(gamma=0.5)
-
-
-def test_a_limit_against_somebody_needs_a_limit():
-    with pytest.raises(ConfigError, match="max-epsilon-against without max-epsilon limits nothing"):
-        NodeSettings.read({"max-epsilon-against": "edge"})
 
 
 def test_images_are_augmented():
