@@ -240,8 +240,9 @@ def unknown(what: str, name: str, known: typing.Sequence[str]) -> str:
     """The line for a name that does not exist: the nearest one, and all."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    names = ", ".join(known) or "none"
-    return f"there is no {what} '{name}'{hint} There are: {names}".replace("' There", "'. There", 1)
+    if not known:
+        return f"there is no {what} '{name}'; it takes none"
+    return f"there is no {what} '{name}'{hint} There are: {', '.join(known)}".replace("' There", "'. There", 1)
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fsl import provenance, seeds
-from fsl.arguments import check_arguments, warn_of_ignored
 from fsl.backend import Backend, torch_threads
 from fsl.codecs.choice import CodecChoice, codec_spec
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
@@ -23,6 +22,7 @@ from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
+from fsl.ignored import refuse_ignored, warn_of_ignored
 from fsl.mobility import Mobility
 from fsl.objective import Objective, as_objective
 from fsl.observers import Observer
@@ -121,7 +121,7 @@ def simulate(
     backend = backend or Backend()
     task = as_task(train_data, test_data)
     codecs = [codec_spec(name, given) for name, given in (("codec.up", up), ("codec.down", down))]
-    check_arguments(strategy, partition, task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
+    refuse_ignored(task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
     places = machines(device_profile, edge_profile, link_profile, None if mobility is None else backhaul_profile)

@@ -129,7 +129,7 @@ def test_a_cut_is_priced_by_a_codecs_arguments():
     [
         (Spec(TOPK, {"kk": 1}), "there is no option of codec.up 'kk'; did you mean 'k'? There are: k"),
         (Spec(TOPK, {"k": "many"}), "codec.up.k='many': it must be a number"),
-        (Spec("fsl.codecs.Float16", {"k": 1}), "there is no option of codec.up 'k'. There are: none"),
+        (Spec("fsl.codecs.Float16", {"k": 1}), "there is no option of codec.up 'k'; it takes none"),
         (own.Takes(torch.ones(2)), "what is a Tensor (tensor([1., 1.])); each end builds the codec anew"),
         (own.Takes(float("inf")), "what is a float (inf)"),
         (own.NoDecode, "codec.up=tests.own_codecs.NoDecode cannot be built: it does not define decode"),

@@ -1,20 +1,17 @@
-"""Arguments of a run that are of the wrong kind, or that nothing would come of: refused, or warned of in a line."""
+"""Arguments of a run that nothing would come of: refused where that misleads, or said in a line."""
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from fsl.costs.profiles import LinkChoice, assignment
-from fsl.data import Augmentation, Partitioner, TaskData
+from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation
 
 log = logging.getLogger(__name__)
 
 
-def check_arguments(
-    strategy: Any,
-    partition: Any,
+def refuse_ignored(
     task: TaskData,
     augmentation: Augmentation | None,
     evaluate_leakage: int,
@@ -22,20 +19,7 @@ def check_arguments(
     out: str | Path | None,
     resume: bool,
 ) -> None:
-    """ConfigError for an argument of `fsl.simulate` that is of another kind, or that would be ignored."""
-    if isinstance(strategy, type):
-        raise ConfigError(f"strategy={strategy.__name__}: that is a class; give an object, as in {strategy.__name__}()")
-    missing = [name for name in ("fronts", "trainer", "bind", "start") if not hasattr(strategy, name)]
-    if missing:
-        raise ConfigError(
-            f"strategy={type(strategy).__name__}: it is no strategy of fsl (it has no {missing[0]}); use one of "
-            "fsl.strategies, or derive one from fsl.strategies.SplitStrategy"
-        )
-    if partition is not None and not isinstance(partition, Partitioner):
-        raise ConfigError(
-            f"partition={getattr(partition, '__name__', type(partition).__name__)}: it is no Partitioner; use one of "
-            "fsl.data, as in IID(), or derive one from fsl.data.Partitioner"
-        )
+    """ConfigError for an argument of `fsl.simulate` that would be ignored, where that misleads."""
     if augmentation is not None and len(task.input_shape) != 3:
         raise ConfigError(
             f"augmentation={augmentation}: it crops and flips images (C, H, W), and inputs are of shape "

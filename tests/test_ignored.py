@@ -11,7 +11,7 @@ from torch import nn
 import fsl
 from fsl.backend import Backend
 from fsl.config import build_aggregator, build_backend, build_data, build_mobility, build_privacy
-from fsl.data import IID, Augmentation
+from fsl.data import Augmentation
 from fsl.deployment.members import build_terms
 from fsl.errors import ConfigError
 from fsl.federation import Schedule
@@ -71,10 +71,6 @@ def test_an_inline_backend_takes_nothing_of_rays(option):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": SplitFedV1}, "strategy=SplitFedV1: that is a class; give an object, as in SplitFedV1()"),
-        ({"strategy": IID()}, "strategy=IID: it is no strategy of fsl (it has no fronts)"),
-        ({"partition": IID}, "partition=IID: it is no Partitioner"),
-        ({"partition": FedAvg()}, "partition=FedAvg: it is no Partitioner"),
         (
             {"augmentation": Augmentation(flip=True)},
             "it crops and flips images (C, H, W), and inputs are of shape (4,)",
