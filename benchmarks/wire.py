@@ -154,7 +154,7 @@ class EchoEdge:
         self._door = EdgeDoor(0, "127.0.0.1:0", None, folder / "sessions.tsv", Limits())
         admission = Admission(RUN, 1, 0, 1, cloud_key, {0}, IDENTITY, IDENTITY)
         expected = Expected(torch.Size([WIDTH]), torch.float32, range(1, (8 << 10) + 1), classes=10)
-        server = EdgeServer(0, Echo(), Identity(), Identity())
+        server = EdgeServer(0, Echo(), Identity, Identity)
         edge_round = EdgeRound(server, admission, PATIENCE, expected)
         self._door.begin(admission)
         threading.Thread(target=edge_round.serve, daemon=True).start()
@@ -360,8 +360,8 @@ class Task:
             reset_optimizer=True,
             batch_size=self.batch_size,
             local_epochs=1,
-            up=IDENTITY,
-            down=IDENTITY,
+            up=Spec(IDENTITY),
+            down=Spec(IDENTITY),
         )
 
     @property

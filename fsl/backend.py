@@ -42,6 +42,9 @@ class Backend:
         for name in ("start_timeout", "round_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"backend.{name}={getattr(self, name)}: it is a number of seconds above 0")
+        for name in ("address", "cpus", "gpus", "start_timeout") if self.name == "inline" else ():
+            if (value := getattr(self, name)) != getattr(Backend, name):
+                raise ConfigError(f"backend.{name}={value}: backend=inline computes in this process; use backend=ray")
         try:
             kind = torch.device(self.accelerator).type
         except RuntimeError:

@@ -23,7 +23,9 @@ from fsl.mobility import Mobility
 from fsl.objective import Objective, as_objective, takes_batch
 from fsl.observers import Observer
 from fsl.privacy.settings import PARTS, Privacy
-from fsl.targets import locate, path_of
+from fsl.targets import locate, path_of, public_path
+
+T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,25 +116,49 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
         parameters = inspect.signature(kind).parameters
     except (TypeError, ValueError):
         raise ConfigError(f"{group}._target_={target} cannot be called; name a class or a function") from None
+    extra = {name: value for name, value in (given or {}).items() if name in parameters and name not in values}
+    return kind(**fitting(group, kind, parameters, values | extra))
+
+
+def fitting(
+    group: str, kind: Any, parameters: Mapping[str, inspect.Parameter], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments to call `kind` with, as its annotations say; ConfigError for one that it lacks or does not take."""
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(kind)
     for name in values:
         if name not in parameters and not open_ended:
             raise ConfigError(unknown(f"option of {group}", name, list(parameters)))
-        values[name] = checked(f"{group}.{name}", values[name], hints.get(name, Any))
-    values |= {name: value for name, value in (given or {}).items() if name in parameters and name not in values}
-    missing = [
-        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    for name in missing:
-        if name not in values:
-            raise ConfigError(f"{group}.{name} must be given: {target} has no default for it")
-    return kind(**values)
+    for name, p in parameters.items():
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in values:
+            raise ConfigError(f"{group}.{name} must be given: {public_path(kind)} has no default for it")
+    return {name: checked(f"{group}.{name}", value, hints.get(name, Any)) for name, value in values.items()}
+
+
+def build_kind(group: str, config: Mapping[str, Any], kind: type[T]) -> T:
+    """As `build`, for a class that must be of this kind."""
+    found = build(group, config)
+    if not isinstance(found, kind):
+        target = config.get("_target_", "")
+        raise ConfigError(
+            f"{group}._target_={target} made a {type(found).__name__}, and {group} is to be a {kind.__name__}"
+        )
+    return found
+
+
+def _is_off(group: str, config: Mapping[str, Any], choice: str) -> bool:
+    """Whether this choice of a group does nothing; ConfigError for options of it."""
+    if config.get("name") != choice or "_target_" in config:
+        return False
+    for name in config:
+        if name != "name":
+            raise ConfigError(f"{group}.{name}={config[name]!r}: {group}={choice} takes no options; choose another")
+    return True
 
 
 def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
     """One of Flower's strategies as a rule applied per device; None for the weighted mean."""
-    if config.get("name") == "mean" and "_target_" not in config:
+    if _is_off("aggregator", config, "mean"):
         return None
     rule = build("aggregator", config)
     if not isinstance(rule, Strategy):
@@ -144,7 +170,7 @@ def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
 
 def build_mobility(config: Mapping[str, Any]) -> Mobility | None:
     """Which device moves when; None where they stay."""
-    if config.get("name") == "none" and "_target_" not in config:
+    if _is_off("mobility", config, "none"):
         return None
     mobility = build("mobility", config)
     if not isinstance(mobility, Mobility):
@@ -161,7 +187,7 @@ def build_privacy(config: Mapping[str, Any]) -> Privacy | None:
             raise ConfigError(unknown("key of privacy", name, list(known)))
         if name in PARTS and value is not None:
             options = checked(f"privacy.{name}", value, Mapping[str, Any])
-            value = build(f"privacy.{name}", {"_target_": path_of(PARTS[name]), **options})
+            value = build_kind(f"privacy.{name}", {"_target_": path_of(PARTS[name]), **options}, PARTS[name])
         values[name] = value if name in PARTS else checked(f"privacy.{name}", value, known[name])
     return Privacy(**values) if any(values.get(name) is not None for name in PARTS) else None
 
@@ -176,8 +202,8 @@ def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmenta
     values = dict(config)
     share = checked("data.validation", values.pop("validation", 0.0), float)
     augment = checked("data.augment", values.pop("augment", {}), Mapping[str, Any])
-    augmentation = build("data.augment", {"_target_": "fsl.data.Augmentation", **augment})
-    data: TaskData = build("data", values)
+    augmentation = build_kind("data.augment", {"_target_": "fsl.data.Augmentation", **augment}, Augmentation)
+    data = build_kind("data", values, TaskData)
     if share:
         data = hold_out(data, share, seed)
     return data, augmentation if augmentation != Augmentation() else None
@@ -241,7 +267,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
 
 def build_backend(config: Mapping[str, Any]) -> Backend:
     """Where the simulation runs."""
-    return typing.cast(Backend, build("backend", {"_target_": "fsl.backend.Backend", **config}))
+    return build_kind("backend", {"_target_": "fsl.backend.Backend", **config}, Backend)
 
 
 def build_trackers(config: Mapping[str, Any]) -> list[Observer]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import WireError
+from fsl.memory import KEPT, Memory
 from fsl.messages import Reply, ReplyPacket, Upload, UploadPacket
 from fsl.privacy.client import shorten, update_square
 from fsl.states import State, Total
@@ -72,28 +73,54 @@ class SessionSnapshot:
 class EdgeServer:
     """Runs the back for the devices attached to it, by the rule of its trainer."""
 
-    def __init__(self, edge: int, trainer: EdgeTrainer, up: Codec, down: Codec, rows: int | None = None):
-        """`rows`: what a batch is counted as, in bytes, where its own size is private."""
+    def __init__(
+        self,
+        edge: int,
+        trainer: EdgeTrainer,
+        up: Callable[[], Codec],
+        down: Callable[[], Codec],
+        rows: int | None = None,
+        memory: Memory | None = None,
+    ):
+        """`up` and `down` make the codecs of a session, one for each direction.
+
+        `rows`: what a batch is counted as, in bytes, where its own size is private. `memory`: where the trainer's state
+        is kept between rounds; None where it begins each round anew.
+        """
         self.edge = edge
         self.trainer = trainer
         self._up = up
         self._down = down
         self._rows = rows
+        self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
+        self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
         self._figures: Counter[str] = Counter()
 
     def begin(self, bench: EdgeBench, back: State) -> None:
         """Start a round from the back that the cloud sent."""
         self.trainer.begin(bench, self.edge, back)
+        if not self.trainer.divisible:
+            self._recall(None)
 
     def open(self, device: int, samples: float, weight: float | None = None) -> None:
         """A device attaches, with n_k samples; it stands for `weight` (None: its n_k) in averages over devices."""
         self.trainer.open(device, samples if weight is None else weight)
-        self._sessions[device] = Session(device, samples)
+        if self.trainer.divisible:
+            self._recall(device)
+        self._seat(Session(device, samples))
+
+    def _seat(self, session: Session) -> None:
+        self._sessions[session.device] = session
+        self._codecs[session.device] = self._up(), self._down()
 
     def session(self, device: int) -> Session:
         """A device's session here."""
         return self._sessions[device]
+
+    def codecs(self, device: int) -> tuple[Codec, Codec]:
+        """The codecs of a device's session here, up and down."""
+        return self._codecs[device]
 
     def settled(self, device: int) -> bool:
         """Whether the trainer has answered all that a device uploaded, so that it may move."""
@@ -107,7 +134,8 @@ class EdgeServer:
                 f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
                 + ("no such device" if session is None else f"step {session.step}")
             )
-        upload = Upload(packet.device, packet.step, self._up.decode(packet.smashed), packet.targets, packet.factors)
+        smashed = self.codecs(packet.device)[0].decode(packet.smashed)
+        upload = Upload(packet.device, packet.step, smashed, packet.targets, packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
@@ -147,20 +175,40 @@ class EdgeServer:
 
     def close(self, device: int) -> Session:
         """A device is done for this round. Returns its figures."""
+        if self.trainer.divisible:
+            self._remember(device)
         self.trainer.close(device)
+        del self._codecs[device]
         return self._sessions.pop(device)
 
     def lose(self, device: int) -> None:
         """A device is gone in the middle of the round; what it alone had is not counted."""
         if self._sessions.pop(device, None) is not None:
+            del self._codecs[device]
             self.trainer.abandon(device)
 
     def result(self) -> Total:
-        """The backs of this round, weighted."""
+        """The backs of this round, weighted; what a shared back's trainer keeps is put away."""
+        if self._memory is not None and not self.trainer.divisible:
+            self._remember(None)
+            self._figures[f"{KEPT}{self.edge}"] = 1
         return self.trainer.result()
 
+    # What the trainer keeps between rounds: of the edge, or of each device that has a back of its own.
+
+    def _recall(self, device: int | None) -> None:
+        if self._memory is not None and (kept := self._memory.load(self._owner(device))) is not None:
+            self.trainer.restore(kept, device)
+
+    def _remember(self, device: int | None) -> None:
+        if self._memory is not None:
+            self._memory.save(self._owner(device), self.trainer.kept(device))
+
+    def _owner(self, device: int | None) -> str:
+        return f"edge-{self.edge}" if device is None else f"device-{device}"
+
     def figures(self) -> Counter[str]:
-        """Counts of this round: the trainer's, and what crossed the cut.
+        """Counts of this round, after `result`: the trainer's, and what crossed the cut.
 
         `smashed_bytes`: the smashed data themselves, before any codec, without headers. `common_bytes`: the same of
         the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire
@@ -181,13 +229,15 @@ class EdgeServer:
             session.batches.append(session.waiting.pop(reply.step))
             if reply.gradient is None:
                 continue
-            answer = ReplyPacket(reply.device, reply.step, self._down.encode(reply.gradient), reply.norms)
+            codec = self.codecs(reply.device)[1]
+            answer = ReplyPacket(reply.device, reply.step, codec.encode(reply.gradient), reply.norms)
             sent = reply_bytes(answer.gradient, answer.norms, self._rows)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
             if reply.common:
-                common.append((sent, self._told_bytes(reply.gradient)))
+                # What a codec with state makes of one gradient differs from device to device: nothing to broadcast.
+                common.append((0 if codec.stateful else sent, self._told_bytes(reply.gradient)))
         if common:
             sizes, values = zip(*common)
             self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
@@ -207,5 +257,5 @@ class EdgeServer:
 
     def adopt(self, snapshot: SessionSnapshot) -> None:
         """Go on with a session that another edge handed over."""
-        self._sessions[snapshot.session.device] = snapshot.session
+        self._seat(snapshot.session)
         self.trainer.adopt(snapshot.session.device, snapshot.trainer)

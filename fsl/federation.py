@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fsl.privacy.ledger import Ledger
 
 
+IDENTITY = Spec("fsl.codecs.Identity")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate by round: times `gamma` after each milestone, a share of the run's rounds; or a cosine."""
@@ -37,6 +40,8 @@ class Schedule:
             raise ConfigError(f"optimizer.milestones={list(self.milestones)}: each is a share of the rounds, in (0, 1)")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"optimizer.gamma={self.gamma}: it multiplies the learning rate and must lie in (0, 1]")
+        if self.gamma != Schedule.gamma and not self.milestones:
+            raise ConfigError(f"optimizer.gamma={self.gamma} without milestones multiplies nothing; set milestones")
 
     def factor(self, round: int, rounds: int) -> float:
         """What the base learning rate is multiplied by in this round (1-based) of so many."""
@@ -116,8 +121,8 @@ class Federation:
     local_epochs: int = 1
     batch_size: int = 16
     optimizer: Optimizer = Optimizer()
-    up: str = "fsl.codecs.Identity"
-    down: str = "fsl.codecs.Identity"
+    up: Spec = IDENTITY  # the codec of smashed data
+    down: Spec = IDENTITY  # the codec of cut gradients
     aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
     evaluate_every: int = 1
     evaluate_devices: int = 100  # private fronts to evaluate, at most

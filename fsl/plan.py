@@ -20,6 +20,11 @@ class Spec:
     target: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """Class and arguments in one text, equal for equal ones."""
+        return f"{self.target} {json.dumps(dict(self.kwargs), sort_keys=True)}" if self.kwargs else self.target
+
 
 @dataclass(frozen=True)
 class DeviceTask:
@@ -61,11 +66,13 @@ class RoundPlan:
     reset_optimizer: bool
     batch_size: int
     local_epochs: int
-    up: str
-    down: str
+    up: Spec  # the codec of smashed data
+    down: Spec  # the codec of cut gradients
     moves: tuple[Move, ...] = ()  # of the devices in these cohorts
     on_move: OnMove = "migrate"
     privacy: Privacy | None = None
+    # What the trainer keeps, by owner ("edge-0", "device-3"): version and saved, as in `DeviceTask`.
+    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -79,8 +86,7 @@ class RoundPlan:
         for name in ("seed", "round", "batch_size", "local_epochs"):
             _check(type(raw[name]) is int, f"{name}={raw[name]!r}")
         _check(raw["batch_size"] > 0 and raw["local_epochs"] > 0, "batch_size and local_epochs must be positive")
-        for name in ("run", "up", "down"):
-            _check(isinstance(raw[name], str), f"{name}={raw[name]!r}")
+        _check(isinstance(raw["run"], str), f"run={raw['run']!r}")
         rates = raw["learning_rates"]
         _check(
             isinstance(rates, dict) and all(isinstance(r, int | float) and r >= 0 for r in rates.values()),
@@ -90,9 +96,10 @@ class RoundPlan:
         _check(raw["on_move"] in ON_MOVE, f"on_move={raw['on_move']!r}")
         raw["cohorts"] = tuple(_cohort(c) for c in raw["cohorts"])
         _check(type(raw["one_by_one"]) is bool, f"one_by_one={raw['one_by_one']!r}")
-        raw["optimizer"], raw["device"] = _spec(raw["optimizer"]), _spec(raw["device"])
+        raw |= {name: _spec(raw[name]) for name in ("optimizer", "device", "up", "down")}
         raw["trainer"] = None if raw["trainer"] is None else _spec(raw["trainer"])
         raw["privacy"] = None if raw["privacy"] is None else _privacy(raw["privacy"])
+        raw["kept"] = _generations(raw["kept"])
         return RoundPlan(**raw)
 
 
@@ -157,6 +164,14 @@ def _cohort(raw: Any) -> CohortTask:
     fields = _fields(raw, CohortTask)
     fields["devices"] = tuple(_device(d) for d in fields["devices"])
     return CohortTask(**fields)
+
+
+def _generations(raw: Any) -> dict[str, tuple[int, int]]:
+    _check(isinstance(raw, dict), f"kept={raw!r}")
+    for pair in raw.values():
+        numbers = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
+        _check(numbers, f"kept={pair!r}")
+    return {owner: (version, saved) for owner, (version, saved) in raw.items()}
 
 
 def _privacy(raw: Any) -> Privacy:

@@ -23,7 +23,19 @@ from fsl.targets import path_of
 from fsl.workload import Workload
 
 # Of the federation's fields: no settings, or described below.
-_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility", "privacy", "ledger")
+_APART = (
+    "run",
+    "layouts",
+    "up",
+    "down",
+    "optimizer",
+    "aggregator",
+    "costs",
+    "placement",
+    "mobility",
+    "privacy",
+    "ledger",
+)
 _KEPT = frozenset(vars(nn.Module()))  # what torch keeps in every module
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
@@ -40,6 +52,8 @@ def settings(
     values = {name: value for name, value in vars(federation).items() if name not in _APART}
     if federation.optimizer.schedule == Schedule():
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended
+    for way, codec in (("up", federation.up), ("down", federation.down)):
+        values |= {way: codec.target, **flat(codec.kwargs, f"{way}.")}
     values |= {} if federation.costs is None else federation.costs.settings()
     values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from fsl.codecs.spec import CANNOT_MOVE
 from fsl.cohort import closed, stepping, train
 from fsl.device import Device
 from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
 from fsl.handover import Passport, hand_over
+from fsl.memory import KEPT_CANNOT_MOVE
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.mobility import Move, route
 from fsl.plan import CohortTask, RoundPlan
@@ -55,9 +57,14 @@ class RoamingCohorts:
         self._moves: dict[int, list[Move]] = {}
         for move in plan.moves:
             self._moves.setdefault(move.device, []).append(move)
+        for way, spec, make in (("up", plan.up, self.devices.up), ("down", plan.down, self.devices.down)):
+            if make().stateful:
+                raise ConfigError(f"codec.{way}={spec.text}: {CANNOT_MOVE}")
         for side in self.sides.values():
-            if plan.fronts == "relayed" or not side.server.trainer.movable:
-                kind = type(side.server.trainer).__name__
+            trainer, kind = side.server.trainer, type(side.server.trainer).__name__
+            if trainer.keeps and trainer.divisible:
+                raise ConfigError(f"{kind} {KEPT_CANNOT_MOVE}")
+            if plan.fronts == "relayed" or not trainer.movable:
                 raise ConfigError(f"devices cannot move in the middle of a round of {kind}; use mobility=none")
 
     def run(self) -> CohortResult:
@@ -71,11 +78,12 @@ class RoamingCohorts:
         totals: dict[str, Total] = {}
         figures: Counter[str] = Counter(dropped=len(self.dropped))
         for side in self.sides.values():
+            back = side.server.result()
             figures.update(side.server.figures())
             if "back" in totals:
-                totals["back"].merge(side.server.result())
+                totals["back"].merge(back)
             else:
-                totals["back"] = side.server.result()
+                totals["back"] = back
         if self.plan.fronts != "private":
             totals |= self.devices.totals
         return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures)

@@ -29,6 +29,7 @@ from fsl.arguments import (
     whole_or_none,
 )
 from fsl.backend import Backend, torch_threads
+from fsl.codecs.choice import CodecChoice, codec_spec
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, TaskData, as_partitioner, as_task, divide
 from fsl.data.checks import check_examples
@@ -36,6 +37,7 @@ from fsl.data.digest import describe_partition
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
+from fsl.ignored import refuse_ignored, warn_of_ignored
 from fsl.learner import OptimizerRecipe
 from fsl.mobility import Mobility
 from fsl.objective import Loss, Objective, as_objective
@@ -97,8 +99,8 @@ def simulate(
     devices_per_round: int | None = None,
     local_epochs: int = 1,
     batch_size: int = 16,
-    up: str = "fsl.codecs.Identity",
-    down: str = "fsl.codecs.Identity",
+    up: CodecChoice = "fsl.codecs.Identity",
+    down: CodecChoice = "fsl.codecs.Identity",
     aggregator: FlowerStrategy | type | str | None = None,
     seed: int = 0,
     init_from: str | Path | None = None,
@@ -129,7 +131,9 @@ def simulate(
     `model` is any module that `fsl.split` can cut at `cut` (default: the model's `default_cut`); it is not changed.
     `train_data` is a `TaskData`, or any map-style Dataset of (input, target) with `test_data` beside it; without test
     data nothing is evaluated. `samples_per_device` caps what a device holds. `allowed` adds packages whose classes
-    the strategy's plans may name (your own edge trainer or codec). `aggregator` is a Flower strategy (FedAdam, Krum,
+    the strategy's plans may name (your own edge trainer). `up` and `down` are the codecs of smashed data and of cut
+    gradients: a class or its import path, or an object, which says by the arguments it was made with how each session
+    is to build its own: `up=TopK(k=0.1)`. `aggregator` is a Flower strategy (FedAdam, Krum,
     ...) that combines, per device, what is otherwise averaged.
 
     `device_profile`, `edge_profile` and `link_profile` say what simulated seconds and joules are computed from: a
@@ -154,6 +158,8 @@ def simulate(
     loss, seen_by = as_objective(objective), as_observers(observers)
     task = as_task(train_data, test_data)
     check_examples(task.train, task.test, task.validation)
+    codecs = [codec_spec(way, given) for way, given in (("codec.up", up), ("codec.down", down))]
+    refuse_ignored(task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
     nodes = whole("nodes", nodes)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
@@ -171,8 +177,8 @@ def simulate(
         local_epochs=whole("local_epochs", local_epochs),
         batch_size=whole("batch_size", batch_size),
         optimizer=rule,
-        up=up,
-        down=down,
+        up=codecs[0],
+        down=codecs[1],
         aggregator=as_aggregator(aggregator),
         evaluate_every=whole("evaluate_every", evaluate_every) if task.test is not None else 0,
         evaluate_devices=whole("evaluate_devices", evaluate_devices),
@@ -195,7 +201,7 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=(*ALLOWED, *allowed, *_named(strategy, (up, down, str(rule.target)))),
+        allowed=(*ALLOWED, *allowed, *_named(strategy, [*(codec.target for codec in codecs), str(rule.target)])),
     )
     with torch_threads(backend.threads):
         workload = fit(workload, Worker(workload), train_data.classes if isinstance(train_data, TaskData) else None)
@@ -207,6 +213,7 @@ def simulate(
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
+        warn_of_ignored(federation, strategy)
         if privacy is not None:
             sizes = [len(divided.indices(device)) for device in range(devices)]
             path, real = folder.path / "privacy.json", backend.placement is not None

@@ -7,11 +7,12 @@ from functools import partial
 from torch import Tensor
 
 from fsl.batches import BatchPlan, load_batches, plan_batches
-from fsl.codecs import Codec
+from fsl.codecs.spec import codec_maker
 from fsl.device import Device, DeviceBench
 from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
 from fsl.learner import Learner, OptimizerRecipe
+from fsl.memory import TrainerMemory
 from fsl.objective import Objective
 from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
 from fsl.privacy.client import shorten, update_square
@@ -49,7 +50,7 @@ class DeviceSide:
         self.tasks = {task.device: task for task in tasks}
         self.segments = {name: segment for name, segment in worker.segments.items() if name in ("front", "head")}
         self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
-        self.up, self.down = (build_codec(path, worker) for path in (plan.up, plan.down))
+        self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
         self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
         self.batches: dict[int, BatchPlan] = {}
@@ -92,8 +93,8 @@ class DeviceSide:
             worker.workload.objective,
             self._noise("front", device),
             self._noise("head", device),
-            self.up,
-            self.down,
+            self.up(),
+            self.down(),
             device_privacy(plan, device, secure),
         )
         opened = self._kind(bench, **plan.device.kwargs)
@@ -186,8 +187,9 @@ class EdgeSide:
         self.plan = plan
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
-        up, down = (build_codec(path, worker) for path in (plan.up, plan.down))
-        self.server = EdgeServer(task.edge, self._trainer(plan.trainer), up, down, told_rows(plan))
+        up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
+        trainer = self._trainer(plan.trainer)
+        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), TrainerMemory(plan, worker))
         back = worker.segments["back"]
         bench = EdgeBench(
             plan.seed,
@@ -292,11 +294,3 @@ def load_private(worker: Worker, segment: str, task: DeviceTask) -> State | None
     """A device's private front or head of the generation that counts; None before its first round."""
     tensors = worker.store.load(f"{segment}s/{task.device}", task.version)
     return None if tensors is None else worker.segments[segment].layout.pack(tensors, worker.accelerator)
-
-
-def build_codec(path: str, worker: Worker) -> Codec:
-    """The codec that a plan names."""
-    codec = locate_allowed(path, worker.workload.allowed)()
-    if not isinstance(codec, Codec):
-        raise ConfigError(f"{path} is not a Codec")
-    return codec

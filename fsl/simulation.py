@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fsl import provenance
 from fsl.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
+from fsl.codecs.check import check_codecs
 from fsl.data import class_counts
 from fsl.divergence import diverged_in
-from fsl.errors import ConfigError, WireError
+from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
 from fsl.files import load_tensors, save_tensors, sync
@@ -27,7 +28,6 @@ from fsl.observers import Observer, RunInfo
 from fsl.privacy.device import leaks
 from fsl.records import check_dtypes, record_to_states, states_to_record
 from fsl.runfolder import RunFolder
-from fsl.sides import build_codec
 from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed
@@ -94,14 +94,10 @@ class Simulation:
             )
         federation, allowed = self.federation, self.workload.allowed
         OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
-        for name, path in (("codec.up", federation.up), ("codec.down", federation.down)):
-            try:
-                build_codec(path, self.worker)
-            except WireError as error:
-                raise ConfigError(f"{name}={path}: {error}; name a Codec") from None
         trainer = self.strategy.trainer(1)
         if trainer is not None:
             locate_allowed(trainer.target, allowed)
+        check_codecs(federation, self.strategy, self.worker)
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""
@@ -199,7 +195,7 @@ class Simulation:
         state = self.strategy.state()
         checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best)
         self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
-        if self.strategy.fronts == "private" or not self.federation.optimizer.reset:
+        if self.strategy.fronts == "private" or not self.federation.optimizer.reset or "kept" in state:
             self.checkpoints.wait()  # what nodes may delete in the next round depends on it
         self.rows.append(row)
         for observer in self.observers:

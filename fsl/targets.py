@@ -1,5 +1,6 @@
 """From an import path in a configuration or a plan to the object it names."""
 
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -34,3 +35,13 @@ def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED) -> Any:
 def path_of(kind: type) -> str:
     """The dotted import path of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def public_path(found: Any) -> str:
+    """The shortest path by which a class can be imported from its own package: `fsl.codecs.Float16`."""
+    module, name = str(getattr(found, "__module__", "")), str(getattr(found, "__qualname__", repr(found)))
+    parts = module.split(".")
+    packages = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return next(
+        (f"{p}.{name}" for p in packages if getattr(sys.modules.get(p), name, None) is found), f"{module}.{name}"
+    )

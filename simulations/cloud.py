@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.backend import Backend
-from fsl.config import RunConfig, build
+from fsl.config import RunConfig, build_backend
 from fsl.data import TaskData
-from fsl.deployment.members import Terms
+from fsl.deployment.members import build_terms
 from fsl.deployment.roster import Roster
 from fsl.deployment.setup import Setup
 from fsl.errors import ConfigError
@@ -60,10 +60,17 @@ def run(grid: Grid, overrides: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def backend(top: RunConfig, task: TaskData) -> Backend:
-        terms: Terms = build("deployment", {"_target_": "fsl.deployment.members.Terms", **top.deployment})
+        terms = build_terms(top.deployment)
+        asked = build_backend(top.backend)
+        if asked != Backend(threads=asked.threads, round_timeout=asked.round_timeout):
+            raise ConfigError(
+                f"backend={asked.name}: a real federation computes on its nodes, each as its own configuration says "
+                "(accelerator=cuda); here only backend.threads and round_timeout count"
+            )
         setup = Setup.of(top, task, folder, terms.patience)
-        threads = top.backend.get("threads", 1)
-        return FlowerBackend(threads=threads, grid=grid, roster=Roster(setup.to_json(), terms))
+        return FlowerBackend(
+            threads=asked.threads, round_timeout=asked.round_timeout, grid=grid, roster=Roster(setup.to_json(), terms)
+        )
 
     finished = simulate_config(config, folder, progress=False, backend_of=backend)
     log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.backend import Backend
+from fsl.codecs.choice import build_codecs
 from fsl.config import (
     RunConfig,
     build,
@@ -31,6 +32,7 @@ from fsl.config import (
     read_config,
 )
 from fsl.data import TaskData
+from fsl.deployment.members import build_terms
 from fsl.errors import ConfigError, FslError
 from fsl.federation import CloudStrategy
 from fsl.observers import Figures, Observer
@@ -68,6 +70,7 @@ def simulate_config(
     model, cut = build_model(top.model, data, top.seed, objective)
     partition = build("partition", top.partition)
     check_resume(top.resume)
+    build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
     return simulate(
         model,
         data,
@@ -84,8 +87,7 @@ def simulate_config(
         devices_per_round=top.devices_per_round,
         local_epochs=top.local_epochs,
         batch_size=top.batch_size,
-        up=top.codec["up"],
-        down=top.codec["down"],
+        **build_codecs(top.codec),
         aggregator=build_aggregator(top.aggregator),
         seed=top.seed,
         init_from=top.init_from,

@@ -25,8 +25,8 @@ _NO_MATTER = (
     "data.augment",
     "aggregator.name",
 )
-_RENAMED = {"optimizer.target": "optimizer", "aggregator.class": "aggregator", "up": "codec.up", "down": "codec.down"}
-_DIGESTS = ("model.tensors", "model.modules", "data.examples")
+_RENAMED = {"optimizer.target": "optimizer", "aggregator.class": "aggregator"}
+_DIGESTS = ("model.tensors", "model.modules", "data.examples", "data.train", "data.test", "data.validation")
 _PROFILES = ("device", "edge", "link", "backhaul", "mobility")  # by whose name their numbers are known
 _OPAQUE = (*_DIGESTS, *(f"costs.{name}" for name in _PROFILES))  # shown only where nothing else tells two groups apart
 _MECHANISMS = tuple(f"privacy.{name}" for name in PARTS)  # named where they are not in use
@@ -52,6 +52,7 @@ def readable_settings(settings: Settings) -> dict[str, Any]:
     """`settings` of a summary or checkpoint with one level, a key per option, and the configuration's names."""
     found: dict[str, Any] = {}
     for key, value in flat(settings).items():
+        key = re.sub(r"^(up|down)(?=\.|$)", r"codec.\1", key)  # a codec, and its arguments
         key = re.sub(r"^optimizer\.(options|schedule)\.", "optimizer.", _RENAMED.get(key, key))
         found |= _object(key, value) if isinstance(value, str) else {key: value}
     found.pop("seed", None)

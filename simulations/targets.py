@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.attacks import Target
+from fsl.codecs.choice import build_codecs
+from fsl.codecs.spec import codec_of
 from fsl.config import RunConfig, build, build_data, build_model, build_objective, build_privacy, read_config
 from fsl.data import TaskData, divide
 from fsl.errors import ConfigError
@@ -83,6 +86,7 @@ def read_target(folder: Path, device: int) -> Target:
         answered=cut and not strategy.local_loss,
         rerun=rerun,
         folder=folder / "attacks",
+        up=partial(codec_of, build_codecs(top.codec)["up"]),
     )
 
 

@@ -13,8 +13,9 @@ from fsl.aggregation import Aggregator
 from fsl.device import Device, LocalLossDevice
 from fsl.errors import ConfigError, RunError
 from fsl.federation import Federation
+from fsl.memory import KEPT, KEPT_CANNOT_MOVE
 from fsl.mobility import Move, OnMove, moves_of
-from fsl.plan import Fronts, Spec
+from fsl.plan import CohortTask, Fronts, Spec
 from fsl.privacy.client import noised_means
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
@@ -38,6 +39,8 @@ class Algorithm:
         self._aggregator: Aggregator | None = None
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
+        self._kept: dict[str, int] = {}  # "<trainer>/edge-<id>" or "/device-<id>" -> round of what a trainer last kept
+        self._kept_saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
         self._clock = 0.0  # simulated seconds of the rounds so far
 
     # What an algorithm overrides.
@@ -148,6 +151,7 @@ class Algorithm:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
         self._versions, self._saved, self._clock = {}, {}, 0.0
+        self._kept, self._kept_saved = {}, {}
         self._refuse_moves()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
@@ -165,6 +169,8 @@ class Algorithm:
             return
         name, spec = type(self).__name__, self.trainer(1)
         trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        if trainer is not None and trainer.keeps and trainer.divisible:
+            raise ConfigError(f"mobility: the trainer of {name} {KEPT_CANNOT_MOVE}")
         if trainer is None or not trainer.movable or self.fronts == "relayed":
             raise ConfigError(f"mobility: devices of {name} cannot move in the middle of a round; use mobility=none")
         if self.on_move == "restart" and not trainer.divisible:
@@ -180,13 +186,15 @@ class Algorithm:
     def state(self) -> dict[str, Any]:
         """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
         ledger = self._federation.ledger if self._federation is not None else None
-        return {"versions": dict(self._versions), "sim_clock": self._clock} | (
+        kept = {"kept": dict(self._kept)} if self._kept else {}
+        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept} | (
             {} if ledger is None else {"ledger": ledger.state()}
         )
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
+        self._kept = {owner: int(round) for owner, round in state.get("kept", {}).items()}
         self._clock = float(state["sim_clock"])
         if self.federation.ledger is not None:
             self.federation.ledger.load_state(state["ledger"])
@@ -203,12 +211,32 @@ class Algorithm:
 
     def checkpointed(self, state: Mapping[str, Any]) -> None:
         """A checkpoint with what `state` returned is complete; older generations may go."""
-        self._saved = dict(state["versions"])
+        self._saved, self._kept_saved = dict(state["versions"]), dict(state.get("kept", {}))
 
     def kept(self) -> dict[int, int]:
         """Each device that has a private state, with the round whose generation counts."""
         owners = ((owner.partition("-"), round) for owner, round in self._versions.items())
         return {int(number): round for (kind, _, number), round in owners if kind == "device"}
+
+    def _generations_kept(self, spec: Spec | None, cohorts: Sequence[CohortTask]) -> dict[str, tuple[int, int]]:
+        """What this round's trainer kept when each of these edges and devices last trained by it."""
+        if spec is None or not self._kept:
+            return {}
+        owners = [name for c in cohorts for name in (f"edge-{c.edge}", *(f"device-{t.device}" for t in c.devices))]
+        names = {owner: f"{spec.target}/{owner}" for owner in owners}
+        return {o: (self._kept[n], self._kept_saved.get(n, 0)) for o, n in names.items() if n in self._kept}
+
+    def _note_kept(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> Mapping[str, int]:
+        """Remember what the round's trainer kept, of which edges and devices; the other counts of the round."""
+        spec = self.trainer(round)
+        trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        if spec is not None and trainer.keeps:
+            if trainer.divisible:
+                owners = [f"device-{report.device}" for report in reports]
+            else:
+                owners = [f"edge-{name.removeprefix(KEPT)}" for name in figures if name.startswith(KEPT)]
+            self._kept.update({f"{spec.target}/{owner}": round for owner in owners})
+        return {name: count for name, count in figures.items() if not name.startswith(KEPT)}
 
     def _per_device(self, segment: str, round: int) -> bool:
         """Whether a segment's new state is made of one state per device."""

@@ -69,6 +69,7 @@ class SplitStrategy(Algorithm, Strategy):
             seed=federation.seed,
             round=server_round,
             cohorts=(),
+            kept=self._generations_kept(spec, cohorts),
             fronts=self.fronts,
             trainer=spec,
             device=self.device_rule(server_round),
@@ -93,7 +94,8 @@ class SplitStrategy(Algorithm, Strategy):
             devices = [task for cohort in tasks for task in cohort.devices]
             here = {task.device for task in devices}
             moves = tuple(move for move in self._moves if move.device in here)
-            text = replace(plan, cohorts=tuple(tasks), moves=moves).to_json()
+            kept = self._generations_kept(spec, tasks)
+            text = replace(plan, cohorts=tuple(tasks), moves=moves, kept=kept).to_json()
             yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
 
     def aggregate_train(
@@ -112,6 +114,7 @@ class SplitStrategy(Algorithm, Strategy):
             self._versions[f"edge-{home(report.device)}"] = server_round
         for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
             self._versions[f"edge-{move.edge}"] = server_round
+        figures = self._note_kept(server_round, collected.reports, collected.figures)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         if self.federation.privacy is not None and self.federation.privacy.withheld:
             del measured["train_loss"]
@@ -120,10 +123,10 @@ class SplitStrategy(Algorithm, Strategy):
             measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
-            measured |= movements(reports, collected.figures)
+            measured |= movements(reports, figures)
         if self.federation.ledger is not None:
             self.federation.ledger.after(reports, collected.again)
-        return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, collected.figures)})
+        return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, figures)})
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
         if not messages:

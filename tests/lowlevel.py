@@ -45,8 +45,8 @@ def a_plan(epochs: int = 1, trainer: str = "fsl.trainers.Replicated", **kwargs) 
         reset_optimizer=True,
         batch_size=16,
         local_epochs=epochs,
-        up=IDENTITY,
-        down=IDENTITY,
+        up=Spec(IDENTITY),
+        down=Spec(IDENTITY),
     )
 
 

@@ -7,9 +7,11 @@ import torch
 from fsl.simulations.attack import command as attack
 from fsl.simulations.report import command as report
 from fsl.simulations.run import command as simulate
+from fsl.simulations.targets import read_target
 from torch.nn import functional as F
 
 from fsl.attacks.pixels import Pixels, ssim
+from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
 from fsl.privacy.detector import Watch, label_gap
@@ -51,6 +53,17 @@ def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy):
     assert hidden["mse"] > 0.8 * hidden["blind_mse"]
     assert hidden["ssim"] < hidden["blind_ssim"] + 0.1
     assert (bare / "attacks" / "inversion.png").stat().st_size > 1000
+
+
+def test_an_adversary_sees_what_the_codec_leaves_of_smashed_data(tmp_path):
+    target = read_target(trained(tmp_path / "run", "codec=int8", "rounds=1"), 0)
+    inputs, _ = target.victims(8)
+    seen = target.smashed(inputs, 0)
+    with torch.no_grad():
+        plain = target.front(inputs)
+    codec = Int8()
+    assert torch.equal(seen, codec.decode(codec.encode(plain)))
+    assert not torch.equal(seen, plain)
 
 
 def test_inputs_and_weights_are_guessed_that_explain_the_smashed_data(bare):

@@ -95,7 +95,7 @@ class Edge:
         trainer = Replicated()
         trainer.open = trainer.abandon = lambda *_: None
         expected = Expected(torch.Size([4]), torch.float32, range(1, 9), 4)
-        server = EdgeServer(0, trainer, Identity(), Identity())
+        server = EdgeServer(0, trainer, Identity, Identity)
         edge_round = EdgeRound(server, self.admission, patience, expected, self.endpoint.meter)
         self.door.begin(self.admission)
         return edge_round.serve()

@@ -206,7 +206,7 @@ def test_ragged_batches_are_padded_with_zeros():
 
 def test_a_broadcasting_link_sends_a_common_gradient_once():
     trainer = Pooled(phi=1.0)
-    edge = EdgeServer(0, trainer, Identity(), Identity())
+    edge = EdgeServer(0, trainer, Identity, Identity)
     used = bench(linear_back())
     edge.begin(used, used.back.layout.capture())
     for device in range(3):

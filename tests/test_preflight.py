@@ -118,7 +118,7 @@ CASES = {
         "the test data has no examples; .*test_data=None",
     ),
     "test inputs of another width": ({"test": (INPUTS[:, :3], LABELS)}, r"\(3,\)|\(4, 3\)"),
-    "augmentation of what is no image": ({"augmentation": Augmentation(flip=True)}, "augment wants image batches"),
+    "augmentation of what is no image": ({"augmentation": Augmentation(flip=True)}, "it crops and flips images"),
 }
 
 

@@ -21,10 +21,10 @@ from tests.conftest import small_model
 ADAM = OptimizerRecipe(Spec("torch.optim.Adam"), ALLOWED)
 
 
-def edge_with(trainer, round=1, recipe=ADAM, kept=None):
+def edge_with(trainer, round=1, recipe=ADAM, kept=None, memory=None):
     model = split(small_model("batch", 0.3), "pool")
     runtime = SegmentRuntime("back", model["back"].train(), torch.device("cpu"))
-    server = EdgeServer(0, trainer, Identity(), Identity())
+    server = EdgeServer(0, trainer, Identity, Identity, memory=memory)
     memory = {} if kept is None else kept
     bench = EdgeBench(
         0,

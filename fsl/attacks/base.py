@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl.attacks.pixels import Pixels, ssim
+from fsl.codecs import Codec, Identity
 from fsl.data import Examples, TaskData
 from fsl.errors import ConfigError
 from fsl.objective import Objective
@@ -66,6 +67,7 @@ class Target:
     answered: bool  # devices get cut gradients
     rerun: Callable[[Spec, Path, int | None], Mapping[str, Tensor]]
     folder: Path  # for what an attack leaves
+    up: Callable[[], Codec] = Identity  # makes a session's codec of smashed data
     pixels: Pixels = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,16 +90,21 @@ class Target:
         return self.data.train.batch(self.rows[:most])
 
     def smashed(self, inputs: Tensor, seen: int, through: nn.Module | None = None) -> Tensor:
-        """Smashed data of these inputs as an edge sees them: clipped and noised where the run does that.
+        """Smashed data of these inputs as an edge sees them: clipped and noised where the run does that, and decoded.
 
         `seen` makes one sight of them differ from another. `through`: another front than the device's own.
         """
         with torch.no_grad():
             smashed = (through or self.front)(inputs)
-        if self.privacy is None or self.privacy.cut is None:
-            return smashed
-        guard = DevicePrivacy(None, Privacy(cut=self.privacy.cut), self.seed, seen, self.device, secure=False)
-        return guard.as_sent(smashed)
+        if self.privacy is not None and self.privacy.cut is not None:
+            guard = DevicePrivacy(None, Privacy(cut=self.privacy.cut), self.seed, seen, self.device, secure=False)
+            smashed = guard.as_sent(smashed)
+        return self._decoded(smashed)
+
+    def _decoded(self, smashed: Tensor) -> Tensor:
+        """What an edge's codec makes of smashed data, batch by batch, in a session of their own."""
+        device, edge = self.up(), self.up()
+        return torch.cat([edge.decode(device.encode(batch)) for batch in smashed.split(self.batch_size)])
 
     def told(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The labels (B,) that the device tells of these rows."""

@@ -1,9 +1,9 @@
 """What a codec is: a pair of halves around the link."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -45,11 +45,30 @@ class Payload:
 class Codec(ABC):
     """Encodes a tensor (B, ...) for the link, and decodes what came over it.
 
-    A session has a codec object of its own for each direction, so that a codec may hold parameters and state.
+    A session (one device at one edge in one round) has a codec object of its own for each direction at each end, built
+    anew from the constructor's arguments. So a codec may hold parameters and state: what one half of a direction
+    remembers, it remembers until the round ends, and of no other device.
+
+    `name`: written into each payload. `rowwise`: what becomes of a row does not depend on the other rows, and each
+    array of a payload has a row for it. `stateful`: what a call returns depends on the calls before it; such a session
+    cannot move to another edge in the middle of a round.
     """
 
     name: ClassVar[str]
-    rowwise: ClassVar[bool] = False  # what becomes of a row does not depend on the other rows
+    rowwise: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
+
+    _built_from: tuple[tuple[Any, ...], Mapping[str, Any]]  # positional and keyword arguments, as they were given
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the arguments: they describe the codec to the other end, which builds one like it."""
+        if (args or kwargs) and cls.__init__ is object.__init__:
+            raise TypeError(
+                f"{cls.__name__}() takes no arguments"
+            )  # object's own check is off where __new__ is not its
+        codec = super().__new__(cls)
+        object.__setattr__(codec, "_built_from", (args, kwargs))  # also of a frozen dataclass
+        return codec
 
     @abstractmethod
     def encode(self, values: Tensor) -> Payload:

@@ -10,6 +10,8 @@ from torch import nn
 
 from fsl.batches import needs_two_rows
 from fsl.codecs import Codec
+from fsl.codecs.choice import CodecChoice, codec_spec
+from fsl.codecs.spec import codec_of
 from fsl.costs.model import CostModel, machines
 from fsl.costs.profiles import DeviceChoice, LinkChoice
 from fsl.costs.rounds import DeviceLoad, Serving, serving_of
@@ -17,6 +19,7 @@ from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.federation import CloudStrategy, Federation
 from fsl.objective import Objective, as_objective
+from fsl.plan import Spec
 from fsl.targets import locate
 from fsl.wire.format import reply_bytes, upload_bytes
 
@@ -51,8 +54,8 @@ def price(
     edges: int = 1,
     local_epochs: int = 1,
     batch_size: int = 16,
-    up: str = "fsl.codecs.Identity",
-    down: str = "fsl.codecs.Identity",
+    up: CodecChoice = "fsl.codecs.Identity",
+    down: CodecChoice = "fsl.codecs.Identity",
     seed: int = 0,
     device_profile: DeviceChoice = "pi4",
     edge_profile: DeviceChoice = "edge_gpu",
@@ -65,13 +68,15 @@ def price(
     task = as_task(train_data)
     divided = divide(task, as_partitioner(partition), devices, samples_per_device, seed)
     strategy = copy.deepcopy(strategy)  # it is bound to a run of its own here
-    strategy.bind(Federation("price", seed, 1, devices, {}, edges, None, local_epochs, batch_size, up=up, down=down))
+    specs = [codec_spec(name, given) for name, given in (("codec.up", up), ("codec.down", down))]
+    federation = Federation("price", seed, 1, devices, {}, edges, None, local_epochs, batch_size)
+    strategy.bind(replace(federation, up=specs[0], down=specs[1]))
     spec = strategy.trainer(1)
     trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
     serving = serving_of(trainer, strategy.fronts)
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
     places = machines(device_profile, edge_profile, link_profile)
-    codecs, labels = (locate(up)(), locate(down)()), task.train.targets[:1]
+    labels = task.train.targets[:1]
     skip = needs_two_rows([model])
     edge_of = getattr(strategy, "edge_of", lambda device: device % edges)
     prices = []
@@ -84,7 +89,9 @@ def price(
         sent = stages if serving.kind == "none" else front
         model_bytes = 0 if strategy.fronts == "private" else 2 * int(_sum(sent, "parameter_bytes"))
         loads = [
-            _load(_Batches.of(divided.size(device), batch_size, local_epochs, skip), stage, serving, codecs, labels)
+            _load(
+                _Batches.of(divided.size(device), batch_size, local_epochs, skip), stage, serving, _built(specs), labels
+            )
             for device in range(devices)
         ]
         loads = [
@@ -126,6 +133,11 @@ def _load(
         down += count * reply_bytes(codecs[1].encode(values)) if serving.kind != "stream" else 0
     steps = sum(count for count, _ in batches.sizes)
     return DeviceLoad(0, 0, steps, sum(count * rows for count, rows in batches.sizes), up, down, 0)
+
+
+def _built(specs: Sequence[Spec]) -> tuple[Codec, Codec]:
+    up, down = map(codec_of, specs)
+    return up, down
 
 
 def _sum(stages: Sequence[StageCost], name: str) -> float:

@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fsl.config import build_kind
 from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.names import CONFIG, MEMBER, SETUP
 from fsl.wire.options import Patience
@@ -67,6 +69,11 @@ class Terms:
     def patience(self) -> Patience:
         """How long nodes wait in a round, unless their own configuration says otherwise."""
         return Patience(self.join, self.straggler, self.answer)
+
+
+def build_terms(config: Mapping[str, Any]) -> Terms:
+    """The terms that a configuration's group `deployment` says; ConfigError for a key or value that cannot be."""
+    return build_kind("deployment", {"_target_": "fsl.deployment.members.Terms", **config}, Terms)
 
 
 class Members:

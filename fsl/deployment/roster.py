@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fsl.codecs.spec import codec_of
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
@@ -18,6 +19,7 @@ from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.targets import locate
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
@@ -121,6 +123,19 @@ class Roster:
             raise RunError(
                 "deployment.roaming=true with privacy.dp_sgd.clipping=joint: a step of the back waits for what its "
                 "device says, and cannot move with it; use clipping=separate, or roaming=false"
+            )
+
+        trainer = None if plan.trainer is None else locate(plan.trainer.target)(**plan.trainer.kwargs)
+        if self.terms.roaming and trainer is not None and trainer.keeps and trainer.divisible:
+            raise RunError(
+                f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
+                "round, which does not follow it to another edge; use roaming=false, or a trainer that keeps nothing"
+            )
+        stateful = [spec for spec in (plan.up, plan.down) if codec_of(spec).stateful]
+        if self.terms.roaming and trainer is not None and stateful:
+            raise RunError(
+                f"deployment.roaming=true with codec {stateful[0].text}: it keeps state in a session, which does not "
+                "follow a device to another edge; use roaming=false, or a codec without state"
             )
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:

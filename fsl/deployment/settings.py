@@ -46,6 +46,9 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "max-epsilon-against": str,
 }
 _PATIENCE = ("join", "straggler", "answer")
+_OF_DEVICES = ("devices", "location")
+_OF_EDGES = ("edge", "listen", "address", "client-ca")
+_CERTIFICATES = ("ca", "cert", "cert-key", "client-ca")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # which Flower's simulation engine gives to every node
 
 
@@ -139,8 +142,27 @@ class NodeSettings:
             limit=_limit(given),
         )
         replace(Patience(), **settings.patience)  # checks the numbers
+        settings._refuse_ignored(given)
         settings._check()
         return settings
+
+    def _refuse_ignored(self, given: Mapping[str, Any]) -> None:
+        """ConfigError for a key that a node of this role would not look at."""
+        for keys, host, hosts in (
+            (_OF_DEVICES, "devices", self.hosts_devices),
+            (_OF_EDGES, "an edge", self.hosts_edge),
+        ):
+            for name in keys:
+                if given.get(name) not in (None, "") and not hosts:
+                    raise ConfigError(
+                        f"node configuration: {name}={given[name]!r} is of a node that hosts {host}; this one has "
+                        f"role={self.role!r}"
+                    )
+        if given.get("insecure") and (certificate := next((name for name in _CERTIFICATES if given.get(name)), None)):
+            raise ConfigError(
+                f"node configuration: insecure=true with {certificate}={given[certificate]!r}: nothing would be "
+                "encrypted; leave out one of them"
+            )
 
     def _need(self, **values: object) -> None:
         for name, value in values.items():
@@ -178,6 +200,8 @@ def scratch_folder() -> Path:
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:
     if "max-epsilon" not in given:
+        if "max-epsilon-against" in given:
+            raise ConfigError("node configuration: max-epsilon-against without max-epsilon limits nothing; give both")
         return None
     if not given["max-epsilon"] > 0:
         raise ConfigError(f"node configuration: max-epsilon={given['max-epsilon']}: it is a number above 0")

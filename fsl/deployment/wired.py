@@ -205,7 +205,7 @@ class WiredNode:
         devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
         cloud_key = bytes.fromhex(part.cloud_key)
         admission = Admission(
-            plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up, plan.down
+            plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up.text, plan.down.text
         )
         expected = Expected.of(worker, plan)
         if part.peers:
@@ -243,8 +243,8 @@ class WiredNode:
                 t.edge,
                 self.settings.edge_addresses.get(t.edge, t.address),
                 bytes.fromhex(t.token),
-                plan.up,
-                plan.down,
+                plan.up.text,
+                plan.down.text,
             )
             for t in part.tickets
         ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fsl.batches import sample_rate
+from fsl.codecs.spec import codec_of
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation
 from fsl.objective import CrossEntropy, Objective
@@ -119,6 +120,11 @@ def refuse_training(
 ) -> None:
     """ConfigError for algorithms and settings under which what is clipped is not what one sample contributes."""
     name = type(strategy).__name__
+    if trainer is not None and trainer.keeps and privacy.private:
+        raise ConfigError(
+            f"privacy: the edge trainer of {name} keeps something of a round for the next, and what is learnt from it "
+            "again has no account; use a trainer that keeps nothing"
+        )
     if privacy.client is not None:
         if trainer is not None and not trainer.divisible:
             raise ConfigError(
@@ -147,11 +153,11 @@ def refuse_training(
             "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "
             "bounds nothing; use dp_sgd without nopeek"
         )
-    for way, path in (("up", federation.up), ("down", federation.down)):
-        if trainer is not None and not locate(path).rowwise:
+    for way, codec in (("up", federation.up), ("down", federation.down)):
+        if trainer is not None and not codec_of(codec).rowwise:
             raise ConfigError(
-                f"codec.{way}={path}: it encodes a batch as a whole, so that one sample changes what becomes of the "
-                "others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
+                f"codec.{way}={codec.text}: it encodes a batch as a whole, so that one sample changes what becomes of "
+                "the others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
             )
     if trainer is None:
         return

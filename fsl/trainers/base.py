@@ -81,6 +81,9 @@ class EdgeTrainer(ABC):
     `passes`: how often the back runs forward and backward over an upload, for simulated time.
     `movable`: a device may move to another edge in the middle of a round.
     `private`: its back can be trained by DP-SGD.
+    `keeps`: it remembers something from round to round. A trainer object lives for one round; what `kept` returns at
+    its end is given to the next one's `restore`, and is in checkpoints.
+    `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
     """
 
     lockstep: bool = False
@@ -89,6 +92,8 @@ class EdgeTrainer(ABC):
     passes: float = 1.0
     movable: bool = False
     private: ClassVar[bool] = False
+    answers: bool = True
+    keeps: bool = False
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""
@@ -138,6 +143,21 @@ class EdgeTrainer(ABC):
     @abstractmethod
     def result(self) -> Total:
         """The backs of this round, weighted."""
+
+    def kept(self, device: int | None = None) -> Mapping[str, Tensor]:
+        """What to remember until the edge trains again, where `keeps` is set; asked for just before `result`.
+
+        Where each device has a back of its own (`divisible`), what to remember of this `device`: asked for just before
+        `close`, and not for one that is lost.
+        """
+        raise ConfigError(f"{type(self).__name__} has keeps = True and must say in kept() what it keeps")
+
+    def restore(self, kept: Mapping[str, Tensor], device: int | None = None) -> None:
+        """Go on from what `kept` returned when the edge, or this `device`, last trained; not called before that.
+
+        Called after `begin`, or after the device's `open`; the tensors are the trainer's own, where its back is.
+        """
+        raise ConfigError(f"{type(self).__name__} has keeps = True and must take in restore() what it kept")
 
     def figures(self) -> Mapping[str, int]:
         """Counts of this round for the strategy's metrics; the cloud adds them up over edges."""

@@ -28,7 +28,6 @@ class Replicated(EdgeTrainer):
     divisible = True
     movable = True
     private = True
-    answers = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round: no device has a replica yet."""
