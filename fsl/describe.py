@@ -84,6 +84,10 @@ class _Describer:
         self._open.append(id(value))
         try:
             found = self._tree(value)
+        except RecursionError:
+            raise
+        except Exception as error:  # a user's object that does not let itself be looked at: its class is what is known
+            found = f"<{path_of(type(value))}: {type(error).__name__}>"
         finally:
             self._open.pop()
         found = _bounded(found) if isinstance(found, str) and self._open else found
@@ -99,6 +103,8 @@ class _Describer:
         for kinds, tell in _KINDS:
             if isinstance(value, kinds):
                 return tell(self, value)
+        if callable(value) and hasattr(value, "__wrapped__"):  # as functools.lru_cache leaves it
+            return f"{path_of(type(value))}({self.text(value.__wrapped__)})"
         if isinstance(value, tuple) and hasattr(value, "_asdict"):
             return f"{path_of(type(value))} {self.mapping(value._asdict())!r}"
         if isinstance(value, Mapping | Set | Sequence) and not is_installed(type(value).__module__):
@@ -151,6 +157,10 @@ class _Describer:
 
     def module(self, value: nn.Module) -> str:
         """A module as a call of its class, with what differs from the constructor's defaults."""
+        if isinstance(value, torch.jit.ScriptModule):
+            return self._script(value)
+        if isinstance(original := value._modules.get("_orig_mod"), nn.Module):  # as torch.compile leaves it
+            return self.module(original)
         defaults = defaults_of(type(value))
         torchs = type(value).__module__.startswith("torch.")  # which keeps what it was made with, and what follows
         kept = {name: each for name, each in vars(value).items() if name not in _MODULE and name not in PYTHONS}
@@ -173,8 +183,17 @@ class _Describer:
             inside = f"{inside[:_LONGEST]}...#{digest_text(inside)}"
         return f"{public_path(type(value))}({inside})"
 
+    def _script(self, value: torch.jit.ScriptModule) -> str:
+        """A module that was compiled to TorchScript: its graph, where its constants are, and its tensors."""
+        graph = re.sub(r" *#.*", "", str(value.inlined_graph))  # without the places in files
+        words = digest_text(graph + repr(self.tree(dict(value.state_dict()))))
+        return f"{public_path(type(value))}({value.original_name}#{words})"
+
     def function(self, value: types.FunctionType) -> str:
         """A function's name and, of a user's own or one made inside another, a digest of what decides its result."""
+        original = getattr(value, "_torchdynamo_orig_callable", None)
+        if isinstance(original, types.FunctionType):  # as torch.compile leaves it
+            return self.function(original)
         name = f"{value.__module__}.{value.__qualname__}"
         if is_installed(value.__module__) and "<" not in value.__qualname__:
             return name
@@ -328,6 +347,10 @@ _KINDS: tuple[tuple[Any, Callable[[_Describer, Any], Any]], ...] = (
     (types.MethodType, _method),
     (functools.partial, _partial),
     (types.BuiltinFunctionType | types.MethodWrapperType | types.WrapperDescriptorType | np.ufunc, _builtin),
+    (
+        types.MethodDescriptorType | types.ClassMethodDescriptorType,
+        lambda d, v: f"{path_of(v.__objclass__)}.{v.__name__}",
+    ),
     (types.ModuleType, lambda d, v: f"module {v.__name__}"),
     (logging.Logger, lambda d, v: f"logging.Logger {v.name}"),
     (torch.Generator | np.random.Generator | np.random.RandomState | random.Random, _generator),

@@ -30,6 +30,16 @@ def through_another(outputs, targets):
     return scaled(outputs, targets)
 
 
+@functools.lru_cache
+def remembered(x):
+    return x + 1
+
+
+@functools.lru_cache
+def remembered_too(x):
+    return x + 1
+
+
 def made(margin, power=2):
     return lambda outputs, targets: ((outputs - targets).abs() - margin).pow(power).mean()
 
@@ -96,9 +106,17 @@ DIFFERENT = {
         nn.HuberLoss(delta=2.0),
         nn.MSELoss(),
     ],
+    "losses in TorchScript": [
+        torch.jit.script(nn.CrossEntropyLoss()),
+        torch.jit.script(nn.CrossEntropyLoss(label_smoothing=0.3)),
+        torch.jit.script(nn.CrossEntropyLoss(weight=torch.ones(3))),
+        torch.jit.script(nn.CrossEntropyLoss(weight=torch.zeros(3))),
+    ],
     "own modules": [Weighted(), Weighted(alpha=2.0), Weighted(hidden=1.0)],
     "modules of modules": [nn.Sequential(Weighted()), nn.Sequential(Weighted(2.0)), nn.Sequential(nn.ReLU())],
     "functions": [scaled, through_another, nn.functional.cross_entropy, nn.functional.mse_loss, torch.sigmoid],
+    "wrapped functions": [remembered, remembered_too, torch.no_grad()(scaled), torch.no_grad()(through_another)],
+    "methods of types": [str.upper, str.lower, "a".upper, "b".upper, np.mean, np.median, np.add, torch.Tensor.add],
     "closures": [made(0.1), made(0.2), made(0.1, 3)],
     "lambdas": [lambda x: x + 1, lambda x: x + 2, lambda x: x - 1, lambda x, y=1: x + y, lambda x, y=2: x + y],
     "partials": [functools.partial(scaled, 1), functools.partial(scaled, 2), functools.partial(scaled, targets=1)],
@@ -136,6 +154,8 @@ def test_a_number_that_a_function_reads_of_its_module_counts(monkeypatch):
 SAME = {
     "mappings in another order": [{"a": 1, "b": 2}, {"b": 2, "a": 1}],
     "attributes of another order": [Plain(a={"x": 1, "y": 2}), Plain(a={"y": 2, "x": 1})],
+    "modules to be compiled": [nn.ReLU(), torch.compile(nn.ReLU())],
+    "functions to be compiled": [scaled, torch.compile(scaled)],
     "modules in other modes": [nn.Dropout(0.3), nn.Dropout(0.3).eval()],
     "closures of the same values": [made(0.1), made(0.1)],
     "locks": [threading.Lock(), threading.Lock()],
@@ -171,6 +191,15 @@ def test_words_are_those_that_reports_and_people_read():
     assert describe(logging.getLogger("some.name")) == "logging.Logger some.name"
     assert describe(collections.OrderedDict(b=1, a=2)) == "{'b': 1, 'a': 2}"
     assert describe({3, 1, 2}) == "{1, 2, 3}"
+
+
+class Hidden:
+    def __getattribute__(self, name):
+        raise RuntimeError("not to be looked at")
+
+
+def test_an_object_that_cannot_be_looked_at_is_its_class():
+    assert describe(Plain(a=Hidden())) == f"{__name__}.Plain {{'a': '<{__name__}.Hidden: RuntimeError>'}}"
 
 
 def test_cycles_end():

@@ -156,7 +156,7 @@ REFUSED = [
     (Own([torch.tensor([0])] * 3, size=9), r"device 0 has 1 rows, and its size is said to be 9; mend its size\(\)"),
     (Own([torch.tensor([61])] * 3), "device 0 names row 61 of 60; give rows from 0 to 59"),
     (Own([torch.tensor([-1])] * 3), "device 0 names row -1 of 60"),
-    (Own([torch.empty(0, dtype=torch.int64)] * 3), "device 0 holds no samples"),
+    (Own([torch.empty(0, dtype=torch.int64)] * 3), "device 0 holds no samples; a partition must give every device"),
     (Every([[0], [1], [2]]), "partition=Every gives a partition list, and devices=3"),
     (foreign.IidPartitioner, "partition=IidPartitioner: a class; give an object of it, with its num_partitions"),
     (foreign.IidPartitioner(num_partitions=4), "it makes 4 partitions, and devices=3; make them agree"),

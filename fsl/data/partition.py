@@ -130,7 +130,9 @@ def _rows(partition: Partition, device: int, name: str, count: int) -> np.ndarra
         kind = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise DataError(f"partition={name}: the rows of device {device} are {kind}; give a tensor of int64, (n,)")
     if not len(rows):
-        raise DataError(f"partition={name}: device {device} holds no samples; give it some, or use fewer devices")
+        raise DataError(
+            f"partition={name}: device {device} holds no samples; a partition must give every device at least one"
+        )
     if len(rows) != partition.size(device):
         raise DataError(
             f"partition={name}: device {device} has {len(rows)} rows, and its size is said to be "
