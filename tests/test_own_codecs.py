@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fsl.simulations import run as command
+from fsl.simulations.settings import labels, readable_settings
 from fsl.strategies import SGLR, DecoupledSL, FedAvg, FedFly, SplitFedV1, SplitFedV2
 from torch import nn
 
@@ -111,6 +112,11 @@ def test_settings_say_a_codecs_arguments(tmp_path):
     }
     with pytest.raises(ConfigError, match=r"has up\.k=0\.25, this one 0\.5"):
         run(up=own.TopK(k=0.5), rounds=2, out=tmp_path / "run", resume=True)
+
+
+def test_a_report_tells_runs_apart_by_a_codecs_arguments():
+    groups = [readable_settings({"up": TOPK, "up.k": k, "down": "fsl.codecs.Identity"}) for k in (0.1, 0.2)]
+    assert labels(groups) == ["codec.up.k=0.1", "codec.up.k=0.2"]
 
 
 def test_a_cut_is_priced_by_a_codecs_arguments():
