@@ -40,8 +40,6 @@ class Schedule:
             raise ConfigError(f"optimizer.milestones={list(self.milestones)}: each is a share of the rounds, in (0, 1)")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"optimizer.gamma={self.gamma}: it multiplies the learning rate and must lie in (0, 1]")
-        if self.gamma != Schedule.gamma and not self.milestones:
-            raise ConfigError(f"optimizer.gamma={self.gamma} without milestones multiplies nothing; set milestones")
 
     def factor(self, round: int, rounds: int) -> float:
         """What the base learning rate is multiplied by in this round (1-based) of so many."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from fsl.costs.profiles import LinkChoice, assignment
 from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
-from fsl.federation import CloudStrategy, Federation
+from fsl.federation import CloudStrategy, Federation, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,10 @@ def refuse_ignored(
 
 
 def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
-    """A line for each setting that changes nothing under this strategy."""
+    """A line for each setting that changes nothing beside the others, or under this strategy."""
+    schedule = federation.optimizer.schedule
+    if schedule.gamma != Schedule.gamma and not schedule.milestones:
+        log.warning("optimizer.gamma=%g changes nothing: there are no milestones after which it counts", schedule.gamma)
     if strategy.trainer(1) is not None:
         return
     name = type(strategy).__name__

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from fsl.deployment.members import Terms
 from fsl.deployment.roster import Roster
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.files import load_tensors
+from fsl.memory import TrainerMemory
 from fsl.mobility import RandomMobility
 from fsl.plan import RoundPlan
 from fsl.privacy.settings import CutNoise, Privacy, RandomizedLabels
+from fsl.store import Store
 from tests.lowlevel import a_plan
 from tests.own_trainers import Counting, Now, Replay, Silent, Within, by
 from tests.test_equivalences import assert_same_bits, assert_same_run
@@ -180,3 +183,17 @@ def test_a_plan_carries_the_generations_that_count():
     assert RoundPlan.from_json(plan.to_json()).kept == {"edge-0": (3, 2)}
     with pytest.raises(WireError, match=re.escape("kept=[-1, 2]")):
         RoundPlan.from_json(plan.to_json().replace("[3, 2]", "[-1, 2]"))
+
+
+def test_what_is_kept_comes_back_where_the_back_is_and_as_a_copy(tmp_path):
+    worker = SimpleNamespace(store=Store(tmp_path), accelerator=torch.device("meta"))
+    plan = replace(a_plan(), kept={"edge-0": (1, 0)})
+    memory = TrainerMemory(plan, worker)
+    shared = torch.ones(3)
+    memory.save("edge-0", {"one": shared, "other": shared})
+    found = memory.load("edge-0")
+    assert {name: (tensor.device.type, tensor.shape) for name, tensor in found.items()} == {
+        "one": ("meta", (3,)),
+        "other": ("meta", (3,)),
+    }
+    assert memory.load("edge-1") is None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fsl.simulations import run as command
+from fsl.simulations.settings import labels, readable_settings
 from fsl.strategies import SGLR, DecoupledSL, FedAvg, FedFly, SplitFedV1, SplitFedV2
 from torch import nn
 
@@ -40,7 +41,8 @@ def vectors() -> TaskData:
 def run(strategy=None, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    options = {"cut": "0", "devices": 3, "rounds": 2, "batch_size": 10} | options
+    sgd = fsl.Optimizer("torch.optim.SGD", 0.05)
+    options = {"cut": "0", "devices": 3, "rounds": 2, "batch_size": 10, "optimizer": sgd} | options
     return fsl.simulate(model, vectors(), strategy=strategy or SplitFedV1(), **options)
 
 
@@ -111,6 +113,11 @@ def test_settings_say_a_codecs_arguments(tmp_path):
     }
     with pytest.raises(ConfigError, match=r"has up\.k=0\.25, this one 0\.5"):
         run(up=own.TopK(k=0.5), rounds=2, out=tmp_path / "run", resume=True)
+
+
+def test_a_report_tells_runs_apart_by_a_codecs_arguments():
+    groups = [readable_settings({"up": TOPK, "up.k": k, "down": "fsl.codecs.Identity"}) for k in (0.1, 0.2)]
+    assert labels(groups) == ["codec.up.k=0.1", "codec.up.k=0.2"]
 
 
 def test_a_cut_is_priced_by_a_codecs_arguments():
@@ -304,5 +311,7 @@ def test_a_codec_is_tried_on_empty_batches_where_there_are_some():
 def test_a_codec_that_nothing_passes_through_is_said_in_a_line(strategy, way, reason, caplog):
     with caplog.at_level(logging.WARNING):
         plain, named = run(strategy), run(strategy, **{way: own.TopK(k=0.25)})
-    assert caplog.messages == [f'codec.{way}={TOPK} {{"k": 0.25}} changes nothing: {reason}']
+    assert [line for line in caplog.messages if "nothing" in line] == [
+        f'codec.{way}={TOPK} {{"k": 0.25}} changes nothing: {reason}'
+    ]
     assert_same_run(plain, named)
