@@ -20,6 +20,7 @@ from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
+from fsl.split import refuse_tail
 from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 from fsl.targets import locate_allowed
 from fsl.trainers import EdgeBench, EdgeTrainer
@@ -43,6 +44,7 @@ class DeviceSide:
     def __init__(
         self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
     ) -> None:
+        refuse_tail(worker.chain, "this round trains")  # also where a strategy of the user's does not ask
         self.plan = plan
         self.worker = worker
         self.states = states
@@ -182,6 +184,7 @@ class EdgeSide:
 
     def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
         assert plan.trainer is not None
+        refuse_tail(worker.chain, "this round trains")
         self.task = task
         self.plan = plan
         self.worker = worker

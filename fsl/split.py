@@ -1,7 +1,7 @@
 """Cut a model into segments, and join the segments' states again."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl import tracing
-from fsl.errors import SplitError
+from fsl.errors import ConfigError, SplitError
 from fsl.tracing import CannotCut, Trace
 
 Place = Literal["device", "edge"]
@@ -73,6 +73,18 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel
         parts.append(part)
     parts.append(rest)
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
+
+
+def refuse_tail(segments: Iterable[str], who: str) -> None:
+    """ConfigError where these segments have a tail: an edge trains fronts and backs, so that a tail would stay as it is.
+
+    `who` begins the sentence, as in "SplitFedV1 trains".
+    """
+    if "tail" in segments:
+        raise ConfigError(
+            f"cut: two cuts give front, back and tail, and {who} only a front and a back, so that the tail would never "
+            "be trained; give one cut, or use fedavg"
+        )
 
 
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

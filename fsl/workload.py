@@ -10,6 +10,7 @@ from torch import nn
 from fsl.batches import needs_two_rows
 from fsl.data import Augmentation, Partition, TaskData
 from fsl.learner import SegmentRuntime
+from fsl.modes import start_training
 from fsl.objective import Objective
 from fsl.split import SplitModel, split
 from fsl.store import Store
@@ -46,12 +47,12 @@ class Worker:
         # A node puts tensors of its own into the modules, so it cannot share them with the caller or another node.
         self.model = copy.deepcopy(workload.model)
         self.split: SplitModel = split(self.model, workload.cut)
-        self.segments = {
-            s.name: SegmentRuntime(s.name, s.module.train(), self.accelerator) for s in self.split.segments
-        }
+        start_training(self.model, [segment.module for segment in self.split])
+        self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
         self.chain = dict(self.segments)  # what makes the model, in order
         if workload.head is not None:
-            head = copy.deepcopy(workload.head).train()
+            head = copy.deepcopy(workload.head)
+            start_training(head)
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
         self.store = Store(workload.store)
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])

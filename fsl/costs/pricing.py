@@ -16,6 +16,7 @@ from fsl.costs.rounds import DeviceLoad, Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import IID, Examples, Partitioner, TaskData, as_task, limited
 from fsl.federation import CloudStrategy, Federation
+from fsl.modes import start_training
 from fsl.objective import Objective, as_objective
 from fsl.targets import locate
 from fsl.wire.format import reply_bytes, upload_bytes
@@ -74,7 +75,9 @@ def price(
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
     places = machines(device_profile, edge_profile, link_profile)
     codecs, labels = (locate(up)(), locate(down)()), task.train.targets[:1]
-    skip = needs_two_rows([model])
+    trained = copy.deepcopy(model)
+    start_training(trained)
+    skip = needs_two_rows([trained])
     edge_of = getattr(strategy, "edge_of", lambda device: device % edges)
     prices = []
     for index, stage in enumerate(stages[:-1]):
