@@ -29,10 +29,10 @@ from fsl.workload import Worker
 
 @dataclass(frozen=True)
 class DeviceCopy:
-    """A device after so many steps: each segment's values and its optimizer's state."""
+    """A device after so many steps: each segment's values, its optimizer's state, and its changed transients."""
 
     step: int
-    learners: Mapping[str, tuple[State, Mapping[str, Tensor]]]
+    learners: Mapping[str, tuple[State, Mapping[str, Tensor], Mapping[str, Tensor]]]
 
 
 class DeviceSide:
@@ -127,14 +127,16 @@ class DeviceSide:
         """A device between two of its steps, copied."""
         learners = self._learners(device)
         return DeviceCopy(
-            device.step, {name: (one.state().clone(), one.optimizer_state()) for name, one in learners.items()}
+            device.step,
+            {name: (one.state().clone(), one.optimizer_state(), one.transients()) for name, one in learners.items()},
         )
 
     def restore(self, device: int, copy: "DeviceCopy") -> Device:
         """Open a device again as it was when it was copied."""
         opened = self.open(device)
         for name, learner in self._learners(opened).items():
-            learner.begin(copy.learners[name][0], self.plan.learning_rates[name], copy.learners[name][1])
+            state, optimizer, transients = copy.learners[name]
+            learner.begin(state, self.plan.learning_rates[name], optimizer, transients)
         for _ in range(copy.step):
             next(opened.bench.batches)
         opened.step = copy.step

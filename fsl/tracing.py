@@ -124,6 +124,10 @@ def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
     for node in nodes:
         if node in before:
             continue
+        if (_asked(node) or _is_shape(node)) and node.all_input_nodes[0] in before - {boundary}:
+            copies[node] = front.node_copy(node, lambda n: copies[n])  # asked late of what is in front
+            before.add(node)
+            continue
         for needed in node.all_input_nodes:
             if needed in behind:
                 continue

@@ -70,11 +70,11 @@ def test_replicas_take_turns_in_one_module():
     replicas = [Replica(layout), Replica(layout)]
     for replica in replicas:
         replica.load(start)
-    layout.install(replicas[0].tensors)
+    replicas[0].install()
     model(torch.randn(4, 1, 8, 8)).sum().backward()
     assert all(p.grad is not None for p in replicas[0].parameters)
     assert all(p.grad is None for p in replicas[1].parameters)
-    layout.install(replicas[1].tensors)
+    replicas[1].install()
     changed = layout.unpack(replicas[0].state)["conv.1.running_mean"]
     assert not torch.equal(changed, layout.unpack(replicas[1].state)["conv.1.running_mean"])
 
@@ -91,7 +91,7 @@ def test_a_buffer_that_a_module_replaces_is_collected():
 
     module = Counter()
     replica = Replica(Layout(module))
-    replica.layout.install(replica.tensors)
+    replica.install()
     module(torch.zeros(1))
     assert replica.layout.unpack(replica.collect())["calls"] == 1
 
@@ -102,7 +102,7 @@ def test_tied_weights_are_one_tensor():
     layout = Layout(model)
     assert len(layout.fields) == 3
     replica = Replica(layout)
-    replica.layout.install(replica.tensors)
+    replica.install()
     assert model[0].weight is model[1].weight is replica.tensors[0]
 
 

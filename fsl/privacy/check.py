@@ -168,7 +168,9 @@ def refuse_training(
     if privacy.dp_sgd is None:
         return
     if "tail" in federation.layouts:
-        raise ConfigError("privacy.dp_sgd: the account is of a front and a back, and two cuts make a tail; give one cut")
+        raise ConfigError(
+            "privacy.dp_sgd: the account is of a front and a back, and two cuts make a tail; give one cut"
+        )
     if privacy.nopeek is not None:
         raise ConfigError(
             "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "
