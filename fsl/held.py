@@ -1,8 +1,6 @@
-"""Where modules hold tensors: their tables, plain attributes, lists and dicts, and where nothing can be put in place."""
+"""Where modules hold tensors: in their tables, and in plain attributes, lists and dicts."""
 
-import functools
-from collections.abc import Collection, Iterator, Mapping
-from types import FunctionType, MethodType
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,48 +54,6 @@ def _search(found: dict[int, list[Slot]], wanted: Collection[int], holder: Any, 
 def _add(found: dict[int, list[Slot]], wanted: Collection[int], tensor: Tensor, holder: Any, key: Any) -> None:
     if id(tensor) in wanted:
         found.setdefault(id(tensor), []).append((holder, key))
-
-
-def closures(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Functions that a model's modules hold and that keep a tensor or module of the model: (attribute, what it keeps).
-
-    A copy of a model has the same functions, which go on with what the original has.
-    """
-    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    names |= {id(module): name or type(model).__name__ for name, module in model.named_modules()}
-    for prefix, owner in model.named_modules():
-        for name, value in owner.__dict__.items():
-            if name in _TABLES:
-                continue
-            for kept in _closed_over(value, _DEPTH):
-                if id(kept) in names:
-                    yield f"{prefix}.{name}" if prefix else name, names[id(kept)]
-
-
-def _closed_over(value: Any, depth: int) -> Iterator[Any]:
-    """What functions in this value keep in their closures and defaults."""
-    if not depth:
-        return
-    parts: list[Any] = []
-    if isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            try:
-                parts.append(cell.cell_contents)
-            except ValueError:  # not set yet
-                continue
-        parts += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        yield from parts
-    elif isinstance(value, list | tuple | set):
-        parts = list(value)
-    elif isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, functools.partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, MethodType):
-        parts = [value.__func__]
-    for part in parts:
-        if not isinstance(part, nn.Module | Tensor):
-            yield from _closed_over(part, depth - 1)
 
 
 def _attributes(owner: nn.Module) -> list[tuple[str, Any]]:

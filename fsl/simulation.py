@@ -20,6 +20,7 @@ from fsl.data import class_counts
 from fsl.divergence import diverged_in
 from fsl.errors import ConfigError, WireError
 from fsl.evaluation import evaluate
+from fsl.faithful import refuse_unfaithful
 from fsl.federation import CloudStrategy, Federation
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.learner import OptimizerRecipe
@@ -31,6 +32,7 @@ from fsl.sides import build_codec
 from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed
+from fsl.trial import generators
 from fsl.workload import Worker, Workload
 
 
@@ -91,6 +93,17 @@ class Simulation:
         trainer = self.strategy.trainer(1)
         if trainer is not None:
             locate_allowed(trainer.target, allowed)
+        self._refuse_unfaithful()
+
+    def _refuse_unfaithful(self) -> None:
+        """SplitError where the segments do not train as the model does, on a few rows of the training data."""
+        train = self.workload.data.train
+        if not len(train):  # nodes have data of their own
+            return
+        rows = torch.arange(4) % len(train)
+        with generators(torch.device("cpu")):  # reading a row may draw
+            inputs, targets = train.batch(rows)
+        refuse_unfaithful(self.workload.model, self.worker, inputs, targets, self.workload.objective.loss)
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""

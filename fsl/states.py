@@ -137,8 +137,10 @@ class Replica:
     def __init__(self, layout: Layout, device: torch.device | None = None):
         self.layout = layout
         self.state = layout.zeros(device)
+        # `.data`: a version of its own. Views would share one, and a buffer that is changed in place would make autograd
+        # take every weight that it has kept for a changed one.
         self.tensors: list[Tensor] = [
-            view if field.trainable is None else nn.Parameter(view, requires_grad=field.trainable)
+            view.data if field.trainable is None else nn.Parameter(view.data, requires_grad=field.trainable)
             for field, view in layout.views(self.state)
         ]
         self.parameters = [t for t in self.tensors if isinstance(t, nn.Parameter) and t.requires_grad]
