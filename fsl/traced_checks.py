@@ -5,6 +5,7 @@ on, or ends it. Where Python asks for the truth of a traced value, the statement
 """
 
 import ast
+import dis
 import inspect
 import linecache
 import operator
@@ -46,13 +47,17 @@ def record_check(tracer: fx.Tracer, value: fx.Proxy, frame: FrameType | None) ->
         frame = frame.f_back
     if frame is None or (span := _span(frame)) is None:
         return None
+    asks = [step.opname for step in dis.get_instructions(frame.f_code) if step.offset >= frame.f_lasti][:2]
+    if asks[0].startswith("CALL"):  # a function, such as any(), which does with it what it likes
+        return None
     for statement in _checks(frame.f_code.co_filename):
+        found = None
         if _covers(statement.test, span):
             found = _wanted(statement.test, span, isinstance(statement, ast.Assert))
-            if found is None:
-                return None
-            asked, wanted = found
-            return _record(tracer, value, asked, wanted, ast.unparse(statement).split("\n")[0], frame)
+        elif isinstance(statement, ast.Assert) and _covers(statement, span):
+            found = _wanted_of_rewritten(statement.test, asks)
+        if found is not None:
+            return _record(tracer, value, *found, ast.unparse(statement).split("\n")[0], frame)
     return None
 
 
@@ -80,7 +85,7 @@ def _wanted(test: ast.expr, span: _Span, wanted: bool) -> tuple[ast.expr, bool] 
 
     None where that depends on other parts.
     """
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and _covers(test.operand, span):
+    if _negated(test) and _covers(test.operand, span):
         return _wanted(test.operand, span, not wanted)
     if isinstance(test, ast.BoolOp):
         all_of_them = wanted is isinstance(test.op, ast.And)
@@ -89,11 +94,36 @@ def _wanted(test: ast.expr, span: _Span, wanted: bool) -> tuple[ast.expr, bool] 
         if part is not None and (all_of_them or part is test.values[-1]):
             return _wanted(part, span, wanted)
         return None
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return test.operand, not wanted
+    if _span_of(test) != span:  # a part of it that chooses a path, such as `a if b else c`
+        return None
+    if _negated(test):
+        return test.operand, not wanted  # type: ignore[attr-defined]
     if isinstance(test, ast.Compare) and len(test.ops) > 1 and not wanted:
         return None
     return test, wanted
+
+
+def _wanted_of_rewritten(test: ast.expr, asks: list[str]) -> tuple[ast.expr, bool] | None:
+    """The same for an assert that pytest has taken to pieces, all of which stand where the statement does."""
+    parts = [(test, True)]
+    while any(isinstance(part, ast.BoolOp) or _negated(part) for part, _ in parts):
+        opened: list[tuple[ast.expr, bool]] = []
+        for part, wanted in parts:
+            if isinstance(part, ast.BoolOp):
+                if wanted is not isinstance(part.op, ast.And):
+                    return None
+                opened += [(value, wanted) for value in part.values]
+            else:
+                opened.append((part.operand, not wanted) if _negated(part) else (part, wanted))  # type: ignore[attr-defined]
+        parts = opened
+    members = [(p, w) for p, w in parts if isinstance(p, ast.Compare) and isinstance(p.ops[-1], ast.In | ast.NotIn)]
+    if asks[0] == "CONTAINS_OP":
+        return members[0] if len(members) == 1 else None
+    return test, not (asks[0] == "UNARY_NOT" or asks == ["TO_BOOL", "UNARY_NOT"])
+
+
+def _negated(test: ast.expr) -> bool:
+    return isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
 
 
 @cache
@@ -116,6 +146,10 @@ def _span(frame: FrameType) -> _Span | None:
     return positions.lineno, positions.col_offset, positions.end_lineno, positions.end_col_offset  # type: ignore[return-value]
 
 
-def _covers(node: ast.expr, span: _Span) -> bool:
-    begin, end = (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
-    return begin <= span[:2] and span[2:] <= end
+def _covers(node: ast.expr | ast.stmt, span: _Span) -> bool:
+    own = _span_of(node)
+    return own[:2] <= span[:2] and span[2:] <= own[2:]
+
+
+def _span_of(node: ast.expr | ast.stmt) -> _Span:
+    return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0

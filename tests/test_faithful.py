@@ -303,7 +303,9 @@ def lstm():
     return nn.Sequential(Last(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize("model", [model_of(reassigns), model_of(from_a_list, a_list), lstm()], ids=["buffers", "a list", "an LSTM"])
+@pytest.mark.parametrize(
+    "model", [model_of(reassigns), model_of(from_a_list, a_list), lstm()], ids=["buffers", "a list", "an LSTM"]
+)
 def test_devices_share_nothing_whatever_the_nodes(model):
     one = states_of(model, SplitFedV1())
     for other in (states_of(model, SplitFedV1(), nodes=3), states_of(model, FedAvg())):
