@@ -97,7 +97,7 @@ def _refuse_difference(plain: Step, split: Step, who: str) -> None:
     what = _difference(plain, split)
     if what is not None:
         raise SplitError(
-            f"{who} would not train as the model does: {what}; the model's forward has effects that cutting it does not "
+            f"{who} would not train as the model does: {what}; the model's forward has effects that cutting does not "
             "keep; put them in a module of their own, which is called as it is"
         )
 

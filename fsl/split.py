@@ -78,7 +78,7 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel
 
 
 def refuse_tail(segments: Iterable[str], who: str) -> None:
-    """ConfigError where these segments have a tail: an edge trains fronts and backs, so that a tail would stay as it is.
+    """ConfigError where these segments have a tail: an edge trains fronts and backs, and a tail would stay as it is.
 
     `who` begins the sentence, as in "SplitFedV1 trains".
     """

@@ -127,7 +127,7 @@ class Layout:
                 table[key] = tensor
 
     def installed(self) -> list[Tensor | None]:
-        """What the module uses now, of fields and transients; a module may have put a new tensor in a buffer's place."""
+        """What the module uses now, of fields and transients; it may have put a new tensor in a buffer's place."""
         return [table[key] for (table, key), *_ in self._slots]
 
 
@@ -137,8 +137,8 @@ class Replica:
     def __init__(self, layout: Layout, device: torch.device | None = None):
         self.layout = layout
         self.state = layout.zeros(device)
-        # `.data`: a version of its own. Views would share one, and a buffer that is changed in place would make autograd
-        # take every weight that it has kept for a changed one.
+        # `.data`: a version of its own. Views would share one, and autograd would take every weight that it keeps for a
+        # changed one when a buffer is changed in place.
         self.tensors: list[Tensor] = [
             view.data if field.trainable is None else nn.Parameter(view.data, requires_grad=field.trainable)
             for field, view in layout.views(self.state)
@@ -186,7 +186,7 @@ class Replica:
                 if used is None or used.shape != ours.shape or used.dtype != ours.dtype:
                     became = "None" if used is None else f"{used.dtype} of shape {tuple(used.shape)}"
                     raise RunError(
-                        f"forward put another kind of tensor in place of the buffer '{field.name}': it was {ours.dtype} "
+                        f"forward put another kind of tensor in place of buffer '{field.name}': it was {ours.dtype} "
                         f"of shape {tuple(ours.shape)} and became {became}; keep its shape and dtype"
                     )
                 with torch.no_grad():
@@ -206,7 +206,7 @@ class Replica:
         }
 
 
-def _refuse_other_keys(model: str, state: Mapping[str, object], tables: Mapping[str, object]) -> None:
+def _refuse_other_keys(model: str, state: Mapping[str, Tensor], tables: Mapping[str, object]) -> None:
     """SplitError where a state_dict is not the module's parameters and buffers, which are what is trained and sent."""
     other = next((name for name in state if name not in tables), None)
     missing = next((name for name in tables if name not in state), None)

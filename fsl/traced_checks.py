@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable
 from functools import cache, wraps
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from torch import fx
 
@@ -67,7 +67,7 @@ def _record(
     if isinstance(asked, ast.Compare) and isinstance(asked.ops[-1], ast.In | ast.NotIn):
         within = wanted is isinstance(asked.ops[-1], ast.In)
         if within:  # Python asks of one member after another; what counts is that there is one
-            members = eval(  # noqa: S307 - the model's own code, where it stands
+            members = eval(
                 compile(ast.Expression(asked.comparators[-1]), "<check>", "eval"), frame.f_globals, frame.f_locals
             )
             subject = next((arg for arg in value.node.args if isinstance(arg, fx.Node)), None)
@@ -97,7 +97,7 @@ def _wanted(test: ast.expr, span: _Span, wanted: bool) -> tuple[ast.expr, bool] 
     if _span_of(test) != span:  # a part of it that chooses a path, such as `a if b else c`
         return None
     if _negated(test):
-        return test.operand, not wanted  # type: ignore[attr-defined]
+        return test.operand, not wanted
     if isinstance(test, ast.Compare) and len(test.ops) > 1 and not wanted:
         return None
     return test, wanted
@@ -114,7 +114,7 @@ def _wanted_of_rewritten(test: ast.expr, asks: list[str]) -> tuple[ast.expr, boo
                     return None
                 opened += [(value, wanted) for value in part.values]
             else:
-                opened.append((part.operand, not wanted) if _negated(part) else (part, wanted))  # type: ignore[attr-defined]
+                opened.append((part.operand, not wanted) if _negated(part) else (part, wanted))
         parts = opened
     members = [(p, w) for p, w in parts if isinstance(p, ast.Compare) and isinstance(p.ops[-1], ast.In | ast.NotIn)]
     if asks[0] == "CONTAINS_OP":
@@ -122,7 +122,7 @@ def _wanted_of_rewritten(test: ast.expr, asks: list[str]) -> tuple[ast.expr, boo
     return test, not (asks[0] == "UNARY_NOT" or asks == ["TO_BOOL", "UNARY_NOT"])
 
 
-def _negated(test: ast.expr) -> bool:
+def _negated(test: ast.expr) -> TypeGuard[ast.UnaryOp]:
     return isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
 
 

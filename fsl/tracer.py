@@ -178,11 +178,11 @@ class _Eager(TorchDispatchMode):
 
 
 def _trace(model: nn.Module, parent: str) -> fx.Graph:
-    drawn = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    drawn = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     try:
         with _Eager(model):
             graph = _Tracer(parent).trace(model)
-        if (random.getstate(), np.random.get_state()[1].tolist()) != drawn:  # type: ignore[index, union-attr]
+        if (random.getstate(), np.random.get_state()[1].tolist()) != drawn:  # type: ignore[index]
             raise CannotCut(f"it draws random numbers by Python or NumPy, which would be drawn once: {_OWN_MODULE}")
         for node in list(graph.nodes):
             if node.op == "get_attr" and not node.users:  # only its shape was asked for
@@ -221,7 +221,7 @@ def _context() -> dict[str, Any]:
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "a mode that intercepts operations": (
             torch.overrides._len_torch_function_stack(),  # type: ignore[attr-defined]
-            torch.utils._python_dispatch._len_torch_dispatch_stack(),
+            torch.utils._python_dispatch._len_torch_dispatch_stack(),  # type: ignore[attr-defined]
         ),
         "a random seed of its own": torch.default_generator.get_state().numpy().tobytes(),
     }

@@ -157,7 +157,7 @@ class SplitTrial:
                     smashed.backward(leaf.grad)
         if watch.touched:
             raise SplitError(
-                f"the model also holds '{watch.touched[0]}' where a device's own cannot be put (in a tuple, an object, a "
+                f"the model also holds '{watch.touched[0]}' where a device's own cannot be put (a tuple, an object, a "
                 "function), and uses it from there; use the module's attribute, or keep it in a list or dict"
             )
         gradients: dict[str, Tensor | None] = {}

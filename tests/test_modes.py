@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fsl.strategies import PSL, SGLR, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -22,7 +23,6 @@ from fsl.privacy.device import leaks
 from fsl.privacy.settings import DPSGD, Privacy, Probe
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.split import split
-from fsl.strategies import PSL, SGLR, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from fsl.wire.expected import Expected
 from fsl.workload import Worker, Workload
 from tests.lowlevel import a_plan

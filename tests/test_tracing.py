@@ -265,12 +265,12 @@ def factories(self, x):
 
 
 def asserts(self, x):
-    assert x.dim() == 2 and x.size(1) == self.width, f"{x.shape}"
-    assert x.dim() in (2, 4) and not x.dim() == 7
+    assert x.dim() == 2 and x.size(1) == self.width, f"{x.shape}"  # noqa: PT018
+    assert x.dim() in (2, 4) and not x.dim() == 7  # noqa: PT018, SIM201
     assert 1 < x.dim() < 3
     if x.dim() != 2 or x.size(1) > 9:
         raise ValueError(f"{x.shape}")
-    if not x.dim() == 2:
+    if not x.dim() == 2:  # noqa: SIM201
         message = "two dimensions"
         raise ValueError(message)
     if x.dim() not in (2, 3):
@@ -317,7 +317,7 @@ def test_what_needs_no_refusal_gives_the_model_and_its_gradients_to_the_bit(forw
 
 def test_a_check_is_made_where_its_data_are():
     front = split(model_of(asserts), "a")["front"]
-    with pytest.raises(ValueError, match="a check of the model's forward failed: assert x.dim"):
+    with pytest.raises(ValueError, match=r"a check of the model's forward failed: assert x\.dim"):
         front(torch.zeros(6, 5))
     with pytest.raises(ValueError, match="a check of the model's forward failed"):
         front(torch.zeros(6, 4, 4))
@@ -388,7 +388,7 @@ class Vit(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, x):
-        rows, channels, height, width = x.shape
+        rows, channels, height, _ = x.shape
         torch._assert(height == 8, "eight pixels")
         if channels != 1:
             raise ValueError(f"{channels} channels")

@@ -127,8 +127,8 @@ def _refuse_modes(model: nn.Module, privacy: Privacy) -> None:
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
         if normalises_over_rows(module) or (norm and module.training and module.running_mean is not None):
             raise ConfigError(
-                f"privacy: '{name}' is a {type(module).__name__} that takes statistics over the batch, so that a sample "
-                "changes what no clip bounds. Use model.norm=group, or put it in eval()"
+                f"privacy: '{name}' is a {type(module).__name__} that takes statistics over the batch, so that a "
+                "sample changes what no clip bounds. Use model.norm=group, or put it in eval()"
             )
         if privacy.dp_sgd is not None and not module.training:
             trained = next((key for key, p in module.named_parameters(recurse=False) if p.requires_grad), None)
