@@ -260,7 +260,9 @@ def _storages(named: Iterable[tuple[str, Tensor]]) -> dict[int, tuple[str, Tenso
 def _attributes(model: nn.Module) -> dict[str, Any]:
     """What modules have besides their tables and modes, by name."""
     return {
-        _join(prefix, name): value
+        _join(prefix, name): tuple(value.items() if isinstance(value, dict) else value)
+        if isinstance(value, list | dict | set)
+        else value
         for prefix, module in model.named_modules()
         for name, value in module.__dict__.items()
         if name not in _INTERNAL
@@ -274,6 +276,8 @@ def _join(prefix: str, name: str) -> str:
 def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(_same(first, second) for first, second in zip(one, other))
     return isinstance(one, bool | int | float | str) and type(one) is type(other) and one == other
 
 

@@ -58,6 +58,11 @@ def remembers(self, x):
     return h + self.kept
 
 
+def counts_in_a_list(self, x):
+    self.history.append(1)
+    return self.fc(x) * len(self.history)
+
+
 def starts_from_data(self, x):
     if not self.count:
         self.fc.bias.data.copy_(-self.fc(x).detach().mean(0))
@@ -99,6 +104,7 @@ def a_function(layer):
 REFUSED = [
     (warms_up, None, r"changes '0\._steps', and its result depends on it"),
     (remembers, None, r"changes '0\.kept', and its result depends on it"),
+    (counts_in_a_list, lambda layer: setattr(layer, "history", []), r"changes '0\.history'"),
     (starts_from_data, None, r"changes '0\.count', and its result depends on it"),
     (from_a_tuple, a_tuple, r"also holds '0\.fc\.weight' where a device's own cannot be put"),
     (by_a_function, a_function, r"uses '0\.fc\.weight' by way of a function that holds the model"),
@@ -120,6 +126,13 @@ def test_a_gradient_hook_is_refused(tmp_path):
     model[2].weight.register_hook(lambda gradient: gradient * 0)
     with pytest.raises(SplitError, match=r"'2\.weight' has a gradient hook"):
         check(model, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_a_model_that_cannot_be_copied_is_refused_in_one_line(tmp_path):
+    with pytest.raises(SplitError, match="Sequential cannot be copied, and every node has a copy") as refused:
+        check(nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.Linear(8, 3)), tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 class Dispatches(nn.Module):
