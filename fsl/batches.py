@@ -98,5 +98,10 @@ def load_batches(
 
 
 def needs_two_rows(modules: list[nn.Module]) -> bool:
-    """Whether a module normalises over the batch, so that a batch of one row has no variance."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for module in modules for m in module.modules())
+    """Whether a module, in its mode, normalises over the batch, so that a batch of one row has no variance."""
+    return any(normalises_over_rows(m) for module in modules for m in module.modules())
+
+
+def normalises_over_rows(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm that takes its batch's statistics in its present mode; a frozen one does not."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fsl.data import Examples
+from fsl.modes import evaluating
 from fsl.objective import Objective
 
 BATCH = 512  # rows; bounds the memory of an evaluation
@@ -21,26 +22,19 @@ class Score:
 
 
 def evaluate(modules: list[nn.Module], examples: Examples, objective: Objective, accelerator: torch.device) -> Score:
-    """Run segments behind each other over all examples, in evaluation mode; modes are put back."""
-    modes = [module.training for module in modules]
+    """Run segments behind each other over all examples, in evaluation mode; each module's mode is put back."""
     total, weight, right, scored = 0.0, 0.0, 0, 0
-    try:
-        for module in modules:
-            module.eval()
-        with torch.no_grad():
-            for rows in torch.arange(len(examples)).split(BATCH):
-                inputs, targets = examples.batch(rows)
-                outputs, targets = inputs.to(accelerator), targets.to(accelerator)
-                for module in modules:
-                    outputs = module(outputs)
-                counts = objective.weight(targets)
-                if counts:
-                    total += float(objective.loss(outputs, targets)) * counts
-                    weight += counts
-                if (correct := objective.correct(outputs, targets)) is not None:
-                    right += int(correct)
-                    scored += objective.scored(targets)
-    finally:
-        for module, mode in zip(modules, modes):
-            module.train(mode)
+    with evaluating(*modules), torch.no_grad():
+        for rows in torch.arange(len(examples)).split(BATCH):
+            inputs, targets = examples.batch(rows)
+            outputs, targets = inputs.to(accelerator), targets.to(accelerator)
+            for module in modules:
+                outputs = module(outputs)
+            counts = objective.weight(targets)
+            if counts:
+                total += float(objective.loss(outputs, targets)) * counts
+                weight += counts
+            if (correct := objective.correct(outputs, targets)) is not None:
+                right += int(correct)
+                scored += objective.scored(targets)
     return Score(total / weight if weight else math.nan, right / scored if scored else None)

@@ -24,7 +24,7 @@ from fsl.states import Layout
 from fsl.trainers import Snapshot
 
 PROTOCOL = 2
-_BACK, _OPTIMIZER, _PENDING = "back.", "optimizer.", "pending."
+_BACK, _OPTIMIZER, _PENDING, _TRANSIENT = "back.", "optimizer.", "pending.", "transient."
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
     tensors: dict[str, Tensor] = {f"{_OPTIMIZER}{name}": tensor for name, tensor in trainer.optimizer.items()}
     if trainer.back is not None:
         tensors |= {f"{_BACK}{field.name}": view for field, view in layout.views(trainer.back)}
+    tensors |= {f"{_TRANSIENT}{name}": tensor for name, tensor in trainer.transients.items()}
     if session.losses:
         tensors["losses"] = torch.stack(list(session.losses))
     pending = None
@@ -92,7 +93,11 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
             _check_dtypes(named, layout)
             back = layout.pack(named, accelerator)
         optimizer = {k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)}
-        return SessionSnapshot(session, Snapshot(back, optimizer, _weight(said["counts"])))
+        transients = {k.removeprefix(_TRANSIENT): v for k, v in tensors.items() if k.startswith(_TRANSIENT)}
+        _check_transients(transients, layout)
+        if accelerator is not None:
+            transients = {name: tensor.to(accelerator) for name, tensor in transients.items()}
+        return SessionSnapshot(session, Snapshot(back, optimizer, _weight(said["counts"]), transients))
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, CheckpointError) as error:
         raise WireError(f"a session came damaged, or from another model: {_line(error)}") from None
 
@@ -170,6 +175,15 @@ def _check_dtypes(named: Mapping[str, Tensor], layout: Layout) -> None:
             raise ValueError(f"the model has no tensor {name[:80]!r}")
         if tensor.dtype is not known[name]:
             raise ValueError(f"tensor {name!r} is {tensor.dtype}, the model wants {known[name]}")
+
+
+def _check_transients(named: Mapping[str, Tensor], layout: Layout) -> None:
+    for name, tensor in named.items():
+        if name not in layout.transients:
+            raise ValueError(f"the model has no buffer {name[:80]!r} beside its state")
+        first = layout.transients[name]
+        if first is not None and (tensor.dtype, tensor.shape) != (first.dtype, first.shape):
+            raise ValueError(f"buffer {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, which it never was")
 
 
 def _line(error: BaseException) -> str:

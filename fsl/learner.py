@@ -1,5 +1,6 @@
 """One copy of a segment under training: its tensors, its optimizer, and the stream its dropout draws from."""
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,11 +33,16 @@ class SegmentRuntime:
 
     def install(self, replica: Replica) -> None:
         """Put a replica's tensors into the module, unless they are there."""
-        if self._installed is not replica:
+        if self._installed is not replica or replica.stale:
             if self._installed is not None:
                 self._installed.collect()
-            self.layout.install(replica.tensors)
+            replica.install()
             self._installed = replica
+
+    def copied(self) -> nn.Module:
+        """A copy of the module for a layout of its own: its transient buffers are as they were first."""
+        self.install(Replica(self.layout, self.accelerator))
+        return copy.deepcopy(self.module)
 
     def borrow(self, optimizer: "OptimizerRecipe", privacy: "SegmentPrivacy | None" = None) -> "Learner":
         """A learner to train with: an idle one where there is one, so that buffers are allocated once."""
@@ -105,9 +111,18 @@ class Learner:
         self.replica = Replica(runtime.layout, runtime.accelerator)
         self.optimizer = recipe.build(self.replica.parameters)
 
-    def begin(self, state: State, learning_rate: float, kept: Mapping[str, Tensor] | None = None) -> None:
-        """Take over a segment's state; the optimizer starts anew, or from the state that was kept."""
-        self.replica.load(state)
+    def begin(
+        self,
+        state: State,
+        learning_rate: float,
+        kept: Mapping[str, Tensor] | None = None,
+        transients: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Take over a segment's state; the optimizer starts anew, or from the state that was kept.
+
+        `transients`: those of a session that goes on elsewhere.
+        """
+        self.replica.load(state, transients)
         set_learning_rate(self.optimizer, learning_rate)
         load_optimizer(self.optimizer, kept)
 
@@ -142,10 +157,14 @@ class Learner:
         self.runtime.install(self.replica)
         return self.replica.collect()
 
-    def restore(self, state: State) -> None:
-        """Put values back that `state` gave, also where the module had put a new tensor in a buffer's place."""
-        self.replica.load(state)
-        self.runtime.layout.install(self.replica.tensors)
+    def transients(self) -> dict[str, Tensor]:
+        """The buffers that are no part of the state and have changed in this session, copied."""
+        self.state()
+        return self.replica.transients()
+
+    def restore(self, state: State, transients: Mapping[str, Tensor] | None = None) -> None:
+        """Put values back that `state` and `transients` gave."""
+        self.replica.load(state, transients)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's state as named tensors, copied."""

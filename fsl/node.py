@@ -68,6 +68,8 @@ class Node:
                 raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
             replicas["front"].load(front)
             for name, segment in segments.items():
+                if name in states and name != "front" and segment.layout.has_buffers:
+                    replicas[name].load(states[name])  # the device before may have changed them
                 segment.install(replicas[name])
             modules = [segment.module for segment in segments.values()]
             score = evaluate(modules, workload.data.test, workload.objective, self.worker.accelerator)

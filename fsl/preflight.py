@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError, FslError
+from fsl.faithful import refuse_unfaithful
 from fsl.learner import OptimizerRecipe
 from fsl.objective import LossFunction, Objective
 from fsl.workload import Worker, Workload
@@ -92,6 +93,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         for which, examples in (("test", data.test), ("validation", data.validation)):
             if examples is not None:
                 _try_evaluation(model, examples, which, objective, outputs, worker)
+    refuse_unfaithful(workload.model, worker, inputs, targets, objective.loss)
 
 
 def _copy(worker: Worker) -> nn.Module:

@@ -21,6 +21,7 @@ from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
+from fsl.split import refuse_tail
 from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 from fsl.targets import locate_allowed
 from fsl.trainers import EdgeBench, EdgeTrainer
@@ -29,10 +30,10 @@ from fsl.workload import Worker
 
 @dataclass(frozen=True)
 class DeviceCopy:
-    """A device after so many steps: each segment's values and its optimizer's state."""
+    """A device after so many steps: each segment's values, its optimizer's state, and its changed transients."""
 
     step: int
-    learners: Mapping[str, tuple[State, Mapping[str, Tensor]]]
+    learners: Mapping[str, tuple[State, Mapping[str, Tensor], Mapping[str, Tensor]]]
 
 
 class DeviceSide:
@@ -44,6 +45,7 @@ class DeviceSide:
     def __init__(
         self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
     ) -> None:
+        refuse_tail(worker.chain, "this round trains")  # also where a strategy of the user's does not ask
         self.plan = plan
         self.worker = worker
         self.states = states
@@ -126,14 +128,16 @@ class DeviceSide:
         """A device between two of its steps, copied."""
         learners = self._learners(device)
         return DeviceCopy(
-            device.step, {name: (one.state().clone(), one.optimizer_state()) for name, one in learners.items()}
+            device.step,
+            {name: (one.state().clone(), one.optimizer_state(), one.transients()) for name, one in learners.items()},
         )
 
     def restore(self, device: int, copy: "DeviceCopy") -> Device:
         """Open a device again as it was when it was copied."""
         opened = self.open(device)
         for name, learner in self._learners(opened).items():
-            learner.begin(copy.learners[name][0], self.plan.learning_rates[name], copy.learners[name][1])
+            state, optimizer, transients = copy.learners[name]
+            learner.begin(state, self.plan.learning_rates[name], optimizer, transients)
         for _ in range(copy.step):
             next(opened.bench.batches)
         opened.step = copy.step
@@ -183,6 +187,7 @@ class EdgeSide:
 
     def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
         assert plan.trainer is not None
+        refuse_tail(worker.chain, "this round trains")
         self.task = task
         self.plan = plan
         self.worker = worker

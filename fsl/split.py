@@ -1,7 +1,7 @@
 """Cut a model into segments, and join the segments' states again."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fsl import tracing
-from fsl.errors import SplitError
-from fsl.tracing import CannotCut, Trace
+from fsl.errors import ConfigError, SplitError
+from fsl.modes import training_modes
+from fsl.tracer import CannotCut, refuse_dropped
+from fsl.tracing import Trace
 
 Place = Literal["device", "edge"]
 
@@ -61,10 +63,10 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel
     """
     cuts = _requested(model, at)
     parts: list[nn.Module] = []
-    rest = model
+    rest, trained = model, _trained(model)
     for cut in cuts:
         try:
-            part, rest = _cut(rest, cut, {})
+            part, rest = _cut(rest, cut, {}, trained)
             _refuse_shared(model, [*parts, part, rest])
         except CannotCut as error:
             exists = cut in dict(model.named_modules(remove_duplicate=False))
@@ -73,6 +75,18 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel
         parts.append(part)
     parts.append(rest)
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
+
+
+def refuse_tail(segments: Iterable[str], who: str) -> None:
+    """ConfigError where these segments have a tail: an edge trains fronts and backs, and a tail would stay as it is.
+
+    `who` begins the sentence, as in "SplitFedV1 trains".
+    """
+    if "tail" in segments:
+        raise ConfigError(
+            f"cut: two cuts give front, back and tail, and {who} only a front and a back, so that the tail would never "
+            "be trained; give one cut, or use fedavg"
+        )
 
 
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -92,7 +106,13 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def possible_cuts(model: nn.Module) -> list[str]:
     """The names of the modules after which the model can be cut: exactly those that `split` accepts."""
     traces: dict[str, Trace | CannotCut] = {}
-    return [name for name, _ in model.named_modules(remove_duplicate=False) if name and _possible(model, name, traces)]
+    trained, names = _trained(model), [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    return [name for name in names if _possible(model, name, traces, trained)]
+
+
+def _trained(model: nn.Module) -> dict[int, bool]:
+    """By id, the mode that each module is trained in."""
+    return {id(module): training for module, training in training_modes(model)}
 
 
 def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -108,15 +128,17 @@ def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, .
     return cuts
 
 
-def _possible(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut]) -> bool:
+def _possible(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]) -> bool:
     try:
-        _refuse_shared(model, _cut(model, at, traces))
+        _refuse_shared(model, _cut(model, at, traces, trained))
     except CannotCut:
         return False
     return True
 
 
-def _cut(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut]) -> tuple[nn.Module, nn.Module]:
+def _cut(
+    model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]
+) -> tuple[nn.Module, nn.Module]:
     """What is up to `at` and what is behind it; `traces` keeps, by parent module, what was traced."""
     if not at or not _has(model, at):
         raise CannotCut("the model has no module of that name")
@@ -125,16 +147,16 @@ def _cut(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut]) -> tup
     if _in_sequentials(model, at):
         halves = _slice(model, at.split("."))
     else:
-        halves = tracing.cut(model, at, _traced(model, at.rpartition(".")[0], traces))
+        halves = tracing.cut(model, at, _traced(model, at.rpartition(".")[0], traces, trained))
     if tracing.does_nothing(halves[1]):
         raise CannotCut(f"there is nothing behind '{at}'")
     return halves
 
 
-def _traced(model: nn.Module, parent: str, traces: dict[str, Trace | CannotCut]) -> Trace:
+def _traced(model: nn.Module, parent: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]) -> Trace:
     if parent not in traces:
         try:
-            traces[parent] = tracing.trace(model, parent)
+            traces[parent] = tracing.trace(model, parent, trained)
         except CannotCut as error:
             traces[parent] = error
     found = traces[parent]
@@ -173,13 +195,17 @@ def _last(module: nn.Module) -> nn.Module:
 def _in_sequentials(model: nn.Module, at: str) -> bool:
     owner: nn.Module = model
     for name in at.split("."):
-        if type(owner).forward is not nn.Sequential.forward or name not in owner._modules:
+        kind = type(owner)
+        # Its forward calls what `iter` gives.
+        sequential = kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__  # type: ignore[attr-defined]
+        if not sequential or name not in owner._modules:
             return False
         owner = owner._modules[name]  # type: ignore[assignment]
     return True
 
 
 def _slice(model: nn.Module, path: list[str]) -> tuple[nn.Module, nn.Module]:
+    refuse_dropped("", model)
     names = list(model._modules)
     index = names.index(path[0])
     children = OrderedDict((name, model._modules[name]) for name in names)

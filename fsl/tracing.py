@@ -5,23 +5,17 @@ code may do what it likes. fx writes `self.training` into a graph as a constant,
 """
 
 import operator
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-# fx patches nn.Module for the whole process while it traces: one trace at a time, and other threads' modules run on.
-_FX = threading.Lock()
-
-
-class CannotCut(Exception):  # noqa: N818 - it is caught and told as a SplitError
-    """Why a model cannot be cut there."""
+from fsl.errors import SplitError
+from fsl.traced_checks import recorded, require
+from fsl.tracer import CannotCut, trace_modes
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Traced(nn.Module):
 
     def does_nothing(self) -> bool:
         """Whether the part computes nothing between its ends."""
-        nodes = [node for graph in self._graphs for node in graph.nodes if node.op.startswith("call")]
+        nodes = [node for graph in self._graphs for node in _effective(graph) if node.op.startswith("call")]
         return all(n.op == "call_module" and does_nothing(self.get_submodule(str(n.target))) for n in nodes)
 
     def compile_graphs(self) -> tuple[fx.GraphModule, ...]:
@@ -75,19 +69,15 @@ class Traced(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key != "_modes"}
 
 
-def trace(model: nn.Module, parent: str) -> Trace:
-    """Trace a model through the module `parent` and its ancestors, in both modes; the model is left as found."""
+def trace(model: nn.Module, parent: str, trained: Mapping[int, bool]) -> Trace:
+    """Trace a model through the module `parent` and its ancestors, in both modes; the model is left as found.
+
+    `trained`: by id, the mode that a module is trained in (True where it is not there).
+    """
     for module in model.modules():
         if isinstance(module, Traced):
             module.compile_graphs()  # while fx traces, they would take its proxies for their tensors
-    with _FX, _left_as_found(model):
-        known = set(vars(model))
-        graphs = []
-        for training in (True, False):
-            model.train(training)
-            graphs.append(_trace_mode(model, parent))
-        constants = {n: value for n, value in vars(model).items() if n not in known and isinstance(value, Tensor)}
-    return Trace((graphs[0], graphs[1]), constants)
+    return Trace(*trace_modes(model, parent, trained))
 
 
 def cut(model: nn.Module, at: str, traced: Trace) -> tuple[Traced, Traced]:
@@ -114,57 +104,6 @@ def does_nothing(module: nn.Module) -> bool:
     return isinstance(module, nn.Identity)
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, parent: str):
-        super().__init__()
-        self._parent = parent
-        self._thread = threading.get_ident()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not f"{self._parent}.".startswith(f"{module_qualified_name}.")
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-
-class _NoDraws(TorchDispatchMode):
-    """Only tensors made in forward itself get here while tracing; drawn ones would be the same in every step."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise CannotCut("it draws random numbers: use torch.rand_like and its like, or a module of their own")
-        return func(*args, **(kwargs or {}))
-
-
-def _trace_mode(model: nn.Module, parent: str) -> fx.Graph:
-    try:
-        with _NoDraws():
-            graph = _Tracer(parent).trace(model)
-    except Exception as error:
-        line = " ".join(str(error).split())
-        raise CannotCut(f"the forward of {type(model).__name__} cannot be traced by torch.fx ({line})") from None
-    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise CannotCut(f"{type(model).__name__} takes {len(inputs)} inputs ({', '.join(inputs)}), a segment takes one")
-    return graph
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo what tracing leaves on modules: their mode, fx's constants, and whatever forward stores on `self`."""
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, found in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(found)
-
-
 def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
     nodes = list(graph.nodes)
     calls = [node for node in nodes if node.op == "call_module" and node.target == at]
@@ -180,17 +119,82 @@ def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
         if node in before:
             _refuse_crossing(node, copies, at)
             copies[node] = front.node_copy(node, lambda n: copies[n])
-    front.output(copies[boundary])
-    behind = {boundary: back.placeholder("smashed")}
+    smashed = back.placeholder("smashed")
+    behind, checked = {boundary: smashed}, []
     for node in nodes:
         if node in before:
             continue
+        if (_asked(node) or _is_shape(node)) and node.all_input_nodes[0] in before - {boundary}:
+            copies[node] = front.node_copy(node, lambda n: copies[n])  # asked late of what is in front
+            before.add(node)
+            continue
         for needed in node.all_input_nodes:
-            if needed.op == "get_attr" and needed not in behind:
+            if needed in behind:
+                continue
+            if needed.op == "get_attr":
                 behind[needed] = back.node_copy(needed)
+            elif needed in before and (asked := _asked(needed)) is not None:  # smashed data have the same to say
+                behind[needed] = back.call_function(_ANSWERS[asked], (smashed,))
+                checked.append((asked, copies[needed]))
         _refuse_crossing(node, behind, at)
         behind[node] = back.node_copy(node, lambda n: behind[n])
+    kept = copies[boundary]
+    for asked in ("rows", "dtype"):
+        if values := [value for kind, value in checked if kind == asked]:
+            kept = front.call_function(with_same, (kept, at, asked, *values))
+    front.output(kept)
     return front, back
+
+
+@recorded
+def rows_of(smashed: Tensor) -> int:
+    """The rows of a batch."""
+    return smashed.shape[0]
+
+
+@recorded
+def dtype_of(smashed: Tensor) -> torch.dtype:
+    """The dtype of smashed data."""
+    return smashed.dtype
+
+
+@recorded
+def device_of(smashed: Tensor) -> torch.device:
+    """Where the back is computed."""
+    return smashed.device
+
+
+_ANSWERS: dict[str, Callable[..., Any]] = {"rows": rows_of, "dtype": dtype_of, "device": device_of}
+
+
+@recorded
+def with_same(smashed: Tensor, at: str, asked: str, *values: Any) -> Tensor:
+    """Smashed data, as they are; SplitError where their rows or dtype are not those that the back counts on."""
+    has = _ANSWERS[asked](smashed)
+    for value in values:
+        if value != has:
+            raise SplitError(
+                f"cut={at!r}: what is behind the cut needs the {asked} of a tensor in front of it, {value}, and the "
+                f"front's output has {has}; cut where they are the same"
+            )
+    return smashed
+
+
+def _asked(node: fx.Node) -> str | None:
+    """What a node asks of a tensor that smashed data can answer: `x.size(0)`, `x.shape[0]`, `x.dtype`, `x.device`."""
+    if node.op == "call_method" and node.target == "size":
+        return "rows" if (*node.args[1:], *node.kwargs.values()) == (0,) else None
+    if node.target is getattr and node.args[1] in ("dtype", "device"):
+        return str(node.args[1])
+    return "rows" if node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0]) else None
+
+
+def _is_shape(value: Any) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    if value.op == "call_method" and value.target == "size":
+        return len(value.args) == 1 and not value.kwargs
+    return value.target is getattr and value.args[1:] == ("shape",)
 
 
 def _before(nodes: list[fx.Node], boundary: fx.Node) -> set[fx.Node]:
@@ -201,7 +205,7 @@ def _before(nodes: list[fx.Node], boundary: fx.Node) -> set[fx.Node]:
     """
     position = nodes.index(boundary)
     before = _reach([boundary])
-    for_the_back = _reach(nodes[position + 1 :], stop=before)
+    for_the_back = _reach(nodes[position + 1 :], stop=before, through=lambda node: _asked(node) is None)
     for node in nodes[:position]:
         if node.op == "placeholder" or (
             node not in for_the_back and not any(n in for_the_back and n not in before for n in node.all_input_nodes)
@@ -212,13 +216,15 @@ def _before(nodes: list[fx.Node], boundary: fx.Node) -> set[fx.Node]:
     return before
 
 
-def _reach(nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """These nodes and all that they are computed from, up to the nodes `stop`."""
+def _reach(
+    nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = (), through: Callable[[fx.Node], bool] = lambda node: True
+) -> set[fx.Node]:
+    """These nodes and all that they are computed from, up to the nodes `stop`, and only by way of those `through`."""
     found, borders = set(nodes), set(stop)
     open_nodes = list(found)
     while open_nodes:
         for needed in open_nodes.pop().all_input_nodes:
-            if needed not in found and needed not in borders:
+            if needed not in found and needed not in borders and through(needed):
                 found.add(needed)
                 open_nodes.append(needed)
     return found
@@ -227,9 +233,17 @@ def _reach(nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Nod
 def _refuse_crossing(node: fx.Node, there: Mapping[fx.Node, fx.Node], at: str) -> None:
     for needed in node.all_input_nodes:
         if needed not in there:
+            while _is_shape(needed) or (needed.target is operator.getitem and _is_shape(needed.args[0])):
+                needed = needed.all_input_nodes[0]  # whose shape it is
             called = needed.target if needed.op == "call_module" else needed.name
             what = "the model's input" if needed.op == "placeholder" else f"the result of '{called}'"
             raise CannotCut(f"{what} is needed behind '{at}', and only the output of '{at}' may cross")
+
+
+def _effective(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of a graph without its checks."""
+    ends = [n for n in graph.nodes if n.op == "output" or (not n.users and n.target is not require)]
+    return _reach(ends)
 
 
 def _targets(*graphs: fx.Graph) -> list[str]:

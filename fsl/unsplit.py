@@ -1,6 +1,5 @@
 """The control: devices train the whole model, without a cut and without an edge (FedAvg's device half)."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -146,7 +145,7 @@ def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> Segmen
         return segment
     from fsl.privacy.learner import hookable
 
-    module = copy.deepcopy(segment.module)
+    module = segment.copied()
     hookable(module)
     return SegmentRuntime(segment.name, module, segment.accelerator)
 

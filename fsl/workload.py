@@ -9,7 +9,9 @@ from torch import nn
 
 from fsl.batches import needs_two_rows
 from fsl.data import Augmentation, Partition, TaskData
+from fsl.errors import SplitError
 from fsl.learner import SegmentRuntime
+from fsl.modes import start_training
 from fsl.objective import Objective
 from fsl.split import SplitModel, split
 from fsl.store import Store
@@ -44,14 +46,25 @@ class Worker:
         self.workload = workload
         self.accelerator = torch.device(workload.accelerator)
         # A node puts tensors of its own into the modules, so it cannot share them with the caller or another node.
-        self.model = copy.deepcopy(workload.model)
+        self.model = _copied(workload.model)
         self.split: SplitModel = split(self.model, workload.cut)
-        self.segments = {
-            s.name: SegmentRuntime(s.name, s.module.train(), self.accelerator) for s in self.split.segments
-        }
+        start_training(self.model, [segment.module for segment in self.split])
+        self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
         self.chain = dict(self.segments)  # what makes the model, in order
         if workload.head is not None:
-            head = copy.deepcopy(workload.head).train()
+            head = copy.deepcopy(workload.head)
+            start_training(head)
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
         self.store = Store(workload.store)
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SplitError(
+            f"{type(model).__name__} cannot be copied, and every node has a copy ({line}); if forward leaves a step's "
+            "tensors on the modules, detach() them; for weight_norm use torch.nn.utils.parametrizations"
+        ) from error

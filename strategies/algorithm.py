@@ -19,6 +19,7 @@ from fsl.plan import CohortTask, Fronts, Spec
 from fsl.privacy.client import noised_means
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
+from fsl.split import refuse_tail
 from fsl.states import State, Total, WeightedSum
 from fsl.targets import locate, path_of
 
@@ -152,6 +153,7 @@ class Algorithm:
         self._federation = federation
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved = {}, {}
+        self._refuse_tail()
         self._refuse_moves()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
@@ -162,6 +164,11 @@ class Algorithm:
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
         self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
+
+    def _refuse_tail(self) -> None:
+        """ConfigError where the model has a segment that nobody would train."""
+        if self.trainer(1) is not None:
+            refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
 
     def _refuse_moves(self) -> None:
         """ConfigError where devices would move that cannot."""

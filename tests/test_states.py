@@ -8,7 +8,11 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import nn
 
-from fsl.errors import CheckpointError, ConfigError, WireError
+from fsl.edge import Session, SessionSnapshot
+from fsl.errors import CheckpointError, ConfigError, SplitError, WireError
+from fsl.handover import Passport, pack, unpack
+from fsl.learner import OptimizerRecipe, SegmentRuntime
+from fsl.plan import Spec
 from fsl.records import (
     check_dtypes,
     record_to_states,
@@ -19,6 +23,7 @@ from fsl.records import (
     totals_to_record,
 )
 from fsl.states import Layout, Replica, State, WeightedSum
+from fsl.trainers import Snapshot
 from tests.conftest import small_model
 
 
@@ -70,11 +75,11 @@ def test_replicas_take_turns_in_one_module():
     replicas = [Replica(layout), Replica(layout)]
     for replica in replicas:
         replica.load(start)
-    layout.install(replicas[0].tensors)
+    replicas[0].install()
     model(torch.randn(4, 1, 8, 8)).sum().backward()
     assert all(p.grad is not None for p in replicas[0].parameters)
     assert all(p.grad is None for p in replicas[1].parameters)
-    layout.install(replicas[1].tensors)
+    replicas[1].install()
     changed = layout.unpack(replicas[0].state)["conv.1.running_mean"]
     assert not torch.equal(changed, layout.unpack(replicas[1].state)["conv.1.running_mean"])
 
@@ -91,7 +96,7 @@ def test_a_buffer_that_a_module_replaces_is_collected():
 
     module = Counter()
     replica = Replica(Layout(module))
-    replica.layout.install(replica.tensors)
+    replica.install()
     module(torch.zeros(1))
     assert replica.layout.unpack(replica.collect())["calls"] == 1
 
@@ -102,7 +107,7 @@ def test_tied_weights_are_one_tensor():
     layout = Layout(model)
     assert len(layout.fields) == 3
     replica = Replica(layout)
-    replica.layout.install(replica.tensors)
+    replica.install()
     assert model[0].weight is model[1].weight is replica.tensors[0]
 
 
@@ -222,3 +227,119 @@ def test_a_state_of_other_dtypes_packs_apart():
     layout = Layout(module)
     assert set(layout.pack(module.state_dict()).flats) == {torch.float64, torch.int64}
     assert isinstance(layout.zeros(), State)
+
+
+class Averages(nn.Module):
+    """Buffers that forward reassigns: one of the state, one that is not persistent, and one that is not set yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("moving", torch.zeros(2), persistent=False)
+        self.register_buffer("cache", None)
+
+    def forward(self, x):
+        self.mean, self.moving, self.cache = self.mean + x, self.moving + x, x
+        return self.mean + self.moving
+
+
+def segment_with(*values):
+    """A runtime of Averages, and a learner for each of these values of the mean."""
+    runtime = SegmentRuntime("front", Averages(), torch.device("cpu"))
+    learners = [runtime.borrow(OptimizerRecipe(Spec("torch.optim.SGD"), ())) for _ in values]
+    for learner, value in zip(learners, values):
+        learner.begin(runtime.layout.pack({"mean": torch.full((2,), value)}), 0.1)
+    return runtime, learners
+
+
+def test_a_session_that_begins_anew_has_nothing_of_the_one_before():
+    runtime, (one, other) = segment_with(0.0, 0.0)
+    one.forward(torch.ones(2), 0)
+    one.begin(runtime.layout.pack({"mean": torch.full((2,), 5.0)}), 0.1)  # while its old tensors are in the module
+    other.forward(torch.ones(2), 0)
+    assert one.forward(torch.ones(2), 0).tolist() == [7.0, 7.0]  # 5 + 1, and 0 + 1 of the moving sum
+    assert runtime.layout.unpack(one.state())["mean"].tolist() == [6.0, 6.0]
+
+
+def test_learners_that_take_turns_have_buffers_of_their_own():
+    _, (one, other) = segment_with(0.0, 10.0)
+    for _ in range(2):
+        first, second = one.forward(torch.ones(2), 0), other.forward(torch.ones(2), 0)
+    assert (first[0], second[0]) == (4.0, 14.0)  # 2 + 2, and 12 + 2
+
+
+def test_a_private_copy_begins_with_first_buffers():
+    runtime, (one,) = segment_with(0.0)
+    one.forward(torch.ones(2), 0)
+    copied = runtime.copied()
+    assert copied.moving.tolist() == [0.0, 0.0]
+    assert copied.cache is None
+    assert one.forward(torch.ones(2), 0).tolist() == [4.0, 4.0]
+
+
+def test_changed_buffers_beside_the_state_follow_a_device_that_moves():
+    runtime, (one, other) = segment_with(0.0, 0.0)
+    one.forward(torch.ones(2), 0)
+    snapshot = Snapshot(one.state().clone(), {}, 1.0, one.transients())
+    passport = Passport("run", 1, 0, "trainer")
+    data = pack(SessionSnapshot(Session(0, 1.0), snapshot), passport, runtime.layout)
+    came = unpack(data, passport, runtime.layout).trainer
+    assert {name: tensor.tolist() for name, tensor in came.transients.items()} == {
+        "moving": [1.0, 1.0],
+        "cache": [1.0, 1.0],
+    }
+    other.begin(came.back, 0.1, came.optimizer, came.transients)
+    assert other.forward(torch.ones(2), 0).tolist() == one.forward(torch.ones(2), 0).tolist() == [4.0, 4.0]
+
+
+def test_buffers_that_did_not_change_weigh_nothing_in_a_move():
+    assert not segment_with(0.0)[1][0].transients()
+
+
+@pytest.mark.parametrize(
+    ("transients", "reason"), [({"other": torch.zeros(2)}, "no buffer 'other'"), ({"moving": torch.zeros(3)}, "(3,)")]
+)
+def test_a_move_with_buffers_of_another_model_is_refused(transients, reason):
+    runtime, (one,) = segment_with(0.0)
+    passport = Passport("run", 1, 0, "trainer")
+    snapshot = SessionSnapshot(Session(0, 1.0), Snapshot(one.state().clone(), {}, 1.0, transients))
+    with pytest.raises(WireError, match=reason.replace("(", r"\(").replace(")", r"\)")):
+        unpack(pack(snapshot, passport, runtime.layout), passport, runtime.layout)
+
+
+def test_a_replica_s_tensors_have_versions_of_their_own():
+    replica = Replica(Layout(small_model("batch")))
+    before = [tensor._version for tensor in replica.tensors]
+    with torch.no_grad():
+        replica.tensors[0].add_(1)
+    assert [tensor._version for tensor in replica.tensors[1:]] == before[1:]
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def hides_a_key():
+    def without_bias(module, state, prefix, metadata):
+        del state["bias"]
+
+    model = nn.Linear(2, 2)
+    model._register_state_dict_hook(without_bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: Extra(2, 2), "'_extra_state', which is no parameter or buffer"),
+        (hides_a_key, "'bias' is not in the state_dict of Linear, so that it would be lost"),
+        (lambda: nn.LazyLinear(2), "'weight' of LazyLinear has no shape yet; run one batch"),
+    ],
+)
+def test_a_state_dict_that_is_not_the_modules_tensors_is_refused(build, reason):
+    with pytest.raises(SplitError, match=reason):
+        Layout(build())

@@ -18,6 +18,7 @@ from fsl.costs.rounds import DeviceLoad, Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.federation import CloudStrategy, Federation
+from fsl.modes import start_training
 from fsl.objective import Objective, as_objective
 from fsl.plan import Spec
 from fsl.targets import locate
@@ -77,7 +78,9 @@ def price(
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
     places = machines(device_profile, edge_profile, link_profile)
     labels = task.train.targets[:1]
-    skip = needs_two_rows([model])
+    trained = copy.deepcopy(model)
+    start_training(trained)
+    skip = needs_two_rows([trained])
     edge_of = getattr(strategy, "edge_of", lambda device: device % edges)
     prices = []
     for index, stage in enumerate(stages[:-1]):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.data import Examples
+from fsl.modes import start_training
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
 from fsl.split import Place, possible_cuts, split
@@ -63,7 +64,8 @@ def stage_costs(
     One forward and backward of a copy of the model on the first example, twice in a batch (batch normalisation needs
     two rows). Neither the model nor any random stream of a run is touched.
     """
-    copied = copy.deepcopy(model).cpu().train()
+    copied = copy.deepcopy(model).cpu()
+    start_training(copied)
     wanted = possible_cuts(copied) if cuts is None else list(cuts)
     # Other runs may be at work in other threads, and reseed the generators that dropout draws from.
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):

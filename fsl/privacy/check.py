@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from fsl.batches import sample_rate
+from fsl.batches import normalises_over_rows, sample_rate
 from fsl.codecs.spec import codec_of
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation
+from fsl.modes import modes_of, put_back, training_modes
 from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
 from fsl.privacy.claims import Setting, Tally, claim
@@ -104,15 +105,39 @@ def refuse_model(privacy: Privacy, model: nn.Module) -> None:
         return
     from opacus.validators import ModuleValidator  # Opacus takes a while to import
 
-    before = model.training
-    errors = ModuleValidator.validate(model.train())
-    model.train(before)
-    if errors:
-        words = str(errors[0]).split(". ")[0]
-        raise ConfigError(
-            f"privacy: the model has a module that cannot be trained privately: {words}. Use model.norm=group, or "
-            "opacus.validators.ModuleValidator.fix(model) for a model of your own"
-        )
+    before = modes_of(model)
+    try:
+        put_back(modes := training_modes(model))
+        model.training = True  # which Opacus asks of the root
+        errors = ModuleValidator.validate(model)
+        if errors:
+            words = str(errors[0]).split(". ")[0]
+            raise ConfigError(
+                f"privacy: the model has a module that cannot be trained privately: {words}. Use model.norm=group, or "
+                "opacus.validators.ModuleValidator.fix(model) for a model of your own"
+            )
+        put_back(modes)
+        _refuse_modes(model, privacy)
+    finally:
+        put_back(before)
+
+
+def _refuse_modes(model: nn.Module, privacy: Privacy) -> None:
+    """ConfigError for modules whose mode, which Opacus does not look at, would leave them unprotected."""
+    for name, module in model.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if normalises_over_rows(module) or (norm and module.training and module.running_mean is not None):
+            raise ConfigError(
+                f"privacy: '{name}' is a {type(module).__name__} that takes statistics over the batch, so that a "
+                "sample changes what no clip bounds. Use model.norm=group, or put it in eval()"
+            )
+        if privacy.dp_sgd is not None and not module.training:
+            trained = next((key for key, p in module.named_parameters(recurse=False) if p.requires_grad), None)
+            if trained is not None:
+                raise ConfigError(
+                    f"privacy.dp_sgd: '{name}' is in evaluation mode and its {trained} is trained, and Opacus finds no "
+                    "sample's gradient there; put it in train(), or freeze it with requires_grad_(False)"
+                )
 
 
 def refuse_training(
@@ -148,6 +173,10 @@ def refuse_training(
         raise ConfigError(f"privacy: devices of {name} train by a loss of their own, which has no private form here")
     if privacy.dp_sgd is None:
         return
+    if "tail" in federation.layouts:
+        raise ConfigError(
+            "privacy.dp_sgd: the account is of a front and a back, and two cuts make a tail; give one cut"
+        )
     if privacy.nopeek is not None:
         raise ConfigError(
             "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fsl.data import Examples
 from fsl.errors import WireError
+from fsl.modes import evaluating
 from fsl.plan import RoundPlan
 from fsl.privacy.detector import Watch
 from fsl.privacy.leakage import distance_correlation, mutual_information
@@ -100,17 +101,12 @@ def leaks(front: nn.Module, examples: Examples, probe: Probe, round: int, device
     Smashed data are as the edge sees them; `round` and `device` say which noise they get.
     """
     guard = DevicePrivacy(None, Privacy(cut=probe.cut), probe.seed, round, device, secure=False)
-    mode = front.training
-    front.eval()
     smashed, inputs = [], []
-    try:
-        with torch.no_grad():
-            for rows in torch.arange(min(probe.rows, len(examples))).split(512):
-                batch, _ = examples.batch(rows)
-                inputs.append(batch)
-                smashed.append(front(batch.to(_place(front))).cpu())
-    finally:
-        front.train(mode)
+    with evaluating(front), torch.no_grad():
+        for rows in torch.arange(min(probe.rows, len(examples))).split(512):
+            batch, _ = examples.batch(rows)
+            inputs.append(batch)
+            smashed.append(front(batch.to(_place(front))).cpu())
     one, other = torch.cat(inputs), guard.as_sent(torch.cat(smashed))
     return dict(zip(LEAKS, (float(distance_correlation(one, other)), mutual_information(one, other))))
 

@@ -1,6 +1,5 @@
 """A segment trained by DP-SGD: Opacus finds each sample's gradient, and clips and adds them up."""
 
-import copy
 import warnings
 from collections.abc import Mapping
 
@@ -84,7 +83,7 @@ class PrivateLearner(Learner):
     """
 
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy):
-        module = copy.deepcopy(runtime.module)
+        module = runtime.copied()
         hookable(module)
         super().__init__(SegmentRuntime(runtime.name, module, runtime.accelerator), recipe)
         self.runtime.install(self.replica)
@@ -92,9 +91,15 @@ class PrivateLearner(Learner):
         if self.privatizer is not None:
             GradSampleHooks(module)
 
-    def begin(self, state: State, learning_rate: float, kept: Mapping[str, Tensor] | None = None) -> None:
+    def begin(
+        self,
+        state: State,
+        learning_rate: float,
+        kept: Mapping[str, Tensor] | None = None,
+        transients: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """As ever; what a session left that was broken off is forgotten."""
-        super().begin(state, learning_rate, kept)
+        super().begin(state, learning_rate, kept, transients)
         for module in self.runtime.module.modules():
             module.__dict__.pop("activations", None)
             module.__dict__.pop("max_batch_len", None)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -70,6 +70,7 @@ class Snapshot:
     back: State | None
     optimizer: Mapping[str, Tensor]
     weight: float
+    transients: Mapping[str, Tensor] = field(default_factory=dict)  # buffers beside the state that have changed
 
 
 class EdgeTrainer(ABC):

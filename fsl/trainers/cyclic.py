@@ -78,7 +78,9 @@ class Cyclic(SharedBack):
         return iter(torch.randperm(rows, generator=draw).tensor_split(max(1, round(rows / size))))
 
     def _answer(self, uploads: Sequence[Upload]) -> list[Reply]:
-        before = self.learner.state().clone() if self.bench.back.layout.has_buffers else None
+        before = None
+        if self.bench.back.layout.has_buffers:
+            before = self.learner.state().clone(), self.learner.transients()
         replies = []
         for upload in uploads:
             leaf = upload.smashed.detach()
@@ -88,7 +90,7 @@ class Cyclic(SharedBack):
             gradient = torch.autograd.grad(loss, leaf)[0] if leaf.requires_grad else None
             replies.append(Reply(upload.device, upload.step, gradient, loss.detach()))
         if before is not None:
-            self.learner.restore(before)
+            self.learner.restore(*before)
         return replies
 
     def _next_noise(self) -> int:

@@ -81,12 +81,13 @@ class Replicated(EdgeTrainer):
     def snapshot(self, device: int) -> Snapshot:
         """The device's replica and its optimizer's state."""
         replica = self._replicas[device]
-        return Snapshot(replica.learner.state().clone(), replica.learner.optimizer_state(), replica.weight)
+        learner = replica.learner
+        return Snapshot(learner.state().clone(), learner.optimizer_state(), replica.weight, learner.transients())
 
     def adopt(self, device: int, snapshot: Snapshot) -> None:
         """Go on with a replica that another edge trained so far."""
         assert snapshot.back is not None
         bench = self.bench
         learner = bench.borrow()
-        learner.begin(snapshot.back, bench.learning_rate, snapshot.optimizer)
+        learner.begin(snapshot.back, bench.learning_rate, snapshot.optimizer, snapshot.transients)
         self._replicas[device] = _Replica(learner, bench.noise(device), snapshot.weight)

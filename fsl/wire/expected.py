@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsl.errors import WireError
 from fsl.messages import Upload
+from fsl.modes import evaluating
 from fsl.plan import RoundPlan
 from fsl.wire.format import check_finite, check_labels
 from fsl.workload import Worker
@@ -35,12 +36,10 @@ class Expected:
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
         """What devices of this round upload: the shape is that of the front's output on two blank inputs."""
         front = worker.segments["front"].module
-        training = front.training
-        with torch.no_grad():
+        with evaluating(front), torch.no_grad():
             data = worker.workload.data
             blank = torch.zeros(2, *data.input_shape, dtype=data.input_dtype, device=worker.accelerator)
-            smashed = front.eval()(blank)
-        front.train(training)
+            smashed = front(blank)
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
         targets, objective = data.train.targets, worker.workload.objective
         kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
