@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -148,11 +149,12 @@ def _count(
             if output.requires_grad:
                 output.register_hook(at_gradient)
 
-        model.get_submodule(cut).register_forward_hook(at_output)
+        handle = model.get_submodule(cut).register_forward_hook(at_output)
+        hooks.callback(handle.remove)
 
-    for cut in cuts:
-        watch(cut)
-    with counter:
+    with ExitStack() as hooks, counter:
+        for cut in cuts:
+            watch(cut)
         outputs = model(inputs)
         loss = objective.loss(outputs, targets)
         forward = counter.get_total_flops()
