@@ -16,6 +16,7 @@ from fsl.simulations.spreads import Kind, Spread, holm, paired_p
 
 from fsl.errors import ConfigError
 
+_SHOWN = 8  # values of a setting in a sentence
 __all__ = ["Comparison", "Cost", "Figure", "Group", "Paired", "Spread", "compare", "reaching", "total"]
 
 
@@ -138,7 +139,7 @@ def compare(
         unreadable=tuple(unreadable),
         costs=costs,
         averaged={
-            names.setting(key): ", ".join(names.value(key, value) for value in values)
+            names.setting(key): _listed([names.value(key, value) for value in values])
             for key, values in grouping.averaged.items()
         },
         by=None if keys is None else tuple(names.setting(Words(settings).name(key)) for key in keys),
@@ -173,6 +174,10 @@ def _metric(records: Sequence[Record], metric: str) -> str:
     if metric not in known:
         raise ConfigError(f"--metric {metric}: no run has numbers of it; there are: {', '.join(known)}")
     return metric
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(values) if len(values) <= _SHOWN else f"{len(values)} values"
 
 
 def _sorted(groups: Sequence[Group], rank: Rank) -> tuple[Group, ...]:

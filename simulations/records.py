@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from fsl.divergence import diverged_in
 from fsl.errors import CheckpointError, ConfigError
 from fsl.runfolder import RunFolder
 
+_SOURCES = re.compile(r"provider: command-line|hydra\.searchpath=|config_name: (?!config\s)")  # in hydra.yaml
 _INSIDE_A_RUN = {".hydra", "attacks", "checkpoint", "figures", "fronts", "tensorboard", "wandb"}
 
 
@@ -119,7 +121,7 @@ def _read(folder: Path) -> Record:
         bound=_bound(summary),
         named=_named(summary, composed or {}),
         sources=sources_of(composed or {}),
-        command=command_of(summary.get("command"), overrides, _yaml(folder / ".hydra" / "hydra.yaml")),
+        command=command_of(summary.get("command"), overrides, _hydra(folder / ".hydra" / "hydra.yaml")),
         written=run.metrics_path.stat().st_mtime if rows else 0.0,
     )
 
@@ -178,3 +180,12 @@ def _yaml(path: Path) -> Any:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, ValueError, OmegaConfBaseException, YAMLError):
         return None  # it only adds names to what summary.json says
+
+
+def _hydra(path: Path) -> Any:
+    """Hydra's own settings where a rerun needs any of them: the file is long, and nearly always says nothing new."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return _yaml(path) if _SOURCES.search(text) else None

@@ -154,6 +154,14 @@ def test_a_command_can_be_run_again_or_says_why_not(told, overrides, hydra, expe
     assert command_of(told, overrides, hydra) == expected
 
 
+def test_where_a_configuration_came_from_is_read_from_hydras_file():
+    folder = write_run(Path("runs/a"), [0.5], config={"rounds": 1})
+    sources = "    - path: /my configs\n      provider: command-line\n"
+    (folder / ".hydra/hydra.yaml").write_text(f"hydra:\n  runtime:\n    config_sources:\n{sources}")
+    (record,) = read_runs([Path("runs")]).records
+    assert record.command == "fsl-simulate --config-dir '/my configs' rounds=1"
+
+
 # Names and tags.
 
 
