@@ -16,7 +16,7 @@ from fsl.targets import path_of
 from fsl.workload import Workload
 
 # Of the federation's fields: no settings, or described below.
-_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility", "privacy", "ledger")
+_APART = ("run", "layouts", "optimizer", "aggregator", "costs", "placement", "mobility", "privacy", "ledger", "named")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 

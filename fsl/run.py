@@ -19,6 +19,7 @@ from fsl.backend import Backend, torch_threads
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
 from fsl.data import IID, Augmentation, Examples, Partitioner, TaskData, as_task, divide
 from fsl.errors import ConfigError, FslError
+from fsl.faults import traced_into_out
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
 from fsl.mobility import Mobility
@@ -29,7 +30,7 @@ from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Simulation
 from fsl.split import split
-from fsl.targets import ALLOWED
+from fsl.targets import ALLOWED, Allowed, name_classes
 from fsl.workload import Worker, Workload
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Run:
         return load_tensors(path)
 
 
+@traced_into_out
 def simulate(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any],
@@ -157,13 +159,14 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=(*ALLOWED, *allowed, *_named(strategy, (up, down, (optimizer or Optimizer()).target))),
+        allowed=Allowed(dict.fromkeys((*ALLOWED, *allowed, *_package(strategy))), federation.named),
     )
     with torch_threads(backend.threads):
         worker = Worker(workload)
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
+        name_classes(federation.named, _named(federation, strategy))
         if privacy is not None:
             sizes = [len(divided.indices(device)) for device in range(devices)]
             path, real = folder.path / "privacy.json", backend.placement is not None
@@ -209,7 +212,14 @@ def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | 
         return None
 
 
-def _named(strategy: CloudStrategy, paths: Sequence[str]) -> set[str]:
-    """The packages of what the caller named: they are trusted, as nothing is that only a message names."""
-    own = type(strategy).__module__.partition(".")[0]
-    return {own, *(path.rpartition(".")[0] for path in paths)} - {"", "fsl"}
+def _named(federation: Federation, strategy: CloudStrategy) -> list[str]:
+    """The classes that the caller's own objects name: in a simulation they are trusted, whatever their package."""
+    rule = getattr(strategy, "device_rule", None)
+    specs = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1), rule and rule(1)]
+    return [getattr(one, "target", one) for one in specs if one is not None]
+
+
+def _package(strategy: CloudStrategy) -> list[str]:
+    """The package of the caller's own strategy."""
+    package = type(strategy).__module__.partition(".")[0]
+    return [] if package in ("__main__", "fsl") else [package]
