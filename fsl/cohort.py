@@ -112,7 +112,8 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
 class Place(Protocol):
     """Told where a round is: at a device, before or after its steps (None), or in one of them."""
 
-    def __call__(self, device: int, step: int | None = None) -> None: ...
+    def __call__(self, device: int, step: int | None = None) -> None:
+        """A device's step begins."""
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class RunConfig:
     evaluate_leakage: int
     init_from: str | None
     resume: str | None
+    allowed: list[str]
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
     data: Mapping[str, Any]

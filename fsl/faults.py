@@ -26,9 +26,8 @@ TRACEBACK = "traceback.txt"  # in the folder of a run whose code failed
 # What may be gone at the next try: a disk that is full or away, a connection that broke.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_OWN = tuple(str(Path(folder, room)) + os.sep for folder in fsl.__path__ for room in ("simulations", "strategies")) + (
-    str(Path(__file__).parent) + os.sep,
-)
+_ROOMS = (Path(folder, room) for folder in fsl.__path__ for room in ("simulations", "strategies"))
+_OWN = tuple(f"{room}{os.sep}" for room in (Path(__file__).parent, *_ROOMS))
 
 
 def said(error: BaseException) -> str:
@@ -48,9 +47,10 @@ def described(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str | None:
-    """The innermost line that is neither fsl's nor a library's; if there is none, fsl's innermost. None: no line at all.
+    """The innermost line that is neither fsl's nor a library's; if there is none, fsl's innermost.
 
-    A traceback begins where the exception was caught, so a script that called fsl is not in it.
+    None where there is no line at all. A traceback begins where the exception was caught, so a script that called fsl
+    is not in it.
     """
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{_shown(error.filename)}, line {error.lineno}"
@@ -66,7 +66,7 @@ def place_of(error: BaseException) -> str | None:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception is a bug, or looks like one: not raised by fsl on purpose, and no trouble of the machine's."""
+    """Whether an exception looks like a bug: not raised by fsl on purpose, and no trouble of the machine's."""
     if isinstance(error, FslError):
         return isinstance(error, CodeError)
     if isinstance(error, OSError):

@@ -214,8 +214,9 @@ def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | 
 
 def _named(federation: Federation, strategy: CloudStrategy) -> list[str]:
     """The classes that the caller's own objects name: in a simulation they are trusted, whatever their package."""
-    rule = getattr(strategy, "device_rule", None)
-    specs = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1), rule and rule(1)]
+    specs: list[Any] = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1)]
+    if (rule := getattr(strategy, "device_rule", None)) is not None:
+        specs.append(rule(1))
     return [getattr(one, "target", one) for one in specs if one is not None]
 
 

@@ -41,9 +41,8 @@ def locate(path: str) -> Any:
         return path.kind
     if "<locals>" in path:
         raise ConfigError(f"'{path}' is defined in a function, where nobody can import it; move it out of the function")
-    module, _, name = path.rpartition(".")
     try:
-        if not module:
+        if "." not in path:
             raise ValueError("it has no module")
         return resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
@@ -51,14 +50,14 @@ def locate(path: str) -> Any:
 
 
 def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED) -> Any:
-    """As `locate`, for a path that came in a message: only classes that are allowed by their package or by themselves."""
+    """As `locate`, for a path that came in a message: only classes that are allowed, by their package or themselves."""
     if isinstance(allowed, Allowed) and path in allowed.named:
         return allowed.named[path]
     allowed = tuple(allowed)
     if not any(path.startswith(f"{package}.") for package in allowed):
         raise WireError(
-            f"a message names '{path}', but this node takes classes only from: {', '.join(allowed)} (allowed=[...] of a "
-            "run adds packages in simulation, allow=... of a node's configuration in a real federation)"
+            f"a message names '{path}', but this node takes classes only from: {', '.join(allowed)} (allowed=[...] of "
+            "a run adds packages in simulation, allow=... of a node's configuration in a real federation)"
         )
     found = locate(str(path))
     if not isinstance(found, type):

@@ -19,6 +19,7 @@ from fsl.federation import Federation
 from fsl.files import load_tensors
 from fsl.objective import as_objective
 from fsl.plan import Fronts, Spec
+from fsl.quoting import override_value, shell_line
 from fsl.runfolder import RunFolder
 from fsl.split import split
 
@@ -92,7 +93,8 @@ def _config(run: RunFolder) -> DictConfig:
     if not path.exists():
         raise ConfigError(f"{run.path} is no run of fsl-simulate: it has no .hydra/config.yaml; give the folder of one")
     if not run.summary_path.exists():
-        raise ConfigError(f"{run.path} has not finished; go on with it (fsl-simulate resume={run.path}) first")
+        go_on = shell_line(["fsl-simulate", f"resume={override_value(str(run.path))}"])
+        raise ConfigError(f"{run.path} has not finished; go on with it ({go_on}, and the same options) first")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     return config

@@ -211,8 +211,8 @@ class RayGrid(SimulationGrid):
                 if isinstance(error.cause, FslError):
                     raise error.cause from None
                 raise ConfigError(
-                    f"backend=ray: what a node needs cannot be made in its process ({said(_cause(error))}); install the "
-                    "module there, or use backend=inline"
+                    f"backend=ray: what a node needs cannot be made in its process ({said(_cause(error))}); install "
+                    "the module there, or use backend=inline"
                 ) from error
 
     def _replace(self, message: Message, what: str) -> Message:
