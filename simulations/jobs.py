@@ -93,7 +93,9 @@ class SweepJob:
         if hydra.job.num in self.passed_over:
             return None
         sweep, run = Path(hydra.sweep.dir), RunFolder(Path(hydra.runtime.output_dir))
-        began = JobRecord(int(hydra.job.num), list(hydra.overrides.task))
+        # As they are: what one of them names is not looked up here.
+        overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+        began = JobRecord(int(hydra.job.num), overrides)
         try:
             began = replace(began, config=plain(config))
             record = self._finished(sweep, run, began)

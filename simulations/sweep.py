@@ -60,8 +60,8 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
             config_dir = None if options.config_dir is None else os.path.abspath(options.config_dir)
             started = Started(list(options.overrides), str(here), config_dir, options.config_name)
         else:
-            earlier = earlier.absolute()
             started = continued(earlier, options.overrides)
+            earlier = earlier.absolute()
             options = _as_started(options, started)
             stack.enter_context(_in_its_directory(started))
         hydra = stack.enter_context(open_hydra(options))

@@ -1,7 +1,9 @@
 """`fsl-simulate` as a user types it."""
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from fsl.simulations.run import command
+from fsl.strategies import SplitFedV1
 from PIL import Image
 from safetensors.torch import load_file
 
 from fsl import files
+from fsl.quoting import override_value
 from tests.test_equivalences import assert_same_bits
 
 SMOKE = ["experiment=smoke"]
@@ -41,7 +45,7 @@ def test_a_run_writes_what_it_should(capsys):
     captured = capsys.readouterr()
     assert "accuracy" in captured.out
     assert "results: run" in captured.out
-    assert captured.err == ""  # no progress bar where nobody watches
+    assert captured.err == ""  # no progress bar where nobody watches, and nothing went wrong
     assert "experiment=smoke" in json.loads((folder / "summary.json").read_text())["command"]
 
 
@@ -187,6 +191,108 @@ def test_a_full_disk_ends_in_one_line_and_a_folder_that_goes_on(capsys, monkeypa
     monkeypatch.setattr(files.os, "replace", written)
     assert command([*SMOKE, "rounds=3", "resume=full"]) == 0
     assert Path("full/model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_reader_that_is_gone_loses_no_run(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert command([*SMOKE, "rounds=1", "hydra.run.dir=run"]) == 0
+    assert Path("run/summary.json").exists()
+
+
+def test_a_run_without_a_terminal_prints_its_rounds_and_keeps_them_in_run_log(capsys):
+    folder = run_into("run", "rounds=2")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · ")[0] for line in lines[1:3]] == ["round 1/2", "round 2/2"]
+    assert [line.split(" - ")[1] for line in (folder / "run.log").read_text().splitlines()] == lines[:3]
+
+
+FOLDERS = ["a=1,b=2", "with a space", "it's [x] $y {z}", "ü"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_printed_to_go_on_with_a_run_can_be_typed(folder, monkeypatch, capsys):
+    class Stops(SplitFedV1):
+        def select(self, round):
+            if round == 2:
+                raise KeyboardInterrupt
+            return super().select(round)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fsl.strategies.SplitFedV1", Stops)
+        assert command([*SMOKE, "rounds=2", f"hydra.run.dir={override_value(folder)}"]) == 130
+    printed = capsys.readouterr().err
+    assert printed.startswith("fsl-simulate: interrupted; go on with ")
+    words = shlex.split(printed.partition("go on with ")[2].removesuffix(", and the same options\n"))
+    assert command([*SMOKE, "rounds=2", *words]) == 0
+    assert len(Path(folder, "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_folder_typed_without_hydras_quotes_is_gone_on_with():
+    run_into("'a=1,b 2'", "rounds=1")
+    assert command([*SMOKE, "rounds=2", "resume=a=1,b 2"]) == 0
+    assert len(Path("a=1,b 2/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_was_interrupted_before_its_first_round_is_not_told_to_go_on(monkeypatch, capsys):
+    class Stops(SplitFedV1):
+        def select(self, round):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("fsl.strategies.SplitFedV1", Stops)
+    assert command([*SMOKE, "hydra.run.dir=run"]) == 130
+    assert capsys.readouterr().err == "fsl-simulate: interrupted; no round was complete\n"
+
+
+def test_sigterm_ends_with_143_and_the_handler_from_before_is_put_back(monkeypatch, capsys):
+    class Stops(SplitFedV1):
+        def select(self, round):
+            if round == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().select(round)
+
+    monkeypatch.setattr("fsl.strategies.SplitFedV1", Stops)
+    before = signal.getsignal(signal.SIGTERM)
+    assert command([*SMOKE, "hydra.run.dir=run"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "fsl-simulate: terminated; go on with resume=run, and the same options\n"
+
+
+def test_a_folder_that_cannot_be_is_one_line_without_advice_to_go_on(capsys):
+    Path("file").touch()
+    assert command([*SMOKE, "hydra.run.dir=file/run"]) == 1
+    error = capsys.readouterr().err
+    assert "Not a directory: 'file/run'" in error
+    assert "go on" not in error
+
+
+STRATEGY = """
+from fsl.plan import Spec
+from fsl.strategies import SplitFedV1
+
+class Two(SplitFedV1):
+    def trainer(self, round):
+        return Spec("their_trainers.b.Trainer" if round > 1 else "my_trainers.b.Trainer")
+"""
+
+
+def test_a_strategy_may_name_trainers_of_other_packages(tmp_path, monkeypatch):
+    for package in ("my_trainers", "their_trainers"):
+        Path(package).mkdir()
+        Path(package, "b.py").write_text("from fsl.trainers import Replicated as Base\nclass Trainer(Base): pass\n")
+    Path("my_strategies").mkdir()
+    Path("my_strategies/a.py").write_text(STRATEGY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run_into("run", "strategy._target_=my_strategies.a.Two")
+
+
+def test_packages_are_allowed_by_name(capsys):
+    assert command([*SMOKE, "allowed=my_trainers"]) == 2
+    assert "allowed='my_trainers': it must be a list of texts" in capsys.readouterr().err
+    run_into("run", "rounds=1", "allowed=[my_trainers]")
 
 
 @pytest.mark.slow
