@@ -210,19 +210,28 @@ def test_a_run_without_a_terminal_prints_its_rounds_and_keeps_them_in_run_log(ca
     assert [line.split(" - ")[1] for line in (folder / "run.log").read_text().splitlines()] == lines[:3]
 
 
+def in_round(round: int, action):
+    """A strategy's `select` that does something in this round."""
+    before = SplitFedV1.select
+
+    def select(strategy, now):
+        if now == round:
+            action()
+        return before(strategy, now)
+
+    return select
+
+
 FOLDERS = ["a=1,b=2", "with a space", "it's [x] $y {z}", "ü"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_what_is_printed_to_go_on_with_a_run_can_be_typed(folder, monkeypatch, capsys):
-    class Stops(SplitFedV1):
-        def select(self, round):
-            if round == 2:
-                raise KeyboardInterrupt
-            return super().select(round)
+    def interrupt():
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fsl.strategies.SplitFedV1", Stops)
+        patch.setattr(SplitFedV1, "select", in_round(2, interrupt))
         assert command([*SMOKE, "rounds=2", f"hydra.run.dir={override_value(folder)}"]) == 130
     printed = capsys.readouterr().err
     assert printed.startswith("fsl-simulate: interrupted; go on with ")
@@ -238,23 +247,16 @@ def test_a_folder_typed_without_hydras_quotes_is_gone_on_with():
 
 
 def test_a_run_that_was_interrupted_before_its_first_round_is_not_told_to_go_on(monkeypatch, capsys):
-    class Stops(SplitFedV1):
-        def select(self, round):
-            raise KeyboardInterrupt
+    def interrupt():
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("fsl.strategies.SplitFedV1", Stops)
+    monkeypatch.setattr(SplitFedV1, "select", in_round(1, interrupt))
     assert command([*SMOKE, "hydra.run.dir=run"]) == 130
     assert capsys.readouterr().err == "fsl-simulate: interrupted; no round was complete\n"
 
 
 def test_sigterm_ends_with_143_and_the_handler_from_before_is_put_back(monkeypatch, capsys):
-    class Stops(SplitFedV1):
-        def select(self, round):
-            if round == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().select(round)
-
-    monkeypatch.setattr("fsl.strategies.SplitFedV1", Stops)
+    monkeypatch.setattr(SplitFedV1, "select", in_round(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
     assert command([*SMOKE, "hydra.run.dir=run"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
