@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -209,6 +210,8 @@ def _single(arguments: Sequence[str]) -> int:
 
     try:
         check_choices(arguments)
+        if not any(argument.startswith("-") for argument in arguments):
+            _refuse_a_used_folder(arguments)
         job()
         if outcome.failure is not None:
             raise outcome.failure
@@ -221,6 +224,17 @@ def _single(arguments: Sequence[str]) -> int:
         go_on = resumed(outcome.folder) if may_go_on(error) else ""
         return say("; ".join(filter(None, (failure_in_words(error), go_on))), 1)
     return 0
+
+
+def _refuse_a_used_folder(arguments: Sequence[str]) -> None:
+    """Before Hydra writes its own files over those of the run that is there."""
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    folder = given.get("hydra.run.dir", "").strip("'\"")
+    if not folder or re.search(r"[$\\]", folder) or given.get("resume", "null") != "null":
+        return
+    run = RunFolder(Path(folder))
+    if run.metrics_path.exists() or run.checkpoint.exists():
+        run.refuse_if_used()
 
 
 def say(line: str, code: int) -> int:

@@ -222,6 +222,14 @@ def in_round(round: int, action):
     return select
 
 
+def test_a_second_run_into_a_folder_changes_nothing_in_it(capsys):
+    folder = run_into("run", "rounds=1")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert command([*SMOKE, "rounds=2", "hydra.run.dir=run"]) == 2
+    assert "run holds a run already; go on with it (resume=run), or choose another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 FOLDERS = ["a=1,b=2", "with a space", "it's [x] $y {z}", "ü"]
 
 
