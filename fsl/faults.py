@@ -42,8 +42,8 @@ def said(error: BaseException) -> str:
 
 def described(error: BaseException) -> str:
     """As `said`, with the user's innermost file and line: `ValueError: no (model.py, line 7, in forward)`."""
-    place = place_of(error)
-    return said(error) if place is None else f"{said(error)} ({place})"
+    line, place = said(error), place_of(error)
+    return line if place is None or f"({place})" in line else f"{line} ({place})"
 
 
 def place_of(error: BaseException) -> str | None:

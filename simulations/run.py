@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from fsl.simulations.endings import (
 )
 from fsl.simulations.messages import check_choices, one_line
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -210,8 +210,7 @@ def _single(arguments: Sequence[str]) -> int:
 
     try:
         check_choices(arguments)
-        if not any(argument.startswith("-") for argument in arguments):
-            _refuse_a_used_folder(arguments)
+        _check_folders(arguments)
         job()
         if outcome.failure is not None:
             raise outcome.failure
@@ -221,19 +220,28 @@ def _single(arguments: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return say(one_line(error), 2)
     except Exception as error:
+        if outcome.folder is None and isinstance(error, OSError):
+            return say(f"the run's folder cannot be made ({one_line(error)}); choose another with hydra.run.dir=", 2)
         go_on = resumed(outcome.folder) if may_go_on(error) else ""
         return say("; ".join(filter(None, (failure_in_words(error), go_on))), 1)
     return 0
 
 
-def _refuse_a_used_folder(arguments: Sequence[str]) -> None:
-    """Before Hydra writes its own files over those of the run that is there."""
-    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
-    folder = given.get("hydra.run.dir", "").strip("'\"")
-    if not folder or re.search(r"[$\\]", folder) or given.get("resume", "null") != "null":
-        return
+def _check_folders(arguments: Sequence[str]) -> None:
+    """Refuse a run to go on with that is not there, and a folder that has one, before Hydra writes there."""
+    if any(argument.startswith("-") for argument in arguments):
+        return  # --help and the like
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException:
+        return  # Hydra says what is wrong
+    given = {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
+    resume, folder = (given.get(key, "None") for key in ("resume", "hydra.run.dir"))
+    if "$" in resume + folder:
+        return  # a name that is not known yet
+    check_resume(None if resume == "None" else resume)
     run = RunFolder(Path(folder))
-    if run.metrics_path.exists() or run.checkpoint.exists():
+    if resume == "None" and (run.metrics_path.exists() or run.checkpoint.exists()):
         run.refuse_if_used()
 
 

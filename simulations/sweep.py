@@ -108,7 +108,12 @@ def _claim(hydra: HydraSweep) -> Path:
     """The folder of a new sweep, made so that no other sweep can take it."""
     folder = hydra.folder
     for candidate in (folder, folder.with_name(f"{folder.name}-{os.getpid()}")):
-        candidate.mkdir(parents=True, exist_ok=True)
+        try:
+            candidate.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the sweep's folder cannot be made ({one_line(error)}); choose another with hydra.sweep.dir="
+            ) from None
         try:
             (candidate / JOBS).mkdir()
         except FileExistsError:

@@ -106,7 +106,7 @@ BAD = [
     (["backend.threads=0"], "backend.threads=0: it must be at least 1"),
     (["backend.accelerator=tpu"], "backend.accelerator='tpu': allowed are cpu, cuda"),
     (["init_from=nowhere.safetensors"], "nowhere.safetensors"),
-    (["resume=nowhere"], "there is no checkpoint in"),
+    (["resume=nowhere"], "resume=nowhere: there is no such folder"),
     (["seed=null"], "seed=None: it must be a whole number"),
     (["rounds"], "rounds"),
     (
@@ -273,10 +273,17 @@ def test_sigterm_ends_with_143_and_the_handler_from_before_is_put_back(monkeypat
 
 def test_a_folder_that_cannot_be_is_one_line_without_advice_to_go_on(capsys):
     Path("file").touch()
-    assert command([*SMOKE, "hydra.run.dir=file/run"]) == 1
-    error = capsys.readouterr().err
-    assert "Not a directory: 'file/run'" in error
-    assert "go on" not in error
+    for arguments in ([*SMOKE, "hydra.run.dir=file/run"], ["-m", *SMOKE, "hydra.sweep.dir=file/sweep"]):
+        assert command(arguments) == 2
+        error = capsys.readouterr().err
+        assert "folder cannot be made ([Errno 20] Not a directory: 'file/" in error
+        assert "go on" not in error
+
+
+def test_a_run_to_go_on_with_that_is_not_there_is_not_made(capsys):
+    assert command([*SMOKE, "resume=nowhere"]) == 2
+    assert "resume=nowhere: there is no such folder" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
 
 
 STRATEGY = """

@@ -191,7 +191,7 @@ class RayGrid(SimulationGrid):
         actor = ray.remote(_NodeActor).options(
             num_cpus=self.options.cpus, num_gpus=self.options.gpus, max_restarts=0, max_task_retries=0
         )
-        made = actor.remote(list(sys.path), self.run_id, node)
+        made: Any = actor.remote(list(sys.path), self.run_id, node)
         self._begun[node] = made.begin.remote(self._bundle)
         return made
 
