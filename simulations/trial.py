@@ -77,7 +77,8 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
         write_text(task.folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(task.overrides)))
         with open_dict(config):
             config.resume = str(task.folder) if can_go_on(run) else None
-        rows = simulate_config(config, task.folder, task.progress, [_Reporter(task.metric, report)]).metrics
+        watching, title = [_Reporter(task.metric, report)], task.folder.name
+        rows = simulate_config(config, task.folder, task.progress, watching, title=title).metrics
         return TrialResult("complete", score(rows, task))
     except _PrunedError as error:
         return TrialResult("pruned", reason=str(error))
