@@ -33,5 +33,6 @@ _PUBLIC = {
     "Optimizer": "fsl.federation",
     "Run": "fsl.run",
     "Schedule": "fsl.federation",
+    "StopRun": "fsl.observers",
     "simulate": "fsl.run",
 }

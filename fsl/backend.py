@@ -67,7 +67,7 @@ class Backend:
         from fsl.grids.ray import RayGrid, RayOptions  # a second to import, so only where it is used
 
         options = RayOptions(self.address, self.cpus, self.gpus, self.start_timeout)
-        return RayGrid(make_app, nodes, options)
+        return RayGrid(make_app, nodes, options, getattr(workload.allowed, "named", None))
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """One round of one cohort in one process: device after device, in lockstep only where the trainer needs it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from fsl.device import Device
 from fsl.edge import EdgeServer, Session
 from fsl.errors import DeviceError, FslError, StepError
-from fsl.plan import CohortTask, RoundPlan
+from fsl.faults import fault_of, is_fault, passing
+from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.reports import CohortResult, DeviceReport
 from fsl.sides import DeviceSide, EdgeSide, told_rows
 from fsl.states import State, Total
@@ -36,14 +38,18 @@ class Cohort:
             totals |= self.devices.totals
         return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), self.edge.figures())
 
-    def _run_group(self, ids: list[int]) -> Iterable[DeviceReport]:
-        devices = []
-        for number in ids:
-            devices.append(self.devices.open(number))
-            self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
-        train(devices, self.edge, self.plan)
-        for device in devices:
-            yield closed(self.devices, device, self.edge)
+    def _run_group(self, ids: list[int]) -> list[DeviceReport]:
+        devices, reports = [], []
+        with stepping(self.plan) as at:
+            for number in ids:
+                at(number)
+                devices.append(self.devices.open(number))
+                self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
+            train(devices, self.edge, self.plan)
+            for device in devices:
+                at(device.device)
+                reports.append(closed(self.devices, device, self.edge))
+        return reports
 
 
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
@@ -110,12 +116,19 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
                 edge.settle(device.device, factors)
 
 
-@contextmanager
-def stepping(plan: RoundPlan) -> Iterator[Callable[[int, int], None]]:
-    """Names run, round, device and step of what fails; it is told of each step that begins."""
-    place = (-1, 0)
+class Place(Protocol):
+    """Told where a round is: at a device, before or after its steps (None), or in one of them."""
 
-    def at(device: int, step: int) -> None:
+    def __call__(self, device: int, step: int | None = None) -> None:
+        """A device's step begins."""
+
+
+@contextmanager
+def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[Place]:
+    """Names run, round, device and step of what fails, and file and line; it is told of each step that begins."""
+    place: tuple[int | None, int | None] = (None, None)
+
+    def at(device: int, step: int | None = None) -> None:
         nonlocal place
         place = (device, step)
 
@@ -125,11 +138,18 @@ def stepping(plan: RoundPlan) -> Iterator[Callable[[int, int], None]]:
         raise device_error(plan, error.device, error.step, error.__cause__ or error) from error.__cause__
     except FslError:
         raise
-    except Exception as error:
+    except OSError as error:
+        if not is_fault(error):
+            raise
+        raise device_error(plan, *place, error) from error
+    except (Exception, SystemExit) as error:
         raise device_error(plan, *place, error) from error
 
 
-def device_error(plan: RoundPlan, device: int, step: int, error: BaseException) -> DeviceError:
-    """The failure of a device, with its place in the run."""
-    where = f"run {plan.run}, round {plan.round}, device {device}, step {step}"
-    return DeviceError(f"{where}: {type(error).__name__}: {error}")
+def device_error(
+    plan: RoundPlan | EvaluatePlan, device: int | None, step: int | None, error: BaseException
+) -> DeviceError:
+    """The failure of a device, with its place in the run and in the code."""
+    at = [f"{name} {number}" for name, number in (("device", device), ("step", step)) if number is not None]
+    where = ", ".join([f"run {plan.run}", f"round {plan.round}", *at])
+    return DeviceError(str(fault_of(error, where)), passing=passing(error))

@@ -48,6 +48,7 @@ class RunConfig:
     resume: str | None
     name: str | int | float | None
     tags: Mapping[str, Any]
+    allowed: list[str]
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
     data: Mapping[str, Any]

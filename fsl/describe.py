@@ -33,9 +33,8 @@ from fsl.introspection import (
     is_installed,
     is_made,
     own_words,
-    public_path,
 )
-from fsl.targets import path_of
+from fsl.targets import path_of, public_path
 
 CODE = "__code__"  # the key of a class's own code, among its attributes
 

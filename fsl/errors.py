@@ -42,7 +42,18 @@ class RunError(FslError):
     """A run could not go on."""
 
 
-class DeviceError(RunError):
+class CodeError(RunError):
+    """Code that a run calls (a model, a trainer, a data set, a strategy) raised; the message names file and line.
+
+    `passing`: the same code may work at another time, since a disk was full or memory was short.
+    """
+
+    def __init__(self, message: str, passing: bool = False):
+        super().__init__(message)
+        self.passing = passing
+
+
+class DeviceError(CodeError):
     """A device failed; the message names run, round, device and step."""
 
 

@@ -130,6 +130,7 @@ class Federation:
     mobility: Mobility | None = None  # None: devices stay where they are
     privacy: Privacy | None = None  # None: nothing is protected
     ledger: "Ledger | None" = None  # what was spent against whom
+    named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
 
     @property
     def probe(self) -> Probe | None:

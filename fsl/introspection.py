@@ -56,16 +56,6 @@ def defaults_of(kind: type) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
 
-def public_path(kind: type) -> str:
-    """The shortest import path of a class: torch.nn.CrossEntropyLoss, not torch.nn.modules.loss.CrossEntropyLoss."""
-    packages = kind.__module__.split(".")
-    for count in range(1, len(packages) + 1):
-        package = sys.modules.get(".".join(packages[:count]))
-        if getattr(package, kind.__qualname__, None) is kind:
-            return f"{'.'.join(packages[:count])}.{kind.__qualname__}"
-    return path_of(kind)
-
-
 @functools.cache
 def is_installed(name: str | None) -> bool:
     """Whether a module belongs to Python, an installed package or fsl, and not to the user."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from fsl.cohort import Cohort
+from fsl.cohort import Cohort, stepping
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.plan import EvaluatePlan, RoundPlan, joined
@@ -31,7 +31,8 @@ class Node:
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord]:
         """Train this node's cohorts for one round; the sums of n_k * w_k and the devices' reports."""
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
-        results = self._train(plan, states)
+        with stepping(plan):
+            results = self._train(plan, states)
         self.worker.store.sync()
         totals = _merge(results)
         reports = [report for result in results for report in result.reports]
@@ -51,6 +52,10 @@ class Node:
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Each device's private front through the shared back, on the test set."""
+        with stepping(plan):
+            return self._evaluate(plan, arrays)
+
+    def _evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         segments = self.worker.chain
         replicas = {name: Replica(s.layout, self.worker.accelerator) for name, s in segments.items()}

@@ -1,8 +1,13 @@
-"""What watches a run: a progress bar, figures, trackers (`fsl.trackers`). None of it can break the run it watches."""
+"""What watches a run: a progress bar, lines, figures, trackers (`fsl.trackers`).
+
+None of these can break the run it watches. An observer of the user's that raises ends the run: a bug is not to pass
+unseen, and what was written stays.
+"""
 
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +37,7 @@ class RunInfo:
 
 
 class Observer:
-    """Hooks that a run calls; override what you need."""
+    """Hooks that a run calls; override what you need. `on_start` and `on_round` may raise `StopRun`."""
 
     def on_start(self, info: RunInfo) -> None:
         """Before the first round."""
@@ -42,6 +47,59 @@ class Observer:
 
     def on_end(self) -> None:
         """When the run is over, also after a failure or Ctrl-C."""
+
+
+class StopRun(Exception):  # noqa: N818  no error: the run ends as one that came to its last round
+    """An observer raises it to end the run after this round: model, summary and figures are written, and it returns.
+
+    Its text is the reason. `summary.json` says under `stopped_early` who asked, when and why; a run that goes on from
+    there (`resume`) does the rounds that are left.
+    """
+
+
+class RoundLines(Observer):
+    """A line for each of the first rounds and for the last, and between them one every so many seconds at most.
+
+    `write` gets each line; `clock` is in seconds.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        first: int = 3,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._write = write
+        self._first = first
+        self._every = every
+        self._clock = clock
+
+    def on_start(self, info: RunInfo) -> None:
+        """Say what runs."""
+        self._rounds, self._told = info.rounds, 0
+        self._waiting: str | None = None
+        self._next = 0.0
+        of = f"{info.devices:,} device{'' if info.devices == 1 else 's'}"
+        self._write(f"{info.strategy} · {info.model} · {info.data} · {of} · rounds {info.first_round} to {info.rounds}")
+
+    def on_round(self, row: Mapping[str, Any]) -> None:
+        """Tell this round, or keep it until it is known to be the last."""
+        words = round_in_words(row)
+        seconds = "" if row.get("seconds") is None else f" · {row['seconds']:.3g} s"
+        self._waiting = f"round {row['round']}/{self._rounds}{' · ' if words else ''}{words}{seconds}"
+        if self._told < self._first or self._clock() >= self._next or row["round"] == self._rounds:
+            self._tell()
+
+    def on_end(self) -> None:
+        """Tell the last round there was."""
+        if getattr(self, "_waiting", None) is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._waiting is not None:
+            self._write(self._waiting)
+        self._waiting, self._told, self._next = None, self._told + 1, self._clock() + self._every
 
 
 class ProgressBar(Observer):

@@ -1,6 +1,5 @@
 """What is tried on a few rows before anything is written, so that hours of training do not end in an error or a lie."""
 
-import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError, FslError
 from fsl.faithful import refuse_unfaithful
+from fsl.faults import fault_of, in_users_code, said
 from fsl.learner import OptimizerRecipe
 from fsl.objective import LossFunction, Objective
-from fsl.workload import Worker, Workload
+from fsl.workload import Worker, Workload, copied
 
 ROWS = 4  # of a small batch: more than batch normalisation needs, and few enough to cost nothing
 
@@ -51,15 +51,17 @@ def refuse_model(model: object) -> None:
         )
 
 
-def fit(workload: Workload, worker: Worker, given_classes: int | None) -> Workload:
+def fit(workload: Workload, given_classes: int | None) -> Workload:
     """The workload with its objective and classes as data and model ask for; ConfigError where they do not fit.
 
-    `given_classes` are those that the data name, None where targets must tell.
+    `given_classes` are those that the data name, None where targets must tell. It runs the model as the user made it,
+    before anything is cut: a bug in its forward is told as such.
     """
-    data, model = workload.data, _copy(worker)
+    data, accelerator = workload.data, torch.device(workload.accelerator)
+    model = copied(workload.model).to(accelerator).eval()
     with _own_randomness():
-        inputs, targets = _rows(data.train, worker)
-        outputs = _outputs(model.eval(), inputs, "training")
+        inputs, targets = _rows(data.train, accelerator)
+        outputs = _outputs(model, inputs, "training")
     workload.objective.check(outputs, targets)
     objective = workload.objective.fit(data.train.targets, outputs)
     classes = None
@@ -76,8 +78,8 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
     """
     data, objective = workload.data, workload.objective
     with _own_randomness():
-        model = _copy(worker)
-        inputs, targets = _rows(data.train, worker)
+        model = copied(worker.model)
+        inputs, targets = _rows(data.train, worker.accelerator)
         if workload.augmentation is not None:
             augmented = workload.augmentation(inputs.cpu(), torch.Generator().manual_seed(0))
             inputs = augmented.to(worker.accelerator)
@@ -96,10 +98,6 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
     refuse_unfaithful(workload.model, worker, inputs, targets, objective.loss)
 
 
-def _copy(worker: Worker) -> nn.Module:
-    return copy.deepcopy(worker.model)
-
-
 @contextmanager
 def _own_randomness() -> Iterator[None]:
     """Random layers and data draw as they like, and what a run draws stays as it was."""
@@ -116,15 +114,16 @@ def _trying(what: str) -> Iterator[None]:
     except FslError:
         raise
     except Exception as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"{what}: {type(error).__name__}: {line}") from error
+        if in_users_code(error):
+            raise fault_of(error, what) from error
+        raise ConfigError(f"{what}: {said(error)}") from error
 
 
-def _rows(examples: Examples, worker: Worker) -> tuple[Tensor, Tensor]:
+def _rows(examples: Examples, accelerator: torch.device) -> tuple[Tensor, Tensor]:
     count = min(ROWS, len(examples))
     rows = torch.arange(count) if count > 1 else torch.zeros(2, dtype=torch.int64)
     inputs, targets = examples.batch(rows)
-    return inputs.to(worker.accelerator), targets.to(worker.accelerator)
+    return inputs.to(accelerator), targets.to(accelerator)
 
 
 def _outputs(model: nn.Module, inputs: Tensor, which: str) -> Tensor:
@@ -243,7 +242,7 @@ def _try_evaluation(
     model: nn.Module, examples: Examples, which: str, objective: Objective, trained: Tensor, worker: Worker
 ) -> None:
     with torch.no_grad():
-        inputs, targets = _rows(examples, worker)
+        inputs, targets = _rows(examples, worker.accelerator)
         outputs = _outputs(model, inputs, which)
         objective.check(outputs, targets)
         objective.check_targets(trained, examples.targets, which)

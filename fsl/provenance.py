@@ -35,6 +35,7 @@ _APART = (
     "mobility",
     "privacy",
     "ledger",
+    "named",
 )
 _KEPT = frozenset(vars(nn.Module()))  # what torch keeps in every module
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")

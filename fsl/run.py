@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -31,10 +31,11 @@ from fsl.arguments import (
 from fsl.backend import Backend, torch_threads
 from fsl.codecs.choice import CodecChoice, codec_spec
 from fsl.costs import CostModel, DeviceChoice, LinkChoice, Machines, machines, segment_costs
-from fsl.data import IID, Augmentation, Examples, TaskData, as_partitioner, as_task, divide
+from fsl.data import Augmentation, Examples, TaskData, as_partitioner, as_task, divide
 from fsl.data.checks import check_examples
 from fsl.data.digest import describe_partition
 from fsl.errors import ConfigError, FslError
+from fsl.faults import traced_into_out
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
 from fsl.ignored import refuse_ignored, warn_of_ignored
@@ -48,8 +49,11 @@ from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
 from fsl.split import split
-from fsl.targets import ALLOWED
+from fsl.targets import ALLOWED, Allowed, name_classes
 from fsl.workload import Worker, Workload
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,12 @@ class Run:
         kept = "" if self._temporary is not None else f", {self.folder.path}"
         return f"Run({len(self.metrics)} rounds: {words}{kept})"
 
+    def plot(self) -> "Figure":
+        """Accuracy and loss by round, side by side, as a matplotlib figure; a notebook shows it."""
+        from fsl.figures import plot  # matplotlib takes a while to import
+
+        return plot(self.metrics, repr(self).partition(":")[0].removeprefix("Run("))
+
     def front(self, device: int) -> dict[str, Tensor]:
         """A device's private front; ConfigError if it has none."""
         path = self.folder.fronts / f"{device}.safetensors"
@@ -81,6 +91,7 @@ class Run:
         return load_tensors(path)
 
 
+@traced_into_out
 def simulate(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any],
@@ -187,7 +198,8 @@ def simulate(
         mobility=mobility,
         privacy=privacy,
     )
-    partitioner = IID() if partition is None else as_partitioner(partition)
+    name_classes(federation.named, [rule.spec.target, *(codec.target for codec in codecs)])
+    partitioner = as_partitioner(partition)
     samples_per_device = whole_or_none("samples_per_device", samples_per_device)
     divided = divide(task, partitioner, federation.devices, samples_per_device, federation.seed)
     cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
@@ -201,10 +213,10 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=(*ALLOWED, *allowed, *_named(strategy, [*(codec.target for codec in codecs), str(rule.target)])),
+        allowed=Allowed(dict.fromkeys((*ALLOWED, *allowed, *_package(strategy))), federation.named),
     )
     with torch_threads(backend.threads):
-        workload = fit(workload, Worker(workload), train_data.classes if isinstance(train_data, TaskData) else None)
+        workload = fit(workload, train_data.classes if isinstance(train_data, TaskData) else None)
         task = workload.data
         if strategy.local_loss:
             workload = replace(workload, head=local_head(strategy, model, cuts, task.train, seed))
@@ -213,6 +225,7 @@ def simulate(
         layouts = {name: segment.layout for name, segment in worker.segments.items()}
         federation = replace(federation, layouts=layouts, costs=_cost_model(seed, places, workload))
         strategy.bind(federation)
+        name_classes(federation.named, _named(federation, strategy))
         warn_of_ignored(federation, strategy)
         if privacy is not None:
             sizes = [len(divided.indices(device)) for device in range(devices)]
@@ -268,7 +281,15 @@ def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | 
         return None
 
 
-def _named(strategy: CloudStrategy, paths: Sequence[str]) -> set[str]:
-    """The packages of what the caller named: they are trusted, as nothing is that only a message names."""
-    own = type(strategy).__module__.partition(".")[0]
-    return {own, *(path.rpartition(".")[0] for path in paths)} - {"", "fsl"}
+def _named(federation: Federation, strategy: CloudStrategy) -> list[str]:
+    """The classes that the caller's own objects name: in a simulation they are trusted, whatever their package."""
+    specs: list[Any] = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1)]
+    if (rule := getattr(strategy, "device_rule", None)) is not None:
+        specs.append(rule(1))
+    return [getattr(one, "target", one) for one in specs if one is not None]
+
+
+def _package(strategy: CloudStrategy) -> list[str]:
+    """The package of the caller's own strategy."""
+    package = type(strategy).__module__.partition(".")[0]
+    return [] if package in ("__main__", "fsl") else [package]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import to_json, write_json, write_text
+from fsl.quoting import override_value, shell_word
 
 
 class RunFolder:
@@ -29,7 +30,8 @@ class RunFolder:
         """Make the folder for a new run; ConfigError if it holds one already, since results are never overwritten."""
         if self.metrics_path.exists() or self.checkpoint.exists():
             raise ConfigError(
-                f"{self.path} holds a run already; go on with it (resume={self.path}), or choose another folder"
+                f"{self.path} holds a run already; go on with it "
+                f"({shell_word(f'resume={override_value(str(self.path))}')}), or choose another folder"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,11 @@ from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.learner import OptimizerRecipe
-from fsl.observers import Observer, RunInfo
+from fsl.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.privacy.device import leaks
 from fsl.records import check_dtypes, record_to_states, states_to_record
 from fsl.runfolder import RunFolder
+from fsl.runlog import RunLog
 from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed
@@ -80,6 +81,8 @@ class Simulation:
         self.weights = ""  # a digest of those that the run began with
         self.checkpoints = CheckpointWriter(folder.checkpoint)
         self.started = time.perf_counter()
+        self.stopped: dict[str, Any] | None = None  # which observer ended the run before its last round, and why
+        self.late: Exception | None = None  # what an observer raised at the end
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is written."""
@@ -142,18 +145,48 @@ class Simulation:
             stack.callback(self.checkpoints.close)
             if self.first_round <= federation.rounds:
                 grid = stack.enter_context(open_grid())
-                for observer in self.observers:
-                    stack.callback(observer.on_end)
-                    observer.on_start(info)
-                self.strategy.start(
-                    grid,
-                    self.arrays,
-                    federation.rounds,
-                    timeout,
-                    evaluate_fn=self.evaluate,
-                    first_round=self.first_round,
-                    on_round=self.end_round,
-                )
+                lines = RoundLines(stack.enter_context(RunLog(self.folder.path)).line)
+                self.observers = (lines, *self.observers)
+                try:
+                    for observer in self.observers:
+                        stack.callback(self._end_of, observer)
+                        self._ask(observer, partial(observer.on_start, info), 0)
+                    self._stop_if_asked()
+                    self.strategy.start(
+                        grid,
+                        self.arrays,
+                        federation.rounds,
+                        timeout,
+                        evaluate_fn=self.evaluate,
+                        first_round=self.first_round,
+                        on_round=self.end_round,
+                    )
+                except StopRun as stop:
+                    self._note_stop(self.strategy, stop, self.rows[-1]["round"] if self.rows else 0)
+
+    def _ask(self, observer: Observer, hook: Callable[[], None], round: int) -> None:
+        """Call an observer's hook; where it asks to stop, the others are called first."""
+        try:
+            hook()
+        except StopRun as stop:
+            self._note_stop(observer, stop, round)
+
+    def _note_stop(self, who: object, stop: StopRun, round: int) -> None:
+        if self.stopped is None:
+            self.stopped = {"by": type(who).__name__, "round": round, "reason": " ".join(str(stop).split())}
+
+    def _stop_if_asked(self) -> None:
+        if self.stopped is not None:
+            raise StopRun(self.stopped["reason"])
+
+    def _end_of(self, observer: Observer) -> None:
+        """An observer that fails at the end is told of when all else is written."""
+        try:
+            observer.on_end()
+        except StopRun:
+            return  # it has ended
+        except Exception as error:
+            self.late = self.late or error
 
     def class_counts(self) -> np.ndarray | None:
         """Samples of each class on the first devices, for a picture; None where targets are no class labels."""
@@ -199,7 +232,8 @@ class Simulation:
             self.checkpoints.wait()  # what nodes may delete in the next round depends on it
         self.rows.append(row)
         for observer in self.observers:
-            observer.on_round(row)
+            self._ask(observer, partial(observer.on_round, row), round)
+        self._stop_if_asked()
 
     def finish(self) -> Result:
         """Write the final model and the summary."""
@@ -215,6 +249,8 @@ class Simulation:
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(self.summary())
+        if self.late is not None:
+            raise self.late
         return Result(self.rows, model, states)
 
     def summary(self) -> dict[str, Any]:
@@ -231,6 +267,7 @@ class Simulation:
             "diverged": diverged_in(self.rows, bound) is not None,
             "divergence_bound": bound,
             "totals": {key: _total(self.rows, key) for key in totals},
+            "stopped_early": self.stopped,
             "wall_seconds": time.perf_counter() - self.started,
             **({} if classes is None else {"classes": classes}),
             "seed": self.federation.seed,

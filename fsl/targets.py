@@ -1,8 +1,8 @@
 """From an import path in a configuration or a plan to the object it names."""
 
 import sys
-from collections.abc import Iterable
-from importlib import import_module
+from collections.abc import Iterable, Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 from fsl.errors import ConfigError, WireError
@@ -10,21 +10,57 @@ from fsl.errors import ConfigError, WireError
 ALLOWED = ("fsl", "torch.optim")
 
 
+class ClassPath(str):
+    """A class's dotted path that holds the class too: one that is defined in a function cannot be imported by it."""
+
+    kind: type
+
+
+class Allowed(tuple[str, ...]):
+    """The packages whose classes a plan may name, and single classes that a simulation brought along, by their paths.
+
+    In a simulation, the process that makes the plans and those that carry them out belong to one user. So whatever
+    class the run's own strategy names is in `named`, and a class that other processes cannot import (of a script, a
+    notebook or a function) is taken from there. In a real federation nobody fills `named`.
+    """
+
+    named: Mapping[str, type]
+
+    def __new__(cls, packages: Iterable[str], named: Mapping[str, type] | None = None) -> "Allowed":
+        """`named` is kept as it is: who has it can add to it."""
+        made = super().__new__(cls, packages)
+        made.named = {} if named is None else named
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Allowed, (tuple(self), self.named)
+
+
 def locate(path: str) -> Any:
     """The object at a dotted import path; ConfigError if there is none."""
-    module, _, name = path.rpartition(".")
+    if isinstance(path, ClassPath):
+        return path.kind
+    if "<locals>" in path:
+        raise ConfigError(f"'{path}' is defined in a function, where nobody can import it; move it out of the function")
     try:
-        return getattr(import_module(module), name)
+        if "." not in path:
+            raise ValueError("it has no module")
+        return resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"there is no '{path}' to import ({error}); give the dotted path of a class") from None
 
 
 def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED) -> Any:
-    """As `locate`, for a path that came in a message: only classes inside the allowed packages."""
+    """As `locate`, for a path that came in a message: only classes that are allowed, by their package or themselves."""
+    if isinstance(allowed, Allowed) and path in allowed.named:
+        return allowed.named[path]
     allowed = tuple(allowed)
     if not any(path.startswith(f"{package}.") for package in allowed):
-        raise WireError(f"a message names '{path}', but this node takes classes only from: {', '.join(allowed)}")
-    found = locate(path)
+        raise WireError(
+            f"a message names '{path}', but this node takes classes only from: {', '.join(allowed)} (allowed=[...] of "
+            "a run adds packages in simulation, allow=... of a node's configuration in a real federation)"
+        )
+    found = locate(str(path))
     if not isinstance(found, type):
         raise WireError(f"a message names '{path}', which is not a class")
     if not any(f"{found.__module__}.".startswith(f"{package}.") for package in allowed):
@@ -32,9 +68,11 @@ def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED) -> Any:
     return found
 
 
-def path_of(kind: type) -> str:
+def path_of(kind: type) -> ClassPath:
     """The dotted import path of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
+    path = ClassPath(f"{kind.__module__}.{kind.__qualname__}")
+    path.kind = kind
+    return path
 
 
 def public_path(found: Any) -> str:
@@ -45,3 +83,12 @@ def public_path(found: Any) -> str:
     return next(
         (f"{p}.{name}" for p in packages if getattr(sys.modules.get(p), name, None) is found), f"{module}.{name}"
     )
+
+
+def name_classes(named: dict[str, type], paths: Iterable[str]) -> None:
+    """Add classes that a simulation's own strategy or settings name; what is no class is left to who builds it."""
+    for path in paths:
+        if path not in named or isinstance(path, ClassPath):
+            found = locate(path)
+            if isinstance(found, type):
+                named[str(path)] = found

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import device_error, loss_told, rows_told, weight_told
+from fsl.cohort import loss_told, rows_told, stepping, weight_told
 from fsl.edge import weighted_loss
-from fsl.errors import FslError
 from fsl.learner import (
     OptimizerRecipe,
     Release,
@@ -90,16 +89,14 @@ class UnsplitCohort:
         loader = load_batches(
             batches, workload.data.train, workload.augmentation, plan, device, self.worker.accelerator
         )
-        try:
+        with stepping(plan) as here:
+            here(device, 0)
             for inputs, targets in loader:
                 at = [noise.at(len(losses)) for noise in noises]
                 releases = [self._release(name, device, len(losses)) for name in self.privatizers]
                 counts.append(workload.objective.weight(targets))
                 losses.append(self._step(inputs, targets, at, releases))
-        except FslError:
-            raise
-        except Exception as error:
-            raise device_error(plan, device, len(losses), error) from error
+                here(device, len(losses))
         if not plan.reset_optimizer:
             self.worker.store.save(owner, plan.round, dump_optimizer(self.optimizer), (task.version, task.saved))
         sizes = [len(r) for r in batches.rows]

@@ -46,7 +46,7 @@ class Worker:
         self.workload = workload
         self.accelerator = torch.device(workload.accelerator)
         # A node puts tensors of its own into the modules, so it cannot share them with the caller or another node.
-        self.model = _copied(workload.model)
+        self.model = copied(workload.model)
         self.split: SplitModel = split(self.model, workload.cut)
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
@@ -59,7 +59,8 @@ class Worker:
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a model; SplitError, in one line, for one that cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:

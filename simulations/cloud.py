@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.serverapp import Grid
+from fsl.simulations.endings import failure_in_words
 from fsl.simulations.messages import one_line
 from fsl.simulations.run import scores, simulate_config
 from hydra import compose, initialize_config_module
@@ -21,7 +22,8 @@ from fsl.data import TaskData
 from fsl.deployment.members import build_terms
 from fsl.deployment.roster import Roster
 from fsl.deployment.setup import Setup
-from fsl.errors import ConfigError
+from fsl.errors import CodeError, ConfigError
+from fsl.faults import is_fault
 from fsl.placement import Placement
 from fsl.workload import Workload
 
@@ -72,7 +74,12 @@ def run(grid: Grid, overrides: str) -> None:
             threads=asked.threads, round_timeout=asked.round_timeout, grid=grid, roster=Roster(setup.to_json(), terms)
         )
 
-    finished = simulate_config(config, folder, progress=False, backend_of=backend)
+    try:
+        finished = simulate_config(config, folder, progress=False, backend_of=backend)
+    except Exception as error:
+        if is_fault(error):  # in one line, for that is what Flower tells of it
+            raise CodeError(failure_in_words(error)) from error
+        raise
     log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c, tell
 from fsl.simulations.messages import one_line
 from fsl.simulations.overrides import for_federation
 from fsl.simulations.run import outcome_lines
@@ -15,19 +16,26 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl.deployment.figures import read_figures
 from fsl.deployment.local import LocalFederation
 from fsl.errors import CheckpointError, ConfigError, FslError
+from fsl.faults import TRACEBACK
+from fsl.quoting import shell_word
 from fsl.runfolder import RunFolder
 
 _FIGURES = ("sessions", "steps", "bytes")
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code: 0, 1 (could not go on), 2 (bad input) or 130 (Ctrl-C)."""
+    """Run the command line; returns the exit code.
+
+    0; 1: it could not go on; 2: bad input; 130: Ctrl-C; 143: SIGTERM.
+    """
     options = _parser().parse_args(arguments)
     action: Callable[[argparse.Namespace], int] = options.action
     try:
-        return action(options)
-    except KeyboardInterrupt:
-        return _say(options.interrupted, 130)
+        with sigterm_ends_like_ctrl_c():
+            return action(options)
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return _say(options.interrupted.replace("interrupted", word, 1), code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _say(one_line(error), 2)
     except (FslError, OSError) as error:
@@ -52,7 +60,7 @@ def _up(options: argparse.Namespace) -> int:
         at = f"{node.address}{figures}" if node.address else "online"
         print(f"{node.name}: {at}")
     print(f"logs: {os.path.relpath(federation.folder / 'logs')}")
-    folder = "" if options.folder == _FOLDER else f" --folder {options.folder}"
+    folder = "" if options.folder == _FOLDER else f" --folder {shell_word(str(options.folder))}"
     print(f"run on it: fsl-federation run{folder} [overrides]; end it: fsl-federation down{folder}")
     return 0
 
@@ -67,9 +75,11 @@ def _run(options: argparse.Namespace) -> int:
     told = _RoundsTold(out, checked.config.rounds)
     end = federation.run(checked.overrides, out.path, told.tell_new)
     if not end.completed:
-        logs = os.path.relpath(federation.folder / "logs")
-        return _say(f"run {end.run} ended as {end.status} ({' '.join(end.details.split())}); logs: {logs}", 1)
-    print(outcome_lines(out.read_metrics(), out))
+        where = f"logs: {os.path.relpath(federation.folder / 'logs')}"
+        if (trace := out.path / TRACEBACK).exists():
+            where = f"traceback: {os.path.relpath(trace)}; {where}"
+        return _say(f"run {end.run} ended as {end.status} ({' '.join(end.details.split())}); {where}", 1)
+    tell(outcome_lines(out.read_metrics(), out))
     return 0
 
 
@@ -90,7 +100,7 @@ class _RoundsTold:
         for row in rows[self._told :]:
             values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
             values += [f"devices {row['devices']}"] if "devices" in row else []
-            print(f"round {row['round']}/{self._rounds}: {', '.join(values)}", flush=True)
+            tell(f"round {row['round']}/{self._rounds}: {', '.join(values)}")
         self._told = len(rows)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fsl.simulations.jobs import BASIC_SWEEPER
-from fsl.simulations.sweep_overrides import quoted
 from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -22,6 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from fsl.quoting import override_value
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ class HydraSweep:
             self._hydra.multirun(
                 config_name=self._options.config_name,
                 task_function=job,
-                overrides=[*self._options.overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(folder))}"],
+                overrides=[
+                    *self._options.overrides,
+                    "hydra.mode=MULTIRUN",
+                    f"hydra.sweep.dir={override_value(str(folder))}",
+                ],
             )
         finally:
             if self._joblib:  # else its workers, with this folder as theirs, would wait for another sweep

@@ -7,13 +7,13 @@ that has begun. Jobs may run in other processes, so what they tell the command g
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Literal
 
+from fsl.simulations.endings import failure_in_words, tell
 from fsl.simulations.messages import one_line
 from fsl.simulations.run import accuracy, scores, simulate_config
 from hydra.core.hydra_config import HydraConfig
@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.errors import CheckpointError, ConfigError, FslError
-from fsl.files import write_json, write_text
+from fsl.faults import is_fault
+from fsl.files import write_json
 from fsl.runfolder import RunFolder
 
 JOBS = "jobs"  # the folder of records in a sweep's folder
-TRACEBACK = "traceback.txt"  # in a job's folder, where its code failed
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -36,15 +36,20 @@ class JobError(FslError):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What is known of a job. `state` stays `running` where the job's process was killed."""
+    """What is known of a job.
+
+    `state` stays `running` where the job's process was killed, and is `waiting` where a sweep that goes on has yet to
+    come to it.
+    """
 
     number: int
     overrides: Sequence[str]
-    state: Literal["running", "finished", "skipped", "failed"] = "running"
+    state: Literal["waiting", "running", "finished", "skipped", "failed"] = "running"
     accuracy: float | None = None
     reason: str = ""  # one line, of a job that failed
     bad_input: bool = False  # it failed for a value that cannot be used
-    config: Mapping[str, Any] = field(default_factory=dict)  # of a job that finished
+    config: Mapping[str, Any] = field(default_factory=dict)  # empty where it could not be composed
+    fault: bool = False  # it failed for code that is wrong
 
     @property
     def done(self) -> bool:
@@ -79,6 +84,7 @@ class SweepJob:
     """What Hydra calls for each job, in this process or in a worker of its launcher."""
 
     continuing: bool = False
+    directory: Path | None = None  # that of the command, where the sweep began in another
     passed_over: frozenset[int] = frozenset()
 
     def __call__(self, config: DictConfig) -> float | None:
@@ -87,18 +93,21 @@ class SweepJob:
         if hydra.job.num in self.passed_over:
             return None
         sweep, run = Path(hydra.sweep.dir), RunFolder(Path(hydra.runtime.output_dir))
-        began = JobRecord(int(hydra.job.num), list(hydra.overrides.task))
+        # As they are: what one of them names is not looked up here.
+        overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+        began = JobRecord(int(hydra.job.num), overrides)
         try:
-            record = self._finished(sweep, run, began, config)
+            began = replace(began, config=plain(config))
+            record = self._finished(sweep, run, began)
             if record is None:
                 began.write(sweep)
                 go_on = self.continuing and can_go_on(run)
-                record = _run(config, run, began, go_on, alone=hydra.launcher._target_ == BASIC_LAUNCHER)
-        except (FslError, OSError, OmegaConfBaseException) as error:
+                alone = hydra.launcher._target_ == BASIC_LAUNCHER
+                record = _run(config, run, began, go_on, alone, self.directory)
+        except Exception as error:  # also of the user's model, data or strategy: no reason to lose the other jobs
             bad = isinstance(error, ConfigError | OmegaConfBaseException)
-            record = _failed(began, one_line(error), bad)
-        except Exception as error:  # the user's model, data or strategy: no reason to lose the other jobs
-            record = _failed(began, code_failed(error, run.path), False)
+            reason = failure_in_words(error)
+            record = replace(began, state="failed", reason=reason, bad_input=bad, fault=not bad and is_fault(error))
         try:
             record.write(sweep)
         except OSError as error:  # a full disk, say; it stays `running` then
@@ -108,36 +117,27 @@ class SweepJob:
             raise JobError(f"{record.title}: {record.reason}")  # such a sweeper may need a score of every job
         return record.accuracy  # the basic sweeper would drop all later batches if a job raised
 
-    def _finished(self, sweep: Path, run: RunFolder, job: JobRecord, config: DictConfig) -> JobRecord | None:
-        """The record of a job that is not to be run again."""
+    def _finished(self, sweep: Path, run: RunFolder, job: JobRecord) -> JobRecord | None:
+        """The record of a job that is not to be run again; CheckpointError where its configuration was another."""
         if not self.continuing:
             return None
         before = read_record(sweep, job.number)
+        if before is not None and before.config:
+            _refuse_other_config(sweep, before, job.config)
         if not run.summary_path.exists() or (before is not None and not before.done):
             return None
-        values = plain(config)
-        if before is not None:
-            _refuse_other_config(sweep, before, values)
-        return JobRecord(job.number, job.overrides, "skipped", _final_accuracy(run), config=values)
+        return replace(job, state="skipped", accuracy=_final_accuracy(run))
 
 
-def _run(config: DictConfig, run: RunFolder, job: JobRecord, go_on: bool, alone: bool) -> JobRecord:
-    values = plain(config)
+def _run(
+    config: DictConfig, run: RunFolder, job: JobRecord, go_on: bool, alone: bool, directory: Path | None
+) -> JobRecord:
     with open_dict(config):
         config.resume = str(run.path) if go_on else None
-    result = simulate_config(config, run.path, progress=alone)  # two bars on one terminal cannot be read
-    print(f"{job.title}: {scores(result.metrics)}; results: {os.path.relpath(run.path)}", flush=True)
-    return JobRecord(job.number, job.overrides, "finished", accuracy(result), config=values)
-
-
-def code_failed(error: Exception, folder: Path) -> str:
-    """An exception that was not raised on purpose, as one line; the traceback goes into a run's folder."""
-    line = f"{type(error).__name__}: {one_line(error)}"
-    try:
-        write_text(folder / TRACEBACK, traceback.format_exc())
-    except OSError:
-        return line
-    return f"{line} (see {os.path.relpath(folder / TRACEBACK)})"
+    # Two bars on one terminal cannot be read.
+    result = simulate_config(config, run.path, progress=alone, title=f"job {job.number}")
+    tell(f"{job.title}: {scores(result.metrics)}; results: {os.path.relpath(run.path, directory)}")
+    return replace(job, state="finished", accuracy=accuracy(result))
 
 
 def can_go_on(run: RunFolder) -> bool:
@@ -164,17 +164,13 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return dict(json.loads(json.dumps(OmegaConf.to_container(config, resolve=True), default=str)))
 
 
-def _failed(job: JobRecord, reason: str, bad_input: bool) -> JobRecord:
-    return JobRecord(job.number, job.overrides, "failed", reason=reason, bad_input=bad_input)
-
-
 def _refuse_other_config(sweep: Path, before: JobRecord, now: Mapping[str, Any]) -> None:
     then, now = _flat(before.config), _flat(now)
     for key in sorted({*then, *now}):
         if key.partition(".")[0] not in ("nodes", "backend", "resume", "trackers") and then.get(key) != now.get(key):
             raise CheckpointError(
                 f"resume={sweep}: {before.title} there has {key}={then.get(key)!r}, now it is {now.get(key)!r}; a "
-                "sweep goes on only with equal settings, so start a new one"
+                "sweep goes on only with equal settings, so put it back, or start a new one"
             )
 
 

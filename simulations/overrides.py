@@ -20,8 +20,8 @@ from fsl.config import (
     build_trackers,
     read_config,
 )
-from fsl.deployment.runs import quoted
 from fsl.errors import ConfigError
+from fsl.quoting import override_value
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checke
             raise ConfigError(f"{name}={getattr(checked.config, name)}: this federation has {count}")
     paths = {"resume": checked.config.resume, "init_from": checked.config.init_from}
     kept = [text for text in checked.overrides if text.partition("=")[0] not in (*paths, "hydra.run.dir")]
-    kept += [f"{name}={quoted(str(Path(path).absolute()))}" for name, path in paths.items() if path is not None]
+    kept += [f"{name}={override_value(str(Path(path).absolute()))}" for name, path in paths.items() if path is not None]
     return replace(checked, overrides=kept)
 
 

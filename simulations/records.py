@@ -143,7 +143,7 @@ def _completed(record: Record, records: Sequence[Record]) -> Record:
     if rounds is None:
         alike = (r.rounds for r in records if r.rounds is not None and r.settings == record.settings)
         rounds = next(alike, record.rows[-1]["round"])
-    return replace(record, bound=bound, rounds=rounds, diverged_in=_diverged(record.rows, bound))
+    return replace(record, bound=bound, rounds=rounds, diverged_in=diverged_in(record.rows, bound))
 
 
 def _kind(record: Record) -> tuple[Any, Any]:
@@ -157,10 +157,6 @@ def _bound(summary: Mapping[str, Any]) -> float | None:
         return float(bound) if isinstance(bound, int | float) else None
     classes = summary.get("classes")
     return 2 * math.log(classes) if isinstance(classes, int) and classes > 1 else None
-
-
-def _diverged(rows: Sequence[Mapping[str, Any]], bound: float | None) -> int | None:
-    return diverged_in(rows, None if bound is None else math.exp(bound / 2))  # type: ignore[arg-type]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,16 +1,28 @@
 """`fsl-simulate`: one run, or a sweep (`-m`), from the command line."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
+from fsl.simulations.endings import (
+    failure_in_words,
+    interruption,
+    literal_folders,
+    may_go_on,
+    resumed,
+    sigterm_ends_like_ctrl_c,
+    tell,
+)
 from fsl.simulations.messages import check_choices, one_line
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,9 +45,11 @@ from fsl.config import (
 )
 from fsl.data import TaskData
 from fsl.deployment.members import build_terms
-from fsl.errors import ConfigError, FslError
+from fsl.errors import ConfigError
+from fsl.faults import traced
 from fsl.federation import CloudStrategy
-from fsl.observers import Figures, Observer
+from fsl.observers import Figures, Observer, ProgressBar, RoundLines
+from fsl.quoting import override_value, shell_line
 from fsl.run import Run, simulate
 from fsl.runfolder import RunFolder
 from fsl.trackers import TensorBoard
@@ -59,11 +73,26 @@ def simulate_config(
     observers: Sequence[Observer] = (),
     backend_of: Callable[[RunConfig, TaskData], Backend] | None = None,
     strategy: CloudStrategy | None = None,
+    title: str = "",
 ) -> Run:
     """Run what a composed configuration says, into this folder; `observers` watch it beside the usual ones.
 
-    `backend_of` makes the backend for runs that are no simulation; `strategy` takes the place of the configuration's.
+    `backend_of` makes the backend for runs that are no simulation; `strategy` takes the place of the configuration's;
+    `title` goes before each line about a round, where several runs print side by side.
     """
+    with traced(folder):
+        watching = (*_shown(progress, title), TensorBoard(), *build_trackers(read_config(config).trackers))
+        # The last is told first of the end: trackers then find the figures drawn.
+        return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)
+
+
+def _simulate(
+    config: DictConfig,
+    folder: Path,
+    observers: Sequence[Observer],
+    backend_of: Callable[[RunConfig, TaskData], Backend] | None,
+    strategy: CloudStrategy | None,
+) -> Run:
     top = read_config(config)
     data, augmentation = build_data(top.data, top.seed)
     objective = build_objective(top.objective)
@@ -103,18 +132,20 @@ def simulate_config(
         backhaul_profile=build("backhaul", top.backhaul),
         backend=build_backend(top.backend) if backend_of is None else backend_of(top, data),
         out=folder,
+        allowed=top.allowed,
         resume=top.resume is not None,
         name=None if top.name is None else str(top.name),
         tags=top.tags,
-        progress=progress,
-        # The last is told first of the end: trackers then find the figures drawn.
-        observers=(
-            TensorBoard(),
-            *build_trackers(top.trackers),
-            Figures(),
-            *observers,
-        ),
+        progress=False,
+        observers=observers,
     )
+
+
+def _shown(progress: bool, title: str) -> list[Observer]:
+    """A bar for who watches on a terminal; lines for who reads them later, in a job's output."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return [ProgressBar()] if progress else []
+    return [RoundLines(lambda line: tell(f"{title}: {line}" if title else line))]
 
 
 def check_resume(resume: str | None) -> None:
@@ -122,7 +153,8 @@ def check_resume(resume: str | None) -> None:
     if resume is not None and not Path(resume).is_dir():
         raise ConfigError(f"resume={resume}: there is no such folder; give the folder of an earlier run")
     if resume is not None and (Path(resume) / "multirun.yaml").exists():
-        raise ConfigError(f"resume={resume}: that is a sweep; fsl-simulate -m resume={resume} goes on with it")
+        go_on = shell_line(["fsl-simulate", "-m", f"resume={override_value(resume)}"])
+        raise ConfigError(f"resume={resume}: that is a sweep; {go_on} goes on with it")
 
 
 @dataclass
@@ -130,17 +162,17 @@ class _Outcome:
     """What a job tells the command beside its return value."""
 
     folder: Path | None = None
-    failure: FslError | OSError | None = None
+    failure: Exception | None = None
 
 
 def _job(config: DictConfig, outcome: _Outcome) -> float | None:
     outcome.folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         run = simulate_config(config, outcome.folder)
-    except (FslError, OSError) as error:
+    except Exception as error:
         outcome.failure = error  # raised in here, Hydra would print lines of its own
         return None
-    print(outcome_lines(run.metrics, run.folder))
+    tell(outcome_lines(run.metrics, run.folder))
     return accuracy(run)
 
 
@@ -163,13 +195,21 @@ def accuracy(run: Run) -> float | None:
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code: 0, 1 (could not go on), 2 (bad input) or 130 (Ctrl-C)."""
+    """Run the command line; returns the exit code.
+
+    0; 1: it could not go on; 2: bad input; 130: Ctrl-C; 143: SIGTERM.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to print pages
+    arguments = literal_folders(arguments)
     sys.argv = [sys.argv[0], *arguments]
     from fsl.simulations.sweep import is_sweep, sweep  # which imports this module
 
-    if is_sweep(arguments):
-        return sweep(arguments)
+    with sigterm_ends_like_ctrl_c():
+        return sweep(arguments) if is_sweep(arguments) else _single(arguments)
+
+
+def _single(arguments: Sequence[str]) -> int:
     outcome = _Outcome()
 
     @hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
@@ -178,26 +218,46 @@ def command(arguments: Sequence[str]) -> int:
 
     try:
         check_choices(arguments)
+        _check_folders(arguments)
         job()
         if outcome.failure is not None:
             raise outcome.failure
-    except KeyboardInterrupt:
-        return say(f"interrupted; go on with {_resume(outcome)}", 130)
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return say("; ".join(filter(None, (word, resumed(outcome.folder) or "no round was complete"))), code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return say(one_line(error), 2)
-    except (FslError, OSError) as error:
-        return say(f"{one_line(error)}; go on with {_resume(outcome)}", 1)
+    except Exception as error:
+        if outcome.folder is None and isinstance(error, OSError):
+            return say(f"the run's folder cannot be made ({one_line(error)}); choose another with hydra.run.dir=", 2)
+        go_on = resumed(outcome.folder) if may_go_on(error) else ""
+        return say("; ".join(filter(None, (failure_in_words(error), go_on))), 1)
     return 0
+
+
+def _check_folders(arguments: Sequence[str]) -> None:
+    """Refuse a run to go on with that is not there, and a folder that has one, before Hydra writes there."""
+    if any(argument.startswith("-") for argument in arguments):
+        return  # --help and the like
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException:
+        return  # Hydra says what is wrong
+    given = {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
+    resume, folder = (given.get(key, "None") for key in ("resume", "hydra.run.dir"))
+    if "$" in resume + folder:
+        return  # a name that is not known yet
+    check_resume(None if resume == "None" else resume)
+    run = RunFolder(Path(folder))
+    if resume == "None" and (run.metrics_path.exists() or run.checkpoint.exists()):
+        run.refuse_if_used()
 
 
 def say(line: str, code: int) -> int:
     """One line on stderr; returns the exit code that goes with it."""
-    print(f"fsl-simulate: {line}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be there to read it
+        print(f"fsl-simulate: {line}", file=sys.stderr, flush=True)
     return code
-
-
-def _resume(outcome: _Outcome) -> str:
-    return f"resume={_short(outcome.folder) if outcome.folder else '<folder>'}, and the same options"
 
 
 def _short(path: Path) -> str:

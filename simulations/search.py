@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsl.simulations.arguments import Parser
+from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.measures import ALL_BYTES, BYTES, Measure
 from fsl.simulations.messages import one_line
 from hydra.errors import HydraException
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.config import read_config
 from fsl.errors import ConfigError, FslError
+from fsl.quoting import shell_line
 
 if TYPE_CHECKING:
     from fsl.simulations.study import Settings
@@ -44,13 +46,15 @@ def command(arguments: Sequence[str]) -> int:
         return _say(one_line(error), 2)
     folder = options.study or _new_folder()
     try:
-        return _search(folder, options)
+        with sigterm_ends_like_ctrl_c():
+            return _search(folder, options)
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         return _say("this needs Optuna, which is not installed; pip install 'fsl-flower[sweep]'", 2)
-    except KeyboardInterrupt:
-        return _say(f"interrupted; go on with {_go_on(folder)}", 130)
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return _say(f"{word}; go on with {_go_on(folder)}", code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _say(one_line(error), 2)
     except (FslError, OSError) as error:
@@ -159,7 +163,7 @@ def _new_folder() -> Path:
 
 
 def _go_on(folder: Path) -> str:
-    return shlex.join(["fsl-search", "--study", os.path.relpath(folder)])
+    return shell_line(["fsl-search", "--study", os.path.relpath(folder)])
 
 
 def _say(line: str, code: int) -> int:

@@ -1,97 +1,113 @@
-"""The overrides of a sweep that goes on: those it began with, from the `multirun.yaml` that Hydra wrote."""
+"""What a sweep was started with, kept as it was typed, and what it goes on with."""
 
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fsl.errors import CheckpointError, ConfigError
+from fsl.files import write_json
+from fsl.quoting import override_value, shell_line
+
+STARTED = "sweep.json"  # in a sweep's folder
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """The overrides that a sweep began with, its own and Hydra's."""
+class Started:
+    """How a sweep was started: overrides as they were typed, where from, and with which options of Hydra's."""
 
-    task: list[str]
-    hydra: list[str]
+    overrides: list[str]
+    directory: str | None = None
+    config_dir: str | None = None  # absolute
+    config_name: str = "config"
 
-
-def quoted(value: str) -> str:
-    """Any text as the value of an override."""
-    return QuotedString(value, Quote.single).with_quotes()
+    def write(self, sweep: Path) -> None:
+        """Keep it in a sweep's folder."""
+        write_json(sweep / STARTED, asdict(self))
 
 
 def resumed_folder(overrides: Sequence[str]) -> Path | None:
     """The sweep that `resume=` names, None if there is none."""
     for override in _parsed(overrides):
-        if override.get_key_element() != "resume":
+        if override.get_key_element().lstrip("+") != "resume":
             continue
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: one sweep can be gone on with at a time")
         value = override.value()
         if value is None:
             return None
-        folder = Path(str(value))
-        if not (folder / "multirun.yaml").exists():
+        folder = Path(str(OmegaConf.create({"resume": value})["resume"]))  # with what it may name, as in ${oc.env:HOME}
+        if not any((folder / name).exists() for name in (STARTED, "multirun.yaml")):
             raise ConfigError(
-                f"resume={folder}: there is no sweep in it (no multirun.yaml); -m resume=<folder> takes the folder of "
+                f"resume={folder}: there is no sweep in it (no {STARTED}); -m resume=<folder> takes the folder of "
                 "a sweep, resume=<folder> without -m that of a run"
             )
         return folder
     return None
 
 
-def continued(folder: Path, given: Sequence[str]) -> list[str]:
-    """The overrides to go on with: the sweep's own, and Hydra's, of which those for the launcher may be new.
+def continued(folder: Path, given: Sequence[str]) -> Started:
+    """What to go on with: what the sweep began with, of which only the launcher may be another.
 
     ConfigError where what is given besides disagrees with what the sweep began with.
     """
-    stored = _read(folder)
-    before = {override.get_key_element(): override for override in _parsed([*stored.task, *stored.hydra])}
+    started = _read(folder)
+    kept = [override for override in _parsed(started.overrides) if not _is_about_place(override)]
+    before = {override.get_key_element(): override for override in kept}
     for override in before.values():
         if getattr(override.value(), "shuffle", False):
             raise ConfigError(
                 f"resume={folder}: {override.input_line} would give the jobs other numbers; start a new sweep"
             )
-    launcher: list[str] = []
+    launcher: list[Override] = []
     for override in _parsed(given):
+        if _is_about_place(override):
+            continue
         key = override.get_key_element()
-        if key == "resume" or key == "hydra.mode":
-            continue
-        if key == "hydra/launcher" or key.startswith("hydra.launcher."):
-            launcher.append(str(override.input_line))
-            continue
-        if key not in before:
+        if _is_launcher(override):
+            launcher.append(override)
+        elif key not in before:
             raise ConfigError(
                 f"resume={folder}: that sweep was not given {override.input_line}; leave it out, or start a new sweep"
             )
-        if _value(before[key]) != _value(override):
+        elif _meant(before[key]) != _meant(override):
             raise ConfigError(
                 f"resume={folder}: that sweep has {before[key].input_line}, not {override.input_line}; leave it out, "
                 "or start a new sweep"
             )
-    new_launcher = any(line.startswith("hydra/launcher=") for line in launcher)
-    kept = [
-        line
-        for line in stored.hydra
-        if not line.startswith(("hydra.mode=", "hydra.sweep.dir="))
-        and not (new_launcher and line.startswith(("hydra/launcher=", "hydra.launcher.")))
-        and line.partition("=")[0] not in {other.partition("=")[0] for other in launcher}
-    ]
-    return [*stored.task, *kept, *launcher]
+    if any(override.key_or_group == "hydra/launcher" for override in launcher):
+        kept = [override for override in kept if not _is_launcher(override)]
+    newer = {override.key_or_group for override in launcher}
+    lines = [override.input_line for override in [*(k for k in kept if k.key_or_group not in newer), *launcher]]
+    return replace(started, overrides=[str(line) for line in lines])
 
 
-def _read(folder: Path) -> _Stored:
-    path = folder / "multirun.yaml"
+def go_on(folder: Path, flags: Sequence[str]) -> str:
+    """The command that goes on with a sweep."""
+    return shell_line(["fsl-simulate", "-m", *flags, f"resume={override_value(os.path.relpath(folder))}"])
+
+
+def _read(folder: Path) -> Started:
+    path = folder / STARTED
     try:
-        overrides = OmegaConf.load(path).hydra.overrides
-        return _Stored([str(line) for line in overrides.task], [str(line) for line in overrides.hydra])
-    except (OSError, AttributeError, TypeError, OmegaConfBaseException, YAMLError) as error:
+        if path.exists():
+            started = Started(**json.loads(path.read_text(encoding="utf-8")))
+            if not all(isinstance(line, str) for line in started.overrides):
+                raise TypeError("its overrides are no texts")
+            return started
+        path = folder / "multirun.yaml"  # of a sweep from before there was the other file
+        hydra: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        overrides = hydra["hydra"]["overrides"]
+        return Started([str(line) for line in [*overrides["task"], *overrides["hydra"]]])
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, YAMLError) as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}); start a new sweep") from None
 
 
@@ -99,5 +115,27 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
-def _value(override: Override) -> str:
-    return override.get_value_string().replace(" ", "")
+def _is_about_place(override: Override) -> bool:
+    """Whether an override says no more than which sweep it is, and that it is one."""
+    return override.key_or_group in ("resume", "hydra.mode", "hydra.sweep.dir")
+
+
+def _is_launcher(override: Override) -> bool:
+    return override.key_or_group == "hydra/launcher" or override.key_or_group.startswith("hydra.launcher.")
+
+
+def _meant(override: Override) -> tuple[Any, ...]:
+    """What an override means, however it is written."""
+    return override.type, override.value_type, _plain(override._value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return type(value).__name__, {name: _plain(item) for name, item in vars(value).items() if name != "simple_form"}
+    return value

@@ -21,6 +21,7 @@ from fsl.errors import ConfigError
 from fsl.federation import Federation
 from fsl.files import load_tensors
 from fsl.plan import Fronts, Spec
+from fsl.quoting import override_value, shell_line
 from fsl.runfolder import RunFolder
 from fsl.split import split
 
@@ -95,7 +96,8 @@ def _config(run: RunFolder) -> DictConfig:
     if not path.exists():
         raise ConfigError(f"{run.path} is no run of fsl-simulate: it has no .hydra/config.yaml; give the folder of one")
     if not run.summary_path.exists():
-        raise ConfigError(f"{run.path} has not finished; go on with it (fsl-simulate resume={run.path}) first")
+        go_on = shell_line(["fsl-simulate", f"resume={override_value(str(run.path))}"])
+        raise ConfigError(f"{run.path} has not finished; go on with it ({go_on}, and the same options) first")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     return config

@@ -10,13 +10,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from fsl.simulations.jobs import can_go_on, code_failed
-from fsl.simulations.messages import one_line
+from fsl.simulations.endings import failure_in_words
+from fsl.simulations.jobs import can_go_on
 from fsl.simulations.run import simulate_config
 from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from fsl.errors import ConfigError, FslError
 from fsl.files import write_text
@@ -47,8 +45,8 @@ class TrialResult:
     reason: str = ""
 
 
-class _PrunedError(Exception):
-    pass
+class _PrunedError(FslError):
+    """Raised on purpose: the trial ends here."""
 
 
 class _Reporter(Observer):
@@ -79,14 +77,13 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
         write_text(task.folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(task.overrides)))
         with open_dict(config):
             config.resume = str(task.folder) if can_go_on(run) else None
-        rows = simulate_config(config, task.folder, task.progress, [_Reporter(task.metric, report)]).metrics
+        watching, title = [_Reporter(task.metric, report)], task.folder.name
+        rows = simulate_config(config, task.folder, task.progress, watching, title=title).metrics
         return TrialResult("complete", score(rows, task))
     except _PrunedError as error:
         return TrialResult("pruned", reason=str(error))
-    except (FslError, OSError, HydraException, OmegaConfBaseException) as error:
-        return TrialResult("failed", reason=one_line(error))
-    except Exception as error:  # the user's model, data or strategy: no reason to end the search
-        return TrialResult("failed", reason=code_failed(error, task.folder))
+    except Exception as error:  # also of the user's model, data or strategy: no reason to end the search
+        return TrialResult("failed", reason=failure_in_words(error))
 
 
 def score(rows: Sequence[Mapping[str, Any]], task: TrialTask) -> float:

@@ -1,7 +1,6 @@
 """The trials of a study, one after another or several at a time."""
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -16,6 +15,7 @@ from fsl.simulations.trial import Report, TrialProcess, TrialResult, TrialTask, 
 from optuna.trial import FrozenTrial, TrialState
 
 from fsl.files import write_text
+from fsl.quoting import shell_line
 
 TABLE = "trials.csv"
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -75,7 +75,7 @@ class Trials:
             return self._say("no trial ran to its end", 1)
         print(f"best: {self._study.settings.metric} {best.value:.6g} in {self._title(best)}")
         print(f"results: {os.path.relpath(self._folder(best))}")
-        print(f"run it again: {shlex.join(['fsl-simulate', *self._overrides(best)])}")
+        print(f"run it again: {shell_line(['fsl-simulate', *self._overrides(best)])}")
         return 0
 
     def write_table(self) -> None:

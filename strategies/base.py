@@ -26,7 +26,7 @@ from fsl.privacy.device import LEAKS
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total, summed
-from fsl.targets import locate
+from fsl.targets import locate, name_classes
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class SplitStrategy(Algorithm, Strategy):
             moving = replace(plan, moves=self._moves)
             yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
             return
+        name_classes(federation.named, (one.target for one in (spec, plan.device) if one is not None))
         for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible, self._moves).items():
             devices = [task for cohort in tasks for task in cohort.devices]
             here = {task.device for task in devices}

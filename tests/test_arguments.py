@@ -213,3 +213,9 @@ def test_a_run_says_in_a_line_what_it_came_to(tmp_path):
     run = fsl.simulate(model(), DATA, test_data=DATA, strategy="psl", cut="0", devices=3, rounds=1, out=tmp_path / "r")
     assert repr(run).startswith("Run(1 rounds: 3 devices · loss ")
     assert str(tmp_path / "r") in repr(run)
+
+
+def test_a_run_can_be_plotted():
+    run = fsl.simulate(model(), DATA, test_data=DATA, strategy="psl", cut="0", devices=3, rounds=2)
+    figure = run.plot()
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "loss (mean over examples)"]

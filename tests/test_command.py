@@ -1,7 +1,9 @@
 """`fsl-simulate` as a user types it."""
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from fsl.simulations.run import command
+from fsl.strategies import SplitFedV1
 from PIL import Image
 from safetensors.torch import load_file
 
 from fsl import files
+from fsl.quoting import override_value
 from tests.test_equivalences import assert_same_bits
 
 SMOKE = ["experiment=smoke"]
@@ -41,7 +45,7 @@ def test_a_run_writes_what_it_should(capsys):
     captured = capsys.readouterr()
     assert "accuracy" in captured.out
     assert "results: run" in captured.out
-    assert captured.err == ""  # no progress bar where nobody watches
+    assert captured.err == ""  # no progress bar where nobody watches, and nothing went wrong
     assert "experiment=smoke" in json.loads((folder / "summary.json").read_text())["command"]
 
 
@@ -102,7 +106,7 @@ BAD = [
     (["backend.threads=0"], "backend.threads=0: it must be at least 1"),
     (["backend.accelerator=tpu"], "backend.accelerator='tpu': allowed are cpu, cuda"),
     (["init_from=nowhere.safetensors"], "nowhere.safetensors"),
-    (["resume=nowhere"], "there is no checkpoint in"),
+    (["resume=nowhere"], "resume=nowhere: there is no such folder"),
     (["seed=null"], "seed=None: it must be a whole number"),
     (["rounds"], "rounds"),
     (
@@ -187,6 +191,125 @@ def test_a_full_disk_ends_in_one_line_and_a_folder_that_goes_on(capsys, monkeypa
     monkeypatch.setattr(files.os, "replace", written)
     assert command([*SMOKE, "rounds=3", "resume=full"]) == 0
     assert Path("full/model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_reader_that_is_gone_loses_no_run(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert command([*SMOKE, "rounds=1", "hydra.run.dir=run"]) == 0
+    assert Path("run/summary.json").exists()
+
+
+def test_a_run_without_a_terminal_prints_its_rounds_and_keeps_them_in_run_log(capsys):
+    folder = run_into("run", "rounds=2")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · ")[0] for line in lines[1:3]] == ["round 1/2", "round 2/2"]
+    assert [line.split(" - ")[1] for line in (folder / "run.log").read_text().splitlines()] == lines[:3]
+
+
+def in_round(round: int, action):
+    """A strategy's `select` that does something in this round."""
+    before = SplitFedV1.select
+
+    def select(strategy, now):
+        if now == round:
+            action()
+        return before(strategy, now)
+
+    return select
+
+
+def test_a_second_run_into_a_folder_changes_nothing_in_it(capsys):
+    folder = run_into("run", "rounds=1")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert command([*SMOKE, "rounds=2", "hydra.run.dir=run"]) == 2
+    assert "run holds a run already; go on with it (resume=run), or choose another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+FOLDERS = ["a=1,b=2", "with a space", "it's [x] $y {z}", "ü"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_printed_to_go_on_with_a_run_can_be_typed(folder, monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitFedV1, "select", in_round(2, interrupt))
+        assert command([*SMOKE, "rounds=2", f"hydra.run.dir={override_value(folder)}"]) == 130
+    printed = capsys.readouterr().err
+    assert printed.startswith("fsl-simulate: interrupted; go on with ")
+    words = shlex.split(printed.partition("go on with ")[2].removesuffix(", and the same options\n"))
+    assert command([*SMOKE, "rounds=2", *words]) == 0
+    assert len(Path(folder, "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_folder_typed_without_hydras_quotes_is_gone_on_with():
+    run_into("'a=1,b 2'", "rounds=1")
+    assert command([*SMOKE, "rounds=2", "resume=a=1,b 2"]) == 0
+    assert len(Path("a=1,b 2/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_was_interrupted_before_its_first_round_is_not_told_to_go_on(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SplitFedV1, "select", in_round(1, interrupt))
+    assert command([*SMOKE, "hydra.run.dir=run"]) == 130
+    assert capsys.readouterr().err == "fsl-simulate: interrupted; no round was complete\n"
+
+
+def test_sigterm_ends_with_143_and_the_handler_from_before_is_put_back(monkeypatch, capsys):
+    monkeypatch.setattr(SplitFedV1, "select", in_round(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+    assert command([*SMOKE, "hydra.run.dir=run"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "fsl-simulate: terminated; go on with resume=run, and the same options\n"
+
+
+def test_a_folder_that_cannot_be_is_one_line_without_advice_to_go_on(capsys):
+    Path("file").touch()
+    for arguments in ([*SMOKE, "hydra.run.dir=file/run"], ["-m", *SMOKE, "hydra.sweep.dir=file/sweep"]):
+        assert command(arguments) == 2
+        error = capsys.readouterr().err
+        assert "folder cannot be made ([Errno 20] Not a directory: 'file/" in error
+        assert "go on" not in error
+
+
+def test_a_run_to_go_on_with_that_is_not_there_is_not_made(capsys):
+    assert command([*SMOKE, "resume=nowhere"]) == 2
+    assert "resume=nowhere: there is no such folder" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+STRATEGY = """
+from fsl.plan import Spec
+from fsl.strategies import SplitFedV1
+
+class Two(SplitFedV1):
+    def trainer(self, round):
+        return Spec("their_trainers.b.Trainer" if round > 1 else "my_trainers.b.Trainer")
+"""
+
+
+def test_a_strategy_may_name_trainers_of_other_packages(tmp_path, monkeypatch):
+    for package in ("my_trainers", "their_trainers"):
+        Path(package).mkdir()
+        Path(package, "b.py").write_text("from fsl.trainers import Replicated as Base\nclass Trainer(Base): pass\n")
+    Path("my_strategies").mkdir()
+    Path("my_strategies/a.py").write_text(STRATEGY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run_into("run", "strategy._target_=my_strategies.a.Two")
+
+
+def test_packages_are_allowed_by_name(capsys):
+    assert command([*SMOKE, "allowed=my_trainers"]) == 2
+    assert "allowed='my_trainers': it must be a list of texts" in capsys.readouterr().err
+    run_into("run", "rounds=1", "allowed=[my_trainers]")
 
 
 @pytest.mark.slow

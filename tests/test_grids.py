@@ -17,9 +17,12 @@ from fsl.strategies import CycleSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaS
 
 import fsl
 from fsl.app import server_app, workload_app
+from fsl.device import Device
 from fsl.errors import ConfigError, DeviceError, RunError
 from fsl.grids import InlineGrid, RayGrid
 from fsl.grids.ray import RayOptions
+from fsl.plan import Spec
+from fsl.trainers import Replicated
 from tests.conftest import small_model
 from tests.test_equivalences import KEPT, assert_same_run, run
 
@@ -64,6 +67,11 @@ def test_two_runs_in_one_process_do_not_disturb_each_other():
         assert_same_run(one, other)
 
 
+PLACE = (
+    r"^run mine, round 1, device 0, step 0: ArithmeticError: no such luck \(\S*test_grids.py, line \d+, in forward\)"
+)
+
+
 class FailingLayer(torch.nn.Module):
     def forward(self, values):
         raise ArithmeticError("no such luck")
@@ -73,7 +81,7 @@ class FailingLayer(torch.nn.Module):
 def test_a_failure_names_run_round_device_and_step(place, tmp_path):
     model = small_model()
     (model.conv if place == "front" else model.head).append(FailingLayer())
-    with pytest.raises(DeviceError, match=r"^run mine, round 1, device 0, step 0: ArithmeticError: no such luck$"):
+    with pytest.raises(DeviceError, match=PLACE):
         run(SplitFedV1(), model, out=tmp_path / "mine", evaluate_every=0)
 
 
@@ -153,6 +161,60 @@ def test_a_failure_on_ray_reaches_the_user_with_its_place(ray_cluster):
     model.head.append(FailingLayer())
     with pytest.raises(RunError, match=r"round 1, device \d, step 0: ArithmeticError: no such luck"):
         run(SplitFedV2(), model, evaluate_every=0, **ON_RAY)
+
+
+def made_here():
+    """Classes that no other process can import."""
+
+    class Trainer(Replicated):
+        pass
+
+    class Rule(Device):
+        pass
+
+    return Trainer, Rule
+
+
+class NamesLocalClasses(SplitFedV1):
+    """Names classes of its own, others in later rounds."""
+
+    def trainer(self, round):
+        kind, _ = made_here()
+        return Spec(self.path(kind))
+
+    def device_rule(self, round):
+        _, kind = made_here()
+        return Spec(self.path(kind))
+
+
+def test_classes_of_a_function_are_found_in_this_process():
+    assert_same_run(run(SplitFedV1()), run(NamesLocalClasses()))
+
+
+@pytest.mark.slow
+def test_classes_of_a_function_reach_the_nodes_on_ray(ray_cluster):
+    assert_same_run(run(SplitFedV1(), **ON_RAY), run(NamesLocalClasses(), **ON_RAY))
+
+
+@pytest.mark.slow
+def test_a_failure_on_ray_brings_its_traceback(ray_cluster, tmp_path):
+    model = small_model()
+    model.head.append(FailingLayer())
+    with pytest.raises(DeviceError, match=r"no such luck \(.*test_grids.py, line \d+, in forward\)"):
+        run(SplitFedV2(), model, out=tmp_path / "mine", evaluate_every=0, **ON_RAY)
+    assert "in forward" in (tmp_path / "mine" / "traceback.txt").read_text()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sent_to_ray_is_refused_before_a_round(ray_cluster, tmp_path):
+    model = small_model()
+    model.lock = threading.Lock()
+    model.__class__.__deepcopy__ = lambda self, memo: small_model()
+    try:
+        with pytest.raises(ConfigError, match=r"backend=ray: the model, .* cannot be sent .*lock.*backend=inline"):
+            run(SplitFedV1(), model, **ON_RAY)
+    finally:
+        del model.__class__.__deepcopy__
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from fsl.deployment.flower import CONNECTION, flwr
 from fsl.deployment.local import LocalFederation
 from fsl.deployment.processes import members, wait_until
 from fsl.deployment.record import read_record
-from fsl.deployment.runs import quoted
 from fsl.errors import CheckpointError, ConfigError, RunError
+from fsl.quoting import override_value
 from tests.federation_app import write_app
 
 slow = pytest.mark.slow
@@ -238,7 +238,7 @@ def test_overrides_are_checked_and_completed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["/a/b-1", "/a b/c=d", "/it's", "/a,b(c)", "/back\\slash's", "/end\\"])
 def test_a_quoted_override_is_read_as_it_was(path, tmp_path):
-    assert for_federation([f"init_from={quoted(path)}"], 1, 1).config.init_from == path
+    assert for_federation([f"init_from={override_value(path)}"], 1, 1).config.init_from == path
 
 
 def test_figures_are_read_as_prometheus_writes_them():

@@ -2,14 +2,21 @@
 
 import io
 import json
+import logging
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from fsl.strategies import SplitFedV1
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from fsl.observers import Figures, Observer, ProgressBar, RunInfo, human_bytes, round_in_words
+import fsl
+from fsl.observers import Figures, Observer, ProgressBar, RoundLines, RunInfo, human_bytes, round_in_words
+from fsl.runlog import RunLog
 from fsl.trackers import TensorBoard
 
 
@@ -176,3 +183,147 @@ def test_a_heat_map_of_some_devices_says_how_many_there_are(tmp_path, monkeypatc
     monkeypatch.setattr("fsl.figures.class_counts_figure", lambda counts, path, title: titles.append(title))
     Figures().on_start(RunInfo("SGLR", "CNN", "CIFAR-10", 10_000, 3, 1, tmp_path, np.ones((100, 10), dtype=int)))
     assert titles == ["CIFAR-10: samples of 100 of 10,000 devices"]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(rounds: int, ended: int, seconds: float) -> list[int]:
+    """The rounds that have a line, of a run that ends after `ended` of its rounds, each of which takes so long."""
+    lines, clock = [], Clock()
+    observer = RoundLines(lines.append, clock=clock)
+    observer.on_start(RunInfo("S", "M", "D", 2, rounds, 1, None))
+    for number in range(1, ended + 1):
+        clock.now += seconds
+        observer.on_round({"round": number})
+    observer.on_end()
+    return [int(line.split()[1].partition("/")[0]) for line in lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "ended", "seconds", "expected"),
+    [
+        (8, 8, 60.0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (100, 100, 0.1, [1, 2, 3, 100]),
+        (30, 30, 2.5, [1, 2, 3, 7, 11, 15, 19, 23, 27, 30]),
+        (100, 50, 0.1, [1, 2, 3, 50]),  # it was ended: the last round is told all the same
+    ],
+)
+def test_the_first_rounds_and_the_last_have_a_line_and_others_not_too_often(rounds, ended, seconds, expected):
+    assert told(rounds, ended, seconds) == expected
+
+
+def test_a_runs_folder_has_its_rounds_in_run_log(tmp_path):
+    small_run(out=tmp_path / "run", rounds=2)
+    text = (tmp_path / "run" / "run.log").read_text()
+    assert "SplitFedV1" in text
+    assert "round 1/2" in text
+    assert "round 2/2" in text
+
+
+def test_a_warning_is_in_run_log_and_is_still_shown_where_nobody_configured_a_log(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    with RunLog(tmp_path):
+        logging.getLogger("fsl.somewhere").warning("look at this")
+    assert "look at this" in (tmp_path / "run.log").read_text()
+    assert capfd.readouterr().err == "look at this\n"
+
+
+def test_runs_side_by_side_write_lines_into_their_own_log(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    with RunLog(tmp_path / "one") as one, RunLog(tmp_path / "other") as other:
+        one.line("of one")
+        other.line("of the other")
+    assert "of the other" not in (tmp_path / "one" / "run.log").read_text()
+    assert "of one" not in (tmp_path / "other" / "run.log").read_text()
+
+
+def test_a_log_that_cannot_be_written_is_one_warning_and_the_run_goes_on(tmp_path):
+    (tmp_path / "run" / "run.log").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match=r"run.log cannot be written; the run goes on without") as warned:
+        run = small_run(out=tmp_path / "run", rounds=3)
+    assert len(run.metrics) == 3
+    assert len([w for w in warned if "run.log" in str(w.message)]) == 1
+
+
+def small_run(**options):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(24, 4, generator=generator)
+    data = TensorDataset(inputs, inputs[:, :3].argmax(1))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    settings = {"strategy": SplitFedV1(), "devices": 2, "rounds": 3, "cut": "0", "batch_size": 8, **options}
+    return fsl.simulate(model, data, test_data=data, **settings)
+
+
+class StopAfter(Observer):
+    """Has enough after a round."""
+
+    def __init__(self, round: int):
+        self.round = round
+        self.ended = False
+
+    def on_round(self, row):
+        if row["round"] == self.round:
+            raise fsl.StopRun("good\nenough")
+
+    def on_end(self):
+        self.ended = True
+
+
+class Sees(Observer):
+    def __init__(self):
+        self.rounds = []
+
+    def on_round(self, row):
+        self.rounds.append(row["round"])
+
+
+def test_an_observer_may_end_a_run_that_is_then_written_like_any_other(tmp_path):
+    stopper, later = StopAfter(2), Sees()
+    run = small_run(observers=[stopper, later], rounds=5, out=tmp_path / "run")
+    assert [row["round"] for row in run.metrics] == later.rounds == [1, 2]
+    assert stopper.ended
+    assert run.model is not None
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped_early"] == {"by": "StopAfter", "round": 2, "reason": "good enough"}
+    assert summary["final"]["round"] == 2
+
+
+def test_a_run_that_an_observer_ended_goes_on_to_the_bits_of_one_that_was_not(tmp_path):
+    whole = small_run(out=tmp_path / "whole")
+    small_run(observers=[StopAfter(1)], out=tmp_path / "run")
+    small_run(out=tmp_path / "run", resume=True)
+    paths = [tmp_path / name / "model.safetensors" for name in ("whole", "run")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["stopped_early"] is None
+    assert len(whole.metrics) == 3
+
+
+def test_an_observer_that_fails_at_the_end_loses_nothing(tmp_path):
+    class Fails(Observer):
+        def on_end(self):
+            raise LookupError("at the end")
+
+    with pytest.raises(LookupError, match="at the end"):
+        small_run(observers=[Fails()], out=tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_an_observer_that_fails_in_a_round_leaves_a_run_that_goes_on(tmp_path):
+    class Fails(Observer):
+        def on_round(self, row):
+            raise LookupError("in a round")
+
+    with pytest.raises(LookupError, match="in a round"):
+        small_run(observers=[Fails()], out=tmp_path / "run")
+    assert [row["round"] for row in small_run(out=tmp_path / "run", resume=True).metrics] == [1, 2, 3]

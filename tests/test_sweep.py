@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fsl.simulations.jobs import JobRecord, read_record
 from fsl.simulations.run import command
 
 from fsl import files
+from fsl.quoting import override_value
 
 SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -64,17 +67,16 @@ def test_a_failed_job_is_one_line_and_loses_no_other_not_even_in_later_batches(c
     assert sweep("devices=5000,2", "hydra.sweeper.max_batch_size=1") == 2
     captured = capsys.readouterr()
     assert "2 jobs: 1 finished, 0 skipped (already done), 1 failed; results: sweep" in captured.out
-    failed, go_on = captured.err.splitlines()
+    (failed,) = captured.err.splitlines()  # to go on would end in the same way
     assert failed.startswith("fsl-simulate: job 0 (experiment=smoke rounds=1 devices=5000) failed: devices=5000: there")
-    assert go_on == "fsl-simulate: go on with fsl-simulate -m resume=sweep"
     assert list(stamps()) == ["1"]
 
 
 def test_a_continued_sweep_runs_only_what_is_not_finished(unsound, capsys):
     assert sweep(*unsound, "+model.how=well,raise") == 1
     error = capsys.readouterr().err
-    assert "ZeroDivisionError: of the user's own (see " in error
-    assert error.count("\n") == 2
+    assert "ZeroDivisionError: of the user's own (unsound.py, line 10, in model); traceback: sweep/1/trace" in error
+    assert error.splitlines()[1:] == ["fsl-simulate: mend the code, then go on with fsl-simulate -m resume=sweep"]
     assert "of the user's" in Path("sweep/1/traceback.txt").read_text()
     before, scores = stamps(), [record.accuracy for record in records()]
     Path("mended").touch()
@@ -145,6 +147,89 @@ def test_a_run_that_diverges_is_a_finished_job(capsys):
     assert sweep("optimizer.lr=1e30") == 0
     assert json.loads(Path("sweep/0/metrics.jsonl").read_text())["loss"] is None
     assert "1 jobs: 1 finished" in capsys.readouterr().out
+
+
+def records_as(state: str, *numbers: int) -> None:
+    """As if these jobs had come to this."""
+    for record in records():
+        if record.number in numbers:
+            replace(record, state=state).write(Path("sweep"))
+            Path("sweep", str(record.number), "summary.json").unlink(missing_ok=True)
+
+
+def test_a_sweep_whose_folders_are_named_by_its_overrides_goes_on():
+    assert sweep("seed=0,1", "hydra.sweep.subdir=${hydra.job.override_dirname}") == 0
+    records_as("failed", 1)
+    Path("sweep/devices=2,experiment=smoke,rounds=1,seed=1/summary.json").unlink()
+    assert command(["-m", "resume=sweep"]) == 0
+    assert [record.state for record in records()] == ["skipped", "finished"]
+
+
+TYPED = ["+model.how='a,b','c d'", "+model.how=''", "+model.how=[1,2],[3]", "+model.how=${seed}", r"+model.how='\${x}'"]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_a_sweep_goes_on_with_what_was_typed(typed, unsound, capsys):
+    assert sweep(*unsound, typed, "devices=5000") == 2
+    before = [record.config for record in records()]
+    assert json.loads(Path("sweep/sweep.json").read_text())["overrides"] == [*SMOKE, *unsound, typed, "devices=5000", D]
+    assert command(["-m", "resume=sweep", typed]) == 2
+    assert [record.config for record in records()] == before
+    assert "devices=5000: there are only" in capsys.readouterr().err
+
+
+D = "hydra.sweep.dir=sweep"
+
+
+def test_texts_that_differ_by_a_space_are_not_the_same(unsound, capsys):
+    assert sweep(*unsound, "+model.how='a b'", "devices=5000") == 2
+    assert command(["-m", "resume=sweep", "+model.how='ab'"]) == 2
+    assert "that sweep has +model.how='a b', not +model.how='ab'" in capsys.readouterr().err
+
+
+def test_the_same_value_in_other_quotes_is_the_same(unsound, capsys):
+    assert sweep(*unsound, "+model.how='ab'", "devices=5000") == 2
+    capsys.readouterr()
+    assert command(["-m", "resume=sweep", '+model.how="ab"', "devices=5000"]) == 2
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_job_that_had_not_finished_is_refused_other_settings_too(capsys):
+    assert sweep("seed=0") == 0
+    records_as("running", 0)
+    path = Path("sweep/jobs/0.json")
+    path.write_text(path.read_text().replace('"lr": 0.05', '"lr": 0.07'))
+    assert command(["-m", "resume=sweep"]) == 2
+    assert "has optimizer.lr=0.07, now it is 0.05" in capsys.readouterr().err
+    assert records()[0].state == "failed"
+
+
+def test_a_sweep_goes_on_from_another_directory_as_if_from_its_own(tmp_path, monkeypatch, capsys):
+    Path("conf/strategy").mkdir(parents=True)
+    Path("conf/strategy/mine.yaml").write_text("_target_: fsl.strategies.SplitFedV1\n")
+    assert command(["-m", "--config-dir", "conf", *SMOKE, "strategy=mine", "seed=0,1", "hydra.sweep.dir=sweep"]) == 0
+    records_as("running", 0)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert command(["-m", "resume=../sweep"]) == 0
+    assert "1 finished, 1 skipped (already done), 0 failed; results: ../sweep" in capsys.readouterr().out
+    assert Path.cwd() == tmp_path / "other"
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_what_is_printed_to_go_on_with_a_sweep_can_be_typed(monkeypatch, capsys):
+    folder = "a=1, b's [x] $y {z}"
+    arguments = ["-m", *SMOKE, "seed=0", f"hydra.sweep.dir={override_value(folder)}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fsl.simulations.jobs.simulate_config", interrupted)
+        assert command(arguments) == 130
+    printed = capsys.readouterr().err.partition("go on with ")[2]
+    assert command(shlex.split(printed)[1:]) == 0
+    assert Path(folder, "0", "summary.json").exists()
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture

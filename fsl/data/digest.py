@@ -11,7 +11,7 @@ from fsl.data.partition import Divided, Partition
 from fsl.data.partitioners import Partitioner
 from fsl.describe import describe
 from fsl.digests import digest_text, digest_values
-from fsl.introspection import public_path
+from fsl.targets import public_path
 
 _SAMPLED = 1000  # rows of examples that are made when they are asked for
 

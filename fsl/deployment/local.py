@@ -25,6 +25,7 @@ from fsl.deployment.record import (
 )
 from fsl.deployment.runs import RunEnd
 from fsl.errors import ConfigError, RunError
+from fsl.quoting import override_value
 
 _POLL = 0.2  # seconds between two looks at what is starting
 _ASK = 1.0  # seconds between two questions to the SuperLink
@@ -134,7 +135,7 @@ class LocalFederation:
 
         KeyboardInterrupt stops the run. RunError where it cannot be sent, or the SuperLink is gone.
         """
-        where = [] if out is None else [f"hydra.run.dir={runs.quoted(str(out.absolute()))}"]
+        where = [] if out is None else [f"hydra.run.dir={override_value(str(out.absolute()))}"]
         run = runs.submit(self.home, self.record.app, [*overrides, *where])
         try:
             return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))

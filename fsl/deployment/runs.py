@@ -1,6 +1,5 @@
 """A run on a federation: sent by `flwr run`, watched until it ends, and stopped."""
 
-import re
 import shlex
 import tempfile
 import time
@@ -30,13 +29,6 @@ class RunEnd:
     def completed(self) -> bool:
         """Whether it ran to its end."""
         return self.status == "finished:completed"
-
-
-def quoted(value: str) -> str:
-    """A text as the value of a Hydra override."""
-    if re.fullmatch(r"[\w./:%+@-]+", value):
-        return value
-    return "'" + re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\'", value)) + "'"
 
 
 def submit(home: Path, app: str, overrides: Sequence[str]) -> str:

@@ -58,11 +58,6 @@ def unavailable(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
 
 
-def raised(message: Message, reason: str) -> Message:
-    """The reply that stands for a node whose code raised."""
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-
-
 class SimulationGrid(Grid):
     """A Grid over simulated nodes 1..n; a subclass says how a batch of messages is answered."""
 

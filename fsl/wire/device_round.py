@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from fsl.device import Device
 from fsl.errors import FslError, RunError, WireError
+from fsl.faults import described, said
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
@@ -96,7 +97,7 @@ class DeviceRound:
             except Exception as error:  # this device is lost, whatever it is; the others go on
                 if not isinstance(error, FslError):
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
-                self._lose(event.device, f"{type(error).__name__}: {error}")
+                self._lose(event.device, said(error) if isinstance(error, FslError) else described(error))
         return DeviceOutcome(self.finished, self.lost)
 
     def _hear(self, event: Heard | Cut | Rewound) -> None:

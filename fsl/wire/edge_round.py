@@ -13,7 +13,8 @@ from typing import Literal
 import grpc
 
 from fsl.edge import EdgeServer, Session
-from fsl.errors import RunError, StepError, WireError
+from fsl.errors import FslError, RunError, StepError, WireError
+from fsl.faults import described, said
 from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
@@ -87,7 +88,7 @@ class EdgeRound:
             return EdgeOutcome(self.closed, self.lost, None)
         except Exception as error:  # whatever a trainer raises reaches every device that waits
             cause, where = (error.__cause__ or error, f" ({error})") if isinstance(error, StepError) else (error, "")
-            reason = f"it failed: {type(cause).__name__}: {cause}{where}"
+            reason = f"it failed: {said(cause) if isinstance(cause, FslError) else described(cause)}{where}"
             for attendance in self._live():
                 attendance.opened = False  # the trainer is not asked again
                 self._lose(attendance.device, Code.INTERNAL, reason)
