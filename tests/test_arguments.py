@@ -43,7 +43,7 @@ def composed():
 @pytest.mark.parametrize("function", [fsl.simulate, price])
 def test_arguments_and_keys_of_one_name_have_one_default(function, composed):
     defaults = {
-        name: parameter.default
+        name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not parameter.empty and not isinstance(composed.get(name), dict) and name in composed
     }
