@@ -91,12 +91,11 @@ def as_privacy(given: Any) -> Privacy | None:
     """What protects the data, from itself, one mechanism, or names ("dp_sgd", or a list of them)."""
     if given is None or isinstance(given, Privacy):
         return given
-    for name, kind in PARTS.items():
-        if isinstance(given, kind):
-            return Privacy(**{name: given})
+    parts: dict[str, Any] = {name: given for name, kind in PARTS.items() if isinstance(given, kind)}
+    if parts:
+        return Privacy(**parts)
     chosen = [given] if isinstance(given, str) else given
     if isinstance(chosen, Sequence) and all(isinstance(name, str) for name in chosen):
-        parts: dict[str, Any] = {}
         for name in chosen:
             parts |= named("privacy", name)
         return build_privacy(parts)

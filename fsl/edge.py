@@ -251,8 +251,8 @@ class EdgeServer:
     def snapshot(self, device: int) -> SessionSnapshot:
         """All that must follow a device that moves to another edge."""
         session = self._sessions[device]
-        lists = {"losses": list(session.losses), "batches": list(session.batches), "waiting": dict(session.waiting)}
-        copied = replace(session, **lists)
+        losses, batches, waiting = list(session.losses), list(session.batches), dict(session.waiting)
+        copied = replace(session, losses=losses, batches=batches, waiting=waiting)
         return SessionSnapshot(copied, self.trainer.snapshot(device))
 
     def adopt(self, snapshot: SessionSnapshot) -> None:

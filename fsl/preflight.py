@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fsl import seeds
 from fsl.data import Examples
@@ -35,7 +36,7 @@ def refuse_model(model: object) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError("model: a scripted model cannot be cut; give the module that it was made from")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ConfigError(
                 f"model: '{key}' has no shape yet, as in lazy layers; run one batch through the model first, "
                 "model(batch), so that every device starts from the same weights"

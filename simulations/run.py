@@ -97,7 +97,7 @@ def _simulate(
     data, augmentation = build_data(top.data, top.seed)
     objective = build_objective(top.objective)
     model, cut = build_model(top.model, data, top.seed, objective)
-    partition = build("partition", top.partition)
+    partition, codecs = build("partition", top.partition), build_codecs(top.codec)
     check_resume(top.resume)
     build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
     return simulate(
@@ -116,7 +116,8 @@ def _simulate(
         devices_per_round=top.devices_per_round,
         local_epochs=top.local_epochs,
         batch_size=top.batch_size,
-        **build_codecs(top.codec),
+        up=codecs["up"],
+        down=codecs["down"],
         aggregator=build_aggregator(top.aggregator),
         seed=top.seed,
         init_from=top.init_from,

@@ -237,7 +237,7 @@ class Algorithm:
         """Remember what the round's trainer kept, of which edges and devices; the other counts of the round."""
         spec = self.trainer(round)
         trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
-        if spec is not None and trainer.keeps:
+        if spec is not None and trainer is not None and trainer.keeps:
             if trainer.divisible:
                 owners = [f"device-{report.device}" for report in reports]
             else:

@@ -69,7 +69,7 @@ class CrossEntropy(Objective):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy over the targets that count, a scalar."""
-        if self.ignores and not self._soft(targets) and not bool((targets != self.ignored).any()):
+        if self.ignores and not self._soft(targets) and not bool((targets != self.ignore_index).any()):
             return outputs.sum() * 0.0  # torch would divide 0 by 0
         return self._cross_entropy(outputs, targets, "mean")
 
@@ -84,7 +84,7 @@ class CrossEntropy(Objective):
         """The sum of the weights of the targets that count; the rows where all count alike."""
         if self._soft(targets) or not (self.ignores or self.class_weights is not None):
             return float(len(targets))
-        counted = targets[targets != self.ignored]
+        counted = targets[targets != self.ignore_index]
         return float(len(counted) if self.class_weights is None else self._weights(counted)[counted].double().sum())
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -97,12 +97,12 @@ class CrossEntropy(Objective):
         """The targets that are not ignored; of probabilities, one for each of their distributions."""
         if self._soft(targets):
             return targets.numel() // targets.shape[self.class_dim]
-        return int((targets != self.ignored).sum()) if self.ignores else targets.numel()
+        return int((targets != self.ignore_index).sum()) if self.ignores else targets.numel()
 
     def classes(self, targets: Tensor, outputs: Tensor | None = None) -> int | None:
         """Those that the labels of (N,) name; of all else those of the outputs, where there are any."""
         if targets.dim() == 1 and not self._soft(targets):
-            counted = targets[targets != self.ignored]
+            counted = targets[targets != self.ignore_index]
             return max(int(counted.max()) + 1, 1) if len(counted) else None
         return None if outputs is None or outputs.dim() < 2 else outputs.shape[self.class_dim]
 
@@ -120,7 +120,7 @@ class CrossEntropy(Objective):
         """Whether targets are one-hot labels, and whether some of them are ignored."""
         if outputs is not None and self._as_probabilities(outputs, targets):
             return {} if targets.is_floating_point() else {"probabilities": True}
-        ignores = not self.ignores and not self._soft(targets) and bool((targets == self.ignored).any())
+        ignores = not self.ignores and not self._soft(targets) and bool((targets == self.ignore_index).any())
         return {"ignores": True} if ignores else {}
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -178,9 +178,11 @@ class CrossEntropy(Objective):
                     "for several labels a sample use objective=bce"
                 )
             return
-        counted = targets[targets != self.ignored]
+        counted = targets[targets != self.ignore_index]
         if not len(counted):
-            raise DataError(f"all {which} targets are {self.ignored}, which the loss ignores; give some that count")
+            raise DataError(
+                f"all {which} targets are {self.ignore_index}, which the loss ignores; give some that count"
+            )
         low, high = int(counted.min()), int(counted.max())
         if low >= 0 and high < classes:
             return
@@ -203,19 +205,15 @@ class CrossEntropy(Objective):
         if self.class_dim != 1:
             outputs = outputs.movedim(self.class_dim, 1)
         if self.log_probabilities:
-            return F.nll_loss(outputs, targets, weights, ignore_index=self._torch_ignored, reduction=reduction)
+            return F.nll_loss(outputs, targets, weights, ignore_index=self.ignore_index, reduction=reduction)
         return F.cross_entropy(
             outputs,
             targets,
             weights,
-            ignore_index=self._torch_ignored,
+            ignore_index=self.ignore_index,
             reduction=reduction,
             label_smoothing=self.label_smoothing,
         )
-
-    @property
-    def _torch_ignored(self) -> int:
-        return _IGNORED if self.ignored is None else self.ignored
 
     def _weights(self, like: Tensor) -> Tensor:
         assert self.class_weights is not None
