@@ -38,10 +38,10 @@ optimizers = pytest.mark.parametrize(
 )
 
 
-def run(strategy, model=None, *, devices=3, rounds=2, **options):
+def run(strategy, model=None, *, data=None, devices=3, rounds=2, **options):
     options = {"cut": "pool", "batch_size": 16, "optimizer": SGD} | options
     return fsl.simulate(
-        model or small_model(), small_task(), strategy=strategy, devices=devices, rounds=rounds, **options
+        model or small_model(), data or small_task(), strategy=strategy, devices=devices, rounds=rounds, **options
     )
 
 

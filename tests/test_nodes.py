@@ -116,7 +116,7 @@ def named(name: str, test_share: float = 0.2):
         ("partition", "os.system"),
         ("data", "fsl.files.load_tensors"),
         ("data", "tests.test_nodes.named"),
-        ("strategy", "fsl.targets.import_module"),
+        ("strategy", "fsl.targets.resolve_name"),
         ("data", 7),
     ],
 )
@@ -147,6 +147,29 @@ def test_an_edge_needs_no_data():
     assert len(workload.data.train) == 0
     assert workload.data.input_shape == setup.input_shape
     assert workload.head is None
+
+
+def test_nodes_train_by_the_runs_objective():
+    setup = setup_of("objective=huber", "objective.delta=0.3", "model=mlp")
+    for config in (EDGE, DEVICE):
+        workload = build_workload(setup, NodeSettings.read(config))
+        assert (type(workload.objective).__name__, workload.objective.delta) == ("Huber", 0.3)
+        assert workload.data.classes is None
+        assert workload.data.train.targets.dtype == torch.int64
+
+
+def test_an_edge_without_data_knows_that_targets_are_ignored():
+    sent = replace(setup_of(), groups={**setup_of().groups})
+    sent.groups["objective"]["ignores"] = True
+    assert build_workload(sent, NodeSettings.read(EDGE)).objective.ignores
+
+
+def test_other_targets_than_the_run_s_are_refused():
+    setup = replace(setup_of(), target_shape=(3,))
+    with pytest.raises(
+        ConfigError, match=r"this node's targets are int64 of shape \(\), the run's int64 of shape \(3,\)"
+    ):
+        build_workload(setup, NodeSettings.read(DEVICE))
 
 
 def test_a_device_takes_its_partition_or_all_of_its_own_data():

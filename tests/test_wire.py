@@ -1,14 +1,17 @@
 """Equivalence 6: training over gRPC is training in one process."""
 
 import pytest
+import torch
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from torch import nn
 
+from fsl.data import TaskData, TensorExamples
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.errors import RunError
 from fsl.privacy import Privacy
 from fsl.privacy.settings import Detector, NoPeek
 from fsl.wire.options import Patience
-from tests.conftest import small_model
+from tests.conftest import small_model, small_task
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
 from tests.wired import Wired
 
@@ -115,3 +118,29 @@ def test_a_device_that_suspects_its_edge_leaves_and_says_why(tmp_path):
     privacy = Privacy(detector=Detector(threshold=2, after=2))  # nothing is above it
     with pytest.raises(RunError, match=r"no device finished.*step 1: it stopped, because its cut gradients do not"):
         run(SplitFedV1(), devices=2, privacy=privacy, backend=Wired(folder=tmp_path))
+
+
+def labelled(targets):
+    """The small task with other targets."""
+    task = small_task()
+    train, test = (TensorExamples(data.inputs, targets(data.targets)) for data in (task.train, task.test))
+    return TaskData("other", train, test, None)
+
+
+OBJECTIVES = {
+    "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.5, 2.0])), lambda y: y),
+    "ignored labels": (nn.CrossEntropyLoss(), lambda y: torch.where(y == 3, -100, y)),
+    "probabilities": (nn.CrossEntropyLoss(), lambda y: nn.functional.one_hot(y, 4) * 0.9 + 0.025),
+    "several labels": ("bce", lambda y: nn.functional.one_hot(y, 4)),
+    "numbers": (nn.HuberLoss(delta=0.5), lambda y: y.float()[:, None].expand(-1, 4).contiguous()),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTIVES)
+@pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
+def test_every_objective_is_the_same_over_the_wire(case, strategy, tmp_path):
+    objective, targets = OBJECTIVES[case]
+    options = {"data": labelled(targets), "objective": objective, "devices": 4, "edges": 2, "batch_size": 10}
+    wired = run(strategy, backend=Wired(folder=tmp_path), **options)
+    assert_same_result(run(strategy, **options), wired)
+    assert all(row["lost"] == {} for row in wired.metrics)
