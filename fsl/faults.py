@@ -65,9 +65,10 @@ def place_of(error: BaseException) -> str | None:
     return own
 
 
-def in_users_code(error: BaseException) -> bool:
-    """Whether an exception came out of code of the user's, rather than a library's that fsl called."""
-    return any(_is_users(frame) for one in _chain(error) for frame, _ in traceback.walk_tb(one.__traceback__))
+def comes_of_users_code(error: BaseException) -> bool:
+    """Whether something of the user's raised what an error of fsl's tells of, as an item of a Dataset may."""
+    causes = (one for one in _chain(error) if not isinstance(one, FslError))
+    return any(_is_users(frame) for one in causes for frame, _ in traceback.walk_tb(one.__traceback__))
 
 
 def is_fault(error: BaseException) -> bool:
@@ -110,7 +111,7 @@ def traced(folder: Path | None) -> Iterator[None]:
         keep_traceback(fault, folder)
         raise fault from error
     except Exception as error:
-        if is_fault(error):
+        if is_fault(error) or comes_of_users_code(error):
             keep_traceback(error, folder)
         raise
     if folder is not None:

@@ -12,9 +12,9 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fsl import seeds
 from fsl.data import Examples
-from fsl.errors import ConfigError, FslError
+from fsl.errors import ConfigError, DataError, FslError
 from fsl.faithful import refuse_unfaithful
-from fsl.faults import fault_of, in_users_code, said
+from fsl.faults import comes_of_users_code, fault_of, said
 from fsl.learner import OptimizerRecipe
 from fsl.objective import LossFunction, Objective
 from fsl.workload import Worker, Workload, copied
@@ -63,12 +63,26 @@ def fit(workload: Workload, given_classes: int | None) -> Workload:
     with _own_randomness():
         inputs, targets = _rows(data.train, accelerator)
         outputs = _outputs(model, inputs, "training")
-    workload.objective.check(outputs, targets)
-    objective = workload.objective.fit(data.train.targets, outputs)
+    objective = workload.objective
+    objective.check(outputs, targets)
+    for examples in (data.train, data.test, data.validation):
+        if examples is not None:
+            objective = objective.fit(examples.targets, outputs)
     classes = None
     if objective.takes_classes:
         classes = given_classes if given_classes is not None else objective.classes(data.train.targets, outputs)
+        _refuse_classes(given_classes, objective, data.train.targets, outputs)
     return replace(workload, objective=objective, data=replace(data, classes=classes))
+
+
+def _refuse_classes(given: int | None, objective: Objective, targets: Tensor, outputs: Tensor) -> None:
+    """What a TaskData says of its classes, others go by: the divergence rule, and labels that are randomized."""
+    named = objective.classes(targets)
+    if given is not None and named is not None and named > given:
+        raise DataError(f"the data say classes={given}, and the training labels go up to {named - 1}; mend one of them")
+    scores = objective.classes(targets[:0], outputs)
+    if given is not None and scores is not None and given > scores:
+        raise DataError(f"the data say classes={given}, and the model has {scores} outputs; give it one for each class")
 
 
 def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> None:
@@ -115,7 +129,7 @@ def _trying(what: str) -> Iterator[None]:
     except FslError:
         raise
     except Exception as error:
-        if in_users_code(error):
+        if comes_of_users_code(error):
             raise fault_of(error, what) from error
         raise ConfigError(f"{what}: {said(error)}") from error
 
@@ -161,7 +175,7 @@ def _loss(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
         raise ConfigError(f"objective={name}: it gives {what}; a loss is a scalar tensor, the mean over the batch")
     if not bool(loss.isfinite()):
         raise ConfigError(
-            f"objective={name}: the loss of the first {len(outputs)} training rows is {float(loss)} before anything is "
+            f"objective={name}: the loss of the first {len(outputs)} training rows is {float(loss.detach())} before anything is "
             "trained; look for values out of range in inputs and targets, and for a log of 0 in model or loss"
         )
     if not loss.requires_grad:
@@ -212,15 +226,20 @@ def _refuse_rows(objective: Objective, outputs: Tensor, targets: Tensor, loss: T
             raise ConfigError(f"objective={name}: rows() gives shape {tuple(rows.shape)}, not one loss for each row")
         if not torch.allclose(rows.mean(), loss.detach(), rtol=1e-3, atol=1e-6):
             raise ConfigError(
-                f"objective={name}: the mean of rows() is {float(rows.mean()):.6g} and loss() {float(loss):.6g}; they "
+                f"objective={name}: the mean of rows() is {float(rows.mean()):.6g} and loss() {float(loss.detach()):.6g}; they "
                 "must agree, or rows() return None"
             )
-    if not weight >= 0:
-        raise ConfigError(f"objective={name}: weight() gives {weight!r}; it is a number of 0 or above")
-    if correct is not None and not (torch.as_tensor(correct).numel() == 1 and 0 <= float(correct) <= scored):
+    if not (isinstance(weight, int | float) and weight >= 0):
+        raise ConfigError(f"objective={name}: weight() gives {_short(weight)}; it is a number of 0 or above")
+    if type(scored) is not int or scored < 0:
+        raise ConfigError(f"objective={name}: scored() gives {_short(scored)}; it is a whole number of 0 or above")
+    if correct is None:
+        return
+    count = torch.as_tensor(correct)
+    if count.numel() != 1 or count.is_floating_point() or not 0 <= int(count) <= scored:
         raise ConfigError(
             f"objective={name}: correct() gives {_short(correct)} of {scored} targets; it is a count of those that are "
-            "right, a scalar"
+            "right, a whole number as a scalar, and no share: leave out .float() and .mean()"
         )
 
 

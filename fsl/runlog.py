@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -80,6 +82,19 @@ class RunLog(logging.FileHandler):
         last = logging.lastResort
         if self is first and not others and last is not None and record.levelno >= last.level:
             last.handle(record)
+
+
+@contextmanager
+def noted_in_log(folder: Path) -> Iterator[None]:
+    """A run that ends before it has begun leaves its reason in the log of its folder, where there is a folder."""
+    try:
+        yield
+    except Exception as error:
+        path = folder / RUN_LOG
+        if folder.is_dir() and not (path.exists() and path.stat().st_size):
+            with RunLog(folder) as log:
+                log.line(f"did not begin: {described(error)}")
+        raise
 
 
 def _file_of(handler: logging.Handler) -> str | None:

@@ -52,6 +52,7 @@ from fsl.observers import Figures, Observer, ProgressBar, RoundLines
 from fsl.quoting import override_value, shell_line
 from fsl.run import Run, simulate
 from fsl.runfolder import RunFolder
+from fsl.runlog import noted_in_log
 from fsl.trackers import TensorBoard
 
 
@@ -80,7 +81,7 @@ def simulate_config(
     `backend_of` makes the backend for runs that are no simulation; `strategy` takes the place of the configuration's;
     `title` goes before each line about a round, where several runs print side by side.
     """
-    with traced(folder):
+    with traced(folder), noted_in_log(folder):
         watching = (*_shown(progress, title), TensorBoard(), *build_trackers(read_config(config).trackers))
         # The last is told first of the end: trackers then find the figures drawn.
         return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)

@@ -234,7 +234,7 @@ def test_a_bug_anywhere_leaves_its_traceback_in_the_runs_folder(place, tmp_path)
 
 
 def test_a_bug_before_the_first_round_leaves_its_traceback_too(tmp_path):
-    with pytest.raises(LookupError):
+    with pytest.raises(fsl.errors.DataError, match=r"item 0 of Items cannot be read \(LookupError: bug"):
         simulate(data=Items(), out=tmp_path / "mine")
     assert "in __getitem__" in (tmp_path / "mine" / TRACEBACK).read_text()
 
@@ -242,7 +242,8 @@ def test_a_bug_before_the_first_round_leaves_its_traceback_too(tmp_path):
 def test_private_fronts_whose_evaluation_fails_say_where(tmp_path):
     class OnlyTrains(nn.Linear):
         def forward(self, values):
-            return super().forward(values) if torch.is_grad_enabled() else fails("evaluation")
+            few = torch.is_grad_enabled() or len(values) <= 4  # as many rows are tried before the run
+            return super().forward(values) if few else fails("evaluation")
 
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), OnlyTrains(8, 3))
     with pytest.raises(DeviceError, match=r"run mine, round 1: LookupError: evaluation \(.*in fails"):

@@ -335,7 +335,7 @@ def test_a_snapshot_of_another_protocol_or_model_is_refused(session, monkeypatch
     monkeypatch.setattr(fsl.handover, "PROTOCOL", 0)
     older = pack(one.snapshot(0), PASSPORT, layout)
     monkeypatch.undo()
-    with pytest.raises(WireError, match="by protocol 0, this edge speaks 1"):
+    with pytest.raises(WireError, match="by protocol 0, this edge speaks 2"):
         unpack(older, PASSPORT, layout)
 
 

@@ -74,7 +74,9 @@ PLACE = (
 
 class FailingLayer(torch.nn.Module):
     def forward(self, values):
-        raise ArithmeticError("no such luck")
+        if len(values) > 4:  # as many rows are tried before the run
+            raise ArithmeticError("no such luck")
+        return values
 
 
 @pytest.mark.parametrize("place", ["front", "back"])

@@ -202,7 +202,7 @@ def test_a_trial_with_bad_input_and_one_with_a_mistake_of_the_users_fail_alone(t
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 3
     assert "(+model.how=well devices=5000) failed: devices=5000: there are only" in captured.err
-    assert "failed: ZeroDivisionError: of the user's own (see " in captured.err
+    assert "failed: ZeroDivisionError: of the user's own (unsound.py, line " in captured.err
     assert "4 trials: 1 complete, 0 pruned, 3 failed" in captured.out
 
 
