@@ -15,7 +15,6 @@ from fsl.federation import CloudStrategy, Optimizer
 from fsl.mobility import Mobility
 from fsl.observers import Observer
 from fsl.privacy.settings import PARTS, Privacy
-from fsl.targets import path_of
 
 
 def as_strategy(given: Any) -> CloudStrategy:
@@ -48,7 +47,7 @@ def as_optimizer(given: Any) -> Optimizer:
     if isinstance(given, str):
         return build_optimizer(named("optimizer", given))
     if isinstance(given, type) and issubclass(given, torch.optim.Optimizer):
-        return Optimizer(path_of(given))
+        return Optimizer(given)
     if isinstance(given, torch.optim.Optimizer):
         name = type(given).__name__
         rate = given.param_groups[0].get("lr")

@@ -5,6 +5,7 @@ the round before are deleted after.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 from fsl.files import load_tensors, tensor_bytes, to_json, write_bytes, write_text
+
+log = logging.getLogger(__name__)
 
 _FORMAT = 1
 
@@ -108,7 +111,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """A run goes on only with the settings it began with; names the first that differs."""
     now = json.loads(json.dumps(now))
-    for key in sorted({*then, *now}):
+    if then.get("code") != now.get("code"):
+        log.warning(
+            "resume=%s: the code of your own classes (model, strategy, trainer, codec) has changed since that run "
+            "began; it goes on with the code as it is now",
+            folder,
+        )
+    for key in sorted({*then, *now} - {"code"}):
         if then.get(key) != now.get(key):
             raise CheckpointError(
                 f"resume={folder}: that run has {key}={then.get(key)!r}, this one {now.get(key)!r}; resume with equal "

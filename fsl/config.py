@@ -5,7 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl import seeds
 from fsl.backend import Backend
 from fsl.data import Augmentation, TaskData, hold_out
+from fsl.data.digest import digest
 from fsl.errors import ConfigError
 from fsl.federation import Optimizer, Schedule
 from fsl.mobility import Mobility
@@ -206,7 +207,7 @@ def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmenta
     augmentation = build_kind("data.augment", {"_target_": "fsl.data.Augmentation", **augment}, Augmentation)
     data = build_kind("data", values, TaskData)
     if share:
-        data = hold_out(data, share, seed)
+        data = replace(hold_out(data, share, seed), origin=f"{digest(data.train)} without {share:g}")
     return data, augmentation if augmentation != Augmentation() else None
 
 

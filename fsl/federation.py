@@ -17,7 +17,7 @@ from fsl.placement import Placement
 from fsl.plan import Fronts, Spec
 from fsl.privacy.settings import Privacy, Probe
 from fsl.states import Layout
-from fsl.targets import locate
+from fsl.targets import locate, public_path
 
 if TYPE_CHECKING:
     from fsl.costs import CostModel  # which builds profiles through fsl.config, which needs this module
@@ -73,7 +73,7 @@ class Optimizer:
     `reset`: the state is dropped at the end of each round; otherwise each device's and edge's is kept on its node.
     """
 
-    target: str | None = None
+    target: str | type | None = None
     lr: float | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     schedule: Schedule = Schedule()
@@ -82,12 +82,14 @@ class Optimizer:
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
             raise ConfigError(f"optimizer.options={self.options!r}: give a mapping such as {{'momentum': 0.9}}")
+        if isinstance(self.target, type):
+            object.__setattr__(self, "target", public_path(self.target))
         if self.target is None:
             object.__setattr__(self, "target", _TARGET)
             object.__setattr__(self, "options", {**_OPTIONS, **self.options})
             object.__setattr__(self, "lr", _RATE if self.lr is None else self.lr)
         elif self.lr is None:
-            object.__setattr__(self, "lr", _own_rate(self.target))
+            object.__setattr__(self, "lr", _own_rate(str(self.target)))
         rate = self.lr
         if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
             raise ConfigError(f"optimizer.lr={rate}: a learning rate is a finite number >= 0")
@@ -101,7 +103,7 @@ class Optimizer:
     @property
     def spec(self) -> Spec:
         """The class and its options, without the learning rate."""
-        assert self.target is not None  # since it was made
+        assert isinstance(self.target, str)  # since it was made
         return Spec(self.target, dict(self.options))
 
 

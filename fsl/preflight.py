@@ -1,6 +1,7 @@
 """What is tried on a few rows before anything is written, so that hours of training do not end in an error or a lie."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from fsl.learner import OptimizerRecipe
 from fsl.objective import LossFunction, Objective
 from fsl.workload import Worker, Workload, copied
 
-ROWS = 4  # of a small batch: more than batch normalisation needs, and few enough to cost nothing
+log = logging.getLogger(__name__)
+
+ROWS = 8  # of a small batch: more than batch normalisation needs, and few enough to cost nothing
 
 
 def refuse_model(model: object) -> None:
@@ -105,6 +108,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         _refuse_sum(objective, outputs.detach(), targets, loss.detach())
         _refuse_pairs(objective, outputs.detach(), targets)
         _refuse_rows(objective, outputs, targets, loss)
+        _warn_of_other_means(objective, outputs.detach(), targets, loss.detach())
         _try_step(model, loss, recipe)
         model.eval()
         for which, examples in (("test", data.test), ("validation", data.validation)):
@@ -136,7 +140,8 @@ def _trying(what: str) -> Iterator[None]:
 
 def _rows(examples: Examples, accelerator: torch.device) -> tuple[Tensor, Tensor]:
     count = min(ROWS, len(examples))
-    rows = torch.arange(count) if count > 1 else torch.zeros(2, dtype=torch.int64)
+    spread = torch.linspace(0, len(examples) - 1, count).round().to(torch.int64)  # sorted data have all their kinds
+    rows = spread if count > 1 else torch.zeros(2, dtype=torch.int64)
     inputs, targets = examples.batch(rows)
     return inputs.to(accelerator), targets.to(accelerator)
 
@@ -175,8 +180,8 @@ def _loss(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
         raise ConfigError(f"objective={name}: it gives {what}; a loss is a scalar tensor, the mean over the batch")
     if not bool(loss.isfinite()):
         raise ConfigError(
-            f"objective={name}: the loss of the first {len(outputs)} training rows is {float(loss.detach())} before anything is "
-            "trained; look for values out of range in inputs and targets, and for a log of 0 in model or loss"
+            f"objective={name}: the loss of {len(outputs)} training rows is {float(loss.detach())} before "
+            "anything is trained; look for values out of range in inputs and targets, and a log of 0 in model or loss"
         )
     if not loss.requires_grad:
         raise ConfigError(
@@ -226,8 +231,8 @@ def _refuse_rows(objective: Objective, outputs: Tensor, targets: Tensor, loss: T
             raise ConfigError(f"objective={name}: rows() gives shape {tuple(rows.shape)}, not one loss for each row")
         if not torch.allclose(rows.mean(), loss.detach(), rtol=1e-3, atol=1e-6):
             raise ConfigError(
-                f"objective={name}: the mean of rows() is {float(rows.mean()):.6g} and loss() {float(loss.detach()):.6g}; they "
-                "must agree, or rows() return None"
+                f"objective={name}: the mean of rows() is {float(rows.mean()):.6g} and loss() "
+                f"{float(loss.detach()):.6g}; they must agree, or rows() return None"
             )
     if not (isinstance(weight, int | float) and weight >= 0):
         raise ConfigError(f"objective={name}: weight() gives {_short(weight)}; it is a number of 0 or above")
@@ -240,6 +245,21 @@ def _refuse_rows(objective: Objective, outputs: Tensor, targets: Tensor, loss: T
         raise ConfigError(
             f"objective={name}: correct() gives {_short(correct)} of {scored} targets; it is a count of those that are "
             "right, a whole number as a scalar, and no share: leave out .float() and .mean()"
+        )
+
+
+def _warn_of_other_means(objective: Objective, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+    """Batches and devices are averaged by rows, unless an objective says what else its loss is a mean over."""
+    if type(objective).weight is not Objective.weight or len(targets) % 2:
+        return
+    halves = (slice(None, len(targets) // 2), slice(len(targets) // 2, None))
+    with torch.no_grad():
+        mean = sum(objective.loss(outputs[half], targets[half]) for half in halves) / 2
+    if not torch.allclose(torch.as_tensor(mean), loss, rtol=1e-3, atol=1e-6):
+        log.warning(
+            "objective=%s: the loss of %d rows is %.6g, and the mean over its halves %.6g, so it is no mean over rows; "
+            "batches are averaged by their rows all the same, unless an fsl.objective.Objective says their weight()",
+            *(_named(objective), len(targets), float(loss), float(mean)),
         )
 
 

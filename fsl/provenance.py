@@ -1,25 +1,25 @@
 """What a result depends on, and what it was made with."""
 
+import inspect
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from fsl.aggregation import Aggregator
-from fsl.data.digest import digest
 from fsl.describe import describe
-from fsl.digests import digest_text, digest_values
-from fsl.federation import CloudStrategy, Federation, Schedule
+from fsl.digests import digest_text
+from fsl.federation import CloudStrategy, Federation, Optimizer, Schedule
 from fsl.files import load_tensors
+from fsl.identity import code_of, weights_of
+from fsl.plan import Spec
 from fsl.states import Field
-from fsl.targets import path_of
+from fsl.targets import locate, path_of
 from fsl.workload import Workload
 
 # Of the federation's fields: no settings, or described below.
@@ -37,7 +37,7 @@ _APART = (
     "ledger",
     "named",
 )
-_KEPT = frozenset(vars(nn.Module()))  # what torch keeps in every module
+_SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
@@ -45,6 +45,7 @@ def settings(
     federation: Federation,
     workload: Workload,
     strategy: CloudStrategy,
+    given: Mapping[str, Any],
     partition: str,
     cuts: Sequence[str],
     init_from: Path | None = None,
@@ -56,7 +57,9 @@ def settings(
     for way, codec in (("up", federation.up), ("down", federation.down)):
         values |= {way: codec.target, **flat(codec.kwargs, f"{way}.")}
     values |= {} if federation.costs is None else federation.costs.settings()
-    values |= {f"optimizer.{k}": v for k, v in asdict(federation.optimizer).items()}
+    optimizer = asdict(federation.optimizer)
+    optimizer["options"] = _options(federation.optimizer)
+    values |= {f"optimizer.{k}": v for k, v in optimizer.items()}
     values |= {f"strategy.{k}": v for k, v in strategy.settings().items()}
     if federation.aggregator is not None:
         values |= {f"aggregator.{k}": v for k, v in Aggregator(federation.aggregator).settings().items()}
@@ -64,21 +67,14 @@ def settings(
         values |= {f"privacy.{k}": v for k, v in flat(asdict(federation.privacy)).items()}
     if federation.mobility is not None:
         values["mobility"] = describe(federation.mobility)
-    data, layouts = workload.data, federation.layouts
+    layouts, kinds = federation.layouts, _own_classes(federation, strategy)
     values |= {
+        **given,
+        "code": code_of(workload.model, kinds),
         "strategy": path_of(type(strategy)),
-        "model": type(workload.model).__name__,
         "model.cut": ", ".join(cuts),
-        "model.modules": digest_text(repr(list(_modules(workload.model)))),
         "model.tensors": digest_text(repr([(n, *_field(f)) for n, la in layouts.items() for f in la.fields])),
-        "data": data.name,
-        "data.examples": len(data.train),
-        "data.train": digest(data.train),
-        "data.test": None if data.test is None else digest(data.test),
-        "data.validation": None if data.validation is None else digest(data.validation),
         "partition": partition,
-        "augmentation": None if workload.augmentation is None else describe(workload.augmentation),
-        "objective": describe(workload.objective),
         "init_from": None if init_from is None else f"{init_from.name}#{weights_of(load_tensors(init_from))}",
         "backend.threads": workload.threads,
         "backend.accelerator": workload.accelerator,
@@ -94,20 +90,23 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def weights_of(state: Mapping[str, Tensor]) -> str:
-    """A digest of weights by name: runs of one seed that start from other weights are no repetition."""
-    return digest_text(repr([(name, digest_values(tensor, whole=True)) for name, tensor in sorted(state.items())]))
+def _options(optimizer: Optimizer) -> dict[str, Any]:
+    """All options with plain values, given or not: a run is the same whoever writes its defaults down."""
+    try:
+        parameters = inspect.signature(locate(optimizer.spec.target)).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    defaults = {n: p.default for n, p in parameters.items() if isinstance(p.default, bool | int | float | tuple)}
+    return {n: v for n, v in {**defaults, **optimizer.options}.items() if n not in (*_SPEED, "lr")}
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[object, ...]]:
-    """What modules are beside their tensors: class, options, whether they are frozen in eval(), plain attributes."""
-    for name, module in model.named_modules(remove_duplicate=False):
-        plain = {key: value for key, value in vars(module).items() if key not in _KEPT and not _is_torchs(module)}
-        yield name, path_of(type(module)), module.extra_repr(), module.training, describe(plain)
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.")  # which say all their options in extra_repr
+def _own_classes(federation: Federation, strategy: CloudStrategy) -> list[type]:
+    """The classes that decide what is computed, beside the model's."""
+    specs = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1)]
+    if (rule := getattr(strategy, "device_rule", None)) is not None:
+        specs.append(rule(1))
+    found = [locate(spec.target) for spec in specs if isinstance(spec, Spec)]
+    return [type(strategy), *(kind for kind in found if isinstance(kind, type))]
 
 
 def _field(field: Field) -> tuple[object, ...]:

@@ -38,6 +38,7 @@ from fsl.errors import ConfigError, FslError
 from fsl.faults import traced_into_out
 from fsl.federation import CloudStrategy, Federation, Optimizer
 from fsl.files import load_tensors
+from fsl.identity import of_given
 from fsl.ignored import refuse_ignored, warn_of_ignored
 from fsl.learner import OptimizerRecipe
 from fsl.mobility import Mobility
@@ -169,6 +170,7 @@ def simulate(
     loss, seen_by = as_objective(objective), as_observers(observers)
     task = as_task(train_data, test_data)
     check_examples(task.train, task.test, task.validation)
+    given = of_given(model, task, loss, augmentation)
     codecs = [codec_spec(way, given) for way, given in (("codec.up", up), ("codec.down", down))]
     refuse_ignored(task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
     nodes = whole("nodes", nodes)
@@ -215,7 +217,7 @@ def simulate(
         accelerator=backend.accelerator,
         allowed=Allowed(dict.fromkeys((*ALLOWED, *allowed, *_package(strategy))), federation.named),
     )
-    with torch_threads(backend.threads):
+    with torch_threads(backend.threads), seeds.left_as_found():
         workload = fit(workload, train_data.classes if isinstance(train_data, TaskData) else None)
         task = workload.data
         if strategy.local_loss:
@@ -236,7 +238,7 @@ def simulate(
             strategy.bind(federation)
         divided_by = f"{describe_partition(partitioner)} {samples_per_device}"
         start = None if init_from is None else _path("init_from", init_from)
-        settings = provenance.settings(federation, workload, strategy, divided_by, worker.split.cuts, start)
+        settings = provenance.settings(federation, workload, strategy, given, divided_by, worker.split.cuts, start)
         watching = (*([ProgressBar()] if progress else []), *seen_by)
         label = Label(name if name is None else str(name), as_tags(tags or {}))
         simulation = Simulation(federation, workload, worker, strategy, folder, watching, settings, label)

@@ -62,6 +62,18 @@ def numpy_generator(
 DEFAULT_GENERATOR = threading.Lock()
 
 
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """Put torch's default generator back as it was, so that what a user draws after a run is not the run's."""
+    with DEFAULT_GENERATOR:
+        state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        with DEFAULT_GENERATOR:
+            torch.set_rng_state(state)
+
+
 def reseed(value: int, accelerator: torch.device | None = None) -> None:
     """Reseed torch's default generators, for layers that take none (dropout); hold DEFAULT_GENERATOR meanwhile.
 

@@ -23,6 +23,7 @@ from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
 from fsl.files import load_tensors, save_tensors, sync
+from fsl.identity import weights_of
 from fsl.learner import OptimizerRecipe
 from fsl.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.privacy.device import leaks
@@ -107,7 +108,7 @@ class Simulation:
         tensors = {name: segment.module.state_dict() for name, segment in self.worker.segments.items()}
         if init_from is not None:
             tensors |= dict.fromkeys(self.worker.chain, load_tensors(Path(init_from)))
-        self.weights = provenance.weights_of({k: t for name in self.worker.chain for k, t in tensors[name].items()})
+        self.weights = weights_of({k: t for name in self.worker.chain for k, t in tensors[name].items()})
         if resume:
             checkpoint = load_checkpoint(self.folder.checkpoint)
             refuse_other_settings(checkpoint.settings, self.settings, self.folder.path)
@@ -232,7 +233,7 @@ class Simulation:
             self.checkpoints.wait()  # what nodes may delete in the next round depends on it
         self.rows.append(row)
         for observer in self.observers:
-            self._ask(observer, partial(observer.on_round, row), round)
+            self._ask(observer, partial(observer.on_round, dict(row)), round)  # one may write into it
         self._stop_if_asked()
 
     def finish(self) -> Result:

@@ -75,14 +75,16 @@ def path_of(kind: type) -> ClassPath:
     return path
 
 
-def public_path(found: Any) -> str:
+def public_path(found: Any) -> ClassPath:
     """The shortest path by which a class can be imported from its own package: `fsl.codecs.Float16`."""
     module, name = str(getattr(found, "__module__", "")), str(getattr(found, "__qualname__", repr(found)))
     parts = module.split(".")
     packages = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return next(
-        (f"{p}.{name}" for p in packages if getattr(sys.modules.get(p), name, None) is found), f"{module}.{name}"
+    path = ClassPath(
+        next((f"{p}.{name}" for p in packages if getattr(sys.modules.get(p), name, None) is found), f"{module}.{name}")
     )
+    path.kind = found
+    return path
 
 
 def name_classes(named: dict[str, type], paths: Iterable[str]) -> None:

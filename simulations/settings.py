@@ -26,7 +26,7 @@ _NO_MATTER = (
     "aggregator.name",
 )
 _RENAMED = {"optimizer.target": "optimizer", "aggregator.class": "aggregator"}
-_DIGESTS = ("model.tensors", "model.modules", "data.examples", "data.train", "data.test", "data.validation")
+_DIGESTS = ("model.tensors", "model.modules", "code", "data.examples", "data.train", "data.test", "data.validation")
 _PROFILES = ("device", "edge", "link", "backhaul", "mobility")  # by whose name their numbers are known
 _OPAQUE = (*_DIGESTS, *(f"costs.{name}" for name in _PROFILES))  # shown only where nothing else tells two groups apart
 _MECHANISMS = tuple(f"privacy.{name}" for name in PARTS)  # named where they are not in use

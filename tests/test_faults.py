@@ -242,7 +242,7 @@ def test_a_bug_before_the_first_round_leaves_its_traceback_too(tmp_path):
 def test_private_fronts_whose_evaluation_fails_say_where(tmp_path):
     class OnlyTrains(nn.Linear):
         def forward(self, values):
-            few = torch.is_grad_enabled() or len(values) <= 4  # as many rows are tried before the run
+            few = torch.is_grad_enabled() or len(values) <= 8  # as many rows are tried before the run
             return super().forward(values) if few else fails("evaluation")
 
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), OnlyTrains(8, 3))

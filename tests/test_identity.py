@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import fsl
+from fsl.config import build_data
 from fsl.data import Augmentation, TensorExamples
 from fsl.errors import CheckpointError
 from fsl.files import save_tensors
+from fsl.identity import of_given
 from fsl.objective import CrossEntropy, Objective
 
 torch.manual_seed(0)
@@ -51,9 +53,23 @@ def statistics_kept():
     return model
 
 
-def seeded(kind):
+def seeded_model(build):
     torch.manual_seed(1)
-    return kind
+    return build()
+
+
+def attention(heads):
+    layer = nn.TransformerEncoderLayer(8, heads, dim_feedforward=8, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (1, 8)), layer, nn.Flatten(), nn.Linear(8, 3))
+
+
+class Masked(Scaled):
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("mask", torch.full((3,), value), persistent=False)
+
+    def forward(self, inputs):
+        return self.mask * super().forward(inputs)
 
 
 def absolute(outputs, targets):
@@ -98,14 +114,22 @@ ONE_AND_OTHER = {
     "order of rows": ({}, {"x": INPUTS.flip(0), "y": LABELS.flip(0)}),
     "test data": ({}, {"test": (OTHERS, LABELS)}),
     "an attribute of the model": (
-        {"model": seeded(Scaled(1.0)), "cut": "front"},
-        {"model": seeded(Scaled(2.0)), "cut": "front"},
+        {"model": seeded_model(lambda: Scaled(1.0)), "cut": "front"},
+        {"model": seeded_model(lambda: Scaled(2.0)), "cut": "front"},
     ),
     "frozen parameters": ({}, {"model": half_frozen()}),
     "frozen statistics": ({}, {"model": statistics_kept()}),
     "a list of rows by device": (
         {"partition": [range(20), range(20, 40), range(40, 60)]},
         {"partition": [range(20), range(20, 41), range(41, 60)]},
+    ),
+    "heads of attention": (
+        {"model": seeded_model(lambda: attention(2)), "cut": "0"},
+        {"model": seeded_model(lambda: attention(4)), "cut": "0"},
+    ),
+    "a buffer that stays here": (
+        {"model": seeded_model(lambda: Masked(1.0)), "cut": "front"},
+        {"model": seeded_model(lambda: Masked(0.5)), "cut": "front"},
     ),
     "a strategy's setting": ({"strategy": SGLR(phi=0.5)}, {"strategy": SGLR(phi=1.0)}),
     "an optimizer's option": (
@@ -133,6 +157,50 @@ def test_a_run_goes_on_only_with_its_own_data_and_loss(tmp_path):
     with pytest.raises(CheckpointError, match=r"that run has objective="):
         start(tmp_path, objective=nn.CrossEntropyLoss(label_smoothing=0.3), resume=True, rounds=2)
     assert len(start(tmp_path, resume=True, rounds=2).metrics) == 2
+
+
+EQUAL = {
+    "a model in eval() as a whole": ({}, {"model": "evaluating"}),
+    "an optimizer by its name": ({}, {"optimizer": "sgd"}),
+    "an optimizer's class and path": ({"optimizer": torch.optim.Adam}, {"optimizer": "adam"}),
+    "defaults that are written down": (
+        {"optimizer": fsl.Optimizer(torch.optim.Adam, 0.001)},
+        {"optimizer": fsl.Optimizer("torch.optim.Adam", 0.001, {"betas": (0.9, 0.999), "weight_decay": 0})},
+    ),
+    "a loss by its name": ({}, {"objective": nn.CrossEntropyLoss()}),
+    "nodes, names and tags": ({}, {"nodes": 2, "name": "again", "tags": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_equal_runs_go_on(case, tmp_path):
+    one, other = (copy.deepcopy(options) for options in EQUAL[case])
+    if other.get("model") == "evaluating":
+        other["model"] = mlp().eval()
+    start(tmp_path, **one)
+    assert len(start(tmp_path, resume=True, rounds=2, **other).metrics) == 2
+
+
+def test_a_run_goes_on_with_changed_code_and_says_so(tmp_path, caplog):
+    def strategy(factor):
+        def learning_rates(self, round):
+            return {name: factor * rate for name, rate in SplitFedV1.learning_rates(self, round).items()}
+
+        return type("Own", (SplitFedV1,), {"learning_rates": learning_rates, "__module__": __name__})()
+
+    start(tmp_path, strategy=strategy(1.0))
+    assert not caplog.records
+    start(tmp_path, strategy=strategy(0.5), resume=True, rounds=2)
+    assert "the code of your own classes" in caplog.text
+
+
+def test_seeds_of_a_setting_with_validation_have_one_setting():
+    settings = []
+    for seed in (0, 1):
+        task, _ = build_data({"_target_": "fsl.data.digits", "validation": 0.1}, seed)
+        settings.append(of_given(mlp(), task, CrossEntropy(), None))
+    other, _ = build_data({"_target_": "fsl.data.digits", "validation": 0.2}, 0)
+    assert settings[0] == settings[1] != of_given(mlp(), other, CrossEntropy(), None)
 
 
 def test_weights_from_a_file_are_in_the_settings(tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl.data import Augmentation, TensorExamples
+from fsl.data import Augmentation, TaskData, TensorExamples
 from fsl.errors import FslError
 from fsl.objective import CrossEntropy, Objective
 
@@ -37,6 +37,16 @@ class Unlike(CrossEntropy):
 class ByClass(CrossEntropy):
     def correct(self, outputs, targets):
         return outputs.argmax(1) == targets
+
+
+class Share(CrossEntropy):
+    def correct(self, outputs, targets):
+        return super().correct(outputs, targets) / len(targets)
+
+
+class Weightless(CrossEntropy):
+    def weight(self, targets):
+        return torch.tensor(1.0)
 
 
 def squared(outputs, targets):
@@ -88,10 +98,12 @@ CASES = {
         "each output is compared with every target",
     ),
     "a sum": ({"y": torch.randn(60, 3), "objective": summed}, "so it is a sum; .* give the mean"),
-    "a vector of losses": ({"y": torch.randn(60, 3), "objective": vector}, r"a tensor of shape \(4,\); a loss is"),
+    "a vector of losses": ({"y": torch.randn(60, 3), "objective": vector}, r"a tensor of shape \(8,\); a loss is"),
     "a loss without a gradient": ({"y": torch.randn(60, 3), "objective": detached}, "the loss has no gradient"),
     "a loss that is not finite": ({"y": torch.randn(60, 3), "objective": logarithm}, "is -inf before anything is"),
     "rows unlike the loss": ({"objective": Unlike()}, r"the mean of rows\(\) is .* they must agree"),
+    "a share for a count": ({"objective": Share()}, r"correct\(\) gives .* no share"),
+    "a weight that is no number": ({"objective": Weightless()}, r"weight\(\) gives tensor"),
     "a score for each row": ({"objective": ByClass()}, r"correct\(\) gives .* a scalar"),
     "a model that returns several": ({"m": Returning(lambda z: (z, z)), "cut": "front"}, "the model returns a tuple"),
     "a model that returns a mapping": (
@@ -163,7 +175,7 @@ def test_looking_ahead_costs_a_few_rows():
     seen = Seen()
     with pytest.raises(FslError):
         start(None, objective=seen, optimizer=torch.optim.LBFGS)
-    assert max(seen.sizes) <= 8
+    assert max(seen.sizes) <= 16  # some are looked at twice
 
 
 def test_one_row_a_device_is_enough_to_look():
@@ -171,8 +183,6 @@ def test_one_row_a_device_is_enough_to_look():
 
 
 def test_validation_data_are_looked_at_too(tmp_path):
-    from fsl.data import TaskData
-
     task = TaskData("t", TensorExamples(INPUTS, LABELS), None, 3, TensorExamples(INPUTS, LABELS + 1))
     with pytest.raises(FslError, match="the validation labels go from 1 to 3"):
         fsl.simulate(mlp(), task, strategy=SplitFedV1(), cut="0", out=tmp_path / "run")
@@ -181,3 +191,43 @@ def test_validation_data_are_looked_at_too(tmp_path):
 def test_a_dataset_is_looked_at_as_it_is():
     with pytest.raises(FslError, match="the training labels go from 1 to 3"):
         fsl.simulate(mlp(), TensorDataset(INPUTS, LABELS + 1), strategy=SplitFedV1(), cut="0")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (2, "the data say classes=2, and the training labels go up to 2"),
+        (10, "classes=10, and the model has 3 outputs"),
+    ],
+)
+def test_classes_that_data_name_must_be_theirs(classes, message):
+    task = TaskData("t", TensorExamples(INPUTS, LABELS), None, classes)
+    with pytest.raises(FslError, match=message):
+        fsl.simulate(mlp(), task, strategy=SplitFedV1(), cut="0")
+
+
+def test_labels_that_only_tests_ignore_are_ignored():
+    tests = LABELS.clone()
+    tests[:50] = -100
+    run = start(None, test=(INPUTS, tests))
+    with torch.no_grad():
+        right = (run.model(INPUTS).argmax(1) == tests)[50:].double().mean()
+    assert run.metrics[-1]["accuracy"] == pytest.approx(float(right))
+
+
+def test_a_loss_that_is_no_mean_over_rows_is_said(caplog):
+    weights = torch.tensor([1.0, 50.0, 1.0])
+    start(None, objective=lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, weights))
+    assert "so it is no mean over rows" in caplog.text
+    caplog.clear()
+    start(None, objective=nn.CrossEntropyLoss(weight=weights))
+    assert not caplog.records
+
+
+def test_what_is_drawn_after_a_run_does_not_follow_from_its_seed():
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        start(None)
+        drawn.append(torch.rand(3))
+    assert not torch.equal(*drawn)

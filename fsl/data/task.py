@@ -23,6 +23,7 @@ class TaskData:
     classes: int | None
     validation: Examples | None = None
     groups: np.ndarray | None = None
+    origin: str | None = None  # what training and validation rows were divided from by the run's seed, in words
 
     @property
     def input_shape(self) -> tuple[int, ...]:

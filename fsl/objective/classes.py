@@ -103,7 +103,8 @@ class CrossEntropy(Objective):
         """Those that the labels of (N,) name; of all else those of the outputs, where there are any."""
         if targets.dim() == 1 and not self._soft(targets):
             counted = targets[targets != self.ignore_index]
-            return max(int(counted.max()) + 1, 1) if len(counted) else None
+            if len(counted):
+                return max(int(counted.max()) + 1, 1)
         return None if outputs is None or outputs.dim() < 2 else outputs.shape[self.class_dim]
 
     def divergence_bound(self, classes: int | None) -> float | None:
