@@ -114,7 +114,8 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         for which, examples in (("test", data.test), ("validation", data.validation)):
             if examples is not None:
                 _try_evaluation(model, examples, which, objective, outputs, worker)
-    refuse_unfaithful(workload.model, worker, inputs, targets, objective.loss)
+    few = slice(max(2, ROWS // 2))  # several steps are taken
+    refuse_unfaithful(workload.model, worker, inputs[few], targets[few], objective.loss)
 
 
 @contextmanager

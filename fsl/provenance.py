@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def command() -> str:
     return shlex.join(sys.argv)
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
