@@ -1,5 +1,6 @@
 """What is tried on a few rows before anything is written, so that hours of training do not end in an error or a lie."""
 
+import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
     ConfigError, in one line, for what would fail in a round or be wrong without a word. No random stream
     and no module of the run is touched.
     """
-    data, objective = workload.data, workload.objective
+    data, objective = workload.data, _copied(workload.objective)  # one with a memory stays as it was
     with _own_randomness():
         model = copied(worker.model)
         inputs, targets = _rows(data.train, worker.accelerator)
@@ -96,7 +97,14 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         for which, examples in (("test", data.test), ("validation", data.validation)):
             if examples is not None:
                 _try_evaluation(model, examples, which, objective, outputs, worker)
-    refuse_unfaithful(workload.model, worker, inputs, targets, objective.loss)
+    refuse_unfaithful(workload.model, worker, inputs, targets, workload.objective.loss)
+
+
+def _copied(objective: Objective) -> Objective:
+    try:
+        return copy.deepcopy(objective)
+    except Exception:
+        return objective  # it holds what cannot be copied
 
 
 @contextmanager
