@@ -75,3 +75,9 @@ def one_of(name: str, value: T, allowed: Sequence[T]) -> T:
     if value not in allowed:
         raise ConfigError(f"{name}={value!r}: allowed are {', '.join(map(str, allowed))}")
     return value
+
+
+NO_GRADIENT = (
+    "no gradient comes back from behind the cut, as where forward calls detach() there, so that the front would never "
+    "be trained; leave that out, cut behind it, or freeze the front instead (requires_grad_(False))"
+)

@@ -5,10 +5,13 @@ swapped with them. Here the plain model and its segments take a step from equal 
 modules have, and everything that comes out is compared.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from fsl.errors import FslError, SplitError
+from fsl.memories import PROBED
 from fsl.trial import Loss, PlainTrial, SplitTrial, Step, generators
 from fsl.workload import Worker
 
@@ -23,13 +26,17 @@ def refuse_unfaithful(model: nn.Module, worker: Worker, inputs: Tensor, targets:
     """
     _refuse_hooks(model)
     batch = inputs.to(worker.accelerator), targets.to(worker.accelerator)
+    loss, fresh_loss = _copied(loss), _copied(loss)
     fewer = batch[0][: max(1, len(inputs) - 1)]
     with generators(worker.accelerator):
         try:
             plain = PlainTrial(model, worker.accelerator)
             first = plain.step(*batch, loss)
-            _refuse_memory(plain, first, *batch, loss)
+            fresh = PlainTrial(model, worker.accelerator)
+            _refuse_memory(plain, fresh, first, batch, loss, fresh_loss)
             expected = plain.evaluate(fewer)
+            if not _alike(expected, fresh.evaluate(fewer), 0.0):
+                raise _memory(plain.changed, "the outputs in evaluation mode are others")
         except FslError:
             raise
         except Exception:
@@ -52,17 +59,25 @@ def refuse_unfaithful(model: nn.Module, worker: Worker, inputs: Tensor, targets:
             raise SplitError(f"the model trains as a whole, but its segments fail: {line}") from error
 
 
-def _other(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Another batch of the same size: its first row again and again."""
-    rows = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-    return inputs[rows], targets[rows]
-
-
-def _unless_it_fails(trial: PlainTrial | SplitTrial, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
+def _copied(loss: Loss) -> Loss:
+    """A loss that remembers for itself, where it can be copied."""
     try:
-        trial.step(inputs, targets, loss)
+        return copy.deepcopy(loss)
     except Exception:
-        return  # equal rows are no batch that a run has
+        return loss
+
+
+def _other(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Another batch of the same size: rows in its middle, closer to zero, so that no mean or maximum is the same."""
+    rows = len(inputs) // 2 - torch.arange(len(inputs), device=inputs.device) % min(2, len(inputs))
+    return inputs[rows] * 0.5 if inputs.is_floating_point() else inputs[rows], targets[rows]
+
+
+def _unless_it_fails(trial: PlainTrial | SplitTrial, inputs: Tensor, targets: Tensor, loss: Loss) -> Step | None:
+    try:
+        return trial.step(inputs, targets, loss)
+    except Exception:
+        return None  # no batch that a run has
 
 
 def _refuse_hooks(model: nn.Module) -> None:
@@ -74,23 +89,41 @@ def _refuse_hooks(model: nn.Module) -> None:
             )
 
 
-def _refuse_memory(plain: PlainTrial, first: Step, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
-    """SplitError where a step depends on what an earlier one has left on the modules besides their buffers."""
+def _refuse_memory(
+    plain: PlainTrial, fresh: PlainTrial, first: Step, batch: tuple[Tensor, Tensor], loss: Loss, fresh_loss: Loss
+) -> None:
+    """SplitError where a step depends on what an earlier one has left beside the buffers.
+
+    `plain` has taken the `first` step, of `batch`; `fresh` begins with another one, as another device would.
+    """
     changed = plain.changed
-    _unless_it_fails(plain, *_other(inputs, targets), loss)
-    again = [plain.step(inputs, targets, loss)]
-    if plain.count_on():  # as if many steps had been
-        try:
-            again.append(plain.step(inputs, targets, loss))
-        except Exception:
-            again = again[:1]  # no such number comes about
-    for step in again:
-        if (what := _difference(first, step)) is not None:
-            where = ", ".join(f"'{name}'" for name in changed) or "something outside of its modules"
+    other = _other(*batch)
+    settled = plain.remembered()
+    pairs = [
+        (_unless_it_fails(fresh, *other, fresh_loss), _unless_it_fails(plain, *other, loss)),
+        (first, plain.step(*batch, loss)),
+        (first, fresh.step(*batch, fresh_loss)),
+    ]
+    if plain.count_on(settled):  # as if many steps had been
+        # Where it fails, no such number comes about.
+        pairs += [(first, _unless_it_fails(plain, *batch, loss)) for _ in range(PROBED)]
+    for one, two in pairs:
+        if one is None or two is None or (what := _difference(one, two)) is None:
+            continue
+        if _alike(one.outputs, two.outputs, 0.0) and not _alike(one.loss, two.loss, 0.0):
             raise SplitError(
-                f"forward changes {where}, and its result depends on it ({what}): all devices of a node share that; "
-                "register it as a buffer, which each device has for itself"
+                "the loss of a batch depends on the batches before it: all devices of a node share what it keeps; "
+                "compute it from outputs and targets alone"
             )
+        raise _memory(changed, what)
+
+
+def _memory(changed: list[str], what: str) -> SplitError:
+    where = ", ".join(f"'{name}'" for name in changed) or "something outside of its modules"
+    return SplitError(
+        f"forward changes {where}, and its result depends on it ({what}): all devices of a node share that; "
+        "register it as a buffer, which each device has for itself"
+    )
 
 
 def _refuse_difference(plain: Step, split: Step, who: str) -> None:
@@ -116,7 +149,7 @@ def _difference(plain: Step, other: Step) -> str | None:
         for name, value in one.items():
             if not _alike(value, two.get(name), largest if kind == "gradient" else 0.0):
                 return f"the {kind} of '{name}' is another" if kind == "gradient" else f"the buffer '{name}' is another"
-    return None
+    return None if _alike(plain.loss, other.loss, 0.0) else "the loss is another"
 
 
 def _alike(one: object, other: object, scale: float) -> bool:

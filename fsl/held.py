@@ -1,6 +1,8 @@
 """Where modules hold tensors: in their tables, and in plain attributes, lists and dicts."""
 
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 Slot = tuple[Any, Any]  # a dict or list, and the key or index in it
 
 _DEPTH = 4  # of lists in dicts in attributes
+_CONTAINERS = (dict, list, set, deque)
 _TABLES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
@@ -27,6 +30,38 @@ def tables(module: nn.Module) -> tuple[dict[str, Slot], dict[str, Slot]]:
                 elif value is not None:
                     lasting[name] = table, key
     return lasting, transient
+
+
+@contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Undo what is done to a model's modules: their attributes, and what is in their tables, lists, dicts and sets."""
+    found = [
+        (module, dict(module.__dict__), [(v, v.copy()) for v in module.__dict__.values() if isinstance(v, _CONTAINERS)])
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, containers in found:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, before in containers:
+                if not _has_the_same(container, before):
+                    _refill(container, before)
+
+
+def _has_the_same(container: Any, before: Any) -> bool:
+    if len(container) != len(before):
+        return False
+    pairs = zip(container.items(), before.items()) if isinstance(container, dict) else zip(container, before)
+    if isinstance(container, dict):
+        return all(one[0] is other[0] and one[1] is other[1] for one, other in pairs)
+    return all(one is other for one, other in pairs)
+
+
+def _refill(container: Any, before: Any) -> None:
+    container.clear()
+    container.extend(before) if isinstance(container, list | deque) else container.update(before)
 
 
 def plain_slots(module: nn.Module, wanted: Collection[int]) -> dict[int, list[Slot]]:

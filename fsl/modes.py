@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from fsl.held import left_as_found
+
 Modes = tuple[tuple[nn.Module, bool], ...]
 
 
@@ -31,14 +33,9 @@ def training_modes(model: nn.Module) -> Modes:
     model's own `train` puts there.
     """
     found = modes_of(model)
-    attributes = [(module, dict(module.__dict__)) for module, _ in found]
-    try:
+    with left_as_found(model):
         model.train()
         after = modes_of(model)
-    finally:
-        for module, before in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
     chosen = any(training for _, training in found)
     return tuple((module, now and (was or not chosen)) for (module, was), (_, now) in zip(found, after, strict=True))
 

@@ -1,5 +1,6 @@
 """What is tried on a few rows before anything is written, so that hours of training do not end in an error or a lie."""
 
+import copy
 import inspect
 import logging
 import warnings
@@ -94,7 +95,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
     ConfigError, in one line, for what would fail in a round or be wrong without a word. No random stream
     and no module of the run is touched.
     """
-    data, objective = workload.data, workload.objective
+    data, objective = workload.data, _copied(workload.objective)  # one with a memory stays as it was
     with _own_randomness():
         model = copied(worker.model)
         inputs, targets = _rows(data.train, worker.accelerator)
@@ -115,7 +116,14 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
             if examples is not None:
                 _try_evaluation(model, examples, which, objective, outputs, worker)
     few = slice(max(2, ROWS // 2))  # several steps are taken
-    refuse_unfaithful(workload.model, worker, inputs[few], targets[few], objective.loss)
+    refuse_unfaithful(workload.model, worker, inputs[few], targets[few], workload.objective.loss)
+
+
+def _copied(objective: Objective) -> Objective:
+    try:
+        return copy.deepcopy(objective)
+    except Exception:
+        return objective  # it holds what cannot be copied
 
 
 @contextmanager

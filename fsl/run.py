@@ -49,7 +49,7 @@ from fsl.privacy.check import private_run
 from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
-from fsl.split import split
+from fsl.split import refuse_no_tensor, split
 from fsl.targets import ALLOWED, Allowed, name_classes
 from fsl.workload import Worker, Workload
 
@@ -259,9 +259,11 @@ def local_head(
     strategy: CloudStrategy, model: nn.Module, cut: str | tuple[str, ...] | None, examples: Examples, seed: int
 ) -> nn.Module:
     """The head that devices train beside their front, its weights drawn from the seed."""
-    modules = [segment.module.eval() for segment in split(copy.deepcopy(model), cut)]
+    parts = split(copy.deepcopy(model), cut)
+    modules = [segment.module.eval() for segment in parts]
     with torch.no_grad():
         smashed = modules[0](examples.batch(torch.arange(min(2, len(examples))))[0])
+        refuse_no_tensor(smashed, parts.cuts[0])
         outputs = smashed
         for module in modules[1:]:
             outputs = module(outputs)

@@ -33,7 +33,7 @@ from fsl.runlog import RunLog
 from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed
-from fsl.workload import Worker, Workload
+from fsl.workload import Worker, Workload, with_weights
 
 
 @dataclass(frozen=True)
@@ -244,9 +244,9 @@ class Simulation:
             save_tensors(self.folder.back_path, states["back"])
             self._publish_fronts()
         else:
-            save_tensors(self.folder.model_path, self._whole(states))
-            model = self.worker.model
-            self._install({name: layout.pack(states[name]) for name, layout in self.layouts.items()})
+            whole = self._whole(states)
+            save_tensors(self.folder.model_path, whole)
+            model = with_weights(self.workload.model, whole, self.worker.accelerator)
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(self.summary())

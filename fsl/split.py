@@ -77,6 +77,15 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
 
 
+def refuse_no_tensor(output: object, cut: str) -> None:
+    """SplitError where the module before a cut gives anything but one tensor."""
+    if not isinstance(output, Tensor):
+        raise SplitError(
+            f"cut={cut!r}: '{cut}' returns a {type(output).__name__}, and a cut needs one tensor; cut after a module "
+            "that returns one, such as a module inside of it, or wrap it in a module that picks the tensor"
+        )
+
+
 def refuse_tail(segments: Iterable[str], who: str) -> None:
     """ConfigError where these segments have a tail: an edge trains fronts and backs, and a tail would stay as it is.
 

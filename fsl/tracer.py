@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fsl.held import left_as_found
 from fsl.seeds import DEFAULT_GENERATOR
+from fsl.traced_buffers import Held, buffers_of, put_back
 from fsl.traced_checks import record_check
 
 # fx patches nn.Module for the whole process while it traces: one trace at a time, and other threads' modules run on.
@@ -40,15 +42,25 @@ def trace_modes(
     """
     for name, module in _ancestors(model, parent):
         refuse_dropped(name, module)
-    with _FX, DEFAULT_GENERATOR, _left_as_found(model), _patched(_ancestors(model, parent)):
+    with _FX, DEFAULT_GENERATOR, _same_draws(), left_as_found(model), _patched(_ancestors(model, parent)):
         known = set(vars(model))
         graphs = []
         for training in (True, False):
             for module in model.modules():
                 module.training = training and trained.get(id(module), True)
+            buffers = buffers_of(model)
             graphs.append(_trace(model, parent))
+            _refuse_replaced(put_back(buffers))
         constants = {n: value for n, value in vars(model).items() if n not in known and isinstance(value, Tensor)}
     return (graphs[0], graphs[1]), constants
+
+
+def _refuse_replaced(name: str | None) -> None:
+    if name is not None:
+        raise CannotCut(
+            f"forward puts another tensor in place of the buffer '{name}', which a graph does not: change it in place "
+            f"(self.{name.rpartition('.')[2]}.copy_(...)), or {_OWN_MODULE}"
+        )
 
 
 def refuse_dropped(name: str, module: nn.Module) -> None:
@@ -117,7 +129,7 @@ class _Tracer(fx.Tracer):
                 if tensor is attr_val:
                     if name not in parameter_proxy_cache:
                         node = self.create_node("get_attr", name, (), {})
-                        parameter_proxy_cache[name] = _Held(node, self, attr_val)
+                        parameter_proxy_cache[name] = Held(node, self, attr_val)
                     return parameter_proxy_cache[name]
         return attr_val
 
@@ -139,16 +151,6 @@ class _Tracer(fx.Tracer):
                 name = node.target if node.op == "call_module" else node.name
                 remedy = ", or freeze its parameters with requires_grad_(False) instead" if "grad" in what else ""
                 raise CannotCut(f"'{name}' runs under {what}, which a graph does not keep: {_OWN_MODULE}{remedy}")
-
-
-class _Held(fx.Proxy):
-    """A parameter or buffer: its values are read in every forward, its shape and dtype are known."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor):
-        super().__init__(node, tracer)
-        self.shape, self.ndim, self.dtype, self.size = tensor.shape, tensor.ndim, tensor.dtype, tensor.size
-        self.dim, self.numel, self.nelement = tensor.dim, tensor.numel, tensor.nelement
-        self.is_floating_point = tensor.is_floating_point
 
 
 class _Inputs(CannotCut):
@@ -228,16 +230,12 @@ def _context() -> dict[str, Any]:
 
 
 @contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo what tracing leaves on modules: their mode, fx's constants, whatever forward stores on `self`, draws."""
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+def _same_draws() -> Iterator[None]:
+    """Put the random generators back that a trace draws from."""
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:
-        for module, found in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(found)
         random.setstate(python)
         np.random.set_state(numpy)
         torch.default_generator.set_state(generator)

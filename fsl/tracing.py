@@ -112,6 +112,8 @@ def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
     boundary = calls[-1]
     if any(user.target is operator.getitem and isinstance(user.args[1], int) for user in boundary.users):
         raise CannotCut(f"'{at}' returns several values")
+    if asked := next(filter(None, map(_no_tensors, boundary.users)), None):
+        raise CannotCut(f"'{at}' returns no tensor ({asked} of it is used), and a cut needs one tensor")
     before = _before(nodes, boundary)
     front, back = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -187,6 +189,14 @@ def _asked(node: fx.Node) -> str | None:
     if node.target is getattr and node.args[1] in ("dtype", "device"):
         return str(node.args[1])
     return "rows" if node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0]) else None
+
+
+def _no_tensors(node: fx.Node) -> str | None:
+    """What a node asks of its first argument that no tensor has: a field, a key or a method."""
+    if node.target is operator.getitem and isinstance(node.args[1], str):
+        return f"[{node.args[1]!r}]"
+    name = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
+    return f".{name}" if isinstance(name, str) and not hasattr(Tensor, name) else None
 
 
 def _is_shape(value: Any) -> bool:

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsl.errors import SplitError
+from fsl.errors import NO_GRADIENT, SplitError
 from fsl.held import tables
 from fsl.learner import SegmentRuntime
+from fsl.memories import count_on, remembered, same
 from fsl.modes import evaluating, start_training
 from fsl.seeds import DEFAULT_GENERATOR, reseed
+from fsl.split import refuse_no_tensor
 from fsl.states import Replica
 from fsl.workload import Worker
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _SEED = 20
-_INTERNAL = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))  # what torch keeps on modules
-_MANY = 1_000_003  # steps, as a counter would have counted them
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Step:
     """What came out of one training step, by the unsplit model's names; a gradient is None where there is none."""
 
     outputs: Any
+    loss: Tensor
     gradients: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor | None]
 
@@ -50,7 +51,7 @@ class PlainTrial:
             for name, (table, key) in self._slots.items()
         }
         self._parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        self._before = _attributes(self.model)
+        self._before = self.remembered()
 
     def state(self) -> dict[str, Tensor]:
         """What a step begins with, by state_dict key."""
@@ -67,7 +68,8 @@ class PlainTrial:
                 table[key].grad = None
         with _Watch(inputs.device, self._original) as watch:
             outputs = self.model(inputs.clone())
-            _backward(loss(outputs, targets))
+            value = loss(outputs, targets)
+            _backward(value)
         if watch.touched:
             raise SplitError(
                 f"{type(self.model).__name__} uses '{watch.touched[0]}' by way of a function that holds the model (a "
@@ -77,6 +79,7 @@ class PlainTrial:
         self._refuse_buffers(now)
         return Step(
             _kept(outputs),
+            _kept(value),
             {name: _kept(tensor.grad) for name, tensor in now.items() if name in self._parameters},
             {name: _kept(tensor) for name, tensor in now.items() if name not in self._parameters},
         )
@@ -100,20 +103,15 @@ class PlainTrial:
     @property
     def changed(self) -> list[str]:
         """The attributes that steps have changed so far, by name."""
-        return [name for name, value in _attributes(self.model).items() if not _same(value, self._before.get(name))]
+        return [n for n, value in self.remembered().items() if not same(value, self._before.get(n))]
 
-    def count_on(self) -> bool:
-        """Let numbers that steps have changed be those after many more; whether there are any."""
-        found = False
-        for prefix, module in self.model.named_modules():
-            for name, value in list(module.__dict__.items()):
-                if name in _INTERNAL:
-                    continue
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                if number and not _same(value, self._before.get(_join(prefix, name))):
-                    module.__dict__[name] = value + _MANY
-                    found = True
-        return found
+    def remembered(self) -> dict[str, Any]:
+        """What modules keep besides parameters and buffers, as it is now, by name."""
+        return remembered(self.model)
+
+    def count_on(self, since: Mapping[str, Any]) -> bool:
+        """Let what steps have counted `since` then be what it would be after many more; whether there is any."""
+        return count_on(self.model, since)
 
     def evaluate(self, inputs: Tensor) -> Any:
         """The outputs in evaluation mode."""
@@ -135,6 +133,8 @@ class SplitTrial:
             SegmentRuntime(name, copy.deepcopy(segment.module), worker.accelerator)
             for name, segment in worker.chain.items()
         ]
+        self._cuts = worker.split.cuts
+        self._answered = worker.workload.head is None  # devices wait for cut gradients
         # What modules have before anything is put into them: nobody should be using it.
         self._outside = _storages(pair for runtime in self.runtimes for pair in _named(runtime.module))
         self._states = [runtime.layout.pack(state, worker.accelerator) for runtime in self.runtimes]
@@ -145,14 +145,18 @@ class SplitTrial:
         ends: list[tuple[Tensor, Tensor]] = []
         with _Watch(inputs.device, self._outside) as watch:
             outputs = self.runtimes[0].module(inputs.clone())
-            for runtime in self.runtimes[1:]:
+            for runtime, cut in zip(self.runtimes[1:], self._cuts, strict=True):
+                refuse_no_tensor(outputs, cut)
                 leaf = outputs.detach()
                 if leaf.is_floating_point():
                     leaf.requires_grad_()
                 ends.append((outputs, leaf))
                 outputs = runtime.module(leaf.clone())
-            _backward(loss(outputs, targets))
-            for smashed, leaf in reversed(ends):
+            value = loss(outputs, targets)
+            _backward(value)
+            for (smashed, leaf), cut in reversed(list(zip(ends, self._cuts))):
+                if self._answered and value.requires_grad and leaf.requires_grad and leaf.grad is None:
+                    raise SplitError(f"cut={cut!r}: {NO_GRADIENT}")
                 if smashed.requires_grad and leaf.grad is not None:
                     smashed.backward(leaf.grad)
         if watch.touched:
@@ -170,7 +174,7 @@ class SplitTrial:
                         buffers[name] = _kept(tensor)
                     else:
                         gradients[name] = _kept(tensor.grad)
-        return Step(_kept(outputs), gradients, buffers)
+        return Step(_kept(outputs), _kept(value), gradients, buffers)
 
     def evaluate(self, inputs: Tensor) -> Any:
         """The outputs in evaluation mode."""
@@ -255,30 +259,6 @@ def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
 def _storages(named: Iterable[tuple[str, Tensor]]) -> dict[int, tuple[str, Tensor]]:
     """By their storage, whose address is theirs as long as they are held here."""
     return {tensor.untyped_storage()._cdata: (name, tensor) for name, tensor in named if tensor.numel()}
-
-
-def _attributes(model: nn.Module) -> dict[str, Any]:
-    """What modules have besides their tables and modes, by name."""
-    return {
-        _join(prefix, name): tuple(value.items() if isinstance(value, dict) else value)
-        if isinstance(value, list | dict | set)
-        else value
-        for prefix, module in model.named_modules()
-        for name, value in module.__dict__.items()
-        if name not in _INTERNAL
-    }
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(_same(first, second) for first, second in zip(one, other))
-    return isinstance(one, bool | int | float | str) and type(one) is type(other) and one == other
 
 
 def _kept(value: Any) -> Any:

@@ -1,15 +1,17 @@
 """What a run works on: all that a node needs and that does not come in a plan."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsl.batches import needs_two_rows
 from fsl.data import Augmentation, Partition, TaskData
 from fsl.errors import SplitError
+from fsl.held import tables
 from fsl.learner import SegmentRuntime
 from fsl.modes import start_training
 from fsl.objective import Objective
@@ -57,6 +59,20 @@ class Worker:
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
         self.store = Store(workload.store)
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: torch.device) -> nn.Module:
+    """A copy of a model with these weights (state_dict keys), in the modes that it is trained in.
+
+    Values are written into the copy's own tensors, so that whatever else holds them (a list, a tuple, a tied name) has
+    them as well; segments' tensors lie in the segments.
+    """
+    model = copied(model).to(accelerator)
+    start_training(model)
+    with torch.no_grad():
+        for name, (table, key) in tables(model)[0].items():
+            table[key].copy_(weights[name])
+    return model
 
 
 def copied(model: nn.Module) -> nn.Module:

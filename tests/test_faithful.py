@@ -1,18 +1,20 @@
 """Models whose segments would not train as the model does are refused by name, and honest ones never are."""
 
 import random
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fsl.strategies import FedAvg, SplitFedV1
+from fsl.strategies import PSL, CycleSL, DecoupledSL, FedAvg, SplitFedV1
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import fsl
 from fsl.data import IID, as_task, divide
-from fsl.errors import SplitError
+from fsl.errors import FslError, SplitError
 from fsl.faithful import refuse_unfaithful
 from fsl.models import MLP, VGG5, LeNet, ResNet8
 from fsl.objective import CrossEntropy
@@ -38,6 +40,10 @@ def model_of(forward, prepare=lambda layer: None):
     layer = type("Own", (Layer,), {"forward": forward})()
     prepare(layer)
     return nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 3))
+
+
+def plain():
+    return model_of(lambda self, x: self.fc(x))
 
 
 def check(model, folder, cut="0", inputs=INPUTS, targets=TARGETS):
@@ -68,6 +74,119 @@ def starts_from_data(self, x):
         self.fc.bias.data.copy_(-self.fc(x).detach().mean(0))
         self.count = True
     return self.fc(x)
+
+
+def is_set_once(self, x):
+    h = self.fc(x)
+    if self.kept is None:
+        self.kept = h.detach().std()
+    return h / self.kept
+
+
+def is_set_once_for_evaluation(self, x):
+    h = self.fc(x)
+    if self.training and self.kept is None:
+        self.kept = h.detach().std()
+    return h if self.training else h / self.kept
+
+
+def keeps_the_largest(self, x):
+    h = self.fc(x)
+    self.kept = max(self.kept or 0.0, float(h.detach().abs().max()))
+    return h / self.kept
+
+
+def every_seventh(count):
+    def forward(self, x):
+        return self.fc(x) * (count(self) % 7 > 0)
+
+    return forward
+
+
+def in_a_list(self):
+    self.kept[0] += 1
+    return self.kept[0]
+
+
+def in_a_dict_of_lists(self):
+    self.kept["steps"][1] += 1
+    return self.kept["steps"][1]
+
+
+def in_an_object(self):
+    self.kept.steps += 1
+    return self.kept.steps
+
+
+def in_a_plain_tensor(self):
+    self.kept += 1
+    return int(self.kept)
+
+
+def in_a_tuple(self):
+    self.kept = (self.kept[0] + 1, self.kept[1])
+    return self.kept[0]
+
+
+def in_a_deque(self):
+    self.kept.append(self.kept[-1] + 1)
+    return self.kept[-1]
+
+
+def in_an_array(self):
+    self.kept[0] += 1
+    return self.kept[0]
+
+
+def by_a_length(self):
+    self.kept.append(0.0)
+    return 7 if len(self.kept) > 100 else 1
+
+
+def downwards(self):
+    self.kept -= 1
+    return int(self.kept > 0)
+
+
+COUNTERS = [
+    (in_a_list, lambda: [0]),
+    (in_a_dict_of_lists, lambda: {"steps": [0, 0]}),
+    (in_an_object, lambda: SimpleNamespace(steps=0)),
+    (in_a_plain_tensor, lambda: torch.tensor(0)),
+    (in_an_array, lambda: np.zeros(1)),
+    (by_a_length, list),
+    (downwards, lambda: 100),
+    (in_a_tuple, lambda: (0, "steps")),
+    (in_a_deque, lambda: deque([0], maxlen=3)),
+]
+
+
+@pytest.mark.parametrize(("count", "kept"), COUNTERS, ids=[count.__name__ for count, _ in COUNTERS])
+def test_a_counter_is_found_wherever_it_is_and_however_late_it_matters(count, kept, tmp_path):
+    start = kept()
+    model = model_of(every_seventh(count), lambda layer: setattr(layer, "kept", start))
+    with pytest.raises(SplitError, match=r"changes '0\.kept', and its result depends on it"):
+        check(model, tmp_path)
+
+
+class Remembers(nn.Module):
+    """A loss that divides by what its first batch was."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = None
+
+    def forward(self, outputs, targets):
+        if self.first is None:
+            self.first = outputs.detach().std()
+        return F.cross_entropy(outputs, targets) / self.first
+
+
+def test_a_loss_that_remembers_is_refused(tmp_path):
+    data = TensorDataset(INPUTS, TARGETS)
+    with pytest.raises(SplitError, match="the loss of a batch depends on the batches before it"):
+        fsl.simulate(plain(), data, strategy=SplitFedV1(), cut="0", objective=Remembers(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def from_a_tuple(self, x):
@@ -106,6 +225,9 @@ REFUSED = [
     (remembers, None, r"changes '0\.kept', and its result depends on it"),
     (counts_in_a_list, lambda layer: setattr(layer, "history", []), r"changes '0\.history'"),
     (starts_from_data, None, r"changes '0\.count', and its result depends on it"),
+    (is_set_once, None, r"changes '0\.kept', and its result depends on it"),
+    (is_set_once_for_evaluation, None, r"changes '0\.kept', and its result depends on it \(the outputs in evaluation"),
+    (keeps_the_largest, None, r"changes '0\.kept', and its result depends on it"),
     (from_a_tuple, a_tuple, r"also holds '0\.fc\.weight' where a device's own cannot be put"),
     (by_a_function, a_function, r"uses '0\.fc\.weight' by way of a function that holds the model"),
     (keeps_the_graph, None, r"leaves a step's graph in the buffer '0\.mean'; detach\(\)"),
@@ -193,6 +315,17 @@ def caches(self, x):
     return self.fc(x) + self.kept
 
 
+def scales_by_what_it_computed_once(self, x):
+    self.kept = self.kept or len(self.fc.weight) ** -0.5
+    return self.fc(x) * self.kept
+
+
+def logs(self, x):
+    h = self.fc(x)
+    self.kept = [*(self.kept or []), float(h.detach().mean())]
+    return h
+
+
 def from_a_list(self, x):
     return F.linear(x, self.kept[0])
 
@@ -226,6 +359,8 @@ def parametrized():
 HONEST = {
     "counts": lambda: model_of(counts),
     "caches": lambda: model_of(caches),
+    "a constant computed once": lambda: model_of(scales_by_what_it_computed_once),
+    "a log": lambda: model_of(logs),
     "a list of weights": lambda: model_of(from_a_list, a_list),
     "no_grad in a module of its own": lambda: model_of(frozen),
     "a buffer changed in place": lambda: nn.Sequential(nn.Linear(4, 4), *model_of(moves_in_place)),
@@ -328,3 +463,63 @@ def test_devices_share_nothing_whatever_the_nodes(model):
 def test_weights_that_are_also_held_in_a_list_are_trained():
     for model, key in ((model_of(from_a_list, a_list), "0.fc.weight"), (lstm(), "0.rnn.weight_ih_l0")):
         assert not torch.equal(states_of(model, SplitFedV1())[key], model.state_dict()[key])
+
+
+class Detaches(nn.Module):
+    def __init__(self, often=True):
+        super().__init__()
+        self.often = often
+
+    def forward(self, h):
+        return h.detach() if self.often or float(torch.rand(())) < 0.5 else h
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1, PSL, CycleSL, FedAvg])
+def test_a_front_that_gets_no_gradient_is_refused_before_anything_is_written(strategy, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), Detaches(), nn.Linear(8, 3))
+    data = TensorDataset(INPUTS, TARGETS)
+    with pytest.raises(SplitError, match="cut='0': no gradient comes back from behind the cut"):
+        fsl.simulate(model, data, strategy=strategy(), cut="0", devices=2, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1, PSL, CycleSL])
+def test_a_step_without_a_cut_gradient_is_refused_where_it_happens(strategy):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), Detaches(often=False), nn.Linear(8, 3))
+    with pytest.raises(FslError, match="in this step no gradient comes back from behind the cut"):
+        fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=strategy(), cut="0", devices=2, rounds=8)
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return (3 * x).long().clamp(0, 9)
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1, PSL])
+def test_whole_numbers_may_cross_the_cut(strategy):
+    def trained(by):
+        torch.manual_seed(0)
+        model = nn.Sequential(Whole(), nn.Embedding(10, 8), nn.Flatten(), nn.Linear(32, 3))
+        found = fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=by, cut="0", devices=1, rounds=2)
+        return found.states["back"]
+
+    split, whole = trained(strategy()), trained(FedAvg())
+    assert all(torch.equal(split[name], whole[name]) for name in whole)
+
+
+class Dictionary(nn.Linear):
+    def forward(self, x):
+        return {"hidden": super().forward(x)}
+
+
+class Picks(nn.Module):
+    def forward(self, output):
+        return output["hidden"]
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1, DecoupledSL])
+def test_a_cut_after_a_module_that_returns_a_dict_is_refused(strategy):
+    model = nn.Sequential(Dictionary(4, 8), Picks(), nn.Linear(8, 3))
+    with pytest.raises(SplitError, match="cut='0': '0' returns a dict, and a cut needs one tensor"):
+        fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=strategy(), cut="0", devices=2)

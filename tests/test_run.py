@@ -7,6 +7,7 @@ import torch
 from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 import fsl
@@ -350,3 +351,40 @@ def test_a_run_is_not_resumed_with_another_dropout(tmp_path):
     run(SplitFedV1(), small_model(dropout=0.1), out=tmp_path / "run", rounds=1)
     with pytest.raises(CheckpointError, match=r"model\.modules"):
         run(SplitFedV1(), small_model(dropout=0.5), out=tmp_path / "run", rounds=2, resume=True)
+
+
+class Holds(nn.Module):
+    """A traced model with tensors of its own, some of them held twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g, self.inner = nn.Linear(4, 16), nn.Linear(16, 3), nn.Module()
+        self.pos = nn.Parameter(torch.zeros(16))
+        self.inner.shift = nn.Parameter(torch.zeros(16))
+        self.more = nn.ParameterList([torch.zeros(16)])
+        self.listed, self.fixed = [nn.Parameter(torch.eye(16))], (self.pos,)
+        self.mix = self.listed[0]
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x):
+        h = self.f(x)
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+        h = F.linear(F.relu(h) + self.fixed[0] + self.inner.shift + self.more[0], self.listed[0])
+        return F.linear(h - self.mean, self.g.weight, self.g.bias)
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1, FedAvg])
+def test_the_model_that_a_run_gives_is_the_trained_one(strategy):
+    torch.manual_seed(0)
+    inputs = torch.randn(48, 4)
+    labels = inputs[:, :3].argmax(1)
+    data = TensorDataset(inputs, labels)
+    found = fsl.simulate(Holds(), data, test_data=data, strategy=strategy(), cut="f", devices=3, rounds=2)
+    trained = {key: tensor for state in found.states.values() for key, tensor in state.items()}
+    assert_same_bits(found.model.state_dict(), trained)
+    assert found.model.listed[0] is found.model.mix
+    assert found.model.fixed[0] is found.model.pos
+    with torch.no_grad():
+        loss = float(F.cross_entropy(found.model.eval()(inputs), labels))
+    assert loss == pytest.approx(found.metrics[-1]["loss"], rel=1e-5)

@@ -261,6 +261,52 @@ def test_tracing_leaves_nothing_on_the_model():
     assert vars(model) == attributes
 
 
+class Replaces(Three):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        self.mean = self.a(x).detach().mean(0)
+        return self.c(self.b(x - self.mean))
+
+
+def test_a_buffer_that_a_trace_would_lose_is_refused_by_name_and_left_as_it_was():
+    model = make(Replaces)
+    mean = model.mean
+    with pytest.raises(SplitError, match=r"another tensor in place of the buffer 'mean'.*self\.mean\.copy_"):
+        split(model, "b")
+    assert model.mean is mean
+    assert model.seen == []
+
+
+class Counts(Three):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        h = self.b(self.a(x))
+        if self.training:
+            self.steps += 1
+            self.mean *= 0.9
+            self.mean += 0.1 * h.detach().mean(0)
+        return self.c(h - self.mean)
+
+
+def test_buffers_that_forward_adds_to_in_place_are_those_of_the_model():
+    model, whole = make(Counts), make(Counts)
+    parts = split(model, "b")
+    for _ in range(2):
+        assert torch.equal(parts["back"](parts["front"](INPUTS)), whole(INPUTS))
+    state = join({segment.name: segment.module.state_dict() for segment in parts})
+    assert state["steps"] == 2
+    assert torch.equal(state["mean"], whole.mean)
+
+
 @pytest.mark.parametrize("used", [False, True], ids=["before its first use", "after its first use"])
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
 @pytest.mark.parametrize("build", [Table, Constants])
@@ -394,6 +440,29 @@ class ReturnsPair(Three):
         return self.c(first * second)
 
 
+class Output(dict):
+    @property
+    def hidden(self):
+        return self["hidden"]
+
+    def to_hidden(self):
+        return self["hidden"]
+
+
+class ReturnsDict(nn.Linear):
+    def forward(self, x):
+        return Output(hidden=super().forward(x))
+
+
+class OfADict(Three):
+    def __init__(self, pick):
+        super().__init__()
+        self.b, self.pick = ReturnsDict(4, 4), pick
+
+    def forward(self, x):
+        return self.c(self.pick(self.b(self.a(x))))
+
+
 ENDS_IN_IDENTITY = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Identity(), nn.Sequential())
 REFUSED = [
     (Skip, "b", "the result of 'a' is needed behind 'b', and only the output of 'b' may cross; possible cuts: a"),
@@ -411,6 +480,13 @@ REFUSED = [
     (Flow, "a", "the forward of Flow cannot be traced by torch.fx (symbolically traced variables"),
     (Draws, "a", "the forward of Draws cannot be traced by torch.fx (it draws random numbers"),
     (Recurrent, "b", "'b' returns several values; possible cuts: a"),
+    (
+        lambda: OfADict(lambda o: o.hidden),
+        "b",
+        "'b' returns no tensor (.hidden of it is used), and a cut needs",
+    ),
+    (lambda: OfADict(lambda o: o["hidden"]), "b", "'b' returns no tensor (['hidden'] of it is used)"),
+    (lambda: OfADict(lambda o: o.to_hidden()), "b", "'b' returns no tensor (.to_hidden of it is used)"),
     (ReturnsPair, "b", "'b' returns several values; possible cuts: a"),
     (lambda: nn.Sequential(nn.LSTM(4, 4), Pair()), "0", "'0' returns several values; it cannot be cut anywhere"),
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsl import seeds
-from fsl.errors import ConfigError, StepError
+from fsl.errors import NO_GRADIENT, ConfigError, SplitError, StepError
 from fsl.learner import Learner, OptimizerRecipe, Release, SegmentRuntime
 from fsl.messages import Reply, Upload
 from fsl.objective import Objective
@@ -239,5 +239,18 @@ def train_back(
             learner.step(release=release)
     except Exception as error:
         raise StepError(upload.device, upload.step) from error
-    gradient = leaf.grad if len(leaf) or not answers else torch.zeros_like(leaf)
+    gradient = cut_gradient(leaf, leaf.grad) if answers else None
     return Reply(upload.device, upload.step, gradient, loss.detach(), norms=norms)
+
+
+def cut_gradient(smashed: Tensor, gradient: Tensor | None) -> Tensor:
+    """What a device is sent: `gradient`, or zeros for an empty batch and for whole numbers, which have none.
+
+    SplitError where the loss does not depend on smashed data that could have a gradient: a front that were sent zeros
+    would not stay as it is (momentum, weight decay), as it does where the whole model is trained.
+    """
+    if gradient is not None:
+        return gradient
+    if len(smashed) and smashed.is_floating_point():
+        raise SplitError(f"in this step {NO_GRADIENT}")
+    return torch.zeros_like(smashed)

@@ -9,7 +9,7 @@ from fsl import seeds
 from fsl.errors import ConfigError, StepError
 from fsl.messages import Reply, Upload
 from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack
+from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient
 
 
 class Cyclic(SharedBack):
@@ -87,7 +87,8 @@ class Cyclic(SharedBack):
             if leaf.is_floating_point():
                 leaf.requires_grad_()
             loss = self.bench.objective.loss(self.learner.forward(leaf.clone(), self._next_noise()), upload.targets)
-            gradient = torch.autograd.grad(loss, leaf)[0] if leaf.requires_grad else None
+            found = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if leaf.requires_grad else None
+            gradient = cut_gradient(leaf, found)
             replies.append(Reply(upload.device, upload.step, gradient, loss.detach()))
         if before is not None:
             self.learner.restore(*before)

@@ -15,7 +15,7 @@ from fsl.learner import Release, set_learning_rate
 from fsl.messages import Reply, Upload
 from fsl.privacy.settings import Privacy
 from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack
+from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,12 @@ class Pooled(SharedBack):
             losses = self._train(leaf, step, release)
         except Exception as error:
             raise StepError(messages[0].device, messages[0].step) from error
-        if leaf.grad is None:
-            return [Reply(u.device, u.step, None, loss) for u, loss in zip(messages, losses)]
+        gradient = cut_gradient(leaf, leaf.grad)
+        if not leaf.requires_grad:
+            own = zip(messages, gradient.split(step.sizes), losses)
+            return [Reply(upload.device, upload.step, rows, loss) for upload, rows, loss in own]
         gradients = [
-            rows if share == 1 else rows / share for rows, share in zip(leaf.grad.split(step.sizes), step.shares)
+            rows if share == 1 else rows / share for rows, share in zip(gradient.split(step.sizes), step.shares)
         ]
         common = self._common(messages[0].step, step.sizes, gradients)
         return [
