@@ -199,7 +199,7 @@ def simulate(
         privacy=privacy,
     )
     name_classes(federation.named, [rule.spec.target, *(codec.target for codec in codecs)])
-    partitioner = as_partitioner(partition)
+    partitioner = as_partitioner(partition, train_data)
     samples_per_device = whole_or_none("samples_per_device", samples_per_device)
     divided = divide(task, partitioner, federation.devices, samples_per_device, federation.seed)
     cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
