@@ -50,7 +50,7 @@ from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
 from fsl.split import split
 from fsl.targets import ALLOWED, Allowed, name_classes
-from fsl.workload import Worker, Workload
+from fsl.workload import Worker, Workload, in_double
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,7 +167,7 @@ def simulate(
     strategy, backend, rule = as_strategy(strategy), as_backend(backend), as_optimizer(optimizer)
     privacy, mobility = as_privacy(privacy), as_mobility(mobility)
     loss, seen_by = as_objective(objective), as_observers(observers)
-    task = as_task(train_data, test_data)
+    task = as_task(train_data, test_data, in_double(model))
     check_examples(task.train, task.test, task.validation)
     codecs = [codec_spec(way, given) for way, given in (("codec.up", up), ("codec.down", down))]
     refuse_ignored(task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
@@ -265,7 +265,10 @@ def local_head(
             outputs = module(outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init", segment="head"))
-        return strategy.head(smashed, outputs)
+        head = strategy.head(smashed, outputs)
+    if not isinstance(head, nn.Module):
+        raise ConfigError(f"{type(strategy).__name__}.head() gave a {type(head).__name__}; give a torch.nn.Module")
+    return head.double() if smashed.dtype == torch.float64 else head
 
 
 def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | None:
