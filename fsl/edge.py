@@ -197,7 +197,7 @@ class EdgeServer:
     # What the trainer keeps between rounds: of the edge, or of each device that has a back of its own.
 
     def _recall(self, device: int | None) -> None:
-        if self._memory is not None and (kept := self._memory.load(self._owner(device))) is not None:
+        if self._memory is not None and (kept := self._memory.load(self._owner(device))):
             self.trainer.restore(kept, device)
 
     def _remember(self, device: int | None) -> None:

@@ -174,6 +174,9 @@ class CloudStrategy(Protocol):
     def select(self, round: int) -> Sequence[int]:
         """The devices of a round."""
 
+    def chosen(self, round: int) -> Sequence[int]:
+        """What `select` says; RunError where that cannot train."""
+
     def bind(self, federation: Federation) -> None:
         """Take the run's settings."""
 

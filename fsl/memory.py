@@ -21,10 +21,10 @@ class Memory(Protocol):
     """Where an edge puts what its trainer keeps, by owner: the edge, or a device that has a back of its own."""
 
     def load(self, owner: str) -> Mapping[str, Tensor] | None:
-        """What was kept when the owner last trained; None where it never was."""
+        """What was kept when the owner last trained; None or nothing named where nothing was."""
 
-    def save(self, owner: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put away what is kept of this round."""
+    def save(self, owner: str, tensors: Mapping[str, Tensor] | None) -> None:
+        """Put away what is kept of this round; None or nothing named: there is nothing."""
 
 
 class TrainerMemory:
@@ -45,8 +45,9 @@ class TrainerMemory:
         tensors = self.worker.store.load(self._path(owner), version)
         return None if tensors is None else {name: t.to(self.worker.accelerator) for name, t in tensors.items()}
 
-    def save(self, owner: str, tensors: Mapping[str, Tensor]) -> None:
-        """This round's generation; RunError for what are no named tensors."""
+    def save(self, owner: str, tensors: Mapping[str, Tensor] | None) -> None:
+        """This round's generation; RunError for what are no named tensors. None is kept as nothing named."""
+        tensors = {} if tensors is None else tensors
         named = isinstance(tensors, Mapping) and all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
         )

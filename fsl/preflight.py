@@ -66,7 +66,7 @@ def fit(workload: Workload, given_classes: int | None) -> Workload:
     model = copied(workload.model).to(accelerator).eval()
     with _own_randomness():
         inputs, targets = _rows(data.train, accelerator)
-        outputs = _outputs(model, inputs, "training")
+        outputs = _outputs(model, inputs, targets, "training")
     objective = workload.objective
     objective.check(outputs, targets)
     for examples in (data.train, data.test, data.validation):
@@ -102,7 +102,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         if workload.augmentation is not None:
             augmented = workload.augmentation(inputs.cpu(), torch.Generator().manual_seed(0))
             inputs = augmented.to(worker.accelerator)
-        outputs = _outputs(model, inputs, "training")
+        outputs = _outputs(model, inputs, targets, "training")
         objective.check(outputs, targets)
         objective.check_targets(outputs, data.train.targets, "training")
         loss = _loss(objective, outputs, targets)
@@ -155,7 +155,7 @@ def _rows(examples: Examples, accelerator: torch.device) -> tuple[Tensor, Tensor
     return inputs.to(accelerator), targets.to(accelerator)
 
 
-def _outputs(model: nn.Module, inputs: Tensor, which: str) -> Tensor:
+def _outputs(model: nn.Module, inputs: Tensor, targets: Tensor, which: str) -> Tensor:
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if inputs.is_floating_point() and inputs.dtype not in kinds:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
@@ -164,7 +164,12 @@ def _outputs(model: nn.Module, inputs: Tensor, which: str) -> Tensor:
             "give them one type: model.float() for float32, or inputs of the model's type"
         )
     with _trying(f"a batch of {which} data of shape {tuple(inputs.shape)} does not go through the model"):
-        outputs = model(inputs)
+        try:
+            outputs = model(inputs)
+        except Exception as error:
+            if remedy := _remedy(model, inputs, targets, error):
+                raise ConfigError(f"the {which} {remedy}") from error
+            raise
     if not isinstance(outputs, Tensor):
         raise ConfigError(
             f"the model returns a {type(outputs).__name__}; a model gives one tensor of outputs (B, ...): wrap it in a "
@@ -176,6 +181,30 @@ def _outputs(model: nn.Module, inputs: Tensor, which: str) -> Tensor:
             "for each, the batch in the first dimension"
         )
     return outputs
+
+
+def _remedy(model: nn.Module, inputs: Tensor, targets: Tensor, error: Exception) -> str | None:
+    """What is wrong with inputs that do not go through, where that can be told."""
+    kind = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    if _goes(model, targets.to(kind)) and targets.dim() > 1:
+        return "targets go through the model and the inputs do not, as if they were swapped; give (inputs, targets)"
+    types = ("same dtype", "scalar type", "should be the same", "not implemented")
+    unlike = any(words in str(error) for words in types)
+    if inputs.is_floating_point() or not (unlike or _goes(model, inputs.to(kind))):
+        return None
+    wanted, own = (str(dtype).removeprefix("torch.") for dtype in (kind, inputs.dtype))
+    how = "inputs.double()" if kind == torch.float64 else "inputs.float()" if kind == torch.float32 else f"to {wanted}"
+    pixels = f", {how} / 255 for pixels" if inputs.dtype == torch.uint8 else ""
+    return f"inputs are {own}, and the model wants {wanted}: convert them, {how}{pixels}"
+
+
+def _goes(model: nn.Module, inputs: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except Exception:
+        return False
+    return True
 
 
 def _loss(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -292,7 +321,7 @@ def _try_evaluation(
 ) -> None:
     with torch.no_grad():
         inputs, targets = _rows(examples, worker.accelerator)
-        outputs = _outputs(model, inputs, which)
+        outputs = _outputs(model, inputs, targets, which)
         objective.check(outputs, targets)
         objective.check_targets(trained, examples.targets, which)
         with _trying(f"objective={_named(objective)} does not take the outputs of {which} data"):

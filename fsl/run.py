@@ -51,7 +51,7 @@ from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
 from fsl.split import refuse_no_tensor, split
 from fsl.targets import ALLOWED, Allowed, name_classes
-from fsl.workload import Worker, Workload
+from fsl.workload import Worker, Workload, in_double
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,7 +168,7 @@ def simulate(
     strategy, backend, rule = as_strategy(strategy), as_backend(backend), as_optimizer(optimizer)
     privacy, mobility = as_privacy(privacy), as_mobility(mobility)
     loss, seen_by = as_objective(objective), as_observers(observers)
-    task = as_task(train_data, test_data)
+    task = as_task(train_data, test_data, in_double(model))
     check_examples(task.train, task.test, task.validation)
     given = of_given(model, task, loss, augmentation)
     codecs = [codec_spec(way, given) for way, given in (("codec.up", up), ("codec.down", down))]
@@ -201,7 +201,7 @@ def simulate(
         privacy=privacy,
     )
     name_classes(federation.named, [rule.spec.target, *(codec.target for codec in codecs)])
-    partitioner = as_partitioner(partition)
+    partitioner = as_partitioner(partition, train_data)
     samples_per_device = whole_or_none("samples_per_device", samples_per_device)
     divided = divide(task, partitioner, federation.devices, samples_per_device, federation.seed)
     cuts = tuple(cut) if cut is not None and not isinstance(cut, str) else cut
@@ -269,7 +269,10 @@ def local_head(
             outputs = module(outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init", segment="head"))
-        return strategy.head(smashed, outputs)
+        head = strategy.head(smashed, outputs)
+    if not isinstance(head, nn.Module):
+        raise ConfigError(f"{type(strategy).__name__}.head() gave a {type(head).__name__}; give a torch.nn.Module")
+    return head.double() if smashed.dtype == torch.float64 else head
 
 
 def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | None:

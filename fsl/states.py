@@ -326,10 +326,11 @@ def _add_exactly(high: Tensor, low: Tensor, values: Tensor, weight: float) -> No
         h, lo, v = (t[start : start + _BLOCK] for t in (high, low, values))
         if h.numel() < size:
             term, total, part = term[: h.numel()], total[: h.numel()], part[: h.numel()]
-        term.copy_(v)
-        torch.add(h, term, alpha=weight, out=total)
+        # Rounded before it is added: of float64, as `add` rounds the first, whichever that is; of float32 it is exact.
+        term.copy_(v).mul_(weight)
+        torch.add(h, term, out=total)
         torch.sub(total, h, out=part)  # what of the addend arrived
-        torch.sub(part, term, alpha=weight, out=term)  # minus what of the addend was lost
+        torch.sub(part, term, out=term)  # minus what of the addend was lost
         torch.sub(total, part, out=part)  # what of `high` arrived
         torch.sub(h, part, out=part)  # what of `high` was lost
         lo.add_(part.sub_(term))

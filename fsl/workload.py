@@ -75,6 +75,12 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: t
     return model
 
 
+def in_double(model: nn.Module) -> bool:
+    """Whether a model computes in float64: all of its parameters that are floats are."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return kinds == {torch.float64}
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A copy of a model; SplitError, in one line, for one that cannot be copied."""
     try:

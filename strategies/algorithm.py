@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord
+from fsl.strategies import asked
 from torch import Tensor, nn
 
 from fsl import seeds
@@ -69,17 +69,7 @@ class Algorithm:
 
     def chosen(self, round: int) -> list[int]:
         """What `select` chose, in order of id; RunError where that cannot train."""
-        name, devices = f"{type(self).__name__}.select()", self.federation.devices
-        found = list(self.select(round))
-        for device in found:
-            if isinstance(device, bool) or not isinstance(device, int | np.integer) or not 0 <= device < devices:
-                raise RunError(f"round {round}: {name} chose {device!r}; devices are whole numbers 0 to {devices - 1}")
-        if not found:
-            raise RunError(f"round {round}: {name} chose no device; it must choose at least one of 0 to {devices - 1}")
-        if len(set(found)) < len(found):
-            twice = next(device for device in found if found.count(device) > 1)
-            raise RunError(f"round {round}: {name} chose device {twice} twice; a device trains once in a round")
-        return sorted(map(int, found))
+        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.devices)
 
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
@@ -91,10 +81,18 @@ class Algorithm:
         home = None if mobility is None else mobility.home(device, round)
         return self.edge_of(device) if home is None else home
 
+    def attached(self, device: int, round: int) -> int:
+        """What `home` says; RunError for an edge that there is not."""
+        home, mobility = self.home(device, round), self.federation.mobility
+        name = self._hook("edge_of" if type(self).home is Algorithm.home else "home")
+        if type(self).home is Algorithm.home and mobility is not None and mobility.home(device, round) is not None:
+            name = f"{type(mobility).__name__}.home()"
+        return asked.edge_of(round, name, device, home, self.federation.edges)
+
     def moves(self, round: int, devices: Sequence[int]) -> Sequence[Move]:
         """The moves between edges within this round, by the run's mobility model."""
         federation = self.federation
-        mobility, home = federation.mobility, partial(self.home, round=round)
+        mobility, home = federation.mobility, partial(self.attached, round=round)
         return moves_of(mobility, round, devices, home, federation.edges, federation.seed)
 
     def learning_rates(self, round: int) -> Mapping[str, float]:
@@ -134,6 +132,22 @@ class Algorithm:
         """What to add to the round's metrics, from the devices' reports and the edges' counts."""
         return {}
 
+    # What the hooks answer, checked.
+
+    def planned(self, round: int) -> Spec | None:
+        """What `trainer` says; RunError for what is no description of a class."""
+        return asked.spec_of(round, self._hook("trainer"), self.trainer(round), optional=True)
+
+    def _rates(self, round: int) -> dict[str, float]:
+        """What `learning_rates` says, a number for each segment."""
+        one = self.planned(round) is None
+        return asked.rates_of(
+            round, self._hook("learning_rates"), self.learning_rates(round), self.federation.layouts, one
+        )
+
+    def _hook(self, name: str) -> str:
+        return f"{type(self).__name__}.{name}()"
+
     # Helpers for subclasses.
 
     @staticmethod
@@ -153,6 +167,7 @@ class Algorithm:
         self._federation = federation
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved = {}, {}
+        asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
@@ -167,14 +182,14 @@ class Algorithm:
 
     def _refuse_tail(self) -> None:
         """ConfigError where the model has a segment that nobody would train."""
-        if self.trainer(1) is not None:
+        if self.planned(1) is not None:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
 
     def _refuse_moves(self) -> None:
         """ConfigError where devices would move that cannot."""
         if self.federation.mobility is None:
             return
-        name, spec = type(self).__name__, self.trainer(1)
+        name, spec = type(self).__name__, self.planned(1)
         trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
         if trainer is not None and trainer.keeps and trainer.divisible:
             raise ConfigError(f"mobility: the trainer of {name} {KEPT_CANNOT_MOVE}")
@@ -235,7 +250,7 @@ class Algorithm:
 
     def _note_kept(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> Mapping[str, int]:
         """Remember what the round's trainer kept, of which edges and devices; the other counts of the round."""
-        spec = self.trainer(round)
+        spec = self.planned(round)
         trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
         if spec is not None and trainer is not None and trainer.keeps:
             if trainer.divisible:
@@ -247,7 +262,7 @@ class Algorithm:
 
     def _per_device(self, segment: str, round: int) -> bool:
         """Whether a segment's new state is made of one state per device."""
-        spec = self.trainer(round)
+        spec = self.planned(round)
         if segment != "back":
             return self.fronts == "averaged"
         return spec is None or bool(locate(spec.target).divisible)

@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
 from fsl.strategies.planning import assign, chunks, message, movements, simulated, succeeded, sums
 
@@ -58,10 +59,14 @@ class SplitStrategy(Algorithm, Strategy):
         """One message per node with work this round: the plan of its cohorts, and the arrays that they need."""
         self._previous = arrays
         federation = self.federation
-        spec = self.trainer(server_round)
+        spec = self.planned(server_round)
+        device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
+        assert device is not None  # it is not optional
         divisible = spec is None or bool(locate(spec.target).divisible)
         chosen = self.chosen(server_round)
-        self._moves = tuple(self.moves(server_round, chosen))
+        self._moves = asked.moves_of(
+            server_round, self._hook("moves"), self.moves(server_round, chosen), federation.devices, federation.edges
+        )
         visited = () if divisible else [move.edge for move in self._moves]
         cohorts = self._cohorts(chosen, server_round, visited)
         plan = RoundPlan(
@@ -72,10 +77,10 @@ class SplitStrategy(Algorithm, Strategy):
             kept=self._generations_kept(spec, cohorts),
             fronts=self.fronts,
             trainer=spec,
-            device=self.device_rule(server_round),
+            device=device,
             one_by_one=self._aggregator is not None and self._aggregator.one_by_one,
             optimizer=federation.optimizer.spec,
-            learning_rates=self.learning_rates(server_round),
+            learning_rates=self._rates(server_round),
             reset_optimizer=federation.optimizer.reset,
             batch_size=federation.batch_size,
             local_epochs=federation.local_epochs,
@@ -109,7 +114,7 @@ class SplitStrategy(Algorithm, Strategy):
         arrays = ArrayRecord(dict(self._previous))
         new = self.combine(server_round, totals, self._previous)
         arrays.update(states_to_record(layouts, new))
-        home = partial(self.home, round=server_round)
+        home = partial(self.attached, round=server_round)
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{home(report.device)}"] = server_round
@@ -120,14 +125,17 @@ class SplitStrategy(Algorithm, Strategy):
         if self.federation.privacy is not None and self.federation.privacy.withheld:
             del measured["train_loss"]
         if (costs := self.federation.costs) is not None:
-            trainer = self.trainer(server_round)
+            trainer = self.planned(server_round)
             measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
             measured |= movements(reports, figures)
         if self.federation.ledger is not None:
             self.federation.ledger.after(reports, collected.again)
-        return arrays, MetricRecord({**measured, **self.metrics(server_round, reports, figures)})
+        own = self.metrics(server_round, reports, figures)
+        return arrays, MetricRecord(
+            {**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, measured.keys())}
+        )
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
         if not messages:
@@ -296,7 +304,7 @@ class SplitStrategy(Algorithm, Strategy):
         """Each edge's devices at the round's start; edges that devices come to later may have none."""
         members: dict[int, list[DeviceTask]] = {edge: [] for edge in visited}
         for device in devices:
-            members.setdefault(self.home(device, round), []).append(self._task(device))
+            members.setdefault(self.attached(device, round), []).append(self._task(device))
         return [
             CohortTask(edge, tuple(tasks), *self._generations(f"edge-{edge}"))
             for edge, tasks in sorted(members.items())

@@ -108,16 +108,20 @@ def test_a_trainer_may_keep_in_some_rounds_only(tmp_path):
     assert generations(tmp_path / "run") == {"edge-0": [1, 3], "edge-1": [1, 3]}
 
 
-def test_a_trainer_may_keep_nothing_yet():
-    assert run(by(Empty), **OPTIONS).metrics
+@pytest.mark.parametrize("nothing", [{}, None], ids=["empty", "None"])
+def test_where_nothing_is_kept_nothing_is_restored(nothing, monkeypatch):
+    monkeypatch.setattr(Empty, "nothing", nothing)
+    assert len(run(by(Empty), **OPTIONS).metrics) == OPTIONS["rounds"]
 
 
 class Empty(Replay):
+    nothing = None
+
     def kept(self, device=None):
-        return {}
+        return self.nothing
 
     def restore(self, kept, device=None):
-        assert not kept
+        raise AssertionError(f"restore was called with {kept}")
 
 
 def test_what_is_no_tensor_cannot_be_kept():

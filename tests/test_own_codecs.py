@@ -88,6 +88,38 @@ def test_a_constructor_may_be_of_any_kind(given, spec):
     assert RoundPlan.from_json(replace(a_plan(), up=spec).to_json()).up == spec
 
 
+def changed(codec, attribute, value):
+    setattr(codec, attribute, value)
+    return codec
+
+
+class Drawn(own.TopK):
+    def __init__(self, k=0.5):
+        super().__init__(k)
+        self.mask = torch.rand(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (changed(own.TopK(0.1), "k", 1.0), r"codec.up=tests.own_codecs.TopK: the object's k is 1.0, and was 0.1 when"),
+        (changed(own.TopK(), "kk", 1.0), r"the object's kk is 1.0, and was absent when"),
+        (changed(own.Takes([1]), "what", [2]), r"the object's what is \[2\], and was \[1\]"),
+        (changed(Float16(), "encode", len), r"the object's encode is builtins.len, and was absent"),
+        (changed(own.ErrorFeedback(), "_left", torch.zeros(2)), r"the object's _left is tensor\(2 float32\)"),
+        (changed(Drawn(), "k", 1.0), r"the object's k is 1.0"),
+    ],
+    ids=["argument", "new", "nested", "method", "used before", "beside what is drawn"],
+)
+def test_an_object_that_was_changed_after_it_was_made_is_refused(given, line):
+    with pytest.raises(ConfigError, match=line):
+        codec_spec("codec.up", given)
+
+
+def test_what_a_codec_draws_when_it_is_made_is_no_change():
+    assert codec_spec("codec.up", Drawn(0.25)).kwargs == {"k": 0.25}
+
+
 def test_a_codec_by_path_and_by_object_trains_alike():
     assert_same_run(run(up=own.TopK(k=0.25)), run(up={"_target_": TOPK, "k": 0.25}))
 

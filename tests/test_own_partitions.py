@@ -1,14 +1,19 @@
 """Partitions as users have them: index lists, subsets, names, classes, and partitioners of flwr-datasets."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from flwr_datasets import partitioner as foreign
-from torch.utils.data import random_split
+from fsl.strategies import SplitFedV1
+from torch.utils.data import Subset, TensorDataset, random_split
 
+import fsl
+import fsl.costs
 from fsl.data import IID, Dirichlet, Given, Natural, Pathological, Shards, TaskData, TensorExamples, as_partitioner
+from fsl.data.examples import DatasetExamples
 from fsl.data.partition import Divided, Partition, divide
 from fsl.data.partitioners import Partitioner
 from fsl.errors import ConfigError, DataError
@@ -45,6 +50,50 @@ class Every(Partitioner):
 
     def divide(self, targets, devices, seed, groups=None):
         return self.partition
+
+
+DATA = TensorDataset(torch.zeros(60, 2), LABELS)
+TRAIN = Subset(DATA, [*range(50, 60), *range(0, 20)])
+
+
+@pytest.mark.parametrize(
+    ("data", "subsets"),
+    [
+        (DATA, [Subset(DATA, [3, 1]), Subset(DATA, [0])]),
+        (TensorDataset(*DATA.tensors), [Subset(DATA, [1, 3]), Subset(DATA, [0])]),
+        (DATA.tensors, [Subset(DATA, [1, 3]), [0]]),
+        (TASK, [Subset(TASK.train, [1, 3]), Subset(TASK.train, [0])]),
+        (TaskData("live", DatasetExamples(DATA), None, 5), [Subset(DATA, [1, 3]), Subset(DATA, [0])]),
+        (TRAIN, [Subset(TRAIN, [1, 3]), Subset(TRAIN, [0])]),
+        (TRAIN, [Subset(DATA, [53, 51]), Subset(DATA, [50])]),
+        (TRAIN, [Subset(Subset(TRAIN, [9, 3, 0, 1]), [1, 3]), Subset(Subset(DATA, range(40, 60)), [10])]),
+        (Subset(TRAIN, range(1, 11)), [Subset(DATA, [52, 0]), Subset(TRAIN, [1])]),
+    ],
+    ids=["its own", "equal", "pair", "task", "live", "a subset's", "its base's", "nested", "of a nested one"],
+)
+def test_subsets_are_rows_of_what_they_are_taken_of(data, subsets):
+    wanted = [[1, 9], [0]] if data is not TRAIN and isinstance(data, Subset) else [[1, 3], [0]]
+    assert [rows.tolist() for rows in as_partitioner(subsets, data).rows] == wanted
+    assert [rows.tolist() for rows in as_partitioner(Given(subsets), data).rows] == wanted
+
+
+OTHER = TensorDataset(torch.zeros(60, 2), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "subset", "line"),
+    [
+        (DATA, Subset(OTHER, [0]), "device 0 is given a Subset of other data than the training data"),
+        (TRAIN, Subset(OTHER, [0]), "device 0 is given a Subset of other data than the training data"),
+        (TASK, Subset(OTHER, [0]), "device 0 is given a Subset of other data than the training data"),
+        (TRAIN, Subset(DATA, [30]), "device 0 has row 30 of .* not among the training data"),
+        (Subset(DATA, [1, 1, 2]), Subset(DATA, [1]), "device 0 has row 1 of .* several times in the training data"),
+    ],
+    ids=["other", "other than a subset", "other than a task", "not among", "several times"],
+)
+def test_subsets_of_other_data_are_refused(data, subset, line):
+    with pytest.raises(DataError, match=line):
+        as_partitioner([subset], data)
 
 
 @pytest.mark.parametrize(
@@ -201,3 +250,11 @@ def test_nothing_is_told_of_a_partition_that_uses_each_row_once(rule, caplog):
     with caplog.at_level(logging.INFO):
         held(rule)
     assert not caplog.records
+
+
+def test_a_run_and_a_price_refuse_subsets_of_other_data():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 5))
+    options = {"strategy": SplitFedV1(), "devices": 1, "partition": [Subset(OTHER, range(10))]}
+    for use in (partial(fsl.simulate, cut="0", rounds=1), fsl.costs.price):
+        with pytest.raises(DataError, match="a Subset of other data"):
+            use(model, DATA, **options)

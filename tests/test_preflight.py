@@ -115,6 +115,30 @@ CASES = {
     "no model": ({"m": squared}, "it is a function, no torch.nn.Module"),
     "a lazy model": ({"m": nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))}, "'0.weight' has no shape yet"),
     "a model of doubles": ({"m": mlp().double()}, r"float64, and the training inputs float32; .* model\.float\(\)"),
+    "pixels as bytes": (
+        {"x": (INPUTS * 10).byte()},
+        r"inputs are uint8, .* float32: convert them, inputs\.float\(\), inputs\.float\(\) / 255 for pixels",
+    ),
+    "whole numbers": ({"x": (INPUTS * 10).long()}, r"inputs are int64, .* float32: convert them, inputs\.float\(\)$"),
+    "inputs of truth values": ({"x": INPUTS > 0}, r"inputs are bool, .* float32: convert them, inputs\.float\(\)$"),
+    "bytes for doubles": ({"m": mlp().double(), "x": (INPUTS * 10).byte()}, r"wants float64: .* inputs\.double\(\)"),
+    "bytes for a convolution": (
+        {"m": nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3)), "x": torch.ones(60, 1, 2, 2).byte()},
+        "the training inputs are uint8, and the model wants float32",
+    ),
+    "bytes of a wrong width": (
+        {"x": (INPUTS[:, :3] * 10).byte()},
+        "the training inputs are uint8, and the model wants",
+    ),
+    "inputs and targets swapped": (
+        {"x": LABELS, "y": INPUTS},
+        r"the training targets go through the model .* swapped; give \(inputs, targets\)",
+    ),
+    "numbers swapped": ({"x": INPUTS[:, :1], "y": INPUTS, "objective": "mse"}, "as if they were swapped"),
+    "token ids out of range": (
+        {"m": nn.Sequential(nn.Embedding(3, 8), nn.Flatten(), nn.Linear(8, 3)), "x": LABELS[:, None] + 2},
+        "index out of range",
+    ),
     "a frozen model": ({"m": mlp().requires_grad_(False)}, "every parameter is frozen"),
     "a model without parameters": ({"m": nn.Sequential(nn.ReLU(), nn.Flatten())}, "it has no parameters"),
     "a model without values": ({"m": mlp().to("meta")}, "'0.weight' is on the meta device"),
@@ -230,3 +254,9 @@ def test_what_is_drawn_after_a_run_does_not_follow_from_its_seed():
         start(None)
         drawn.append(torch.rand(3))
     assert not torch.equal(*drawn)
+
+
+def test_token_ids_stay_whole_numbers():
+    tokens = nn.Sequential(nn.Embedding(4, 8), nn.Flatten(), nn.Linear(8, 3))
+    data = TensorDataset(LABELS[:, None], LABELS)
+    assert fsl.simulate(tokens, data, strategy=SplitFedV1(), cut="0", devices=2, rounds=1).metrics

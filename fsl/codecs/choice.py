@@ -7,7 +7,9 @@ from typing import Any
 
 from fsl.codecs.base import Codec
 from fsl.config import fitting, unknown
+from fsl.describe import describe
 from fsl.errors import ConfigError, FslError
+from fsl.introspection import attributes
 from fsl.plan import Spec
 from fsl.targets import locate, public_path
 
@@ -63,6 +65,8 @@ def codec_spec(name: str, given: CodecChoice) -> Spec:
     }
     try:
         kind(**kwargs)
+        if isinstance(given, Codec):
+            _refuse_changed(name, path, given)
     except FslError:
         raise
     except Exception as error:
@@ -114,6 +118,28 @@ def _built_from(name: str, codec: Codec) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def _refuse_changed(name: str, path: str, given: Codec) -> None:
+    """ConfigError where an object is not what its constructor's arguments make, so that no session would be like it.
+
+    What two objects of the same arguments do not agree on is drawn at random, and says nothing.
+    """
+    positional, keywords = given._built_from
+    now, first, second = map(_told, (given, *(type(given)(*positional, **keywords) for _ in range(2))))
+    for attribute in sorted(now.keys() | first.keys()):
+        if now.get(attribute) != first.get(attribute) and first.get(attribute) == second.get(attribute):
+            is_now, was = (told.get(attribute, "absent")[:60] for told in (now, first))
+            raise ConfigError(
+                f"{name}={path}: the object's {attribute} is {is_now}, and was {was} when it was made; each end builds "
+                "the codec anew from its constructor's arguments, so give a new object with the right ones"
+            )
+
+
+def _told(codec: Codec) -> dict[str, str]:
+    """Each attribute of a codec as text."""
+    kept = {key: value for key, value in (attributes(codec) or {}).items() if key != "_built_from"}
+    return {key: describe(value) for key, value in kept.items()}
 
 
 def _plain(name: str, path: str, key: str, value: Any) -> Any:

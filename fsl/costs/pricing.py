@@ -23,6 +23,7 @@ from fsl.objective import Objective, as_objective
 from fsl.plan import Spec
 from fsl.targets import locate
 from fsl.wire.format import reply_bytes, upload_bytes
+from fsl.workload import in_double
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def price(
 
     Nothing is trained: bytes follow from shapes and codecs, exactly as they would be sent.
     """
-    task = as_task(train_data)
-    divided = divide(task, as_partitioner(partition), devices, samples_per_device, seed)
+    task = as_task(train_data, double=in_double(model))
+    divided = divide(task, as_partitioner(partition, train_data), devices, samples_per_device, seed)
     strategy = copy.deepcopy(strategy)  # it is bound to a run of its own here
     specs = [codec_spec(name, given) for name, given in (("codec.up", up), ("codec.down", down))]
     federation = Federation("price", seed, 1, devices, {}, edges, None, local_epochs, batch_size)

@@ -90,11 +90,20 @@ def _from_arrays(
 
 
 class DatasetExamples(Examples):
-    """A user's Dataset as it is, for one whose transforms are random: items are fetched batch by batch."""
+    """A user's Dataset as it is, for one whose transforms are random: items are fetched batch by batch.
 
-    def __init__(self, dataset: Dataset[Any], targets: Tensor | None = None):
+    Floats become float32; with `double`, float64 stays as it is.
+    """
+
+    def __init__(self, dataset: Dataset[Any], targets: Tensor | None = None, double: bool = False):
         self.dataset = dataset
-        self.targets = _read_targets(dataset) if targets is None else targets
+        self.double = double
+        self.targets = _read_targets(dataset, double) if targets is None else targets
+
+    def in_double(self) -> "DatasetExamples":
+        """The same with float64 as it is; targets that are numbers are read anew."""
+        targets = None if self.targets.is_floating_point() else self.targets
+        return self if self.double else DatasetExamples(self.dataset, targets, double=True)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -103,17 +112,17 @@ class DatasetExamples(Examples):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The items, stacked; DataError where they cannot be."""
-        return read_rows(self.dataset, indices.tolist())
+        return read_rows(self.dataset, indices.tolist(), self.double)
 
     def subset(self, indices: Tensor) -> "DatasetExamples":
         """The same dataset with these rows alone."""
-        return DatasetExamples(Subset(self.dataset, indices.tolist()), self.targets[indices])
+        return DatasetExamples(Subset(self.dataset, indices.tolist()), self.targets[indices], self.double)
 
 
-def _read_targets(dataset: Dataset[Any]) -> Tensor:
+def _read_targets(dataset: Dataset[Any], double: bool) -> Tensor:
     """All targets; each item must be read for its own, so that its input is like the others is looked at as well."""
     count = length_of(dataset)
-    inputs, targets = Column("input", dataset, 1), Column("target", dataset, count)
+    inputs, targets = Column("input", dataset, 1, double), Column("target", dataset, count, double)
     for index, value, target in read_items(dataset, range(count)):
         inputs.check(index, value)
         targets.add(index, target)

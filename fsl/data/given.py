@@ -22,15 +22,17 @@ _DRAWN = (
 )
 
 
-def as_examples(data: Any) -> Examples:
+def as_examples(data: Any, double: bool = False) -> Examples:
     """Examples as they are; two tensors or arrays (inputs, targets); or a map-style Dataset or list of pairs.
+
+    Floats become float32; with `double`, for models of float64, that stays as it is.
 
     DataError for what is none of these, and for a Dataset that draws its items at random: to read it once and to read
     it anew each time give different results, and only its user knows which is meant.
     """
     if isinstance(data, Examples):
-        return data
-    examples, drawn = _read(data)
+        return data.in_double() if double and isinstance(data, DatasetExamples) else data
+    examples, drawn = _read(data, double)
     if drawn:
         raise DataError(
             f"{_DRAWN.format(type(data).__name__)}; give fsl.data.from_dataset(data, materialize=False) to draw anew "
@@ -39,33 +41,34 @@ def as_examples(data: Any) -> Examples:
     return examples
 
 
-def from_dataset(dataset: Dataset[Any], materialize: bool = True) -> Examples:
+def from_dataset(dataset: Dataset[Any], materialize: bool = True, double: bool = False) -> Examples:
     """A map-style Dataset of (input, target) as examples: floats become float32, integer targets int64.
 
+    With `double`, for models of float64, float64 stays as it is.
     With `materialize` its items are read once and kept as two tensors (the log says so where they were drawn at
     random); turn it off where a transform is to draw anew each time. DataError where items are no pairs, fail, or
     cannot be stacked because they differ in shape.
     """
     if not materialize and not _is_pair_of_arrays(dataset):
         _check_kind(dataset)
-        return DatasetExamples(dataset)
-    examples, drawn = _read(dataset)
+        return DatasetExamples(dataset, double=double)
+    examples, drawn = _read(dataset, double)
     if drawn:
         log.warning("%s; materialize=False draws anew each time", _DRAWN.format(type(dataset).__name__))
     return examples
 
 
-def _read(data: Any) -> tuple[Examples, bool]:
+def _read(data: Any, double: bool) -> tuple[Examples, bool]:
     """The examples of whatever was given, in memory, and whether its items were drawn at random."""
     if _is_pair_of_arrays(data):
-        return _from_arrays(data), False
+        return _from_arrays(data, double), False
     _check_kind(data)
     found = _tensors(data)
     if found is not None:
-        return _converted(*found, type(data).__name__), False
+        return _converted(*found, type(data).__name__, double), False
     count, draws = length_of(data), Draws()
-    inputs, targets = read_rows(data, range(count))
-    return TensorExamples(inputs, targets), draws.found(data, inputs, targets)
+    inputs, targets = read_rows(data, range(count), double)
+    return TensorExamples(inputs, targets), draws.found(data, inputs, targets, double)
 
 
 def _is_pair_of_arrays(data: Any) -> bool:
@@ -79,21 +82,21 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) and value.ndim > 0
 
 
-def _from_arrays(pair: Sequence[Any]) -> Examples:
+def _from_arrays(pair: Sequence[Any], double: bool) -> Examples:
     tensors = []
     for what, values in zip(("inputs", "targets"), pair):
         try:
             tensors.append(dense(values))
         except (TypeError, ValueError) as error:
             raise DataError(f"the {what} of (inputs, targets) are a {type(values).__name__}: {error}") from error
-    return _converted(tensors[0], tensors[1], "(inputs, targets)")
+    return _converted(tensors[0], tensors[1], "(inputs, targets)", double)
 
 
-def _converted(inputs: Tensor, targets: Tensor, name: str) -> Examples:
+def _converted(inputs: Tensor, targets: Tensor, name: str, double: bool) -> Examples:
     if not inputs.dim() or not len(inputs):
         raise DataError(f"{name} has no items; give some")
     try:
-        return TensorExamples(input_tensor(inputs), target_tensor(targets))
+        return TensorExamples(input_tensor(inputs, double), target_tensor(targets, double))
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
 

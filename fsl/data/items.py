@@ -61,11 +61,12 @@ def read_items(dataset: Dataset[Any], indices: Iterable[int]) -> Iterator[tuple[
 class Column:
     """The inputs, or the targets, of many items in one tensor (N, ...) that is filled item by item."""
 
-    def __init__(self, what: Literal["input", "target"], dataset: Dataset[Any], count: int):
+    def __init__(self, what: Literal["input", "target"], dataset: Dataset[Any], count: int, double: bool = False):
         self.tensor = torch.empty(0)
         self._what = what
         self._dataset = dataset
         self._count = count
+        self._double = double
         self._filled = 0
         self._first: int | None = None  # the index of the first item
         self._number = False  # it is a number of Python
@@ -92,7 +93,7 @@ class Column:
 
     def _converted(self, index: int, value: Any) -> Tensor:
         try:
-            return _CONVERTED[self._what](dense(value))
+            return _CONVERTED[self._what](dense(value), self._double)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             name, at = _owner(self._dataset, index)
             reason = " ".join(str(error).split())
@@ -111,9 +112,12 @@ class Column:
         )
 
 
-def read_rows(dataset: Dataset[Any], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Inputs (B, ...) and targets (B, ...) of these items; DataError where one fails, or they are not alike."""
-    inputs, targets = Column("input", dataset, len(rows)), Column("target", dataset, len(rows))
+def read_rows(dataset: Dataset[Any], rows: Sequence[int], double: bool = False) -> tuple[Tensor, Tensor]:
+    """Inputs (B, ...) and targets (B, ...) of these items; DataError where one fails, or they are not alike.
+
+    With `double` float64 stays as it is.
+    """
+    inputs, targets = Column("input", dataset, len(rows), double), Column("target", dataset, len(rows), double)
     for index, value, target in read_items(dataset, rows):
         inputs.add(index, value)
         targets.add(index, target)
@@ -181,19 +185,26 @@ def _plain_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
-def input_tensor(inputs: Tensor) -> Tensor:
-    """As models take them: float32 for any other float, and int64 for whole numbers that torch cannot gather."""
-    return inputs.float() if inputs.is_floating_point() else _signed(inputs)
+def input_tensor(inputs: Tensor, double: bool = False) -> Tensor:
+    """As models take them: float32 for any other float, and int64 for whole numbers that torch cannot gather.
+
+    With `double`, for models of float64, that stays as it is.
+    """
+    return _single(inputs, double) if inputs.is_floating_point() else _signed(inputs)
 
 
-def target_tensor(targets: Tensor) -> Tensor:
-    """As torch's losses want them: class indices int64, and what is measured in the model's float32."""
+def target_tensor(targets: Tensor, double: bool = False) -> Tensor:
+    """As torch's losses want them: class indices int64, what is measured float32, or with `double` float64 as it is."""
     if targets.is_floating_point():
-        return targets.float()
+        return _single(targets, double)
     return targets if targets.dtype == torch.bool else _signed(targets).long()
 
 
 _CONVERTED = {"input": input_tensor, "target": target_tensor}
+
+
+def _single(values: Tensor, double: bool) -> Tensor:
+    return values if double and values.dtype == torch.float64 else values.float()
 
 
 def _signed(whole: Tensor) -> Tensor:
@@ -211,12 +222,12 @@ class Draws:
     def __init__(self) -> None:
         self._before = _generator_states()
 
-    def found(self, dataset: Dataset[Any], inputs: Tensor, targets: Tensor) -> bool:
+    def found(self, dataset: Dataset[Any], inputs: Tensor, targets: Tensor, double: bool = False) -> bool:
         """Whether items differ from what the first reading gave, (N, ...) each, when some are read again."""
         count = len(inputs)
         some = min(count, _COMPARED if self._before == _generator_states() else _COMPARED_MORE)
         rows = np.unique(np.linspace(0, count - 1, some).astype(int)).tolist()
-        again = read_rows(dataset, rows)
+        again = read_rows(dataset, rows, double)
         return not all(_alike(now, then[rows]) for now, then in zip(again, (inputs, targets)))
 
 

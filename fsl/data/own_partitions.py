@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
+from fsl.data.origin import Rows
 from fsl.data.partition import Partition
 from fsl.data.partitioners import (
     IID,
@@ -37,14 +38,17 @@ _WANTED = (
 )
 
 
-def as_partitioner(value: Any) -> Partitioner:
+def as_partitioner(value: Any, data: Any = None) -> Partitioner:
     """Whatever a user gives as `partition=`, as a Partitioner; ConfigError or DataError for what is none.
 
-    None is IID. A name or a class stands for its defaults, a list or mapping of index lists for `Given`, a Partition
-    for itself, and a partitioner of flwr-datasets divides the labels by its own arguments and seed.
+    `data` is the training data as the user gave it: Subsets must be of it. None is IID. A name or a class stands for
+    its defaults, a list or mapping of index lists for `Given`, a Partition for itself, and a partitioner of
+    flwr-datasets divides the labels by its own arguments and seed.
     """
     if value is None:
         return IID()
+    if isinstance(value, Given):
+        return value if data is None else value.of(data)
     if isinstance(value, Partitioner):
         return value
     if isinstance(value, Partition):
@@ -58,7 +62,7 @@ def as_partitioner(value: Any) -> Partitioner:
     if _is_foreign(type(value)):
         return Foreign(value)
     if isinstance(value, Mapping) or (isinstance(value, Iterable) and not isinstance(value, bytes)):
-        return Given(value)
+        return Given(value) if data is None else Given(value).of(data)
     shown = getattr(value, "__name__", None) or (
         repr(value) if isinstance(value, int | float) else type(value).__name__
     )
@@ -69,13 +73,22 @@ class Given(Partitioner):
     """The rows that each device holds, by device id: a list, or a mapping, of index lists, arrays or tensors.
 
     Devices may share rows, and rows may be left out (a run says so in its log); a device names a row once. The seed
-    changes nothing. The Subsets that torch's `random_split` makes will do as well.
+    changes nothing. The Subsets that torch's `random_split` makes will do as well, where they are of the training data.
     """
 
     def __init__(self, rows: Iterable[Any] | Mapping[int, Any]):
-        self.rows = [_indices(own, device) for device, own in enumerate(_by_device(rows))]
+        by_device = _by_device(rows)
+        self.rows = [_indices(own, device) for device, own in enumerate(by_device)]
+        self._subsets = {device: own for device, own in enumerate(by_device) if type(own) is Subset}
         if not self.rows:
             raise DataError("partition: it names no device; give a list of rows for each")
+
+    def of(self, data: Any) -> "Given":
+        """The same in row numbers of the training data, as the user gave them; DataError for Subsets of other data."""
+        if not self._subsets:
+            return self
+        known = Rows(data)
+        return Given([known.of(self._subsets.get(device), own, device) for device, own in enumerate(self.rows)])
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """The rows as they were given; DataError where the training data has no such row."""

@@ -36,15 +36,26 @@ class TaskData:
         return self.train.batch(torch.arange(min(1, len(self.train))))[0].dtype
 
 
-def as_task(train: "TaskData | Examples | Dataset[Any]", test: "Examples | Dataset[Any] | None" = None) -> TaskData:
-    """Whatever a user has as training and test data, as a task."""
+def as_task(
+    train: "TaskData | Examples | Dataset[Any]",
+    test: "Examples | Dataset[Any] | None" = None,
+    double: bool = False,
+) -> TaskData:
+    """Whatever a user has as training and test data, as a task.
+
+    Floats become float32; with `double`, for models of float64, that stays as it is.
+    """
     if isinstance(train, TaskData):
-        return train if test is None else replace(train, test=_examples(test))
-    examples = _examples(train)
+        task = train if test is None else replace(train, test=as_examples(test, double))
+        if not double:
+            return task
+        tested, held = (None if each is None else as_examples(each, double) for each in (task.test, task.validation))
+        return replace(task, train=as_examples(task.train, double), test=tested, validation=held)
+    examples = as_examples(train, double)
     targets = examples.targets
     labels = targets.dim() == 1 and not targets.is_floating_point() and len(targets) > 0
     classes = int(targets.max()) + 1 if labels else None
-    return TaskData(type(train).__name__, examples, None if test is None else _examples(test), classes)
+    return TaskData(type(train).__name__, examples, None if test is None else as_examples(test, double), classes)
 
 
 def hold_out(data: TaskData, share: float, seed: int) -> TaskData:
@@ -60,7 +71,3 @@ def hold_out(data: TaskData, share: float, seed: int) -> TaskData:
     held, kept = order[:count].sort().values, order[count:].sort().values
     groups = None if data.groups is None else data.groups[kept.numpy()]
     return replace(data, train=data.train.subset(kept), validation=data.train.subset(held), groups=groups)
-
-
-def _examples(data: "Examples | Dataset[Any]") -> Examples:
-    return as_examples(data)

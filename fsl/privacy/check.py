@@ -69,7 +69,7 @@ def private_run(
         encrypted,
     )
     if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
-        rounds = Counter(device for round in range(1, federation.rounds + 1) for device in strategy.select(round))
+        rounds = Counter(device for round in range(1, federation.rounds + 1) for device in strategy.chosen(round))
         setting = replace(setting, privacy=_solved(setting, samples, rounds))
         log.info("noise multiplier %g for the epsilon asked for", setting.privacy.dp_sgd.noise_multiplier)  # type: ignore[union-attr]
     return replace(federation, privacy=setting.privacy, ledger=Ledger(setting, samples, path))

@@ -145,8 +145,10 @@ class EdgeTrainer(ABC):
     def result(self) -> Total:
         """The backs of this round, weighted."""
 
-    def kept(self, device: int | None = None) -> Mapping[str, Tensor]:
+    def kept(self, device: int | None = None) -> Mapping[str, Tensor] | None:
         """What to remember until the edge trains again, where `keeps` is set; asked for just before `result`.
+
+        None or nothing named: there is nothing to remember, and the next round begins as the first one did.
 
         Where each device has a back of its own (`divisible`), what to remember of this `device`: asked for just before
         `close`, and not for one that is lost.
@@ -154,7 +156,7 @@ class EdgeTrainer(ABC):
         raise ConfigError(f"{type(self).__name__} has keeps = True and must say in kept() what it keeps")
 
     def restore(self, kept: Mapping[str, Tensor], device: int | None = None) -> None:
-        """Go on from what `kept` returned when the edge, or this `device`, last trained; not called before that.
+        """Go on from what `kept` returned when the edge, or this `device`, last trained; not called for nothing.
 
         Called after `begin`, or after the device's `open`; the tensors are the trainer's own, where its back is.
         """

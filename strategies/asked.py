@@ -1,0 +1,176 @@
+"""What an algorithm's hooks answer, checked before a round goes by it: one line names hook, value and what is allowed.
+
+Raises RunError throughout; `name` is the hook as its user knows it, `Mine.select()`.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fsl.errors import RunError
+from fsl.mobility import Move
+from fsl.plan import Spec
+from fsl.privacy.claims import ADVERSARIES
+from fsl.privacy.device import LEAKS
+from fsl.privacy.ledger import figure_of
+
+# The columns of a round that are measured, or that fsl says beside them.
+RESERVED = frozenset(
+    (
+        "round",
+        "train_loss",
+        "loss",
+        "accuracy",
+        "accuracy_std",
+        "evaluated_devices",
+        "validation_loss",
+        "validation_accuracy",
+        "seconds",
+        "sim_seconds",
+        "energy_joules",
+        "lost",
+        "losses_withheld",
+        *LEAKS,
+        *map(figure_of, ADVERSARIES),
+    )
+)
+
+
+def devices_of(round: int, name: str, found: Any, devices: int) -> list[int]:
+    """The devices of a round in order of id: at least one, each once."""
+    allowed = f"devices are whole numbers 0 to {devices - 1}"
+    if isinstance(found, str | bytes) or not isinstance(found, Iterable):
+        raise RunError(f"round {round}: {name} gave {_short(found)}, no list; {allowed}, and it gives those that train")
+    chosen = list(found)
+    for device in chosen:
+        if not _is_index(device, devices):
+            raise RunError(f"round {round}: {name} chose {_short(device)}; {allowed}")
+    if not chosen:
+        raise RunError(f"round {round}: {name} chose no device; it must choose at least one of 0 to {devices - 1}")
+    if len(set(chosen)) < len(chosen):
+        twice = next(device for device in chosen if chosen.count(device) > 1)
+        raise RunError(f"round {round}: {name} chose device {twice} twice; a device trains once in a round")
+    return sorted(map(int, chosen))
+
+
+def edge_of(round: int, name: str, device: int, edge: Any, edges: int) -> int:
+    """The edge that a device is attached to."""
+    if not _is_index(edge, edges):
+        raise RunError(
+            f"round {round}: {name} gave {_short(edge)} for device {device}; edges are whole numbers 0 to {edges - 1} "
+            f"(edges={edges})"
+        )
+    return int(edge)
+
+
+def moves_of(round: int, name: str, moves: Any, devices: int, edges: int) -> tuple[Move, ...]:
+    """The moves of a round's devices."""
+    if not isinstance(moves, Iterable) or isinstance(moves, str | bytes):
+        raise RunError(f"round {round}: {name} gave {_short(moves)}; give a list of fsl.mobility.Move, or ()")
+    found = tuple(moves)
+    for move in found:
+        known = isinstance(move, Move) and _is_index(move.edge, edges) and _is_index(move.device, devices)
+        if not known:
+            raise RunError(
+                f"round {round}: {name} gave {_short(move)}; give a Move of a device of 0 to {devices - 1} "
+                f"to an edge of 0 to {edges - 1}"
+            )
+    return found
+
+
+def spec_of(round: int, name: str, spec: Any, optional: bool = False) -> Spec | None:
+    """The class that a plan names, with arguments that it can carry; None only where it is `optional`."""
+    if spec is None and optional:
+        return None
+    if not isinstance(spec, Spec) or not isinstance(spec.target, str) or not isinstance(spec.kwargs, Mapping):
+        raise RunError(
+            f"round {round}: {name} gave {_short(spec)}; give fsl.plan.Spec(self.path(MyClass), {{'argument': value}})"
+            + (", or None for no edge trainer" if optional else "")
+        )
+    for key, value in spec.kwargs.items():
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError):
+            raise RunError(
+                f"round {round}: {name} gave {key}={_short(value)} of type {type(value).__name__}, which a plan cannot "
+                "carry; arguments are numbers, texts, true or false, None, and lists or mappings of them"
+            ) from None
+    return spec
+
+
+def rates_of(round: int, name: str, rates: Any, segments: Collection[str], one: bool) -> dict[str, float]:
+    """A learning rate for each segment; the same for all where `one` optimizer steps the whole model."""
+    listed = ", ".join(segments)
+    if not isinstance(rates, Mapping):
+        raise RunError(f"round {round}: {name} gave {_short(rates)}; give a mapping with a rate for each of {listed}")
+    for segment in rates:
+        if segment not in segments:
+            raise RunError(f"round {round}: {name} names a segment {_short(segment)}; there are {listed}")
+    if missing := [segment for segment in segments if segment not in rates]:
+        raise RunError(f"round {round}: {name} gave no rate for {missing[0]}; give one for each of {listed}")
+    found = {}
+    for segment in segments:
+        rate = _number(rates[segment])
+        if rate is None or not math.isfinite(rate) or rate < 0:
+            raise RunError(
+                f"round {round}: {name} gave {segment}={_short(rates[segment])}; a rate is a finite number >= 0"
+            )
+        found[segment] = float(rate)
+    if one and len(set(found.values())) > 1:
+        raise RunError(
+            f"round {round}: {name} gave {found}, and without an edge trainer one optimizer steps the model; give "
+            "every segment one rate"
+        )
+    return found
+
+
+def metrics_of(round: int, name: str, metrics: Any, measured: Collection[str]) -> dict[str, Any]:
+    """An algorithm's own metrics, under names that nothing measured has: numbers, or lists of them."""
+    if not isinstance(metrics, Mapping):
+        raise RunError(
+            f"round {round}: {name} gave {_short(metrics)}; give a mapping of names to numbers, {{}} for none"
+        )
+    found: dict[str, Any] = {}
+    for key, value in metrics.items():
+        if not isinstance(key, str) or not key:
+            raise RunError(f"round {round}: {name} names a metric {_short(key)}; a name is a text")
+        if key in RESERVED or key in measured:
+            raise RunError(
+                f"round {round}: {name} gave {key}={_short(value)}, a name that fsl's own measurements have; choose "
+                "another name"
+            )
+        several = isinstance(value, list | tuple)
+        numbers = [_number(each) for each in (value if several else [value])]
+        if None in numbers:
+            raise RunError(
+                f"round {round}: {name} gave {key}={_short(value)} of type {type(value).__name__}; a metric is a number"
+            )
+        found[key] = _alike(numbers) if several else numbers[0]
+    return found
+
+
+def _alike(numbers: Sequence[Any]) -> list[Any]:
+    """A list of one type, as a Flower record holds it."""
+    return list(numbers) if all(isinstance(each, int) for each in numbers) else [float(each) for each in numbers]
+
+
+def _number(value: Any) -> int | float | None:
+    """A plain number of what is one, also NumPy's, and tensors and arrays without dimensions; None for the rest."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        value = value.item() if value.ndim == 0 and (not isinstance(value, Tensor) or not value.is_meta) else None
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int | float) else None
+
+
+def _is_index(value: Any, count: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(0 <= value < count)
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
