@@ -49,7 +49,7 @@ from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
 from fsl.split import split
-from fsl.targets import ALLOWED, Allowed, name_classes
+from fsl.targets import ALLOWED, Allowed, check_packages, name_classes
 from fsl.workload import Worker, Workload
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def simulate(
     check_examples(task.train, task.test, task.validation)
     codecs = [codec_spec(way, given) for way, given in (("codec.up", up), ("codec.down", down))]
     refuse_ignored(task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
+    packages = check_packages(allowed)
     nodes = whole("nodes", nodes)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
@@ -213,7 +214,7 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=Allowed(dict.fromkeys((*ALLOWED, *allowed, *_package(strategy))), federation.named),
+        allowed=Allowed(dict.fromkeys((*ALLOWED, *packages, *_package(strategy))), federation.named),
     )
     with torch_threads(backend.threads):
         workload = fit(workload, train_data.classes if isinstance(train_data, TaskData) else None)
