@@ -27,7 +27,7 @@ HYDRA = ".hydra"
 class Composed(Observer):
     """Writes what a run was composed from into `.hydra` of its folder when it begins, never when it goes on."""
 
-    def __init__(self, config: DictConfig, overrides: Sequence[Any], hydra: DictConfig | None = None):
+    def __init__(self, config: DictConfig, overrides: Sequence[Any], hydra: Any = None):
         texts = {"config.yaml": config, "overrides.yaml": OmegaConf.create(list(overrides)), "hydra.yaml": hydra}
         # As they are now: a sweep sets resume= in a job's configuration.
         self._texts = {name: OmegaConf.to_yaml(value) for name, value in texts.items() if value is not None}
@@ -42,7 +42,7 @@ class Composed(Observer):
     def on_start(self, info: RunInfo) -> None:
         """The run has been let into its folder."""
         self.begun = True
-        if info.first_round == 1:
+        if info.first_round == 1 and info.folder is not None:
             self.write(info.folder)
 
     def keep(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Before:
                 path.rmdir()
 
 
-class Folders(Callback):  # type: ignore[misc]  # hydra's is untyped
+class Folders(Callback):
     """Notes what was there before Hydra makes a run's folder."""
 
     before: Before | None = None  # of the command that runs now
