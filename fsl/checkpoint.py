@@ -31,6 +31,7 @@ class Checkpoint:
     strategy: Mapping[str, Any]
     settings: Mapping[str, Any]  # what the result depends on
     best: Mapping[str, Any] | None = None
+    label: Mapping[str, Any] | None = None  # the run's name and tags; None in those that were written without
 
 
 class CheckpointWriter:
@@ -72,6 +73,7 @@ def _serialised(checkpoint: Checkpoint) -> tuple[bytes, str]:
         "strategy": checkpoint.strategy,
         "best": checkpoint.best,
         "settings": checkpoint.settings,
+        "label": checkpoint.label,
     }
     return tensor_bytes(checkpoint.tensors), to_json(state, indent=2) + "\n"
 
@@ -101,11 +103,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         round, strategy, settings, best = (state[key] for key in ("round", "strategy", "settings", "best"))
         if not isinstance(round, int) or not isinstance(strategy, dict) or not isinstance(settings, dict):
             raise TypeError("a field has the wrong type")
+        label = state.get("label")
+        if not isinstance(label, dict | None) or not isinstance((label or {}).get("tags", {}), dict):
+            raise TypeError("its label has the wrong type")
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or start a new run without resume") from None
-    return Checkpoint(round, load_tensors(folder / f"model.{round}.safetensors"), strategy, settings, best)
+    return Checkpoint(round, load_tensors(folder / f"model.{round}.safetensors"), strategy, settings, best, label)
 
 
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -112,10 +112,10 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
     values = dict(config)
     target = values.pop("_target_", None)
     if not isinstance(target, str) or target == "???":
-        raise ConfigError(f"{group} names no class; set {group}._target_ to a dotted import path")
+        raise ConfigError(_no_class(group))
     kind = locate(target)
     try:
-        parameters = inspect.signature(kind).parameters
+        parameters = _parameters(kind)
     except (TypeError, ValueError):
         raise ConfigError(f"{group}._target_={target} cannot be called; name a class or a function") from None
     extra = {name: value for name, value in (given or {}).items() if name in parameters and name not in values}
@@ -128,13 +128,43 @@ def fitting(
     """The arguments to call `kind` with, as its annotations say; ConfigError for one that it lacks or does not take."""
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(kind)
+    takes = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     for name in values:
-        if name not in parameters and not open_ended:
-            raise ConfigError(unknown(f"option of {group}", name, list(parameters)))
-    for name, p in parameters.items():
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in values:
-            raise ConfigError(f"{group}.{name} must be given: {public_path(kind)} has no default for it")
+        if name not in takes and not open_ended:
+            raise ConfigError(unknown(f"option of {group}", name, takes) + _from_another(group, name, kind))
+    for name in takes:
+        if parameters[name].default is inspect.Parameter.empty and name not in values:
+            hint = f" (+{group}.{name}=...)" if _is_group(group) else ""
+            raise ConfigError(f"{group}.{name} must be given: {public_path(kind)} has no default for it{hint}")
     return {name: checked(f"{group}.{name}", value, hints.get(name, Any)) for name, value in values.items()}
+
+
+def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    """What a class or function takes; a module without a constructor of its own has torch's, which takes nothing."""
+    if isinstance(kind, type) and kind.__init__ is torch.nn.Module.__init__:
+        return {}
+    return inspect.signature(kind).parameters
+
+
+def _no_class(group: str) -> str:
+    return f"{group} names no class; set {group}._target_ to a dotted import path"
+
+
+def _is_group(name: str) -> bool:
+    return (resources.files("fsl.configs") / name).is_dir()
+
+
+def _from_another(group: str, name: str, kind: Any) -> str:
+    """What to do where an option is that of one of the group's choices, and the class is not that choice's."""
+    if not _is_group(group) or "custom" not in (choices := names(group)):
+        return ""
+    known = {choice: named(group, choice) for choice in choices if choice != "custom"}
+    if any(locate(options["_target_"]) is kind for options in known.values()):
+        return ""
+    for choice, options in known.items():
+        if name in options:
+            return f"; it is an option of {group}={choice}: with {group}=custom a class has its own alone"
+    return ""
 
 
 def build_kind(group: str, config: Mapping[str, Any], kind: type[T]) -> T:
@@ -228,7 +258,8 @@ def build_model(
     values = dict(config)
     outputs = data.classes
     if objective is not None and (outputs is None or not objective.takes_classes):
-        outputs = objective.width(data.train.targets)
+        width = objective.width(data.train.targets)
+        outputs = data.classes if width is None else width
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
@@ -246,6 +277,8 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     """The optimizer, with fsl's own keys (schedule, reset) apart from the class's."""
     values = dict(config)
     target = checked("optimizer._target_", values.pop("_target_", None), str)
+    if target == "???":
+        raise ConfigError(_no_class("optimizer"))
     kind = locate(target)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={target} is no torch optimizer; name a class such as torch.optim.SGD")
@@ -260,7 +293,8 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     known = [n for n in inspect.signature(kind).parameters if n != "params"]
     for name in values:
         if name not in known:
-            raise ConfigError(unknown("option of optimizer", name, list(dict.fromkeys([*own, *known]))))
+            options = list(dict.fromkeys([*own, *known]))
+            raise ConfigError(unknown("option of optimizer", name, options) + _from_another("optimizer", name, kind))
     schedule = Schedule(
         milestones=tuple(taken.get("milestones", ())), gamma=taken.get("gamma", 0.1), cosine=taken.get("cosine", False)
     )
@@ -296,7 +330,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     """The value as its type says, an integer taken for a float; ConfigError names value and type."""
     if _fits(value, hint):
         return float(value) if hint is float else value
-    raise ConfigError(f"{name}={value!r}: it must be {_describe(hint)}")
+    raise ConfigError(f"{name}={value!r}: it must be {described_type(hint)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -321,10 +355,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return True  # a type of somebody else's: its constructor decides
 
 
-def _describe(hint: Any) -> str:
+def described_type(hint: Any) -> str:
+    """What a value of this type is, in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(option) for option in arguments)
+        return " or ".join(described_type(option) for option in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin is not None and issubclass(origin, Mapping):
@@ -336,7 +371,7 @@ def _describe(hint: Any) -> str:
 
 
 def _plural(hint: Any) -> str:
-    one = _describe(hint).removeprefix("a ")
+    one = described_type(hint).removeprefix("a ")
     return one.replace("list of ", "lists of ", 1) if one.startswith("list of ") else f"{one}s"
 
 

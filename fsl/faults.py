@@ -1,6 +1,7 @@
 """What nobody raised on purpose, mostly in code of the user's: which file and line, in one line; and its traceback."""
 
 import errno
+import linecache
 import os
 import sysconfig
 import traceback
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import ParamSpec, TypeVar
@@ -26,6 +28,7 @@ TRACEBACK = "traceback.txt"  # in the folder of a run whose code failed
 # What may be gone at the next try: a disk that is full or away, a connection that broke.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_RAY = tuple(f"{folder}{os.sep}" for folder in getattr(find_spec("ray"), "submodule_search_locations", None) or ())
 _ROOMS = (Path(folder, room) for folder in fsl.__path__ for room in ("simulations", "strategies"))
 _OWN = tuple(f"{room}{os.sep}" for room in (Path(__file__).parent, *_ROOMS))
 
@@ -80,6 +83,13 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, Exception | SystemExit)
 
 
+def is_ending(error: SystemExit) -> bool:
+    """Whether a process is to end since Ray got SIGTERM, for which it has a handler of its own; nobody's code is at
+    fault."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code.co_filename.startswith(_RAY)
+
+
 def passing(error: BaseException) -> bool:
     """Whether the same may work at another time: the disk was full, memory was short, a connection broke."""
     if isinstance(error, CodeError):
@@ -106,6 +116,8 @@ def traced(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
+        if is_ending(error):
+            raise
         fault = fault_of(error)
         fault.__cause__ = error
         keep_traceback(fault, folder)
@@ -217,9 +229,15 @@ def _is_users(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
     if name.startswith("<"):  # generated code, unless it was typed: into a notebook, say
         return frame.f_globals.get("__name__") == "__main__" and not name.startswith("<frozen")
-    if "site-packages" in name or "dist-packages" in name or name.startswith(_LIBRARIES):
+    if "site-packages" in name or "dist-packages" in name or name.startswith(_LIBRARIES) or _is_ours(frame):
         return False
-    return not _is_ours(frame)
+    # Compiled libraries name sources that are not here, as Ray does; those of a notebook's cells are in memory.
+    return not name.endswith((".pyx", ".pxi")) and _has_source(frame)
+
+
+def _has_source(frame: FrameType) -> bool:
+    name, names = frame.f_code.co_filename, frame.f_globals
+    return os.path.exists(name) or names.get("__name__") == "__main__" or bool(linecache.getlines(name, names))
 
 
 def _line(frame: FrameType, line: int) -> str:

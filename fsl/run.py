@@ -50,7 +50,7 @@ from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
 from fsl.split import refuse_no_tensor, split
-from fsl.targets import ALLOWED, Allowed, name_classes
+from fsl.targets import ALLOWED, Allowed, check_packages, name_classes
 from fsl.workload import Worker, Workload, in_double
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def simulate(
     given = of_given(model, task, loss, augmentation)
     codecs = [codec_spec(way, given) for way, given in (("codec.up", up), ("codec.down", down))]
     refuse_ignored(task, augmentation, evaluate_leakage, backhaul_profile, out, resume)
+    packages = check_packages(allowed)
     nodes = whole("nodes", nodes)
     if nodes < 1:
         raise ConfigError(f"nodes={nodes}: it must be at least 1")
@@ -215,7 +216,7 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=Allowed(dict.fromkeys((*ALLOWED, *allowed, *_package(strategy))), federation.named),
+        allowed=Allowed(dict.fromkeys((*ALLOWED, *packages, *_package(strategy))), federation.named),
     )
     with torch_threads(backend.threads), seeds.left_as_found():
         workload = fit(workload, train_data.classes if isinstance(train_data, TaskData) else None)

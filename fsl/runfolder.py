@@ -26,9 +26,14 @@ class RunFolder:
         self.figures = path / "figures"
         self.checkpoint = path / "checkpoint"
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a run in it already."""
+        return self.metrics_path.exists() or self.checkpoint.exists()
+
     def refuse_if_used(self) -> None:
         """Make the folder for a new run; ConfigError if it holds one already, since results are never overwritten."""
-        if self.metrics_path.exists() or self.checkpoint.exists():
+        if self.is_used:
             raise ConfigError(
                 f"{self.path} holds a run already; go on with it "
                 f"({shell_word(f'resume={override_value(str(self.path))}')}), or choose another folder"
@@ -60,6 +65,18 @@ class RunFolder:
     def truncate_metrics(self, round: int) -> None:
         """Keep the rows up to this round, for a run that goes on from its checkpoint."""
         self._write_metrics([row for row in self.read_metrics() if row["round"] <= round])
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json says; nothing where there is none; CheckpointError where it is damaged."""
+        if not self.summary_path.exists():
+            return {}
+        try:
+            value = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.summary_path} is damaged: it is no JSON object; restore or delete it")
+        return value
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fsl.errors import ConfigError
 from fsl.faults import described
 
 RUN_LOG = "run.log"
@@ -86,15 +87,27 @@ class RunLog(logging.FileHandler):
 
 @contextmanager
 def noted_in_log(folder: Path) -> Iterator[None]:
-    """A run that ends before it has begun leaves its reason in the log of its folder, where there is a folder."""
+    """A run that ends before it has begun leaves its reason in the log of its folder, where there is a folder.
+
+    What is refused changes no folder that holds anything.
+    """
     try:
         yield
     except Exception as error:
         path = folder / RUN_LOG
-        if folder.is_dir() and not (path.exists() and path.stat().st_size):
+        if folder.is_dir() and (_is_new(folder, path) if isinstance(error, ConfigError) else not _has_text(path)):
             with RunLog(folder) as log:
                 log.line(f"did not begin: {described(error)}")
         raise
+
+
+def _is_new(folder: Path, log: Path) -> bool:
+    """Whether a folder is empty but for a log, which a handler may have made, without a line."""
+    return not _has_text(log) and not any(path != log for path in folder.iterdir())
+
+
+def _has_text(log: Path) -> bool:
+    return log.exists() and log.stat().st_size > 0
 
 
 def _file_of(handler: logging.Handler) -> str | None:

@@ -1,5 +1,6 @@
 """One simulation on its way: from the first arrays over the rounds to what is written."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -19,7 +20,7 @@ from fsl.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, refuse
 from fsl.codecs.check import check_codecs
 from fsl.data import class_counts
 from fsl.divergence import diverged_in
-from fsl.errors import ConfigError
+from fsl.errors import CheckpointError, ConfigError
 from fsl.evaluation import evaluate
 from fsl.federation import CloudStrategy, Federation
 from fsl.files import load_tensors, save_tensors, sync
@@ -34,6 +35,8 @@ from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed
 from fsl.workload import Worker, Workload, with_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ class Label:
 
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As summaries and checkpoints have it."""
+        return {"name": self.name, "tags": dict(self.tags)}
+
+    def gone_on_with(self, before: Mapping[str, Any], folder: Path) -> "Label":
+        """That of a run that goes on: what it had `before`; CheckpointError where it is to have another now."""
+        name, tags = before.get("name"), before.get("tags") or {}
+        for what, then, now in (("name", name, self.name), ("tags", tags, dict(self.tags))):
+            if then and now and then != now:
+                raise CheckpointError(
+                    f"resume={folder}: that run has {what}={then!r}, this one {now!r}; leave it out, and it stays "
+                    "what it is"
+                )
+        return Label(self.name if name is None else name, self.tags or tags)
 
 
 class Simulation:
@@ -112,6 +130,15 @@ class Simulation:
         if resume:
             checkpoint = load_checkpoint(self.folder.checkpoint)
             refuse_other_settings(checkpoint.settings, self.settings, self.folder.path)
+            label = checkpoint.label if checkpoint.label is not None else self.folder.read_summary()
+            self.label = self.label.gone_on_with(label, self.folder.path)
+            if checkpoint.round >= self.federation.rounds:
+                log.warning(
+                    "%s has %d rounds already, and rounds=%d: nothing is left to do; give more rounds to go on",
+                    self.folder.path,
+                    checkpoint.round,
+                    self.federation.rounds,
+                )
             tensors = {
                 name: {k.removeprefix(f"{name}."): v for k, v in checkpoint.tensors.items() if k.startswith(f"{name}.")}
                 for name in self.layouts
@@ -227,7 +254,7 @@ class Simulation:
         self._keep_best(row)
         self.folder.append_metrics(row)
         state = self.strategy.state()
-        checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best)
+        checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best, self.label.to_json())
         self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
         if self.strategy.fronts == "private" or not self.federation.optimizer.reset or "kept" in state:
             self.checkpoints.wait()  # what nodes may delete in the next round depends on it
@@ -261,8 +288,7 @@ class Simulation:
         classes = self.workload.data.classes
         bound = self.workload.objective.divergence_bound(classes)
         return {
-            "name": self.label.name,
-            "tags": dict(self.label.tags),
+            **self.label.to_json(),
             "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
             "best_round": self.best["round"] if self.best else None,
             "diverged": diverged_in(self.rows, bound) is not None,

@@ -1,7 +1,8 @@
 """From an import path in a configuration or a plan to the object it names."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any
 
@@ -48,6 +49,27 @@ def locate(path: str) -> Any:
         return resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"there is no '{path}' to import ({error}); give the dotted path of a class") from None
+
+
+def check_packages(allowed: Any) -> tuple[str, ...]:
+    """The packages that a run allows besides fsl's; ConfigError for one that is not there to import."""
+    listed = isinstance(allowed, Sequence) and not isinstance(allowed, str)
+    if not listed or not all(isinstance(one, str) for one in allowed):
+        raise ConfigError(f"allowed={allowed!r}: it must be a list of packages' names, as in ['my_package']")
+    for name in allowed:
+        if not _is_there(name):
+            raise ConfigError(
+                f"allowed={list(allowed)}: there is no package '{name}' to import; install it, start the command where "
+                "it lies, or leave it out"
+            )
+    return tuple(allowed)
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return package in sys.modules or find_spec(package) is not None
+    except (ImportError, ValueError):  # of what it lies in, or of a name that is none
+        return False
 
 
 def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED) -> Any:

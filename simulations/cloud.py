@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 from fsl.simulations.endings import failure_in_words
-from fsl.simulations.messages import one_line
+from fsl.simulations.messages import one_line, with_choices
 from fsl.simulations.run import scores, simulate_config
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
@@ -86,7 +86,7 @@ def run(grid: Grid, overrides: str) -> None:
 def composed(overrides: list[str]) -> tuple[DictConfig, Path]:
     """A run's configuration, and the folder for its results (hydra.run.dir)."""
     with initialize_config_module("fsl.configs", version_base="1.3"):
-        config = compose("config", overrides=overrides, return_hydra_config=True)
+        config = compose("config", overrides=with_choices(overrides), return_hydra_config=True)
     folder = Path(str(OmegaConf.select(config, "hydra.run.dir")))
     with open_dict(config):
         del config["hydra"]

@@ -58,7 +58,8 @@ def groups_csv(comparison: Comparison) -> str:
 def runs_csv(comparison: Comparison) -> str:
     """One line per run: final values, and sums over its rounds; none of a run that diverged but what it took."""
     columns = _columns(comparison)
-    tags = list(dict.fromkeys(key for group in comparison.groups for run in group.runs for key in run.named))
+    told = [*(run for group in comparison.groups for run in group.runs), *comparison.idle]
+    tags = list(dict.fromkeys(key for run in told for key in run.named))
     runs = [(run, group) for group in comparison.groups for run in group.runs]
     settings = settings_of([run for run, _ in runs])
     words = Words(settings)
@@ -67,7 +68,7 @@ def runs_csv(comparison: Comparison) -> str:
     for (run, group), known in zip(runs, settings):
         chosen = {f"setting.{words.name(key)}": words.number(key, known.get(key)) for key in keys}
         lines.append(_run(run, columns, {key: run.named.get(key) for key in tags} | chosen, group))
-    unknown = dict.fromkeys([*tags, *(f"setting.{words.name(key)}" for key in keys)])
+    unknown: dict[str, Any] = dict.fromkeys([*tags, *(f"setting.{words.name(key)}" for key in keys)])
     return csv_text([*lines, *(_run(run, columns, unknown | dict(run.named), None) for run in comparison.idle)])
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 from fsl.simulations.messages import one_line
 
 from fsl.errors import CodeError, FslError
-from fsl.faults import described, is_fault, passing, traceback_path
+from fsl.faults import described, is_ending, is_fault, passing, traceback_path
 from fsl.quoting import override_value, shell_word
 
 
@@ -33,6 +33,17 @@ def sigterm_ends_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+@contextmanager
+def ray_ends_like_ctrl_c() -> Iterator[None]:
+    """Where Ray runs, SIGTERM comes to its handler, which calls `sys.exit()`: that is `TerminatedError`, too."""
+    try:
+        yield
+    except SystemExit as error:
+        if is_ending(error):
+            raise TerminatedError from error
+        raise
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what has been started is being ended; a second one comes too late
     raise TerminatedError
@@ -48,8 +59,13 @@ def tell(text: str) -> None:
     try:
         print(text, flush=True)
     except (OSError, ValueError):  # a pipe that is closed, a disk that is full, a stream that is closed
-        with suppress(OSError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains at the very end
+        gone()
+
+
+def gone() -> None:
+    """Nobody reads stdout any more: what is left for it goes nowhere."""
+    with suppress(OSError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains at the very end
 
 
 def failure_in_words(error: BaseException) -> str:

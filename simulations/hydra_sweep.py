@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fsl.simulations.jobs import BASIC_SWEEPER
 from hydra import version
@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from fsl.errors import ConfigError
 from fsl.quoting import override_value
 
 
@@ -118,6 +119,24 @@ def open_hydra(options: SweepArguments) -> Iterator[HydraSweep]:
         GlobalHydra.instance().clear()
 
 
+def in_order(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra's parser takes them, however they were mixed: overrides first, options after them.
+
+    ConfigError for an option that there is not, where that parser would print its usage.
+    """
+    overrides = list(_parse(arguments).overrides)
+    rest = list(arguments)
+    for override in overrides:
+        rest.remove(override)
+    return [*overrides, *(one for one in rest if one != "--")]
+
+
 def _parse(arguments: Sequence[str]) -> Any:
-    options: Namespace = get_args_parser().parse_args(list(arguments))
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    options: Namespace = parser.parse_intermixed_args(list(arguments))
     return options
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; see fsl-simulate --help")

@@ -14,6 +14,7 @@ from shutil import rmtree
 from typing import Any, Literal
 
 from fsl.simulations.endings import failure_in_words, tell
+from fsl.simulations.hydra_folder import Composed
 from fsl.simulations.messages import one_line
 from fsl.simulations.run import accuracy, scores, simulate_config
 from hydra.core.hydra_config import HydraConfig
@@ -32,6 +33,12 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 class JobError(FslError):
     """A job of a sweep failed; its record says why."""
+
+
+class _OtherConfigError(CheckpointError):
+    def __init__(self, before: "JobRecord", text: str):
+        super().__init__(text)
+        self.before = before
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class SweepJob:
         # As they are: what one of them names is not looked up here.
         overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         began = JobRecord(int(hydra.job.num), overrides)
+        composed = Composed.by_hydra(config)
         try:
             began = replace(began, config=plain(config))
             record = self._finished(sweep, run, began)
@@ -103,11 +111,14 @@ class SweepJob:
                 began.write(sweep)
                 go_on = self.continuing and can_go_on(run)
                 alone = hydra.launcher._target_ == BASIC_LAUNCHER
-                record = _run(config, run, began, go_on, alone, self.directory)
+                record = _run(config, run, began, go_on, alone, self.directory, composed)
+        except _OtherConfigError as error:  # what is on record is what the job's folder holds
+            record = replace(error.before, state="failed", reason=one_line(error), bad_input=True, fault=False)
         except Exception as error:  # also of the user's model, data or strategy: no reason to lose the other jobs
             bad = isinstance(error, ConfigError | OmegaConfBaseException)
             reason = failure_in_words(error)
             record = replace(began, state="failed", reason=reason, bad_input=bad, fault=not bad and is_fault(error))
+            composed.keep(run.path)
         try:
             record.write(sweep)
         except OSError as error:  # a full disk, say; it stays `running` then
@@ -130,12 +141,18 @@ class SweepJob:
 
 
 def _run(
-    config: DictConfig, run: RunFolder, job: JobRecord, go_on: bool, alone: bool, directory: Path | None
+    config: DictConfig,
+    run: RunFolder,
+    job: JobRecord,
+    go_on: bool,
+    alone: bool,
+    directory: Path | None,
+    composed: Composed,
 ) -> JobRecord:
     with open_dict(config):
         config.resume = str(run.path) if go_on else None
     # Two bars on one terminal cannot be read.
-    result = simulate_config(config, run.path, progress=alone, title=f"job {job.number}")
+    result = simulate_config(config, run.path, alone, [composed], title=f"job {job.number}")
     tell(f"{job.title}: {scores(result.metrics)}; results: {os.path.relpath(run.path, directory)}")
     return replace(job, state="finished", accuracy=accuracy(result))
 
@@ -168,9 +185,10 @@ def _refuse_other_config(sweep: Path, before: JobRecord, now: Mapping[str, Any])
     then, now = _flat(before.config), _flat(now)
     for key in sorted({*then, *now}):
         if key.partition(".")[0] not in ("nodes", "backend", "resume", "trackers") and then.get(key) != now.get(key):
-            raise CheckpointError(
+            raise _OtherConfigError(
+                before,
                 f"resume={sweep}: {before.title} there has {key}={then.get(key)!r}, now it is {now.get(key)!r}; a "
-                "sweep goes on only with equal settings, so put it back, or start a new one"
+                "sweep goes on only with equal settings, so put it back, or start a new one",
             )
 
 

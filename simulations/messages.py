@@ -1,24 +1,59 @@
 """One clear line from an exception of Hydra's, OmegaConf's or ours."""
 
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
+from typing import Any
 
-from fsl.config import RunConfig, unknown
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
+from hydra.errors import HydraException
+
+from fsl.config import RunConfig, described_type, unknown
 from fsl.errors import ConfigError
 
+# What null means of the groups of which a run may do without.
+_NONE = {"experiment": "[]", "privacy": "[]", "trackers": "[]", "mobility": "none", "aggregator": "mean"}
 
-def check_choices(arguments: Sequence[str]) -> None:
-    """Refuse a number where a group's choice belongs, as in edge=2: Hydra has no line for it."""
-    counts = [field.name for field in fields(RunConfig) if field.type is int]
-    for argument in arguments:
-        group, _, value = argument.partition("=")
-        folder = resources.files("fsl.configs") / group
-        if re.fullmatch(r"[\d.,-]+", value) and group.isidentifier() and folder.is_dir():
-            choices = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name[0] != "_")
-            hint = f"; how many there are is {group}s={value}" if f"{group}s" in counts else ""
-            raise ConfigError(f"{argument}: there is no such {group}; available are: {', '.join(choices)}{hint}")
+
+def with_choices(arguments: Sequence[str]) -> list[str]:
+    """The arguments, null taken for none where a group may be none.
+
+    ConfigError for anything else but a name where a group's choice belongs, as in edge=2: Hydra has no line for it.
+    """
+    return [_with_choice(argument) for argument in arguments]
+
+
+def _with_choice(argument: str) -> str:
+    key, equals, text = argument.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    if argument.startswith(("-", "~")) or not equals or not (group.isidentifier() or group.startswith("hydra/")):
+        return argument
+    folder = resources.files("fsl.configs") / group
+    if not (folder.is_dir() or group.startswith("hydra/")):
+        return argument
+    try:
+        (override,) = OverridesParser.create().parse_overrides([f"{group}={text}"])
+    except HydraException:
+        return argument  # Hydra says what is wrong
+    value: Any = override._value
+    chosen = value.list if isinstance(value, ChoiceSweep) else [value]
+    if group in _NONE and any(one is None for one in chosen):
+        if override.is_sweep_override() and not re.fullmatch(r"[\w,]+", text):
+            raise ConfigError(f"{argument}: write {_NONE[group]} for null")
+        return f"{key}={','.join(_NONE[group] if one.lower() == 'null' else one for one in text.split(','))}"
+    if all(isinstance(one, str | QuotedString | list | Glob) and one != "" for one in chosen):
+        return argument
+    if folder.is_dir():
+        choices = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name[0] != "_")
+        allowed = f"there is no such {group}; available are: {', '.join(choices)}"
+    else:
+        allowed = "give the name of one that is installed"
+    counted = f"{group}s" in [field.name for field in fields(RunConfig) if field.type is int]
+    hint = f"; how many there are is {group}s={text}" if counted and re.fullmatch(r"[\d,]+", text) else ""
+    raise ConfigError(f"{argument}: {allowed}{hint}")
 
 
 def one_line(error: BaseException) -> str:
@@ -39,6 +74,13 @@ def one_line(error: BaseException) -> str:
         files = [path.name for path in (resources.files("fsl.configs") / group).iterdir()]
         options = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
         return f"{group}={name}: there is no such {group.removesuffix('s')}; available are: {', '.join(options)}"
+    merged = re.match(r"Error merging override (.*)", text, re.S)
+    if merged:
+        override = merged.group(1).strip()
+        name = override.partition("=")[0].lstrip("+")
+        if name in (hints := typing.get_type_hints(RunConfig)):
+            return f"{override}: it must be {described_type(hints[name])}"
+        return f"{override}: {' '.join(str(error.__cause__ or 'it is of another type').partition(chr(10))[0].split())}"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         name = key.group(1)

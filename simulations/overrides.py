@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsl.simulations.messages import check_choices
+from fsl.simulations.messages import with_choices
 from fsl.simulations.run import check_resume
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
@@ -52,7 +52,7 @@ def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checke
 
 def check_overrides(overrides: Sequence[str]) -> Checked:
     """Compose the configuration and build all that needs no data."""
-    check_choices(overrides)
+    overrides = with_choices(overrides)
     with initialize_config_module("fsl.configs", version_base="1.3"):
         composed = compose("config", overrides=list(overrides), return_hydra_config=True)
     folder = Path(composed.hydra.run.dir)

@@ -103,7 +103,8 @@ def _read(folder: Path) -> Record:
     summary = _json(run.summary_path)
     config = _yaml(folder / ".hydra" / "config.yaml")
     overrides = _yaml(folder / ".hydra" / "overrides.yaml")
-    raw = summary.get("settings") or _json(run.checkpoint / "state.json").get("settings") or {}
+    state = {} if summary.get("settings") else _json(run.checkpoint / "state.json")
+    raw = summary.get("settings") or state.get("settings") or {}
     settings = readable_settings(raw)
     last = rows[-1]["round"] if rows else 0
     final = summary.get("final")
@@ -117,17 +118,33 @@ def _read(folder: Path) -> Record:
         settings=settings,
         extras=None if composed is None else extra_settings(composed, settings),
         seed=raw.get("seed", (composed or {}).get("seed")),
-        rounds=last if finished else (composed or {}).get("rounds"),
+        rounds=last if finished else _at_least(last, composed),
         bound=_bound(summary),
-        named=_named(summary, composed or {}),
+        named=_named(summary or state.get("label") or {}, composed or {}),
         sources=sources_of(composed or {}),
-        command=command_of(summary.get("command"), overrides, _hydra(folder / ".hydra" / "hydra.yaml")),
+        command=command_of(
+            summary.get("command"), _extended(overrides, composed, last), _hydra(folder / ".hydra" / "hydra.yaml")
+        ),
         written=run.metrics_path.stat().st_mtime if rows else 0.0,
     )
 
 
+def _at_least(last: int, composed: Mapping[str, Any] | None) -> int | None:
+    """The rounds that an unfinished run is to have: those it began with, or more where it went on with more."""
+    rounds = (composed or {}).get("rounds")
+    return max(rounds, last) if isinstance(rounds, int) else None
+
+
+def _extended(overrides: Any, composed: Mapping[str, Any] | None, last: int) -> Any:
+    """What a run was started with, and the rounds that it has since: `.hydra` is of its start."""
+    rounds = (composed or {}).get("rounds")
+    if not isinstance(overrides, list) or not isinstance(rounds, int) or last <= rounds:
+        return overrides
+    return [*(one for one in overrides if not str(one).startswith("rounds=")), f"rounds={last}"]
+
+
 def _named(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str | None]:
-    """What a run is called: by its summary, or, until it has one, by its configuration."""
+    """What a run is called: by its summary or checkpoint, or, until it has one, by its configuration."""
     name = summary.get("name", config.get("name"))
     tags = summary.get("tags", config.get("tags"))
     tags = tags if isinstance(tags, Mapping) else {}

@@ -1,10 +1,12 @@
 """`fsl-report`: compare runs in tables, CSV files and one HTML page with figures."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fsl.simulations.arguments import Parser
@@ -13,6 +15,7 @@ from fsl.simulations.compare import Comparison, compare
 from fsl.simulations.console import print_table
 from fsl.simulations.csv_tables import against_csv, groups_csv, paired_csv, runs_csv
 from fsl.simulations.curves import pictures
+from fsl.simulations.endings import gone
 from fsl.simulations.markup import in_markup
 from fsl.simulations.measures import numbers_of
 from fsl.simulations.messages import one_line
@@ -25,9 +28,9 @@ from fsl.simulations.response_figure import draw_response
 from fsl.simulations.spent import privacy_csv, privacy_table
 from fsl.simulations.tables import Table, against_table, groups_table, paired_table
 
-from fsl.errors import ConfigError, FslError
-from fsl.files import write_text
-from fsl.plotting import FORMATS, check_formats, save_figure
+from fsl.errors import ConfigError, FslError, RunError
+from fsl.files import write_bytes
+from fsl.plotting import FORMATS, check_formats, to_bytes
 from fsl.runfolder import RunFolder
 
 _FORMS = ("table", "latex", "markdown")
@@ -61,7 +64,7 @@ def report(
     keys = None if by is None else _texts(by, "by")
     formats = check_formats(_texts(figures, "figures"), "--figures")
     run = RunFolder(into)
-    if run.metrics_path.exists() or run.checkpoint.exists():
+    if run.is_used:
         raise ConfigError(f"--out {into}: this is the folder of a run, which has figures of its own; choose another")
     found = read_runs(tops)
     rank = ranked(found.records)
@@ -79,7 +82,7 @@ def report(
         rename=rename,
         rank=rank,
     )
-    _write(comparison, into, title, formats)
+    _write(_files(comparison, into, title, formats), into)
     return comparison
 
 
@@ -99,7 +102,8 @@ def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
     return [(name, table) for name, table in found if table is not None]
 
 
-def _write(comparison: Comparison, out: Path, title: str, formats: Sequence[str]) -> None:
+def _files(comparison: Comparison, out: Path, title: str, formats: Sequence[str]) -> dict[str, bytes]:
+    """All that a report is, by file name."""
     effect = draw_response(comparison)
     drawn = [*pictures(comparison), *([] if effect is None else [effect]), *reconstructions(comparison)]
     tables, said = tables_of(comparison), notes(comparison)
@@ -109,19 +113,35 @@ def _write(comparison: Comparison, out: Path, title: str, formats: Sequence[str]
         "privacy.csv": privacy_csv(comparison) if privacy_table(comparison) is not None else "",
         "attacks.csv": attacks_csv(comparison) if attacks_table(comparison) is not None else "",
     }
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    _remove_old(out)
-    for picture in drawn:
-        for form in formats:
-            save_figure(picture.figure, out / "figures" / f"{picture.name}.{form}")
-    write_text(out / "report.csv", groups_csv(comparison))
-    write_text(out / "runs.csv", runs_csv(comparison))
-    for name, text in parts.items():
-        if text:
-            write_text(out / name, text)
-    write_text(out / "report.tex", in_markup(tables, "latex", said))
-    write_text(out / "report.md", in_markup(tables, "markdown", said))
-    write_text(out / "report.html", page(comparison, drawn, title, said, out))
+    texts = {
+        "report.csv": groups_csv(comparison),
+        "runs.csv": runs_csv(comparison),
+        **{name: text for name, text in parts.items() if text},
+        "report.tex": in_markup(tables, "latex", said),
+        "report.md": in_markup(tables, "markdown", said),
+        "report.html": page(comparison, drawn, title, said, out),
+    }
+    images = {f"figures/{one.name}.{form}": to_bytes(one.figure, form) for one in drawn for form in formats}
+    return images | {name: text.encode() for name, text in texts.items()}
+
+
+def _write(files: Mapping[str, bytes], out: Path) -> None:
+    """Put a report into its folder: all of it, or, where that cannot be, nothing of it."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: that is a file; name a folder")
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".new-", dir=out) as new:
+            for name, content in files.items():
+                path = Path(new, name)
+                path.parent.mkdir(exist_ok=True)
+                write_bytes(path, content)
+            _remove_old(out)
+            for name in files:
+                os.replace(Path(new, name), out / name)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RunError(f"--out {out}: the report cannot be written there ({why}); choose another folder") from None
 
 
 def _remove_old(out: Path) -> None:
@@ -187,16 +207,26 @@ def command(arguments: Sequence[str]) -> int:
         return _say(error, 2)
     except (FslError, OSError) as error:
         return _say(error, 1)
-    if options.format != "table":  # nothing but the tables: they are to be pasted, or sent into a file
-        print(in_markup(tables_of(comparison), options.format, notes(comparison)), end="")
-        return 0
+    try:
+        _print(comparison, options.format, options.out)
+        sys.stdout.flush()
+    except OSError as error:
+        gone()
+        line = f"the report is in {options.out}, but what was to be printed cannot be ({one_line(error)})"
+        return 0 if isinstance(error, BrokenPipeError) else _say(RunError(line), 1)
+    return 0
+
+
+def _print(comparison: Comparison, form: str, out: Path) -> None:
+    if form != "table":  # nothing but the tables: they are to be pasted, or sent into a file
+        print(in_markup(tables_of(comparison), form, notes(comparison)), end="")
+        return
     _print_tables(comparison)
     for note in notes(comparison):
         print(note)
-    print(f"page: {options.out / 'report.html'}")
-    print(f"tables: {', '.join(str(options.out / f'report.{form}') for form in ('csv', 'tex', 'md'))}")
-    print(f"runs: {options.out / 'runs.csv'}")
-    return 0
+    print(f"page: {out / 'report.html'}")
+    print(f"tables: {', '.join(str(out / f'report.{ending}') for ending in ('csv', 'tex', 'md'))}")
+    print(f"runs: {out / 'runs.csv'}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,11 +16,13 @@ from fsl.simulations.endings import (
     interruption,
     literal_folders,
     may_go_on,
+    ray_ends_like_ctrl_c,
     resumed,
     sigterm_ends_like_ctrl_c,
     tell,
 )
-from fsl.simulations.messages import check_choices, one_line
+from fsl.simulations.hydra_folder import Composed, Folders
+from fsl.simulations.messages import one_line, with_choices
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -81,7 +83,7 @@ def simulate_config(
     `backend_of` makes the backend for runs that are no simulation; `strategy` takes the place of the configuration's;
     `title` goes before each line about a round, where several runs print side by side.
     """
-    with traced(folder), noted_in_log(folder):
+    with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
         watching = (*_shown(progress, title), TensorBoard(), *build_trackers(read_config(config).trackers))
         # The last is told first of the end: trackers then find the figures drawn.
         return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)
@@ -152,6 +154,8 @@ def _shown(progress: bool, title: str) -> list[Observer]:
 
 def check_resume(resume: str | None) -> None:
     """Refuse what is not the folder of a run to go on with."""
+    if resume is not None and not str(resume).strip():
+        raise ConfigError(f"resume={resume!r}: it names no folder; give that of an earlier run, or leave it out")
     if resume is not None and not Path(resume).is_dir():
         raise ConfigError(f"resume={resume}: there is no such folder; give the folder of an earlier run")
     if resume is not None and (Path(resume) / "multirun.yaml").exists():
@@ -165,15 +169,21 @@ class _Outcome:
 
     folder: Path | None = None
     failure: Exception | None = None
+    begun: bool = False
 
 
 def _job(config: DictConfig, outcome: _Outcome) -> float | None:
     outcome.folder = Path(HydraConfig.get().runtime.output_dir)
+    composed = Composed.by_hydra(config)
     try:
-        run = simulate_config(config, outcome.folder)
+        run = simulate_config(config, outcome.folder, observers=[composed])
     except Exception as error:
         outcome.failure = error  # raised in here, Hydra would print lines of its own
+        if not isinstance(error, ConfigError):
+            composed.keep(outcome.folder)
         return None
+    finally:
+        outcome.begun = composed.begun
     tell(outcome_lines(run.metrics, run.folder))
     return accuracy(run)
 
@@ -203,30 +213,41 @@ def command(arguments: Sequence[str]) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     logging.raiseExceptions = False  # a log that cannot be written is no reason to print pages
-    arguments = literal_folders(arguments)
-    sys.argv = [sys.argv[0], *arguments]
-    from fsl.simulations.sweep import is_sweep, sweep  # which imports this module
+    from fsl.simulations.hydra_sweep import in_order, is_sweep
+    from fsl.simulations.sweep import sweep  # which imports this module
 
+    try:
+        arguments = with_choices(literal_folders(in_order(arguments)))
+    except ConfigError as error:
+        return say(one_line(error), 2)
+    sys.argv = [sys.argv[0], *arguments]
     with sigterm_ends_like_ctrl_c():
         return sweep(arguments) if is_sweep(arguments) else _single(arguments)
 
 
 def _single(arguments: Sequence[str]) -> int:
-    outcome = _Outcome()
+    outcome, Folders.before = _Outcome(), None
+    code = _ended(arguments, outcome)
+    if code and not outcome.begun and Folders.before is not None:
+        Folders.before.put_back(refused=code == 2)
+    return code
+
+
+def _ended(arguments: Sequence[str], outcome: _Outcome) -> int:
 
     @hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
     def job(config: DictConfig) -> float | None:
         return _job(config, outcome)
 
     try:
-        check_choices(arguments)
         _check_folders(arguments)
         job()
         if outcome.failure is not None:
             raise outcome.failure
     except KeyboardInterrupt as error:
         word, code = interruption(error)
-        return say("; ".join(filter(None, (word, resumed(outcome.folder) or "no round was complete"))), code)
+        folder = outcome.folder or _resumes(arguments)
+        return say("; ".join(filter(None, (word, resumed(folder) or "no round was complete"))), code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return say(one_line(error), 2)
     except Exception as error:
@@ -239,20 +260,31 @@ def _single(arguments: Sequence[str]) -> int:
 
 def _check_folders(arguments: Sequence[str]) -> None:
     """Refuse a run to go on with that is not there, and a folder that has one, before Hydra writes there."""
-    if any(argument.startswith("-") for argument in arguments):
-        return  # --help and the like
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException:
-        return  # Hydra says what is wrong
-    given = {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
+    given = _given(arguments)
     resume, folder = (given.get(key, "None") for key in ("resume", "hydra.run.dir"))
     if "$" in resume + folder:
         return  # a name that is not known yet
     check_resume(None if resume == "None" else resume)
     run = RunFolder(Path(folder))
-    if resume == "None" and (run.metrics_path.exists() or run.checkpoint.exists()):
+    if resume == "None" and run.is_used:
         run.refuse_if_used()
+
+
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    """The values of a command line by key; none where it asks for --help and the like, or Hydra is to refuse it."""
+    if any(argument.startswith("-") for argument in arguments):
+        return {}
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException:
+        return {}
+    return {one.key_or_group: str(one.value()) for one in overrides if not one.is_sweep_override()}
+
+
+def _resumes(arguments: Sequence[str]) -> Path | None:
+    """The run that a command goes on with, where it ended before it was composed."""
+    resume = _given(arguments).get("resume", "None")
+    return None if resume == "None" or "$" in resume else Path(resume)
 
 
 def say(line: str, code: int) -> int:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsl.simulations.endings import failure_in_words
+from fsl.simulations.hydra_folder import Composed
 from fsl.simulations.jobs import can_go_on
+from fsl.simulations.messages import with_choices
 from fsl.simulations.run import simulate_config
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from fsl.errors import ConfigError, FslError
-from fsl.files import write_text
 from fsl.observers import Observer
 from fsl.runfolder import RunFolder
 
@@ -63,7 +64,7 @@ class _Reporter(Observer):
 def composed(overrides: Sequence[str]) -> DictConfig:
     """A run's configuration from overrides without choices."""
     with initialize_config_module("fsl.configs", version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=with_choices(overrides))
 
 
 def run_trial(task: TrialTask, report: Report) -> TrialResult:
@@ -71,12 +72,11 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
     run = RunFolder(task.folder)
     try:
         config = composed(task.overrides)
-        # As Hydra does, for whoever reads the folder.
-        (task.folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        write_text(task.folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-        write_text(task.folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(task.overrides)))
+        go_on = can_go_on(run)
+        if not go_on:
+            Composed(config, task.overrides).write(task.folder)  # also of a trial that fails before it begins
         with open_dict(config):
-            config.resume = str(task.folder) if can_go_on(run) else None
+            config.resume = str(task.folder) if go_on else None
         watching, title = [_Reporter(task.metric, report)], task.folder.name
         rows = simulate_config(config, task.folder, task.progress, watching, title=title).metrics
         return TrialResult("complete", score(rows, task))

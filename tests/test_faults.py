@@ -1,14 +1,17 @@
 """A bug in code of the user's: one line with its file and line, and its traceback in the run's folder."""
 
 import errno
+import linecache
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvgM
+from fsl.simulations.endings import TerminatedError, ray_ends_like_ctrl_c
 from fsl.simulations.run import command
 from fsl.strategies import FedAvg, SplitFedV1, SplitFedV3
 from torch import nn
@@ -18,7 +21,7 @@ import fsl
 from fsl.codecs import Identity
 from fsl.data import IID
 from fsl.errors import CodeError, DeviceError
-from fsl.faults import TRACEBACK, Failure, described, passing, place_of
+from fsl.faults import TRACEBACK, Failure, described, passing, place_of, traced
 from fsl.plan import Spec
 from fsl.trainers import Replicated
 
@@ -319,3 +322,32 @@ def test_the_command_names_file_line_and_traceback_and_does_not_advise_to_go_on(
     assert "resume=" not in error
     assert "in forward" in Path("run", TRACEBACK).read_text()
     assert "nets.py, line 10" in Path("run/run.log").read_text()
+
+
+def raised_in(file: str, code: str, module: str = "theirs") -> BaseException:
+    """What this code raises when its source is said to lie in this file."""
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  SystemExit among others
+        exec(compile(code, file, "exec"), {"__name__": module})
+    return caught.value
+
+
+@pytest.mark.parametrize("file", ["python/ray/_raylet.pyx", "nowhere/lib.py", "python/ray/includes/common.pxi"])
+def test_sources_that_are_not_here_are_not_the_users(file):
+    error = raised_in(file, "raise OSError(5, 'no')")
+    assert file not in (place_of(error) or "")
+
+
+def test_a_cell_of_a_notebook_is_the_users_though_it_is_no_file():
+    code = "raise ValueError('no')"
+    linecache.cache["/tmp/ipykernel_1/2.py"] = (len(code), None, [code], "/tmp/ipykernel_1/2.py")
+    assert place_of(raised_in("/tmp/ipykernel_1/2.py", code)) == "/tmp/ipykernel_1/2.py, line 1, in <module>"
+    assert place_of(raised_in("<string>", code, "__main__")) == "<string>, line 1, in <module>"
+
+
+RAYS = str(Path(find_spec("ray").origin).parent / "_private/worker.py")
+
+
+def test_what_rays_handler_of_sigterm_raises_is_an_ending(tmp_path):
+    with pytest.raises(TerminatedError), ray_ends_like_ctrl_c(), traced(tmp_path):
+        raise raised_in(RAYS, "import sys; sys.exit(15)")
+    assert not (tmp_path / "traceback.txt").exists()

@@ -471,3 +471,67 @@ def test_which_way_is_better_is_known_of_the_fields_measures(key, lower):
 
 def test_what_is_no_number_in_a_row_is_no_value():
     assert value_of([{"x": 1}, {"x": "text"}, {"x": True}, {"x": None}], "x") == 1
+
+
+def test_a_tag_that_only_a_run_without_rounds_has_is_a_column():
+    write_run(Path("runs/0"), [0.5], config={"rounds": 1, "tags": {}})
+    Path("runs/1/.hydra").mkdir(parents=True)
+    Path("runs/1/.hydra/overrides.yaml").write_text("[+tags.site=a]")
+    Path("runs/1/.hydra/config.yaml").write_text("{rounds: 1, tags: {site: a}}")
+    report(["runs"], "out")
+    assert [line["tags.site"] for line in table("out/runs.csv")] == ["", "a"]
+
+
+@pytest.mark.parametrize("failing", ["runs_csv", "page", "in_markup"])
+def test_a_report_that_cannot_be_made_leaves_the_one_from_before(failing, monkeypatch):
+    write_run(Path("runs/0"), [0.5])
+    report(["runs"], "out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+    def fails(*arguments):
+        raise LookupError(failing)
+
+    write_run(Path("runs/1"), [0.9], settings(lr=0.5))
+    monkeypatch.setattr(f"fsl.simulations.report.{failing}", fails)
+    with pytest.raises(LookupError):
+        report(["runs"], "out")
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_a_disk_that_is_full_leaves_the_report_from_before(monkeypatch, capsys):
+    write_run(Path("runs/0"), [0.5])
+    report(["runs"], "out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+    def full(path, data):
+        if path.name == "report.md":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr("fsl.simulations.report.write_bytes", full)
+    write_run(Path("runs/1"), [0.9], settings(lr=0.5))
+    assert command(["runs", "--out", "out"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fsl-report: --out out: the report cannot be written there (No space left on device)")
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("out", "code"), [("file", 2), ("file/below", 1)])
+def test_a_folder_for_a_report_that_cannot_be_is_named(out, code, capsys):
+    write_run(Path("runs/0"), [0.5])
+    Path("file").touch()
+    assert command(["runs", "--out", out]) == code
+    error = capsys.readouterr().err
+    assert error.startswith(f"fsl-report: --out {out}: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["table", "markdown"])
+def test_a_report_that_cannot_be_printed_is_one_line(form, monkeypatch, capsys):
+    write_run(Path("runs/0"), [0.5])
+    monkeypatch.setattr("sys.stdout", Path("/dev/full").open("w", buffering=1))  # noqa: SIM115
+    assert command(["runs", "--format", form]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fsl-report: the report is in report, but what was to be printed cannot be")
+    assert error.count("\n") == 1

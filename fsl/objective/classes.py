@@ -126,10 +126,17 @@ class CrossEntropy(Objective):
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """ConfigError for outputs without a dimension of classes, and for targets of another shape or type."""
-        if outputs.dim() < 2 or self.class_dim >= outputs.dim() or not outputs.is_floating_point():
+        if outputs.dim() < 2 or not outputs.is_floating_point():
             raise ConfigError(
                 f"objective=cross_entropy takes logits (B, classes, ...); the model's outputs are {outputs.dtype} of "
                 f"shape {shape_of(outputs)}: give the model an output for each class, or use objective=bce or mse"
+            )
+        last = outputs.dim() - 1
+        if not -last <= self.class_dim <= last:
+            raise ConfigError(
+                f"objective.class_dim={self.class_dim}: the model's outputs have shape {shape_of(outputs)}, whose "
+                f"dimensions after the batch are 1{'' if last == 1 else f' to {last}'}; name the one of classes, or -1 "
+                "for the last"
             )
         if outputs.shape[self.class_dim] < 2:
             raise ConfigError(

@@ -1,0 +1,103 @@
+"""What a command leaves in a run's folder beside the run: Hydra's `.hydra`, once there is a run, else nothing.
+
+Hydra itself writes before fsl has looked at what was asked for, and so over what it wrote of an earlier run.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.faults import TRACEBACK
+from fsl.files import write_text
+from fsl.observers import Observer, RunInfo
+from fsl.runfolder import RunFolder
+from fsl.runlog import RUN_LOG
+
+HYDRA = ".hydra"
+
+
+class Composed(Observer):
+    """Writes what a run was composed from into `.hydra` of its folder when it begins, never when it goes on."""
+
+    def __init__(self, config: DictConfig, overrides: Sequence[Any], hydra: Any = None):
+        texts = {"config.yaml": config, "overrides.yaml": OmegaConf.create(list(overrides)), "hydra.yaml": hydra}
+        # As they are now: a sweep sets resume= in a job's configuration.
+        self._texts = {name: OmegaConf.to_yaml(value) for name, value in texts.items() if value is not None}
+        self.begun = False
+
+    @classmethod
+    def by_hydra(cls, config: DictConfig) -> "Composed":
+        """Of the job that Hydra runs now."""
+        overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        return cls(config, overrides, HydraConfig.instance().cfg)
+
+    def on_start(self, info: RunInfo) -> None:
+        """The run has been let into its folder."""
+        self.begun = True
+        if info.first_round == 1 and info.folder is not None:
+            self.write(info.folder)
+
+    def keep(self, folder: Path) -> None:
+        """Write it for a run that failed before it began, so that reports name it; no other run's is touched."""
+        if folder.is_dir() and not (folder / HYDRA).exists() and not RunFolder(folder).is_used:
+            with suppress(OSError):  # the failure itself is what is to be told
+                self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder."""
+        (folder / HYDRA).mkdir(parents=True, exist_ok=True)
+        for name, text in self._texts.items():
+            write_text(folder / HYDRA / name, text)
+
+
+@dataclass
+class Before:
+    """A folder as it was before a command came: which folders on the way were missing, and how long its log was."""
+
+    folder: Path
+    missing: tuple[Path, ...]
+    log_size: int | None
+
+    @classmethod
+    def of(cls, folder: Path) -> "Before":
+        """As it is now."""
+        folder = folder.absolute()
+        missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
+        log = folder / RUN_LOG
+        return cls(folder, missing, log.stat().st_size if log.is_file() else None)
+
+    def put_back(self, refused: bool) -> None:
+        """After a run that never began: of one that was `refused` its log goes; empty folders go in any case."""
+        log = self.folder / RUN_LOG
+        with suppress(OSError):
+            if refused and self.log_size is not None:
+                os.truncate(log, self.log_size)
+            elif refused and not (self.folder / TRACEBACK).exists():
+                log.unlink(missing_ok=True)
+            for path in self.missing:  # the innermost first; one that holds anything stays
+                path.rmdir()
+
+
+class Folders(Callback):
+    """Notes what was there before Hydra makes a run's folder."""
+
+    before: Before | None = None  # of the command that runs now
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called just before the folder is made."""
+        Folders.before = None
+        earlier: Any = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)  # the folder's name may ask for it
+        try:
+            with suppress(OmegaConfBaseException, OSError):
+                Folders.before = Before.of(Path(str(OmegaConf.select(config, "hydra.run.dir"))))
+        finally:
+            HydraConfig.instance().cfg = earlier
