@@ -141,7 +141,7 @@ def fitting(
 
 def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
     """What a class or function takes; a module without a constructor of its own has torch's, which takes nothing."""
-    if isinstance(kind, type) and kind.__init__ is torch.nn.Module.__init__:
+    if isinstance(kind, type) and getattr(kind, "__init__", None) is torch.nn.Module.__init__:
         return {}
     return inspect.signature(kind).parameters
 

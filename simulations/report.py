@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from fsl.simulations.arguments import Parser
 from fsl.simulations.attacked import attacks_csv, attacks_table, reconstructions
@@ -217,7 +217,7 @@ def command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _print(comparison: Comparison, form: str, out: Path) -> None:
+def _print(comparison: Comparison, form: Literal["table", "latex", "markdown"], out: Path) -> None:
     if form != "table":  # nothing but the tables: they are to be pasted, or sent into a file
         print(in_markup(tables_of(comparison), form, notes(comparison)), end="")
         return
