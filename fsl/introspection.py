@@ -21,6 +21,10 @@ _INSTALLED = tuple(
 )
 
 
+_KNOWN = frozenset({"fsl", "torch", "numpy", "flwr", "ray", "opacus", "hydra", "omegaconf"})  # wherever they lie
+_SHELVES = frozenset({"site-packages", "dist-packages"})
+
+
 def attributes(value: object) -> dict[str, Any] | None:
     """What an object keeps, in the order that it came to be: slots too, and no cached values. None: nothing to see."""
     kind = type(value)
@@ -60,10 +64,11 @@ def defaults_of(kind: type) -> dict[str, Any]:
 def is_installed(name: str | None) -> bool:
     """Whether a module belongs to Python, an installed package or fsl, and not to the user."""
     package = (name or "").partition(".")[0]
-    if package == "fsl" or package in sys.stdlib_module_names - {"__main__"}:
+    if package in _KNOWN or package in sys.stdlib_module_names - {"__main__"}:
         return True
     file = getattr(sys.modules.get(name or ""), "__file__", None)
-    return file is not None and str(file).startswith(_INSTALLED)
+    # A path may lead to packages of another environment, which are somebody else's all the same.
+    return file is not None and (str(file).startswith(_INSTALLED) or not _SHELVES.isdisjoint(Path(file).parts))
 
 
 def functions_of(member: object) -> list[types.FunctionType]:

@@ -307,10 +307,10 @@ def test_a_strategy_may_name_trainers_of_other_packages(tmp_path, monkeypatch):
 
 
 def test_packages_are_allowed_by_name(capsys):
-    assert command([*SMOKE, "allowed=my_trainers"]) == 2
-    assert "allowed='my_trainers': it must be a list of texts" in capsys.readouterr().err
-    assert command([*SMOKE, "allowed=[json,my_trainers]"]) == 2
-    assert "there is no package 'my_trainers' to import" in capsys.readouterr().err
+    assert command([*SMOKE, "allowed=nobodys_trainers"]) == 2
+    assert "allowed='nobodys_trainers': it must be a list of texts" in capsys.readouterr().err
+    assert command([*SMOKE, "allowed=[json,nobodys_trainers]"]) == 2
+    assert "there is no package 'nobodys_trainers' to import" in capsys.readouterr().err
     run_into("run", "rounds=1", "allowed=[json]")
 
 
