@@ -85,6 +85,15 @@ class RunLog(logging.FileHandler):
             last.handle(record)
 
 
+class LateFile(logging.FileHandler):
+    """Hydra's handler of a job's log: opens late, and not where a refused run's folder is gone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, if there is a folder to write into."""
+        if self.stream is not None or Path(self.baseFilename).parent.is_dir():
+            super().emit(record)
+
+
 @contextmanager
 def noted_in_log(folder: Path) -> Iterator[None]:
     """A run that ends before it has begun leaves its reason in the log of its folder, where there is a folder.
