@@ -211,12 +211,10 @@ def test_a_failure_on_ray_brings_its_traceback(ray_cluster, tmp_path):
 def test_what_cannot_be_sent_to_ray_is_refused_before_a_round(ray_cluster, tmp_path):
     model = small_model()
     model.lock = threading.Lock()
-    model.__class__.__deepcopy__ = lambda self, memo: small_model()
-    try:
-        with pytest.raises(ConfigError, match=r"backend=ray: the model, .* cannot be sent .*lock.*backend=inline"):
-            run(SplitFedV1(), model, **ON_RAY)
-    finally:
-        del model.__class__.__deepcopy__
+    copies = {"__deepcopy__": lambda self, memo: small_model()}  # a class of its own: the segments' is left alone
+    model.__class__ = type("Locked", (type(model),), copies)
+    with pytest.raises(ConfigError, match=r"backend=ray: the model, .* cannot be sent .*lock.*backend=inline"):
+        run(SplitFedV1(), model, **ON_RAY)
 
 
 @dataclass(frozen=True)

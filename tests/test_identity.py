@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -191,8 +190,6 @@ def test_a_run_goes_on_with_changed_code_and_says_so(tmp_path, caplog):
 
     start(tmp_path, strategy=strategy(1.0))
     assert "the code of your own classes" not in caplog.text
-    logging.getLogger("fsl").disabled = logging.getLogger("fsl.checkpoint").disabled = False  # Hydra may have
-    logging.getLogger("fsl.checkpoint").propagate = logging.getLogger("fsl").propagate = True
     start(tmp_path, strategy=strategy(0.5), resume=True, rounds=2)
     assert "the code of your own classes" in caplog.text
 

@@ -221,7 +221,7 @@ def test_the_command_line_gives_a_codec_arguments(tmp_path, monkeypatch, capsys)
     settings = json.loads((tmp_path / "run" / "summary.json").read_text())["settings"]
     assert settings["up.k"] == 0.25
     capsys.readouterr()
-    assert command.command([*small[:-1], "+codec.k=0.2"]) == 2
+    assert command.command([*small[:-1], "hydra.run.dir=other", "+codec.k=0.2"]) == 2
     assert "there is no option of codec 'k'" in capsys.readouterr().err
 
 
