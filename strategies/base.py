@@ -24,6 +24,7 @@ from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.privacy.device import LEAKS
+from fsl.privacy.rounds import refuse_unseen
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total, summed
@@ -90,6 +91,7 @@ class SplitStrategy(Algorithm, Strategy):
             privacy=federation.privacy,
         )
         if federation.ledger is not None:
+            refuse_unseen(server_round, spec, federation.ledger.trainers)
             federation.ledger.before(chosen)
         if self._look(grid):
             moving = replace(plan, moves=self._moves)
@@ -180,7 +182,7 @@ class SplitStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Private fronts are evaluated where they are; others are evaluated at the cloud, and nothing is sent."""
-        if self.fronts != "private" or not self.evaluates(server_round):
+        if self.fronts != "private" or not self.evaluates(server_round) or self._held_out:
             return
         tasks = [self._task(device) for device in self._evaluated()]
         if self._placed:
@@ -193,6 +195,12 @@ class SplitStrategy(Algorithm, Strategy):
             if chunk:
                 text = self._evaluation(server_round, chunk)
                 yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
+
+    @property
+    def _held_out(self) -> bool:
+        """Whether scores would be of nodes' own test rows, which no account covers: then nobody is asked for them."""
+        privacy = self.federation.privacy
+        return bool(self._placed) and privacy is not None and privacy.private
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
         return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
