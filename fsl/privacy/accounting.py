@@ -23,7 +23,8 @@ def combined(multipliers: Sequence[float]) -> float:
     """The noise multiplier of Gaussian releases made together, for who sees them all: (sum of s^-2)^(-1/2)."""
     if 0.0 in multipliers:
         return 0.0
-    return math.fsum(s**-2 for s in multipliers) ** -0.5
+    least = min(multipliers)  # whose inverse square may be beyond float64
+    return least / math.sqrt(math.fsum((least / s) ** 2 for s in multipliers))
 
 
 @lru_cache(maxsize=4096)

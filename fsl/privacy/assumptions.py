@@ -19,8 +19,8 @@ def assumed(setting: Setting) -> list[str]:
     if "front" in setting.fixed and not setting.fitted:
         word = "declared (privacy.public_front)" if setting.privacy.public_front else "taken"
         found.append(
-            f"the front is frozen and {word} as never fitted to these data: no weight, buffer or constant that inputs are "
-            "normalised by comes from them"
+            f"the front is frozen and {word} as never fitted to these data: no weight, buffer or constant that inputs "
+            "are normalised by comes from them"
         )
     if setting.spread > 1:
         found.append("rows keep their positions: batches are fixed, and one sample moves that many fronts in a step")
