@@ -125,10 +125,10 @@ def hand_over(source: EdgeServer, destination: EdgeServer, passport: Passport, l
 
     Returns its bytes as they are reported: see `told_size`.
     """
-    snapshot = source.snapshot(passport.device)
-    data = pack(snapshot, passport, layout)
+    data = pack(source.snapshot(passport.device), passport, layout)
+    snapshot = unpack(data, passport, layout, layout_device(source))
     size = told_size(data, snapshot, passport, layout, source.told_rows)
-    destination.adopt(unpack(data, passport, layout, layout_device(source)))
+    destination.adopt(snapshot)
     source.lose(passport.device)
     return size
 

@@ -182,7 +182,7 @@ class SplitStrategy(Algorithm, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Private fronts are evaluated where they are; others are evaluated at the cloud, and nothing is sent."""
-        if self.fronts != "private" or not self.evaluates(server_round) or self._held_out:
+        if self.fronts != "private" or not self.evaluates(server_round):
             return
         tasks = [self._task(device) for device in self._evaluated()]
         if self._placed:
@@ -196,12 +196,6 @@ class SplitStrategy(Algorithm, Strategy):
                 text = self._evaluation(server_round, chunk)
                 yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
 
-    @property
-    def _held_out(self) -> bool:
-        """Whether scores would be of nodes' own test rows, which no account covers: then nobody is asked for them."""
-        privacy = self.federation.privacy
-        return bool(self._placed) and privacy is not None and privacy.private
-
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
         return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
 
@@ -212,6 +206,8 @@ class SplitStrategy(Algorithm, Strategy):
         leaked: dict[str, list[float]] = {}
         if self._placed:
             good = [reply for reply in replies if not reply.has_error()]
+            for reason in {str(reply.error.reason) for reply in replies if reply.has_error()}:
+                log.warning("round %d: a node did not evaluate: %s", server_round, reason)
         else:
             good = succeeded(replies, server_round) if replies else []
         for reply in good:

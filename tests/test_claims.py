@@ -1,7 +1,10 @@
 """What the ledger claims, and attacks on it: the epsilon that an attack shows lies below, or nothing is claimed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from fsl.strategies import PSL, SGLR, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from torch import nn
 
@@ -9,16 +12,21 @@ import fsl
 from fsl import seeds
 from fsl.codecs import Identity
 from fsl.data import TaskData, TensorExamples
+from fsl.deployment.settings import NodeSettings
+from fsl.deployment.spent import Limit
+from fsl.deployment.wired import WiredNode
 from fsl.device import Device
 from fsl.edge import EdgeServer
-from fsl.errors import CheckpointError, ConfigError, RunError
+from fsl.errors import CheckpointError, CodeError, ConfigError, DataError, HijackedError, RunError, WireError
 from fsl.federation import Optimizer
-from fsl.plan import Spec
+from fsl.mobility import BackAndForth
+from fsl.plan import EvaluatePlan, Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.audit import distinguished
 from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
 from fsl.privacy.ledger import Ledger
+from fsl.privacy.reasons import told_reason
 from fsl.privacy.settings import Detector
 from fsl.trainers import Pooled, Replicated
 from tests.conftest import small_model
@@ -370,6 +378,53 @@ def test_a_trainer_that_nobody_saw_ends_the_run():
 
     with pytest.raises(RunError, match="said something else when the run's privacy was accounted for"):
         run(Moody(), rounds=2, batch_size=8, privacy=Privacy(dp_sgd=DPSGD(noise_multiplier=1.0)))
+
+
+def test_the_bytes_of_a_move_do_not_tell_a_poisson_draw():
+    def moved(privacy):
+        options = {"devices": 4, "edges": 3, "mobility": BackAndForth([0, 1]), "privacy": privacy, "batch_size": 8}
+        found = run(SplitFedV1(), rounds=4, **options)
+        return [row["migration_bytes"] for row in found.metrics]
+
+    assert len(set(moved(Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))))) == 1
+
+
+def test_a_node_does_not_score_its_own_test_rows_in_a_private_run():
+    plan, arrays = EvaluatePlan("run", 1, (), None), ArrayRecord()
+
+    def node(**settings):
+        made = WiredNode.__new__(WiredNode)
+        made.settings, made._bare = NodeSettings(**settings), False
+        made.node = SimpleNamespace(evaluate=lambda plan, arrays: "scores")
+        return made
+
+    with pytest.raises(ConfigError, match="test rows are its own"):
+        node(rows="all").evaluate(plan, arrays)
+    assert node().evaluate(plan, arrays) == "scores"  # test rows that all nodes have
+    bare = node(rows="all")
+    bare._bare = True
+    assert bare.evaluate(plan, arrays) == "scores"
+    limited = node(rows="all", limit=Limit(1.0, "model"))
+    limited._bare = True
+    with pytest.raises(ConfigError, match="test rows are its own"):
+        limited.evaluate(plan, arrays)
+
+
+@pytest.mark.parametrize(
+    ("error", "private", "kept"),
+    [
+        (IndexError("Target 7 is out of bounds"), True, False),
+        (IndexError("Target 7 is out of bounds"), False, True),
+        (DataError("data/7.png cannot be decoded"), True, False),
+        (HijackedError("those of equal labels are 0.7 more alike"), True, False),
+        (CodeError("Target 7"), True, False),
+        (WireError("the edge said 7"), True, True),
+    ],
+)
+def test_why_a_device_failed_quotes_no_data_of_a_private_run(error, private, kept):
+    told = told_reason(error, private)
+    assert told.startswith(type(error).__name__)
+    assert ("7" in told) is kept
 
 
 # The ledger's file, and its sums.
