@@ -472,5 +472,15 @@ def test_an_epsilon_beyond_prv_is_that_of_rdp_and_says_so(noise):
     assert found.composition == "RDP accountant"
 
 
+def test_a_long_prv_account_is_announced(caplog, monkeypatch):
+    class Quick:
+        def get_epsilon(self, delta):
+            return 1.0
+
+    monkeypatch.setattr("opacus.accountants.create_accountant", lambda mechanism: Quick())
+    assert epsilon((Gaussian(77.0, 0.001, 20_500),), 1.1e-5, "prv") == 1.0
+    assert "privacy.accountant=prv over more than 20000 releases" in caplog.text
+
+
 def test_no_epsilon_is_below_nothing():
     assert epsilon((Gaussian(100.0, 0.1, 1),), 0.9, "rdp") == 0.0

@@ -1,5 +1,6 @@
 """What releases cost: epsilon by Opacus's accountants."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from fsl.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def combined(multipliers: Sequence[float]) -> float:
 def epsilon(history: tuple[Gaussian, ...], delta: float, accountant: str) -> float:
     """The epsilon of these releases together, at least 0; infinite where one has no noise, or nothing bounds them.
 
-    PRV is asked only up to an epsilon of 100 by RDP, whose bound stands beyond: see `accountant_used`.
+    PRV is asked only up to an epsilon of 50 by RDP, whose bound stands beyond: see `accountant_used`.
     """
     steps = [(g.noise_multiplier, g.sample_rate, g.releases) for g in history if g.releases]
     if not steps:
@@ -56,6 +59,8 @@ def accountant_used(history: tuple[Gaussian, ...], delta: float, accountant: str
 def _spent(steps: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> float:
     from opacus.accountants import create_accountant  # Opacus takes a while to import
 
+    if accountant == "prv":
+        _warn_of_long(sum(releases for _, _, releases in steps) // _LONG)
     account = create_accountant(mechanism=accountant)
     account.history = list(steps)
     try:
@@ -64,6 +69,17 @@ def _spent(steps: tuple[tuple[float, float, int], ...], delta: float, accountant
     except (OverflowError, ZeroDivisionError):  # noise too small for float64
         return math.inf
     return math.inf if math.isnan(found) else max(found, 0.0)
+
+
+@lru_cache
+def _warn_of_long(times: int) -> None:
+    """Once for each multiple of so many releases, since every round asks anew."""
+    if times:
+        log.warning(
+            "privacy.accountant=prv over more than %d releases of a sample takes up to minutes each time that it is "
+            "asked; privacy.accountant=rdp takes none, and tells a little more epsilon",
+            times * _LONG,
+        )
 
 
 def solve(target: float, cost: Callable[[float], float]) -> float:
@@ -86,6 +102,7 @@ def solve(target: float, cost: Callable[[float], float]) -> float:
     return high
 
 
-_PRV_MOST = 100.0  # epsilon by RDP; up to there PRV takes a second or two
+_PRV_MOST = 50.0  # epsilon by RDP
+_LONG = 20_000  # releases
 _MOST = float(2**14)
 _LEAST = 0.1  # accountants' sums overflow not far below
