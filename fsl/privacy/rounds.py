@@ -17,8 +17,9 @@ from fsl.trainers import EdgeTrainer
 def trainers_of(strategy: CloudStrategy, rounds: int) -> dict[str, EdgeTrainer | None]:
     """The edge trainers of these rounds, each once, by what a plan says of them; None for rounds without an edge."""
     found: dict[str, EdgeTrainer | None] = {}
+    ask = getattr(strategy, "planned", strategy.trainer)  # which says in a line what is no trainer
     for round in range(1, rounds + 1):
-        spec = strategy.trainer(round)
+        spec = ask(round)
         if (text := described(spec)) not in found:
             found[text] = None if spec is None else locate(spec.target)(**spec.kwargs)
     return found
