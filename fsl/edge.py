@@ -91,7 +91,7 @@ class EdgeServer:
         self.trainer = trainer
         self._up = up
         self._down = down
-        self._rows = rows
+        self.told_rows = rows
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
@@ -139,7 +139,7 @@ class EdgeServer:
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
-        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self._rows)
+        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.told_rows)
         self._figures["smashed_bytes"] += self._told_bytes(upload.smashed)
         return upload
 
@@ -231,7 +231,7 @@ class EdgeServer:
                 continue
             codec = self.codecs(reply.device)[1]
             answer = ReplyPacket(reply.device, reply.step, codec.encode(reply.gradient), reply.norms)
-            sent = reply_bytes(answer.gradient, answer.norms, self._rows)
+            sent = reply_bytes(answer.gradient, answer.norms, self.told_rows)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
@@ -245,7 +245,7 @@ class EdgeServer:
         return answers
 
     def _told_bytes(self, batch: Tensor) -> int:
-        rows = len(batch) if self._rows is None else self._rows
+        rows = len(batch) if self.told_rows is None else self.told_rows
         return rows * math.prod(batch.shape[1:]) * batch.itemsize
 
     def snapshot(self, device: int) -> SessionSnapshot:

@@ -6,7 +6,7 @@ A snapshot is one safetensors file; its metadata name run, round, device and ste
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -102,12 +102,35 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
         raise WireError(f"a session came damaged, or from another model: {_line(error)}") from None
 
 
+def told_size(data: bytes, snapshot: SessionSnapshot, passport: Passport, layout: Layout, rows: int | None) -> int:
+    """The bytes of a packed snapshot as they are reported.
+
+    `rows`: as if each of its batches had so many, where a batch's own size is private; None: as it is.
+    """
+    if rows is None:
+        return len(data)
+    session, told = snapshot.session, Batch(rows, float(rows))
+    pending = session.pending
+    if pending is not None:
+        arrays = tuple((name, t.new_zeros((rows, *t.shape[1:]))) for name, t in pending.gradient.arrays)
+        pending = replace(pending, gradient=replace(pending.gradient, arrays=arrays))
+    session = replace(
+        session, batches=[told] * len(session.batches), waiting=dict.fromkeys(session.waiting, told), pending=pending
+    )
+    return len(pack(replace(snapshot, session=session), passport, layout))
+
+
 def hand_over(source: EdgeServer, destination: EdgeServer, passport: Passport, layout: Layout) -> int:
-    """Move a device's session from one edge to another in this process, as it would travel; returns its bytes."""
+    """Move a device's session from one edge to another in this process, as it would travel.
+
+    Returns its bytes as they are reported: see `told_size`.
+    """
     data = pack(source.snapshot(passport.device), passport, layout)
-    destination.adopt(unpack(data, passport, layout, layout_device(source)))
+    snapshot = unpack(data, passport, layout, layout_device(source))
+    size = told_size(data, snapshot, passport, layout, source.told_rows)
+    destination.adopt(snapshot)
     source.lose(passport.device)
-    return len(data)
+    return size
 
 
 def layout_device(server: EdgeServer) -> torch.device:

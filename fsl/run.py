@@ -234,7 +234,16 @@ def simulate(
             sizes = [len(divided.indices(device)) for device in range(devices)]
             path, real = folder.path / "privacy.json", backend.placement is not None
             federation = private_run(
-                federation, strategy, model, workload.objective, task.classes, sizes, path, secure=real, encrypted=real
+                federation,
+                strategy,
+                model,
+                workload.objective,
+                task.classes,
+                sizes,
+                path,
+                secure=real,
+                encrypted=real,
+                fitted=_fitted(task, init_from),
             )
             strategy.bind(federation)
         divided_by = f"{describe_partition(partitioner)} {samples_per_device}"
@@ -287,6 +296,13 @@ def _cost_model(seed: int, places: Machines, workload: Workload) -> CostModel | 
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("sim_seconds and energy_joules stay null: the model's work cannot be counted (%s)", reason)
         return None
+
+
+def _fitted(task: TaskData, init_from: str | Path | None) -> str:
+    """Why a model may know the run's data before it begins, in words; empty where nothing speaks for it."""
+    if init_from is not None:
+        return f"init_from={Path(init_from).name} may have been trained on them"
+    return "inputs are normalised by the mean of the training data" if task.scaled else ""
 
 
 def _named(federation: Federation, strategy: CloudStrategy) -> list[str]:

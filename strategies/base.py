@@ -24,6 +24,7 @@ from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.privacy.device import LEAKS
+from fsl.privacy.rounds import refuse_unseen
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total, summed
@@ -90,6 +91,7 @@ class SplitStrategy(Algorithm, Strategy):
             privacy=federation.privacy,
         )
         if federation.ledger is not None:
+            refuse_unseen(server_round, spec, federation.ledger.trainers)
             federation.ledger.before(chosen)
         if self._look(grid):
             moving = replace(plan, moves=self._moves)
@@ -204,6 +206,8 @@ class SplitStrategy(Algorithm, Strategy):
         leaked: dict[str, list[float]] = {}
         if self._placed:
             good = [reply for reply in replies if not reply.has_error()]
+            for reason in {str(reply.error.reason) for reply in replies if reply.has_error()}:
+                log.warning("round %d: a node did not evaluate: %s", server_round, reason)
         else:
             good = succeeded(replies, server_round) if replies else []
         for reply in good:

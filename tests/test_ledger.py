@@ -75,8 +75,8 @@ def test_the_noise_multiplier_is_the_least_that_is_enough():
 # Who learns what.
 
 
-def claims(privacy, *, fronts="averaged", edge=True, spread=1, secure=False, encrypted=False):
-    setting = Setting(privacy, fronts, edge, 16, 2, spread, secure, encrypted)
+def claims(privacy, *, fronts="averaged", edge=True, spread=1, secure=False, encrypted=False, fixed=()):
+    setting = Setting(privacy, fronts, edge, 16, 2, spread, secure, encrypted, fixed)
     return {name: claim(name, setting, Tally(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
 
 
@@ -106,35 +106,35 @@ def test_fixed_batches_are_not_amplified():
 def test_noise_at_the_cut_alone_leaves_labels_and_fronts_bare():
     found = claims(Privacy(cut=CutNoise(4.0)))
     assert unbounded(found) == set(ADVERSARIES) - {"network"}
-    assert found["edge"].unbounded == "labels reach the edge as they are"
+    assert "labels reach the edge as they are" in found["edge"].unbounded
     assert "the front and the back learnt from samples as they are" in found["model"].unbounded
 
 
 def test_against_the_edge_a_sample_is_replaced_and_every_release_counts():
-    found = claims(Privacy(**LOCAL))
+    found = claims(Privacy(**LOCAL), fixed=("front",))
     assert found["edge"].epsilon == cost(4.0 / 2, 1.0, 10) + 1.5
     assert "replaced" in found["edge"].neighbours
-    # The front learns from the samples themselves, and goes to the cloud.
-    assert unbounded(found) == {"model", "devices", "cloud", "cloud+edge"}
+    # A front that trains learns from the samples themselves: its later rows and its weights tell of them.
+    assert unbounded(claims(Privacy(**LOCAL))) == set(ADVERSARIES) - {"network"}
 
 
 def test_a_back_that_saw_only_protected_data_is_protected():
-    found = claims(Privacy(**LOCAL), fronts="private")
-    assert found["model"].epsilon == found["edge"].epsilon == found["cloud+edge"].epsilon
+    found = claims(Privacy(**LOCAL), fronts="private", fixed=("front",))
+    assert found["model"].epsilon == found["edge"].epsilon == found["cloud+edge"].epsilon is not None
 
 
 def test_cloud_and_edge_together_see_who_took_part():
     found = claims(Privacy(dp_sgd=DP, **LOCAL))
     together = (Gaussian(4.0 / 2, 1.0, 100), Gaussian(math.sqrt(2) / 2, 1.0, 100))
     assert found["cloud+edge"].epsilon == pytest.approx(epsilon(together, 1e-5, "rdp") + 1.5)
-    assert found["edge"].epsilon == cost(2.0, 1.0, 100) + 1.5  # a Poisson draw may take a sample in every step
+    assert found["edge"].epsilon == found["cloud+edge"].epsilon  # a Poisson draw may take a sample in every step
     assert found["model"].epsilon == cost(1.0, 0.1, 100)
     assert unbounded(found) == set()
 
 
 def test_norms_that_travel_are_a_release():
     found = claims(Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, clipping="joint"), **LOCAL))
-    assert found["edge"].unbounded == "norms of samples' gradients reach the edge as they are, for the clip over both"
+    assert "norms of samples' gradients reach the edge as they are, for the clip over both" in found["edge"].unbounded
     assert found["model"].epsilon == cost(1.0, 0.1, 100)
 
 
@@ -145,9 +145,9 @@ def test_a_segment_without_noise_protects_nobody(share):
     assert f"the {bare} learnt from samples as they are" in found["model"].unbounded
 
 
-def test_a_front_that_stays_needs_no_noise():
+def test_a_front_that_stays_needs_noise_as_any_other():
     found = claims(Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, front_share=0.0)), fronts="private")
-    assert found["model"].epsilon == cost(1.0, 0.1, 100)
+    assert "the front learnt from samples as they are" in found["model"].unbounded
 
 
 def test_reported_losses_are_a_release():

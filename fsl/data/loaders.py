@@ -196,4 +196,4 @@ def _task(
         raise DataError(f"training and test images of {name} differ in size ({sizes}); set data.size")
     inputs = normalised(train[0], test[0])
     examples = [TensorExamples(i, torch.from_numpy(t.astype(np.int64))) for i, (_, t) in zip(inputs, (train, test))]
-    return TaskData(name, examples[0], examples[1], classes, groups=groups)
+    return TaskData(name, examples[0], examples[1], classes, groups=groups, scaled=True)

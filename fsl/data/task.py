@@ -15,7 +15,10 @@ from fsl.errors import DataError
 
 @dataclass(frozen=True)
 class TaskData:
-    """The examples of a task; `groups` are natural ids of the training rows, for the natural partition."""
+    """The examples of a task; `groups` are natural ids of the training rows, for the natural partition.
+
+    `scaled`: inputs are normalised by constants that were computed from the training rows.
+    """
 
     name: str
     train: Examples
@@ -24,6 +27,7 @@ class TaskData:
     validation: Examples | None = None
     groups: np.ndarray | None = None
     origin: str | None = None  # what training and validation rows were divided from by the run's seed, in words
+    scaled: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:

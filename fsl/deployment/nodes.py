@@ -36,7 +36,7 @@ class NodeHost:
         if kind == "query":
             return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(wired.describe())})})
         if kind == "evaluate":
-            return RecordDict({METRICS: wired.node.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
+            return RecordDict({METRICS: wired.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
         if not part:
             totals, metrics = wired.node.train(plan, arrays)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.cohort import loss_told, rows_told, weight_told
 from fsl.deployment.roaming import roaming_round
@@ -17,7 +17,7 @@ from fsl.deployment.work import Work
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
-from fsl.plan import CohortTask, RoundPlan
+from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.privacy.ledger import Ledger
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
@@ -54,6 +54,7 @@ class WiredNode:
         self.patience = replace(patience or Patience(), **settings.patience)
         self.edge_key = Ed25519PrivateKey.generate()  # what this edge signs by, for other edges
         self.uplink: Uplink | None = None
+        self._bare = False  # the last round that it trained in was of a run without privacy
         self._door: EdgeDoor | None = None
         self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
@@ -109,6 +110,7 @@ class WiredNode:
     def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round."""
         self._refuse_plain(plan)
+        self._bare = plan.privacy is None or not plan.privacy.private
         worker = self.node.worker
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
@@ -132,6 +134,18 @@ class WiredNode:
             thread.join()
         worker.store.sync()
         return work
+
+    def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
+        """Scores of this node's private fronts; ConfigError where they would be exact scores of its own rows.
+
+        No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
+        """
+        if self.settings.rows == "all" and (self.settings.limit is not None or not self._bare):
+            raise ConfigError(
+                "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
+                "evaluates nothing: use evaluate_every=0, or evaluate the finished fronts here"
+            )
+        return self.node.evaluate(plan, arrays)
 
     def _charge(self, plan: RoundPlan, devices: Sequence[int]) -> Ledger | None:
         """Write down what these devices are about to release."""

@@ -23,23 +23,47 @@ def combined(multipliers: Sequence[float]) -> float:
     """The noise multiplier of Gaussian releases made together, for who sees them all: (sum of s^-2)^(-1/2)."""
     if 0.0 in multipliers:
         return 0.0
-    return math.fsum(s**-2 for s in multipliers) ** -0.5
+    least = min(multipliers)  # whose inverse square may be beyond float64
+    return least / math.sqrt(math.fsum((least / s) ** 2 for s in multipliers))
 
 
 @lru_cache(maxsize=4096)
 def epsilon(history: tuple[Gaussian, ...], delta: float, accountant: str) -> float:
-    """The epsilon of these releases together; infinite where one has no noise."""
+    """The epsilon of these releases together, at least 0; infinite where one has no noise, or nothing bounds them.
+
+    PRV is asked only up to an epsilon of 100 by RDP, whose bound stands beyond: see `accountant_used`.
+    """
     steps = [(g.noise_multiplier, g.sample_rate, g.releases) for g in history if g.releases]
     if not steps:
         return 0.0
     if any(multiplier == 0 for multiplier, _, _ in steps):
         return math.inf
+    return _spent(tuple(steps), delta, accountant_used(history, delta, accountant))
+
+
+def accountant_used(history: tuple[Gaussian, ...], delta: float, accountant: str) -> str:
+    """The accountant whose figure `epsilon` gives: "rdp" in place of "prv" where that would take minutes or overflow.
+
+    PRV convolves over a grid as long as epsilon is large. Both are upper bounds, and such a figure protects nobody.
+    """
+    steps = tuple((g.noise_multiplier, g.sample_rate, g.releases) for g in history if g.releases)
+    if accountant != "prv" or not steps or any(multiplier == 0 for multiplier, _, _ in steps):
+        return accountant
+    return "prv" if _spent(steps, delta, "rdp") <= _PRV_MOST else "rdp"
+
+
+@lru_cache(maxsize=4096)
+def _spent(steps: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> float:
     from opacus.accountants import create_accountant  # Opacus takes a while to import
 
     account = create_accountant(mechanism=accountant)
-    account.history = steps
-    with np.errstate(divide="ignore"):  # PRV takes log(1 - rate)
-        return float(account.get_epsilon(delta=delta))
+    account.history = list(steps)
+    try:
+        with np.errstate(divide="ignore", over="ignore"):  # PRV takes log(1 - rate)
+            found = float(account.get_epsilon(delta=delta))
+    except (OverflowError, ZeroDivisionError):  # noise too small for float64
+        return math.inf
+    return math.inf if math.isnan(found) else max(found, 0.0)
 
 
 def solve(target: float, cost: Callable[[float], float]) -> float:
@@ -62,5 +86,6 @@ def solve(target: float, cost: Callable[[float], float]) -> float:
     return high
 
 
+_PRV_MOST = 100.0  # epsilon by RDP; up to there PRV takes a second or two
 _MOST = float(2**14)
 _LEAST = 0.1  # accountants' sums overflow not far below

@@ -56,3 +56,25 @@ def guess(scores: Sequence[float], included: Sequence[bool], guesses: int) -> in
 
 
 _MOST = 64.0
+
+
+def distinguished(scores: Sequence[float], others: Sequence[float], delta: float, confidence: float = 0.95) -> float:
+    """The epsilon that runs must at least have had, by an attack's scores on runs with a sample and on `others`.
+
+    The threshold is fixed on the first half of either; on the second, the rates of true and of false alarms have
+    Clopper-Pearson bounds at this confidence (each side half of what is left). 0 where the attack shows nothing.
+    """
+    halves = [np.split(np.asarray(each, dtype=np.float64), [len(each) // 2]) for each in (scores, others)]
+    (first, second), (other_first, other_second) = halves
+    best = max(np.unique(np.concatenate([first, other_first])), key=lambda t: _bound(first, other_first, t, delta, 0.5))
+    return max(0.0, _bound(second, other_second, float(best), delta, confidence))
+
+
+def _bound(scores: np.ndarray, others: np.ndarray, threshold: float, delta: float, confidence: float) -> float:
+    from scipy.stats import beta
+
+    side = (1 - confidence) / 2
+    right, wrong = int((scores >= threshold).sum()), int((others >= threshold).sum())
+    least = float(beta.ppf(side, right, len(scores) - right + 1)) if right else 0.0
+    most = float(beta.ppf(1 - side, wrong + 1, len(others) - wrong)) if wrong < len(others) else 1.0
+    return math.log((least - delta) / most) if least > delta else -math.inf

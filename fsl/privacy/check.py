@@ -17,8 +17,8 @@ from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
 from fsl.privacy.claims import Setting, Tally, claim
 from fsl.privacy.ledger import Ledger
+from fsl.privacy.rounds import fixed_segments, trainers_of
 from fsl.privacy.settings import Privacy
-from fsl.targets import locate
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
@@ -34,19 +34,21 @@ def private_run(
     path: Path | None,
     secure: bool,
     encrypted: bool,
+    fitted: str = "",
 ) -> Federation:
     """A federation with its noise multiplier solved for, and a ledger; ConfigError for what has no valid account.
 
-    `strategy` is bound to the federation; `samples` are the n_k by device; the ledger goes to `path`.
+    `strategy` is bound to the federation; `samples` are the n_k by device; the ledger goes to `path`. `fitted`: why the
+    model that the run starts from may know these data already, in words.
     """
     privacy = federation.privacy
     assert privacy is not None
-    spec = strategy.trainer(1)
-    trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+    trainers = trainers_of(strategy, federation.rounds)
     refuse_model(privacy, model)
-    refuse_training(privacy, strategy, trainer, federation)
-    refuse_labels(privacy, trainer, objective, classes)
-    refuse_detector(privacy, strategy, trainer, classes, len(samples))
+    for trainer in trainers.values():
+        refuse_training(privacy, strategy, trainer, federation)
+        refuse_labels(privacy, trainer, objective, classes)
+        refuse_detector(privacy, strategy, trainer, classes, len(samples))
     if privacy.poisson:
         for device, held in enumerate(samples):
             sample_rate(held, federation.batch_size, device)
@@ -57,22 +59,33 @@ def private_run(
             "publishes one sample at random would count as private; use 1e-5 or less",
             *(privacy.delta, 1 / fewest, fewest),
         )
-    members = federation.devices_per_round or federation.devices
+    at_edges = [trainer for trainer in trainers.values() if trainer is not None]
     setting = Setting(
         privacy,
         strategy.fronts,
-        trainer is not None,
+        bool(at_edges),
         federation.batch_size,
         federation.local_epochs,
-        1 if trainer is None else trainer.spread(members),
+        _spread(at_edges, strategy, federation),
         secure,
         encrypted,
+        fixed_segments(model, federation.layouts),
+        "" if privacy.public_front else fitted,
     )
     if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
         rounds = Counter(device for round in range(1, federation.rounds + 1) for device in strategy.chosen(round))
         setting = replace(setting, privacy=_solved(setting, samples, rounds))
         log.info("noise multiplier %g for the epsilon asked for", setting.privacy.dp_sgd.noise_multiplier)  # type: ignore[union-attr]
-    return replace(federation, privacy=setting.privacy, ledger=Ledger(setting, samples, path))
+    return replace(federation, privacy=setting.privacy, ledger=Ledger(setting, samples, path, frozenset(trainers)))
+
+
+def _spread(trainers: Sequence[EdgeTrainer], strategy: CloudStrategy, federation: Federation) -> int:
+    """How many devices' fronts one sample moves in a step, in the worst of all rounds."""
+    if all(trainer.spread(federation.devices) == 1 for trainer in trainers):
+        return 1
+    # A strategy may choose more of them than `devices_per_round`.
+    most = max(len(strategy.chosen(round)) for round in range(1, federation.rounds + 1))
+    return max(trainer.spread(most) for trainer in trainers)
 
 
 def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> Privacy:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fsl.privacy.accounting import Gaussian, combined, epsilon
+from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.settings import Privacy
 
 ADVERSARIES: Mapping[str, str] = {
@@ -29,7 +29,8 @@ class Setting:
     """What of a run decides who sees what.
 
     `spread`: the devices whose fronts one sample moves in a step (SGLR's averaged gradients). `secure`: the noise is
-    of the machines' secure generators. `encrypted`: the wire is.
+    of the machines' secure generators. `encrypted`: the wire is. `fixed`: the segments in which nothing is trained.
+    `fitted`: why a fixed front may know these data all the same, in words; empty where nothing speaks for it.
     """
 
     privacy: Privacy
@@ -40,6 +41,13 @@ class Setting:
     spread: int = 1
     secure: bool = False
     encrypted: bool = False
+    fixed: tuple[str, ...] = ()
+    fitted: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether rows and labels reach the edge with noise."""
+        return self.edge and self.privacy.cut is not None and self.privacy.labels is not None
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,10 @@ class Tally:
     def more(self, steps: int, passes: int, rounds: int = 1) -> "Tally":
         """With the releases of another round."""
         return replace(self, rounds=self.rounds + rounds, steps=self.steps + steps, passes=self.passes + passes)
+
+    def within(self, other: "Tally") -> bool:
+        """Whether another tally of the same device has all of this one's releases."""
+        return self.rounds <= other.rounds and self.steps <= other.steps and self.passes <= other.passes
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,10 @@ class _Account:
             spent = epsilon(tuple(self.history), privacy.delta, privacy.accountant) + self.pure
             if math.isinf(spent):
                 spent = None
-                self.unbounded.append("the noise multiplier is 0")
-        how = [f"{privacy.accountant.upper()} accountant"] if self.history else []
+                bare = any(g.noise_multiplier == 0 for g in self.history if g.releases)
+                self.unbounded.append("the noise multiplier is 0" if bare else "so little noise that no sum bounds it")
+        used = accountant_used(tuple(self.history), privacy.delta, privacy.accountant)
+        how = [f"{used.upper()} accountant"] if self.history else []
         how += ["pure epsilon added"] if self.pure else []
         return Claim(
             spent,
@@ -103,8 +117,15 @@ class _Account:
         )
 
     def gradients(self, segments: Sequence[str], *, sampled: bool = True) -> None:
-        """Gradients of these segments; `sampled`: who sees them does not see which samples took part."""
+        """Gradients of these segments; `sampled`: who sees them does not see which samples took part.
+
+        A front that is never sent counts like one that is: what is seen later depends on what it learnt.
+        """
         setting, tally = self.setting, self.tally
+        segments = [name for name in segments if name not in setting.fixed]
+        if not segments:
+            self.releases.append("no gradients: nothing is trained")
+            return
         found = [(name, setting.privacy.segment(name, setting.batch_size)) for name in segments]
         bare = [name for name, segment in found if segment is None]
         if bare:
@@ -115,10 +136,11 @@ class _Account:
         if dp_sgd.clipping == "joint":
             multiplier = float(dp_sgd.noise_multiplier or 0)
         else:
-            multiplier = combined([_effective(s.noise_multiplier, name, setting) for name, s in found if s is not None])
-        if self.neighbours == REPLACED and setting.spread == 1:
+            spread = setting.spread if sampled else 1  # who sees the rows sees what is averaged
+            multiplier = combined([_effective(s.noise_multiplier, name, spread) for name, s in found if s is not None])
+        if self.neighbours == REPLACED:
             multiplier /= 2  # one contribution leaves, another comes
-        if setting.spread > 1:
+        elif setting.spread > 1:
             self.neighbours = REPLACED
         what = f"gradients of the {' and the '.join(segments)}: DP-SGD, noise multiplier {multiplier:.4g}"
         if setting.privacy.poisson:
@@ -151,6 +173,25 @@ class _Account:
         if privacy.dp_sgd is not None and privacy.dp_sgd.clipping == "joint" and setting.edge:
             self.unbounded.append("norms of samples' gradients reach the edge as they are, for the clip over both")
 
+    def later_rows(self) -> None:
+        """What rows of other samples tell the edge of a sample: the front has learnt from it before they came."""
+        setting = self.setting
+        if "front" not in setting.fixed:
+            if setting.privacy.segment("front", setting.batch_size) is None:
+                self.unbounded.append(
+                    "the front learns from samples as they are, without DP-SGD, and each later row of other samples "
+                    "shows the edge what it has learnt"
+                )
+            else:
+                self.gradients(["front"], sampled=False)
+        elif setting.fitted:
+            self.unbounded.append(
+                f"the front is frozen, but {setting.fitted}: it may know these data, and each row of other samples "
+                "shows what it knows; declare privacy.public_front=true if nothing of it was fitted to these data"
+            )
+        else:
+            self.releases.append("the front: frozen, and taken as never fitted to these data")
+
     def updates(self) -> None:
         """The sum of the devices' clipped updates."""
         client = self.setting.privacy.client
@@ -165,30 +206,22 @@ class _Account:
 
 def claim(adversary: str, setting: Setting, tally: Tally) -> Claim:
     """What an adversary can learn of a device of which so much was released."""
-    account, privacy = _Account(setting, tally), setting.privacy
-    local = privacy.cut is not None and privacy.labels is not None and setting.edge
-    shared = ["back"] if setting.fronts == "private" else ["front", "back"]
-    # A back that only ever saw protected data is as protected as they are.
-    learnt = [name for name in shared if not (name == "back" and local and privacy.segment("back", 1) is None)]
-    if adversary in ("model", "devices"):
-        if privacy.client is not None:
-            account.updates()
-        else:
-            _trained(account, learnt, shared)
+    account = _Account(setting, tally)
+    if adversary in ("model", "devices", "cloud"):
+        _received(account, adversary)
+        found = account.claim()
+        if found.epsilon is None and setting.local:
+            # All that they see follows from what cloud and edge see together.
+            together = claim("cloud+edge", setting, tally)
+            return found if together.epsilon is None else together
+        return found
+    if adversary in ("edge", "cloud+edge") and setting.edge:
+        account.at_the_cut()
+        account.later_rows()
     elif adversary == "edge":
-        if not setting.edge:
-            account.releases.append("there is no edge server")
-        else:
-            account.at_the_cut()
-    elif adversary == "cloud":
-        if privacy.client is not None:
-            account.unbounded.append("it sees the updates before it adds the noise, and is trusted to add it")
-        elif privacy.losses:
-            account.unbounded.append("training losses are reported to it as they are")
-        else:
-            _trained(account, learnt, shared)
+        account.releases.append("there is no edge server")
     elif adversary == "cloud+edge":
-        _together(account)
+        _received(account, "cloud")
     elif setting.encrypted or not setting.secure:
         said = "sizes and times of encrypted messages" if setting.encrypted else "nothing: the run is simulated"
         account.releases.append(said)
@@ -197,29 +230,28 @@ def claim(adversary: str, setting: Setting, tally: Tally) -> Claim:
     return account.claim()
 
 
-def _trained(account: _Account, learnt: Sequence[str], shared: Sequence[str]) -> None:
-    if list(learnt) != list(shared):
-        account.at_the_cut()
-    if learnt:
-        account.gradients(learnt, sampled=list(learnt) == list(shared))
-
-
-def _together(account: _Account) -> None:
-    setting = account.setting
-    if setting.edge:
-        account.at_the_cut()
-        if setting.fronts != "private":
-            account.gradients(["front"], sampled=False)
-    elif setting.privacy.losses:
-        account.unbounded.append("training losses are reported to the cloud as they are")
-    elif setting.privacy.client is not None:
-        account.unbounded.append("the cloud sees the updates before it adds the noise, and is trusted to add it")
+def _received(account: _Account, adversary: str) -> None:
+    """What models tell whoever receives them, and what else comes with them."""
+    setting, privacy = account.setting, account.setting.privacy
+    if privacy.detector is not None and setting.edge:
+        account.unbounded.append(
+            "a device's detector stops it by its cut gradients and labels as they are, and who does not stop tells "
+            "something too"
+        )
+    if adversary == "devices" and setting.spread > 1:
+        account.unbounded.append("averaged cut gradients (phi > 0) reach other devices without noise")
+    if adversary == "cloud" and privacy.client is not None:
+        account.unbounded.append("it sees the updates before it adds the noise, and is trusted to add it")
+    elif adversary == "cloud" and privacy.losses:
+        account.unbounded.append("training losses are reported to it as they are")
+    elif privacy.client is not None:
+        account.updates()
     else:
         account.gradients(["front", "back"])
 
 
-def _effective(multiplier: float, segment: str, setting: Setting) -> float:
+def _effective(multiplier: float, segment: str, spread: int) -> float:
     """Per sample: where one moves several devices' fronts, by at most 2 C each, it is replaced, not left out."""
-    if setting.spread == 1:
+    if spread == 1:
         return multiplier
-    return multiplier / (2 * math.sqrt(setting.spread if segment == "front" else 1))
+    return multiplier / (2 * math.sqrt(spread if segment == "front" else 1))

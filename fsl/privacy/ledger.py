@@ -9,17 +9,29 @@ from typing import Any
 
 from fsl.errors import CheckpointError
 from fsl.files import write_json
+from fsl.privacy.assumptions import assumed
 from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
 from fsl.reports import DeviceReport
 
 
 class Ledger:
-    """Every device's releases in a run. `path`: privacy.json, written before each round's releases."""
+    """Every device's releases in a run. `path`: privacy.json, written before each round's releases.
 
-    def __init__(self, setting: Setting, samples: Sequence[int] | Mapping[int, int], path: Path | None):
+    `trainers`: the edge trainers that the account is of, as `fsl.privacy.rounds` describes them; None
+    where nobody looked.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        samples: Sequence[int] | Mapping[int, int],
+        path: Path | None,
+        trainers: frozenset[str] | None = None,
+    ):
         self.setting = setting
         self.samples = samples
         self.path = path
+        self.trainers = trainers
         self.tallies: dict[int, Tally] = {}
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
@@ -80,6 +92,7 @@ class Ledger:
             "delta": setting.privacy.delta,
             "mechanisms": {k: v for k, v in asdict(setting.privacy).items() if isinstance(v, Mapping)},
             "adversaries": {name: {"who": ADVERSARIES[name], **asdict(found)} for name, found in self.claims().items()},
+            "assumes": assumed(setting),
             "devices": devices,
         }
 
@@ -91,11 +104,27 @@ class Ledger:
         """Go on from what `state` returned.
 
         Secure noise is drawn anew when a round is repeated, so that rounds count which privacy.json has and the
-        checkpoint has not.
+        checkpoint has not. CheckpointError where that file is gone, or has less than the checkpoint.
         """
         self.tallies = {int(device): Tally(**tally) for device, tally in state.items()}
-        if self.setting.secure and self.path is not None and self.path.exists():
-            self.tallies |= {device: found for device, (found, _) in read_devices(self.path).items()}
+        if not self.setting.secure or self.path is None:
+            return
+        if self.path.exists():
+            told = {device: found for device, (found, _) in read_devices(self.path).items()}
+        elif not self.tallies:
+            return
+        else:
+            raise CheckpointError(
+                f"{self.path} is missing, and rounds that were begun after the checkpoint are counted nowhere else; "
+                "take it from a backup, or begin a new run, whose ledger starts with what this one had spent unknown"
+            )
+        for device, tally in self.tallies.items():
+            if (newer := told.get(device)) is None or not tally.within(newer):
+                raise CheckpointError(
+                    f"{self.path} has fewer releases of device {device} than the checkpoint: it is an older one; take "
+                    "the newest from a backup, for what was released since is counted nowhere else"
+                )
+        self.tallies |= told
 
 
 def read_devices(path: Path) -> dict[int, tuple[Tally, Mapping[str, float | None]]]:

@@ -153,7 +153,9 @@ class Privacy:
     """What protects the devices' data in a run.
 
     `delta`: the chance that epsilon says nothing. `accountant`: "rdp" or "prv", Opacus's. `losses`: whether training
-    losses are reported; they are exact, so that the cloud's epsilon is unbounded where they are.
+    losses are reported; they are exact, so that the cloud's epsilon is unbounded where they are. `public_front`:
+    declares that of a frozen front nothing was ever fitted to these data: no weight, no buffer (BatchNorm's statistics)
+    and no constant that inputs are normalised by. Nothing can check it.
     """
 
     dp_sgd: DPSGD | None = None
@@ -165,6 +167,7 @@ class Privacy:
     delta: float = 1e-5
     accountant: Literal["rdp", "prv"] = "rdp"
     losses: bool = False
+    public_front: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:

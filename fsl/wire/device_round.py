@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from fsl.device import Device
 from fsl.errors import FslError, RunError, WireError
-from fsl.faults import described, said
+from fsl.faults import said
 from fsl.messages import ReplyPacket, UploadPacket
+from fsl.privacy.reasons import told_reason
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
 from fsl.wire import messages_pb2 as pb
@@ -97,7 +98,9 @@ class DeviceRound:
             except Exception as error:  # this device is lost, whatever it is; the others go on
                 if not isinstance(error, FslError):
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
-                self._lose(event.device, said(error) if isinstance(error, FslError) else described(error))
+                elif self._private:
+                    log.warning("%s: device %d failed: %s", self._where, event.device, said(error))
+                self._lose(event.device, told_reason(error, self._private))
         return DeviceOutcome(self.finished, self.lost)
 
     def _hear(self, event: Heard | Cut | Rewound) -> None:
@@ -197,6 +200,11 @@ class DeviceRound:
         self.lost[device] = " ".join(reason.split())
         about = self._about(device, attending.line)
         log.warning("%s: device %d lost: %s", self._where, device, self.lost[device], extra=about)
+
+    @property
+    def _private(self) -> bool:
+        privacy = self.side.plan.privacy
+        return privacy is not None and privacy.private
 
     @property
     def _where(self) -> str:

@@ -14,8 +14,8 @@ import grpc
 
 from fsl.edge import EdgeServer, Session
 from fsl.errors import FslError, RunError, StepError, WireError
-from fsl.faults import described, said
 from fsl.messages import ReplyPacket, Upload, UploadPacket
+from fsl.privacy.reasons import told_reason
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import Attendance, EdgeOutcome
@@ -88,7 +88,9 @@ class EdgeRound:
             return EdgeOutcome(self.closed, self.lost, None)
         except Exception as error:  # whatever a trainer raises reaches every device that waits
             cause, where = (error.__cause__ or error, f" ({error})") if isinstance(error, StepError) else (error, "")
-            reason = f"it failed: {said(cause) if isinstance(cause, FslError) else described(cause)}{where}"
+            if self.expected.private:
+                log.error("%s failed", self._where, exc_info=not isinstance(cause, FslError))
+            reason = f"it failed: {told_reason(cause, self.expected.private)}{where}"
             for attendance in self._live():
                 attendance.opened = False  # the trainer is not asked again
                 self._lose(attendance.device, Code.INTERNAL, reason)

@@ -31,6 +31,7 @@ class Expected:
     ignored: int | None = None  # the label that stands for none
     joint: bool = False
     whole: float | None = None
+    private: bool = False  # what fails is told by its kind alone
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
@@ -49,7 +50,7 @@ class Expected:
         whole = None if privacy.client is None else privacy.client.clip
         if privacy.poisson:  # of no row, or of many; no honest draw is beyond this, whatever its size
             expected = replace(expected, rows=range(10 * (plan.batch_size + 10) + 1))
-        return replace(expected, joint=privacy.joint, whole=whole)
+        return replace(expected, joint=privacy.joint, whole=whole, private=privacy.private)
 
     def check(self, upload: Upload) -> None:
         """WireError for an upload that no device of this round makes."""

@@ -12,7 +12,7 @@ import grpc
 
 from fsl.edge import EdgeServer
 from fsl.errors import CheckpointError, WireError
-from fsl.handover import Passport, layout_device, pack, unpack
+from fsl.handover import Passport, layout_device, pack, told_size, unpack
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import Attendance, EdgeOutcome
@@ -138,7 +138,8 @@ class RoamingRound(EdgeRound):
         attendance.finished, attendance.leaving, attendance.served = False, None, step - 1
         attendance.due = time.monotonic() + self.patience.straggler
         self._at.pop(device, None)
-        self._moved_bytes[device] = event.moved_bytes + len(event.data)
+        told = told_size(event.data, snapshot, passport, self.layout, self.server.told_rows)
+        self._moved_bytes[device] = event.moved_bytes + told
         self.meter.session_opened()
         log.info("%s: device %d came at step %d", self._where, device, step, extra=self._about(device))
         self.thread.call(self._seat, event, step, frames)
