@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.cli.build import build_fab_from_disk
 from fsl.simulations.federation import command
 from fsl.simulations.overrides import for_federation
 
+from fsl import __version__
 from fsl.deployment import local
+from fsl.deployment.bundles import check
 from fsl.deployment.figures import parse_figures
 from fsl.deployment.flower import CONNECTION, bundle_hash, flwr
 from fsl.deployment.local import LocalFederation
@@ -202,6 +205,13 @@ def test_down_ends_nothing_that_it_did_not_start(tmp_path, capsys):
         assert "nothing was running" in capsys.readouterr().out
         assert stranger.poll() is None
         stranger.communicate(b"\n")
+
+
+def test_the_app_that_it_writes_runs_on_every_node(tmp_path, capsys):
+    assert command(["app", str(tmp_path / "app")]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"bundle without code: {bundle_hash(tmp_path / 'app')}"
+    assert check(build_fab_from_disk(tmp_path / "app"), ()) == ("fsl/fsl-flower", __version__)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):

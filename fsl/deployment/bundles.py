@@ -27,8 +27,8 @@ def hashes(given: Collection[str]) -> frozenset[str]:
     for one in given:
         if not re.fullmatch(r"[0-9a-f]{64}", one):
             raise ConfigError(
-                f"--allow-bundle {one}: a bundle's hash is the 64 hexadecimal digits that `sha256sum` tells of its file "
-                "(flwr build writes it), in small letters"
+                f"--allow-bundle {one}: a bundle's hash is the 64 hexadecimal digits, in small letters, that "
+                "`sha256sum` tells of the file that `flwr build` writes"
             )
     return frozenset(given)
 

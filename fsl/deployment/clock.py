@@ -21,11 +21,12 @@ def ahead(date: str, now: datetime | None = None) -> float | None:
 def why_refused(date: str | None, now: datetime | None = None) -> str:
     """Why the SuperLink answered 401, by the date of its answer, in one line that says what to do."""
     seconds = None if date is None else ahead(date, now)
-    if seconds is not None and not -MAX_TIMESTAMP_DIFF_SECONDS + _COARSE < seconds < -MIN_TIMESTAMP_DIFF_SECONDS - _COARSE:
+    most_ahead, most_behind = -MIN_TIMESTAMP_DIFF_SECONDS, MAX_TIMESTAMP_DIFF_SECONDS
+    if seconds is not None and not -most_behind + _COARSE < seconds < most_ahead - _COARSE:
+        where = "ahead of" if seconds > 0 else "behind"
         return (
-            f"this machine's clock is {_amount(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the SuperLink's, "
-            f"which takes {-MIN_TIMESTAMP_DIFF_SECONDS:g} s ahead and {MAX_TIMESTAMP_DIFF_SECONDS:g} s behind: let NTP set "
-            "the clocks of both machines (timedatectl set-ntp true)"
+            f"this machine's clock is {_amount(abs(seconds))} {where} the SuperLink's, which takes {most_ahead:g} s "
+            f"ahead and {most_behind:g} s behind: let NTP set the clocks of both machines (timedatectl set-ntp true)"
         )
     return (
         "the SuperLink does not know this node's key (the clocks agree): register its public half with "

@@ -1,8 +1,7 @@
 """Stands where Flower's executor starts `flwr-clientapp`, and lets it run only a bundle that the owner allows.
 
 Flower's SuperNode starts programs by their names. `fsl-supernode` leaves one folder on its PATH, with this under the
-name of each; what it would find elsewhere it does not find, so that nothing runs where the folder is missing. The program
-itself then has the PATH that the owner had.
+name of each; so nothing runs where the folder is missing. The program itself then has the PATH that the owner had.
 """
 
 import importlib

@@ -1,7 +1,8 @@
-"""`fsl-superlink`: Flower's SuperLink with its control closed: only this machine may start runs, nodes join from outside.
+"""`fsl-superlink`: Flower's SuperLink with its control closed: nodes join from outside, only this machine starts runs.
 
-Flower serves three APIs on one port. `/v1/fleet` is the nodes', and each call is signed. `/v1/control` starts runs, which
-run code here and on nodes, and `/v1/runtime` gives work and its tokens to whoever asks: here both are this machine's own.
+Flower serves three APIs on one port. `/v1/fleet` is the nodes', and each call is signed. `/v1/control` starts runs,
+which run code here and on nodes, and `/v1/runtime` gives work and its tokens to whoever asks: here both answer only
+this machine.
 """
 
 import argparse
@@ -31,13 +32,14 @@ class ClosedControl:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan" or is_outsiders(scope["path"]) or is_local(scope):
-            return await self._app(scope, receive, send)
-        if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008})
-        told = b"fsl-superlink: only its own machine may start runs; come through ssh -L\n"
-        headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(told)).encode())]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": told})
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            told = b"fsl-superlink: only its own machine may start runs; come through ssh -L\n"
+            headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(told)).encode())]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": told})
 
 
 def is_outsiders(path: str) -> bool:
@@ -76,8 +78,11 @@ def command(arguments: Sequence[str]) -> int:
         return 2
     sys.argv = ["flower-superlink", *theirs]
     if ours.open_control:
-        print(f"fsl-superlink: {_OPEN}: whoever reaches this port runs code on this machine, and on all nodes that "
-              "allow it", file=sys.stderr)
+        print(
+            f"fsl-superlink: {_OPEN}: whoever reaches this port runs code on this machine, and on all nodes that "
+            "allow it",
+            file=sys.stderr,
+        )
     else:
         _close()
     from flwr.superlink.cli.flower_superlink import flower_superlink

@@ -36,7 +36,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def read(arguments: Sequence[str]) -> tuple[frozenset[str], list[str]]:
-    """The hashes that are allowed, and the arguments that are Flower's; ConfigError for those that go round the guard."""
+    """The hashes that are allowed, and the arguments that are Flower's; ConfigError for what goes round the guard."""
     parser = argparse.ArgumentParser(
         prog="fsl-supernode",
         description="Flower's SuperNode, which runs only fsl as it is installed here, and code that its owner allows.",
@@ -81,7 +81,7 @@ def _run() -> int:
     NodeAuthHttpInterceptor.intercept = asked  # type: ignore[method-assign]
     add_exit_handler(say)
     flower_supernode()
-    # Flower returns where its connection broke for good, and its server's thread would keep a process that does nothing.
+    # Flower returns where its connection broke for good; its server's thread would keep a process that does nothing.
     flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The connection to the SuperLink has ended.")
 
 
