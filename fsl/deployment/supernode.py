@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,11 @@ def _run() -> int:
             reasons[:] = [why_refused(response.headers.get("date"))]
         return response
 
-    def say() -> None:  # last, after what Flower says of it, which is where one looks
-        for reason in reasons:
-            log(40, "fsl-supernode: %s", reason)
+    def say() -> None:  # after all other handlers, which is where one looks
+        if reasons:
+            log(ERROR, "fsl-supernode: %s", reasons[0])
+            sys.stderr.flush()
+            os._exit(1)  # Flower would say that it ended as it was told to
 
     NodeAuthHttpInterceptor.intercept = asked  # type: ignore[method-assign]
     add_exit_handler(say)
