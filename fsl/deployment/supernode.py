@@ -3,10 +3,12 @@
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from logging import ERROR
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fsl.deployment.bundles import hashes
@@ -81,6 +83,13 @@ def _run() -> int:
             sys.stderr.flush()
             os._exit(1)  # Flower would say that it ended as it was told to
 
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if (
+            not reasons
+        ):  # else Flower interrupts itself for each call that is refused: let it end in order
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)  # until Flower's own handler is set, and again once that was called
     NodeAuthHttpInterceptor.intercept = asked  # type: ignore[method-assign]
     add_exit_handler(say)
     flower_supernode()
