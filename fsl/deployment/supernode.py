@@ -84,9 +84,7 @@ def _run() -> int:
             os._exit(1)  # Flower would say that it ended as it was told to
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        if (
-            not reasons
-        ):  # else Flower interrupts itself for each call that is refused: let it end in order
+        if not reasons:  # else Flower interrupts itself for each call that is refused: let it end in order
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupted)  # until Flower's own handler is set, and again once that was called
