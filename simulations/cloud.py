@@ -22,6 +22,7 @@ from fsl.data import TaskData
 from fsl.deployment.members import build_terms
 from fsl.deployment.roster import Roster
 from fsl.deployment.setup import Setup
+from fsl.deployment.stopped import ends_when_stopped
 from fsl.errors import CodeError, ConfigError
 from fsl.faults import is_fault
 from fsl.placement import Placement
@@ -75,7 +76,8 @@ def run(grid: Grid, overrides: str) -> None:
         )
 
     try:
-        finished = simulate_config(config, folder, progress=False, backend_of=backend)
+        with ends_when_stopped(grid):
+            finished = simulate_config(config, folder, progress=False, backend_of=backend)
     except Exception as error:
         if is_fault(error):  # in one line, for that is what Flower tells of it
             raise CodeError(failure_in_words(error)) from error

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.deployment.figures import read_figures
+from fsl.deployment.flower import bundle_hash, write_app
 from fsl.deployment.local import LocalFederation
 from fsl.errors import CheckpointError, ConfigError, FslError
 from fsl.faults import TRACEBACK
@@ -133,6 +134,14 @@ def _down(options: argparse.Namespace) -> int:
     return 0
 
 
+def _app(options: argparse.Namespace) -> int:
+    write_app(options.app)
+    where = shell_word(os.path.relpath(options.app))
+    print(f"bundle without code: {bundle_hash(options.app)}")
+    print(f"run it: flwr run {where} CONNECTION --run-config \"overrides='rounds=3 devices=4 edges=2'\"")
+    return 0
+
+
 def _attached(folder: Path) -> LocalFederation:
     federation = LocalFederation.attach(folder)
     if federation is None or not any(federation.alive().values()):
@@ -172,6 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "run on it, with the overrides of fsl-simulate", "interrupted; the run was stopped")
     run.add_argument("overrides", nargs="*", help="such as strategy=sglr rounds=3")
     add("status", _status, "what runs where; exit code 1 where a process is dead", "interrupted")
+    app = add("app", _app, "write the app that flwr run sends to nodes, which brings no code", "interrupted")
+    app.add_argument("app", type=Path, nargs="?", default=Path("fsl-app"), help="its folder (default: fsl-app)")
     add("down", _down, "end all of it", "interrupted; fsl-federation down goes on with it")
     return parser
 

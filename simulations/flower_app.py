@@ -37,9 +37,10 @@ def evaluate(message: Message, context: Context) -> Message:
 def _answer(kind: str, message: Message, context: Context) -> Message:
     """A node with a role has a resident process; others work here, as Flower's simulation engine wants it."""
     if context.node_config.get("role", "any") != "any":
-        from fsl.deployment.resident import ask
+        from fsl.deployment.asking import ask
 
-        return Message(ask(kind, context.node_id, message.content, context.node_config), reply_to=message)
+        answer = ask(kind, context.node_id, context.run_id, message.content, context.node_config)
+        return Message(answer, reply_to=message)
     from fsl.deployment.nodes import host
 
     return Message(host().answer(kind, context.node_id, message.content, context.node_config), reply_to=message)

@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from flwr.cli.build import build_fab_from_disk
 from fsl.simulations.federation import command
 from fsl.simulations.overrides import for_federation
 
+from fsl import __version__
 from fsl.deployment import local
+from fsl.deployment.bundles import check
 from fsl.deployment.figures import parse_figures
-from fsl.deployment.flower import CONNECTION, flwr
+from fsl.deployment.flower import CONNECTION, bundle_hash, flwr
 from fsl.deployment.local import LocalFederation
 from fsl.deployment.processes import members, wait_until
 from fsl.deployment.record import read_record
+from fsl.deployment.runs import submit, watch
 from fsl.errors import CheckpointError, ConfigError, RunError
 from fsl.quoting import override_value
 from tests.federation_app import write_app
@@ -93,6 +97,22 @@ def test_a_run_that_fails_is_one_line_with_its_reason(federation, tmp_path, caps
 
 
 @slow
+def test_a_bundle_that_no_owner_allowed_does_not_run_on_any_node(federation, tmp_path):
+    app = write_app(tmp_path / "foreign")
+    ran, module = tmp_path / "ran", app / "few_lines.py"
+    # Its server runs where the SuperLink is, which is the operator's; what a node imports is told by its process.
+    at_node = f"import sys\nif sys.argv[0].endswith('flwr-clientapp'): open({str(ran)!r}, 'w')\n"
+    module.write_text(at_node + module.read_text().replace("context.node_config", "{}"))
+    run = submit(federation.home, str(app), [f"hydra.run.dir={tmp_path}/out"])
+    end = watch(federation.home, run, lambda: True, lambda: None, lambda: "")
+    assert not end.completed
+    assert not ran.exists()
+    for node in federation.record.nodes:
+        said = federation.log(node.name).read_text()
+        assert f"refuses bundle {bundle_hash(app)}: it brings files of its own (few_lines.py)" in said
+
+
+@slow
 def test_ctrl_c_stops_a_run(federation, tmp_path):
     out = tmp_path / "out"
     program = [sys.executable, "-m", "fsl.simulations.federation", "run", "--folder", str(federation.folder)]
@@ -127,8 +147,10 @@ def test_a_wrong_override_is_one_line_and_starts_nothing(federation, capsys):
 @slow
 def test_a_node_comes_back_with_its_key(federation, capsys):
     before = federation.record.processes["device-1"]
-    programs = {member.command.split()[0] for member in federation.pids("device-1")}
-    assert programs == {"flower-supernode", "flower-superexec"}
+    commands = [member.command for member in federation.pids("device-1")]
+    assert len(commands) == 2
+    assert any("fsl.deployment.supernode" in command for command in commands)
+    assert any(command.startswith("flower-superexec") for command in commands)
     federation.kill("device-1", signal.SIGTERM)
     assert wait_until(lambda: not members(before), 20)
     assert not federation.alive()["device-1"]
@@ -183,6 +205,13 @@ def test_down_ends_nothing_that_it_did_not_start(tmp_path, capsys):
         assert "nothing was running" in capsys.readouterr().out
         assert stranger.poll() is None
         stranger.communicate(b"\n")
+
+
+def test_the_app_that_it_writes_runs_on_every_node(tmp_path, capsys):
+    assert command(["app", str(tmp_path / "app")]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"bundle without code: {bundle_hash(tmp_path / 'app')}"
+    assert check(build_fab_from_disk(tmp_path / "app"), ()) == ("fsl/fsl-flower", __version__)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import tomli_w
 
 from fsl import __version__
+from fsl.deployment.bundles import COMPONENTS, hash_of
 from fsl.deployment.certs import Certificates
 from fsl.deployment.record import SUPERLINK, Config, Node
 from fsl.errors import ConfigError, RunError
@@ -58,10 +59,13 @@ def superlink_command(certificates: Certificates, address: str) -> list[str]:
     ]
 
 
-def supernode_command(certificates: Certificates, superlink: str, node: Node, config: Path) -> list[str]:
-    """A SuperNode that is told what the file `config` says."""
+def supernode_command(
+    certificates: Certificates, superlink: str, node: Node, config: Path, allowed: Sequence[str] = ()
+) -> list[str]:
+    """A SuperNode that is told what the file `config` says, and runs bundles with code only if they are `allowed`."""
     return [
-        program("flower-supernode"),
+        *(sys.executable, "-P", "-m", "fsl.deployment.supernode"),
+        *(word for bundle in allowed for word in ("--allow-bundle", bundle)),
         *("--superlink", superlink),
         *("--root-certificates", str(certificates.ca)),
         *("--auth-supernode-private-key", str(certificates.node_key(node.name))),
@@ -89,10 +93,7 @@ def write_app(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     app = {
         "publisher": "fsl",
-        "components": {
-            "serverapp": "fsl.simulations.flower_app:server",
-            "clientapp": "fsl.simulations.flower_app:client",
-        },
+        "components": COMPONENTS,
         "config": {"overrides": ""},
     }
     project = {
@@ -102,6 +103,13 @@ def write_app(folder: Path) -> None:
         "license": "Apache-2.0",
     }
     (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
+
+
+def bundle_hash(app: Path) -> str:
+    """The hash of the bundle that `flwr run` makes of a folder."""
+    from flwr.cli.build import build_fab_from_disk
+
+    return hash_of(build_fab_from_disk(app))
 
 
 def answers(superlink: str, certificates: Certificates) -> bool:

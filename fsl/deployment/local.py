@@ -200,7 +200,10 @@ class LocalFederation:
         config = self.folder / "nodes" / f"{node.name}.toml"
         flower.write_node_config(config, node.config)
         Path(str(node.config["state"])).mkdir(parents=True, exist_ok=True)
-        self._spawn(node.name, flower.supernode_command(self.certificates, self.record.superlink, node, config))
+        app = Path(self.record.app)
+        allowed = [] if app == self.folder / "app" else [flower.bundle_hash(app)]  # a test's own
+        command = flower.supernode_command(self.certificates, self.record.superlink, node, config, allowed)
+        self._spawn(node.name, command)
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         # A home for each: Flower takes an app that another node is still installing for an installed one.

@@ -85,6 +85,7 @@ class Members:
         self.online: list[Member] = []  # when one last looked
         self._known: dict[int, Member] = {}
         self._refused: dict[int, str] = {}
+        self._silent: set[int] = set()  # online, and said nothing when they were asked last
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Ask nodes that are new what they host; False where none has a role, and each hosts whole cohorts.
@@ -104,7 +105,7 @@ class Members:
             if not missing:
                 return True
             if time.monotonic() >= deadline:
-                log.warning("not there: %s", ", ".join(missing[:20]))
+                log.warning("not there: %s%s", ", ".join(missing[:20]), self._busy())
                 if not hosted:
                     raise RunError(f"no node hosts a device of this run; {self._reasons()}")
                 return True
@@ -126,8 +127,10 @@ class Members:
             registered = _registered(grid)
             content = RecordDict({CONFIG: ConfigRecord({SETUP: self.setup})})
             queries = [Message(content, node, MessageType.QUERY, group_id="0") for node in new]
+            self._silent = set(new)
             for reply in grid.send_and_receive(queries, timeout=self.terms.query):
                 node = reply.metadata.src_node_id
+                self._silent.discard(node)
                 try:
                     if reply.has_error():
                         raise WireError(str(reply.error.reason))
@@ -158,8 +161,19 @@ class Members:
         return member
 
     def _reasons(self) -> str:
-        said = "; ".join(f"node {node}: {reason}" for node, reason in self._refused.items())
-        return said or 'start SuperNodes with role="device" in their node configuration'
+        said = "; ".join(f"node {node}: {reason}" for node, reason in self._refused.items()) + self._busy()
+        return said.removeprefix("; ") or 'start SuperNodes with role="device" in their node configuration'
+
+    def _busy(self) -> str:
+        """What to say of nodes that are online and do not answer; nothing where there are none."""
+        if not self._silent:
+            return ""
+        nodes = ", ".join(map(str, sorted(self._silent)[:20]))
+        return (
+            f"; {len(self._silent)} nodes are online and did not answer within {self.terms.query:g} s ({nodes}): they "
+            "are busy, most likely with another run. A node goes on with a round of a run that was stopped until the "
+            "round ends there (`flwr list` shows runs); wait for it, or restart these SuperNodes"
+        )
 
 
 def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:

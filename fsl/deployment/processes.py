@@ -65,6 +65,23 @@ def is_alive(started: Started) -> bool:
     return started.boot == _boot() and (shown := _read(started.pid)) is not None and shown.start == started.start
 
 
+def started_at(pid: int) -> int | None:
+    """When a living process was started, in clock ticks since the machine's boot; None where there is none.
+
+    0 where the machine has no /proc, and a process with the same pid cannot be told from it.
+    """
+    if not (_PROC / "self" / "stat").exists():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return 0
+        return 0
+    shown = _read(pid)
+    return None if shown is None else shown.start
+
+
 def members(started: Started) -> list[Member]:
     """The process and all that it started, directly or not, that are alive; also once it is dead itself."""
     return list(_members([started], _living()).values())

@@ -1,80 +1,77 @@
 """A node's resident process: Flower starts a process for each message, and this one stays behind them.
 
 It keeps the data, the model, an edge's open port and a device's connections from message to message, and ends with
-the SuperNode. The process of a message hands it on over a Unix socket in a folder of this user's own, and imports no
-torch: on a small machine that alone takes longer than a round.
+the SuperNode. There is one for each state folder, whatever bundle a message came with: a message of another version of
+the code, or of another run than the one that is worked on, ends it and is answered by a new one. The process of a
+message (`fsl.deployment.asking`) hands it on over a Unix socket in a folder of this user's own.
 """
 
-import hashlib
 import json
 import logging
 import os
 import queue
 import signal
 import socket
-import struct
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from flwr.app import RecordDict
 
-import fsl
+from fsl.deployment import frames
+from fsl.deployment.claim import Owner, claim
+from fsl.deployment.frames import Connection
 from fsl.deployment.logs import set_up
-from fsl.deployment.settings import scratch_folder
-from fsl.errors import ConfigError, FslError, RunError
+from fsl.errors import ConfigError, FslError
 from fsl.grids.records import record_bytes, record_from_bytes
 
 log = logging.getLogger(__name__)
-_BEAT = 5.0  # seconds between two signs of life from whoever works on a message
-_SILENCE = 120.0  # seconds after which a process that gives none is given up
-_START = 120.0  # seconds until a resident process answers
-_HEAD = struct.Struct("<cQ")  # what follows ('b'eat, 'a'nswer, 'e'rror, 'q'uestion) and its bytes
+BEAT = 5.0  # seconds between two signs of life
+SILENCE = 120.0  # seconds after which a process that gives none is given up
+HANDOVER = 20.0  # seconds that a process has to end for the next
+TAKEN = 75  # exit code: another process works on the state folder
+_CLOSING = 5.0  # seconds to close connections and ports in
 
 
-def ask(kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
-    """The answer of this node's resident process, which is started if there is none; RunError if it fails."""
-    path = socket_path(node)
-    with _connected(path) as connection:
-        head = json.dumps({"kind": kind, "node": node, "config": dict(node_config)}).encode()
-        _send(connection, b"q", len(head).to_bytes(4, "little") + head + record_bytes(content))
-        connection.settimeout(_SILENCE)
-        while True:
-            try:
-                what, data = _receive(connection)
-            except TimeoutError:
-                raise RunError(f"the node's process gave no sign of life for {_SILENCE:g} s") from None
-            except EOFError:
-                raise RunError("the node's process died") from None
-            if what == b"a":
-                return record_from_bytes(data)
-            if what == b"e":
-                raise RunError(data.decode())
+@dataclass
+class _Asked:
+    """A message, and who waits for its answer."""
 
+    connection: Connection
+    head: dict[str, Any]
+    content: RecordDict
 
-def socket_path(node: int) -> Path:
-    """Where a node's resident process listens: one for each node and version of the code."""
-    code = str(Path(fsl.__file__).resolve())
-    name = hashlib.sha256(f"{node}|{code}|{os.getppid()}".encode()).hexdigest()[:24]
-    return scratch_folder() / f"{name}.sock"
+    @property
+    def run(self) -> str:
+        return str(self.head["run"])
+
+    def beat(self, done: threading.Event) -> None:
+        """Give signs of life until it is done."""
+        try:
+            while not done.wait(BEAT):
+                self.connection.send(frames.BEAT)
+        except OSError:
+            if not done.is_set():
+                log.warning("whoever asked is gone; the work goes on, and its answer will be missed")
 
 
 class Resident:
     """Answers one message after another, on the thread that it runs in, until the process that it watches ends."""
 
-    def __init__(self, path: Path, watched: int):
-        from fsl.deployment.nodes import NodeHost  # torch, which the process of a message does without
-
-        self.host = NodeHost()
+    def __init__(self, path: Path, owner: Owner, code: str, host: Any):
+        self.host = host
         self._path = path
-        self._watched = watched
-        self._asked: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
-        path.unlink(missing_ok=True)
+        self._owner = owner
+        self._code = code
+        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        self._now: _Asked | None = None  # what is worked on
+        self._lock = threading.Lock()  # of what is worked on, and of the end
+        path.unlink(missing_ok=True)  # of one that was killed: who has the claim is alone
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(path))
         path.chmod(0o600)
@@ -85,9 +82,13 @@ class Resident:
         for work in (self._accept, self._watch):
             threading.Thread(target=work, daemon=True).start()
         try:
-            while (connection := self._asked.get()) is not None:
-                with connection:
-                    self._answer(connection)
+            while (asked := self._asked.get()) is not None:
+                with self._lock:
+                    self._now = asked
+                with asked.connection:
+                    self._answer(asked)
+                with self._lock:
+                    self._now = None
         finally:
             self._path.unlink(missing_ok=True)
             self.host.close()
@@ -98,128 +99,105 @@ class Resident:
 
     def _accept(self) -> None:
         while True:
-            self._asked.put(self._server.accept()[0])
+            connection = Connection(self._server.accept()[0])
+            threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
+
+    def _hear(self, connection: Connection) -> None:
+        """Take a message to be answered, or end for its sake."""
+        try:
+            _, data = connection.receive(SILENCE)
+            size = int.from_bytes(data[:4], "little")
+            head = json.loads(data[4 : 4 + size])
+            asked = _Asked(connection, head, record_from_bytes(data[4 + size :]))
+            owner = Owner(*head["owner"])
+        except (EOFError, OSError) as error:
+            log.warning("whoever asked is gone: %s", error)
+            connection.close()
+            return
+        except Exception as error:
+            connection.close(frames.ERROR, f"WireError: a message cannot be read ({error})".encode())
+            return
+        if owner != self._owner and self._owner.is_alive():
+            connection.close(frames.OCCUPIED)
+            return
+        with self._lock:
+            why = self._why_to_end(asked, owner)
+            if why:
+                self._end_for(asked, why)  # never returns
+            busy = self._now
+        if busy is not None:
+            log.info("busy with an earlier message of run %s; the next one waits", busy.run)
+        connection.send_last(frames.BEAT)  # it is taken: from here on, nobody asks a second time
+        done = threading.Event()
+        asked.head["done"] = done
+        threading.Thread(target=asked.beat, args=(done,), daemon=True).start()
+        self._asked.put(asked)
+
+    def _why_to_end(self, asked: _Asked, owner: Owner) -> str:
+        if owner != self._owner:
+            return "its SuperNode has ended"
+        if asked.head["code"] != self._code:
+            return "the code has changed"
+        if self._now is not None and self._now.run != asked.run:
+            return f"run {asked.run} has begun"
+        return ""
+
+    def _end_for(self, asked: _Asked, why: str) -> None:
+        """End this process, so that a new one answers the message; whoever waits for another one hears why."""
+        working = "" if self._now is None else f", in the middle of run {self._now.run}"
+        log.warning("this process ends%s: %s", working, why)
+        self._path.unlink(missing_ok=True)
+        if self._now is not None:
+            self._now.connection.send_last(frames.ERROR, f"RunError: the node gave up this message: {why}".encode())
+        closing = threading.Thread(target=self.host.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSING)
+        waiting = [asked]
+        while not self._asked.empty():
+            if (next_ := self._asked.get()) is not None:
+                waiting.append(next_)
+        for one in waiting:
+            one.connection.send_last(frames.AGAIN)
+        os._exit(0)
 
     def _watch(self) -> None:
-        while _alive(self._watched):
+        while self._owner.is_alive():
             time.sleep(1.0)
         self._path.unlink(missing_ok=True)
         os._exit(0)  # whatever is being computed, nobody waits for it any more
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _answer(self, asked: _Asked) -> None:
+        head = asked.head
         try:
-            connection.settimeout(_SILENCE)
-            _, data = _receive(connection)
-            size = int.from_bytes(data[:4], "little")
-            asked = json.loads(data[4 : 4 + size])
-            content = record_from_bytes(data[4 + size :])
-            with _Beats(connection):
-                answer = self.host.answer(asked["kind"], asked["node"], content, asked["config"])
-            _send(connection, b"a", record_bytes(answer))
-        except (EOFError, OSError) as error:
-            log.warning("whoever asked is gone: %s", error)
+            answer = self.host.answer(head["kind"], head["node"], asked.content, head["config"])
+            asked.connection.send(frames.ANSWER, record_bytes(answer))
+        except OSError as error:
+            _say(asked, error)
         except Exception as error:
             if not isinstance(error, FslError):
                 log.exception("a message failed")
-            _say(connection, f"{type(error).__name__}: {error}")
+            _say(asked, error)
+        finally:
+            head["done"].set()
 
 
-class _Beats:
-    """Signs of life while a message is worked on."""
-
-    def __init__(self, connection: socket.socket):
-        self._connection = connection
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        try:
-            while not self._done.wait(_BEAT):
-                _send(self._connection, b"b", b"")
-        except OSError:
-            log.warning("whoever asked is gone; the work goes on, and its answer will be missed")
-
-
-def _connected(path: Path) -> socket.socket:
-    deadline = time.monotonic() + _START
-    started: subprocess.Popen[bytes] | None = None
-    while True:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(str(path))
-            return connection
-        except OSError:
-            connection.close()
-        if started is None:
-            started = _start(path)
-        if started.poll() is not None:
-            raise RunError(f"the node's process ended with exit code {started.returncode}; see the SuperNode's log")
-        if time.monotonic() > deadline:
-            started.kill()
-            raise RunError(f"the node's process did not answer within {_START:g} s; see the SuperNode's log")
-        time.sleep(0.05)
-
-
-def _start(path: Path) -> "subprocess.Popen[bytes]":
-    """Start the resident process; it watches the parent of this one, which Flower ends with the SuperNode."""
-    folder = str(Path(fsl.__file__).resolve().parents[1])
-    paths = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "fsl.deployment.resident", str(path), str(os.getppid())]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths})
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _send(connection: socket.socket, what: bytes, data: bytes) -> None:
-    connection.sendall(_HEAD.pack(what, len(data)))
-    connection.sendall(data)
-
-
-def _say(connection: socket.socket, reason: str) -> None:
-    try:
-        _send(connection, b"e", " ".join(reason.split()).encode())
-    except OSError:
+def _say(asked: _Asked, error: Exception) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if not asked.connection.send_last(frames.ERROR, reason.encode()):
         log.warning("whoever asked is gone, and was to hear: %s", reason)
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, bytes]:
-    what, size = _HEAD.unpack(_exactly(connection, _HEAD.size))
-    return what, bytes(_exactly(connection, size))
-
-
-def _exactly(connection: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = connection.recv_into(view)
-        if not count:
-            raise EOFError("the connection was closed")
-        view = view[count:]
-    return data
-
-
-def main() -> None:
-    """What the process of a message starts: the socket's path, and the process to end with."""
+def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
+    """Be a resident process: of a socket's path, a state folder, the code's fingerprint and the process to end with."""
+    path, folder, code, owner = Path(arguments[0]), Path(arguments[1]), arguments[2], Owner(*map(int, arguments[3:]))
     try:
         set_up()
-    except ConfigError as error:
-        sys.exit(str(error))
-    resident = Resident(Path(sys.argv[1]), int(sys.argv[2]))
+        claim(folder, HANDOVER)
+    except BlockingIOError:
+        sys.exit(TAKEN)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"state={folder}: {error}" if isinstance(error, OSError) else str(error))
+    resident = Resident(path, owner, code, build_host())
 
     def stop(number: int, frame: FrameType | None) -> None:
         resident.stop()
@@ -228,6 +206,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the SuperNode, and that ends this
     resident.serve()
+
+
+def main() -> None:
+    """What the process of a message starts."""
+
+    def node_host() -> Any:
+        from fsl.deployment.nodes import NodeHost  # torch, which the process of a message does without
+
+        return NodeHost()
+
+    live(sys.argv[1:], node_host)
 
 
 if __name__ == "__main__":

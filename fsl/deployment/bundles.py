@@ -1,0 +1,93 @@
+"""Which bundles (Flower's FABs) a node runs: those that its owner listed, and those that bring no code of their own."""
+
+import hashlib
+import re
+import tomllib
+import zipfile
+from collections.abc import Collection, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from fsl.errors import ConfigError, TrustError
+
+COMPONENTS = {
+    "serverapp": "fsl.simulations.flower_app:server",
+    "clientapp": "fsl.simulations.flower_app:client",
+}
+_PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
+_WORDS = {_PROJECT, _CONTENT, "README.md", "LICENSE"}  # all that a bundle without code may hold
+_LARGEST = 64 * 1024  # bytes of such a bundle's table
+# What Flower or an installer would fetch, build or run because a table asks for it.
+_BRINGS_CODE = ("dependencies", "optional-dependencies", "dynamic", "scripts", "gui-scripts", "entry-points")
+
+
+def hashes(given: Collection[str]) -> frozenset[str]:
+    """The hashes that an owner listed, checked; ConfigError for one that is none."""
+    for one in given:
+        if not re.fullmatch(r"[0-9a-f]{64}", one):
+            raise ConfigError(
+                f"--allow-bundle {one}: a bundle's hash is the 64 hexadecimal digits, in small letters, that "
+                "`sha256sum` tells of the file that `flwr build` writes"
+            )
+    return frozenset(given)
+
+
+def hash_of(bundle: bytes) -> str:
+    """The hash by which an owner lists a bundle: SHA-256 of its file, 64 hexadecimal digits."""
+    return hashlib.sha256(bundle).hexdigest()
+
+
+def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
+    """The app's id ("publisher/name") and version, if a node whose owner listed `allowed` may run the bundle.
+
+    TrustError in one line says which hash was refused, why, and how the owner allows it.
+    """
+    told = hash_of(bundle)
+    try:
+        with zipfile.ZipFile(BytesIO(bundle)) as archive:
+            table = _table(archive)
+            if told not in allowed:
+                _refuse_code(archive, table)
+        return f"{table['tool']['flwr']['app']['publisher']}/{table['project']['name']}", table["project"]["version"]
+    except TrustError as error:
+        reason = str(error)
+    except Exception as error:  # whatever a hostile archive makes the library say
+        reason = f"it is no bundle that can be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    raise TrustError(
+        f"this node refuses bundle {told}: {reason}. Its owner allows code by its hash (fsl-supernode --allow-bundle "
+        f"{told}); a run that brings none is sent by `fsl-federation app`"
+    )
+
+
+def check_installed(folder: Path, bundle: bytes) -> None:
+    """TrustError where the folder that a bundle was put into holds anything else, left by an earlier one."""
+    with zipfile.ZipFile(BytesIO(bundle)) as archive:
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_dir() or "__pycache__" in path.parts:
+                continue
+            if path.is_symlink() or name not in archive.namelist() or path.read_bytes() != archive.read(name):
+                raise TrustError(f"{path} is not what its bundle says; delete {folder} on this node")
+
+
+def _table(archive: zipfile.ZipFile) -> Mapping[str, Any]:
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise TrustError("it holds a file twice")
+    if archive.getinfo(_PROJECT).file_size > _LARGEST:
+        raise TrustError(f"its {_PROJECT} is larger than {_LARGEST} bytes")
+    return tomllib.loads(archive.read(_PROJECT).decode())
+
+
+def _refuse_code(archive: zipfile.ZipFile, table: Mapping[str, Any]) -> None:
+    """TrustError for whatever might bring code that is not installed on the node."""
+    if more := sorted(set(archive.namelist()) - _WORDS):
+        raise TrustError(f"it brings files of its own ({', '.join(more)[:100]})")
+    components = table["tool"]["flwr"]["app"]["components"]
+    if components != COMPONENTS:
+        raise TrustError(f"it runs {str(components.get('clientapp'))[:60]!r}, not fsl's {COMPONENTS['clientapp']!r}")
+    if more := sorted({*table} - {"project", "tool"} | {*table["tool"]} - {"flwr"}):
+        raise TrustError(f"its {_PROJECT} has tables beside [project] and [tool.flwr] ({', '.join(more)[:60]})")
+    if more := [name for name in _BRINGS_CODE if table["project"].get(name)]:
+        raise TrustError(f"its {_PROJECT} asks for more to be installed ({', '.join(more)})")

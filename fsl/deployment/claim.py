@@ -1,0 +1,77 @@
+"""Who works on a node's state: one process at a time, for one SuperNode, with one version of the code."""
+
+import fcntl
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsl
+from fsl.deployment.processes import started_at
+
+_LOCK = "resident.lock"
+_BESIDE = ("strategies", "simulations", "configs")  # of a source tree; in a wheel they lie inside of fsl
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a resident one ends with, told from a later one that has its pid by the time of its start."""
+
+    pid: int
+    start: int
+
+    @staticmethod
+    def parent() -> "Owner":
+        """The parent of this process: Flower's executor, which ends with the SuperNode."""
+        pid = os.getppid()
+        return Owner(pid, started_at(pid) or 0)
+
+    def is_alive(self) -> bool:
+        """Whether that very process is alive."""
+        return started_at(self.pid) == self.start
+
+
+def claim(folder: Path, patience: float) -> int:
+    """Lock a state folder for the life of this process, however it ends; returns the lock's descriptor.
+
+    BlockingIOError where another process has it and still does after `patience` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise
+            time.sleep(0.1)
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def occupied(folder: Path) -> str:
+    """What to say of a state folder that another SuperNode's process works on."""
+    try:
+        holder = f" ({(folder / _LOCK).read_text()[:20]})"
+    except OSError:
+        holder = ""
+    return (
+        f"state={folder}: another SuperNode's process{holder} works on it; give each SuperNode a state folder of "
+        "its own in its node configuration, or end the other"
+    )
+
+
+def code_in_use() -> str:
+    """A fingerprint of fsl's code as it lies on the disk: where it is, and when which file of it was changed."""
+    home = Path(fsl.__file__).resolve().parent
+    folders = [home, *(home.parent / name for name in _BESIDE if not (home / name).is_dir())]
+    told = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        seen = path.stat()
+        told.update(f"{path}|{seen.st_mtime_ns}|{seen.st_size}\n".encode())
+    return told.hexdigest()
