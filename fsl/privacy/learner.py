@@ -35,15 +35,20 @@ class Privatizer(DPOptimizer):
         self._factors: Tensor | None = None
 
     def norms(self) -> Tensor:
-        """The squared norm of each sample's gradient, (B,)."""
+        """The squared norm of each sample's gradient, (B,); one that is not finite is replaced by zero."""
         self._fill_empty()
+        self._drop_non_finite()
         squares = [g.flatten(1).square().sum(1) if len(g) else g.new_zeros(0) for g in self.grad_samples]
-        return torch.stack(squares).sum(0)
+        total = torch.stack(squares).sum(0)
+        return total.clamp(max=torch.finfo(total.dtype).max / 4)  # so that it stays finite beside the other segment's
 
     def privatize(self, release: Release, factors: Tensor | None = None) -> None:
         """Clip, add up, add noise, divide by the batch's (expected) rows; the result is in each parameter's `grad`."""
         self._fill_empty()
-        rows = len(self.grad_samples[0])
+        self._drop_non_finite()
+        rows = self._rows()
+        if factors is not None and factors.shape != (rows,):
+            raise RunError(f"{rows} samples have gradients, and {tuple(factors.shape)} clip factors were given")
         expected = self.privacy.expected_rows
         self.expected_batch_size = max(rows, 1) if expected is None else expected * release.uploads
         self._release, self._factors = release, factors
@@ -74,6 +79,26 @@ class Privatizer(DPOptimizer):
         for parameter in self.params:
             if getattr(parameter, "grad_sample", None) is None:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+
+    def _rows(self) -> int:
+        """The samples of this step; RunError where parameters do not agree, since then their rows are no samples."""
+        sizes = {len(samples) for samples in self.grad_samples}
+        if len(sizes) > 1:
+            raise RunError(
+                f"gradients per sample have {' and '.join(map(str, sorted(sizes)))} rows in one step, so that rows are no "
+                "samples and a clip bounds nothing"
+            )
+        return sizes.pop()
+
+    def _drop_non_finite(self) -> None:
+        """Zero for a sample whose gradient has no finite norm: a factor of 0 would leave infinity times 0."""
+        samples = self.grad_samples
+        norms = [each.flatten(1).norm(dim=1) for each in samples if len(each)]
+        if len(norms) < len(samples) or bool(torch.stack(norms).isfinite().all()):
+            return
+        wrong = ~torch.stack(norms).isfinite().all(0)
+        for parameter, each in zip(self.params, samples):
+            parameter.grad_sample = each.masked_fill(wrong.view(-1, *[1] * (each.dim() - 1)), 0.0)
 
 
 class PrivateLearner(Learner):
