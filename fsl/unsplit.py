@@ -24,7 +24,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.sides import new_total, private
+from fsl.sides import new_total, private, refuse_unmeasured
 from fsl.states import Replica, State
 from fsl.workload import Worker
 
@@ -45,6 +45,7 @@ class UnsplitCohort:
         self.worker = worker
         self.states = states
         self.secure = worker.workload.secure
+        refuse_unmeasured(worker, plan)
         self.private = {name: private(plan, name) for name in worker.chain}
         self.segments = [privately(segment, self.private[name]) for name, segment in worker.chain.items()]
         self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]

@@ -85,8 +85,8 @@ class Privatizer(DPOptimizer):
         sizes = {len(samples) for samples in self.grad_samples}
         if len(sizes) > 1:
             raise RunError(
-                f"gradients per sample have {' and '.join(map(str, sorted(sizes)))} rows in one step, so that rows are no "
-                "samples and a clip bounds nothing"
+                f"gradients per sample have {' and '.join(map(str, sorted(sizes)))} rows in one step, so that rows are "
+                "no samples and a clip bounds nothing"
             )
         return sizes.pop()
 

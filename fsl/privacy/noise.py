@@ -57,8 +57,8 @@ class SecureNoise(Noise):
     """From the operating system's generator; the same step gives other numbers each time.
 
     A normal number is half the sum of four independent ones, against attacks on the holes that floating-point numbers
-    leave (Holohan and Braghin 2021, "Secure Random Sampling in Differential Privacy", 2n numbers with n = 2). Of Box and
-    Muller's pair only the cosine is taken: cos(a) + sin(a) is sqrt(2) cos(a - pi/4), so that both would count as one.
+    leave (Holohan and Braghin 2021, "Secure Random Sampling in Differential Privacy": 2n numbers, here n = 2). Of each
+    pair by Box and Muller only the cosine is taken: cos(a) + sin(a) is sqrt(2) cos(a - pi/4), so both count as one.
     """
 
     def normal(self, step: int) -> Draw:

@@ -40,11 +40,14 @@ def _assignments(objective: Objective, targets: Tensor, classes: int | None) -> 
         every = torch.arange(len(targets), device=targets.device)
         found += [(every % classes).to(targets.dtype), (classes - 1 - every % classes).to(targets.dtype)]
     ignored = objective.ignored
-    if ignored is not None and not targets.is_floating_point():
-        if objective.ignores or bool((targets == ignored).any()):
-            found.append(targets.clone())
-            found[-1][1] = ignored
+    if not targets.is_floating_point() and (objective.ignores or _has(targets, ignored)):
+        found.append(targets.clone())
+        found[-1][1] = ignored
     return found
+
+
+def _has(targets: Tensor, ignored: int | None) -> bool:
+    return ignored is not None and bool((targets == ignored).any())
 
 
 def _mean_of_rows(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
@@ -80,8 +83,8 @@ def _no_mean(objective: Objective) -> str:
     elif objective.ignores:
         remedy = "leave samples whose targets are ignored out of the data"
     return (
-        f"privacy.dp_sgd: objective={_named(objective)}: it is no mean over rows, what a sample counts depends on which "
-        f"others are drawn with it, so that no clip bounds what a sample does; {remedy}"
+        f"privacy.dp_sgd: objective={_named(objective)}: it is no mean over rows, what a sample counts depends on the "
+        f"others that are drawn with it, so that no clip bounds what a sample does; {remedy}"
     )
 
 
@@ -104,7 +107,7 @@ def refuse_gradients(
         if not parameters:
             return
         alone = [
-            trial.gradients(parameters, inputs[row : row + 1], targets[row : row + 1], objective.loss)
+            trial.gradients(parameters, inputs[row : row + 1], targets[row : row + 1], objective.loss, False)
             for row in range(max(_SIZES))
         ]
         batches = {n: trial.gradients(parameters, inputs[:n], targets[:n], objective.loss) for n in _SIZES}
@@ -130,8 +133,8 @@ def _problem(
         )
     if len(samples) != size:
         return (
-            f"its gradients of {size} samples have {len(samples)} rows, which are no samples; put the batch in the first "
-            "dimension of every layer's input (an embedding of positions takes positions.expand(B, T))"
+            f"its gradients of {size} samples have {len(samples)} rows, which are no samples; put the batch in the "
+            "first dimension of every layer's input (an embedding of positions takes positions.expand(B, T))"
         )
     expected = torch.stack([torch.zeros_like(total) if one is None else one for one in own])
     if not (alike(samples, expected, 1e-3, largest) and alike(samples.mean(0), total, 1e-3, largest)):

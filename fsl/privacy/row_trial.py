@@ -69,13 +69,16 @@ class Pass:
 class RowTrial:
     """A model's segments one behind the other, in the modes that they are trained in, on copies.
 
-    Trained weights are moved a little at random, so that a gate that is still zero hides nothing.
+    Trained weights are moved a little at random, so that a gate that is still zero hides nothing. `alone`: only the
+    first segment.
     """
 
-    def __init__(self, workload: Workload):
+    def __init__(self, workload: Workload, alone: bool = False):
         worker = Worker(workload)
         self.accelerator = worker.accelerator
-        self.segments: dict[str, nn.Module] = {name: segment.module for name, segment in worker.chain.items()}
+        chain = list(worker.chain.items())[: 1 if alone else None]
+        self.segments: dict[str, nn.Module] = {name: segment.module for name, segment in chain}
+        self._hooks: list[Any] = []
         self._move_weights()
 
     def _move_weights(self) -> None:
@@ -154,14 +157,21 @@ class RowTrial:
             own = {f"{name}'s '{key}'": p for key, p in module.named_parameters() if p.requires_grad}
             if own:
                 hookable(module)
-                GradSampleHooks(module)
+                self._hooks.append(GradSampleHooks(module))
                 found |= own
         return found
 
     def gradients(
-        self, parameters: Mapping[str, nn.Parameter], inputs: Tensor, targets: Tensor, loss: Loss
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        inputs: Tensor,
+        targets: Tensor,
+        loss: Loss,
+        by_sample: bool = True,
     ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """By parameter: each sample's gradient (B, ...) as Opacus finds it, and the gradient of the loss."""
+        """By parameter: each sample's gradient (B, ...) as Opacus finds it (`by_sample`), and that of the loss."""
+        for hooks in self._hooks:
+            hooks.hooks_enabled = by_sample
         for parameter in parameters.values():
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
             parameter._forward_counter = 0  # type: ignore[attr-defined]

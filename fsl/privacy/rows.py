@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fsl import seeds
 from fsl.codecs.spec import codec_maker
 from fsl.errors import ConfigError
 from fsl.objective import Objective
@@ -21,7 +22,7 @@ from fsl.privacy.row_trial import Pass, RowTrial, trying
 from fsl.privacy.settings import Privacy
 from fsl.workload import Workload
 
-_ROWS = 8  # of the batch whose outputs are compared
+_ROWS = 6  # of the batch whose outputs are compared
 _REMEDY = "compute each row from its own input, the batch in the first dimension (model.norm=group for fsl's models)"
 
 
@@ -36,18 +37,18 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
     if not (dp_sgd or cut or privacy.client is not None) or not len(workload.data.train):
         return  # an edge without data of its own has nothing to look at; the devices' nodes have
     what = "privacy.dp_sgd" if dp_sgd else "privacy.cut" if cut else "privacy.client"
-    inputs, targets = workload.data.train.batch(_chosen(workload))
+    with seeds.left_as_found(), seeds.pythons_generators(0):  # data may draw
+        inputs, targets = workload.data.train.batch(_chosen(workload))
     if dp_sgd or cut:
         _refuse_augmentation(workload, inputs, what)
-    trial = RowTrial(workload)
+    trial = RowTrial(workload, alone=cut and not dp_sgd)
     inputs, targets = inputs.to(trial.accelerator), targets.to(trial.accelerator)
     names = list(trial.segments)
-    compared = names if dp_sgd else names[:1] if cut else []
+    compared = names if dp_sgd or cut else []
     with trying(f"{what}: {len(inputs)} training rows do not go through the model in training mode"):
         base = trial.forward(inputs)
-    for name in compared:
-        _refuse_outputs(trial, what, name, base, inputs)
-    _refuse_buffers(what, trial, base, inputs, compared)
+    found = _refuse_outputs(trial, what, compared, base, inputs) if compared else []
+    _refuse_buffers(what, base, found, compared)
     if dp_sgd:
         labels = privacy.labels if split else None
         objective = trained_by(workload.objective, labels is not None and labels.correct, privacy)
@@ -72,8 +73,8 @@ def refuse_codecs(workload: Workload, up: Spec, down: Spec) -> None:
             )
         if codec.stateful:
             raise ConfigError(
-                f"codec.{way}={spec.text}: it remembers rows of earlier steps, so that a sample changes what becomes of "
-                "others later, which no clip bounds; with privacy.dp_sgd use a codec without state"
+                f"codec.{way}={spec.text}: it remembers rows of earlier steps, so that a sample changes what becomes "
+                "of others later, which no clip bounds; with privacy.dp_sgd use a codec without state"
             )
 
 
@@ -93,17 +94,18 @@ def _chosen(workload: Workload) -> Tensor:
     return torch.tensor((rows * _ROWS)[:_ROWS])
 
 
-def _changed(inputs: Tensor, row: int) -> Iterator[Tensor]:
-    """The batch with another sample in one row: one like the others, one far away, and nothing."""
-    other = inputs[row - 1].flatten().roll(1).view(inputs.shape[1:])
-    samples = [inputs[row - 1], other, torch.zeros_like(other)]
+def _changed(inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Numbers of rows, and the batch with another sample there: one like the others, one far away, and nothing."""
+    first, middle = 0, len(inputs) // 2
+    shuffled = inputs[middle].flatten().roll(1).view(inputs.shape[1:])
+    samples = [(first, shuffled), (middle, torch.zeros_like(shuffled))]
     if inputs.is_floating_point():
-        samples.insert(1, -100 * other)
-    for sample in samples:
+        samples.append((middle, -100 * shuffled))
+    for row, sample in samples:
         changed = inputs.clone()
         changed[row] = sample
         if not torch.equal(changed, inputs):
-            yield changed
+            yield row, changed
 
 
 def _refuse_augmentation(workload: Workload, inputs: Tensor, what: str) -> None:
@@ -115,40 +117,55 @@ def _refuse_augmentation(workload: Workload, inputs: Tensor, what: str) -> None:
         return augmentation(rows.clone(), torch.Generator().manual_seed(0))
 
     with trying(f"{what}: {len(inputs)} training rows do not go through the augmentation"):
-        base, row = augmented(inputs), len(inputs) // 2
-        mixed = [changed for changed in _changed(inputs, row) if not _others_alike(augmented(changed), base, row)]
+        base = augmented(inputs)
+        mixed = [row for row, changed in _changed(inputs) if not _others_alike(augmented(changed), base, row)]
     if mixed or len(base) != len(inputs):
         raise ConfigError(
-            f"{what}: the augmentation mixes the rows of a batch, so that one sample changes what becomes of the others, "
-            "which no clip bounds; augment each row by itself"
+            f"{what}: the augmentation mixes the rows of a batch, so that one sample changes what becomes of the "
+            "others, which no clip bounds; augment each row by itself"
         )
 
 
-def _refuse_outputs(trial: RowTrial, what: str, name: str, base: Pass, inputs: Tensor) -> None:
-    output = base.outputs[name]
-    at = "at the cut" if name == next(iter(trial.segments)) else f"behind the {name}"
-    if not isinstance(output, Tensor) or not output.dim() or len(output) != len(inputs):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ConfigError(
-            f"{what}: of {len(inputs)} samples {at} come {shape}, which has no row for each of them, so that a clip of "
-            f"rows bounds no sample; {_REMEDY}"
-        )
-    for row in (0, len(inputs) // 2):
-        for changed in _changed(inputs, row):
-            if (found := trial.tried(changed)) is None:
-                continue
-            if not _others_alike(found.outputs[name], output, row):
+def _refuse_outputs(trial: RowTrial, what: str, compared: list[str], base: Pass, inputs: Tensor) -> list[Pass]:
+    """ConfigError where a segment's output of a row depends on other rows; what it gave for other samples."""
+    for name in compared:
+        output = base.outputs[name]
+        if not isinstance(output, Tensor) or not output.dim() or len(output) != len(inputs):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(
+                f"{what}: of {len(inputs)} samples {_at(trial, name)} come {shape}, which has no row for each of them, "
+                f"so that a clip of rows bounds no sample; {_REMEDY}"
+            )
+    passes = []
+    for row, changed in _changed(inputs):
+        if (found := trial.tried(changed)) is None:
+            continue
+        passes.append(found)
+        for name in compared:
+            if not _others_alike(found.outputs[name], base.outputs[name], row):
                 raise ConfigError(
-                    f"{what}: another sample in one row changes other rows {at}, {_where(trial, inputs, changed, row)}, "
-                    f"so that no clip bounds what a sample does; {_REMEDY}"
+                    f"{what}: another sample in one row changes other rows {_at(trial, name)}, "
+                    f"{_where(trial, inputs, changed, row)}, so that no clip bounds what a sample does; {_REMEDY}"
                 )
+    fewer = len(inputs) - 3
+    if (found := trial.tried(inputs[:fewer])) is not None:
+        for name in compared:
+            if not alike(found.outputs[name], base.outputs[name][:fewer], 1e-3):
+                raise ConfigError(
+                    f"{what}: {fewer} samples {_at(trial, name)} are others than in a batch of {len(inputs)}, so that "
+                    f"a sample changes the others by being drawn, which no clip bounds; {_REMEDY}"
+                )
+    return passes
 
 
-def _refuse_buffers(what: str, trial: RowTrial, base: Pass, inputs: Tensor, compared: list[str]) -> None:
+def _at(trial: RowTrial, name: str) -> str:
+    return "at the cut" if name == next(iter(trial.segments)) else f"behind the {name}"
+
+
+def _refuse_buffers(what: str, base: Pass, others: list[Pass], compared: list[str]) -> None:
     """Running statistics and counters: they are released with a model, or reach later rows, and nothing clips them."""
     own = tuple(f"{name}." for name in compared)
     changed = [name for name in base.lasting if name.startswith(own)]
-    others = [found for rows in _changed(inputs, 0) if (found := trial.tried(rows)) is not None]
     changed += [
         name
         for name, tensor in base.transient.items()
@@ -159,8 +176,8 @@ def _refuse_buffers(what: str, trial: RowTrial, base: Pass, inputs: Tensor, comp
     if changed:
         segment, _, name = changed[0].partition(".")
         raise ConfigError(
-            f"{what}: a batch changes the buffer '{name}' of the {segment}, which holds something of its samples that no "
-            "clip bounds; use layers without running statistics (model.norm=group), or put those in eval()"
+            f"{what}: a batch changes the buffer '{name}' of the {segment}, which holds something of its samples that "
+            "no clip bounds; use layers without running statistics (model.norm=group), or put those in eval()"
         )
 
 
