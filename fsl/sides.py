@@ -19,7 +19,7 @@ from fsl.privacy.client import shorten, update_square
 from fsl.privacy.device import device_privacy
 from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
-from fsl.privacy.rows import refuse_mixed_rows
+from fsl.privacy.rows import refuse_unmeasured
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
 from fsl.split import refuse_tail
@@ -234,19 +234,6 @@ class EdgeSide:
     def _owner_task(self, owner: str) -> DeviceTask | CohortTask:
         kind, _, number = owner.partition("-")
         return self.tasks[int(number)] if kind == "device" else self.task
-
-
-def refuse_unmeasured(worker: Worker, plan: RoundPlan) -> None:
-    """In a real federation, ConfigError where this node's rows are no samples: what a plan asks for is tried once.
-
-    A simulation has tried it before its first round.
-    """
-    if plan.privacy is None or not worker.workload.secure:
-        return
-    asked = plan.privacy, plan.trainer is not None, plan.up, plan.down
-    if repr(asked) not in worker.measured:
-        refuse_mixed_rows(plan.privacy, worker.workload, *asked[1:])
-        worker.measured.add(repr(asked))
 
 
 def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:

@@ -21,10 +21,11 @@ from fsl.plan import CohortTask, DeviceTask, RoundPlan
 from fsl.privacy.client import clip_update
 from fsl.privacy.device import joint_factors
 from fsl.privacy.noise import noise_source
+from fsl.privacy.rows import refuse_unmeasured
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.sides import new_total, private, refuse_unmeasured
+from fsl.sides import new_total, private
 from fsl.states import Replica, State
 from fsl.workload import Worker
 

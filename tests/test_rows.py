@@ -174,6 +174,17 @@ class Own(nn.Module):
         return self.inner(x) * self.weight
 
 
+class Scale(nn.Module):
+    """One number to learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return x * self.size
+
+
 class Twice(nn.Module):
     """One layer called twice; or its weight used a second time, beside the layer; or only so."""
 
@@ -303,6 +314,7 @@ SOUND = {
     "recurrent": (lambda: nn.Sequential(Recurrent(True), nn.Linear(8, 3)), rows_of(5, 6)),
     "attention": (lambda: nn.Sequential(Attends(True), nn.Linear(6, 3)), rows_of(5, 6)),
     "own": (lambda: behind(Own()), rows_of(6)),
+    "one number": (lambda: behind(Scale()), rows_of(6)),
     "own and inner": (lambda: behind(Own(True)), rows_of(6)),
     "called twice": (lambda: behind(Twice("called")), rows_of(6)),
     "weight norm": (lambda: behind(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))), rows_of(6)),

@@ -9,6 +9,7 @@ from fsl.strategies import PSL, SGLR, FedAvg, SplitFedV1, SplitFedV2
 from torch import nn
 from torch.nn import functional as F
 
+from fsl.edge import EdgeServer
 from fsl.errors import RunError
 from fsl.federation import Optimizer
 from fsl.learner import Release
@@ -161,6 +162,22 @@ def test_a_device_moves_the_model_by_at_most_its_clip(strategy, value):
         found = run(strategy, first, data=task, **options).model.state_dict()
         square = sum(float((found[name].double() - start[name].double()).square().sum()) for name in start)
         assert math.sqrt(square) <= CLIP * (1 + 1e-4)
+
+
+def test_what_an_edge_gets_is_made_of_noised_rows_alone(monkeypatch):
+    """So a codec may encode a batch as a whole: rows without their noise never reach it."""
+    told: list[torch.Tensor] = []
+    receive = EdgeServer.receive
+    monkeypatch.setattr(DevicePrivacy, "noised", lambda self, smashed, step: torch.zeros_like(smashed))
+    monkeypatch.setattr(
+        EdgeServer,
+        "receive",
+        lambda self, packet: told.extend(t for _, t in packet.smashed.arrays) or receive(self, packet),
+    )
+    privacy = Privacy(cut=CutNoise(1.0), labels=RandomizedLabels(1.0))
+    run(SplitFedV1(), data=small_task(36), rounds=1, up="fsl.codecs.Int8", privacy=privacy)
+    assert len(told) > 2
+    assert not any(array.float().sub(array.float().flatten()[0]).any() for array in told if array.dtype == torch.uint8)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])

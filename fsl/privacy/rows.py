@@ -15,12 +15,12 @@ from fsl import seeds
 from fsl.codecs.spec import codec_maker
 from fsl.errors import ConfigError
 from fsl.objective import Objective
-from fsl.plan import Spec
+from fsl.plan import RoundPlan, Spec
 from fsl.privacy.labels import CorrectedCrossEntropy
 from fsl.privacy.row_gradients import alike, refuse_gradients, refuse_loss
 from fsl.privacy.row_trial import Pass, RowTrial, trying
 from fsl.privacy.settings import Privacy
-from fsl.workload import Workload
+from fsl.workload import Worker, Workload
 
 _ROWS = 6  # of the batch whose outputs are compared
 _REMEDY = "compute each row from its own input, the batch in the first dimension (model.norm=group for fsl's models)"
@@ -55,6 +55,19 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
         refuse_loss(objective, base.outputs[names[-1]], targets, workload.data.classes)
         private = [name for name in names if privacy.segment(name, 1) is not None]
         refuse_gradients(trial, private, objective, inputs, targets)
+
+
+def refuse_unmeasured(worker: Worker, plan: RoundPlan) -> None:
+    """In a real federation, ConfigError where this node's rows are no samples: what a plan asks for is tried once.
+
+    A simulation has tried it before its first round.
+    """
+    if plan.privacy is None or not worker.workload.secure:
+        return
+    split, asked = plan.trainer is not None, repr((plan.privacy, plan.trainer is not None, plan.up, plan.down))
+    if asked not in worker.measured:
+        refuse_mixed_rows(plan.privacy, worker.workload, split, plan.up, plan.down)
+        worker.measured.add(asked)
 
 
 def trained_by(objective: Objective, corrected: bool, privacy: Privacy) -> Objective:
