@@ -395,6 +395,34 @@ def test_class_weights_show_though_almost_all_labels_are_one_class():
         measure(behind(), task, DP, nn.CrossEntropyLoss(torch.tensor([1.0, 1.0, 60.0])))
 
 
+@pytest.mark.parametrize("heavy", range(0, 12, 3))
+def test_one_label_of_many_with_a_weight_of_its_own_is_found(heavy):
+    """Also in a function, which does not say that it has weights, and for labels of each step."""
+    weights = torch.ones(12)
+    weights[heavy] = 60.0
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(500, 6, generator=generator), torch.arange(500) % 12
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 12))
+    with pytest.raises(ConfigError, match="no mean over rows"):
+        measure(model, TaskData("many", TensorExamples(inputs, targets), None, 12), DP, partial_of(weights))
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_a_label_that_a_function_ignores_is_found(ignored):
+    """In one pixel of one picture, of a loss that says nothing of it."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(3, (200, 4), generator=generator)
+    targets[77, 2] = ignored
+    task = TaskData("pixels", TensorExamples(torch.randn(200, 4, 6, generator=generator), targets), None, None)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    with pytest.raises(ConfigError, match="no mean over rows"):
+        measure(model, task, DP, lambda o, t: F.cross_entropy(o.movedim(2, 1), t, ignore_index=ignored))
+
+
+def partial_of(weights):
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, weights)
+
+
 def test_an_augmentation_that_mixes_rows_is_refused():
     def mixup(inputs, generator):
         return 0.7 * inputs + 0.3 * inputs[torch.randperm(len(inputs), generator=generator)]

@@ -1,5 +1,7 @@
 """Whether each sample's gradient is its own: of the loss, and of every trained parameter."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,19 +12,23 @@ from fsl.privacy.row_trial import Loss, RowTrial, trying
 _SIZES = (3, 2)  # batches of two sizes; where one of them happens to be the length of a sequence, the other is not
 
 
-def refuse_loss(objective: Objective, outputs: Tensor, targets: Tensor, classes: int | None) -> None:
+def refuse_loss(objective: Objective, outputs: Tensor, targets: Tensor, kinds: Tensor) -> None:
     """ConfigError where a row's share of the loss depends on who else is drawn: where it is no mean over rows.
 
-    `outputs` (B, ...) and `targets` (B, ...) are a batch's.
+    `outputs` (B, ...) and `targets` (B, ...) are a batch's; `kinds` (K,) the labels that there are, none where targets
+    are numbers.
     """
     outputs = outputs.detach()
-    for told in _assignments(objective, targets, classes):
+    for told in _assignments(objective, targets):
         for size in (len(outputs), len(outputs) - 3):
             if not _mean_of_rows(objective.loss, outputs[:size], told[:size]):
                 raise ConfigError(_no_mean(objective))
         with trying(f"privacy.dp_sgd: objective={_named(objective)}: rows() of a batch"):
             rows = objective.rows(outputs, told)
         if rows is not None and not _mean_of_rows(lambda o, t: _rows(objective, o, t).mean(), outputs, told):
+            raise ConfigError(_no_mean(objective))
+    for told in _every_label(targets, kinds):
+        if not _mean_of_rows(objective.loss, outputs, told, 1):
             raise ConfigError(_no_mean(objective))
 
 
@@ -32,13 +38,17 @@ def _rows(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
     return rows
 
 
-def _assignments(objective: Objective, targets: Tensor, classes: int | None) -> list[Tensor]:
-    """The targets as they are, in other rows, of as many classes as there are, and with a row that is ignored."""
+def _every_label(targets: Tensor, kinds: Tensor) -> Iterator[Tensor]:
+    """Targets of which the first row has the first label, and the others each of the others in turn."""
+    kinds = kinds.to(targets)
+    for others in kinds[1:].split(len(targets) - 1):
+        labels = torch.cat([kinds[:1], others]).repeat(len(targets))[: len(targets)]
+        yield labels.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).clone()
+
+
+def _assignments(objective: Objective, targets: Tensor) -> list[Tensor]:
+    """The targets as they are, in other rows, and with a row that is ignored, where rows may be."""
     found = [targets, targets.roll(1, 0)]
-    labels = targets.dim() == 1 and not targets.is_floating_point() and objective.takes_classes
-    if labels and classes is not None and classes > 1:
-        every = torch.arange(len(targets), device=targets.device)
-        found += [(every % classes).to(targets.dtype), (classes - 1 - every % classes).to(targets.dtype)]
     ignored = objective.ignored
     if not targets.is_floating_point() and (objective.ignores or _has(targets, ignored)):
         found.append(targets.clone())
@@ -50,12 +60,12 @@ def _has(targets: Tensor, ignored: int | None) -> bool:
     return ignored is not None and bool((targets == ignored).any())
 
 
-def _mean_of_rows(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
-    """Whether B times a row's gradient is the gradient of that row alone."""
+def _mean_of_rows(loss: Loss, outputs: Tensor, targets: Tensor, rows: int | None = None) -> bool:
+    """Whether B times a row's gradient is the gradient of that row alone, for so many rows (None: all)."""
     whole = _gradient(loss, outputs, targets)
     if whole is None:
         return False
-    for row in range(len(outputs)):
+    for row in range(len(outputs) if rows is None else rows):
         alone = _gradient(loss, outputs[row : row + 1], targets[row : row + 1])
         if alone is None or not alike(len(outputs) * whole[row : row + 1], alone, 1e-3, float(alone.abs().max())):
             return False

@@ -23,6 +23,7 @@ from fsl.privacy.settings import Privacy
 from fsl.workload import Worker, Workload
 
 _ROWS = 6  # of the batch whose outputs are compared
+_KINDS = 1100  # of labels; more are numbers
 _REMEDY = "compute each row from its own input, the batch in the first dimension (model.norm=group for fsl's models)"
 
 
@@ -52,7 +53,7 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
     if dp_sgd:
         labels = privacy.labels if split else None
         objective = trained_by(workload.objective, labels is not None and labels.correct, privacy)
-        refuse_loss(objective, base.outputs[names[-1]], targets, workload.data.classes)
+        refuse_loss(objective, base.outputs[names[-1]], targets, _kinds(workload))
         private = [name for name in names if privacy.segment(name, 1) is not None]
         refuse_gradients(trial, private, objective, inputs, targets)
 
@@ -100,11 +101,21 @@ def _chosen(workload: Workload) -> Tensor:
         first = torch.full((int(kinds.max()) + 1,), len(targets))
         first = first.scatter_reduce(0, kinds, torch.arange(len(targets)), "amin")
         rows = [*first[torch.linspace(0, len(first) - 1, min(_ROWS // 2, len(first))).round().long()].tolist(), *rows]
-    if ignored is not None and not targets.is_floating_point():
-        found = (targets.flatten(1) if targets.dim() > 1 else targets.unsqueeze(1)).eq(ignored).any(1).nonzero()
-        rows = [*found[:1, 0].tolist(), *rows]
+    if not targets.is_floating_point():
+        flat = targets.reshape(len(targets), -1)
+        rows = [int(flat.amin(1).argmin()), int(flat.amax(1).argmax()), *rows]  # whatever stands for no label is there
+        if ignored is not None:
+            rows = [*flat.eq(ignored).any(1).nonzero()[:1, 0].tolist(), *rows]
     rows = list(dict.fromkeys(rows))
     return torch.tensor((rows * _ROWS)[:_ROWS])
+
+
+def _kinds(workload: Workload) -> Tensor:
+    """The labels that rows may have, also where they are randomized; none where targets are numbers."""
+    targets, classes = workload.data.train.targets, workload.data.classes
+    named = torch.arange(classes if workload.objective.takes_classes and classes is not None else 0)
+    kinds = torch.cat([named, targets.flatten().unique().to(torch.int64)]).unique()
+    return kinds[:0] if targets.is_floating_point() or len(kinds) > _KINDS else kinds
 
 
 def _changed(inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
