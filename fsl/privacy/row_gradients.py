@@ -52,7 +52,7 @@ def _assignments(objective: Objective, targets: Tensor) -> list[Tensor]:
     ignored = objective.ignored
     if not targets.is_floating_point() and (objective.ignores or _has(targets, ignored)):
         found.append(targets.clone())
-        found[-1][1] = ignored
+        found[-1][1] = found[-1].new_tensor(ignored)
     return found
 
 

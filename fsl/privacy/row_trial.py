@@ -87,7 +87,7 @@ class RowTrial:
         with torch.no_grad():
             for weight in weights.values():
                 size = max(0.1, float(weight.std())) if weight.numel() > 1 else 0.1
-                weight += 0.1 * size * torch.randn(weight.shape, generator=generator).to(weight)
+                weight.add_(0.1 * size * torch.randn(weight.shape, generator=generator).to(weight))
 
     def forward(self, inputs: Tensor) -> Pass:
         """All segments on inputs (B, ...); their buffers are then as they were."""
@@ -151,7 +151,7 @@ class RowTrial:
 
         from fsl.privacy.learner import hookable
 
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         for name in names:
             module = self.segments[name]
             own = {f"{name}'s '{key}'": p for key, p in module.named_parameters() if p.requires_grad}
@@ -181,7 +181,7 @@ class RowTrial:
                 part.__dict__.pop("max_batch_len", None)
         with same_randomness(self.accelerator):
             *_, outputs = self._outputs(inputs).values()
-            loss(outputs, targets).backward()  # type: ignore[no-untyped-call]
+            loss(outputs, targets).backward()
         found: dict[str, tuple[Tensor | None, Tensor | None]] = {}
         for name, parameter in parameters.items():
             samples = getattr(parameter, "grad_sample", None)
