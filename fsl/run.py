@@ -46,6 +46,7 @@ from fsl.objective import Loss, Objective, as_objective
 from fsl.observers import Observer, ProgressBar, round_in_words
 from fsl.preflight import fit, preflight, refuse_model
 from fsl.privacy.check import private_run
+from fsl.privacy.rows import refuse_mixed_rows
 from fsl.privacy.settings import Privacy
 from fsl.runfolder import RunFolder
 from fsl.simulation import Label, Simulation
@@ -246,6 +247,8 @@ def simulate(
                 fitted=_fitted(task, init_from),
             )
             strategy.bind(federation)
+            split_run = strategy.trainer(1) is not None
+            refuse_mixed_rows(federation.privacy or privacy, workload, split_run, federation.up, federation.down)
         divided_by = f"{describe_partition(partitioner)} {samples_per_device}"
         start = None if init_from is None else _path("init_from", init_from)
         settings = provenance.settings(federation, workload, strategy, given, divided_by, worker.split.cuts, start)

@@ -19,6 +19,7 @@ from fsl.privacy.client import shorten, update_square
 from fsl.privacy.device import device_privacy
 from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
+from fsl.privacy.rows import refuse_unmeasured
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
 from fsl.split import refuse_tail
@@ -46,6 +47,7 @@ class DeviceSide:
         self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
     ) -> None:
         refuse_tail(worker.chain, "this round trains")  # also where a strategy of the user's does not ask
+        refuse_unmeasured(worker, plan)
         self.plan = plan
         self.worker = worker
         self.states = states

@@ -21,6 +21,7 @@ from fsl.plan import CohortTask, DeviceTask, RoundPlan
 from fsl.privacy.client import clip_update
 from fsl.privacy.device import joint_factors
 from fsl.privacy.noise import noise_source
+from fsl.privacy.rows import refuse_unmeasured
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
@@ -45,6 +46,7 @@ class UnsplitCohort:
         self.worker = worker
         self.states = states
         self.secure = worker.workload.secure
+        refuse_unmeasured(worker, plan)
         self.private = {name: private(plan, name) for name in worker.chain}
         self.segments = [privately(segment, self.private[name]) for name, segment in worker.chain.items()]
         self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]

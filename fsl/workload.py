@@ -58,6 +58,7 @@ class Worker:
             start_training(head)
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
         self.store = Store(workload.store)
+        self.measured: set[str] = set()  # the plans' privacy that rows have been tried for
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
 
 

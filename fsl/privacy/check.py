@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import nn
 
 from fsl.batches import normalises_over_rows, sample_rate
-from fsl.codecs.spec import codec_of
 from fsl.errors import ConfigError
 from fsl.federation import CloudStrategy, Federation
 from fsl.modes import modes_of, put_back, training_modes
@@ -195,12 +194,6 @@ def refuse_training(
             "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "
             "bounds nothing; use dp_sgd without nopeek"
         )
-    for way, codec in (("up", federation.up), ("down", federation.down)):
-        if trainer is not None and not codec_of(codec).rowwise:
-            raise ConfigError(
-                f"codec.{way}={codec.text}: it encodes a batch as a whole, so that one sample changes what becomes of "
-                "the others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
-            )
     if trainer is None:
         return
     if not trainer.private:

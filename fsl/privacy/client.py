@@ -26,8 +26,16 @@ def update_square(start: State, state: State) -> float:
 
 
 def shorten(start: State, state: State, square: float, clip: float) -> None:
-    """One segment's share of `clip_update`, where the whole update has this squared norm; in place."""
-    if (norm := math.sqrt(square)) > clip:
+    """One segment's share of `clip_update`, where the whole update has this squared norm; in place.
+
+    An update without a finite norm, which no factor shortens, is replaced by zero. A `square` that another end has told
+    counts for no less than this segment's own.
+    """
+    own = update_square(start, state)
+    if not (math.isfinite(square) and math.isfinite(own)):
+        for begin, flat in _floats(start, state):
+            flat.copy_(begin)
+    elif (norm := math.sqrt(max(square, own))) > clip:
         for begin, flat in _floats(start, state):
             flat.copy_(begin.double().lerp(flat.double(), clip / norm))
 

@@ -1,5 +1,6 @@
 """A segment trained by DP-SGD: Opacus finds each sample's gradient, and clips and adds them up."""
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -33,17 +34,20 @@ class Privatizer(DPOptimizer):
         self.privacy = privacy
         self._release: Release | None = None
         self._factors: Tensor | None = None
+        self._norms = torch.zeros(0, len(parameters))
 
     def norms(self) -> Tensor:
-        """The squared norm of each sample's gradient, (B,)."""
-        self._fill_empty()
-        squares = [g.flatten(1).square().sum(1) if len(g) else g.new_zeros(0) for g in self.grad_samples]
-        return torch.stack(squares).sum(0)
+        """The squared norm of each sample's gradient, (B,); one that is not finite is replaced by zero."""
+        self._measure()
+        squares = [_by_sample(each).square().sum(1) for each in self.grad_samples]
+        total = torch.stack(squares).sum(0)
+        return total.clamp(max=torch.finfo(total.dtype).max / 4)  # so that it stays finite beside the other segment's
 
     def privatize(self, release: Release, factors: Tensor | None = None) -> None:
         """Clip, add up, add noise, divide by the batch's (expected) rows; the result is in each parameter's `grad`."""
-        self._fill_empty()
-        rows = len(self.grad_samples[0])
+        rows = self._measure()
+        if factors is not None and factors.shape != (rows,):
+            raise RunError(f"{rows} samples have gradients, and {tuple(factors.shape)} clip factors were given")
         expected = self.privacy.expected_rows
         self.expected_batch_size = max(rows, 1) if expected is None else expected * release.uploads
         self._release, self._factors = release, factors
@@ -52,13 +56,13 @@ class Privatizer(DPOptimizer):
             parameter.grad_sample = parameter.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
-        """As Opacus, or with the factors that were given."""
-        if self._factors is None:
-            super().clip_and_accumulate()
-            return
+        """As Opacus, by the norms that were measured; or with the factors that were given."""
+        factors = self._factors
+        if factors is None:
+            factors = (self.max_grad_norm / (self._norms.norm(dim=1) + 1e-6)).clamp(max=1.0)
         for parameter in self.params:
             samples = self._get_flat_grad_sample(parameter)
-            parameter.summed_grad = torch.einsum("i,i...", self._factors.to(samples), samples)
+            parameter.summed_grad = torch.einsum("i,i...", factors.to(samples), samples)
 
     def add_noise(self) -> None:
         """As Opacus, with numbers of our own source."""
@@ -74,6 +78,31 @@ class Privatizer(DPOptimizer):
         for parameter in self.params:
             if getattr(parameter, "grad_sample", None) is None:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+
+    def _measure(self) -> int:
+        """Find the norms (B, parameters) of this step's samples; returns B.
+
+        A sample whose gradient has no finite norm counts for nothing: a factor of 0 would leave infinity times 0.
+        RunError where parameters do not agree on B, since then their rows are no samples.
+        """
+        self._fill_empty()
+        samples = self.grad_samples
+        if len(sizes := sorted({len(each) for each in samples})) > 1:
+            raise RunError(
+                f"gradients per sample have {' and '.join(map(str, sizes))} rows in one step, so that rows are no "
+                "samples and a clip bounds nothing; freeze parameters that do not take part in every step"
+            )
+        self._norms = torch.stack([_by_sample(each).norm(dim=1) for each in samples], dim=1)
+        if not bool((finite := self._norms.isfinite()).all()):
+            wrong = ~finite.all(1)
+            self._norms = self._norms.masked_fill(wrong.unsqueeze(1), 0.0)
+            for parameter, each in zip(self.params, samples):
+                parameter.grad_sample = each.masked_fill(wrong.view(-1, *[1] * (each.dim() - 1)), 0.0)
+        return sizes[0]
+
+
+def _by_sample(samples: Tensor) -> Tensor:
+    return samples.reshape(len(samples), math.prod(samples.shape[1:]))
 
 
 class PrivateLearner(Learner):

@@ -3,6 +3,7 @@
 Cloud and edge know a run's seed and could subtract seeded noise, so seeded noise protects nobody.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fsl import seeds
+
+_DRAWS = 4  # normal numbers in one
 
 Draw = Callable[[Sequence[int]], Tensor]  # numbers of so many rows, columns, ...: float32, on the CPU
 
@@ -53,8 +56,9 @@ class SeededNoise(Noise):
 class SecureNoise(Noise):
     """From the operating system's generator; the same step gives other numbers each time.
 
-    A normal number is half the sum of four, against attacks on the holes that floating-point numbers leave (Holohan
-    and Braghin 2021, "Secure Random Sampling in Differential Privacy").
+    A normal number is half the sum of four independent ones, against attacks on the holes that floating-point numbers
+    leave (Holohan and Braghin 2021, "Secure Random Sampling in Differential Privacy": 2n numbers, here n = 2). Of each
+    pair by Box and Muller only the cosine is taken: cos(a) + sin(a) is sqrt(2) cos(a - pi/4), so both count as one.
     """
 
     def normal(self, step: int) -> Draw:
@@ -78,7 +82,8 @@ def _secure_uniform(count: int) -> np.ndarray:
 
 def _secure_normal(shape: Sequence[int]) -> Tensor:
     count = int(np.prod(shape, dtype=np.int64))
-    radius = np.sqrt(-2 * np.log1p(-_secure_uniform(2 * count)))
-    angle = 2 * np.pi * _secure_uniform(2 * count)
-    four = np.stack([radius * np.cos(angle), radius * np.sin(angle)]).reshape(4, count)
-    return torch.from_numpy((four.sum(axis=0) / 2).astype(np.float32).reshape(tuple(shape)))
+    total = np.zeros(count)
+    for _ in range(_DRAWS):
+        radius = np.sqrt(-2 * np.log1p(-_secure_uniform(count)))
+        total += radius * np.cos(2 * np.pi * _secure_uniform(count))
+    return torch.from_numpy((total / math.sqrt(_DRAWS)).astype(np.float32).reshape(tuple(shape)))
