@@ -1,14 +1,16 @@
 """What a Flower node does with a round's message."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fsl.cohort import Cohort, stepping
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
+from fsl.names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.plan import EvaluatePlan, RoundPlan, joined
 from fsl.privacy.device import leaks
 from fsl.records import record_to_states, reports_to_metrics, totals_to_record
@@ -28,8 +30,8 @@ class Node:
         self.worker = Worker(workload)
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
 
-    def train(self, plan: RoundPlan, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord]:
-        """Train this node's cohorts for one round; the sums of n_k * w_k and the devices' reports."""
+    def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
+        """Train this node's cohorts for one round; the sums of n_k * w_k, the devices' reports, and who is lost."""
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)
@@ -40,7 +42,9 @@ class Node:
         for result in results:
             figures.update(result.figures)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
-        return totals_to_record(totals), reports_to_metrics(reports, weights, figures)
+        lost = {device: reason for result in results for device, reason in result.lost.items()}
+        content = {ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, figures)}
+        return RecordDict({**content, **({REMARKS: ConfigRecord({LOST: json.dumps(lost)})} if lost else {})})
 
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:

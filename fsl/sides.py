@@ -10,7 +10,8 @@ from fsl.batches import BatchPlan, load_batches, plan_batches
 from fsl.codecs.spec import codec_maker
 from fsl.device import Device, DeviceBench
 from fsl.edge import EdgeServer
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, LostError
+from fsl.finite import UNUSABLE, finite, loss_limit, refuse_states
 from fsl.learner import Learner, OptimizerRecipe
 from fsl.memory import TrainerMemory
 from fsl.objective import Objective
@@ -98,6 +99,7 @@ class DeviceSide:
             self.up(),
             self.down(),
             device_privacy(plan, device, secure),
+            limit_of(worker, plan),
         )
         opened = self._kind(bench, **plan.device.kwargs)
         if not isinstance(opened, Device):
@@ -105,8 +107,12 @@ class DeviceSide:
         return opened
 
     def close(self, device: Device) -> None:
-        """A device is done: add its segments to the totals, relay them, or put them away."""
+        """A device is done: add its segments to the totals, relay them, or put them away.
+
+        LostError, and nothing of that, where they cannot be used.
+        """
         task = self.tasks[device.device]
+        self.check(device)
         for name, learner in self._learners(device).items():
             state = learner.state()
             if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
@@ -118,6 +124,14 @@ class DeviceSide:
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
             self.segments[name].give_back(learner)
+
+    def check(self, device: Device) -> None:
+        """LostError where what a device has trained, or what its optimizer is to keep, cannot be used."""
+        private_run = self.plan.privacy is not None
+        refuse_states(device.device, self.states_of(device), private_run)
+        if not self.plan.reset_optimizer:
+            for name, learner in self._learners(device).items():
+                refuse_optimizer(device.device, name, learner, private_run)
 
     def abandon(self, device: Device) -> None:
         """A device is lost in the middle of its round: nothing of it is kept."""
@@ -194,7 +208,10 @@ class EdgeSide:
         self.tasks = {task.device: task for task in task.devices}
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         trainer = self._trainer(plan.trainer)
-        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), TrainerMemory(plan, worker))
+        memory = TrainerMemory(plan, worker)
+        told = None if plan.privacy is None else UNUSABLE
+        checked = limit_of(worker, plan) is not None
+        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), memory, told, checked)
         back = worker.segments["back"]
         bench = EdgeBench(
             plan.seed,
@@ -208,6 +225,7 @@ class EdgeSide:
             partial(new_total, back.layout, plan),
             private(plan, "back"),
             worker.workload.secure,
+            limit_of(worker, plan),
         )
         self.server.begin(bench, states["back"])
 
@@ -285,9 +303,23 @@ def load_kept(
 
 
 def keep(worker: Worker, plan: RoundPlan, owner: str, learner: Learner, task: DeviceTask | CohortTask) -> None:
-    """Put an owner's optimizer state away, where the run keeps them."""
+    """Put an owner's optimizer state away, where the run keeps them; LostError where it cannot be used."""
     if not plan.reset_optimizer:
+        refuse_optimizer(getattr(task, "device", None), owner, learner, plan.privacy is not None)
         worker.store.save(f"optimizers/{owner}", plan.round, learner.optimizer_state(), (task.version, task.saved))
+
+
+def limit_of(worker: Worker, plan: RoundPlan) -> float | None:
+    """The loss above which a step of this round is refused; None where none is."""
+    workload, whole = worker.workload, plan.privacy is not None and plan.privacy.client is not None
+    return loss_limit(workload.objective.divergence_bound(workload.data.classes), whole)
+
+
+def refuse_optimizer(device: int | None, owner: str, learner: Learner, private_run: bool) -> None:
+    """LostError for an optimizer state that no later step could go on from."""
+    if not finite(learner.optimizer_state().values()):
+        said = f"the optimizer state of {owner} is not finite; its training has diverged"
+        raise LostError(device, UNUSABLE if private_run else said)
 
 
 def new_total(layout: Layout, plan: RoundPlan) -> Total:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import loss_told, rows_told, stepping, weight_told
+from fsl.cohort import loss_told, rows_told, stepping, told, weight_told
 from fsl.edge import weighted_loss
+from fsl.errors import LostError
+from fsl.finite import REFUSED, finite, refuse_states, usable
 from fsl.learner import (
     OptimizerRecipe,
     Release,
@@ -24,7 +26,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.sides import new_total, private
+from fsl.sides import limit_of, new_total, private
 from fsl.states import Replica, State
 from fsl.workload import Worker
 
@@ -59,12 +61,31 @@ class UnsplitCohort:
         """Train every device once; the totals hold n_k * w_k of every segment."""
         totals = {s.name: new_total(s.layout, self.plan) for s in self.segments}
         reports = []
+        lost: dict[int, str] = {}
         for task in self.task.devices:
-            reports.append(self._train(task))
-            weight = self._clip()
-            for segment, replica in zip(self.segments, self.replicas):
-                totals[segment.name].add(replica.collect(), weight or reports[-1].samples, task.device)
-        return CohortResult(totals, tuple(reports), {})
+            try:
+                report = self._train(task)
+                weight = self._clip()
+                states = {s.name: replica.collect() for s, replica in zip(self.segments, self.replicas)}
+                refuse_states(task.device, states)
+                self._keep(task)
+            except LostError as error:
+                lost[task.device] = told(self.plan, error.reason)
+                continue
+            reports.append(report)
+            for name, state in states.items():
+                totals[name].add(state, weight or report.samples, task.device)
+        return CohortResult(totals if reports else {}, tuple(reports), {}, lost)
+
+    def _keep(self, task: DeviceTask) -> None:
+        """Put the optimizer's state away, where the run keeps it; LostError where it cannot be used."""
+        if self.plan.reset_optimizer:
+            return
+        kept = dump_optimizer(self.optimizer)
+        if not finite(kept.values()):
+            raise LostError(task.device, "its optimizer's state is not finite; its training has diverged")
+        owner = f"optimizers/devices/{task.device}"
+        self.worker.store.save(owner, self.plan.round, kept, (task.version, task.saved))
 
     def _clip(self) -> float:
         """Where devices are protected as a whole: shorten the update, and return their weight; 0 where they are not."""
@@ -95,10 +116,8 @@ class UnsplitCohort:
                 at = [noise.at(len(losses)) for noise in noises]
                 releases = [self._release(name, device, len(losses)) for name in self.privatizers]
                 counts.append(workload.objective.weight(targets))
-                losses.append(self._step(inputs, targets, at, releases))
+                losses.append(self._step(inputs, targets, at, releases, device))
                 here(device, len(losses))
-        if not plan.reset_optimizer:
-            self.worker.store.save(owner, plan.round, dump_optimizer(self.optimizer), (task.version, task.saved))
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
         loss = loss_told(plan, weighted_loss(losses, counts))
@@ -120,7 +139,7 @@ class UnsplitCohort:
         noise = noise_source(self.secure, plan.seed, "dp-noise", segment=segment, device=device, round=plan.round)
         return Release(noise.normal(step))
 
-    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release]) -> Tensor:
+    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release], device: int) -> Tensor:
         values, loss = inputs, inputs.new_zeros(())
         if len(inputs):
             for segment, noise in zip(self.segments, noises):
@@ -129,6 +148,11 @@ class UnsplitCohort:
                     values = segment.module(values)
             loss = self.worker.workload.objective.loss(values, targets)
             loss.backward()
+            parameters = [p for replica in self.replicas for p in replica.parameters]
+            if not usable([loss], [p.grad for p in parameters], limit_of(self.worker, self.plan)):
+                for parameter in parameters:
+                    parameter.grad = None
+                raise LostError(device, REFUSED)
         privatize(list(self.privatizers.values()), releases)
         if self.optimizer is not None:
             self.optimizer.step()

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, chunks, message, movements, simulated, succeeded, sums
+from fsl.strategies.planning import assign, chunks, lost_in, message, movements, simulated, succeeded, sums
 
 from fsl import seeds
 from fsl.errors import RunError
@@ -112,7 +112,8 @@ class SplitStrategy(Algorithm, Strategy):
         collected = self._collected(server_round, list(replies))
         reports, totals = collected.reports, collected.totals
         arrays = ArrayRecord(dict(self._previous))
-        new = self.combine(server_round, totals, self._previous)
+        new = self.combine(server_round, totals, self._previous) if reports else {}
+        asked.usable(server_round, self._hook("combine"), new, self.tensors() if self._aggregator else {})
         arrays.update(states_to_record(layouts, new))
         home = partial(self.attached, round=server_round)
         for report in reports:
@@ -150,13 +151,13 @@ class SplitStrategy(Algorithm, Strategy):
         if self._placed:
             collected = self._placement.collect(replies, layouts)
             self._lost = dict(collected.lost)
-            for device, reason in self._lost.items():
-                log.warning("round %d goes on without device %d: %s", round, device, reason)
+            self._warn_of_lost(round)
             if not collected.reports:
                 raise RunError(f"round {round}: no device finished ({_reasons(self._lost)}); resume when they are back")
             if self._aggregator is None or not self._aggregator.one_by_one:
                 return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
             return collected
+        self._lost = {}
         replies.sort(key=lambda m: m.metadata.src_node_id)
         good = succeeded(replies, round)
         totals: dict[str, Total] = {}
@@ -173,8 +174,14 @@ class SplitStrategy(Algorithm, Strategy):
                     totals[segment] = total
             reports.extend(said.devices)
             figures.update(said.figures)
+            self._lost |= lost_in(reply)
         reports.sort(key=lambda r: r.device)
-        return Collected(totals, reports, figures, {}, len(replies) - len(good))
+        self._warn_of_lost(round)
+        return Collected(totals, reports, figures, self._lost, len(replies) - len(good))
+
+    def _warn_of_lost(self, round: int) -> None:
+        for device, reason in self._lost.items():
+            log.warning("round %d goes on without device %d: %s", round, device, reason)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -260,11 +267,14 @@ class SplitStrategy(Algorithm, Strategy):
             metrics = MetricRecord() if trained is None else trained
             result.train_metrics_clientapp[current] = metrics
             seconds = time.perf_counter() - started
-            if messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid)):
+            nothing_new = bool(self._lost) and not metrics.get("devices")  # then there is no model to evaluate
+            if not nothing_new and (
+                messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid))
+            ):
                 scores = self.aggregate_evaluate(current, self._exchange(grid, messages, timeout))
                 result.evaluate_metrics_clientapp[current] = scores or MetricRecord()
                 metrics = MetricRecord({**metrics, **(scores or {})})
-            if evaluate_fn is not None and (scores := evaluate_fn(current, result.arrays)) is not None:
+            if not nothing_new and evaluate_fn is not None and (scores := evaluate_fn(current, result.arrays)) is not None:
                 result.evaluate_metrics_serverapp[current] = scores
                 metrics = MetricRecord({**metrics, **scores})
             if on_round is not None:
@@ -273,7 +283,8 @@ class SplitStrategy(Algorithm, Strategy):
 
     def remarks(self) -> Mapping[str, Any]:
         """Which devices were lost in the last round and why, where nodes host what they host; and what is spent."""
-        lost = {"lost": {str(device): reason for device, reason in self._lost.items()}} if self._placed else {}
+        told = {str(device): reason for device, reason in sorted(self._lost.items())}
+        lost = {"lost": told} if self._placed or told else {}
         federation = self.federation
         if federation.ledger is None or federation.privacy is None:
             return lost

@@ -1,0 +1,88 @@
+"""What cannot be computed with is lost where it arises, with who made it, and nothing else is."""
+
+import math
+
+import pytest
+import torch
+from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies.algorithm import Algorithm
+
+from fsl.device import Device
+from fsl.sides import DeviceSide
+from tests.conftest import small_model
+from tests.test_equivalences import ADAM, assert_same_bits, run
+from tests.wired import Wired
+
+STRATEGIES = [
+    SplitFedV1(),
+    SplitFedV2(),
+    SplitFedV2("round"),
+    SplitFedV3(),
+    VanillaSL(),
+    PSL(),
+    SGLR(phi=0.5),
+    CycleSL(window=2),
+    DecoupledSL(),
+]
+strategies = pytest.mark.parametrize(
+    "strategy", STRATEGIES, ids=[f"{i}-{type(s).__name__}" for i, s in enumerate(STRATEGIES)]
+)
+OPTIONS = {"devices": 4, "optimizer": ADAM, "batch_size": 10, "rounds": 3}
+
+
+def poisoned(monkeypatch, value, *, device=2, rounds=(2,), first=0):
+    """Every value that a device uploads in these rounds, from this step on."""
+    upload = Device.upload
+
+    def changed(self, smashed, targets):
+        if self.device == device and self.round in rounds and self.step >= first:
+            smashed = torch.full_like(smashed, value)
+        return upload(self, smashed, targets)
+
+    told_the_round(monkeypatch)
+    monkeypatch.setattr(Device, "upload", changed)
+
+
+def told_the_round(monkeypatch):
+    """Devices know which round it is, so that one can be hostile in that one alone."""
+    begin = DeviceSide.open
+
+    def opened(side, device):
+        found = begin(side, device)
+        found.round = side.plan.round
+        return found
+
+    monkeypatch.setattr(DeviceSide, "open", opened)
+
+
+def without(device, strategy, monkeypatch, rounds=(2,), **options):
+    """A run in which a device does not take part in these rounds."""
+    with monkeypatch.context() as patch:
+        everybody = range(OPTIONS["devices"])
+        patch.setattr(
+            Algorithm, "select", lambda self, round: [d for d in everybody if d != device or round not in rounds]
+        )
+        return run(strategy, **OPTIONS | options)
+
+
+def assert_run_without(found, expected, round=2, device="2"):
+    assert [set(row.get("lost", {})) for row in found.metrics] == [
+        {device} if row["round"] == round else set() for row in found.metrics
+    ]
+    for segment in expected.states:
+        assert_same_bits(found.states[segment], expected.states[segment])
+
+
+where = pytest.mark.parametrize("real", [False, True], ids=["simulated", "wired"])
+
+
+@where
+@strategies
+@pytest.mark.parametrize("value", [1e15, 1e30, math.nan])
+def test_an_upload_that_would_destroy_the_model_loses_its_device_alone(value, strategy, real, tmp_path, monkeypatch):
+    model = small_model("batch") if math.isnan(value) else small_model()
+    expected = without(2, strategy, monkeypatch, model=model)
+    poisoned(monkeypatch, value)
+    backend = {"backend": Wired(folder=tmp_path, edges=1)} if real else {}
+    found = run(strategy, model=model, **OPTIONS, **backend)
+    assert_run_without(found, expected)
