@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fsl.errors import LostError
-from fsl.states import State, Total, WeightedSum
+from fsl.states import DeviceStates, State, Total, WeightedSum
 
 # A training loss so many times the bound of divergence has no step that leads back from it.
 FAR = 1e6
@@ -33,7 +33,9 @@ def finite_state(state: State) -> bool:
 
 
 def finite_total(total: Total) -> bool:
-    """The same of a sum of states; for states one by one it is asked of each."""
+    """The same of a sum of states, or of states one by one."""
+    if isinstance(total, DeviceStates):
+        return all(finite_state(state) for state in total.states.values())
     if not isinstance(total, WeightedSum):
         return True
     return math.isfinite(total.weight) and finite([*total.high.values(), *total.low.values()])

@@ -176,9 +176,10 @@ class Learner:
                     view.copy_(mark.buffers[field.name])
             self.restore(state, mark.transients)
 
-    def gradients(self) -> list[Tensor | None]:
-        """What the next step goes by, of each parameter."""
-        return [parameter.grad for parameter in self.replica.parameters]
+    def made(self) -> list[Tensor | None]:
+        """What the passes since the last step made: each parameter's gradient, and the state where it has buffers."""
+        gradients = [parameter.grad for parameter in self.replica.parameters]
+        return [*gradients, *(self.state().flats.values() if self.runtime.layout.has_buffers else ())]
 
     def norms(self) -> Tensor:
         """The squared norm of each sample's gradient, (B,), where the segment is trained privately."""

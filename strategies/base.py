@@ -19,6 +19,7 @@ from fsl.strategies.planning import assign, chunks, lost_in, message, movements,
 from fsl import seeds
 from fsl.errors import RunError
 from fsl.federation import Federation
+from fsl.finite import finite_total
 from fsl.mobility import Move
 from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
@@ -167,14 +168,18 @@ class SplitStrategy(Algorithm, Strategy):
             said = metrics_to_reports(reply.content.metric_records[METRICS])
             weights = {report.device: float(report.samples) for report in said.devices}
             record = reply.content.array_records[ARRAYS]
-            for segment, total in record_to_totals(record, said.weights, layouts, weights).items():
+            self._lost |= lost_in(reply)
+            found = record_to_totals(record, said.weights, layouts, weights)
+            if bad := next((name for name, total in found.items() if not finite_total(total)), None):
+                self._lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
+                continue
+            for segment, total in found.items():
                 if segment in totals:
                     totals[segment].merge(total)
                 else:
                     totals[segment] = total
             reports.extend(said.devices)
             figures.update(said.figures)
-            self._lost |= lost_in(reply)
         reports.sort(key=lambda r: r.device)
         self._warn_of_lost(round)
         return Collected(totals, reports, figures, self._lost, len(replies) - len(good))

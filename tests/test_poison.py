@@ -80,9 +80,15 @@ where = pytest.mark.parametrize("real", [False, True], ids=["simulated", "wired"
 @strategies
 @pytest.mark.parametrize("value", [1e15, 1e30, math.nan])
 def test_an_upload_that_would_destroy_the_model_loses_its_device_alone(value, strategy, real, tmp_path, monkeypatch):
-    model = small_model("batch") if math.isnan(value) else small_model()
-    expected = without(2, strategy, monkeypatch, model=model)
+    expected = without(2, strategy, monkeypatch)
     poisoned(monkeypatch, value)
     backend = {"backend": Wired(folder=tmp_path, edges=1)} if real else {}
-    found = run(strategy, model=model, **OPTIONS, **backend)
-    assert_run_without(found, expected)
+    found = run(strategy, **OPTIONS, **backend)
+    assert [set(row.get("lost", {})) for row in found.metrics] == [set(), {"2"}, set()]
+    assert all(math.isfinite(row["train_loss"]) for row in found.metrics)
+    if isinstance(strategy, SplitFedV2):  # the order of the others is drawn among all who began
+        assert all(values.isfinite().all() for state in found.states.values() for values in state.values())
+        assert found.metrics[-1]["loss"] < 2 * expected.metrics[-1]["loss"]
+        return
+    for segment in expected.states:
+        assert_same_bits(found.states[segment], expected.states[segment])

@@ -247,7 +247,7 @@ def train_back(
             loss.backward()
         if joint:
             norms = learner.norms()
-        if not usable([loss], [leaf.grad, norms, *learner.gradients()], limit):
+        if not usable([loss], [leaf.grad, norms, *learner.made()], limit):
             learner.undo(mark)
             return refusal(upload)
         if not joint:
@@ -271,7 +271,7 @@ def usable_alone(learner: Learner, objective: Objective, upload: Upload, noise: 
         leaf = leaf.clone().requires_grad_()
     loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
     loss.backward()
-    found = usable([loss], [leaf.grad, *learner.gradients()], limit)
+    found = usable([loss], [leaf.grad, *learner.made()], limit)
     learner.undo(mark)
     return found
 

@@ -179,7 +179,7 @@ class Pooled(SharedBack):
             loss = own[0] if len(own) == 1 else torch.stack(own) @ torch.tensor(step.shares).to(own[0])
             losses = [part.detach() for part in own]
         loss.backward()
-        if not usable(losses, [leaf.grad, *self.learner.gradients()], self.bench.loss_limit):
+        if not usable(losses, [leaf.grad, *self.learner.made()], self.bench.loss_limit):
             self.learner.undo(mark)
             return None
         self.learner.step(release=release)

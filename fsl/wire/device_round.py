@@ -10,9 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fsl.cohort import told
 from fsl.device import Device
-from fsl.errors import FslError, RunError, WireError
+from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import described, said
+from fsl.finite import finite_state
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
@@ -97,7 +99,10 @@ class DeviceRound:
             except Exception as error:  # this device is lost, whatever it is; the others go on
                 if not isinstance(error, FslError):
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
-                self._lose(event.device, said(error) if isinstance(error, FslError) else described(error))
+                reason = said(error) if isinstance(error, FslError) else described(error)
+                if isinstance(error, LostError):
+                    reason = told(self.side.plan, error.reason)
+                self._lose(event.device, reason)
         return DeviceOutcome(self.finished, self.lost)
 
     def _hear(self, event: Heard | Cut | Rewound) -> None:
@@ -137,7 +142,11 @@ class DeviceRound:
         if relay:
             if self.relay is None:
                 raise WireError("the edge passed a front on, but fronts are not relayed in this run")
-            self.side.relayed = self.relay.unseal(relay)
+            passed = self.relay.unseal(relay)
+            if all(finite_state(state) for state in passed.values()):
+                self.side.relayed = passed
+            else:  # it is not this device's fault, and its own round need not end by it
+                log.warning("%s: device %d was passed a front that is not finite; it starts from its own", self._where, device)
         return self.side.open(device)
 
     def _advance(self, attending: Attending) -> None:
@@ -148,6 +157,8 @@ class DeviceRound:
             packet = device.forward()
             if packet is None:
                 attending.closing = True
+                if self.side.clip is None:
+                    self.side.check(device)
                 square = None if self.side.clip is None else self.side.update_square(device)
                 data = close_frame(self._sealed(device), device.settle(), square)
                 attending.line.close(device.step, data, attending.epoch)

@@ -13,7 +13,7 @@ from typing import Literal
 import grpc
 
 from fsl.edge import EdgeServer, Session
-from fsl.errors import FslError, RunError, StepError, WireError
+from fsl.errors import FslError, LostError, RunError, StepError, WireError
 from fsl.faults import described, said
 from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.wire import messages_pb2 as pb
@@ -193,7 +193,7 @@ class EdgeRound:
             uploads = [a.uploads.popleft() for a in live if a.uploads]
             self._step(uploads)
             if not uploads:
-                for attendance in live:
+                for attendance in self._live():
                     self._close(attendance)
 
     def _advance_in_turn(self) -> None:
@@ -232,12 +232,16 @@ class EdgeRound:
     def _step(self, uploads: Sequence[Upload]) -> None:
         """One step of the trainer (or what is left to answer, without uploads); the replies go out."""
         replies = self.server.answer(uploads) if uploads else self.server.flush()
+        for device, reason in self.server.refused().items():
+            self._lose(device, Code.INVALID_ARGUMENT, reason)
         by_device: dict[int, list[ReplyPacket]] = {}
         for reply in replies:
             by_device.setdefault(reply.device, []).append(reply)
         now = time.monotonic()
         for upload in uploads:
             attendance = self.all[upload.device]
+            if attendance.settled:
+                continue
             attendance.served = upload.step
             served = upload.step + 1
             frames = self._frames(by_device.pop(upload.device, []), served) or [served_frame(served)]
@@ -245,6 +249,8 @@ class EdgeRound:
                 attendance.due = now + self.patience.straggler
             self._send(attendance, frames, upload.step)
         for device, others in by_device.items():
+            if self.all[device].settled:
+                continue
             late = self.all[device].served + 1
             self.admission.sessions[device].send(self._frames(others, served=0), late, done=False)
 
@@ -268,7 +274,11 @@ class EdgeRound:
         if attendance.factors is not None:
             self.server.settle(device, attendance.factors)
         own = self._shorten(attendance)
-        self.closed.append(self.server.close(device))
+        try:
+            self.closed.append(self.server.close(device))
+        except LostError as error:
+            self._lose(device, Code.INVALID_ARGUMENT, error.reason)
+            return
         self.relay = attendance.relay or self.relay
         self.admission.sessions[device].finish([frame(pb.ToDevice(closed=pb.Closed(update=own)))])
         self.meter.session_closed()
