@@ -1,6 +1,7 @@
 """What a Flower node does with a round's message."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 
@@ -20,6 +21,8 @@ from fsl.sides import load_private
 from fsl.states import Replica, State, Total, WeightedSum
 from fsl.unsplit import UnsplitCohort
 from fsl.workload import Worker, Workload
+
+log = logging.getLogger(__name__)
 
 
 class Node:
@@ -69,10 +72,14 @@ class Node:
         workload = self.worker.workload
         if workload.data.test is None:
             raise ConfigError("this node has no test data to evaluate on")
+        devices: list[int] = []
         losses, accuracies = [], []
         leaked: dict[str, list[float]] = {}
         for task in plan.devices:
             front = load_private(self.worker, "front", task) or states.get("front")
+            if front is None and self.worker.store.forgives:
+                log.warning("round %d: device %d has lost its front, and is not evaluated", plan.round, task.device)
+                continue
             if front is None:
                 raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
             replicas["front"].load(front)
@@ -89,7 +96,7 @@ class Node:
                 found = leaks(modules[0], workload.data.test, plan.probe, plan.round, task.device)
                 for name, value in found.items():
                     leaked.setdefault(name, []).append(value)
-        devices = [task.device for task in plan.devices]
+            devices.append(task.device)
         return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies, **leaked})
 
 

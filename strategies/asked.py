@@ -34,6 +34,7 @@ RESERVED = frozenset(
         "sim_seconds",
         "energy_joules",
         "lost",
+        "restarted",
         "losses_withheld",
         *LEAKS,
         *map(figure_of, ADVERSARIES),

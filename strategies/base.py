@@ -47,12 +47,13 @@ class SplitStrategy(Algorithm, Strategy):
         self._previous = ArrayRecord()
         self._placed: bool | None = None  # None: nobody has looked yet
         self._lost: dict[int, str] = {}
+        self._restarted: dict[int, int] = {}  # in this round, with the round of the front that they went on from
         self._moves: tuple[Move, ...] = ()  # of this round
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         super().bind(federation)
-        self._placed, self._lost = None, {}
+        self._placed, self._lost, self._restarted = None, {}, {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -122,6 +123,7 @@ class SplitStrategy(Algorithm, Strategy):
             self._versions[f"edge-{home(report.device)}"] = server_round
         for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
             self._versions[f"edge-{move.edge}"] = server_round
+        self._note_restarts(server_round, collected)
         figures = self._note_kept(server_round, collected.reports, collected.figures)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         if self.federation.privacy is not None and self.federation.privacy.withheld:
@@ -183,6 +185,16 @@ class SplitStrategy(Algorithm, Strategy):
         reports.sort(key=lambda r: r.device)
         self._warn_of_lost(round)
         return Collected(totals, reports, figures, self._lost, len(replies) - len(good))
+
+    def _note_restarts(self, round: int, collected: Collected) -> None:
+        """Devices whose private front was lost on their node: those without an older one get the first one anew."""
+        self._restarted = dict(collected.restarted)
+        for device, before in self._restarted.items():
+            if before:
+                log.warning("round %d: device %d lost its front, and went on from that of round %d", round, device, before)
+            elif device in collected.lost:
+                log.warning("round %d: device %d lost its front, and begins anew in the next round", round, device)
+                self._versions.pop(f"device-{device}", None)
 
     def _warn_of_lost(self, round: int) -> None:
         for device, reason in self._lost.items():
@@ -289,7 +301,9 @@ class SplitStrategy(Algorithm, Strategy):
     def remarks(self) -> Mapping[str, Any]:
         """Which devices were lost in the last round and why, where nodes host what they host; and what is spent."""
         told = {str(device): reason for device, reason in sorted(self._lost.items())}
-        lost = {"lost": told} if self._placed or told else {}
+        lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
+        if self._restarted:
+            lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
         federation = self.federation
         if federation.ledger is None or federation.privacy is None:
             return lost

@@ -7,10 +7,12 @@ import torch
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from fsl.strategies.algorithm import Algorithm
 
+from fsl.deployment.wired import WiredNode
 from fsl.device import Device
+from fsl.files import load_tensors, save_tensors
 from fsl.sides import DeviceSide
 from tests.conftest import small_model
-from tests.test_equivalences import ADAM, assert_same_bits, run
+from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
 from tests.wired import Wired
 
 STRATEGIES = [
@@ -92,3 +94,77 @@ def test_an_upload_that_would_destroy_the_model_loses_its_device_alone(value, st
         return
     for segment in expected.states:
         assert_same_bits(found.states[segment], expected.states[segment])
+
+
+# A node's own files.
+
+
+def damaged_before(round, monkeypatch, *damages):
+    """What befalls the files of the nodes that host devices before a round; they lie in devices-<first>/."""
+    train = WiredNode.train
+
+    def changed(node, plan, part, arrays):
+        if plan.round == round and part.tickets:
+            for damage in damages:
+                damage(node.node.worker.store.folder)
+        return train(node, plan, part, arrays)
+
+    monkeypatch.setattr(WiredNode, "train", changed)
+
+
+def gone(name):
+    def damage(folder):
+        for path in folder.glob(name):
+            path.unlink()
+
+    return damage
+
+
+def cut(name):
+    def damage(folder):
+        for path in folder.glob(name):
+            path.write_bytes(path.read_bytes()[:40])
+
+    return damage
+
+
+def not_finite(name):
+    def damage(folder):
+        for path in folder.glob(name):
+            save_tensors(path, {key: tensor * math.nan for key, tensor in load_tensors(path).items()})
+
+    return damage
+
+
+@pytest.mark.parametrize("kind", [gone, cut, not_finite])
+def test_a_device_whose_private_front_is_lost_goes_on_from_the_one_before(kind, tmp_path, monkeypatch):
+    damaged_before(3, monkeypatch, kind("fronts/1/2.safetensors"))
+    found = run(SplitFedV3(), backend=Wired(folder=tmp_path, edges=1), **OPTIONS)
+    assert [row["lost"] for row in found.metrics] == [{}, {}, {}]
+    assert [row.get("restarted") for row in found.metrics] == [None, None, {"1": 1}]
+
+
+def test_a_device_without_an_older_front_begins_anew_from_the_first_one(tmp_path, monkeypatch):
+    damaged_before(3, monkeypatch, gone("fronts/1/*"), cut("fronts/3/*"))
+    found = run(SplitFedV3(), backend=Wired(folder=tmp_path, edges=1), **OPTIONS | {"rounds": 5})
+    assert [sorted(row["lost"]) for row in found.metrics] == [[], [], ["1", "3"], [], []]
+    assert "begins anew from the first one in the next round" in found.metrics[2]["lost"]["1"]
+    assert [row.get("restarted") for row in found.metrics] == [None, None, {"1": 0, "3": 0}, None, None]
+    assert [row["evaluated_devices"] for row in found.metrics] == [4, 4, 4, 4, 4]  # the first front is known to all
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2()], ids=["own back", "shared back"])
+def test_who_lost_its_optimizer_s_state_goes_on_with_a_new_one(strategy, tmp_path, monkeypatch):
+    for node in ("edge-0", "devices-0"):
+        (tmp_path / node).mkdir()
+    options = OPTIONS | {"optimizer": KEPT}
+    train = WiredNode.train
+
+    def changed(node, plan, part, arrays):
+        if plan.round == 3:
+            cut("optimizers/*/*/*")(node.node.worker.store.folder)
+        return train(node, plan, part, arrays)
+
+    monkeypatch.setattr(WiredNode, "train", changed)
+    found = run(strategy, backend=Wired(folder=tmp_path, edges=1), **options)
+    assert [row["lost"] for row in found.metrics] == [{}, {}, {}]

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.codecs.spec import codec_of
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
+from fsl.deployment.work import RESTARTED
 from fsl.errors import RunError
 from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
@@ -170,6 +171,7 @@ class Roster:
         assert asked is not None
         tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
+        restarted: dict[int, int] = {}
         ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
@@ -181,6 +183,8 @@ class Roster:
                     tally.lose(device, f"{self.members.label(node)}: {reply.error.reason}")
                 continue
             content = reply.content
+            hosted = next((m.samples.keys() for m in self.members.online if m.node == node), ())
+            restarted |= {d: round for d, round in _restarted(content.metric_records[METRICS]).items() if d in hosted}
             for device, reason in _remarks(content).items():
                 tally.lose(device, reason)
             tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
@@ -191,7 +195,8 @@ class Roster:
         for node in ill:
             self.members.forget(node)
         collected = tally.collected(failed)
-        return replace(collected, again={d: n for d in collected.lost if (n := asked.others.get(d))})
+        again = {d: n for d in collected.lost if (n := asked.others.get(d))}
+        return replace(collected, again=again, restarted=restarted)
 
     def evaluate_messages(
         self, text: Callable[[Sequence[DeviceTask]], str], tasks: Sequence[DeviceTask], needed: Needed, round: int
@@ -239,6 +244,12 @@ class Roster:
 def _tasks(part: Part) -> list[DeviceTask]:
     """The devices whose fronts a message must bring; an edge needs none."""
     return [*(ticket.task for ticket in part.tickets), *part.alone]
+
+
+def _restarted(metrics: MetricRecord) -> dict[int, int]:
+    names = [name.removeprefix(RESTARTED) for name in metrics if name.startswith(RESTARTED)]
+    found = {int(name): metrics[f"{RESTARTED}{name}"] for name in names if name.isdecimal()}
+    return {device: round for device, round in found.items() if type(round) is int and round >= 0}
 
 
 def _remarks(content: RecordDict) -> dict[int, str]:

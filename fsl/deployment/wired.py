@@ -23,6 +23,7 @@ from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.states import State
+from fsl.store import KEPT
 from fsl.unsplit import UnsplitCohort
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import EdgeOutcome
@@ -112,6 +113,9 @@ class WiredNode:
         worker = self.node.worker
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
+        moving = any(edge.peers for edge in part.edges)  # then what is not here may be at another edge
+        worker.store.restarts.clear()
+        worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = self._charge(plan, [*(task.device for task in part.alone), *(t.task.device for t in part.tickets)])
         if part.alone:
             alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run()
@@ -131,6 +135,7 @@ class WiredNode:
         for thread in edges:
             thread.join()
         worker.store.sync()
+        work.restarted = restarted(worker.store.restarts)
         return work
 
     def _charge(self, plan: RoundPlan, devices: Sequence[int]) -> Ledger | None:
@@ -279,6 +284,16 @@ class WiredNode:
         if plan.fronts != "private":
             work.totals |= side.totals
         return {device: wasted.get("steps", 0) for device, wasted in outcome.wasted.items()}
+
+
+def restarted(restarts: Mapping[str, int]) -> dict[int, int]:
+    """The devices whose front or head was lost, by the round of what they went on from; 0 where they begin anew."""
+    found: dict[int, int] = {}
+    for owner, round in restarts.items():
+        kind, _, number = owner.partition("/")
+        if kind in ("fronts", "heads"):
+            found[int(number)] = min(round, found.get(int(number), round))
+    return found
 
 
 def _metrics(address: str) -> "MetricsEndpoint":

@@ -10,6 +10,9 @@ from fsl.reports import DeviceReport
 from fsl.states import Total, WeightedSum
 
 
+RESTARTED = "restarted."  # before a device's number, in what is said of a round
+
+
 @dataclass
 class Work:
     """What a node did in a round."""
@@ -19,6 +22,7 @@ class Work:
     served: list[DeviceReport] = field(default_factory=list)  # of devices that this node's edge served
     figures: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    restarted: dict[int, int] = field(default_factory=dict)  # devices by the round of the front that they went on from
 
     def lose(self, reasons: Mapping[int, str]) -> None:
         """Devices did not finish here; on a node that is both, either end may say why."""
@@ -31,4 +35,5 @@ class Work:
         metrics = reports_to_metrics(self.reports, weights, self.figures)
         served = reports_to_metrics(self.served, {}, {})
         metrics.update({f"served.{name}": column for name, column in served.items()})
+        metrics.update({f"{RESTARTED}{device}": round for device, round in self.restarted.items()})
         return totals_to_record(self.totals), metrics
