@@ -192,7 +192,9 @@ class DeviceSide:
                 return private
         start = (self.relayed if self.plan.fronts == "relayed" else self.states).get(name)
         if start is None and self.worker.store.restarts.get(f"{name}s/{device}") == 0:
-            raise LostError(device, f"its {name} is lost on its node; it begins anew from the first one in the next round")
+            raise LostError(
+                device, f"its {name} is lost on its node; it begins anew from the first one in the next round"
+            )
         if start is None:
             raise ConfigError(f"device {device} has no {name} yet, and the round's message brought none")
         return start

@@ -32,6 +32,7 @@ from fsl.workload import Worker
 
 if TYPE_CHECKING:
     from fsl.privacy.learner import Privatizer
+    from fsl.wire.options import Deadline
 
 
 class UnsplitCohort:
@@ -57,14 +58,17 @@ class UnsplitCohort:
             segment.install(replica)
         self.privatizers = privatizers(self.segments, self.replicas, self.private)
 
-    def run(self) -> CohortResult:
-        """Train every device once; the totals hold n_k * w_k of every segment."""
+    def run(self, deadline: "Deadline | None" = None) -> CohortResult:
+        """Train every device once; the totals hold n_k * w_k of every segment.
+
+        Who has not finished at the deadline is lost.
+        """
         totals = {s.name: new_total(s.layout, self.plan) for s in self.segments}
         reports = []
         lost: dict[int, str] = {}
         for task in self.task.devices:
             try:
-                report = self._train(task)
+                report = self._train(task, deadline)
                 weight = self._clip()
                 states = {s.name: replica.collect() for s, replica in zip(self.segments, self.replicas)}
                 refuse_states(task.device, states)
@@ -95,7 +99,7 @@ class UnsplitCohort:
         clip_update(starts, [replica.collect() for replica in self.replicas], self.plan.privacy.client.clip)
         return 1.0
 
-    def _train(self, task: DeviceTask) -> DeviceReport:
+    def _train(self, task: DeviceTask, deadline: "Deadline | None") -> DeviceReport:
         plan, workload, device = self.plan, self.worker.workload, task.device
         rows = workload.partition.indices(device)
         batches = plan_batches(rows, plan, device, self.worker.skip_single, self.secure)
@@ -118,6 +122,8 @@ class UnsplitCohort:
                 counts.append(workload.objective.weight(targets))
                 losses.append(self._step(inputs, targets, at, releases, device))
                 here(device, len(losses))
+                if deadline is not None and deadline.left() <= 0:
+                    raise LostError(device, deadline.reason)
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
         loss = loss_told(plan, weighted_loss(losses, counts))

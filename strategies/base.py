@@ -191,7 +191,9 @@ class SplitStrategy(Algorithm, Strategy):
         self._restarted = dict(collected.restarted)
         for device, before in self._restarted.items():
             if before:
-                log.warning("round %d: device %d lost its front, and went on from that of round %d", round, device, before)
+                log.warning(
+                    "round %d: device %d lost its front, and went on from that of round %d", round, device, before
+                )
             elif device in collected.lost:
                 log.warning("round %d: device %d lost its front, and begins anew in the next round", round, device)
                 self._versions.pop(f"device-{device}", None)
@@ -291,7 +293,11 @@ class SplitStrategy(Algorithm, Strategy):
                 scores = self.aggregate_evaluate(current, self._exchange(grid, messages, timeout))
                 result.evaluate_metrics_clientapp[current] = scores or MetricRecord()
                 metrics = MetricRecord({**metrics, **(scores or {})})
-            if not nothing_new and evaluate_fn is not None and (scores := evaluate_fn(current, result.arrays)) is not None:
+            if (
+                not nothing_new
+                and evaluate_fn is not None
+                and (scores := evaluate_fn(current, result.arrays)) is not None
+            ):
                 result.evaluate_metrics_serverapp[current] = scores
                 metrics = MetricRecord({**metrics, **scores})
             if on_round is not None:

@@ -11,7 +11,6 @@ from fsl.deployment.wired import WiredNode
 from fsl.device import Device
 from fsl.files import load_tensors, save_tensors
 from fsl.sides import DeviceSide
-from tests.conftest import small_model
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
 from tests.wired import Wired
 
@@ -57,22 +56,12 @@ def told_the_round(monkeypatch):
     monkeypatch.setattr(DeviceSide, "open", opened)
 
 
-def without(device, strategy, monkeypatch, rounds=(2,), **options):
-    """A run in which a device does not take part in these rounds."""
+def without(device, strategy, monkeypatch, absent=2, **options):
+    """A run in which a device does not take part in one round."""
     with monkeypatch.context() as patch:
         everybody = range(OPTIONS["devices"])
-        patch.setattr(
-            Algorithm, "select", lambda self, round: [d for d in everybody if d != device or round not in rounds]
-        )
+        patch.setattr(Algorithm, "select", lambda self, round: [d for d in everybody if d != device or round != absent])
         return run(strategy, **OPTIONS | options)
-
-
-def assert_run_without(found, expected, round=2, device="2"):
-    assert [set(row.get("lost", {})) for row in found.metrics] == [
-        {device} if row["round"] == round else set() for row in found.metrics
-    ]
-    for segment in expected.states:
-        assert_same_bits(found.states[segment], expected.states[segment])
 
 
 where = pytest.mark.parametrize("real", [False, True], ids=["simulated", "wired"])

@@ -8,10 +8,11 @@ from dataclasses import replace
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.cohort import told
+from fsl.deployment.closing import too_long
 from fsl.finite import finite_state, finite_total
 from fsl.placement import Collected
 from fsl.plan import CohortTask, RoundPlan
-from fsl.records import metrics_to_reports, record_to_totals
+from fsl.records import metrics_to_reports, record_to_states, record_to_totals
 from fsl.reports import DeviceReport
 from fsl.states import DeviceStates, Layout, Total, WeightedSum
 
@@ -54,7 +55,7 @@ class Tally:
         self._served.update({report.device: report for report in served.devices})
         withheld = self.plan.privacy is not None and self.plan.privacy.withheld
         for report in served.devices:
-            if not (withheld or math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight)):
+            if not (withheld or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
                 self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
         self._figures.update(said.figures)
@@ -85,6 +86,19 @@ class Tally:
         said = self._lost.setdefault(device, [])
         if reason not in said:
             said.append(reason)
+
+    def measure(self, start: ArrayRecord, max_norm: float) -> None:
+        """Lose the devices whose update from the arrays of the round's start is too long."""
+        layouts = {
+            name: self.layouts[name] for name in self._own if f"{name}.{self.layouts[name].fields[0].name}" in start
+        }
+        if self.plan.fronts == "private":
+            layouts.pop("front", None)
+            layouts.pop("head", None)
+        finished = sorted((self._trained.keys() & self._served.keys()) - self._void)
+        for device, reason in too_long(self._own, record_to_states(start, layouts), finished, max_norm).items():
+            self._void.add(device)
+            self.lose(device, reason)
 
     def collected(self, failed_nodes: int) -> Collected:
         """What the round came to."""

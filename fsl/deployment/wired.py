@@ -31,7 +31,7 @@ from fsl.wire.client import Invitation, Uplink
 from fsl.wire.device_round import DeviceRound
 from fsl.wire.edge_round import EdgeRound
 from fsl.wire.expected import Expected
-from fsl.wire.options import Patience
+from fsl.wire.options import Deadline, Patience
 from fsl.wire.peers import PeerLines
 from fsl.wire.relay import Relay
 from fsl.wire.roaming_devices import RoamingDevices
@@ -118,12 +118,16 @@ class WiredNode:
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = self._charge(plan, [*(task.device for task in part.alone), *(t.task.device for t in part.tickets)])
         if part.alone:
-            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run()
+            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
+            work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
             work.served.extend(alone.reports)
         every = part.replicate_every
-        edges = [threading.Thread(target=self._serve, args=(plan, edge, states, work, every)) for edge in part.edges]
+        edges = [
+            threading.Thread(target=self._serve, args=(plan, edge, states, work, every, _deadline(part)))
+            for edge in part.edges
+        ]
         if len(edges) > 1:
             raise ConfigError("a node hosts one edge at most")
         for thread in edges:
@@ -166,11 +170,17 @@ class WiredNode:
     # An edge's part.
 
     def _serve(
-        self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work, replicate_every: int
+        self,
+        plan: RoundPlan,
+        part: EdgePart,
+        states: Mapping[str, State],
+        work: Work,
+        replicate_every: int,
+        deadline: Deadline | None,
     ) -> None:
         devices = [task.device for task in part.cohort.devices]
         try:
-            outcome = self._serve_round(plan, part, states, work, replicate_every)
+            outcome = self._serve_round(plan, part, states, work, replicate_every, deadline)
         except Exception as error:
             reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
             log.error(reason, exc_info=not isinstance(error, FslError))
@@ -200,7 +210,13 @@ class WiredNode:
         )
 
     def _serve_round(
-        self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work, replicate_every: int
+        self,
+        plan: RoundPlan,
+        part: EdgePart,
+        states: Mapping[str, State],
+        work: Work,
+        replicate_every: int,
+        deadline: Deadline | None,
     ) -> EdgeOutcome:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
@@ -219,6 +235,7 @@ class WiredNode:
             )
         else:
             edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
+        edge_round.deadline = deadline
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -262,6 +279,8 @@ class WiredNode:
             devices: DeviceRound = RoamingDevices(side, invitations, self.uplink, self.patience, others, where, every)
         else:
             devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
+        if part.deadline is not None:
+            devices.deadline = Deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(
@@ -294,6 +313,10 @@ def restarted(restarts: Mapping[str, int]) -> dict[int, int]:
         if kind in ("fronts", "heads"):
             found[int(number)] = min(round, found.get(int(number), round))
     return found
+
+
+def _deadline(part: Part) -> Deadline | None:
+    return None if part.deadline is None else Deadline(part.deadline)
 
 
 def _metrics(address: str) -> "MetricsEndpoint":

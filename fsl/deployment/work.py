@@ -9,7 +9,6 @@ from fsl.records import reports_to_metrics, totals_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total, WeightedSum
 
-
 RESTARTED = "restarted."  # before a device's number, in what is said of a round
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from fsl.privacy.noise import noise_source
 from fsl.states import Layout, State
 
-
 VOID = sys.float_info.max  # the squared norm of an update that cannot be used
 
 

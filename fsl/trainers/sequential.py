@@ -53,9 +53,7 @@ class Sequential(SharedBack):
             noise = self._noise[upload.device].at(upload.step)
             release = self.bench.release(upload.step, upload.device)
             bench = self.bench
-            reply = train_back(
-                self.learner, bench.objective, upload, noise, release=release, limit=bench.loss_limit
-            )
+            reply = train_back(self.learner, bench.objective, upload, noise, release=release, limit=bench.loss_limit)
             replies.append(reply)
             if reply.refused is None:
                 self.examples += bench.rows(len(upload.targets))

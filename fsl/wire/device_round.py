@@ -21,7 +21,7 @@ from fsl.targets import locate_allowed
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
 from fsl.wire.format import close_frame, read_reply, upload_frame
-from fsl.wire.options import Patience
+from fsl.wire.options import Deadline, Patience
 from fsl.wire.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,11 @@ class DeviceRound:
         self.relay = relay
         trainer = locate_allowed(plan.trainer.target, side.worker.workload.allowed)(**plan.trainer.kwargs)
         self.window: int = trainer.window
+        self.divisible: bool = trainer.divisible
         self.ear: Ear = Ear()
         self.attending = {i.device: Attending(uplink.attend(i, self.ear, patience)) for i in invitations}
         self.queue = uplink.limits.queue
+        self.deadline: Deadline | None = None  # after which its edges serve nobody
         self.finished: list[int] = []
         self.lost: dict[int, str] = {}
 
@@ -84,6 +86,11 @@ class DeviceRound:
     def _run(self) -> DeviceOutcome:
         silent_since = time.monotonic()
         while self.attending:
+            passed = "" if self.deadline is None else self.deadline.passed()
+            if self.deadline is not None and passed and (passed == "last" or self.divisible):
+                for device in list(self.attending):
+                    self._lose(device, self.deadline.reason)
+                break
             try:
                 event = self.ear.get(timeout=1.0)
             except queue.Empty:
@@ -146,7 +153,9 @@ class DeviceRound:
             if all(finite_state(state) for state in passed.values()):
                 self.side.relayed = passed
             else:  # it is not this device's fault, and its own round need not end by it
-                log.warning("%s: device %d was passed a front that is not finite; it starts from its own", self._where, device)
+                log.warning(
+                    "%s: device %d was passed a front that is not finite; it starts from its own", self._where, device
+                )
         return self.side.open(device)
 
     def _advance(self, attending: Attending) -> None:
