@@ -10,7 +10,7 @@ from fsl.device import Device
 from fsl.edge import EdgeServer, Session
 from fsl.errors import DeviceError, FslError, LostError, StepError
 from fsl.faults import fault_of, is_fault, passing
-from fsl.finite import UNUSABLE
+from fsl.judged import told
 from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.reports import CohortResult, DeviceReport
 from fsl.sides import DeviceSide, EdgeSide, told_rows
@@ -76,11 +76,6 @@ def result_of(
         reports.clear()
         return {}, Counter()
     return ({"back": total}, edge.figures()) if reports else ({}, Counter())
-
-
-def told(plan: RoundPlan, reason: str) -> str:
-    """Why a device is lost, as it is said: nothing of its data where the run is private."""
-    return reason if plan.privacy is None else UNUSABLE
 
 
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fsl.codecs.spec import CANNOT_MOVE
-from fsl.cohort import closed, result_of, stepping, told, train
+from fsl.cohort import closed, result_of, stepping, train
 from fsl.device import Device
 from fsl.edge import EdgeServer
 from fsl.errors import ConfigError, LostError
 from fsl.handover import Passport, hand_over
+from fsl.judged import told
 from fsl.memory import KEPT_CANNOT_MOVE
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.mobility import Move, route

@@ -11,7 +11,8 @@ from fsl.codecs.spec import codec_maker
 from fsl.device import Device, DeviceBench
 from fsl.edge import EdgeServer
 from fsl.errors import ConfigError, LostError
-from fsl.finite import UNUSABLE, finite, loss_limit, refuse_states
+from fsl.finite import UNUSABLE, refuse_states
+from fsl.judged import limit_of, refuse_optimizer
 from fsl.learner import Learner, OptimizerRecipe
 from fsl.memory import TrainerMemory
 from fsl.objective import Objective
@@ -127,11 +128,10 @@ class DeviceSide:
 
     def check(self, device: Device) -> None:
         """LostError where what a device has trained, or what its optimizer is to keep, cannot be used."""
-        private_run = self.plan.privacy is not None
-        refuse_states(device.device, self.states_of(device), private_run)
+        refuse_states(device.device, self.states_of(device), self.plan.privacy is not None)
         if not self.plan.reset_optimizer:
             for name, learner in self._learners(device).items():
-                refuse_optimizer(device.device, name, learner, private_run)
+                refuse_optimizer(device.device, name, learner, self.plan)
 
     def abandon(self, device: Device) -> None:
         """A device is lost in the middle of its round: nothing of it is kept."""
@@ -309,21 +309,8 @@ def load_kept(
 def keep(worker: Worker, plan: RoundPlan, owner: str, learner: Learner, task: DeviceTask | CohortTask) -> None:
     """Put an owner's optimizer state away, where the run keeps them; LostError where it cannot be used."""
     if not plan.reset_optimizer:
-        refuse_optimizer(getattr(task, "device", None), owner, learner, plan.privacy is not None)
+        refuse_optimizer(getattr(task, "device", None), owner, learner, plan)
         worker.store.save(f"optimizers/{owner}", plan.round, learner.optimizer_state(), (task.version, task.saved))
-
-
-def limit_of(worker: Worker, plan: RoundPlan) -> float | None:
-    """The loss above which a step of this round is refused; None where none is."""
-    workload, whole = worker.workload, plan.privacy is not None and plan.privacy.client is not None
-    return loss_limit(workload.objective.divergence_bound(workload.data.classes), whole)
-
-
-def refuse_optimizer(device: int | None, owner: str, learner: Learner, private_run: bool) -> None:
-    """LostError for an optimizer state that no later step could go on from."""
-    if not finite(learner.optimizer_state().values()):
-        said = f"the optimizer state of {owner} is not finite; its training has diverged"
-        raise LostError(device, UNUSABLE if private_run else said)
 
 
 def new_total(layout: Layout, plan: RoundPlan) -> Total:

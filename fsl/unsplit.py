@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fsl.batches import load_batches, plan_batches
-from fsl.cohort import loss_told, rows_told, stepping, told, weight_told
+from fsl.cohort import loss_told, rows_told, stepping, weight_told
 from fsl.edge import weighted_loss
 from fsl.errors import LostError
 from fsl.finite import REFUSED, finite, refuse_states, usable
+from fsl.judged import limit_of, told
 from fsl.learner import (
     OptimizerRecipe,
     Release,
@@ -26,7 +27,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.reports import CohortResult, DeviceReport
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.sides import limit_of, new_total, private
+from fsl.sides import new_total, private
 from fsl.states import Replica, State
 from fsl.workload import Worker
 

@@ -135,14 +135,14 @@ def usable(round: int, name: str, states: Any, remembered: Mapping[str, Tensor])
     for segment, state in states.items():
         if not finite_state(state):
             raise RunError(
-                f"round {round}: {name} gave segment {segment} values that are not finite, though what it was given are; "
+                f"round {round}: {name} gave segment {segment} values that are not finite, from states that are; "
                 f"nothing was overwritten: the run's checkpoint is of round {round - 1}, and resume goes on from there"
             )
     for tensor_name, tensor in remembered.items():
         if not finite([tensor]):
             raise RunError(
-                f"round {round}: what the aggregator remembers as {tensor_name} is not finite; nothing was overwritten, "
-                f"and resume goes on from round {round - 1}"
+                f"round {round}: what the aggregator remembers as {tensor_name} is not finite; nothing was "
+                f"overwritten, and resume goes on from round {round - 1}"
             )
 
 

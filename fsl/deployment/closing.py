@@ -69,7 +69,8 @@ def too_long(
             norms[device] = math.sqrt(sum(parts))
     usual = median_low(norms.values()) if norms else 0.0
     return {
-        device: f"its update is {norm / usual:.3g} times as long as the round's median; deployment.max_norm={max_norm:g}"
+        device: f"its update is {norm / usual:.3g} times as long as the round's median (deployment.max_norm="
+        f"{max_norm:g})"
         for device, norm in norms.items()
         if usual and norm > max_norm * usual
     }

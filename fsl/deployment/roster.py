@@ -123,8 +123,8 @@ class Roster:
         """RunError for moves that devices and edges which are apart cannot make, and for what would tell too much."""
         if self.terms.max_norm is not None and plan.privacy is not None:
             raise RunError(
-                f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an update's "
-                "norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
+                f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
+                "update's norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
             )
         if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
             raise RunError(
@@ -229,8 +229,8 @@ class Roster:
         lost = "; ".join(f"device {device}: {reason}" for device, reason in list(collected.lost.items())[:3])
         raise RunError(
             f"round {asked.plan.round}: {finished} of {devices} devices finished, and deployment.quorum="
-            f"{self.terms.quorum} asks for {needed}; nothing of the round counts ({lost}); resume goes on from the round "
-            "before"
+            f"{self.terms.quorum} asks for {needed}; nothing of the round counts ({lost}); resume goes on from "
+            "the round before"
         )
 
     def evaluate_messages(

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from fsl.cohort import told
 from fsl.deployment.closing import too_long
 from fsl.finite import finite_state, finite_total
+from fsl.judged import told
 from fsl.placement import Collected
 from fsl.plan import CohortTask, RoundPlan
 from fsl.records import metrics_to_reports, record_to_states, record_to_totals

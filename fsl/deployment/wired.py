@@ -13,7 +13,7 @@ from fsl.cohort import loss_told, rows_told, weight_told
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.spent import OwnLedger, done_again
-from fsl.deployment.work import Work
+from fsl.deployment.work import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
@@ -303,16 +303,6 @@ class WiredNode:
         if plan.fronts != "private":
             work.totals |= side.totals
         return {device: wasted.get("steps", 0) for device, wasted in outcome.wasted.items()}
-
-
-def restarted(restarts: Mapping[str, int]) -> dict[int, int]:
-    """The devices whose front or head was lost, by the round of what they went on from; 0 where they begin anew."""
-    found: dict[int, int] = {}
-    for owner, round in restarts.items():
-        kind, _, number = owner.partition("/")
-        if kind in ("fronts", "heads"):
-            found[int(number)] = min(round, found.get(int(number), round))
-    return found
 
 
 def _deadline(part: Part) -> Deadline | None:

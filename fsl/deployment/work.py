@@ -36,3 +36,13 @@ class Work:
         metrics.update({f"served.{name}": column for name, column in served.items()})
         metrics.update({f"{RESTARTED}{device}": round for device, round in self.restarted.items()})
         return totals_to_record(self.totals), metrics
+
+
+def restarted(restarts: Mapping[str, int]) -> dict[int, int]:
+    """The devices whose front or head was lost, by the round of what they went on from; 0 where they begin anew."""
+    found: dict[int, int] = {}
+    for owner, round in restarts.items():
+        kind, _, number = owner.partition("/")
+        if kind in ("fronts", "heads"):
+            found[int(number)] = min(round, found.get(int(number), round))
+    return found

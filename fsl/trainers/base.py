@@ -208,7 +208,10 @@ class SharedBack(EdgeTrainer):
         self.open(device, snapshot.weight)
 
     def result(self) -> WeightedSum:
-        """The back, weighted by the examples it was trained on (for the mean over edges); LostError where it is lost."""
+        """The back, weighted by the examples it was trained on (for the mean over edges).
+
+        LostError where it is not finite.
+        """
         if not finite_state(self.learner.state()):
             self.bench.back.give_back(self.learner)
             raise LostError(None, f"the back of edge {self.edge} is not finite after its round")

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fsl.cohort import told
 from fsl.device import Device
 from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import described, said
 from fsl.finite import finite_state
+from fsl.judged import told
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
