@@ -46,8 +46,10 @@ class Node:
             figures.update(result.figures)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
         lost = {device: reason for result in results for device, reason in result.lost.items()}
-        content = {ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, figures)}
-        return RecordDict({**content, **({REMARKS: ConfigRecord({LOST: json.dumps(lost)})} if lost else {})})
+        content = RecordDict({ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, figures)})
+        if lost:
+            content[REMARKS] = ConfigRecord({LOST: json.dumps(lost)})
+        return content
 
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
