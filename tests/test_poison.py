@@ -1,17 +1,26 @@
 """What cannot be computed with is lost where it arises, with who made it, and nothing else is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from fsl.strategies.algorithm import Algorithm
 
+from fsl.checkpoint import load_checkpoint
+from fsl.codecs import Identity
 from fsl.deployment.wired import WiredNode
+from fsl.deployment.work import Work
 from fsl.device import Device
+from fsl.divergence import diverged_in
+from fsl.edge import EdgeServer
+from fsl.errors import RunError
 from fsl.files import load_tensors, save_tensors
+from fsl.privacy.settings import Privacy
 from fsl.sides import DeviceSide
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
+from tests.test_private_wire import encrypted  # noqa: F401 - a fixture
 from tests.wired import Wired
 
 STRATEGIES = [
@@ -157,3 +166,83 @@ def test_who_lost_its_optimizer_s_state_goes_on_with_a_new_one(strategy, tmp_pat
     monkeypatch.setattr(WiredNode, "train", changed)
     found = run(strategy, backend=Wired(folder=tmp_path, edges=1), **options)
     assert [row["lost"] for row in found.metrics] == [{}, {}, {}]
+
+
+# What comes back, and what is made of it.
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2()], ids=["own back", "shared back"])
+def test_a_front_that_comes_back_not_finite_loses_its_device(strategy, tmp_path, monkeypatch):
+    records = Work.records
+
+    def hostile(work):
+        for name, total in work.totals.items():
+            if name == "front" and 2 in getattr(total, "states", {}) and work.reports:
+                total.states[2].flats[torch.float32][3] = math.nan
+        return records(work)
+
+    monkeypatch.setattr(Work, "records", hostile)
+    found = run(strategy, backend=Wired(folder=tmp_path, edges=1), **OPTIONS)
+    assert [row["lost"] for row in found.metrics] == [{"2": "the front that came back is not finite"}] * 3
+    assert all(values.isfinite().all() for state in found.states.values() for values in state.values())
+
+
+def test_a_cut_gradient_that_is_not_finite_reaches_no_front(tmp_path, monkeypatch):
+    answer = EdgeServer._answers
+
+    def hostile(server, replies):
+        found = answer(server, replies)
+        return [
+            replace(p, gradient=Identity().encode(torch.full_like(p.gradient.arrays[0][1], math.inf)))
+            if p.device == 2
+            else p
+            for p in found
+        ]
+
+    monkeypatch.setattr(EdgeServer, "_answers", hostile)
+    for options in ({}, {"backend": Wired(folder=tmp_path, edges=1)}):
+        found = run(SplitFedV1(), **OPTIONS, **options)
+        assert [set(row["lost"]) for row in found.metrics] == [{"2"}] * 3
+        assert "the cut gradient of step 0 is not finite" in found.metrics[0]["lost"]["2"]
+
+
+class Careless(SplitFedV1):
+    """Its combination of round 2 is not finite."""
+
+    def combine(self, round, totals, previous):
+        new = super().combine(round, totals, previous)
+        if round == 2:
+            new["back"].flats[torch.float32].mul_(math.inf)
+        return new
+
+
+def test_a_strategy_that_combines_to_what_is_not_finite_is_named_and_nothing_is_overwritten(tmp_path):
+    with pytest.raises(RunError, match=r"round 2: Careless\.combine\(\) gave segment back values that are not finite"):
+        run(Careless(), out=tmp_path / "run", **OPTIONS)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint").round == 1
+
+
+@where
+def test_where_devices_are_protected_as_a_whole_an_update_of_no_use_counts_as_none(
+    real, encrypted, tmp_path, monkeypatch
+):
+    privacy = Privacy.read({"client": {"clip": 1.0, "noise_multiplier": 0.01}})
+    poisoned(monkeypatch, math.nan)
+    options = OPTIONS | {"privacy": privacy, "rounds": 2}
+    backend = {"backend": Wired(folder=tmp_path, edges=1, **encrypted)} if real else {}
+    found = run(SplitFedV1(), **options, **backend)
+    assert all(not row.get("lost") for row in found.metrics)
+    assert [row["devices"] for row in found.metrics] == [4, 4]
+    assert found.metrics[0]["up_bytes"] == found.metrics[1]["up_bytes"]
+    assert all(values.isfinite().all() for state in found.states.values() for values in state.values())
+
+
+def test_a_round_that_loses_everybody_keeps_the_model_and_is_a_divergence(monkeypatch):
+    before = run(SplitFedV1(), **OPTIONS | {"rounds": 1})
+    for device in range(OPTIONS["devices"]):
+        poisoned(monkeypatch, math.nan, device=device)
+    found = run(SplitFedV1(), **OPTIONS | {"rounds": 2})
+    assert (found.metrics[1]["devices"], found.metrics[1]["loss"]) == (0, None)
+    assert diverged_in(found.metrics, 3.0) == 2
+    for segment in before.states:
+        assert_same_bits(found.states[segment], before.states[segment])
