@@ -224,7 +224,10 @@ def test_a_strategy_that_combines_to_what_is_not_finite_is_named_and_nothing_is_
 
 @where
 def test_where_devices_are_protected_as_a_whole_an_update_of_no_use_counts_as_none(
-    real, encrypted, tmp_path, monkeypatch
+    real,
+    encrypted,  # noqa: F811
+    tmp_path,
+    monkeypatch,
 ):
     privacy = Privacy.read({"client": {"clip": 1.0, "noise_multiplier": 0.01}})
     poisoned(monkeypatch, math.nan)
