@@ -27,8 +27,7 @@ def client_app(build: Callable[[Context], Node]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         plan = RoundPlan.from_json(_plan_text(message))
-        arrays, metrics = node(context).train(plan, _arrays(message))
-        return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
+        return Message(node(context).train(plan, _arrays(message)), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

@@ -1,7 +1,7 @@
 """Checkpoints: what `resume` needs to go on, bitwise as if the run had never stopped.
 
-A checkpoint is complete when `state.json` names its round; the tensors of a round are written before, and those of
-the round before are deleted after.
+A checkpoint is complete when `state.json` names its round; the tensors of a round are written before. The checkpoint
+of the round before stays beside it (`previous.json`), for when the newest is damaged; older ones are deleted.
 """
 
 import json
@@ -16,10 +16,13 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 from fsl.files import load_tensors, tensor_bytes, to_json, write_bytes, write_text
+from fsl.finite import finite
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_NEWEST, _PREVIOUS = "state.json", "previous.json"
+STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,50 @@ def _serialised(checkpoint: Checkpoint) -> tuple[bytes, str]:
 def _write(folder: Path, round: int, tensors: bytes, state: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model.{round}.safetensors"
+    newest = _named_round(folder / _NEWEST)
     write_bytes(path, tensors)
-    write_text(folder / "state.json", state)
+    # By a rename after a copy, each of which is there as a whole or not at all: one of both is always complete.
+    if newest is not None and newest < round and (folder / _model(newest)).exists():
+        write_text(folder / _PREVIOUS, (folder / _NEWEST).read_text())
+    write_text(folder / _NEWEST, state)
+    wanted = {path.name, *(_model(r) for r in [_named_round(folder / _PREVIOUS)] if r is not None)}
     for old in folder.glob("model.*.safetensors"):
-        if old != path:
+        if old.name not in wanted:
             old.unlink(missing_ok=True)
 
 
+def _model(round: int) -> str:
+    return f"model.{round}.safetensors"
+
+
+def _named_round(path: Path) -> int | None:
+    """The round that a state file names; None where there is no such file, or it cannot be read."""
+    try:
+        round = json.loads(path.read_text())["round"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return round if isinstance(round, int) else None
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder; CheckpointError in one line if there is none or it is damaged."""
-    path = folder / "state.json"
+    """The newest checkpoint in a folder that can be gone on from: where that is the one before, a line says so.
+
+    CheckpointError in one line if there is none, or the newest and the one before are damaged or not finite.
+    """
+    try:
+        return _load(folder, folder / _NEWEST)
+    except CheckpointError as error:
+        if not (folder / _PREVIOUS).exists():
+            raise
+        try:
+            found = _load(folder, folder / _PREVIOUS)
+        except CheckpointError as before:
+            raise CheckpointError(f"{error}; nor can the one before it be gone on from: {before}") from None
+        log.warning("resume=%s: %s; it goes on from the checkpoint of round %d", folder.parent, error, found.round)
+        return found
+
+
+def _load(folder: Path, path: Path) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(
             f"there is no checkpoint in {folder.parent}: resume=<folder> takes the folder of a run that finished at "
@@ -110,7 +147,18 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or start a new run without resume") from None
-    return Checkpoint(round, load_tensors(folder / f"model.{round}.safetensors"), strategy, settings, best, label)
+    tensors = load_tensors(folder / _model(round))
+    if bad := next((name for name, tensor in tensors.items() if not _can_go_on(name, tensor)), None):
+        raise CheckpointError(
+            f"{folder / _model(round)}: tensor '{bad}' is not finite, and nothing can be trained from it; restore an "
+            "older one, or start a new run without resume"
+        )
+    return Checkpoint(round, tensors, strategy, settings, best, label)
+
+
+def _can_go_on(name: str, tensor: Tensor) -> bool:
+    """Of the model's; what a strategy remembers beside it may well be infinite."""
+    return name.startswith(STRATEGY) or finite([tensor])
 
 
 def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

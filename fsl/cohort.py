@@ -1,14 +1,16 @@
 """One round of one cohort in one process: device after device, in lockstep only where the trainer needs it."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 from fsl.device import Device
 from fsl.edge import EdgeServer, Session
-from fsl.errors import DeviceError, FslError, StepError
+from fsl.errors import DeviceError, FslError, LostError, StepError
 from fsl.faults import fault_of, is_fault, passing
+from fsl.judged import told
 from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.reports import CohortResult, DeviceReport
 from fsl.sides import DeviceSide, EdgeSide, told_rows
@@ -23,20 +25,23 @@ class Cohort:
         self.plan = plan
         self.devices = DeviceSide(task.devices, plan, worker, states)
         self.edge = EdgeSide(task, plan, worker, states).server
+        self.lost: dict[int, str] = {}
 
     def run(self) -> CohortResult:
-        """Train every device of the cohort once."""
+        """Train every device of the cohort once; one whose work cannot be used is lost, and the others go on."""
         trainer = self.edge.trainer
         devices = sorted(self.devices.tasks)
         groups = [devices] if trainer.lockstep else [[device] for device in trainer.arrange(devices)]
         reports = [report for group in groups for report in self._run_group(group)]
-        totals: dict[str, Total] = {"back": self.edge.result()}
+        totals, figures = result_of(self.edge, reports, self.lost)
+        if not reports:
+            return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts == "relayed":
             for name, state in self.devices.relayed.items():
                 self.devices.totals[name].add(state, sum(r.samples for r in reports))
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), self.edge.figures())
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
 
     def _run_group(self, ids: list[int]) -> list[DeviceReport]:
         devices, reports = [], []
@@ -45,21 +50,47 @@ class Cohort:
                 at(number)
                 devices.append(self.devices.open(number))
                 self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
-            train(devices, self.edge, self.plan)
+            lost = train(devices, self.edge, self.plan)
             for device in devices:
                 at(device.device)
-                reports.append(closed(self.devices, device, self.edge))
+                if device.device not in lost:
+                    try:
+                        reports.append(closed(self.devices, device, self.edge))
+                        continue
+                    except LostError as error:
+                        lost[device.device] = told(self.plan, error.reason)
+                        self.edge.lose(device.device)
+                self.devices.abandon(device)
+            self.lost |= lost
         return reports
 
 
+def result_of(
+    edge: EdgeServer, reports: list[DeviceReport], lost: dict[int, str]
+) -> tuple[dict[str, Total], Counter[str]]:
+    """An edge's back and counts, if anybody's work counts; where the back is lost, so are all its devices."""
+    try:
+        total = edge.result()
+    except LostError as error:
+        lost |= {report.device: error.reason for report in reports}
+        reports.clear()
+        return {}, Counter()
+    return ({"back": total}, edge.figures()) if reports else ({}, Counter())
+
+
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
-    """A device is done at both ends; where devices are protected as a whole, its update is clipped first."""
+    """A device is done at both ends; where devices are protected as a whole, its update is clipped first.
+
+    LostError, before anything of it counts, where its work cannot be used.
+    """
     if devices.clip is not None:
         square = devices.update_square(device) + edge.update_square(device.device)
         devices.shorten(device, square)
         edge.shorten(device.device, square, devices.clip)
+    devices.check(device)
+    session = edge.close(device.device)
     devices.close(device)
-    return report_of(devices, edge.close(device.device))
+    return report_of(devices, session)
 
 
 def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
@@ -95,25 +126,47 @@ def loss_told(plan: RoundPlan, loss: float) -> float:
     return math.nan if plan.privacy is not None and plan.privacy.withheld else loss
 
 
-def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> None:
-    """The training loop: every device uploads a step, the edge answers, until all batches are used up."""
+def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int, str]:
+    """The training loop: every device uploads a step, the edge answers, until all batches are used up.
+
+    Returns the devices whose work cannot be used, which the edge has lost, and why.
+    """
     by_id = {device.device: device for device in devices}
+    lost: dict[int, str] = {}
+
+    def lose(device: int, reason: str) -> None:
+        lost[device] = told(plan, reason)
+        del by_id[device]
+        edge.lose(device)
+
     with stepping(plan) as at:
-        while True:
+        while by_id:
             packets = []
-            for device in devices:
+            for device in list(by_id.values()):
                 at(device.device, device.step)
-                if (packet := device.forward()) is not None:
-                    packets.append(packet)
-            for reply in edge.step(packets) if packets else edge.flush():
+                try:
+                    if (packet := device.forward()) is not None:
+                        packets.append(packet)
+                except LostError as error:
+                    lose(device.device, error.reason)
+            replies = edge.step(packets) if packets else edge.flush()
+            for number, reason in edge.refused().items():
+                lose(number, reason)
+            for reply in replies:
+                if reply.device not in by_id:
+                    continue
                 at(reply.device, reply.step)
-                by_id[reply.device].backward(reply)
+                try:
+                    by_id[reply.device].backward(reply)
+                except LostError as error:
+                    lose(reply.device, error.reason)
             if not packets:
                 break
-        for device in devices:
+        for device in by_id.values():
             device.finish()
             if (factors := device.settle()) is not None:
                 edge.settle(device.device, factors)
+    return lost
 
 
 class Place(Protocol):

@@ -1,5 +1,6 @@
 """A device: forward to the cut, backward from the cut gradient."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.errors import RunError
+from fsl.errors import LostError, RunError
+from fsl.finite import REFUSED, finite, usable
 from fsl.learner import Learner, Release
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.objective import Objective
@@ -29,6 +31,7 @@ class DeviceBench:
     up: Codec
     down: Codec
     privacy: DevicePrivacy | None = None
+    loss_limit: float | None = math.inf  # of a loss of its own; None: nothing of a step is refused
 
 
 class Device:
@@ -62,6 +65,8 @@ class Device:
     def upload(self, smashed: Tensor, targets: Tensor) -> UploadPacket:
         """What goes to the edge in this step, encoded."""
         sent = smashed.detach()
+        if self.bench.loss_limit is not None and not finite([sent]):
+            raise LostError(self.device, "its smashed data are not finite; its training has diverged")
         if self.bench.privacy is not None:
             sent = self.bench.privacy.noised(sent, self.step)
         packet = UploadPacket(self.device, self.step, self.bench.up.encode(sent), targets, self.settle())
@@ -75,6 +80,8 @@ class Device:
             raise RuntimeError(f"device {self.device} got a cut gradient for step {reply.step}, and waits for none")
         if smashed.requires_grad:
             gradient, penalty = self.bench.down.decode(reply.gradient), self._penalties.pop(reply.step, None)
+            if self.bench.loss_limit is not None and not finite([gradient]):
+                raise LostError(self.device, f"the cut gradient of step {reply.step} is not finite")
             if self.bench.privacy is not None and self.bench.privacy.watch is not None:
                 self.bench.privacy.watch.look(reply.step, gradient)
             if penalty is None:
@@ -128,7 +135,10 @@ class LocalLossDevice(Device):
             raise RunError("a device with a loss of its own needs a head; set local_loss = True on the strategy")
         smashed = bench.front.forward(inputs, bench.noise.at(self.step))
         outputs = bench.head.forward(smashed.clone(), bench.head_noise.at(self.step))
-        bench.objective.loss(outputs, targets).backward()
+        loss = bench.objective.loss(outputs, targets)
+        loss.backward()
+        if not usable([loss], [], bench.loss_limit):
+            raise LostError(self.device, REFUSED)
         bench.front.step()
         bench.head.step()
         return self.upload(smashed, targets)

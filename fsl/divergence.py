@@ -34,7 +34,9 @@ def diverged_in(rows: Iterable[Mapping[str, Any]], bound: float | None) -> int |
 
 def _is_not_finite(row: Mapping[str, Any]) -> bool:
     # A round in which nobody had a whole batch has no training loss either, and that is no divergence.
-    # Nor has one whose devices keep their losses to themselves.
+    # Nor has one whose devices keep their losses to themselves. One that lost all its devices is.
+    if row.get("lost") and row.get("devices") == 0:
+        return True
     trained = "train_loss" in row and row.get("examples", 1) != 0 and not row.get("losses_withheld")
     evaluated = row.get("accuracy") is not None and "loss" in row
     return (trained and not _finite(row["train_loss"])) or (evaluated and not _finite(row["loss"]))

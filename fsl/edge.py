@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import WireError
+from fsl.finite import REFUSED, finite
 from fsl.memory import KEPT, Memory
 from fsl.messages import Reply, ReplyPacket, Upload, UploadPacket
 from fsl.privacy.client import shorten, update_square
@@ -81,11 +82,14 @@ class EdgeServer:
         down: Callable[[], Codec],
         rows: int | None = None,
         memory: Memory | None = None,
+        told: str | None = None,
+        checked: bool = True,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
         `rows`: what a batch is counted as, in bytes, where its own size is private. `memory`: where the trainer's state
-        is kept between rounds; None where it begins each round anew.
+        is kept between rounds; None where it begins each round anew. `told`: what is said
+        of a device whose step is refused, where the reason could tell of its data. `checked`: whether replies are.
         """
         self.edge = edge
         self.trainer = trainer
@@ -96,6 +100,9 @@ class EdgeServer:
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
         self._figures: Counter[str] = Counter()
+        self._told = told
+        self._checked = checked
+        self._refused: dict[int, str] = {}  # devices whose step cannot be used, until `refused` is asked
 
     def begin(self, bench: EdgeBench, back: State) -> None:
         """Start a round from the back that the cloud sent."""
@@ -155,6 +162,11 @@ class EdgeServer:
         """The replies that are left when no device has anything left to upload."""
         return self._answers(self.trainer.flush())
 
+    def refused(self) -> dict[int, str]:
+        """The devices whose last step cannot be used, and why, told once; they are to be lost."""
+        found, self._refused = self._refused, {}
+        return found
+
     def settle(self, device: int, factors: Tensor) -> None:
         """What the samples of a device's last step count, where one clip is over front and back."""
         self.trainer.settle(device, self._sessions[device].step - 1, factors)
@@ -174,7 +186,7 @@ class EdgeServer:
         return None if batch is None else batch.rows
 
     def close(self, device: int) -> Session:
-        """A device is done for this round. Returns its figures."""
+        """A device is done for this round. Returns its figures; LostError where what it trained cannot be used."""
         if self.trainer.divisible:
             self._remember(device)
         self.trainer.close(device)
@@ -225,6 +237,9 @@ class EdgeServer:
             session = self._sessions.get(reply.device)
             if session is None:  # lost since its upload
                 continue
+            if (reason := self._unusable(reply)) is not None:
+                self._refused[reply.device] = self._told or reason
+                continue
             session.losses.append(reply.loss)
             session.batches.append(session.waiting.pop(reply.step))
             if reply.gradient is None:
@@ -243,6 +258,12 @@ class EdgeServer:
             self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
             self._figures["common_bytes"] += max(values)
         return answers
+
+    def _unusable(self, reply: Reply) -> str | None:
+        """Why nobody can go on from a reply, also that of a trainer which looks at nothing."""
+        if not self._checked:
+            return None
+        return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
 
     def _told_bytes(self, batch: Tensor) -> int:
         rows = len(batch) if self.told_rows is None else self.told_rows

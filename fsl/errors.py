@@ -57,6 +57,15 @@ class DeviceError(CodeError):
     """A device failed; the message names run, round, device and step."""
 
 
+class LostError(RunError):
+    """A device (None: an edge's, all of them) is lost for its round, for this reason; the others go on without it."""
+
+    def __init__(self, device: int | None, reason: str):
+        super().__init__(reason if device is None else f"device {device}: {reason}")
+        self.device = device
+        self.reason = reason
+
+
 class HijackedError(RunError):
     """A device stopped, because its edge does not seem to train what it was asked to."""
 

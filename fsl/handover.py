@@ -19,6 +19,7 @@ from fsl.codecs import Payload
 from fsl.edge import Batch, EdgeServer, Session, SessionSnapshot
 from fsl.errors import CheckpointError, WireError
 from fsl.files import tensor_bytes
+from fsl.finite import finite
 from fsl.messages import ReplyPacket
 from fsl.states import Layout
 from fsl.trainers import Snapshot
@@ -86,6 +87,9 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
             raise WireError(f"a session of {name} {found} came where {name} {wanted} is expected")
     try:
         tensors = load(data)
+        for name, tensor in tensors.items():
+            if not finite([tensor]):
+                raise ValueError(f"tensor {name[:80]!r} is not finite")
         session = _session(said, tensors)
         back = None
         if said["replica"]:

@@ -93,6 +93,14 @@ class OptimizerRecipe:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What a forward pass may change before any step: a segment's buffers by name, and its transients."""
+
+    buffers: Mapping[str, Tensor]
+    transients: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Release:
     """A private step: the numbers that its noise is made of, and how many devices' batches it is over."""
 
@@ -147,6 +155,31 @@ class Learner:
             self.optimizer.step()
             for parameter in self.replica.parameters:
                 parameter.grad = None
+
+    def mark(self) -> Mark:
+        """The buffers as they are now, copied: where `undo` comes back to."""
+        layout = self.runtime.layout
+        if not layout.has_buffers:
+            return Mark({}, {})
+        state = self.state()
+        buffers = {field.name: view.clone() for field, view in layout.views(state) if field.trainable is None}
+        return Mark(buffers, self.replica.transients())
+
+    def undo(self, mark: Mark) -> None:
+        """Forget the forward and backward passes since `mark`, of which none was stepped by."""
+        for parameter in self.replica.parameters:
+            parameter.grad = None
+        if self.runtime.layout.has_buffers:
+            state = self.state()
+            for field, view in self.runtime.layout.views(state):
+                if field.name in mark.buffers:
+                    view.copy_(mark.buffers[field.name])
+            self.restore(state, mark.transients)
+
+    def made(self) -> list[Tensor | None]:
+        """What the passes since the last step made: each parameter's gradient, and the state where it has buffers."""
+        gradients = [parameter.grad for parameter in self.replica.parameters]
+        return [*gradients, *(self.state().flats.values() if self.runtime.layout.has_buffers else ())]
 
     def norms(self) -> Tensor:
         """The squared norm of each sample's gradient, (B,), where the segment is trained privately."""

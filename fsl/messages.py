@@ -53,6 +53,7 @@ class Reply:
     `gradient` is None where nothing goes back; `loss` is the device's mean loss, a scalar without graph, and stays
     at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
     `norms` (B,): the squared norm of each sample's gradient over the back, where one clip is over both segments.
+    `refused`: why the back did not learn from this upload, whose device is lost for the round; None where it did.
     """
 
     device: int
@@ -61,3 +62,4 @@ class Reply:
     loss: Tensor
     common: bool = False
     norms: Tensor | None = None
+    refused: str | None = None

@@ -1,14 +1,17 @@
 """What a Flower node does with a round's message."""
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fsl.cohort import Cohort, stepping
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
+from fsl.names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.plan import EvaluatePlan, RoundPlan, joined
 from fsl.privacy.device import leaks
 from fsl.records import record_to_states, reports_to_metrics, totals_to_record
@@ -19,6 +22,8 @@ from fsl.states import Replica, State, Total, WeightedSum
 from fsl.unsplit import UnsplitCohort
 from fsl.workload import Worker, Workload
 
+log = logging.getLogger(__name__)
+
 
 class Node:
     """Hosts devices and edges: their data, one live copy of the modules, and what they keep between rounds."""
@@ -28,8 +33,8 @@ class Node:
         self.worker = Worker(workload)
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
 
-    def train(self, plan: RoundPlan, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord]:
-        """Train this node's cohorts for one round; the sums of n_k * w_k and the devices' reports."""
+    def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
+        """Train this node's cohorts for one round; the sums of n_k * w_k, the devices' reports, and who is lost."""
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)
@@ -40,7 +45,11 @@ class Node:
         for result in results:
             figures.update(result.figures)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
-        return totals_to_record(totals), reports_to_metrics(reports, weights, figures)
+        lost = {device: reason for result in results for device, reason in result.lost.items()}
+        content = RecordDict({ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, figures)})
+        if lost:
+            content[REMARKS] = ConfigRecord({LOST: json.dumps(lost)})
+        return content
 
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
@@ -65,10 +74,14 @@ class Node:
         workload = self.worker.workload
         if workload.data.test is None:
             raise ConfigError("this node has no test data to evaluate on")
+        devices: list[int] = []
         losses, accuracies = [], []
         leaked: dict[str, list[float]] = {}
         for task in plan.devices:
             front = load_private(self.worker, "front", task) or states.get("front")
+            if front is None and self.worker.store.forgives:
+                log.warning("round %d: device %d has lost its front, and is not evaluated", plan.round, task.device)
+                continue
             if front is None:
                 raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
             replicas["front"].load(front)
@@ -85,7 +98,7 @@ class Node:
                 found = leaks(modules[0], workload.data.test, plan.probe, plan.round, task.device)
                 for name, value in found.items():
                     leaked.setdefault(name, []).append(value)
-        devices = [task.device for task in plan.devices]
+            devices.append(task.device)
         return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies, **leaked})
 
 

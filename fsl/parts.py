@@ -57,6 +57,7 @@ class Part:
     relay_key: str = ""  # hex; seals fronts that pass through an edge, which never gets it
     alone: tuple[DeviceTask, ...] = field(default=())  # devices that train the whole model, without an edge
     replicate_every: int = 0  # steps, for sessions that may move
+    deadline: float | None = None  # seconds from here on, for the whole round
 
     def to_json(self) -> str:
         """The part as JSON."""
@@ -76,6 +77,7 @@ class Part:
                 str(raw["relay_key"]),
                 tuple(DeviceTask(**t) for t in raw["alone"]),
                 int(raw["replicate_every"]),
+                None if raw["deadline"] is None else float(raw["deadline"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WireError(f"this is no part in a round ({error}); cloud and node must run the same fsl") from None

@@ -16,7 +16,8 @@ from fsl.states import Layout, Total
 class Collected:
     """What a round came to: totals by segment, devices that finished, counts, and why others were lost.
 
-    `again`: how often each of those may have begun its round anew before it was lost.
+    `again`: how often each of those may have begun its round anew before it was lost. `restarted`: devices whose front
+    was lost on their node, with the round of the one that they went on from; 0: they begin anew in the next round.
     """
 
     totals: Mapping[str, Total]
@@ -25,6 +26,7 @@ class Collected:
     lost: Mapping[int, str]
     failed_nodes: int
     again: Mapping[int, int] = field(default_factory=dict)
+    restarted: Mapping[int, int] = field(default_factory=dict)
 
 
 class Placement(Protocol):

@@ -5,6 +5,7 @@ their stated dtype and shape instead of `np.load`, whose header parser fails now
 (CPython gh-106905).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -208,11 +209,17 @@ def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
     try:
         columns = [metrics[name] for name in (_FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED))]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
-        weights = {name: float(value) for name, value in _named(metrics, "weight.")}
+        weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}
         figures = {name: int(value) for name, value in _named(metrics, "figure.")}
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a node's metrics are not device reports ({error})") from None
     return NodeReport(rows, weights, figures)
+
+
+def _weight(value: Any) -> float:
+    if not (math.isfinite(weight := float(value)) and weight >= 0):
+        raise ValueError(f"{weight} is no weight")
+    return weight
 
 
 def _named(metrics: MetricRecord, prefix: str) -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fsl.states import Total
 
@@ -34,8 +34,12 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class CohortResult:
-    """What a cohort's round leaves: totals by segment, a report per device, and counts for the strategy's metrics."""
+    """What a cohort's round leaves: totals by segment, a report per device, and counts for the strategy's metrics.
+
+    `lost`: devices whose work cannot be used, and why.
+    """
 
     totals: Mapping[str, Total]
     reports: tuple[DeviceReport, ...]
     figures: Mapping[str, int]
+    lost: Mapping[int, str] = field(default_factory=dict)

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fsl.codecs.spec import CANNOT_MOVE
-from fsl.cohort import closed, stepping, train
+from fsl.cohort import closed, result_of, stepping, train
 from fsl.device import Device
 from fsl.edge import EdgeServer
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, LostError
 from fsl.handover import Passport, hand_over
+from fsl.judged import told
 from fsl.memory import KEPT_CANNOT_MOVE
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.mobility import Move, route
@@ -54,6 +55,7 @@ class RoamingCohorts:
         self.devices = DeviceSide([d for task in tasks for d in task.devices], plan, worker, states)
         self.sides = {task.edge: EdgeSide(task, plan, worker, states) for task in tasks}
         self.dropped: list[int] = []
+        self.lost: dict[int, str] = {}
         self._moves: dict[int, list[Move]] = {}
         for move in plan.moves:
             self._moves.setdefault(move.device, []).append(move)
@@ -78,27 +80,44 @@ class RoamingCohorts:
         totals: dict[str, Total] = {}
         figures: Counter[str] = Counter(dropped=len(self.dropped))
         for side in self.sides.values():
-            back = side.server.result()
-            figures.update(side.server.figures())
-            if "back" in totals:
-                totals["back"].merge(back)
-            else:
-                totals["back"] = back
+            found, counts = result_of(side.server, reports, self.lost)
+            figures.update(counts)
+            for name, back in found.items():
+                if name in totals:
+                    totals[name].merge(back)
+                else:
+                    totals[name] = back
+        if not reports:
+            return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures)
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
 
     def _run_group(self, group: Sequence[tuple[int, int]]) -> Iterable[DeviceReport]:
         roamers = [self._begin(self._server(edge), device) for edge, device in group]
-        if any(roamer.left for roamer in roamers):
+        if any(roamer.left for roamer in roamers) or len(roamers) > 1:
             self._train(roamers)
-        elif len(roamers) == 1:
-            train([roamers[0].device], roamers[0].edge, self.plan)
         else:
-            self._train(roamers)
+            lost = train([roamers[0].device], roamers[0].edge, self.plan)
+            if lost:
+                self._lost(roamers[0], lost[roamers[0].device.device])
         for roamer in roamers:
-            if not roamer.gone:
-                yield self._report(roamer, closed(self.devices, roamer.device, roamer.edge))
+            if roamer.gone:
+                continue
+            try:
+                report = closed(self.devices, roamer.device, roamer.edge)
+            except LostError as error:
+                self._lost(roamer, error.reason)
+                continue
+            yield self._report(roamer, report)
+
+    def _lost(self, roamer: Roamer, reason: str) -> None:
+        """A device's work cannot be used: nothing of it is kept."""
+        device = roamer.device.device
+        roamer.gone = roamer.deaf = True
+        roamer.edge.lose(device)
+        self.devices.abandon(roamer.device)
+        self.lost[device] = told(self.plan, reason)
 
     def _begin(self, edge: EdgeServer, device: int) -> Roamer:
         opened = self.devices.open(device)
@@ -115,20 +134,29 @@ class RoamingCohorts:
                     if roamer.gone:
                         continue
                     at(roamer.device.device, roamer.device.step)
-                    if (packet := roamer.device.forward()) is not None:
-                        uploads.setdefault(roamer.edge.edge, []).append(packet)
+                    try:
+                        if (packet := roamer.device.forward()) is not None:
+                            uploads.setdefault(roamer.edge.edge, []).append(packet)
+                    except LostError as error:
+                        self._lost(roamer, error.reason)
                 replies: list[ReplyPacket] = []
                 for edge, side in list(self.sides.items()):
                     if edge in uploads:
                         replies += side.server.step(uploads[edge])
                     elif not uploads:
                         replies += side.server.flush()
+                for side in list(self.sides.values()):
+                    for number, reason in side.server.refused().items():
+                        self._lost(by_id[number], reason)
                 self._leave([by_id[p.device] for packets in uploads.values() for p in packets])
                 for reply in replies:
                     roamer = by_id[reply.device]
                     if not roamer.deaf:
                         at(reply.device, reply.step)
-                        roamer.device.backward(roamer.heard(reply))
+                        try:
+                            roamer.device.backward(roamer.heard(reply))
+                        except LostError as error:
+                            self._lost(roamer, error.reason)
                 if not uploads:
                     break
             for roamer in roamers:
@@ -138,6 +166,8 @@ class RoamingCohorts:
     def _leave(self, roamers: Sequence[Roamer]) -> None:
         """Move whoever is to."""
         for roamer in roamers:
+            if roamer.gone:
+                continue
             roamer.deaf = False
             if not roamer.due():
                 continue

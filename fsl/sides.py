@@ -10,7 +10,9 @@ from fsl.batches import BatchPlan, load_batches, plan_batches
 from fsl.codecs.spec import codec_maker
 from fsl.device import Device, DeviceBench
 from fsl.edge import EdgeServer
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, LostError
+from fsl.finite import UNUSABLE, refuse_states
+from fsl.judged import limit_of, refuse_optimizer
 from fsl.learner import Learner, OptimizerRecipe
 from fsl.memory import TrainerMemory
 from fsl.objective import Objective
@@ -100,6 +102,7 @@ class DeviceSide:
             self.up(),
             self.down(),
             device_privacy(plan, device, secure),
+            limit_of(worker, plan),
         )
         opened = self._kind(bench, **plan.device.kwargs)
         if not isinstance(opened, Device):
@@ -107,8 +110,12 @@ class DeviceSide:
         return opened
 
     def close(self, device: Device) -> None:
-        """A device is done: add its segments to the totals, relay them, or put them away."""
+        """A device is done: add its segments to the totals, relay them, or put them away.
+
+        LostError, and nothing of that, where they cannot be used.
+        """
         task = self.tasks[device.device]
+        self.check(device)
         for name, learner in self._learners(device).items():
             state = learner.state()
             if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
@@ -120,6 +127,13 @@ class DeviceSide:
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
             self.segments[name].give_back(learner)
+
+    def check(self, device: Device) -> None:
+        """LostError where what a device has trained, or what its optimizer is to keep, cannot be used."""
+        refuse_states(device.device, self.states_of(device), self.plan.privacy is not None)
+        if not self.plan.reset_optimizer:
+            for name, learner in self._learners(device).items():
+                refuse_optimizer(device.device, name, learner, self.plan)
 
     def abandon(self, device: Device) -> None:
         """A device is lost in the middle of its round: nothing of it is kept."""
@@ -179,6 +193,10 @@ class DeviceSide:
             if private is not None:
                 return private
         start = (self.relayed if self.plan.fronts == "relayed" else self.states).get(name)
+        if start is None and self.worker.store.restarts.get(f"{name}s/{device}") == 0:
+            raise LostError(
+                device, f"its {name} is lost on its node; it begins anew from the first one in the next round"
+            )
         if start is None:
             raise ConfigError(f"device {device} has no {name} yet, and the round's message brought none")
         return start
@@ -196,7 +214,10 @@ class EdgeSide:
         self.tasks = {task.device: task for task in task.devices}
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         trainer = self._trainer(plan.trainer)
-        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), TrainerMemory(plan, worker))
+        memory = TrainerMemory(plan, worker)
+        told = None if plan.privacy is None else UNUSABLE
+        checked = limit_of(worker, plan) is not None
+        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), memory, told, checked)
         back = worker.segments["back"]
         bench = EdgeBench(
             plan.seed,
@@ -210,6 +231,7 @@ class EdgeSide:
             partial(new_total, back.layout, plan),
             private(plan, "back"),
             worker.workload.secure,
+            limit_of(worker, plan),
         )
         self.server.begin(bench, states["back"])
 
@@ -287,8 +309,9 @@ def load_kept(
 
 
 def keep(worker: Worker, plan: RoundPlan, owner: str, learner: Learner, task: DeviceTask | CohortTask) -> None:
-    """Put an owner's optimizer state away, where the run keeps them."""
+    """Put an owner's optimizer state away, where the run keeps them; LostError where it cannot be used."""
     if not plan.reset_optimizer:
+        refuse_optimizer(getattr(task, "device", None), owner, learner, plan)
         worker.store.save(f"optimizers/{owner}", plan.round, learner.optimizer_state(), (task.version, task.saved))
 
 

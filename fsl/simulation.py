@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fsl import provenance
-from fsl.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
+from fsl.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.codecs.check import check_codecs
 from fsl.data import class_counts
 from fsl.divergence import diverged_in
@@ -144,8 +144,8 @@ class Simulation:
                 for name in self.layouts
             }
             self.strategy.load_state(checkpoint.strategy)
-            own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(_STRATEGY)}
-            self.strategy.load_tensors({k.removeprefix(_STRATEGY): v for k, v in own.items()})
+            own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(STRATEGY)}
+            self.strategy.load_tensors({k.removeprefix(STRATEGY): v for k, v in own.items()})
             self.best = dict(checkpoint.best) if checkpoint.best else None
             self.first_round = checkpoint.round + 1
             self.folder.truncate_metrics(checkpoint.round)
@@ -318,7 +318,7 @@ class Simulation:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"{name}.{key}": t for name, state in self._states().items() for key, t in state.items()}
-        return tensors | {f"{_STRATEGY}{key}": tensor for key, tensor in self.strategy.tensors().items()}
+        return tensors | {f"{STRATEGY}{key}": tensor for key, tensor in self.strategy.tensors().items()}
 
     def _whole(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return join({name: states[name] for name in self.worker.chain})
@@ -350,7 +350,6 @@ def _total(rows: list[dict[str, Any]], key: str) -> float | None:
     return sum(values) if len(values) == len(rows) else None
 
 
-_STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
 _PICTURED = 100  # devices
 _CLASSES = 1000  # more cannot be told apart in a picture
 _COLUMNS = [

@@ -4,6 +4,7 @@ A generation is named by the round that wrote it. The cloud says which one count
 that it did not finish is never read.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 from fsl.files import load_tensors, save_tensors, sync
+from fsl.finite import finite
+
+log = logging.getLogger(__name__)
+_MODELS = ("fronts/", "heads/")  # of which an older generation is better than none
+KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node keeps and can do without
 
 
 class Store:
@@ -18,6 +24,10 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        # In a real federation: the beginnings of owners that go on from an older generation, or begin anew, where the
+        # one that counts is lost. A simulation promises equal bits, and says what to restore.
+        self.forgives: tuple[str, ...] = ()
+        self.restarts: dict[str, int] = {}  # such owners, with the generation that they go on from; 0: with none
         self._unsynced: list[Path] = []
 
     def path(self, owner: str, version: int) -> Path:
@@ -25,9 +35,42 @@ class Store:
         return self.folder / owner / f"{version}.safetensors"
 
     def load(self, owner: str, version: int) -> dict[str, Tensor] | None:
-        """An owner's tensors of this generation; None for generation 0, before the first."""
+        """An owner's tensors of this generation; None for generation 0, before the first, and for one that begins anew.
+
+        CheckpointError where it is missing or damaged, and the owner is none of those that may go on nevertheless.
+        """
         if version == 0:
             return None
+        if not owner.startswith(self.forgives):
+            return self._read(owner, version)
+        try:
+            return self._read_good(owner, version)
+        except CheckpointError as error:
+            return self._before(owner, version, error)
+
+    def _before(self, owner: str, version: int, error: CheckpointError) -> dict[str, Tensor] | None:
+        """The newest older generation that is whole; None where there is none, or the owner is no model's segment."""
+        older = [int(path.stem) for path in (self.folder / owner).glob("*.safetensors") if path.stem.isdecimal()]
+        models = [round for round in sorted(older, reverse=True) if round < version and owner.startswith(_MODELS)]
+        for round in models:
+            try:
+                found = self._read_good(owner, round)
+            except CheckpointError:
+                continue
+            log.warning("%s: %s; it goes on from that of round %d", owner, error, round)
+            self.restarts[owner] = round
+            return found
+        log.warning("%s: %s; it begins anew", owner, error)
+        self.restarts[owner] = 0
+        return None
+
+    def _read_good(self, owner: str, version: int) -> dict[str, Tensor]:
+        found = self._read(owner, version)
+        if not finite(found.values()):
+            raise CheckpointError(f"{self.path(owner, version)} holds values that are not finite")
+        return found
+
+    def _read(self, owner: str, version: int) -> dict[str, Tensor]:
         path = self.path(owner, version)
         if not path.exists():
             raise CheckpointError(

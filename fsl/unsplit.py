@@ -9,6 +9,9 @@ from torch import Tensor
 from fsl.batches import load_batches, plan_batches
 from fsl.cohort import loss_told, rows_told, stepping, weight_told
 from fsl.edge import weighted_loss
+from fsl.errors import LostError
+from fsl.finite import REFUSED, finite, refuse_states, usable
+from fsl.judged import limit_of, told
 from fsl.learner import (
     OptimizerRecipe,
     Release,
@@ -31,6 +34,7 @@ from fsl.workload import Worker
 
 if TYPE_CHECKING:
     from fsl.privacy.learner import Privatizer
+    from fsl.wire.options import Deadline
 
 
 class UnsplitCohort:
@@ -57,16 +61,38 @@ class UnsplitCohort:
             segment.install(replica)
         self.privatizers = privatizers(self.segments, self.replicas, self.private)
 
-    def run(self) -> CohortResult:
-        """Train every device once; the totals hold n_k * w_k of every segment."""
+    def run(self, deadline: "Deadline | None" = None) -> CohortResult:
+        """Train every device once; the totals hold n_k * w_k of every segment.
+
+        Who has not finished at the deadline is lost.
+        """
         totals = {s.name: new_total(s.layout, self.plan) for s in self.segments}
         reports = []
+        lost: dict[int, str] = {}
         for task in self.task.devices:
-            reports.append(self._train(task))
-            weight = self._clip()
-            for segment, replica in zip(self.segments, self.replicas):
-                totals[segment.name].add(replica.collect(), weight or reports[-1].samples, task.device)
-        return CohortResult(totals, tuple(reports), {})
+            try:
+                report = self._train(task, deadline)
+                weight = self._clip()
+                states = {s.name: replica.collect() for s, replica in zip(self.segments, self.replicas)}
+                refuse_states(task.device, states)
+                self._keep(task)
+            except LostError as error:
+                lost[task.device] = told(self.plan, error.reason)
+                continue
+            reports.append(report)
+            for name, state in states.items():
+                totals[name].add(state, weight or report.samples, task.device)
+        return CohortResult(totals if reports else {}, tuple(reports), {}, lost)
+
+    def _keep(self, task: DeviceTask) -> None:
+        """Put the optimizer's state away, where the run keeps it; LostError where it cannot be used."""
+        if self.plan.reset_optimizer:
+            return
+        kept = dump_optimizer(self.optimizer)
+        if not finite(kept.values()):
+            raise LostError(task.device, "its optimizer's state is not finite; its training has diverged")
+        owner = f"optimizers/devices/{task.device}"
+        self.worker.store.save(owner, self.plan.round, kept, (task.version, task.saved))
 
     def _clip(self) -> float:
         """Where devices are protected as a whole: shorten the update, and return their weight; 0 where they are not."""
@@ -76,7 +102,7 @@ class UnsplitCohort:
         clip_update(starts, [replica.collect() for replica in self.replicas], self.plan.privacy.client.clip)
         return 1.0
 
-    def _train(self, task: DeviceTask) -> DeviceReport:
+    def _train(self, task: DeviceTask, deadline: "Deadline | None") -> DeviceReport:
         plan, workload, device = self.plan, self.worker.workload, task.device
         rows = workload.partition.indices(device)
         batches = plan_batches(rows, plan, device, self.worker.skip_single, self.secure)
@@ -97,10 +123,10 @@ class UnsplitCohort:
                 at = [noise.at(len(losses)) for noise in noises]
                 releases = [self._release(name, device, len(losses)) for name in self.privatizers]
                 counts.append(workload.objective.weight(targets))
-                losses.append(self._step(inputs, targets, at, releases))
+                losses.append(self._step(inputs, targets, at, releases, device))
                 here(device, len(losses))
-        if not plan.reset_optimizer:
-            self.worker.store.save(owner, plan.round, dump_optimizer(self.optimizer), (task.version, task.saved))
+                if deadline is not None and deadline.left() <= 0:
+                    raise LostError(device, deadline.reason)
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
         loss = loss_told(plan, weighted_loss(losses, counts))
@@ -122,7 +148,7 @@ class UnsplitCohort:
         noise = noise_source(self.secure, plan.seed, "dp-noise", segment=segment, device=device, round=plan.round)
         return Release(noise.normal(step))
 
-    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release]) -> Tensor:
+    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release], device: int) -> Tensor:
         values, loss = inputs, inputs.new_zeros(())
         if len(inputs):
             for segment, noise in zip(self.segments, noises):
@@ -131,6 +157,11 @@ class UnsplitCohort:
                     values = segment.module(values)
             loss = self.worker.workload.objective.loss(values, targets)
             loss.backward()
+            parameters = [p for replica in self.replicas for p in replica.parameters]
+            if not usable([loss], [p.grad for p in parameters], limit_of(self.worker, self.plan)):
+                for parameter in parameters:
+                    parameter.grad = None
+                raise LostError(device, REFUSED)
         privatize(list(self.privatizers.values()), releases)
         if self.optimizer is not None:
             self.optimizer.step()

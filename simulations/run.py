@@ -46,6 +46,7 @@ from fsl.config import (
     read_config,
 )
 from fsl.data import TaskData
+from fsl.deployment.closing import refuse_without_nodes
 from fsl.deployment.members import build_terms
 from fsl.errors import ConfigError
 from fsl.faults import traced
@@ -102,7 +103,9 @@ def _simulate(
     model, cut = build_model(top.model, data, top.seed, objective)
     partition, codecs = build("partition", top.partition), build_codecs(top.codec)
     check_resume(top.resume)
-    build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
+    terms = build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
+    if backend_of is None:
+        refuse_without_nodes(terms)
     return simulate(
         model,
         data,

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fsl.errors import RunError
+from fsl.finite import finite, finite_state
 from fsl.mobility import Move
 from fsl.plan import Spec
 from fsl.privacy.claims import ADVERSARIES
@@ -33,6 +34,7 @@ RESERVED = frozenset(
         "sim_seconds",
         "energy_joules",
         "lost",
+        "restarted",
         "losses_withheld",
         *LEAKS,
         *map(figure_of, ADVERSARIES),
@@ -126,6 +128,22 @@ def rates_of(round: int, name: str, rates: Any, segments: Collection[str], one: 
             "every segment one rate"
         )
     return found
+
+
+def usable(round: int, name: str, states: Any, remembered: Mapping[str, Tensor]) -> None:
+    """RunError for a new state of a segment, or something remembered of it, that no round could go on from."""
+    for segment, state in states.items():
+        if not finite_state(state):
+            raise RunError(
+                f"round {round}: {name} gave segment {segment} values that are not finite, from states that are; "
+                f"nothing was overwritten: the run's checkpoint is of round {round - 1}, and resume goes on from there"
+            )
+    for tensor_name, tensor in remembered.items():
+        if not finite([tensor]):
+            raise RunError(
+                f"round {round}: what the aggregator remembers as {tensor_name} is not finite; nothing was "
+                f"overwritten, and resume goes on from round {round - 1}"
+            )
 
 
 def metrics_of(round: int, name: str, metrics: Any, measured: Collection[str]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, chunks, message, movements, simulated, succeeded, sums
+from fsl.strategies.planning import assign, chunks, lost_in, message, movements, simulated, succeeded, sums
 
 from fsl import seeds
 from fsl.errors import RunError
 from fsl.federation import Federation
+from fsl.finite import finite_total
 from fsl.mobility import Move
 from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
@@ -47,12 +48,13 @@ class SplitStrategy(Algorithm, Strategy):
         self._previous = ArrayRecord()
         self._placed: bool | None = None  # None: nobody has looked yet
         self._lost: dict[int, str] = {}
+        self._restarted: dict[int, int] = {}  # in this round, with the round of the front that they went on from
         self._moves: tuple[Move, ...] = ()  # of this round
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         super().bind(federation)
-        self._placed, self._lost = None, {}
+        self._placed, self._lost, self._restarted = None, {}, {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -114,7 +116,8 @@ class SplitStrategy(Algorithm, Strategy):
         collected = self._collected(server_round, list(replies))
         reports, totals = collected.reports, collected.totals
         arrays = ArrayRecord(dict(self._previous))
-        new = self.combine(server_round, totals, self._previous)
+        new = self.combine(server_round, totals, self._previous) if reports else {}
+        asked.usable(server_round, self._hook("combine"), new, self.tensors() if self._aggregator else {})
         arrays.update(states_to_record(layouts, new))
         home = partial(self.attached, round=server_round)
         for report in reports:
@@ -122,6 +125,7 @@ class SplitStrategy(Algorithm, Strategy):
             self._versions[f"edge-{home(report.device)}"] = server_round
         for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
             self._versions[f"edge-{move.edge}"] = server_round
+        self._note_restarts(server_round, collected)
         figures = self._note_kept(server_round, collected.reports, collected.figures)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         if self.federation.privacy is not None and self.federation.privacy.withheld:
@@ -152,13 +156,13 @@ class SplitStrategy(Algorithm, Strategy):
         if self._placed:
             collected = self._placement.collect(replies, layouts)
             self._lost = dict(collected.lost)
-            for device, reason in self._lost.items():
-                log.warning("round %d goes on without device %d: %s", round, device, reason)
+            self._warn_of_lost(round)
             if not collected.reports:
                 raise RunError(f"round {round}: no device finished ({_reasons(self._lost)}); resume when they are back")
             if self._aggregator is None or not self._aggregator.one_by_one:
                 return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
             return collected
+        self._lost = {}
         replies.sort(key=lambda m: m.metadata.src_node_id)
         good = succeeded(replies, round)
         totals: dict[str, Total] = {}
@@ -168,7 +172,12 @@ class SplitStrategy(Algorithm, Strategy):
             said = metrics_to_reports(reply.content.metric_records[METRICS])
             weights = {report.device: float(report.samples) for report in said.devices}
             record = reply.content.array_records[ARRAYS]
-            for segment, total in record_to_totals(record, said.weights, layouts, weights).items():
+            self._lost |= lost_in(reply)
+            found = record_to_totals(record, said.weights, layouts, weights)
+            if bad := next((name for name, total in found.items() if not finite_total(total)), None):
+                self._lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
+                continue
+            for segment, total in found.items():
                 if segment in totals:
                     totals[segment].merge(total)
                 else:
@@ -176,7 +185,24 @@ class SplitStrategy(Algorithm, Strategy):
             reports.extend(said.devices)
             figures.update(said.figures)
         reports.sort(key=lambda r: r.device)
-        return Collected(totals, reports, figures, {}, len(replies) - len(good))
+        self._warn_of_lost(round)
+        return Collected(totals, reports, figures, self._lost, len(replies) - len(good))
+
+    def _note_restarts(self, round: int, collected: Collected) -> None:
+        """Devices whose private front was lost on their node: those without an older one get the first one anew."""
+        self._restarted = dict(collected.restarted)
+        for device, before in self._restarted.items():
+            if before:
+                log.warning(
+                    "round %d: device %d lost its front, and went on from that of round %d", round, device, before
+                )
+            elif device in collected.lost:
+                log.warning("round %d: device %d lost its front, and begins anew in the next round", round, device)
+                self._versions.pop(f"device-{device}", None)
+
+    def _warn_of_lost(self, round: int) -> None:
+        for device, reason in self._lost.items():
+            log.warning("round %d goes on without device %d: %s", round, device, reason)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -264,11 +290,18 @@ class SplitStrategy(Algorithm, Strategy):
             metrics = MetricRecord() if trained is None else trained
             result.train_metrics_clientapp[current] = metrics
             seconds = time.perf_counter() - started
-            if messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid)):
+            nothing_new = bool(self._lost) and not metrics.get("devices")  # then there is no model to evaluate
+            if not nothing_new and (
+                messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid))
+            ):
                 scores = self.aggregate_evaluate(current, self._exchange(grid, messages, timeout))
                 result.evaluate_metrics_clientapp[current] = scores or MetricRecord()
                 metrics = MetricRecord({**metrics, **(scores or {})})
-            if evaluate_fn is not None and (scores := evaluate_fn(current, result.arrays)) is not None:
+            if (
+                not nothing_new
+                and evaluate_fn is not None
+                and (scores := evaluate_fn(current, result.arrays)) is not None
+            ):
                 result.evaluate_metrics_serverapp[current] = scores
                 metrics = MetricRecord({**metrics, **scores})
             if on_round is not None:
@@ -277,7 +310,10 @@ class SplitStrategy(Algorithm, Strategy):
 
     def remarks(self) -> Mapping[str, Any]:
         """Which devices were lost in the last round and why, where nodes host what they host; and what is spent."""
-        lost = {"lost": {str(device): reason for device, reason in self._lost.items()}} if self._placed else {}
+        told = {str(device): reason for device, reason in sorted(self._lost.items())}
+        lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
+        if self._restarted:
+            lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
         federation = self.federation
         if federation.ledger is None or federation.privacy is None:
             return lost

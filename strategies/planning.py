@@ -1,5 +1,6 @@
 """What every strategy needs of a round: who trains what where, messages out, replies in."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from fsl.costs import CostModel, DeviceLoad, serving_of
 from fsl.errors import RunError
 from fsl.mobility import Move, OnMove, Stay, route
-from fsl.names import ARRAYS, CONFIG, PLAN, SETUP
+from fsl.names import ARRAYS, CONFIG, LOST, PLAN, REMARKS, SETUP
 from fsl.plan import CohortTask, Fronts, Spec, joined
 from fsl.reports import DeviceReport
 from fsl.targets import locate
@@ -69,6 +70,12 @@ def succeeded(replies: Sequence[Message], round: int) -> list[Message]:
         reasons = "; ".join(str(reply.error.reason) for reply in replies) or "no reply came"
         raise RunError(f"round {round}: every node is gone ({reasons}); resume the run when they are back")
     return good
+
+
+def lost_in(reply: Message) -> dict[int, str]:
+    """The devices whose work a node could not use, and why."""
+    said = json.loads(str(reply.content.config_records.get(REMARKS, ConfigRecord()).get(LOST, "{}")))
+    return {int(device): str(reason)[:300] for device, reason in said.items()}
 
 
 def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:

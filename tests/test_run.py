@@ -308,16 +308,29 @@ def test_another_configuration_cannot_resume_a_run(options, message, tmp_path):
         run(SplitFedV1(), out=tmp_path / "run", resume=True, **options)
 
 
-@pytest.mark.parametrize("name", ["model.2.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["model.1.safetensors", "state.json"])
 @pytest.mark.parametrize(
     "damage", [lambda p: p.write_bytes(p.read_bytes()[:50]), lambda p: p.unlink()], ids=["cut", "gone"]
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(name, damage, tmp_path):
-    run(SplitFedV1(), out=tmp_path / "run", rounds=2)
+    run(SplitFedV1(), out=tmp_path / "run", rounds=1)
     damage(tmp_path / "run" / "checkpoint" / name)
     with pytest.raises(CheckpointError) as caught:
         run(SplitFedV1(), out=tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV3()], ids=["averaged", "private"])
+@pytest.mark.parametrize("name", ["model.2.safetensors", "state.json"])
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(name, strategy, tmp_path, caplog):
+    whole = run(strategy, out=tmp_path / "whole", rounds=3)
+    run(strategy, out=tmp_path / "run", rounds=2)
+    path = tmp_path / "run" / "checkpoint" / name
+    path.write_bytes(path.read_bytes()[:50])
+    found = run(strategy, out=tmp_path / "run", rounds=3, resume=True)
+    assert "it goes on from the checkpoint of round 1" in caplog.text
+    assert [row["round"] for row in found.metrics] == [1, 2, 3]
+    assert_same_bits(found.states["back"], whole.states["back"])
 
 
 def test_a_missing_private_front_is_named(tmp_path):

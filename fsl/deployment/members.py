@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.config import build_kind
+from fsl.deployment.closing import check_closing
 from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.names import CONFIG, MEMBER, SETUP
 from fsl.wire.options import Patience
@@ -42,7 +43,10 @@ class Terms:
     that its SuperNode is registered by. `roaming`: every device may move to every edge, when its link says so or its
     edge cannot be reached; else only where the run's mobility model says. `replicate_every`: so
     often, in steps, an edge copies a session to another that its device may go to; 0: never. `join`, `straggler`,
-    `answer`: as in `Patience`.
+    `answer`: as in `Patience`. `deadline`: seconds from a round's start, at which those who have not finished are lost;
+    where devices wait for each other, those that others wait for, and the rest after as long again. `quorum`: how many
+    devices (or, as a float, which share of the round's) must have finished for a round to count. `max_norm`: how often
+    the round's median norm a device's update may have; a longer one is lost. None: no such limit.
     """
 
     wait: float = 120.0
@@ -54,6 +58,9 @@ class Terms:
     join: float = Patience.join
     straggler: float = Patience.straggler
     answer: float = Patience.answer
+    deadline: float | None = None
+    quorum: int | float | None = None
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("wait", "query"):
@@ -63,6 +70,7 @@ class Terms:
             raise ConfigError(f"deployment.replicate_every={self.replicate_every}: a number of steps, or 0 for never")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
+        check_closing(self)
         assert self.patience
 
     @property

@@ -39,8 +39,7 @@ class NodeHost:
             return RecordDict({METRICS: wired.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
         if not part:
-            totals, metrics = wired.node.train(plan, arrays)
-            return RecordDict({ARRAYS: totals, METRICS: metrics})
+            return wired.node.train(plan, arrays)
         work = wired.train(plan, Part.from_json(str(part)), arrays)
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.codecs.spec import codec_of
+from fsl.deployment.closing import least, refuse_without_nodes
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
+from fsl.deployment.work import RESTARTED
 from fsl.errors import RunError
 from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
@@ -38,6 +40,7 @@ class _Asked:
     nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
     sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
+    start: ArrayRecord | None = None  # what the devices' updates are measured from; None where nobody asks
     others: dict[int, int] = field(default_factory=dict)  # how many more edges a device may go to
 
 
@@ -54,7 +57,10 @@ class Roster:
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """See who is there; False where any node may host whole cohorts, as in a simulation."""
-        return self.members.look(grid, devices, edges, first)
+        placed = self.members.look(grid, devices, edges, first)
+        if not placed:
+            refuse_without_nodes(self.terms)
+        return placed
 
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """One message for each node with a part in the round."""
@@ -63,6 +69,7 @@ class Roster:
         plan = replace(plan, one_by_one=True)
         samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
+        asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
         sides = asked.sides
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
@@ -108,12 +115,17 @@ class Roster:
         text, every = plan.to_json(), self.terms.replicate_every
         messages = []
         for node, whole in sorted(parts.items()):
-            whole = replace(whole, replicate_every=every)
+            whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
             messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
         return messages
 
     def _refuse(self, plan: RoundPlan) -> None:
-        """RunError for moves that devices and edges which are apart cannot make."""
+        """RunError for moves that devices and edges which are apart cannot make, and for what would tell too much."""
+        if self.terms.max_norm is not None and plan.privacy is not None:
+            raise RunError(
+                f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
+                "update's norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
+            )
         if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
             raise RunError(
                 "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
@@ -150,6 +162,8 @@ class Roster:
         sides = self._asked.sides if self._asked is not None else {}
         if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
             sides, timeout = {}, min(timeout, self.terms.answer)
+        elif (longest := self._longest()) is not None:
+            timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
         replies: list[Message] = []
         deadline, ended = time.monotonic() + timeout, False
@@ -164,12 +178,20 @@ class Roster:
                 time.sleep(_POLL)
         return replies
 
+    def _longest(self) -> float | None:
+        """The seconds after which no node works on a round any more; None without a deadline."""
+        if self.terms.deadline is None or self._asked is None:
+            return None
+        trainer = self._asked.plan.trainer
+        return self.terms.deadline * (1 if trainer is None or locate(trainer.target).divisible else 2)
+
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
         asked = self._asked
         assert asked is not None
         tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
+        restarted: dict[int, int] = {}
         ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
@@ -181,6 +203,8 @@ class Roster:
                     tally.lose(device, f"{self.members.label(node)}: {reply.error.reason}")
                 continue
             content = reply.content
+            hosted = next((m.samples.keys() for m in self.members.online if m.node == node), ())
+            restarted |= {d: round for d, round in _restarted(content.metric_records[METRICS]).items() if d in hosted}
             for device, reason in _remarks(content).items():
                 tally.lose(device, reason)
             tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
@@ -190,8 +214,24 @@ class Roster:
             ill.append(node)
         for node in ill:
             self.members.forget(node)
+        if asked.start is not None and self.terms.max_norm is not None:
+            tally.measure(asked.start, self.terms.max_norm)
         collected = tally.collected(failed)
-        return replace(collected, again={d: n for d in collected.lost if (n := asked.others.get(d))})
+        self._refuse_few(asked, collected)
+        again = {d: n for d in collected.lost if (n := asked.others.get(d))}
+        return replace(collected, again=again, restarted=restarted)
+
+    def _refuse_few(self, asked: _Asked, collected: Collected) -> None:
+        """RunError, with nothing lost, for a round that fewer devices finished than the quorum."""
+        devices, finished = len(collected.lost) + len(collected.reports), len(collected.reports)
+        if self.terms.quorum is None or finished >= (needed := least(self.terms.quorum, devices)):
+            return
+        lost = "; ".join(f"device {device}: {reason}" for device, reason in list(collected.lost.items())[:3])
+        raise RunError(
+            f"round {asked.plan.round}: {finished} of {devices} devices finished, and deployment.quorum="
+            f"{self.terms.quorum} asks for {needed}; nothing of the round counts ({lost}); resume goes on from "
+            "the round before"
+        )
 
     def evaluate_messages(
         self, text: Callable[[Sequence[DeviceTask]], str], tasks: Sequence[DeviceTask], needed: Needed, round: int
@@ -239,6 +279,12 @@ class Roster:
 def _tasks(part: Part) -> list[DeviceTask]:
     """The devices whose fronts a message must bring; an edge needs none."""
     return [*(ticket.task for ticket in part.tickets), *part.alone]
+
+
+def _restarted(metrics: MetricRecord) -> dict[int, int]:
+    names = [name.removeprefix(RESTARTED) for name in metrics if name.startswith(RESTARTED)]
+    found = {int(name): metrics[f"{RESTARTED}{name}"] for name in names if name.isdecimal()}
+    return {device: round for device, round in found.items() if type(round) is int and round >= 0}
 
 
 def _remarks(content: RecordDict) -> dict[int, str]:

@@ -1,14 +1,18 @@
 """Counting a round: exactly the devices that finished both on their node and at their edge."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fsl.deployment.closing import too_long
+from fsl.finite import finite_state, finite_total
+from fsl.judged import told
 from fsl.placement import Collected
 from fsl.plan import CohortTask, RoundPlan
-from fsl.records import metrics_to_reports, record_to_totals
+from fsl.records import metrics_to_reports, record_to_states, record_to_totals
 from fsl.reports import DeviceReport
 from fsl.states import DeviceStates, Layout, Total, WeightedSum
 
@@ -39,6 +43,7 @@ class Tally:
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
         self._figures: Counter[str] = Counter()
+        self._void: set[int] = set()  # devices that finished, and whose work cannot be used
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         """A node's reply; WireError where it is none."""
@@ -48,17 +53,33 @@ class Tally:
         )
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
+        withheld = self.plan.privacy is not None and self.plan.privacy.withheld
+        for report in served.devices:
+            if not (withheld or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
+                self._void.add(report.device)
+                self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
         self._figures.update(said.figures)
         whole = self.plan.privacy is not None and self.plan.privacy.client is not None
         # The cloud's, not what a node says; all alike where devices are protected as a whole.
         weights = {device: 1.0 if whole else float(n) for device, n in self.samples.items()}
         for segment, total in record_to_totals(arrays, said.weights, self.layouts, weights).items():
             if isinstance(total, DeviceStates):
+                for device, state in total.states.items():
+                    self._look(device, segment, finite_state(state))
                 self._own.setdefault(segment, DeviceStates(self.layouts[segment])).merge(total)
+            elif not finite_total(total):
+                for report in served.devices:
+                    self._look(report.device, segment, False)
             elif isinstance(total, WeightedSum) and segment in self._shared:
                 self._shared[segment].merge(total)
             elif isinstance(total, WeightedSum):
                 self._shared[segment] = total
+
+    def _look(self, device: int, segment: str, usable: bool) -> None:
+        """A state of a device, or one that it shares, came back: nothing of the device counts where it is no use."""
+        if not usable:
+            self._void.add(device)
+            self.lose(device, told(self.plan, f"the {segment} that came back is not finite"))
 
     def lose(self, device: int, reason: str) -> None:
         """A device did not finish, as somebody says; several may."""
@@ -66,9 +87,22 @@ class Tally:
         if reason not in said:
             said.append(reason)
 
+    def measure(self, start: ArrayRecord, max_norm: float) -> None:
+        """Lose the devices whose update from the arrays of the round's start is too long."""
+        layouts = {
+            name: self.layouts[name] for name in self._own if f"{name}.{self.layouts[name].fields[0].name}" in start
+        }
+        if self.plan.fronts == "private":
+            layouts.pop("front", None)
+            layouts.pop("head", None)
+        finished = sorted((self._trained.keys() & self._served.keys()) - self._void)
+        for device, reason in too_long(self._own, record_to_states(start, layouts), finished, max_norm).items():
+            self._void.add(device)
+            self.lose(device, reason)
+
     def collected(self, failed_nodes: int) -> Collected:
         """What the round came to."""
-        counted = sorted(self._trained.keys() & self._served.keys())
+        counted = sorted((self._trained.keys() & self._served.keys()) - self._void)
         reports = [self._report(device) for device in counted]
         for cohort in self.cohorts:
             for task in cohort.devices:

@@ -13,7 +13,7 @@ from fsl.cohort import loss_told, rows_told, weight_told
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.spent import OwnLedger, done_again
-from fsl.deployment.work import Work
+from fsl.deployment.work import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
@@ -23,6 +23,7 @@ from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.states import State
+from fsl.store import KEPT
 from fsl.unsplit import UnsplitCohort
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import EdgeOutcome
@@ -30,7 +31,7 @@ from fsl.wire.client import Invitation, Uplink
 from fsl.wire.device_round import DeviceRound
 from fsl.wire.edge_round import EdgeRound
 from fsl.wire.expected import Expected
-from fsl.wire.options import Patience
+from fsl.wire.options import Deadline, Patience
 from fsl.wire.peers import PeerLines
 from fsl.wire.relay import Relay
 from fsl.wire.roaming_devices import RoamingDevices
@@ -114,14 +115,21 @@ class WiredNode:
         worker = self.node.worker
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
+        moving = any(edge.peers for edge in part.edges)  # then what is not here may be at another edge
+        worker.store.restarts.clear()
+        worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = self._charge(plan, [*(task.device for task in part.alone), *(t.task.device for t in part.tickets)])
         if part.alone:
-            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run()
+            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
+            work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
             work.served.extend(alone.reports)
         every = part.replicate_every
-        edges = [threading.Thread(target=self._serve, args=(plan, edge, states, work, every)) for edge in part.edges]
+        edges = [
+            threading.Thread(target=self._serve, args=(plan, edge, states, work, every, _deadline(part)))
+            for edge in part.edges
+        ]
         if len(edges) > 1:
             raise ConfigError("a node hosts one edge at most")
         for thread in edges:
@@ -133,6 +141,7 @@ class WiredNode:
         for thread in edges:
             thread.join()
         worker.store.sync()
+        work.restarted = restarted(worker.store.restarts)
         return work
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
@@ -175,11 +184,17 @@ class WiredNode:
     # An edge's part.
 
     def _serve(
-        self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work, replicate_every: int
+        self,
+        plan: RoundPlan,
+        part: EdgePart,
+        states: Mapping[str, State],
+        work: Work,
+        replicate_every: int,
+        deadline: Deadline | None,
     ) -> None:
         devices = [task.device for task in part.cohort.devices]
         try:
-            outcome = self._serve_round(plan, part, states, work, replicate_every)
+            outcome = self._serve_round(plan, part, states, work, replicate_every, deadline)
         except Exception as error:
             reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
             log.error(reason, exc_info=not isinstance(error, FslError))
@@ -209,7 +224,13 @@ class WiredNode:
         )
 
     def _serve_round(
-        self, plan: RoundPlan, part: EdgePart, states: Mapping[str, State], work: Work, replicate_every: int
+        self,
+        plan: RoundPlan,
+        part: EdgePart,
+        states: Mapping[str, State],
+        work: Work,
+        replicate_every: int,
+        deadline: Deadline | None,
     ) -> EdgeOutcome:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
@@ -228,6 +249,7 @@ class WiredNode:
             )
         else:
             edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
+        edge_round.deadline = deadline
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -271,6 +293,8 @@ class WiredNode:
             devices: DeviceRound = RoamingDevices(side, invitations, self.uplink, self.patience, others, where, every)
         else:
             devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
+        if part.deadline is not None:
+            devices.deadline = Deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(
@@ -293,6 +317,10 @@ class WiredNode:
         if plan.fronts != "private":
             work.totals |= side.totals
         return {device: wasted.get("steps", 0) for device, wasted in outcome.wasted.items()}
+
+
+def _deadline(part: Part) -> Deadline | None:
+    return None if part.deadline is None else Deadline(part.deadline)
 
 
 def _metrics(address: str) -> "MetricsEndpoint":

@@ -9,6 +9,8 @@ from fsl.records import reports_to_metrics, totals_to_record
 from fsl.reports import DeviceReport
 from fsl.states import Total, WeightedSum
 
+RESTARTED = "restarted."  # before a device's number, in what is said of a round
+
 
 @dataclass
 class Work:
@@ -19,6 +21,7 @@ class Work:
     served: list[DeviceReport] = field(default_factory=list)  # of devices that this node's edge served
     figures: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    restarted: dict[int, int] = field(default_factory=dict)  # devices by the round of the front that they went on from
 
     def lose(self, reasons: Mapping[int, str]) -> None:
         """Devices did not finish here; on a node that is both, either end may say why."""
@@ -31,4 +34,15 @@ class Work:
         metrics = reports_to_metrics(self.reports, weights, self.figures)
         served = reports_to_metrics(self.served, {}, {})
         metrics.update({f"served.{name}": column for name, column in served.items()})
+        metrics.update({f"{RESTARTED}{device}": round for device, round in self.restarted.items()})
         return totals_to_record(self.totals), metrics
+
+
+def restarted(restarts: Mapping[str, int]) -> dict[int, int]:
+    """The devices whose front or head was lost, by the round of what they went on from; 0 where they begin anew."""
+    found: dict[int, int] = {}
+    for owner, round in restarts.items():
+        kind, _, number = owner.partition("/")
+        if kind in ("fronts", "heads"):
+            found[int(number)] = min(round, found.get(int(number), round))
+    return found

@@ -1,12 +1,15 @@
 """Client-level differential privacy: whole updates are clipped on the node, and noised once at the cloud."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from fsl.privacy.noise import noise_source
 from fsl.states import Layout, State
+
+VOID = sys.float_info.max  # the squared norm of an update that cannot be used
 
 
 def clip_update(starts: Sequence[State], states: Sequence[State], clip: float) -> float:
@@ -21,21 +24,23 @@ def clip_update(starts: Sequence[State], states: Sequence[State], clip: float) -
 
 
 def update_square(start: State, state: State) -> float:
-    """The squared norm of one segment's update."""
-    return sum(float((flat.double() - begin.double()).square().sum()) for begin, flat in _floats(start, state))
+    """The squared norm of one segment's update; `VOID` where it is not finite."""
+    square = sum(float((flat.double() - begin.double()).square().sum()) for begin, flat in _floats(start, state))
+    return square if math.isfinite(square) else VOID
 
 
 def shorten(start: State, state: State, square: float, clip: float) -> None:
     """One segment's share of `clip_update`, where the whole update has this squared norm; in place.
 
-    An update without a finite norm, which no factor shortens, is replaced by zero. A `square` that another end has told
-    counts for no less than this segment's own.
+    An update whose norm is not finite counts as none at all: it lies within the clip, and nobody learns of it. A
+    `square` that another end has told counts for no less than this segment's own.
     """
-    own = update_square(start, state)
-    if not (math.isfinite(square) and math.isfinite(own)):
-        for begin, flat in _floats(start, state):
-            flat.copy_(begin)
-    elif (norm := math.sqrt(max(square, own))) > clip:
+    square = max(square, update_square(start, state)) if math.isfinite(square) else VOID
+    if not square < VOID:
+        for dtype, flat in state.flats.items():
+            flat.copy_(start.flats[dtype])
+        return
+    if (norm := math.sqrt(square)) > clip:
         for begin, flat in _floats(start, state):
             flat.copy_(begin.double().lerp(flat.double(), clip / norm))
 

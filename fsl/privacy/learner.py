@@ -10,7 +10,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fsl.errors import RunError
-from fsl.learner import Learner, OptimizerRecipe, Release, SegmentRuntime
+from fsl.learner import Learner, Mark, OptimizerRecipe, Release, SegmentRuntime
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.states import State
 
@@ -129,6 +129,14 @@ class PrivateLearner(Learner):
     ) -> None:
         """As ever; what a session left that was broken off is forgotten."""
         super().begin(state, learning_rate, kept, transients)
+        self._forget()
+
+    def undo(self, mark: Mark) -> None:
+        """As ever; and what Opacus has kept of the passes."""
+        super().undo(mark)
+        self._forget()
+
+    def _forget(self) -> None:
         for module in self.runtime.module.modules():
             module.__dict__.pop("activations", None)
             module.__dict__.pop("max_batch_len", None)

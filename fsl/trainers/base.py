@@ -1,5 +1,6 @@
 """What an edge trainer is, and one step of a back."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fsl import seeds
-from fsl.errors import NO_GRADIENT, ConfigError, SplitError, StepError
+from fsl.errors import NO_GRADIENT, ConfigError, LostError, SplitError, StepError
+from fsl.finite import REFUSED, finite_state, usable
 from fsl.learner import Learner, OptimizerRecipe, Release, SegmentRuntime
 from fsl.messages import Reply, Upload
 from fsl.objective import Objective
@@ -33,6 +35,9 @@ class EdgeBench:
     total: Callable[[], Total]  # where replicas go: a sum, or states one by one if the cloud asks for them
     privacy: SegmentPrivacy | None = None  # how the back is trained privately; None: as ever
     secure: bool = False  # the noise of privacy comes from the machine's secure generator
+    # Above it a step's loss is far from all training, and the step is refused. None: no step ever is, since devices are
+    # protected as a whole, and an update that cannot be used counts as none when it is clipped.
+    loss_limit: float | None = math.inf
 
     def borrow(self) -> Learner:
         """A learner of the back."""
@@ -203,7 +208,13 @@ class SharedBack(EdgeTrainer):
         self.open(device, snapshot.weight)
 
     def result(self) -> WeightedSum:
-        """The back, weighted by the examples it was trained on (for the mean over edges)."""
+        """The back, weighted by the examples it was trained on (for the mean over edges).
+
+        LostError where it is not finite.
+        """
+        if not finite_state(self.learner.state()):
+            self.bench.back.give_back(self.learner)
+            raise LostError(None, f"the back of edge {self.edge} is not finite after its round")
         total = WeightedSum(self.bench.back.layout)
         total.add(self.learner.state(), self.examples)
         self.bench.keep(f"edge-{self.edge}", self.learner)
@@ -219,9 +230,11 @@ def train_back(
     answers: bool = True,
     release: Release | None = None,
     joint: bool = False,
+    limit: float | None = math.inf,
 ) -> Reply:
     """One step of a back on one device's upload: forward, loss, backward, optimizer step.
 
+    A step whose loss lies above `limit`, or that made something which is not finite, is refused before it is applied.
     With a `joint` clip the step itself comes later, when the device has said what each sample's gradient counts.
 
     The cut gradient is that of the weights before the step. The back runs on a clone of the leaf that collects it,
@@ -230,19 +243,40 @@ def train_back(
     leaf = upload.smashed.detach()
     if answers and leaf.is_floating_point():
         leaf = leaf.requires_grad_()
-    loss, norms = leaf.new_zeros(()), None
+    loss, norms, mark = leaf.new_zeros(()), None, learner.mark()
     try:
         if len(leaf):
             loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
             loss.backward()
         if joint:
             norms = learner.norms()
-        else:
+        if not usable([loss], [leaf.grad, norms, *learner.made()], limit):
+            learner.undo(mark)
+            return refusal(upload)
+        if not joint:
             learner.step(release=release)
     except Exception as error:
         raise StepError(upload.device, upload.step) from error
     gradient = cut_gradient(leaf, leaf.grad) if answers else None
     return Reply(upload.device, upload.step, gradient, loss.detach(), norms=norms)
+
+
+def refusal(upload: Upload) -> Reply:
+    """The answer to an upload that the back did not learn from."""
+    return Reply(upload.device, upload.step, None, torch.zeros(()), refused=REFUSED)
+
+
+def usable_alone(learner: Learner, objective: Objective, upload: Upload, noise: int, limit: float | None) -> bool:
+    """Whether a step on this upload alone could be applied; the learner is left as it was."""
+    mark = learner.mark()
+    leaf = upload.smashed.detach()
+    if leaf.is_floating_point():
+        leaf = leaf.clone().requires_grad_()
+    loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
+    loss.backward()
+    found = usable([loss], [leaf.grad, *learner.made()], limit)
+    learner.undo(mark)
+    return found
 
 
 def cut_gradient(smashed: Tensor, gradient: Tensor | None) -> Tensor:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError
+from fsl.finite import usable
 from fsl.messages import Reply, Upload
 from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient
+from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
 
 
 class Cyclic(SharedBack):
@@ -53,10 +54,28 @@ class Cyclic(SharedBack):
         if not uploads:
             return []
         try:
-            self._train(uploads)
-            return self._answer(uploads)
+            return self._serve(uploads)
         except Exception as error:
             raise StepError(uploads[0].device, uploads[0].step) from error
+
+    def _serve(self, uploads: Sequence[Upload]) -> list[Reply]:
+        """Train and answer; again without those whose upload alone cannot be trained on, where that is no use."""
+        learner, limit = self.learner, self.bench.loss_limit
+        began = self._trained, self.examples
+        before = learner.state().clone(), learner.optimizer_state(), learner.transients()
+        self._train(uploads)
+        replies = self._answer(uploads)
+        made = [*(r.gradient for r in replies), *learner.state().flats.values(), *learner.optimizer_state().values()]
+        if usable([r.loss for r in replies], made, limit):
+            return replies
+        state, optimizer, transients = before
+        learner.begin(state, self.bench.learning_rate, optimizer, transients)
+        self._trained, self.examples = began
+        noise = self._noise.at(self._trained + 1)
+        bad = [u for u in uploads if not usable_alone(learner, self.bench.objective, u, noise, limit)] or uploads
+        lost = {u.device for u in bad}
+        rest = [u for u in uploads if u.device not in lost]
+        return [*(self._serve(rest) if rest else []), *(refusal(u) for u in uploads if u.device in lost)]
 
     def _train(self, uploads: Sequence[Upload]) -> None:
         features = torch.cat([upload.smashed.detach() for upload in uploads])

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError, one_of
+from fsl.finite import usable
 from fsl.learner import Release, set_learning_rate
 from fsl.messages import Reply, Upload
 from fsl.privacy.settings import Privacy
 from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient
+from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,26 @@ class Pooled(SharedBack):
         """One step of the back on all uploads together; to each device its own gradient, or the common one."""
         everybody, messages = messages, [upload for upload in messages if len(upload.targets)]
         release = self.bench.release(everybody[0].step, f"edge-{self.edge}", len(everybody))
-        self.examples += sum(self.bench.rows(len(upload.targets)) for upload in everybody)
         if not messages:
             self.learner.step(release=release)
+        answered = self._step(messages, release) if messages else []
+        if answered is None:
+            return self._without_culprits(everybody, messages)
+        self.examples += sum(self.bench.rows(len(upload.targets)) for upload in everybody)
         nobody = [Reply(u.device, u.step, u.smashed, torch.zeros(())) for u in everybody if not len(u.targets)]
-        return sorted([*(self._step(messages, release) if messages else []), *nobody], key=lambda r: r.device)
+        return sorted([*answered, *nobody], key=lambda r: r.device)
 
-    def _step(self, messages: Sequence[Upload], release: Release | None) -> Sequence[Reply]:
+    def _without_culprits(self, everybody: Sequence[Upload], messages: Sequence[Upload]) -> Sequence[Reply]:
+        """The step again, without those whose upload alone cannot be trained on; all, where it is none of them."""
+        bench, noise = self.bench, self._noise.at(messages[0].step)
+        alone = [usable_alone(self.learner, bench.objective, u, noise, bench.loss_limit) for u in messages]
+        bad = [u for u, good in zip(messages, alone) if not good] or messages
+        refused = {u.device: refusal(u) for u in bad}
+        rest = [u for u in everybody if u.device not in refused]
+        return sorted([*(self.step(rest) if rest else []), *refused.values()], key=lambda r: r.device)
+
+    def _step(self, messages: Sequence[Upload], release: Release | None) -> Sequence[Reply] | None:
+        """The replies of a step; None where it cannot be applied, and was not."""
         step = self._sized(messages)
         leaf = torch.cat([upload.smashed.detach() for upload in messages])
         if leaf.is_floating_point():
@@ -97,6 +111,8 @@ class Pooled(SharedBack):
             losses = self._train(leaf, step, release)
         except Exception as error:
             raise StepError(messages[0].device, messages[0].step) from error
+        if losses is None:
+            return None
         gradient = cut_gradient(leaf, leaf.grad)
         if not leaf.requires_grad:
             own = zip(messages, gradient.split(step.sizes), losses)
@@ -145,9 +161,9 @@ class Pooled(SharedBack):
     def _scale(self, sizes: list[int]) -> float:
         return float((sum(sizes) / max(sizes)) ** self.alpha)
 
-    def _train(self, leaf: Tensor, step: _Step, release: Release | None) -> list[Tensor]:
-        """Forward, backward, optimizer step; the mean loss of each device."""
-        objective = self.bench.objective
+    def _train(self, leaf: Tensor, step: _Step, release: Release | None) -> list[Tensor] | None:
+        """Forward, backward, optimizer step; the mean loss of each device, None where the step is refused."""
+        objective, mark = self.bench.objective, self.learner.mark()
         outputs = self.learner.forward(leaf.clone(), self._noise.at(step.uploads[0].step))
         targets = torch.cat([upload.targets for upload in step.uploads])
         rows = objective.rows(outputs, targets) if len(step.uploads) > 1 else None
@@ -163,6 +179,9 @@ class Pooled(SharedBack):
             loss = own[0] if len(own) == 1 else torch.stack(own) @ torch.tensor(step.shares).to(own[0])
             losses = [part.detach() for part in own]
         loss.backward()
+        if not usable(losses, [leaf.grad, *self.learner.made()], self.bench.loss_limit):
+            self.learner.undo(mark)
+            return None
         self.learner.step(release=release)
         return losses
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsl import seeds
+from fsl.finite import refuse_states
 from fsl.learner import Learner
 from fsl.messages import Reply, Upload
 from fsl.states import State, Total
@@ -52,7 +53,10 @@ class Replicated(EdgeTrainer):
             if upload.factors is not None:
                 self.settle(upload.device, upload.step - 1, upload.factors)
             release = bench.release(upload.step, upload.device)
-            replies.append(train_back(replica.learner, bench.objective, upload, noise, self.answers, release, joint))
+            limit = bench.loss_limit
+            replies.append(
+                train_back(replica.learner, bench.objective, upload, noise, self.answers, release, joint, limit)
+            )
         return replies
 
     def settle(self, device: int, step: int, factors: Tensor) -> None:
@@ -64,11 +68,12 @@ class Replicated(EdgeTrainer):
         return self.back, self._replicas[device].learner.state()
 
     def close(self, device: int) -> None:
-        """Add the device's replica to the average."""
-        replica = self._replicas.pop(device)
-        self._total.add(replica.learner.state(), replica.weight, device)
+        """Add the device's replica to the average; LostError where it cannot be."""
+        replica = self._replicas[device]
+        refuse_states(device, {"back": replica.learner.state()}, self.bench.privacy is not None)
         self.bench.keep(f"device-{device}", replica.learner)
-        self.bench.back.give_back(replica.learner)
+        self._total.add(replica.learner.state(), replica.weight, device)
+        self.bench.back.give_back(self._replicas.pop(device).learner)
 
     def abandon(self, device: int) -> None:
         """Drop the device's replica."""

@@ -52,8 +52,11 @@ class Sequential(SharedBack):
         for upload in messages:
             noise = self._noise[upload.device].at(upload.step)
             release = self.bench.release(upload.step, upload.device)
-            replies.append(train_back(self.learner, self.bench.objective, upload, noise, release=release))
-            self.examples += self.bench.rows(len(upload.targets))
+            bench = self.bench
+            reply = train_back(self.learner, bench.objective, upload, noise, release=release, limit=bench.loss_limit)
+            replies.append(reply)
+            if reply.refused is None:
+                self.examples += bench.rows(len(upload.targets))
         return replies
 
     def _shuffled(self, items: Sequence[T], step: int) -> list[T]:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fsl.device import Device
-from fsl.errors import FslError, RunError, WireError
+from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import said
+from fsl.finite import finite_state
+from fsl.judged import told
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.privacy.reasons import told_reason
 from fsl.sides import DeviceSide
@@ -20,7 +22,7 @@ from fsl.targets import locate_allowed
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
 from fsl.wire.format import close_frame, read_reply, upload_frame
-from fsl.wire.options import Patience
+from fsl.wire.options import Deadline, Patience
 from fsl.wire.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -66,9 +68,11 @@ class DeviceRound:
         self.relay = relay
         trainer = locate_allowed(plan.trainer.target, side.worker.workload.allowed)(**plan.trainer.kwargs)
         self.window: int = trainer.window
+        self.divisible: bool = trainer.divisible
         self.ear: Ear = Ear()
         self.attending = {i.device: Attending(uplink.attend(i, self.ear, patience)) for i in invitations}
         self.queue = uplink.limits.queue
+        self.deadline: Deadline | None = None  # after which its edges serve nobody
         self.finished: list[int] = []
         self.lost: dict[int, str] = {}
 
@@ -83,6 +87,11 @@ class DeviceRound:
     def _run(self) -> DeviceOutcome:
         silent_since = time.monotonic()
         while self.attending:
+            passed = "" if self.deadline is None else self.deadline.passed()
+            if self.deadline is not None and passed and (passed == "last" or self.divisible):
+                for device in list(self.attending):
+                    self._lose(device, self.deadline.reason)
+                break
             try:
                 event = self.ear.get(timeout=1.0)
             except queue.Empty:
@@ -100,7 +109,10 @@ class DeviceRound:
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
                 elif self._private:
                     log.warning("%s: device %d failed: %s", self._where, event.device, said(error))
-                self._lose(event.device, told_reason(error, self._private))
+                reason = told_reason(error, self._private)
+                if isinstance(error, LostError):
+                    reason = told(self.side.plan, error.reason)
+                self._lose(event.device, reason)
         return DeviceOutcome(self.finished, self.lost)
 
     def _hear(self, event: Heard | Cut | Rewound) -> None:
@@ -140,7 +152,13 @@ class DeviceRound:
         if relay:
             if self.relay is None:
                 raise WireError("the edge passed a front on, but fronts are not relayed in this run")
-            self.side.relayed = self.relay.unseal(relay)
+            passed = self.relay.unseal(relay)
+            if all(finite_state(state) for state in passed.values()):
+                self.side.relayed = passed
+            else:  # it is not this device's fault, and its own round need not end by it
+                log.warning(
+                    "%s: device %d was passed a front that is not finite; it starts from its own", self._where, device
+                )
         return self.side.open(device)
 
     def _advance(self, attending: Attending) -> None:
@@ -151,6 +169,8 @@ class DeviceRound:
             packet = device.forward()
             if packet is None:
                 attending.closing = True
+                if self.side.clip is None:
+                    self.side.check(device)
                 square = None if self.side.clip is None else self.side.update_square(device)
                 data = close_frame(self._sealed(device), device.settle(), square)
                 attending.line.close(device.step, data, attending.epoch)

@@ -13,7 +13,7 @@ from typing import Literal
 import grpc
 
 from fsl.edge import EdgeServer, Session
-from fsl.errors import FslError, RunError, StepError, WireError
+from fsl.errors import FslError, LostError, RunError, StepError, WireError
 from fsl.messages import ReplyPacket, Upload, UploadPacket
 from fsl.privacy.reasons import told_reason
 from fsl.wire import messages_pb2 as pb
@@ -22,7 +22,7 @@ from fsl.wire.attendance import Attendance, EdgeOutcome
 from fsl.wire.expected import Expected
 from fsl.wire.format import frame, read_close, read_upload, reply_frame
 from fsl.wire.meter import EdgeMeter, Reason
-from fsl.wire.options import Patience
+from fsl.wire.options import Deadline, Patience
 from fsl.wire.session import Event, Finished, Gone, Joined, Uploaded
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class EdgeRound:
         self.closed: list[Session] = []
         self.lost: dict[int, str] = {}
         self._heard: Attendance | None = None  # whom the newest event is about
+        self.deadline: Deadline | None = None  # of the whole round
         self.relay = b""  # the front that the next device starts from, sealed
 
     def serve(self) -> EdgeOutcome:
@@ -85,6 +86,8 @@ class EdgeRound:
             while any(not attendance.settled for attendance in self.all.values()):
                 self._advance()
                 self._take(self._next_event())
+                if self.deadline is not None and (phase := self.deadline.passed()):
+                    self._close_round(last=phase == "last" or self.order == "as they come")
             return EdgeOutcome(self.closed, self.lost, None)
         except Exception as error:  # whatever a trainer raises reaches every device that waits
             cause, where = (error.__cause__ or error, f" ({error})") if isinstance(error, StepError) else (error, "")
@@ -104,9 +107,13 @@ class EdgeRound:
             return None
         try:
             timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else self.patience.answer
+            if self.deadline is not None:
+                timeout = min(timeout, self.deadline.left())
             event: Event = self.admission.inbox.get(timeout=timeout)
             return event
         except queue.Empty:
+            if self.deadline is not None and self.deadline.left() <= 0:
+                return None
             if not waiting and any(a.away and not a.settled for a in self.all.values()):
                 return None
             if not waiting:
@@ -195,7 +202,7 @@ class EdgeRound:
             uploads = [a.uploads.popleft() for a in live if a.uploads]
             self._step(uploads)
             if not uploads:
-                for attendance in live:
+                for attendance in self._live():
                     self._close(attendance)
 
     def _advance_in_turn(self) -> None:
@@ -234,12 +241,16 @@ class EdgeRound:
     def _step(self, uploads: Sequence[Upload]) -> None:
         """One step of the trainer (or what is left to answer, without uploads); the replies go out."""
         replies = self.server.answer(uploads) if uploads else self.server.flush()
+        for device, reason in self.server.refused().items():
+            self._lose(device, Code.INVALID_ARGUMENT, reason)
         by_device: dict[int, list[ReplyPacket]] = {}
         for reply in replies:
             by_device.setdefault(reply.device, []).append(reply)
         now = time.monotonic()
         for upload in uploads:
             attendance = self.all[upload.device]
+            if attendance.settled:
+                continue
             attendance.served = upload.step
             served = upload.step + 1
             frames = self._frames(by_device.pop(upload.device, []), served) or [served_frame(served)]
@@ -247,6 +258,8 @@ class EdgeRound:
                 attendance.due = now + self.patience.straggler
             self._send(attendance, frames, upload.step)
         for device, others in by_device.items():
+            if self.all[device].settled:
+                continue
             late = self.all[device].served + 1
             self.admission.sessions[device].send(self._frames(others, served=0), late, done=False)
 
@@ -270,7 +283,11 @@ class EdgeRound:
         if attendance.factors is not None:
             self.server.settle(device, attendance.factors)
         own = self._shorten(attendance)
-        self.closed.append(self.server.close(device))
+        try:
+            self.closed.append(self.server.close(device))
+        except LostError as error:
+            self._lose(device, Code.INVALID_ARGUMENT, error.reason)
+            return
         self.relay = attendance.relay or self.relay
         self.admission.sessions[device].finish([frame(pb.ToDevice(closed=pb.Closed(update=own)))])
         self.meter.session_closed()
@@ -291,6 +308,17 @@ class EdgeRound:
                 waited = f"for {self.patience.straggler:g} s" if attendance.joined else f"in {self.patience.join:g} s"
                 what = "nothing came from it" if attendance.joined else "it did not come"
                 self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"{what} {waited}")
+
+    def _close_round(self, last: bool) -> None:
+        """The deadline has passed: those that others wait for are lost, and everybody the second time."""
+        assert self.deadline is not None
+        awaited = self._live()
+        if not last and self.order == "together":
+            awaited = [a for a in awaited if (not a.uploads and not a.finished) or not a.joined]
+        elif not last and self.turns:
+            awaited = [a for a in awaited if a.device == self.turns[0] or not a.joined]
+        for attendance in [*awaited, *(a for a in self.all.values() if a.away and not a.settled and last)]:
+            self._lose(attendance.device, Code.DEADLINE_EXCEEDED, self.deadline.reason)
 
     def _lose(self, device: int, code: Code, reason: str) -> None:
         attendance = self.all[device]

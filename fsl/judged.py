@@ -1,0 +1,24 @@
+"""What a round's plan says of work that cannot be used: from which loss on, and what is told of it."""
+
+from fsl.errors import LostError
+from fsl.finite import UNUSABLE, finite, loss_limit
+from fsl.learner import Learner
+from fsl.plan import RoundPlan
+from fsl.workload import Worker
+
+
+def limit_of(worker: Worker, plan: RoundPlan) -> float | None:
+    """The loss above which a step of this round is refused; None where none is."""
+    workload, whole = worker.workload, plan.privacy is not None and plan.privacy.client is not None
+    return loss_limit(workload.objective.divergence_bound(workload.data.classes), whole)
+
+
+def told(plan: RoundPlan, reason: str) -> str:
+    """Why a device is lost, as it is said: nothing of its data where the run is private."""
+    return reason if plan.privacy is None else UNUSABLE
+
+
+def refuse_optimizer(device: int | None, owner: str, learner: Learner, plan: RoundPlan) -> None:
+    """LostError for an optimizer state that no later step could go on from."""
+    if not finite(learner.optimizer_state().values()):
+        raise LostError(device, told(plan, f"the optimizer state of {owner} is not finite; its training has diverged"))
