@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.codecs.spec import codec_of
+from fsl.deployment.enrolled import TABLE
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
@@ -44,11 +46,11 @@ class _Asked:
 class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
-    def __init__(self, setup: str, terms: Terms):
+    def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
         self.setup = setup  # what a message says of the run's configuration
         self.terms = terms
         self.signer = Signer()
-        self.members = Members(setup, terms)
+        self.members = Members(setup, terms, None if folder is None else folder / TABLE)
         self._fence = 0
         self._asked: _Asked | None = None
 
