@@ -7,6 +7,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.cohort import Cohort, stepping
+from fsl.counts import refuse_other_counts
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.plan import EvaluatePlan, RoundPlan, joined
@@ -30,6 +31,8 @@ class Node:
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord]:
         """Train this node's cohorts for one round; the sums of n_k * w_k and the devices' reports."""
+        for cohort in plan.cohorts:
+            refuse_other_counts(cohort.devices, self.worker.workload.partition)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)

@@ -58,6 +58,11 @@ class Part:
     alone: tuple[DeviceTask, ...] = field(default=())  # devices that train the whole model, without an edge
     replicate_every: int = 0  # steps, for sessions that may move
 
+    @property
+    def own(self) -> tuple[DeviceTask, ...]:
+        """What the node's own devices do, at an edge or alone."""
+        return *self.alone, *(ticket.task for ticket in self.tickets)
+
     def to_json(self) -> str:
         """The part as JSON."""
         return json.dumps(asdict(self))

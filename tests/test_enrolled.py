@@ -65,7 +65,9 @@ class Cloud:
 
     def get_nodes(self):
         pem = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        return [SimpleNamespace(node_id=n.number, public_key=n.key.public_bytes(*pem), name=n.label) for n in self.nodes]
+        return [
+            SimpleNamespace(node_id=n.number, public_key=n.key.public_bytes(*pem), name=n.label) for n in self.nodes
+        ]
 
     def send_and_receive(self, messages, timeout):
         """In the order in which answers come in: the last node first."""
@@ -110,7 +112,9 @@ def test_who_is_not_in_the_operators_table_is_refused(three, tmp_path, caplog):
     with pytest.raises(RunError, match=r"edge-0 belongs to key"):
         look(Members("", terms), rightful, edge)
     other.devices = (0, 1)
-    with pytest.raises(RunError, match=r"device-1 is not in .*table .* add the line: device-1 ecdsa-sha2-nistp384 AAAA"):
+    with pytest.raises(
+        RunError, match=r"device-1 is not in .*table .* add the line: device-1 ecdsa-sha2-nistp384 AAAA"
+    ):
         look(Members("", terms), other)
 
 
@@ -183,7 +187,7 @@ def test_a_node_without_a_registered_key_hosts_nothing(three):
 @pytest.mark.parametrize("samples", [0, -4])
 def test_a_device_that_holds_nothing_is_refused(samples, three):
     _, edge, _ = three
-    with pytest.raises(RunError, match=rf"device 0 holds {samples} samples; a device holds one at least"):
+    with pytest.raises(RunError, match=rf"device 0 holds {samples} samples; one is the least"):
         look(Members("", TERMS), edge, Node(6, devices=(0,), samples=samples))
 
 

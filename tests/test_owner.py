@@ -278,7 +278,7 @@ def test_a_negative_epsilon_of_another_run_gives_nothing_back(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", '{"devices": {}}'])
 def test_what_is_left_of_another_run_s_ledger_is_not_taken_for_nothing(text, tmp_path):
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(ConfigError, match="other.json is damaged"):
+    with pytest.raises(ConfigError, match=r"other\.json is damaged"):
         spend(own_ledger(tmp_path, "a", Limit(9.0, "model")), private())
 
 

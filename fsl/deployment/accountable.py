@@ -19,9 +19,7 @@ from fsl.trainers import EdgeTrainer
 from fsl.workload import Worker
 
 
-def charged(
-    settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Sequence[int]
-) -> RoundAccount | None:
+def charged(settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Sequence[int]) -> RoundAccount | None:
     """Write down what these devices are about to release; None where none are, or nothing protects them.
 
     ConfigError where a device would pass its owner's limit, or the node cannot keep the account.

@@ -33,8 +33,8 @@ _MOST = 1_000_000  # devices in one range
 class Enrolled:
     """The table of a run, read anew whenever the cloud looks who is there.
 
-    `table`: the operator's, which alone counts; who is not in it is refused. Without one, the first key that answers for
-    a number is written to `first_use` and counts from then on. With neither, it counts as long as this object lives.
+    `table`: the operator's, which alone counts; who is not in it is refused. Without one, the first key that answers
+    for a number is written to `first_use` and counts from then on. With neither, it counts while this object lives.
     """
 
     def __init__(self, table: Path | None, first_use: Path | None = None):
@@ -54,8 +54,8 @@ class Enrolled:
             bound = self._keys.get(name)
             if bound is None and self.table is not None:
                 raise TrustError(
-                    f"{name} is not in {self.table} (deployment.members); if the node with key {fingerprint_of(key)} is "
-                    f"to host it, add the line: {name} {_ssh(key)}"
+                    f"{name} is not in {self.table} (deployment.members); if the node with key {fingerprint_of(key)} "
+                    f"is to host it, add the line: {name} {_ssh(key)}"
                 )
             if bound is not None and bound != key:
                 where = self.table or self.first_use or "this run"

@@ -48,10 +48,10 @@ class Terms:
     `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
     what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
     that its SuperNode is registered by, and each device and edge answers by one key: that of the table `members` (see
-    `fsl.deployment.enrolled`), or the first one that answered in this run. `roaming`: every device may move to every edge, when its link says so or its
-    edge cannot be reached; else only where the run's mobility model says. `replicate_every`: so
-    often, in steps, an edge copies a session to another that its device may go to; 0: never. `join`, `straggler`,
-    `answer`: as in `Patience`.
+    `fsl.deployment.enrolled`), or the first one that answered in this run. `roaming`: every device may move to every
+    edge, when its link says so or its edge cannot be reached; else only where the run's mobility model says.
+    `replicate_every`: so often, in steps, an edge copies a session to another that its device may go to; 0: never.
+    `join`, `straggler`, `answer`: as in `Patience`.
     """
 
     wait: float = 120.0
@@ -174,7 +174,7 @@ class Members:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise WireError(f"it does not say what it hosts ({error})") from None
         if few := [device for device, count in samples.items() if device < 0 or count < 1]:
-            raise WireError(f"it says that device {few[0]} holds {samples[few[0]]} samples; a device holds one at least")
+            raise WireError(f"it says that device {few[0]} holds {samples[few[0]]} samples; one is the least")
         if member.names and self.terms.bind_keys:
             if not registered:
                 raise TrustError("the SuperLink knows no key of it (--enable-supernode-auth, flwr supernode register)")

@@ -1,7 +1,7 @@
 """What a node does for a run: only what its role is, for the devices and the edge that its owner gave it.
 
-A node answers three kinds of messages. QUERY says what it hosts: ids, n_k, an edge's address, public keys. TRAIN, with a
-part in the round, releases what the plan's privacy accounts for. EVALUATE tells exact scores of its devices' private
+A node answers three kinds of messages. QUERY says what it hosts: ids, n_k, an edge's address, public keys. TRAIN, with
+a part in the round, releases what the plan's privacy accounts for. EVALUATE tells exact scores of its devices' private
 fronts on its test data. Anything else, for anybody else, is refused before it is computed.
 """
 
@@ -39,8 +39,7 @@ def refuse_part(settings: NodeSettings, plan: RoundPlan, part: Part, devices: in
         raise TrustError("a plan with an edge trainer asks a device to train without an edge")
     if plan.trainer is None and (part.tickets or part.edges):
         raise TrustError("a plan without an edge trainer asks for training at an edge")
-    asked = [task.device for task in (*part.alone, *(ticket.task for ticket in part.tickets))]
-    _refuse_foreign(settings, asked, devices)
+    _refuse_foreign(settings, [task.device for task in part.own], devices)
     if len(part.edges) > 1:
         raise ConfigError("a node hosts one edge at most")
     for edge in part.edges:

@@ -58,12 +58,17 @@ class Roster:
         """See who is there; False where any node may host whole cohorts, as in a simulation."""
         return self.members.look(grid, devices, edges, first)
 
+    @property
+    def samples(self) -> Mapping[int, int]:
+        """The n_k of each device that is there, as its node says: not capped, for what its privacy costs."""
+        return {device: count for member in self.members.online for device, count in member.samples.items()}
+
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """One message for each node with a part in the round."""
         self._refuse(plan)
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
-        samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
+        samples = {device: self._counted(count) for device, count in self.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
         sides = asked.sides
         hosts = {d: member for member in self.members.online for d in member.samples}
@@ -73,7 +78,11 @@ class Roster:
         parts: dict[int, Part] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
-            there = tuple(task for task in cohort.devices if task.device in hosts)
+            there = tuple(
+                replace(task, samples=hosts[task.device].samples[task.device])
+                for task in cohort.devices
+                if task.device in hosts
+            )
             absent = [task.device for task in cohort.devices if task.device not in hosts]
             asked.lost.update(dict.fromkeys(absent, "no node that hosts it is online"))
             edge = edges.get(cohort.edge)
@@ -240,7 +249,7 @@ class Roster:
 
 def _tasks(part: Part) -> list[DeviceTask]:
     """The devices whose fronts a message must bring; an edge needs none."""
-    return [*(ticket.task for ticket in part.tickets), *part.alone]
+    return list(part.own)
 
 
 def _remarks(content: RecordDict) -> dict[int, str]:

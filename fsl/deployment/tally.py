@@ -39,6 +39,7 @@ class Tally:
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
         self._figures: Counter[str] = Counter()
+        self._false: set[int] = set()  # devices whose report contradicts what their node answered
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         """A node's reply; WireError where it is none."""
@@ -68,7 +69,8 @@ class Tally:
 
     def collected(self, failed_nodes: int) -> Collected:
         """What the round came to."""
-        counted = sorted(self._trained.keys() & self._served.keys())
+        self._lose_other_counts()
+        counted = sorted(device for device in self._trained.keys() & self._served.keys() if device not in self._false)
         reports = [self._report(device) for device in counted]
         for cohort in self.cohorts:
             for task in cohort.devices:
@@ -82,6 +84,13 @@ class Tally:
                 totals[segment] = total
         lost = {device: "; ".join(said) for device, said in sorted(self._lost.items()) if device not in counted}
         return Collected(totals, reports, self._figures, lost, failed_nodes)
+
+    def _lose_other_counts(self) -> None:
+        held = {task.device: task.samples for cohort in self.cohorts for task in cohort.devices if task.samples}
+        for device, report in self._trained.items():
+            if device in held and report.samples != held[device]:
+                self._false.add(device)
+                self.lose(device, f"it reports {report.samples} samples, and its node answered {held[device]}")
 
     def _report(self, device: int) -> DeviceReport:
         mine, edge = self._trained[device], self._served[device]

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.cohort import loss_told, rows_told, weight_told
+from fsl.counts import refuse_other_counts
 from fsl.deployment.accountable import charged
 from fsl.deployment.owned import refuse_evaluation, refuse_part
 from fsl.deployment.roaming import roaming_round
@@ -111,10 +112,11 @@ class WiredNode:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
+        refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
-        spent = charged(self.settings, plan, worker, [*(task.device for task in part.alone), *(t.task.device for t in part.tickets)])
+        spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
             alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run()
             work.totals |= alone.totals

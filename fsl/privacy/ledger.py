@@ -5,12 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsl.errors import CheckpointError
 from fsl.files import write_json
 from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
 from fsl.reports import DeviceReport
+
+if TYPE_CHECKING:
+    from fsl.privacy.counts import Target
 
 
 class Ledger:
@@ -20,6 +23,7 @@ class Ledger:
         self.setting = setting
         self.samples = samples
         self.path = path
+        self.target: Target | None = None  # what its noise was solved for
         self.tallies: dict[int, Tally] = {}
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
