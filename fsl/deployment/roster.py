@@ -1,6 +1,7 @@
 """Who hosts what: the cloud's list of nodes, the part of each in a round, and what came of it."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +13,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.codecs.spec import codec_of
+from fsl.deployment.answers import Share, check_answer, check_scores
 from fsl.deployment.enrolled import TABLE
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
-from fsl.errors import RunError
-from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
+from fsl.errors import RunError, WireError
+from fsl.names import ARRAYS, CONFIG, LOST, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
@@ -25,6 +27,7 @@ from fsl.targets import locate
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
+log = logging.getLogger(__name__)
 _WAY = 10.0  # seconds from the end of a node's work until the cloud has its answer, on a busy machine
 _POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
@@ -40,6 +43,7 @@ class _Asked:
     nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
     sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
+    shares: dict[int, Share] = field(default_factory=dict)  # by node
     others: dict[int, int] = field(default_factory=dict)  # how many more edges a device may go to
 
 
@@ -53,6 +57,7 @@ class Roster:
         self.members = Members(setup, terms, None if folder is None else folder / TABLE)
         self._fence = 0
         self._asked: _Asked | None = None
+        self._scored: dict[int, frozenset[int]] = {}  # whom each node was last asked to evaluate
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """See who is there; False where any node may host whole cohorts, as in a simulation."""
@@ -120,6 +125,7 @@ class Roster:
         messages = []
         for node, whole in sorted(parts.items()):
             whole = replace(whole, replicate_every=every)
+            asked.shares[node] = Share.of(whole)
             messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
         return messages
 
@@ -173,7 +179,19 @@ class Roster:
                 ended, deadline = True, min(deadline, time.monotonic() + grace)
             if waiting:
                 time.sleep(_POLL)
-        return replies
+        return [reply for reply in replies if self._is_own(reply)]
+
+    def _is_own(self, reply: Message) -> bool:
+        """Whether a reply, if it has scores, has those of devices that its node was asked for."""
+        if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
+            return True
+        node = reply.metadata.src_node_id
+        try:
+            check_scores(self._scored.get(node, frozenset()), reply.content)
+        except WireError as error:
+            log.warning("%s: %s", self.members.label(node), error)
+            return False
+        return True
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
@@ -191,10 +209,17 @@ class Roster:
                 for device in asked.nodes.get(node, []):
                     tally.lose(device, f"{self.members.label(node)}: {reply.error.reason}")
                 continue
-            content = reply.content
+            content, mine = reply.content, asked.nodes.get(node, [])
+            try:
+                tally.add(*check_answer(asked.shares[node], content))
+            except WireError as error:
+                failed += 1
+                ill.append(node)
+                tally.discard(mine, f"{self.members.label(node)}: {error}")
+                continue
             for device, reason in _remarks(content).items():
-                tally.lose(device, reason)
-            tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
+                if device in mine:
+                    tally.lose(device, reason)
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
                 tally.lose(device, f"{self.members.label(node)} did not answer")
@@ -212,6 +237,7 @@ class Roster:
         for member in self.members.online:
             here = [task for task in tasks if task.device in member.samples]
             if here:
+                self._scored[member.node] = frozenset(task.device for task in here)
                 messages.append(self._message(member.node, MessageType.EVALUATE, text(here), needed(here), None, round))
         return messages
 

@@ -39,7 +39,7 @@ class Tally:
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
         self._figures: Counter[str] = Counter()
-        self._false: set[int] = set()  # devices whose report contradicts what their node answered
+        self._false: set[int] = set()  # devices whose answers cannot be believed
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         """A node's reply; WireError where it is none."""
@@ -66,6 +66,12 @@ class Tally:
         said = self._lost.setdefault(device, [])
         if reason not in said:
             said.append(reason)
+
+    def discard(self, devices: Sequence[int], reason: str) -> None:
+        """Whatever came of these devices does not count: the answer of a node that they depend on cannot be used."""
+        self._false.update(devices)
+        for device in devices:
+            self.lose(device, reason)
 
     def collected(self, failed_nodes: int) -> Collected:
         """What the round came to."""

@@ -39,7 +39,7 @@ def epsilon(history: tuple[Gaussian, ...], delta: float, accountant: str) -> flo
     account = create_accountant(mechanism=accountant)
     account.history = steps
     with np.errstate(divide="ignore"):  # PRV takes log(1 - rate)
-        return max(0.0, float(account.get_epsilon(delta=delta)))  # at a large delta a bound may fall below 0
+        return float(account.get_epsilon(delta=delta))
 
 
 def solve(target: float, cost: Callable[[float], float]) -> float:
