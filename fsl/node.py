@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fsl.cohort import Cohort, stepping
+from fsl.counts import refuse_other_counts
 from fsl.errors import ConfigError
 from fsl.evaluation import evaluate
 from fsl.names import ARRAYS, LOST, METRICS, REMARKS
@@ -35,6 +36,8 @@ class Node:
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
         """Train this node's cohorts for one round; the sums of n_k * w_k, the devices' reports, and who is lost."""
+        for cohort in plan.cohorts:
+            refuse_other_counts(cohort.devices, self.worker.workload.partition)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)

@@ -59,6 +59,11 @@ class Part:
     replicate_every: int = 0  # steps, for sessions that may move
     deadline: float | None = None  # seconds from here on, for the whole round
 
+    @property
+    def own(self) -> tuple[DeviceTask, ...]:
+        """What the node's own devices do, at an edge or alone."""
+        return *self.alone, *(ticket.task for ticket in self.tickets)
+
     def to_json(self) -> str:
         """The part as JSON."""
         return json.dumps(asdict(self))

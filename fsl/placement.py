@@ -37,6 +37,10 @@ class Placement(Protocol):
 
     setup: str
 
+    @property
+    def samples(self) -> Mapping[int, int]:
+        """The n_k of each device that is there, as its node says."""
+
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """See who is there; False where any node may host whole cohorts, as in a simulation."""
 

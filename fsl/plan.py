@@ -31,12 +31,14 @@ class DeviceTask:
     """One device's part in a round, or in an evaluation.
 
     `version` is the round whose private state (front, kept optimizer) counts, 0 before the first; `saved` is the
-    one that the last complete checkpoint names. Every other version may be deleted.
+    one that the last complete checkpoint names. Every other version may be deleted. `samples`: its n_k as the cloud
+    counts it, 0 where it counts none; a device that holds others does not train.
     """
 
     device: int
     version: int = 0
     saved: int = 0
+    samples: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.deployment.certs import identities, issue
+from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.enrolled import TABLE, add_nodes
 from fsl.errors import ConfigError
 
 
@@ -17,12 +18,18 @@ def command(arguments: Sequence[str]) -> int:
             raise ConfigError("--edges and --devices are counts: 0 or more")
         wanted = identities(options.edges, options.devices, _hosts(options.host, options.edges))
         written = issue(options.folder, wanted, options.days, options.add, options.force)
+        if options.force:
+            (options.folder / TABLE).unlink(missing_ok=True)
+        files = Certificates(options.folder)
+        nodes = {one.name: files.node_public_key(one.name) for one in wanted if one.node}
+        add_nodes(options.folder / TABLE, nodes)
     except ConfigError as error:
         return _say(str(error), 2)
     except OSError as error:
         return _say(str(error), 1)
     for path in written:
         print(path)
+    print(options.folder / TABLE)
     print(f"{len(written)} files written" + ("; keep ca-key.pem to yourself" if written else ""))
     return 0
 

@@ -71,9 +71,8 @@ def run(grid: Grid, overrides: str) -> None:
                 "(accelerator=cuda); here only backend.threads and round_timeout count"
             )
         setup = Setup.of(top, task, folder, terms.patience)
-        return FlowerBackend(
-            threads=asked.threads, round_timeout=asked.round_timeout, grid=grid, roster=Roster(setup.to_json(), terms)
-        )
+        roster = Roster(setup.to_json(), terms, folder)
+        return FlowerBackend(threads=asked.threads, round_timeout=asked.round_timeout, grid=grid, roster=roster)
 
     try:
         with ends_when_stopped(grid):

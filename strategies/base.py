@@ -24,6 +24,7 @@ from fsl.mobility import Move
 from fsl.names import ARRAYS, METRICS
 from fsl.placement import Collected, Placement
 from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
+from fsl.privacy.counts import take_members
 from fsl.privacy.device import LEAKS
 from fsl.privacy.rounds import refuse_unseen
 from fsl.records import metrics_to_reports, record_to_totals, states_to_record
@@ -49,6 +50,7 @@ class SplitStrategy(Algorithm, Strategy):
         self._placed: bool | None = None  # None: nobody has looked yet
         self._lost: dict[int, str] = {}
         self._restarted: dict[int, int] = {}  # in this round, with the round of the front that they went on from
+        self._left_out: dict[int, str] = {}  # of this round: their n_k has no account
         self._moves: tuple[Move, ...] = ()  # of this round
 
     def bind(self, federation: Federation) -> None:
@@ -67,6 +69,7 @@ class SplitStrategy(Algorithm, Strategy):
         assert device is not None  # it is not optional
         divisible = spec is None or bool(locate(spec.target).divisible)
         chosen = self.chosen(server_round)
+        placed, chosen = self._there(grid, chosen)
         self._moves = asked.moves_of(
             server_round, self._hook("moves"), self.moves(server_round, chosen), federation.devices, federation.edges
         )
@@ -94,8 +97,8 @@ class SplitStrategy(Algorithm, Strategy):
         )
         if federation.ledger is not None:
             refuse_unseen(server_round, spec, federation.ledger.trainers)
-            federation.ledger.before(chosen)
-        if self._look(grid):
+            federation.ledger.before([d for d in chosen if not placed or d in self._placement.samples])
+        if placed:
             moving = replace(plan, moves=self._moves)
             yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
             return
@@ -155,7 +158,7 @@ class SplitStrategy(Algorithm, Strategy):
         layouts = self.federation.layouts
         if self._placed:
             collected = self._placement.collect(replies, layouts)
-            self._lost = dict(collected.lost)
+            self._lost = {**collected.lost, **self._left_out}
             self._warn_of_lost(round)
             if not collected.reports:
                 raise RunError(f"round {round}: no device finished ({_reasons(self._lost)}); resume when they are back")
@@ -340,6 +343,17 @@ class SplitStrategy(Algorithm, Strategy):
             self._placed = federation.placement.look(grid, federation.devices, federation.edges, first)
         return bool(self._placed)
 
+    def _there(self, grid: Grid, chosen: list[int]) -> tuple[bool, list[int]]:
+        """See who is there, and count privacy by their n_k; whom the account does not allow is left out, by name."""
+        first, self._left_out = self._placed is None, {}
+        placed, ledger = self._look(grid), self.federation.ledger
+        if placed and ledger is not None:
+            here = {d: n for d, n in self._placement.samples.items() if d < self.federation.devices}
+            refused = take_members(ledger, here, first)
+            self._left_out = {device: reason for device, reason in refused.items() if device in chosen}
+            chosen = [device for device in chosen if device not in refused]
+        return placed, chosen
+
     def _cohorts(self, devices: Sequence[int], round: int, visited: Iterable[int] = ()) -> list[CohortTask]:
         """Each edge's devices at the round's start; edges that devices come to later may have none."""
         members: dict[int, list[DeviceTask]] = {edge: [] for edge in visited}
@@ -351,7 +365,9 @@ class SplitStrategy(Algorithm, Strategy):
         ]
 
     def _task(self, device: int) -> DeviceTask:
-        return DeviceTask(device, *self._generations(f"device-{device}"))
+        ledger = self.federation.ledger
+        held = 0 if ledger is None else ledger.samples[device]
+        return DeviceTask(device, *self._generations(f"device-{device}"), held)
 
     def _generations(self, owner: str) -> tuple[int, int]:
         return self._versions.get(owner, 0), self._saved.get(owner, 0)

@@ -193,6 +193,17 @@ def test_runs_do_not_share_what_devices_keep(tmp_path):
     assert one.parent == other.parent == tmp_path / "runs"
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"devices": 3}, {"samples_per_device": 9}])
+def test_a_run_of_the_same_name_that_deals_out_other_rows_begins_anew(change, tmp_path):
+    """Else one draw of randomized labels would serve two samples, and one account two data sets."""
+    settings, setup = NodeSettings.read({**DEVICE, "state": str(tmp_path)}), setup_of()
+    assert store_of(setup, settings) == store_of(Setup.from_json(setup.to_json()), settings)
+    assert store_of(setup, settings) == store_of(replace(setup, patience={"join": 1.0}), settings)
+    assert store_of(setup, settings) != store_of(replace(setup, **change), settings)
+    other = setup.groups | {"partition": {"_target_": "fsl.data.Dirichlet", "alpha": 1.0}}
+    assert store_of(setup, settings) != store_of(replace(setup, groups=other), settings)
+
+
 def test_a_run_s_patience_is_a_node_s_unless_it_has_its_own():
     setup = setup_of("deployment.straggler=7")
     assert Patience(**setup.patience).straggler == asdict(Patience())["straggler"]  # given beside the configuration

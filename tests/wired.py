@@ -78,7 +78,7 @@ class WiredGrid(SimulationGrid):
             content = RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
         else:
             plan = EvaluatePlan.from_json(config[PLAN])
-            content = RecordDict({METRICS: node.node.evaluate(plan, message.content.array_records[ARRAYS])})
+            content = RecordDict({METRICS: node.evaluate(plan, message.content.array_records[ARRAYS])})
         return Message(content, reply_to=message)
 
     def release(self):

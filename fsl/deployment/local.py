@@ -11,6 +11,7 @@ from typing import Self
 
 from fsl.deployment import flower, runs
 from fsl.deployment.certs import Certificates, issue
+from fsl.deployment.enrolled import TABLE, add_nodes
 from fsl.deployment.plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
 from fsl.deployment.processes import Member, end, is_alive, last_words, members, send, start, wait_until
 from fsl.deployment.record import (
@@ -92,6 +93,11 @@ class LocalFederation:
         """The FLWR_HOME with which `flwr` knows this federation, by the name `federation`."""
         return self.folder / "flwr"
 
+    @property
+    def table(self) -> Path:
+        """Which node's key each device and edge belongs to, for `deployment.members`."""
+        return self.folder / TABLE
+
     def log(self, name: str) -> Path:
         """Where a process's output goes."""
         return self.folder / "logs" / f"{name}.log"
@@ -136,6 +142,9 @@ class LocalFederation:
         KeyboardInterrupt stops the run. RunError where it cannot be sent, or the SuperLink is gone.
         """
         where = [] if out is None else [f"hydra.run.dir={override_value(str(out.absolute()))}"]
+        given = {text.lstrip("+").partition("=")[0] for text in overrides}
+        if self.table.exists() and not given & {"deployment.members", "deployment.bind_keys"}:
+            where += [f"deployment.members={override_value(str(self.table))}"]
         run = runs.submit(self.home, self.record.app, [*overrides, *where])
         try:
             return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
@@ -184,6 +193,8 @@ class LocalFederation:
         nodes = plan_nodes(
             self.folder, self.certificates, edges, self._groups, self._data, self._mutual_tls, self._node_config
         )
+        self.table.unlink(missing_ok=True)
+        add_nodes(self.table, {node.name: self.certificates.node_public_key(node.name) for node in nodes})
         self._write(replace(self._new, superlink=address, nodes=tuple(nodes)))
         flower.write_connection(self.home, address, self.certificates)
         flower.write_app(self.folder / "app")

@@ -4,7 +4,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -12,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fsl.config import build_kind
 from fsl.deployment.closing import check_closing
+from fsl.deployment.enrolled import Enrolled, fingerprint_of, names_of
 from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.names import CONFIG, MEMBER, SETUP
 from fsl.wire.options import Patience
@@ -32,6 +34,12 @@ class Member:
     key: bytes  # of its devices, DER
     label: str  # the name that it was registered by
     edge_key: str = ""  # hex; what its edge signs by, for other edges
+    registered: bytes = b""  # the key of its SuperNode, DER; empty where keys do not bind
+
+    @property
+    def names(self) -> list[str]:
+        """What of the run it hosts, as a table of members names it."""
+        return names_of(self.samples, self.edge)
 
 
 @dataclass(frozen=True)
@@ -40,19 +48,22 @@ class Terms:
 
     `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
     what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
-    that its SuperNode is registered by. `roaming`: every device may move to every edge, when its link says so or its
-    edge cannot be reached; else only where the run's mobility model says. `replicate_every`: so
-    often, in steps, an edge copies a session to another that its device may go to; 0: never. `join`, `straggler`,
-    `answer`: as in `Patience`. `deadline`: seconds from a round's start, at which those who have not finished are lost;
-    where devices wait for each other, those that others wait for, and the rest after as long again. `quorum`: how many
-    devices (or, as a float, which share of the round's) must have finished for a round to count. `max_norm`: how often
-    the round's median norm a device's update may have; a longer one is lost. None: no such limit.
+    that its SuperNode is registered by, and each device and edge answers by one key: that of the table `members` (see
+    `fsl.deployment.enrolled`), or the first one that answered in this run. `roaming`: every device may move to every
+    edge, when its link says so or its edge cannot be reached; else only where the run's mobility model says.
+    `replicate_every`: so often, in steps, an edge copies a session to another that its device may go to; 0: never.
+    `join`, `straggler`, `answer`: as in `Patience`. `deadline`: seconds from a round's start, at which those who have
+    not finished are lost; where devices wait for each other, those that others wait for, and the rest after as long
+    again. `quorum`: how many devices (or, as a float, which share of the round's) must have finished for a round to
+    count. `max_norm`: how often the round's median norm a device's update may have; a longer one is lost. None: no such
+    limit.
     """
 
     wait: float = 120.0
     query: float = 120.0
     max_samples: int | None = None
     bind_keys: bool = True
+    members: str | None = None
     roaming: bool = False
     replicate_every: int = 0
     join: float = Patience.join
@@ -71,7 +82,16 @@ class Terms:
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
         check_closing(self)
+        if self.members is not None and not self.bind_keys:
+            raise ConfigError(
+                f"deployment.members={self.members}: with bind_keys=false nobody's key counts; leave out one of them"
+            )
         assert self.patience
+
+    @property
+    def table(self) -> Path | None:
+        """The operator's table of members."""
+        return None if self.members is None else Path(self.members).expanduser()
 
     @property
     def patience(self) -> Patience:
@@ -87,9 +107,11 @@ def build_terms(config: Mapping[str, Any]) -> Terms:
 class Members:
     """The nodes of a run, asked once what they host, and again when they failed."""
 
-    def __init__(self, setup: str, terms: Terms):
+    def __init__(self, setup: str, terms: Terms, first_use: Path | None = None):
         self.setup = setup
         self.terms = terms
+        self.enrolled = Enrolled(terms.table, first_use)
+        self.enrolled.read()
         self.online: list[Member] = []  # when one last looked
         self._known: dict[int, Member] = {}
         self._refused: dict[int, str] = {}
@@ -131,8 +153,14 @@ class Members:
     def _ask_new(self, grid: Grid) -> None:
         ids = sorted(grid.get_node_ids())
         new = [node for node in ids if node not in self._known and node not in self._refused]
+        if new or self.terms.bind_keys:
+            self.enrolled.read()
+        for node, member in list(self._known.items()):  # an operator may have given a number to another key
+            if self.terms.bind_keys and not self._rightful(member):
+                del self._known[node]
         if new:
             registered = _registered(grid)
+            found: list[Member] = []
             content = RecordDict({CONFIG: ConfigRecord({SETUP: self.setup})})
             queries = [Message(content, node, MessageType.QUERY, group_id="0") for node in new]
             self._silent = set(new)
@@ -142,10 +170,10 @@ class Members:
                 try:
                     if reply.has_error():
                         raise WireError(str(reply.error.reason))
-                    self._known[node] = self._member(node, reply, ids, *registered.get(node, (b"", "")))
+                    found.append(self._member(node, reply, ids, *registered.get(node, (b"", ""))))
                 except WireError as error:
-                    self._refused[node] = str(error)
-                    log.warning("node %d takes no part: %s", node, error)
+                    self._refuse(node, error)
+            self._admit(sorted(found, key=lambda member: member.node), ids)
         self.online = [self._known[node] for node in ids if node in self._known]
 
     def _member(self, node: int, reply: Message, online: list[int], registered: bytes, label: str) -> Member:
@@ -157,16 +185,54 @@ class Members:
             member = Member(node, role, samples, said["edge"], str(said["address"]), key, label, edge_key)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise WireError(f"it does not say what it hosts ({error})") from None
-        for other in self._known.values():
-            if other.node not in online or other.node == node:
-                continue
-            if taken := sorted(samples.keys() & other.samples.keys()):
-                raise TrustError(f"device {taken[0]} is hosted by node {other.label or other.node} already")
-            if member.edge is not None and member.edge == other.edge:
-                raise TrustError(f"edge {member.edge} is hosted by node {other.label or other.node} already")
-        if samples and self.terms.bind_keys and registered_key(registered) != member.key:
-            raise TrustError("its devices' key is not the one that its SuperNode is registered by")
+        if few := [device for device, count in samples.items() if device < 0 or count < 1]:
+            raise WireError(f"it says that device {few[0]} holds {samples[few[0]]} samples; one is the least")
+        if member.names and self.terms.bind_keys:
+            if not registered:
+                raise TrustError("the SuperLink knows no key of it (--enable-supernode-auth, flwr supernode register)")
+            own = registered_key(registered)
+            if samples and own != member.key:
+                raise TrustError("its devices' key is not the one that its SuperNode is registered by")
+            member = replace(member, registered=own)
+            self.enrolled.refuse(member.names, own)
         return member
+
+    def _admit(self, found: list[Member], online: list[int]) -> None:
+        """Take in who answered; a number that is nobody's yet, and for which several answer, is given to none."""
+        claimants: dict[str, list[Member]] = {}
+        for member in found:
+            for name in member.names:
+                claimants.setdefault(name, []).append(member)
+        for member in found:
+            others = [other for other in self._known.values() if other.node in online and other.node != member.node]
+            if self.terms.bind_keys:
+                others += [other for name in member.names for other in claimants[name] if other is not member]
+            try:
+                for other in others:
+                    _refuse_both(member, other)
+            except WireError as error:
+                self._refuse(member.node, error)
+                continue
+            self._known[member.node] = member
+            if self.terms.bind_keys and (new := self.enrolled.note(member.names, member.registered)):
+                where = self.enrolled.first_use or "this run's memory"
+                log.info(
+                    "%s: key %s, noted in %s",
+                    *(", ".join(new[:5]) + (", ..." if len(new) > 5 else ""), fingerprint_of(member.registered), where),
+                )
+
+    def _rightful(self, member: Member) -> bool:
+        try:
+            if member.names:
+                self.enrolled.refuse(member.names, member.registered)
+        except WireError as error:
+            self._refuse(member.node, error)
+            return False
+        return True
+
+    def _refuse(self, node: int, error: WireError) -> None:
+        self._refused[node] = str(error)
+        log.warning("node %d takes no part: %s", node, error)
 
     def _reasons(self) -> str:
         said = "; ".join(f"node {node}: {reason}" for node, reason in self._refused.items()) + self._busy()
@@ -182,6 +248,18 @@ class Members:
             "are busy, most likely with another run. A node goes on with a round of a run that was stopped until the "
             "round ends there (`flwr list` shows runs); wait for it, or restart these SuperNodes"
         )
+
+
+def _refuse_both(member: Member, other: Member) -> None:
+    """TrustError where two nodes answer for one number."""
+    for name in member.names:
+        if name in other.names:
+            what, _, number = name.partition("-")
+            keys = [f" (key {fingerprint_of(one.registered)})" if one.registered else "" for one in (other, member)]
+            raise TrustError(
+                f"{what} {number} is hosted by node {other.label or other.node} already{keys[0]}; this is node "
+                f"{member.label or member.node}{keys[1]}; a table of members says whose it is (deployment.members)"
+            )
 
 
 def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:

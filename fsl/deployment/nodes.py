@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fsl.deployment.owned import refuse_kind, refuse_no_part
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.setup import Setup, build_workload
 from fsl.deployment.wired import WiredNode
@@ -31,6 +32,7 @@ class NodeHost:
 
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
         """The answer to a message ("query", "train" or "evaluate") for this node."""
+        refuse_kind(kind)
         wired = self._node(node, content, node_config)
         arrays = content.array_records.get(ARRAYS, ArrayRecord())
         if kind == "query":
@@ -39,6 +41,7 @@ class NodeHost:
             return RecordDict({METRICS: wired.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
         if not part:
+            refuse_no_part(wired.settings)
             return wired.node.train(plan, arrays)
         work = wired.train(plan, Part.from_json(str(part)), arrays)
         totals, metrics = work.records()

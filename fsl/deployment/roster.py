@@ -1,22 +1,26 @@
 """Who hosts what: the cloud's list of nodes, the part of each in a round, and what came of it."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fsl.codecs.spec import codec_of
+from fsl.deployment.answers import Share, check_answer, check_scores
 from fsl.deployment.closing import least, refuse_without_nodes
+from fsl.deployment.enrolled import TABLE
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
 from fsl.deployment.tally import Tally
 from fsl.deployment.work import RESTARTED
-from fsl.errors import RunError
+from fsl.errors import RunError, WireError
 from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
@@ -25,6 +29,7 @@ from fsl.targets import locate
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
+log = logging.getLogger(__name__)
 _WAY = 10.0  # seconds from the end of a node's work until the cloud has its answer, on a busy machine
 _POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
@@ -41,19 +46,21 @@ class _Asked:
     sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
     start: ArrayRecord | None = None  # what the devices' updates are measured from; None where nobody asks
+    shares: dict[int, Share] = field(default_factory=dict)  # by node
     others: dict[int, int] = field(default_factory=dict)  # how many more edges a device may go to
 
 
 class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
-    def __init__(self, setup: str, terms: Terms):
+    def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
         self.setup = setup  # what a message says of the run's configuration
         self.terms = terms
         self.signer = Signer()
-        self.members = Members(setup, terms)
+        self.members = Members(setup, terms, None if folder is None else folder / TABLE)
         self._fence = 0
         self._asked: _Asked | None = None
+        self._scored: dict[int, frozenset[int]] = {}  # whom each node was last asked to evaluate
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """See who is there; False where any node may host whole cohorts, as in a simulation."""
@@ -62,12 +69,17 @@ class Roster:
             refuse_without_nodes(self.terms)
         return placed
 
+    @property
+    def samples(self) -> Mapping[int, int]:
+        """The n_k of each device that is there, as its node says: not capped, for what its privacy costs."""
+        return {device: count for member in self.members.online for device, count in member.samples.items()}
+
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """One message for each node with a part in the round."""
         self._refuse(plan)
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
-        samples = {d: self._counted(n) for member in self.members.online for d, n in member.samples.items()}
+        samples = {device: self._counted(count) for device, count in self.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
         asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
         sides = asked.sides
@@ -78,7 +90,11 @@ class Roster:
         parts: dict[int, Part] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
-            there = tuple(task for task in cohort.devices if task.device in hosts)
+            there = tuple(
+                replace(task, samples=hosts[task.device].samples[task.device])
+                for task in cohort.devices
+                if task.device in hosts
+            )
             absent = [task.device for task in cohort.devices if task.device not in hosts]
             asked.lost.update(dict.fromkeys(absent, "no node that hosts it is online"))
             edge = edges.get(cohort.edge)
@@ -116,6 +132,7 @@ class Roster:
         messages = []
         for node, whole in sorted(parts.items()):
             whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
+            asked.shares[node] = Share.of(whole)
             messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
         return messages
 
@@ -176,7 +193,19 @@ class Roster:
                 ended, deadline = True, min(deadline, time.monotonic() + grace)
             if waiting:
                 time.sleep(_POLL)
-        return replies
+        return [reply for reply in replies if self._is_own(reply)]
+
+    def _is_own(self, reply: Message) -> bool:
+        """Whether a reply, if it has scores, has those of devices that its node was asked for."""
+        if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
+            return True
+        node = reply.metadata.src_node_id
+        try:
+            check_scores(self._scored.get(node, frozenset()), reply.content)
+        except WireError as error:
+            log.warning("%s: %s", self.members.label(node), error)
+            return False
+        return True
 
     def _longest(self) -> float | None:
         """The seconds after which no node works on a round any more; None without a deadline."""
@@ -202,12 +231,19 @@ class Roster:
                 for device in asked.nodes.get(node, []):
                     tally.lose(device, f"{self.members.label(node)}: {reply.error.reason}")
                 continue
-            content = reply.content
-            hosted = next((m.samples.keys() for m in self.members.online if m.node == node), ())
-            restarted |= {d: round for d, round in _restarted(content.metric_records[METRICS]).items() if d in hosted}
+            content, mine = reply.content, asked.nodes.get(node, [])
+            try:
+                tally.add(*check_answer(asked.shares[node], content))
+            except WireError as error:
+                failed += 1
+                ill.append(node)
+                tally.discard(mine, f"{self.members.label(node)}: {error}")
+                continue
+            told = _restarted(content.metric_records[METRICS])
+            restarted |= {device: round for device, round in told.items() if device in asked.shares[node].own}
             for device, reason in _remarks(content).items():
-                tally.lose(device, reason)
-            tally.add(content.array_records[ARRAYS], content.metric_records[METRICS])
+                if device in mine:
+                    tally.lose(device, reason)
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
                 tally.lose(device, f"{self.members.label(node)} did not answer")
@@ -241,6 +277,7 @@ class Roster:
         for member in self.members.online:
             here = [task for task in tasks if task.device in member.samples]
             if here:
+                self._scored[member.node] = frozenset(task.device for task in here)
                 messages.append(self._message(member.node, MessageType.EVALUATE, text(here), needed(here), None, round))
         return messages
 
@@ -278,7 +315,7 @@ class Roster:
 
 def _tasks(part: Part) -> list[DeviceTask]:
     """The devices whose fronts a message must bring; an edge needs none."""
-    return [*(ticket.task for ticket in part.tickets), *part.alone]
+    return list(part.own)
 
 
 def _restarted(metrics: MetricRecord) -> dict[int, int]:

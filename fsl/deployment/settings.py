@@ -1,5 +1,6 @@
 """What a node is and has: its own configuration, which nothing from the network overrides."""
 
+import math
 import os
 import re
 import tempfile
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fsl.deployment.spent import Limit
+from fsl.deployment.spent import MAX_DELTA, Accountant, Limit
 from fsl.errors import ConfigError, one_of
 from fsl.privacy.claims import ADVERSARIES
 from fsl.wire.options import Certificates, Limits, Patience
@@ -41,12 +42,13 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "straggler": (int, float),
     "answer": (int, float),
     "max-message-bytes": int,
-    "max-samples": int,
     "max-epsilon": (int, float),
     "max-epsilon-against": str,
+    "max-delta": (int, float),
+    "accountant": str,
 }
 _PATIENCE = ("join", "straggler", "answer")
-_OF_DEVICES = ("devices", "location")
+_OF_DEVICES = ("devices", "location", "accountant")
 _OF_EDGES = ("edge", "listen", "address", "client-ca")
 _CERTIFICATES = ("ca", "cert", "cert-key", "client-ca")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # which Flower's simulation engine gives to every node
@@ -81,8 +83,8 @@ class NodeSettings:
     location: Path | None = None  # a file with the edge that this node's link leads to
     patience: Mapping[str, float] = field(default_factory=dict)  # what overrides the run's
     limits: Limits = field(default_factory=Limits)
-    max_samples: int | None = None
     limit: Limit | None = None  # of what its devices may spend of their privacy
+    accountant: Accountant = "rdp"  # by which its own ledger counts
 
     @property
     def hosts_devices(self) -> bool:
@@ -138,8 +140,8 @@ class NodeSettings:
             location=_path(given, "location"),
             patience={name: float(given[name]) for name in _PATIENCE if name in given},
             limits=Limits(max_message_bytes=given.get("max-message-bytes", Limits.max_message_bytes)),
-            max_samples=given.get("max-samples"),
             limit=_limit(given),
+            accountant=one_of("accountant", given.get("accountant", "rdp"), ("rdp", "prv")),
         )
         replace(Patience(), **settings.patience)  # checks the numbers
         settings._refuse_ignored(given)
@@ -200,14 +202,20 @@ def scratch_folder() -> Path:
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:
     if "max-epsilon" not in given:
-        if "max-epsilon-against" in given:
-            raise ConfigError("node configuration: max-epsilon-against without max-epsilon limits nothing; give both")
+        for name in ("max-epsilon-against", "max-delta"):
+            if name in given:
+                raise ConfigError(f"node configuration: {name} without max-epsilon limits nothing; give both")
         return None
-    if not given["max-epsilon"] > 0:
+    if not 0 < given["max-epsilon"] < math.inf:
         raise ConfigError(f"node configuration: max-epsilon={given['max-epsilon']}: it is a number above 0")
+    if not 0 < given.get("max-delta", MAX_DELTA) < 1:
+        raise ConfigError(
+            f"node configuration: max-delta={given['max-delta']}: a probability between 0 and 1, well below 1/n"
+        )
     return Limit(
         given["max-epsilon"],
         one_of("max-epsilon-against", given.get("max-epsilon-against", "model"), tuple(ADVERSARIES)),
+        given.get("max-delta", MAX_DELTA),
     )
 
 

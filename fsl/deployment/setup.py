@@ -159,8 +159,13 @@ def _as_the_runs(task: TaskData, setup: Setup) -> TaskData:
 
 
 def store_of(setup: Setup, settings: NodeSettings) -> Path:
-    """Where this node keeps what a run's devices and edges leave from round to round."""
-    return (settings.state or scratch_folder()) / "runs" / setup.run
+    """Where this node keeps what a run's devices and edges leave from round to round.
+
+    Labels are drawn once per row, and ledgers count rows: a run of the same name that deals out other rows begins anew.
+    """
+    dealt = (setup.seed, setup.devices, setup.samples_per_device, setup.groups["data"], setup.groups["partition"])
+    rows = hashlib.sha256(json.dumps(dealt, sort_keys=True, default=dict).encode()).hexdigest()[:8]
+    return (settings.state or scratch_folder()) / "runs" / f"{setup.run}-{rows}"
 
 
 def _own_data(config: Mapping[str, Any], settings: NodeSettings) -> dict[str, Any]:

@@ -4,39 +4,72 @@ The cloud's ledger is the cloud's word. This one is written on the node before i
 believes the plan's mechanisms, half of which run here, and nothing of what was counted elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
+import torch
+
+from fsl.batches import sample_rate
 from fsl.data import Partition
-from fsl.errors import ConfigError
+from fsl.errors import CheckpointError, ConfigError
 from fsl.plan import RoundPlan
 from fsl.privacy.claims import Setting, claim
+from fsl.privacy.counts import take_counts
 from fsl.privacy.ledger import Ledger, read_devices
 from fsl.privacy.settings import Privacy
 from fsl.targets import locate_allowed
 
+Accountant = Literal["rdp", "prv"]
+MAX_DELTA = 1e-4  # of all runs together, where the owner names none: ten of the default's
+_PATIENCE = 60.0  # seconds for another process to be done with the ledgers
+_ROUNDING = 1 + 1e-9  # ten times 1e-5 is not quite 1e-4
+
 
 @dataclass(frozen=True)
 class Limit:
-    """The epsilon that none of a node's devices may pass, over all runs, against one of the ledger's adversaries."""
+    """What none of a node's devices may pass, over all runs, against one of the ledger's adversaries.
+
+    Epsilons and deltas of separate runs add up; `epsilon` and `delta` bound the sums.
+    """
 
     epsilon: float
     against: str
+    delta: float = MAX_DELTA
 
 
 class OwnLedger:
-    """The ledgers of a node's devices in `folder`, one file for each `run` and its settings."""
+    """The ledgers of a node's devices in `folder`, one file for each `run` and its settings.
 
-    def __init__(self, folder: Path, run: str, limit: Limit | None):
+    `accountant`: how this node counts, whatever the plan says. `same_rows`: all devices of the node hold the same rows
+    (rows="all"), so that what one has spent counts for every other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: str,
+        limit: Limit | None,
+        accountant: Accountant = "rdp",
+        same_rows: bool = False,
+    ):
         self.folder = folder
         self.run = run
         self.limit = limit
+        self.accountant = accountant
+        self.same_rows = same_rows
 
     def before(
         self, plan: RoundPlan, partition: Partition, devices: Sequence[int], allowed: tuple[str, ...]
-    ) -> Ledger | None:
+    ) -> "RoundAccount | None":
         """These devices are about to train; None where nothing protects them.
 
         ConfigError where a device would pass its limit: then nothing was charged.
@@ -46,31 +79,45 @@ class OwnLedger:
                 raise ConfigError(f"{self._told}: this run has no differential privacy (privacy=dp_sgd and others)")
             return None
         samples = {device: partition.size(device) for device in devices}
-        setting = _setting(plan, plan.privacy, partition.devices, allowed)
+        if plan.privacy.poisson:
+            for device, held in samples.items():
+                sample_rate(held, plan.batch_size, device)
+        if self.limit is not None and not self.same_rows:
+            _refuse_shared_rows(partition, devices)
+        setting = _setting(plan, replace(plan.privacy, accountant=self.accountant), partition.devices, allowed)
         # A run that comes back with other settings spends by another account.
         path = self.folder / f"{self.run}-{sha256(repr(setting).encode()).hexdigest()[:8]}.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(setting, samples, path)
-        ledger.load_state({})
-        for device in devices:
-            ledger.charge(device, ledger.steps(samples[device]), ledger.setting.passes)
-        if self.limit is not None:
-            earlier = self._earlier(path, self.limit.against)
-            for device in devices:
-                self._check(device, ledger, earlier.get(device, 0.0))
-        ledger.write()
-        return ledger
+        account = RoundAccount(self, setting, samples, path)
+        account.charge(devices, lambda ledger, device: _round_of(ledger, device))
+        return account
 
-    def _check(self, device: int, ledger: Ledger, earlier: float | None) -> None:
-        assert self.limit is not None
-        found = claim(self.limit.against, ledger.setting, ledger.tallies[device])
+    def check(self, device: int, ledger: Ledger) -> None:
+        """ConfigError where a device of this ledger, as it would be, passes the owner's limit."""
+        if self.limit is None:
+            return
+        against, path = self.limit.against, ledger.path
+        found = claim(against, ledger.setting, ledger.tallies[device])
         if found.epsilon is None:
             raise ConfigError(f"{self._told}: it is unbounded for device {device}, since {found.unbounded}")
-        if earlier is None or earlier + found.epsilon > self.limit.epsilon:
-            before = "an unbounded one" if earlier is None else f"{earlier:.4g}"
+        earlier, deltas = 0.0, 0.0
+        for other in sorted(self.folder.glob("*.json")):
+            if other != path:
+                cost, delta = self._cost(other)
+                earlier, deltas = earlier + cost, deltas + delta
+        if self.same_rows:
+            here = [t for d, t in ledger.tallies.items() if d != device]
+            earlier += sum(_spent(claim(against, ledger.setting, tally).epsilon) for tally in here)
+        spent = _spent(found.epsilon)
+        if not earlier + spent <= self.limit.epsilon:  # also where one is no number
+            before = "an unbounded one" if math.isinf(earlier) else f"{earlier:.4g}"
             raise ConfigError(
-                f"{self._told}: with this round device {device} would have spent {found.epsilon:.4g} in this run, "
+                f"{self._told}: with this round device {device} would have spent {spent:.4g} in this run, "
                 f"after {before} in others"
+            )
+        if not deltas + found.delta <= self.limit.delta * _ROUNDING:
+            raise ConfigError(
+                f"node configuration: max-delta={self.limit.delta:g} over all runs: this run asks device {device} for "
+                f"{found.delta:g}, after {deltas:g} in others; give the run a smaller privacy.delta"
             )
 
     @property
@@ -78,16 +125,68 @@ class OwnLedger:
         assert self.limit is not None
         return f"node configuration: max-epsilon={self.limit.epsilon:g} against '{self.limit.against}'"
 
-    def _earlier(self, path: Path, against: str) -> dict[int, float | None]:
-        """What other runs cost each device: epsilons of separate runs add up. None: unbounded."""
-        total: dict[int, float | None] = {}
-        for other in sorted(self.folder.glob("*.json")):
-            if other == path:
-                continue
-            for device, (_, epsilons) in read_devices(other).items():
-                cost, so_far = epsilons[against], total.get(device, 0.0)
-                total[device] = None if cost is None or so_far is None else so_far + cost
-        return total
+    def _cost(self, path: Path) -> tuple[float, float]:
+        """What another run cost a sample of this node: epsilon (infinite: unbounded) and delta.
+
+        A sample may have been with any of the node's devices there, and with all of them where they hold the same.
+        """
+        assert self.limit is not None
+        costs = [_spent(epsilons[self.limit.against]) for _, epsilons in read_devices(path).values()]
+        epsilon = sum(costs) if self.same_rows else max(costs, default=0.0)
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            delta = float(told["adversaries"][self.limit.against]["delta"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({type(error).__name__}), so that nobody knows what was spent; take it from a "
+                "backup"
+            ) from None
+        return epsilon, delta
+
+
+class RoundAccount:
+    """What a node's devices release in one round of a private run, charged before it happens."""
+
+    def __init__(self, own: OwnLedger, setting: Setting, samples: Mapping[int, int], path: Path):
+        self._own = own
+        self._setting = setting
+        self._samples = samples
+        self._path = path
+
+    def again(self, device: int, steps: int) -> None:
+        """A device is about to do so many steps a second time; ConfigError where that passes its limit."""
+        self.charge([device], lambda ledger, one: ledger.charge_again(one, steps))
+
+    def charge(self, devices: Sequence[int], add: Callable[[Ledger, int], None]) -> None:
+        """Write down what `add` adds for each device, if the limit allows it; else nothing is written."""
+        with _alone(self._own.folder):
+            ledger = Ledger(self._setting, self._samples, self._path)
+            if self._path.exists():
+                ledger.tallies = {device: tally for device, (tally, _) in read_devices(self._path).items()}
+            take_counts(ledger, self._samples)
+            for device in devices:
+                add(ledger, device)
+            for device in devices:
+                self._own.check(device, ledger)
+            ledger.write()
+
+
+def _round_of(ledger: Ledger, device: int) -> None:
+    ledger.charge(device, ledger.steps(ledger.samples[device]), ledger.setting.passes)
+
+
+def _spent(epsilon: float | None) -> float:
+    """An epsilon as it adds up: never below 0; infinite where it is unbounded."""
+    return math.inf if epsilon is None else max(0.0, epsilon)
+
+
+def _refuse_shared_rows(partition: Partition, devices: Sequence[int]) -> None:
+    rows = torch.cat([partition.indices(device) for device in devices])
+    if len(rows.unique()) < len(rows):
+        raise ConfigError(
+            "node configuration: max-epsilon: in this run's partition devices of this node share rows, which no limit "
+            "of a device bounds; give devices rows of their own"
+        )
 
 
 def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str, ...]) -> Setting:
@@ -106,8 +205,24 @@ def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str
     )
 
 
-def done_again(ledger: Ledger, wasted: Mapping[int, int]) -> None:
-    """Steps that devices did a second time, by device."""
-    for device, steps in wasted.items():
-        ledger.charge_again(device, steps)
-    ledger.write()
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads from charging these ledgers meanwhile; ConfigError where one does not end."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{folder}: another process has held its ledgers for {_PATIENCE:g} s; end it, or give this "
+                        "node a state of its own"
+                    ) from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)

@@ -43,7 +43,7 @@ class Tally:
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
         self._figures: Counter[str] = Counter()
-        self._void: set[int] = set()  # devices that finished, and whose work cannot be used
+        self._void: set[int] = set()  # devices whose work cannot be used, or whose answers cannot be believed
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord) -> None:
         """A node's reply; WireError where it is none."""
@@ -100,8 +100,15 @@ class Tally:
             self._void.add(device)
             self.lose(device, reason)
 
+    def discard(self, devices: Sequence[int], reason: str) -> None:
+        """Whatever came of these devices does not count: the answer of a node that they depend on cannot be used."""
+        self._void.update(devices)
+        for device in devices:
+            self.lose(device, reason)
+
     def collected(self, failed_nodes: int) -> Collected:
         """What the round came to."""
+        self._lose_other_counts()
         counted = sorted((self._trained.keys() & self._served.keys()) - self._void)
         reports = [self._report(device) for device in counted]
         for cohort in self.cohorts:
@@ -116,6 +123,13 @@ class Tally:
                 totals[segment] = total
         lost = {device: "; ".join(said) for device, said in sorted(self._lost.items()) if device not in counted}
         return Collected(totals, reports, self._figures, lost, failed_nodes)
+
+    def _lose_other_counts(self) -> None:
+        held = {task.device: task.samples for cohort in self.cohorts for task in cohort.devices if task.samples}
+        for device, report in self._trained.items():
+            if device in held and report.samples != held[device]:
+                self._void.add(device)
+                self.lose(device, f"it reports {report.samples} samples, and its node answered {held[device]}")
 
     def _report(self, device: int) -> DeviceReport:
         mine, edge = self._trained[device], self._served[device]

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.cohort import loss_told, rows_told, weight_told
+from fsl.counts import refuse_other_counts
+from fsl.deployment.accountable import charged
+from fsl.deployment.owned import refuse_evaluation, refuse_part
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
-from fsl.deployment.spent import OwnLedger, done_again
+from fsl.deployment.spent import RoundAccount
 from fsl.deployment.work import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
 from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
-from fsl.privacy.ledger import Ledger
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
@@ -109,16 +111,18 @@ class WiredNode:
         return f"{host}:{self.door.port if port == '0' else port}"  # 0: whichever is free
 
     def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
-        """Do this node's part of a round."""
-        self._refuse_plain(plan)
-        self._bare = plan.privacy is None or not plan.privacy.private
+        """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
         worker = self.node.worker
+        refuse_part(self.settings, plan, part, worker.workload.partition.devices)
+        refuse_other_counts(part.own, worker.workload.partition)
+        self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
+        self._bare = plan.privacy is None or not plan.privacy.private
         moving = any(edge.peers for edge in part.edges)  # then what is not here may be at another edge
         worker.store.restarts.clear()
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
-        spent = self._charge(plan, [*(task.device for task in part.alone), *(t.task.device for t in part.tickets)])
+        spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
             alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
             work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
@@ -130,14 +134,10 @@ class WiredNode:
             threading.Thread(target=self._serve, args=(plan, edge, states, work, every, _deadline(part)))
             for edge in part.edges
         ]
-        if len(edges) > 1:
-            raise ConfigError("a node hosts one edge at most")
         for thread in edges:
             thread.start()
         if part.tickets:
-            wasted = self._attend(plan, part, states, work)
-            if spent is not None:
-                done_again(spent, wasted)
+            self._attend(plan, part, states, work, spent)
         for thread in edges:
             thread.join()
         worker.store.sync()
@@ -145,24 +145,17 @@ class WiredNode:
         return work
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        """Scores of this node's private fronts; ConfigError where they would be exact scores of its own rows.
+        """Scores of this node's devices; TrustError, or ConfigError, where its owner does not allow them.
 
         No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
         """
-        if self.settings.rows == "all" and (self.settings.limit is not None or not self._bare):
+        refuse_evaluation(self.settings, plan, self.node.worker.workload.partition.devices)
+        if self.settings.rows == "all" and not self._bare:
             raise ConfigError(
                 "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
                 "evaluates nothing: use evaluate_every=0, or evaluate the finished fronts here"
             )
         return self.node.evaluate(plan, arrays)
-
-    def _charge(self, plan: RoundPlan, devices: Sequence[int]) -> Ledger | None:
-        """Write down what these devices are about to release."""
-        if not devices or self.settings.state is None:
-            return None
-        workload = self.node.worker.workload
-        own = OwnLedger(self.settings.state / "privacy", workload.store.name, self.settings.limit)
-        return own.before(plan, workload.partition, devices, workload.allowed)
 
     def _refuse_plain(self, plan: RoundPlan) -> None:
         plain = self.settings.device_certificates is None and self.settings.edge_certificates is None
@@ -263,8 +256,10 @@ class WiredNode:
 
     # Devices' part.
 
-    def _attend(self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work) -> dict[int, int]:
-        """Train the devices; returns the steps that each did a second time."""
+    def _attend(
+        self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work, spent: RoundAccount | None
+    ) -> None:
+        """Train the devices; steps that are to be done a second time are charged first."""
         if self.uplink is None:
             raise RunError("this node hosts no devices")
         worker = self.node.worker
@@ -290,7 +285,10 @@ class WiredNode:
         }
         if any(others.values()):
             where, every = self.settings.current_edge, part.replicate_every
-            devices: DeviceRound = RoamingDevices(side, invitations, self.uplink, self.patience, others, where, every)
+            again = None if spent is None else spent.again
+            devices: DeviceRound = RoamingDevices(
+                side, invitations, self.uplink, self.patience, others, where, every, again
+            )
         else:
             devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
         if part.deadline is not None:
@@ -316,7 +314,6 @@ class WiredNode:
         )
         if plan.fronts != "private":
             work.totals |= side.totals
-        return {device: wasted.get("steps", 0) for device, wasted in outcome.wasted.items()}
 
 
 def _deadline(part: Part) -> Deadline | None:

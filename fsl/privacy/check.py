@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fsl.modes import modes_of, put_back, training_modes
 from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
 from fsl.privacy.claims import Setting, Tally, claim
+from fsl.privacy.counts import Target
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.rounds import fixed_segments, trainers_of
 from fsl.privacy.settings import Privacy
@@ -71,11 +72,29 @@ def private_run(
         fixed_segments(model, federation.layouts),
         "" if privacy.public_front else fitted,
     )
+    target = None
     if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
         rounds = Counter(device for round in range(1, federation.rounds + 1) for device in strategy.chosen(round))
+        target = _target(setting, samples, rounds)
         setting = replace(setting, privacy=_solved(setting, samples, rounds))
         log.info("noise multiplier %g for the epsilon asked for", setting.privacy.dp_sgd.noise_multiplier)  # type: ignore[union-attr]
-    return replace(federation, privacy=setting.privacy, ledger=Ledger(setting, samples, path, frozenset(trainers)))
+    ledger = Ledger(setting, samples, path, frozenset(trainers))
+    ledger.target = target
+    return replace(federation, privacy=setting.privacy, ledger=ledger)
+
+
+def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> Target:
+    dp_sgd = setting.privacy.dp_sgd
+    assert dp_sgd is not None
+    assert dp_sgd.target_epsilon is not None
+
+    def solved(held: Mapping[int, int]) -> float:
+        found = _solved(setting, [held.get(device, planned) for device, planned in enumerate(samples)], rounds).dp_sgd
+        assert found is not None
+        assert found.noise_multiplier is not None
+        return found.noise_multiplier
+
+    return Target(dp_sgd.target_epsilon, dict(rounds), dict(enumerate(samples)), solved)
 
 
 def _spread(trainers: Sequence[EdgeTrainer], strategy: CloudStrategy, federation: Federation) -> int:

@@ -5,13 +5,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsl.errors import CheckpointError
 from fsl.files import write_json
 from fsl.privacy.assumptions import assumed
 from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
 from fsl.reports import DeviceReport
+
+if TYPE_CHECKING:
+    from fsl.privacy.counts import Target
 
 
 class Ledger:
@@ -32,6 +35,7 @@ class Ledger:
         self.samples = samples
         self.path = path
         self.trainers = trainers
+        self.target: Target | None = None  # what its noise was solved for
         self.tallies: dict[int, Tally] = {}
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:

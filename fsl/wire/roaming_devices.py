@@ -45,6 +45,7 @@ class RoamingDevices(DeviceRound):
         others: Mapping[int, Mapping[int, str]],
         where: Callable[[], int | None] = lambda: None,
         replicate_every: int = 0,
+        again: Callable[[int, int], None] | None = None,
     ):
         # An edge loses a device after `straggler` seconds; before, it can still give up the session to another.
         patience = replace(patience, straggler=patience.straggler / 3)
@@ -52,6 +53,7 @@ class RoamingDevices(DeviceRound):
         self.uplink = uplink
         self.where = where
         self.replicate_every = replicate_every
+        self.again = again  # told of a device and the steps that it is about to do again; it may refuse
         self.ways = {i.device: Way(i, others.get(i.device, {})) for i in invitations}
         self.planned: dict[int, list[Move]] = {}
         for move in side.plan.moves:
@@ -112,6 +114,8 @@ class RoamingDevices(DeviceRound):
         device = attending.device
         if device is None or step not in way.copies:
             raise WireError(f"its edge has lost all but {step} of the uploads that were served")
+        if self.again is not None:
+            self.again(device.device, device.step - step)
         copy, sent = way.copies[step]
         way.wasted.update(steps=device.step - step, **(way.sent - sent))
         way.sent = sent.copy()
@@ -124,6 +128,8 @@ class RoamingDevices(DeviceRound):
     def _back_to_start(self, attending: Attending, way: Way) -> None:
         """The round begins again for a device: nothing of it is left at any edge."""
         assert attending.device is not None
+        if self.again is not None:
+            self.again(attending.device.device, attending.device.step)
         way.wasted.update(steps=attending.device.step, **way.sent)
         way.sent.clear()
         self.side.abandon(attending.device)
