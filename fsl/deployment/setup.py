@@ -12,15 +12,15 @@ from torch import Tensor
 
 from fsl.config import RunConfig, build, build_data, build_model, build_objective
 from fsl.data import Partition, TaskData, TensorExamples, divide
+from fsl.deployment.named import OWN, check_groups
 from fsl.deployment.settings import NodeSettings, scratch_folder
 from fsl.errors import ConfigError, WireError
 from fsl.run import local_head
-from fsl.targets import ALLOWED, locate
+from fsl.targets import ALLOWED
 from fsl.wire.options import Patience
 from fsl.workload import Workload
 
 _GROUPS = ("strategy", "model", "data", "partition", "objective")
-_OWN = ("path", "name")  # of the data: where it is, which only the node itself says
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
 
@@ -48,7 +48,7 @@ class Setup:
         objective = build_objective(config.objective)
         targets = task.train.targets
         groups["objective"] |= objective.fitted(targets)  # what only who has all targets can tell
-        groups["data"] = {name: value for name, value in groups["data"].items() if name not in _OWN}
+        groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
         return Setup(
             run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
             seed=config.seed,
@@ -101,8 +101,7 @@ class Whole(Partition):
 def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     """Model, data and partition on this node; only classes of packages that it allows, only its own data."""
     allowed = (*ALLOWED, *settings.allow)
-    for name in _GROUPS:
-        _check_targets(name, setup.groups[name], allowed)
+    check_groups(setup.groups, allowed)
     edge_only = settings.role == "edge"
     augmentation = None
     if edge_only:
@@ -165,31 +164,4 @@ def store_of(setup: Setup, settings: NodeSettings) -> Path:
 
 def _own_data(config: Mapping[str, Any], settings: NodeSettings) -> dict[str, Any]:
     own = {"path": settings.data_path, "name": settings.data_name}
-    return {n: v for n, v in config.items() if n not in _OWN} | {n: v for n, v in own.items() if v is not None}
-
-
-def _check_targets(group: str, config: Any, allowed: tuple[str, ...]) -> None:
-    """Refuse every class or loader that a configuration names outside the allowed packages."""
-    if isinstance(config, Mapping):
-        if (target := config.get("_target_")) is not None:
-            _check_target(group, target, allowed)
-        for value in config.values():
-            _check_targets(group, value, allowed)
-    elif isinstance(config, list):
-        for value in config:
-            _check_targets(group, value, allowed)
-
-
-def _check_target(group: str, target: Any, allowed: tuple[str, ...]) -> None:
-    within = isinstance(target, str) and any(target.startswith(f"{package}.") for package in allowed)
-    if within:
-        found = locate(target)
-        home = f"{getattr(found, '__module__', '')}."
-        # Of fsl's own functions only loaders are meant to be called by name.
-        ours = home.startswith("fsl.") and not isinstance(found, type)
-        within = any(home.startswith(f"{p}.") for p in allowed) and not (ours and not home.startswith("fsl.data."))
-    if not within:
-        raise WireError(
-            f"the run's {group} names {str(target)[:100]!r}, but this node takes classes only from: "
-            f"{', '.join(allowed)} (allow=... in the node configuration adds packages)"
-        )
+    return {n: v for n, v in config.items() if n not in OWN} | {n: v for n, v in own.items() if v is not None}

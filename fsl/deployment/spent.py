@@ -16,6 +16,7 @@ from fsl.privacy.claims import Setting, claim
 from fsl.privacy.ledger import Ledger, read_devices
 from fsl.privacy.settings import Privacy
 from fsl.targets import locate_allowed
+from fsl.trainers import EdgeTrainer
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class OwnLedger:
 def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str, ...]) -> Setting:
     spread = 1
     if plan.trainer is not None:
-        spread = locate_allowed(plan.trainer.target, allowed)(**plan.trainer.kwargs).spread(devices)
+        spread = locate_allowed(plan.trainer.target, allowed, EdgeTrainer)(**plan.trainer.kwargs).spread(devices)
     return Setting(
         privacy,
         plan.fronts,
