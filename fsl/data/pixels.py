@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fsl.data.colours import Channels, Headers, channels_of, headers_of, tell_losses, undecodable
+from fsl.data.task import Scaling
 from fsl.errors import DataError
 from fsl.files import write_bytes
 
@@ -89,14 +90,28 @@ class Decoder:
         return image
 
 
-def normalised(train: np.ndarray, *others: np.ndarray) -> list[Tensor]:
-    """Images (N, H, W, C) uint8 as float32 (N, C, H, W): minus the mean of `train` per channel, over its deviation."""
+def scaling_of(train: np.ndarray) -> Scaling:
+    """Mean and deviation of each channel of images (N, H, W, C) uint8, in levels from 0 to 255."""
     levels = np.arange(256, dtype=np.float64)
     counts = _histogram(train)
     mean = counts @ levels / counts.sum(axis=1)
     deviation = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1))
+    return Scaling(tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist()))
+
+
+def normalised(train: np.ndarray, *others: np.ndarray, scaling: Scaling | None = None) -> list[Tensor]:
+    """Images (N, H, W, C) uint8 as float32 (N, C, H, W): minus the mean per channel, over the deviation.
+
+    These are the ones of `train`, unless a `scaling` is given; DataError for one of other channels.
+    """
+    scaling = scaling_of(train) if scaling is None else scaling
+    if len(scaling.mean) != train.shape[3]:
+        raise DataError(
+            f"mean={list(scaling.mean)}: the images have {train.shape[3]} channels; give one number for each"
+        )
+    levels = np.arange(256, dtype=np.float64)
     # One value a level: 256 look-ups instead of arithmetic on every pixel.
-    table = (levels - mean[:, None]) / np.where(deviation > 0, deviation, 1.0)[:, None]
+    table = (levels - np.array(scaling.mean)[:, None]) / np.array(scaling.std)[:, None]
     return [_looked_up(images, table.astype(np.float32)) for images in (train, *others)]
 
 
