@@ -11,17 +11,20 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 from fsl.files import load_tensors, save_tensors, sync
+from fsl.identifiers import check_kept
+from fsl.private_files import private_folder
 
 
 class Store:
-    """Named tensors per owner and round, under one folder."""
+    """Named tensors per owner and round, under one folder, for nobody else of this machine to read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._unsynced: list[Path] = []
 
     def path(self, owner: str, version: int) -> Path:
-        """Where an owner's generation lies."""
+        """Where an owner's generation lies; WireError for a name or a number that would lead elsewhere."""
+        check_kept(owner, version)
         return self.folder / owner / f"{version}.safetensors"
 
     def load(self, owner: str, version: int) -> dict[str, Tensor] | None:
@@ -41,8 +44,8 @@ class Store:
         It is safe from a power failure after the next `sync`.
         """
         path = self.path(owner, version)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, tensors, durable=False)
+        private_folder(path.parent)
+        save_tensors(path, tensors, durable=False, private=True)
         self._unsynced.append(path)
         wanted = {version, *keep}
         for old in path.parent.glob("*.safetensors"):

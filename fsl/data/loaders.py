@@ -16,6 +16,7 @@ from fsl.data.folders import check_all_read, check_folder, look
 from fsl.data.pixels import Decoder, normalised, scaling_of
 from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
+from fsl.private_files import private_umask
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _open_folder(path: Path, given: bool = False) -> Any:
     found = look(path)
     check_folder(found, str(path), given)
     try:
-        with _quiet():
+        with _quiet(), private_umask():  # the library keeps copies of what it read
             # Of images in one folder `datasets` would take no labels.
             labelled = {"drop_labels": False} if given and not (found.parquet or found.described) else {}
             kind = "parquet" if found.parquet else "imagefolder"

@@ -16,6 +16,7 @@ from fsl.data.colours import Channels, Headers, channels_of, headers_of, tell_lo
 from fsl.data.task import Scaling
 from fsl.errors import DataError
 from fsl.files import write_bytes
+from fsl.private_files import close_file, private_folder
 
 _BLOCK = 1024  # images at a time, so that an intermediate copy stays small
 
@@ -138,6 +139,7 @@ def _headers(rows: Any, column: str, where: str) -> Headers:
     """The headers of a split's images, or what an earlier run has read of them."""
     name = hashlib.sha256(f"{rows._fingerprint}|{column}|headers".encode()).hexdigest()[:32]
     path = _cache_folder() / f"{name}.json"
+    close_file(path)
     try:
         return Headers.from_json(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -160,6 +162,7 @@ def _encoded(rows: Any, column: str) -> Any:
 
 def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
     path = _cache_folder() / name
+    close_file(path)
     try:
         array = np.load(path, allow_pickle=False)
         if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows:
@@ -175,8 +178,7 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 def _keep(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+        write_bytes(private_folder(path.parent) / path.name, content, private=True)
     except OSError:
         pass  # no room or no right to write: the next run does it again
 

@@ -46,7 +46,7 @@ def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str
     if not (_PROC / "self" / "stat").exists():
         raise ConfigError("this machine has no /proc; a local federation needs Linux")
     token = f"{name}:{secrets.token_hex(16)}"
-    with log.open("ab") as output:
+    with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -54,6 +54,7 @@ def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment, _TOKEN: token},
             start_new_session=True,
+            umask=0o077,  # of Flower's databases and apps, and of what nodes leave
         )
     process.returncode = 0  # nobody asks this object: the process outlives it, and its end is seen in /proc
     shown = _read(process.pid)

@@ -219,6 +219,7 @@ def main() -> None:
         set_up()
     except ConfigError as error:
         sys.exit(str(error))
+    os.umask(0o077)  # whatever a library writes here, nobody else reads
     resident = Resident(Path(sys.argv[1]), int(sys.argv[2]))
 
     def stop(number: int, frame: FrameType | None) -> None:

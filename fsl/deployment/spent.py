@@ -15,6 +15,7 @@ from fsl.plan import RoundPlan
 from fsl.privacy.claims import Setting, claim
 from fsl.privacy.ledger import Ledger, read_devices
 from fsl.privacy.settings import Privacy
+from fsl.private_files import private_folder
 from fsl.targets import locate_allowed
 from fsl.trainers import EdgeTrainer
 
@@ -50,8 +51,9 @@ class OwnLedger:
         setting = _setting(plan, plan.privacy, partition.devices, allowed)
         # A run that comes back with other settings spends by another account.
         path = self.folder / f"{self.run}-{sha256(repr(setting).encode()).hexdigest()[:8]}.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         ledger = Ledger(setting, samples, path)
+        ledger.private = True
         ledger.load_state({})
         for device in devices:
             ledger.charge(device, ledger.steps(samples[device]), ledger.setting.passes)

@@ -19,6 +19,7 @@ from fsl.node import Node
 from fsl.parts import EdgePart, Part
 from fsl.plan import CohortTask, RoundPlan
 from fsl.privacy.ledger import Ledger
+from fsl.private_files import own_folder
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
@@ -49,6 +50,8 @@ class WiredNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
     def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
+        if settings.state is not None:
+            own_folder("state", settings.state)
         self.node = Node(workload)
         self.settings = settings
         self.patience = replace(patience or Patience(), **settings.patience)
