@@ -24,7 +24,9 @@ def is_owner(value: Any) -> bool:
 
 def is_address(value: Any) -> bool:
     """`host:port`, of a host by name or number; no path of a socket and nothing else that gRPC would take."""
-    return isinstance(value, str) and _ADDRESS.fullmatch(value) is not None and 0 < int(value.rpartition(":")[2]) < 65536
+    return (
+        isinstance(value, str) and _ADDRESS.fullmatch(value) is not None and 0 < int(value.rpartition(":")[2]) < 65536
+    )
 
 
 def is_hex(value: Any, *sizes: int) -> bool:
@@ -42,6 +44,6 @@ def is_label(value: Any) -> bool:
 def check_kept(owner: str, version: int) -> None:
     """WireError for what cannot be the name and the generation of something that a store keeps."""
     if not _NAME.fullmatch(owner) or ".." in owner or len(owner) > 400:
-        raise WireError(f"{ascii(owner[:100])} is no name of what a node keeps")
+        raise WireError(f"{owner[:100]!a} is no name of what a node keeps")
     if not is_count(version):
         raise WireError(f"{ascii(version)[:40]} is no generation of what a node keeps: it is a round's number")

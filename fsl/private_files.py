@@ -42,7 +42,9 @@ def own_folder(name: str, folder: Path) -> Path:
                 "private data are to lie in it; name another, or a folder inside of it"
             )
         if closed := sum(map(_close, [folder, *_inside(folder)])):
-            log.warning("%s=%s: %d files and folders were open to other users, and are closed now", name, folder, closed)
+            log.warning(
+                "%s=%s: %d files and folders were open to other users, and are closed now", name, folder, closed
+            )
     except OSError as error:
         raise ConfigError(f"{name}={folder} cannot be used as a folder ({error.strerror}); choose another") from None
     return folder

@@ -100,7 +100,9 @@ def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED, kind: type | tup
         )
     found = _walk(path)
     if not isinstance(found, type):
-        raise WireError(f"a message names {shown(path)}, which is not a class; only {named_kind(kind)} can be used there")
+        raise WireError(
+            f"a message names {shown(path)}, which is not a class; only {named_kind(kind)} can be used there"
+        )
     if not within(f"{found.__module__}.{found.__name__}", allowed):
         raise WireError(f"a message names {shown(path)}, a class of {found.__module__}, which is not allowed here")
     if not issubclass(found, kind) or inspect.isabstract(found):

@@ -103,10 +103,11 @@ class Labels:
         found, places = np.unique(values, return_inverse=True)
         called = [str(declared[value]) if declared else str(value) for value in found.tolist()]
         if unknown := [name for name in called if name not in index]:
+            known = ", ".join(given[:10]) + (", ..." if len(given) > 10 else "")
             raise DataError(
                 f"{self.where} has rows of classes that are none of the given ones: {', '.join(unknown[:5])}; the "
-                f"classes are {', '.join(given[:10])}{', ...' if len(given) > 10 else ''}: leave those rows out, or give "
-                "all classes (in a federation, let the cloud's data have them)"
+                f"classes are {known}: leave those rows out, or give all classes (in a federation, let "
+                "the cloud's data have them)"
             )
         return np.array([index[name] for name in called], dtype=np.int64)[places.reshape(-1)]
 

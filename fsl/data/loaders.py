@@ -61,7 +61,19 @@ def cifar10(
     `images`.
     """
     name = "uoft-cs/cifar10" if path is None else None
-    return images(path, name, None, "img", "label", channels=3, limit=limit, test_limit=test_limit, classes=classes, mean=mean, std=std)
+    return images(
+        path,
+        name,
+        None,
+        "img",
+        "label",
+        channels=3,
+        limit=limit,
+        test_limit=test_limit,
+        classes=classes,
+        mean=mean,
+        std=std,
+    )
 
 
 def images(
@@ -97,7 +109,9 @@ def images(
         if rows is not None and rows < 1:
             raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")
     where = str(path if path is not None else name)
-    splits = _open_folder(Path(where).expanduser(), classes is not None) if path is not None else _open_hub(where, subset)
+    splits = (
+        _open_folder(Path(where).expanduser(), classes is not None) if path is not None else _open_hub(where, subset)
+    )
     train, test = _train_and_test(splits, test_split, where)
     image_column = find_column(train, image_column, "Image", "image", where)
     labels = Labels.of(train, find_column(train, label_column, "ClassLabel", "label", where), where, classes)

@@ -55,7 +55,8 @@ def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
     index = {name: k for k, name in enumerate(names)}
     parts = {name: getattr(task, name) for name in ("train", "test", "validation")}
     found = sorted({int(k) for each in parts.values() if each is not None for k in each.targets.unique().tolist()})
-    unknown = [own[k] if k < len(own) else f"number {k}" for k in found if k >= 0 and not (k < len(own) and own[k] in index)]
+    called = [own[k] if k < len(own) else f"number {k}" for k in found if k >= 0]
+    unknown = [name for name in called if name not in index]
     if unknown:
         raise DataError(
             f"{whose} have rows of classes that the run has not: {_some(unknown)}; the run's are {_some(names)}: leave "

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,8 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    try:
+    with suppress(OSError):  # no room or no right to write: the next run does it again
         write_bytes(private_folder(path.parent) / path.name, content, private=True)
-    except OSError:
-        pass  # no room or no right to write: the next run does it again
 
 
 def _cache_folder() -> Path:

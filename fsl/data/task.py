@@ -25,7 +25,8 @@ class Scaling:
         fit = len(self.mean) == len(self.std) > 0 and all(map(math.isfinite, (*self.mean, *self.std)))
         if not fit or min(self.std) <= 0:
             raise DataError(
-                f"mean={list(self.mean)} and std={list(self.std)}: give one finite number a channel of each, and std > 0"
+                f"mean={list(self.mean)} and std={list(self.std)}: give one finite number a channel of each, and "
+                "std > 0"
             )
 
 

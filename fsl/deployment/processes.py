@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from fsl.errors import ConfigError
+from fsl.quoting import printable
 
 _PROC = Path("/proc")
 _TOKEN = "FSL_FEDERATION_PROCESS"  # inherited by whatever a process starts, in whatever session
@@ -125,7 +126,7 @@ def last_words(log: Path) -> str:
     lines = [line.strip() for line in text.splitlines()]
     errors = [i for i, line in enumerate(lines) if "ERROR" in line]
     said = list(takewhile(lambda line: line and "INFO" not in line, lines[errors[-1] :][:3])) if errors else lines[-1:]
-    return " ".join(" ".join(said).split()) or "it said nothing"
+    return printable(" ".join(" ".join(said).split())) or "it said nothing"
 
 
 def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict[int, Member]:

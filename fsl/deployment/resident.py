@@ -29,6 +29,7 @@ from fsl.deployment.logs import set_up
 from fsl.deployment.settings import scratch_folder
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.grids.records import record_bytes, record_from_bytes
+from fsl.quoting import one_line
 
 log = logging.getLogger(__name__)
 _BEAT = 5.0  # seconds between two signs of life from whoever works on a message
@@ -192,7 +193,7 @@ def _send(connection: socket.socket, what: bytes, data: bytes) -> None:
 
 def _say(connection: socket.socket, reason: str) -> None:
     try:
-        _send(connection, b"e", " ".join(reason.split()).encode())
+        _send(connection, b"e", one_line(reason, 2000).encode())
     except OSError:
         log.warning("whoever asked is gone, and was to hear: %s", reason)
 

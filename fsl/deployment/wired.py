@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord
 
+from fsl import __version__
 from fsl.cohort import loss_told, rows_told, weight_told
 from fsl.deployment.roaming import roaming_round
 from fsl.deployment.settings import NodeSettings
@@ -25,6 +26,7 @@ from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.states import State
 from fsl.unsplit import UnsplitCohort
+from fsl.versions import PROTOCOL
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import EdgeOutcome
 from fsl.wire.client import Invitation, Uplink
@@ -100,6 +102,8 @@ class WiredNode:
             "edge": settings.edge if settings.hosts_edge else None,
             "address": self._address(),
             "key": self.public_key.hex(),
+            "protocol": PROTOCOL,
+            "version": __version__,
             "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
         }
 
