@@ -118,7 +118,7 @@ def test_a_node_of_another_version_is_no_member():
     with pytest.raises(RunError, match=r"node 7: this node runs an fsl that says no version .*; upgrade this node"):
         look(older)
     with pytest.raises(
-        RunError, match=r"this node runs fsl 0.0.9 .*, the cloud fsl .*; upgrade this node: pip install"
+        RunError, match=r"this node runs fsl 0.0.9 .*, the cloud fsl .*; upgrade this node: pip"
     ):
         look(MEMBER_SAYS | {"version": "0.0.9"})
 
