@@ -117,9 +117,7 @@ def test_a_node_of_another_version_is_no_member():
     older = {name: value for name, value in MEMBER_SAYS.items() if name not in ("protocol", "version")}
     with pytest.raises(RunError, match=r"node 7: this node runs an fsl that says no version .*; upgrade this node"):
         look(older)
-    with pytest.raises(
-        RunError, match=r"this node runs fsl 0.0.9 .*, the cloud fsl .*; upgrade this node: pip"
-    ):
+    with pytest.raises(RunError, match=r"this node runs fsl 0.0.9 .*, the cloud fsl .*; upgrade this node: pip"):
         look(MEMBER_SAYS | {"version": "0.0.9"})
 
 

@@ -63,8 +63,14 @@ def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
             "those rows out, or let the cloud's data have them"
         )
     table = torch.tensor([index.get(name, -1) for name in own], dtype=torch.int64)
-    mapped = {name: None if each is None else _renumbered(each, table) for name, each in parts.items()}
-    return replace(task, **mapped, classes=len(names), class_names=tuple(names))
+    return replace(
+        task,
+        train=_renumbered(task.train, table),
+        test=None if task.test is None else _renumbered(task.test, table),
+        validation=None if task.validation is None else _renumbered(task.validation, table),
+        classes=len(names),
+        class_names=tuple(names),
+    )
 
 
 def names_of(dataset: Any) -> tuple[str, ...] | None:
