@@ -251,15 +251,28 @@ def build_objective(config: Mapping[str, Any]) -> Objective:
     return as_objective(build("objective", config))
 
 
-def build_model(
-    config: Mapping[str, Any], data: TaskData, seed: int, objective: Objective | None = None
-) -> tuple[torch.nn.Module, str | list[str] | None]:
-    """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs."""
-    values = dict(config)
+def outputs_of(data: TaskData, objective: Objective | None) -> int | None:
+    """How many outputs a model of these data needs for one sample; None where that cannot be told."""
     outputs = data.classes
     if objective is not None and (outputs is None or not objective.takes_classes):
         width = objective.width(data.train.targets)
         outputs = data.classes if width is None else width
+    return outputs
+
+
+def build_model(
+    config: Mapping[str, Any],
+    data: TaskData,
+    seed: int,
+    objective: Objective | None = None,
+    outputs: int | None = None,
+) -> tuple[torch.nn.Module, str | list[str] | None]:
+    """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
+
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's.
+    """
+    values = dict(config)
+    outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))

@@ -20,6 +20,7 @@ import fsl
 from fsl import errors
 from fsl.errors import CodeError, FslError, RunError
 from fsl.files import write_text
+from fsl.quoting import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +37,7 @@ _OWN = tuple(f"{room}{os.sep}" for room in (Path(__file__).parent, *_ROOMS))
 def said(error: BaseException) -> str:
     """An exception's type and text on one line: `KeyError: 'front'`. Of a group, its first exception too."""
     try:
-        text = " ".join(str(error).split())
+        text = printable(" ".join(str(error).split()))
     except Exception:
         text = "its text cannot be made"
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -189,7 +190,7 @@ class Failure:
 
 def said_plainly(error: FslError) -> str:
     """The text of an error of fsl's."""
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))
 
 
 def traceback_path(error: BaseException) -> Path | None:

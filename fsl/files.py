@@ -58,9 +58,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically, in UTF-8."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write text atomically, in UTF-8; `private` as in `write_bytes`."""
+    write_bytes(path, text.encode(), private=private)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -68,19 +68,23 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
-def write_json(path: Path, obj: Any) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, to_json(obj, indent=2) + "\n")
+def write_json(path: Path, obj: Any, private: bool = False) -> None:
+    """Write a JSON file atomically; `private` as in `write_bytes`."""
+    write_text(path, to_json(obj, indent=2) + "\n", private)
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    durable: bool = True,
+    private: bool = False,
 ) -> None:
     """Write named tensors as a safetensors file, atomically; tensors may share memory, and lie on any torch device.
 
-    `durable` as in `write_bytes`.
+    `durable` and `private` as in `write_bytes`.
     """
-    write_bytes(path, tensor_bytes(tensors, metadata), durable)
+    write_bytes(path, tensor_bytes(tensors, metadata), durable, private)
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:

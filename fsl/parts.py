@@ -1,12 +1,14 @@
 """A node's part in a round of a real federation: what the cloud tells an edge, and what it tells devices."""
 
 import json
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fsl.errors import WireError
-from fsl.plan import CohortTask, DeviceTask
+from fsl.identifiers import is_address, is_count, is_hex
+from fsl.plan import CohortTask, DeviceTask, read_cohort, read_device
+from fsl.quoting import one_line
 
 
 @dataclass(frozen=True)
@@ -73,26 +75,48 @@ class Part:
         """The part that `to_json` wrote; WireError for anything else."""
         try:
             raw = json.loads(text)
-            return Part(
+            part = Part(
                 tuple(_edge_part(e) for e in raw["edges"]),
-                tuple(
-                    Ticket(DeviceTask(**t.pop("task")), others=tuple((int(e), str(a)) for e, a in t.pop("others")), **t)
-                    for t in raw["tickets"]
-                ),
-                str(raw["relay_key"]),
-                tuple(DeviceTask(**t) for t in raw["alone"]),
-                int(raw["replicate_every"]),
-                None if raw["deadline"] is None else float(raw["deadline"]),
+                tuple(_ticket(t) for t in raw["tickets"]),
+                raw["relay_key"],
+                tuple(read_device(t) for t in raw["alone"]),
+                raw["replicate_every"],
+                raw["deadline"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WireError(f"this is no part in a round ({error}); cloud and node must run the same fsl") from None
-
-
-def _cohort(raw: Mapping[str, Any]) -> CohortTask:
-    return CohortTask(raw["edge"], tuple(DeviceTask(**d) for d in raw["devices"]), raw["version"], raw["saved"])
+            _check(is_hex(part.relay_key, 0, 32), "relay_key")
+            _check(is_count(part.replicate_every), "replicate_every")
+            _check(part.deadline is None or _is_seconds(part.deadline), "deadline")
+            return part
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = one_line(str(error), 200)
+            raise WireError(f"this is no part in a round ({reason}); cloud and node must run the same fsl") from None
 
 
 def _edge_part(raw: dict[str, Any]) -> EdgePart:
     peers = tuple(EdgePeer(**peer) for peer in raw.pop("peers"))
-    visitors = tuple(Visitor(DeviceTask(**visitor["task"]), int(visitor["home"])) for visitor in raw.pop("visitors"))
-    return EdgePart(_cohort(raw.pop("cohort")), peers=peers, visitors=visitors, **raw)
+    for peer in peers:
+        _check(is_count(peer.edge) and is_address(peer.address) and is_hex(peer.key, 32), "a peer")
+    visitors = tuple(Visitor(read_device(visitor["task"]), visitor["home"]) for visitor in raw.pop("visitors"))
+    _check(all(is_count(visitor.home) for visitor in visitors), "a visitor's home")
+    part = EdgePart(read_cohort(raw.pop("cohort")), peers=peers, visitors=visitors, **raw)
+    _check(is_hex(part.cloud_key, 32), "cloud_key")
+    _check(type(part.fence) is int and 0 <= part.fence < 1 << 64, "fence")
+    return part
+
+
+def _ticket(raw: dict[str, Any]) -> Ticket:
+    others = tuple((edge, address) for edge, address in raw.pop("others"))
+    ticket = Ticket(read_device(raw.pop("task")), others=others, **raw)
+    places = [(ticket.edge, ticket.address), *others]
+    _check(all(is_count(edge) and is_address(address) for edge, address in places), "a ticket's edge or address")
+    _check(is_hex(ticket.token), "a token")
+    return ticket
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(f"{what} is not what it should be")

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from fsl.errors import ConfigError, WireError
+from fsl.identifiers import is_count, is_label, is_owner
 from fsl.mobility import ON_MOVE, Move, OnMove
 from fsl.privacy.settings import Privacy, Probe
+from fsl.quoting import one_line
 
 Fronts = Literal["averaged", "private", "relayed"]
 
@@ -88,7 +90,7 @@ class RoundPlan:
         for name in ("seed", "round", "batch_size", "local_epochs"):
             _check(type(raw[name]) is int, f"{name}={raw[name]!r}")
         _check(raw["batch_size"] > 0 and raw["local_epochs"] > 0, "batch_size and local_epochs must be positive")
-        _check(isinstance(raw["run"], str), f"run={raw['run']!r}")
+        _check(is_count(raw["round"]) and is_label(raw["run"]), f"run={raw['run']!r}, round={raw['round']!r}")
         rates = raw["learning_rates"]
         _check(
             isinstance(rates, dict) and all(isinstance(r, int | float) and r >= 0 for r in rates.values()),
@@ -96,7 +98,7 @@ class RoundPlan:
         )
         raw["moves"] = tuple(_move(m) for m in raw["moves"])
         _check(raw["on_move"] in ON_MOVE, f"on_move={raw['on_move']!r}")
-        raw["cohorts"] = tuple(_cohort(c) for c in raw["cohorts"])
+        raw["cohorts"] = tuple(read_cohort(c) for c in raw["cohorts"])
         _check(type(raw["one_by_one"]) is bool, f"one_by_one={raw['one_by_one']!r}")
         raw |= {name: _spec(raw[name]) for name in ("optimizer", "device", "up", "down")}
         raw["trainer"] = None if raw["trainer"] is None else _spec(raw["trainer"])
@@ -122,14 +124,16 @@ class EvaluatePlan:
     def from_json(text: str) -> "EvaluatePlan":
         """The plan that `to_json` wrote; WireError for anything else."""
         raw = _object(text, EvaluatePlan)
-        raw["devices"] = tuple(_device(d) for d in raw["devices"])
+        _check(is_count(raw["round"]) and is_label(raw["run"]), f"run={raw['run']!r}, round={raw['round']!r}")
+        raw["devices"] = tuple(read_device(d) for d in raw["devices"])
         raw["probe"] = None if raw["probe"] is None else _probe(raw["probe"])
         return EvaluatePlan(**raw)
 
 
 def _check(condition: bool, what: str) -> None:
     if not condition:
-        raise WireError(f"this is not a round's plan: {what}; cloud and node must run the same version of fsl")
+        said = one_line(what, 200)
+        raise WireError(f"this is not a round's plan: {said}; cloud and node must run the same version of fsl")
 
 
 def _object(text: str, kind: type) -> dict[str, Any]:
@@ -148,38 +152,44 @@ def _fields(raw: Any, kind: type) -> dict[str, Any]:
     return dict(raw)
 
 
-def _device(raw: Any) -> DeviceTask:
+def read_device(raw: Any) -> DeviceTask:
+    """A device's part as it came; WireError where a number is none."""
     fields = _fields(raw, DeviceTask)
-    _check(all(type(v) is int and v >= 0 for v in fields.values()), f"device: {raw!r}")
+    _check(all(map(is_count, fields.values())), f"device: {raw!r}")
     return DeviceTask(**fields)
 
 
 def _move(raw: Any) -> Move:
     fields = _fields(raw, Move)
-    _check(all(type(fields[name]) is int and fields[name] >= 0 for name in ("device", "edge")), f"move: {raw!r}")
+    _check(all(is_count(fields[name]) for name in ("device", "edge")), f"move: {raw!r}")
     fraction = fields["fraction"]
     _check(isinstance(fraction, int | float) and 0 < fraction <= 1, f"move: {raw!r}")
     return Move(**fields)
 
 
-def _cohort(raw: Any) -> CohortTask:
+def read_cohort(raw: Any) -> CohortTask:
+    """A cohort as it came; WireError where a number is none."""
     fields = _fields(raw, CohortTask)
-    fields["devices"] = tuple(_device(d) for d in fields["devices"])
+    _check(all(is_count(fields[name]) for name in ("edge", "version", "saved")), f"cohort: {raw!r}")
+    _check(isinstance(fields["devices"], list), f"cohort: {raw!r}")
+    fields["devices"] = tuple(read_device(d) for d in fields["devices"])
     return CohortTask(**fields)
 
 
 def _generations(raw: Any) -> dict[str, tuple[int, int]]:
     _check(isinstance(raw, dict), f"kept={raw!r}")
-    for pair in raw.values():
-        numbers = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
+    for owner, pair in raw.items():
+        _check(is_owner(owner), f"kept={owner!r}")
+        numbers = isinstance(pair, list) and len(pair) == 2 and all(map(is_count, pair))
         _check(numbers, f"kept={pair!r}")
     return {owner: (version, saved) for owner, (version, saved) in raw.items()}
 
 
 def _privacy(raw: Any) -> Privacy:
+    _check(isinstance(raw, dict), f"privacy={raw!r}")
     try:
         return Privacy.read(raw)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise WireError(f"this is not a round's plan: {error}") from None
 
 

@@ -2,10 +2,35 @@
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable
 
 _PLAIN = re.compile(r"(?:[A-Za-z_/]|\.{1,2}/)[\w./-]*", re.ASCII)
 _WORDS = {"null", "true", "false", "nan", "inf", "infinity"}  # in any case they are no text
+
+
+# Of Unicode: controls (ESC and the C1 codes among them), what changes the direction of text, separators of lines, and
+# halves of pairs, which no stream can encode.
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text whose control characters are shown, not obeyed (`\\x1b`): nothing in it moves a cursor or forges a line.
+
+    Characters in `keep` stay as they are.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or unicodedata.category(c) not in _UNSEEN else _escaped(c) for c in text)
+
+
+def one_line(text: str, longest: int = 500) -> str:
+    """What came over the network, as a part of one line: white space joined, the rest as `printable`, cut at length."""
+    return printable(" ".join(text[: 4 * longest].split()))[:longest]
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def override_value(text: str) -> str:

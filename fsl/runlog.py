@@ -10,6 +10,7 @@ from typing import Self
 
 from fsl.errors import ConfigError
 from fsl.faults import described
+from fsl.plain_logs import PlainFormatter, plain
 
 RUN_LOG = "run.log"
 _logger = logging.getLogger("fsl")
@@ -27,7 +28,7 @@ class RunLog(logging.FileHandler):
 
     def __init__(self, folder: Path):
         super().__init__(folder / RUN_LOG, encoding="utf-8", delay=True)
-        self.setFormatter(logging.Formatter(_FORMAT))
+        self.setFormatter(PlainFormatter(_FORMAT))
         # Hydra's handler writes there what is logged at all; the lines about rounds are for us.
         self._shared = any(_file_of(handler) == self.baseFilename for handler in logging.getLogger().handlers)
         self._broken = False
@@ -82,7 +83,7 @@ class RunLog(logging.FileHandler):
         others = [h for h in (*_logger.handlers, *logging.getLogger().handlers) if not isinstance(h, RunLog)]
         last = logging.lastResort
         if self is first and not others and last is not None and record.levelno >= last.level:
-            last.handle(record)
+            last.handle(plain(record))
 
 
 class LateFile(logging.FileHandler):

@@ -63,7 +63,7 @@ class DeviceSide:
         whole = None if plan.privacy is None else plan.privacy.client
         self.clip = None if whole is None else whole.clip  # of a device's whole update
         self.told_rows = told_rows(plan)
-        self._kind = locate_allowed(plan.device.target, worker.workload.allowed)
+        self._kind = locate_allowed(plan.device.target, worker.workload.allowed, Device)
 
     def samples(self, device: int) -> int:
         """n_k, what the device holds."""
@@ -236,9 +236,7 @@ class EdgeSide:
         self.server.begin(bench, states["back"])
 
     def _trainer(self, spec: Spec) -> EdgeTrainer:
-        trainer = locate_allowed(spec.target, self.worker.workload.allowed)(**spec.kwargs)
-        if not isinstance(trainer, EdgeTrainer):
-            raise ConfigError(f"{spec.target} is not an EdgeTrainer")
+        trainer: EdgeTrainer = locate_allowed(spec.target, self.worker.workload.allowed, EdgeTrainer)(**spec.kwargs)
         return trainer
 
     def welcome(self, task: DeviceTask) -> None:

@@ -34,6 +34,7 @@ from fsl.runlog import RunLog
 from fsl.split import join
 from fsl.states import Replica, State
 from fsl.targets import locate_allowed
+from fsl.trainers import EdgeTrainer
 from fsl.workload import Worker, Workload, with_weights
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Simulation:
         OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
         trainer = self.strategy.trainer(1)
         if trainer is not None:
-            locate_allowed(trainer.target, allowed)
+            locate_allowed(trainer.target, allowed, EdgeTrainer)
         check_codecs(federation, self.strategy, self.worker)
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:

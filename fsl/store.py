@@ -13,6 +13,8 @@ from torch import Tensor
 from fsl.errors import CheckpointError
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.finite import finite
+from fsl.identifiers import check_kept
+from fsl.private_files import private_folder
 
 log = logging.getLogger(__name__)
 _MODELS = ("fronts/", "heads/")  # of which an older generation is better than none
@@ -20,7 +22,7 @@ KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node keeps and can d
 
 
 class Store:
-    """Named tensors per owner and round, under one folder."""
+    """Named tensors per owner and round, under one folder, for nobody else of this machine to read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -31,7 +33,8 @@ class Store:
         self._unsynced: list[Path] = []
 
     def path(self, owner: str, version: int) -> Path:
-        """Where an owner's generation lies."""
+        """Where an owner's generation lies; WireError for a name or a number that would lead elsewhere."""
+        check_kept(owner, version)
         return self.folder / owner / f"{version}.safetensors"
 
     def load(self, owner: str, version: int) -> dict[str, Tensor] | None:
@@ -84,8 +87,8 @@ class Store:
         It is safe from a power failure after the next `sync`.
         """
         path = self.path(owner, version)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, tensors, durable=False)
+        private_folder(path.parent)
+        save_tensors(path, tensors, durable=False, private=True)
         self._unsynced.append(path)
         wanted = {version, *keep}
         for old in path.parent.glob("*.safetensors"):

@@ -1,14 +1,22 @@
 """From an import path in a configuration or a plan to the object it names."""
 
+import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 
 from fsl.errors import ConfigError, WireError
 
 ALLOWED = ("fsl", "torch.optim")
+# Rooms of fsl whose classes open ports, write files or attack: none is built because a message names it.
+_CLOSED = ("fsl.attacks", "fsl.deployment", "fsl.grids", "fsl.simulations", "fsl.trackers", "fsl.wire")
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_LONGEST = 200  # characters of a path
 
 
 class ClassPath(str):
@@ -72,22 +80,81 @@ def _is_there(package: str) -> bool:
         return False
 
 
-def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED) -> Any:
-    """As `locate`, for a path that came in a message: only classes that are allowed, by their package or themselves."""
+def locate_allowed(path: str, allowed: Iterable[str] = ALLOWED, kind: type | tuple[type, ...] = object) -> Any:
+    """As `locate`, for a path that came in a message: only classes of this `kind`, of packages that are allowed.
+
+    WireError for everything else: functions, methods and objects, classes that an allowed package only imports, and
+    fsl's own classes that are not made for plans. Nothing outside the allowed packages is imported for a message.
+    """
     if isinstance(allowed, Allowed) and path in allowed.named:
-        return allowed.named[path]
+        found = allowed.named[path]
+        if not issubclass(found, kind):
+            raise WireError(f"a message names {shown(path)}, and only {named_kind(kind)} can be used there")
+        return found
     allowed = tuple(allowed)
-    if not any(path.startswith(f"{package}.") for package in allowed):
+    if not within(path, allowed):
         raise WireError(
-            f"a message names '{path}', but this node takes classes only from: {', '.join(allowed)} (allowed=[...] of "
-            "a run adds packages in simulation, allow=... of a node's configuration in a real federation)"
+            f"a message names {shown(path)}, but this node takes classes only from: {', '.join(allowed)} "
+            "(allowed=[...] of a run adds packages in simulation, allow=... of a node's configuration in a real "
+            "federation)"
         )
-    found = locate(str(path))
+    found = _walk(path)
     if not isinstance(found, type):
-        raise WireError(f"a message names '{path}', which is not a class")
-    if not any(f"{found.__module__}.".startswith(f"{package}.") for package in allowed):
-        raise WireError(f"a message names '{path}', a class of {found.__module__}, which is not allowed here")
+        raise WireError(
+            f"a message names {shown(path)}, which is not a class; only {named_kind(kind)} can be used there"
+        )
+    if not within(f"{found.__module__}.{found.__name__}", allowed):
+        raise WireError(f"a message names {shown(path)}, a class of {found.__module__}, which is not allowed here")
+    if not issubclass(found, kind) or inspect.isabstract(found):
+        raise WireError(f"a message names {shown(path)}, and only {named_kind(kind)} can be used there")
     return found
+
+
+def within(path: Any, packages: Iterable[str]) -> bool:
+    """Whether a text is an import path inside these packages that a message may name: no dunders, no closed rooms."""
+    if not isinstance(path, str) or len(path) > _LONGEST or not _PATH.fullmatch(path):
+        return False
+    if any(part.startswith("__") for part in path.split(".")):  # __main__ would run a program
+        return False
+    inside = any(path.startswith(f"{package}.") for package in packages)
+    return inside and not any(path.startswith(f"{room}.") for room in _CLOSED)
+
+
+def shown(path: Any) -> str:
+    """A path from a message as it is told: short, in quotes, and without what a terminal would obey."""
+    text = path if isinstance(path, str) else repr(path)
+    return ascii(text[:100])
+
+
+def named_kind(kind: type | tuple[type, ...]) -> str:
+    """A kind of classes in words."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return "a class of " + " or ".join("any kind" if k is object else str(public_path(k)) for k in kinds)
+
+
+def _walk(path: str) -> Any:
+    """The object at a path, through modules and classes alone: no attribute of an object is computed on the way."""
+    parts = path.split(".")
+    found: Any = None
+    for count, part in enumerate(parts, start=1):
+        if found is None or isinstance(found, ModuleType):
+            found = _member(found, part, ".".join(parts[:count]))
+        elif isinstance(found, type):
+            found = inspect.getattr_static(found, part, None)
+        else:
+            found = None
+        if found is None:
+            raise WireError(f"a message names {shown(path)}, which is not there; both ends need the same packages")
+    return found
+
+
+def _member(module: ModuleType | None, name: str, path: str) -> Any:
+    if module is not None and (found := getattr(module, name, None)) is not None:
+        return found
+    try:
+        return import_module(path)
+    except ImportError:
+        return None
 
 
 def path_of(kind: type) -> ClassPath:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 
 from fsl.config import RunConfig, described_type, unknown
 from fsl.errors import ConfigError
+from fsl.quoting import printable
 
 # What null means of the groups of which a run may do without.
 _NONE = {"experiment": "[]", "privacy": "[]", "trackers": "[]", "mobility": "none", "aggregator": "mean"}
@@ -58,7 +59,7 @@ def _with_choice(argument: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The error as one line that names the value, what is allowed, and what to do."""
-    text = str(error)
+    text = printable(str(error), keep="\n\t")
     choices = re.search(
         r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*?)(?:\s+Config search|$)", text, re.S
     )

@@ -8,10 +8,12 @@ from pathlib import Path
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fsl import __version__
 from fsl.data import IID, divide
 from fsl.objective import as_objective
 from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
 from fsl.sides import DeviceSide, EdgeSide
+from fsl.versions import PROTOCOL
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.client import Invitation, Uplink
@@ -28,6 +30,7 @@ from tests.conftest import small_model, small_task
 
 IDENTITY = "fsl.codecs.Identity"
 HONEST = 2  # devices with data
+VERSIONS = {"protocol": PROTOCOL, "version": __version__}
 
 
 def a_plan(epochs: int = 1, trainer: str = "fsl.trainers.Replicated", **kwargs) -> RoundPlan:
@@ -162,7 +165,7 @@ class Stranger:
 
     def opening(self, **changed) -> bytes:
         said = {"token": self.token, "public_key": public_bytes(self.edge.key.public_key())}
-        return frame(pb.ToEdge(open=pb.Open(**said | {"up": IDENTITY, "down": IDENTITY} | changed)))
+        return frame(pb.ToEdge(open=pb.Open(**said | {"up": IDENTITY, "down": IDENTITY} | VERSIONS | changed)))
 
     def proof(self, nonce: bytes, edge: int = 0) -> bytes:
         return frame(pb.ToEdge(proof=pb.Proof(signature=prove(self.edge.key, nonce, edge, self.token))))

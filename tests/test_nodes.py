@@ -9,6 +9,7 @@ import torch
 from fsl.simulations.cloud import composed
 
 from fsl.config import build_data, read_config
+from fsl.data import TaskData
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.setup import Setup, build_workload, store_of
 from fsl.deployment.spent import Limit
@@ -98,7 +99,7 @@ def test_where_data_lie_does_not_travel():
     assert not {"path", "name"} & set(setup_of("+data.name=x", "data._target_=tests.test_nodes.named").groups["data"])
 
 
-def named(name: str, test_share: float = 0.2):
+def named(name: str, test_share: float = 0.2) -> TaskData:
     """Data that take a name."""
     from fsl.data import digits
 

@@ -19,6 +19,7 @@ from fsl.wire.format import frame, reply_frame
 from fsl.wire.options import Patience
 from tests.conftest import small_model
 from tests.flaky import At, Weather
+from tests.lowlevel import VERSIONS
 from tests.test_equivalences import ADAM, assert_same_bits, run
 from tests.test_wire import assert_same_result
 from tests.wired import Wired
@@ -218,7 +219,7 @@ LIES = {
     "no frame": lambda data: b"\xff" * 40,
     "nothing": lambda data: b"",
     "closed": lambda data: frame(pb.ToDevice(closed=pb.Closed())),
-    "challenge": lambda data: frame(pb.ToDevice(challenge=pb.Challenge(nonce=b"x" * 32))),
+    "challenge": lambda data: frame(pb.ToDevice(challenge=pb.Challenge(nonce=b"x" * 32, **VERSIONS))),
     "no kind": lambda data: frame(pb.ToDevice()),
     "codec": lambda data: reply_frame(0, 1, 2, Payload("other", (("values", torch.zeros(10, 4, 4, 4)),)), 3),
 }

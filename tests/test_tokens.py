@@ -96,6 +96,7 @@ def test_a_device_has_the_key_that_flower_registered_it_by():
 def test_private_keys_are_read_in_both_formats(key, form, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
+    path.chmod(0o600)
     assert public_bytes(load_private_key(path).public_key()) == public_bytes(key.public_key())
 
 
@@ -104,6 +105,7 @@ def test_a_file_that_is_no_key_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^key=.*cannot be read \(No such file or directory\)"):
         load_private_key(path)
     path.write_text("hello")
+    path.chmod(0o600)
     with pytest.raises(ConfigError, match=r"^key=.*is no private key"):
         load_private_key(path)
     pem = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

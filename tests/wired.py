@@ -35,6 +35,7 @@ class WiredGrid(SimulationGrid):
         folder.mkdir(parents=True, exist_ok=True)
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         key.write_bytes(pem)
+        key.chmod(0o600)
         common = {"state": str(folder), "key": str(key), **({} if backend.edge_tls else {"insecure": True})}
         for edge in range(backend.edges):
             config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}

@@ -1,6 +1,7 @@
 """Which columns of a data set hold images, labels and natural ids, and what is in them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +33,22 @@ def find_column(rows: Any, name: str | None, kind: str, what: str, where: str) -
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a label column; class k is the k-th of the sorted `names` (whole numbers or texts)."""
+    """The classes of a label column; class k is the k-th of the sorted `names` (whole numbers or texts).
+
+    With `given` class k is called `given[k]` instead, and the column has some of these.
+    """
 
     column: str
     names: np.ndarray
     where: str
     feature: Any = None
+    given: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, train: Any, column: str, where: str) -> "Labels":
+    def of(cls, train: Any, column: str, where: str, given: Sequence[str] | None = None) -> "Labels":
         """The classes of a training split: a ClassLabel's own, or the values that occur."""
+        if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
+            raise DataError(f"data.classes={list(given)}: give the names of at least two classes, each once")
         feature = train.features[column]
         declared = getattr(feature, "num_classes", None)
         if declared is None and str(getattr(feature, "dtype", "")).rstrip("0123456789") not in (
@@ -55,12 +62,21 @@ class Labels:
                 "column of whole numbers or texts with data.label_column"
             )
         names = np.arange(declared) if declared is not None else np.unique(_labelled(train, column, where))
-        if len(names) < 2:
+        if given is None and len(names) < 2:
             raise DataError(
                 f"{where} has labels of {len(names)} class; classification needs at least 2: give other data, or "
                 "another data.label_column"
             )
-        return cls(column, names, where, feature)
+        return cls(column, names, where, feature, None if given is None else tuple(given))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What each class is called: as given, as the column declares, or as the label is written."""
+        return self._own if self.given is None else self.given
+
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return tuple(map(str, getattr(self.feature, "names", None) or self.names.tolist()))
 
     def indices(self, rows: Any) -> np.ndarray:
         """The class index of each row, int64 (N,); DataError for rows without a label or of an unknown class."""
@@ -69,6 +85,8 @@ class Labels:
             raise DataError(
                 f"column '{self.column}' of {self.where} has labels of another type in its test split; make them alike"
             )
+        if self.given is not None:
+            return self._as_given(values, self.given)
         indices = np.searchsorted(self.names, values)
         unknown = self.names[np.minimum(indices, len(self.names) - 1)] != values
         if unknown.any():
@@ -79,11 +97,25 @@ class Labels:
             )
         return indices.astype(np.int64)
 
+    def _as_given(self, values: np.ndarray, given: tuple[str, ...]) -> np.ndarray:
+        index = {name: k for k, name in enumerate(given)}
+        declared = getattr(self.feature, "names", None)
+        found, places = np.unique(values, return_inverse=True)
+        called = [str(declared[value]) if declared else str(value) for value in found.tolist()]
+        if unknown := [name for name in called if name not in index]:
+            known = ", ".join(given[:10]) + (", ..." if len(given) > 10 else "")
+            raise DataError(
+                f"{self.where} has rows of classes that are none of the given ones: {', '.join(unknown[:5])}; the "
+                f"classes are {known}: leave those rows out, or give all classes (in a federation, let "
+                "the cloud's data have them)"
+            )
+        return np.array([index[name] for name in called], dtype=np.int64)[places.reshape(-1)]
+
     def tell_unseen(self, train: np.ndarray, test: np.ndarray) -> None:
         """Says so where tests have classes, by their indices, that a declared column has and training does not."""
         unseen = np.setdiff1d(test, train)
         if len(unseen):
-            names = getattr(self.feature, "names", None) or self.names
+            names = self.class_names
             shown = ", ".join(str(names[k]) for k in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
             count = int(np.isin(test, unseen).sum())
             log.warning("%s: %d test rows are of classes that no training row has: %s", self.where, count, shown)

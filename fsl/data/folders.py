@@ -64,8 +64,11 @@ def look(path: Path) -> Images:
     return Images(images, parquet, others, empty, links, described)
 
 
-def check_folder(found: Images, where: str) -> None:
-    """DataError for a folder that has no one way to be read: its images' classes are the names of their folders."""
+def check_folder(found: Images, where: str, given: bool = False) -> None:
+    """DataError for a folder that has no one way to be read: its images' classes are the names of their folders.
+
+    With `given` the classes are known from elsewhere, and the folder may lack some.
+    """
     if found.parquet and found.images:
         raise DataError(
             f"{where} holds both Parquet files ({found.parquet[0]}, ...) and images ({found.images[0]}, ...); give a "
@@ -83,7 +86,7 @@ def check_folder(found: Images, where: str) -> None:
             f"others'; name it '{capital[0].lower()}'"
         )
     if not found.described and found.images:
-        _check_classes(found, where)
+        _check_classes(found, where, given)
     if found.empty:
         log.warning("%s: no images in %s, which is no class then", where, _some(found.empty))
     if found.others and found.images:
@@ -99,7 +102,7 @@ def check_all_read(found: Images, rows: int, where: str) -> None:
         log.warning("%s: only %d of %d images belong to a split, others are not read", where, rows, len(found.images))
 
 
-def _check_classes(found: Images, where: str) -> None:
+def _check_classes(found: Images, where: str, given: bool) -> None:
     kinds = {p: _split_of(p) for p in found.images}
     split = any(kinds.values())
     inside = [p for p in found.images if not split or kinds[p]]
@@ -123,7 +126,8 @@ def _check_classes(found: Images, where: str) -> None:
                 f"{where}: folders '{first}' and '{p.parent}' have the same name, and would be one class; give each "
                 "class one folder, with another name"
             )
-    _check_splits(classes, where)
+    if not given:
+        _check_splits(classes, where)
 
 
 def _check_splits(classes: Mapping[str, Mapping[str, PurePath]], where: str) -> None:

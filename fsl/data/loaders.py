@@ -13,9 +13,10 @@ from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
-from fsl.data.pixels import Decoder, normalised
-from fsl.data.task import TaskData
+from fsl.data.pixels import Decoder, normalised, scaling_of
+from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
+from fsl.private_files import private_umask
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def digits(test_share: float = 0.2) -> TaskData:
     pixels, labels = _digits()
     images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     kept, held = _test_rows(labels, test_share, "digits")
-    return _task("digits", (images[kept], labels[kept]), (images[held], labels[held]), classes=10)
+    return _task("digits", (images[kept], labels[kept]), (images[held], labels[held]), tuple(map(str, range(10))))
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -45,14 +46,34 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
-def cifar10(path: str | None = None, limit: int | None = None, test_limit: int | None = None) -> TaskData:
+def cifar10(
+    path: str | None = None,
+    limit: int | None = None,
+    test_limit: int | None = None,
+    classes: list[str] | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> TaskData:
     """CIFAR-10 (Krizhevsky 2009), (3, 32, 32), 10 classes: from a local folder of Parquet files, or from the Hub.
 
     `path` holds train.parquet and test.parquet in the layout of the Hub's uoft-cs/cifar10 (columns `img`, `label`).
-    `limit` takes the first training rows only, `test_limit` the first test rows.
+    `limit` takes the first training rows only, `test_limit` the first test rows; `classes`, `mean` and `std` as in
+    `images`.
     """
     name = "uoft-cs/cifar10" if path is None else None
-    return images(path, name, None, "img", "label", channels=3, limit=limit, test_limit=test_limit)
+    return images(
+        path,
+        name,
+        None,
+        "img",
+        "label",
+        channels=3,
+        limit=limit,
+        test_limit=test_limit,
+        classes=classes,
+        mean=mean,
+        std=std,
+    )
 
 
 def images(
@@ -68,6 +89,9 @@ def images(
     test_limit: int | None = None,
     test_split: str | None = None,
     test_share: float = 0.2,
+    classes: list[str] | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
 ) -> TaskData:
     """Any image classification data set: a local folder (`path`), or a name on the Hub (`name`).
 
@@ -75,7 +99,9 @@ def images(
     Columns are found by their type unless named. `size` resizes images to so many pixels a side, `channels` makes
     them grey (1) or RGB (3), `limit` and `test_limit` take the first rows of each. Tests use `test_split`, by default
     `test` or else `validation`; without either `test_share` of each class is held out from training, the same rows
-    whatever the seed and `limit`. `group_column` has natural ids. DataError for what cannot be read or has no labels.
+    whatever the seed and `limit`. `group_column` has natural ids. `classes` names the classes in their order, of which
+    the data may lack some (without it, the training data's own, sorted); `mean` and `std` of each channel, in levels
+    from 0 to 255, take the place of the training images' own. DataError for what cannot be read or has no labels.
     """
     if (path is None) == (name is None):
         raise DataError("data.path (a local folder) or data.name (on the Hub) must be given, and not both")
@@ -83,10 +109,12 @@ def images(
         if rows is not None and rows < 1:
             raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")
     where = str(path if path is not None else name)
-    splits = _open_folder(Path(where).expanduser()) if path is not None else _open_hub(where, subset)
+    splits = (
+        _open_folder(Path(where).expanduser(), classes is not None) if path is not None else _open_hub(where, subset)
+    )
     train, test = _train_and_test(splits, test_split, where)
     image_column = find_column(train, image_column, "Image", "image", where)
-    labels = Labels.of(train, find_column(train, label_column, "ClassLabel", "label", where), where)
+    labels = Labels.of(train, find_column(train, label_column, "ClassLabel", "label", where), where, classes)
     if test is None:
         kept, held = _test_rows(labels.indices(train), test_share, where)
         log.warning("%s has no test split: %d of its %d rows are held out for tests", where, len(held), len(train))
@@ -101,19 +129,29 @@ def images(
     decoder = Decoder.of(train, test, image_column, size, channels, where)
     training, testing = (decoder(train), of_train[: len(train)]), (decoder(test), of_test[: len(test)])
     title = Path(where).expanduser().resolve().name if path is not None else where.rpartition("/")[2]
-    return _task(title, training, testing, classes=len(labels.names), groups=groups)
+    scaling = _scaling(mean, std)
+    return _task(title, training, testing, labels.class_names, groups, scaling)
 
 
-def _open_folder(path: Path) -> Any:
+def _scaling(mean: list[float] | None, std: list[float] | None) -> Scaling | None:
+    if (mean is None) != (std is None):
+        raise DataError(f"data.mean={mean} and data.std={std} belong together; give both, or none")
+    return None if mean is None or std is None else Scaling(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _open_folder(path: Path, given: bool = False) -> Any:
     import datasets
 
     if not path.is_dir():
         raise DataError(f"data.path={path}: there is no such folder; give one with train.parquet and test.parquet")
     found = look(path)
-    check_folder(found, str(path))
+    check_folder(found, str(path), given)
     try:
-        with _quiet():
-            splits = datasets.load_dataset("parquet" if found.parquet else "imagefolder", data_dir=str(path))
+        with _quiet(), private_umask():  # the library keeps copies of what it read
+            # Of images in one folder `datasets` would take no labels.
+            labelled = {"drop_labels": False} if given and not (found.parquet or found.described) else {}
+            kind = "parquet" if found.parquet else "imagefolder"
+            splits = datasets.load_dataset(kind, data_dir=str(path), **labelled)
     except Exception as error:
         line = " ".join(str(error.__cause__ or error).split())[:300]  # `datasets` wraps what went wrong
         raise DataError(
@@ -185,15 +223,27 @@ def _test_rows(labels: np.ndarray, share: float, where: str) -> tuple[np.ndarray
 
 
 def _task(
-    name: str,
+    title: str,
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
-    classes: int,
+    names: tuple[str, ...],
     groups: np.ndarray | None = None,
+    scaling: Scaling | None = None,
 ) -> TaskData:
     if train[0].shape[1:] != test[0].shape[1:]:
         sizes = " and ".join(f"{images.shape[2]}x{images.shape[1]}" for images, _ in (train, test))
-        raise DataError(f"training and test images of {name} differ in size ({sizes}); set data.size")
-    inputs = normalised(train[0], test[0])
+        raise DataError(f"training and test images of {title} differ in size ({sizes}); set data.size")
+    scaled = scaling is None
+    scaling = scaling_of(train[0]) if scaling is None else scaling
+    inputs = normalised(train[0], test[0], scaling=scaling)
     examples = [TensorExamples(i, torch.from_numpy(t.astype(np.int64))) for i, (_, t) in zip(inputs, (train, test))]
-    return TaskData(name, examples[0], examples[1], classes, groups=groups, scaled=True)
+    return TaskData(
+        title,
+        examples[0],
+        examples[1],
+        len(names),
+        groups=groups,
+        class_names=names,
+        scaling=scaling,
+        scaled=scaled,
+    )

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from fsl.data.colours import Channels, Headers, channels_of, headers_of, tell_losses, undecodable
+from fsl.data.task import Scaling
 from fsl.errors import DataError
 from fsl.files import write_bytes
+from fsl.private_files import close_file, private_folder
 
 _BLOCK = 1024  # images at a time, so that an intermediate copy stays small
 
@@ -89,14 +92,28 @@ class Decoder:
         return image
 
 
-def normalised(train: np.ndarray, *others: np.ndarray) -> list[Tensor]:
-    """Images (N, H, W, C) uint8 as float32 (N, C, H, W): minus the mean of `train` per channel, over its deviation."""
+def scaling_of(train: np.ndarray) -> Scaling:
+    """Mean and deviation of each channel of images (N, H, W, C) uint8, in levels from 0 to 255."""
     levels = np.arange(256, dtype=np.float64)
     counts = _histogram(train)
     mean = counts @ levels / counts.sum(axis=1)
     deviation = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1))
+    return Scaling(tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist()))
+
+
+def normalised(train: np.ndarray, *others: np.ndarray, scaling: Scaling | None = None) -> list[Tensor]:
+    """Images (N, H, W, C) uint8 as float32 (N, C, H, W): minus the mean per channel, over the deviation.
+
+    These are the ones of `train`, unless a `scaling` is given; DataError for one of other channels.
+    """
+    scaling = scaling_of(train) if scaling is None else scaling
+    if len(scaling.mean) != train.shape[3]:
+        raise DataError(
+            f"mean={list(scaling.mean)}: the images have {train.shape[3]} channels; give one number for each"
+        )
+    levels = np.arange(256, dtype=np.float64)
     # One value a level: 256 look-ups instead of arithmetic on every pixel.
-    table = (levels - mean[:, None]) / np.where(deviation > 0, deviation, 1.0)[:, None]
+    table = (levels - np.array(scaling.mean)[:, None]) / np.array(scaling.std)[:, None]
     return [_looked_up(images, table.astype(np.float32)) for images in (train, *others)]
 
 
@@ -123,6 +140,7 @@ def _headers(rows: Any, column: str, where: str) -> Headers:
     """The headers of a split's images, or what an earlier run has read of them."""
     name = hashlib.sha256(f"{rows._fingerprint}|{column}|headers".encode()).hexdigest()[:32]
     path = _cache_folder() / f"{name}.json"
+    close_file(path)
     try:
         return Headers.from_json(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -145,6 +163,7 @@ def _encoded(rows: Any, column: str) -> Any:
 
 def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
     path = _cache_folder() / name
+    close_file(path)
     try:
         array = np.load(path, allow_pickle=False)
         if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows:
@@ -159,11 +178,8 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
-    except OSError:
-        pass  # no room or no right to write: the next run does it again
+    with suppress(OSError):  # no room or no right to write: the next run does it again
+        write_bytes(private_folder(path.parent) / path.name, content, private=True)
 
 
 def _cache_folder() -> Path:

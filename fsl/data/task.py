@@ -1,5 +1,6 @@
 """What a run learns from: training, test and validation examples."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,27 @@ from fsl.errors import DataError
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """What inputs were normalised by, channel by channel: minus `mean`, over `std`, in the units that they came in."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        fit = len(self.mean) == len(self.std) > 0 and all(map(math.isfinite, (*self.mean, *self.std)))
+        if not fit or min(self.std) <= 0:
+            raise DataError(
+                f"mean={list(self.mean)} and std={list(self.std)}: give one finite number a channel of each, and "
+                "std > 0"
+            )
+
+
+@dataclass(frozen=True)
 class TaskData:
     """The examples of a task; `groups` are natural ids of the training rows, for the natural partition.
 
-    `scaled`: inputs are normalised by constants that were computed from the training rows.
+    `class_names[k]` is what class k is called, and `scaling` what inputs were normalised by: nodes of a federation go
+    by the cloud's, whatever their own data would give. `scaled`: these constants were computed from the training rows.
     """
 
     name: str
@@ -27,6 +45,8 @@ class TaskData:
     validation: Examples | None = None
     groups: np.ndarray | None = None
     origin: str | None = None  # what training and validation rows were divided from by the run's seed, in words
+    class_names: tuple[str, ...] | None = None
+    scaling: Scaling | None = None
     scaled: bool = False
 
     @property
@@ -55,11 +75,17 @@ def as_task(
             return task
         tested, held = (None if each is None else as_examples(each, double) for each in (task.test, task.validation))
         return replace(task, train=as_examples(task.train, double), test=tested, validation=held)
+    from fsl.data.names import names_of, refuse_others  # which need this module
+
+    named, others = names_of(train), None if test is None else names_of(test)
+    if named is not None and others is not None:
+        refuse_others(named, others, "training and test data")
     examples = as_examples(train, double)
     targets = examples.targets
     labels = targets.dim() == 1 and not targets.is_floating_point() and len(targets) > 0
     classes = int(targets.max()) + 1 if labels else None
-    return TaskData(type(train).__name__, examples, None if test is None else as_examples(test, double), classes)
+    tested = None if test is None else as_examples(test, double)
+    return TaskData(type(train).__name__, examples, tested, classes, class_names=named)
 
 
 def hold_out(data: TaskData, share: float, seed: int) -> TaskData:

@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fsl.errors import ConfigError
 from fsl.files import write_bytes
+from fsl.private_files import read_private
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST = 3650
@@ -217,9 +218,10 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sig
 
 
 def _read_ca(files: Certificates, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    pem = read_private("the CA's key", files.ca_key)
     try:
         ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
-        key = load_pem_private_key(files.ca_key.read_bytes(), password=None)
+        key = load_pem_private_key(pem, password=None)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(

@@ -19,6 +19,8 @@ from fsl.deployment.bundles import COMPONENTS, hash_of
 from fsl.deployment.certs import Certificates
 from fsl.deployment.record import SUPERLINK, Config, Node
 from fsl.errors import ConfigError, RunError
+from fsl.files import write_text
+from fsl.private_files import private_folder
 
 CONNECTION = "federation"
 _TIMEOUT = 120.0  # seconds for one command of flwr
@@ -41,7 +43,7 @@ def program(name: str) -> str:
 
 def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
     """What Flower's programs are told besides their arguments; they find each other on PATH."""
-    home.mkdir(parents=True, exist_ok=True)
+    private_folder(home)
     return {**_QUIET, "FLWR_HOME": str(home), "PATH": _path(), **more}
 
 
@@ -76,13 +78,12 @@ def supernode_command(
 
 def write_node_config(path: Path, config: Config) -> None:
     """Write a node's configuration, as TOML: on a command line, Flower cannot quote every path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(config))
+    write_text(private_folder(path.parent) / path.name, tomli_w.dumps(config), private=True)
 
 
 def write_connection(home: Path, address: str, certificates: Certificates) -> None:
     """Tell `flwr` with this FLWR_HOME where the SuperLink is."""
-    home.mkdir(parents=True, exist_ok=True)
+    private_folder(home)
     connection = {"address": address, "root-certificates": str(certificates.ca)}
     text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
     (home / "config.toml").write_text(text)

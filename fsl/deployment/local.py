@@ -26,6 +26,7 @@ from fsl.deployment.record import (
 )
 from fsl.deployment.runs import RunEnd
 from fsl.errors import ConfigError, RunError
+from fsl.private_files import private_folder
 from fsl.quoting import override_value
 
 _POLL = 0.2  # seconds between two looks at what is starting
@@ -186,7 +187,7 @@ class LocalFederation:
         for stale in ("logs", "nodes", "flwr", "app"):
             shutil.rmtree(self.folder / stale, ignore_errors=True)
         record_path(self.folder).unlink(missing_ok=True)
-        (self.folder / "logs").mkdir()
+        private_folder(self.folder / "logs")
         edges = self._new.edges
         issue(self.certificates.folder, identities_of(edges, self._groups), add=True)
         address = f"127.0.0.1:{free_ports(1)[0]}"
@@ -210,7 +211,7 @@ class LocalFederation:
     def _start_node(self, node: Node) -> None:
         config = self.folder / "nodes" / f"{node.name}.toml"
         flower.write_node_config(config, node.config)
-        Path(str(node.config["state"])).mkdir(parents=True, exist_ok=True)
+        private_folder(Path(str(node.config["state"])))
         app = Path(self.record.app)
         allowed = [] if app == self.folder / "app" else [flower.bundle_hash(app)]  # a test's own
         command = flower.supernode_command(self.certificates, self.record.superlink, node, config, allowed)

@@ -1,4 +1,4 @@
-"""Logs of a federation's processes: lines to read, or one JSON object a line with FSL_LOG=json."""
+"""Logs of a federation's processes: plain lines to read, or one JSON object a line with FSL_LOG=json."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import os
 from datetime import UTC, datetime
 
 from fsl.errors import one_of
+from fsl.plain_logs import PlainFormatter
 
 FIELDS = ("run", "round", "edge", "device", "peer")  # what `extra` may say beside the message
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -32,5 +33,5 @@ def set_up(level: int = logging.INFO) -> None:
     """Let this process log to standard error, in the form that FSL_LOG names; ConfigError for one that is none."""
     form = one_of("FSL_LOG", os.environ.get("FSL_LOG") or "text", ("text", "json"))
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter(_TEXT))
     logging.basicConfig(level=level, handlers=[handler])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -14,8 +14,12 @@ from flwr.serverapp import Grid
 from fsl.config import build_kind
 from fsl.deployment.closing import check_closing
 from fsl.deployment.enrolled import Enrolled, fingerprint_of, names_of
+from fsl.deployment.settings import Role
 from fsl.errors import ConfigError, RunError, TrustError, WireError
+from fsl.identifiers import is_address, is_count, is_hex, is_owner
 from fsl.names import CONFIG, MEMBER, SETUP
+from fsl.quoting import one_line
+from fsl.versions import check_versions
 from fsl.wire.options import Patience
 from fsl.wire.tokens import registered_key
 
@@ -169,7 +173,7 @@ class Members:
                 self._silent.discard(node)
                 try:
                     if reply.has_error():
-                        raise WireError(str(reply.error.reason))
+                        raise WireError(one_line(str(reply.error.reason), 1000))
                     found.append(self._member(node, reply, ids, *registered.get(node, (b"", ""))))
                 except WireError as error:
                     self._refuse(node, error)
@@ -179,13 +183,16 @@ class Members:
     def _member(self, node: int, reply: Message, online: list[int], registered: bytes, label: str) -> Member:
         try:
             said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
-            samples = {int(device): int(count) for device, count in said["samples"].items()}
+            check_versions(said.get("protocol"), said.get("version"), "this node", "the cloud")
+            samples = {_device(device): _count(count) for device, count in said["samples"].items()}
+            if wrong := _wrong(said):
+                raise ValueError(f"{wrong}={said[wrong]!r}")
             key = bytes.fromhex(said["key"])
-            role, edge_key = str(said["role"]), str(said["edge_key"])
-            member = Member(node, role, samples, said["edge"], str(said["address"]), key, label, edge_key)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise WireError(f"it does not say what it hosts ({error})") from None
-        if few := [device for device, count in samples.items() if device < 0 or count < 1]:
+            role, edge_key, label = said["role"], said["edge_key"], one_line(label, 100)
+            member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key)
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
+        if few := [device for device, count in samples.items() if count < 1]:
             raise WireError(f"it says that device {few[0]} holds {samples[few[0]]} samples; one is the least")
         if member.names and self.terms.bind_keys:
             if not registered:
@@ -260,6 +267,30 @@ def _refuse_both(member: Member, other: Member) -> None:
                 f"{what} {number} is hosted by node {other.label or other.node} already{keys[0]}; this is node "
                 f"{member.label or member.node}{keys[1]}; a table of members says whose it is (deployment.members)"
             )
+
+
+def _device(text: Any) -> int:
+    if not is_owner(f"device-{text}") or not is_count(device := int(text)):
+        raise ValueError(f"device {text!r}")
+    return device
+
+
+def _count(value: Any) -> int:
+    if not is_count(value):
+        raise ValueError(f"samples={value!r}")
+    return int(value)
+
+
+def _wrong(said: Mapping[str, Any]) -> str | None:
+    """The field of a node's answer that is not what it should be; None where all are."""
+    fine = {
+        "role": said["role"] in get_args(Role),
+        "edge": said["edge"] is None or is_count(said["edge"]),
+        "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
+        "key": is_hex(said["key"]),
+        "edge_key": is_hex(said["edge_key"], *([0] if said["edge"] is None else [32])),
+    }
+    return next((name for name, holds in fine.items() if not holds), None)
 
 
 def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:

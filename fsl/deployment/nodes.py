@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fsl.deployment.old_runs import prune
 from fsl.deployment.owned import refuse_kind, refuse_no_part
 from fsl.deployment.settings import NodeSettings
 from fsl.deployment.setup import Setup, build_workload
@@ -62,6 +63,7 @@ class NodeHost:
                 del self._nodes[node]
                 built[1].close()
             workload = self._workload(text, setup, settings)
+            prune(workload.store.parent, setup.run, settings.keep_runs)
             wired = WiredNode(workload, settings, replace(Patience(), **setup.patience))
             built = self._nodes[node] = (text, wired)
         return built[1]

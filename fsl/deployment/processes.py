@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from fsl.errors import ConfigError
+from fsl.quoting import printable
 
 _PROC = Path("/proc")
 _TOKEN = "FSL_FEDERATION_PROCESS"  # inherited by whatever a process starts, in whatever session
@@ -46,7 +47,7 @@ def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str
     if not (_PROC / "self" / "stat").exists():
         raise ConfigError("this machine has no /proc; a local federation needs Linux")
     token = f"{name}:{secrets.token_hex(16)}"
-    with log.open("ab") as output:
+    with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -54,6 +55,7 @@ def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment, _TOKEN: token},
             start_new_session=True,
+            umask=0o077,  # of Flower's databases and apps, and of what nodes leave
         )
     process.returncode = 0  # nobody asks this object: the process outlives it, and its end is seen in /proc
     shown = _read(process.pid)
@@ -141,7 +143,7 @@ def last_words(log: Path) -> str:
     lines = [line.strip() for line in text.splitlines()]
     errors = [i for i, line in enumerate(lines) if "ERROR" in line]
     said = list(takewhile(lambda line: line and "INFO" not in line, lines[errors[-1] :][:3])) if errors else lines[-1:]
-    return " ".join(" ".join(said).split()) or "it said nothing"
+    return printable(" ".join(" ".join(said).split())) or "it said nothing"
 
 
 def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict[int, Member]:

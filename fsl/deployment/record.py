@@ -11,6 +11,7 @@ from pathlib import Path
 from fsl.deployment.processes import Started
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
+from fsl.private_files import own_folder, private_folder
 
 SUPERLINK = "superlink"
 _LOCK = "federation.lock"  # also what shows that a folder is a federation's
@@ -87,9 +88,10 @@ def read_record(folder: Path) -> Record | None:
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other commands from starting or ending what this one does; ConfigError where one is at work."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         if not (folder / _LOCK).exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} holds other things than a federation; choose another folder")
+        own_folder("folder", folder)  # with keys, data and logs of private training in it
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a folder ({error.strerror}); choose another") from None
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

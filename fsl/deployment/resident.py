@@ -29,6 +29,7 @@ from fsl.deployment.frames import Connection
 from fsl.deployment.logs import set_up
 from fsl.errors import ConfigError, FslError
 from fsl.grids.records import record_bytes, record_from_bytes
+from fsl.quoting import one_line
 
 log = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two signs of life
@@ -182,7 +183,7 @@ class Resident:
 
 
 def _say(asked: _Asked, error: Exception) -> None:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = one_line(f"{type(error).__name__}: {error}", 2000)
     if not asked.connection.send_last(frames.ERROR, reason.encode()):
         log.warning("whoever asked is gone, and was to hear: %s", reason)
 
@@ -197,6 +198,7 @@ def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
         sys.exit(TAKEN)
     except (ConfigError, OSError) as error:
         sys.exit(f"state={folder}: {error}" if isinstance(error, OSError) else str(error))
+    os.umask(0o077)  # whatever a library writes here, nobody else reads
     resident = Resident(path, owner, code, build_host())
 
     def stop(number: int, frame: FrameType | None) -> None:

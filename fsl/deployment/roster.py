@@ -25,6 +25,7 @@ from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
 from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.quoting import one_line
 from fsl.targets import locate
 from fsl.wire.relay import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
@@ -229,7 +230,7 @@ class Roster:
                 failed += 1
                 ill.append(node)
                 for device in asked.nodes.get(node, []):
-                    tally.lose(device, f"{self.members.label(node)}: {reply.error.reason}")
+                    tally.lose(device, f"{self.members.label(node)}: {one_line(str(reply.error.reason), 1000)}")
                 continue
             content, mine = reply.content, asked.nodes.get(node, [])
             try:
@@ -327,6 +328,6 @@ def _restarted(metrics: MetricRecord) -> dict[int, int]:
 def _remarks(content: RecordDict) -> dict[int, str]:
     try:
         said = json.loads(str(content.config_records[REMARKS][LOST]))
-        return {int(device): str(reason)[:300] for device, reason in said.items()}
-    except (KeyError, ValueError, AttributeError):
+        return {int(device): one_line(str(reason), 300) for device, reason in said.items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -30,6 +30,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "client-ca": str,
     "insecure": bool,
     "state": str,
+    "keep-runs": int,
     "data-path": str,
     "data-name": str,
     "rows": str,
@@ -73,6 +74,7 @@ class NodeSettings:
     device_certificates: Certificates | None = None  # None: without TLS
     edge_certificates: Certificates | None = None
     state: Path | None = None
+    keep_runs: int = 10  # of which what devices and edges left stays on the disk, besides the one at work
     data_path: str | None = None
     data_name: str | None = None
     rows: Literal["partition", "all"] = "partition"
@@ -130,6 +132,7 @@ class NodeSettings:
             if given.get("insecure")
             else Certificates(_path(given, "client-ca"), _path(given, "cert"), _path(given, "cert-key")),
             state=_path(given, "state"),
+            keep_runs=given.get("keep-runs", NodeSettings.keep_runs),
             data_path=given.get("data-path", os.environ.get("FSL_DATA_PATH")),
             data_name=given.get("data-name"),
             rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
@@ -172,6 +175,8 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
 
     def _check(self) -> None:
+        if self.keep_runs < 0:
+            raise ConfigError(f"node configuration: keep-runs={self.keep_runs}: a number of old runs, or 0 for none")
         if self.hosts_devices:
             self._need(devices=self.devices, key=self.key, state=self.state)
             if self.rows == "all" and len(self.devices) > 1:

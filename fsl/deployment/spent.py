@@ -26,7 +26,9 @@ from fsl.privacy.claims import Setting, claim
 from fsl.privacy.counts import take_counts
 from fsl.privacy.ledger import Ledger, read_devices
 from fsl.privacy.settings import Privacy
+from fsl.private_files import private_folder
 from fsl.targets import locate_allowed
+from fsl.trainers import EdgeTrainer
 
 Accountant = Literal["rdp", "prv"]
 MAX_DELTA = 1e-4  # of all runs together, where the owner names none: ten of the default's
@@ -161,6 +163,7 @@ class RoundAccount:
         """Write down what `add` adds for each device, if the limit allows it; else nothing is written."""
         with _alone(self._own.folder):
             ledger = Ledger(self._setting, self._samples, self._path)
+            ledger.private = True
             if self._path.exists():
                 ledger.tallies = {device: tally for device, (tally, _) in read_devices(self._path).items()}
             take_counts(ledger, self._samples)
@@ -192,7 +195,7 @@ def _refuse_shared_rows(partition: Partition, devices: Sequence[int]) -> None:
 def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str, ...]) -> Setting:
     spread = 1
     if plan.trainer is not None:
-        spread = locate_allowed(plan.trainer.target, allowed)(**plan.trainer.kwargs).spread(devices)
+        spread = locate_allowed(plan.trainer.target, allowed, EdgeTrainer)(**plan.trainer.kwargs).spread(devices)
     return Setting(
         privacy,
         plan.fronts,
@@ -208,7 +211,7 @@ def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes and threads from charging these ledgers meanwhile; ConfigError where one does not end."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _PATIENCE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
+from fsl import __version__
 from fsl.cohort import loss_told, rows_told, weight_told
 from fsl.counts import refuse_other_counts
 from fsl.deployment.accountable import charged
@@ -21,12 +22,14 @@ from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
 from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
+from fsl.private_files import own_folder
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
 from fsl.sides import DeviceSide, EdgeSide
 from fsl.states import State
 from fsl.store import KEPT
 from fsl.unsplit import UnsplitCohort
+from fsl.versions import PROTOCOL
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import EdgeOutcome
 from fsl.wire.client import Invitation, Uplink
@@ -52,6 +55,8 @@ class WiredNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
     def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
+        if settings.state is not None:
+            own_folder("state", settings.state)
         self.node = Node(workload)
         self.settings = settings
         self.patience = replace(patience or Patience(), **settings.patience)
@@ -101,6 +106,8 @@ class WiredNode:
             "edge": settings.edge if settings.hosts_edge else None,
             "address": self._address(),
             "key": self.public_key.hex(),
+            "protocol": PROTOCOL,
+            "version": __version__,
             "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
         }
 

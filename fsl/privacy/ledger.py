@@ -37,6 +37,7 @@ class Ledger:
         self.trainers = trainers
         self.target: Target | None = None  # what its noise was solved for
         self.tallies: dict[int, Tally] = {}
+        self.private = False  # the file is its owner's alone, as a node's own is
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
         """So much is about to be released of a device."""
@@ -82,7 +83,7 @@ class Ledger:
     def write(self) -> None:
         """Write privacy.json."""
         if self.path is not None:
-            write_json(self.path, self.report())
+            write_json(self.path, self.report(), self.private)
 
     def report(self) -> dict[str, Any]:
         """All of it, as JSON values."""

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import grpc
 
+from fsl import __version__
 from fsl.errors import WireError
+from fsl.quoting import one_line
+from fsl.versions import PROTOCOL, VersionError, check_versions
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.format import frame, read_frame
 from fsl.wire.loop import NetworkThread
@@ -176,6 +179,8 @@ class Line:
                 return
             except grpc.aio.AioRpcError as error:
                 code, reason = error.code(), error.details() or error.code().name
+            except VersionError as error:
+                code, reason = Code.FAILED_PRECONDITION, str(error)
             except (TimeoutError, WireError) as error:
                 code, reason = Code.DATA_LOSS, f"{type(error).__name__}: {error}"
             if self._leaving:
@@ -183,7 +188,7 @@ class Line:
             if self._opened:
                 deadline, pause, self._opened = loop.time() + self._patience.straggler, _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
-                self._hear(Cut(self.invitation.device, self, f"{where}: {reason}", code in _AGAIN))
+                self._hear(Cut(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
@@ -227,9 +232,12 @@ class Line:
             served=self._served,
             secret=self._secret,
             left=0 if said.left is None or self._secret else said.left + 1,
+            protocol=PROTOCOL,
+            version=__version__,
         )
         await call.write(frame(pb.ToEdge(open=opening)))
         challenge = (await _read(call, "challenge")).challenge
+        check_versions(challenge.protocol, challenge.version, f"edge {said.edge}", f"device {said.device}")
         signature = prove(uplink.key, challenge.nonce, said.edge, said.token)
         await call.write(frame(pb.ToEdge(proof=pb.Proof(signature=signature))))
         return (await _read(call, "opened")).opened

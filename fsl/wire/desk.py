@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from fsl.errors import FslError, TrustError, WireError
+from fsl.quoting import one_line
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.options import Limits, Patience
@@ -298,5 +299,5 @@ class RoundDesk:
 
 def _why(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
-        return str(error.details() or error.code().name)
+        return one_line(error.details() or error.code().name)
     return str(error.reason if isinstance(error, Refusal) else error)

@@ -19,6 +19,7 @@ from fsl.messages import ReplyPacket, UploadPacket
 from fsl.privacy.reasons import told_reason
 from fsl.sides import DeviceSide
 from fsl.targets import locate_allowed
+from fsl.trainers import EdgeTrainer
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.client import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
 from fsl.wire.format import close_frame, read_reply, upload_frame
@@ -66,7 +67,8 @@ class DeviceRound:
         self.side = side
         self.patience = patience
         self.relay = relay
-        trainer = locate_allowed(plan.trainer.target, side.worker.workload.allowed)(**plan.trainer.kwargs)
+        kind = locate_allowed(plan.trainer.target, side.worker.workload.allowed, EdgeTrainer)
+        trainer = kind(**plan.trainer.kwargs)
         self.window: int = trainer.window
         self.divisible: bool = trainer.divisible
         self.ear: Ear = Ear()

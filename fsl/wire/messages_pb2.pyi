@@ -59,7 +59,7 @@ class Reply(_message.Message):
     def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ..., norms: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left")
+    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left", "protocol", "version")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,8 @@ class Open(_message.Message):
     SERVED_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     token: bytes
     public_key: bytes
     up: str
@@ -74,13 +76,19 @@ class Open(_message.Message):
     served: int
     secret: bytes
     left: int
-    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ...) -> None: ...
+    protocol: int
+    version: str
+    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Challenge(_message.Message):
-    __slots__ = ("nonce",)
+    __slots__ = ("nonce", "protocol", "version")
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     nonce: bytes
-    def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
+    protocol: int
+    version: str
+    def __init__(self, nonce: _Optional[bytes] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Proof(_message.Message):
     __slots__ = ("signature",)
@@ -217,12 +225,14 @@ class Places(_message.Message):
     def __init__(self, version: _Optional[int] = ..., here: _Optional[_Iterable[int]] = ..., settled: _Optional[_Iterable[int]] = ..., over: _Optional[bool] = ...) -> None: ...
 
 class ToPeer(_message.Message):
-    __slots__ = ("run", "round", "fence", "source", "destination", "hand", "ask", "watch", "keep", "places", "taken", "copy")
+    __slots__ = ("run", "round", "fence", "source", "destination", "protocol", "version", "hand", "ask", "watch", "keep", "places", "taken", "copy")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     HAND_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
     WATCH_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +245,8 @@ class ToPeer(_message.Message):
     fence: int
     source: int
     destination: int
+    protocol: int
+    version: str
     hand: Hand
     ask: Ask
     watch: Watch
@@ -242,7 +254,7 @@ class ToPeer(_message.Message):
     places: Places
     taken: Hand
     copy: Hand
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., fence: _Optional[int] = ..., source: _Optional[int] = ..., destination: _Optional[int] = ..., hand: _Optional[_Union[Hand, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., places: _Optional[_Union[Places, _Mapping]] = ..., taken: _Optional[_Union[Hand, _Mapping]] = ..., copy: _Optional[_Union[Hand, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., fence: _Optional[int] = ..., source: _Optional[int] = ..., destination: _Optional[int] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., hand: _Optional[_Union[Hand, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., keep: _Optional[_Union[Keep, _Mapping]] = ..., places: _Optional[_Union[Places, _Mapping]] = ..., taken: _Optional[_Union[Hand, _Mapping]] = ..., copy: _Optional[_Union[Hand, _Mapping]] = ...) -> None: ...
 
 class SignedPeer(_message.Message):
     __slots__ = ("message", "signature")

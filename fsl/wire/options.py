@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 
 from fsl.errors import ConfigError
+from fsl.private_files import read_private
 
 METHOD = "/fsl.wire.Edge/Train"
 PEER_METHOD = "/fsl.wire.Edge/Peer"
@@ -85,7 +86,7 @@ class Certificates:
                 "an edge needs cert and cert-key in its node configuration; fsl-certs makes them for trying "
                 "(insecure=true does without TLS)"
             )
-        pair = (_read("cert-key", self.key), _read("cert", self.certificate))
+        pair = (read_private("cert-key", self.key), _read("cert", self.certificate))
         ca = None if self.ca is None else _read("client-ca", self.ca)
         return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
 
@@ -96,7 +97,7 @@ class Certificates:
             raise ConfigError("cert and cert-key belong together; give both in the node configuration, or none")
         if self.certificate is None or self.key is None:
             return grpc.ssl_channel_credentials(ca)
-        return grpc.ssl_channel_credentials(ca, _read("cert-key", self.key), _read("cert", self.certificate))
+        return grpc.ssl_channel_credentials(ca, read_private("cert-key", self.key), _read("cert", self.certificate))
 
 
 def channel_options(max_bytes: int) -> list[tuple[str, int]]:

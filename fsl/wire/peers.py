@@ -10,7 +10,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
 
+from fsl import __version__
 from fsl.errors import TrustError, WireError
+from fsl.versions import PROTOCOL, check_versions
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.options import PEER_METHOD, Certificates, Limits, channel_options
 
@@ -74,7 +76,16 @@ class PeerLines:
 
 def sign(key: Ed25519PrivateKey, here: Place, to: int, body: Mapping[str, Any], data: bytes = b"") -> bytes:
     """What an edge says to another, signed, with data behind it."""
-    said = pb.ToPeer(run=here.run, round=here.round, fence=here.fence, source=here.edge, destination=to, **body)
+    said = pb.ToPeer(
+        run=here.run,
+        round=here.round,
+        fence=here.fence,
+        source=here.edge,
+        destination=to,
+        protocol=PROTOCOL,
+        version=__version__,
+        **body,
+    )
     message = said.SerializeToString()
     signed = pb.SignedPeer(message=message, signature=key.sign(_signed(message, data))).SerializeToString()
     return b"".join([len(signed).to_bytes(_LENGTH, "little"), signed, data])
@@ -102,6 +113,7 @@ def check(frame: bytes, key: bytes, there: Place, here: int) -> tuple[pb.ToPeer,
     named = (said.run, said.round, said.fence, said.source, said.destination)
     if named != (there.run, there.round, there.fence, there.edge, here):
         raise TrustError(f"edge {there.edge} says something of another round, or to another edge")
+    check_versions(said.protocol, said.version, f"edge {there.edge}", f"edge {here}")
     return said, data
 
 

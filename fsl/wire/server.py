@@ -11,7 +11,9 @@ from typing import Any
 
 import grpc
 
+from fsl import __version__
 from fsl.errors import ConfigError, TrustError, WireError
+from fsl.versions import PROTOCOL, VersionError, check_versions
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.format import frame, read_frame
@@ -149,8 +151,14 @@ class EdgeDoor:
         claims = admission.check(opening.token)
         if fingerprint(opening.public_key) != claims.fingerprint:
             raise TrustError(f"the token of device {claims.device} is for another key")
+        theirs, here = f"device {claims.device}", f"edge {self.edge}"
+        try:
+            check_versions(opening.protocol, opening.version, theirs, here)
+        except VersionError as error:
+            raise Refusal(Code.FAILED_PRECONDITION, str(error)) from None
         nonce = secrets.token_bytes(32)
-        await context.write(frame(pb.ToDevice(challenge=pb.Challenge(nonce=nonce))))
+        challenge = pb.Challenge(nonce=nonce, protocol=PROTOCOL, version=__version__)
+        await context.write(frame(pb.ToDevice(challenge=challenge)))
         proof = (await _read(context, "proof")).proof
         check_proof(proof.signature, opening.public_key, nonce, self.edge, opening.token)
         if (opening.up, opening.down) != (admission.up, admission.down):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import grpc
 
 from fsl.errors import TrustError, WireError
+from fsl.quoting import one_line
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.format import read_frame
 from fsl.wire.loop import NetworkThread
@@ -238,4 +239,4 @@ class WireSession:
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:200]
+    return one_line(text, 200)

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from google.protobuf.message import DecodeError
 
 from fsl.errors import ConfigError, TrustError
+from fsl.private_files import read_private
 from fsl.wire import messages_pb2 as pb
 
 PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
@@ -85,12 +86,10 @@ def check_token(token: bytes, public_key: bytes) -> Claims:
 
 def load_private_key(path: Path) -> PrivateKey:
     """A device's private key: the SuperNode's own (NIST curve) or Ed25519, PEM or OpenSSH, without a passphrase."""
+    data = read_private("key", path)
     try:
-        data = path.read_bytes()
         load = load_ssh_private_key if b"OPENSSH" in data[:64] else load_pem_private_key
         key = load(data, password=None)
-    except OSError as error:
-        raise ConfigError(f"key={path}: it cannot be read ({error.strerror}); name the device's private key") from None
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"key={path}: it is no private key ({error}); fsl-certs makes keys") from None
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey):

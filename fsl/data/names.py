@@ -1,0 +1,120 @@
+"""Classes by name: so that class k means the same in every set of examples of a run, whoever numbered them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+
+from fsl.data.examples import DatasetExamples, Examples, TensorExamples
+from fsl.data.task import TaskData
+from fsl.errors import DataError
+
+_SHOWN = 10
+
+
+class Renumbered(Examples):
+    """Examples whose class labels are other numbers: `table[k]` for label k; what is no label stays (-100)."""
+
+    def __init__(self, examples: Examples, table: Tensor):
+        self.examples = examples
+        self.table = table
+        self.targets = _looked_up(examples.targets, table)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return self.examples.input_shape
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The items, their labels renumbered."""
+        inputs, targets = self.examples.batch(indices)
+        return inputs, _looked_up(targets, self.table)
+
+    def subset(self, indices: Tensor) -> "Renumbered":
+        """These rows as a set of their own."""
+        return Renumbered(self.examples.subset(indices), self.table)
+
+
+def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
+    """A task whose class k is called `names[k]`: its labels renumbered by their names, of which it may lack some.
+
+    DataError for a label whose name is none of these, and where the task does not name its classes. `whose` says in
+    words whose data these are.
+    """
+    if task.class_names is None:
+        raise DataError(
+            f"{whose} do not say which class is which, and the run's classes have names ({_some(names)}); let the "
+            "loader return class_names in its TaskData"
+        )
+    own = task.class_names
+    if own == tuple(names):
+        return task
+    index = {name: k for k, name in enumerate(names)}
+    parts = {name: getattr(task, name) for name in ("train", "test", "validation")}
+    found = sorted({int(k) for each in parts.values() if each is not None for k in each.targets.unique().tolist()})
+    called = [own[k] if k < len(own) else f"number {k}" for k in found if k >= 0]
+    unknown = [name for name in called if name not in index]
+    if unknown:
+        raise DataError(
+            f"{whose} have rows of classes that the run has not: {_some(unknown)}; the run's are {_some(names)}: leave "
+            "those rows out, or let the cloud's data have them"
+        )
+    table = torch.tensor([index.get(name, -1) for name in own], dtype=torch.int64)
+    return replace(
+        task,
+        train=_renumbered(task.train, table),
+        test=None if task.test is None else _renumbered(task.test, table),
+        validation=None if task.validation is None else _renumbered(task.validation, table),
+        classes=len(names),
+        class_names=tuple(names),
+    )
+
+
+def names_of(dataset: Any) -> tuple[str, ...] | None:
+    """The names by which a Dataset numbers its classes, as torchvision's say in `classes`; None where it says none.
+
+    DataError for datasets put together whose numbers mean different classes.
+    """
+    if isinstance(dataset, TaskData):
+        return dataset.class_names
+    if isinstance(dataset, DatasetExamples | Subset):
+        return names_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        found = [names for part in dataset.datasets if (names := names_of(part)) is not None]
+        for other in found[1:]:
+            refuse_others(found[0], other, "two datasets of a ConcatDataset", longer=True)
+        return max(found, key=len, default=None)
+    if isinstance(dataset, TensorExamples):
+        return None
+    names = getattr(dataset, "classes", None)
+    named = isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if named else None  # type: ignore[arg-type]
+
+
+def refuse_others(names: Sequence[str], others: Sequence[str], who: str, longer: bool = False) -> None:
+    """DataError where a number means one class here and another there; `longer`: the others may have more."""
+    for k, (one, other) in enumerate(zip(names, others)):
+        if one != other:
+            raise DataError(
+                f"{who} number their classes differently: {k} is '{one}' in one and '{other}' in the other; give both "
+                "the same list of classes (as folders of the same names), or renumber the labels of one"
+            )
+    if not longer and len(others) > len(names):
+        raise DataError(f"{who}: the second has classes that the first has not ({_some(others[len(names) :])})")
+
+
+def _renumbered(examples: Examples, table: Tensor) -> Examples:
+    if isinstance(examples, TensorExamples):
+        return TensorExamples(examples.inputs, _looked_up(examples.targets, table))
+    return Renumbered(examples, table)
+
+
+def _looked_up(targets: Tensor, table: Tensor) -> Tensor:
+    return torch.where(targets >= 0, table[targets.clamp(min=0)], targets)
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(ascii(str(name)[:60])[1:-1] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

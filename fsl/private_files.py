@@ -1,0 +1,100 @@
+"""Files and folders that only their owner may read: keys, and what is kept of people's data."""
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fsl.errors import ConfigError
+
+log = logging.getLogger(__name__)
+_OTHERS = 0o077  # what group and others may
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder, and what is missing above it, that only its owner may enter; one that is there stays as it is."""
+    missing = [folder]
+    while not missing[-1].parent.exists() and missing[-1].parent != missing[-1]:
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        try:
+            each.mkdir(mode=0o700)
+        except FileExistsError:
+            if not each.is_dir():
+                raise
+    return folder
+
+
+def own_folder(name: str, folder: Path) -> Path:
+    """A folder that is this user's alone: made, or closed to others with all that lies in it, which the log tells.
+
+    ConfigError for one that is somebody else's, or that everybody may write to (as /tmp is): `name` says in which
+    setting it stands.
+    """
+    try:
+        private_folder(folder)
+        found = folder.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_ISVTX | stat.S_IWOTH):
+            raise ConfigError(
+                f"{name}={folder}: it is not this user's own folder (mode {stat.S_IMODE(found.st_mode):04o}), and "
+                "private data are to lie in it; name another, or a folder inside of it"
+            )
+        if closed := sum(map(_close, [folder, *_inside(folder)])):
+            log.warning(
+                "%s=%s: %d files and folders were open to other users, and are closed now", name, folder, closed
+            )
+    except OSError as error:
+        raise ConfigError(f"{name}={folder} cannot be used as a folder ({error.strerror}); choose another") from None
+    return folder
+
+
+def close_file(path: Path) -> None:
+    """Take others' rights from a file that an earlier version left open; nothing where it is not there, or not ours."""
+    try:
+        _close(path)
+    except OSError:
+        log.warning("%s is open to other users and cannot be closed", path)
+
+
+def read_private(name: str, path: Path) -> bytes:
+    """What a private key's file holds; ConfigError where it cannot be read, and where others may read or change it."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & _OTHERS:
+                raise ConfigError(
+                    f"{name}={path}: other users may read or change this key (mode {mode:04o}); chmod 600 {path}"
+                )
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{name}={path}: it cannot be read ({error.strerror}); name a private key's file") from None
+
+
+@contextmanager
+def private_umask() -> Iterator[None]:
+    """Whatever this process makes meanwhile, only its owner may read: for libraries that write files of their own."""
+    before = os.umask(_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for here, folders, files in os.walk(folder):
+        for each in (*folders, *files):
+            yield Path(here) / each
+
+
+def _close(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    if not plain or not found.st_mode & _OTHERS or found.st_uid != os.geteuid():
+        return False
+    path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+    return True
