@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 
-CHUNK = 1 << 20  # bytes of a message, at most; gRPC refuses a larger one when it has read its length
+CHUNK = 256 << 10  # bytes of a message, at most; gRPC refuses a larger one when it has read its length
 
 
 class Writes(Protocol):
