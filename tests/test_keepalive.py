@@ -7,7 +7,7 @@ from fsl.wire.options import KEEPALIVE, Limits, Patience, channel_options
 from tests.lowlevel import HONEST, Edge, a_plan
 from tests.proxy import Proxy
 
-PATIENCE = Patience(join=20, straggler=8, answer=8)
+PATIENCE = Patience(join=20, straggler=20, answer=20)
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def test_a_round_keeps_its_devices_through_a_half_open_connection(tmp_path, prox
         return forward(device)
 
     monkeypatch.setattr(Device, "forward", forwarding)
-    limits = Limits(keepalive=1.0)
+    limits = Limits(keepalive=3.0)
     with Edge(tmp_path, a_plan(epochs=4), range(HONEST), limits=limits, patience=PATIENCE) as edge:
         proxy.to("127.0.0.1", edge.door.port)
         edge.address = f"127.0.0.1:{proxy.port}"
         _, outcome = edge.attend(tmp_path / "device", range(HONEST))
         served = edge.served()
-    assert swallowed
+    assert swallowed, outcome
     assert outcome.lost == served.lost == {}
     assert sorted(outcome.finished) == sorted(session.device for session in served.closed) == list(range(HONEST))
