@@ -256,10 +256,10 @@ class Line:
             secret=self._secret,
             left=0 if said.left is None or self._secret else said.left + 1,
         )
-        await call.write(frame(pb.ToEdge(open=opening)))
+        await _say(call, pb.ToEdge(open=opening))
         challenge = (await _read(call, "challenge")).challenge
         signature = prove(uplink.key, challenge.nonce, said.edge, said.token)
-        await call.write(frame(pb.ToEdge(proof=pb.Proof(signature=signature))))
+        await _say(call, pb.ToEdge(proof=pb.Proof(signature=signature)))
         return (await _read(call, "opened")).opened
 
     async def _listen(self, call: Call) -> bool:
@@ -282,6 +282,13 @@ class Line:
 async def _write(frames: "asyncio.Queue[bytes]", call: Call) -> None:
     while True:
         await send(call, await frames.get())
+
+
+async def _say(call: Call, message: pb.ToEdge) -> None:
+    try:
+        await call.write(frame(message))
+    except grpc.aio.AioRpcError:  # gRPC says INTERNAL of a write to a stream that was refused
+        raise await ended(call) from None
 
 
 async def _read(call: Call, kind: str) -> pb.ToDevice:
