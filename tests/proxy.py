@@ -14,6 +14,7 @@ class Proxy:
         self._target = None
         self._open: list[socket.socket] = []
         self._cut = self._corrupt = False
+        self._swallowed: set[socket.socket] = set()
         self.corrupted = 0
         self._lock = threading.Lock()
         self._restore: threading.Timer | None = None
@@ -38,6 +39,11 @@ class Proxy:
         self.cut()
         self._restore = threading.Timer(seconds, self.restore)
         self._restore.start()
+
+    def swallow(self):
+        """Pass nothing on over the connections that there are, which stay open; new ones are as usual."""
+        with self._lock:
+            self._swallowed |= set(self._open)
 
     def corrupt(self):
         """Change one byte of what comes next."""
@@ -71,7 +77,8 @@ class Proxy:
                 if self._corrupt:
                     self._corrupt, data = False, data[:-1] + bytes([data[-1] ^ 1])
                     self.corrupted += 1
-                sink.sendall(data)
+                if source not in self._swallowed:
+                    sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -198,6 +198,8 @@ class WiredNode:
         except Exception as error:
             reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
             log.error(reason, exc_info=not isinstance(error, FslError))
+            if self._door is not None:  # devices that wait there are told
+                self._door.fail(_admission(plan, part), reason)
             work.lose(dict.fromkeys(devices, reason))
             return
         if outcome.failed is not None:
@@ -237,11 +239,7 @@ class WiredNode:
         worker = self.node.worker
         side = EdgeSide(part.cohort, plan, worker, states)
         server = side.server
-        devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
-        cloud_key = bytes.fromhex(part.cloud_key)
-        admission = Admission(
-            plan.run, plan.round, part.cohort.edge, part.fence, cloud_key, devices, plan.up.text, plan.down.text
-        )
+        admission = _admission(plan, part)
         expected = Expected.of(worker, plan)
         if part.peers:
             edge_round: EdgeRound = roaming_round(
@@ -325,6 +323,12 @@ class WiredNode:
 
 def _deadline(part: Part) -> Deadline | None:
     return None if part.deadline is None else Deadline(part.deadline)
+
+
+def _admission(plan: RoundPlan, part: EdgePart) -> Admission:
+    devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
+    key = bytes.fromhex(part.cloud_key)
+    return Admission(plan.run, plan.round, part.cohort.edge, part.fence, key, devices, plan.up.text, plan.down.text)
 
 
 def _metrics(address: str) -> "MetricsEndpoint":

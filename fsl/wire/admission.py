@@ -42,7 +42,19 @@ class Admission:
         self.down = down
         self.inbox: Inbox = Inbox()
         self.sessions: dict[int, WireSession] = {}
+        self.frame_bytes: int | None = None  # of the largest frame that a session of this round has, if that is known
+        self.over = False
+        self.failed: str | None = None  # why the edge could not serve the round
         self.desk: Desk | None = None  # where other edges are answered, if devices may move
+
+    def most(self, limit: int) -> int:
+        """The bytes of a frame that are taken from a session of this round."""
+        return limit if self.frame_bytes is None else min(limit, self.frame_bytes)
+
+    def without(self, device: int) -> Refusal:
+        """What a device hears that waits in a round which goes on no longer."""
+        reason = f"round {self.round} is over at edge {self.edge}, without device {device}"
+        return Refusal(Code.FAILED_PRECONDITION, reason if self.failed is None else f"{reason}: {self.failed}")
 
     def check(self, token: bytes, edge: int | None = None) -> Claims:
         """What a token allows here, or at another edge of this round; raises what speaks against it."""

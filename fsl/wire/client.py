@@ -4,6 +4,7 @@ import asyncio
 import queue
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -12,9 +13,11 @@ from fsl.errors import WireError
 from fsl.quoting import one_line
 from fsl.versions import PROTOCOL, VersionError, check_versions
 from fsl.wire import messages_pb2 as pb
+from fsl.wire.chunks import ended, next_message, receive, send
+from fsl.wire.connections import Connections
 from fsl.wire.format import frame, read_frame
 from fsl.wire.loop import NetworkThread
-from fsl.wire.options import METHOD, Certificates, Limits, Patience, channel_options
+from fsl.wire.options import METHOD, Certificates, Limits, Patience, client_options
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
 
 Code = grpc.StatusCode
@@ -79,22 +82,28 @@ class Uplink:
         self.limits = limits
         self.thread = NetworkThread("uplink")
         self._certificates = certificates
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, Connections] = {}
+        self._openings: dict[str, asyncio.Semaphore] = {}
 
     def attend(self, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None) -> "Line":
         """Begin a session; what the edge says goes to `ear`. `after`: a line that ended, with what it had to send."""
         return Line(self, invitation, ear, patience, after)
 
-    def channel(self, address: str) -> grpc.aio.Channel:
-        """The channel to an edge, on the network thread."""
+    def channel(self, address: str) -> Connections:
+        """The connections to an edge, on the network thread."""
         if address not in self._channels:
-            options = channel_options(self.limits.max_message_bytes)
-            if self._certificates is None:
-                self._channels[address] = grpc.aio.insecure_channel(address, options=options)
-            else:
-                credentials = self._certificates.channel()
-                self._channels[address] = grpc.aio.secure_channel(address, credentials, options=options)
+            self._channels[address] = Connections(partial(self._connect, address), self.limits)
         return self._channels[address]
+
+    def openings(self, address: str) -> asyncio.Semaphore:
+        """Places for sessions that are being opened at an edge: no more at a time than its door takes of one node."""
+        return self._openings.setdefault(address, asyncio.Semaphore(max(1, self.limits.connection_handshakes // 2)))
+
+    def _connect(self, address: str) -> grpc.aio.Channel:
+        options = client_options(self.limits)
+        if self._certificates is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, self._certificates.channel(), options=options)
 
     def close(self) -> None:
         """End all connections."""
@@ -171,7 +180,7 @@ class Line:
     async def _run(self) -> None:
         where = f"edge {self.invitation.edge} at {self.invitation.address}"
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience.join
+        self._deadline = deadline = loop.time() + self._patience.join
         pause = _PAUSE[0]
         while not self._leaving:
             try:
@@ -181,12 +190,13 @@ class Line:
                 code, reason = error.code(), error.details() or error.code().name
             except VersionError as error:
                 code, reason = Code.FAILED_PRECONDITION, str(error)
-            except (TimeoutError, WireError) as error:
+            except Exception as error:  # whatever it is, the device does not wait for a line that is no more
                 code, reason = Code.DATA_LOSS, f"{type(error).__name__}: {error}"
             if self._leaving:
                 return
             if self._opened:
-                deadline, pause, self._opened = loop.time() + self._patience.straggler, _PAUSE[0], False
+                self._deadline = deadline = loop.time() + self._patience.straggler
+                pause, self._opened = _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
                 self._hear(Cut(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
                 return
@@ -194,12 +204,12 @@ class Line:
             pause = min(2 * pause, _PAUSE[1])
 
     _opened = False  # since the last failure
+    _deadline = 0.0  # until when the edge must be reached
 
     async def _stream(self) -> None:
         """One connection, until the session is closed; raises what ended it before."""
-        call: Call = self._uplink.channel(self.invitation.address).stream_stream(METHOD)()
+        call, opened = await self._opened_call()
         try:
-            opened = await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
             self._opened = True
             self._secret = opened.secret
             self.max_bytes = min(self.max_bytes, opened.max_bytes)
@@ -222,6 +232,24 @@ class Line:
         finally:
             call.cancel()
 
+    async def _opened_call(self) -> tuple[Call, pb.Opened]:
+        address, place = self.invitation.address, self._uplink.openings(self.invitation.address)
+        try:
+            await asyncio.wait_for(place.acquire(), max(0.1, self._deadline - asyncio.get_running_loop().time()))
+        except TimeoutError:
+            none = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(Code.UNAVAILABLE, none, none, "others wait to be let in there") from None
+        call: Call | None = None
+        try:
+            call = self._uplink.channel(address).stream_stream(METHOD)()
+            return call, await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
+        except BaseException:
+            if call is not None:
+                call.cancel()
+            raise
+        finally:
+            place.release()
+
     async def _open(self, call: Call) -> pb.Opened:
         said, uplink = self.invitation, self._uplink
         opening = pb.Open(
@@ -235,16 +263,18 @@ class Line:
             protocol=PROTOCOL,
             version=__version__,
         )
-        await call.write(frame(pb.ToEdge(open=opening)))
+        await _say(call, pb.ToEdge(open=opening))
         challenge = (await _read(call, "challenge")).challenge
         check_versions(challenge.protocol, challenge.version, f"edge {said.edge}", f"device {said.device}")
         signature = prove(uplink.key, challenge.nonce, said.edge, said.token)
-        await call.write(frame(pb.ToEdge(proof=pb.Proof(signature=signature))))
+        await _say(call, pb.ToEdge(proof=pb.Proof(signature=signature)))
         return (await _read(call, "opened")).opened
 
     async def _listen(self, call: Call) -> bool:
         """Hear the next message; False if it is the last."""
-        data = await _next(call)
+        data = await receive(call, self._uplink.limits.max_message_bytes)
+        if data is None:
+            raise await ended(call)
         message, rest = read_frame(data, pb.ToDevice)
         kind = message.WhichOneof("body")
         self._served = max(self._served, message.reply.served, message.served.served)
@@ -259,23 +289,18 @@ class Line:
 
 async def _write(frames: "asyncio.Queue[bytes]", call: Call) -> None:
     while True:
-        await call.write(await frames.get())
+        await send(call, await frames.get())
+
+
+async def _say(call: Call, message: pb.ToEdge) -> None:
+    try:
+        await call.write(frame(message))
+    except grpc.aio.AioRpcError:  # gRPC says INTERNAL of a write to a stream that was refused
+        raise await ended(call) from None
 
 
 async def _read(call: Call, kind: str) -> pb.ToDevice:
-    message, _ = read_frame(await _next(call), pb.ToDevice)
+    message, _ = read_frame(await next_message(call), pb.ToDevice)
     if message.WhichOneof("body") != kind:
         raise WireError(f"the edge said {message.WhichOneof('body')} where {kind} is next")
     return message
-
-
-async def _next(call: Call) -> bytes:
-    data = await call.read()
-    if data is grpc.aio.EOF:
-        # A stream that ends before the session does: its status says why, and OK is no reason.
-        code, details = await call.code(), await call.details()
-        if code is Code.OK:
-            code, details = Code.UNAVAILABLE, "the edge ended the stream"
-        raise grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details)
-    assert isinstance(data, bytes)
-    return data

@@ -5,6 +5,7 @@ What concerns sessions goes to the thread that computes as an event, with a futu
 
 import asyncio
 import logging
+import queue
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -117,6 +118,11 @@ class RoundDesk:
     def rest(self) -> None:
         """Ask no more; what is asked is answered soon. (A call that is cancelled is an error in the other's log.)"""
         self._resting = True
+        with suppress(queue.Empty):  # nobody looks at it any more, and other edges wait for their answers
+            while True:
+                event = self.admission.inbox.get_nowait()
+                if isinstance(event, Handed | Asked):
+                    event.done(Refusal(Code.FAILED_PRECONDITION, f"the round is over at edge {self.here.edge}"))
 
     def post(self, here: Sequence[int], settled: Sequence[int], over: bool) -> None:
         """Where devices are, for the other edges."""
@@ -236,8 +242,7 @@ class RoundDesk:
 
     async def _deliver(self, device: int, edge: int, token: bytes, data: bytes, moved_bytes: int) -> None:
         body = {"hand": pb.Hand(device=device, token=token, moved_bytes=moved_bytes)}
-        failure = await self._insist(edge, body, data)
-        self.admission.inbox.put(Delivered(device, edge, failure))
+        self.admission.inbox.put(Delivered(device, edge, await self._insist(edge, body, data)))
 
     def keep(self, device: int, edge: int, data: bytes) -> None:
         """Send a device's optimizer state to its home edge; `Sent` tells what came of it."""
@@ -266,10 +271,12 @@ class RoundDesk:
                 await self._lines.call(self.here, peer, body, data, max(0.1, deadline - time.monotonic()))
                 return None
             except grpc.aio.AioRpcError as error:
-                if error.code() is not Code.UNAVAILABLE or time.monotonic() > deadline:
+                if error.code() not in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED) or time.monotonic() > deadline:
                     return f"edge {edge}: {_why(error)}"
             except (TrustError, WireError) as error:
                 return f"edge {edge}: {error}"
+            except Exception as error:  # the round waits for what comes of this
+                return f"edge {edge}: {type(error).__name__}: {error}"
             await asyncio.sleep(_AGAIN)
 
     async def _watch(self, peer: Peer) -> None:

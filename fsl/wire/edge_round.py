@@ -54,6 +54,7 @@ class EdgeRound:
     ):
         self.server = server
         self.admission = admission
+        admission.frame_bytes = expected.frame_bytes
         self.patience = patience
         self.expected = expected
         self.meter = meter or EdgeMeter()
@@ -278,8 +279,7 @@ class EdgeRound:
         return frames
 
     def _close(self, attendance: Attendance) -> None:
-        device = attendance.device
-        attendance.settled, attendance.due = True, None
+        device = attendance.device  # it is settled when all of this has been done, so that it hears of what fails
         if attendance.factors is not None:
             self.server.settle(device, attendance.factors)
         own = self._shorten(attendance)
@@ -288,6 +288,7 @@ class EdgeRound:
         except LostError as error:
             self._lose(device, Code.INVALID_ARGUMENT, error.reason)
             return
+        attendance.settled, attendance.due = True, None
         self.relay = attendance.relay or self.relay
         self.admission.sessions[device].finish([frame(pb.ToDevice(closed=pb.Closed(update=own)))])
         self.meter.session_closed()

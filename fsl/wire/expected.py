@@ -13,6 +13,9 @@ from fsl.plan import RoundPlan
 from fsl.wire.format import check_finite, check_labels
 from fsl.workload import Worker
 
+_HEADERS = 64 << 10  # bytes of a frame before its tensors, at most
+_CODECS = 4  # times the tensors' own bytes, at most
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -32,6 +35,17 @@ class Expected:
     joint: bool = False
     whole: float | None = None
     private: bool = False  # what fails is told by its kind alone
+    relayed: int = 0  # bytes of the fronts that a device passes on when it closes
+
+    @property
+    def frame_bytes(self) -> int:
+        """The bytes of the largest frame that a session of this round has reason to send.
+
+        A codec may take more than the tensors themselves, values with their places say; four times is beyond that.
+        """
+        rows = self.rows.stop - 1
+        tensors = self.shape.numel() * self.dtype.itemsize + math.prod(self.target_shape) * self.target_dtype.itemsize
+        return _HEADERS + max(_CODECS * rows * (tensors + 4), 2 * self.relayed)  # 4: a clip factor
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
@@ -44,7 +58,9 @@ class Expected:
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
         targets, objective = data.train.targets, worker.workload.objective
         kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
-        expected = Expected(smashed.shape[1:], smashed.dtype, rows, data.classes, *kind)
+        fronts = [s.layout.bytes + 200 * len(s.layout.fields) for name, s in worker.segments.items() if name != "back"]
+        relayed = sum(fronts) if plan.fronts == "relayed" else 0
+        expected = Expected(smashed.shape[1:], smashed.dtype, rows, data.classes, *kind, relayed=relayed)
         if (privacy := plan.privacy) is None:
             return expected
         whole = None if privacy.client is None else privacy.client.clip

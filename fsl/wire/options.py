@@ -8,6 +8,7 @@ import grpc
 
 from fsl.errors import ConfigError
 from fsl.private_files import read_private
+from fsl.wire.chunks import CHUNK
 
 METHOD = "/fsl.wire.Edge/Train"
 PEER_METHOD = "/fsl.wire.Edge/Peer"
@@ -59,12 +60,26 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an edge puts up with: bytes of a frame, unserved uploads of a session, strangers at the door."""
+    """What an edge puts up with: bytes of a frame, unserved uploads of a session, strangers at the door.
+
+    Before a session is open: `opening_bytes` of a message, `handshakes` at a time in all and `connection_handshakes`
+    over one connection, each for `handshake_seconds`. `streams` of one connection (who needs more opens another), and
+    `connections` in all, of which those without a stream end after `idle_seconds`. `send_seconds`: for a session's
+    last messages to get out. `keepalive`: seconds after which a silent connection is asked whether it is still there;
+    after half as many without an answer it is not.
+    """
 
     max_message_bytes: int = 64 << 20
     queue: int = 4
-    handshakes: int = 256
+    handshakes: int = 64
+    connection_handshakes: int = 16
     handshake_seconds: float = 10.0
+    opening_bytes: int = 64 << 10
+    streams: int = 64
+    connections: int = 1000
+    idle_seconds: float = 300.0
+    send_seconds: float = 60.0
+    keepalive: float = KEEPALIVE
 
 
 @dataclass(frozen=True)
@@ -100,20 +115,51 @@ class Certificates:
         return grpc.ssl_channel_credentials(ca, read_private("cert-key", self.key), _read("cert", self.certificate))
 
 
-def channel_options(max_bytes: int) -> list[tuple[str, int]]:
-    """gRPC's options, the same at both ends."""
+def channel_options(max_bytes: int, keepalive: float = KEEPALIVE) -> list[tuple[str, int]]:
+    """gRPC's options, the same at both ends.
+
+    `keepalive_timeout_ms` alone is no limit: gRPC ends a connection for a ping without an answer after
+    `ping_timeout_ms`, a minute by default.
+    """
+    asked, answered = int(1000 * keepalive), int(1000 * keepalive / 2)
     return [
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", max_bytes),
-        ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE)),
-        ("grpc.keepalive_timeout_ms", int(1000 * KEEPALIVE / 2)),
+        ("grpc.keepalive_time_ms", asked),
+        ("grpc.keepalive_timeout_ms", answered),
+        ("grpc.http2.ping_timeout_ms", answered),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * KEEPALIVE / 2)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * KEEPALIVE / 2)),
+        ("grpc.http2.min_ping_interval_without_data_ms", answered),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", answered),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.so_reuseport", 0),
+    ]
+
+
+# What has come and nobody reads is bounded by a window of 64 KiB a stream, which grows for the message that is read
+# alone; gRPC's default grows with the link, to 8 MB a stream. Small windows also let pings through on a slow link.
+_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
+
+
+def client_options(limits: Limits) -> list[tuple[str, int]]:
+    """Of a connection to an edge's door, which no other channel of this process shares."""
+    return [*channel_options(CHUNK, limits.keepalive), *_WINDOW, ("grpc.use_local_subchannel_pool", 1)]
+
+
+def server_options(limits: Limits) -> list[tuple[str, int]]:
+    """Of an edge's door: small messages, few streams a connection, short headers, nothing compressed."""
+    return [
+        *channel_options(CHUNK, limits.keepalive),
+        *_WINDOW,
+        ("grpc.max_concurrent_streams", limits.streams),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", int(1000 * limits.handshake_seconds)),
+        ("grpc.max_connection_idle_ms", int(1000 * limits.idle_seconds)),
+        ("grpc.max_metadata_size", 4 << 10),
+        ("grpc.absolute_max_metadata_size", 8 << 10),
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # the first is none
     ]
 
 

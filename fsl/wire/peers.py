@@ -1,7 +1,8 @@
 """Calls between edges: signed, so that an edge takes sessions only from edges that the round's plan names."""
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,13 @@ from fsl import __version__
 from fsl.errors import TrustError, WireError
 from fsl.versions import PROTOCOL, check_versions
 from fsl.wire import messages_pb2 as pb
-from fsl.wire.options import PEER_METHOD, Certificates, Limits, channel_options
+from fsl.wire.chunks import CHUNK, Reads, next_message
+from fsl.wire.options import PEER_METHOD, Certificates, Limits, client_options
 
-_PEER = b"fsl peer 1\0"
-_LENGTH = 4
+_PEER = b"fsl peer 2\0"
+_LENGTH, _DIGEST, _SIZE = 4, 32, 8  # bytes
+_FIRST = 32 << 10  # bytes of a frame that is one message
+Call = grpc.aio.StreamStreamCall
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,26 @@ class PeerLines:
     def __init__(self, key: Ed25519PrivateKey, certificates: Certificates | None, limits: Limits):
         self.key = key
         self._certificates = certificates
-        self._options = channel_options(limits.max_message_bytes)
+        self._options = client_options(limits)
+        self._most = limits.max_message_bytes
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def call(
         self, here: Place, peer: Peer, body: Mapping[str, Any], data: bytes, timeout: float
     ) -> tuple[pb.ToPeer, bytes]:
         """Say something to another edge; its answer, and what follows that. AioRpcError, TrustError or WireError."""
-        request = sign(self.key, here, peer.edge, body, data)
-        call: Callable[..., Awaitable[bytes]] = self._channel(peer.address).unary_unary(PEER_METHOD)
-        answer = await call(request, timeout=timeout)
-        there = Place(here.run, here.round, here.fence, peer.edge)
-        return check(answer, peer.key, there, here.edge)
+        call: Call = self._channel(peer.address).stream_stream(PEER_METHOD)(timeout=timeout)
+        saying = asyncio.ensure_future(_say(call, sign(self.key, here, peer.edge, body, data)))
+        try:
+            there = Place(here.run, here.round, here.fence, peer.edge)
+            first = await next_message(call)
+            head = head_of(first)
+            head.check(peer.key, there, here.edge)
+            return check(await rest_of(first, head, call, self._most), peer.key, there, here.edge)
+        finally:
+            saying.cancel()
+            call.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
 
     async def close(self) -> None:
         """End all connections."""
@@ -74,8 +86,31 @@ class PeerLines:
         return self._channels[address]
 
 
+@dataclass(frozen=True)
+class Head:
+    """What a frame begins with, before it is believed: what is said, and size and SHA-256 of the data behind it."""
+
+    signed: pb.SignedPeer
+    said: pb.ToPeer
+    digest: bytes
+    size: int
+    end: int  # where the data begin
+
+    def check(self, key: bytes, there: Place, here: int) -> None:
+        """TrustError if edge `there` did not sign this for edge `here`, or it is of another round."""
+        try:
+            said = _signed(self.signed.message, self.digest, self.size)
+            Ed25519PublicKey.from_public_bytes(key).verify(self.signed.signature, said)
+        except InvalidSignature:
+            raise TrustError(f"edge {there.edge} did not sign this, or it was changed on its way") from None
+        named = (self.said.run, self.said.round, self.said.fence, self.said.source, self.said.destination)
+        if named != (there.run, there.round, there.fence, there.edge, here):
+            raise TrustError(f"edge {there.edge} says something of another round, or to another edge")
+        check_versions(self.said.protocol, self.said.version, f"edge {there.edge}", f"edge {here}")
+
+
 def sign(key: Ed25519PrivateKey, here: Place, to: int, body: Mapping[str, Any], data: bytes = b"") -> bytes:
-    """What an edge says to another, signed, with data behind it."""
+    """What an edge says to another, signed, with data behind it: head's length, head, digest and size of data, data."""
     said = pb.ToPeer(
         run=here.run,
         round=here.round,
@@ -86,36 +121,65 @@ def sign(key: Ed25519PrivateKey, here: Place, to: int, body: Mapping[str, Any], 
         version=__version__,
         **body,
     )
-    message = said.SerializeToString()
-    signed = pb.SignedPeer(message=message, signature=key.sign(_signed(message, data))).SerializeToString()
-    return b"".join([len(signed).to_bytes(_LENGTH, "little"), signed, data])
+    message, digest = said.SerializeToString(), hashlib.sha256(data).digest()
+    signature = key.sign(_signed(message, digest, len(data)))
+    signed = pb.SignedPeer(message=message, signature=signature).SerializeToString()
+    size = len(data).to_bytes(_SIZE, "little")
+    return b"".join([len(signed).to_bytes(_LENGTH, "little"), signed, digest, size, data])
 
 
-def read(frame: bytes) -> tuple[pb.SignedPeer, pb.ToPeer, bytes]:
-    """What a frame says, before it is believed; WireError for what is no frame."""
-    end = _LENGTH + int.from_bytes(frame[:_LENGTH], "little")
-    if len(frame) < _LENGTH or end > len(frame):
+def head_of(frame: bytes) -> Head:
+    """The head of a frame, or of its first message; WireError for what is none."""
+    at = _LENGTH + int.from_bytes(frame[:_LENGTH], "little")
+    end = at + _DIGEST + _SIZE
+    if len(frame) < end:
         raise WireError(f"a frame of {len(frame)} bytes is cut short")
     try:
-        signed = pb.SignedPeer.FromString(frame[_LENGTH:end])
-        return signed, pb.ToPeer.FromString(signed.message), frame[end:]
+        signed = pb.SignedPeer.FromString(frame[_LENGTH:at])
+        said = pb.ToPeer.FromString(signed.message)
     except DecodeError:
         raise WireError("a frame does not begin with what an edge says to another") from None
+    size = int.from_bytes(frame[at + _DIGEST : end], "little")
+    return Head(signed, said, frame[at : at + _DIGEST], size, end)
 
 
 def check(frame: bytes, key: bytes, there: Place, here: int) -> tuple[pb.ToPeer, bytes]:
     """What edge `there` says to edge `here`; TrustError if it did not sign it, or it is of another round."""
-    signed, said, data = read(frame)
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signed.signature, _signed(signed.message, data))
-    except InvalidSignature:
-        raise TrustError(f"edge {there.edge} did not sign this, or it was changed on its way") from None
-    named = (said.run, said.round, said.fence, said.source, said.destination)
-    if named != (there.run, there.round, there.fence, there.edge, here):
-        raise TrustError(f"edge {there.edge} says something of another round, or to another edge")
-    check_versions(said.protocol, said.version, f"edge {there.edge}", f"edge {here}")
-    return said, data
+    head = head_of(frame)
+    head.check(key, there, here)
+    data = frame[head.end :]
+    if len(data) != head.size or hashlib.sha256(data).digest() != head.digest:
+        raise TrustError(f"what edge {there.edge} sent was changed on its way")
+    return head.said, data
 
 
-def _signed(message: bytes, data: bytes) -> bytes:
-    return _PEER + hashlib.sha256(message).digest() + hashlib.sha256(data).digest()
+def messages(frame: bytes) -> Iterator[bytes]:
+    """A frame's messages: the first is small, so that it is read from anybody."""
+    start = len(frame) if len(frame) <= _FIRST else head_of(frame).end
+    yield frame[:start]
+    for begin in range(start, len(frame), CHUNK):
+        yield frame[begin : begin + CHUNK]
+
+
+async def rest_of(first: bytes, head: Head, stream: Reads, most: int) -> bytes:
+    """The whole frame whose first message has come, and whose head was checked; WireError where it is above `most`."""
+    if head.size > most:
+        raise WireError(f"{head.size} bytes are above max-message-bytes={most}")
+    parts, left = [first], head.end + head.size - len(first)
+    while left > 0:
+        message = await stream.read()
+        if message is grpc.aio.EOF:
+            raise WireError(f"a call ended {left} bytes early")
+        parts.append(message)
+        left -= len(message)
+    return first if len(parts) == 1 else b"".join(parts)
+
+
+async def _say(call: Call, frame: bytes) -> None:
+    for message in messages(frame):
+        await call.write(message)
+    await call.done_writing()
+
+
+def _signed(message: bytes, digest: bytes, size: int) -> bytes:
+    return _PEER + hashlib.sha256(message).digest() + digest + size.to_bytes(_SIZE, "little")

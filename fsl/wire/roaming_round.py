@@ -4,6 +4,7 @@ An edge's round ends when every device that could come to it has settled somewhe
 """
 
 import logging
+import queue
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import grpc
 from fsl.edge import EdgeServer
 from fsl.errors import CheckpointError, WireError
 from fsl.handover import Passport, layout_device, pack, told_size, unpack
+from fsl.privacy.reasons import told_reason
 from fsl.wire import messages_pb2 as pb
 from fsl.wire.admission import Admission
 from fsl.wire.attendance import Attendance, EdgeOutcome
@@ -72,12 +74,19 @@ class RoamingRound(EdgeRound):
         self.thread.call(self.desk.watch)
         try:
             outcome = super()._serve()
-            while self._sending:
-                self._take(self.admission.inbox.get(timeout=self.patience.straggler))
+            self._until_sent()
             return replace(outcome, moved_bytes=self._moved_bytes)
         finally:
             self._post(over=True)
             self.thread.call(self.desk.rest)
+
+    def _until_sent(self) -> None:
+        while self._sending:
+            try:
+                self._take(self.admission.inbox.get(timeout=self.patience.straggler))
+            except queue.Empty:  # the round counts nevertheless
+                log.error("%s: optimizer states of devices %s are not at home", self._where, sorted(self._sending))
+                return
 
     # What comes.
 
@@ -87,7 +96,7 @@ class RoamingRound(EdgeRound):
             case Handed():
                 self._handed(event)
             case Asked():
-                event.done(self._asked(event))
+                self._ask(event)
             case Delivered():
                 self._delivered(event)
             case Placed():
@@ -132,6 +141,11 @@ class RoamingRound(EdgeRound):
         except WireError as error:
             event.done(Refusal(Code.INVALID_ARGUMENT, str(error)))
             return
+        except Exception as error:  # as in `_ask`
+            event.done(
+                Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
+            )
+            raise
         answered = pending is not None and pending.step == step - 1
         frames = self._frames([pending], step) if pending is not None and answered else [served_frame(step)]
         attendance.away, attendance.joined, attendance.opened = False, True, True
@@ -153,6 +167,15 @@ class RoamingRound(EdgeRound):
         session.joined = True
         admission.sessions[event.device] = session
         event.done(session)
+
+    def _ask(self, event: Asked) -> None:
+        try:
+            event.done(self._asked(event))
+        except Exception as error:  # the round fails; the other edge is not to wait
+            event.done(
+                Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
+            )
+            raise
 
     def _asked(self, event: Asked) -> tuple[bytes, int] | Refusal:
         device, attendance = event.device, self.all.get(event.device)

@@ -16,6 +16,7 @@ from fsl.wire import messages_pb2 as pb
 from fsl.wire.format import read_frame
 from fsl.wire.loop import NetworkThread
 from fsl.wire.meter import EdgeMeter
+from fsl.wire.options import Limits
 from fsl.wire.tokens import Claims
 
 
@@ -93,6 +94,7 @@ class WireSession:
         self.joined = False  # the round knows of it
         self.finished = False  # all that there is to say has been said
         self.moved = False  # it is at another edge now
+        self.most = Limits.max_message_bytes  # bytes of a frame that is taken
         self._taken = 0  # uploads that came over this session's own streams
         self._left_to: int | None = None
         self._inbox = inbox
@@ -113,7 +115,7 @@ class WireSession:
 
     def refuse(self, code: grpc.StatusCode, reason: str) -> None:
         """End the session without success."""
-        self._thread.call(self._refuse, Refusal(code, reason))
+        self._thread.call(self.end, Refusal(code, reason))
 
     def finish(self, frames: list[bytes]) -> None:
         """Send the last frames."""
@@ -232,7 +234,8 @@ class WireSession:
         if self._stream is not None:
             self._stream.end(None)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def end(self, refusal: Refusal) -> None:
+        """End the session without success, for what this edge says."""
         self.refusal = self.refusal or refusal
         if self._stream is not None:
             self._stream.end(refusal)
