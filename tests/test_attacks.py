@@ -55,6 +55,27 @@ def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy):
     assert (bare / "attacks" / "inversion.png").stat().st_size > 1000
 
 
+def test_noise_that_hides_one_sight_of_a_row_does_not_hide_many(tmp_path):
+    arguments = ["privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=12", "optimizer.lr=0.05"]
+    folder = trained(tmp_path / "run", *arguments)
+    quick = "attack.inversion.steps=300"
+    once, always = found(folder, "inversion", quick, "attack.inversion.sights=1"), found(folder, "inversion", quick)
+    assert (once["sights"], always["sights"]) == (1, 12)
+    assert always["mse"] < 0.6 * once["mse"]
+    assert always["ssim"] > once["ssim"] + 0.1
+
+
+@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v3"])
+def test_an_adversary_has_the_fronts_of_the_rounds_that_its_victim_trained_in(strategy, tmp_path):
+    folder = trained(tmp_path / "run", f"strategy={strategy}", "devices=3", "devices_per_round=2", "rounds=6")
+    target = read_target(folder, 0)
+    rounds = target.rounds()
+    assert 1 <= len(rounds) < 6
+    if strategy == "splitfed_v3":  # its own front is that of its last round
+        last = rounds[-1][0].state_dict()
+        assert all(torch.equal(last[name], tensor) for name, tensor in target.front.state_dict().items())
+
+
 def test_an_adversary_sees_what_the_codec_leaves_of_smashed_data(tmp_path):
     target = read_target(trained(tmp_path / "run", "codec=int8", "rounds=1"), 0)
     inputs, _ = target.victims(8)

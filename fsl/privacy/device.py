@@ -57,11 +57,7 @@ class DevicePrivacy:
 
     def clipped(self, smashed: Tensor) -> Tensor:
         """Smashed data (B, ...), each row at most as long as the clip; gradients pass through it."""
-        if self._cut is None or not len(smashed):
-            return smashed
-        norms = smashed.flatten(1).norm(dim=1)
-        factors = (self._cut.clip / (norms + 1e-6)).clamp(max=1.0)
-        return smashed * factors.view(-1, *[1] * (smashed.dim() - 1))
+        return smashed if self._cut is None else clipped(smashed, self._cut.clip)
 
     def penalty(self, inputs: Tensor, smashed: Tensor) -> Tensor | None:
         """What the front's loss has besides the edge's, a scalar; None where it has nothing."""
@@ -79,6 +75,15 @@ class DevicePrivacy:
             return smashed
         std = self._cut.noise_multiplier * self._cut.clip
         return smashed + std * self._cut_noise.normal(step)(smashed.shape).to(smashed)
+
+
+def clipped(smashed: Tensor, clip: float) -> Tensor:
+    """Rows (B, ...), each at most as long as the clip; gradients pass through it."""
+    if not len(smashed):
+        return smashed
+    norms = smashed.flatten(1).norm(dim=1)
+    factors = (clip / (norms + 1e-6)).clamp(max=1.0)
+    return smashed * factors.view(-1, *[1] * (smashed.dim() - 1))
 
 
 def _place(module: nn.Module) -> torch.device:
