@@ -90,6 +90,7 @@ def read_target(folder: Path, device: int) -> Target:
         rerun=rerun,
         history=history,
         passes=top.local_epochs,
+        total_rounds=top.rounds,
         folder=folder / "attacks",
         up=partial(codec_of, build_codecs(top.codec)["up"]),
     )

@@ -1,6 +1,7 @@
 """Attacks find what is there to be found, and less of it where a run protects it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from fsl.simulations.run import command as simulate
 from fsl.simulations.targets import read_target
 from torch.nn import functional as F
 
+from fsl.attacks.hijacking import Hijacker
 from fsl.attacks.pixels import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
+from fsl.messages import Upload
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
 
+UNSPLIT = ("rounds=40", "inner=20", "inputs_lr=0.01", "front_lr=0.01", "samples=8", "magnitude=0")  # not the paper's
 QUICK = ["rounds=4", "devices=2", "batch_size=32", "optimizer.lr=0.1", "evaluate_every=4"]
 
 
@@ -88,7 +92,7 @@ def test_an_adversary_sees_what_the_codec_leaves_of_smashed_data(tmp_path):
 
 
 def test_inputs_and_weights_are_guessed_that_explain_the_smashed_data(bare):
-    figures = found(bare, "unsplit", "attack.unsplit.rounds=40", "attack.unsplit.samples=8")
+    figures = found(bare, "unsplit", *(f"attack.unsplit.{option}" for option in UNSPLIT))
     assert figures["unexplained"] < 0.2  # of several explanations, not always the true one
 
 
@@ -98,6 +102,10 @@ def test_labels_are_read_off_cut_gradients_and_randomized_ones_are_not(bare, tmp
     assert open_["direction_accuracy"] > 0.6
     assert open_["told_accuracy"] == 1.0
     assert hidden["direction_accuracy"] < 0.4
+    # Who knows the back has every label that was told; what the model says of a row is another matter.
+    assert open_["matched_accuracy"] > 0.99
+    assert hidden["matched_accuracy"] == pytest.approx(hidden["told_accuracy"], abs=0.01)
+    assert hidden["predicted_accuracy"] > hidden["told_accuracy"]
     assert hidden["told_accuracy"] == pytest.approx(torch.e / (torch.e + 9), abs=0.05)
 
 
@@ -134,6 +142,17 @@ def test_devices_that_watch_stop_an_edge_that_hijacks(bare, tmp_path):
     remark = json.loads((watched / "attacks" / "fsha.json").read_text())["remark"]
     assert remark.startswith("round 1, device 0, step ")
     assert "may be hijacking" in remark
+
+
+def test_a_hijacker_knows_the_noise_and_lets_fronts_stand_still_to_average_it(tmp_path):
+    folder = trained(tmp_path / "run", "privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=3")
+    figures = found(folder, "fsha", "attack.fsha.turns=1", "attack.fsha.still=2")
+    assert figures["sights"] == 2
+    quiet = Hijacker(str(folder), std=0.2, clip=1.0, sights=2, still=1)
+    quiet.bench = SimpleNamespace(round=2, seed=0)
+    quiet._networks, quiet.examples = torch.nn.ModuleDict({"critic": torch.nn.Identity()}), 0
+    (reply,) = quiet.step([Upload(0, 0, torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))])
+    assert not reply.gradient.any()
 
 
 def test_a_late_cut_is_hijacked_too_where_a_batch_has_one_row(tmp_path):
@@ -250,6 +269,8 @@ def test_evaluations_measure_what_smashed_data_tell_of_inputs(strategy, tmp_path
     [
         ("fsha.lr=-1", "attack.lr=-1"),
         ("fsha.scale=nan", "attack.scale=nan"),
+        ("fsha.critic_lr=0", "attack.critic_lr=0"),
+        ("fsha.penalty=-1", "attack.penalty=-1"),
         ("inversion.lr=0", "attack.lr=0"),
         ("unsplit.inputs_lr=inf", "attack.inputs_lr=inf"),
         ("unsplit.front_lr=0", "attack.front_lr=0"),

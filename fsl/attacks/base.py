@@ -70,6 +70,7 @@ class Target:
     rerun: Callable[[Spec, Path, int | None], Mapping[str, Tensor]]
     history: Callable[[Path], Sequence[tuple[nn.Module, nn.Module]]]
     passes: int  # over a device's rows in a round
+    total_rounds: int
     folder: Path  # for what an attack leaves
     up: Callable[[], Codec] = Identity  # makes a session's codec of smashed data
     pixels: Pixels = field(init=False)

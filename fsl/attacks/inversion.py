@@ -18,8 +18,8 @@ class Inversion(Attack):
 
     The black-box attack of He, Zhang & Lee 2019, "Model Inversion Attacks against Collaborative Inference". The edge
     sees each row once a pass in every round, and noise is new each time: the decoder gets all sights of a row together,
-    each with its own round's front, noise included. `sights`: the last ones only (null: all, 1: a single one). `steps`
-    of `batch_size` rows, the rate annealed to zero; `samples`: the rows that are reconstructed.
+    each with its own round's front, noise included. `sights`: the last ones only (null: all; where there is no noise,
+    one is enough). `steps` of `batch_size` rows, the rate annealed to zero; `samples`: the rows that are reconstructed.
     """
 
     steps: int = 2000
@@ -37,7 +37,7 @@ class Inversion(Attack):
 
     def run(self, target: Target) -> Finding:
         """Train the decoder on what the adversary knows, then decode."""
-        known, sights = target.known, Sights(target, self.sights)
+        known, sights = target.known, Sights(target, self.sights if target.noise_std else 1)
         victims, _ = target.victims(self.samples)
         seen = sights(victims)
         with drawn_from(target.seed, "attack", "decoder"):
