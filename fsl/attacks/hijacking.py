@@ -234,7 +234,10 @@ class FSHA(Attack):
         with torch.no_grad():
             found = reconstruction(target, networks["decoder"](smashed), victims)
         return Finding(
-            {**found.figures, "stopped": float(bool(remark)), "sights": sights}, (*found.headline, "stopped"), found.pictures, remark
+            {**found.figures, "stopped": float(bool(remark)), "sights": sights},
+            (*found.headline, "stopped"),
+            found.pictures,
+            remark,
         )
 
 

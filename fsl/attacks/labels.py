@@ -16,8 +16,9 @@ from fsl.errors import ConfigError
 class LabelInference(Attack):
     """Who sees cut gradients, but no labels: it guesses labels by a gradient's length and by its direction.
 
-    Li et al. 2022, "Label Leakage and Protection in Two-party Split Learning". It sees each row's gradient in every round.
-    `norm_auc`: how well the length, a mean over rounds, tells a class from the others (chance 0.5), a mean over classes.
+    Li et al. 2022, "Label Leakage and Protection in Two-party Split Learning". It sees each row's gradient in every
+    round. `norm_auc`: how well the length, a mean over rounds, tells a class from the others (chance 0.5), a mean over
+    classes.
     `direction_accuracy`: who knows one sample of each class gives every other the class whose gradients point most
     alike, over all rounds; a mean over `draws` of the known ones. `matched_accuracy`: who knows the back gives each row
     the label whose gradient is nearest to the one seen (Erdoğan et al. 2022, Section 4.2; as strong as it can be, with

@@ -1,4 +1,4 @@
-"""What an edge sees of the same rows, round after round: noise is new each time, so that many sights are one clear one."""
+"""What an edge sees of the same rows, round after round, with noise that is new each time."""
 
 from collections.abc import Sequence
 from itertools import pairwise
