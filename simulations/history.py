@@ -38,7 +38,7 @@ def states_by_round(
 
         return start(*arguments, on_round=ended, **options)
 
-    strategy.start = watched  # type: ignore[method-assign]
+    strategy.start = watched  # type: ignore[method-assign, assignment]
     simulate_config(config, out, progress=False, strategy=strategy)
     return kept
 

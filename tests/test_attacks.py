@@ -102,10 +102,9 @@ def test_labels_are_read_off_cut_gradients_and_randomized_ones_are_not(bare, tmp
     assert open_["direction_accuracy"] > 0.6
     assert open_["told_accuracy"] == 1.0
     assert hidden["direction_accuracy"] < 0.4
-    # Who knows the back has every label that was told; what the model says of a row is another matter.
+    # Who knows the back has every label that was told, true or not.
     assert open_["matched_accuracy"] > 0.99
     assert hidden["matched_accuracy"] == pytest.approx(hidden["told_accuracy"], abs=0.01)
-    assert hidden["predicted_accuracy"] > hidden["told_accuracy"]
     assert hidden["told_accuracy"] == pytest.approx(torch.e / (torch.e + 9), abs=0.05)
 
 
