@@ -2,6 +2,7 @@
 
 python -m benchmarks.privacy digits
 python -m benchmarks.privacy cifar10 --data FOLDER
+python -m benchmarks.privacy recipe        (what is left where the edge is bounded too: benchmarks.local_privacy)
 """
 
 import argparse
@@ -12,6 +13,7 @@ from fsl.strategies import FedAvg, SplitFedV1
 from torch import nn
 
 import fsl
+from benchmarks import local_privacy
 from fsl.data import TaskData, cifar10, digits
 from fsl.federation import CloudStrategy, Optimizer
 from fsl.models import MLP, LeNet
@@ -67,11 +69,14 @@ def accuracy(recipe: Recipe, data: TaskData, strategy: CloudStrategy, epsilon: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("name", choices=[*sorted(RECIPES), "recipe"])
     parser.add_argument("--data", help="folder with CIFAR-10's Parquet files")
     parser.add_argument("--limit", type=int, default=20_000, help="training rows of CIFAR-10")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.name == "recipe":
+        local_privacy.main()
+        return
     data = digits() if options.name == "digits" else cifar10(options.data, limit=options.limit)
     recipe = RECIPES[options.name]
     print(f"{options.name}: {len(data.train):,} samples on {DEVICES} devices, {recipe}, delta 1e-5", flush=True)

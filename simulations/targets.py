@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from fsl.simulations.history import states_by_round
 from fsl.simulations.run import simulate_config
 from fsl.strategies import SplitStrategy
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -61,13 +62,14 @@ def read_target(folder: Path, device: int) -> Target:
         return _segments(top, data, seed)[0]
 
     def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
-        again = config.copy()
-        with open_dict(again):
-            again.rounds = rounds or top.rounds
-            again.evaluate_every, again.trackers, again.resume = 0, {}, None
-            again.backend = {"name": "inline"}
+        again = _quiet(config, rounds or top.rounds)
         found = simulate_config(again, out, progress=False, strategy=OtherEdges(strategy.fronts, edges))
         return found.front(device) if private else found.states["front"]
+
+    def history(out: Path) -> list[tuple[nn.Module, nn.Module]]:
+        again: SplitStrategy = build("strategy", top.strategy)
+        states = states_by_round(_quiet(config, top.rounds), again, device, private, out)
+        return [_halves(top, data, tensors) for tensors in states]
 
     return Target(
         data=data,
@@ -86,9 +88,34 @@ def read_target(folder: Path, device: int) -> Target:
         edges=top.edges,
         answered=cut and not strategy.local_loss,
         rerun=rerun,
+        history=history,
+        passes=top.local_epochs,
+        total_rounds=top.rounds,
         folder=folder / "attacks",
         up=partial(codec_of, build_codecs(top.codec)["up"]),
     )
+
+
+def _quiet(config: DictConfig, rounds: int) -> DictConfig:
+    """What a run is trained again by: the same for so many rounds, without what only shows it."""
+    again = config.copy()
+    with open_dict(again):
+        again.rounds = rounds
+        again.evaluate_every, again.trackers, again.resume = 0, {}, None
+        again.backend = {"name": "inline"}
+    return again
+
+
+def _halves(top: RunConfig, data: TaskData, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
+    front, *backs = _with(_segments(top, data, top.seed), tensors)
+    return front, nn.Sequential(*backs).eval()
+
+
+def _with(modules: list[nn.Module], tensors: Mapping[str, Tensor]) -> list[nn.Module]:
+    for module in modules:
+        known = module.state_dict()
+        module.load_state_dict({name: tensors[name] for name in known})
+    return modules
 
 
 def _config(run: RunFolder) -> DictConfig:
@@ -112,11 +139,7 @@ def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None)
         if not path.exists():
             raise ConfigError(f"victim={device}: it has no front in {run.fronts}, since it never trained; take another")
         tensors = load_tensors(run.back_path) | load_tensors(path)
-    modules = _segments(top, data, top.seed)
-    for module in modules:
-        known = module.state_dict()
-        module.load_state_dict({name: tensors[name] for name in known})
-    return modules
+    return _with(_segments(top, data, top.seed), tensors)
 
 
 def _segments(top: RunConfig, data: TaskData, seed: int) -> list[nn.Module]:

@@ -1,6 +1,7 @@
 """Attacks find what is there to be found, and less of it where a run protects it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from fsl.simulations.run import command as simulate
 from fsl.simulations.targets import read_target
 from torch.nn import functional as F
 
+from fsl.attacks.hijacking import Hijacker
 from fsl.attacks.pixels import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
+from fsl.messages import Upload
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
 
+UNSPLIT = ("rounds=40", "inner=20", "inputs_lr=0.01", "front_lr=0.01", "samples=8", "magnitude=0")  # not the paper's
 QUICK = ["rounds=4", "devices=2", "batch_size=32", "optimizer.lr=0.1", "evaluate_every=4"]
 
 
@@ -55,6 +59,27 @@ def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy):
     assert (bare / "attacks" / "inversion.png").stat().st_size > 1000
 
 
+def test_noise_that_hides_one_sight_of_a_row_does_not_hide_many(tmp_path):
+    arguments = ["privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=12", "optimizer.lr=0.05"]
+    folder = trained(tmp_path / "run", *arguments)
+    quick = "attack.inversion.steps=300"
+    once, always = found(folder, "inversion", quick, "attack.inversion.sights=1"), found(folder, "inversion", quick)
+    assert (once["sights"], always["sights"]) == (1, 12)
+    assert always["mse"] < 0.6 * once["mse"]
+    assert always["ssim"] > once["ssim"] + 0.1
+
+
+@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v3"])
+def test_an_adversary_has_the_fronts_of_the_rounds_that_its_victim_trained_in(strategy, tmp_path):
+    folder = trained(tmp_path / "run", f"strategy={strategy}", "devices=3", "devices_per_round=2", "rounds=6")
+    target = read_target(folder, 0)
+    rounds = target.rounds()
+    assert 1 <= len(rounds) < 6
+    if strategy == "splitfed_v3":  # its own front is that of its last round
+        last = rounds[-1][0].state_dict()
+        assert all(torch.equal(last[name], tensor) for name, tensor in target.front.state_dict().items())
+
+
 def test_an_adversary_sees_what_the_codec_leaves_of_smashed_data(tmp_path):
     target = read_target(trained(tmp_path / "run", "codec=int8", "rounds=1"), 0)
     inputs, _ = target.victims(8)
@@ -67,7 +92,7 @@ def test_an_adversary_sees_what_the_codec_leaves_of_smashed_data(tmp_path):
 
 
 def test_inputs_and_weights_are_guessed_that_explain_the_smashed_data(bare):
-    figures = found(bare, "unsplit", "attack.unsplit.rounds=40", "attack.unsplit.samples=8")
+    figures = found(bare, "unsplit", *(f"attack.unsplit.{option}" for option in UNSPLIT))
     assert figures["unexplained"] < 0.2  # of several explanations, not always the true one
 
 
@@ -77,6 +102,9 @@ def test_labels_are_read_off_cut_gradients_and_randomized_ones_are_not(bare, tmp
     assert open_["direction_accuracy"] > 0.6
     assert open_["told_accuracy"] == 1.0
     assert hidden["direction_accuracy"] < 0.4
+    # Who knows the back has every label that was told, true or not.
+    assert open_["matched_accuracy"] > 0.99
+    assert hidden["matched_accuracy"] == pytest.approx(hidden["told_accuracy"], abs=0.01)
     assert hidden["told_accuracy"] == pytest.approx(torch.e / (torch.e + 9), abs=0.05)
 
 
@@ -113,6 +141,17 @@ def test_devices_that_watch_stop_an_edge_that_hijacks(bare, tmp_path):
     remark = json.loads((watched / "attacks" / "fsha.json").read_text())["remark"]
     assert remark.startswith("round 1, device 0, step ")
     assert "may be hijacking" in remark
+
+
+def test_a_hijacker_knows_the_noise_and_lets_fronts_stand_still_to_average_it(tmp_path):
+    folder = trained(tmp_path / "run", "privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=3")
+    figures = found(folder, "fsha", "attack.fsha.turns=1", "attack.fsha.still=2")
+    assert figures["sights"] == 2
+    quiet = Hijacker(str(folder), std=0.2, clip=1.0, sights=2, still=1)
+    quiet.bench = SimpleNamespace(round=2, seed=0)
+    quiet._networks, quiet.examples = torch.nn.ModuleDict({"critic": torch.nn.Identity()}), 0
+    (reply,) = quiet.step([Upload(0, 0, torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))])
+    assert not reply.gradient.any()
 
 
 def test_a_late_cut_is_hijacked_too_where_a_batch_has_one_row(tmp_path):
@@ -229,6 +268,8 @@ def test_evaluations_measure_what_smashed_data_tell_of_inputs(strategy, tmp_path
     [
         ("fsha.lr=-1", "attack.lr=-1"),
         ("fsha.scale=nan", "attack.scale=nan"),
+        ("fsha.critic_lr=0", "attack.critic_lr=0"),
+        ("fsha.penalty=-1", "attack.penalty=-1"),
         ("inversion.lr=0", "attack.lr=0"),
         ("unsplit.inputs_lr=inf", "attack.inputs_lr=inf"),
         ("unsplit.front_lr=0", "attack.front_lr=0"),

@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from fsl.data import Examples, TaskData
 from fsl.errors import ConfigError
 from fsl.objective import Objective
 from fsl.plan import Fronts, Spec
-from fsl.privacy.device import DevicePrivacy
+from fsl.privacy.device import clipped
 from fsl.privacy.labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import Privacy
@@ -47,7 +48,8 @@ class Target:
     `front` and `back` are in evaluation mode, with the run's last weights; `cut`: there is one between them. `rows`
     are the attacked device's training rows, `members` all that the released model learnt from. What the adversary
     knows besides are the run's test data, which are of the same kind. `rerun` trains the run's devices again, with
-    other edges (for so many rounds; None: its own), into a folder, and returns the attacked device's front.
+    other edges (for so many rounds; None: its own), into a folder, and returns the attacked device's front. `history`
+    trains it again as it was, into a folder, and returns front and back after each round of the attacked device.
     """
 
     data: TaskData
@@ -66,9 +68,13 @@ class Target:
     edges: int
     answered: bool  # devices get cut gradients
     rerun: Callable[[Spec, Path, int | None], Mapping[str, Tensor]]
+    history: Callable[[Path], Sequence[tuple[nn.Module, nn.Module]]]
+    passes: int  # over a device's rows in a round
+    total_rounds: int
     folder: Path  # for what an attack leaves
     up: Callable[[], Codec] = Identity  # makes a session's codec of smashed data
     pixels: Pixels = field(init=False)
+    _history: list[tuple[nn.Module, nn.Module]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pixels", Pixels.of(self.data.train))
@@ -89,17 +95,44 @@ class Target:
         """The device's first inputs (N, ...) and their true labels (N, ...), so many at most."""
         return self.data.train.batch(self.rows[:most])
 
+    @property
+    def noise_std(self) -> float:
+        """The standard deviation of the noise on smashed data."""
+        cut = self.privacy.cut if self.privacy is not None else None
+        return 0.0 if cut is None else cut.noise_multiplier * cut.clip
+
+    @property
+    def clip(self) -> float | None:
+        """The largest norm of a row of smashed data; None where it has no bound."""
+        cut = self.privacy.cut if self.privacy is not None else None
+        return None if cut is None else cut.clip
+
+    def rounds(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """Front and back as of the end of each round that the attacked device took part in."""
+        if not self._history:
+            with TemporaryDirectory() as folder:
+                self._history.extend(self.history(Path(folder) / "run"))
+        return self._history
+
     def smashed(self, inputs: Tensor, seen: int, through: nn.Module | None = None) -> Tensor:
         """Smashed data of these inputs as an edge sees them: clipped and noised where the run does that, and decoded.
 
         `seen` makes one sight of them differ from another. `through`: another front than the device's own.
         """
+        return self.sent(self.clean(inputs, through), seen)
+
+    def clean(self, inputs: Tensor, through: nn.Module | None = None) -> Tensor:
+        """Smashed data of these inputs before the noise: clipped where the run does that."""
         with torch.no_grad():
             smashed = (through or self.front)(inputs)
-        if self.privacy is not None and self.privacy.cut is not None:
-            guard = DevicePrivacy(None, Privacy(cut=self.privacy.cut), self.seed, seen, self.device, secure=False)
-            smashed = guard.as_sent(smashed)
-        return self._decoded(smashed)
+        return smashed if self.clip is None else clipped(smashed, self.clip)
+
+    def sent(self, clean: Tensor, seen: int) -> Tensor:
+        """What an edge sees of these, the noise drawn for this sight."""
+        if self.noise_std:
+            noise = noise_source(False, self.seed, "cut-noise", device=self.device, round=seen)
+            clean = clean + self.noise_std * noise.normal(0)(clean.shape).to(clean)
+        return self._decoded(clean)
 
     def _decoded(self, smashed: Tensor) -> Tensor:
         """What an edge's codec makes of smashed data, batch by batch, in a session of their own."""

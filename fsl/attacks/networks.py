@@ -11,16 +11,21 @@ from torch.nn import functional as F
 from fsl import seeds
 
 _WIDTH = 64  # channels
-_HIDDEN = 256
+_HIDDEN = 512
+_LARGE = 1024  # numbers of an input from which on convolutions pay; of smaller pictures, dense layers read more
+
+
+def _as_pictures(smashed: Sequence[int], inputs: Sequence[int]) -> bool:
+    return len(smashed) == 3 and len(inputs) == 3 and prod(inputs) >= _LARGE
 
 
 class Decoder(nn.Module):
-    """From smashed data (B, ...) to inputs in [0, 1] (B, ...): convolutions where both are pictures."""
+    """From smashed data (B, ...) to inputs in [0, 1] (B, ...): convolutions where both are pictures, not small ones."""
 
     def __init__(self, smashed: Sequence[int], inputs: Sequence[int]):
         super().__init__()
         self.inputs = tuple(inputs)
-        self.pictures = len(smashed) == 3 and len(inputs) == 3
+        self.pictures = _as_pictures(smashed, inputs)
         if not self.pictures:
             self.body: nn.Module = nn.Sequential(
                 nn.Flatten(), *_dense(prod(smashed), _HIDDEN), *_dense(_HIDDEN, _HIDDEN)
@@ -50,7 +55,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.smashed = tuple(smashed)
         self.positive = positive
-        self.pictures = len(smashed) == 3 and len(inputs) == 3
+        self.pictures = _as_pictures(smashed, inputs)
         if not self.pictures:
             self.body: nn.Module = nn.Sequential(nn.Flatten(), *_dense(prod(inputs), _HIDDEN))
             self.last: nn.Module = nn.Linear(_HIDDEN, prod(smashed))

@@ -56,18 +56,8 @@ class DevicePrivacy:
         return joint_factors(self._front.clip, front, back.to(front))
 
     def clipped(self, smashed: Tensor) -> Tensor:
-        """Smashed data (B, ...), each row at most as long as the clip; gradients pass through it.
-
-        A row without a finite norm, which no factor shortens, is replaced by zero.
-        """
-        if self._cut is None or not len(smashed):
-            return smashed
-        norms = smashed.flatten(1).norm(dim=1)
-        if not bool((finite := norms.detach().isfinite()).all()):
-            smashed = smashed.masked_fill(~finite.view(-1, *[1] * (smashed.dim() - 1)), 0.0)
-            norms = smashed.flatten(1).norm(dim=1)
-        factors = (self._cut.clip / (norms + 1e-6)).clamp(max=1.0)
-        return smashed * factors.view(-1, *[1] * (smashed.dim() - 1))
+        """Smashed data (B, ...), each row at most as long as the clip; gradients pass through it."""
+        return smashed if self._cut is None else clipped(smashed, self._cut.clip)
 
     def penalty(self, inputs: Tensor, smashed: Tensor) -> Tensor | None:
         """What the front's loss has besides the edge's, a scalar; None where it has nothing."""
@@ -85,6 +75,21 @@ class DevicePrivacy:
             return smashed
         std = self._cut.noise_multiplier * self._cut.clip
         return smashed + std * self._cut_noise.normal(step)(smashed.shape).to(smashed)
+
+
+def clipped(smashed: Tensor, clip: float) -> Tensor:
+    """Rows (B, ...), each at most as long as the clip; gradients pass through it.
+
+    A row without a finite norm, which no factor shortens, is replaced by zero.
+    """
+    if not len(smashed):
+        return smashed
+    norms = smashed.flatten(1).norm(dim=1)
+    if not bool((finite := norms.detach().isfinite()).all()):
+        smashed = smashed.masked_fill(~finite.view(-1, *[1] * (smashed.dim() - 1)), 0.0)
+        norms = smashed.flatten(1).norm(dim=1)
+    factors = (clip / (norms + 1e-6)).clamp(max=1.0)
+    return smashed * factors.view(-1, *[1] * (smashed.dim() - 1))
 
 
 def _place(module: nn.Module) -> torch.device:

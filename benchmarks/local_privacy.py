@@ -1,0 +1,148 @@
+"""What is left of accuracy where the edge is bounded too: privacy=[dp_sgd,cut,labels] on digits, budget by budget.
+
+python -m benchmarks.privacy recipe
+
+Against the edge a sample's own rows (noise multiplier / 2, each pass, no amplification) compose with randomized labels,
+and with the front's DP-SGD (again / 2) where the front learns. The recipe spends nothing on a front: it is fixed, never
+fitted to these data (the lowest frequencies of a cosine transform), and narrow, since noise grows with the cut's width.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from fsl.strategies import SplitFedV1
+from torch import nn
+
+import fsl
+from fsl.data import digits
+from fsl.federation import Optimizer
+from fsl.models import MLP
+from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
+from fsl.privacy.accounting import Gaussian, epsilon, solve
+
+DELTA = 1e-5
+DEVICES = 5
+SEEDS = (0, 1, 2)
+WIDTH = 28
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An epsilon against the edge, what of it goes to labels (the rest is the rows'), and how it is trained.
+
+    `back`: the noise multiplier of the back's gradients (None: the back learns from protected rows, as they are).
+    A front that learns shares the rows' noise multiplier, and what is left is divided between the two.
+    """
+
+    edge: float
+    labels: float
+    back: float | None = None
+    learns: bool = False
+    passes: int = 1
+
+    @property
+    def multiplier(self) -> float:
+        """The noise multiplier of rows, and of a learning front's gradients."""
+        return solve(self.edge - self.labels, lambda multiplier: self.expected(multiplier) - self.labels)
+
+    def expected(self, multiplier: float) -> float:
+        """Epsilon against the edge: own rows, a learning front's DP-SGD (fixed batches), labels."""
+        seen = [Gaussian(multiplier / 2, 1.0, self.passes)] * (2 if self.learns else 1)
+        return epsilon(tuple(seen), DELTA, "rdp") + self.labels
+
+
+BUDGETS = ((1, 0.5), (3, 1.5), (8, 3), (20, 6), (50, 6))  # of them the labels'
+RECIPES = (
+    *(Recipe(*budget) for budget in BUDGETS),
+    *(Recipe(*budget, back=0.7) for budget in BUDGETS),
+    *(Recipe(*budget, learns=True, passes=10) for budget in BUDGETS[2:]),
+)
+ADVERSARIES = ("model", "devices", "edge", "cloud", "cloud_edge")
+
+
+class LowFrequencies(nn.Linear):
+    """The lowest frequencies (B, width) of square pictures (B, 1, side, side): a cosine transform that never learns."""
+
+    def __init__(self, side: int, width: int):
+        super().__init__(side * side, width, bias=False)
+        places = torch.arange(side) + 0.5
+        waves = [torch.cos(math.pi * places * f / side) / math.sqrt(side if f == 0 else side / 2) for f in range(side)]
+        lowest = sorted((i + j, i, j) for i in range(side) for j in range(side))[:width]
+        self.weight = nn.Parameter(
+            torch.stack([torch.outer(waves[i], waves[j]).flatten() for _, i, j in lowest]), requires_grad=False
+        )
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(B, width)."""
+        return super().forward(pictures.flatten(1))
+
+
+def dp_sgd(recipe: Recipe) -> DPSGD:
+    """With fixed batches: against the edge, which sees who takes part, Poisson draws cost a release in each step."""
+    if recipe.learns:  # front and back with the rows' noise multiplier each
+        return DPSGD(noise_multiplier=recipe.multiplier / math.sqrt(2), sampling="shuffle")
+    if recipe.back is None:
+        return DPSGD(noise_multiplier=recipe.multiplier, front_share=1.0, sampling="shuffle")
+    # A front that never learns releases nothing: what is said to be its share is as good as nothing.
+    return DPSGD(noise_multiplier=recipe.back, front_share=0.01, sampling="shuffle")
+
+
+def run(recipe: Recipe, seeds: Sequence[int] = SEEDS) -> None:
+    """Train by this recipe and print accuracy and the ledger's epsilons."""
+    data = digits()
+    privacy = Privacy(
+        dp_sgd=dp_sgd(recipe),
+        cut=CutNoise(noise_multiplier=recipe.multiplier, clip=1.0),
+        labels=RandomizedLabels(epsilon=recipe.labels),
+        delta=DELTA,
+    )
+    accuracies = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        found = fsl.simulate(
+            MLP(data.input_shape, data.classes, hidden=(WIDTH,)) if recipe.learns else fixed(data.classes),
+            data,
+            strategy=SplitFedV1(),
+            cut=None if recipe.learns else "front",
+            devices=DEVICES,
+            rounds=recipe.passes,
+            batch_size=289,  # all of a device's
+            optimizer=Optimizer("torch.optim.SGD", lr=1.0 if recipe.learns else 30.0),
+            evaluate_every=recipe.passes,
+            privacy=privacy,
+            seed=seed,
+        )
+        last = found.metrics[-1]
+        accuracies.append(last["accuracy"])
+    spent = ", ".join(f"{name} {_told(last[f'epsilon_{name}'])}" for name in ADVERSARIES)
+    back = "DP-SGD on both" if recipe.learns else f"back {'bare' if recipe.back is None else recipe.back}"
+    print(
+        f"{'learning' if recipe.learns else 'fixed'} front, {back}, {recipe.passes} passes, rows "
+        f"{recipe.multiplier:.3g}, labels {recipe.labels}: accuracy {sum(accuracies) / len(accuracies):.3f} "
+        f"({min(accuracies):.3f} to {max(accuracies):.3f}); edge by hand {recipe.expected(recipe.multiplier):.3g}; "
+        f"ledger: {spent}",
+        flush=True,
+    )
+
+
+def fixed(classes: int | None) -> nn.Module:
+    """A front that never learns, and a linear back."""
+    assert classes is not None
+    back = nn.Linear(WIDTH, classes)
+    nn.init.zeros_(back.weight)
+    nn.init.zeros_(back.bias)
+    return nn.Sequential(OrderedDict(front=LowFrequencies(8, WIDTH), back=back))
+
+
+def _told(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:.3g}"
+
+
+def main() -> None:
+    """Print a line for each recipe."""
+    print(f"digits, {DEVICES} devices, {len(SEEDS)} seeds, delta {DELTA:g}; epsilon of the device that pays most")
+    for recipe in RECIPES:
+        run(recipe)
