@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import WireError
-from fsl.finite import REFUSED, finite
+from fsl.finite import REFUSED, finite, sound_rows
 from fsl.memory import KEPT, Memory
 from fsl.messages import Reply, ReplyPacket, Upload, UploadPacket
 from fsl.privacy.client import shorten, update_square
@@ -142,6 +142,8 @@ class EdgeServer:
                 + ("no such device" if session is None else f"step {session.step}")
             )
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
+        if not self._checked:  # nor is a row that its codec makes infinite
+            smashed = sound_rows(smashed)
         upload = Upload(packet.device, packet.step, smashed, packet.targets, packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
@@ -240,19 +242,25 @@ class EdgeServer:
             if (reason := self._unusable(reply)) is not None:
                 self._refused[reply.device] = self._told or reason
                 continue
-            session.losses.append(reply.loss)
+            loss, gradient = reply.loss, reply.gradient
+            if not self._checked:  # a sample without a finite loss or gradient is no reason to lose its device
+                loss, gradient = (
+                    loss.nan_to_num(nan=torch.finfo(loss.dtype).max),
+                    None if gradient is None else sound_rows(gradient),
+                )
+            session.losses.append(loss)
             session.batches.append(session.waiting.pop(reply.step))
-            if reply.gradient is None:
+            if gradient is None:
                 continue
             codec = self.codecs(reply.device)[1]
-            answer = ReplyPacket(reply.device, reply.step, codec.encode(reply.gradient), reply.norms)
+            answer = ReplyPacket(reply.device, reply.step, codec.encode(gradient), reply.norms)
             sent = reply_bytes(answer.gradient, answer.norms, self.told_rows)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
             if reply.common:
                 # What a codec with state makes of one gradient differs from device to device: nothing to broadcast.
-                common.append((0 if codec.stateful else sent, self._told_bytes(reply.gradient)))
+                common.append((0 if codec.stateful else sent, self._told_bytes(gradient)))
         if common:
             sizes, values = zip(*common)
             self._figures["broadcast_saved"] += sum(sizes) - max(sizes)

@@ -27,6 +27,14 @@ def finite(tensors: Iterable[Tensor | None]) -> bool:
     return math.isfinite(float(reduce(torch.add, (norm.to(norms[0].device) for norm in norms))))
 
 
+def sound_rows(batch: Tensor) -> Tensor:
+    """The same rows (B, ...), those with a value that is not finite replaced by zero; gradients pass through the rest."""
+    if finite([batch.detach()]):
+        return batch
+    sound = batch.detach().isfinite().flatten(1).all(1)
+    return batch.masked_fill(~sound.view(-1, *[1] * (batch.dim() - 1)), 0.0)
+
+
 def finite_state(state: State) -> bool:
     """The same of a segment's values."""
     return finite(state.flats.values())
@@ -55,7 +63,7 @@ REFUSED = "its step cannot be used: a loss, or a gradient, that is not finite or
 def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float | None) -> bool:
     """Whether a step may be applied: its losses lie within the limit, and they and all else it made are finite.
 
-    Without a limit every step may: then its device's whole update is judged at the end.
+    Without a limit every step may: then what its device trained is judged at the end.
     """
     if limit is None:
         return True
@@ -64,12 +72,13 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
     return limit == math.inf or not losses or float(torch.stack([loss.detach() for loss in losses]).max()) <= limit
 
 
-def loss_limit(bound: float | None, whole: bool) -> float | None:
+def loss_limit(bound: float | None, clipped: bool) -> float | None:
     """The loss of a step above which its gradients are not applied, from the objective's bound of divergence.
 
-    None where devices are protected as a `whole`: a loss in the middle of a round would tell of a device's data.
+    None where what a sample or a device contributes is `clipped`, which bounds it: whether a step was refused would
+    tell of its samples.
     """
-    if whole:
+    if clipped:
         return None
     return math.inf if bound is None else FAR * bound
 

@@ -9,8 +9,10 @@ from fsl.workload import Worker
 
 def limit_of(worker: Worker, plan: RoundPlan) -> float | None:
     """The loss above which a step of this round is refused; None where none is."""
-    workload, whole = worker.workload, plan.privacy is not None and plan.privacy.client is not None
-    return loss_limit(workload.objective.divergence_bound(workload.data.classes), whole)
+    workload, privacy = worker.workload, plan.privacy
+    return loss_limit(
+        workload.objective.divergence_bound(workload.data.classes), privacy is not None and privacy.clipped
+    )
 
 
 def told(plan: RoundPlan, reason: str) -> str:

@@ -19,6 +19,7 @@ from fsl.errors import RunError
 from fsl.files import load_tensors, save_tensors
 from fsl.privacy.settings import Privacy
 from fsl.sides import DeviceSide
+from tests.conftest import small_task
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
 from tests.test_private_wire import encrypted  # noqa: F401 - a fixture
 from tests.wired import Wired
@@ -237,6 +238,26 @@ def test_where_devices_are_protected_as_a_whole_an_update_of_no_use_counts_as_no
     assert all(not row.get("lost") for row in found.metrics)
     assert [row["devices"] for row in found.metrics] == [4, 4]
     assert found.metrics[0]["up_bytes"] == found.metrics[1]["up_bytes"]
+    assert all(values.isfinite().all() for state in found.states.values() for values in state.values())
+
+
+@where
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), PSL()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("size", [3e38, 1e9], ids=["overflows", "far from all training"])
+def test_no_sample_decides_that_its_device_is_lost_where_a_clip_bounds_it(
+    size,
+    strategy,
+    real,
+    encrypted,  # noqa: F811
+    tmp_path,
+):
+    """A device that is missing would tell everybody of one sample what no noise hides."""
+    data = small_task()
+    data.train.inputs[3] = size
+    privacy = Privacy.read({"dp_sgd": {"clip": 1.0, "noise_multiplier": 1.0, "sampling": "shuffle"}})
+    backend = {"backend": Wired(folder=tmp_path, edges=1, **encrypted)} if real else {}
+    found = run(strategy, data=data, **OPTIONS | {"privacy": privacy, "rounds": 2}, **backend)
+    assert [row["devices"] for row in found.metrics] == [4, 4]
     assert all(values.isfinite().all() for state in found.states.values() for values in state.values())
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fsl.data import Examples
 from fsl.errors import WireError
+from fsl.finite import sound_rows
 from fsl.modes import evaluating
 from fsl.plan import RoundPlan
 from fsl.privacy.detector import Watch
@@ -32,6 +33,7 @@ class DevicePrivacy:
     ):
         self._front = front
         self._cut = privacy.cut
+        self._bounded = privacy.clipped
         where = {"device": device, "round": round}
         self.noise: Noise | None = None
         if front is not None:
@@ -56,8 +58,13 @@ class DevicePrivacy:
         return joint_factors(self._front.clip, front, back.to(front))
 
     def clipped(self, smashed: Tensor) -> Tensor:
-        """Smashed data (B, ...), each row at most as long as the clip; gradients pass through it."""
-        return smashed if self._cut is None else clipped(smashed, self._cut.clip)
+        """Smashed data (B, ...), each row at most as long as the clip; gradients pass through it.
+
+        Where a sample decides about nothing but its own share, a row that is not finite is zero: an edge refuses one.
+        """
+        if self._cut is not None:
+            return clipped(smashed, self._cut.clip)
+        return sound_rows(smashed) if self._bounded and len(smashed) else smashed
 
     def penalty(self, inputs: Tensor, smashed: Tensor) -> Tensor | None:
         """What the front's loss has besides the edge's, a scalar; None where it has nothing."""
@@ -100,10 +107,11 @@ def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy 
     """A device's share of a plan's privacy; None where it has none."""
     if plan.privacy is None:
         return None
-    front = plan.privacy.segment("front", plan.batch_size)
-    if front is None and all(part is None for part in (plan.privacy.cut, plan.privacy.nopeek, plan.privacy.detector)):
+    privacy = plan.privacy
+    front = privacy.segment("front", plan.batch_size)
+    if not privacy.clipped and all(part is None for part in (privacy.cut, privacy.nopeek, privacy.detector)):
         return None
-    return DevicePrivacy(front, plan.privacy, plan.seed, plan.round, device, secure)
+    return DevicePrivacy(front, privacy, plan.seed, plan.round, device, secure)
 
 
 def leaks(front: nn.Module, examples: Examples, probe: Probe, round: int, device: int = -1) -> dict[str, float]:

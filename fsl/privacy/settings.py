@@ -185,6 +185,11 @@ class Privacy:
         return any(part is not None for part in (self.dp_sgd, self.cut, self.labels, self.client))
 
     @property
+    def clipped(self) -> bool:
+        """Whether a clip bounds what a sample, or a whole device, contributes: then nothing of it decides who is lost."""
+        return self.dp_sgd is not None or self.client is not None
+
+    @property
     def withheld(self) -> bool:
         """Whether training losses are not reported."""
         return self.private and not self.losses

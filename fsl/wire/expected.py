@@ -80,8 +80,7 @@ class Expected:
             raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
         if targets.dim() < 1 or len(targets) != len(smashed) or tuple(targets.shape[1:]) != self.target_shape:
             raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
-        if self.whole is None:  # else each has a back of its own, and what cannot be used counts as no update
-            check_finite("smashed data", smashed)
+        check_finite("smashed data", smashed)
         if self.classes is not None and not self.target_dtype.is_floating_point:
             told = targets.flatten()
             check_labels(told if self.ignored is None else told[told != self.ignored], self.classes)
