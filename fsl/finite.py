@@ -28,7 +28,7 @@ def finite(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def sound_rows(batch: Tensor) -> Tensor:
-    """The same rows (B, ...), those with a value that is not finite replaced by zero; gradients pass through the rest."""
+    """The same rows (B, ...), zero where one has a value that is not finite; gradients pass through the others."""
     if finite([batch.detach()]):
         return batch
     sound = batch.detach().isfinite().flatten(1).all(1)

@@ -395,7 +395,9 @@ def test_a_node_does_not_score_its_own_test_rows_in_a_private_run():
     def node(**settings):
         made = WiredNode.__new__(WiredNode)
         made.settings, made._bare = NodeSettings(**settings), False
-        made.node = SimpleNamespace(evaluate=lambda plan, arrays: "scores")
+        workload = SimpleNamespace(partition=SimpleNamespace(devices=3))
+        worker = SimpleNamespace(workload=workload)
+        made.node = SimpleNamespace(evaluate=lambda plan, arrays: "scores", worker=worker)
         return made
 
     with pytest.raises(ConfigError, match="test rows are its own"):

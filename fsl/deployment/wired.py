@@ -156,7 +156,7 @@ class WiredNode:
 
         No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
         """
-        if self.settings.rows == "all" and not self._bare:
+        if self.settings.rows == "all" and (self.settings.limit is not None or not self._bare):
             raise ConfigError(
                 "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
                 "evaluates nothing: use evaluate_every=0, or evaluate the finished fronts here"

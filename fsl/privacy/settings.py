@@ -186,7 +186,7 @@ class Privacy:
 
     @property
     def clipped(self) -> bool:
-        """Whether a clip bounds what a sample, or a whole device, contributes: then nothing of it decides who is lost."""
+        """Whether a clip bounds what a sample, or a whole device, contributes: then neither decides who is lost."""
         return self.dp_sgd is not None or self.client is not None
 
     @property
