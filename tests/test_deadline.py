@@ -155,3 +155,8 @@ def test_the_largest_norm_is_refused_where_it_would_tell_of_an_update(tmp_path):
     privacy = Privacy.read({"client": {"clip": 1.0, "noise_multiplier": 1.0}})
     with pytest.raises(RunError, match=r"max_norm=20\.0 in a run with privacy"):
         run(SplitFedV1(), backend=wired(tmp_path, max_norm=20.0), privacy=privacy, **OPTIONS)
+
+
+def test_a_longest_update_where_devices_send_none_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"max_norm=20\.0: devices with fronts of their own .* leave it out"):
+        run(PSL(), backend=wired(tmp_path, max_norm=20.0), **OPTIONS)

@@ -144,6 +144,12 @@ class Roster:
                 f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
                 "update's norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
             )
+        shared = plan.trainer is not None and not locate(plan.trainer.target).divisible
+        if self.terms.max_norm is not None and shared and plan.fronts == "private":
+            raise RunError(
+                f"deployment.max_norm={self.terms.max_norm}: devices with fronts of their own and a back that they share "
+                "send no update that could be measured; leave it out"
+            )
         if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
             raise RunError(
                 "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
