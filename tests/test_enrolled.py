@@ -10,12 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import ConfigRecord, Message, RecordDict
 from fsl.simulations.certs import command
 
+from fsl import __version__
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.deployment.enrolled import TABLE, add_nodes, fingerprint_of, read_table
 from fsl.deployment.members import Members, Terms
 from fsl.errors import ConfigError, RunError
 from fsl.grids.flower import enter_identity, exit_identity
 from fsl.names import CONFIG, MEMBER
+from fsl.versions import PROTOCOL
 from fsl.wire.tokens import public_bytes
 
 
@@ -50,8 +52,9 @@ class Node:
             bool(self.devices), self.edge is not None
         ]
         samples = {str(device): self.samples for device in self.devices}
-        said = {"role": role, "samples": samples, "edge": self.edge, "address": "a:1"}
-        return said | {"key": self.der.hex() if self.devices else "", "edge_key": ""}
+        said = {"role": role, "samples": samples, "edge": self.edge, "address": "" if self.edge is None else "a:1"}
+        said |= {"key": self.der.hex() if self.devices else "", "edge_key": "" if self.edge is None else "ab" * 32}
+        return said | {"protocol": PROTOCOL, "version": __version__}
 
 
 class Cloud:
@@ -184,10 +187,10 @@ def test_a_node_without_a_registered_key_hosts_nothing(three):
     assert len(free.online) == 2
 
 
-@pytest.mark.parametrize("samples", [0, -4])
-def test_a_device_that_holds_nothing_is_refused(samples, three):
+@pytest.mark.parametrize(("samples", "said"), [(0, "device 0 holds 0 samples; one is the least"), (-4, "samples=-4")])
+def test_a_device_that_holds_nothing_is_refused(samples, said, three):
     _, edge, _ = three
-    with pytest.raises(RunError, match=rf"device 0 holds {samples} samples; one is the least"):
+    with pytest.raises(RunError, match=said):
         look(Members("", TERMS), edge, Node(6, devices=(0,), samples=samples))
 
 
