@@ -13,7 +13,7 @@ _RECENT = 24 * 3600.0  # seconds for which what was written may be of a run that
 
 
 def prune(runs: Path, current: str, keep: int) -> list[str]:
-    """Delete all of the folders in `runs` but those of the run named `current` and the `keep` that were written to last.
+    """Delete all of the folders in `runs` but those of the run `current` and the `keep` that were written to last.
 
     Nothing that was written to within a day goes, nor what is no folder of a run's. Returns the names of those that
     went; what cannot be deleted stays, and the log says so.
