@@ -15,6 +15,7 @@ from fsl.parts import Part
 from fsl.privacy.device import LEAKS
 from fsl.records import metrics_to_reports
 
+_NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
 SERVED = "served."  # before the columns of what an edge tells of the devices that it served
 
 
@@ -61,12 +62,15 @@ def check_scores(asked: frozenset[int], content: RecordDict) -> None:
     metrics = content.metric_records.get(METRICS)
     if metrics is None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")
-    devices, losses, accuracies = (metrics.get(name) for name in ("device", "loss", "accuracy"))
-    columns = [devices, losses, accuracies, *(metrics[name] for name in LEAKS if name in metrics)]
-    if not all(isinstance(column, list) for column in columns) or not (
-        len(devices) == len(losses) and len(accuracies) in (0, len(devices))
-    ):
-        raise WireError("its answer has no scores by device; cloud and node must run the same version of fsl")
+    leaked = [name for name in LEAKS if name in metrics]
+    columns = [
+        column for name in ("device", "loss", "accuracy", *leaked) if isinstance(column := metrics.get(name), list)
+    ]
+    if len(columns) != 3 + len(leaked):
+        raise WireError(_NO_SCORES)
+    devices, losses, accuracies = columns[:3]
+    if len(devices) != len(losses) or len(accuracies) not in (0, len(devices)):
+        raise WireError(_NO_SCORES)
     _refuse(devices, asked, "scored")
 
 

@@ -325,7 +325,7 @@ def _tasks(part: Part) -> list[DeviceTask]:
 def _restarted(metrics: MetricRecord) -> dict[int, int]:
     names = [name.removeprefix(RESTARTED) for name in metrics if name.startswith(RESTARTED)]
     found = {int(name): metrics[f"{RESTARTED}{name}"] for name in names if is_owner(f"device-{name}")}
-    return {device: round for device, round in found.items() if is_count(round)}
+    return {device: round for device, round in found.items() if isinstance(round, int) and is_count(round)}
 
 
 def _remarks(content: RecordDict) -> dict[int, str]:
