@@ -41,12 +41,14 @@ def finite_state(state: State) -> bool:
 
 
 def finite_total(total: Total) -> bool:
-    """The same of a sum of states, or of states one by one."""
+    """The same of a sum of states and of its mean, or of states one by one."""
     if isinstance(total, DeviceStates):
         return all(finite_state(state) for state in total.states.values())
     if not isinstance(total, WeightedSum):
         return True
-    return math.isfinite(total.weight) and finite([*total.high.values(), *total.low.values()])
+    if not (math.isfinite(total.weight) and finite([*total.high.values(), *total.low.values()])):
+        return False
+    return not total.weight or finite_state(total.mean())  # a mean may be beyond its dtype where its sum is not
 
 
 def refuse_states(device: int, states: Mapping[str, State], private: bool = False) -> None:

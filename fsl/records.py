@@ -18,6 +18,8 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 from torch import Tensor
 
 from fsl.errors import ConfigError, WireError
+from fsl.identifiers import is_count
+from fsl.quoting import one_line
 from fsl.reports import DeviceReport
 from fsl.states import DeviceStates, Layout, State, Total, WeightedSum
 
@@ -37,8 +39,15 @@ def to_numpy(array: Array) -> np.ndarray:
     if data[:8] != b"\x93NUMPY\x01\x00" or b"'fortran_order': False" not in data[:128]:
         raise WireError("an array is not in C-ordered .npy format, version 1.0")
     start = 10 + int.from_bytes(data[8:10], "little")
-    dtype = np.dtype(array.dtype)
-    if dtype.hasobject or len(data) - start != dtype.itemsize * int(np.prod(array.shape, dtype=np.int64)):
+    try:
+        dtype = np.dtype(array.dtype)
+    except Exception:  # whatever NumPy makes of a text that names none
+        raise WireError(f"an array claims dtype {ascii(array.dtype)[:40]}") from None
+    if (
+        any(size < 0 for size in array.shape)
+        or dtype.hasobject
+        or len(data) - start != dtype.itemsize * int(np.prod(array.shape, dtype=np.int64))
+    ):
         raise WireError(f"an array of {len(data) - start} bytes claims shape {tuple(array.shape)} and dtype {dtype}")
     return np.frombuffer(data, dtype, offset=start).reshape(array.shape)
 
@@ -178,6 +187,8 @@ _FIELDS = (
     "down_bytes",
     "model_bytes",
 )
+_NUMBERS, _LOSSES = ("device", "samples", "edge"), ("loss_sum", "loss_weight")
+_MOST = 1 << 63
 _MOVED = ("edge", "moves", "moved_bytes", "wasted_steps")  # said only by nodes with devices that moved
 
 
@@ -205,15 +216,30 @@ class NodeReport:
 
 
 def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
-    """What `reports_to_metrics` wrote."""
+    """What `reports_to_metrics` wrote; WireError for anything else, and for numbers that count nothing."""
     try:
-        columns = [metrics[name] for name in (_FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED))]
+        names = _FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED)
+        columns = [_column(name, metrics[name]) for name in names]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
         weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}
         figures = {name: int(value) for name, value in _named(metrics, "figure.")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise WireError(f"a node's metrics are not device reports ({error})") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"a node's metrics are not device reports ({one_line(str(error), 200)})") from None
     return NodeReport(rows, weights, figures)
+
+
+def _column(name: str, values: Any) -> list[Any]:
+    """A column of reports: numbers from 0 on but for losses, which a tally judges."""
+    for value in values:
+        if name in _NUMBERS:
+            fine = is_count(value)
+        elif name in _LOSSES:
+            fine = isinstance(value, int | float) and not (name == "loss_weight" and value < 0)
+        else:
+            fine = isinstance(value, int | float) and 0 <= value < _MOST
+        if not fine:
+            raise ValueError(f"{name}={value!r}")
+    return list(values)
 
 
 def _weight(value: Any) -> float:

@@ -75,6 +75,12 @@ def test_a_foreign_bundle_is_refused_by_its_hash_and_runs_where_its_owner_lists_
         (None, ("[project]", "[build-system]\nrequires = ['evil']\n[project]"), "has tables beside"),
         (None, ("[project]", "[tool.uv.sources]\nevil = 1\n[project]"), "has tables beside"),
         (None, ("[project]", "#" + 70_000 * "x" + "\n[project]"), "larger than"),
+        ({"README.md": bytes(2 << 20)}, None, "README.md is larger than"),
+        (None, ('version = "0.1.0"', 'version = "1/../../../../../out"'), "no name or version of an app"),
+        (None, ('version = "0.1.0"', "version = ['1']"), "no name or version of an app"),
+        (None, ('name = "fsl-flower"', 'name = "../fsl"'), "no name or version of an app"),
+        (None, ('name = "fsl-flower"', r'name = "a\u001b[31m"'), "no name or version of an app"),
+        (None, ('publisher = "fsl"', 'publisher = ".."'), "no name or version of an app"),
         (None, ("[project]", "project"), "no bundle that can be read"),
         (None, ('publisher = "fsl"', ""), "no bundle that can be read"),
     ],
@@ -147,6 +153,10 @@ def test_what_an_earlier_bundle_left_in_its_place_is_not_run(ours, tmp_path):
     check_installed(folder, ours)
     (folder / "fsl.py").write_text("")
     with pytest.raises(TrustError, match=r"fsl\.py is not what its bundle says"):
+        check_installed(folder, ours)
+    (folder / "fsl.py").unlink()
+    (folder / "fsl").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(TrustError, match=r"fsl is not what its bundle says"):
         check_installed(folder, ours)
 
 

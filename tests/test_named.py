@@ -140,6 +140,10 @@ def test_options_that_are_objects_again_are_refused(options):
         {"label": "https://example.org/x"},
         {"label": "C:\\other"},
         {"label": ["x", "/etc"]},
+        {"label": ["x", ["/etc"]]},
+        {"label": {"deep": [{"er": "/etc"}]}},
+        {"label": {"/etc": 1}},
+        {"label": "file:/etc"},
         {"folder": "inside"},
     ],
 )

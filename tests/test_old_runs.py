@@ -2,12 +2,14 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from fsl.deployment.nodes import NodeHost
 from fsl.deployment.old_runs import prune
 from fsl.deployment.settings import NodeSettings
+from fsl.deployment.setup import store_of
 from fsl.errors import ConfigError
 from tests.test_nodes import EDGE, setup_of
 
@@ -26,9 +28,10 @@ def test_the_newest_runs_stay_and_older_ones_go(tmp_path, caplog):
     for days in range(2, 8):
         left(runs, f"run{days}", days)
     left(runs, "current", 100)
+    left(runs, "current-0123abcd", 100)
     caplog.set_level("INFO")
     assert prune(runs, "current", keep=2) == ["run4", "run5", "run6", "run7"]
-    assert {p.name for p in runs.iterdir()} == {"current", "run2", "run3"}
+    assert {p.name for p in runs.iterdir()} == {"current", "current-0123abcd", "run2", "run3"}
     assert "deleted what 4 old runs left (keep-runs=2)" in caplog.text
 
 
@@ -62,6 +65,17 @@ def test_a_node_deletes_old_runs_when_a_new_one_begins(tmp_path):
     finally:
         host.close()
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {"run2"}
+
+
+def test_what_a_run_really_leaves_goes_by_its_name(tmp_path):
+    """As `store_of` names it, run and rows; and what the present run keeps stays, whenever it was written."""
+    settings = NodeSettings.read({**EDGE, "state": str(tmp_path)})
+    old, present = (replace(setup_of(), run=run) for run in ("a1", "b2"))
+    names = [store_of(setup, settings).name for setup in (old, present)]
+    for name in names:
+        left(tmp_path / "runs", name, 60)
+    assert prune(tmp_path / "runs", present.run, keep=0) == names[:1]
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == names[1:]
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "3"])

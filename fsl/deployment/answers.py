@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fsl.errors import TrustError, WireError
+from fsl.identifiers import is_owner
 from fsl.names import ARRAYS, METRICS
 from fsl.parts import Part
+from fsl.privacy.device import LEAKS
 from fsl.records import metrics_to_reports
 
+_NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
 SERVED = "served."  # before the columns of what an edge tells of the devices that it served
 
 
@@ -47,19 +50,28 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
         device, colon, key = name.partition(":")
         segment = key.partition(".")[0]
         if colon and device.isdecimal():
-            _refuse([int(device)], share.served if segment == "back" else share.own, f"tells a {segment} of")
+            number = int(device) if is_owner(f"device-{device}") else device[:20]
+            _refuse([number], share.served if segment == "back" else share.own, f"tells a {segment} of")
     if sums := sorted(name for name in said.weights if name != "back" or not share.edge):
         raise TrustError(f"it tells a sum of {sums[0]}s, which it was not asked for; its whole answer is left out")
     return arrays, metrics
 
 
 def check_scores(asked: frozenset[int], content: RecordDict) -> None:
-    """TrustError for scores of devices that the node was not asked for."""
+    """TrustError for scores of devices that the node was not asked for, WireError for what are no scores."""
     metrics = content.metric_records.get(METRICS)
     if metrics is None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")
-    devices = metrics.get("device", [])
-    _refuse(devices if isinstance(devices, list) else [devices], asked, "scored")
+    leaked = [name for name in LEAKS if name in metrics]
+    columns = [
+        column for name in ("device", "loss", "accuracy", *leaked) if isinstance(column := metrics.get(name), list)
+    ]
+    if len(columns) != 3 + len(leaked):
+        raise WireError(_NO_SCORES)
+    devices, losses, accuracies = columns[:3]
+    if len(devices) != len(losses) or len(accuracies) not in (0, len(devices)):
+        raise WireError(_NO_SCORES)
+    _refuse(devices, asked, "scored")
 
 
 def _refuse(devices: Iterable[object], allowed: frozenset[int], what: str) -> None:

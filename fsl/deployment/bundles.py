@@ -18,6 +18,8 @@ COMPONENTS = {
 _PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
 _WORDS = {_PROJECT, _CONTENT, "README.md", "LICENSE"}  # all that a bundle without code may hold
 _LARGEST = 64 * 1024  # bytes of such a bundle's table
+_LARGEST_TEXT = 1024 * 1024  # bytes of its other files
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}", re.ASCII)
 # What Flower or an installer would fetch, build or run because a table asks for it.
 _BRINGS_CODE = ("dependencies", "optional-dependencies", "dynamic", "scripts", "gui-scripts", "entry-points")
 
@@ -49,7 +51,7 @@ def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
             table = _table(archive)
             if told not in allowed:
                 _refuse_code(archive, table)
-        return f"{table['tool']['flwr']['app']['publisher']}/{table['project']['name']}", table["project"]["version"]
+        return _app_of(table)
     except TrustError as error:
         reason = str(error)
     except Exception as error:  # whatever a hostile archive makes the library say
@@ -65,7 +67,7 @@ def check_installed(folder: Path, bundle: bytes) -> None:
     with zipfile.ZipFile(BytesIO(bundle)) as archive:
         for path in folder.rglob("*"):
             name = path.relative_to(folder).as_posix()
-            if path.is_dir() or "__pycache__" in path.parts:
+            if (path.is_dir() and not path.is_symlink()) or "__pycache__" in path.parts:
                 continue
             if path.is_symlink() or name not in archive.namelist() or path.read_bytes() != archive.read(name):
                 raise TrustError(f"{path} is not what its bundle says; delete {folder} on this node")
@@ -80,10 +82,24 @@ def _table(archive: zipfile.ZipFile) -> Mapping[str, Any]:
     return tomllib.loads(archive.read(_PROJECT).decode())
 
 
+def _app_of(table: Mapping[str, Any]) -> tuple[str, str]:
+    """The app's id and version; TrustError for names that lead out of the folder that Flower makes of them."""
+    publisher, name, version = (
+        table["tool"]["flwr"]["app"]["publisher"],
+        *map(table["project"].get, ("name", "version")),
+    )
+    for word in (publisher, name, version):
+        if not (isinstance(word, str) and _WORD.fullmatch(word)):
+            raise TrustError(f"{ascii(word)[:60]} is no name or version of an app")
+    return f"{publisher}/{name}", version
+
+
 def _refuse_code(archive: zipfile.ZipFile, table: Mapping[str, Any]) -> None:
     """TrustError for whatever might bring code that is not installed on the node."""
     if more := sorted(set(archive.namelist()) - _WORDS):
         raise TrustError(f"it brings files of its own ({', '.join(more)[:100]})")
+    if large := [one.filename for one in archive.infolist() if one.file_size > _LARGEST_TEXT]:
+        raise TrustError(f"its {large[0]} is larger than {_LARGEST_TEXT} bytes")
     components = table["tool"]["flwr"]["app"]["components"]
     if components != COMPONENTS:
         raise TrustError(f"it runs {str(components.get('clientapp'))[:60]!r}, not fsl's {COMPONENTS['clientapp']!r}")

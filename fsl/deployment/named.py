@@ -3,7 +3,7 @@
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -23,7 +23,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 }
 _LOADERS = (digits, cifar10, images)  # fsl's own
 _INSTRUCTION = re.compile(r"_.*_")  # of Hydra: _target_, _args_, _partial_, _recursive_, _convert_
-_PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|[A-Za-z][\w+.-]*://|(?:.*[\\/])?\.\.(?:[\\/]|$)")
+_PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|[A-Za-z][\w+.-]*://|file:|(?:.*[\\/])?\.\.(?:[\\/]|$)")
 _DEEPEST = 20
 OWN = ("path", "name")  # of the data: where it is, which only the node itself says
 
@@ -111,12 +111,20 @@ def _refuse_places(target: Any, loader: Callable[..., Any], options: Mapping[str
         of_paths = any(
             isinstance(hint, type) and issubclass(hint, PurePath) for hint in (hints.get(name), *_inside(hints, name))
         )
-        texts = [text for text in (value if isinstance(value, list | tuple) else [value]) if isinstance(text, str)]
-        if (of_paths and value is not None) or any(_PLACE.match(text) for text in texts):
+        if (of_paths and value is not None) or any(_PLACE.match(text) for text in _texts(value)):
             raise WireError(
                 f"the run's data give {shown(target)} {name}={shown(value)}, and where data lie only this node says; "
                 "set data-path or data-name in the node configuration"
             )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, whose depth was looked at before."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for inner in [*value, *(value.values() if isinstance(value, Mapping) else ())]:
+            yield from _texts(inner)
 
 
 def _inside(hints: Mapping[str, Any], name: str) -> tuple[Any, ...]:

@@ -8,19 +8,20 @@ import time
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-_RUN = re.compile(r"[0-9A-Za-z]{1,64}", re.ASCII)
+_RUN = re.compile(r"([0-9A-Za-z]{1,64})(?:-[0-9a-f]{8})?", re.ASCII)  # a run's name, and which rows it dealt out
 _RECENT = 24 * 3600.0  # seconds for which what was written may be of a run that goes on elsewhere
 
 
 def prune(runs: Path, current: str, keep: int) -> list[str]:
-    """Delete all of the folders in `runs` but the current run's and the `keep` that were written to last.
+    """Delete all of the folders in `runs` but those of the run `current` and the `keep` that were written to last.
 
     Nothing that was written to within a day goes, nor what is no folder of a run's. Returns the names of those that
     went; what cannot be deleted stays, and the log says so.
     """
     found = []
     for folder in runs.iterdir() if runs.is_dir() else ():
-        if _RUN.fullmatch(folder.name) and folder.name != current and folder.is_dir() and not folder.is_symlink():
+        named = _RUN.fullmatch(folder.name)
+        if named is not None and named[1] != current and folder.is_dir() and not folder.is_symlink():
             found.append((_written(folder), folder))
     gone = []
     for written, folder in sorted(found, reverse=True)[keep:]:

@@ -18,9 +18,10 @@ from fsl.deployment.closing import least, refuse_without_nodes
 from fsl.deployment.enrolled import TABLE
 from fsl.deployment.members import Member, Members, Terms
 from fsl.deployment.routes import Routes
-from fsl.deployment.tally import Tally
+from fsl.deployment.tally import HEAVIEST, Tally
 from fsl.deployment.work import RESTARTED
 from fsl.errors import RunError, WireError
+from fsl.identifiers import is_count, is_owner
 from fsl.names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.parts import EdgePart, Part, Ticket
 from fsl.placement import Collected
@@ -240,7 +241,9 @@ class Roster:
                 continue
             content, mine = reply.content, asked.nodes.get(node, [])
             try:
-                tally.add(*check_answer(asked.shares[node], content))
+                share = asked.shares[node]
+                rows = sum(self.samples.get(device, 0) for device in share.served) * asked.plan.local_epochs
+                tally.add(*check_answer(share, content), HEAVIEST * rows)
             except WireError as error:
                 failed += 1
                 ill.append(node)
@@ -327,8 +330,8 @@ def _tasks(part: Part) -> list[DeviceTask]:
 
 def _restarted(metrics: MetricRecord) -> dict[int, int]:
     names = [name.removeprefix(RESTARTED) for name in metrics if name.startswith(RESTARTED)]
-    found = {int(name): metrics[f"{RESTARTED}{name}"] for name in names if name.isdecimal()}
-    return {device: round for device, round in found.items() if type(round) is int and round >= 0}
+    found = {int(name): metrics[f"{RESTARTED}{name}"] for name in names if is_owner(f"device-{name}")}
+    return {device: round for device, round in found.items() if isinstance(round, int) and is_count(round)}
 
 
 def _remarks(content: RecordDict) -> dict[int, str]:

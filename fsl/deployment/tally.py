@@ -8,6 +8,7 @@ from dataclasses import replace
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.deployment.closing import too_long
+from fsl.errors import WireError
 from fsl.finite import finite_state, finite_total
 from fsl.judged import told
 from fsl.placement import Collected
@@ -17,6 +18,7 @@ from fsl.reports import DeviceReport
 from fsl.states import DeviceStates, Layout, Total, WeightedSum
 
 _SERVED = "served."
+HEAVIEST = 10.0  # how many times the samples of its devices an edge's back may count: examples are drawn, and repeated
 
 
 class Tally:
@@ -45,12 +47,17 @@ class Tally:
         self._figures: Counter[str] = Counter()
         self._void: set[int] = set()  # devices whose work cannot be used, or whose answers cannot be believed
 
-    def add(self, arrays: ArrayRecord, metrics: MetricRecord) -> None:
-        """A node's reply; WireError where it is none."""
+    def add(self, arrays: ArrayRecord, metrics: MetricRecord, most: float = math.inf) -> None:
+        """A node's reply; WireError where it is none, or gives its sum more than the weight `most`."""
         said = metrics_to_reports(MetricRecord({k: v for k, v in metrics.items() if not k.startswith(_SERVED)}))
         served = metrics_to_reports(
             MetricRecord({k.removeprefix(_SERVED): v for k, v in metrics.items() if k.startswith(_SERVED)})
         )
+        if heavy := next((name for name, weight in said.weights.items() if weight > most), None):
+            raise WireError(
+                f"its {heavy} is to count {said.weights[heavy]:g}, and its devices have no more than {most:g} samples "
+                f"in {HEAVIEST:g} rounds"
+            )
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
         private = self.plan.privacy is not None and self.plan.privacy.private
