@@ -142,6 +142,7 @@ class Tally:
             down_bytes=edge.down_bytes + mine.down_bytes,
             moves=mine.moves,
             wasted_steps=mine.wasted_steps,
+            restarts=mine.restarts,
         )
 
     def _relayed(self, states: DeviceStates, counted: Sequence[int]) -> Total | None:
