@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsl.codecs import Codec
 from fsl.errors import LostError, RunError
-from fsl.finite import REFUSED, finite, usable
+from fsl.finite import REFUSED, finite, finite_rows, usable
 from fsl.learner import Learner, Release
 from fsl.messages import ReplyPacket, UploadPacket
 from fsl.objective import Objective
@@ -68,7 +68,7 @@ class Device:
         if self.bench.loss_limit is not None and not finite([sent]):
             raise LostError(self.device, "its smashed data are not finite; its training has diverged")
         if self.bench.privacy is not None:
-            sent = self.bench.privacy.noised(sent, self.step)
+            sent = self.bench.privacy.noised(finite_rows(sent) if self.bench.privacy.by_sample else sent, self.step)
         packet = UploadPacket(self.device, self.step, self.bench.up.encode(sent), targets, self.settle())
         self.step += 1
         return packet

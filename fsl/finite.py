@@ -27,6 +27,14 @@ def finite(tensors: Iterable[Tensor | None]) -> bool:
     return math.isfinite(float(reduce(torch.add, (norm.to(norms[0].device) for norm in norms))))
 
 
+def finite_rows(rows: Tensor) -> Tensor:
+    """Rows (B, ...), those without a finite norm replaced by zero."""
+    if finite([rows]):
+        return rows
+    good = torch.linalg.vector_norm(rows.reshape(len(rows), -1).double(), dim=1).float().isfinite()
+    return rows.masked_fill(~good.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+
+
 def finite_state(state: State) -> bool:
     """The same of a segment's values."""
     return finite(state.flats.values())
@@ -64,12 +72,13 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
     return limit == math.inf or not losses or float(torch.stack([loss.detach() for loss in losses]).max()) <= limit
 
 
-def loss_limit(bound: float | None, whole: bool) -> float | None:
+def loss_limit(bound: float | None, private: bool) -> float | None:
     """The loss of a step above which its gradients are not applied, from the objective's bound of divergence.
 
-    None where devices are protected as a `whole`: a loss in the middle of a round would tell of a device's data.
+    None where what is clipped is `private`, a sample's gradient or a whole update: a device that is lost for a loss
+    would tell of its data, and what cannot be used counts for nothing.
     """
-    if whole:
+    if private:
         return None
     return math.inf if bound is None else FAR * bound
 

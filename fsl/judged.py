@@ -7,10 +7,18 @@ from fsl.plan import RoundPlan
 from fsl.workload import Worker
 
 
-def limit_of(worker: Worker, plan: RoundPlan) -> float | None:
-    """The loss above which a step of this round is refused; None where none is."""
-    workload, whole = worker.workload, plan.privacy is not None and plan.privacy.client is not None
-    return loss_limit(workload.objective.divergence_bound(workload.data.classes), whole)
+def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float | None:
+    """The loss above which a step of this segment is refused; None where none is.
+
+    Who is lost would tell of a sample where a segment is trained by DP-SGD, in which a sample that cannot be used
+    counts for nothing. A bare back is bounded against nobody who gets it, and is judged as ever.
+    """
+    workload, privacy = worker.workload, plan.privacy
+    kept = False
+    if privacy is not None:
+        private = privacy.dp_sgd is not None and (segment == "front" or privacy.segment(segment, 1) is not None)
+        kept = private or privacy.client is not None
+    return loss_limit(workload.objective.divergence_bound(workload.data.classes), kept)
 
 
 def told(plan: RoundPlan, reason: str) -> str:

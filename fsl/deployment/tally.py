@@ -53,9 +53,9 @@ class Tally:
         )
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
-        withheld = self.plan.privacy is not None and self.plan.privacy.withheld
+        private = self.plan.privacy is not None and self.plan.privacy.private  # who is lost would tell of its data
         for report in served.devices:
-            if not (withheld or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
+            if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
                 self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
         self._figures.update(said.figures)

@@ -30,6 +30,7 @@ class DevicePrivacy:
         device: int,
         secure: bool,
     ):
+        self.by_sample = privacy.dp_sgd is not None  # a sample that cannot be used counts for nothing, alone
         self._front = front
         self._cut = privacy.cut
         where = {"device": device, "round": round}
@@ -101,7 +102,8 @@ def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy 
     if plan.privacy is None:
         return None
     front = plan.privacy.segment("front", plan.batch_size)
-    if front is None and all(part is None for part in (plan.privacy.cut, plan.privacy.nopeek, plan.privacy.detector)):
+    privacy = plan.privacy
+    if all(part is None for part in (privacy.dp_sgd, privacy.cut, privacy.nopeek, privacy.detector)):
         return None
     return DevicePrivacy(front, plan.privacy, plan.seed, plan.round, device, secure)
 

@@ -63,7 +63,7 @@ class Ledger:
         self.write()
 
     def charge_again(self, device: int, steps: int, restarts: int = 1) -> None:
-        """So many steps of a device were done again, after it went back so often: each time the same rows come first."""
+        """So many steps of a device were done again, after it went back so often, each time to the same first rows."""
         rounds = max(math.ceil(steps / self.steps(self.samples[device])), min(restarts, steps))
         self.charge(device, steps, rounds * self.setting.passes, rounds=0)
 
