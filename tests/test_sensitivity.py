@@ -256,3 +256,20 @@ def test_codecs_lose_nobody_either(up):
     privacy = Privacy(dp_sgd=DPSGD(noise_multiplier=20.0), losses=True)
     found = run(SplitFedV1(), data=far, devices=2, batch_size=18, up=up, down=up, privacy=privacy)
     assert not any(row.get("lost") for row in found.metrics)
+
+
+class OwnMeans(SplitFedV1):
+    def combine(self, round, totals, previous):
+        return {name: total.mean() for name, total in totals.items()}
+
+
+class AfterNoise(SplitFedV1):
+    def combine(self, round, totals, previous):
+        return dict(super().combine(round, totals, previous))
+
+
+def test_means_of_ones_own_have_no_noise():
+    privacy = Privacy(client=ClientLevel(20.0))
+    with pytest.raises(RunError, match=r"OwnMeans\.combine\(\) made means of its own"):
+        run(OwnMeans(), data=small_task(36), privacy=privacy)
+    assert run(AfterNoise(), data=small_task(36), privacy=privacy).metrics[-1]["epsilon_model"]
