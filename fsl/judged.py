@@ -7,12 +7,16 @@ from fsl.plan import RoundPlan
 from fsl.workload import Worker
 
 
-def limit_of(worker: Worker, plan: RoundPlan) -> float | None:
-    """The loss above which a step of this round is refused; None where none is."""
+def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float | None:
+    """The loss above which a step of this segment is refused; None where none is.
+
+    A back without noise is judged as ever: what it saw was protected before, or it protects nobody.
+    """
     workload, privacy = worker.workload, plan.privacy
-    return loss_limit(
-        workload.objective.divergence_bound(workload.data.classes), privacy is not None and privacy.clipped
-    )
+    clipped = privacy is not None and privacy.clipped
+    if privacy is not None and privacy.dp_sgd is not None and segment == "back":
+        clipped = privacy.segment("back", plan.batch_size) is not None
+    return loss_limit(workload.objective.divergence_bound(workload.data.classes), clipped)
 
 
 def told(plan: RoundPlan, reason: str) -> str:

@@ -189,7 +189,7 @@ _FIELDS = (
 )
 _NUMBERS, _LOSSES = ("device", "samples", "edge"), ("loss_sum", "loss_weight")
 _MOST = 1 << 63
-_MOVED = ("edge", "moves", "moved_bytes", "wasted_steps")  # said only by nodes with devices that moved
+_MOVED = ("edge", "moves", "moved_bytes", "wasted_steps", "restarts")  # said only by nodes with devices that moved
 
 
 def reports_to_metrics(
@@ -200,7 +200,7 @@ def reports_to_metrics(
     columns: dict[str, list[int] | list[float] | int | float] = {
         name: [getattr(report, name) for report in reports] for name in _FIELDS
     }
-    if any(report.moves for report in reports):
+    if any(report.moves or report.wasted_steps for report in reports):
         columns |= {name: [getattr(report, name) for report in reports] for name in _MOVED}
     columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
     return MetricRecord(columns | {f"figure.{name}": count for name, count in figures.items()})

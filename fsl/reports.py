@@ -25,6 +25,7 @@ class DeviceReport:
     moves: int = 0
     moved_bytes: int = 0  # between edges
     wasted_steps: int = 0  # served, and done again after a move; their bytes are in up_bytes and down_bytes
+    restarts: int = 0  # how often it went back to an earlier step
 
     @property
     def mean_loss(self) -> float:

@@ -192,7 +192,8 @@ class RoamingCohorts:
         """The session ends where it is; with `restart` the round begins again at the other edge."""
         device = roamer.device.device
         session = roamer.edge.session(device)
-        roamer.wasted.update(steps=session.step, up_bytes=session.up_bytes, down_bytes=session.down_bytes)
+        spent = {"up_bytes": session.up_bytes, "down_bytes": session.down_bytes}
+        roamer.wasted.update(steps=session.step, times=1, **spent)
         roamer.edge.lose(device)
         self.devices.abandon(roamer.device)
         if self.plan.on_move == "drop":
@@ -222,4 +223,5 @@ class RoamingCohorts:
             moves=roamer.moves,
             moved_bytes=roamer.moved_bytes,
             wasted_steps=wasted["steps"],
+            restarts=wasted["times"],
         )

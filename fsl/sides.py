@@ -216,7 +216,7 @@ class EdgeSide:
         trainer = self._trainer(plan.trainer)
         memory = TrainerMemory(plan, worker)
         told = None if plan.privacy is None else UNUSABLE
-        checked = limit_of(worker, plan) is not None
+        checked = limit_of(worker, plan, "back") is not None
         self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), memory, told, checked)
         back = worker.segments["back"]
         bench = EdgeBench(
@@ -231,7 +231,7 @@ class EdgeSide:
             partial(new_total, back.layout, plan),
             private(plan, "back"),
             worker.workload.secure,
-            limit_of(worker, plan),
+            limit_of(worker, plan, "back"),
         )
         self.server.begin(bench, states["back"])
 

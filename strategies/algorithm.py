@@ -35,6 +35,8 @@ class Algorithm:
     on_move: OnMove = "migrate"  # what becomes of a device's round when it moves to another edge in the middle
     local_loss: bool = False  # devices train by a loss of their own, with the `head` that they get
 
+    _noised = 0  # the last round whose means got the noise that protects devices as a whole
+
     def __init__(self) -> None:
         self._federation: Federation | None = None
         self._aggregator: Aggregator | None = None
@@ -126,6 +128,7 @@ class Algorithm:
         devices = next(iter(totals.values())).weight  # they count alike
         std = client.noise_multiplier * client.clip / devices
         secure = federation.ledger.setting.secure
+        self._noised = round
         return noised_means(means, federation.layouts, std, secure, federation.seed, round)
 
     def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:

@@ -120,6 +120,12 @@ class SplitStrategy(Algorithm, Strategy):
         reports, totals = collected.reports, collected.totals
         arrays = ArrayRecord(dict(self._previous))
         new = self.combine(server_round, totals, self._previous) if reports else {}
+        privacy = self.federation.privacy
+        if new and privacy is not None and privacy.client is not None and self._noised != server_round:
+            raise RunError(
+                f"round {server_round}: {self._hook('combine')} made means of its own, which have no noise, and "
+                "privacy.client accounts for noised ones; begin with those that super().combine() gives"
+            )
         asked.usable(server_round, self._hook("combine"), new, self.tensors() if self._aggregator else {})
         arrays.update(states_to_record(layouts, new))
         home = partial(self.attached, round=server_round)

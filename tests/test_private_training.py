@@ -14,7 +14,7 @@ from fsl.backend import Backend
 from fsl.data import Dirichlet, TaskData, TensorExamples
 from fsl.federation import Optimizer
 from fsl.learner import Release
-from fsl.mobility import RandomMobility
+from fsl.mobility import RandomMobility, ScheduledMobility
 from fsl.models import VGG5, LeNet
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
 from fsl.privacy.device import joint_factors
@@ -199,6 +199,17 @@ def test_steps_that_are_done_again_are_paid_again():
     still = run(FedFly(), **options)
     again = run(FedFly(on_move="restart"), mobility=RandomMobility(0.9), **options)
     assert again.metrics[-1]["epsilon_model"] > still.metrics[-1]["epsilon_model"]
+
+
+def test_rows_that_come_first_after_each_of_two_restarts_are_paid_each_time():
+    moves = [{"device": 0, "round": 1, "fraction": share, "edge": edge} for share, edge in ((0.25, 1), (0.5, 2))]
+    options = {"edges": 3, "batch_size": 4, "rounds": 1, "privacy": FIXED}
+    still = run(FedFly(), **options | {"rounds": 3})
+    again = run(FedFly(on_move="restart"), mobility=ScheduledMobility(moves), **options)
+    (row,) = again.metrics
+    assert row["moves"] == 2
+    assert row["wasted_steps"] <= 8  # a round's steps: all of them seem to have been done once more at most
+    assert row["epsilon_model"] == still.metrics[-1]["epsilon_model"]  # the first rows are in three releases
 
 
 # Draws.

@@ -479,3 +479,13 @@ def test_a_node_of_a_federation_looks_for_itself(whole, tmp_path):
         side(secure=True)
     if not whole:
         side(secure=False)  # a simulation has been looked at
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_labels_of_a_samples_parts_are_not_randomized_one_by_one(correct):
+    task = rows_of(8)
+    parts = TensorExamples(task.train.inputs, torch.randint(3, (40, 8)))
+    model = nn.Sequential(nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 24), nn.Unflatten(1, (3, 8)))
+    privacy = Privacy(cut=CutNoise(20.0), labels=RandomizedLabels(0.05, correct=correct))
+    with pytest.raises(ConfigError, match=r"privacy\.labels: one label of a sample is randomized"):
+        measure(model, TaskData("parts", parts, None, 3), privacy)

@@ -229,3 +229,47 @@ def test_a_secure_number_is_of_four_independent_ones(monkeypatch):
     radii, angles = used[0::2], used[1::2]
     four = (-2 * torch.log1p(-radii)).sqrt() * (2 * torch.pi * angles).cos()
     torch.testing.assert_close(value.double(), four.sum(0) / 2, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("clipping", ["separate", "joint"])
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), PSL(), FedAvg()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("value", [1e9, 1e25, 3e38])
+def test_a_sample_that_cannot_be_used_loses_nobody(strategy, value, clipping):
+    """That a device is lost is told to everyone: without this, one sample of 1e9 did it, at an epsilon of .2."""
+    if clipping == "joint" and isinstance(strategy, SplitFedV2 | PSL):
+        return
+    data = small_task(36)
+    far = replaced(data, torch.full((1, 8, 8), value), data.train.targets[VICTIM])
+    privacy = Privacy(dp_sgd=DPSGD(noise_multiplier=20.0, clipping=clipping))
+    for task in (data, far):
+        found = run(strategy, data=task, devices=2, rounds=2, batch_size=18, privacy=privacy, optimizer=STILL)
+        assert [row.get("lost") for row in found.metrics] == [None, None]
+        assert [row["devices"] for row in found.metrics] == [2, 2]
+        tensors = [tensor for states in found.states.values() for tensor in states.values()]
+        assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("up", ["fsl.codecs.Float16", "fsl.codecs.BFloat16"])
+def test_codecs_lose_nobody_either(up):
+    data = small_task(36)
+    far = replaced(data, torch.full((1, 8, 8), 3e38), data.train.targets[VICTIM])
+    privacy = Privacy(dp_sgd=DPSGD(noise_multiplier=20.0), losses=True)
+    found = run(SplitFedV1(), data=far, devices=2, batch_size=18, up=up, down=up, privacy=privacy)
+    assert not any(row.get("lost") for row in found.metrics)
+
+
+class OwnMeans(SplitFedV1):
+    def combine(self, round, totals, previous):
+        return {name: total.mean() for name, total in totals.items()}
+
+
+class AfterNoise(SplitFedV1):
+    def combine(self, round, totals, previous):
+        return dict(super().combine(round, totals, previous))
+
+
+def test_means_of_ones_own_have_no_noise():
+    privacy = Privacy(client=ClientLevel(20.0))
+    with pytest.raises(RunError, match=r"OwnMeans\.combine\(\) made means of its own"):
+        run(OwnMeans(), data=small_task(36), privacy=privacy)
+    assert run(AfterNoise(), data=small_task(36), privacy=privacy).metrics[-1]["epsilon_model"]

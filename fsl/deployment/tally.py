@@ -60,7 +60,7 @@ class Tally:
             )
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
-        private = self.plan.privacy is not None and self.plan.privacy.private
+        private = self.plan.privacy is not None and self.plan.privacy.private  # who is lost would tell of its data
         for report in served.devices:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
@@ -149,6 +149,7 @@ class Tally:
             down_bytes=edge.down_bytes + mine.down_bytes,
             moves=mine.moves,
             wasted_steps=mine.wasted_steps,
+            restarts=mine.restarts,
         )
 
     def _relayed(self, states: DeviceStates, counted: Sequence[int]) -> Total | None:

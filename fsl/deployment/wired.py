@@ -314,6 +314,7 @@ class WiredNode:
                 model_bytes=side.model_bytes,
                 moves=outcome.moves.get(device, 0),
                 wasted_steps=outcome.wasted.get(device, {}).get("steps", 0),
+                restarts=outcome.wasted.get(device, {}).get("times", 0),
             )
             for device in outcome.finished
         )

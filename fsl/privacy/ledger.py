@@ -59,12 +59,12 @@ class Ledger:
         for device, times in again.items():
             self.charge(device, times * self.steps(self.samples[device]), times * self.setting.passes, rounds=0)
         for report in reports:
-            self.charge_again(report.device, report.wasted_steps)
+            self.charge_again(report.device, report.wasted_steps, report.restarts)
         self.write()
 
-    def charge_again(self, device: int, steps: int) -> None:
-        """So many steps of a device were done a second time."""
-        rounds = math.ceil(steps / self.steps(self.samples[device]))
+    def charge_again(self, device: int, steps: int, restarts: int = 1) -> None:
+        """So many steps of a device were done again, after it went back so often, each time to the same first rows."""
+        rounds = max(math.ceil(steps / self.steps(self.samples[device])), min(restarts, steps))
         self.charge(device, steps, rounds * self.setting.passes, rounds=0)
 
     def steps(self, samples: int) -> int:

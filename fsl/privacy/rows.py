@@ -33,6 +33,12 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
     `split`: whether a strategy cuts the model, so that smashed data pass through the codecs `up` and `down`.
     """
     dp_sgd, cut = privacy.dp_sgd is not None, privacy.cut is not None and split
+    if privacy.labels is not None and split and workload.data.train.targets.dim() != 1:
+        raise ConfigError(
+            f"privacy.labels: one label of a sample is randomized, and the training targets are of shape "
+            f"{tuple(workload.data.train.targets.shape)}; give a class index for each sample, or leave privacy.labels "
+            "out"
+        )
     if dp_sgd and split:
         refuse_codecs(workload, up, down)
     if not (dp_sgd or cut or privacy.client is not None) or not len(workload.data.train):

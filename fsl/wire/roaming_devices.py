@@ -117,7 +117,7 @@ class RoamingDevices(DeviceRound):
         if self.again is not None:
             self.again(device.device, device.step - step)
         copy, sent = way.copies[step]
-        way.wasted.update(steps=device.step - step, **(way.sent - sent))
+        way.wasted.update(steps=device.step - step, times=1, **(way.sent - sent))
         way.sent = sent.copy()
         self.side.abandon(device)
         attending.device, attending.served, attending.closing = self.side.restore(device.device, copy), step, False
@@ -130,7 +130,7 @@ class RoamingDevices(DeviceRound):
         assert attending.device is not None
         if self.again is not None:
             self.again(attending.device.device, attending.device.step)
-        way.wasted.update(steps=attending.device.step, **way.sent)
+        way.wasted.update(steps=attending.device.step, times=1, **way.sent)
         way.sent.clear()
         self.side.abandon(attending.device)
         attending.device, attending.served, attending.closing = None, 0, False
