@@ -10,10 +10,12 @@ from fsl.strategies import PSL, SGLR, FedAvg, FedFly, SplitFedV1, SplitFedV3, Va
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fsl.errors import ConfigError
+from fsl.plan import Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, combined, epsilon, solve
 from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
 from fsl.privacy.ledger import Ledger
+from fsl.trainers import Replicated
 from tests.conftest import small_model
 from tests.test_equivalences import run
 
@@ -268,6 +270,33 @@ def test_what_has_no_valid_account_is_refused(strategy, options, privacy, said):
     model = options.pop("model", None)
     with pytest.raises(ConfigError, match=said):
         run(strategy, model, privacy=Privacy(**privacy), **options)
+
+
+class Careless(Replicated):
+    """Another step than the one that is known to clip what each sample contributes."""
+
+
+class Declared(Careless):
+    """Its author says so."""
+
+    private = True
+
+
+class WithTrainer(SplitFedV1):
+    """SplitFed V1 with another edge trainer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = f"{__name__}.{kind}"
+
+    def trainer(self, round):
+        return Spec(self.kind)
+
+
+def test_a_trainer_of_ones_own_says_itself_that_it_is_private():
+    with pytest.raises(ConfigError, match="Careless inherits private = True, which was said of another step"):
+        run(WithTrainer("Careless"), rounds=1, privacy=Privacy(dp_sgd=DP))
+    assert run(WithTrainer("Declared"), rounds=1, privacy=Privacy(dp_sgd=DP)).metrics[0]["epsilon_model"] > 0
 
 
 @pytest.mark.parametrize(

@@ -437,6 +437,39 @@ def test_an_augmentation_that_mixes_rows_is_refused():
     measure(behind(), rows_of(6), CLIENT, augmentation=mixup)
 
 
+class Centred(TensorExamples):
+    """Rows that a batch is taken the mean from."""
+
+    def batch(self, rows):
+        inputs, targets = super().batch(rows)
+        return inputs - inputs.mean(0), targets
+
+
+@pytest.mark.parametrize("privacy", [DP, CUT], ids=["dp_sgd", "cut"])
+def test_data_that_mix_the_rows_of_a_batch_are_refused(privacy):
+    task = rows_of(6)
+    task = replace(task, train=Centred(task.train.inputs, task.train.targets))
+    with pytest.raises(ConfigError, match=r"batch\(\) of the training data makes a row depend on the other rows"):
+        measure(before(), task, privacy)
+
+
+class Follows(nn.Module):
+    """A loss whose scale follows the labels that it has seen, slowly."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = 1.0
+
+    def forward(self, outputs, targets):
+        self.mean += 1e-4 * (float(targets.float().mean()) - self.mean)
+        return self.mean * F.cross_entropy(outputs, targets)
+
+
+def test_a_loss_that_remembers_its_rows_is_refused():
+    with pytest.raises(ConfigError, match="remembers something of the rows that it has seen"):
+        measure(before(), rows_of(6), DP, Follows())
+
+
 class Remembers(Identity):
     """What a row becomes depends on the rows of the step before."""
 

@@ -77,7 +77,7 @@ def _refuse_trainer(plan: RoundPlan, privacy: Privacy, trainer: EdgeTrainer | No
         return
     if privacy.nopeek is not None:
         raise _refused("privacy.nopeek with dp_sgd: a sample's gradient would depend on the others of its batch")
-    if not trainer.private:
+    if not trainer.declares_private():
         raise _refused(f"privacy.dp_sgd: the back of {name} has no private step")
     if (reason := trainer.unaccountable(privacy)) is not None:
         raise _refused(f"privacy.dp_sgd: {reason}")

@@ -148,8 +148,8 @@ class Roster:
         shared = plan.trainer is not None and not locate(plan.trainer.target).divisible
         if self.terms.max_norm is not None and shared and plan.fronts == "private":
             raise RunError(
-                f"deployment.max_norm={self.terms.max_norm}: devices with fronts of their own and a back that they share "
-                "send no update that could be measured; leave it out"
+                f"deployment.max_norm={self.terms.max_norm}: devices with fronts of their own and a back that they "
+                "share send no update that could be measured; leave it out"
             )
         if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
             raise RunError(

@@ -8,6 +8,8 @@ _ALWAYS = (
     "what init_from or a model that was trained before knows of these data is not counted; the run that trained it has "
     "a ledger of its own, and the two add up",
     "constants that inputs are normalised by, test and validation data, n_k and the number of steps are public",
+    "the run's folder stays with who ran it but for its model and metrics: summary.json has a digest of the data that "
+    "the run was started with, by which a run goes on and which tells data sets apart for certain",
     "a person whose samples are several, or on several devices, pays for each",
     "cloud, edges and devices follow the protocol, and add the noise that the plan asks of them",
 )

@@ -215,7 +215,13 @@ def refuse_training(
         )
     if trainer is None:
         return
-    if not trainer.private:
+    if not trainer.declares_private():
+        if trainer.private:
+            raise ConfigError(
+                f"privacy.dp_sgd: the trainer {type(trainer).__name__} inherits private = True, which was said of "
+                "another step; where its own clips what each sample contributes, say private = True in its body, with "
+                "spread() and unaccountable()"
+            )
         raise ConfigError(
             f"privacy.dp_sgd: the back of {name} has no private step; use splitfed_v1, splitfed_v2, splitfed_v3, "
             "vanilla, psl, sglr or fedavg"

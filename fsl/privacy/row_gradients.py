@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fsl.describe import describe
 from fsl.errors import ConfigError
 from fsl.objective import LossFunction, Objective
 from fsl.privacy.row_trial import Loss, RowTrial, trying
@@ -18,7 +19,7 @@ def refuse_loss(objective: Objective, outputs: Tensor, targets: Tensor, kinds: T
     `outputs` (B, ...) and `targets` (B, ...) are a batch's; `kinds` (K,) the labels that there are, none where targets
     are numbers.
     """
-    outputs = outputs.detach()
+    outputs, before = outputs.detach(), describe(objective)
     for told in _assignments(objective, targets):
         for size in (len(outputs), len(outputs) - 3):
             if not _mean_of_rows(objective.loss, outputs[:size], told[:size]):
@@ -30,6 +31,11 @@ def refuse_loss(objective: Objective, outputs: Tensor, targets: Tensor, kinds: T
     for told in _every_label(targets, kinds):
         if not _mean_of_rows(objective.loss, outputs, told, 1):
             raise ConfigError(_no_mean(objective))
+    if describe(objective) != before:
+        raise ConfigError(
+            f"privacy.dp_sgd: objective={_named(objective)} remembers something of the rows that it has seen, so that "
+            "a sample counts in later steps, which no clip bounds; use a loss that changes nothing of itself"
+        )
 
 
 def _rows(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
     with seeds.left_as_found(), seeds.pythons_generators(0):  # data may draw
         inputs, targets = workload.data.train.batch(_chosen(workload))
     if dp_sgd or cut:
+        _refuse_batches(workload, what)
         _refuse_augmentation(workload, inputs, what)
     trial = RowTrial(workload, alone=cut and not dp_sgd)
     inputs, targets = inputs.to(trial.accelerator), targets.to(trial.accelerator)
@@ -136,6 +137,26 @@ def _changed(inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
         changed[row] = sample
         if not torch.equal(changed, inputs):
             yield row, changed
+
+
+def _refuse_batches(workload: Workload, what: str) -> None:
+    """ConfigError for data whose batch() makes a row of other rows than its own; not where they are drawn anew."""
+    train, rows = workload.data.train, _chosen(workload)
+    if len(train) < 2:
+        return
+    other = rows.clone()
+    other[-1] = next(row for row in range(len(train)) if row != int(rows[-1]))
+
+    def read(numbers: Tensor) -> Tensor:
+        with seeds.left_as_found(), seeds.pythons_generators(0):
+            return train.batch(numbers)[0]
+
+    base, again, changed = read(rows), read(rows), read(other)
+    if torch.equal(base, again) and not torch.equal(base[:-1], changed[:-1]):
+        raise ConfigError(
+            f"{what}: batch() of the training data makes a row depend on the other rows that are asked for, so that a "
+            "sample changes what no clip bounds; make each row of its own number"
+        )
 
 
 def _refuse_augmentation(workload: Workload, inputs: Tensor, what: str) -> None:

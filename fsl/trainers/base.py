@@ -86,7 +86,8 @@ class EdgeTrainer(ABC):
     `window`: the steps that a device uploads before it waits for the replies; 0: it never waits.
     `passes`: how often the back runs forward and backward over an upload, for simulated time.
     `movable`: a device may move to another edge in the middle of a round.
-    `private`: its back can be trained by DP-SGD.
+    `private`: its back can be trained by DP-SGD, and it does with cut gradients what `spread` and `unaccountable` say.
+    A class of one's own says so in its own body, for what it inherits was said of another step.
     `keeps`: it remembers something from round to round. A trainer object lives for one round; what `kept` returns at
     its end is given to the next one's `restore`, and is in checkpoints.
     `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
@@ -100,6 +101,11 @@ class EdgeTrainer(ABC):
     private: ClassVar[bool] = False
     answers: bool = True
     keeps: bool = False
+
+    @classmethod
+    def declares_private(cls) -> bool:
+        """Whether its author says that its back can be trained by DP-SGD."""
+        return cls.private and (cls.__module__.startswith("fsl.") or "private" in vars(cls))
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""
