@@ -159,3 +159,9 @@ def test_the_fingerprint_of_the_code_follows_an_edit(monkeypatch, tmp_path):
     assert claim.code_in_use() == before
     module.write_text("a = 10\n")
     assert claim.code_in_use() != before
+
+
+def test_the_process_of_a_message_imports_no_torch():
+    """Flower starts one for each message, and on a small machine that alone would take longer than a round."""
+    asked = "import sys, fsl.deployment.asking, fsl.simulations.flower_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], timeout=60).returncode == 0

@@ -21,7 +21,7 @@ from fsl.deployment import frames
 from fsl.deployment.claim import Owner, code_in_use, occupied
 from fsl.deployment.frames import Connection
 from fsl.deployment.resident import HANDOVER, SILENCE, TAKEN
-from fsl.deployment.settings import scratch_folder
+from fsl.deployment.scratch import scratch_folder
 from fsl.errors import RunError
 from fsl.grids.records import record_bytes, record_from_bytes
 

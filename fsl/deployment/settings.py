@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,16 +192,6 @@ class NodeSettings:
             )
         if self.metrics is not None and not (self.hosts_edge and re.fullmatch(r".+:\d+", self.metrics)):
             raise ConfigError(f"node configuration: metrics={self.metrics!r}: it is an edge's, given as host:port")
-
-
-def scratch_folder() -> Path:
-    """A folder of this user's own among temporary files; ConfigError where somebody else has made it."""
-    folder = Path(tempfile.gettempdir()) / f"fsl-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or not folder.is_dir() or found.st_mode & 0o077:
-        raise ConfigError(f"{folder} is not this user's own folder (mode 0700); remove it, or set TMPDIR")
-    return folder
 
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:

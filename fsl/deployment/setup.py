@@ -19,7 +19,8 @@ from fsl.data import Partition, TaskData, TensorExamples, divide
 from fsl.data.names import by_name
 from fsl.data.task import Scaling
 from fsl.deployment.named import OWN, check_groups
-from fsl.deployment.settings import NodeSettings, scratch_folder
+from fsl.deployment.scratch import scratch_folder
+from fsl.deployment.settings import NodeSettings
 from fsl.errors import ConfigError, WireError
 from fsl.quoting import one_line
 from fsl.run import local_head
