@@ -11,7 +11,7 @@ from fsl.simulations.run import command as simulate
 from fsl.simulations.targets import read_target
 from torch.nn import functional as F
 
-from fsl.attacks.hijacking import Hijacker
+from fsl.attacks.hijacking import Hijacker, _positive, adversary
 from fsl.attacks.pixels import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
@@ -152,6 +152,18 @@ def test_a_hijacker_knows_the_noise_and_lets_fronts_stand_still_to_average_it(tm
     quiet._networks, quiet.examples = torch.nn.ModuleDict({"critic": torch.nn.Identity()}), 0
     (reply,) = quiet.step([Upload(0, 0, torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))])
     assert not reply.gradient.any()
+
+
+def test_a_hijacker_looks_through_the_noise_for_what_a_front_can_imitate():
+    clean = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) / 10
+    noise = 0.2 * torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
+    assert _positive(clean.relu() + noise, 0.2)
+    assert not _positive(clean + noise, 0.2)
+    assert _positive(clean.relu(), 0.0)
+    assert not _positive(clean, 0.0)
+    # A front of convolutions imitates no dense encoder, however small the pictures.
+    networks = adversary((1, 8, 8), (6, 4, 4), positive=True)
+    assert all(any(isinstance(m, torch.nn.Conv2d) for m in networks[name].modules()) for name in networks)
 
 
 def test_a_late_cut_is_hijacked_too_where_a_batch_has_one_row(tmp_path):

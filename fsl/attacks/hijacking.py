@@ -130,9 +130,9 @@ class Hijacker(EdgeTrainer):
         self._critics.step()
 
     def _ready(self, smashed: Tensor) -> nn.ModuleDict:
-        shape, positive = tuple(smashed.shape[1:]), bool(smashed.min() >= 0)
+        shape = tuple(smashed.shape[1:])
         with drawn_from(self.bench.seed, "hijack", f"edge-{self.edge}"):
-            networks = adversary(tuple(self.inputs.shape[1:]), shape, positive)
+            networks = adversary(tuple(self.inputs.shape[1:]), shape, _positive(smashed, self.std))
         own = [*networks["encoder"].parameters(), *networks["decoder"].parameters()]
         self._own = torch.optim.Adam(own, lr=self.lr)
         self._critics = torch.optim.Adam(networks["critic"].parameters(), lr=self.critic_lr)
@@ -146,17 +146,25 @@ class Hijacker(EdgeTrainer):
         return networks
 
 
+def _positive(smashed: Tensor, std: float) -> bool:
+    """Whether these may be of a ReLU before noise of `std`: no more of them is below zero than the noise explains."""
+    return bool(smashed.clamp(max=0).square().mean() <= 1.05 * std**2 / 2)
+
+
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """What an edge put away of its networks, or of one of its optimizers."""
     return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
 
 
 def adversary(inputs: Sequence[int], smashed: Sequence[int], positive: bool) -> nn.ModuleDict:
-    """The three networks of a hijacking edge, for inputs and smashed data of these shapes (without the batch)."""
+    """The three networks of a hijacking edge, for inputs and smashed data of these shapes (without the batch).
+
+    Convolutions even for small pictures: what a front of convolutions cannot imitate would never be decoded.
+    """
     return nn.ModuleDict(
         {
             "encoder": Encoder(inputs, smashed, positive),
-            "decoder": Decoder(smashed, inputs),
+            "decoder": Decoder(smashed, inputs, large=0),
             "critic": Critic(smashed),
         }
     )
@@ -226,7 +234,7 @@ class FSHA(Attack):
         victims, _ = target.victims(self.samples)
         seen = [target.smashed(victims, sight, front) for sight in range(sights)]
         smashed = torch.stack(seen).mean(0)
-        networks = adversary(victims.shape[1:], smashed.shape[1:], bool(smashed.min() >= 0))
+        networks = adversary(victims.shape[1:], smashed.shape[1:], positive=False)  # its decoder is all that is used
         edge = folder / f"edge-{target.device % target.edges}.safetensors"
         if edge.exists():
             networks.load_state_dict(_part(load_tensors(edge), _NETWORKS))

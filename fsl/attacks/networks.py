@@ -15,17 +15,20 @@ _HIDDEN = 512
 _LARGE = 1024  # numbers of an input from which on convolutions pay; of smaller pictures, dense layers read more
 
 
-def _as_pictures(smashed: Sequence[int], inputs: Sequence[int]) -> bool:
-    return len(smashed) == 3 and len(inputs) == 3 and prod(inputs) >= _LARGE
+def _as_pictures(smashed: Sequence[int], inputs: Sequence[int], large: int = 0) -> bool:
+    return len(smashed) == 3 and len(inputs) == 3 and prod(inputs) >= large
 
 
 class Decoder(nn.Module):
-    """From smashed data (B, ...) to inputs in [0, 1] (B, ...): convolutions where both are pictures, not small ones."""
+    """From smashed data (B, ...) to inputs in [0, 1] (B, ...): convolutions where both are pictures, not small ones.
 
-    def __init__(self, smashed: Sequence[int], inputs: Sequence[int]):
+    `large`: the numbers that an input has at least for convolutions.
+    """
+
+    def __init__(self, smashed: Sequence[int], inputs: Sequence[int], large: int = _LARGE):
         super().__init__()
         self.inputs = tuple(inputs)
-        self.pictures = _as_pictures(smashed, inputs)
+        self.pictures = _as_pictures(smashed, inputs, large)
         if not self.pictures:
             self.body: nn.Module = nn.Sequential(
                 nn.Flatten(), *_dense(prod(smashed), _HIDDEN), *_dense(_HIDDEN, _HIDDEN)
@@ -49,7 +52,10 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From inputs (B, ...) to what looks like smashed data (B, ...), positive ones if `positive`."""
+    """From inputs (B, ...) to what looks like smashed data (B, ...), positive ones if `positive`.
+
+    Convolutions wherever both are pictures, however small: a front of convolutions cannot imitate a dense one.
+    """
 
     def __init__(self, inputs: Sequence[int], smashed: Sequence[int], positive: bool):
         super().__init__()
