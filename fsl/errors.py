@@ -18,6 +18,10 @@ class ConfigError(FslError, ValueError):
     """A value that was asked for cannot be used."""
 
 
+class LimitError(ConfigError):
+    """What a run asks of a node is more than its owner allows of its privacy."""
+
+
 class SplitError(ConfigError):
     """A model cannot be cut where it was asked to be."""
 

@@ -46,6 +46,7 @@ class Owner:
     def __init__(self, folder, **config):
         key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (folder / "key").write_bytes(key)
+        (folder / "key").chmod(0o600)
         self.state = folder / "state"
         device = {"role": "device", "devices": str(MINE), "rows": "all", "key": str(folder / "key"), "ca": "ca.pem"}
         self.config = {**device, "state": str(self.state), **config}
@@ -87,7 +88,7 @@ def ticket(device):
 
 
 def edge_part(edge, *devices):
-    return EdgePart(CohortTask(edge, tuple(DeviceTask(device) for device in devices)), "", 1)
+    return EdgePart(CohortTask(edge, tuple(DeviceTask(device) for device in devices)), "ab" * 32, 1)
 
 
 HOSTILE = {
@@ -133,6 +134,7 @@ def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit
     with pytest.raises(TrustError, match="is for device 5, and this node hosts 1"):
         owner.ask("evaluate", EvaluatePlan("run", 1, (DeviceTask(OTHER),)), arrays=owner.arrays())
     mine = EvaluatePlan("run", 1, (DeviceTask(MINE),))
+    owner.ask("train", whole(), alone(MINE), owner.arrays())  # without privacy, so that its own rows may be scored
     assert owner.ask("evaluate", mine, arrays=owner.arrays())
     (tmp_path / "limited").mkdir()
     limited = Owner(tmp_path / "limited", **{"max-epsilon": 3.0})

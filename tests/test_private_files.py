@@ -217,7 +217,7 @@ def test_a_part_survives_its_way():
     assert Part.from_json(Part().to_json()) == Part()
 
 
-_OTHERS = ("learning_rates", "seed", "one_by_one", "reset_optimizer", "privacy", "probe", "kwargs")
+_OTHERS = ("deadline", "learning_rates", "seed", "one_by_one", "reset_optimizer", "privacy", "probe", "kwargs")
 
 
 def taken(read, text):

@@ -182,7 +182,7 @@ def test_an_edge_opens_no_session_to_a_device_of_another_version(edge, changed, 
 
 
 def test_a_device_opens_no_session_at_an_edge_of_another_version(edge, tmp_path, monkeypatch):
-    monkeypatch.setattr("fsl.wire.server.__version__", "9.9.0")
+    monkeypatch.setattr("fsl.wire.welcome.__version__", "9.9.0")
     _, outcome = edge.attend(tmp_path / "device", range(1))
     assert "edge 0 runs fsl 9.9.0" in outcome.lost[0]
     assert "upgrade device 0: pip install 'fsl-flower==9.9.*'" in outcome.lost[0]

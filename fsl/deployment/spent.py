@@ -20,7 +20,7 @@ import torch
 
 from fsl.batches import sample_rate
 from fsl.data import Partition
-from fsl.errors import CheckpointError, ConfigError
+from fsl.errors import CheckpointError, ConfigError, LimitError
 from fsl.plan import RoundPlan
 from fsl.privacy.claims import Setting, claim
 from fsl.privacy.counts import take_counts
@@ -74,11 +74,11 @@ class OwnLedger:
     ) -> "RoundAccount | None":
         """These devices are about to train; None where nothing protects them.
 
-        ConfigError where a device would pass its limit: then nothing was charged.
+        LimitError where a device would pass its limit: then nothing was charged.
         """
         if plan.privacy is None or not plan.privacy.private:
             if self.limit is not None:
-                raise ConfigError(f"{self._told}: this run has no differential privacy (privacy=dp_sgd and others)")
+                raise LimitError(f"{self._told}: this run has no differential privacy (privacy=dp_sgd and others)")
             return None
         samples = {device: partition.size(device) for device in devices}
         if plan.privacy.poisson:
@@ -94,13 +94,13 @@ class OwnLedger:
         return account
 
     def check(self, device: int, ledger: Ledger) -> None:
-        """ConfigError where a device of this ledger, as it would be, passes the owner's limit."""
+        """LimitError where a device of this ledger, as it would be, passes the owner's limit."""
         if self.limit is None:
             return
         against, path = self.limit.against, ledger.path
         found = claim(against, ledger.setting, ledger.tallies[device])
         if found.epsilon is None:
-            raise ConfigError(f"{self._told}: it is unbounded for device {device}, since {found.unbounded}")
+            raise LimitError(f"{self._told}: it is unbounded for device {device}, since {found.unbounded}")
         earlier, deltas = 0.0, 0.0
         for other in sorted(self.folder.glob("*.json")):
             if other != path:
@@ -112,12 +112,12 @@ class OwnLedger:
         spent = _spent(found.epsilon)
         if not earlier + spent <= self.limit.epsilon:  # also where one is no number
             before = "an unbounded one" if math.isinf(earlier) else f"{earlier:.4g}"
-            raise ConfigError(
+            raise LimitError(
                 f"{self._told}: with this round device {device} would have spent {spent:.4g} in this run, "
                 f"after {before} in others"
             )
         if not deltas + found.delta <= self.limit.delta * _ROUNDING:
-            raise ConfigError(
+            raise LimitError(
                 f"node configuration: max-delta={self.limit.delta:g} over all runs: this run asks device {device} for "
                 f"{found.delta:g}, after {deltas:g} in others; give the run a smaller privacy.delta"
             )
@@ -156,7 +156,7 @@ class RoundAccount:
         self._path = path
 
     def again(self, device: int, steps: int) -> None:
-        """A device is about to do so many steps a second time; ConfigError where that passes its limit."""
+        """A device is about to do so many steps a second time; LimitError where that passes its limit."""
         self.charge([device], lambda ledger, one: ledger.charge_again(one, steps))
 
     def charge(self, devices: Sequence[int], add: Callable[[Ledger, int], None]) -> None:

@@ -156,12 +156,12 @@ class WiredNode:
 
         No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
         """
+        refuse_evaluation(self.settings, plan, self.node.worker.workload.partition.devices)
         if self.settings.rows == "all" and (self.settings.limit is not None or not self._bare):
             raise ConfigError(
                 "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
                 "evaluates nothing: use evaluate_every=0, or evaluate the finished fronts here"
             )
-        refuse_evaluation(self.settings, plan, self.node.worker.workload.partition.devices)
         return self.node.evaluate(plan, arrays)
 
     def _refuse_plain(self, plan: RoundPlan) -> None:

@@ -1,6 +1,6 @@
 """Why a device or an edge failed, as others may hear it: an exception's text may quote a sample, a label or a gap."""
 
-from fsl.errors import CodeError, FslError, HijackedError, RunError, WireError
+from fsl.errors import CodeError, FslError, HijackedError, LimitError, RunError, WireError
 from fsl.faults import described, said
 
 
@@ -9,7 +9,7 @@ def told_reason(error: BaseException, private: bool) -> str:
 
     What fsl says of messages and of a run's course quotes none; all texts are in the log of the node that failed.
     """
-    own = isinstance(error, WireError | RunError) and not isinstance(error, CodeError | HijackedError)
+    own = isinstance(error, WireError | RunError | LimitError) and not isinstance(error, CodeError | HijackedError)
     if own or not private:
         return said(error) if isinstance(error, FslError) else described(error)
     return f"{type(error).__name__} (what it says may quote data of a private run, and stays in the log of its node)"
