@@ -436,6 +436,7 @@ def write_key(folder: Path) -> Path:
     """A device's key, in a file."""
     key, private = folder / "device.pem", Ed25519PrivateKey.generate()
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key.chmod(0o600)
     return key
 
 
