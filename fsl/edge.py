@@ -244,10 +244,8 @@ class EdgeServer:
                 continue
             loss, gradient = reply.loss, reply.gradient
             if not self._checked:  # a sample without a finite loss or gradient is no reason to lose its device
-                loss, gradient = (
-                    loss.nan_to_num(nan=torch.finfo(loss.dtype).max),
-                    None if gradient is None else sound_rows(gradient),
-                )
+                loss = loss.nan_to_num(nan=torch.finfo(loss.dtype).max)
+                gradient = gradient if gradient is None else sound_rows(gradient)
             session.losses.append(loss)
             session.batches.append(session.waiting.pop(reply.step))
             if gradient is None:
@@ -269,7 +267,7 @@ class EdgeServer:
 
     def _unusable(self, reply: Reply) -> str | None:
         """Why nobody can go on from a reply, also that of a trainer which looks at nothing."""
-        if not self._checked:
+        if not self._checked or (reply.judged and reply.refused is None):
             return None
         return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
 

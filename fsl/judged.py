@@ -21,7 +21,7 @@ def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float |
 
 def told(plan: RoundPlan, reason: str) -> str:
     """Why a device is lost, as it is said: nothing of its data where the run is private."""
-    return reason if plan.privacy is None else UNUSABLE
+    return UNUSABLE if plan.privacy is not None and plan.privacy.private else reason
 
 
 def refuse_optimizer(device: int | None, owner: str, learner: Learner, plan: RoundPlan) -> None:

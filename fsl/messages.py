@@ -54,6 +54,7 @@ class Reply:
     at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
     `norms` (B,): the squared norm of each sample's gradient over the back, where one clip is over both segments.
     `refused`: why the back did not learn from this upload, whose device is lost for the round; None where it did.
+    `judged`: the trainer has seen that loss, gradient and norms are finite; the edge looks at those of others.
     """
 
     device: int
@@ -63,3 +64,4 @@ class Reply:
     common: bool = False
     norms: Tensor | None = None
     refused: str | None = None
+    judged: bool = False

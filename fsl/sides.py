@@ -215,7 +215,7 @@ class EdgeSide:
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         trainer = self._trainer(plan.trainer)
         memory = TrainerMemory(plan, worker)
-        told = None if plan.privacy is None else UNUSABLE
+        told = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
         self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), memory, told, checked)
         back = worker.segments["back"]

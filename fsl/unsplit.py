@@ -54,8 +54,9 @@ class UnsplitCohort:
         self.private = {name: private(plan, name) for name in worker.chain}
         self.segments = [privately(segment, self.private[name]) for name, segment in worker.chain.items()]
         self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]
-        parameters = [p for replica in self.replicas for p in replica.parameters]
-        self.optimizer = OptimizerRecipe(plan.optimizer, worker.workload.allowed).build(parameters)
+        self.parameters = [p for replica in self.replicas for p in replica.parameters]
+        self.limit = limit_of(worker, plan)
+        self.optimizer = OptimizerRecipe(plan.optimizer, worker.workload.allowed).build(self.parameters)
         set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
         for segment, replica in zip(self.segments, self.replicas):
             segment.install(replica)
@@ -157,9 +158,8 @@ class UnsplitCohort:
                     values = segment.module(values)
             loss = self.worker.workload.objective.loss(values, targets)
             loss.backward()
-            parameters = [p for replica in self.replicas for p in replica.parameters]
-            if not usable([loss], [p.grad for p in parameters], limit_of(self.worker, self.plan)):
-                for parameter in parameters:
+            if self.limit is not None and not usable([loss], [p.grad for p in self.parameters], self.limit):
+                for parameter in self.parameters:
                     parameter.grad = None
                 raise LostError(device, REFUSED)
         privatize(list(self.privatizers.values()), releases)

@@ -105,7 +105,7 @@ def _simulate(
     check_resume(top.resume)
     terms = build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
     if backend_of is None:
-        refuse_without_nodes(terms)
+        refuse_without_nodes(**terms.closing)
     return simulate(
         model,
         data,

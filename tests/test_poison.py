@@ -19,6 +19,7 @@ from fsl.errors import RunError
 from fsl.files import load_tensors, save_tensors
 from fsl.privacy.settings import Privacy
 from fsl.sides import DeviceSide
+from fsl.trainers import Replicated
 from tests.conftest import small_task
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run
 from tests.test_private_wire import encrypted  # noqa: F401 - a fixture
@@ -259,6 +260,18 @@ def test_no_sample_decides_that_its_device_is_lost_where_a_clip_bounds_it(
     found = run(strategy, data=data, **OPTIONS | {"privacy": privacy, "rounds": 2}, **backend)
     assert [row["devices"] for row in found.metrics] == [4, 4]
     assert all(values.isfinite().all() for state in found.states.values() for values in state.values())
+
+
+def test_an_edge_that_fails_in_a_private_run_quotes_nothing(encrypted, tmp_path, monkeypatch):  # noqa: F811
+    def result(trainer):
+        raise ValueError("a sample of 0.7071")
+
+    monkeypatch.setattr(Replicated, "result", result)
+    privacy = Privacy.read({"dp_sgd": {"clip": 1.0, "noise_multiplier": 1.0, "sampling": "shuffle"}})
+    backend = Wired(folder=tmp_path, edges=1, **encrypted)
+    with pytest.raises(RunError, match="edge 0 failed: ValueError") as caught:
+        run(SplitFedV1(), backend=backend, privacy=privacy, **OPTIONS)
+    assert "0.7071" not in str(caught.value)
 
 
 def test_a_round_that_loses_everybody_keeps_the_model_and_is_a_divergence(monkeypatch):

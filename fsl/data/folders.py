@@ -88,9 +88,9 @@ def check_folder(found: Images, where: str, given: bool = False) -> None:
     if not found.described and found.images:
         _check_classes(found, where, given)
     if found.empty:
-        log.warning("%s: no images in %s, which is no class then", where, _some(found.empty))
+        log.warning("%s: no images in %s, which is no class then", where, some(found.empty))
     if found.others and found.images:
-        shown = _some(found.others)
+        shown = some(found.others)
         log.warning(
             "%s: files that are no images by their names are not read (%d: %s)", where, len(found.others), shown
         )
@@ -139,11 +139,11 @@ def _check_splits(classes: Mapping[str, Mapping[str, PurePath]], where: str) -> 
     for kind, names in classes.items():
         if train and (unknown := sorted(names.keys() - train.keys())):
             raise DataError(
-                f"{where}: the {kind} images have classes that training has not ({_some(unknown)}); add images of them "
+                f"{where}: the {kind} images have classes that training has not ({some(unknown)}); add images of them "
                 "to training, or leave them out"
             )
         if missing := sorted(train.keys() - names.keys()):
-            log.warning("%s: no %s images of the classes %s", where, kind, _some(missing))
+            log.warning("%s: no %s images of the classes %s", where, kind, some(missing))
 
 
 def _split_of(path: PurePath) -> str | None:
@@ -158,7 +158,3 @@ def _without_split(folder: PurePath) -> tuple[str, ...]:
 
 def _is_capital(name: str) -> bool:
     return name not in _SPLITS and name.lower() in _SPLITS
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

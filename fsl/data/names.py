@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
 
-from fsl.data.examples import DatasetExamples, Examples, TensorExamples
+from fsl.data.class_names import some
+from fsl.data.examples import Examples, TensorExamples
 from fsl.data.task import TaskData
 from fsl.errors import DataError
-
-_SHOWN = 10
 
 
 class Renumbered(Examples):
@@ -46,7 +43,7 @@ def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
     """
     if task.class_names is None:
         raise DataError(
-            f"{whose} do not say which class is which, and the run's classes have names ({_some(names)}); let the "
+            f"{whose} do not say which class is which, and the run's classes have names ({some(names)}); let the "
             "loader return class_names in its TaskData"
         )
     own = task.class_names
@@ -59,7 +56,7 @@ def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
     unknown = [name for name in called if name not in index]
     if unknown:
         raise DataError(
-            f"{whose} have rows of classes that the run has not: {_some(unknown)}; the run's are {_some(names)}: leave "
+            f"{whose} have rows of classes that the run has not: {some(unknown)}; the run's are {some(names)}: leave "
             "those rows out, or let the cloud's data have them"
         )
     table = torch.tensor([index.get(name, -1) for name in own], dtype=torch.int64)
@@ -73,39 +70,6 @@ def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
     )
 
 
-def names_of(dataset: Any) -> tuple[str, ...] | None:
-    """The names by which a Dataset numbers its classes, as torchvision's say in `classes`; None where it says none.
-
-    DataError for datasets put together whose numbers mean different classes.
-    """
-    if isinstance(dataset, TaskData):
-        return dataset.class_names
-    if isinstance(dataset, DatasetExamples | Subset):
-        return names_of(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        found = [names for part in dataset.datasets if (names := names_of(part)) is not None]
-        for other in found[1:]:
-            refuse_others(found[0], other, "two datasets of a ConcatDataset", longer=True)
-        return max(found, key=len, default=None)
-    if isinstance(dataset, TensorExamples):
-        return None
-    names = getattr(dataset, "classes", None)
-    named = isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names)
-    return tuple(names) if named else None  # type: ignore[arg-type]
-
-
-def refuse_others(names: Sequence[str], others: Sequence[str], who: str, longer: bool = False) -> None:
-    """DataError where a number means one class here and another there; `longer`: the others may have more."""
-    for k, (one, other) in enumerate(zip(names, others)):
-        if one != other:
-            raise DataError(
-                f"{who} number their classes differently: {k} is '{one}' in one and '{other}' in the other; give both "
-                "the same list of classes (as folders of the same names), or renumber the labels of one"
-            )
-    if not longer and len(others) > len(names):
-        raise DataError(f"{who}: the second has classes that the first has not ({_some(others[len(names) :])})")
-
-
 def _renumbered(examples: Examples, table: Tensor) -> Examples:
     if isinstance(examples, TensorExamples):
         return TensorExamples(examples.inputs, _looked_up(examples.targets, table))
@@ -114,7 +78,3 @@ def _renumbered(examples: Examples, table: Tensor) -> Examples:
 
 def _looked_up(targets: Tensor, table: Tensor) -> Tensor:
     return torch.where(targets >= 0, table[targets.clamp(min=0)], targets)
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(ascii(str(name)[:60])[1:-1] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

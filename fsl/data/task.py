@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.data.class_names import names_of, refuse_others
 from fsl.data.examples import Examples
 from fsl.data.given import as_examples
 from fsl.errors import DataError
@@ -75,8 +76,6 @@ def as_task(
             return task
         tested, held = (None if each is None else as_examples(each, double) for each in (task.test, task.validation))
         return replace(task, train=as_examples(task.train, double), test=tested, validation=held)
-    from fsl.data.names import names_of, refuse_others  # which need this module
-
     named, others = names_of(train), None if test is None else names_of(test)
     if named is not None and others is not None:
         refuse_others(named, others, "training and test data")

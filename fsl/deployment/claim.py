@@ -1,13 +1,12 @@
 """Who works on a node's state: one process at a time, for one SuperNode, with one version of the code."""
 
-import fcntl
 import hashlib
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import fsl
+from fsl.deployment.locks import locked
 from fsl.deployment.processes import started_at
 
 _LOCK = "resident.lock"
@@ -38,17 +37,7 @@ def claim(folder: Path, patience: float) -> int:
     BlockingIOError where another process has it and still does after `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise
-            time.sleep(0.1)
+    descriptor = locked(folder / _LOCK, patience)
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor

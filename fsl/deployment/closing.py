@@ -3,20 +3,13 @@
 import math
 from collections.abc import Mapping
 from statistics import median_low
-from typing import TYPE_CHECKING
 
 from fsl.errors import ConfigError
 from fsl.states import DeviceStates, State
 
-if TYPE_CHECKING:
-    from fsl.deployment.members import Terms
 
-_KEYS = ("deadline", "quorum", "max_norm")
-
-
-def check_closing(terms: "Terms") -> None:
+def check_closing(deadline: float | None, quorum: int | float | None, max_norm: float | None) -> None:
     """ConfigError for a deadline, a quorum or a largest norm that cannot be."""
-    deadline, quorum, max_norm = terms.deadline, terms.quorum, terms.max_norm
     if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
         raise ConfigError(f"deployment.deadline={deadline}: a number of seconds above 0, or null for none")
     counts = isinstance(quorum, int) and quorum >= 1
@@ -32,10 +25,10 @@ def check_closing(terms: "Terms") -> None:
         )
 
 
-def refuse_without_nodes(terms: "Terms") -> None:
+def refuse_without_nodes(**keys: float | None) -> None:
     """ConfigError where nodes are simulated and one of the keys is set: nothing would come of it."""
-    for name in _KEYS:
-        if (value := getattr(terms, name)) is not None:
+    for name, value in keys.items():
+        if value is not None:
             raise ConfigError(
                 f"deployment.{name}={value}: only a real federation, whose nodes have roles, has it; in a simulation "
                 "nobody is late, and aggregator=median or krum stands up to long updates; leave it out"

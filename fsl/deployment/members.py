@@ -85,12 +85,17 @@ class Terms:
             raise ConfigError(f"deployment.replicate_every={self.replicate_every}: a number of steps, or 0 for never")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
-        check_closing(self)
+        check_closing(**self.closing)
         if self.members is not None and not self.bind_keys:
             raise ConfigError(
                 f"deployment.members={self.members}: with bind_keys=false nobody's key counts; leave out one of them"
             )
         assert self.patience
+
+    @property
+    def closing(self) -> dict[str, Any]:
+        """When a round is closed, and whose update counts: `fsl.deployment.closing` says which values there are."""
+        return {"deadline": self.deadline, "quorum": self.quorum, "max_norm": self.max_norm}
 
     @property
     def table(self) -> Path | None:

@@ -68,7 +68,7 @@ class Roster:
         """See who is there; False where any node may host whole cohorts, as in a simulation."""
         placed = self.members.look(grid, devices, edges, first)
         if not placed:
-            refuse_without_nodes(self.terms)
+            refuse_without_nodes(**self.terms.closing)
         return placed
 
     @property

@@ -4,11 +4,9 @@ The cloud's ledger is the cloud's word. This one is written on the node before i
 believes the plan's mechanisms, half of which run here, and nothing of what was counted elsewhere.
 """
 
-import fcntl
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ import torch
 
 from fsl.batches import sample_rate
 from fsl.data import Partition
+from fsl.deployment.locks import locked
 from fsl.errors import CheckpointError, ConfigError, LimitError
 from fsl.plan import RoundPlan
 from fsl.privacy.claims import Setting, claim
@@ -212,20 +211,14 @@ def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes and threads from charging these ledgers meanwhile; ConfigError where one does not end."""
     private_folder(folder)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"{folder}: another process has held its ledgers for {_PATIENCE:g} s; end it, or give this "
-                        "node a state of its own"
-                    ) from None
-                time.sleep(0.01)
+        descriptor = locked(folder / ".lock", _PATIENCE)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{folder}: another process has held its ledgers for {_PATIENCE:g} s; end it, or give this node a state of "
+            "its own"
+        ) from None
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -22,6 +22,7 @@ from fsl.errors import ConfigError, FslError, RunError
 from fsl.node import Node
 from fsl.parts import EdgePart, Part
 from fsl.plan import CohortTask, EvaluatePlan, RoundPlan
+from fsl.privacy.reasons import told_reason
 from fsl.private_files import own_folder
 from fsl.records import record_to_states
 from fsl.reports import DeviceReport
@@ -136,11 +137,7 @@ class WiredNode:
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
             work.served.extend(alone.reports)
-        every = part.replicate_every
-        edges = [
-            threading.Thread(target=self._serve, args=(plan, edge, states, work, every, _deadline(part)))
-            for edge in part.edges
-        ]
+        edges = [threading.Thread(target=self._serve, args=(plan, part, edge, states, work)) for edge in part.edges]
         for thread in edges:
             thread.start()
         if part.tickets:
@@ -183,21 +180,14 @@ class WiredNode:
 
     # An edge's part.
 
-    def _serve(
-        self,
-        plan: RoundPlan,
-        part: EdgePart,
-        states: Mapping[str, State],
-        work: Work,
-        replicate_every: int,
-        deadline: Deadline | None,
-    ) -> None:
+    def _serve(self, plan: RoundPlan, whole: Part, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
         devices = [task.device for task in part.cohort.devices]
         try:
-            outcome = self._serve_round(plan, part, states, work, replicate_every, deadline)
+            outcome = self._serve_round(plan, whole, part, states, work)
         except Exception as error:
-            reason = f"edge {part.cohort.edge} failed: {type(error).__name__}: {error}"
-            log.error(reason, exc_info=not isinstance(error, FslError))
+            name = f"edge {part.cohort.edge} failed"
+            log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=not isinstance(error, FslError))
+            reason = f"{name}: {told_reason(error, plan.privacy is not None and plan.privacy.private)}"
             if self._door is not None:  # devices that wait there are told
                 self._door.fail(_admission(plan, part), reason)
             work.lose(dict.fromkeys(devices, reason))
@@ -226,13 +216,7 @@ class WiredNode:
         )
 
     def _serve_round(
-        self,
-        plan: RoundPlan,
-        part: EdgePart,
-        states: Mapping[str, State],
-        work: Work,
-        replicate_every: int,
-        deadline: Deadline | None,
+        self, plan: RoundPlan, whole: Part, part: EdgePart, states: Mapping[str, State], work: Work
     ) -> EdgeOutcome:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
@@ -243,11 +227,11 @@ class WiredNode:
         expected = Expected.of(worker, plan)
         if part.peers:
             edge_round: EdgeRound = roaming_round(
-                plan, part, side, admission, expected, self.door, self.settings, self.patience, replicate_every
+                plan, part, side, admission, expected, self.door, self.settings, self.patience, whole.replicate_every
             )
         else:
             edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
-        edge_round.deadline = deadline
+        edge_round.deadline = _deadline(whole)
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()

@@ -15,10 +15,9 @@ from fsl.modes import modes_of, put_back, training_modes
 from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
 from fsl.privacy.claims import Setting, Tally, claim
-from fsl.privacy.counts import Target
-from fsl.privacy.ledger import Ledger
+from fsl.privacy.ledger import Ledger, Target
 from fsl.privacy.rounds import fixed_segments, trainers_of
-from fsl.privacy.settings import Privacy
+from fsl.privacy.settings import DPSGD, Privacy
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
@@ -202,8 +201,13 @@ def refuse_training(
         raise ConfigError(f"privacy.nopeek: {name} has no smashed data; use a strategy that splits the model")
     if (privacy.dp_sgd is not None or privacy.cut is not None or privacy.nopeek is not None) and strategy.local_loss:
         raise ConfigError(f"privacy: devices of {name} train by a loss of their own, which has no private form here")
-    if privacy.dp_sgd is None:
-        return
+    if privacy.dp_sgd is not None:
+        _refuse_dp_sgd(privacy, privacy.dp_sgd, name, trainer, federation)
+
+
+def _refuse_dp_sgd(
+    privacy: Privacy, dp_sgd: DPSGD, name: str, trainer: EdgeTrainer | None, federation: Federation
+) -> None:
     if "tail" in federation.layouts:
         raise ConfigError(
             "privacy.dp_sgd: the account is of a front and a back, and two cuts make a tail; give one cut"
@@ -228,7 +232,7 @@ def refuse_training(
         )
     if (reason := trainer.unaccountable(privacy)) is not None:
         raise ConfigError(f"privacy.dp_sgd: {reason}")
-    if privacy.dp_sgd.clipping == "joint" and (not trainer.divisible or federation.mobility is not None):
+    if dp_sgd.clipping == "joint" and (not trainer.divisible or federation.mobility is not None):
         raise ConfigError(
             "privacy.dp_sgd.clipping=joint: it needs a back per device (splitfed_v1) and mobility=none, since a step "
             "of the back waits for what its device says; use clipping=separate"

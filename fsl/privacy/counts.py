@@ -1,29 +1,15 @@
 """How many samples each device holds (n_k), as a ledger counts them: its members' own numbers, not planned ones."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from fsl.errors import RunError
 from fsl.privacy.claims import Tally, claim
-from fsl.privacy.ledger import Ledger
+from fsl.privacy.ledger import Ledger, Target
 
 log = logging.getLogger(__name__)
 _ROUNDING = 1 + 1e-9
-
-
-@dataclass(frozen=True)
-class Target:
-    """The epsilon that a run's noise was solved for, against who gets the model.
-
-    `rounds`: in how many each device trains, as planned. `planned`: the n_k that it was solved with. `solve`: the noise
-    multiplier that reaches it for other n_k, by device; ConfigError where none does.
-    """
-
-    epsilon: float
-    rounds: Mapping[int, int]
-    planned: Mapping[int, int]
-    solve: Callable[[Mapping[int, int]], float]
 
 
 def take_counts(ledger: Ledger, samples: Mapping[int, int]) -> None:

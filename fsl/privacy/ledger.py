@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsl.errors import CheckpointError
 from fsl.files import write_json
@@ -13,8 +13,19 @@ from fsl.privacy.assumptions import assumed
 from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
 from fsl.reports import DeviceReport
 
-if TYPE_CHECKING:
-    from fsl.privacy.counts import Target
+
+@dataclass(frozen=True)
+class Target:
+    """The epsilon that a run's noise was solved for, against who gets the model.
+
+    `rounds`: in how many each device trains, as planned. `planned`: the n_k that it was solved with. `solve`: the noise
+    multiplier that reaches it for other n_k, by device; ConfigError where none does.
+    """
+
+    epsilon: float
+    rounds: Mapping[int, int]
+    planned: Mapping[int, int]
+    solve: Callable[[Mapping[int, int]], float]
 
 
 class Ledger:

@@ -35,8 +35,8 @@ class EdgeBench:
     total: Callable[[], Total]  # where replicas go: a sum, or states one by one if the cloud asks for them
     privacy: SegmentPrivacy | None = None  # how the back is trained privately; None: as ever
     secure: bool = False  # the noise of privacy comes from the machine's secure generator
-    # Above it a step's loss is far from all training, and the step is refused. None: no step ever is, since devices are
-    # protected as a whole, and an update that cannot be used counts as none when it is clipped.
+    # Above it a step's loss is far from all training, and the step is refused. None: no step ever is, since a clip
+    # bounds what a sample or a device does, and who is lost would tell of it.
     loss_limit: float | None = math.inf
 
     def borrow(self) -> Learner:
@@ -249,14 +249,15 @@ def train_back(
     leaf = upload.smashed.detach()
     if answers and leaf.is_floating_point():
         leaf = leaf.requires_grad_()
-    loss, norms, mark = leaf.new_zeros(()), None, learner.mark()
+    loss, norms = leaf.new_zeros(()), None
+    mark = None if limit is None else learner.mark()
     try:
         if len(leaf):
             loss = objective.loss(learner.forward(leaf.clone(), noise), upload.targets)
             loss.backward()
         if joint:
             norms = learner.norms()
-        if not usable([loss], [leaf.grad, norms, *learner.made()], limit):
+        if mark is not None and not usable([loss], [leaf.grad, norms, *learner.made()], limit):
             learner.undo(mark)
             return refusal(upload)
         if not joint:
@@ -264,7 +265,7 @@ def train_back(
     except Exception as error:
         raise StepError(upload.device, upload.step) from error
     gradient = cut_gradient(leaf, leaf.grad) if answers else None
-    return Reply(upload.device, upload.step, gradient, loss.detach(), norms=norms)
+    return Reply(upload.device, upload.step, gradient, loss.detach(), norms=norms, judged=mark is not None)
 
 
 def refusal(upload: Upload) -> Reply:

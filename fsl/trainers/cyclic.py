@@ -61,6 +61,9 @@ class Cyclic(SharedBack):
     def _serve(self, uploads: Sequence[Upload]) -> list[Reply]:
         """Train and answer; again without those whose upload alone cannot be trained on, where that is no use."""
         learner, limit = self.learner, self.bench.loss_limit
+        if limit is None:
+            self._train(uploads)
+            return self._answer(uploads)
         began = self._trained, self.examples
         before = learner.state().clone(), learner.optimizer_state(), learner.transients()
         self._train(uploads)

@@ -163,7 +163,8 @@ class Pooled(SharedBack):
 
     def _train(self, leaf: Tensor, step: _Step, release: Release | None) -> list[Tensor] | None:
         """Forward, backward, optimizer step; the mean loss of each device, None where the step is refused."""
-        objective, mark = self.bench.objective, self.learner.mark()
+        objective, limit = self.bench.objective, self.bench.loss_limit
+        mark = None if limit is None else self.learner.mark()
         outputs = self.learner.forward(leaf.clone(), self._noise.at(step.uploads[0].step))
         targets = torch.cat([upload.targets for upload in step.uploads])
         rows = objective.rows(outputs, targets) if len(step.uploads) > 1 else None
@@ -179,7 +180,7 @@ class Pooled(SharedBack):
             loss = own[0] if len(own) == 1 else torch.stack(own) @ torch.tensor(step.shares).to(own[0])
             losses = [part.detach() for part in own]
         loss.backward()
-        if not usable(losses, [leaf.grad, *self.learner.made()], self.bench.loss_limit):
+        if mark is not None and not usable(losses, [leaf.grad, *self.learner.made()], limit):
             self.learner.undo(mark)
             return None
         self.learner.step(release=release)
