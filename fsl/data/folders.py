@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from fsl.data.class_names import some
 from fsl.errors import DataError
 
 log = logging.getLogger(__name__)
