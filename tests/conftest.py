@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_network_thread():
+    """What a file's tests opened, they closed."""
+    before = set(threading.enumerate())
+    yield
+    left = [t for t in set(threading.enumerate()) - before if t.name.startswith(("edge-", "uplink"))]
+    for thread in left:
+        thread.join(10)
+    assert not [t.name for t in left if t.is_alive()], "a test left its network's threads behind"
 
 
 @pytest.fixture(scope="session")

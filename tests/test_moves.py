@@ -176,6 +176,25 @@ class Corrupts(Backhaul):
         return await super().carry(lines, here, peer, body, data, timeout, kind)
 
 
+class CorruptsOnce(Corrupts):
+    """A byte of the first session that goes from edge to edge."""
+
+    async def carry(self, lines, here, peer, body, data, timeout, kind):
+        first = kind == "hand" and self.calls.count((kind, here.edge, peer.edge)) == 1
+        carries = super().carry if first else Backhaul.carry.__get__(self)
+        return await carries(lines, here, peer, body, data, timeout, kind)
+
+
+class AnswersAreChanged(Backhaul):
+    """A byte of the first answer to each session."""
+
+    async def carry(self, lines, here, peer, body, data, timeout, kind):
+        answer = await super().carry(lines, here, peer, body, data, timeout, kind)
+        if kind == "hand" and self.calls.count((kind, here.edge, peer.edge)) == 1:
+            raise TrustError("what edge 1 sent was changed on its way")
+        return answer
+
+
 class Cut(Backhaul):
     """No session gets through."""
 
@@ -187,6 +206,15 @@ class Cut(Backhaul):
 
 def test_an_answer_that_is_lost_is_given_again(tmp_path, monkeypatch):
     backhaul = AnswersAreLost(monkeypatch)
+    options = THREE | {"optimizer": KEPT, "mobility": MIDDLE}
+    found = run(FedFly(), backend=wired(tmp_path), **options)
+    assert backhaul.count("hand") == 4  # two moves, each said twice
+    assert_same_result(run(FedFly(), **options), found)
+
+
+@pytest.mark.parametrize("weather", [CorruptsOnce, AnswersAreChanged])
+def test_what_was_changed_on_its_way_is_said_again(weather, tmp_path, monkeypatch):
+    backhaul = weather(monkeypatch)
     options = THREE | {"optimizer": KEPT, "mobility": MIDDLE}
     found = run(FedFly(), backend=wired(tmp_path), **options)
     assert backhaul.count("hand") == 4  # two moves, each said twice

@@ -68,10 +68,22 @@ class Owner:
 
 
 @pytest.fixture
-def owner(tmp_path):
-    one = Owner(tmp_path)
-    yield one
-    one.host.close()
+def owners():
+    """Makes owners, whose nodes end with the test."""
+    made = []
+
+    def make(folder, **config):
+        made.append(Owner(folder, **config))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.host.close()
+
+
+@pytest.fixture
+def owner(owners, tmp_path):
+    return owners(tmp_path)
 
 
 def whole(privacy=None, **changed):
@@ -111,8 +123,8 @@ def test_a_node_trains_its_own_devices_by_its_own_part(plan, part, problem, owne
         owner.ask("train", plan, part)
 
 
-def test_what_a_run_has_not_is_refused(tmp_path):
-    owner = Owner(tmp_path, devices="9")
+def test_what_a_run_has_not_is_refused(owners, tmp_path):
+    owner = owners(tmp_path, devices="9")
     with pytest.raises(TrustError, match=r"is for device 9, and its run has 8 devices"):
         owner.ask("train", whole(), alone(9))
 
@@ -130,14 +142,14 @@ def test_a_node_without_a_role_takes_no_part(tmp_path):
         host.answer("train", 7, RecordDict({CONFIG: ConfigRecord(told)}), {})
 
 
-def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit(tmp_path, owner):
+def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit(owners, tmp_path, owner):
     with pytest.raises(TrustError, match="is for device 5, and this node hosts 1"):
         owner.ask("evaluate", EvaluatePlan("run", 1, (DeviceTask(OTHER),)), arrays=owner.arrays())
     mine = EvaluatePlan("run", 1, (DeviceTask(MINE),))
     owner.ask("train", whole(), alone(MINE), owner.arrays())  # without privacy, so that its own rows may be scored
     assert owner.ask("evaluate", mine, arrays=owner.arrays())
     (tmp_path / "limited").mkdir()
-    limited = Owner(tmp_path / "limited", **{"max-epsilon": 3.0})
+    limited = owners(tmp_path / "limited", **{"max-epsilon": 3.0})
     with pytest.raises(ConfigError, match="max-epsilon=3: scores of private fronts are exact and in no account"):
         limited.ask("evaluate", mine, arrays=owner.arrays())
 
@@ -175,9 +187,9 @@ def test_a_private_round_draws_secure_noise_whatever_its_plan_says(owner):
     assert any((one != totals[1][name]).any() for name, one in totals[0].items())
 
 
-def test_a_large_delta_buys_nothing(tmp_path):
+def test_a_large_delta_buys_nothing(owners, tmp_path):
     """At delta .9 forty rounds were told to cost epsilon -1.56."""
-    owner = Owner(tmp_path, **{"max-epsilon": 1.0})
+    owner = owners(tmp_path, **{"max-epsilon": 1.0})
     large = replace(DP, delta=0.9)
     with pytest.raises(ConfigError, match=r"max-delta=0.0001 over all runs: .* asks device 1 for 0.9, after 0 in"):
         owner.ask("train", whole(large), alone(MINE), owner.arrays())

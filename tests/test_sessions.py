@@ -242,5 +242,7 @@ def test_an_edge_that_lies_loses_its_device_alone(lie, tmp_path, monkeypatch):
 
 
 def test_no_thread_is_left(tmp_path):
+    before = set(threading.enumerate())
     run(PSL(), rounds=1, backend=wired(tmp_path), **OPTIONS)
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(("edge-", "uplink"))]
+    left = set(threading.enumerate()) - before
+    assert not [t.name for t in left if t.name.startswith(("edge-", "uplink"))]

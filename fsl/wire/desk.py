@@ -25,8 +25,11 @@ from fsl.wire.tokens import Claims
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
+_TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
+_FINAL = frozenset({Code.FAILED_PRECONDITION, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED})
 _LONG_POLL = 5.0  # seconds after which a watch is answered though nothing is new
 _AGAIN = 0.3  # seconds between two attempts to reach an edge
+_TRIES = 5  # to say what was changed on its way, before it counts as refused
 _AT_ONCE = 4.0  # seconds for an edge to hand over a session whose device waits at another's door
 
 
@@ -265,16 +268,17 @@ class RoundDesk:
             return f"edge {edge} has no part in this round"
         if len(data) > self.limits.max_message_bytes:
             return f"{len(data)} bytes are above max-message-bytes={self.limits.max_message_bytes}"
-        deadline = time.monotonic() + self.patience.straggler / 2
+        deadline, changed = time.monotonic() + self.patience.straggler / 2, 0
         while True:
             try:
                 await self._lines.call(self.here, peer, body, data, max(0.1, deadline - time.monotonic()))
                 return None
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED) or time.monotonic() > deadline:
+            except (grpc.aio.AioRpcError, TrustError, WireError) as error:
+                code = error.code() if isinstance(error, grpc.aio.AioRpcError) else Code.DATA_LOSS
+                if code not in _TRANSIENT:  # words that were changed on their way, or a refusal that stands
+                    changed += 1
+                if code in _FINAL or changed >= _TRIES or time.monotonic() > deadline:
                     return f"edge {edge}: {_why(error)}"
-            except (TrustError, WireError) as error:
-                return f"edge {edge}: {error}"
             except Exception as error:  # the round waits for what comes of this
                 return f"edge {edge}: {type(error).__name__}: {error}"
             await asyncio.sleep(_AGAIN)
