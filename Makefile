@@ -20,9 +20,9 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# On the package as a user has it, not on the source tree.
+# On the package as a user has it, not on the source tree; what an older build left is not in it.
 types: .venv/installed-test
-	rm -rf build/installed
+	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fsl
 

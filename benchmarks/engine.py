@@ -28,10 +28,10 @@ from torch import nn
 
 import fsl
 from fsl.data import TensorExamples
-from fsl.federation import Optimizer
+from fsl.importing.spec import Spec
 from fsl.models import MLP, VGG5
-from fsl.observers import RunInfo
-from fsl.plan import Spec
+from fsl.run.observers import RunInfo
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Sequential
 
 OPTIMIZER = Optimizer("torch.optim.SGD", lr=0.01)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fsl.plotting import STYLES, new_figure, save_png
+from fsl.run.plotting import STYLES, new_figure, save_png
 
 CUTS = {"pool1": "SP1 (pool1)", "pool2": "SP2 (pool2)", "conv3": "SP3 (conv3)"}
 HATCHES = {"migrate": "", "restart": "//"}

@@ -32,7 +32,7 @@ RUNS = {
 def command(overrides: list[str], folder: Path) -> None:
     """Run one command; CalledProcessError, with what it printed, where it fails."""
     place = f"hydra.run.dir={folder}"
-    subprocess.run([sys.executable, "-m", "fsl.simulations.run", *COMMON, *overrides, place], check=True)
+    subprocess.run([sys.executable, "-m", "fsl.simulations.fsl_simulate", *COMMON, *overrides, place], check=True)
 
 
 def digests(folder: Path) -> list[str]:

@@ -20,10 +20,10 @@ from torch import nn
 
 import fsl
 from fsl.data import Examples, TaskData, TensorExamples, digits
-from fsl.federation import Optimizer
 from fsl.models import MLP
 from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, epsilon, solve
+from fsl.settings.optimizer_settings import Optimizer
 
 DELTA = 1e-5
 DEVICES = 5

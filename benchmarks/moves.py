@@ -20,13 +20,13 @@ import torch
 
 from benchmarks.wire import INSECURE, RUN, Task, Wired, processes, write_key
 from fsl.data import IID
+from fsl.messages.node_part import EdgePart, EdgePeer, Part, Ticket, Visitor
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.mobility import Move
 from fsl.models import VGG5
 from fsl.objective import CrossEntropy
-from fsl.parts import EdgePart, EdgePeer, Part, Ticket, Visitor
-from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.workload import Workload
 from fsl.wire.tokens import Claims, Signer, fingerprint
-from fsl.workload import Workload
 
 CUTS = ("pool1", "pool2", "conv3")
 KINDS = ("stay", "migrate", "restart")

@@ -15,9 +15,10 @@ from torch import nn
 import fsl
 from benchmarks import local_privacy
 from fsl.data import TaskData, cifar10, digits
-from fsl.federation import CloudStrategy, Optimizer
 from fsl.models import MLP, LeNet
 from fsl.privacy import DPSGD, Privacy
+from fsl.settings.federation_settings import CloudStrategy
+from fsl.settings.optimizer_settings import Optimizer
 
 EPSILONS = (None, 8.0, 3.0, 1.0)
 DEVICES = 10

@@ -7,11 +7,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.simulations.compare import Spread
-from fsl.simulations.records import Record, read_runs
+from fsl.simulations.reports.compare import Spread
+from fsl.simulations.reports.run_records import Record, read_runs
 from matplotlib.axes import Axes
 
-from fsl.plotting import STYLES, Style, new_figure, save_png
+from fsl.run.plotting import STYLES, Style, new_figure, save_png
 
 PHI = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHA = (0.0, 0.5, 1.0, 2.0)

@@ -39,32 +39,33 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 from fsl.codecs import Identity
-from fsl.cohort import Cohort
 from fsl.data import IID, TaskData, TensorExamples, digits
 from fsl.deployment.certs import LOOPBACK, Certificates, issue
 from fsl.deployment.certs import Identity as Named
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.wired import WiredNode
-from fsl.edge import EdgeServer
-from fsl.messages import Reply, Upload
+from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.flower.records import record_to_states, states_to_record, totals_to_record
+from fsl.importing.spec import Spec
+from fsl.messages.frames import read_reply, upload_frame
+from fsl.messages.node_part import EdgePart, Part, Ticket
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.messages.steps import Reply, Upload
 from fsl.models import MLP, VGG5, LeNet
-from fsl.node import Node
 from fsl.objective import CrossEntropy
-from fsl.parts import EdgePart, Part, Ticket
-from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
-from fsl.records import record_to_states, states_to_record, totals_to_record
-from fsl.reports import DeviceReport
-from fsl.states import Total
+from fsl.round.cohort import Cohort
+from fsl.round.edge_server import EdgeServer
+from fsl.round.node import Node
+from fsl.round.workload import Workload
+from fsl.segments.sums import Total
 from fsl.trainers import EdgeTrainer
-from fsl.wire.admission import Admission
-from fsl.wire.client import Cut, Ear, Invitation, Uplink
-from fsl.wire.edge_round import EdgeRound
-from fsl.wire.expected import Expected
-from fsl.wire.format import read_reply, upload_frame
+from fsl.wire.device.line import Cut, Ear, Invitation, Uplink
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.edge.expected import Expected
 from fsl.wire.options import Limits, Patience, channel_options
-from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import Claims, Signer, fingerprint
-from fsl.workload import Workload
 
 Row = dict[str, object]
 RUN = "benchmark"
@@ -355,7 +356,7 @@ class Task:
             cohorts=(self.cohort,),
             fronts="averaged",
             trainer=Spec(f"fsl.trainers.{self.trainer}"),
-            device=Spec("fsl.device.Device"),
+            device=Spec("fsl.round.front_device.Device"),
             one_by_one=True,
             optimizer=Spec("torch.optim.SGD"),
             learning_rates={"front": 0.01, "back": 0.01},

@@ -28,11 +28,11 @@ def __getattr__(name: str) -> object:
 
 
 _PUBLIC = {
-    "Backend": "fsl.backend",
-    "Observer": "fsl.observers",
-    "Optimizer": "fsl.federation",
-    "Run": "fsl.run",
-    "Schedule": "fsl.federation",
-    "StopRun": "fsl.observers",
-    "simulate": "fsl.run",
+    "Backend": "fsl.run.backend",
+    "Observer": "fsl.run.observers",
+    "Optimizer": "fsl.settings.federation_settings",
+    "Run": "fsl.run.simulate",
+    "Schedule": "fsl.settings.federation_settings",
+    "StopRun": "fsl.run.observers",
+    "simulate": "fsl.run.simulate",
 }

@@ -3,7 +3,7 @@
 import sys
 from itertools import accumulate
 
-from fsl.simulations.tables import Table
+from fsl.simulations.reports.tables import Table
 
 _WIDTH = 10_000  # of a table that goes to a file or pipe: no line is broken
 _BETWEEN = 3  # characters between two columns

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from fsl.simulations.messages import one_line
+from fsl.simulations.error_lines import one_line
 
 from fsl.errors import CodeError, FslError
 from fsl.faults import described, is_ending, is_fault, passing, traceback_path

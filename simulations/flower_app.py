@@ -11,7 +11,7 @@ client = ClientApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what the run configuration's `overrides` say, on the nodes of this Grid."""
-    from fsl.simulations.cloud import run
+    from fsl.simulations.flower_cloud import run
 
     run(grid, str(context.run_config.get("overrides", "")))
 
@@ -37,10 +37,10 @@ def evaluate(message: Message, context: Context) -> Message:
 def _answer(kind: str, message: Message, context: Context) -> Message:
     """A node with a role has a resident process; others work here, as Flower's simulation engine wants it."""
     if context.node_config.get("role", "any") != "any":
-        from fsl.deployment.asking import ask
+        from fsl.deployment.node.asking import ask
 
         answer = ask(kind, context.node_id, context.run_id, message.content, context.node_config)
         return Message(answer, reply_to=message)
-    from fsl.deployment.nodes import host
+    from fsl.deployment.node.node_host import host
 
     return Message(host().answer(kind, context.node_id, message.content, context.node_config), reply_to=message)

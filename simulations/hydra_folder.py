@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.faults import TRACEBACK
 from fsl.files import write_text
-from fsl.observers import Observer, RunInfo
-from fsl.runfolder import RunFolder
-from fsl.runlog import RUN_LOG
+from fsl.run.observers import Observer, RunInfo
+from fsl.run.run_folder import RunFolder
+from fsl.run.run_log import RUN_LOG
 
 HYDRA = ".hydra"
 

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsl.simulations.messages import with_choices
-from fsl.simulations.run import check_resume
+from fsl.simulations.error_lines import with_choices
+from fsl.simulations.one_run import check_resume
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
-from fsl.config import (
+from fsl.errors import ConfigError
+from fsl.importing.building import build
+from fsl.quoting import override_value
+from fsl.run.config import (
     RunConfig,
-    build,
     build_aggregator,
     build_backend,
     build_objective,
@@ -20,8 +22,6 @@ from fsl.config import (
     build_trackers,
     read_config,
 )
-from fsl.errors import ConfigError
-from fsl.quoting import override_value
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,21 @@ from fsl.strategies import asked
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.aggregation import Aggregator
-from fsl.device import Device, LocalLossDevice
 from fsl.errors import ConfigError, RunError
-from fsl.federation import Federation
-from fsl.memory import KEPT, KEPT_CANNOT_MOVE
+from fsl.flower.aggregation import Aggregator
+from fsl.flower.records import record_to_states
+from fsl.importing.import_paths import locate, path_of
+from fsl.importing.spec import Spec
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, Fronts
 from fsl.mobility import Move, OnMove, moves_of
-from fsl.plan import CohortTask, Fronts, Spec
-from fsl.privacy.client import noised_means
-from fsl.records import record_to_states
-from fsl.reports import DeviceReport
-from fsl.split import refuse_tail
-from fsl.states import State, Total, WeightedSum
-from fsl.targets import locate, path_of
+from fsl.privacy.whole_updates import noised_means
+from fsl.round.front_device import Device, LocalLossDevice
+from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
+from fsl.segments.states import State
+from fsl.segments.sums import Total, WeightedSum
+from fsl.settings.federation_settings import Federation
+from fsl.split.cutting import refuse_tail
 
 
 class Algorithm:

@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from fsl.errors import RunError
-from fsl.finite import finite, finite_state
+from fsl.importing.spec import Spec
 from fsl.mobility import Move
-from fsl.plan import Spec
 from fsl.privacy.claims import ADVERSARIES
-from fsl.privacy.device import LEAKS
+from fsl.privacy.device_guard import LEAKS
 from fsl.privacy.ledger import figure_of
+from fsl.segments.finite import finite, finite_state
 
 # The columns of a round that are measured, or that fsl says beside them.
 RESERVED = frozenset(

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 from fsl.errors import one_of
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.trainers import Cyclic
 
 

@@ -1,6 +1,6 @@
 """FedAvg on the unsplit model: the control that split training is compared with (McMahan et al., AISTATS 2017)."""
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 
 class FedAvg(SplitStrategy):

@@ -9,13 +9,15 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fsl.costs import CostModel, DeviceLoad, serving_of
+from fsl.costs import DeviceLoad, serving_of
 from fsl.errors import RunError
+from fsl.importing.import_paths import locate
+from fsl.importing.spec import Spec
+from fsl.messages.record_names import ARRAYS, CONFIG, LOST, PLAN, REMARKS, SETUP
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, Fronts, joined
 from fsl.mobility import Move, OnMove, Stay, route
-from fsl.names import ARRAYS, CONFIG, LOST, PLAN, REMARKS, SETUP
-from fsl.plan import CohortTask, Fronts, Spec, joined
-from fsl.reports import DeviceReport
-from fsl.targets import locate
+from fsl.settings.federation_settings import RoundPricer
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
 
 
 def simulated(
-    costs: CostModel,
+    costs: RoundPricer,
     reports: Sequence[DeviceReport],
     spec: Spec | None,
     fronts: Fronts,

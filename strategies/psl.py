@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 from fsl.errors import ConfigError, one_of
-from fsl.plan import Spec
-from fsl.reports import DeviceReport
+from fsl.importing.spec import Spec
+from fsl.messages.reports import DeviceReport
 from fsl.trainers import Pooled
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from fsl.strategies import FedFly, SplitFedV1
 
 from fsl.deployment.processes import wait_until
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.trainers import Replicated
 
 

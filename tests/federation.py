@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 
-from fsl.deployment.local import LocalFederation
+from fsl.deployment.local.local_federation import LocalFederation
 
 ROOT = Path(__file__).parents[1]
 IGNORED = {"seconds", "lost", "failed_nodes"}
@@ -27,7 +27,7 @@ class Federation(LocalFederation):
 
     def resident(self, name: str):
         """The process that does a node's work."""
-        (found,) = [member for member in self.pids(name) if "fsl.deployment.resident" in member.command]
+        (found,) = [member for member in self.pids(name) if "fsl.deployment.node.resident_process" in member.command]
         return found
 
 

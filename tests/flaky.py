@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.client import Line, Uplink
-from fsl.wire.format import read_frame
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import read_frame
+from fsl.wire.device.line import Line, Uplink
 
 _DEVICE = contextvars.ContextVar("device")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from fsl.deployment.resident import live
+from fsl.deployment.node.resident_process import live
 
 
 class Host:

@@ -10,22 +10,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fsl import __version__
 from fsl.data import IID, divide
+from fsl.importing.spec import Spec
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import frame, read_frame
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.messages.versions import PROTOCOL
 from fsl.objective import as_objective
-from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
-from fsl.sides import DeviceSide, EdgeSide
-from fsl.versions import PROTOCOL
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.admission import Admission
-from fsl.wire.client import Invitation, Uplink
-from fsl.wire.device_round import DeviceRound
-from fsl.wire.edge_round import EdgeRound
-from fsl.wire.expected import Expected
-from fsl.wire.format import frame, read_frame
+from fsl.round.device_side import DeviceSide
+from fsl.round.edge_side import EdgeSide
+from fsl.round.workload import Worker, Workload
+from fsl.wire.device.device_round import DeviceRound
+from fsl.wire.device.line import Invitation, Uplink
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.edge.expected import Expected
+from fsl.wire.edge.session import Gone
 from fsl.wire.options import METHOD, Limits, Patience, channel_options
-from fsl.wire.server import EdgeDoor
-from fsl.wire.session import Gone
 from fsl.wire.tokens import Claims, Signer, fingerprint, prove, public_bytes
-from fsl.workload import Worker, Workload
 from tests.conftest import small_model, small_task
 
 IDENTITY = "fsl.codecs.Identity"
@@ -41,7 +43,7 @@ def a_plan(epochs: int = 1, trainer: str = "fsl.trainers.Replicated", **kwargs) 
         cohorts=(),
         fronts="averaged",
         trainer=Spec(trainer, kwargs),
-        device=Spec("fsl.device.Device"),
+        device=Spec("fsl.round.front_device.Device"),
         one_by_one=True,
         optimizer=Spec("torch.optim.SGD"),
         learning_rates={"front": 0.05, "back": 0.05},

@@ -3,7 +3,7 @@
 import torch
 from fsl.strategies import SplitStrategy
 
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.trainers import Pooled, Replicated
 
 

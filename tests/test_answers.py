@@ -7,13 +7,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from fsl.strategies import PSL, SplitFedV1, SplitFedV3
 
-from fsl.deployment.answers import Share, check_answer
-from fsl.deployment.work import Work
+from fsl.deployment.cloud.answers import Share, check_answer
+from fsl.deployment.node.work_done import Work
 from fsl.errors import RunError, TrustError, WireError
-from fsl.names import ARRAYS, METRICS
-from fsl.node import Node
-from fsl.records import reports_to_metrics
-from fsl.reports import DeviceReport
+from fsl.flower.records import reports_to_metrics
+from fsl.messages.record_names import ARRAYS, METRICS
+from fsl.messages.reports import DeviceReport
+from fsl.round.node import Node
 from tests.test_equivalences import run
 from tests.wired import Wired
 

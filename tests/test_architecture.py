@@ -5,11 +5,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fsl.simulations import run as _registers_resolvers  # noqa: F401
+from fsl.simulations import fsl_simulate as _registers_resolvers  # noqa: F401
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from fsl.config import read_config
+from fsl.run.config import read_config
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).parent / "options.txt"
@@ -47,7 +47,7 @@ def test_every_package_is_in_the_wheel():
 
 def test_only_one_file_touches_what_flower_keeps_to_itself():
     users = [p.relative_to(ROOT) for p in (ROOT / "fsl").rglob("*.py") if "task_identity" in p.read_text()]
-    assert users == [Path("fsl/grids/flower.py")]
+    assert users == [Path("fsl/flower/internals.py")]
 
 
 def composed(overrides: list[str], name: str = "config") -> dict:

@@ -14,15 +14,24 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl.arguments import as_aggregator, as_backend, as_mobility, as_observers, as_optimizer, as_privacy, as_strategy
-from fsl.config import build_optimizer, build_privacy, named, names
 from fsl.costs import price
 from fsl.errors import ConfigError, RunError
-from fsl.federation import Federation
+from fsl.importing.config_groups import named, names
+from fsl.importing.import_paths import locate
 from fsl.mobility import BackAndForth
-from fsl.observers import Observer
 from fsl.privacy.settings import DPSGD, Privacy
-from fsl.targets import locate
+from fsl.run.arguments import (
+    as_aggregator,
+    as_backend,
+    as_mobility,
+    as_observers,
+    as_optimizer,
+    as_privacy,
+    as_strategy,
+)
+from fsl.run.config import build_optimizer, build_privacy
+from fsl.run.observers import Observer
+from fsl.settings.federation_settings import Federation
 
 torch.manual_seed(0)
 INPUTS = torch.randn(60, 4)

@@ -5,18 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fsl.simulations.attack import command as attack
-from fsl.simulations.report import command as report
-from fsl.simulations.run import command as simulate
-from fsl.simulations.targets import read_target
+from fsl.simulations.attacks.attacked_runs import read_target
+from fsl.simulations.fsl_attack import command as attack
+from fsl.simulations.fsl_report import command as report
+from fsl.simulations.fsl_simulate import command as simulate
 from torch.nn import functional as F
 
 from fsl.attacks.hijacking import Hijacker, _positive, adversary
-from fsl.attacks.pixels import Pixels, ssim
+from fsl.attacks.likeness import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
-from fsl.messages import Upload
+from fsl.messages.steps import Upload
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
 

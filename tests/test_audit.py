@@ -7,10 +7,10 @@ from torch import nn
 
 import fsl
 from fsl.data import TaskData, TensorExamples
-from fsl.federation import Optimizer
 from fsl.privacy import DPSGD, Privacy
 from fsl.privacy.audit import epsilon_lower_bound, guess
-from fsl.privacy.learner import Privatizer
+from fsl.privacy.private_learner import Privatizer
+from fsl.settings.optimizer_settings import Optimizer
 
 CANARIES, GUESSES = 600, 200
 

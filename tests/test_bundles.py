@@ -11,10 +11,10 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.install import install_from_fab
 
-from fsl.deployment import guard
-from fsl.deployment.bundles import check, check_installed, hash_of, hashes
-from fsl.deployment.flower import write_app
-from fsl.deployment.supernode import command, read
+from fsl.deployment.local.flower_programs import write_app
+from fsl.deployment.node import guard
+from fsl.deployment.node.bundles import check, check_installed, hash_of, hashes
+from fsl.deployment.node.supernode import command, read
 from fsl.errors import ConfigError, TrustError
 from tests import federation_app
 

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
-from fsl.simulations.certs import command
+from fsl.simulations.fsl_certs import command
 
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.errors import ConfigError

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fsl import checkpoint as module
-from fsl.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
 from fsl.errors import CheckpointError
 from fsl.files import save_tensors
+from fsl.run import checkpoint as module
+from fsl.run.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
 
 
 def of_round(round, tensor):

@@ -12,15 +12,13 @@ import fsl
 from fsl import seeds
 from fsl.codecs import Identity
 from fsl.data import TaskData, TensorExamples
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.spent import Limit
-from fsl.deployment.wired import WiredNode
-from fsl.device import Device
-from fsl.edge import EdgeServer
+from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import CheckpointError, CodeError, ConfigError, DataError, HijackedError, RunError, WireError
-from fsl.federation import Optimizer
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import EvaluatePlan
 from fsl.mobility import BackAndForth
-from fsl.plan import EvaluatePlan, Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.audit import distinguished
@@ -28,6 +26,9 @@ from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.reasons import told_reason
 from fsl.privacy.settings import Detector
+from fsl.round.edge_server import EdgeServer
+from fsl.round.front_device import Device
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Pooled, Replicated
 from tests.conftest import small_model
 from tests.test_equivalences import run

@@ -8,9 +8,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from fsl.data import TaskData, TensorExamples, as_task, from_dataset, images
-from fsl.data.names import by_name
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.setup import Setup, build_workload
+from fsl.data.same_classes import by_name
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import ConfigError, DataError
 from tests.test_nodes import EDGE, setup_of
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 from fsl.strategies import SplitFedV1
 from PIL import Image
 from safetensors.torch import load_file
@@ -287,7 +287,7 @@ def test_a_run_to_go_on_with_that_is_not_there_is_not_made(capsys):
 
 
 STRATEGY = """
-from fsl.plan import Spec
+from fsl.messages.round_plan import Spec
 from fsl.strategies import SplitFedV1
 
 class Two(SplitFedV1):
@@ -317,7 +317,7 @@ def test_packages_are_allowed_by_name(capsys):
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
     options = ["experiment=smoke", "rounds=10", "devices=10", "model=resnet8"]
-    program = [sys.executable, "-m", "fsl.simulations.run"]
+    program = [sys.executable, "-m", "fsl.simulations.fsl_simulate"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     running = subprocess.Popen(
         [*program, *options, "hydra.run.dir=run"],
@@ -368,7 +368,7 @@ def test_the_wheel_runs_from_a_folder_with_packages_of_the_same_names(tmp_path, 
     for name in ("strategies", "configs", "simulations"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(f"raise ImportError('a package of the user: {name}')")
-    installed_wheel.run("-m", "fsl.simulations.run", "experiment=smoke", "hydra.run.dir=run", folder=folder)
+    installed_wheel.run("-m", "fsl.simulations.fsl_simulate", "experiment=smoke", "hydra.run.dir=run", folder=folder)
     assert (folder / "run" / "model.safetensors").exists()
     where = installed_wheel.run("-c", "import fsl.strategies; print(fsl.strategies.__file__)", folder=folder)
     assert Path(where.strip()).is_relative_to(installed_wheel.packages)

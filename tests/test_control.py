@@ -13,12 +13,12 @@ from fastapi.testclient import TestClient
 from flwr.app import Message
 from flwr.app.error import Error
 
-from fsl.deployment.clock import why_refused
-from fsl.deployment.members import Members, Terms
-from fsl.deployment.stopped import ends_when_stopped
-from fsl.deployment.superlink import ClosedControl, command, is_local
+from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.stopped import ends_when_stopped
+from fsl.deployment.cloud.superlink import ClosedControl, command, is_local
+from fsl.deployment.node.clock import why_refused
 from fsl.errors import RunError
-from fsl.grids.flower import enter_identity, exit_identity
+from fsl.flower.internals import enter_identity, exit_identity
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
 

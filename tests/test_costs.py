@@ -28,7 +28,7 @@ from fsl.data import Dirichlet, TensorExamples, digits
 from fsl.errors import CheckpointError, ConfigError
 from fsl.models import MLP, VGG5, LeNet, ResNet8
 from fsl.objective import CrossEntropy
-from fsl.split import split
+from fsl.split.cutting import split
 from fsl.trainers import Cyclic, Decoupled, Pooled, Replicated, Sequential
 from tests.conftest import small_model, small_task
 from tests.test_architecture import ROOT

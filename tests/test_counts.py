@@ -8,15 +8,15 @@ import pytest
 from fsl.strategies import SplitFedV1
 
 from fsl.data import IID, as_partitioner, divide
-from fsl.deployment.members import Terms
-from fsl.deployment.roster import Roster
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
 from fsl.errors import ConfigError, RunError
-from fsl.node import Node
-from fsl.plan import CohortTask, DeviceTask
+from fsl.messages.round_plan import CohortTask, DeviceTask
 from fsl.privacy import DPSGD, Privacy
 from fsl.privacy.claims import Setting, Tally, claim
-from fsl.privacy.counts import take_counts, take_members
 from fsl.privacy.ledger import Ledger
+from fsl.privacy.member_counts import take_counts, take_members
+from fsl.round.node import Node
 from tests.conftest import small_task
 from tests.lowlevel import a_plan, a_worker
 from tests.test_equivalences import run
@@ -81,7 +81,7 @@ def test_batches_that_a_member_cannot_fill_end_before_anything_is_released(encry
 
 def solved(planned, epsilon=3.0, rounds=4):
     """A ledger whose noise was solved for these n_k, as `simulate` makes it."""
-    from fsl.privacy.check import _solved, _target
+    from fsl.run.privacy_check import _solved, _target
 
     setting = Setting(Privacy(dp_sgd=DPSGD(target_epsilon=epsilon)), "averaged", True, 10, 1)
     trains = Counter(dict.fromkeys(range(len(planned)), rounds))
@@ -137,7 +137,7 @@ def test_a_node_refuses_a_plan_that_counts_other_samples(tmp_path):
 
 def test_in_simulation_nodes_with_another_partition_than_the_ledgers_do_not_train(monkeypatch):
     """Half of the rows on the nodes would cost more than is told."""
-    from fsl import backend as backends
+    from fsl.run import backend as backends
 
     task = small_task()
     fewer = divide(task, IID(), 2, 20, 1)

@@ -8,8 +8,8 @@ from torch import nn
 import fsl
 from fsl.data import digits
 from fsl.errors import ConfigError
-from fsl.federation import Optimizer
 from fsl.models import LeNet
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Cyclic
 from tests.conftest import small_model, small_task
 from tests.test_pooled import RATE, began, linear_back, uploads

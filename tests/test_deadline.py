@@ -4,18 +4,19 @@ import math
 import threading
 
 import pytest
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 from fsl.strategies import PSL, FedAvg, SplitFedV1, SplitFedV3, VanillaSL
 
-from fsl.deployment.closing import least
-from fsl.deployment.members import Terms
-from fsl.deployment.roster import Roster
-from fsl.device import Device
+from fsl.deployment.cloud.closing import least
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
 from fsl.errors import ConfigError, RunError
 from fsl.privacy.settings import Privacy
-from fsl.unsplit import UnsplitCohort
-from fsl.wire.edge_round import EdgeRound
-from fsl.wire.options import Deadline, Patience
+from fsl.round.deadline import Deadline
+from fsl.round.front_device import Device
+from fsl.round.whole_model import UnsplitCohort
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.options import Patience
 from tests.test_equivalences import ADAM, SGD, assert_same_bits, run
 from tests.test_poison import poisoned, told_the_round, without
 from tests.wired import Wired

@@ -9,9 +9,9 @@ from torch import nn
 import fsl
 from fsl.data import digits
 from fsl.errors import ConfigError, RunError
-from fsl.federation import Optimizer
+from fsl.importing.spec import Spec
 from fsl.models import LeNet
-from fsl.plan import Spec
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Decoupled
 from tests.conftest import small_model, small_task
 from tests.test_equivalences import KEPT, KillAfter, KilledError, assert_same_bits

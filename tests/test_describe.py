@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fsl.data import Augmentation, Dirichlet
-from fsl.describe import describe
+from fsl.importing.description import describe
 
 SCALE = 2.0
 

@@ -10,10 +10,10 @@ from flwr_datasets import partitioner as foreign
 from torch.utils.data import Dataset, Subset
 
 from fsl.data import IID, DatasetExamples, Dirichlet, Given, TensorExamples
-from fsl.data.digest import describe_partition, digest
+from fsl.data.data_digest import describe_partition, digest
 from fsl.data.partition import Divided, Partition, Resampled
 from fsl.data.partitioners import Partitioner
-from fsl.digests import digest_values
+from fsl.importing.digests import digest_values
 
 X = torch.arange(40.0).reshape(10, 4)
 Y = torch.arange(10) % 3
@@ -77,8 +77,8 @@ def test_float16_and_bfloat16_of_the_same_bits_differ():
 
 
 def test_large_inputs_are_told_by_a_sample_with_the_first_and_the_last_row(monkeypatch):
-    monkeypatch.setattr("fsl.digests.WHOLE", 100)
-    monkeypatch.setattr("fsl.digests._SAMPLED", 3)
+    monkeypatch.setattr("fsl.importing.digests.WHOLE", 100)
+    monkeypatch.setattr("fsl.importing.digests._SAMPLED", 3)
     inputs, targets = torch.zeros(1000, 2), torch.zeros(1000)
 
     def changed(row, where):
@@ -101,7 +101,7 @@ def test_a_dataset_that_is_read_anew_is_told_by_its_transforms_and_never_by_what
 
 def test_digests_and_partitions_are_the_same_in_another_process():
     script = (
-        "import torch; from fsl.data.digest import digest, describe_partition; from fsl.data import *\n"
+        "import torch; from fsl.data.data_digest import digest, describe_partition; from fsl.data import *\n"
         "x, y = torch.arange(40.).reshape(10, 4), torch.arange(10) % 3\n"
         "print(digest(TensorExamples(x, y)), describe_partition([[0, 1], [2]]))"
     )

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 
-from fsl.divergence import diverged_in
+from fsl.run.divergence import diverged_in
 
 HIGH = 2 * math.log(10) + 0.01
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from fsl.simulations import run as command
+from fsl.simulations import fsl_simulate as command
 
-from fsl.codecs.choice import codec_spec
-from fsl.plan import Spec
+from fsl.codecs.codec_choice import codec_spec
+from fsl.importing.spec import Spec
 from tests.test_equivalences import assert_same_run
 from tests.test_own_codecs import run
 

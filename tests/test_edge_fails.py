@@ -3,14 +3,14 @@
 import pytest
 from fsl.strategies import PSL, SplitFedV1, SplitFedV2
 
-from fsl.edge import EdgeServer
-from fsl.sides import EdgeSide
-from fsl.wire.admission import Admission
-from fsl.wire.client import Line
-from fsl.wire.desk import Asked, RoundDesk
-from fsl.wire.edge_round import EdgeRound
+from fsl.round.edge_server import EdgeServer
+from fsl.round.edge_side import EdgeSide
+from fsl.wire.device.line import Line
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.edge.other_edges import Asked, RoundDesk
+from fsl.wire.edge.session import Refusal
 from fsl.wire.options import Limits, Patience
-from fsl.wire.session import Refusal
 from tests.conftest import small_model
 from tests.lowlevel import HONEST, Edge, Stranger, a_plan
 from tests.test_equivalences import run

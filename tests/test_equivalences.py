@@ -4,23 +4,13 @@ import copy
 
 import pytest
 import torch
-from fsl.strategies import (
-    PSL,
-    SGLR,
-    CycleSL,
-    DecoupledSL,
-    FedAvg,
-    SplitFedV1,
-    SplitFedV2,
-    SplitFedV3,
-    VanillaSL,
-)
+from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from torch import nn
 
 import fsl
 from fsl import seeds
 from fsl.data import Dirichlet
-from fsl.federation import Optimizer
+from fsl.settings.optimizer_settings import Optimizer
 from tests.conftest import small_model, small_task
 
 SGD = Optimizer("torch.optim.SGD", lr=0.05)

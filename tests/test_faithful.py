@@ -15,10 +15,10 @@ from torch.utils.data import TensorDataset
 import fsl
 from fsl.data import IID, as_task, divide
 from fsl.errors import FslError, SplitError
-from fsl.faithful import refuse_unfaithful
 from fsl.models import MLP, VGG5, LeNet, ResNet8
 from fsl.objective import CrossEntropy
-from fsl.workload import Worker, Workload
+from fsl.round.workload import Worker, Workload
+from fsl.run.faithful import refuse_unfaithful
 
 INPUTS = torch.randn(24, 4, generator=torch.Generator().manual_seed(1))
 TARGETS = INPUTS[:, :3].argmax(1)

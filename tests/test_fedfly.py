@@ -25,11 +25,11 @@ from fsl.costs import LinkProfile
 from fsl.costs.profiles import DeviceProfile
 from fsl.data import Resample
 from fsl.errors import ConfigError, WireError
-from fsl.handover import Passport, pack, unpack
-from fsl.messages import UploadPacket
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, joined
+from fsl.messages.steps import UploadPacket
 from fsl.mobility import Move, RandomMobility, ScheduledMobility, Stay
-from fsl.plan import CohortTask, DeviceTask, joined
-from fsl.reports import DeviceReport
+from fsl.round.handover import Passport, pack, unpack
 from tests.conftest import small_model
 from tests.lowlevel import a_plan, a_worker
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, models, optimizers, run
@@ -112,9 +112,11 @@ def test_uploads_are_counted(fraction, done):
 
 def test_what_the_edges_apply_is_counted_by_the_edges(monkeypatch):
     applied = []
-    answer = fsl.edge.EdgeServer.answer
+    answer = fsl.round.edge_server.EdgeServer.answer
     monkeypatch.setattr(
-        fsl.edge.EdgeServer, "answer", lambda server, uploads: applied.extend(uploads) or answer(server, uploads)
+        fsl.round.edge_server.EdgeServer,
+        "answer",
+        lambda server, uploads: applied.extend(uploads) or answer(server, uploads),
     )
     for on_move, expected in (("migrate", 16), ("restart", 16 + 8), ("drop", 8)):
         applied.clear()
@@ -145,13 +147,13 @@ def test_optimizer_states_that_are_kept_return_home():
 )
 def test_in_lockstep_a_device_joins_the_other_cohort(strategy, monkeypatch):
     cohorts = []
-    answer = fsl.edge.EdgeServer.answer
+    answer = fsl.round.edge_server.EdgeServer.answer
 
     def noted(server, uploads):
         cohorts.append((server.edge, uploads[0].step, [upload.device for upload in uploads]))
         return answer(server, uploads)
 
-    monkeypatch.setattr(fsl.edge.EdgeServer, "answer", noted)
+    monkeypatch.setattr(fsl.round.edge_server.EdgeServer, "answer", noted)
     found = run(strategy, mobility=plan_of((0, 1, 0.5, 1)), optimizer=KEPT, rounds=2, **OPTIONS)
     first = cohorts[:8]
     assert [devices for edge, step, devices in first if edge == 0] == [[0, 2], [0, 2], [2], [2]]
@@ -284,9 +286,9 @@ def test_where_a_device_was():
 @pytest.fixture
 def session(tmp_path):
     """An edge with a session that waits for the answer to its first step, and where it could go."""
-    from fsl.sides import EdgeSide
+    from fsl.round.edge_side import EdgeSide
 
-    worker, plan = a_worker(tmp_path), replace(a_plan(), optimizer=fsl.plan.Spec("torch.optim.Adam"))
+    worker, plan = a_worker(tmp_path), replace(a_plan(), optimizer=fsl.importing.spec.Spec("torch.optim.Adam"))
     states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
     one, other = (EdgeSide(CohortTask(e, (DeviceTask(0),)), plan, worker, states).server for e in (0, 1))
     one.open(0, 48.0)
@@ -329,10 +331,10 @@ def test_a_snapshot_of_another_session_is_refused(session, changed, said):
 def test_a_snapshot_of_another_protocol_or_model_is_refused(session, monkeypatch):
     one, _, layout = session
     data = pack(one.snapshot(0), PASSPORT, layout)
-    other = fsl.states.Layout(torch.nn.Linear(3, 3))
+    other = fsl.segments.states.Layout(torch.nn.Linear(3, 3))
     with pytest.raises(WireError, match="from another model"):
         unpack(data, PASSPORT, other)
-    monkeypatch.setattr(fsl.handover, "PROTOCOL", 0)
+    monkeypatch.setattr(fsl.round.handover, "PROTOCOL", 0)
     older = pack(one.snapshot(0), PASSPORT, layout)
     monkeypatch.undo()
     with pytest.raises(WireError, match="by protocol 0, this edge speaks 2"):

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fsl import figures
 from fsl.errors import ConfigError
-from fsl.figures import class_counts_figure, plot, run_figures
+from fsl.run import figures
+from fsl.run.figures import class_counts_figure, plot, run_figures
 
 
 def row(round: int, **more: object) -> dict:
@@ -177,6 +177,6 @@ def test_a_format_that_there_is_not_names_those_there_are(tmp_path):
 
 
 def test_no_window_and_no_global_state_of_pyplot():
-    code = "import sys, fsl.figures as f; lazy = 'matplotlib' not in sys.modules; f.new_figure('x')"
+    code = "import sys, fsl.run.figures as f; lazy = 'matplotlib' not in sys.modules; f.new_figure('x')"
     checked = f"{code}; sys.exit(0 if lazy and 'matplotlib.pyplot' not in sys.modules else 1)"
     assert subprocess.run([sys.executable, "-c", checked], check=False).returncode == 0

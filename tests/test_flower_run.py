@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 
-from fsl.deployment.flower import environment, program
-from fsl.deployment.plan import free_ports
+from fsl.deployment.local.flower_programs import environment, program
+from fsl.deployment.local.local_plan import free_ports
 from fsl.deployment.processes import end, is_alive, start, wait_until
 from tests.test_federation import assert_same_folder
 

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 import fsl
 from fsl import seeds
 from fsl.data import DatasetExamples, TensorExamples, as_examples, from_dataset
-from fsl.data.checks import check_examples
+from fsl.data.example_checks import check_examples
 from fsl.errors import DataError
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -297,7 +297,7 @@ def test_large_finite_numbers_whose_sum_overflows_are_no_infinities():
 
 
 def test_what_is_not_finite_is_found_in_any_block(monkeypatch):
-    monkeypatch.setattr("fsl.data.checks._BLOCK", 8)
+    monkeypatch.setattr("fsl.data.example_checks._BLOCK", 8)
     inputs = X.clone()
     inputs[11, 3] = float("nan")
     with pytest.raises(DataError, match=r"the first is row 11: nan"):

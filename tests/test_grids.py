@@ -16,12 +16,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from fsl.strategies import CycleSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 
 import fsl
-from fsl.app import server_app, workload_app
-from fsl.device import Device
 from fsl.errors import ConfigError, DeviceError, RunError
-from fsl.grids import InlineGrid, RayGrid
-from fsl.grids.ray import RayOptions
-from fsl.plan import Spec
+from fsl.flower.inline_grid import InlineGrid
+from fsl.flower.ray_grid import RayGrid, RayOptions
+from fsl.importing.spec import Spec
+from fsl.round.front_device import Device
+from fsl.run.app import server_app, workload_app
 from fsl.trainers import Replicated
 from tests.conftest import small_model
 from tests.test_equivalences import KEPT, assert_same_run, run
@@ -149,9 +149,9 @@ def test_ray_may_come_up_at_the_second_try_and_is_given_up_then(monkeypatch):
         tries.append(1)
         raise Exception("The current node timed out during startup. This could happen because ...")
 
-    monkeypatch.setattr("fsl.grids.ray.ray.is_initialized", lambda: False)  # other tests' Ray stays as it is
-    monkeypatch.setattr("fsl.grids.ray.ray.shutdown", lambda: None)
-    monkeypatch.setattr("fsl.grids.ray.ray.init", slow)
+    monkeypatch.setattr("fsl.flower.ray_grid.ray.is_initialized", lambda: False)  # other tests' Ray stays as it is
+    monkeypatch.setattr("fsl.flower.ray_grid.ray.shutdown", lambda: None)
+    monkeypatch.setattr("fsl.flower.ray_grid.ray.init", slow)
     with pytest.raises(RunError, match="Ray did not start within 30 s, twice: the machine is very busy"):
         RayGrid(echo_app, 1, RayOptions())
     assert len(tries) == 2

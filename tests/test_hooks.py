@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 import fsl
 from fsl.errors import FslError, RunError
+from fsl.importing.spec import Spec
 from fsl.mobility import Mobility, Move
-from fsl.plan import Spec
 from fsl.privacy.settings import DPSGD
 from tests.test_equivalences import assert_same_run
 
@@ -74,10 +74,14 @@ WRONG = [
     ("metrics", (("mine", torch.ones(2)),), "of type Tensor; a metric is a number"),
     ("metrics", (("mine", "1"),), "Mine.metrics() gave mine='1' of type str"),
     ("metrics", ((1, 1.0),), "Mine.metrics() names a metric 1; a name is a text"),
-    ("trainer", "fsl.trainers.Replicated", "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.plan.Spec("),
+    (
+        "trainer",
+        "fsl.trainers.Replicated",
+        "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.importing.spec.Spec(",
+    ),
     ("trainer", Spec(fsl.trainers.Replicated), "Mine.trainer() gave Spec("),
     ("trainer", Spec("fsl.trainers.Pooled", {"phi": np.float32(1)}), "Mine.trainer() gave phi=np.float32(1.0) of type"),
-    ("device_rule", None, "Mine.device_rule() gave None; give fsl.plan.Spec("),
+    ("device_rule", None, "Mine.device_rule() gave None; give fsl.importing.spec.Spec("),
 ]
 
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fsl.codecs import Identity, Payload
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.format import frame, upload_frame
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import frame, upload_frame
 from fsl.wire.options import Limits, Patience
 from fsl.wire.tokens import Signer, public_bytes
 from tests.lowlevel import HONEST, Edge, Stranger, a_plan

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl.config import build_data
 from fsl.data import Augmentation, TensorExamples
 from fsl.errors import CheckpointError
 from fsl.files import save_tensors
-from fsl.identity import of_given
 from fsl.objective import CrossEntropy, Objective
+from fsl.run.config import build_data
+from fsl.run.run_identity import of_given
 
 torch.manual_seed(0)
 INPUTS = torch.randn(60, 4)

@@ -9,12 +9,12 @@ from fsl.strategies import FedAvg, SplitFedV1
 from torch import nn
 
 import fsl
-from fsl.backend import Backend
-from fsl.config import build_aggregator, build_backend, build_data, build_mobility, build_privacy
 from fsl.data import Augmentation
-from fsl.deployment.members import build_terms
+from fsl.deployment.cloud.members import build_terms
 from fsl.errors import ConfigError
-from fsl.federation import Schedule
+from fsl.run.backend import Backend
+from fsl.run.config import build_aggregator, build_backend, build_data, build_mobility, build_privacy
+from fsl.settings.optimizer_settings import Schedule
 from tests.conftest import small_model, small_task
 from tests.test_own_codecs import run, vectors
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fsl.device import Device
+from fsl.round.front_device import Device
 from fsl.wire.options import KEEPALIVE, Limits, Patience, channel_options
 from tests.lowlevel import HONEST, Edge, a_plan
 from tests.proxy import Proxy

@@ -10,15 +10,15 @@ import torch
 from fsl.strategies import SplitFedV1
 
 import fsl
-from fsl.deployment.members import Terms
-from fsl.deployment.roster import Roster
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.files import load_tensors
-from fsl.memory import TrainerMemory
+from fsl.messages.round_plan import RoundPlan
 from fsl.mobility import RandomMobility
-from fsl.plan import RoundPlan
 from fsl.privacy.settings import CutNoise, Privacy, RandomizedLabels
-from fsl.store import Store
+from fsl.round.node_store import Store
+from fsl.round.trainer_memory import TrainerMemory
 from tests.lowlevel import a_plan
 from tests.own_trainers import Counting, Now, Replay, Silent, Within, by
 from tests.test_equivalences import assert_same_bits, assert_same_run

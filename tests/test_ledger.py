@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 from fsl.strategies import PSL, SGLR, FedAvg, FedFly, SplitFedV1, SplitFedV3, VanillaSL
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fsl.errors import ConfigError
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, combined, epsilon, solve
 from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
@@ -199,7 +199,7 @@ def test_the_worst_device_is_the_headline():
 
 
 def test_the_ledger_is_written_before_anything_is_released(tmp_path, monkeypatch):
-    from fsl.node import Node
+    from fsl.round.node import Node
 
     seen, train = [], Node.train
 

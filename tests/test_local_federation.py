@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
-from fsl.simulations.federation import command
+from fsl.simulations.fsl_federation import command
 from fsl.simulations.overrides import for_federation
 
 from fsl import __version__
-from fsl.deployment import local
-from fsl.deployment.bundles import check
-from fsl.deployment.figures import parse_figures
-from fsl.deployment.flower import CONNECTION, bundle_hash, flwr
-from fsl.deployment.local import LocalFederation
+from fsl.deployment.local import local_federation as local
+from fsl.deployment.local.edge_figures import parse_figures
+from fsl.deployment.local.federation_record import read_record
+from fsl.deployment.local.flower_programs import CONNECTION, bundle_hash, flwr
+from fsl.deployment.local.flower_runs import submit, watch
+from fsl.deployment.local.local_federation import LocalFederation
+from fsl.deployment.node.bundles import check
 from fsl.deployment.processes import members, wait_until
-from fsl.deployment.record import read_record
-from fsl.deployment.runs import submit, watch
 from fsl.errors import CheckpointError, ConfigError, RunError
 from fsl.quoting import override_value
 from tests.federation_app import write_app
@@ -115,7 +115,7 @@ def test_a_bundle_that_no_owner_allowed_does_not_run_on_any_node(federation, tmp
 @slow
 def test_ctrl_c_stops_a_run(federation, tmp_path):
     out = tmp_path / "out"
-    program = [sys.executable, "-m", "fsl.simulations.federation", "run", "--folder", str(federation.folder)]
+    program = [sys.executable, "-m", "fsl.simulations.fsl_federation", "run", "--folder", str(federation.folder)]
     with interruptible([*program, "seed=14", f"hydra.run.dir={out}"]) as process:
         assert wait_until((out / "here").exists, 60)
         process.send_signal(signal.SIGINT)
@@ -149,7 +149,7 @@ def test_a_node_comes_back_with_its_key(federation, capsys):
     before = federation.record.processes["device-1"]
     commands = [member.command for member in federation.pids("device-1")]
     assert len(commands) == 2
-    assert any("fsl.deployment.supernode" in command for command in commands)
+    assert any("fsl.deployment.node.supernode" in command for command in commands)
     assert any(command.startswith("flower-superexec") for command in commands)
     federation.kill("device-1", signal.SIGTERM)
     assert wait_until(lambda: not members(before), 20)
@@ -162,7 +162,7 @@ def test_a_node_comes_back_with_its_key(federation, capsys):
 @slow
 def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path):
     folder = tmp_path / "federation"
-    program = [sys.executable, "-m", "fsl.simulations.federation", "up", "--folder", str(folder)]
+    program = [sys.executable, "-m", "fsl.simulations.fsl_federation", "up", "--folder", str(folder)]
     with interruptible(program, folder) as process:
 
         def processes():

@@ -6,12 +6,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from fsl.strategies import PSL, SplitFedV1, SplitFedV3
 
-from fsl.deployment.answers import check_scores
-from fsl.deployment.work import Work
+from fsl.deployment.cloud.answers import check_scores
+from fsl.deployment.node.work_done import Work
 from fsl.errors import WireError
-from fsl.names import METRICS
-from fsl.node import Node
-from fsl.records import metrics_to_reports, reports_to_metrics, to_array, to_numpy
+from fsl.flower.records import metrics_to_reports, reports_to_metrics, to_array, to_numpy
+from fsl.messages.record_names import METRICS
+from fsl.round.node import Node
 from tests.test_answers import report
 from tests.test_equivalences import run
 from tests.wired import Wired

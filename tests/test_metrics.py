@@ -18,22 +18,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fsl.strategies import PSL, CycleSL, SplitFedV1
 
 from fsl.codecs import Identity
-from fsl.deployment.figures import parse_figures, read_figures
+from fsl.deployment.local.edge_figures import parse_figures, read_figures
 from fsl.deployment.logs import FIELDS, JsonFormatter
-from fsl.deployment.metrics import MetricsEndpoint
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.wired import WiredNode
-from fsl.edge import EdgeServer
+from fsl.deployment.node.edge_metrics import MetricsEndpoint
+from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import frame
+from fsl.round.edge_server import EdgeServer
 from fsl.trainers import Replicated
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.admission import Admission
-from fsl.wire.client import Ear, Invitation, Uplink
-from fsl.wire.edge_round import EdgeRound
-from fsl.wire.expected import Expected
-from fsl.wire.format import frame
+from fsl.wire.device.line import Ear, Invitation, Uplink
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.edge.expected import Expected
 from fsl.wire.options import METHOD, Limits, Patience
-from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import Claims, Signer, fingerprint
 from tests.test_equivalences import run
 from tests.wired import Wired, WiredGrid
@@ -171,7 +171,7 @@ def edge_settings(folder, **more):
 
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "fsl.deployment.metrics")
+    monkeypatch.delitem(sys.modules, "fsl.deployment.node.edge_metrics")
     node = object.__new__(WiredNode)
     node.settings, node._door, node._metrics = edge_settings(tmp_path, metrics="127.0.0.1:0"), None, None
     with pytest.raises(ConfigError, match=r"^metrics=127.0.0.1:0: .*pip install 'fsl-flower\[federation\]'.*$"):
@@ -179,7 +179,7 @@ def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch
 
 
 def test_the_library_is_imported_only_where_a_node_is_to_count():
-    code = "import sys, fsl.deployment.wired; sys.exit('prometheus_client' in sys.modules)"
+    code = "import sys, fsl.deployment.node.networked_node; sys.exit('prometheus_client' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[1])
 
 
@@ -216,16 +216,16 @@ def test_logs_tell_a_round_with_its_run_edge_and_devices(lines, tmp_path):
     said = lines()
     everyone = [(1, device % 2, device) for device in range(4)]
     for words in ("session of device", "closed"):
-        logger = "fsl.wire.server" if words.startswith("session") else "fsl.wire.edge_round"
+        logger = "fsl.wire.edge.door" if words.startswith("session") else "fsl.wire.edge.edge_round"
         found = told(said, logger, words)
         assert [one for one in found if one[2] >= 0] == sorted(everyone)
     for words in ("has its session", "closed"):
-        assert told(said, "fsl.wire.device_round", words) == sorted(everyone)
+        assert told(said, "fsl.wire.device.device_round", words) == sorted(everyone)
     for words in ("began with 2 devices", "ended: 2 devices closed, 0 lost"):
-        assert told(said, "fsl.wire.edge_round", words) == [(1, 0, -1), (1, 1, -1)]
-    assert len(told(said, "fsl.wire.device_round", "ended: 2 devices finished, 0 lost")) == 2
+        assert told(said, "fsl.wire.edge.edge_round", words) == [(1, 0, -1), (1, 1, -1)]
+    assert len(told(said, "fsl.wire.device.device_round", "ended: 2 devices finished, 0 lost")) == 2
     assert all(line["run"] for line in said if "round" in line)
-    assert all("127.0.0.1" in line["peer"] for line in said if line["logger"] == "fsl.wire.server")
+    assert all("127.0.0.1" in line["peer"] for line in said if line["logger"] == "fsl.wire.edge.door")
 
 
 def test_a_refusal_is_logged_with_its_peer(edge, lines):

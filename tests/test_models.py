@@ -8,7 +8,7 @@ from torch import nn
 
 from fsl.errors import ConfigError
 from fsl.models import MLP, VGG5, VGG16, AlexNet, LeNet, ResNet8, ResNet18
-from fsl.split import join, possible_cuts, split
+from fsl.split.cutting import join, possible_cuts, split
 
 SMALLEST = {MLP: 1, LeNet: 4, VGG5: 4, VGG16: 32, AlexNet: 8, ResNet8: 4, ResNet18: 8}
 DEFAULT_CUTS = {

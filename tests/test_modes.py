@@ -10,21 +10,21 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl.batches import needs_two_rows
 from fsl.costs import price
 from fsl.data import IID, as_task, divide
 from fsl.errors import ConfigError
-from fsl.evaluation import evaluate
-from fsl.modes import evaluating, modes_of, start_training, training_modes
+from fsl.messages.round_plan import CohortTask
 from fsl.objective import CrossEntropy
-from fsl.plan import CohortTask
-from fsl.privacy.check import refuse_model
-from fsl.privacy.device import leaks
+from fsl.privacy.device_guard import leaks
 from fsl.privacy.settings import DPSGD, Privacy, Probe
-from fsl.sides import DeviceSide, EdgeSide
-from fsl.split import split
-from fsl.wire.expected import Expected
-from fsl.workload import Worker, Workload
+from fsl.round.device_side import DeviceSide
+from fsl.round.edge_side import EdgeSide
+from fsl.round.evaluation import evaluate
+from fsl.round.workload import Worker, Workload
+from fsl.run.privacy_check import refuse_model
+from fsl.segments.modes import evaluating, modes_of, needs_two_rows, start_training, training_modes
+from fsl.split.cutting import split
+from fsl.wire.edge.expected import Expected
 from tests.lowlevel import a_plan
 
 INPUTS = torch.randn(24, 4, generator=torch.Generator().manual_seed(1))

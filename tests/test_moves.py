@@ -11,14 +11,14 @@ from fsl.strategies.algorithm import Algorithm
 
 import fsl
 from fsl.deployment.certs import Certificates, identities, issue
-from fsl.deployment.members import Terms
-from fsl.deployment.roster import Roster
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
 from fsl.errors import TrustError, WireError
+from fsl.messages import messages_pb2 as pb
 from fsl.mobility import RandomMobility
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.client import Line
+from fsl.wire.device.line import Line
+from fsl.wire.edge.signed_calls import PeerLines, Place, check, sign
 from fsl.wire.options import PEER_METHOD, Patience
-from fsl.wire.peers import PeerLines, Place, check, sign
 from tests.conftest import small_model
 from tests.flaky import At, Weather
 from tests.test_equivalences import ADAM, KEPT, run
@@ -123,7 +123,7 @@ def test_a_device_that_never_arrives_is_lost_alone(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Algorithm, "select", lambda self, round: [1, 2, 3])
         expected = run(SplitFedV1(), rounds=1, **THREE | {"optimizer": ADAM})
-    monkeypatch.setattr("fsl.wire.roaming_devices.RoamingDevices._go", dies)
+    monkeypatch.setattr("fsl.wire.device.moving_device_round.RoamingDevices._go", dies)
     options = THREE | {"optimizer": ADAM, "mobility": MIDDLE, "rounds": 1}
     found = run(FedFly(), backend=wired(tmp_path, patience=QUICK), **options)
     assert_as_without(expected, found, WITHOUT)
@@ -303,7 +303,9 @@ def test_a_device_goes_where_its_link_leads(tmp_path, monkeypatch):
     location = tmp_path / "edge"
     location.write_text("2")
     options = THREE | {"optimizer": KEPT, "rounds": 2}
-    monkeypatch.setattr("fsl.deployment.settings.NodeSettings.current_edge", lambda self: int(location.read_text()))
+    monkeypatch.setattr(
+        "fsl.deployment.node.node_settings.NodeSettings.current_edge", lambda self: int(location.read_text())
+    )
     found = run(FedFly(), mobility=RandomMobility(0.0), backend=wired(tmp_path / "run", roaming=True), **options)
     monkeypatch.undo()
     assert_as_without(run(SplitFedV1(), **options), found, WITHOUT)

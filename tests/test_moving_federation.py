@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fsl.deployment.local import LocalFederation
+from fsl.deployment.local.local_federation import LocalFederation
 from fsl.deployment.processes import send, wait_until
 from tests.faulty import Stage
 from tests.federation import ROOT, Federation, rows, simulated

@@ -8,12 +8,12 @@ from torch import nn
 
 from fsl.codecs import Codec
 from fsl.data import TaskData, digits
-from fsl.deployment.named import check_group
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.setup import build_workload
-from fsl.device import Device
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.setup import build_workload
+from fsl.deployment.node.setup_names import check_group
 from fsl.errors import WireError
-from fsl.targets import ALLOWED, locate_allowed
+from fsl.importing.import_paths import ALLOWED, locate_allowed
+from fsl.round.front_device import Device
 from fsl.trainers import EdgeTrainer
 from tests.test_nodes import DEVICE, setup_of
 
@@ -52,7 +52,7 @@ def factory() -> nn.Module:
         ("model", "torch.optim.SGD"),
         ("model", "torch.utils.data.DataLoader"),
         ("model", "fsl.data.images"),
-        ("model", "fsl.deployment.metrics.MetricsEndpoint"),
+        ("model", "fsl.deployment.node.edge_metrics.MetricsEndpoint"),
         ("model", "fsl.deployment.certs.issue"),
         ("model", "tests.test_named.factory"),
         ("model", "tests.test_named.Own.trap"),
@@ -68,12 +68,12 @@ def factory() -> nn.Module:
         ("model", "\x1b[2Jtests.x.Own"),
         ("model", ["tests.test_named.Own"]),
         ("model", None),
-        ("strategy", "fsl.run.simulate"),
+        ("strategy", "fsl.run.simulate.simulate"),
         ("strategy", "fsl.models.MLP"),
         ("strategy", "fsl.attacks.FSHA"),
         ("partition", "fsl.data.images"),
         ("partition", "fsl.data.Partitioner"),
-        ("partition", "fsl.wire.server.EdgeDoor"),
+        ("partition", "fsl.wire.edge.door.EdgeDoor"),
         ("objective", "torch.load"),
         ("objective", "torch.nn.functional.mse_loss"),
         ("objective", "fsl.models.factory"),
@@ -156,14 +156,14 @@ def test_where_data_lie_no_option_says(options):
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("fsl.deployment.metrics.MetricsEndpoint", EdgeTrainer),
+        ("fsl.deployment.node.edge_metrics.MetricsEndpoint", EdgeTrainer),
         ("fsl.attacks.hijacking.FSHATrainer", EdgeTrainer),
         ("fsl.trainers.Pooled", Device),
         ("fsl.trainers.EdgeTrainer", EdgeTrainer),
         ("torch.optim.lr_scheduler.StepLR", EdgeTrainer),
         ("fsl.codecs.Identity", EdgeTrainer),
         ("fsl.trainers.Pooled", Codec),
-        ("fsl.trainers.base.torch.optim.SGD", EdgeTrainer),
+        ("fsl.trainers.edge_trainer.torch.optim.SGD", EdgeTrainer),
         ("fsl.seeds.derive", EdgeTrainer),
     ],
 )

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fsl.simulations.cloud import composed
+from fsl.simulations.flower_cloud import composed
 
-from fsl.config import build_data, read_config
 from fsl.data import TaskData
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.setup import Setup, build_workload, store_of
-from fsl.deployment.spent import Limit
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.own_ledger import Limit
+from fsl.deployment.node.setup import Setup, build_workload, store_of
 from fsl.errors import ConfigError, WireError
+from fsl.run.config import build_data, read_config
 from fsl.wire.options import Patience
 
 DEVICE = {"role": "device", "devices": "0,2-3", "key": "k", "state": "s", "ca": "ca.pem"}
@@ -113,11 +113,11 @@ def named(name: str, test_share: float = 0.2) -> TaskData:
         ("model", "torch.load"),
         ("model", "fslevil.Model"),
         ("model", "fsl.files.write_text"),
-        ("strategy", "fsl.run.simulate"),
+        ("strategy", "fsl.run.simulate.simulate"),
         ("partition", "os.system"),
         ("data", "fsl.files.load_tensors"),
         ("data", "tests.test_nodes.named"),
-        ("strategy", "fsl.targets.resolve_name"),
+        ("strategy", "fsl.importing.import_paths.resolve_name"),
         ("data", 7),
     ],
 )

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl import evaluation
 from fsl.data import TensorExamples
 from fsl.errors import ConfigError
-from fsl.evaluation import evaluate
 from fsl.objective import BCE, L1, MSE, CrossEntropy, Huber, LossFunction, Objective, as_objective
+from fsl.round import evaluation
+from fsl.round.evaluation import evaluate
 
 torch.manual_seed(0)
 INPUTS = torch.randn(90, 4)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl.observers import Figures, Observer, ProgressBar, RoundLines, RunInfo, human_bytes, round_in_words
-from fsl.runlog import RunLog
+from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines, RunInfo, human_bytes, round_in_words
+from fsl.run.run_log import RunLog
 from fsl.trackers import TensorBoard
 
 
@@ -180,7 +180,7 @@ def test_figures_that_fail_are_a_warning(tmp_path):
 
 def test_a_heat_map_of_some_devices_says_how_many_there_are(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr("fsl.figures.class_counts_figure", lambda counts, path, title: titles.append(title))
+    monkeypatch.setattr("fsl.run.figures.class_counts_figure", lambda counts, path, title: titles.append(title))
     Figures().on_start(RunInfo("SGLR", "CNN", "CIFAR-10", 10_000, 3, 1, tmp_path, np.ones((100, 10), dtype=int)))
     assert titles == ["CIFAR-10: samples of 100 of 10,000 devices"]
 

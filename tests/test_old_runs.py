@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from fsl.deployment.nodes import NodeHost
-from fsl.deployment.old_runs import prune
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.setup import store_of
+from fsl.deployment.node.node_host import NodeHost
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.old_runs import prune
+from fsl.deployment.node.setup import store_of
 from fsl.errors import ConfigError
 from tests.test_nodes import EDGE, setup_of
 
@@ -54,7 +54,7 @@ def test_what_was_written_today_or_is_no_run_s_stays(tmp_path):
 def test_a_node_deletes_old_runs_when_a_new_one_begins(tmp_path):
     from flwr.app import ConfigRecord, RecordDict
 
-    from fsl.names import CONFIG, SETUP
+    from fsl.messages.record_names import CONFIG, SETUP
 
     for days in range(2, 5):
         left(tmp_path / "runs", f"run{days}", days)

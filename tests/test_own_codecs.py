@@ -7,22 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fsl.simulations import run as command
-from fsl.simulations.settings import labels, readable_settings
+from fsl.simulations import fsl_simulate as command
+from fsl.simulations.reports.differing_settings import labels, readable_settings
 from fsl.strategies import SGLR, DecoupledSL, FedAvg, FedFly, SplitFedV1, SplitFedV2
 from torch import nn
 
 import fsl
 from fsl.codecs import Float16, Identity
-from fsl.codecs.choice import build_codecs, codec_spec
+from fsl.codecs.codec_choice import build_codecs, codec_spec
 from fsl.data import TaskData, TensorExamples
-from fsl.deployment.members import Terms
-from fsl.deployment.roster import Roster
-from fsl.edge import EdgeServer
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
 from fsl.errors import ConfigError, RunError
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import RoundPlan
 from fsl.mobility import RandomMobility
-from fsl.plan import RoundPlan, Spec
 from fsl.privacy.settings import DPSGD, Privacy
+from fsl.round.edge_server import EdgeServer
 from tests import own_codecs as own
 from tests.lowlevel import a_plan
 from tests.test_equivalences import assert_same_run

@@ -13,8 +13,9 @@ from torch.utils.data import Subset, TensorDataset, random_split
 import fsl
 import fsl.costs
 from fsl.data import IID, Dirichlet, Given, Natural, Pathological, Shards, TaskData, TensorExamples, as_partitioner
+from fsl.data.dividing import divide
 from fsl.data.examples import DatasetExamples
-from fsl.data.partition import Divided, Partition, divide
+from fsl.data.partition import Divided, Partition
 from fsl.data.partitioners import Partitioner
 from fsl.errors import ConfigError, DataError
 

@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-ENTRY = ("-m", "fsl.simulations.run", "--config-dir", "conf")
+ENTRY = ("-m", "fsl.simulations.fsl_simulate", "--config-dir", "conf")
 COMMAND = (*ENTRY, "experiment=smoke")
 
 
@@ -58,7 +58,7 @@ def test_it_is_swept_and_reported_beside_fsls_own(folder, installed_wheel):
     sweep = ("-m", "experiment=smoke", "strategy=clipped,splitfed_v2", "seed=0,1", "rounds=1", "hydra.sweep.dir=sweep")
     installed_wheel.run(*ENTRY, *sweep, folder=folder)
     assert len(list(folder.glob("sweep/*/summary.json"))) == 4
-    report = installed_wheel.run("-m", "fsl.simulations.report", "sweep", "--out", "report", folder=folder)
+    report = installed_wheel.run("-m", "fsl.simulations.fsl_report", "sweep", "--out", "report", folder=folder)
     assert "ClippedPSL" in report
     assert "SplitFedV2" in report
     page = (folder / "report" / "report.html").read_text()

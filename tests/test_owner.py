@@ -11,19 +11,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fsl.data import IID, divide
-from fsl.deployment.nodes import NodeHost
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.setup import Whole, build_workload
-from fsl.deployment.spent import Limit, OwnLedger
+from fsl.deployment.node.node_host import NodeHost
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.own_ledger import Limit, OwnLedger
+from fsl.deployment.node.setup import Whole, build_workload
 from fsl.errors import ConfigError, FslError, TrustError
-from fsl.grids.flower import enter_identity, exit_identity
-from fsl.names import ARRAYS, CONFIG, PART, PLAN, SETUP
-from fsl.parts import EdgePart, Part, Ticket
-from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, Spec
+from fsl.flower.internals import enter_identity, exit_identity
+from fsl.flower.records import states_to_record
+from fsl.importing.spec import Spec
+from fsl.messages.node_part import EdgePart, Part, Ticket
+from fsl.messages.record_names import ARRAYS, CONFIG, PART, PLAN, SETUP
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan
 from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.ledger import read_devices
-from fsl.records import states_to_record
-from fsl.workload import Worker
+from fsl.round.workload import Worker
 from tests.conftest import small_task
 from tests.lowlevel import a_plan
 from tests.test_nodes import setup_of
@@ -156,8 +157,8 @@ def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit
 
 UNTRUE = {
     "another device": (
-        replace(a_plan(), privacy=DP, device=Spec("fsl.device.LocalLossDevice")),
-        "device=fsl.device.LocalLossDevice: only fsl.device.Device clips",
+        replace(a_plan(), privacy=DP, device=Spec("fsl.round.front_device.LocalLossDevice")),
+        "device=fsl.round.front_device.LocalLossDevice: only fsl.round.front_device.Device clips",
     ),
     "rows that mix": (replace(a_plan(), privacy=DP, up=Spec("fsl.codecs.Int8")), "it encodes a batch as a whole"),
     "rows that mix down": (replace(a_plan(), privacy=DP, down=Spec("fsl.codecs.Int8")), "codec.down=fsl.codecs.Int8"),

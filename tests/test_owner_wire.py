@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from fsl.strategies import FedFly
 
-from fsl.deployment.spent import Limit
+from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import RunError
 from fsl.privacy.ledger import read_devices
 from fsl.wire.options import Patience

@@ -8,17 +8,17 @@ import torch
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from fsl.strategies.algorithm import Algorithm
 
-from fsl.checkpoint import load_checkpoint
 from fsl.codecs import Identity
-from fsl.deployment.wired import WiredNode
-from fsl.deployment.work import Work
-from fsl.device import Device
-from fsl.divergence import diverged_in
-from fsl.edge import EdgeServer
+from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.work_done import Work
 from fsl.errors import RunError
 from fsl.files import load_tensors, save_tensors
 from fsl.privacy.settings import Privacy
-from fsl.sides import DeviceSide
+from fsl.round.device_side import DeviceSide
+from fsl.round.edge_server import EdgeServer
+from fsl.round.front_device import Device
+from fsl.run.checkpoint import load_checkpoint
+from fsl.run.divergence import diverged_in
 from fsl.trainers import Replicated
 from tests.conftest import small_task
 from tests.test_equivalences import ADAM, KEPT, assert_same_bits, run

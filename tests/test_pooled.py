@@ -4,24 +4,25 @@ import itertools
 
 import pytest
 import torch
-from fsl.simulations.report import command as report
-from fsl.simulations.run import command
+from fsl.simulations.fsl_report import command as report
+from fsl.simulations.fsl_simulate import command
 from fsl.strategies import PSL, SGLR
 from torch import nn
 
 import fsl
 from fsl.codecs import Identity
-from fsl.edge import EdgeServer
 from fsl.errors import ConfigError
-from fsl.federation import Optimizer
-from fsl.learner import OptimizerRecipe, SegmentRuntime
-from fsl.messages import Upload, UploadPacket
+from fsl.importing.import_paths import ALLOWED
+from fsl.importing.spec import Spec
+from fsl.messages.frames import reply_bytes
+from fsl.messages.steps import Upload, UploadPacket
 from fsl.objective import CrossEntropy, LossFunction
-from fsl.plan import Spec
-from fsl.states import WeightedSum
-from fsl.targets import ALLOWED
+from fsl.round.edge_server import EdgeServer
+from fsl.segments.learner import SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.sums import WeightedSum
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import EdgeBench, Pooled
-from fsl.wire.format import reply_bytes
 from tests.conftest import small_model, small_task
 
 RATE = 0.1

@@ -14,15 +14,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 import fsl
 from fsl.deployment.certs import Certificates as Folder
 from fsl.deployment.certs import identities, issue
-from fsl.deployment.record import alone_in
+from fsl.deployment.local.federation_record import alone_in
 from fsl.errors import CheckpointError, ConfigError, WireError
 from fsl.files import save_tensors, write_json
-from fsl.parts import EdgePart, EdgePeer, Part, Ticket, Visitor
-from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan, Spec
+from fsl.importing.spec import Spec
+from fsl.messages.node_part import EdgePart, EdgePeer, Part, Ticket, Visitor
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.privacy.settings import Privacy, RandomizedLabels
 from fsl.private_files import own_folder, private_folder
-from fsl.store import Store
-from fsl.wire.journal import Journal
+from fsl.round.node_store import Store
+from fsl.wire.edge.journal import Journal
 from fsl.wire.options import Certificates
 from fsl.wire.tokens import Claims, load_private_key
 from tests.conftest import small_model, small_task
@@ -181,7 +182,7 @@ def a_plan():
         cohorts=(CohortTask(0, (DeviceTask(0),)),),
         fronts="private",
         trainer=Spec("fsl.trainers.Pooled"),
-        device=Spec("fsl.device.Device"),
+        device=Spec("fsl.round.front_device.Device"),
         one_by_one=False,
         optimizer=Spec("torch.optim.SGD"),
         learning_rates={"front": 0.1},

@@ -10,18 +10,18 @@ from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 import fsl
-from fsl.backend import Backend
 from fsl.data import Dirichlet, TaskData, TensorExamples
-from fsl.federation import Optimizer
-from fsl.learner import Release
 from fsl.mobility import RandomMobility, ScheduledMobility
 from fsl.models import VGG5, LeNet
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
-from fsl.privacy.device import joint_factors
-from fsl.privacy.learner import Privatizer, hookable
+from fsl.privacy.device_guard import joint_factors
 from fsl.privacy.noise import SecureNoise, SeededNoise
+from fsl.privacy.private_learner import Privatizer, hookable
 from fsl.privacy.settings import SegmentPrivacy
+from fsl.run.backend import Backend
 from fsl.seeds import Stream
+from fsl.segments.learner import Release
+from fsl.settings.optimizer_settings import Optimizer
 from tests.conftest import small_model, small_task
 from tests.test_equivalences import ADAM, MOMENTUM, SGD, assert_same_bits, assert_same_run, run
 
@@ -268,8 +268,8 @@ def test_secure_noise_is_never_the_same():
 
 @pytest.mark.parametrize("expected", [None, 5.0])
 def test_the_noise_of_a_step_has_the_variance_that_is_accounted(expected):
-    from fsl.learner import Release
     from fsl.privacy.settings import SegmentPrivacy
+    from fsl.segments.learner import Release
 
     parameter = nn.Parameter(torch.zeros(200, 1000))
     privatizer = Privatizer([parameter], SegmentPrivacy(clip=3.0, noise_multiplier=0.7, expected_rows=expected))
@@ -321,7 +321,7 @@ def test_no_gradient_is_longer_than_the_clip(monkeypatch):
 
 
 def test_smashed_data_are_clipped_and_noised():
-    from fsl.privacy.device import DevicePrivacy
+    from fsl.privacy.device_guard import DevicePrivacy
 
     privacy = DevicePrivacy(None, Privacy(cut=CutNoise(noise_multiplier=0.5, clip=2.0)), 0, 1, 3, secure=False)
     smashed = torch.randn(400, 8, 5, 5) * 10
@@ -336,7 +336,7 @@ def test_smashed_data_are_clipped_and_noised():
 
 
 def test_the_edge_sees_no_row_that_is_not_noised(monkeypatch):
-    from fsl.edge import EdgeServer
+    from fsl.round.edge_server import EdgeServer
 
     received, step = [], EdgeServer.receive
     monkeypatch.setattr(EdgeServer, "receive", lambda self, packet: received.append(step(self, packet)) or received[-1])
@@ -348,7 +348,7 @@ def test_the_edge_sees_no_row_that_is_not_noised(monkeypatch):
 
 
 def test_a_label_is_true_as_often_as_it_is_said_to_be(monkeypatch):
-    from fsl.privacy.labels import draw_shifts, truthful
+    from fsl.privacy.randomized_labels import draw_shifts, truthful
 
     shifts = draw_shifts(200_000, 10, 1.5, SeededNoise(Stream(0, "labels")))
     true = math.exp(1.5) / (math.exp(1.5) + 9)
@@ -359,7 +359,7 @@ def test_a_label_is_true_as_often_as_it_is_said_to_be(monkeypatch):
 
 
 def test_a_label_is_drawn_once_and_kept(monkeypatch):
-    from fsl.edge import EdgeServer
+    from fsl.round.edge_server import EdgeServer
 
     told: dict[bytes, set[int]] = {}
     receive = EdgeServer.receive
@@ -390,7 +390,7 @@ def test_an_edge_corrects_for_what_it_knows_of_the_labels():
 
 def test_the_correction_finds_the_truth():
     """Trained against randomized labels of one input, it tells the chances of the true ones."""
-    from fsl.privacy.labels import CorrectedCrossEntropy, draw_shifts
+    from fsl.privacy.randomized_labels import CorrectedCrossEntropy, draw_shifts
 
     generator = torch.Generator().manual_seed(0)
     truth = torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 40_000, replacement=True, generator=generator)

@@ -12,17 +12,17 @@ from fsl.strategies import PSL, SGLR, FedAvg, FedFly, SplitFedV1, SplitFedV2, Va
 from fsl.codecs import Identity
 from fsl.data import Dirichlet
 from fsl.deployment.certs import Certificates, identities, issue
-from fsl.deployment.spent import Limit
-from fsl.deployment.work import Work
-from fsl.edge import EdgeServer
+from fsl.deployment.node.own_ledger import Limit
+from fsl.deployment.node.work_done import Work
 from fsl.errors import CheckpointError, RunError, WireError
-from fsl.federation import Optimizer
-from fsl.messages import Upload
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import close_frame, read_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
+from fsl.messages.steps import Upload
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.ledger import read_devices
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.expected import Expected
-from fsl.wire.format import close_frame, read_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
+from fsl.round.edge_server import EdgeServer
+from fsl.settings.optimizer_settings import Optimizer
+from fsl.wire.edge.expected import Expected
 from fsl.wire.options import Patience
 from tests.lowlevel import a_plan, a_worker
 from tests.test_equivalences import ADAM, KEPT, run

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from fsl.simulations.hydra_sweep import in_order, is_sweep
-from fsl.simulations.messages import with_choices
-from fsl.simulations.records import read_runs
-from fsl.simulations.run import command
+from fsl.simulations.error_lines import with_choices
+from fsl.simulations.fsl_simulate import command
+from fsl.simulations.reports.run_records import read_runs
+from fsl.simulations.sweeps.hydra_sweep import in_order, is_sweep
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import nn
 
-from fsl.config import build_model, build_objective, build_optimizer, named
 from fsl.data import TaskData, TensorExamples
 from fsl.errors import ConfigError
+from fsl.importing.config_groups import named
+from fsl.importing.import_paths import check_packages
 from fsl.objective import CrossEntropy
-from fsl.targets import check_packages
+from fsl.run.config import build_model, build_objective, build_optimizer
 
 TINY = ["data=custom", "data._target_=tests.test_refusals.task", "model=mlp", "devices=2", "rounds=1"]
 
@@ -223,7 +224,7 @@ def test_a_run_that_is_interrupted_before_it_goes_on_is_told_how_to(finished, mo
         raise KeyboardInterrupt
 
     shutil.copytree(finished, "run")
-    monkeypatch.setattr("fsl.simulations.run._check_folders", interrupted)
+    monkeypatch.setattr("fsl.simulations.fsl_simulate._check_folders", interrupted)
     assert command([*TINY, "resume=run"]) == 130
     assert "interrupted; go on with resume=run" in capsys.readouterr().err
 

@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fsl.simulations.compare import Spread, compare
-from fsl.simulations.page import page
-from fsl.simulations.records import read_runs
-from fsl.simulations.report import command
-from fsl.simulations.settings import labels, readable_settings
-from fsl.simulations.spent import privacy_csv, privacy_table
-from fsl.simulations.tables import groups_table
+from fsl.simulations.fsl_report import command
+from fsl.simulations.reports.compare import Spread, compare
+from fsl.simulations.reports.differing_settings import labels, readable_settings
+from fsl.simulations.reports.page import page
+from fsl.simulations.reports.privacy_spent import privacy_csv, privacy_table
+from fsl.simulations.reports.run_records import read_runs
+from fsl.simulations.reports.tables import groups_table
 from scipy import stats
 from scipy.special import expit, logit
 

@@ -6,15 +6,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fsl.simulations.compare import compare
-from fsl.simulations.markup import latex, markdown
-from fsl.simulations.measures import Measure, value_of
-from fsl.simulations.notes import notes
-from fsl.simulations.records import read_runs
-from fsl.simulations.report import command, report
-from fsl.simulations.rerun import command_of
-from fsl.simulations.spreads import Spread, holm, paired_p
-from fsl.simulations.tables import Table, groups_table, names_of, paired_table
+from fsl.simulations.fsl_report import command, report
+from fsl.simulations.reports.compare import compare
+from fsl.simulations.reports.markup import latex, markdown
+from fsl.simulations.reports.measures import Measure, value_of
+from fsl.simulations.reports.notes import notes
+from fsl.simulations.reports.rerun import command_of
+from fsl.simulations.reports.run_records import read_runs
+from fsl.simulations.reports.spreads import Spread, holm, paired_p
+from fsl.simulations.reports.tables import Table, groups_table, names_of, paired_table
 from scipy import stats
 
 from fsl.errors import ConfigError
@@ -492,7 +492,7 @@ def test_a_report_that_cannot_be_made_leaves_the_one_from_before(failing, monkey
         raise LookupError(failing)
 
     write_run(Path("runs/1"), [0.9], settings(lr=0.5))
-    monkeypatch.setattr(f"fsl.simulations.report.{failing}", fails)
+    monkeypatch.setattr(f"fsl.simulations.fsl_report.{failing}", fails)
     with pytest.raises(LookupError):
         report(["runs"], "out")
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
@@ -508,7 +508,7 @@ def test_a_disk_that_is_full_leaves_the_report_from_before(monkeypatch, capsys):
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
 
-    monkeypatch.setattr("fsl.simulations.report.write_bytes", full)
+    monkeypatch.setattr("fsl.simulations.fsl_report.write_bytes", full)
     write_run(Path("runs/1"), [0.9], settings(lr=0.5))
     assert command(["runs", "--out", "out"]) == 1
     error = capsys.readouterr().err

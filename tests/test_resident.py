@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from flwr.app import RecordDict
 
-from fsl.deployment import asking, claim
-from fsl.deployment.asking import ask, socket_path
-from fsl.deployment.claim import Owner
+from fsl.deployment.node import asking, claim
+from fsl.deployment.node.asking import ask, socket_path
+from fsl.deployment.node.claim import Owner
 from fsl.deployment.processes import started_at, wait_until
 from fsl.errors import RunError
 
@@ -163,5 +163,5 @@ def test_the_fingerprint_of_the_code_follows_an_edit(monkeypatch, tmp_path):
 
 def test_the_process_of_a_message_imports_no_torch():
     """Flower starts one for each message, and on a small machine that alone would take longer than a round."""
-    asked = "import sys, fsl.deployment.asking, fsl.simulations.flower_app; sys.exit('torch' in sys.modules)"
+    asked = "import sys, fsl.deployment.node.asking, fsl.simulations.flower_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], timeout=60).returncode == 0

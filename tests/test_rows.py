@@ -15,13 +15,14 @@ import fsl
 from fsl.codecs import Identity
 from fsl.data import IID, TaskData, TensorExamples, divide
 from fsl.errors import ConfigError
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import CohortTask, DeviceTask
 from fsl.objective import CrossEntropy, Objective, as_objective
-from fsl.plan import CohortTask, DeviceTask, Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
-from fsl.privacy.rows import refuse_mixed_rows
-from fsl.sides import DeviceSide
-from fsl.unsplit import UnsplitCohort
-from fsl.workload import Worker, Workload
+from fsl.round.device_side import DeviceSide
+from fsl.round.rows import refuse_mixed_rows
+from fsl.round.whole_model import UnsplitCohort
+from fsl.round.workload import Worker, Workload
 from tests.lowlevel import a_plan
 
 IDENTITY = Spec("fsl.codecs.Identity")

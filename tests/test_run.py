@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 import fsl
 from fsl.data import Augmentation, Dirichlet, Partition, Partitioner, Resample
 from fsl.errors import CheckpointError, ConfigError, DataError
-from fsl.federation import Optimizer, Schedule
+from fsl.settings.optimizer_settings import Optimizer, Schedule
 from tests.conftest import small_model, small_task
 from tests.test_equivalences import assert_same_bits, run, strategies
 

@@ -6,7 +6,7 @@ import pytest
 
 from fsl import files
 from fsl.errors import CheckpointError, ConfigError
-from fsl.runfolder import RunFolder
+from fsl.run.run_folder import RunFolder
 
 
 @pytest.fixture

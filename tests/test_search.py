@@ -11,11 +11,12 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fsl.simulations import run, trials
-from fsl.simulations.search import command
-from fsl.simulations.search_space import read_space
-from fsl.simulations.study import alone_in
-from fsl.simulations.trial import TrialProcess, TrialResult, TrialTask, score
+from fsl.simulations import fsl_simulate as run
+from fsl.simulations.fsl_search import command
+from fsl.simulations.sweeps import search_trials as trials
+from fsl.simulations.sweeps.search_space import read_space
+from fsl.simulations.sweeps.search_trial import TrialProcess, TrialResult, TrialTask, score
+from fsl.simulations.sweeps.study import alone_in
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -128,7 +129,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint_to_the_same_bits(monke
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fsl.simulations.trial._Reporter.on_round", interrupt)
+        patch.setattr("fsl.simulations.sweeps.search_trial._Reporter.on_round", interrupt)
         assert command([*arguments, "--study", "study"]) == 130
     first = Path("study/trial-0/metrics.jsonl").read_text()
     assert command(["--study", "study"]) == 0
@@ -318,7 +319,11 @@ def test_two_searches_do_not_share_a_study(instant, capsys):
 
 
 def test_without_optuna_it_says_what_to_install(monkeypatch, capsys):
-    for name in ("fsl.simulations.study", "fsl.simulations.search_space", "fsl.simulations.trials"):
+    for name in (
+        "fsl.simulations.sweeps.study",
+        "fsl.simulations.sweeps.search_space",
+        "fsl.simulations.sweeps.search_trials",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert command([RATES]) == 2
@@ -352,7 +357,7 @@ def test_trials_at_the_same_time_lose_nothing_to_one_that_is_killed(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c_ends_all_trials_with_one_line(jobs, tmp_path):
-    program = [sys.executable, "-m", "fsl.simulations.search"]
+    program = [sys.executable, "-m", "fsl.simulations.fsl_search"]
     running = subprocess.Popen(
         [*program, "experiment=smoke", "rounds=3000", "seed=0,1", "--jobs", jobs, "--study", "study"],
         cwd=tmp_path,

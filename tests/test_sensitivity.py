@@ -9,18 +9,18 @@ from fsl.strategies import PSL, SGLR, FedAvg, SplitFedV1, SplitFedV2
 from torch import nn
 from torch.nn import functional as F
 
-from fsl.edge import EdgeServer
 from fsl.errors import RunError
-from fsl.federation import Optimizer
-from fsl.learner import Release
 from fsl.objective import CrossEntropy
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy import noise as noises
-from fsl.privacy.client import clip_update
-from fsl.privacy.device import DevicePrivacy
-from fsl.privacy.learner import Privatizer
+from fsl.privacy.device_guard import DevicePrivacy
+from fsl.privacy.private_learner import Privatizer
 from fsl.privacy.settings import SegmentPrivacy
-from fsl.states import Layout, Replica
+from fsl.privacy.whole_updates import clip_update
+from fsl.round.edge_server import EdgeServer
+from fsl.segments.learner import Release
+from fsl.segments.states import Layout, Replica
+from fsl.settings.optimizer_settings import Optimizer
 from tests.conftest import small_model, small_task
 from tests.test_equivalences import run
 

@@ -10,12 +10,12 @@ from fsl.strategies.algorithm import Algorithm
 
 from fsl.codecs import Payload
 from fsl.data import Dirichlet
-from fsl.device import Device, LocalLossDevice
-from fsl.edge import EdgeServer
 from fsl.errors import RunError
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.client import Uplink
-from fsl.wire.format import frame, reply_frame
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import frame, reply_frame
+from fsl.round.edge_server import EdgeServer
+from fsl.round.front_device import Device, LocalLossDevice
+from fsl.wire.device.line import Uplink
 from fsl.wire.options import Patience
 from tests.conftest import small_model
 from tests.flaky import At, Weather

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fsl.errors import SplitError
-from fsl.split import join, possible_cuts, split
+from fsl.split.cutting import join, possible_cuts, split
 
 
 class Three(nn.Module):

@@ -8,12 +8,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import nn
 
-from fsl.edge import Session, SessionSnapshot
 from fsl.errors import CheckpointError, ConfigError, SplitError, WireError
-from fsl.handover import Passport, pack, unpack
-from fsl.learner import OptimizerRecipe, SegmentRuntime
-from fsl.plan import Spec
-from fsl.records import (
+from fsl.flower.records import (
     check_dtypes,
     record_to_states,
     record_to_sums,
@@ -22,7 +18,13 @@ from fsl.records import (
     to_numpy,
     totals_to_record,
 )
-from fsl.states import Layout, Replica, State, WeightedSum
+from fsl.importing.spec import Spec
+from fsl.round.edge_server import Session, SessionSnapshot
+from fsl.round.handover import Passport, pack, unpack
+from fsl.segments.learner import SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import Layout, Replica, State
+from fsl.segments.sums import WeightedSum
 from fsl.trainers import Snapshot
 from tests.conftest import small_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, RegisterNodeFleetResponse
 
-from fsl.deployment.plan import free_ports
+from fsl.deployment.local.local_plan import free_ports
 from fsl.deployment.processes import end, is_alive, start, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def test_a_clock_that_is_ahead_is_the_last_that_a_supernode_says(tmp_path, refus
         address = f"127.0.0.1:{server.server_address[1]}"
         words = ["--superlink", address, "--insecure", "--port", str(free_ports(1)[0])]
         environment = {"PYTHONPATH": str(ROOT), "FLWR_HOME": str(tmp_path), "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        log, command = tmp_path / "log", [sys.executable, "-m", "fsl.deployment.supernode", *words]
+        log, command = tmp_path / "log", [sys.executable, "-m", "fsl.deployment.node.supernode", *words]
         process = start("node", command, log, environment)
         try:
             assert wait_until(lambda: not is_alive(process), 120)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fsl.simulations.jobs import JobRecord, read_record
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
+from fsl.simulations.sweeps.jobs import JobRecord, read_record
 
 from fsl import files
 from fsl.quoting import override_value
@@ -221,7 +221,7 @@ def test_what_is_printed_to_go_on_with_a_sweep_can_be_typed(monkeypatch, capsys)
     folder = "a=1, b's [x] $y {z}"
     arguments = ["-m", *SMOKE, "seed=0", f"hydra.sweep.dir={override_value(folder)}"]
     with monkeypatch.context() as patch:
-        patch.setattr("fsl.simulations.jobs.simulate_config", interrupted)
+        patch.setattr("fsl.simulations.sweeps.jobs.simulate_config", interrupted)
         assert command(arguments) == 130
     printed = capsys.readouterr().err.partition("go on with ")[2]
     assert command(shlex.split(printed)[1:]) == 0
@@ -330,7 +330,7 @@ def test_a_killed_worker_loses_only_what_ran_then(unsound, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
 def test_ctrl_c_ends_all_jobs_with_one_line_and_the_sweep_can_be_continued(launcher, tmp_path):
-    program = [sys.executable, "-m", "fsl.simulations.run", "-m"]
+    program = [sys.executable, "-m", "fsl.simulations.fsl_simulate", "-m"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     running = subprocess.Popen(
         [*program, *launcher, "experiment=smoke", "rounds=3000", "seed=0,1", "hydra.sweep.dir=sweep"],

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from fsl.errors import ConfigError, TrustError
-from fsl.wire import messages_pb2 as pb
+from fsl.messages import messages_pb2 as pb
 from fsl.wire.tokens import (
     Claims,
     Signer,

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from fsl.errors import SplitError
-from fsl.split import split
+from fsl.split.cutting import split
 
 INPUTS = torch.linspace(-2, 2, 24).view(6, 4)
 

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 
-from fsl.config import build_trackers
 from fsl.errors import ConfigError
-from fsl.observers import Observer, RunInfo
+from fsl.run.config import build_trackers
+from fsl.run.observers import Observer, RunInfo
 from fsl.trackers import MLflow, Tracker, WandB
 
 needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="the extra wandb is not installed")
@@ -93,7 +93,7 @@ def test_a_run_without_a_folder_is_not_tracked():
 
 @pytest.mark.parametrize(("kind", "package", "extra"), [(WandB, "wandb", "wandb"), (MLflow, "mlflow", "mlflow")])
 def test_a_tracker_whose_package_is_missing_names_the_extra(monkeypatch, kind, package, extra):
-    monkeypatch.setattr("fsl.trackers.base.find_spec", lambda name: None)
+    monkeypatch.setattr("fsl.trackers.tracker.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"needs the package {package}.*pip install 'fsl-flower\[{extra}\]'"):
         kind()
 
@@ -207,5 +207,5 @@ def test_a_wrong_tracker_is_one_line(capsys, override, message):
 
 
 def test_an_observer_of_ones_own_is_a_tracker():
-    (built,) = build_trackers({"mine": {"_target_": "fsl.observers.ProgressBar"}})
+    (built,) = build_trackers({"mine": {"_target_": "fsl.run.observers.ProgressBar"}})
     assert isinstance(built, Observer)

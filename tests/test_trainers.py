@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from fsl.codecs import Identity
-from fsl.edge import EdgeServer
 from fsl.errors import ConfigError, StepError, WireError
-from fsl.learner import OptimizerRecipe, SegmentRuntime, dump_optimizer, load_optimizer
-from fsl.messages import UploadPacket
+from fsl.importing.import_paths import ALLOWED, locate, locate_allowed
+from fsl.importing.spec import Spec
+from fsl.messages.steps import UploadPacket
 from fsl.objective import CrossEntropy, LossFunction, as_objective
-from fsl.plan import Spec
-from fsl.split import split
-from fsl.states import WeightedSum
-from fsl.targets import ALLOWED, locate, locate_allowed
+from fsl.round.edge_server import EdgeServer
+from fsl.segments.learner import SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer
+from fsl.segments.sums import WeightedSum
+from fsl.split.cutting import split
 from fsl.trainers import EdgeBench, Replicated, Sequential
 from tests.conftest import small_model
 

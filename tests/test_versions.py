@@ -9,19 +9,19 @@ from types import SimpleNamespace
 import grpc
 import pytest
 from flwr.app import ConfigRecord, RecordDict
-from fsl.simulations.messages import one_line as told
+from fsl.simulations.error_lines import one_line as told
 
 import fsl
-from fsl import versions
+from fsl.deployment.cloud.members import Members, Terms
 from fsl.deployment.logs import set_up
-from fsl.deployment.members import Members, Terms
-from fsl.deployment.setup import Setup
+from fsl.deployment.node.setup import Setup
 from fsl.errors import RunError, WireError
-from fsl.names import CONFIG, MEMBER
-from fsl.plain_logs import PlainFormatter
+from fsl.messages import versions
+from fsl.messages.record_names import CONFIG, MEMBER
+from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line, printable
-from fsl.runlog import RunLog
-from fsl.versions import PROTOCOL, VersionError, check_versions
+from fsl.run.plain_logs import PlainFormatter
+from fsl.run.run_log import RunLog
 from tests.lowlevel import Edge, Stranger, a_plan
 from tests.test_nodes import setup_of
 
@@ -100,7 +100,7 @@ MEMBER_SAYS = {
 @pytest.fixture(autouse=True)
 def no_task(monkeypatch):
     """Flower's messages want to know of which run they are."""
-    monkeypatch.setattr("fsl.deployment.members.Message", lambda *said, **more: said)
+    monkeypatch.setattr("fsl.deployment.cloud.members.Message", lambda *said, **more: said)
 
 
 def look(said):
@@ -182,7 +182,7 @@ def test_an_edge_opens_no_session_to_a_device_of_another_version(edge, changed, 
 
 
 def test_a_device_opens_no_session_at_an_edge_of_another_version(edge, tmp_path, monkeypatch):
-    monkeypatch.setattr("fsl.wire.welcome.__version__", "9.9.0")
+    monkeypatch.setattr("fsl.wire.edge.welcome.__version__", "9.9.0")
     _, outcome = edge.attend(tmp_path / "device", range(1))
     assert "edge 0 runs fsl 9.9.0" in outcome.lost[0]
     assert "upgrade device 0: pip install 'fsl-flower==9.9.*'" in outcome.lost[0]
@@ -230,8 +230,8 @@ def test_a_record_is_left_as_it_is_for_other_handlers():
 
 
 def test_a_reason_of_a_device_is_plain_at_the_edge(edge, caplog):
-    from fsl.wire import messages_pb2 as pb
-    from fsl.wire.format import frame
+    from fsl.messages import messages_pb2 as pb
+    from fsl.messages.frames import frame
 
     reason = "\x1b[2J went\nINFO all is well"
     with Stranger(edge, 0) as stranger:

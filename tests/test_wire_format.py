@@ -7,9 +7,9 @@ import torch
 
 from fsl.codecs import BFloat16, Float16, Identity, Int8, Payload
 from fsl.errors import WireError
-from fsl.wire import format as wire
-from fsl.wire import messages_pb2 as pb
-from fsl.wire.format import (
+from fsl.messages import frames as wire
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import (
     check_finite,
     check_labels,
     frame,
@@ -239,8 +239,8 @@ def test_the_stubs_are_those_of_the_messages(tmp_path):
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "grpc_tools.protoc", "--proto_path=.", f"--python_out={tmp_path}"]
     done = subprocess.run(
-        [*command, f"--pyi_out={tmp_path}", "fsl/wire/messages.proto"], cwd=root, capture_output=True, text=True
+        [*command, f"--pyi_out={tmp_path}", "fsl/messages/messages.proto"], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     for name in ("messages_pb2.py", "messages_pb2.pyi"):
-        assert (tmp_path / "fsl" / "wire" / name).read_text() == (root / "fsl" / "wire" / name).read_text()
+        assert (tmp_path / "fsl" / "messages" / name).read_text() == (root / "fsl" / "messages" / name).read_text()

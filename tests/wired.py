@@ -10,16 +10,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import fsl
-from fsl.deployment.members import Terms
-from fsl.deployment.roster import Roster
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.spent import Limit
-from fsl.deployment.wired import WiredNode
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import FslError
-from fsl.grids.flower import SimulationGrid
-from fsl.names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
-from fsl.parts import Part
-from fsl.plan import EvaluatePlan, RoundPlan
+from fsl.flower.internals import SimulationGrid
+from fsl.messages.node_part import Part
+from fsl.messages.record_names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
+from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience
 
 

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
+from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Critic, Decoder, Encoder, drawn_from
 from fsl.data import Examples
 from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
-from fsl.learner import dump_optimizer, load_optimizer
-from fsl.messages import Reply, Upload
-from fsl.plan import Spec
-from fsl.privacy.device import clipped
-from fsl.states import State, WeightedSum
-from fsl.targets import path_of
+from fsl.importing.import_paths import path_of
+from fsl.importing.spec import Spec
+from fsl.messages.steps import Reply, Upload
+from fsl.privacy.device_guard import clipped
+from fsl.segments.optimizer import dump_optimizer, load_optimizer
+from fsl.segments.states import State
+from fsl.segments.sums import WeightedSum
 from fsl.trainers import EdgeBench, EdgeTrainer
 
 _PUBLIC = "public.safetensors"

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
+from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Decoder, drawn_from
 from fsl.attacks.sights import Sights
 

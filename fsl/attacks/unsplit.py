@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
+from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import drawn_from
 from fsl.attacks.sights import Sights
 from fsl.errors import ConfigError
-from fsl.privacy.device import clipped
+from fsl.privacy.device_guard import clipped
 
 
 @dataclass(frozen=True)

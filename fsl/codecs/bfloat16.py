@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fsl.codecs.base import Codec, Payload, pack
+from fsl.codecs.codec import Codec, Payload, pack
 
 _LARGEST = torch.finfo(torch.bfloat16).max
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fsl.codecs.base import Codec, Payload, described
+from fsl.codecs.codec import Codec, Payload, described
 from fsl.errors import WireError
 
 

@@ -8,22 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsl.batches import needs_two_rows
 from fsl.codecs import Codec
-from fsl.codecs.choice import CodecChoice, codec_spec
-from fsl.codecs.spec import codec_of
-from fsl.costs.model import CostModel, machines
+from fsl.codecs.codec_choice import CodecChoice, codec_spec
+from fsl.codecs.codec_maker import codec_of
+from fsl.costs.cost_model import CostModel, machines
 from fsl.costs.profiles import DeviceChoice, LinkChoice
-from fsl.costs.rounds import DeviceLoad, Serving, serving_of
+from fsl.costs.round_cost import DeviceLoad, Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
-from fsl.federation import CloudStrategy, Federation
-from fsl.modes import start_training
+from fsl.importing.import_paths import locate
+from fsl.importing.spec import Spec
+from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.objective import Objective, as_objective
-from fsl.plan import Spec
-from fsl.targets import locate
-from fsl.wire.format import reply_bytes, upload_bytes
-from fsl.workload import in_double
+from fsl.segments.modes import needs_two_rows, start_training
+from fsl.segments.tensor_places import in_double
+from fsl.settings.federation_settings import CloudStrategy, Federation
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class _Batches:
 
     @staticmethod
     def of(samples: int, batch_size: int, epochs: int, skip_single: bool) -> "_Batches":
-        """As `fsl.batches.plan_batches` cuts them."""
+        """As `fsl.round.batches.plan_batches` cuts them."""
         full, rest = divmod(samples, batch_size)
         rest = 0 if rest == 1 and skip_single else rest
         return _Batches(tuple((n, rows) for n, rows in ((full * epochs, batch_size), (epochs, rest)) if n and rows))

@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from fsl import seeds
-from fsl.config import build
 from fsl.errors import ConfigError
+from fsl.importing.building import build
 
 
 @dataclass(frozen=True)

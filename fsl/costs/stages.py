@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.data import Examples
-from fsl.modes import start_training
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
-from fsl.split import Place, possible_cuts, split
-from fsl.states import Layout
+from fsl.segments.modes import start_training
+from fsl.segments.states import Layout
+from fsl.split.cutting import Place, possible_cuts, split
 
 
 @dataclass(frozen=True)

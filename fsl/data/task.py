@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from fsl import seeds
 from fsl.data.class_names import names_of, refuse_others
 from fsl.data.examples import Examples
-from fsl.data.given import as_examples
+from fsl.data.given_data import as_examples
 from fsl.errors import DataError
 
 

@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 
 from fsl.errors import one_of
-from fsl.plain_logs import PlainFormatter
+from fsl.run.plain_logs import PlainFormatter
 
 FIELDS = ("run", "round", "edge", "device", "peer")  # what `extra` may say beside the message
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsl.errors import ConfigError, DataError
-from fsl.objective.base import Objective, shape_of
+from fsl.objective.objective_base import Objective, shape_of
 
 _IGNORED = -100  # torch's default
 

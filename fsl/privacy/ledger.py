@@ -5,13 +5,28 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fsl.errors import CheckpointError
 from fsl.files import write_json
 from fsl.privacy.assumptions import assumed
 from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
-from fsl.reports import DeviceReport
+
+
+class Repeated(Protocol):
+    """What of a device's report tells of releases."""
+
+    @property
+    def device(self) -> int:
+        """Whose they are."""
+
+    @property
+    def wasted_steps(self) -> int:
+        """Steps that it did again."""
+
+    @property
+    def restarts(self) -> int:
+        """How often it went back to an earlier step."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Target:
 class Ledger:
     """Every device's releases in a run. `path`: privacy.json, written before each round's releases.
 
-    `trainers`: the edge trainers that the account is of, as `fsl.privacy.rounds` describes them; None
+    `trainers`: the edge trainers that the account is of, as `fsl.run.private_rounds` describes them; None
     where nobody looked.
     """
 
@@ -62,7 +77,7 @@ class Ledger:
             self.charge(device, self.steps(self.samples[device]), setting.passes)
         self.write()
 
-    def after(self, reports: Sequence[DeviceReport], again: Mapping[int, int]) -> None:
+    def after(self, reports: Sequence[Repeated], again: Mapping[int, int]) -> None:
         """What was released besides: steps that were done again.
 
         `again`: how often devices that were lost, and can report nothing, may have begun their round anew.

@@ -1,8 +1,8 @@
 """Edge trainers: the rule by which an edge turns a step's messages into replies and back updates."""
 
-from fsl.trainers.base import EdgeBench, EdgeTrainer, Snapshot, train_back
 from fsl.trainers.cyclic import Cyclic
 from fsl.trainers.decoupled import Decoupled
+from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, Snapshot, train_back
 from fsl.trainers.pooled import Pooled
 from fsl.trainers.replicated import Replicated
 from fsl.trainers.sequential import Sequential

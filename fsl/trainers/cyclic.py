@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError
-from fsl.finite import usable
-from fsl.messages import Reply, Upload
-from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
+from fsl.messages.steps import Reply, Upload
+from fsl.segments.finite import usable
+from fsl.segments.states import State
+from fsl.trainers.edge_trainer import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
 
 
 class Cyclic(SharedBack):

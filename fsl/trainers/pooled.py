@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError, one_of
-from fsl.finite import usable
-from fsl.learner import Release, set_learning_rate
-from fsl.messages import Reply, Upload
+from fsl.messages.steps import Reply, Upload
 from fsl.privacy.settings import Privacy
-from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
+from fsl.segments.finite import usable
+from fsl.segments.learner import Release
+from fsl.segments.optimizer import set_learning_rate
+from fsl.segments.states import State
+from fsl.trainers.edge_trainer import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsl import seeds
-from fsl.finite import refuse_states
-from fsl.learner import Learner
-from fsl.messages import Reply, Upload
-from fsl.states import State, Total
-from fsl.trainers.base import EdgeBench, EdgeTrainer, Snapshot, train_back
+from fsl.messages.steps import Reply, Upload
+from fsl.segments.finite import refuse_states
+from fsl.segments.learner import Learner
+from fsl.segments.states import State
+from fsl.segments.sums import Total
+from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, Snapshot, train_back
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import torch
 
 from fsl import seeds
 from fsl.errors import ConfigError
-from fsl.messages import Reply, Upload
-from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, train_back
+from fsl.messages.steps import Reply, Upload
+from fsl.segments.states import State
+from fsl.trainers.edge_trainer import EdgeBench, SharedBack, train_back
 
 T = TypeVar("T")
 

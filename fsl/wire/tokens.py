@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from google.protobuf.message import DecodeError
 
 from fsl.errors import ConfigError, TrustError
+from fsl.messages import messages_pb2 as pb
 from fsl.private_files import read_private
-from fsl.wire import messages_pb2 as pb
 
 PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | ec.EllipticCurvePublicKey

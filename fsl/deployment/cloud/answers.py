@@ -1,0 +1,79 @@
+"""Whose work a node's answer may hold: that of its own devices, and of those that its edge was to serve.
+
+An enrolled node that answers for another's device would otherwise put a front, a loss or a count in its place.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from fsl.errors import TrustError, WireError
+from fsl.flower.records import metrics_to_reports
+from fsl.messages.identifiers import is_owner
+from fsl.messages.node_part import Part
+from fsl.messages.record_names import ARRAYS, METRICS
+from fsl.privacy.device_guard import LEAKS
+
+_NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
+SERVED = "served."  # before the columns of what an edge tells of the devices that it served
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a node was asked to do: `own` devices train there, `served` ones may have sessions at its edge."""
+
+    own: frozenset[int]
+    served: frozenset[int]
+    edge: bool
+
+    @staticmethod
+    def of(part: Part) -> "Share":
+        """The share that a part gives."""
+        served = {task.device for edge in part.edges for task in edge.cohort.devices}
+        served |= {visitor.task.device for edge in part.edges for visitor in edge.visitors}
+        served |= {task.device for task in part.alone}  # there is no edge, and their node tells both ends
+        return Share(frozenset(task.device for task in part.own), frozenset(served), bool(part.edges))
+
+
+def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, MetricRecord]:
+    """A node's arrays and metrics, if they are of its share; TrustError for others' work, WireError for no answer."""
+    arrays, metrics = content.array_records.get(ARRAYS), content.metric_records.get(METRICS)
+    if arrays is None or metrics is None:
+        raise WireError("its answer has no arrays, or no metrics; cloud and node must run the same version of fsl")
+    own = MetricRecord({name: values for name, values in metrics.items() if not name.startswith(SERVED)})
+    served = {name.removeprefix(SERVED): values for name, values in metrics.items() if name.startswith(SERVED)}
+    said = metrics_to_reports(own)
+    _refuse((report.device for report in said.devices), share.own, "trained")
+    _refuse((report.device for report in metrics_to_reports(MetricRecord(served)).devices), share.served, "served")
+    for name in arrays:
+        device, colon, key = name.partition(":")
+        segment = key.partition(".")[0]
+        if colon and device.isdecimal():
+            number = int(device) if is_owner(f"device-{device}") else device[:20]
+            _refuse([number], share.served if segment == "back" else share.own, f"tells a {segment} of")
+    if sums := sorted(name for name in said.weights if name != "back" or not share.edge):
+        raise TrustError(f"it tells a sum of {sums[0]}s, which it was not asked for; its whole answer is left out")
+    return arrays, metrics
+
+
+def check_scores(asked: frozenset[int], content: RecordDict) -> None:
+    """TrustError for scores of devices that the node was not asked for, WireError for what are no scores."""
+    metrics = content.metric_records.get(METRICS)
+    if metrics is None:
+        raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")
+    leaked = [name for name in LEAKS if name in metrics]
+    columns = [
+        column for name in ("device", "loss", "accuracy", *leaked) if isinstance(column := metrics.get(name), list)
+    ]
+    if len(columns) != 3 + len(leaked):
+        raise WireError(_NO_SCORES)
+    devices, losses, accuracies = columns[:3]
+    if len(devices) != len(losses) or len(accuracies) not in (0, len(devices)):
+        raise WireError(_NO_SCORES)
+    _refuse(devices, asked, "scored")
+
+
+def _refuse(devices: Iterable[object], allowed: frozenset[int], what: str) -> None:
+    if foreign := sorted({device for device in devices if device not in allowed}, key=str):
+        raise TrustError(f"it {what} device {foreign[0]}, which is not its own; its whole answer is left out")

@@ -1,0 +1,104 @@
+"""Which SuperNodes a local federation has, who they are, and what each is told."""
+
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from fsl.deployment.certs import LOOPBACK, Certificates, Identity
+from fsl.deployment.local.federation_record import SUPERLINK, Config, Node
+from fsl.errors import ConfigError
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on now, each once."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody listens on this port of the loopback."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def groups_of(devices: int, size: int) -> list[range]:
+    """The devices of each node, `size` of them in all but the last."""
+    return [range(first, min(first + size, devices)) for first in range(0, devices, size)]
+
+
+def identities_of(edges: int, groups: list[range]) -> list[Identity]:
+    """Whom the federation's CA vouches for: a node that hosts several devices answers to the name of each."""
+    found = [Identity(SUPERLINK, LOOPBACK, server=True)]
+    found += [Identity(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    return found + [
+        Identity(_name(group), tuple(f"device-{k}" for k in group), client=True, node=True) for group in groups
+    ]
+
+
+def plan_nodes(
+    folder: Path,
+    certificates: Certificates,
+    edges: int,
+    groups: list[range],
+    data: Path | None = None,
+    mutual_tls: bool = False,
+    more: Mapping[str, Config] | None = None,
+) -> list[Node]:
+    """The edges' nodes, then the devices'; `more` is configuration of single nodes, by name."""
+    ports = iter(free_ports(3 * edges + len(groups)))
+    nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
+    nodes += [_device(folder, certificates, group, next(ports), data, mutual_tls) for group in groups]
+    for name in more or {}:
+        if name not in {node.name for node in nodes}:
+            raise ConfigError(f"there is no node '{name}'; there are: {', '.join(node.name for node in nodes)}")
+    return [replace(node, config={**node.config, **(more or {}).get(node.name, {})}) for node in nodes]
+
+
+def _edge(
+    folder: Path, certificates: Certificates, index: int, port: int, serving: int, figures: int, mutual_tls: bool
+) -> Node:
+    name, address = f"edge-{index}", f"127.0.0.1:{serving}"
+    config: dict[str, str | int] = {
+        "role": "edge",
+        "edge": index,
+        "listen": address,
+        "address": address,
+        "cert": str(certificates.certificate(name)),
+        "cert-key": str(certificates.key(name)),
+        "ca": str(certificates.ca),
+        "state": str(folder / "state" / name),
+    }
+    if mutual_tls:
+        config["client-ca"] = str(certificates.ca)
+    if find_spec("prometheus_client") is None:  # of the extra `federation`
+        return Node(name, "edge", config, port, address)
+    metrics = f"127.0.0.1:{figures}"
+    return Node(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
+
+
+def _device(
+    folder: Path, certificates: Certificates, group: range, port: int, data: Path | None, mutual_tls: bool
+) -> Node:
+    name = _name(group)
+    config: dict[str, str | int] = {
+        "role": "device",
+        "devices": ",".join(map(str, group)),
+        "key": str(certificates.node_key(name)),
+        "ca": str(certificates.ca),
+        "state": str(folder / "state" / name),
+    }
+    if data is not None:
+        config["data-path"] = str(data)
+    if mutual_tls:
+        config |= {"cert": str(certificates.certificate(name)), "cert-key": str(certificates.key(name))}
+    return Node(name, "device", config, port)
+
+
+def _name(group: range) -> str:
+    return f"device-{group[0]}" if len(group) == 1 else f"devices-{group[0]}-{group[-1]}"

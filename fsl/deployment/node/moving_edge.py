@@ -1,0 +1,63 @@
+"""A round at this node's edge in a federation whose devices move, from what the cloud says of it."""
+
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.files import tensors_of
+from fsl.messages.node_part import EdgePart
+from fsl.messages.round_plan import RoundPlan
+from fsl.round.edge_side import EdgeSide
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.expected import Expected
+from fsl.wire.edge.moving_edge_round import RoamingRound
+from fsl.wire.edge.other_edges import RoundDesk
+from fsl.wire.edge.signed_calls import Peer
+from fsl.wire.options import Patience
+
+
+def roaming_round(
+    plan: RoundPlan,
+    part: EdgePart,
+    side: EdgeSide,
+    admission: Admission,
+    expected: Expected,
+    door: EdgeDoor,
+    settings: NodeSettings,
+    patience: Patience,
+    replicate_every: int,
+) -> RoamingRound:
+    """The round, with its desk for other edges."""
+    assert door.lines is not None
+    assert plan.trainer is not None
+    store = side.worker.store
+    peers = [Peer(p.edge, settings.edge_addresses.get(p.edge, p.address), bytes.fromhex(p.key)) for p in part.peers]
+    for visitor in part.visitors:
+        side.welcome(visitor.task)
+    tasks = {task.device: task for task in part.cohort.devices}
+
+    def keep(device: int, data: bytes) -> None:
+        task = tasks[device]
+        store.save(_owner(device), plan.round, tensors_of(data), (task.version, task.saved))
+
+    def kept(device: int) -> bytes | None:
+        path = store.path(_owner(device), plan.round)  # where each device has a back of its own
+        return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
+
+    desk = admission.desk = RoundDesk(admission, door.lines, peers, settings.limits, patience, keep)
+    return RoamingRound(
+        side.server,
+        admission,
+        patience,
+        expected,
+        door.meter,
+        thread=door.thread,
+        desk=desk,
+        visitors={visitor.task.device: visitor.home for visitor in part.visitors},
+        trainer=plan.trainer.target,
+        limits=settings.limits,
+        replicate_every=replicate_every,
+        kept=kept,
+    )
+
+
+def _owner(device: int) -> str:
+    return f"optimizers/backs/device-{device}"

@@ -1,0 +1,1 @@
+"""What touches Flower: records, aggregation, and the Grids of simulations."""

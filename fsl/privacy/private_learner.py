@@ -1,0 +1,172 @@
+"""A segment trained by DP-SGD: Opacus finds each sample's gradient, and clips and adds them up."""
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from fsl.errors import RunError
+from fsl.privacy.settings import SegmentPrivacy
+from fsl.segments.learner import Learner, Mark, Release, SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import State
+
+# Of a segment's first layer, whose inputs have no gradient; its weights have theirs.
+warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed with respect to")
+
+
+class Privatizer(DPOptimizer):
+    """Turns the per-sample gradients of some parameters into one gradient with noise.
+
+    Opacus's own optimizer, with the noise from where fsl takes it, and clip factors that may be given from outside.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], privacy: SegmentPrivacy):
+        super().__init__(
+            torch.optim.SGD(parameters, lr=0.0),  # it only carries the parameters
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.clip,
+            expected_batch_size=1,
+        )
+        self.privacy = privacy
+        self._release: Release | None = None
+        self._factors: Tensor | None = None
+        self._norms = torch.zeros(0, len(parameters))
+
+    def norms(self) -> Tensor:
+        """The squared norm of each sample's gradient, (B,); one that is not finite is replaced by zero."""
+        self._measure()
+        squares = [_by_sample(each).square().sum(1) for each in self.grad_samples]
+        total = torch.stack(squares).sum(0)
+        return total.clamp(max=torch.finfo(total.dtype).max / 4)  # so that it stays finite beside the other segment's
+
+    def privatize(self, release: Release, factors: Tensor | None = None) -> None:
+        """Clip, add up, add noise, divide by the batch's (expected) rows; the result is in each parameter's `grad`."""
+        rows = self._measure()
+        if factors is not None and factors.shape != (rows,):
+            raise RunError(f"{rows} samples have gradients, and {tuple(factors.shape)} clip factors were given")
+        expected = self.privacy.expected_rows
+        self.expected_batch_size = max(rows, 1) if expected is None else expected * release.uploads
+        self._release, self._factors = release, factors
+        self.pre_step()
+        for parameter in self.params:
+            parameter.grad_sample = parameter.summed_grad = None
+
+    def clip_and_accumulate(self) -> None:
+        """As Opacus, by the norms that were measured; or with the factors that were given."""
+        factors = self._factors
+        if factors is None:
+            factors = (self.max_grad_norm / (self._norms.norm(dim=1) + 1e-6)).clamp(max=1.0)
+        for parameter in self.params:
+            samples = self._get_flat_grad_sample(parameter)
+            parameter.summed_grad = torch.einsum("i,i...", factors.to(samples), samples)
+
+    def add_noise(self) -> None:
+        """As Opacus, with numbers of our own source."""
+        assert self._release is not None
+        std = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            total = parameter.summed_grad
+            # 0 * noise would cost as much as noise.
+            parameter.grad = total + std * self._release.noise(total.shape).to(total) if std else total.clone()
+
+    def _fill_empty(self) -> None:
+        """A batch without rows has run through no layer."""
+        for parameter in self.params:
+            if getattr(parameter, "grad_sample", None) is None:
+                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+
+    def _measure(self) -> int:
+        """Find the norms (B, parameters) of this step's samples; returns B.
+
+        A sample whose gradient has no finite norm counts for nothing: a factor of 0 would leave infinity times 0.
+        RunError where parameters do not agree on B, since then their rows are no samples.
+        """
+        self._fill_empty()
+        samples = self.grad_samples
+        if len(sizes := sorted({len(each) for each in samples})) > 1:
+            raise RunError(
+                f"gradients per sample have {' and '.join(map(str, sizes))} rows in one step, so that rows are no "
+                "samples and a clip bounds nothing; freeze parameters that do not take part in every step"
+            )
+        self._norms = torch.stack([_by_sample(each).norm(dim=1) for each in samples], dim=1)
+        if not bool((finite := self._norms.isfinite()).all()):
+            wrong = ~finite.all(1)
+            self._norms = self._norms.masked_fill(wrong.unsqueeze(1), 0.0)
+            for parameter, each in zip(self.params, samples):
+                parameter.grad_sample = each.masked_fill(wrong.view(-1, *[1] * (each.dim() - 1)), 0.0)
+        return sizes[0]
+
+
+def _by_sample(samples: Tensor) -> Tensor:
+    return samples.reshape(len(samples), math.prod(samples.shape[1:]))
+
+
+class PrivateLearner(Learner):
+    """A learner whose steps are releases of DP-SGD.
+
+    It has a module of its own: Opacus keeps activations in the module, and learners would find each other's there.
+    """
+
+    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy):
+        module = runtime.copied()
+        hookable(module)
+        super().__init__(SegmentRuntime(runtime.name, module, runtime.accelerator), recipe)
+        self.runtime.install(self.replica)
+        self.privatizer = Privatizer(self.replica.parameters, privacy) if self.replica.parameters else None
+        if self.privatizer is not None:
+            GradSampleHooks(module)
+
+    def begin(
+        self,
+        state: State,
+        learning_rate: float,
+        kept: Mapping[str, Tensor] | None = None,
+        transients: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """As ever; what a session left that was broken off is forgotten."""
+        super().begin(state, learning_rate, kept, transients)
+        self._forget()
+
+    def undo(self, mark: Mark) -> None:
+        """As ever; and what Opacus has kept of the passes."""
+        super().undo(mark)
+        self._forget()
+
+    def _forget(self) -> None:
+        for module in self.runtime.module.modules():
+            module.__dict__.pop("activations", None)
+            module.__dict__.pop("max_batch_len", None)
+        for parameter in self.replica.parameters:
+            parameter.grad_sample, parameter._forward_counter = None, 0  # type: ignore[attr-defined]
+
+    def forward(self, inputs: Tensor, noise: int) -> Tensor:
+        """The segment's output; that of no rows leaves no trace in the module."""
+        if len(inputs):
+            return super().forward(inputs, noise)
+        with torch.no_grad():
+            return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), noise)[:0]
+
+    def norms(self) -> Tensor:
+        """The squared norm of each sample's gradient over this segment, (B,)."""
+        assert self.privatizer is not None
+        return self.privatizer.norms()
+
+    def step(self, backwards: int = 1, release: Release | None = None, factors: Tensor | None = None) -> None:
+        """One optimizer step with the private gradient of the rows since the last one."""
+        if release is None:
+            raise RunError(f"segment {self.runtime.name} is trained privately, but its step names no release")
+        if self.privatizer is not None:
+            self.privatizer.privatize(release, factors)
+        super().step()
+
+
+def hookable(module: nn.Module) -> None:
+    """Activations in place would change what Opacus's hooks have kept."""
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]

@@ -1,0 +1,211 @@
+"""One round of one cohort in one process: device after device, in lockstep only where the trainer needs it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from fsl.errors import DeviceError, FslError, LostError, StepError
+from fsl.faults import fault_of, is_fault, passing
+from fsl.messages.reports import CohortResult, DeviceReport
+from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
+from fsl.round.device_side import DeviceSide
+from fsl.round.edge_server import EdgeServer, Session
+from fsl.round.edge_side import EdgeSide
+from fsl.round.front_device import Device
+from fsl.round.round_privacy import told_rows
+from fsl.round.unusable import told
+from fsl.round.workload import Worker
+from fsl.segments.states import State
+from fsl.segments.sums import Total
+
+
+class Cohort:
+    """The devices that one edge trains together in one round, and that edge."""
+
+    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]):
+        self.plan = plan
+        self.devices = DeviceSide(task.devices, plan, worker, states)
+        self.edge = EdgeSide(task, plan, worker, states).server
+        self.lost: dict[int, str] = {}
+
+    def run(self) -> CohortResult:
+        """Train every device of the cohort once; one whose work cannot be used is lost, and the others go on."""
+        trainer = self.edge.trainer
+        devices = sorted(self.devices.tasks)
+        groups = [devices] if trainer.lockstep else [[device] for device in trainer.arrange(devices)]
+        reports = [report for group in groups for report in self._run_group(group)]
+        totals, figures = result_of(self.edge, reports, self.lost)
+        if not reports:
+            return CohortResult({}, (), {}, self.lost)
+        if self.plan.fronts == "relayed":
+            for name, state in self.devices.relayed.items():
+                self.devices.totals[name].add(state, sum(r.samples for r in reports))
+        if self.plan.fronts != "private":
+            totals |= self.devices.totals
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
+
+    def _run_group(self, ids: list[int]) -> list[DeviceReport]:
+        devices, reports = [], []
+        with stepping(self.plan) as at:
+            for number in ids:
+                at(number)
+                devices.append(self.devices.open(number))
+                self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
+            lost = train(devices, self.edge, self.plan)
+            for device in devices:
+                at(device.device)
+                if device.device not in lost:
+                    try:
+                        reports.append(closed(self.devices, device, self.edge))
+                        continue
+                    except LostError as error:
+                        lost[device.device] = told(self.plan, error.reason)
+                        self.edge.lose(device.device)
+                self.devices.abandon(device)
+            self.lost |= lost
+        return reports
+
+
+def result_of(
+    edge: EdgeServer, reports: list[DeviceReport], lost: dict[int, str]
+) -> tuple[dict[str, Total], Counter[str]]:
+    """An edge's back and counts, if anybody's work counts; where the back is lost, so are all its devices."""
+    try:
+        total = edge.result()
+    except LostError as error:
+        lost |= {report.device: error.reason for report in reports}
+        reports.clear()
+        return {}, Counter()
+    return ({"back": total}, edge.figures()) if reports else ({}, Counter())
+
+
+def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
+    """A device is done at both ends; where devices are protected as a whole, its update is clipped first.
+
+    LostError, before anything of it counts, where its work cannot be used.
+    """
+    if devices.clip is not None:
+        square = devices.update_square(device) + edge.update_square(device.device)
+        devices.shorten(device, square)
+        edge.shorten(device.device, square, devices.clip)
+    devices.check(device)
+    session = edge.close(device.device)
+    devices.close(device)
+    return report_of(devices, session)
+
+
+def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
+    """A device's round in figures, when its session is closed."""
+    return DeviceReport(
+        session.device,
+        int(session.weight),
+        rows_told(devices.plan, session.examples, session.step),
+        session.step,
+        devices.batches[session.device].skipped,
+        loss_told(devices.plan, session.loss_sum()),
+        weight_told(devices.plan, session.loss_weight, session.step),
+        session.up_bytes,
+        session.down_bytes,
+        devices.model_bytes,
+    )
+
+
+def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
+    """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
+    expected = told_rows(plan)
+    return rows if expected is None else steps * expected
+
+
+def weight_told(plan: RoundPlan, weight: float, steps: int) -> float:
+    """What a round's losses count together, as it is reported: of Poisson draws the expected rows."""
+    expected = told_rows(plan)
+    return weight if expected is None else float(steps * expected)
+
+
+def loss_told(plan: RoundPlan, loss: float) -> float:
+    """A training loss as it is reported: not at all where the run is private and does not say otherwise."""
+    return math.nan if plan.privacy is not None and plan.privacy.withheld else loss
+
+
+def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int, str]:
+    """The training loop: every device uploads a step, the edge answers, until all batches are used up.
+
+    Returns the devices whose work cannot be used, which the edge has lost, and why.
+    """
+    by_id = {device.device: device for device in devices}
+    lost: dict[int, str] = {}
+
+    def lose(device: int, reason: str) -> None:
+        lost[device] = told(plan, reason)
+        del by_id[device]
+        edge.lose(device)
+
+    with stepping(plan) as at:
+        while by_id:
+            packets = []
+            for device in list(by_id.values()):
+                at(device.device, device.step)
+                try:
+                    if (packet := device.forward()) is not None:
+                        packets.append(packet)
+                except LostError as error:
+                    lose(device.device, error.reason)
+            replies = edge.step(packets) if packets else edge.flush()
+            for number, reason in edge.refused().items():
+                lose(number, reason)
+            for reply in replies:
+                if reply.device not in by_id:
+                    continue
+                at(reply.device, reply.step)
+                try:
+                    by_id[reply.device].backward(reply)
+                except LostError as error:
+                    lose(reply.device, error.reason)
+            if not packets:
+                break
+        for device in by_id.values():
+            device.finish()
+            if (factors := device.settle()) is not None:
+                edge.settle(device.device, factors)
+    return lost
+
+
+class Place(Protocol):
+    """Told where a round is: at a device, before or after its steps (None), or in one of them."""
+
+    def __call__(self, device: int, step: int | None = None) -> None:
+        """A device's step begins."""
+
+
+@contextmanager
+def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[Place]:
+    """Names run, round, device and step of what fails, and file and line; it is told of each step that begins."""
+    place: tuple[int | None, int | None] = (None, None)
+
+    def at(device: int, step: int | None = None) -> None:
+        nonlocal place
+        place = (device, step)
+
+    try:
+        yield at
+    except StepError as error:
+        raise device_error(plan, error.device, error.step, error.__cause__ or error) from error.__cause__
+    except FslError:
+        raise
+    except OSError as error:
+        if not is_fault(error):
+            raise
+        raise device_error(plan, *place, error) from error
+    except (Exception, SystemExit) as error:
+        raise device_error(plan, *place, error) from error
+
+
+def device_error(
+    plan: RoundPlan | EvaluatePlan, device: int | None, step: int | None, error: BaseException
+) -> DeviceError:
+    """The failure of a device, with its place in the run and in the code."""
+    at = [f"{name} {number}" for name, number in (("device", device), ("step", step)) if number is not None]
+    where = ", ".join([f"run {plan.run}", f"round {plan.round}", *at])
+    return DeviceError(str(fault_of(error, where)), passing=passing(error))

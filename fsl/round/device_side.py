@@ -1,0 +1,200 @@
+"""The devices of a node in one round: each one's batches, front and head, and what they come to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fsl.codecs.codec_maker import codec_maker
+from fsl.errors import ConfigError, LostError
+from fsl.importing.import_paths import locate_allowed
+from fsl.messages.round_plan import DeviceTask, RoundPlan
+from fsl.privacy.lending import learner_kind
+from fsl.privacy.whole_updates import shorten, update_square
+from fsl.round.batches import BatchPlan, load_batches, plan_batches
+from fsl.round.front_device import Device, DeviceBench
+from fsl.round.kept_states import keep, load_kept, load_private, new_total
+from fsl.round.round_privacy import device_privacy, private, relabelling, told_rows
+from fsl.round.rows import refuse_unmeasured
+from fsl.round.unusable import limit_of, refuse_optimizer
+from fsl.round.workload import Worker
+from fsl.seeds import Stream
+from fsl.segments.finite import refuse_states
+from fsl.segments.learner import Learner
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import State
+from fsl.split.cutting import refuse_tail
+
+
+@dataclass(frozen=True)
+class DeviceCopy:
+    """A device after so many steps: each segment's values, its optimizer's state, and its changed transients."""
+
+    step: int
+    learners: Mapping[str, tuple[State, Mapping[str, Tensor], Mapping[str, Tensor]]]
+
+
+class DeviceSide:
+    """Devices of one round on this node: their segments (front, and a head where they have a loss of their own).
+
+    With `relayed` fronts `relayed` is what the next device starts from.
+    """
+
+    def __init__(
+        self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
+    ) -> None:
+        refuse_tail(worker.chain, "this round trains")  # also where a strategy of the user's does not ask
+        refuse_unmeasured(worker, plan)
+        self.plan = plan
+        self.worker = worker
+        self.states = states
+        self.tasks = {task.device: task for task in tasks}
+        self.segments = {name: segment for name, segment in worker.segments.items() if name in ("front", "head")}
+        self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
+        self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
+        self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
+        self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
+        self.batches: dict[int, BatchPlan] = {}
+        whole = None if plan.privacy is None else plan.privacy.client
+        self.clip = None if whole is None else whole.clip  # of a device's whole update
+        self.told_rows = told_rows(plan)
+        self._kind = locate_allowed(plan.device.target, worker.workload.allowed, Device)
+
+    def samples(self, device: int) -> int:
+        """n_k, what the device holds."""
+        return len(self.worker.workload.partition.indices(device))
+
+    def weight(self, device: int) -> float:
+        """What a device counts in averages: n_k, or all alike where devices are protected as a whole."""
+        return float(self.samples(device)) if self.clip is None else 1.0
+
+    def open(self, device: int) -> Device:
+        """Give a device its batches and its segments, as they are at the beginning of its round."""
+        plan, worker = self.plan, self.worker
+        rows = worker.workload.partition.indices(device)
+        secure = worker.workload.secure
+        self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
+        learners = {
+            name: segment.borrow(self.recipe, learner_kind(private(plan, name)))
+            for name, segment in self.segments.items()
+        }
+        for name, learner in learners.items():
+            kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
+            learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        bench = DeviceBench(
+            device,
+            load_batches(
+                batches,
+                worker.workload.data.train,
+                worker.workload.augmentation,
+                plan,
+                device,
+                worker.accelerator,
+                relabelling(worker, plan, device, rows),
+            ),
+            learners["front"],
+            learners.get("head"),
+            worker.workload.objective,
+            self._noise("front", device),
+            self._noise("head", device),
+            self.up(),
+            self.down(),
+            device_privacy(plan, device, secure),
+            limit_of(worker, plan),
+        )
+        opened = self._kind(bench, **plan.device.kwargs)
+        if not isinstance(opened, Device):
+            raise ConfigError(f"{plan.device.target} is not a Device")
+        return opened
+
+    def close(self, device: Device) -> None:
+        """A device is done: add its segments to the totals, relay them, or put them away.
+
+        LostError, and nothing of that, where they cannot be used.
+        """
+        task = self.tasks[device.device]
+        self.check(device)
+        for name, learner in self._learners(device).items():
+            state = learner.state()
+            if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
+                self.totals[name].add(state, self.weight(device.device), device.device)
+            if self.plan.fronts == "relayed":
+                self.relayed[name] = state.clone()
+            elif self.plan.fronts == "private":
+                tensors = self.segments[name].layout.unpack(state)
+                self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
+            keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
+            self.segments[name].give_back(learner)
+
+    def check(self, device: Device) -> None:
+        """LostError where what a device has trained, or what its optimizer is to keep, cannot be used."""
+        refuse_states(device.device, self.states_of(device), self.plan.privacy is not None)
+        if not self.plan.reset_optimizer:
+            for name, learner in self._learners(device).items():
+                refuse_optimizer(device.device, name, learner, self.plan)
+
+    def abandon(self, device: Device) -> None:
+        """A device is lost in the middle of its round: nothing of it is kept."""
+        for name, learner in self._learners(device).items():
+            self.segments[name].give_back(learner)
+
+    def copy(self, device: Device) -> "DeviceCopy":
+        """A device between two of its steps, copied."""
+        learners = self._learners(device)
+        return DeviceCopy(
+            device.step,
+            {name: (one.state().clone(), one.optimizer_state(), one.transients()) for name, one in learners.items()},
+        )
+
+    def restore(self, device: int, copy: "DeviceCopy") -> Device:
+        """Open a device again as it was when it was copied."""
+        opened = self.open(device)
+        for name, learner in self._learners(opened).items():
+            state, optimizer, transients = copy.learners[name]
+            learner.begin(state, self.plan.learning_rates[name], optimizer, transients)
+        for _ in range(copy.step):
+            next(opened.bench.batches)
+        opened.step = copy.step
+        return opened
+
+    def update_square(self, device: Device) -> float:
+        """The squared norm of the update of a device's own segments."""
+        return sum(update_square(self.states[name], state) for name, state in self.states_of(device).items())
+
+    def shorten(self, device: Device, square: float) -> None:
+        """Clip a device's update, whose squared norm over all segments, the edge's too, is `square`."""
+        assert self.clip is not None
+        for name, state in self.states_of(device).items():
+            shorten(self.states[name], state, square, self.clip)
+
+    def states_of(self, device: Device) -> dict[str, State]:
+        """A device's segments as they are now, not copied."""
+        return {name: learner.state() for name, learner in self._learners(device).items()}
+
+    @property
+    def model_bytes(self) -> int:
+        """What of the model travels to a device and back in a round."""
+        if self.plan.fronts == "private":
+            return 0
+        return 2 * sum(segment.layout.bytes for segment in self.segments.values())
+
+    def _learners(self, device: Device) -> dict[str, Learner]:
+        both = {"front": device.bench.front, "head": device.bench.head}
+        return {name: learner for name, learner in both.items() if learner is not None}
+
+    def _noise(self, segment: str, device: int) -> Stream:
+        return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)
+
+    def _starting_state(self, name: str, device: int) -> State:
+        if self.plan.fronts == "private":
+            private = load_private(self.worker, name, self.tasks[device])
+            if private is not None:
+                return private
+        start = (self.relayed if self.plan.fronts == "relayed" else self.states).get(name)
+        if start is None and self.worker.store.restarts.get(f"{name}s/{device}") == 0:
+            raise LostError(
+                device, f"its {name} is lost on its node; it begins anew from the first one in the next round"
+            )
+        if start is None:
+            raise ConfigError(f"device {device} has no {name} yet, and the round's message brought none")
+        return start

@@ -1,0 +1,77 @@
+"""One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from fsl.codecs.codec_maker import codec_maker
+from fsl.importing.import_paths import locate_allowed
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.edge_server import EdgeServer
+from fsl.round.kept_states import keep, load_kept, new_total
+from fsl.round.round_privacy import edge_objective, private, told_rows
+from fsl.round.trainer_memory import TrainerMemory
+from fsl.round.unusable import limit_of
+from fsl.round.workload import Worker
+from fsl.segments.finite import UNUSABLE
+from fsl.segments.learner import Learner
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import State
+from fsl.split.cutting import refuse_tail
+from fsl.trainers import EdgeBench, EdgeTrainer
+
+
+class EdgeSide:
+    """One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps."""
+
+    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
+        assert plan.trainer is not None
+        refuse_tail(worker.chain, "this round trains")
+        self.task = task
+        self.plan = plan
+        self.worker = worker
+        self.tasks = {task.device: task for task in task.devices}
+        up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
+        trainer = self._trainer(plan.trainer)
+        memory = TrainerMemory(plan, worker)
+        told = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
+        checked = limit_of(worker, plan, "back") is not None
+        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), memory, told, checked)
+        back = worker.segments["back"]
+        bench = EdgeBench(
+            plan.seed,
+            plan.round,
+            back,
+            edge_objective(worker.workload.objective, plan),
+            OptimizerRecipe(plan.optimizer, worker.workload.allowed),
+            plan.learning_rates["back"],
+            self._kept,
+            self._keep,
+            partial(new_total, back.layout, plan),
+            private(plan, "back"),
+            worker.workload.secure,
+            limit_of(worker, plan, "back"),
+        )
+        self.server.begin(bench, states["back"])
+
+    def _trainer(self, spec: Spec) -> EdgeTrainer:
+        trainer: EdgeTrainer = locate_allowed(spec.target, self.worker.workload.allowed, EdgeTrainer)(**spec.kwargs)
+        return trainer
+
+    def welcome(self, task: DeviceTask) -> None:
+        """A device may come over from another edge; its kept states are of these generations."""
+        self.tasks[task.device] = task
+
+    # The trainer names the owner of an optimizer state that is kept: a device, or the edge.
+
+    def _kept(self, owner: str) -> Mapping[str, Tensor] | None:
+        return load_kept(self.worker, self.plan, f"backs/{owner}", self._owner_task(owner))
+
+    def _keep(self, owner: str, learner: Learner) -> None:
+        keep(self.worker, self.plan, f"backs/{owner}", learner, self._owner_task(owner))
+
+    def _owner_task(self, owner: str) -> DeviceTask | CohortTask:
+        kind, _, number = owner.partition("-")
+        return self.tasks[int(number)] if kind == "device" else self.task

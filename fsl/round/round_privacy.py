@@ -1,0 +1,66 @@
+"""What a round's plan says of privacy, as the objects that devices and edges use."""
+
+from torch import Tensor
+
+from fsl.errors import ConfigError
+from fsl.messages.round_plan import RoundPlan
+from fsl.objective import Objective
+from fsl.privacy.device_guard import DevicePrivacy
+from fsl.privacy.noise import noise_source
+from fsl.privacy.randomized_labels import CorrectedCrossEntropy, Relabelling, draw_shifts
+from fsl.privacy.settings import SegmentPrivacy
+from fsl.round.workload import Worker
+
+
+def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
+    """How a plan has a segment trained privately; None: as ever."""
+    return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
+
+
+def told_rows(plan: RoundPlan) -> int | None:
+    """The rows that a batch is reported to have: the expected ones of Poisson draws, None where it is its own."""
+    return plan.batch_size if plan.privacy is not None and plan.privacy.poisson else None
+
+
+def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> Relabelling | None:
+    """A device's randomized labels; None where it tells the true ones.
+
+    Seeded ones follow from the seed; secure ones are drawn once and stay on the device's disk.
+    """
+    labels, classes = plan.privacy.labels if plan.privacy is not None else None, worker.workload.data.classes
+    if labels is None or plan.trainer is None:
+        return None
+    if classes is None or classes < 2:
+        raise ConfigError("privacy.labels: this device's data have no classes to choose a label from")
+    noise = noise_source(worker.workload.secure, plan.seed, "labels", device=device)
+    if not worker.workload.secure:
+        return Relabelling(rows, draw_shifts(len(rows), classes, labels.epsilon, noise), classes)
+    owner = f"labels/{device}/{labels.epsilon:g}"
+    kept = worker.store.load(owner, 1) if worker.store.path(owner, 1).exists() else None
+    if kept is None:
+        kept = {"shifts": draw_shifts(len(rows), classes, labels.epsilon, noise)}
+        worker.store.save(owner, 1, kept, (0, 0))
+        worker.store.sync()  # before any of them is told
+    if len(kept["shifts"]) != len(rows):
+        raise ConfigError(
+            f"device {device} holds {len(rows)} samples, and labels were drawn for {len(kept['shifts'])}; a data set "
+            "that changed needs a folder of its own"
+        )
+    return Relabelling(rows, kept["shifts"], classes)
+
+
+def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
+    """What a back minimises: the run's objective, corrected where labels are randomized."""
+    labels = plan.privacy.labels if plan.privacy is not None else None
+    return CorrectedCrossEntropy(labels.epsilon) if labels is not None and labels.correct else objective
+
+
+def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy | None:
+    """A device's share of a plan's privacy; None where it has none."""
+    if plan.privacy is None:
+        return None
+    privacy = plan.privacy
+    front = privacy.segment("front", plan.batch_size)
+    if not privacy.clipped and all(part is None for part in (privacy.cut, privacy.nopeek, privacy.detector)):
+        return None
+    return DevicePrivacy(front, privacy, plan.seed, plan.round, device, secure)

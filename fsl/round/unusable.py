@@ -1,0 +1,30 @@
+"""What a round's plan says of work that cannot be used: from which loss on, and what is told of it."""
+
+from fsl.errors import LostError
+from fsl.messages.round_plan import RoundPlan
+from fsl.round.workload import Worker
+from fsl.segments.finite import UNUSABLE, finite, loss_limit
+from fsl.segments.learner import Learner
+
+
+def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float | None:
+    """The loss above which a step of this segment is refused; None where none is.
+
+    A back without noise is judged as ever: what it saw was protected before, or it protects nobody.
+    """
+    workload, privacy = worker.workload, plan.privacy
+    clipped = privacy is not None and privacy.clipped
+    if privacy is not None and privacy.dp_sgd is not None and segment == "back":
+        clipped = privacy.segment("back", plan.batch_size) is not None
+    return loss_limit(workload.objective.divergence_bound(workload.data.classes), clipped)
+
+
+def told(plan: RoundPlan, reason: str) -> str:
+    """Why a device is lost, as it is said: nothing of its data where the run is private."""
+    return UNUSABLE if plan.privacy is not None and plan.privacy.private else reason
+
+
+def refuse_optimizer(device: int | None, owner: str, learner: Learner, plan: RoundPlan) -> None:
+    """LostError for an optimizer state that no later step could go on from."""
+    if not finite(learner.optimizer_state().values()):
+        raise LostError(device, told(plan, f"the optimizer state of {owner} is not finite; its training has diverged"))

@@ -1,0 +1,202 @@
+"""The control: devices train the whole model, without a cut and without an edge (FedAvg's device half)."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fsl.errors import LostError
+from fsl.messages.reports import CohortResult, DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.privacy.device_guard import joint_factors
+from fsl.privacy.noise import noise_source
+from fsl.privacy.settings import SegmentPrivacy
+from fsl.privacy.whole_updates import clip_update
+from fsl.round.batches import load_batches, plan_batches
+from fsl.round.cohort import loss_told, rows_told, stepping, weight_told
+from fsl.round.edge_server import weighted_loss
+from fsl.round.kept_states import new_total
+from fsl.round.round_privacy import private
+from fsl.round.rows import refuse_unmeasured
+from fsl.round.unusable import limit_of, told
+from fsl.round.workload import Worker
+from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
+from fsl.segments.finite import REFUSED, finite, refuse_states, usable
+from fsl.segments.learner import Release, SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
+from fsl.segments.states import Replica, State
+
+if TYPE_CHECKING:
+    from fsl.privacy.private_learner import Privatizer
+    from fsl.round.deadline import Deadline
+
+
+class UnsplitCohort:
+    """Devices that train the whole model one after another, with one optimizer over all of its parameters.
+
+    The segments run behind each other in one graph. Each reseeds its random layers as it does in split training, so
+    that both can be compared to the bit.
+    """
+
+    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]):
+        self.task = task
+        self.plan = plan
+        self.worker = worker
+        self.states = states
+        self.secure = worker.workload.secure
+        refuse_unmeasured(worker, plan)
+        self.private = {name: private(plan, name) for name in worker.chain}
+        self.segments = [privately(segment, self.private[name]) for name, segment in worker.chain.items()]
+        self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]
+        self.parameters = [p for replica in self.replicas for p in replica.parameters]
+        self.limit = limit_of(worker, plan)
+        self.optimizer = OptimizerRecipe(plan.optimizer, worker.workload.allowed).build(self.parameters)
+        set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
+        for segment, replica in zip(self.segments, self.replicas):
+            segment.install(replica)
+        self.privatizers = privatizers(self.segments, self.replicas, self.private)
+
+    def run(self, deadline: "Deadline | None" = None) -> CohortResult:
+        """Train every device once; the totals hold n_k * w_k of every segment.
+
+        Who has not finished at the deadline is lost.
+        """
+        totals = {s.name: new_total(s.layout, self.plan) for s in self.segments}
+        reports = []
+        lost: dict[int, str] = {}
+        for task in self.task.devices:
+            try:
+                report = self._train(task, deadline)
+                weight = self._clip()
+                states = {s.name: replica.collect() for s, replica in zip(self.segments, self.replicas)}
+                refuse_states(task.device, states)
+                self._keep(task)
+            except LostError as error:
+                lost[task.device] = told(self.plan, error.reason)
+                continue
+            reports.append(report)
+            for name, state in states.items():
+                totals[name].add(state, weight or report.samples, task.device)
+        return CohortResult(totals if reports else {}, tuple(reports), {}, lost)
+
+    def _keep(self, task: DeviceTask) -> None:
+        """Put the optimizer's state away, where the run keeps it; LostError where it cannot be used."""
+        if self.plan.reset_optimizer:
+            return
+        kept = dump_optimizer(self.optimizer)
+        if not finite(kept.values()):
+            raise LostError(task.device, "its optimizer's state is not finite; its training has diverged")
+        owner = f"optimizers/devices/{task.device}"
+        self.worker.store.save(owner, self.plan.round, kept, (task.version, task.saved))
+
+    def _clip(self) -> float:
+        """Where devices are protected as a whole: shorten the update, and return their weight; 0 where they are not."""
+        if self.plan.privacy is None or self.plan.privacy.client is None:
+            return 0.0
+        starts = [self.states[segment.name] for segment in self.segments]
+        clip_update(starts, [replica.collect() for replica in self.replicas], self.plan.privacy.client.clip)
+        return 1.0
+
+    def _train(self, task: DeviceTask, deadline: "Deadline | None") -> DeviceReport:
+        plan, workload, device = self.plan, self.worker.workload, task.device
+        rows = workload.partition.indices(device)
+        batches = plan_batches(rows, plan, device, self.worker.skip_single, self.secure)
+        for segment, replica in zip(self.segments, self.replicas):
+            replica.load(self.states[segment.name])
+            segment.install(replica)
+        owner = f"optimizers/devices/{device}"
+        load_optimizer(self.optimizer, None if plan.reset_optimizer else self.worker.store.load(owner, task.version))
+        noises = [Stream(plan.seed, "forward", segment=s.name, device=device, round=plan.round) for s in self.segments]
+        losses: list[Tensor] = []
+        counts: list[float] = []
+        loader = load_batches(
+            batches, workload.data.train, workload.augmentation, plan, device, self.worker.accelerator
+        )
+        with stepping(plan) as here:
+            here(device, 0)
+            for inputs, targets in loader:
+                at = [noise.at(len(losses)) for noise in noises]
+                releases = [self._release(name, device, len(losses)) for name in self.privatizers]
+                counts.append(workload.objective.weight(targets))
+                losses.append(self._step(inputs, targets, at, releases, device))
+                here(device, len(losses))
+                if deadline is not None and deadline.left() <= 0:
+                    raise LostError(device, deadline.reason)
+        sizes = [len(r) for r in batches.rows]
+        model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
+        loss = loss_told(plan, weighted_loss(losses, counts))
+        return DeviceReport(
+            device,
+            len(rows),
+            rows_told(plan, sum(sizes), len(sizes)),
+            len(sizes),
+            batches.skipped,
+            loss,
+            weight_told(plan, sum(counts), len(sizes)),
+            up_bytes=0,
+            down_bytes=0,
+            model_bytes=model_bytes,
+        )
+
+    def _release(self, segment: str, device: int, step: int) -> Release:
+        plan = self.plan
+        noise = noise_source(self.secure, plan.seed, "dp-noise", segment=segment, device=device, round=plan.round)
+        return Release(noise.normal(step))
+
+    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release], device: int) -> Tensor:
+        values, loss = inputs, inputs.new_zeros(())
+        if len(inputs):
+            for segment, noise in zip(self.segments, noises):
+                with DEFAULT_GENERATOR:
+                    reseed(noise, segment.accelerator)
+                    values = segment.module(values)
+            loss = self.worker.workload.objective.loss(values, targets)
+            loss.backward()
+            if self.limit is not None and not usable([loss], [p.grad for p in self.parameters], self.limit):
+                for parameter in self.parameters:
+                    parameter.grad = None
+                raise LostError(device, REFUSED)
+        privatize(list(self.privatizers.values()), releases)
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> SegmentRuntime:
+    """A segment that Opacus's hooks may be put on: a copy, for another cohort may have a use for the original."""
+    if privacy is None:
+        return segment
+    from fsl.privacy.private_learner import hookable
+
+    module = segment.copied()
+    hookable(module)
+    return SegmentRuntime(segment.name, module, segment.accelerator)
+
+
+def privatizers(
+    segments: Sequence[SegmentRuntime], replicas: Sequence[Replica], private: Mapping[str, SegmentPrivacy | None]
+) -> dict[str, "Privatizer"]:
+    """What makes each segment's step private, by name."""
+    found = {}
+    for segment, replica in zip(segments, replicas):
+        privacy = private[segment.name]
+        if privacy is not None and replica.parameters:
+            from opacus.grad_sample import GradSampleHooks
+
+            from fsl.privacy.private_learner import Privatizer
+
+            GradSampleHooks(segment.module)
+            found[segment.name] = Privatizer(replica.parameters, privacy)
+    return found
+
+
+def privatize(privatizers: Sequence["Privatizer"], releases: Sequence[Release]) -> None:
+    """Private gradients of all segments, by one clip where it is over both."""
+    factors = None
+    if privatizers and privatizers[0].privacy.joint:
+        zero, norms = torch.zeros(()), [one.norms() for one in privatizers]
+        factors = joint_factors(privatizers[0].privacy.clip, norms[0], norms[1] if len(norms) > 1 else zero)
+    for one, release in zip(privatizers, releases):
+        one.privatize(release, factors)

@@ -1,0 +1,51 @@
+"""Arguments of a run that nothing would come of: refused where that misleads, or said in a line."""
+
+import logging
+from pathlib import Path
+
+from fsl.costs.profiles import LinkChoice, assignment
+from fsl.data import Augmentation, TaskData
+from fsl.errors import ConfigError
+from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.optimizer_settings import Schedule
+
+log = logging.getLogger(__name__)
+
+
+def refuse_ignored(
+    task: TaskData,
+    augmentation: Augmentation | None,
+    evaluate_leakage: int,
+    backhaul: LinkChoice,
+    out: str | Path | None,
+    resume: bool,
+) -> None:
+    """ConfigError for an argument of `fsl.simulate` that would be ignored, where that misleads."""
+    if augmentation is not None and len(task.input_shape) != 3:
+        raise ConfigError(
+            f"augmentation={augmentation}: it crops and flips images (C, H, W), and inputs are of shape "
+            f"{tuple(task.input_shape)}; leave it out"
+        )
+    if evaluate_leakage and task.test is None:
+        raise ConfigError(f"evaluate_leakage={evaluate_leakage}: no test data to measure it on; give test_data")
+    if resume and out is None:
+        raise ConfigError("resume=True without out: give the folder of the run that is to go on")
+    assignment("backhaul", backhaul, "link")  # also where no device moves, so that a wrong name is heard of
+
+
+def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
+    """A line for each setting that changes nothing beside the others, or under this strategy."""
+    schedule = federation.optimizer.schedule
+    if schedule.gamma != Schedule.gamma and not schedule.milestones:
+        log.warning("optimizer.gamma=%g changes nothing: there are no milestones after which it counts", schedule.gamma)
+    if strategy.trainer(1) is not None:
+        return
+    name = type(strategy).__name__
+    if federation.edges > 1:
+        log.warning("edges=%d changes nothing: %s trains on devices alone", federation.edges, name)
+    if federation.evaluate_leakage:
+        log.warning(
+            "evaluate_leakage=%d measures nothing: %s has no smashed data",
+            federation.evaluate_leakage,
+            name,
+        )

@@ -1,0 +1,151 @@
+"""The settings of a run that a strategy plans rounds from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor, nn
+
+from fsl.errors import ConfigError
+from fsl.flower.placement import Placement
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import Fronts
+from fsl.mobility import Mobility
+from fsl.privacy.settings import Privacy, Probe
+from fsl.segments.states import Layout
+from fsl.settings.optimizer_settings import Optimizer
+
+if TYPE_CHECKING:
+    from fsl.privacy.ledger import Ledger
+
+
+IDENTITY = Spec("fsl.codecs.Identity")
+
+
+class RoundPricer(Protocol):
+    """What says how long a round takes on given machines: `fsl.costs.CostModel`."""
+
+    def round(self, loads: Sequence[Any], serving: Any, start: float = 0.0) -> Any:
+        """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run."""
+
+    def settings(self) -> Mapping[str, str]:
+        """The machines as text."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything about a run that its strategy may depend on."""
+
+    run: str
+    seed: int
+    rounds: int
+    devices: int
+    layouts: Mapping[str, Layout]
+    edges: int = 1
+    devices_per_round: int | None = None
+    local_epochs: int = 1
+    batch_size: int = 16
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    up: Spec = IDENTITY  # the codec of smashed data
+    down: Spec = IDENTITY  # the codec of cut gradients
+    aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
+    evaluate_every: int = 1
+    evaluate_devices: int = 100  # private fronts to evaluate, at most
+    evaluate_leakage: int = 0  # test rows over which an evaluation measures what smashed data tell of inputs
+    costs: "RoundPricer | None" = None  # None: rounds have no simulated time
+    placement: Placement | None = None  # None: any node may host any device and edge
+    mobility: Mobility | None = None  # None: devices stay where they are
+    privacy: Privacy | None = None  # None: nothing is protected
+    ledger: "Ledger | None" = None  # what was spent against whom
+    named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
+
+    @property
+    def probe(self) -> Probe | None:
+        """What evaluations measure of smashed data; None for nothing."""
+        cut = None if self.privacy is None else self.privacy.cut
+        return Probe(self.evaluate_leakage, self.seed, cut) if self.evaluate_leakage else None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.evaluate_every < 0:
+            raise ConfigError(f"evaluate_every={self.evaluate_every}: rounds between evaluations, or 0 for none")
+        if self.evaluate_leakage < 0 or 0 < self.evaluate_leakage < 10:
+            raise ConfigError(
+                f"evaluate_leakage={self.evaluate_leakage}: rows of the test data, at least 10, or 0 for none"
+            )
+        if self.edges > self.devices:
+            raise ConfigError(f"edges={self.edges}: there are only {self.devices} devices, and an edge needs one")
+        if self.mobility is not None:
+            self.mobility.check(self.devices, self.edges)
+        value = self.devices_per_round
+        if value is not None and not 1 <= value <= self.devices:
+            raise ConfigError(f"devices_per_round={value}: it must lie between 1 and devices={self.devices}")
+
+
+class CloudStrategy(Protocol):
+    """What a run asks of a strategy; `fsl.strategies.SplitStrategy` is the base class that has it all."""
+
+    fronts: Fronts
+    local_loss: bool
+
+    def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
+        """The head of devices that train by a loss of their own; asked for where `local_loss` is set."""
+
+    def trainer(self, round: int) -> Spec | None:
+        """The edge trainer of this round; None trains the whole model on the devices."""
+
+    def select(self, round: int) -> Sequence[int]:
+        """The devices of a round."""
+
+    def chosen(self, round: int) -> Sequence[int]:
+        """What `select` says; RunError where that cannot train."""
+
+    def bind(self, federation: Federation) -> None:
+        """Take the run's settings."""
+
+    def evaluates(self, round: int) -> bool:
+        """Whether this round ends with an evaluation."""
+
+    def settings(self) -> dict[str, Any]:
+        """The algorithm's own settings; a run is resumed only with equal ones."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be in a checkpoint besides the arrays."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that must be in a checkpoint besides the model."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
+
+    def checkpointed(self, state: Mapping[str, Any]) -> None:
+        """A checkpoint with what `state` returned is complete."""
+
+    def remarks(self) -> Mapping[str, Any]:
+        """What there is to say of the last round besides figures, as JSON values."""
+
+    def kept(self) -> dict[int, int]:
+        """Each device that has a private state, with the round whose generation counts."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        first_round: int = 1,
+        on_round: Callable[[int, ArrayRecord, MetricRecord], None] | None = None,
+    ) -> Result:
+        """Flower's round loop, able to begin at `first_round`."""

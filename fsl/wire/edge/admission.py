@@ -1,0 +1,73 @@
+"""Who may have a session in one round of one edge."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import grpc
+
+from fsl.messages import messages_pb2 as pb
+from fsl.wire.edge.session import Inbox, Refusal, WireSession
+from fsl.wire.edge.signed_calls import Peer, Place
+from fsl.wire.tokens import Claims, check_token
+
+Code = grpc.StatusCode
+
+
+class Desk(Protocol):
+    """Where a round at an edge answers other edges; all of it on the network thread."""
+
+    here: Place
+    peers: Mapping[int, Peer]
+
+    async def answer(self, said: pb.ToPeer, data: bytes) -> tuple[Mapping[str, Any], bytes]:
+        """The answer's body, and what follows it; Refusal or WireError where there is none."""
+
+    async def fetch(self, claims: Claims, opening: pb.Open) -> WireSession | None:
+        """The session of a device that comes from another edge; None where nobody has it."""
+
+
+class Admission:
+    """Who may have a session in one round of one edge, and the sessions that there are."""
+
+    def __init__(
+        self, run: str, round: int, edge: int, fence: int, cloud_key: bytes, devices: set[int], up: str, down: str
+    ):
+        self.run = run
+        self.round = round
+        self.edge = edge
+        self.fence = fence
+        self.cloud_key = cloud_key
+        self.devices = devices
+        self.up = up  # the codecs of this round
+        self.down = down
+        self.inbox: Inbox = Inbox()
+        self.sessions: dict[int, WireSession] = {}
+        self.frame_bytes: int | None = None  # of the largest frame that a session of this round has, if that is known
+        self.over = False
+        self.failed: str | None = None  # why the edge could not serve the round
+        self.desk: Desk | None = None  # where other edges are answered, if devices may move
+
+    def most(self, limit: int) -> int:
+        """The bytes of a frame that are taken from a session of this round."""
+        return limit if self.frame_bytes is None else min(limit, self.frame_bytes)
+
+    def without(self, device: int) -> Refusal:
+        """What a device hears that waits in a round which goes on no longer."""
+        reason = f"round {self.round} is over at edge {self.edge}, without device {device}"
+        return Refusal(Code.FAILED_PRECONDITION, reason if self.failed is None else f"{reason}: {self.failed}")
+
+    def check(self, token: bytes, edge: int | None = None) -> Claims:
+        """What a token allows here, or at another edge of this round; raises what speaks against it."""
+        edge = self.edge if edge is None else edge
+        claims = check_token(token, self.cloud_key)
+        if (claims.run, claims.round) != (self.run, self.round):
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                f"the token is for round {claims.round} of run {claims.run[:80]!r}; edge {self.edge} serves round "
+                f"{self.round} of run {self.run!r}",
+            )
+        if claims.fence != self.fence:
+            raise Refusal(Code.FAILED_PRECONDITION, f"the token has fence {claims.fence}; {self.fence} counts now")
+        if edge not in claims.edges or claims.device not in self.devices:
+            raise Refusal(Code.PERMISSION_DENIED, f"device {claims.device} does not train at edge {edge}")
+        return claims

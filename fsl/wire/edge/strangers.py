@@ -1,0 +1,85 @@
+"""Who is at an edge's door: streams that have not shown who they are yet. They are few, and soon gone."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from fsl.wire.edge.session import Refusal
+from fsl.wire.options import Limits
+
+Code = grpc.StatusCode
+_SLOW = 1.0  # seconds after which who has shown nothing may be sent away for somebody else
+
+
+class Place:
+    """One stranger's place at the door."""
+
+    def __init__(self, connection: str, timeout: asyncio.Timeout, since: float):
+        self.connection = connection
+        self.address = connection.rpartition(":")[0]
+        self.timeout = timeout
+        self.since = since
+        self.displaced = False
+
+
+class Strangers:
+    """Places at the door: so many in all, so many for each connection, each for so many seconds.
+
+    Where all are taken, who comes from a less crowded address or connection displaces the longest waiting of the most
+    crowded one. So whoever fills the door with silent streams keeps nobody else out.
+    """
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self._places: list[Place] = []  # the longest waiting first
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @asynccontextmanager
+    async def place(self, connection: str) -> AsyncIterator[Place]:
+        """A place for who came over this connection (a peer of gRPC). Refusal where none is free, or too late."""
+        self._make_room(connection)
+        loop = asyncio.get_running_loop()
+        place: Place | None = None
+        try:
+            async with asyncio.timeout(self.limits.handshake_seconds) as timeout:
+                place = Place(connection, timeout, loop.time())
+                self._places.append(place)
+                yield place
+        except TimeoutError:
+            if place is not None and place.displaced:
+                raise self._full(len(self._places) + 1) from None
+            raise Refusal(Code.DEADLINE_EXCEEDED, "the session was not opened in time") from None
+        finally:
+            if place in self._places:
+                self._places.remove(place)
+
+    def _make_room(self, connection: str) -> None:
+        own = [place for place in self._places if place.connection == connection]
+        most = min(self.limits.connection_handshakes, self.limits.handshakes)
+        if len(own) >= most:
+            raise self._full(len(own))
+        if len(self._places) < self.limits.handshakes:
+            return
+        addresses = Counter(place.address for place in self._places)
+        connections = Counter(place.connection for place in self._places)
+
+        def crowd(place: Place) -> tuple[int, int]:
+            return addresses[place.address], connections[place.connection]
+
+        victim = max(self._places, key=crowd)  # the first of those that are equal: the longest waiting
+        address = connection.rpartition(":")[0]
+        mine = addresses[address] + (victim.address != address), len(own) + 1
+        waited = asyncio.get_running_loop().time() - victim.since
+        if crowd(victim) <= mine and waited < _SLOW:
+            raise self._full(len(self._places))
+        victim.displaced = True
+        victim.timeout.reschedule(0.0)
+        self._places.remove(victim)
+
+    def _full(self, others: int) -> Refusal:
+        return Refusal(Code.RESOURCE_EXHAUSTED, f"{others} others are at the door; come back later")

@@ -1,0 +1,1 @@
+"""Finished runs as targets of attacks."""

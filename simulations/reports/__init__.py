@@ -1,0 +1,1 @@
+"""Reports over runs: tables, figures, and one page."""

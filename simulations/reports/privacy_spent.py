@@ -1,0 +1,58 @@
+"""What runs with privacy spent, against whom: a table of a report, and its CSV file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fsl.simulations.reports.compare import Comparison, Group
+from fsl.simulations.reports.csv_tables import csv_text
+from fsl.simulations.reports.measures import NOTHING
+from fsl.simulations.reports.tables import Table, names_of
+
+from fsl.privacy.claims import ADVERSARIES
+from fsl.privacy.ledger import figure_of
+
+UNBOUNDED = "unbounded"
+
+
+def privacy_table(comparison: Comparison) -> Table | None:
+    """One row per group: the epsilon of its worst run against each adversary; None where no run has any privacy."""
+    if not any(_last(group) for group in comparison.groups):
+        return None
+    names = names_of(comparison)
+    head = (*(column.head for column in names), *(f"epsilon: {adversary}" for adversary in ADVERSARIES))
+    rows = tuple(
+        (*(column.cell(group) for column in names), *(_cell(group, adversary) for adversary in ADVERSARIES))
+        for group in comparison.groups
+    )
+    return Table(head, rows, len(names))
+
+
+def privacy_csv(comparison: Comparison) -> str:
+    """One line per group, an empty cell where a group has no privacy; what is unbounded is inf, a number, too."""
+    lines: list[dict[str, Any]] = []
+    for group in comparison.groups:
+        spent = {figure_of(adversary): epsilon_of(group, adversary) for adversary in ADVERSARIES}
+        numbers = {name: math.inf if epsilon == UNBOUNDED else epsilon for name, epsilon in spent.items()}
+        lines.append({"group": group.label, **numbers})
+    return csv_text(lines)
+
+
+def _last(group: Group) -> list[Mapping[str, Any]]:
+    """The last rows of runs with privacy."""
+    return [run.rows[-1] for run in group.counted if figure_of("model") in run.rows[-1]]
+
+
+def epsilon_of(group: Group, adversary: str) -> float | str | None:
+    """The epsilon of a group's worst run against an adversary, UNBOUNDED, or None where no run has any privacy."""
+    found = [row[figure_of(adversary)] for row in _last(group)]
+    if not found:
+        return None
+    return UNBOUNDED if None in found else max(found)
+
+
+def _cell(group: Group, adversary: str) -> str:
+    worst = epsilon_of(group, adversary)
+    if worst is None:
+        return NOTHING
+    return worst if isinstance(worst, str) else f"{worst:.3g}"

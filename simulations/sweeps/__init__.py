@@ -1,0 +1,1 @@
+"""Many runs: sweeps through Hydra, and searches through Optuna."""

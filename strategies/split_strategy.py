@@ -1,0 +1,398 @@
+"""The cloud half of an algorithm: what to ask of the nodes each round, and what to make of their replies."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import fmean, pstdev
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from fsl.strategies import asked
+from fsl.strategies.algorithm import Algorithm
+from fsl.strategies.planning import assign, chunks, lost_in, message, movements, simulated, succeeded, sums
+
+from fsl import seeds
+from fsl.errors import RunError
+from fsl.flower.placement import Collected, Placement
+from fsl.flower.records import metrics_to_reports, record_to_totals, states_to_record
+from fsl.importing.import_paths import locate, name_classes
+from fsl.messages.record_names import ARRAYS, METRICS
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
+from fsl.mobility import Move
+from fsl.privacy.device_guard import LEAKS
+from fsl.privacy.member_counts import take_members
+from fsl.run.private_rounds import refuse_unseen
+from fsl.segments.finite import finite_total
+from fsl.segments.sums import Total, summed
+from fsl.settings.federation_settings import Federation
+
+log = logging.getLogger(__name__)
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+RoundFn = Callable[[int, ArrayRecord, MetricRecord], None]
+
+
+class SplitStrategy(Algorithm, Strategy):
+    """A Flower strategy for split models; an algorithm overrides `fronts`, `trainer`, and what else it changes.
+
+    `bind` gives it the run's settings before `start`. What there is to override is `Algorithm`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._previous = ArrayRecord()
+        self._placed: bool | None = None  # None: nobody has looked yet
+        self._lost: dict[int, str] = {}
+        self._restarted: dict[int, int] = {}  # in this round, with the round of the front that they went on from
+        self._left_out: dict[int, str] = {}  # of this round: their n_k has no account
+        self._moves: tuple[Move, ...] = ()  # of this round
+
+    def bind(self, federation: Federation) -> None:
+        """Take the run's settings, and forget an earlier run."""
+        super().bind(federation)
+        self._placed, self._lost, self._restarted = None, {}, {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message per node with work this round: the plan of its cohorts, and the arrays that they need."""
+        self._previous = arrays
+        federation = self.federation
+        spec = self.planned(server_round)
+        device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
+        assert device is not None  # it is not optional
+        divisible = spec is None or bool(locate(spec.target).divisible)
+        chosen = self.chosen(server_round)
+        placed, chosen = self._there(grid, chosen)
+        self._moves = asked.moves_of(
+            server_round, self._hook("moves"), self.moves(server_round, chosen), federation.devices, federation.edges
+        )
+        visited = () if divisible else [move.edge for move in self._moves]
+        cohorts = self._cohorts(chosen, server_round, visited)
+        plan = RoundPlan(
+            run=federation.run,
+            seed=federation.seed,
+            round=server_round,
+            cohorts=(),
+            kept=self._generations_kept(spec, cohorts),
+            fronts=self.fronts,
+            trainer=spec,
+            device=device,
+            one_by_one=self._aggregator is not None and self._aggregator.one_by_one,
+            optimizer=federation.optimizer.spec,
+            learning_rates=self._rates(server_round),
+            reset_optimizer=federation.optimizer.reset,
+            batch_size=federation.batch_size,
+            local_epochs=federation.local_epochs,
+            up=federation.up,
+            down=federation.down,
+            on_move=self.on_move,
+            privacy=federation.privacy,
+        )
+        if federation.ledger is not None:
+            refuse_unseen(server_round, spec, federation.ledger.trainers)
+            federation.ledger.before([d for d in chosen if not placed or d in self._placement.samples])
+        if placed:
+            moving = replace(plan, moves=self._moves)
+            yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
+            return
+        name_classes(federation.named, (one.target for one in (spec, plan.device) if one is not None))
+        for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible, self._moves).items():
+            devices = [task for cohort in tasks for task in cohort.devices]
+            here = {task.device for task in devices}
+            moves = tuple(move for move in self._moves if move.device in here)
+            kept = self._generations_kept(spec, tasks)
+            text = replace(plan, cohorts=tuple(tasks), moves=moves, kept=kept).to_json()
+            yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the nodes' sums in order of node id, divide once; a segment that nobody trained keeps its arrays."""
+        layouts = self.federation.layouts
+        collected = self._collected(server_round, list(replies))
+        reports, totals = collected.reports, collected.totals
+        arrays = ArrayRecord(dict(self._previous))
+        new = self.combine(server_round, totals, self._previous) if reports else {}
+        privacy = self.federation.privacy
+        if new and privacy is not None and privacy.client is not None and self._noised != server_round:
+            raise RunError(
+                f"round {server_round}: {self._hook('combine')} made means of its own, which have no noise, and "
+                "privacy.client accounts for noised ones; begin with those that super().combine() gives"
+            )
+        asked.usable(server_round, self._hook("combine"), new, self.tensors() if self._aggregator else {})
+        arrays.update(states_to_record(layouts, new))
+        home = partial(self.attached, round=server_round)
+        for report in reports:
+            self._versions[f"device-{report.device}"] = server_round
+            self._versions[f"edge-{home(report.device)}"] = server_round
+        for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
+            self._versions[f"edge-{move.edge}"] = server_round
+        self._note_restarts(server_round, collected)
+        figures = self._note_kept(server_round, collected.reports, collected.figures)
+        measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
+        if self.federation.privacy is not None and self.federation.privacy.withheld:
+            del measured["train_loss"]
+        if (costs := self.federation.costs) is not None:
+            trainer = self.planned(server_round)
+            measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
+            self._clock += measured["sim_seconds"]
+        if self.federation.mobility is not None:
+            measured |= movements(reports, figures)
+        if self.federation.ledger is not None:
+            self.federation.ledger.after(reports, collected.again)
+        own = self.metrics(server_round, reports, figures)
+        return arrays, MetricRecord(
+            {**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, measured.keys())}
+        )
+
+    def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
+        if not messages:
+            return []
+        if self._placed:
+            return self._placement.exchange(grid, messages, timeout)
+        return grid.send_and_receive(messages, timeout=timeout)
+
+    def _collected(self, round: int, replies: list[Message]) -> Collected:
+        """What the nodes' replies come to, added in order of node id."""
+        layouts = self.federation.layouts
+        if self._placed:
+            collected = self._placement.collect(replies, layouts)
+            self._lost = {**collected.lost, **self._left_out}
+            self._warn_of_lost(round)
+            if not collected.reports:
+                raise RunError(f"round {round}: no device finished ({_reasons(self._lost)}); resume when they are back")
+            if self._aggregator is None or not self._aggregator.one_by_one:
+                return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
+            return collected
+        self._lost = {}
+        replies.sort(key=lambda m: m.metadata.src_node_id)
+        good = succeeded(replies, round)
+        totals: dict[str, Total] = {}
+        reports: list[DeviceReport] = []
+        figures: Counter[str] = Counter()
+        for reply in good:
+            said = metrics_to_reports(reply.content.metric_records[METRICS])
+            weights = {report.device: float(report.samples) for report in said.devices}
+            record = reply.content.array_records[ARRAYS]
+            self._lost |= lost_in(reply)
+            found = record_to_totals(record, said.weights, layouts, weights)
+            if bad := next((name for name, total in found.items() if not finite_total(total)), None):
+                self._lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
+                continue
+            for segment, total in found.items():
+                if segment in totals:
+                    totals[segment].merge(total)
+                else:
+                    totals[segment] = total
+            reports.extend(said.devices)
+            figures.update(said.figures)
+        reports.sort(key=lambda r: r.device)
+        self._warn_of_lost(round)
+        return Collected(totals, reports, figures, self._lost, len(replies) - len(good))
+
+    def _note_restarts(self, round: int, collected: Collected) -> None:
+        """Devices whose private front was lost on their node: those without an older one get the first one anew."""
+        self._restarted = dict(collected.restarted)
+        for device, before in self._restarted.items():
+            if before:
+                log.warning(
+                    "round %d: device %d lost its front, and went on from that of round %d", round, device, before
+                )
+            elif device in collected.lost:
+                log.warning("round %d: device %d lost its front, and begins anew in the next round", round, device)
+                self._versions.pop(f"device-{device}", None)
+
+    def _warn_of_lost(self, round: int) -> None:
+        for device, reason in self._lost.items():
+            log.warning("round %d goes on without device %d: %s", round, device, reason)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Private fronts are evaluated where they are; others are evaluated at the cloud, and nothing is sent."""
+        if self.fronts != "private" or not self.evaluates(server_round):
+            return
+        tasks = [self._task(device) for device in self._evaluated()]
+        if self._placed:
+            yield from self._placement.evaluate_messages(
+                partial(self._evaluation, server_round), tasks, partial(self._needed, arrays), server_round
+            )
+            return
+        nodes = sorted(grid.get_node_ids())
+        for node, chunk in zip(nodes, chunks(tasks, len(nodes))):
+            if chunk:
+                text = self._evaluation(server_round, chunk)
+                yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
+
+    def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
+        return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
+        replies = list(replies)
+        scores: dict[int, tuple[float, float | None]] = {}
+        leaked: dict[str, list[float]] = {}
+        if self._placed:
+            good = [reply for reply in replies if not reply.has_error()]
+            for reason in {str(reply.error.reason) for reply in replies if reply.has_error()}:
+                log.warning("round %d: a node did not evaluate: %s", server_round, reason)
+        else:
+            good = succeeded(replies, server_round) if replies else []
+        for reply in good:
+            record: Any = reply.content.metric_records[METRICS]
+            accuracies = record["accuracy"] or [None] * len(record["device"])
+            scores.update(zip(record["device"], zip(record["loss"], accuracies)))
+            for name in LEAKS:
+                if name in record:
+                    leaked.setdefault(name, []).extend(record[name])
+        if not scores:
+            return None
+        losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
+        result = MetricRecord({"loss": fmean(losses), "evaluated_devices": len(scores)})
+        if None not in accuracies:
+            result.update({"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)})
+        result.update({name: fmean(values) for name, values in leaked.items()})
+        return result
+
+    def summary(self) -> None:
+        """Log what runs."""
+        log.info("%s, fronts %s", type(self).__name__, self.fronts)
+
+    def evaluates(self, round: int) -> bool:
+        """Whether this round ends with an evaluation; the last one always does, unless evaluation is off."""
+        every = self.federation.evaluate_every
+        return every > 0 and (round % every == 0 or round == self.federation.rounds)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        *,
+        first_round: int = 1,
+        on_round: RoundFn | None = None,
+    ) -> Result:
+        """Flower's round loop, able to begin at `first_round`; `on_round(round, arrays, metrics)` ends each round.
+
+        Messages and replies are exchanged as in `Strategy.start`. `timeout` is the seconds to wait for a round.
+        """
+        self.summary()
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        result = Result(arrays=initial_arrays)
+        for current in range(first_round, num_rounds + 1):
+            started = time.perf_counter()
+            messages = list(self.configure_train(current, result.arrays, train_config, grid))
+            replies = self._exchange(grid, messages, timeout)
+            arrays, trained = self.aggregate_train(current, replies)
+            result.arrays = result.arrays if arrays is None else arrays
+            metrics = MetricRecord() if trained is None else trained
+            result.train_metrics_clientapp[current] = metrics
+            seconds = time.perf_counter() - started
+            nothing_new = bool(self._lost) and not metrics.get("devices")  # then there is no model to evaluate
+            if not nothing_new and (
+                messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid))
+            ):
+                scores = self.aggregate_evaluate(current, self._exchange(grid, messages, timeout))
+                result.evaluate_metrics_clientapp[current] = scores or MetricRecord()
+                metrics = MetricRecord({**metrics, **(scores or {})})
+            if (
+                not nothing_new
+                and evaluate_fn is not None
+                and (scores := evaluate_fn(current, result.arrays)) is not None
+            ):
+                result.evaluate_metrics_serverapp[current] = scores
+                metrics = MetricRecord({**metrics, **scores})
+            if on_round is not None:
+                on_round(current, result.arrays, MetricRecord({**metrics, "seconds": seconds}))
+        return result
+
+    def remarks(self) -> Mapping[str, Any]:
+        """Which devices were lost in the last round and why, where nodes host what they host; and what is spent."""
+        told = {str(device): reason for device, reason in sorted(self._lost.items())}
+        lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
+        if self._restarted:
+            lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
+        federation = self.federation
+        if federation.ledger is None or federation.privacy is None:
+            return lost
+        withheld = {"losses_withheld": True} if federation.privacy.withheld else {}
+        return {**lost, **withheld, **federation.ledger.figures()}
+
+    # Planning.
+
+    @property
+    def _placement(self) -> Placement:
+        placement = self.federation.placement
+        assert placement is not None
+        return placement
+
+    @property
+    def _setup(self) -> str:
+        return "" if self.federation.placement is None else self._placement.setup
+
+    def _look(self, grid: Grid) -> bool:
+        """Whether nodes host what they host, so that the placement says who does what."""
+        federation = self.federation
+        if federation.placement is not None:
+            first = self._placed is None
+            self._placed = federation.placement.look(grid, federation.devices, federation.edges, first)
+        return bool(self._placed)
+
+    def _there(self, grid: Grid, chosen: list[int]) -> tuple[bool, list[int]]:
+        """See who is there, and count privacy by their n_k; whom the account does not allow is left out, by name."""
+        first, self._left_out = self._placed is None, {}
+        placed, ledger = self._look(grid), self.federation.ledger
+        if placed and ledger is not None:
+            here = {d: n for d, n in self._placement.samples.items() if d < self.federation.devices}
+            refused = take_members(ledger, here, first)
+            self._left_out = {device: reason for device, reason in refused.items() if device in chosen}
+            chosen = [device for device in chosen if device not in refused]
+        return placed, chosen
+
+    def _cohorts(self, devices: Sequence[int], round: int, visited: Iterable[int] = ()) -> list[CohortTask]:
+        """Each edge's devices at the round's start; edges that devices come to later may have none."""
+        members: dict[int, list[DeviceTask]] = {edge: [] for edge in visited}
+        for device in devices:
+            members.setdefault(self.attached(device, round), []).append(self._task(device))
+        return [
+            CohortTask(edge, tuple(tasks), *self._generations(f"edge-{edge}"))
+            for edge, tasks in sorted(members.items())
+        ]
+
+    def _task(self, device: int) -> DeviceTask:
+        ledger = self.federation.ledger
+        held = 0 if ledger is None else ledger.samples[device]
+        return DeviceTask(device, *self._generations(f"device-{device}"), held)
+
+    def _generations(self, owner: str) -> tuple[int, int]:
+        return self._versions.get(owner, 0), self._saved.get(owner, 0)
+
+    def _needed(self, arrays: ArrayRecord, tasks: Sequence[DeviceTask]) -> ArrayRecord:
+        """Private fronts stay where they are: the first one goes out only to a device that has none yet."""
+        if self.fronts != "private" or any(task.version == 0 for task in tasks):
+            return arrays
+        return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith(("front.", "head."))})
+
+    def _evaluated(self) -> Sequence[int]:
+        """The same devices in every evaluation, so that rounds can be compared."""
+        federation = self.federation
+        if federation.evaluate_devices >= federation.devices:
+            return range(federation.devices)
+        draw = seeds.numpy_generator(federation.seed, "evaluated")
+        return sorted(int(d) for d in draw.choice(federation.devices, federation.evaluate_devices, replace=False))
+
+
+def _reasons(lost: Mapping[int, str]) -> str:
+    shown = [f"device {device}: {reason}" for device, reason in list(lost.items())[:3]]
+    return "; ".join([*shown, "..."] if len(lost) > len(shown) else shown) or "none was selected that is there"
