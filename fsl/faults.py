@@ -16,10 +16,10 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-import fsl
 from fsl import errors
 from fsl.errors import CodeError, FslError, RunError
 from fsl.files import write_text
+from fsl.installed import HOME, TOP
 from fsl.quoting import printable
 
 P = ParamSpec("P")
@@ -30,8 +30,7 @@ TRACEBACK = "traceback.txt"  # in the folder of a run whose code failed
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _RAY = tuple(f"{folder}{os.sep}" for folder in getattr(find_spec("ray"), "submodule_search_locations", None) or ())
-_ROOMS = (Path(folder, room) for folder in fsl.__path__ for room in ("simulations", "strategies"))
-_OWN = tuple(f"{room}{os.sep}" for room in (Path(__file__).parent, *_ROOMS))
+_OWN = tuple(f"{room}{os.sep}" for room in (HOME, TOP / "simulations", TOP / "strategies"))
 
 
 def said(error: BaseException) -> str:

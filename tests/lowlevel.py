@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fsl import __version__
 from fsl.data import IID, divide
 from fsl.importing.spec import Spec
+from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame, read_frame
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan

@@ -10,12 +10,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import ConfigRecord, Message, RecordDict
 from fsl.simulations.fsl_certs import command
 
-from fsl import __version__
 from fsl.deployment.certs import Certificates, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes, fingerprint_of, read_table
 from fsl.deployment.cloud.members import Members, Terms
 from fsl.errors import ConfigError, RunError
 from fsl.flower.internals import enter_identity, exit_identity
+from fsl.installed import __version__
 from fsl.messages.record_names import CONFIG, MEMBER
 from fsl.messages.versions import PROTOCOL
 from fsl.wire.tokens import public_bytes

@@ -14,7 +14,6 @@ from flwr.cli.build import build_fab_from_disk
 from fsl.simulations.fsl_federation import command
 from fsl.simulations.overrides import for_federation
 
-from fsl import __version__
 from fsl.deployment.local import local_federation as local
 from fsl.deployment.local.edge_figures import parse_figures
 from fsl.deployment.local.federation_record import read_record
@@ -24,6 +23,7 @@ from fsl.deployment.local.local_federation import LocalFederation
 from fsl.deployment.node.bundles import check
 from fsl.deployment.processes import members, wait_until
 from fsl.errors import CheckpointError, ConfigError, RunError
+from fsl.installed import __version__
 from fsl.quoting import override_value
 from tests.federation_app import write_app
 

@@ -90,8 +90,11 @@ class Federation:
 class CloudStrategy(Protocol):
     """What a run asks of a strategy; `fsl.strategies.SplitStrategy` is the base class that has it all."""
 
-    fronts: Fronts
     local_loss: bool
+
+    @property
+    def fronts(self) -> Fronts:
+        """Whose fronts are: averaged over devices, each device's own, or relayed from one to the next."""
 
     def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
         """The head of devices that train by a loss of their own; asked for where `local_loss` is set."""

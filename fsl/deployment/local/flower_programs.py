@@ -14,12 +14,12 @@ from typing import Any
 
 import tomli_w
 
-from fsl import __version__
 from fsl.deployment.certs import Certificates
 from fsl.deployment.local.federation_record import SUPERLINK, Config, Node
 from fsl.deployment.node.bundles import COMPONENTS, hash_of
 from fsl.errors import ConfigError, RunError
 from fsl.files import write_text
+from fsl.installed import __version__
 from fsl.private_files import private_folder
 
 CONNECTION = "federation"

@@ -16,7 +16,6 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-import fsl
 from fsl.deployment.node import pipe as frames
 from fsl.deployment.node.claim import Owner, code_in_use, occupied
 from fsl.deployment.node.pipe import Connection
@@ -24,6 +23,7 @@ from fsl.deployment.node.resident_process import HANDOVER, SILENCE, TAKEN
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.errors import RunError
 from fsl.flower.serde import record_bytes, record_from_bytes
+from fsl.installed import HOME
 
 _START = 120.0  # seconds until a resident process answers
 
@@ -112,7 +112,7 @@ def _connected(folder: Path, owner: Owner, code: str) -> Connection:
 
 
 def _start(path: Path, folder: Path, owner: Owner, code: str) -> "subprocess.Popen[bytes]":
-    home = str(Path(fsl.__file__).resolve().parents[1])
+    home = str(HOME.resolve().parent)
     paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     words = [str(path), str(folder), code, str(owner.pid), str(owner.start)]
     command = [sys.executable, "-P", "-m", "fsl.deployment.node.resident_process", *words]

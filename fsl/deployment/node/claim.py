@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsl
 from fsl.deployment.locks import locked
 from fsl.deployment.processes import started_at
+from fsl.installed import HOME
 
 _LOCK = "resident.lock"
 _BESIDE = ("strategies", "simulations", "configs")  # of a source tree; in a wheel they lie inside of fsl
@@ -57,7 +57,7 @@ def occupied(folder: Path) -> str:
 
 def code_in_use() -> str:
     """A fingerprint of fsl's code as it lies on the disk: where it is, and when which file of it was changed."""
-    home = Path(fsl.__file__).resolve().parent
+    home = HOME.resolve()
     folders = [home, *(home.parent / name for name in _BESIDE if not (home / name).is_dir())]
     told = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
-from fsl import __version__
 from fsl.deployment.node.accountable import charged
 from fsl.deployment.node.moving_edge import roaming_round
 from fsl.deployment.node.node_settings import NodeSettings
@@ -18,6 +17,7 @@ from fsl.deployment.node.owned import refuse_evaluation, refuse_part
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
+from fsl.installed import __version__
 from fsl.messages.node_part import EdgePart, Part
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan

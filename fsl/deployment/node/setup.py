@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl import __version__
 from fsl.data import Partition, TaskData, TensorExamples, divide
 from fsl.data.same_classes import by_name
 from fsl.data.task import Scaling
@@ -23,6 +22,7 @@ from fsl.deployment.node.setup_names import OWN, check_groups
 from fsl.errors import ConfigError, WireError
 from fsl.importing.building import build
 from fsl.importing.import_paths import ALLOWED, locate
+from fsl.installed import __version__
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.quoting import one_line
 from fsl.round.workload import Workload

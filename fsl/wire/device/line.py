@@ -8,8 +8,8 @@ from functools import partial
 
 import grpc
 
-from fsl import __version__
 from fsl.errors import WireError
+from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame, read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions

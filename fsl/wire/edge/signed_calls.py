@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
 
-from fsl import __version__
 from fsl.errors import TrustError, WireError
+from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.wire.chunks import CHUNK, Reads, next_message
