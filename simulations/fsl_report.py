@@ -22,11 +22,11 @@ from fsl.simulations.reports.measures import numbers_of
 from fsl.simulations.reports.notes import notes
 from fsl.simulations.reports.page import page
 from fsl.simulations.reports.privacy_spent import privacy_csv, privacy_table
+from fsl.simulations.reports.ranked import ranked
 from fsl.simulations.reports.renaming import Renames
 from fsl.simulations.reports.response_figure import draw_response
 from fsl.simulations.reports.run_records import read_runs
 from fsl.simulations.reports.tables import Table, against_table, groups_table, paired_table
-from fsl.simulations.sweeps.ranked import ranked
 
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.files import write_bytes

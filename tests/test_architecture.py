@@ -1,7 +1,9 @@
-"""Imports point one way, files stay small, and every option is known."""
+"""Imports point one way, names occur once, and every option is known."""
 
 import ast
 import tomllib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,32 +19,160 @@ GROUPS = sorted(p for p in (ROOT / "configs").iterdir() if p.is_dir() and not p.
 CHOICES = [(group.name, file.stem) for group in GROUPS for file in sorted(group.glob("*.yaml"))]
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+# The rooms, from the ground up: a file imports only from its own room and from those before it. Whatever is not named
+# belongs to the room of its folder.
+FLOORS = (
+    ("errors", "seeds", "quoting", "installed"),
+    ("files", "private_files", "mobility", "objective", "models", "importing"),
+    ("faults", "segments", "codecs", "data"),
+    ("split", "privacy"),
+    ("messages",),
+    ("flower", "trainers"),
+    ("settings", "round"),
+    ("costs", "wire", "wire.edge", "wire.device"),
+    ("run",),
+    ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
+    ("strategies",),
+    ("plan", "device", "fsl"),
+    ("simulations.reports", "simulations"),
+)
+ROOMS = [room for floor in FLOORS for room in floor]
+
+# Class names that several files have: public ones keep theirs, and the list may only shrink.
+DOUBLE_CLASSES = {
+    "Certificates", "Decoder", "Identity", "Line", "Member", "Node", "Place", "Record", "Started", "Stream", "Tally",
+    "Target", "_Asked",
+}  # fmt: skip
+
+
+def sources() -> dict[str, Path]:
+    """Each module of the library by its import name, without what protoc made."""
+    found = {}
+    for top, name in (("fsl", "fsl"), ("strategies", "fsl.strategies"), ("simulations", "fsl.simulations")):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            inner = path.relative_to(ROOT / top).with_suffix("").parts
+            if not path.stem.endswith("_pb2"):
+                found[".".join((name, *inner)).removesuffix(".__init__")] = path
+    return found
+
+
+SOURCES = sources()
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """What a file imports, by full names, wherever it stands: at the top, lazily, for type checkers, by a text."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "fsl").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_core_never_imports_a_room_above_it(path):
-    above = ("fsl.strategies", "fsl.simulations", "strategies", "simulations", "benchmarks", "tests")
-    assert not {name for name in imports(path) if name.startswith(above)}
+def imported(tree: ast.Module) -> set[str]:
+    """The modules of the library that a file imports, or imports something from."""
+    names = (name if name in SOURCES else name.rpartition(".")[0] for name in imports(tree))
+    return {name for name in names if name in SOURCES}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "strategies").rglob("*.py")), ids=lambda p: p.name)
-def test_strategies_never_import_the_entry_points(path):
-    assert not {name for name in imports(path) if name.startswith(("fsl.simulations", "simulations"))}
+IMPORTS = {name: imported(ast.parse(path.read_text())) - {name} for name, path in SOURCES.items()}
+
+
+def circles(imports: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """A circle of imports for each file that is in one: what is left when files that import nothing left are taken."""
+    left = {name: set(names) for name, names in imports.items()}
+    while free := [name for name, names in left.items() if not names & left.keys()]:
+        for name in free:
+            del left[name]
+    found = []
+    while left:
+        path = [min(left)]
+        while (following := min(left[path[-1]] & left.keys())) not in path:
+            path.append(following)
+        circle = path[path.index(following) :]
+        found.append(circle)
+        left = {name: names for name, names in left.items() if name not in path}
+        while free := [name for name, names in left.items() if not names & left.keys()]:
+            for name in free:
+                del left[name]
+    return found
+
+
+def room(module: str) -> str:
+    """The room that a module is in: the longest name in ROOMS that begins its own; the face is `fsl`."""
+    parts = module.split(".")[1:]
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in ROOMS), "fsl")
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(IMPORTS) == []
+
+
+@pytest.mark.parametrize(
+    ("imports", "found"),
+    [
+        ({"a": ["b"], "b": ["c"], "c": []}, []),
+        ({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}, [["b", "c"]]),
+        ({"a": ["b"], "b": ["a"], "c": ["d"], "d": ["c"]}, [["a", "b"], ["c", "d"]]),
+    ],
+)
+def test_a_circle_of_imports_is_found(imports, found):
+    assert circles({name: set(names) for name, names in imports.items()}) == found
+
+
+def test_imports_count_wherever_they_stand():
+    code = """
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from fsl.run.simulate import Run
+def lazily():
+    import fsl.errors
+    from fsl import seeds
+    return import_module("fsl.wire.loop")
+"""
+    assert imported(ast.parse(code)) == {"fsl.run.simulate", "fsl.errors", "fsl.seeds", "fsl.wire.loop"}
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_room_imports_only_rooms_below_it(module):
+    """Strategies are above the core, the commands above strategies, and nothing is above the face but the commands."""
+    floor = ROOMS.index(room(module))
+    assert not {name for name in IMPORTS[module] if ROOMS.index(room(name)) > floor}
+
+
+def test_each_room_is_a_folder_or_file():
+    """No room is named that is not there, and no folder is without a room of its own."""
+    folders = {name.split(".")[1] for name, path in SOURCES.items() if path.name == "__init__.py" and name != "fsl"}
+    assert {room(name) for name in SOURCES} == set(ROOMS)
+    assert folders <= set(ROOMS)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_the_library_imports_nothing_that_is_not_shipped(module):
+    tops = {name.partition(".")[0] for name in imports(ast.parse(SOURCES[module].read_text()))}
+    assert not tops & {"strategies", "simulations", "configs", "benchmarks", "tests"}
+
+
+def test_each_module_name_occurs_once():
+    names = Counter(name.rpartition(".")[2] for name, path in SOURCES.items() if path.name != "__init__.py")
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_each_class_name_occurs_once():
+    names: Counter[str] = Counter()
+    for path in SOURCES.values():
+        names.update(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+    doubles = {name for name, times in names.items() if times > 1}
+    assert doubles - DOUBLE_CLASSES == set(), "give the less public one another name"
+    assert DOUBLE_CLASSES - doubles == set(), "take these from DOUBLE_CLASSES"
 
 
 def test_every_package_is_in_the_wheel():
     with (ROOT / "pyproject.toml").open("rb") as file:
         listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
-    inner = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fsl").rglob("__init__.py")}
-    assert inner | {"fsl.configs", "fsl.simulations", "fsl.strategies"} == listed
+    assert {name for name, path in SOURCES.items() if path.name == "__init__.py"} | {"fsl.configs"} == listed
 
 
 def test_only_one_file_touches_what_flower_keeps_to_itself():

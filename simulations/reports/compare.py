@@ -9,10 +9,10 @@ from fsl.simulations.reports.against import Response, respond
 from fsl.simulations.reports.differing_settings import Words
 from fsl.simulations.reports.groups import Figure, Group, grouped, settings_of, texts_of, whole_key
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure, is_number, numbers_of
+from fsl.simulations.reports.ranked import Rank
 from fsl.simulations.reports.renaming import Names, Renames
 from fsl.simulations.reports.run_records import Record
 from fsl.simulations.reports.spreads import Kind, Spread, holm, paired_p
-from fsl.simulations.sweeps.ranked import Rank
 
 from fsl.errors import ConfigError
 
