@@ -38,7 +38,7 @@ def echo_app() -> ClientApp:
 
 
 def test_flower_still_keeps_its_task_identity_where_we_set_it():
-    # A release that moves these must be looked at: fsl/grids/flower.py is the one file to change.
+    # A release that moves these must be looked at: fsl/flower/internals.py is the one file to change.
     assert {"_task_id", "_run_id", "_node_id"} <= vars(TaskIdentity).keys()
     before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
     with InlineGrid(echo_app) as outer:

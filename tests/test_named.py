@@ -1,6 +1,7 @@
 """What a node builds because a message names it: classes of the kind that the place asks for, and nothing else."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.setup import build_workload
 from fsl.deployment.node.setup_names import check_group
 from fsl.errors import WireError
+from fsl.importing.import_paths import _CLOSED as CLOSED
 from fsl.importing.import_paths import ALLOWED, locate_allowed
 from fsl.round.front_device import Device
 from fsl.trainers import EdgeTrainer
@@ -170,6 +172,19 @@ def test_where_data_lie_no_option_says(options):
 def test_a_plan_gets_classes_of_the_kind_alone(path, kind):
     with pytest.raises(WireError, match="a message names"):
         locate_allowed(path, ALLOWED, kind)
+
+
+@pytest.mark.parametrize("room", CLOSED)
+def test_no_message_names_a_class_of_a_closed_room(room):
+    import_module(room)  # it is there: a room that moved would be open
+    with pytest.raises(WireError, match="takes classes only from"):
+        locate_allowed(f"{room}.Anything", ALLOWED)
+
+
+@pytest.mark.parametrize("path", ["fsl.LocalFederation", "fsl.Observer", "fsl.flower.InlineGrid", "fsl.split"])
+def test_the_face_opens_no_closed_room(path):
+    with pytest.raises(WireError, match="a message names"):
+        locate_allowed(path, ALLOWED, (nn.Module, EdgeTrainer))
 
 
 def test_a_setup_that_names_a_function_reaches_no_data_and_no_model():

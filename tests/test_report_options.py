@@ -142,6 +142,7 @@ HYDRA = {
         ("run.py", ["seed=1"], HYDRA, "fsl-simulate --config-dir '/my configs' 'hydra.searchpath=[pkg://mine]' seed=1"),
         ("run.py", ["resume=runs/a", "rounds=3"], None, "fsl-simulate rounds=3"),
         ("/x/simulations/run.py seed=1 hydra.run.dir=b", None, None, "fsl-simulate seed=1"),
+        ("/x/simulations/fsl_simulate.py seed=1", None, None, "fsl-simulate seed=1"),
         ("/bin/fsl-simulate -m seed=0,1", None, None, "# a job of fsl-simulate -m seed=0,1"),
         ("/home/me/train.py --lr 'a b'", None, None, "# from Python: train.py --lr 'a b'"),
         ("/lib/ipykernel_launcher.py -f /run/kernel.json", None, None, "# from a notebook"),

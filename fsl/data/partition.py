@@ -4,7 +4,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +13,6 @@ from fsl import seeds
 from fsl.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    pass  # which makes partitions
 
 
 class Partition(ABC):

@@ -1,4 +1,4 @@
-"""Flower's records as bytes; beside `flower.py` the other file that touches what Flower keeps to itself."""
+"""Flower's records as bytes; beside `internals.py` the other file that touches what Flower keeps to itself."""
 
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto

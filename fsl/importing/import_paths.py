@@ -14,7 +14,7 @@ from fsl.errors import ConfigError, WireError
 
 ALLOWED = ("fsl", "torch.optim")
 # Rooms of fsl whose classes open ports, write files or attack: none is built because a message names it.
-_CLOSED = ("fsl.attacks", "fsl.deployment", "fsl.grids", "fsl.simulations", "fsl.trackers", "fsl.wire")
+_CLOSED = ("fsl.attacks", "fsl.deployment", "fsl.flower", "fsl.simulations", "fsl.trackers", "fsl.wire")
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _LONGEST = 200  # characters of a path
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from fsl.errors import ConfigError
 from fsl.importing.import_paths import locate_allowed
 from fsl.importing.spec import Spec
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

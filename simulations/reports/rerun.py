@@ -12,6 +12,8 @@ _OWN_FOLDER = (
     "hydra.sweep.subdir",
 )  # where it lies; not what it computes
 _SWEEP = ("-m", "--multirun")
+# The command started by its file or with `python -m`; earlier versions had it in run.py.
+_BY_PYTHON = (("simulations", "fsl_simulate.py"), ("simulations", "run.py"))
 
 
 def command_of(command: str | None, overrides: Any, hydra: Any) -> str:
@@ -28,7 +30,7 @@ def command_of(command: str | None, overrides: Any, hydra: Any) -> str:
     except ValueError:
         program, arguments = command, []
     path = Path(program)
-    if path.name == "fsl-simulate" or path.parts[-2:] == ("simulations", "run.py"):
+    if path.name == "fsl-simulate" or path.parts[-2:] in _BY_PYTHON:
         if any(argument in _SWEEP for argument in arguments):
             return f"# a job of {_simulate(arguments)}"
         return _simulate(_own(arguments))
