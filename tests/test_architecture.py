@@ -149,6 +149,19 @@ def test_each_room_is_a_folder_or_file():
     assert folders <= set(ROOMS)
 
 
+def test_the_page_on_architecture_has_the_rooms_in_this_order():
+    page = (ROOT / "docs" / "architecture.md").read_text().partition("## Rooms")[2].partition("## Map")[0]
+    named = {"fsl": "fsl/__init__.py", "simulations": "simulations/", "strategies": "strategies/"}
+    inner = ("deployment.", "simulations.")  # of rooms that have one row
+    for room in (name for name in ROOMS if not name.startswith(inner)):
+        path = room.replace(".", "/")
+        named.setdefault(room, f"fsl/{path}.py" if (ROOT / f"fsl/{path}.py").exists() else f"fsl/{path}/")
+    places = [page.find(f"`{named[room]}`") for room in ROOMS if room in named]
+    assert -1 not in places, [room for room in named if f"`{named[room]}`" not in page]
+    floors = [[page.find(f"`{named[room]}`") for room in floor if room in named] for floor in FLOORS]
+    assert all(max(below) < min(above) for below, above in zip(floors, floors[1:]))
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_the_library_imports_nothing_that_is_not_shipped(module):
     tops = {name.partition(".")[0] for name in imports(ast.parse(SOURCES[module].read_text()))}

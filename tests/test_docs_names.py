@@ -15,6 +15,7 @@ PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONT
 SOURCES = [path for top in ("fsl", "strategies", "simulations") for path in sorted((ROOT / top).rglob("*.py"))]
 FENCE = re.compile(r"```(\w*)[^\n]*\n(.*?)```", re.S)
 NAME = re.compile(r"(?<![\w./-])fsl(?:\.[A-Za-z_]\w*)+(?![\w./-]*/)")
+FROM = re.compile(r"^ *from (fsl[\w.]*) import ([\w, ]+)$", re.M)
 PLACE = re.compile(r"`((?:fsl|strategies|simulations|configs|tests|benchmarks|docs)/[\w./-]*)`")
 
 LOGGERS = {"fsl.rounds"}  # of Python's logging: names that nothing is imported by
@@ -32,7 +33,8 @@ def names_in(page: str) -> set[str]:
     """The import names of fsl in a page's code: blocks of Python or shell, and what stands in backticks."""
     blocks = [code for language, code in FENCE.findall(page) if language in ("python", "sh", "yaml", "")]
     spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", page))
-    return {name for text in (*blocks, *spans) for name in NAME.findall(text)} - LOGGERS
+    given = {f"{room}.{name}" for text in blocks for room, names in FROM.findall(text) for name in names.split(", ")}
+    return {name for text in (*blocks, *spans) for name in NAME.findall(text)} - LOGGERS | given
 
 
 def names_in_code(text: str) -> set[str]:
@@ -73,9 +75,13 @@ def test_docstrings_name_what_is_there():
 
 
 def test_a_name_that_leads_nowhere_is_found():
-    assert names_in("`fsl.nowhere(x)` but not fsl.plain, /opt/fsl/x.y\n```python\nimport fsl.there\n```") == {
+    assert names_in(
+        "`fsl.nowhere(x)` but not fsl.plain, /opt/fsl/x.y\n```python\nimport fsl.there\nfrom fsl import a, b\n```"
+    ) == {
         "fsl.nowhere",
         "fsl.there",
+        "fsl.a",
+        "fsl.b",
     }
     refuse_missing("fsl.Run.metrics")
     for name in ("fsl.nowhere", "fsl.trainers.EdgeTrainer.replies", "fsl.run.nowhere"):
