@@ -135,5 +135,5 @@ if not TYPE_CHECKING:  # a type checker must not take a name that is misspelt fo
 
 
 def __dir__() -> list[str]:
-    """What `fsl.<TAB>` shows: the public names."""
+    """List the public names, which is what `fsl.<TAB>` shows."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -75,14 +75,8 @@ def test_docstrings_name_what_is_there():
 
 
 def test_a_name_that_leads_nowhere_is_found():
-    assert names_in(
-        "`fsl.nowhere(x)` but not fsl.plain, /opt/fsl/x.y\n```python\nimport fsl.there\nfrom fsl import a, b\n```"
-    ) == {
-        "fsl.nowhere",
-        "fsl.there",
-        "fsl.a",
-        "fsl.b",
-    }
+    page = "`fsl.nowhere(x)` but not fsl.plain, /opt/fsl/x.y\n```python\nimport fsl.there\nfrom fsl import a, b\n```"
+    assert names_in(page) == {"fsl.nowhere", "fsl.there", "fsl.a", "fsl.b"}
     refuse_missing("fsl.Run.metrics")
     for name in ("fsl.nowhere", "fsl.trainers.EdgeTrainer.replies", "fsl.run.nowhere"):
         with pytest.raises(LookupError):

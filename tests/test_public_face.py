@@ -101,7 +101,8 @@ def test_the_users_script_runs():
 def test_a_type_checker_knows_the_users_script(tmp_path, installed_wheel):
     """mypy --strict against the installed package: no error in the script, and the right ones behind it."""
     script = Path(users_script.__file__).read_text()
-    imports = ["import fsl", "from torch import nn", "from users_script import Blobs, main"]
+    names = ["fsl.split import join", "torch import nn", "users_script import Blobs, main"]
+    imports = ["import fsl", *(f"from {name}" for name in names)]
     lines = [*imports, *(f"reveal_type({expression})" for expression in KNOWN), *REFUSED]
     (tmp_path / "users_script.py").write_text(script)
     (tmp_path / "more.py").write_text("\n".join(lines))
