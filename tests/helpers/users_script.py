@@ -1,6 +1,6 @@
 """A user's script: everything that fsl is asked for stands under `fsl`, and a type checker knows all of it.
 
-`test_public_face.py` runs it, and checks it with `mypy --strict` against the installed package.
+`tests/docs/test_public_face.py` runs it, and checks it with `mypy --strict` against the installed package.
 """
 
 from collections.abc import Mapping, Sequence
