@@ -154,7 +154,7 @@ def test_the_fingerprint_of_the_code_follows_an_edit(monkeypatch, tmp_path):
     (tmp_path / "fsl").mkdir()
     module = tmp_path / "fsl" / "__init__.py"
     module.write_text("a = 1\n")
-    monkeypatch.setattr(claim.fsl, "__file__", str(module))
+    monkeypatch.setattr(claim, "HOME", tmp_path / "fsl")
     before = claim.code_in_use()
     assert claim.code_in_use() == before
     module.write_text("a = 10\n")
