@@ -50,6 +50,25 @@ def test_only_one_file_touches_what_flower_keeps_to_itself():
     assert users == [Path("fsl/flower/internals.py")]
 
 
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_test_imports_another_test(path):
+    """What tests share is in tests/helpers, so that a test can be changed, or go, on its own."""
+    parts = {part for name in imports(path) if name.startswith("tests.") for part in name.split(".")}
+    assert not {part for part in parts if part == "conftest" or part.startswith("test_")}
+
+
+def test_tests_mirror_the_rooms():
+    rooms = {p.parent.name for p in (ROOT / "fsl").glob("*/__init__.py")} | {"simulations", "strategies", "docs"}
+    folders = {p.name for p in (ROOT / "tests").iterdir() if (p / "__init__.py").exists()}
+    assert folders - rooms == {"equivalences", "helpers"}
+    for file in (ROOT / "tests").glob("test_*.py"):
+        name = file.stem.removeprefix("test_")
+        assert name == "architecture" or (ROOT / "fsl" / f"{name}.py").exists(), f"{file.name} belongs into a folder"
+
+
 def composed(overrides: list[str], name: str = "config") -> dict:
     with initialize_config_module("fsl.configs", version_base="1.3"):
         config = compose(name, overrides=overrides)
