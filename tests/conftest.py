@@ -1,7 +1,6 @@
+import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -18,11 +17,37 @@ import pytest
 import torch
 
 from fsl.deployment.certs import Certificates, identities, issue
-from tests.helpers.installed_wheel import InstalledWheel, site_packages
+from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
 from tests.helpers.tls_options import tls
 
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
+
+
+LONGEST = (
+    "test_federation.py",
+    "test_moving_federation.py",
+    "test_own_strategy.py",
+    "test_local_federation.py",
+    "test_flower_run.py",
+    "test_grids.py",
+    "test_equivalences.py",
+    "test_sessions.py",
+    "test_hostile.py",
+    "test_search.py",
+    "test_sweep.py",
+    "test_command.py",
+    "test_poison.py",
+    "test_moves.py",
+    "test_private_wire.py",
+    "test_private_training.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, so that no worker is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_sessionfinish():
@@ -88,16 +113,10 @@ def encrypted(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def installed_wheel(tmp_path_factory) -> InstalledWheel:
-    folder = tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(".*", "build", "outputs", "multirun", "site", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, folder / "source", ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", str(folder / "source"), "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run(build, check=True, timeout=300)
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True, timeout=120)
-    python = folder / "env" / "bin" / "python"
-    packages, here = site_packages(python), site_packages(sys.executable)
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(packages), str(wheel)], check=True, timeout=300)
-    (packages / "dependencies.pth").write_text(f"{here}\n")
-    return InstalledWheel(python, packages)
+    """One for all workers: whoever comes first installs it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return InstalledWheel.in_folder(folder)

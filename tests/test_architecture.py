@@ -1,13 +1,14 @@
 """Imports point one way, files stay small, and every option is known."""
 
 import ast
+import functools
 import tomllib
 from pathlib import Path
 
 import pytest
 from fsl.simulations import fsl_simulate as _registers_resolvers  # noqa: F401
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fsl.run.config import read_config
 
@@ -27,22 +28,31 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "fsl").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_core_never_imports_a_room_above_it(path):
+def imported(folder: str, *unwanted: str) -> dict[str, set[str]]:
+    """The imports of a folder's files that begin with something unwanted, by file."""
+    found = {str(p.relative_to(ROOT)): imports(p) for p in sorted((ROOT / folder).rglob("*.py"))}
+    assert found
+    bad = {path: {name for name in names if name.startswith(unwanted)} for path, names in found.items()}
+    return {path: names for path, names in bad.items() if names}
+
+
+def test_the_core_never_imports_a_room_above_it():
     above = ("fsl.strategies", "fsl.simulations", "strategies", "simulations", "benchmarks", "tests")
-    assert not {name for name in imports(path) if name.startswith(above)}
+    assert imported("fsl", *above) == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "strategies").rglob("*.py")), ids=lambda p: p.name)
-def test_strategies_never_import_the_entry_points(path):
-    assert not {name for name in imports(path) if name.startswith(("fsl.simulations", "simulations"))}
+def test_strategies_never_import_the_entry_points():
+    assert imported("strategies", "fsl.simulations", "simulations") == {}
 
 
 def test_every_package_is_in_the_wheel():
     with (ROOT / "pyproject.toml").open("rb") as file:
         listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
     inner = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fsl").rglob("__init__.py")}
-    assert inner | {"fsl.configs", "fsl.simulations", "fsl.strategies"} == listed
+    for top in ("configs", "simulations", "strategies"):
+        folders = {p.parent.relative_to(ROOT) for p in (ROOT / top).rglob("__init__.py")}
+        inner |= {".".join(("fsl", *folder.parts)) for folder in folders}
+    assert inner == listed
 
 
 def test_only_one_file_touches_what_flower_keeps_to_itself():
@@ -50,14 +60,15 @@ def test_only_one_file_touches_what_flower_keeps_to_itself():
     assert users == [Path("fsl/flower/internals.py")]
 
 
-TESTS = sorted((ROOT / "tests").rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_test_imports_another_test(path):
+def test_no_test_imports_another_test():
     """What tests share is in tests/helpers, so that a test can be changed, or go, on its own."""
-    parts = {part for name in imports(path) if name.startswith("tests.") for part in name.split(".")}
-    assert not {part for part in parts if part == "conftest" or part.startswith("test_")}
+    found = imported("tests", "tests.")
+    tests = {
+        path: [n for n in names if any(part.startswith("test_") for part in n.split("."))]
+        for path, names in found.items()
+    }
+    assert {path: names for path, names in tests.items() if names} == {}
+    assert not {path for path, names in found.items() if any("conftest" in name for name in names)}
 
 
 def test_tests_mirror_the_rooms():
@@ -69,9 +80,19 @@ def test_tests_mirror_the_rooms():
         assert name == "architecture" or (ROOT / "fsl" / f"{name}.py").exists(), f"{file.name} belongs into a folder"
 
 
-def composed(overrides: list[str], name: str = "config") -> dict:
+@functools.cache  # to compose takes half a second, and two tests look at every choice
+def composition(*overrides: str, name: str = "config") -> DictConfig:
     with initialize_config_module("fsl.configs", version_base="1.3"):
-        config = compose(name, overrides=overrides)
+        return compose(name, overrides=[*overrides])
+
+
+def choose(group: str, choice: str) -> DictConfig:
+    """The configuration with one choice of a group."""
+    needs = ["samples_per_device=8"] if choice == "resample" else []
+    return composition(f"{group}={choice}", *needs, name="attack" if group == "attack" else "config")
+
+
+def plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=False)
 
 
@@ -85,13 +106,11 @@ def keys(values: dict, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_config_file_composes(group, choice):
-    override = f"{group}={choice}"
-    needs = ["samples_per_device=8"] if choice == "resample" else []
-    with initialize_config_module("fsl.configs", version_base="1.3"):
-        if group == "attack":
-            assert choice in compose("attack", overrides=[override]).attack
-        else:
-            read_config(compose("config", overrides=[override, *needs]))
+    config = choose(group, choice)
+    if group == "attack":
+        assert choice in config.attack
+    else:
+        read_config(config)
 
 
 def test_no_option_appears_or_vanishes_by_accident():
@@ -100,10 +119,10 @@ def test_no_option_appears_or_vanishes_by_accident():
 
 
 def option_surface() -> str:
-    top = [key for key in keys(composed([])) if key.split(".")[0] not in {g.name for g in GROUPS}]
+    top = [key for key in keys(plain(composition())) if key.split(".")[0] not in {g.name for g in GROUPS}]
     lines = [f"{key}" for key in top]
     for group, choice in CHOICES:
-        values = composed([f"{group}={choice}"], "attack" if group == "attack" else "config")
+        values = plain(choose(group, choice))
         if group == "experiment":
             lines.append(f"{group}={choice}")
         else:

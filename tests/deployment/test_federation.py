@@ -56,6 +56,8 @@ def test_sglr_computes_what_a_simulation_does_and_what_devices_keep_survives_a_r
         assert_same_bits(load_file(front), load_file(expected))
 
 
+# Over gRPC in one process: tests/privacy/test_private_wire.py.
+@pytest.mark.shows
 def test_a_private_federation_has_noise_that_nobody_else_knows(federation, tmp_path):
     overrides = ["strategy=splitfed_v1", "rounds=1", "privacy=[dp_sgd,labels]"]
     end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")

@@ -136,6 +136,8 @@ def test_sessions_outlive_what_happens_while_they_move(federation, tmp_path):
         )
 
 
+# Over gRPC in one process: tests/wire/test_moves.py.
+@pytest.mark.shows
 def test_a_storm(tmp_path):
     common = ["devices=50", "edges=2", "rounds=1", "batch_size=4"]
     mobility = ["mobility=random", "mobility.p=0.5"]

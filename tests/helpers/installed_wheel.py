@@ -1,9 +1,13 @@
 """fsl's wheel in an environment of its own."""
 
 import os
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.helpers.places import ROOT
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,25 @@ class InstalledWheel:
 
     python: Path
     packages: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "InstalledWheel":
+        """The one that is in this folder, or a new one."""
+        python = folder / "env" / "bin" / "python"
+        if (folder / "installed").exists():
+            return cls(python, site_packages(python))
+        ignored = shutil.ignore_patterns(".*", "build", "outputs", "multirun", "site", "*.egg-info", "__pycache__")
+        shutil.copytree(ROOT, folder / "source", ignore=ignored)
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        build = [*pip, "wheel", str(folder / "source"), "--no-deps", "--no-build-isolation", "-w", str(folder)]
+        subprocess.run(build, check=True, timeout=300)
+        (wheel,) = folder.glob("*.whl")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True, timeout=120)
+        packages, here = site_packages(python), site_packages(sys.executable)
+        subprocess.run([*pip, "install", "--no-deps", "--target", str(packages), str(wheel)], check=True, timeout=300)
+        (packages / "dependencies.pth").write_text(f"{here}\n")
+        (folder / "installed").touch()
+        return cls(python, packages)
 
     def run(self, *arguments: str, folder: Path, expect: int = 0) -> str:
         """Run this environment's Python in a folder; what it printed."""

@@ -68,7 +68,7 @@ class Edge:
     folder: Path
     plan: RoundPlan
     devices: range
-    limits: Limits = field(default_factory=lambda: Limits(handshake_seconds=5))
+    limits: Limits = field(default_factory=lambda: Limits(handshake_seconds=20))
     patience: Patience = field(default_factory=lambda: Patience(join=120, straggler=120, answer=120))
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     signer: Signer = field(default_factory=Signer)

@@ -25,13 +25,18 @@ ADAM = Optimizer("torch.optim.Adam", lr=0.003)
 KEPT = Optimizer("torch.optim.Adam", lr=0.003, reset=False)
 
 
-models = pytest.mark.parametrize(
-    ("norm", "dropout"),
-    [("none", 0.0), ("batch", 0.0), ("none", 0.3), ("batch", 0.3)],
-    ids=["plain", "bn", "drop", "bn+drop"],
-)
-optimizers = pytest.mark.parametrize(
-    "optimizer", [SGD, MOMENTUM, ADAM, KEPT], ids=["sgd", "momentum", "adam", "adam-kept"]
+KINDS = [("none", 0.0), ("batch", 0.0), ("none", 0.3), ("batch", 0.3)]
+OPTIMIZERS = {"sgd": SGD, "momentum": MOMENTUM, "adam": ADAM, "adam-kept": KEPT}
+optimizers = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+# Every kind of model, every optimizer, and every optimizer on the model that has all: what an optimizer keeps goes by a
+# parameter's name, so that their whole product finds no more.
+models_and_optimizers = pytest.mark.parametrize(
+    ("norm", "dropout", "optimizer"),
+    [
+        *((*kind, one) for kind, one in zip(KINDS[:3], (SGD, MOMENTUM, ADAM))),
+        *((*KINDS[3], o) for o in OPTIMIZERS.values()),
+    ],
+    ids=["plain-sgd", "bn-momentum", "drop-adam", *(f"bn+drop-{name}" for name in OPTIMIZERS)],
 )
 
 
@@ -68,9 +73,13 @@ STRATEGIES = [
     DecoupledSL(),
     CycleSL(passes=2, window=2),
 ]
-strategies = pytest.mark.parametrize(
-    "strategy", STRATEGIES, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'order', '')}"
-)
+
+
+def name_of(strategy):
+    return f"{type(strategy).__name__}-{getattr(strategy, 'order', '')}"
+
+
+strategies = pytest.mark.parametrize("strategy", STRATEGIES, ids=name_of)
 
 
 class KilledError(Exception):

@@ -41,9 +41,11 @@ strategies = pytest.mark.parametrize(
 where = pytest.mark.parametrize("real", [False, True], ids=["simulated", "wired"])
 
 
-@where
+VALUES = (1e15, 1e30, math.nan)
+
+
 @strategies
-@pytest.mark.parametrize("value", [1e15, 1e30, math.nan])
+@pytest.mark.parametrize(("value", "real"), [*((value, False) for value in VALUES), (1e15, True), (math.nan, True)])
 def test_an_upload_that_would_destroy_the_model_loses_its_device_alone(value, strategy, real, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch)
     poisoned(monkeypatch, value)

@@ -38,21 +38,29 @@ from tests.helpers.moving import (
     MIDDLE,
     MOVED,
     OPTIONS,
+    TWO,
     assert_as_without,
     moves,
     plan_of,
 )
-from tests.helpers.runs import ADAM, KEPT, models, optimizers, run
+from tests.helpers.runs import ADAM, KEPT, models_and_optimizers, run
 from tests.helpers.small import small_model
 
 # Equivalence 7: a run with moves is the run without.
 
 
-@models
-@optimizers
 @moves
-def test_a_run_with_moves_equals_one_without(norm, dropout, optimizer, mobility):
-    options = OPTIONS | {"model": small_model(norm, dropout), "optimizer": optimizer, "edges": 3}
+def test_a_run_with_moves_equals_one_without(mobility):
+    equals_one_without(mobility, small_model("batch", 0.3), KEPT)
+
+
+@models_and_optimizers
+def test_whatever_the_model_and_the_optimizer(norm, dropout, optimizer):
+    equals_one_without(TWO, small_model(norm, dropout), optimizer)
+
+
+def equals_one_without(mobility, model, optimizer):
+    options = OPTIONS | {"model": model, "optimizer": optimizer, "edges": 3}
     moved = run(FedFly(), mobility=mobility, **options)
     assert_as_without(run(SplitFedV1(), **options), moved)
     assert sum(row["moves"] for row in moved.metrics) >= 2
@@ -60,10 +68,9 @@ def test_a_run_with_moves_equals_one_without(norm, dropout, optimizer, mobility)
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@moves
-def test_whatever_the_codec(codec, mobility):
+def test_whatever_the_codec(codec):
     options = OPTIONS | {"up": codec, "down": codec, "optimizer": ADAM, "edges": 3}
-    assert_as_without(run(SplitFedV1(), **options), run(FedFly(), mobility=mobility, **options))
+    assert_as_without(run(SplitFedV1(), **options), run(FedFly(), mobility=TWO, **options))
 
 
 @pytest.mark.parametrize("strategy", [SplitFedV3(), DecoupledSL()], ids=lambda s: type(s).__name__)

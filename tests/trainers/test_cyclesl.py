@@ -115,7 +115,7 @@ def test_a_wrong_option_is_one_clear_line(options, message):
         CycleSL(**options)
 
 
-@pytest.mark.slow
+@pytest.mark.shows
 @pytest.mark.parametrize(("fronts", "rate"), [("averaged", 0.05), ("private", 0.01)])
 def test_it_learns_digits(fronts, rate):
     torch.manual_seed(0)

@@ -118,7 +118,7 @@ def test_a_device_that_waits_in_vain_says_so():
         run(Unanswered())
 
 
-@pytest.mark.slow
+@pytest.mark.shows
 def test_it_learns_digits():
     data = digits()
     torch.manual_seed(0)
