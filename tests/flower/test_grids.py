@@ -115,7 +115,10 @@ ON_RAY = {"nodes": 2, "backend": WatchedRay("ray", address="auto", cpus=0.5), "d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV3()], ids=["averaged", "private"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(SplitFedV1(), id="averaged", marks=pytest.mark.shows), pytest.param(SplitFedV3(), id="private")],
+)
 def test_a_node_that_dies_is_skipped_for_a_round_and_comes_back(strategy, ray_cluster, caplog, tmp_path):
     killer = KillNode(lambda: opened[-1], [2], after=1)
     result = run(strategy, out=tmp_path / "run", observers=[killer], **ON_RAY)
@@ -157,14 +160,6 @@ def test_ray_may_come_up_at_the_second_try_and_is_given_up_then(monkeypatch):
     assert len(tries) == 2
 
 
-@pytest.mark.slow
-def test_a_failure_on_ray_reaches_the_user_with_its_place(ray_cluster):
-    model = small_model()
-    model.head.append(FailingLayer())
-    with pytest.raises(RunError, match=r"round 1, device \d, step 0: ArithmeticError: no such luck"):
-        run(SplitFedV2(), model, evaluate_every=0, **ON_RAY)
-
-
 def made_here():
     """Classes that no other process can import."""
 
@@ -199,10 +194,11 @@ def test_classes_of_a_function_reach_the_nodes_on_ray(ray_cluster):
 
 
 @pytest.mark.slow
-def test_a_failure_on_ray_brings_its_traceback(ray_cluster, tmp_path):
+def test_a_failure_on_ray_brings_its_place_and_its_traceback(ray_cluster, tmp_path):
     model = small_model()
     model.head.append(FailingLayer())
-    with pytest.raises(DeviceError, match=r"no such luck \(.*test_grids.py, line \d+, in forward\)"):
+    place = r"round 1, device \d, step 0: ArithmeticError: no such luck \(.*test_grids.py, line \d+, in forward\)"
+    with pytest.raises(DeviceError, match=place):
         run(SplitFedV2(), model, out=tmp_path / "mine", evaluate_every=0, **ON_RAY)
     assert "in forward" in (tmp_path / "mine" / "traceback.txt").read_text()
 
@@ -254,9 +250,9 @@ class FlowersEngine(fsl.Backend):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "strategy",
-    [SplitFedV3(), VanillaSL(), CycleSL(passes=2, window=2)],
+    [VanillaSL(), *(pytest.param(s, marks=pytest.mark.shows) for s in (SplitFedV3(), CycleSL(passes=2, window=2)))],
     ids=lambda s: type(s).__name__,
-)  # private, relayed and averaged states, answers that come late; each starts an engine and a Ray of its own
+)  # relayed, private, averaged; each starts an engine and a Ray. Private fronts are in test_flower_run.py, too.
 def test_flowers_own_engine_gives_the_same_run(strategy, tmp_path, no_ray):
     options = {"model": small_model("batch", 0.3), "devices": 4, "edges": 2, "optimizer": KEPT, "rounds": 2}
     ours = run(strategy, **options)

@@ -168,7 +168,7 @@ def test_how_many_nodes_share_the_work_changes_nothing(strategy, privacy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "privacy"), [CASES[name] for name in ("joint", "psl", "local")])
+@pytest.mark.parametrize(("strategy", "privacy"), [CASES[name] for name in ("psl", "local")])
 def test_inline_equals_ray(strategy, privacy, ray_cluster):
     options = {"devices": 4, "edges": 2, "batch_size": 4, "privacy": privacy}
     ray = Backend("ray", address="auto")

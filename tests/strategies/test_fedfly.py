@@ -172,8 +172,16 @@ def test_nodes_change_nothing():
     assert_as_without(run(FedFly(), **options), run(FedFly(), nodes=3, **options), {"seconds"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("strategy", [FedFly(), FedFly("restart"), SGLR(phi=0.5)], ids=["migrate", "restart", "sglr"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(FedFly(), id="migrate"),
+        pytest.param(FedFly("restart"), id="restart", marks=pytest.mark.shows),
+        pytest.param(SGLR(phi=0.5), id="sglr", marks=pytest.mark.shows),
+    ],
+)
 def test_ray_changes_nothing(strategy):
     options = OPTIONS | {"mobility": ALL, "optimizer": KEPT}
     ray = run(strategy, nodes=2, backend=fsl.Backend("ray"), **options)
