@@ -22,7 +22,6 @@ from tests.helpers.runs import (
     name_of,
     optimizers,
     run,
-    strategies,
 )
 from tests.helpers.small import small_model, small_task
 
@@ -127,9 +126,18 @@ def test_sglr_without_its_rules_equals_psl(norm, dropout, optimizer):
 
 # 5. Neither the backend nor how devices are spread over nodes changes anything.
 
+# Where optimizers are made anew each round less is kept; a strategy of each kind of fronts shows it.
+RESET = (SplitFedV1(), VanillaSL(), SGLR(phi=0.5, alpha=0.5))
+strategies_and_optimizers = pytest.mark.parametrize(
+    ("strategy", "optimizer"),
+    [
+        *(pytest.param(s, KEPT, id=f"adam-kept-{name_of(s)}") for s in STRATEGIES),
+        *(pytest.param(s, MOMENTUM, id=f"momentum-{name_of(s)}") for s in RESET),
+    ],
+)
 
-@strategies
-@pytest.mark.parametrize("optimizer", [MOMENTUM, KEPT], ids=["momentum", "adam-kept"])
+
+@strategies_and_optimizers
 def test_one_node_equals_four(strategy, optimizer):
     options = {"model": small_model("batch", 0.3), "devices": 7, "edges": 4, "optimizer": optimizer, "rounds": 3}
     assert_same_run(run(strategy, nodes=1, **options), run(strategy, nodes=4, **options))
@@ -155,8 +163,7 @@ def test_inline_equals_ray(strategy, ray_cluster):
 # 8. Killed and resumed is never stopped.
 
 
-@strategies
-@pytest.mark.parametrize("optimizer", [MOMENTUM, KEPT], ids=["momentum", "adam-kept"])
+@strategies_and_optimizers
 def test_killed_and_resumed_equals_never_stopped(strategy, optimizer, tmp_path):
     options = {
         "model": small_model("batch", 0.3),
