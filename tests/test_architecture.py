@@ -104,6 +104,7 @@ def keys(values: dict, prefix: str = "") -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_config_file_composes(group, choice):
     config = choose(group, choice)
@@ -113,6 +114,7 @@ def test_every_config_file_composes(group, choice):
         read_config(config)
 
 
+@pytest.mark.slow
 def test_no_option_appears_or_vanishes_by_accident():
     """After a change that is meant, write the snapshot anew: python -m tests.test_architecture."""
     assert option_surface() == SNAPSHOT.read_text()

@@ -27,6 +27,8 @@ from fsl.errors import CheckpointError, ConfigError, RunError
 from fsl.quoting import override_value
 from tests.helpers.federation_app import write_app
 
+pytestmark = pytest.mark.slow
+
 slow = pytest.mark.slow
 
 

@@ -38,6 +38,8 @@ from tests.helpers.places import ROOT
 from tests.helpers.runs import run
 from tests.helpers.wired import Wired, WiredGrid
 
+pytestmark = pytest.mark.slow
+
 CODEC = "fsl.codecs.Identity"
 LIMITS = Limits(handshake_seconds=1.0)
 

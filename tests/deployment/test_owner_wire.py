@@ -12,6 +12,8 @@ from fsl.wire.options import Patience
 from tests.helpers.moving import ALL, wired
 from tests.helpers.runs import DP, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_move_that_begins_the_round_again_is_refused_beyond_the_limit(encrypted, tmp_path):
     """The round alone is within the limit, and what would be done again is not."""

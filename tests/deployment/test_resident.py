@@ -17,6 +17,8 @@ from fsl.deployment.processes import started_at, wait_until
 from fsl.errors import RunError
 from tests.helpers.places import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def supernode(monkeypatch):

@@ -137,6 +137,7 @@ strategies_and_optimizers = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @strategies_and_optimizers
 def test_one_node_equals_four(strategy, optimizer):
     options = {"model": small_model("batch", 0.3), "devices": 7, "edges": 4, "optimizer": optimizer, "rounds": 3}
@@ -163,6 +164,7 @@ def test_inline_equals_ray(strategy, ray_cluster):
 # 8. Killed and resumed is never stopped.
 
 
+@pytest.mark.slow
 @strategies_and_optimizers
 def test_killed_and_resumed_equals_never_stopped(strategy, optimizer, tmp_path):
     options = {

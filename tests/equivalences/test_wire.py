@@ -16,6 +16,8 @@ from tests.helpers.small import small_model, small_task
 from tests.helpers.tls_options import tls
 from tests.helpers.wired import Wired
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = [
     SplitFedV1(),
     SplitFedV2(),

@@ -33,6 +33,8 @@ from fsl.trainers import Pooled, Replicated
 from tests.helpers.runs import run
 from tests.helpers.small import small_model
 
+pytestmark = pytest.mark.slow
+
 DELTA = 1e-5
 LOCAL = {"cut": CutNoise(4.0), "labels": RandomizedLabels(1.5)}
 FIXED = {"sampling": "shuffle"}

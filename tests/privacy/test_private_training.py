@@ -25,6 +25,8 @@ from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.runs import ADAM, MOMENTUM, SGD, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
 
+pytestmark = pytest.mark.slow
+
 DP = Privacy(dp_sgd=DPSGD(noise_multiplier=0.5))
 JOINT = Privacy(dp_sgd=DPSGD(noise_multiplier=0.5, clipping="joint"))
 FIXED = Privacy(dp_sgd=DPSGD(noise_multiplier=0.5, sampling="shuffle"))

@@ -28,6 +28,8 @@ from tests.helpers.moving import ALL, wired
 from tests.helpers.runs import ADAM, DP, KEPT, assert_same_result, run
 from tests.helpers.wired import Wired
 
+pytestmark = pytest.mark.slow
+
 JOINT = Privacy(dp_sgd=DPSGD(noise_multiplier=0.5, clipping="joint"))
 FIXED = Privacy(dp_sgd=DPSGD(noise_multiplier=0.5, sampling="shuffle"))
 CLIENT = Privacy(client=ClientLevel(noise_multiplier=0.0, clip=0.05))  # its noise is the cloud's, and secure

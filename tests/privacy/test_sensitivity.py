@@ -24,6 +24,8 @@ from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.runs import run
 from tests.helpers.small import small_model, small_task
 
+pytestmark = pytest.mark.slow
+
 CLIP = 0.5
 STILL = Optimizer("torch.optim.SGD", lr=0.0)  # every gradient is of the first weights
 VICTIM = 5  # a row of the training data

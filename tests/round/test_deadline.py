@@ -21,6 +21,8 @@ from tests.helpers.poisoned import poisoned, told_the_round, without
 from tests.helpers.runs import ADAM, SGD, assert_same_bits, run
 from tests.helpers.wired import Wired
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"devices": 4, "optimizer": ADAM, "batch_size": 10, "rounds": 2}
 
 

@@ -22,6 +22,8 @@ from tests.helpers.runs import KEPT, assert_same_bits, run
 from tests.helpers.small import small_task
 from tests.helpers.wired import Wired
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = [
     SplitFedV1(),
     SplitFedV2(),

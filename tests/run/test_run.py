@@ -17,6 +17,8 @@ from fsl.settings.optimizer_settings import Optimizer, Schedule
 from tests.helpers.runs import assert_same_bits, run, strategies
 from tests.helpers.small import small_model, small_task
 
+pytestmark = pytest.mark.slow
+
 
 @strategies
 def test_every_strategy_learns(strategy):

@@ -16,6 +16,8 @@ from tests.helpers.runs import ADAM, run
 from tests.helpers.small import small_model
 from tests.helpers.wired import Wired
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"devices": 4, "optimizer": ADAM, "batch_size": 10, "local_epochs": 2}  # six uploads a round
 LONG = Patience(join=15, straggler=15, answer=15)  # who waits that long has not heard
 PLACES = {

@@ -7,6 +7,8 @@ from fsl.wire.options import KEEPALIVE, Limits, Patience, channel_options
 from tests.helpers.lowlevel import HONEST, Edge, a_plan
 from tests.helpers.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = Patience(join=20, straggler=20, answer=20)
 
 

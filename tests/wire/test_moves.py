@@ -23,6 +23,8 @@ from tests.helpers.runs import ADAM, KEPT, assert_same_result, run
 from tests.helpers.small import small_model
 from tests.helpers.tls_options import tls
 
+pytestmark = pytest.mark.slow
+
 THREE = OPTIONS | {"edges": 3, "model": small_model("batch", 0.3)}
 QUICK = Patience(join=3, straggler=3, answer=15)
 UNAVAILABLE = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")

@@ -23,6 +23,8 @@ from tests.helpers.runs import ADAM, assert_same_bits, assert_same_result, run
 from tests.helpers.small import small_model
 from tests.helpers.wired import Wired
 
+pytestmark = pytest.mark.slow
+
 TRAINERS = [
     SplitFedV1(),  # as they come
     SplitFedV2(),  # in turn
