@@ -20,6 +20,8 @@ from fsl.messages.steps import Upload
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
 
+pytestmark = pytest.mark.slow
+
 UNSPLIT = ("rounds=40", "inner=20", "inputs_lr=0.01", "front_lr=0.01", "samples=8", "magnitude=0")  # not the paper's
 QUICK = ["rounds=4", "devices=2", "batch_size=32", "optimizer.lr=0.1", "evaluate_every=4"]
 

@@ -308,7 +308,7 @@ def test_a_codec_with_state_does_not_roam(tmp_path):
 )
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_broken_codec_is_refused_before_anything_is_written(codec, message, way, tmp_path):
-    with pytest.raises(ConfigError, match=rf"codec\.{way}=tests\.own_codecs\.{codec.__name__}: .*{message}"):
+    with pytest.raises(ConfigError, match=rf"codec\.{way}=tests\.helpers\.own_codecs\.{codec.__name__}: .*{message}"):
         run(out=tmp_path / "run", **{way: codec})
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"traceback.txt"}
 

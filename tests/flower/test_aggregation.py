@@ -20,6 +20,8 @@ from fsl.errors import ConfigError
 from tests.helpers.runs import MOMENTUM, KillAfter, KilledError, assert_same_bits, assert_same_run
 from tests.helpers.small import small_model, small_task
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"cut": "pool", "batch_size": 8, "optimizer": MOMENTUM}
 
 

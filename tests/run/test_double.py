@@ -12,6 +12,8 @@ from fsl.data import TaskData, TensorExamples, as_task, from_dataset
 from fsl.errors import ConfigError
 from tests.helpers.runs import assert_same_run
 
+pytestmark = pytest.mark.slow
+
 INPUTS = torch.randn(24, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 3
 LABELS, NUMBERS = INPUTS[:, :3].argmax(1), INPUTS[:, :3] / 7
 

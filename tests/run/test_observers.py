@@ -19,6 +19,8 @@ from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines, RunInf
 from fsl.run.run_log import RunLog
 from fsl.trackers import TensorBoard
 
+pytestmark = pytest.mark.slow
+
 
 def info(folder: Path | None, first_round: int = 1, **more: np.ndarray) -> RunInfo:
     return RunInfo("SplitFedV1", "SmallCNN", "CIFAR-10", 20, 3, first_round, folder, **more)

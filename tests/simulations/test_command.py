@@ -21,6 +21,8 @@ from fsl.quoting import override_value
 from tests.helpers.places import ROOT
 from tests.helpers.runs import assert_same_bits
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ["experiment=smoke"]
 
 

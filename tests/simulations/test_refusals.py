@@ -23,6 +23,8 @@ from fsl.importing.import_paths import check_packages
 from fsl.objective import CrossEntropy
 from fsl.run.config import build_model, build_objective, build_optimizer
 
+pytestmark = pytest.mark.slow
+
 TINY = ["data=custom", "data._target_=tests.simulations.test_refusals.task", "model=mlp", "devices=2", "rounds=1"]
 
 

@@ -24,6 +24,8 @@ from fsl.errors import ConfigError, FslError
 from tests.helpers.places import ROOT
 from tests.helpers.sweeps import MODEL, all_gone
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
 RATES = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
 

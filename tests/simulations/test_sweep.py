@@ -19,6 +19,8 @@ from fsl.quoting import override_value
 from tests.helpers.places import ROOT
 from tests.helpers.sweeps import MODEL, all_gone
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 

@@ -16,6 +16,8 @@ from fsl.mobility import Mobility, Move
 from fsl.privacy.settings import DPSGD
 from tests.helpers.runs import assert_same_run
 
+pytestmark = pytest.mark.slow
+
 INPUTS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(INPUTS, INPUTS[:, :3].argmax(1))
 RATES = {"front": 0.05, "back": 0.05}
