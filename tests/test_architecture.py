@@ -1,4 +1,4 @@
-"""Imports point one way, names occur once, and every option is known."""
+"""Imports point one way, names occur once, and tests mirror the rooms."""
 
 import ast
 import tomllib
@@ -7,16 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from fsl.simulations import fsl_simulate as _registers_resolvers  # noqa: F401
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-
-from fsl.run.config import read_config
 
 ROOT = Path(__file__).parents[1]
-SNAPSHOT = Path(__file__).parent / "options.txt"
-GROUPS = sorted(p for p in (ROOT / "configs").iterdir() if p.is_dir() and not p.name.startswith("_"))
-CHOICES = [(group.name, file.stem) for group in GROUPS for file in sorted(group.glob("*.yaml"))]
 
 
 # The rooms, from the ground up: a file imports only from its own room and from those before it. Whatever is not named
@@ -194,47 +186,22 @@ def test_only_one_file_touches_what_flower_keeps_to_itself():
     assert users == [Path("fsl/flower/internals.py")]
 
 
-def composed(overrides: list[str], name: str = "config") -> dict:
-    with initialize_config_module("fsl.configs", version_base="1.3"):
-        config = compose(name, overrides=overrides)
-    return OmegaConf.to_container(config, resolve=False)
+def test_no_test_imports_another_test():
+    """What tests share is in tests/helpers, so that a test can be changed, or go, on its own."""
+    found = {p.name: set(imports(ast.parse(p.read_text()))) for p in (ROOT / "tests").rglob("*.py")}
+    assert len(found) > 50
+    parts = {file: {part for name in names for part in name.split(".")} for file, names in found.items()}
+    wrong = {file: {part for part in names if part.startswith("test_")} for file, names in parts.items()}
+    assert {
+        file: names for file, names in wrong.items() if names & {f.stem for f in (ROOT / "tests").rglob("test_*.py")}
+    } == {}
+    assert not [file for file, names in parts.items() if "conftest" in names]
 
 
-def keys(values: dict, prefix: str = "") -> list[str]:
-    found = []
-    for name, value in values.items():
-        inner = keys(value, f"{prefix}{name}.") if isinstance(value, dict) else []
-        found += inner or [f"{prefix}{name}"]
-    return found
-
-
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_config_file_composes(group, choice):
-    override = f"{group}={choice}"
-    needs = ["samples_per_device=8"] if choice == "resample" else []
-    with initialize_config_module("fsl.configs", version_base="1.3"):
-        if group == "attack":
-            assert choice in compose("attack", overrides=[override]).attack
-        else:
-            read_config(compose("config", overrides=[override, *needs]))
-
-
-def test_no_option_appears_or_vanishes_by_accident():
-    """After a change that is meant, write the snapshot anew: python -m tests.test_architecture."""
-    assert option_surface() == SNAPSHOT.read_text()
-
-
-def option_surface() -> str:
-    top = [key for key in keys(composed([])) if key.split(".")[0] not in {g.name for g in GROUPS}]
-    lines = [f"{key}" for key in top]
-    for group, choice in CHOICES:
-        values = composed([f"{group}={choice}"], "attack" if group == "attack" else "config")
-        if group == "experiment":
-            lines.append(f"{group}={choice}")
-        else:
-            lines += [f"{group}={choice}: {key}" for key in keys({group: values[group]})]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    SNAPSHOT.write_text(option_surface())
+def test_tests_mirror_the_rooms():
+    rooms = {p.parent.name for p in (ROOT / "fsl").glob("*/__init__.py")} | {"simulations", "strategies", "docs"}
+    folders = {p.name for p in (ROOT / "tests").iterdir() if (p / "__init__.py").exists()}
+    assert folders - rooms == {"equivalences", "helpers"}
+    for file in (ROOT / "tests").glob("test_*.py"):
+        name = file.stem.removeprefix("test_")
+        assert name == "architecture" or (ROOT / "fsl" / f"{name}.py").exists(), f"{file.name} belongs into a folder"

@@ -25,6 +25,8 @@ from fsl.faults import TRACEBACK, Failure, described, passing, place_of, traced
 from fsl.importing.spec import Spec
 from fsl.trainers import Replicated
 
+pytestmark = pytest.mark.slow
+
 
 def simulate(strategy=None, model=None, **options):
     generator = torch.Generator().manual_seed(0)

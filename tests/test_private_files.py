@@ -26,8 +26,8 @@ from fsl.round.node_store import Store
 from fsl.wire.edge.journal import Journal
 from fsl.wire.options import Certificates
 from fsl.wire.tokens import Claims, load_private_key
-from tests.conftest import small_model, small_task
-from tests.wired import Wired
+from tests.helpers.small import small_model, small_task
+from tests.helpers.wired import Wired
 
 CLAIMS = Claims("run", 3, 7, (0, 2), 40, 1000, 1, b"f" * 32)
 
@@ -109,7 +109,7 @@ def test_results_of_a_simulation_can_be_shared(tmp_path):
 
 def test_a_cache_of_images_is_closed_also_where_an_earlier_one_was_open(tmp_path, monkeypatch):
     from fsl.data import images
-    from tests.test_class_names import fill
+    from tests.helpers.image_files import fill
 
     cache = tmp_path / "cache"
     monkeypatch.setenv("FSL_CACHE", str(cache))
