@@ -42,7 +42,7 @@ from fsl.codecs import Identity
 from fsl.data import IID, TaskData, TensorExamples, digits
 from fsl.deployment.certs import LOOPBACK, Certificates, issue
 from fsl.deployment.certs import Identity as Named
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.flower.records import record_to_states, states_to_record, totals_to_record
 from fsl.importing.spec import Spec
@@ -411,7 +411,7 @@ class Wired:
 
     def __init__(self, task: Task, config: Mapping[str, object], folder: Path):
         self._task = task
-        self._wired = WiredNode(task.workload(folder), NodeSettings.read(config), PATIENCE)
+        self._wired = NetworkedNode(task.workload(folder), NodeSettings.read(config), PATIENCE)
         self._arrays = beginning(self._wired.node)
 
     def describe(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import fsl
 from fsl import seeds
 from fsl.codecs import Identity
 from fsl.data import TaskData, TensorExamples
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import CheckpointError, CodeError, ConfigError, DataError, HijackedError, RunError, WireError
@@ -394,7 +394,7 @@ def test_a_node_does_not_score_its_own_test_rows_in_a_private_run():
     plan, arrays = EvaluatePlan("run", 1, (), None), ArrayRecord()
 
     def node(**settings):
-        made = WiredNode.__new__(WiredNode)
+        made = NetworkedNode.__new__(NetworkedNode)
         made.settings, made._bare = NodeSettings(**settings), False
         workload = SimpleNamespace(partition=SimpleNamespace(devices=3))
         worker = SimpleNamespace(workload=workload)

@@ -15,13 +15,13 @@ import grpc
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fsl.deployment.local.edge_figures import parse_figures, read_figures
 from fsl.strategies import PSL, CycleSL, SplitFedV1
 
 from fsl.codecs import Identity
-from fsl.deployment.local.edge_figures import parse_figures, read_figures
 from fsl.deployment.logs import FIELDS, JsonFormatter
 from fsl.deployment.node.edge_metrics import MetricsEndpoint
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError
 from fsl.messages import messages_pb2 as pb
@@ -172,7 +172,7 @@ def edge_settings(folder, **more):
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "fsl.deployment.node.edge_metrics")
-    node = object.__new__(WiredNode)
+    node = object.__new__(NetworkedNode)
     node.settings, node._door, node._metrics = edge_settings(tmp_path, metrics="127.0.0.1:0"), None, None
     with pytest.raises(ConfigError, match=r"^metrics=127.0.0.1:0: .*pip install 'fsl-flower\[federation\]'.*$"):
         _ = node.door

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 import fsl
 from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import FslError
@@ -48,7 +48,7 @@ class WiredGrid(SimulationGrid):
 
     def _host(self, workload, backend, config, store):
         settings = replace(NodeSettings.read(config), state=store, limit=backend.limit)
-        node = WiredNode(replace(workload, store=store), settings, backend.patience)
+        node = NetworkedNode(replace(workload, store=store), settings, backend.patience)
         self.nodes[len(self.nodes) + 1] = node
 
     def answer(self, messages, timeout):

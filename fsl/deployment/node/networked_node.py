@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 _LAST_WORDS = 3.0  # seconds for the last messages of a round to get out
 
 
-class WiredNode:
+class NetworkedNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
     def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):

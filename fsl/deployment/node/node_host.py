@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.old_runs import prune
 from fsl.deployment.node.owned import refuse_kind, refuse_no_part
@@ -28,7 +28,7 @@ class NodeHost:
     """Builds a run's node at its first message, and keeps it until another run's comes."""
 
     def __init__(self) -> None:
-        self._nodes: dict[int, tuple[str, WiredNode]] = {}
+        self._nodes: dict[int, tuple[str, NetworkedNode]] = {}
         self._shared: tuple[str, Workload] | None = None  # by all nodes without a role
 
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
@@ -54,7 +54,7 @@ class NodeHost:
             wired.close()
         self._nodes.clear()
 
-    def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> WiredNode:
+    def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> NetworkedNode:
         text = _text(content, SETUP)
         built = self._nodes.get(node)
         if built is None or built[0] != text:
@@ -64,7 +64,7 @@ class NodeHost:
                 built[1].close()
             workload = self._workload(text, setup, settings)
             prune(workload.store.parent, setup.run, settings.keep_runs)
-            wired = WiredNode(workload, settings, replace(Patience(), **setup.patience))
+            wired = NetworkedNode(workload, settings, replace(Patience(), **setup.patience))
             built = self._nodes[node] = (text, wired)
         return built[1]
 
