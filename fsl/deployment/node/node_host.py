@@ -34,24 +34,24 @@ class NodeHost:
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
         """The answer to a message ("query", "train" or "evaluate") for this node."""
         refuse_kind(kind)
-        wired = self._node(node, content, node_config)
+        networked = self._node(node, content, node_config)
         arrays = content.array_records.get(ARRAYS, ArrayRecord())
         if kind == "query":
-            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(wired.describe())})})
+            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(networked.describe())})})
         if kind == "evaluate":
-            return RecordDict({METRICS: wired.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
+            return RecordDict({METRICS: networked.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
         if not part:
-            refuse_no_part(wired.settings)
-            return wired.node.train(plan, arrays)
-        work = wired.train(plan, Part.from_json(str(part)), arrays)
+            refuse_no_part(networked.settings)
+            return networked.node.train(plan, arrays)
+        work = networked.train(plan, Part.from_json(str(part)), arrays)
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
 
     def close(self) -> None:
         """End what the nodes hold."""
-        for _, wired in self._nodes.values():
-            wired.close()
+        for _, networked in self._nodes.values():
+            networked.close()
         self._nodes.clear()
 
     def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> NetworkedNode:
@@ -64,8 +64,8 @@ class NodeHost:
                 built[1].close()
             workload = self._workload(text, setup, settings)
             prune(workload.store.parent, setup.run, settings.keep_runs)
-            wired = NetworkedNode(workload, settings, replace(Patience(), **setup.patience))
-            built = self._nodes[node] = (text, wired)
+            networked = NetworkedNode(workload, settings, replace(Patience(), **setup.patience))
+            built = self._nodes[node] = (text, networked)
         return built[1]
 
     def _workload(self, text: str, setup: Setup, settings: NodeSettings) -> Workload:
