@@ -411,20 +411,20 @@ class Wired:
 
     def __init__(self, task: Task, config: Mapping[str, object], folder: Path):
         self._task = task
-        self._wired = NetworkedNode(task.workload(folder), NodeSettings.read(config), PATIENCE)
-        self._arrays = beginning(self._wired.node)
+        self._networked = NetworkedNode(task.workload(folder), NodeSettings.read(config), PATIENCE)
+        self._arrays = beginning(self._networked.node)
 
     def describe(self) -> dict[str, Any]:
-        return self._wired.describe()
+        return self._networked.describe()
 
     def train(self, round: int, part: Part) -> Result:
-        work = self._wired.train(self._task.plan(round), part, self._arrays)
+        work = self._networked.train(self._task.plan(round), part, self._arrays)
         if work.lost:
             raise RuntimeError(f"devices were lost: {work.lost}")
         return result(work.totals, work.served)
 
     def close(self) -> None:
-        self._wired.close()
+        self._networked.close()
 
 
 def beginning(node: Node) -> ArrayRecord:
