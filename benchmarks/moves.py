@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.wire import INSECURE, RUN, Task, Wired, processes, write_key
+from benchmarks.wire import INSECURE, RUN, NodeProcess, Task, processes, write_key
 from fsl.data import IID
 from fsl.messages.node_part import EdgePart, EdgePeer, Part, Ticket, Visitor
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
@@ -65,7 +65,7 @@ class Roads:
             for edge in (0, 1)
         ]
         nodes.append({"role": "device", "devices": "0", "key": str(key), "state": str(folder / "device")})
-        builds = [(Wired, task, {**node, **INSECURE}, Path(str(node["state"])) / "store") for node in nodes]
+        builds = [(NodeProcess, task, {**node, **INSECURE}, Path(str(node["state"])) / "store") for node in nodes]
         self.nodes = stack.enter_context(processes(*builds))
         self.task = task
         self.signer = Signer()

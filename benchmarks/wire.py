@@ -406,7 +406,7 @@ class InProcess:
         pass
 
 
-class Wired:
+class NodeProcess:
     """A node of a federation: it hosts an edge, or devices."""
 
     def __init__(self, task: Task, config: Mapping[str, object], folder: Path):
@@ -458,7 +458,7 @@ class Federation:
         for i, share in enumerate(shares):
             node: dict[str, object] = {"role": "device", "devices": ",".join(map(str, share)), "key": str(key)}
             nodes.append(node | {"state": str(folder / f"node-{i}")} | ({"ca": str(files.ca)} if tls else INSECURE))
-        builds = [(Wired, task, config, Path(str(config["state"])) / "store") for config in nodes]
+        builds = [(NodeProcess, task, config, Path(str(config["state"])) / "store") for config in nodes]
         self.nodes = stack.enter_context(processes(*builds))
         self.signer = Signer()
         self.shares = dict(zip(self.nodes[1:], shares))
