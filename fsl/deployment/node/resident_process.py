@@ -61,7 +61,7 @@ class _Asked:
                 log.warning("whoever asked is gone; the work goes on, and its answer will be missed")
 
 
-class Resident:
+class ResidentProcess:
     """Answers one message after another, on the thread that it runs in, until the process that it watches ends."""
 
     def __init__(self, path: Path, owner: Owner, code: str, host: Any):
@@ -199,7 +199,7 @@ def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
     except (ConfigError, OSError) as error:
         sys.exit(f"state={folder}: {error}" if isinstance(error, OSError) else str(error))
     os.umask(0o077)  # whatever a library writes here, nobody else reads
-    resident = Resident(path, owner, code, build_host())
+    resident = ResidentProcess(path, owner, code, build_host())
 
     def stop(number: int, frame: FrameType | None) -> None:
         resident.stop()
