@@ -9,7 +9,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.moving_edge_round import RoamingRound
-from fsl.wire.edge.other_edges import RoundDesk
+from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.signed_calls import Peer
 from fsl.wire.options import Patience
 
@@ -42,7 +42,7 @@ def roaming_round(
         path = store.path(_owner(device), plan.round)  # where each device has a back of its own
         return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
-    desk = admission.desk = RoundDesk(admission, door.lines, peers, settings.limits, patience, keep)
+    desk = admission.desk = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)
     return RoamingRound(
         side.server,
         admission,

@@ -22,7 +22,7 @@ from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.edge_round import EdgeRound, served_frame
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.meter import EdgeMeter
-from fsl.wire.edge.other_edges import Asked, Delivered, Handed, Placed, RoundDesk, Sent, Silent
+from fsl.wire.edge.other_edges import Asked, Delivered, Handed, OtherEdges, Placed, Sent, Silent
 from fsl.wire.edge.session import Event, Finished, Gone, Joined, Refusal, Uploaded, WireSession
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits, Patience
@@ -43,7 +43,7 @@ class RoamingRound(EdgeRound):
         meter: EdgeMeter,
         *,
         thread: NetworkThread,
-        desk: RoundDesk,
+        desk: OtherEdges,
         visitors: dict[int, int],
         trainer: str,
         limits: Limits,

@@ -88,7 +88,7 @@ class Sent:
     failure: str | None
 
 
-class RoundDesk:
+class OtherEdges:
     """Other edges' calls about one round, and this edge's calls to them."""
 
     def __init__(
