@@ -77,10 +77,10 @@ def test_a_device_whose_line_fails_is_lost_by_name(tmp_path, monkeypatch):
 
 def test_what_another_edge_asked_is_answered_when_the_round_ends():
     admission = Admission("run", 1, 0, 1, b"", {0}, "", "")
-    desk = OtherEdges(admission, None, (), Limits(), LONG, lambda *_: None)
+    other_edges = OtherEdges(admission, None, (), Limits(), LONG, lambda *_: None)
     answers = []
     admission.inbox.put(Asked(0, 1, answers.append))
-    desk.rest()
+    other_edges.rest()
     (answer,) = answers
     assert isinstance(answer, Refusal)
     assert "the round is over at edge 0" in answer.reason

@@ -25,7 +25,7 @@ def roaming_round(
     patience: Patience,
     replicate_every: int,
 ) -> RoamingRound:
-    """The round, with its desk for other edges."""
+    """The round, with its other_edges for other edges."""
     assert door.lines is not None
     assert plan.trainer is not None
     store = side.worker.store
@@ -42,7 +42,7 @@ def roaming_round(
         path = store.path(_owner(device), plan.round)  # where each device has a back of its own
         return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
-    desk = admission.desk = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)
+    other_edges = admission.other_edges = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)
     return RoamingRound(
         side.server,
         admission,
@@ -50,7 +50,7 @@ def roaming_round(
         expected,
         door.meter,
         thread=door.thread,
-        desk=desk,
+        other_edges=other_edges,
         visitors={visitor.task.device: visitor.home for visitor in part.visitors},
         trainer=plan.trainer.target,
         limits=settings.limits,

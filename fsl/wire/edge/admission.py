@@ -45,7 +45,7 @@ class Admission:
         self.frame_bytes: int | None = None  # of the largest frame that a session of this round has, if that is known
         self.over = False
         self.failed: str | None = None  # why the edge could not serve the round
-        self.desk: AnswersEdges | None = None  # where other edges are answered, if devices may move
+        self.other_edges: AnswersEdges | None = None  # where other edges are answered, if devices may move
 
     def most(self, limit: int) -> int:
         """The bytes of a frame that are taken from a session of this round."""

@@ -43,7 +43,7 @@ class RoamingRound(EdgeRound):
         meter: EdgeMeter,
         *,
         thread: NetworkThread,
-        desk: OtherEdges,
+        other_edges: OtherEdges,
         visitors: dict[int, int],
         trainer: str,
         limits: Limits,
@@ -52,7 +52,7 @@ class RoamingRound(EdgeRound):
     ):
         super().__init__(server, admission, patience, expected, meter)
         self.thread = thread
-        self.desk = desk
+        self.other_edges = other_edges
         self.trainer = trainer
         self.limits = limits
         self.replicate_every = replicate_every
@@ -71,14 +71,14 @@ class RoamingRound(EdgeRound):
         self._post()
 
     def _serve(self) -> EdgeOutcome:
-        self.thread.call(self.desk.watch)
+        self.thread.call(self.other_edges.watch)
         try:
             outcome = super()._serve()
             self._until_sent()
             return replace(outcome, moved_bytes=self._moved_bytes)
         finally:
             self._post(over=True)
-            self.thread.call(self.desk.rest)
+            self.thread.call(self.other_edges.rest)
 
     def _until_sent(self) -> None:
         while self._sending:
@@ -286,17 +286,17 @@ class RoamingRound(EdgeRound):
         self._held[device] = (frames, step)
         attendance.away, attendance.due, attendance.leaving = True, None, None
         token, moved = self.admission.sessions[device].token, self._moved_bytes.get(device, 0)
-        self.thread.call(self.desk.deliver, device, to, token, self._packed(device), moved)
+        self.thread.call(self.other_edges.deliver, device, to, token, self._packed(device), moved)
 
     def _copy(self, attendance: Attendance, step: int) -> None:
         device, every = attendance.device, self.replicate_every
         if not every or (step + 1) % every or attendance.uploads or not self.server.settled(device):
             return
         session = self.admission.sessions[device]
-        others = sorted(set(session.claims.edges) & self.desk.peers.keys())
+        others = sorted(set(session.claims.edges) & self.other_edges.peers.keys())
         if others:
             moved = self._moved_bytes.get(device, 0)
-            self.thread.call(self.desk.copy, device, others[0], session.token, self._packed(device), moved)
+            self.thread.call(self.other_edges.copy, device, others[0], session.token, self._packed(device), moved)
 
     def _packed(self, device: int) -> bytes:
         passport = Passport(self.admission.run, self.admission.round, device, self.trainer)
@@ -313,7 +313,7 @@ class RoamingRound(EdgeRound):
         device = attendance.device
         if device in self._home and (data := self._kept(device)) is not None:
             self._sending.add(device)
-            self.thread.call(self.desk.keep, device, self._home[device], data)
+            self.thread.call(self.other_edges.keep, device, self._home[device], data)
         self._post()
 
     def _lose(self, device: int, code: Code, reason: str) -> None:
@@ -323,4 +323,4 @@ class RoamingRound(EdgeRound):
     def _post(self, over: bool = False) -> None:
         here = [d for d, a in self.all.items() if not a.settled and not a.away]
         settled = [d for d, a in self.all.items() if a.settled and not a.away and d not in self._sending]
-        self.thread.call(self.desk.post, here, settled, over)
+        self.thread.call(self.other_edges.post, here, settled, over)

@@ -35,13 +35,13 @@ class PeerCalls:
             head = head_of(first)
             said = head.said
             admission = await self.rounds.named(said.run, said.round, said.fence)
-            desk = admission.desk
-            if desk is None or said.source not in desk.peers or self.lines is None:
+            other_edges = admission.other_edges
+            if other_edges is None or said.source not in other_edges.peers or self.lines is None:
                 raise Refusal(Code.PERMISSION_DENIED, f"edge {said.source} has no part in round {said.round}")
-            there = replace(desk.here, edge=said.source)
-            head.check(desk.peers[said.source].key, there, self.edge)
+            there = replace(other_edges.here, edge=said.source)
+            head.check(other_edges.peers[said.source].key, there, self.edge)
         call = await rest_of(first, head, context, self.limits.max_message_bytes)
-        said, data = check(call, desk.peers[said.source].key, there, self.edge)
-        body, behind = await desk.answer(said, data)
-        for message in messages(sign(self.lines.key, desk.here, said.source, body, behind)):
+        said, data = check(call, other_edges.peers[said.source].key, there, self.edge)
+        body, behind = await other_edges.answer(said, data)
+        for message in messages(sign(self.lines.key, other_edges.here, said.source, body, behind)):
             await context.write(message)

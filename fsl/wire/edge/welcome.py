@@ -70,8 +70,8 @@ class Welcome:
                 f"this round's codecs are {admission.up} and {admission.down}; the device has others",
             )
         session = self._session(admission, claims, opening)
-        if session is None and admission.desk is not None:
-            session = await admission.desk.fetch(claims, opening)
+        if session is None and admission.other_edges is not None:
+            session = await admission.other_edges.fetch(claims, opening)
         if session is None:
             session = await self._new_session(admission, claims, opening)
         if admission.over and not session.finished:  # meanwhile
