@@ -17,7 +17,7 @@ from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
 from fsl.deployment.cloud.members import Member, Members, Terms
-from fsl.deployment.cloud.round_results import HEAVIEST, Tally
+from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
@@ -226,7 +226,7 @@ class Roster:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
         asked = self._asked
         assert asked is not None
-        tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
+        tally = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
         restarted: dict[int, int] = {}
         ill: list[int] = []  # asked again before the next round what they host: they may have been started anew

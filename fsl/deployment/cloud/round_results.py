@@ -22,7 +22,7 @@ _SERVED = "served."
 HEAVIEST = 10.0  # how many times the samples of its devices an edge's back may count: examples are drawn, and repeated
 
 
-class Tally:
+class RoundResults:
     """Takes the nodes' replies in, and then adds up what counts.
 
     A device's front comes from its node and its back from its edge; if either end did not finish, neither counts.
