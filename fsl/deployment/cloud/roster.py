@@ -226,7 +226,7 @@ class Roster:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""
         asked = self._asked
         assert asked is not None
-        tally = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
+        results = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
         restarted: dict[int, int] = {}
         ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
@@ -237,32 +237,32 @@ class Roster:
                 failed += 1
                 ill.append(node)
                 for device in asked.nodes.get(node, []):
-                    tally.lose(device, f"{self.members.label(node)}: {one_line(str(reply.error.reason), 1000)}")
+                    results.lose(device, f"{self.members.label(node)}: {one_line(str(reply.error.reason), 1000)}")
                 continue
             content, mine = reply.content, asked.nodes.get(node, [])
             try:
                 share = asked.shares[node]
                 rows = sum(self.samples.get(device, 0) for device in share.served) * asked.plan.local_epochs
-                tally.add(*check_answer(share, content), HEAVIEST * rows)
+                results.add(*check_answer(share, content), HEAVIEST * rows)
             except WireError as error:
                 failed += 1
                 ill.append(node)
-                tally.discard(mine, f"{self.members.label(node)}: {error}")
+                results.discard(mine, f"{self.members.label(node)}: {error}")
                 continue
             told = _restarted(content.metric_records[METRICS])
             restarted |= {device: round for device, round in told.items() if device in asked.shares[node].own}
             for device, reason in _remarks(content).items():
                 if device in mine:
-                    tally.lose(device, reason)
+                    results.lose(device, reason)
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
-                tally.lose(device, f"{self.members.label(node)} did not answer")
+                results.lose(device, f"{self.members.label(node)} did not answer")
             ill.append(node)
         for node in ill:
             self.members.forget(node)
         if asked.start is not None and self.terms.max_norm is not None:
-            tally.measure(asked.start, self.terms.max_norm)
-        collected = tally.collected(failed)
+            results.measure(asked.start, self.terms.max_norm)
+        collected = results.collected(failed)
         self._refuse_few(asked, collected)
         again = {d: n for d in collected.lost if (n := asked.others.get(d))}
         return replace(collected, again=again, restarted=restarted)
