@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.wire import INSECURE, RUN, NodeProcess, Task, processes, write_key
 from fsl.data import IID
-from fsl.messages.node_part import EdgePart, EdgePeer, Part, Ticket, Visitor
+from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.mobility import Move
 from fsl.models import VGG5
@@ -85,12 +85,12 @@ class Roads:
         mark = fingerprint(bytes.fromhex(self.about[2]["key"]))
         token = self.signer.sign(Claims(RUN, round, 0, (0, 1), steps, samples, round, mark)).hex()
         ticket = Ticket(task, 0, edge[0][1], token, tuple(edge) if moves else ())
-        parts = [Part(edges=(home,)), Part(tickets=(ticket,))]
+        parts = [NodePart(edges=(home,)), NodePart(tickets=(ticket,))]
         asked = [self.nodes[0], self.nodes[2]]
         if moves:
             other = EdgePart(CohortTask(1, ()), public, round, (peers[0],), (Visitor(task, 0),))
             asked.append(self.nodes[1])
-            parts.append(Part(edges=(other,)))
+            parts.append(NodePart(edges=(other,)))
         started = time.perf_counter()
         for node, part in zip(asked, parts, strict=True):
             node.ask("train", round, part)

@@ -47,7 +47,7 @@ from fsl.deployment.node.node_settings import NodeSettings
 from fsl.flower.records import record_to_states, states_to_record, totals_to_record
 from fsl.importing.spec import Spec
 from fsl.messages.frames import read_reply, upload_frame
-from fsl.messages.node_part import EdgePart, Part, Ticket
+from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.messages.steps import Reply, Upload
@@ -417,7 +417,7 @@ class NodeProcess:
     def describe(self) -> dict[str, Any]:
         return self._networked.describe()
 
-    def train(self, round: int, part: Part) -> Result:
+    def train(self, round: int, part: NodePart) -> Result:
         work = self._networked.train(self._task.plan(round), part, self._arrays)
         if work.lost:
             raise RuntimeError(f"devices were lost: {work.lost}")
@@ -478,11 +478,11 @@ class Federation:
         results = [node.answer() for node in parts]
         return time.perf_counter() - started, results
 
-    def _parts(self, round: int) -> dict[Process, Part]:
-        parts = {self.nodes[0]: Part(edges=(EdgePart(self.task.cohort, self.signer.public_key.hex(), round),))}
+    def _parts(self, round: int) -> dict[Process, NodePart]:
+        parts = {self.nodes[0]: NodePart(edges=(EdgePart(self.task.cohort, self.signer.public_key.hex(), round),))}
         for node, share in self.shares.items():
             tickets = [Ticket(DeviceTask(d), 0, self.address, self._token(round, d)) for d in share]
-            parts[node] = Part(tickets=tuple(tickets))
+            parts[node] = NodePart(tickets=tuple(tickets))
         return parts
 
     def _token(self, round: int, device: int) -> str:

@@ -17,7 +17,7 @@ from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import FslError
 from fsl.flower.internals import SimulationGrid
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience
@@ -72,7 +72,7 @@ class WiredGrid(SimulationGrid):
         if message.metadata.message_type == "query":
             content = RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
         elif message.metadata.message_type == "train":
-            plan, part = RoundPlan.from_json(config[PLAN]), Part.from_json(config[PART])
+            plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
             work = node.train(plan, part, message.content.array_records[ARRAYS])
             arrays, metrics = work.records()
             remarks = ConfigRecord({"lost": json.dumps(work.lost)})

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fsl.errors import TrustError, WireError
 from fsl.flower.records import metrics_to_reports
 from fsl.messages.identifiers import is_owner
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.privacy.device_guard import LEAKS
 
@@ -28,7 +28,7 @@ class Share:
     edge: bool
 
     @staticmethod
-    def of(part: Part) -> "Share":
+    def of(part: NodePart) -> "Share":
         """The share that a part gives."""
         served = {task.device for edge in part.edges for task in edge.cohort.devices}
         served |= {visitor.task.device for edge in part.edges for visitor in edge.visitors}

@@ -24,7 +24,7 @@ from fsl.errors import RunError, WireError
 from fsl.flower.placement import Collected
 from fsl.importing.import_paths import locate
 from fsl.messages.identifiers import is_count, is_owner
-from fsl.messages.node_part import EdgePart, Part, Ticket
+from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.quoting import one_line
@@ -89,7 +89,7 @@ class Roster:
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
         routes = Routes(plan, cohorts, edges, self.terms.roaming)
         cohorts = [*cohorts, *(CohortTask(edge, ()) for edge in routes.visited - {c.edge for c in cohorts})]
-        parts: dict[int, Part] = {}
+        parts: dict[int, NodePart] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
             there = tuple(
@@ -111,14 +111,14 @@ class Roster:
             if edge is not None and plan.trainer is not None:
                 part = EdgePart(cohort, self.signer.public_key.hex(), self._fence)
                 part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
-                old = parts.get(edge.node, Part())
+                old = parts.get(edge.node, NodePart())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
                 sides["edges"].add(edge.node)
             for task in there:
                 host = hosts[task.device]
                 node = host.node
-                old = parts.get(node, Part())
+                old = parts.get(node, NodePart())
                 asked.nodes.setdefault(node, []).append(task.device)
                 sides["devices"].add(node)
                 if plan.trainer is None or edge is None:
@@ -315,7 +315,7 @@ class Roster:
         kind: str,
         plan: str = "",
         arrays: ArrayRecord | None = None,
-        part: Part | None = None,
+        part: NodePart | None = None,
         round: int = 0,
     ) -> Message:
         config = ConfigRecord({SETUP: self.setup, PLAN: plan, PART: "" if part is None else part.to_json()})
@@ -323,7 +323,7 @@ class Roster:
         return Message(content, node, kind, group_id=str(round))
 
 
-def _tasks(part: Part) -> list[DeviceTask]:
+def _tasks(part: NodePart) -> list[DeviceTask]:
     """The devices whose fronts a message must bring; an edge needs none."""
     return list(part.own)
 

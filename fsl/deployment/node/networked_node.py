@@ -18,7 +18,7 @@ from fsl.deployment.node.owned import refuse_evaluation, refuse_part
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
-from fsl.messages.node_part import EdgePart, Part
+from fsl.messages.node_part import EdgePart, NodePart
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
@@ -120,7 +120,7 @@ class NetworkedNode:
         host, _, port = self.settings.address.rpartition(":")
         return f"{host}:{self.door.port if port == '0' else port}"  # 0: whichever is free
 
-    def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
+    def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
@@ -182,7 +182,7 @@ class NetworkedNode:
 
     # An edge's part.
 
-    def _serve(self, plan: RoundPlan, whole: Part, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
+    def _serve(self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
         devices = [task.device for task in part.cohort.devices]
         try:
             outcome = self._serve_round(plan, whole, part, states, work)
@@ -218,7 +218,7 @@ class NetworkedNode:
         )
 
     def _serve_round(
-        self, plan: RoundPlan, whole: Part, part: EdgePart, states: Mapping[str, State], work: Work
+        self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work
     ) -> EdgeOutcome:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
@@ -248,7 +248,7 @@ class NetworkedNode:
     # Devices' part.
 
     def _attend(
-        self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work, spent: RoundAccount | None
+        self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work, spent: RoundAccount | None
     ) -> None:
         """Train the devices; steps that are to be done a second time are charged first."""
         if self.uplink is None:
@@ -308,7 +308,7 @@ class NetworkedNode:
             work.totals |= side.totals
 
 
-def _deadline(part: Part) -> Deadline | None:
+def _deadline(part: NodePart) -> Deadline | None:
     return None if part.deadline is None else Deadline(part.deadline)
 
 

@@ -15,7 +15,7 @@ from fsl.deployment.node.old_runs import prune
 from fsl.deployment.node.owned import refuse_kind, refuse_no_part
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import WireError
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.round.workload import Workload
@@ -44,7 +44,7 @@ class NodeHost:
         if not part:
             refuse_no_part(networked.settings)
             return networked.node.train(plan, arrays)
-        work = networked.train(plan, Part.from_json(str(part)), arrays)
+        work = networked.train(plan, NodePart.from_json(str(part)), arrays)
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError, TrustError
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 
 KINDS = ("query", "train", "evaluate")
@@ -31,7 +31,7 @@ def refuse_no_part(settings: NodeSettings) -> None:
         )
 
 
-def refuse_part(settings: NodeSettings, plan: RoundPlan, part: Part, devices: int) -> None:
+def refuse_part(settings: NodeSettings, plan: RoundPlan, part: NodePart, devices: int) -> None:
     """TrustError for a part that is not this node's, or is of another kind than its plan; `devices`: of the run."""
     if settings.role == "any":
         raise TrustError("a part in a round came to a node without a role; give it role, and what it hosts")
