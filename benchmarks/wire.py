@@ -59,7 +59,7 @@ from fsl.round.node import Node
 from fsl.round.workload import Workload
 from fsl.segments.sums import Total
 from fsl.trainers import EdgeTrainer
-from fsl.wire.device.line import Cut, Ear, Invitation, Uplink
+from fsl.wire.device.line import Ear, Invitation, LineEnded, Uplink
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound
@@ -183,7 +183,7 @@ class EchoDevice:
 
     def _hear(self) -> Any:
         event = self._ear.get(timeout=60)
-        if isinstance(event, Cut):
+        if isinstance(event, LineEnded):
             raise RuntimeError(event.reason)
         return event
 

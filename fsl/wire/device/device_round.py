@@ -23,7 +23,7 @@ from fsl.round.front_device import Device
 from fsl.round.unusable import told
 from fsl.segments.finite import finite_state
 from fsl.trainers import EdgeTrainer
-from fsl.wire.device.line import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
+from fsl.wire.device.line import Ear, Heard, Invitation, Line, LineEnded, Rewound, Uplink
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.options import Patience
 
@@ -118,9 +118,9 @@ class DeviceRound:
                 self._lose(event.device, reason)
         return DeviceOutcome(self.finished, self.lost)
 
-    def _hear(self, event: Heard | Cut | Rewound) -> None:
+    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         attending = self.attending[event.device]
-        if isinstance(event, Cut):
+        if isinstance(event, LineEnded):
             self._lose(event.device, event.reason, tell=False)
             return
         if isinstance(event, Rewound):

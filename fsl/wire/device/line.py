@@ -38,7 +38,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Cut:
+class LineEnded:
     """A device's session is over, for this reason."""
 
     device: int
@@ -56,7 +56,7 @@ class Rewound:
     step: int
 
 
-Ear = queue.SimpleQueue  # of Heard, Cut and Rewound; from the network thread to the one that computes
+Ear = queue.SimpleQueue  # of Heard, LineEnded and Rewound; from the network thread to the one that computes
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Line:
                 self._deadline = deadline = loop.time() + self._patience.straggler
                 pause, self._opened = _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
-                self._hear(Cut(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
+                self._hear(LineEnded(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
@@ -283,7 +283,7 @@ class Line:
         self._hear(Heard(self.invitation.device, self, message, rest))
         return kind not in ("closed", "moved")
 
-    def _hear(self, event: Heard | Cut | Rewound) -> None:
+    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         self._ear.put(event)
 
 

@@ -11,7 +11,7 @@ from fsl.mobility import Move, route
 from fsl.round.device_side import DeviceCopy, DeviceSide
 from fsl.round.front_device import Device
 from fsl.wire.device.device_round import Attending, DeviceOutcome, DeviceRound, log
-from fsl.wire.device.line import Cut, Heard, Invitation, Rewound, Uplink
+from fsl.wire.device.line import Heard, Invitation, LineEnded, Rewound, Uplink
 from fsl.wire.options import Patience
 
 
@@ -71,14 +71,14 @@ class RoamingDevices(DeviceRound):
             way.left = route(way.at.edge, self.planned.get(device, ()), len(self.side.batches[device].rows))
         return opened
 
-    def _hear(self, event: Heard | Cut | Rewound) -> None:
+    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         attending, way = self.attending[event.device], self.ways[event.device]
         if isinstance(event, Rewound):
             if event.step:
                 self._back_to(event.step, attending, way)
             else:
                 self._back_to_start(attending, way)
-        elif isinstance(event, Cut):
+        elif isinstance(event, LineEnded):
             if event.unreachable and (edge := self._next(way)) is not None:
                 log.warning("%s: device %d goes to edge %d: %s", self._where, event.device, edge, event.reason)
                 self._go(attending, way, edge, left=way.at.edge)
