@@ -15,7 +15,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.peer_calls import PeerCalls
 from fsl.wire.edge.served_rounds import Rounds
-from fsl.wire.edge.session import Refusal, Stream, WireSession
+from fsl.wire.edge.session import Refusal, SessionStream, WireSession
 from fsl.wire.edge.signed_calls import PeerLines
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.edge.welcome import Welcome
@@ -142,7 +142,7 @@ class EdgeDoor:
 
     # Who is in.
 
-    async def _carry(self, session: WireSession, stream: Stream, context: Context) -> None:
+    async def _carry(self, session: WireSession, stream: SessionStream, context: Context) -> None:
         reader = asyncio.create_task(self._listen(session, context))
         writer = asyncio.create_task(_speak(stream, context))
         try:
@@ -184,6 +184,6 @@ class EdgeDoor:
         return None
 
 
-async def _speak(stream: Stream, context: Context) -> None:
+async def _speak(stream: SessionStream, context: Context) -> None:
     while (data := await stream.frames.get()) is not None:
         await send(context, data)

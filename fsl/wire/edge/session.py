@@ -67,7 +67,7 @@ Event = Joined | Uploaded | Finished | Gone
 Inbox = queue.SimpleQueue  # of events; from the network thread to the one that computes
 
 
-class Stream:
+class SessionStream:
     """One connection of a session: what is to be sent over it, and how it ends."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class WireSession:
         self._inbox = inbox
         self._thread = thread
         self._room = asyncio.Semaphore(queue)  # of uploads that nobody has looked at
-        self._stream: Stream | None = None
+        self._stream: SessionStream | None = None
         self._kept: deque[tuple[int, bytes]] = deque()  # frames by the upload that led to them
         self._queue = queue
         self._meter = meter
@@ -142,11 +142,11 @@ class WireSession:
         """Whether whoever comes back knows the session's secret."""
         return hmac.compare_digest(secret, self.secret)
 
-    def attach(self, served: int) -> Stream:
+    def attach(self, served: int) -> SessionStream:
         """A new stream carries the session; what the device has not got goes out again."""
         if self._stream is not None:
             self._stream.end(Refusal(grpc.StatusCode.ABORTED, "the device came back over another connection"))
-        self._stream = Stream()
+        self._stream = SessionStream()
         for index, frame in self._kept:
             if index >= served or index < 0:
                 self._stream.frames.put_nowait(frame)
@@ -159,11 +159,11 @@ class WireSession:
         """Whether nothing shows that the device knows the secret, and no stream could still bring it."""
         return self._stream is None and self._taken == 0 and not self.closing
 
-    def is_on(self, stream: Stream) -> bool:
+    def is_on(self, stream: SessionStream) -> bool:
         """Whether this stream carries it, and not one that came after."""
         return self._stream is stream
 
-    def detach(self, stream: Stream) -> None:
+    def detach(self, stream: SessionStream) -> None:
         """A stream has ended; the device may come back."""
         if self.is_on(stream):
             self._stream = None

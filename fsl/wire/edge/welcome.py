@@ -17,7 +17,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.served_rounds import Rounds
-from fsl.wire.edge.session import Joined, Refusal, Stream, WireSession
+from fsl.wire.edge.session import Joined, Refusal, SessionStream, WireSession
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits
@@ -60,7 +60,7 @@ class Welcome:
         self._journal = Journal(journal)
         self._thread = thread
 
-    async def admit(self, context: Context) -> tuple[WireSession, Stream]:
+    async def admit(self, context: Context) -> tuple[WireSession, SessionStream]:
         """The session of who is at the door, and its new stream. Refusal, TrustError or WireError if there is none."""
         async with self.strangers.place(context.peer()):
             opening, admission, claims = await self._proven(context)
