@@ -17,7 +17,7 @@ from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.mobility import RandomMobility
 from fsl.wire.device.line import Line
-from fsl.wire.edge.signed_calls import PeerLines, Place, check, sign
+from fsl.wire.edge.signed_calls import PeerLines, RoundPlace, check, sign
 from fsl.wire.options import PEER_METHOD, Patience
 from tests.conftest import small_model
 from tests.flaky import At, Weather
@@ -314,7 +314,7 @@ def test_a_device_goes_where_its_link_leads(tmp_path, monkeypatch):
 
 # What edges refuse from each other.
 
-HERE, PEER_KEY = Place("run", 1, 7, 0), Ed25519PrivateKey.generate()
+HERE, PEER_KEY = RoundPlace("run", 1, 7, 0), Ed25519PrivateKey.generate()
 
 
 def said(key=PEER_KEY, here=HERE, to=1, data=b"tensors"):

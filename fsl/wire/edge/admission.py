@@ -7,7 +7,7 @@ import grpc
 
 from fsl.messages import messages_pb2 as pb
 from fsl.wire.edge.session import Inbox, Refusal, WireSession
-from fsl.wire.edge.signed_calls import Peer, Place
+from fsl.wire.edge.signed_calls import Peer, RoundPlace
 from fsl.wire.tokens import Claims, check_token
 
 Code = grpc.StatusCode
@@ -16,7 +16,7 @@ Code = grpc.StatusCode
 class AnswersEdges(Protocol):
     """Where a round at an edge answers other edges; all of it on the network thread."""
 
-    here: Place
+    here: RoundPlace
     peers: Mapping[int, Peer]
 
     async def answer(self, said: pb.ToPeer, data: bytes) -> tuple[Mapping[str, Any], bytes]:

@@ -19,7 +19,7 @@ from fsl.messages import messages_pb2 as pb
 from fsl.quoting import one_line
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.session import Refusal, WireSession
-from fsl.wire.edge.signed_calls import Peer, PeerLines, Place
+from fsl.wire.edge.signed_calls import Peer, PeerLines, RoundPlace
 from fsl.wire.options import Limits, Patience
 from fsl.wire.tokens import Claims
 
@@ -101,7 +101,7 @@ class OtherEdges:
         keep: Callable[[int, bytes], None],
     ):
         self.admission = admission
-        self.here = Place(admission.run, admission.round, admission.fence, admission.edge)
+        self.here = RoundPlace(admission.run, admission.round, admission.fence, admission.edge)
         self.peers: Mapping[int, Peer] = {peer.edge: peer for peer in peers}
         self.limits = limits
         self.patience = patience

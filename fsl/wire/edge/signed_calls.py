@@ -34,7 +34,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Place:
+class RoundPlace:
     """A round at an edge, as calls name it."""
 
     run: str
@@ -54,13 +54,13 @@ class PeerLines:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def call(
-        self, here: Place, peer: Peer, body: Mapping[str, Any], data: bytes, timeout: float
+        self, here: RoundPlace, peer: Peer, body: Mapping[str, Any], data: bytes, timeout: float
     ) -> tuple[pb.ToPeer, bytes]:
         """Say something to another edge; its answer, and what follows that. AioRpcError, TrustError or WireError."""
         call: Call = self._channel(peer.address).stream_stream(PEER_METHOD)(timeout=timeout)
         saying = asyncio.ensure_future(_say(call, sign(self.key, here, peer.edge, body, data)))
         try:
-            there = Place(here.run, here.round, here.fence, peer.edge)
+            there = RoundPlace(here.run, here.round, here.fence, peer.edge)
             first = await next_message(call)
             head = head_of(first)
             head.check(peer.key, there, here.edge)
@@ -96,7 +96,7 @@ class Head:
     size: int
     end: int  # where the data begin
 
-    def check(self, key: bytes, there: Place, here: int) -> None:
+    def check(self, key: bytes, there: RoundPlace, here: int) -> None:
         """TrustError if edge `there` did not sign this for edge `here`, or it is of another round."""
         try:
             said = _signed(self.signed.message, self.digest, self.size)
@@ -109,7 +109,7 @@ class Head:
         check_versions(self.said.protocol, self.said.version, f"edge {there.edge}", f"edge {here}")
 
 
-def sign(key: Ed25519PrivateKey, here: Place, to: int, body: Mapping[str, Any], data: bytes = b"") -> bytes:
+def sign(key: Ed25519PrivateKey, here: RoundPlace, to: int, body: Mapping[str, Any], data: bytes = b"") -> bytes:
     """What an edge says to another, signed, with data behind it: head's length, head, digest and size of data, data."""
     said = pb.ToPeer(
         run=here.run,
@@ -143,7 +143,7 @@ def head_of(frame: bytes) -> Head:
     return Head(signed, said, frame[at : at + _DIGEST], size, end)
 
 
-def check(frame: bytes, key: bytes, there: Place, here: int) -> tuple[pb.ToPeer, bytes]:
+def check(frame: bytes, key: bytes, there: RoundPlace, here: int) -> tuple[pb.ToPeer, bytes]:
     """What edge `there` says to edge `here`; TrustError if it did not sign it, or it is of another round."""
     head = head_of(frame)
     head.check(key, there, here)
