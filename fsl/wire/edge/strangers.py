@@ -14,7 +14,7 @@ Code = grpc.StatusCode
 _SLOW = 1.0  # seconds after which who has shown nothing may be sent away for somebody else
 
 
-class Place:
+class WaitingStranger:
     """One stranger's place at the door."""
 
     def __init__(self, connection: str, timeout: asyncio.Timeout, since: float):
@@ -34,20 +34,20 @@ class Strangers:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self._places: list[Place] = []  # the longest waiting first
+        self._places: list[WaitingStranger] = []  # the longest waiting first
 
     def __len__(self) -> int:
         return len(self._places)
 
     @asynccontextmanager
-    async def place(self, connection: str) -> AsyncIterator[Place]:
+    async def place(self, connection: str) -> AsyncIterator[WaitingStranger]:
         """A place for who came over this connection (a peer of gRPC). Refusal where none is free, or too late."""
         self._make_room(connection)
         loop = asyncio.get_running_loop()
-        place: Place | None = None
+        place: WaitingStranger | None = None
         try:
             async with asyncio.timeout(self.limits.handshake_seconds) as timeout:
-                place = Place(connection, timeout, loop.time())
+                place = WaitingStranger(connection, timeout, loop.time())
                 self._places.append(place)
                 yield place
         except TimeoutError:
@@ -68,7 +68,7 @@ class Strangers:
         addresses = Counter(place.address for place in self._places)
         connections = Counter(place.connection for place in self._places)
 
-        def crowd(place: Place) -> tuple[int, int]:
+        def crowd(place: WaitingStranger) -> tuple[int, int]:
             return addresses[place.address], connections[place.connection]
 
         victim = max(self._places, key=crowd)  # the first of those that are equal: the longest waiting
