@@ -172,7 +172,7 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int,
     return lost
 
 
-class Place(Protocol):
+class StepWatcher(Protocol):
     """Told where a round is: at a device, before or after its steps (None), or in one of them."""
 
     def __call__(self, device: int, step: int | None = None) -> None:
@@ -180,7 +180,7 @@ class Place(Protocol):
 
 
 @contextmanager
-def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[Place]:
+def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[StepWatcher]:
     """Names run, round, device and step of what fails, and file and line; it is told of each step that begins."""
     place: tuple[int | None, int | None] = (None, None)
 
