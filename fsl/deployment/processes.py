@@ -32,7 +32,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Member:
+class ProcessInTree:
     """One living process, as /proc shows it."""
 
     pid: int
@@ -84,12 +84,12 @@ def started_at(pid: int) -> int | None:
     return None if shown is None else shown.start
 
 
-def members(started: Started) -> list[Member]:
+def members(started: Started) -> list[ProcessInTree]:
     """The process and all that it started, directly or not, that are alive; also once it is dead itself."""
     return list(_members([started], _living()).values())
 
 
-def send(member: Member, number: int) -> None:
+def send(member: ProcessInTree, number: int) -> None:
     """Send a signal, unless the process is gone."""
     shown = _read(member.pid)
     if shown is not None and shown.start == member.start:
@@ -104,7 +104,7 @@ def end(processes: Sequence[Started], patience: float = 10.0) -> int:
     """
     living = _living()
     had = sum(bool(_members([process], living)) for process in processes)
-    told: set[Member] = set()
+    told: set[ProcessInTree] = set()
 
     def all_gone() -> bool:
         left = set(_members(processes, _living()).values())
@@ -146,7 +146,7 @@ def last_words(log: Path) -> str:
     return printable(" ".join(" ".join(said).split())) or "it said nothing"
 
 
-def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict[int, Member]:
+def _members(processes: Iterable[Started], living: Mapping[int, ProcessInTree]) -> dict[int, ProcessInTree]:
     """Those that carry a token in their environment, and, as some hide theirs, the descendants of a living process."""
     processes = [process for process in processes if process.boot == _boot()]
     tokens = {process.token.encode() for process in processes}
@@ -158,12 +158,12 @@ def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict
     return found
 
 
-def _living() -> dict[int, Member]:
+def _living() -> dict[int, ProcessInTree]:
     shown = (_read(int(folder.name)) for folder in _PROC.iterdir() if folder.name.isdigit())
     return {member.pid: member for member in shown if member is not None}
 
 
-def _read(pid: int) -> Member | None:
+def _read(pid: int) -> ProcessInTree | None:
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
         command = (_PROC / str(pid) / "cmdline").read_bytes()
@@ -173,7 +173,7 @@ def _read(pid: int) -> Member | None:
     if fields[0] in "ZX":
         return None
     words = command.decode(errors="replace").rstrip("\0").split("\0")
-    return Member(pid, int(fields[1]), int(fields[3]), int(fields[19]), " ".join(_without_interpreter(words)))
+    return ProcessInTree(pid, int(fields[1]), int(fields[3]), int(fields[19]), " ".join(_without_interpreter(words)))
 
 
 def _without_interpreter(words: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ from fsl.deployment.local.federation_record import (
 )
 from fsl.deployment.local.flower_runs import RunEnd
 from fsl.deployment.local.local_plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
-from fsl.deployment.processes import Member, end, is_alive, last_words, members, send, start, wait_until
+from fsl.deployment.processes import ProcessInTree, end, is_alive, last_words, members, send, start, wait_until
 from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
 from fsl.quoting import override_value
@@ -164,7 +164,7 @@ class LocalFederation:
         """Whether each process is alive, by name."""
         return {name: is_alive(process) for name, process in self.record.processes.items()}
 
-    def pids(self, name: str) -> list[Member]:
+    def pids(self, name: str) -> list[ProcessInTree]:
         """A process and all that it started, with their commands: `flwr-clientapp ...` is a node's app at work."""
         return members(self.record.processes[name])
 
