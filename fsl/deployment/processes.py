@@ -21,7 +21,7 @@ _POLL = 0.05  # seconds between two looks
 
 
 @dataclass(frozen=True)
-class Started:
+class StartedProcess:
     """A process that was started here; with the time of its start, a later one with the same pid is another."""
 
     name: str
@@ -42,7 +42,7 @@ class ProcessInTree:
     command: str  # the program's name and its arguments
 
 
-def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Started:
+def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> StartedProcess:
     """Start a command in a session of its own, where no Ctrl-C reaches it; its output is added to a log file."""
     if not (_PROC / "self" / "stat").exists():
         raise ConfigError("this machine has no /proc; a local federation needs Linux")
@@ -59,10 +59,10 @@ def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str
         )
     process.returncode = 0  # nobody asks this object: the process outlives it, and its end is seen in /proc
     shown = _read(process.pid)
-    return Started(name, process.pid, shown.start if shown else -1, _boot(), token)
+    return StartedProcess(name, process.pid, shown.start if shown else -1, _boot(), token)
 
 
-def is_alive(started: Started) -> bool:
+def is_alive(started: StartedProcess) -> bool:
     """Whether the process itself is alive, whatever became of those it started."""
     return started.boot == _boot() and (shown := _read(started.pid)) is not None and shown.start == started.start
 
@@ -84,7 +84,7 @@ def started_at(pid: int) -> int | None:
     return None if shown is None else shown.start
 
 
-def members(started: Started) -> list[ProcessInTree]:
+def members(started: StartedProcess) -> list[ProcessInTree]:
     """The process and all that it started, directly or not, that are alive; also once it is dead itself."""
     return list(_members([started], _living()).values())
 
@@ -97,7 +97,7 @@ def send(member: ProcessInTree, number: int) -> None:
             os.kill(member.pid, number)
 
 
-def end(processes: Sequence[Started], patience: float = 10.0) -> int:
+def end(processes: Sequence[StartedProcess], patience: float = 10.0) -> int:
     """End these processes and all that they started: SIGTERM, and after `patience` seconds SIGKILL.
 
     Returns how many of `processes` were alive, or had left others alive.
@@ -146,7 +146,7 @@ def last_words(log: Path) -> str:
     return printable(" ".join(" ".join(said).split())) or "it said nothing"
 
 
-def _members(processes: Iterable[Started], living: Mapping[int, ProcessInTree]) -> dict[int, ProcessInTree]:
+def _members(processes: Iterable[StartedProcess], living: Mapping[int, ProcessInTree]) -> dict[int, ProcessInTree]:
     """Those that carry a token in their environment, and, as some hide theirs, the descendants of a living process."""
     processes = [process for process in processes if process.boot == _boot()]
     tokens = {process.token.encode() for process in processes}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from fsl.deployment.processes import Started
+from fsl.deployment.processes import StartedProcess
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
 from fsl.private_files import own_folder, private_folder
@@ -41,9 +41,9 @@ class Record:
     app: str
     environment: Mapping[str, str]
     nodes: tuple[Node, ...]
-    processes: Mapping[str, Started] = field(default_factory=dict)
+    processes: Mapping[str, StartedProcess] = field(default_factory=dict)
 
-    def started(self, process: Started) -> "Record":
+    def started(self, process: StartedProcess) -> "Record":
         """The record with this process in it, in the place of an earlier one of its name."""
         return replace(self, processes={**self.processes, process.name: process})
 
@@ -74,7 +74,7 @@ def read_record(folder: Path) -> Record | None:
             **{
                 **values,
                 "nodes": tuple(Node(**node) for node in values["nodes"]),
-                "processes": {name: Started(**process) for name, process in values["processes"].items()},
+                "processes": {name: StartedProcess(**process) for name, process in values["processes"].items()},
             }
         )
     except FileNotFoundError:
