@@ -13,7 +13,7 @@ from fsl.simulations.error_lines import one_line
 from fsl.simulations.one_run import say
 from fsl.simulations.sweeps.hydra_sweep import HydraSweep, SweepArguments, is_sweep, open_hydra, read_arguments
 from fsl.simulations.sweeps.jobs import JOBS, JobError, JobRecord, SweepJob, read_record
-from fsl.simulations.sweeps.sweep_overrides import Started, continued, go_on, resumed_folder
+from fsl.simulations.sweeps.sweep_overrides import SweepStart, continued, go_on, resumed_folder
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,7 +58,7 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
     with ExitStack() as stack:
         if earlier is None:
             config_dir = None if options.config_dir is None else os.path.abspath(options.config_dir)
-            started = Started(list(options.overrides), str(here), config_dir, options.config_name)
+            started = SweepStart(list(options.overrides), str(here), config_dir, options.config_name)
         else:
             started = continued(earlier, options.overrides)
             earlier = earlier.absolute()
@@ -76,7 +76,7 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
     return _report(options, progress)
 
 
-def _as_started(options: SweepArguments, started: Started) -> SweepArguments:
+def _as_started(options: SweepArguments, started: SweepStart) -> SweepArguments:
     """The command line of a sweep that goes on: Hydra's options, too, are those it began with, unless given anew."""
     name = options.config_name if options.config_name != "config" else started.config_name
     config_dir = started.config_dir if options.config_dir is None else os.path.abspath(options.config_dir)
@@ -84,7 +84,7 @@ def _as_started(options: SweepArguments, started: Started) -> SweepArguments:
 
 
 @contextmanager
-def _in_its_directory(started: Started) -> Iterator[None]:
+def _in_its_directory(started: SweepStart) -> Iterator[None]:
     """Where a sweep was started: its relative paths, and modules of the user's, are found from there."""
     here = Path.cwd()
     if started.directory is None or Path(started.directory) == here:

@@ -21,7 +21,7 @@ STARTED = "sweep.json"  # in a sweep's folder
 
 
 @dataclass(frozen=True)
-class Started:
+class SweepStart:
     """How a sweep was started: overrides as they were typed, where from, and with which options of Hydra's."""
 
     overrides: list[str]
@@ -54,7 +54,7 @@ def resumed_folder(overrides: Sequence[str]) -> Path | None:
     return None
 
 
-def continued(folder: Path, given: Sequence[str]) -> Started:
+def continued(folder: Path, given: Sequence[str]) -> SweepStart:
     """What to go on with: what the sweep began with, of which only the launcher may be another.
 
     ConfigError where what is given besides disagrees with what the sweep began with.
@@ -95,18 +95,18 @@ def go_on(folder: Path, flags: Sequence[str]) -> str:
     return shell_line(["fsl-simulate", "-m", *flags, f"resume={override_value(os.path.relpath(folder))}"])
 
 
-def _read(folder: Path) -> Started:
+def _read(folder: Path) -> SweepStart:
     path = folder / STARTED
     try:
         if path.exists():
-            started = Started(**json.loads(path.read_text(encoding="utf-8")))
+            started = SweepStart(**json.loads(path.read_text(encoding="utf-8")))
             if not all(isinstance(line, str) for line in started.overrides):
                 raise TypeError("its overrides are no texts")
             return started
         path = folder / "multirun.yaml"  # of a sweep from before there was the other file
         hydra: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         overrides = hydra["hydra"]["overrides"]
-        return Started([str(line) for line in [*overrides["task"], *overrides["hydra"]]])
+        return SweepStart([str(line) for line in [*overrides["task"], *overrides["hydra"]]])
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, YAMLError) as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}); start a new sweep") from None
 
