@@ -19,7 +19,7 @@ Config = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
-class Node:
+class LocalNode:
     """A SuperNode: what it is, what it is told (`config`), and where it answers."""
 
     name: str
@@ -40,14 +40,14 @@ class Record:
     devices: int
     app: str
     environment: Mapping[str, str]
-    nodes: tuple[Node, ...]
+    nodes: tuple[LocalNode, ...]
     processes: Mapping[str, StartedProcess] = field(default_factory=dict)
 
     def started(self, process: StartedProcess) -> "Record":
         """The record with this process in it, in the place of an earlier one of its name."""
         return replace(self, processes={**self.processes, process.name: process})
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> LocalNode:
         """The node of this name; ConfigError lists those that there are."""
         for node in self.nodes:
             if node.name == name:
@@ -73,7 +73,7 @@ def read_record(folder: Path) -> Record | None:
         return Record(
             **{
                 **values,
-                "nodes": tuple(Node(**node) for node in values["nodes"]),
+                "nodes": tuple(LocalNode(**node) for node in values["nodes"]),
                 "processes": {name: StartedProcess(**process) for name, process in values["processes"].items()},
             }
         )

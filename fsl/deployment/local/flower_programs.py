@@ -16,7 +16,7 @@ import tomli_w
 
 from fsl import __version__
 from fsl.deployment.certs import Certificates
-from fsl.deployment.local.federation_record import SUPERLINK, Config, Node
+from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
 from fsl.deployment.node.bundles import COMPONENTS, hash_of
 from fsl.errors import ConfigError, RunError
 from fsl.files import write_text
@@ -62,7 +62,7 @@ def superlink_command(certificates: Certificates, address: str) -> list[str]:
 
 
 def supernode_command(
-    certificates: Certificates, superlink: str, node: Node, config: Path, allowed: Sequence[str] = ()
+    certificates: Certificates, superlink: str, node: LocalNode, config: Path, allowed: Sequence[str] = ()
 ) -> list[str]:
     """A SuperNode that is told what the file `config` says, and runs bundles with code only if they are `allowed`."""
     return [

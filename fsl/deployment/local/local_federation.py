@@ -16,7 +16,7 @@ from fsl.deployment.local import flower_runs as runs
 from fsl.deployment.local.federation_record import (
     SUPERLINK,
     Config,
-    Node,
+    LocalNode,
     Record,
     alone_in,
     read_record,
@@ -209,7 +209,7 @@ class LocalFederation:
             self._start_node(node)
         self._wait_online(registered)
 
-    def _start_node(self, node: Node) -> None:
+    def _start_node(self, node: LocalNode) -> None:
         config = self.folder / "nodes" / f"{node.name}.toml"
         flower.write_node_config(config, node.config)
         private_folder(Path(str(node.config["state"])))
@@ -223,12 +223,12 @@ class LocalFederation:
         environment = flower.environment(self.home / name, self.record.environment)
         self._write(self.record.started(start(name, command, self.log(name), environment)))
 
-    def _registered(self, node: Node) -> Node:
+    def _registered(self, node: LocalNode) -> LocalNode:
         key = self.certificates.node_public_key(node.name)
         answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
         return replace(node, id=str(answer["node-id"]))
 
-    def _wait_online(self, nodes: Sequence[Node]) -> None:
+    def _wait_online(self, nodes: Sequence[LocalNode]) -> None:
         def are_online() -> bool:
             if not all(is_listening(node.port) for node in nodes):
                 return False  # a SuperNode listens before it joins: no need to ask the SuperLink yet

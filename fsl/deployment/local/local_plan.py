@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fsl.deployment.certs import LOOPBACK, Certificates, Identity
-from fsl.deployment.local.federation_record import SUPERLINK, Config, Node
+from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
 from fsl.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ def plan_nodes(
     data: Path | None = None,
     mutual_tls: bool = False,
     more: Mapping[str, Config] | None = None,
-) -> list[Node]:
+) -> list[LocalNode]:
     """The edges' nodes, then the devices'; `more` is configuration of single nodes, by name."""
     ports = iter(free_ports(3 * edges + len(groups)))
     nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
@@ -62,7 +62,7 @@ def plan_nodes(
 
 def _edge(
     folder: Path, certificates: Certificates, index: int, port: int, serving: int, figures: int, mutual_tls: bool
-) -> Node:
+) -> LocalNode:
     name, address = f"edge-{index}", f"127.0.0.1:{serving}"
     config: dict[str, str | int] = {
         "role": "edge",
@@ -77,14 +77,14 @@ def _edge(
     if mutual_tls:
         config["client-ca"] = str(certificates.ca)
     if find_spec("prometheus_client") is None:  # of the extra `federation`
-        return Node(name, "edge", config, port, address)
+        return LocalNode(name, "edge", config, port, address)
     metrics = f"127.0.0.1:{figures}"
-    return Node(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
+    return LocalNode(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
 
 
 def _device(
     folder: Path, certificates: Certificates, group: range, port: int, data: Path | None, mutual_tls: bool
-) -> Node:
+) -> LocalNode:
     name = _name(group)
     config: dict[str, str | int] = {
         "role": "device",
@@ -97,7 +97,7 @@ def _device(
         config["data-path"] = str(data)
     if mutual_tls:
         config |= {"cert": str(certificates.certificate(name)), "cert-key": str(certificates.key(name))}
-    return Node(name, "device", config, port)
+    return LocalNode(name, "device", config, port)
 
 
 def _name(group: range) -> str:
