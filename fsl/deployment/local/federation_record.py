@@ -32,7 +32,7 @@ class LocalNode:
 
 
 @dataclass(frozen=True)
-class Record:
+class FederationRecord:
     """All that is needed to run on a federation, to start a node of it again, and to end it."""
 
     superlink: str
@@ -43,7 +43,7 @@ class Record:
     nodes: tuple[LocalNode, ...]
     processes: Mapping[str, StartedProcess] = field(default_factory=dict)
 
-    def started(self, process: StartedProcess) -> "Record":
+    def started(self, process: StartedProcess) -> "FederationRecord":
         """The record with this process in it, in the place of an earlier one of its name."""
         return replace(self, processes={**self.processes, process.name: process})
 
@@ -60,17 +60,17 @@ def record_path(folder: Path) -> Path:
     return folder / "processes.json"
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: FederationRecord) -> None:
     """Write a federation's record."""
     write_json(record_path(folder), asdict(record))
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> FederationRecord | None:
     """The record of the federation in this folder; None where there is none, CheckpointError for a damaged one."""
     path = record_path(folder)
     try:
         values = json.loads(path.read_bytes())
-        return Record(
+        return FederationRecord(
             **{
                 **values,
                 "nodes": tuple(LocalNode(**node) for node in values["nodes"]),

@@ -16,8 +16,8 @@ from fsl.deployment.local import flower_runs as runs
 from fsl.deployment.local.federation_record import (
     SUPERLINK,
     Config,
+    FederationRecord,
     LocalNode,
-    Record,
     alone_in,
     read_record,
     record_path,
@@ -70,8 +70,8 @@ class LocalFederation:
         self._data = None if data is None else data.absolute()
         self._mutual_tls = mutual_tls
         self._node_config = node_config
-        self._new = Record("", edges, devices, str(app or self.folder / "app"), dict(environment or {}), ())
-        self._record: Record | None = None
+        self._new = FederationRecord("", edges, devices, str(app or self.folder / "app"), dict(environment or {}), ())
+        self._record: FederationRecord | None = None
 
     @classmethod
     def attach(cls, folder: Path) -> Self | None:
@@ -84,7 +84,7 @@ class LocalFederation:
         return federation
 
     @property
-    def record(self) -> Record:
+    def record(self) -> FederationRecord:
         """What runs where; RunError before the start."""
         if self._record is None:
             raise RunError(f"no federation was started in {self.folder}")
@@ -256,7 +256,7 @@ class LocalFederation:
     def _at_work(self) -> bool:
         return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: FederationRecord) -> None:
         self._record = record
         write_record(self.folder, record)
 
