@@ -7,7 +7,7 @@ from typing import Any
 from fsl.simulations.reports.differing_settings import Words, differing, labels
 from fsl.simulations.reports.groups import Figure, Group, grouped, settings_of, varied, whole_key
 from fsl.simulations.reports.measures import is_number
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 from fsl.errors import ConfigError
@@ -57,7 +57,7 @@ class Response:
         return self.numeric and min(xs) > 0 and max(xs) >= _FAR * min(xs)
 
 
-def respond(records: Sequence[Record], setting: str, metric: str, by: Sequence[str] | None) -> Response:
+def respond(records: Sequence[RunRecord], setting: str, metric: str, by: Sequence[str] | None) -> Response:
     """The metric against a setting, name or tag; ConfigError where it does not differ between runs that count."""
     settings = settings_of(records)
     key = whole_key(setting, settings, "--against")

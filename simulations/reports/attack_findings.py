@@ -11,7 +11,7 @@ from fsl.simulations.reports.csv_tables import csv_text
 from fsl.simulations.reports.curves import Picture
 from fsl.simulations.reports.measures import NOTHING
 from fsl.simulations.reports.privacy_spent import epsilon_of
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.tables import Table, names_of, percent
 
 from fsl.errors import CheckpointError
@@ -65,7 +65,7 @@ def reconstructions(comparison: Comparison) -> list[Picture]:
     return drawn
 
 
-def findings(run: Record) -> Findings:
+def findings(run: RunRecord) -> Findings:
     """What attacks found of a run, by name; CheckpointError for a file that is damaged."""
     return dict(_read(path) for path in sorted((run.folder / "attacks").glob("*.json")))
 

@@ -10,7 +10,7 @@ from fsl.simulations.reports.differing_settings import Words
 from fsl.simulations.reports.groups import Figure, Group, grouped, settings_of, texts_of, whole_key
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure, is_number, numbers_of
 from fsl.simulations.reports.renaming import Names, Renames
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Kind, Spread, holm, paired_p
 from fsl.simulations.sweeps.ranked import Rank
 
@@ -57,7 +57,7 @@ class Comparison:
     target_reason: str
     baseline: str  # the label of the group that others are compared with
     paired: tuple[Paired, ...] = ()
-    idle: tuple[Record, ...] = ()
+    idle: tuple[RunRecord, ...] = ()
     unreadable: tuple[str, ...] = ()
     costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict)  # by label: of the runs that reached it
     by: tuple[str, ...] | None = None  # what alone parted groups, where somebody said so
@@ -78,17 +78,17 @@ class Comparison:
         return Measure(self.metric)
 
 
-def total(record: Record, *keys: str) -> float | None:
+def total(record: RunRecord, *keys: str) -> float | None:
     """The sum over all rounds; None where nothing was measured."""
     values = [row[key] for row in record.rows for key in keys if is_number(row.get(key))]
     return float(sum(values)) if values else None
 
 
 def compare(
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     target: float | None = None,
     baseline: str | None = None,
-    idle: Sequence[Record] = (),
+    idle: Sequence[RunRecord] = (),
     unreadable: Sequence[str] = (),
     *,
     by: Sequence[str] | None = None,
@@ -150,7 +150,7 @@ def compare(
     )
 
 
-def reaching(record: Record, target: float) -> Cost | None:
+def reaching(record: RunRecord, target: float) -> Cost | None:
     """What a run took to reach the target; None if it never did."""
     for i, row in enumerate(record.rows):
         if row.get("accuracy") is not None and row["accuracy"] >= target:
@@ -167,7 +167,7 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _metric(records: Sequence[Record], metric: str) -> str:
+def _metric(records: Sequence[RunRecord], metric: str) -> str:
     known = numbers_of(row for record in records for row in record.rows)
     if any(key in known for key in BYTES):
         known.append(ALL_BYTES)

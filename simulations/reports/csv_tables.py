@@ -9,7 +9,7 @@ from fsl.simulations.reports.compare import Comparison, Figure, Group, mean_of, 
 from fsl.simulations.reports.differing_settings import Words
 from fsl.simulations.reports.groups import settings_of
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure, numbers_of, value_of
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 _SCORES = ("accuracy", "loss", "train_loss")
@@ -127,7 +127,7 @@ def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _run(run: Record, columns: Sequence[str], told: Mapping[str, Any], group: Group | None) -> dict[str, Any]:
+def _run(run: RunRecord, columns: Sequence[str], told: Mapping[str, Any], group: Group | None) -> dict[str, Any]:
     finals = [key for key in columns if not Measure(key).adds_up]
     amounts = [key for key in columns if Measure(key).adds_up]
     valid = run.diverged_in is None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from fsl.simulations.reports.compare import Comparison, Figure, Group
 from fsl.simulations.reports.measures import BYTES, Measure, is_number
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 from fsl.run.plotting import BYTE_UNITS, STYLES, TIME_UNITS, Style, Units, new_figure, unit_for
@@ -23,7 +23,7 @@ _TEST = ("accuracy", "loss")
 LONG = 34  # characters; longer names go below the figure
 
 
-Progress = Callable[[Record], list[float] | None]  # what a run had spent after each of its rounds
+Progress = Callable[[RunRecord], list[float] | None]  # what a run had spent after each of its rounds
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ def _styles(comparison: Comparison) -> dict[str, Style]:
     return {group.label: grey for group in comparison.groups} | {g.label: s for g, s in zip(drawn, STYLES)}
 
 
-def _rounds(record: Record) -> list[float] | None:
+def _rounds(record: RunRecord) -> list[float] | None:
     return [float(row["round"]) for row in record.rows]
 
 
 def _sums(*keys: str) -> Progress:
-    def so_far(record: Record) -> list[float] | None:
+    def so_far(record: RunRecord) -> list[float] | None:
         if all(row.get(key) is None for row in record.rows for key in keys):
             return None
         return list(accumulate(float(sum(row.get(key) or 0 for key in keys)) for row in record.rows))

@@ -7,7 +7,7 @@ from typing import Any
 
 from fsl.simulations.reports.differing_settings import Words, common, differing_numbers, labels
 from fsl.simulations.reports.measures import Measure, value_of
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 from fsl.errors import ConfigError
@@ -21,7 +21,7 @@ class Figure:
     def __init__(self, key: str, best: bool = False):
         self.key, self.best = key, best
 
-    def __call__(self, record: Record) -> float | None:
+    def __call__(self, record: RunRecord) -> float | None:
         """Of this run; None where it was never measured."""
         return value_of(record.rows, self.key, self.best)
 
@@ -38,20 +38,20 @@ class Group:
     shown: Mapping[str, str]  # the settings that tell it from the other groups
     numbers: Mapping[str, Any] = field(default_factory=dict)  # the same, but numbers as they are
     settings: Settings = field(default_factory=dict)  # all that its runs were grouped by
-    counted: tuple[Record, ...] = ()
-    diverged: tuple[Record, ...] = ()
-    unfinished: tuple[Record, ...] = ()
-    repeated: tuple[Record, ...] = ()
-    twins: Mapping[Path, Record] = field(default_factory=dict)
+    counted: tuple[RunRecord, ...] = ()
+    diverged: tuple[RunRecord, ...] = ()
+    unfinished: tuple[RunRecord, ...] = ()
+    repeated: tuple[RunRecord, ...] = ()
+    twins: Mapping[Path, RunRecord] = field(default_factory=dict)
     called: bool = False  # whether the label is a name that somebody gave it
 
     @property
-    def runs(self) -> tuple[Record, ...]:
+    def runs(self) -> tuple[RunRecord, ...]:
         """All of them."""
         return self.counted + self.diverged + self.unfinished + self.repeated
 
     @property
-    def curves(self) -> tuple[Record, ...]:
+    def curves(self) -> tuple[RunRecord, ...]:
         """The runs whose curves are drawn: those counted, else those under way."""
         return self.counted or self.unfinished
 
@@ -70,7 +70,7 @@ class Grouping:
     uneven: bool  # whether groups have different values of what differs within them
 
 
-def settings_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+def settings_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Of each run what it may be grouped by: its settings, its name and tags, and how many rounds it has."""
     with_extras = all(record.extras is not None for record in records)  # else they would part equal runs
     tags = dict.fromkeys(key for record in records for key in record.named)
@@ -85,12 +85,12 @@ def settings_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def grouped(records: Sequence[Record], by: Sequence[str] | None = None) -> Grouping:
+def grouped(records: Sequence[RunRecord], by: Sequence[str] | None = None) -> Grouping:
     """Group runs by all their settings but the seed, or by the settings `by` alone (whole keys)."""
     settings = settings_of(records)
     wholes = _distinct(settings)
     kinds = wholes if by is None else _distinct([_only(each, by) for each in settings])
-    members: list[list[Record]] = [[] for _ in kinds]
+    members: list[list[RunRecord]] = [[] for _ in kinds]
     for record, each in zip(records, settings):
         members[kinds.index(each if by is None else _only(each, by))].append(record)
     whole = {record.folder: wholes.index(each) for record, each in zip(records, settings)}
@@ -167,11 +167,11 @@ def _group(
     shown: Mapping[str, str],
     numbers: Mapping[str, Any],
     settings: Settings,
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     whole: Mapping[Path, int],
 ) -> Group:
-    parts: dict[str, list[Record]] = {"counted": [], "diverged": [], "unfinished": [], "repeated": []}
-    first: dict[tuple[Any, int], Record] = {}
+    parts: dict[str, list[RunRecord]] = {"counted": [], "diverged": [], "unfinished": [], "repeated": []}
+    first: dict[tuple[Any, int], RunRecord] = {}
     twins = {}
     # Of runs with one seed the newest finished one counts: they are equal, or something differs that nobody wrote down.
     for record in sorted(records, key=lambda r: (r.finished, r.written), reverse=True):

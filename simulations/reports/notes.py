@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fsl.simulations.reports.compare import Comparison, Figure, Group
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 
 _SHOWN = 5  # runs that are named before "and 7 more"
 
@@ -91,7 +91,7 @@ def _repeats(groups: tuple[Group, ...]) -> Iterator[str]:
         )
 
 
-def _alike(run: Record, twin: Record) -> bool:
+def _alike(run: RunRecord, twin: RunRecord) -> bool:
     """Whether two runs have the same results in the rounds that both have."""
     keys = ("train_loss", "loss", "accuracy")
     return all(row.get(key) == other.get(key) for row, other in zip(run.rows, twin.rows) for key in keys)

@@ -24,7 +24,7 @@ _INSIDE_A_RUN = {".hydra", "attacks", "checkpoint", "figures", "fronts", "tensor
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """One run. `settings` without the seed; `extras` is what only its composed configuration says.
 
     `named` is what a user called it: its "name" and "tags.<key>". A training loss above `bound` for 3 rounds counts as
@@ -55,8 +55,8 @@ class Record:
 class Found:
     """What lies in some folders: runs, jobs that finished no round, and one line for each run that is unreadable."""
 
-    records: list[Record] = field(default_factory=list)
-    idle: list[Record] = field(default_factory=list)
+    records: list[RunRecord] = field(default_factory=list)
+    idle: list[RunRecord] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -97,7 +97,7 @@ def _by_number(name: str) -> tuple[float, str]:
     return (int(name), name) if name.isdecimal() else (float("inf"), name)  # a sweep's job 2 before its job 10
 
 
-def _read(folder: Path) -> Record:
+def _read(folder: Path) -> RunRecord:
     run = RunFolder(folder)
     rows = tuple(run.read_metrics())
     summary = _json(run.summary_path)
@@ -111,7 +111,7 @@ def _read(folder: Path) -> Record:
     # A run that is extended has more rows than its summary knows.
     finished = bool(rows) and isinstance(final, dict) and final.get("round") == last
     composed = config if isinstance(config, dict) else None
-    return Record(
+    return RunRecord(
         folder=folder,
         rows=rows,
         finished=finished,
@@ -151,7 +151,7 @@ def _named(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, s
     return {"name": None if name is None else str(name), **{f"tags.{key}": str(value) for key, value in tags.items()}}
 
 
-def _completed(record: Record, records: Sequence[Record]) -> Record:
+def _completed(record: RunRecord, records: Sequence[RunRecord]) -> RunRecord:
     """The record with what others of its kind know: an unfinished run has no summary, so it lacks the bound."""
     bound, rounds = record.bound, record.rounds
     if not record.finished and bound is None:
@@ -163,7 +163,7 @@ def _completed(record: Record, records: Sequence[Record]) -> Record:
     return replace(record, bound=bound, rounds=rounds, diverged_in=diverged_in(record.rows, bound))
 
 
-def _kind(record: Record) -> tuple[Any, Any]:
+def _kind(record: RunRecord) -> tuple[Any, Any]:
     return record.settings.get("data"), record.settings.get("objective")
 
 
