@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.errors import ConfigError
 
@@ -20,7 +20,7 @@ def command(arguments: Sequence[str]) -> int:
         written = issue(options.folder, wanted, options.days, options.add, options.force)
         if options.force:
             (options.folder / TABLE).unlink(missing_ok=True)
-        files = Certificates(options.folder)
+        files = CertificateFolder(options.folder)
         nodes = {one.name: files.node_public_key(one.name) for one in wanted if one.node}
         add_nodes(options.folder / TABLE, nodes)
     except ConfigError as error:

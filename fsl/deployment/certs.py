@@ -45,7 +45,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Certificates:
+class CertificateFolder:
     """Where the files of a certificates' folder lie."""
 
     folder: Path
@@ -102,7 +102,7 @@ def issue(
     """
     if not 1 <= days <= _LONGEST:
         raise ConfigError(f"days={days}: a certificate is valid for 1 to {_LONGEST} days")
-    files = Certificates(folder)
+    files = CertificateFolder(folder)
     if files.ca.exists() and not (add or force):
         raise ConfigError(f"{files.ca} is there already; --add makes what is missing with it, --force a new CA")
     names = [name for identity in wanted for name in identity.hosts]
@@ -217,7 +217,7 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sig
     )
 
 
-def _read_ca(files: Certificates, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _read_ca(files: CertificateFolder, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     pem = read_private("the CA's key", files.ca_key)
     try:
         ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
@@ -236,7 +236,7 @@ def _read_ca(files: Certificates, now: datetime) -> tuple[x509.Certificate, ec.E
     return ca, key
 
 
-def _write_node_key(files: Certificates, name: str, write: Callable[..., None]) -> None:
+def _write_node_key(files: CertificateFolder, name: str, write: Callable[..., None]) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     write(files.node_key(name), key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), private=True)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 
 from fsl import __version__
-from fsl.deployment.certs import Certificates
+from fsl.deployment.certs import CertificateFolder
 from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
 from fsl.deployment.node.bundles import COMPONENTS, hash_of
 from fsl.errors import ConfigError, RunError
@@ -47,7 +47,7 @@ def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
     return {**_QUIET, "FLWR_HOME": str(home), "PATH": _path(), **more}
 
 
-def superlink_command(certificates: Certificates, address: str) -> list[str]:
+def superlink_command(certificates: CertificateFolder, address: str) -> list[str]:
     """A SuperLink with TLS that only registered SuperNodes may join; what it knows is lost when it ends."""
     host, port = address.split(":")
     return [
@@ -62,7 +62,7 @@ def superlink_command(certificates: Certificates, address: str) -> list[str]:
 
 
 def supernode_command(
-    certificates: Certificates, superlink: str, node: LocalNode, config: Path, allowed: Sequence[str] = ()
+    certificates: CertificateFolder, superlink: str, node: LocalNode, config: Path, allowed: Sequence[str] = ()
 ) -> list[str]:
     """A SuperNode that is told what the file `config` says, and runs bundles with code only if they are `allowed`."""
     return [
@@ -81,7 +81,7 @@ def write_node_config(path: Path, config: Config) -> None:
     write_text(private_folder(path.parent) / path.name, tomli_w.dumps(config), private=True)
 
 
-def write_connection(home: Path, address: str, certificates: Certificates) -> None:
+def write_connection(home: Path, address: str, certificates: CertificateFolder) -> None:
     """Tell `flwr` with this FLWR_HOME where the SuperLink is."""
     private_folder(home)
     connection = {"address": address, "root-certificates": str(certificates.ca)}
@@ -113,7 +113,7 @@ def bundle_hash(app: Path) -> str:
     return hash_of(build_fab_from_disk(app))
 
 
-def answers(superlink: str, certificates: Certificates) -> bool:
+def answers(superlink: str, certificates: CertificateFolder) -> bool:
     """Whether a SuperLink of this CA answers at this address."""
     context = ssl.create_default_context(cafile=str(certificates.ca))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fsl.deployment.certs import Certificates, issue
+from fsl.deployment.certs import CertificateFolder, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.deployment.local import flower_programs as flower
 from fsl.deployment.local import flower_runs as runs
@@ -65,7 +65,7 @@ class LocalFederation:
             raise ConfigError(f"data={data}: there is no such file or folder")
         self.folder = folder.absolute()
         self.timeout = timeout
-        self.certificates = Certificates(self.folder / "certs")
+        self.certificates = CertificateFolder(self.folder / "certs")
         self._groups = groups_of(devices, devices_per_node)
         self._data = None if data is None else data.absolute()
         self._mutual_tls = mutual_tls

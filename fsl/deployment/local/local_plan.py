@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from fsl.deployment.certs import LOOPBACK, Certificates, Identity
+from fsl.deployment.certs import LOOPBACK, CertificateFolder, Identity
 from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
 from fsl.errors import ConfigError
 
@@ -43,7 +43,7 @@ def identities_of(edges: int, groups: list[range]) -> list[Identity]:
 
 def plan_nodes(
     folder: Path,
-    certificates: Certificates,
+    certificates: CertificateFolder,
     edges: int,
     groups: list[range],
     data: Path | None = None,
@@ -61,7 +61,7 @@ def plan_nodes(
 
 
 def _edge(
-    folder: Path, certificates: Certificates, index: int, port: int, serving: int, figures: int, mutual_tls: bool
+    folder: Path, certificates: CertificateFolder, index: int, port: int, serving: int, figures: int, mutual_tls: bool
 ) -> LocalNode:
     name, address = f"edge-{index}", f"127.0.0.1:{serving}"
     config: dict[str, str | int] = {
@@ -83,7 +83,7 @@ def _edge(
 
 
 def _device(
-    folder: Path, certificates: Certificates, group: range, port: int, data: Path | None, mutual_tls: bool
+    folder: Path, certificates: CertificateFolder, group: range, port: int, data: Path | None, mutual_tls: bool
 ) -> LocalNode:
     name = _name(group)
     config: dict[str, str | int] = {
