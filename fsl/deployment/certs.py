@@ -34,7 +34,7 @@ _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
 
 
 @dataclass(frozen=True)
-class Identity:
+class CertificateOwner:
     """Somebody the CA vouches for: its name, the host names and addresses it answers to, and what it may be."""
 
     name: str
@@ -77,23 +77,23 @@ class CertificateFolder:
         return self.folder / f"{name}-node.pub"
 
 
-def identities(edges: int, devices: int, hosts: Mapping[str, Sequence[str]] | None = None) -> list[Identity]:
+def identities(edges: int, devices: int, hosts: Mapping[str, Sequence[str]] | None = None) -> list[CertificateOwner]:
     """The SuperLink, the edges and the devices; `hosts` are more names of each, by its name."""
     more = {name: tuple(names) for name, names in (hosts or {}).items()}
-    found = [Identity("superlink", LOOPBACK, server=True)]
-    found += [Identity(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
-    found += [Identity(f"device-{i}", (f"device-{i}",), client=True, node=True) for i in range(devices)]
+    found = [CertificateOwner("superlink", LOOPBACK, server=True)]
+    found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    found += [CertificateOwner(f"device-{i}", (f"device-{i}",), client=True, node=True) for i in range(devices)]
     for name in more:
         if name not in {one.name for one in found}:
             raise ConfigError(f"there is no '{name}' to name a host of; there are: {', '.join(i.name for i in found)}")
     return [
-        Identity(i.name, tuple(dict.fromkeys(i.hosts + more.get(i.name, ()))), i.server, i.client, i.node)
+        CertificateOwner(i.name, tuple(dict.fromkeys(i.hosts + more.get(i.name, ()))), i.server, i.client, i.node)
         for i in found
     ]
 
 
 def issue(
-    folder: Path, wanted: Sequence[Identity], days: int = 365, add: bool = False, force: bool = False
+    folder: Path, wanted: Sequence[CertificateOwner], days: int = 365, add: bool = False, force: bool = False
 ) -> list[Path]:
     """Make a CA in this folder, and certificates and keys of those wanted; returns what was written.
 
@@ -166,7 +166,7 @@ def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime, days: int) -> x5
 
 
 def _certify(
-    identity: Identity,
+    identity: CertificateOwner,
     hosts: Sequence[x509.GeneralName],
     own: ec.EllipticCurvePrivateKey,
     ca: x509.Certificate,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from fsl.deployment.certs import LOOPBACK, CertificateFolder, Identity
+from fsl.deployment.certs import LOOPBACK, CertificateFolder, CertificateOwner
 from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
 from fsl.errors import ConfigError
 
@@ -32,12 +32,12 @@ def groups_of(devices: int, size: int) -> list[range]:
     return [range(first, min(first + size, devices)) for first in range(0, devices, size)]
 
 
-def identities_of(edges: int, groups: list[range]) -> list[Identity]:
+def identities_of(edges: int, groups: list[range]) -> list[CertificateOwner]:
     """Whom the federation's CA vouches for: a node that hosts several devices answers to the name of each."""
-    found = [Identity(SUPERLINK, LOOPBACK, server=True)]
-    found += [Identity(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    found = [CertificateOwner(SUPERLINK, LOOPBACK, server=True)]
+    found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
     return found + [
-        Identity(_name(group), tuple(f"device-{k}" for k in group), client=True, node=True) for group in groups
+        CertificateOwner(_name(group), tuple(f"device-{k}" for k in group), client=True, node=True) for group in groups
     ]
 
 
