@@ -13,7 +13,7 @@ from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
-from fsl.data.pixels import Decoder, normalised, scaling_of
+from fsl.data.pixels import ImageDecoder, normalised, scaling_of
 from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
 from fsl.private_files import private_umask
@@ -126,7 +126,7 @@ def images(
     if test_limit is not None:
         test = test.select(range(min(test_limit, len(test))))
     groups = None if group_column is None else natural_ids(train, group_column, where)
-    decoder = Decoder.of(train, test, image_column, size, channels, where)
+    decoder = ImageDecoder.of(train, test, image_column, size, channels, where)
     training, testing = (decoder(train), of_train[: len(train)]), (decoder(test), of_test[: len(test)])
     title = Path(where).expanduser().resolve().name if path is not None else where.rpartition("/")[2]
     scaling = _scaling(mean, std)

@@ -23,7 +23,7 @@ _BLOCK = 1024  # images at a time, so that an intermediate copy stays small
 
 
 @dataclass(frozen=True)
-class Decoder:
+class ImageDecoder:
     """Images of a split as one uint8 array (N, H, W, C)."""
 
     column: str
@@ -34,7 +34,7 @@ class Decoder:
     @classmethod
     def of(
         cls, train: Any, test: Any, column: str, size: int | None, channels: Channels | None, where: str
-    ) -> "Decoder":
+    ) -> "ImageDecoder":
         """A decoder for a column of both splits; without `channels`, grey only where every image is."""
         if size is not None and size < 1:
             raise DataError(f"data.size={size}: the pixels a side must be at least 1")
