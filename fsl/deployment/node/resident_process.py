@@ -40,7 +40,7 @@ _CLOSING = 5.0  # seconds to close connections and ports in
 
 
 @dataclass
-class _Asked:
+class _Request:
     """A message, and who waits for its answer."""
 
     connection: Connection
@@ -69,8 +69,8 @@ class ResidentProcess:
         self._path = path
         self._owner = owner
         self._code = code
-        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
-        self._now: _Asked | None = None  # what is worked on
+        self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._now: _Request | None = None  # what is worked on
         self._lock = threading.Lock()  # of what is worked on, and of the end
         path.unlink(missing_ok=True)  # of one that was killed: who has the claim is alone
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -109,7 +109,7 @@ class ResidentProcess:
             _, data = connection.receive(SILENCE)
             size = int.from_bytes(data[:4], "little")
             head = json.loads(data[4 : 4 + size])
-            asked = _Asked(connection, head, record_from_bytes(data[4 + size :]))
+            asked = _Request(connection, head, record_from_bytes(data[4 + size :]))
             owner = Owner(*head["owner"])
         except (EOFError, OSError) as error:
             log.warning("whoever asked is gone: %s", error)
@@ -134,7 +134,7 @@ class ResidentProcess:
         threading.Thread(target=asked.beat, args=(done,), daemon=True).start()
         self._asked.put(asked)
 
-    def _why_to_end(self, asked: _Asked, owner: Owner) -> str:
+    def _why_to_end(self, asked: _Request, owner: Owner) -> str:
         if owner != self._owner:
             return "its SuperNode has ended"
         if asked.head["code"] != self._code:
@@ -143,7 +143,7 @@ class ResidentProcess:
             return f"run {asked.run} has begun"
         return ""
 
-    def _end_for(self, asked: _Asked, why: str) -> None:
+    def _end_for(self, asked: _Request, why: str) -> None:
         """End this process, so that a new one answers the message; whoever waits for another one hears why."""
         working = "" if self._now is None else f", in the middle of run {self._now.run}"
         log.warning("this process ends%s: %s", working, why)
@@ -167,7 +167,7 @@ class ResidentProcess:
         self._path.unlink(missing_ok=True)
         os._exit(0)  # whatever is being computed, nobody waits for it any more
 
-    def _answer(self, asked: _Asked) -> None:
+    def _answer(self, asked: _Request) -> None:
         head = asked.head
         try:
             answer = self.host.answer(head["kind"], head["node"], asked.content, head["config"])
@@ -182,7 +182,7 @@ class ResidentProcess:
             head["done"].set()
 
 
-def _say(asked: _Asked, error: Exception) -> None:
+def _say(asked: _Request, error: Exception) -> None:
     reason = one_line(f"{type(error).__name__}: {error}", 2000)
     if not asked.connection.send_last(frames.ERROR, reason.encode()):
         log.warning("whoever asked is gone, and was to hear: %s", reason)
