@@ -38,7 +38,7 @@ Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
 @dataclass
-class _Asked:
+class _AskedRound:
     """A round on its way: what each node was asked, and the devices of each edge."""
 
     plan: RoundPlan
@@ -61,7 +61,7 @@ class Roster:
         self.signer = Signer()
         self.members = Members(setup, terms, None if folder is None else folder / TABLE)
         self._fence = 0
-        self._asked: _Asked | None = None
+        self._asked: _AskedRound | None = None
         self._scored: dict[int, frozenset[int]] = {}  # whom each node was last asked to evaluate
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
@@ -82,7 +82,7 @@ class Roster:
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
         samples = {device: self._counted(count) for device, count in self.samples.items()}
-        asked = self._asked = _Asked(plan, [], samples)
+        asked = self._asked = _AskedRound(plan, [], samples)
         asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
         sides = asked.sides
         hosts = {d: member for member in self.members.online for d in member.samples}
@@ -267,7 +267,7 @@ class Roster:
         again = {d: n for d in collected.lost if (n := asked.others.get(d))}
         return replace(collected, again=again, restarted=restarted)
 
-    def _refuse_few(self, asked: _Asked, collected: Collected) -> None:
+    def _refuse_few(self, asked: _AskedRound, collected: Collected) -> None:
         """RunError, with nothing lost, for a round that fewer devices finished than the quorum."""
         devices, finished = len(collected.lost) + len(collected.reports), len(collected.reports)
         if self.terms.quorum is None or finished >= (needed := least(self.terms.quorum, devices)):
