@@ -30,7 +30,7 @@ class Repeated(Protocol):
 
 
 @dataclass(frozen=True)
-class Target:
+class EpsilonTarget:
     """The epsilon that a run's noise was solved for, against who gets the model.
 
     `rounds`: in how many each device trains, as planned. `planned`: the n_k that it was solved with. `solve`: the noise
@@ -61,7 +61,7 @@ class Ledger:
         self.samples = samples
         self.path = path
         self.trainers = trainers
-        self.target: Target | None = None  # what its noise was solved for
+        self.target: EpsilonTarget | None = None  # what its noise was solved for
         self.tallies: dict[int, Tally] = {}
         self.private = False  # the file is its owner's alone, as a node's own is
 

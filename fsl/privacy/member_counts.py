@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fsl.errors import RunError
 from fsl.privacy.claims import Tally, claim
-from fsl.privacy.ledger import Ledger, Target
+from fsl.privacy.ledger import EpsilonTarget, Ledger
 
 log = logging.getLogger(__name__)
 _ROUNDING = 1 + 1e-9
@@ -62,7 +62,7 @@ def _too_few_for_batches(ledger: Ledger, samples: Mapping[int, int]) -> dict[int
     }
 
 
-def _beyond(ledger: Ledger, samples: Mapping[int, int], target: Target) -> dict[int, str]:
+def _beyond(ledger: Ledger, samples: Mapping[int, int], target: EpsilonTarget) -> dict[int, str]:
     costs = {device: _whole_run(ledger, device, target) for device in samples}
     return {
         device: f"its node holds {samples[device]} samples, and privacy.dp_sgd.target_epsilon={target.epsilon:g} was "
@@ -72,7 +72,7 @@ def _beyond(ledger: Ledger, samples: Mapping[int, int], target: Target) -> dict[
     }
 
 
-def _whole_run(ledger: Ledger, device: int, target: Target) -> float:
+def _whole_run(ledger: Ledger, device: int, target: EpsilonTarget) -> float:
     """What the device's planned rounds come to with the n_k that it has, or the fewest that it had."""
     rounds = target.rounds.get(device, 0)
     tally = ledger.tallies.get(device, Tally(ledger.samples[device]))
