@@ -373,7 +373,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class NodeResult:
     """What a round left on a node, as far as it must be equal wherever it was computed."""
 
     arrays: Mapping[str, str]  # digests, by name
@@ -382,10 +382,10 @@ class Result:
     peak: int  # MB, of the process
 
 
-def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> Result:
+def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> NodeResult:
     arrays = {name: sha256(array.data).hexdigest() for name, array in totals_to_record(totals).items()}
     figures = {r.device: (r.loss_sum, r.up_bytes, r.down_bytes) for r in reports}
-    return Result(arrays, figures, sum(r.steps for r in reports), peak_megabytes())
+    return NodeResult(arrays, figures, sum(r.steps for r in reports), peak_megabytes())
 
 
 class InProcess:
@@ -396,7 +396,7 @@ class InProcess:
         self._node = Node(task.workload(folder))
         self._arrays = beginning(self._node)
 
-    def train(self, round: int) -> tuple[float, Result]:
+    def train(self, round: int) -> tuple[float, NodeResult]:
         started = time.perf_counter()
         states = record_to_states(self._arrays, self._node.layouts, self._node.worker.accelerator)
         trained = Cohort(self._task.cohort, self._task.plan(round), self._node.worker, states).run()
@@ -417,7 +417,7 @@ class NodeProcess:
     def describe(self) -> dict[str, Any]:
         return self._networked.describe()
 
-    def train(self, round: int, part: NodePart) -> Result:
+    def train(self, round: int, part: NodePart) -> NodeResult:
         work = self._networked.train(self._task.plan(round), part, self._arrays)
         if work.lost:
             raise RuntimeError(f"devices were lost: {work.lost}")
@@ -469,7 +469,7 @@ class Federation:
         self.key = bytes.fromhex(about[1]["key"])
         self.samples = {int(d): int(n) for said in about[1:] for d, n in said["samples"].items()}
 
-    def train(self, round: int) -> tuple[float, list[Result]]:
+    def train(self, round: int) -> tuple[float, list[NodeResult]]:
         """Seconds of a round, from the first message to the last answer, and what each node says."""
         parts = self._parts(round)
         started = time.perf_counter()
@@ -531,7 +531,7 @@ def _rounds(task: Task, pairs: int) -> list[Row]:
     return rows
 
 
-def assert_equal(expected: Result, found: Sequence[Result]) -> None:
+def assert_equal(expected: NodeResult, found: Sequence[NodeResult]) -> None:
     """What the nodes have together is what one process has, to the bit."""
     arrays = {name: digest for result in found for name, digest in result.arrays.items()}
     losses = {device: said for result in found for device, said in result.losses.items()}
