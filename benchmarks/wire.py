@@ -441,7 +441,7 @@ def write_key(folder: Path) -> Path:
     return key
 
 
-class Federation:
+class WireFederation:
     """One edge's process, and the devices' processes that share them out; this process is the cloud."""
 
     def __init__(self, task: Task, device_nodes: int, tls: bool, stack: ExitStack):
@@ -508,7 +508,7 @@ def _rounds(task: Task, pairs: int) -> list[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
         (alone,) = stack.enter_context(processes((InProcess, task, folder)))
-        kinds = {"insecure": Federation(task, 1, False, stack), "TLS": Federation(task, 1, True, stack)}
+        kinds = {"insecure": WireFederation(task, 1, False, stack), "TLS": WireFederation(task, 1, True, stack)}
         ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
         seconds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "alone")}
         for round in range(1, pairs + 2):  # the first one warms up
@@ -550,7 +550,7 @@ def sessions(pairs: int) -> list[Row]:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
             (alone,) = stack.enter_context(processes((InProcess, task, folder)))
-            federation = Federation(task, 4, False, stack)
+            federation = WireFederation(task, 4, False, stack)
             seconds, floors, edge = [], [], None
             for number in range(1, pairs + 2):
                 alone.ask("train", number)
