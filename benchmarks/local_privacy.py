@@ -32,7 +32,7 @@ WIDTH = 28
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LocalRecipe:
     """An epsilon against the edge, what of it goes to labels (the rest is the rows'), and how it is trained.
 
     `back`: the noise multiplier of the back's gradients (None: the back learns from protected rows, as they are).
@@ -58,9 +58,9 @@ class Recipe:
 
 BUDGETS = ((1, 0.5), (3, 1.5), (8, 3), (20, 6), (50, 6))  # of them the labels'
 RECIPES = (
-    *(Recipe(*budget) for budget in BUDGETS),
-    *(Recipe(*budget, back=0.7) for budget in BUDGETS),
-    *(Recipe(*budget, learns=True, passes=10) for budget in BUDGETS[2:]),
+    *(LocalRecipe(*budget) for budget in BUDGETS),
+    *(LocalRecipe(*budget, back=0.7) for budget in BUDGETS),
+    *(LocalRecipe(*budget, learns=True, passes=10) for budget in BUDGETS[2:]),
 )
 ADVERSARIES = ("model", "devices", "edge", "cloud", "cloud_edge")
 
@@ -85,7 +85,7 @@ class LowFrequencies(nn.Linear):
         return super().forward(pictures.flatten(1))
 
 
-def dp_sgd(recipe: Recipe) -> DPSGD:
+def dp_sgd(recipe: LocalRecipe) -> DPSGD:
     """With fixed batches: against the edge, which sees who takes part, Poisson draws cost a release in each step."""
     if recipe.learns:  # front and back with the rows' noise multiplier each
         return DPSGD(noise_multiplier=recipe.multiplier / math.sqrt(2), sampling="shuffle")
@@ -94,7 +94,7 @@ def dp_sgd(recipe: Recipe) -> DPSGD:
     return DPSGD(noise_multiplier=recipe.back, front_share=0.0, sampling="shuffle")  # a frozen front releases nothing
 
 
-def run(recipe: Recipe, seeds: Sequence[int] = SEEDS) -> None:
+def run(recipe: LocalRecipe, seeds: Sequence[int] = SEEDS) -> None:
     """Train by this recipe and print accuracy and the ledger's epsilons."""
     data = digits() if recipe.learns else scaled_by_constants(digits())
     privacy = Privacy(
