@@ -14,7 +14,7 @@ from fsl.round.device_side import DeviceSide
 from fsl.round.edge_server import EdgeServer, Session
 from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
-from fsl.round.round_privacy import told_rows
+from fsl.round.round_privacy import reported_batch_size
 from fsl.round.unusable import told
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -114,13 +114,13 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
 
 def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
     """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
-    expected = told_rows(plan)
+    expected = reported_batch_size(plan)
     return rows if expected is None else steps * expected
 
 
 def weight_told(plan: RoundPlan, weight: float, steps: int) -> float:
     """What a round's losses count together, as it is reported: of Poisson draws the expected rows."""
-    expected = told_rows(plan)
+    expected = reported_batch_size(plan)
     return weight if expected is None else float(steps * expected)
 
 

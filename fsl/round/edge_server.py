@@ -96,7 +96,7 @@ class EdgeServer:
         self.trainer = trainer
         self._up = up
         self._down = down
-        self.told_rows = rows
+        self.reported_batch_size = rows
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
@@ -149,7 +149,7 @@ class EdgeServer:
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
-        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.told_rows)
+        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.reported_batch_size)
         self._figures["smashed_bytes"] += self._told_bytes(upload.smashed)
         return upload
 
@@ -253,7 +253,7 @@ class EdgeServer:
                 continue
             codec = self.codecs(reply.device)[1]
             answer = ReplyPacket(reply.device, reply.step, codec.encode(gradient), reply.norms)
-            sent = reply_bytes(answer.gradient, answer.norms, self.told_rows)
+            sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
@@ -273,7 +273,7 @@ class EdgeServer:
         return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
 
     def _told_bytes(self, batch: Tensor) -> int:
-        rows = len(batch) if self.told_rows is None else self.told_rows
+        rows = len(batch) if self.reported_batch_size is None else self.reported_batch_size
         return rows * math.prod(batch.shape[1:]) * batch.itemsize
 
     def snapshot(self, device: int) -> SessionSnapshot:

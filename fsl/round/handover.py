@@ -131,7 +131,7 @@ def hand_over(source: EdgeServer, destination: EdgeServer, passport: Passport, l
     """
     data = pack(source.snapshot(passport.device), passport, layout)
     snapshot = unpack(data, passport, layout, layout_device(source))
-    size = told_size(data, snapshot, passport, layout, source.told_rows)
+    size = told_size(data, snapshot, passport, layout, source.reported_batch_size)
     destination.adopt(snapshot)
     source.lose(passport.device)
     return size

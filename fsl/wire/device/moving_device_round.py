@@ -93,7 +93,7 @@ class RoamingDevices(DeviceRound):
             super()._hear(event)
 
     def _replied(self, packet: ReplyPacket) -> None:
-        self.ways[packet.device].sent["down_bytes"] += reply_bytes(packet.gradient, rows=self.side.told_rows)
+        self.ways[packet.device].sent["down_bytes"] += reply_bytes(packet.gradient, rows=self.side.reported_batch_size)
 
     def _next(self, way: Way) -> int | None:
         """Where a device goes whose edge cannot be reached: where its link says, or to the first that was not tried."""
@@ -161,7 +161,7 @@ class RoamingDevices(DeviceRound):
 
     def _leaving(self, attending: Attending, packet: UploadPacket) -> int | None:
         way = self.ways[packet.device]
-        way.sent["up_bytes"] += upload_bytes(packet.smashed, packet.targets, rows=self.side.told_rows)
+        way.sent["up_bytes"] += upload_bytes(packet.smashed, packet.targets, rows=self.side.reported_batch_size)
         if self.side.plan.on_move != "migrate":
             return None
         if way.left and packet.step + 1 >= way.left[0][0]:

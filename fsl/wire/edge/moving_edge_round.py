@@ -152,7 +152,7 @@ class RoamingRound(EdgeRound):
         attendance.finished, attendance.leaving, attendance.served = False, None, step - 1
         attendance.due = time.monotonic() + self.patience.straggler
         self._at.pop(device, None)
-        told = told_size(event.data, snapshot, passport, self.layout, self.server.told_rows)
+        told = told_size(event.data, snapshot, passport, self.layout, self.server.reported_batch_size)
         self._moved_bytes[device] = event.moved_bytes + told
         self.meter.session_opened()
         log.info("%s: device %d came at step %d", self._where, device, step, extra=self._about(device))
