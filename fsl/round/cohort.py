@@ -101,7 +101,7 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
     return DeviceReport(
         session.device,
         int(session.weight),
-        rows_told(devices.plan, session.examples, session.step),
+        reported_rows(devices.plan, session.examples, session.step),
         session.step,
         devices.batches[session.device].skipped,
         loss_told(devices.plan, session.loss_sum()),
@@ -112,7 +112,7 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
     )
 
 
-def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
+def reported_rows(plan: RoundPlan, rows: int, steps: int) -> int:
     """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
     expected = reported_batch_size(plan)
     return rows if expected is None else steps * expected

@@ -14,7 +14,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
-from fsl.round.cohort import loss_told, rows_told, stepping, weight_told
+from fsl.round.cohort import loss_told, reported_rows, stepping, weight_told
 from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
@@ -129,7 +129,7 @@ class UnsplitCohort:
         return DeviceReport(
             device,
             len(rows),
-            rows_told(plan, sum(sizes), len(sizes)),
+            reported_rows(plan, sum(sizes), len(sizes)),
             len(sizes),
             batches.skipped,
             loss,

@@ -24,7 +24,7 @@ from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import told_reason
 from fsl.private_files import own_folder
-from fsl.round.cohort import loss_told, rows_told, weight_told
+from fsl.round.cohort import loss_told, reported_rows, weight_told
 from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
@@ -202,7 +202,7 @@ class NetworkedNode:
             DeviceReport(
                 s.device,
                 int(s.weight),
-                rows_told(plan, s.examples, s.step),
+                reported_rows(plan, s.examples, s.step),
                 s.step,
                 0,
                 loss_told(plan, s.loss_sum()),
