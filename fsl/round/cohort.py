@@ -104,7 +104,7 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
         reported_rows(devices.plan, session.examples, session.step),
         session.step,
         devices.batches[session.device].skipped,
-        loss_told(devices.plan, session.loss_sum()),
+        reported_loss(devices.plan, session.loss_sum()),
         weight_told(devices.plan, session.loss_weight, session.step),
         session.up_bytes,
         session.down_bytes,
@@ -124,7 +124,7 @@ def weight_told(plan: RoundPlan, weight: float, steps: int) -> float:
     return weight if expected is None else float(steps * expected)
 
 
-def loss_told(plan: RoundPlan, loss: float) -> float:
+def reported_loss(plan: RoundPlan, loss: float) -> float:
     """A training loss as it is reported: not at all where the run is private and does not say otherwise."""
     return math.nan if plan.privacy is not None and plan.privacy.withheld else loss
 

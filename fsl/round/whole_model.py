@@ -14,7 +14,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
-from fsl.round.cohort import loss_told, reported_rows, stepping, weight_told
+from fsl.round.cohort import reported_loss, reported_rows, stepping, weight_told
 from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
@@ -125,7 +125,7 @@ class UnsplitCohort:
                     raise LostError(device, deadline.reason)
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
-        loss = loss_told(plan, weighted_loss(losses, counts))
+        loss = reported_loss(plan, weighted_loss(losses, counts))
         return DeviceReport(
             device,
             len(rows),
