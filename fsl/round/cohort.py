@@ -105,7 +105,7 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
         session.step,
         devices.batches[session.device].skipped,
         reported_loss(devices.plan, session.loss_sum()),
-        weight_told(devices.plan, session.loss_weight, session.step),
+        reported_weight(devices.plan, session.loss_weight, session.step),
         session.up_bytes,
         session.down_bytes,
         devices.model_bytes,
@@ -118,7 +118,7 @@ def reported_rows(plan: RoundPlan, rows: int, steps: int) -> int:
     return rows if expected is None else steps * expected
 
 
-def weight_told(plan: RoundPlan, weight: float, steps: int) -> float:
+def reported_weight(plan: RoundPlan, weight: float, steps: int) -> float:
     """What a round's losses count together, as it is reported: of Poisson draws the expected rows."""
     expected = reported_batch_size(plan)
     return weight if expected is None else float(steps * expected)

@@ -14,7 +14,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
-from fsl.round.cohort import reported_loss, reported_rows, stepping, weight_told
+from fsl.round.cohort import reported_loss, reported_rows, reported_weight, stepping
 from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
@@ -133,7 +133,7 @@ class UnsplitCohort:
             len(sizes),
             batches.skipped,
             loss,
-            weight_told(plan, sum(counts), len(sizes)),
+            reported_weight(plan, sum(counts), len(sizes)),
             up_bytes=0,
             down_bytes=0,
             model_bytes=model_bytes,

@@ -24,7 +24,7 @@ from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import told_reason
 from fsl.private_files import own_folder
-from fsl.round.cohort import reported_loss, reported_rows, weight_told
+from fsl.round.cohort import reported_loss, reported_rows, reported_weight
 from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
@@ -206,7 +206,7 @@ class NetworkedNode:
                 s.step,
                 0,
                 reported_loss(plan, s.loss_sum()),
-                weight_told(plan, s.loss_weight, s.step),
+                reported_weight(plan, s.loss_weight, s.step),
                 s.up_bytes,
                 s.down_bytes,
                 model_bytes=0,
