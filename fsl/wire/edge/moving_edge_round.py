@@ -184,7 +184,7 @@ class RoamingRound(EdgeRound):
             return given[1], self._moved_bytes.get(device, 0)  # asked again: the answer was lost
         if attendance is None or attendance.settled or attendance.away or not attendance.opened:
             return Refusal(Code.NOT_FOUND, f"device {device} is not at edge {self.server.edge}")
-        if attendance.uploads or attendance.served < 0 or not self.server.settled(device):
+        if attendance.uploads or attendance.served < 0 or not self.server.caught_up(device):
             return Refusal(Code.FAILED_PRECONDITION, f"device {device} has done nothing yet, or is not answered")
         data = self._packed(device)
         self._given[device] = (event.edge, data)
@@ -279,7 +279,7 @@ class RoamingRound(EdgeRound):
 
     def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
         device, to = attendance.device, attendance.leaving
-        if to is None or attendance.uploads or not self.server.settled(device):
+        if to is None or attendance.uploads or not self.server.caught_up(device):
             super()._send(attendance, frames, step)
             self._copy(attendance, step)
             return
@@ -290,7 +290,7 @@ class RoamingRound(EdgeRound):
 
     def _copy(self, attendance: Attendance, step: int) -> None:
         device, every = attendance.device, self.replicate_every
-        if not every or (step + 1) % every or attendance.uploads or not self.server.settled(device):
+        if not every or (step + 1) % every or attendance.uploads or not self.server.caught_up(device):
             return
         session = self.admission.sessions[device]
         others = sorted(set(session.claims.edges) & self.other_edges.peers.keys())
