@@ -43,7 +43,7 @@ class Roamer:
 
     def due(self) -> bool:
         """Whether it is to leave, now that its newest upload is answered."""
-        return bool(self.left) and self.device.step >= self.left[0][0] and self.edge.settled(self.device.device)
+        return bool(self.left) and self.device.step >= self.left[0][0] and self.edge.caught_up(self.device.device)
 
 
 class RoamingCohorts:
