@@ -130,7 +130,7 @@ class EdgeServer:
         """The codecs of a device's session here, up and down."""
         return self._codecs[device]
 
-    def settled(self, device: int) -> bool:
+    def caught_up(self, device: int) -> bool:
         """Whether the trainer has answered all that a device uploaded, so that it may move."""
         return not self._sessions[device].waiting
 
