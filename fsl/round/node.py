@@ -19,7 +19,7 @@ from fsl.round.evaluation import evaluate
 from fsl.round.kept_states import load_private
 from fsl.round.moving_cohorts import RoamingCohorts
 from fsl.round.sample_counts import refuse_other_counts
-from fsl.round.whole_model import UnsplitCohort
+from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from fsl.segments.states import Replica, State
 from fsl.segments.sums import Total, WeightedSum
@@ -57,7 +57,7 @@ class Node:
 
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
-            return [UnsplitCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+            return [WholeModelCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fsl.round.deadline import Deadline
 
 
-class UnsplitCohort:
+class WholeModelCohort:
     """Devices that train the whole model one after another, with one optimizer over all of its parameters.
 
     The segments run behind each other in one graph. Each reseeds its random layers as it does in split training, so

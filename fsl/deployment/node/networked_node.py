@@ -31,7 +31,7 @@ from fsl.round.edge_side import EdgeSide
 from fsl.round.node import Node
 from fsl.round.node_store import KEPT
 from fsl.round.sample_counts import refuse_other_counts
-from fsl.round.whole_model import UnsplitCohort
+from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State
 from fsl.wire.device.device_round import DeviceRound
@@ -134,7 +134,7 @@ class NetworkedNode:
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
-            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
+            alone = WholeModelCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
             work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
