@@ -13,9 +13,9 @@ from fsl.simulations.overrides import for_federation
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl.deployment.local.edge_figures import read_figures
 from fsl.deployment.local.flower_programs import bundle_hash, write_app
 from fsl.deployment.local.local_federation import LocalFederation
+from fsl.deployment.local.scraped_metrics import read_figures
 from fsl.errors import CheckpointError, ConfigError, FslError
 from fsl.faults import TRACEBACK
 from fsl.quoting import shell_word

@@ -15,10 +15,10 @@ import grpc
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fsl.deployment.local.edge_figures import parse_figures, read_figures
 from fsl.strategies import PSL, CycleSL, SplitFedV1
 
 from fsl.codecs import Identity
+from fsl.deployment.local.scraped_metrics import parse_figures, read_figures
 from fsl.deployment.logs import FIELDS, JsonFormatter
 from fsl.deployment.node.edge_metrics import MetricsEndpoint
 from fsl.deployment.node.networked_node import NetworkedNode
