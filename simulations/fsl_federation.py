@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.deployment.local.flower_programs import bundle_hash, write_app
 from fsl.deployment.local.local_federation import LocalFederation
-from fsl.deployment.local.scraped_metrics import read_figures
+from fsl.deployment.local.scraped_metrics import scrape_metrics
 from fsl.errors import CheckpointError, ConfigError, FslError
 from fsl.faults import TRACEBACK
 from fsl.quoting import shell_word
@@ -117,7 +117,7 @@ def _status(options: argparse.Namespace) -> int:
     nodes = {node.name: node for node in federation.record.nodes}
     for name, process in federation.record.processes.items():
         node = nodes.get(name)
-        figures = read_figures(node.metrics) if node and node.metrics and alive[name] else {}
+        figures = scrape_metrics(node.metrics) if node and node.metrics and alive[name] else {}
         shown = ", ".join(f"{key} {value:g}" for key, value in figures.items() if any(word in key for word in _FIGURES))
         address = federation.record.superlink if node is None else node.address
         joined = "" if node is None else _yes(online.get(name, False))

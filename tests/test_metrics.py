@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fsl.strategies import PSL, CycleSL, SplitFedV1
 
 from fsl.codecs import Identity
-from fsl.deployment.local.scraped_metrics import parse_figures, read_figures
+from fsl.deployment.local.scraped_metrics import parse_figures, scrape_metrics
 from fsl.deployment.logs import FIELDS, JsonFormatter
 from fsl.deployment.node.edge_metrics import MetricsEndpoint
 from fsl.deployment.node.networked_node import NetworkedNode
@@ -52,7 +52,7 @@ class ScrapedGrid(WiredGrid):
 
     def release(self):
         addresses = [node.metrics_address for node in self.nodes.values()]
-        self.figures.extend(read_figures(address) for address in addresses if address is not None)
+        self.figures.extend(scrape_metrics(address) for address in addresses if address is not None)
         super().release()
 
 
@@ -155,13 +155,13 @@ def test_refused_handshakes_are_counted_by_status_code(edge):
 def test_each_edge_counts_for_itself():
     one, other = MetricsEndpoint("127.0.0.1:0"), MetricsEndpoint("127.0.0.1:0")
     one.meter.uploaded(100)
-    assert read_figures(f"127.0.0.1:{one.port}")["fsl_up_bytes_total"] == 100
-    assert read_figures(f"127.0.0.1:{other.port}")["fsl_up_bytes_total"] == 0
+    assert scrape_metrics(f"127.0.0.1:{one.port}")["fsl_up_bytes_total"] == 100
+    assert scrape_metrics(f"127.0.0.1:{other.port}")["fsl_up_bytes_total"] == 0
     with pytest.raises(ConfigError, match=f"127.0.0.1:{one.port}.*name a free host:port"):
         MetricsEndpoint(f"127.0.0.1:{one.port}")
     one.close()
     other.close()
-    assert read_figures(f"127.0.0.1:{one.port}") == {}
+    assert scrape_metrics(f"127.0.0.1:{one.port}") == {}
 
 
 def edge_settings(folder, **more):

@@ -5,7 +5,7 @@ import urllib.request
 _TIMEOUT = 2.0  # seconds
 
 
-def read_figures(address: str) -> dict[str, float]:
+def scrape_metrics(address: str) -> dict[str, float]:
     """The figures at http://<address>/metrics, by name; none where nobody answers."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT) as answer:
