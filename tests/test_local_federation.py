@@ -20,7 +20,7 @@ from fsl.deployment.local.federation_record import read_record
 from fsl.deployment.local.flower_programs import CONNECTION, bundle_hash, flwr
 from fsl.deployment.local.flower_runs import submit, watch
 from fsl.deployment.local.local_federation import LocalFederation
-from fsl.deployment.local.scraped_metrics import parse_figures
+from fsl.deployment.local.scraped_metrics import parse_metrics
 from fsl.deployment.node.bundles import check
 from fsl.deployment.processes import members, wait_until
 from fsl.errors import CheckpointError, ConfigError, RunError
@@ -280,4 +280,4 @@ fsl_steps_total 7
 nonsense
 fsl_bad x
 """
-    assert parse_figures(text) == {"fsl_sessions": 3.0, "fsl_steps_total": 7.0}
+    assert parse_metrics(text) == {"fsl_sessions": 3.0, "fsl_steps_total": 7.0}

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fsl.strategies import PSL, CycleSL, SplitFedV1
 
 from fsl.codecs import Identity
-from fsl.deployment.local.scraped_metrics import parse_figures, scrape_metrics
+from fsl.deployment.local.scraped_metrics import parse_metrics, scrape_metrics
 from fsl.deployment.logs import FIELDS, JsonFormatter
 from fsl.deployment.node.edge_metrics import MetricsEndpoint
 from fsl.deployment.node.networked_node import NetworkedNode
@@ -130,7 +130,7 @@ def test_lost_devices_are_counted_by_reason(edge):
     assert 'fsl_devices_lost_total{reason="straggler"} 1.0' in text
     assert 'fsl_devices_lost_total{reason="absent"} 1.0' in text
     assert 'fsl_rounds_total{outcome="done"} 1.0' in text
-    figures = parse_figures(text)
+    figures = parse_metrics(text)
     assert figures["fsl_stragglers_total"] == 1
     assert figures["fsl_sessions"] == figures["fsl_sessions_closed_total"] == 0
 

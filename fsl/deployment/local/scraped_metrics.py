@@ -9,12 +9,12 @@ def scrape_metrics(address: str) -> dict[str, float]:
     """The figures at http://<address>/metrics, by name; none where nobody answers."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT) as answer:
-            return parse_figures(answer.read().decode(errors="replace"))
+            return parse_metrics(answer.read().decode(errors="replace"))
     except (OSError, ValueError):
         return {}
 
 
-def parse_figures(text: str) -> dict[str, float]:
+def parse_metrics(text: str) -> dict[str, float]:
     """Prometheus' text format, samples of one name added up whatever their labels; what is none is passed over."""
     figures: dict[str, float] = {}
     for line in text.splitlines():
