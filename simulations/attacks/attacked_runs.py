@@ -29,7 +29,7 @@ from fsl.settings.federation_settings import Federation
 from fsl.split.cutting import split
 
 
-class OtherEdges(SplitStrategy):
+class AdversaryEdges(SplitStrategy):
     """A federation with edges of the adversary's; fronts as in the run that is attacked."""
 
     def __init__(self, fronts: Fronts, edges: Spec):
@@ -65,7 +65,7 @@ def read_target(folder: Path, device: int) -> Target:
 
     def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
         again = _quiet(config, rounds or top.rounds)
-        found = simulate_config(again, out, progress=False, strategy=OtherEdges(strategy.fronts, edges))
+        found = simulate_config(again, out, progress=False, strategy=AdversaryEdges(strategy.fronts, edges))
         return found.front(device) if private else found.states["front"]
 
     def history(out: Path) -> list[tuple[nn.Module, nn.Module]]:
