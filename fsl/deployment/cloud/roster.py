@@ -45,7 +45,7 @@ class _AskedRound:
     cohorts: list[CohortTask]
     samples: dict[int, int]
     nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
-    sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
+    nodes_by_role: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
     start: ArrayRecord | None = None  # what the devices' updates are measured from; None where nobody asks
     shares: dict[int, Share] = field(default_factory=dict)  # by node
@@ -84,7 +84,7 @@ class Roster:
         samples = {device: self._counted(count) for device, count in self.samples.items()}
         asked = self._asked = _AskedRound(plan, [], samples)
         asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
-        sides = asked.sides
+        nodes_by_role = asked.nodes_by_role
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
         routes = Routes(plan, cohorts, edges, self.terms.roaming)
@@ -114,13 +114,13 @@ class Roster:
                 old = parts.get(edge.node, NodePart())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
-                sides["edges"].add(edge.node)
+                nodes_by_role["edges"].add(edge.node)
             for task in there:
                 host = hosts[task.device]
                 node = host.node
                 old = parts.get(node, NodePart())
                 asked.nodes.setdefault(node, []).append(task.device)
-                sides["devices"].add(node)
+                nodes_by_role["devices"].add(node)
                 if plan.trainer is None or edge is None:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
@@ -184,9 +184,9 @@ class Roster:
         """
         roams = self._asked is not None and any(self._asked.others.values())
         grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges wait for each other, too
-        sides = self._asked.sides if self._asked is not None else {}
+        nodes_by_role = self._asked.nodes_by_role if self._asked is not None else {}
         if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
-            sides, timeout = {}, min(timeout, self.terms.answer)
+            nodes_by_role, timeout = {}, min(timeout, self.terms.answer)
         elif (longest := self._longest()) is not None:
             timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
@@ -197,7 +197,7 @@ class Roster:
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
-            if not ended and any(nodes and nodes <= answered for nodes in sides.values()):
+            if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
                 ended, deadline = True, min(deadline, time.monotonic() + grace)
             if waiting:
                 time.sleep(_POLL)
