@@ -22,7 +22,7 @@ from fsl.mobility import BackAndForth
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.audit import distinguished
-from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
+from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.reasons import told_reason
 from fsl.privacy.settings import Detector
@@ -44,7 +44,7 @@ def cost(*gaussians):
 
 def claims(privacy, *, fronts="averaged", edge=True, spread=1, fixed=(), fitted=""):
     setting = Setting(privacy, fronts, edge, 16, 2, spread, fixed=fixed, fitted=fitted)
-    return {name: claim(name, setting, Tally(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
+    return {name: claim(name, setting, ReleaseCounts(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
 
 
 # Attacks. Each device of one run is a trial of its own: nothing of another reaches it within its first round.
@@ -470,7 +470,7 @@ def test_an_epsilon_beyond_prv_is_that_of_rdp_and_says_so(noise):
     assert accountant_used(history, DELTA, "prv") == "rdp"
     assert epsilon(history, DELTA, "prv") == epsilon(history, DELTA, "rdp") > 700
     setting = Setting(Privacy(dp_sgd=DPSGD(noise_multiplier=noise, **FIXED), accountant="prv"), "averaged", True, 16, 1)
-    found = claim("model", setting, Tally(160, passes=10))
+    found = claim("model", setting, ReleaseCounts(160, passes=10))
     assert "the noise multiplier is 0" not in found.unbounded
     assert found.composition == "RDP accountant"
 

@@ -13,7 +13,7 @@ from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, combined, epsilon, solve
-from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
+from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import Ledger
 from fsl.trainers import Replicated
 from tests.conftest import small_model
@@ -79,7 +79,7 @@ def test_the_noise_multiplier_is_the_least_that_is_enough():
 
 def claims(privacy, *, fronts="averaged", edge=True, spread=1, secure=False, encrypted=False, fixed=()):
     setting = Setting(privacy, fronts, edge, 16, 2, spread, secure, encrypted, fixed)
-    return {name: claim(name, setting, Tally(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
+    return {name: claim(name, setting, ReleaseCounts(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
 
 
 def unbounded(found):

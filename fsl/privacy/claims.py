@@ -51,7 +51,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Tally:
+class ReleaseCounts:
     """What of one device was released so far."""
 
     samples: int
@@ -59,11 +59,11 @@ class Tally:
     steps: int = 0
     passes: int = 0  # releases of each sample, where batches are fixed
 
-    def more(self, steps: int, passes: int, rounds: int = 1) -> "Tally":
+    def more(self, steps: int, passes: int, rounds: int = 1) -> "ReleaseCounts":
         """With the releases of another round."""
         return replace(self, rounds=self.rounds + rounds, steps=self.steps + steps, passes=self.passes + passes)
 
-    def within(self, other: "Tally") -> bool:
+    def within(self, other: "ReleaseCounts") -> bool:
         """Whether another tally of the same device has all of this one's releases."""
         return self.rounds <= other.rounds and self.steps <= other.steps and self.passes <= other.passes
 
@@ -88,7 +88,7 @@ class _Account:
     """A claim in the making."""
 
     setting: Setting
-    tally: Tally
+    tally: ReleaseCounts
     history: list[Gaussian] = field(default_factory=list)
     pure: float = 0.0  # epsilon of mechanisms that need no delta
     releases: list[str] = field(default_factory=list)
@@ -204,7 +204,7 @@ class _Account:
         )
 
 
-def claim(adversary: str, setting: Setting, tally: Tally) -> Claim:
+def claim(adversary: str, setting: Setting, tally: ReleaseCounts) -> Claim:
     """What an adversary can learn of a device of which so much was released."""
     account = _Account(setting, tally)
     if adversary in ("model", "devices", "cloud"):

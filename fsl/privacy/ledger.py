@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from fsl.errors import CheckpointError
 from fsl.files import write_json
 from fsl.privacy.assumptions import assumed
-from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
+from fsl.privacy.claims import ADVERSARIES, Claim, ReleaseCounts, Setting, claim
 
 
 class Repeated(Protocol):
@@ -62,12 +62,12 @@ class Ledger:
         self.path = path
         self.trainers = trainers
         self.target: EpsilonTarget | None = None  # what its noise was solved for
-        self.tallies: dict[int, Tally] = {}
+        self.tallies: dict[int, ReleaseCounts] = {}
         self.private = False  # the file is its owner's alone, as a node's own is
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
         """So much is about to be released of a device."""
-        tally = self.tallies.get(device) or Tally(self.samples[device])
+        tally = self.tallies.get(device) or ReleaseCounts(self.samples[device])
         self.tallies[device] = tally.more(steps, passes, rounds)
 
     def before(self, devices: Sequence[int]) -> None:
@@ -99,7 +99,7 @@ class Ledger:
 
     def claims(self) -> dict[str, Claim]:
         """The worst claim over devices, by adversary."""
-        tallies = set(self.tallies.values()) or {Tally(1)}
+        tallies = set(self.tallies.values()) or {ReleaseCounts(1)}
         return {name: max((claim(name, self.setting, t) for t in tallies), key=_severity) for name in ADVERSARIES}
 
     def figures(self) -> dict[str, float | None]:
@@ -137,7 +137,7 @@ class Ledger:
         Secure noise is drawn anew when a round is repeated, so that rounds count which privacy.json has and the
         checkpoint has not. CheckpointError where that file is gone, or has less than the checkpoint.
         """
-        self.tallies = {int(device): Tally(**tally) for device, tally in state.items()}
+        self.tallies = {int(device): ReleaseCounts(**tally) for device, tally in state.items()}
         if not self.setting.secure or self.path is None:
             return
         if self.path.exists():
@@ -158,12 +158,13 @@ class Ledger:
         self.tallies |= told
 
 
-def read_devices(path: Path) -> dict[int, tuple[Tally, Mapping[str, float | None]]]:
+def read_devices(path: Path) -> dict[int, tuple[ReleaseCounts, Mapping[str, float | None]]]:
     """What a ledger's file says of each device: its releases, and the epsilon by adversary; CheckpointError if none."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))["devices"]
         return {
-            int(k): (Tally(**{f.name: one[f.name] for f in fields(Tally)}), one["epsilon"]) for k, one in told.items()
+            int(k): (ReleaseCounts(**{f.name: one[f.name] for f in fields(ReleaseCounts)}), one["epsilon"])
+            for k, one in told.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

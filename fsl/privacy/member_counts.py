@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fsl.errors import RunError
-from fsl.privacy.claims import Tally, claim
+from fsl.privacy.claims import ReleaseCounts, claim
 from fsl.privacy.ledger import EpsilonTarget, Ledger
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def _beyond(ledger: Ledger, samples: Mapping[int, int], target: EpsilonTarget) -
 def _whole_run(ledger: Ledger, device: int, target: EpsilonTarget) -> float:
     """What the device's planned rounds come to with the n_k that it has, or the fewest that it had."""
     rounds = target.rounds.get(device, 0)
-    tally = ledger.tallies.get(device, Tally(ledger.samples[device]))
+    tally = ledger.tallies.get(device, ReleaseCounts(ledger.samples[device]))
     fewest = min(tally.samples, ledger.samples[device])
     steps = max(ledger.steps(fewest), ledger.steps(ledger.samples[device]))
-    whole = Tally(fewest).more(rounds * steps, rounds * ledger.setting.passes, rounds)
+    whole = ReleaseCounts(fewest).more(rounds * steps, rounds * ledger.setting.passes, rounds)
     found = claim("model", ledger.setting, whole).epsilon
     return float("inf") if found is None else found
 

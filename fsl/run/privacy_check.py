@@ -11,7 +11,7 @@ from torch import nn
 from fsl.errors import ConfigError
 from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
-from fsl.privacy.claims import Setting, Tally, claim
+from fsl.privacy.claims import ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import EpsilonTarget, Ledger
 from fsl.privacy.settings import DPSGD, Privacy
 from fsl.round.batches import sample_rate
@@ -112,7 +112,9 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
     assert target is not None
     ledger = Ledger(setting, samples, None)
     tallies = {
-        Tally(samples[k]).more(n * ledger.steps(samples[k]), n * setting.passes, n) for k, n in rounds.items() if n
+        ReleaseCounts(samples[k]).more(n * ledger.steps(samples[k]), n * setting.passes, n)
+        for k, n in rounds.items()
+        if n
     }
 
     def cost(multiplier: float) -> float:
