@@ -117,9 +117,9 @@ def test_a_device_that_changes_its_number_is_counted_by_the_fewest():
     ledger.before([0])
     take_counts(ledger, {0: 100})
     ledger.before([0])
-    assert ledger.tallies[0] == ReleaseCounts(100).more(48, 1).more(10, 1)
+    assert ledger.release_counts[0] == ReleaseCounts(100).more(48, 1).more(10, 1)
     take_counts(ledger, {0: 480})
-    assert ledger.tallies[0].samples == 100
+    assert ledger.release_counts[0].samples == 100
     both = (
         claim("model", setting, ReleaseCounts(480).more(48, 1)).epsilon,
         claim("model", setting, ReleaseCounts(100).more(10, 1)).epsilon,

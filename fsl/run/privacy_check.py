@@ -111,7 +111,7 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
     target = privacy.dp_sgd.target_epsilon
     assert target is not None
     ledger = Ledger(setting, samples, None)
-    tallies = {
+    release_counts = {
         ReleaseCounts(samples[k]).more(n * ledger.steps(samples[k]), n * setting.passes, n)
         for k, n in rounds.items()
         if n
@@ -119,7 +119,7 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
 
     def cost(multiplier: float) -> float:
         tried = replace(setting, privacy=privacy.with_multiplier(multiplier))
-        claims = [claim("model", tried, tally) for tally in tallies]
+        claims = [claim("model", tried, tally) for tally in release_counts]
         unbounded = next((found.unbounded for found in claims if found.epsilon is None), None)
         if unbounded:
             raise ConfigError(

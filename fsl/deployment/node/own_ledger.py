@@ -97,7 +97,7 @@ class OwnLedger:
         if self.limit is None:
             return
         against, path = self.limit.against, ledger.path
-        found = claim(against, ledger.setting, ledger.tallies[device])
+        found = claim(against, ledger.setting, ledger.release_counts[device])
         if found.epsilon is None:
             raise LimitError(f"{self._told}: it is unbounded for device {device}, since {found.unbounded}")
         earlier, deltas = 0.0, 0.0
@@ -106,7 +106,7 @@ class OwnLedger:
                 cost, delta = self._cost(other)
                 earlier, deltas = earlier + cost, deltas + delta
         if self.same_rows:
-            here = [t for d, t in ledger.tallies.items() if d != device]
+            here = [t for d, t in ledger.release_counts.items() if d != device]
             earlier += sum(_spent(claim(against, ledger.setting, tally).epsilon) for tally in here)
         spent = _spent(found.epsilon)
         if not earlier + spent <= self.limit.epsilon:  # also where one is no number
@@ -164,7 +164,7 @@ class RoundAccount:
             ledger = Ledger(self._setting, self._samples, self._path)
             ledger.private = True
             if self._path.exists():
-                ledger.tallies = {device: tally for device, (tally, _) in read_devices(self._path).items()}
+                ledger.release_counts = {device: tally for device, (tally, _) in read_devices(self._path).items()}
             take_counts(ledger, self._samples)
             for device in devices:
                 add(ledger, device)
