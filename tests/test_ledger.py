@@ -190,7 +190,9 @@ def test_the_worst_device_is_the_headline():
     ledger = Ledger(Setting(Privacy(dp_sgd=DP), "averaged", True, 16, 1), [160, 64, 640], None)
     ledger.before([0, 1])
     ledger.before([0, 2])
-    found = {device: claim("model", ledger.setting, tally).epsilon for device, tally in ledger.release_counts.items()}
+    found = {
+        device: claim("model", ledger.setting, released).epsilon for device, released in ledger.release_counts.items()
+    }
     assert ledger.claims()["model"].epsilon == max(found.values()) == found[1]
     assert ledger.release_counts[0].steps == 20
 

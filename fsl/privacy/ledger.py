@@ -67,8 +67,8 @@ class Ledger:
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
         """So much is about to be released of a device."""
-        tally = self.release_counts.get(device) or ReleaseCounts(self.samples[device])
-        self.release_counts[device] = tally.more(steps, passes, rounds)
+        released = self.release_counts.get(device) or ReleaseCounts(self.samples[device])
+        self.release_counts[device] = released.more(steps, passes, rounds)
 
     def before(self, devices: Sequence[int]) -> None:
         """These devices are about to train for a round."""
@@ -117,8 +117,9 @@ class Ledger:
         """All of it, as JSON values."""
         setting = self.setting
         devices = {
-            device: asdict(tally) | {"epsilon": {name: claim(name, setting, tally).epsilon for name in ADVERSARIES}}
-            for device, tally in sorted(self.release_counts.items())
+            device: asdict(released)
+            | {"epsilon": {name: claim(name, setting, released).epsilon for name in ADVERSARIES}}
+            for device, released in sorted(self.release_counts.items())
         }
         return {
             "noise": "secure" if setting.secure else "simulated",
@@ -131,7 +132,7 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {str(device): asdict(tally) for device, tally in self.release_counts.items()}
+        return {str(device): asdict(released) for device, released in self.release_counts.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned.
@@ -139,7 +140,7 @@ class Ledger:
         Secure noise is drawn anew when a round is repeated, so that rounds count which privacy.json has and the
         checkpoint has not. CheckpointError where that file is gone, or has less than the checkpoint.
         """
-        self.release_counts = {int(device): ReleaseCounts(**tally) for device, tally in state.items()}
+        self.release_counts = {int(device): ReleaseCounts(**released) for device, released in state.items()}
         if not self.setting.secure or self.path is None:
             return
         if self.path.exists():
@@ -151,8 +152,8 @@ class Ledger:
                 f"{self.path} is missing, and rounds that were begun after the checkpoint are counted nowhere else; "
                 "take it from a backup, or begin a new run, whose ledger starts with what this one had spent unknown"
             )
-        for device, tally in self.release_counts.items():
-            if (newer := told.get(device)) is None or not tally.within(newer):
+        for device, released in self.release_counts.items():
+            if (newer := told.get(device)) is None or not released.within(newer):
                 raise CheckpointError(
                     f"{self.path} has fewer releases of device {device} than the checkpoint: it is an older one; take "
                     "the newest from a backup, for what was released since is counted nowhere else"

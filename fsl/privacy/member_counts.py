@@ -20,9 +20,9 @@ def take_counts(ledger: Ledger, samples: Mapping[int, int]) -> None:
     """
     ledger.samples = {**_as_mapping(ledger), **samples}
     for device, count in samples.items():
-        tally = ledger.release_counts.get(device)
-        if tally is not None and count < tally.samples:
-            ledger.release_counts[device] = replace(tally, samples=count)
+        released = ledger.release_counts.get(device)
+        if released is not None and count < released.samples:
+            ledger.release_counts[device] = replace(released, samples=count)
 
 
 def take_members(ledger: Ledger, samples: Mapping[int, int], first: bool) -> dict[int, str]:
@@ -75,8 +75,8 @@ def _beyond(ledger: Ledger, samples: Mapping[int, int], target: EpsilonTarget) -
 def _whole_run(ledger: Ledger, device: int, target: EpsilonTarget) -> float:
     """What the device's planned rounds come to with the n_k that it has, or the fewest that it had."""
     rounds = target.rounds.get(device, 0)
-    tally = ledger.release_counts.get(device, ReleaseCounts(ledger.samples[device]))
-    fewest = min(tally.samples, ledger.samples[device])
+    released = ledger.release_counts.get(device, ReleaseCounts(ledger.samples[device]))
+    fewest = min(released.samples, ledger.samples[device])
     steps = max(ledger.steps(fewest), ledger.steps(ledger.samples[device]))
     whole = ReleaseCounts(fewest).more(rounds * steps, rounds * ledger.setting.passes, rounds)
     found = claim("model", ledger.setting, whole).epsilon

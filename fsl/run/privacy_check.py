@@ -119,7 +119,7 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
 
     def cost(multiplier: float) -> float:
         tried = replace(setting, privacy=privacy.with_multiplier(multiplier))
-        claims = [claim("model", tried, tally) for tally in release_counts]
+        claims = [claim("model", tried, released) for released in release_counts]
         unbounded = next((found.unbounded for found in claims if found.epsilon is None), None)
         if unbounded:
             raise ConfigError(

@@ -107,7 +107,7 @@ class OwnLedger:
                 earlier, deltas = earlier + cost, deltas + delta
         if self.same_rows:
             here = [t for d, t in ledger.release_counts.items() if d != device]
-            earlier += sum(_spent(claim(against, ledger.setting, tally).epsilon) for tally in here)
+            earlier += sum(_spent(claim(against, ledger.setting, released).epsilon) for released in here)
         spent = _spent(found.epsilon)
         if not earlier + spent <= self.limit.epsilon:  # also where one is no number
             before = "an unbounded one" if math.isinf(earlier) else f"{earlier:.4g}"
@@ -164,7 +164,7 @@ class RoundAccount:
             ledger = Ledger(self._setting, self._samples, self._path)
             ledger.private = True
             if self._path.exists():
-                ledger.release_counts = {device: tally for device, (tally, _) in read_devices(self._path).items()}
+                ledger.release_counts = {device: released for device, (released, _) in read_devices(self._path).items()}
             take_counts(ledger, self._samples)
             for device in devices:
                 add(ledger, device)
