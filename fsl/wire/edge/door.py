@@ -1,4 +1,4 @@
-"""An edge's door: one gRPC stream per session, who may come in, and what is said to those who may not."""
+"""An edge's door, its gRPC server: carries one stream per session, and tells those whom it turns away why."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class EdgeDoor:
-    """The gRPC server of one edge; rounds come and go behind it."""
+    """The gRPC server of one edge; it stays open from round to round."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class EdgeDoor:
         self.thread.call(self._rounds.begin, admission)
 
     def fail(self, admission: Admission, reason: str) -> None:
-        """The round cannot be served, for this reason: its devices are told when they come, and wait for nothing."""
+        """Turn a round's devices away with this reason, since the edge cannot serve the round."""
         admission.failed = reason
         self.thread.call(self._rounds.fail, admission)
 
     def end(self, patience: float) -> None:
-        """The round is over: give the last messages so long to get out, and let nobody in until the next."""
+        """End the round: give its last messages `patience` seconds to leave, and admit nobody until the next round."""
         self.thread.run(self._end(patience), patience + 30)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class EdgeDoor:
         admission = self._rounds.end()
         if admission is None:
             return
-        for session in admission.sessions.values():  # nobody is left waiting, whatever became of the round
+        for session in admission.sessions.values():  # so that no device waits on, whatever became of the round
             if not session.finished and session.refusal is None:
                 session.end(admission.without(session.claims.device))
         waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
@@ -122,7 +122,7 @@ class EdgeDoor:
         await self._or_refuse(context, self._peers.answer)
 
     async def _or_refuse(self, context: Context, hear: Callable[[Context], Awaitable[T]]) -> T | None:
-        """What comes of somebody at the door, who may be turned away."""
+        """Run `hear` for whoever is at the door; end the stream with the reason where it refuses."""
         try:
             return await hear(context)
         except Refusal as error:
@@ -140,7 +140,7 @@ class EdgeDoor:
         log.info("edge %d refused %s: %s", self.edge, context.peer(), refusal.reason, extra=extra)
         await context.abort(refusal.code, refusal.reason)
 
-    # Who is in.
+    # Sessions that are open.
 
     async def _carry(self, session: WireSession, stream: SessionStream, context: Context) -> None:
         reader = asyncio.create_task(self._listen(session, context))
@@ -157,7 +157,7 @@ class EdgeDoor:
                 if session.is_on(stream):
                     session.lose(refusal)
                 await self._turn_away(context, refusal)
-        finally:  # also where the device hangs up first, as it does when it is closed
+        finally:  # also where the device hangs up first, as it does once its session is closed
             session.detach(stream)
             if session.finished:
                 session.delivered.set()
@@ -166,7 +166,7 @@ class EdgeDoor:
             await asyncio.gather(reader, writer, return_exceptions=True)
 
     async def _listen(self, session: WireSession, context: Context) -> Refusal | None:
-        """Take what comes until the stream ends; why the session is to end, if it is."""
+        """Take frames until the stream ends; returns the refusal that ends the session, or None."""
         try:
             while (data := await receive(context, session.most)) is not None:
                 await session.take(data)

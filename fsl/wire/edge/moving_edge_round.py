@@ -1,6 +1,6 @@
-"""A round at an edge in a federation whose devices move: sessions leave and come, and others settle elsewhere.
+"""Serves a round at an edge whose devices move: hands sessions over, takes sessions in, and knows who ended elsewhere.
 
-An edge's round ends when every device that could come to it has settled somewhere: edges tell each other.
+An edge's round ends when every device that could come to it has been closed or lost somewhere: edges tell each other.
 """
 
 import logging
@@ -32,7 +32,7 @@ Code = grpc.StatusCode
 
 
 class RoamingRound(EdgeRound):
-    """As `EdgeRound`, with devices that may come and go. `visitors`: those whose round begins at another edge."""
+    """An `EdgeRound` whose devices come and go. `visitors`: devices that begin at another edge, with that edge."""
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class RoamingRound(EdgeRound):
         self.limits = limits
         self.replicate_every = replicate_every
         self.layout = server.trainer.bench.back.layout
-        self._at = dict(visitors)  # edge by device that is away
+        self._at = dict(visitors)  # by device that is away, its edge
         self._home = dict(visitors)
-        self._held: dict[int, tuple[list[bytes], int]] = {}  # what a device hears if it does not leave after all
+        self._held: dict[int, tuple[list[bytes], int]] = {}  # what a device hears if it stays after all
         self._moved_bytes: dict[int, int] = {}
-        self._late: dict[int, list[Event]] = {}  # what such a device said meanwhile
-        self._given: dict[int, tuple[int, bytes]] = {}  # to which edge, and what
+        self._late: dict[int, list[Event]] = {}  # what such a device sent meanwhile
+        self._given: dict[int, tuple[int, bytes]] = {}  # by device that left: to which edge, and the session's bytes
         self._over: set[int] = set()  # edges whose round has ended
         self._kept = kept
         for device in visitors:
@@ -84,11 +84,11 @@ class RoamingRound(EdgeRound):
         while self._sending:
             try:
                 self._take(self.admission.inbox.get(timeout=self.patience.straggler))
-            except queue.Empty:  # the round counts nevertheless
+            except queue.Empty:  # the round counts all the same
                 log.error("%s: optimizer states of devices %s are not at home", self._where, sorted(self._sending))
                 return
 
-    # What comes.
+    # Incoming events.
 
     def _take(self, event: Event | None) -> None:
         self._heard = None
@@ -108,7 +108,7 @@ class RoamingRound(EdgeRound):
             case Gone(to=int(edge)) if not self.all[event.device].settled:
                 self._away(event.device, edge)
             case Uploaded() | Finished() if self.all[event.device].away:
-                if event.device in self._held:  # it stays, perhaps; where it goes it says this again
+                if event.device in self._held:  # it may stay; where it goes, it repeats this
                     self._late.setdefault(event.device, []).append(event)
             case Joined() if self.all[event.device].settled:
                 reason = f"edge {self.server.edge} goes on without device {event.device}: its round is over"
@@ -126,7 +126,7 @@ class RoamingRound(EdgeRound):
         session = self.admission.sessions.get(device)
         if attendance is None or attendance.settled or not attendance.away:
             if session is not None and not session.moved and session.unheard:
-                event.done(session)  # said again: the answer was lost
+                event.done(session)  # a repeated call: the answer was lost
             else:
                 reason = f"device {device} is not expected at edge {self.server.edge}"
                 event.done(Refusal(Code.FAILED_PRECONDITION, reason))
@@ -160,7 +160,7 @@ class RoamingRound(EdgeRound):
         self._post()
 
     def _seat(self, event: Handed, step: int, frames: list[bytes]) -> None:
-        """On the network thread: a session for who comes."""
+        """Set up a session for a device that comes, on the network thread."""
         admission = self.admission
         session = WireSession(event.claims, event.token, admission.inbox, self.thread, self.limits.queue, self.meter)
         session.take_over(step, frames)
@@ -171,7 +171,7 @@ class RoamingRound(EdgeRound):
     def _ask(self, event: Asked) -> None:
         try:
             event.done(self._asked(event))
-        except Exception as error:  # the round fails; the other edge is not to wait
+        except Exception as error:  # the round fails, but the other edge must not wait
             event.done(
                 Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
             )
@@ -181,7 +181,7 @@ class RoamingRound(EdgeRound):
         device, attendance = event.device, self.all.get(event.device)
         given = self._given.get(device)
         if given is not None and given[0] == event.edge and self._at.get(device) == event.edge:
-            return given[1], self._moved_bytes.get(device, 0)  # asked again: the answer was lost
+            return given[1], self._moved_bytes.get(device, 0)  # a repeated question: the answer was lost
         if attendance is None or attendance.settled or attendance.away or not attendance.opened:
             return Refusal(Code.NOT_FOUND, f"device {device} is not at edge {self.server.edge}")
         if attendance.uploads or attendance.served < 0 or not self.server.caught_up(device):
@@ -194,13 +194,13 @@ class RoamingRound(EdgeRound):
     def _delivered(self, event: Delivered) -> None:
         device, attendance = event.device, self.all[event.device]
         if device not in self._held:
-            return  # it has settled at another edge meanwhile
+            return  # another edge has closed or lost it meanwhile
         frames, step = self._held.pop(device)
         if event.failure is None:
             self._late.pop(device, None)
         session = self.admission.sessions[device]
         if event.failure is None:
-            session.send([], step)  # served
+            session.send([], step)  # tells the device that the upload is served
             self._left(device, event.edge)
             return
         log.warning("%s: device %d stays: %s", self._where, device, event.failure, extra=self._about(device))
@@ -212,14 +212,14 @@ class RoamingRound(EdgeRound):
         self._post()
 
     def _left(self, device: int, edge: int) -> None:
-        """A session is at another edge now."""
+        """Mark a device whose session another edge has taken over."""
         self.server.lose(device)
         self.admission.sessions[device].move(frame(pb.ToDevice(moved=pb.Moved(edge=edge))))
         log.info("%s: device %d left for edge %d", self._where, device, edge, extra=self._about(device))
         self._mark_away(device, edge)
 
     def _gone(self, device: int, edge: int) -> None:
-        """A device went to another edge by itself, and its round is over there; what it left here never counts."""
+        """Drop what a device left here: it went to another edge by itself, and ended its round there."""
         log.warning("%s: device %d has settled at edge %d", self._where, device, edge, extra=self._about(device))
         self._held.pop(device, None)
         self._late.pop(device, None)
@@ -230,7 +230,7 @@ class RoamingRound(EdgeRound):
         self.all[device].settled = True
 
     def _away(self, device: int, edge: int) -> None:
-        """A device begins its round again at another edge."""
+        """Mark a device that begins its round again at another edge."""
         if self.all[device].opened:
             self.server.lose(device)
         self._mark_away(device, edge)
@@ -253,7 +253,7 @@ class RoamingRound(EdgeRound):
         if event.over:
             self._over.add(event.edge)
         for device in event.settled & self.all.keys():
-            # Of a device that is here, only this counts: where it is may be old news.
+            # For a device that is here, only `settled` counts: news of its place may be old.
             if not self.all[device].settled and (device in self._held or not self.all[device].away):
                 self._gone(device, event.edge)
         for device, attendance in self.all.items():
@@ -275,7 +275,7 @@ class RoamingRound(EdgeRound):
         self._sending.discard(event.device)
         self._post()
 
-    # What follows from it.
+    # What the edge does next.
 
     def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
         device, to = attendance.device, attendance.leaving
@@ -305,7 +305,7 @@ class RoamingRound(EdgeRound):
     def _open(self, attendance: Attendance) -> None:
         try:
             super()._open(attendance)
-        except CheckpointError as error:  # what it kept from the round before is at its home edge
+        except CheckpointError as error:  # its home edge has what it kept from the round before
             self._lose(attendance.device, Code.FAILED_PRECONDITION, str(error))
 
     def _close(self, attendance: Attendance) -> None:

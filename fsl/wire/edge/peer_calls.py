@@ -1,4 +1,4 @@
-"""Where other edges call: who calls is known before more than its first message is read."""
+"""Takes other edges' calls, and checks who calls before it reads more than the first message."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ Context = grpc.aio.ServicerContext
 
 
 class PeerCalls:
-    """Answers other edges' calls; all of it on the network thread."""
+    """Answers other edges' calls, on the network thread."""
 
     def __init__(self, edge: int, rounds: Rounds, strangers: Strangers, lines: PeerLines | None, limits: Limits):
         self.edge = edge
@@ -27,7 +27,7 @@ class PeerCalls:
         self.limits = limits
 
     async def answer(self, context: Context) -> None:
-        """Hear a call and answer it; Refusal, TrustError or WireError where there is no answer."""
+        """Read a call and answer it; raises Refusal, TrustError or WireError where it gets no answer."""
         async with self.strangers.place(context.peer()):
             first = await first_words(context, self.limits)
             if first is None:

@@ -1,4 +1,4 @@
-"""Who is at an edge's door: streams that have not shown who they are yet. They are few, and soon gone."""
+"""Bounds the streams at an edge's door that have not shown who they are: they are few, and soon gone."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from fsl.wire.edge.session import Refusal
 from fsl.wire.options import Limits
 
 Code = grpc.StatusCode
-_SLOW = 1.0  # seconds after which who has shown nothing may be sent away for somebody else
+_SLOW = 1.0  # seconds after which the door may send a silent stranger away for somebody else
 
 
 class WaitingStranger:
@@ -26,10 +26,10 @@ class WaitingStranger:
 
 
 class Strangers:
-    """Places at the door: so many in all, so many for each connection, each for so many seconds.
+    """Gives out places at the door: a number in all, a number for each connection, each for some seconds.
 
-    Where all are taken, who comes from a less crowded address or connection displaces the longest waiting of the most
-    crowded one. So whoever fills the door with silent streams keeps nobody else out.
+    Where all are taken, a stranger from a less crowded address or connection displaces the longest waiting one of the
+    most crowded. So whoever fills the door with silent streams keeps nobody else out.
     """
 
     def __init__(self, limits: Limits):
@@ -41,7 +41,7 @@ class Strangers:
 
     @asynccontextmanager
     async def place(self, connection: str) -> AsyncIterator[WaitingStranger]:
-        """A place for who came over this connection (a peer of gRPC). Refusal where none is free, or too late."""
+        """Hold a place for a stranger on this connection (gRPC's peer). Refusal where none is free, or too late."""
         self._make_room(connection)
         loop = asyncio.get_running_loop()
         place: WaitingStranger | None = None
