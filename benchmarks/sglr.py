@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fsl.simulations.reports.compare import Spread
-from fsl.simulations.reports.run_records import Record, read_runs
+from fsl.simulations.reports.run_records import RunRecord, read_runs
 from matplotlib.axes import Axes
 
 from fsl.run.plotting import STYLES, Style, new_figure, save_png
@@ -19,7 +19,7 @@ Key = tuple[str, int, float | None, float | None]  # strategy, devices, phi, alp
 Found = dict[Key, dict[int, float]]  # percent by seed
 
 
-def final_accuracies(records: Sequence[Record]) -> Found:
+def final_accuracies(records: Sequence[RunRecord]) -> Found:
     """Percent by group and seed; a run that diverged has none."""
     found: Found = {}
     for record in records:

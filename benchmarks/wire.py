@@ -40,8 +40,8 @@ from torch import nn
 
 from fsl.codecs import Identity
 from fsl.data import IID, TaskData, TensorExamples, digits
-from fsl.deployment.certs import LOOPBACK, Certificates, issue
-from fsl.deployment.certs import Identity as Named
+from fsl.deployment.certs import LOOPBACK, CertificateFolder, issue
+from fsl.deployment.certs import CertificateOwner as Named
 from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.flower.records import record_to_states, states_to_record, totals_to_record
@@ -448,7 +448,7 @@ class WireFederation:
         self.task = task
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
         key = write_key(folder)
-        files = Certificates(folder / "certificates")
+        files = CertificateFolder(folder / "certificates")
         if tls:
             issue(files.folder, [Named("edge-0", LOOPBACK, server=True)])
         shares = [range(task.devices)[i::device_nodes] for i in range(device_nodes)]

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fsl.simulations.fsl_certs import command
 
 from fsl import __version__
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes, fingerprint_of, read_table
 from fsl.deployment.cloud.members import Members, Terms
 from fsl.errors import ConfigError, RunError
@@ -231,7 +231,7 @@ def test_fsl_certs_writes_the_table(tmp_path, capsys):
 
 def test_a_node_of_several_devices_has_one_line(tmp_path):
     issue(tmp_path, identities(1, 1))
-    files = Certificates(tmp_path)
+    files = CertificateFolder(tmp_path)
     add_nodes(tmp_path / TABLE, {"devices-0-3": files.node_public_key("device-0")})
     assert len(set(read_table(tmp_path / TABLE).values())) == 1
     assert sorted(read_table(tmp_path / TABLE)) == [f"device-{k}" for k in range(4)]

@@ -10,7 +10,7 @@ from fsl.strategies import PSL, SGLR, DecoupledSL, FedFly, SplitFedV1, SplitFedV
 from fsl.strategies.algorithm import Algorithm
 
 import fsl
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
 from fsl.errors import TrustError, WireError
@@ -67,7 +67,7 @@ def test_other_algorithms_with_a_back_per_device_move_alike(strategy, tmp_path):
 
 def test_sessions_move_over_tls(tmp_path):
     issue(tmp_path, identities(2, 1))
-    folder = Certificates(tmp_path)
+    folder = CertificateFolder(tmp_path)
     edge, device = tls(folder, mutual=False)
     edge["ca"] = device["ca"]
     options = OPTIONS | {"optimizer": ADAM, "mobility": MIDDLE}

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import fsl
-from fsl.deployment.certs import Certificates as Folder
+from fsl.deployment.certs import CertificateFolder as Folder
 from fsl.deployment.certs import identities, issue
 from fsl.deployment.local.federation_record import alone_in
 from fsl.errors import CheckpointError, ConfigError, WireError

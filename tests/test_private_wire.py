@@ -11,7 +11,7 @@ from fsl.strategies import PSL, SGLR, FedAvg, FedFly, SplitFedV1, SplitFedV2, Va
 
 from fsl.codecs import Identity
 from fsl.data import Dirichlet
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.node.own_ledger import Limit
 from fsl.deployment.node.work_done import Work
 from fsl.errors import CheckpointError, RunError, WireError
@@ -43,7 +43,7 @@ SPARSE = {"batch_size": 2}  # Poisson batches of this size are now and then empt
 def encrypted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certificates")
     issue(folder, identities(1, 1))
-    edge, device = tls(Certificates(folder), mutual=False)
+    edge, device = tls(CertificateFolder(folder), mutual=False)
     return {"edge_tls": edge | device, "device_tls": device}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsl.simulations.reports.measures import is_number
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 
 _STUDY = "study.json"
 
@@ -18,7 +18,7 @@ class Rank:
     best_round: bool
     maximize: bool
 
-    def score(self, record: Record) -> float | None:
+    def score(self, record: RunRecord) -> float | None:
         """What the search gave this run; None where it has no score."""
         rows = record.rows if self.best_round else record.rows[-1:]
         values = [float(row[self.metric]) for row in rows if is_number(row.get(self.metric))]
@@ -35,7 +35,7 @@ class Rank:
         )
 
 
-def ranked(records: Sequence[Record]) -> Rank | None:
+def ranked(records: Sequence[RunRecord]) -> Rank | None:
     """How the search that made all these runs scores them; None where they are not the trials of one study."""
     studies = {record.folder.resolve().parent for record in records}
     if len(studies) != 1:

@@ -1,4 +1,4 @@
-"""Who hosts what: the cloud's list of nodes, the part of each in a round, and what came of it."""
+"""Places a round on the nodes that host its devices and edges, and collects what they answer."""
 
 import json
 import logging
@@ -32,40 +32,40 @@ from fsl.wire.device.sealed_fronts import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
 log = logging.getLogger(__name__)
-_WAY = 10.0  # seconds from the end of a node's work until the cloud has its answer, on a busy machine
-_POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
+_WAY = 10.0  # seconds that a node's answer takes to the cloud, on a busy machine
+_POLL = 0.5  # seconds between two polls for replies; Flower's own poll takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
 @dataclass
 class _AskedRound:
-    """A round on its way: what each node was asked, and the devices of each edge."""
+    """A round on its way: each node's part, and the devices of each edge."""
 
     plan: RoundPlan
     cohorts: list[CohortTask]
     samples: dict[int, int]
-    nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
+    nodes: dict[int, list[int]] = field(default_factory=dict)  # by node, the devices that depend on it
     nodes_by_role: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
-    start: ArrayRecord | None = None  # what the devices' updates are measured from; None where nobody asks
+    start: ArrayRecord | None = None  # the round's first arrays, to measure updates from; None without max_norm
     shares: dict[int, Share] = field(default_factory=dict)  # by node
-    others: dict[int, int] = field(default_factory=dict)  # how many more edges a device may go to
+    others: dict[int, int] = field(default_factory=dict)  # by device, how many more edges it may go to
 
 
 class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
     def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
-        self.setup = setup  # what a message says of the run's configuration
+        self.setup = setup  # the run's configuration, as messages carry it
         self.terms = terms
         self.signer = Signer()
         self.members = Members(setup, terms, None if folder is None else folder / TABLE)
         self._fence = 0
         self._asked: _AskedRound | None = None
-        self._scored: dict[int, frozenset[int]] = {}  # whom each node was last asked to evaluate
+        self._scored: dict[int, frozenset[int]] = {}  # the devices that each node was last asked to evaluate
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
-        """See who is there; False where any node may host whole cohorts, as in a simulation."""
+        """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
         placed = self.members.look(grid, devices, edges, first)
         if not placed:
             refuse_without_nodes(**self.terms.closing)
@@ -73,11 +73,11 @@ class Roster:
 
     @property
     def samples(self) -> Mapping[int, int]:
-        """The n_k of each device that is there, as its node says: not capped, for what its privacy costs."""
+        """The n_k of each device that is there, as its node says; not capped, since privacy accounts need it."""
         return {device: count for member in self.members.online for device, count in member.samples.items()}
 
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
-        """One message for each node with a part in the round."""
+        """Build one message for each node with a part in the round."""
         self._refuse(plan)
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
@@ -139,7 +139,7 @@ class Roster:
         return messages
 
     def _refuse(self, plan: RoundPlan) -> None:
-        """RunError for moves that devices and edges which are apart cannot make, and for what would tell too much."""
+        """RunError for plans that separate nodes cannot carry out, or that would reveal too much."""
         if self.terms.max_norm is not None and plan.privacy is not None:
             raise RunError(
                 f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
@@ -178,12 +178,11 @@ class Roster:
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send a round's messages and wait for the replies.
 
-        A node that was restarted meanwhile never answers, and Flower does not tell. So when one side of the wire has
-        answered (all edges, or all devices), the other has as long as it may still wait for somebody itself, and an
-        answer's time on its way.
+        A node that restarted meanwhile never answers, and Flower does not report it. So when all edges (or all devices)
+        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way.
         """
         roams = self._asked is not None and any(self._asked.others.values())
-        grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges wait for each other, too
+        grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges also wait for each other
         nodes_by_role = self._asked.nodes_by_role if self._asked is not None else {}
         if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
             nodes_by_role, timeout = {}, min(timeout, self.terms.answer)
@@ -204,7 +203,7 @@ class Roster:
         return [reply for reply in replies if self._is_own(reply)]
 
     def _is_own(self, reply: Message) -> bool:
-        """Whether a reply, if it has scores, has those of devices that its node was asked for."""
+        """Returns whether a reply's scores, if any, are of devices that the cloud asked its node for."""
         if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
             return True
         node = reply.metadata.src_node_id
@@ -216,20 +215,20 @@ class Roster:
         return True
 
     def _longest(self) -> float | None:
-        """The seconds after which no node works on a round any more; None without a deadline."""
+        """Returns the seconds after which no node works on a round any more; None without a deadline."""
         if self.terms.deadline is None or self._asked is None:
             return None
         trainer = self._asked.plan.trainer
         return self.terms.deadline * (1 if trainer is None or locate(trainer.target).divisible else 2)
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
-        """What the devices that finished at both ends of the wire came to, and why the others did not."""
+        """Add up the work of devices that finished at both ends of the wire, and say why the others did not."""
         asked = self._asked
         assert asked is not None
         results = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
         restarted: dict[int, int] = {}
-        ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
+        ill: list[int] = []  # failed nodes, which may have restarted: asked again what they host
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
             answered.add(node)
@@ -268,7 +267,7 @@ class Roster:
         return replace(collected, again=again, restarted=restarted)
 
     def _refuse_few(self, asked: _AskedRound, collected: Collected) -> None:
-        """RunError, with nothing lost, for a round that fewer devices finished than the quorum."""
+        """RunError for a round in which fewer devices finished than the quorum; the run can resume from before it."""
         devices, finished = len(collected.lost) + len(collected.reports), len(collected.reports)
         if self.terms.quorum is None or finished >= (needed := least(self.terms.quorum, devices)):
             return
@@ -282,7 +281,7 @@ class Roster:
     def evaluate_messages(
         self, text: Callable[[Sequence[DeviceTask]], str], tasks: Sequence[DeviceTask], needed: Needed, round: int
     ) -> list[Message]:
-        """Devices with fronts of their own are asked to evaluate where they are."""
+        """Build messages that ask nodes to evaluate their devices' private fronts."""
         messages = []
         for member in self.members.online:
             here = [task for task in tasks if task.device in member.samples]
@@ -324,7 +323,7 @@ class Roster:
 
 
 def _tasks(part: NodePart) -> list[DeviceTask]:
-    """The devices whose fronts a message must bring; an edge needs none."""
+    """Returns the devices whose fronts a message must bring; an edge needs none."""
     return list(part.own)
 
 

@@ -1,4 +1,4 @@
-"""What `processes.json` says of a local federation, and the lock that keeps two commands apart."""
+"""Reads and writes a local federation's `processes.json`, and locks its folder against a second command."""
 
 import fcntl
 import json
@@ -14,26 +14,26 @@ from fsl.files import write_json
 from fsl.private_files import own_folder, private_folder
 
 SUPERLINK = "superlink"
-_LOCK = "federation.lock"  # also what shows that a folder is a federation's
+_LOCK = "federation.lock"  # it also marks a folder as a federation's
 Config = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
 class LocalNode:
-    """A SuperNode: what it is, what it is told (`config`), and where it answers."""
+    """A SuperNode of the federation: its role, its node configuration `config`, and its addresses."""
 
     name: str
     role: str
     config: Config
     port: int  # of its own runtime API
     address: str | None = None  # where an edge serves devices
-    metrics: str | None = None  # where an edge tells its figures
-    id: str = ""  # by which the SuperLink knows it
+    metrics: str | None = None  # where an edge serves its metrics
+    id: str = ""  # the SuperLink's name for it
 
 
 @dataclass(frozen=True)
 class FederationRecord:
-    """All that is needed to run on a federation, to start a node of it again, and to end it."""
+    """All that a later command needs to run on a federation, restart a node of it, and end it."""
 
     superlink: str
     edges: int
@@ -44,11 +44,11 @@ class FederationRecord:
     processes: Mapping[str, StartedProcess] = field(default_factory=dict)
 
     def started(self, process: StartedProcess) -> "FederationRecord":
-        """The record with this process in it, in the place of an earlier one of its name."""
+        """Returns the record with this process, which replaces an earlier one of its name."""
         return replace(self, processes={**self.processes, process.name: process})
 
     def node(self, name: str) -> LocalNode:
-        """The node of this name; ConfigError lists those that there are."""
+        """Returns the node of this name; ConfigError lists the nodes that exist."""
         for node in self.nodes:
             if node.name == name:
                 return node
@@ -56,7 +56,7 @@ class FederationRecord:
 
 
 def record_path(folder: Path) -> Path:
-    """Where a federation's record lies."""
+    """Returns the path of a federation's record."""
     return folder / "processes.json"
 
 
@@ -66,7 +66,7 @@ def write_record(folder: Path, record: FederationRecord) -> None:
 
 
 def read_record(folder: Path) -> FederationRecord | None:
-    """The record of the federation in this folder; None where there is none, CheckpointError for a damaged one."""
+    """Read the record of the federation in this folder; None without one, CheckpointError for a damaged one."""
     path = record_path(folder)
     try:
         values = json.loads(path.read_bytes())
@@ -86,12 +86,12 @@ def read_record(folder: Path) -> FederationRecord | None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other commands from starting or ending what this one does; ConfigError where one is at work."""
+    """Keep other commands from starting or ending this federation meanwhile; ConfigError where one is at work."""
     try:
         private_folder(folder)
         if not (folder / _LOCK).exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} holds other things than a federation; choose another folder")
-        own_folder("folder", folder)  # with keys, data and logs of private training in it
+        own_folder("folder", folder)  # it holds keys, data and logs of private training
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a folder ({error.strerror}); choose another") from None
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

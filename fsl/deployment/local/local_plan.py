@@ -1,4 +1,4 @@
-"""Which SuperNodes a local federation has, who they are, and what each is told."""
+"""Plans a local federation's SuperNodes: their names, ports, certificates and configurations."""
 
 import socket
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from fsl.errors import ConfigError
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now, each once."""
+    """Find `count` different ports of the loopback that nobody listens on now."""
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in held:
@@ -22,18 +22,18 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody listens on this port of the loopback."""
+    """Returns whether somebody listens on this port of the loopback."""
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def groups_of(devices: int, size: int) -> list[range]:
-    """The devices of each node, `size` of them in all but the last."""
+    """Divide devices into groups of `size`, one for each node; the last may be smaller."""
     return [range(first, min(first + size, devices)) for first in range(0, devices, size)]
 
 
 def identities_of(edges: int, groups: list[range]) -> list[CertificateOwner]:
-    """Whom the federation's CA vouches for: a node that hosts several devices answers to the name of each."""
+    """List who gets a certificate: a node that hosts several devices answers to the name of each."""
     found = [CertificateOwner(SUPERLINK, LOOPBACK, server=True)]
     found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
     return found + [
@@ -50,7 +50,7 @@ def plan_nodes(
     mutual_tls: bool = False,
     more: Mapping[str, Config] | None = None,
 ) -> list[LocalNode]:
-    """The edges' nodes, then the devices'; `more` is configuration of single nodes, by name."""
+    """Plan the edges' nodes, then the devices'; `more` adds to single nodes' configuration, by name."""
     ports = iter(free_ports(3 * edges + len(groups)))
     nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
     nodes += [_device(folder, certificates, group, next(ports), data, mutual_tls) for group in groups]
@@ -76,7 +76,7 @@ def _edge(
     }
     if mutual_tls:
         config["client-ca"] = str(certificates.ca)
-    if find_spec("prometheus_client") is None:  # of the extra `federation`
+    if find_spec("prometheus_client") is None:  # part of the extra `federation`
         return LocalNode(name, "edge", config, port, address)
     metrics = f"127.0.0.1:{figures}"
     return LocalNode(name, "edge", {**config, "metrics": metrics}, port, address, metrics)

@@ -1,4 +1,4 @@
-"""An edge's figures, read from the text that it gives Prometheus."""
+"""Reads an edge's metrics from the text that it serves to Prometheus."""
 
 import urllib.request
 
@@ -6,7 +6,7 @@ _TIMEOUT = 2.0  # seconds
 
 
 def scrape_metrics(address: str) -> dict[str, float]:
-    """The figures at http://<address>/metrics, by name; none where nobody answers."""
+    """Read the metrics at http://<address>/metrics by name; empty where nobody answers."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT) as answer:
             return parse_metrics(answer.read().decode(errors="replace"))
@@ -15,12 +15,12 @@ def scrape_metrics(address: str) -> dict[str, float]:
 
 
 def parse_metrics(text: str) -> dict[str, float]:
-    """Prometheus' text format, samples of one name added up whatever their labels; what is none is passed over."""
+    """Parse Prometheus' text format; adds up samples of one name whatever their labels, and skips invalid lines."""
     figures: dict[str, float] = {}
     for line in text.splitlines():
         head, _, rest = line.partition("{")
         words = line.split() if not rest else [head.strip(), *rest.rpartition("}")[2].split()]
-        if line.startswith("#") or len(words) < 2 or words[0].endswith("_created"):  # when a counter began
+        if line.startswith("#") or len(words) < 2 or words[0].endswith("_created"):  # a counter's beginning
             continue
         try:
             figures[words[0]] = figures.get(words[0], 0.0) + float(words[1])

@@ -1,4 +1,4 @@
-"""A round at this node's edge in a federation whose devices move, from what the cloud says of it."""
+"""Builds a round at this node's edge whose devices move, from its part in the cloud's plan."""
 
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.files import tensors_of
@@ -25,7 +25,7 @@ def roaming_round(
     patience: Patience,
     replicate_every: int,
 ) -> RoamingRound:
-    """The round, with its other_edges for other edges."""
+    """Build the round, and let it answer other edges."""
     assert door.lines is not None
     assert plan.trainer is not None
     store = side.worker.store
@@ -39,7 +39,7 @@ def roaming_round(
         store.save(_owner(device), plan.round, tensors_of(data), (task.version, task.saved))
 
     def kept(device: int) -> bytes | None:
-        path = store.path(_owner(device), plan.round)  # where each device has a back of its own
+        path = store.path(_owner(device), plan.round)  # for trainers with one back per device
         return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
     other_edges = admission.other_edges = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)

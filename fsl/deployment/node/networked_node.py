@@ -1,4 +1,4 @@
-"""A node of a real federation: its devices train over the wire, its edge serves theirs."""
+"""Runs a node of a real federation: its devices train over the wire, its edge serves devices of other nodes."""
 
 import logging
 import threading
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from fsl.deployment.node.edge_metrics import MetricsEndpoint
 
 log = logging.getLogger(__name__)
-_LAST_WORDS = 3.0  # seconds for the last messages of a round to get out
+_LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 
 
 class NetworkedNode:
@@ -63,9 +63,9 @@ class NetworkedNode:
         self.node = Node(workload)
         self.settings = settings
         self.patience = replace(patience or Patience(), **settings.patience)
-        self.edge_key = Ed25519PrivateKey.generate()  # what this edge signs by, for other edges
+        self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
         self.uplink: Uplink | None = None
-        self._bare = False  # the last round that it trained in was of a run without privacy
+        self._bare = False  # whether its last round was of a run without privacy
         self._door: EdgeDoor | None = None
         self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
@@ -73,7 +73,7 @@ class NetworkedNode:
 
     @property
     def door(self) -> EdgeDoor:
-        """The edge's door, opened when it is first needed."""
+        """The edge's door; the first use opens it."""
         settings = self.settings
         if not settings.hosts_edge or settings.state is None:
             raise RunError("this node hosts no edge")
@@ -89,18 +89,18 @@ class NetworkedNode:
 
     @property
     def metrics_address(self) -> str | None:
-        """Where the edge's figures are; None where nobody asked for them, or the door is not open yet."""
+        """Address of the edge's metrics; None where nobody asked for them, or the door is not open yet."""
         if self._metrics is None or self.settings.metrics is None:
             return None
         return f"{self.settings.metrics.rpartition(':')[0]}:{self._metrics.port}"
 
     @property
     def public_key(self) -> bytes:
-        """The devices' public key, DER; empty where none are hosted."""
+        """The devices' public key, DER; empty where the node hosts none."""
         return b"" if self.uplink is None else public_bytes(self.uplink.key.public_key())
 
     def describe(self) -> dict[str, Any]:
-        """What the cloud must know of this node, as JSON values."""
+        """Describe this node to the cloud, as JSON values."""
         settings, partition = self.settings, self.node.worker.workload.partition
         devices = settings.devices if settings.hosts_devices else ()
         return {
@@ -118,7 +118,7 @@ class NetworkedNode:
         if not self.settings.hosts_edge:
             return ""
         host, _, port = self.settings.address.rpartition(":")
-        return f"{host}:{self.door.port if port == '0' else port}"  # 0: whichever is free
+        return f"{host}:{self.door.port if port == '0' else port}"  # 0: any free port
 
     def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
@@ -129,7 +129,7 @@ class NetworkedNode:
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
         self._bare = plan.privacy is None or not plan.privacy.private
-        moving = any(edge.peers for edge in part.edges)  # then what is not here may be at another edge
+        moving = any(edge.peers for edge in part.edges)  # then another edge may have what is missing here
         worker.store.restarts.clear()
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
@@ -151,7 +151,7 @@ class NetworkedNode:
         return work
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        """Scores of this node's devices; TrustError, or ConfigError, where its owner does not allow them.
+        """Score this node's devices; TrustError, or ConfigError, where its owner does not allow it.
 
         No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
         """
@@ -172,7 +172,7 @@ class NetworkedNode:
             )
 
     def close(self) -> None:
-        """End connections and server."""
+        """Close the connections and the server."""
         if self.uplink is not None:
             self.uplink.close()
         if self._door is not None:
@@ -180,7 +180,7 @@ class NetworkedNode:
         if self._metrics is not None:
             self._metrics.close()
 
-    # An edge's part.
+    # The edge's part.
 
     def _serve(self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
         devices = [task.device for task in part.cohort.devices]
@@ -190,7 +190,7 @@ class NetworkedNode:
             name = f"edge {part.cohort.edge} failed"
             log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=not isinstance(error, FslError))
             reason = f"{name}: {told_reason(error, plan.privacy is not None and plan.privacy.private)}"
-            if self._door is not None:  # devices that wait there are told
+            if self._door is not None:  # tells devices that wait there
                 self._door.fail(_admission(plan, part), reason)
             work.lose(dict.fromkeys(devices, reason))
             return
@@ -211,7 +211,7 @@ class NetworkedNode:
                 s.down_bytes,
                 model_bytes=0,
                 edge=part.cohort.edge,
-                moves=int(s.device in moved),  # how many, the device knows
+                moves=int(s.device in moved),  # 1: it moved; its device's node knows how often
                 moved_bytes=moved.get(s.device, 0),
             )
             for s in outcome.closed
@@ -239,18 +239,18 @@ class NetworkedNode:
             outcome = edge_round.serve()
         finally:
             self.door.end(_LAST_WORDS)
-        # A back that is shared has learnt from devices that have moved on, too.
+        # A shared back has also learnt from devices that have moved on.
         if outcome.failed is None and (outcome.closed or part.peers):
             work.totals["back"] = server.result()
             work.figures.update(server.figures())
         return outcome
 
-    # Devices' part.
+    # The devices' part.
 
     def _attend(
         self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work, spent: RoundAccount | None
     ) -> None:
-        """Train the devices; steps that are to be done a second time are charged first."""
+        """Train the devices; charges repeated steps before they happen."""
         if self.uplink is None:
             raise RunError("this node hosts no devices")
         worker = self.node.worker

@@ -1,4 +1,4 @@
-"""What a node answers to the cloud's messages."""
+"""Answers the cloud's messages to a node."""
 
 import json
 import logging
@@ -29,10 +29,10 @@ class NodeHost:
 
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[str, NetworkedNode]] = {}
-        self._shared: tuple[str, Workload] | None = None  # by all nodes without a role
+        self._shared: tuple[str, Workload] | None = None  # shared by all nodes without a role
 
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
-        """The answer to a message ("query", "train" or "evaluate") for this node."""
+        """Answer a message ("query", "train" or "evaluate") for this node."""
         refuse_kind(kind)
         networked = self._node(node, content, node_config)
         arrays = content.array_records.get(ARRAYS, ArrayRecord())
@@ -49,7 +49,7 @@ class NodeHost:
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
 
     def close(self) -> None:
-        """End what the nodes hold."""
+        """Close all nodes."""
         for _, networked in self._nodes.values():
             networked.close()
         self._nodes.clear()
@@ -85,5 +85,5 @@ def _text(content: RecordDict, name: str) -> str:
 
 @cache
 def host() -> NodeHost:
-    """This process's own, for nodes that Flower runs inside of it."""
+    """Returns this process's own host, for nodes that Flower runs inside of it."""
     return NodeHost()

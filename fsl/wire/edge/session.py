@@ -156,7 +156,7 @@ class WireSession:
 
     @property
     def unheard(self) -> bool:
-        """Returns whether the device may never have received the secret: it sent no frame here, and no stream is open."""
+        """Returns whether the device may never have received the secret: it sent no frame, and no stream is open."""
         return self._stream is None and self._taken == 0 and not self.closing
 
     def is_on(self, stream: SessionStream) -> bool:
