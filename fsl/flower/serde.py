@@ -1,4 +1,4 @@
-"""Flower's records as bytes; beside `flower.py` the other file that touches what Flower keeps to itself."""
+"""Serializes Flower's records; with `internals.py` the only files that touch Flower's internals."""
 
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -6,10 +6,10 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 
 def record_bytes(content: RecordDict) -> bytes:
-    """A message's content as bytes."""
+    """Serialize a message's content."""
     return recorddict_to_proto(content).SerializeToString()
 
 
 def record_from_bytes(data: bytes) -> RecordDict:
-    """What `record_bytes` wrote."""
+    """Read what `record_bytes` wrote."""
     return recorddict_from_proto(Proto.FromString(data))

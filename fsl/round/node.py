@@ -1,4 +1,4 @@
-"""What a Flower node does with a round's message."""
+"""Trains and evaluates on a Flower node, as a round's message asks."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """Hosts devices and edges: their data, one live copy of the modules, and what they keep between rounds."""
+    """Hosts devices and edges: their data, one live copy of the modules, and the states they keep between rounds."""
 
     def __init__(self, workload: Workload):
         torch.set_num_threads(workload.threads)
@@ -36,7 +36,7 @@ class Node:
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
-        """Train this node's cohorts for one round; the sums of n_k * w_k, the devices' reports, and who is lost."""
+        """Train this node's cohorts for one round; returns sums of n_k * w_k, device reports, and lost devices."""
         for cohort in plan.cohorts:
             refuse_other_counts(cohort.devices, self.worker.workload.partition)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
@@ -64,7 +64,7 @@ class Node:
         return [RoamingCohorts(group, plan, self.worker, states).run() for group in groups]
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        """Each device's private front through the shared back, on the test set."""
+        """Score each device's private front, with the shared back, on the test set."""
         with stepping(plan):
             return self._evaluate(plan, arrays)
 
@@ -91,7 +91,7 @@ class Node:
             replicas["front"].load(front)
             for name, segment in segments.items():
                 if name in states and name != "front" and segment.layout.has_buffers:
-                    replicas[name].load(states[name])  # the device before may have changed them
+                    replicas[name].load(states[name])  # the previous device may have changed them
                 segment.install(replicas[name])
             modules = [segment.module for segment in segments.values()]
             score = evaluate(modules, workload.data.test, workload.objective, self.worker.accelerator)
