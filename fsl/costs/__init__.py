@@ -1,4 +1,4 @@
-"""Simulated seconds and energy, from what devices, edges and links can do and what a model's stages cost."""
+"""Simulates seconds and joules of rounds, from profiles of devices, edges and links and the costs of stages."""
 
 from fsl.costs.cost_model import CostModel, Machines, machines
 from fsl.costs.pricing import CutPrice, price

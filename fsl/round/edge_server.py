@@ -90,7 +90,8 @@ class EdgeServer:
 
         `rows`: the rows that byte counts assume for each batch, where its own size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None where it begins each round anew. `told`: replaces the
-        reason for a refused step where that could reveal data. `checked`: whether to refuse steps with values that are not finite.
+        reason for a refused step where that could reveal data. `checked`: whether it refuses steps with
+        values that are not finite.
         """
         self.edge = edge
         self.trainer = trainer

@@ -127,7 +127,7 @@ class RoamingCohorts:
         return Roamer(opened, edge, self._moves.get(device, ()), len(self.devices.batches[device].rows))
 
     def _train(self, roamers: Sequence[Roamer]) -> None:
-        """Run the training loop: each device uploads a step, its edge answers; a leaving device moves before it hears."""
+        """Run the training loop: each device uploads a step, its edge answers; a due device moves before it hears."""
         by_id = {roamer.device.device: roamer for roamer in roamers}
         with stepping(self.plan) as at:
             while True:

@@ -1,4 +1,4 @@
-"""Cut a model into segments, and join the segments' states again."""
+"""Cuts a model into segments, and joins the segments' states again."""
 
 from fsl.split.cutting import Place, SplitModel, join, possible_cuts, refuse_no_tensor, refuse_tail, split
 
