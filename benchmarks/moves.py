@@ -1,4 +1,4 @@
-"""What a migration costs: a round of VGG5 whose device moves between two edges, over one whose device stays.
+"""Measures a migration's cost: a round of VGG5 whose device moves between two edges, over one whose device stays.
 
     python -m benchmarks.moves
 
@@ -30,7 +30,7 @@ from fsl.wire.tokens import Claims, Signer, fingerprint
 
 CUTS = ("pool1", "pool2", "conv3")
 KINDS = ("stay", "migrate", "restart")
-TARGET = 0.2  # seconds, that a migration adds to a round
+TARGET = 0.2  # seconds that a migration may add to a round
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MovingTask(Task):
 
 
 class Roads:
-    """Two edges and a device, each a process."""
+    """Runs two edges and a device, each in a process."""
 
     def __init__(self, task: MovingTask, stack: ExitStack):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
@@ -74,7 +74,7 @@ class Roads:
         self.about = [node.answer() for node in self.nodes]
 
     def train(self, round: int) -> float:
-        """Seconds of a round, from the first message to the last answer."""
+        """Returns the seconds of a round, from the first message to the last answer."""
         edge = [(e, self.about[e]["address"]) for e in (0, 1)]
         moves = KINDS[round % 3] != "stay"
         public, task = self.signer.public_key.hex(), DeviceTask(0)

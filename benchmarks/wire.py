@@ -1,4 +1,4 @@
-"""What the wire costs: sessions over gRPC against a bare stream, and against the same round in one process.
+"""Measures the wire's cost: sessions over gRPC against a bare stream, and against the same round in one process.
 
     python -m benchmarks.wire                  # everything, some minutes
     python -m benchmarks.wire --only echo      # smashed data there and back, over a bare gRPC stream of as many bytes
@@ -78,7 +78,7 @@ MOST = 2**32 - 1  # uploads of a session that echoes
 
 
 class Process:
-    """A process of the benchmark's own: it is built once, and then asked."""
+    """A process of the benchmark, built once and then asked repeatedly."""
 
     def __init__(self, build: Callable[..., Any], *arguments: object):
         context = multiprocessing.get_context("spawn")
@@ -132,7 +132,7 @@ WARM = 3  # echoes before those that count
 
 
 class Echo(EdgeTrainer):
-    """Answers smashed data with themselves."""
+    """Returns smashed data as their own cut gradient."""
 
     divisible = True
     bench = SimpleNamespace(objective=CrossEntropy())  # type: ignore[assignment]  # an upload's weight, no more
@@ -151,7 +151,7 @@ class Echo(EdgeTrainer):
 
 
 class EchoEdge:
-    """An edge whose round lasts until it is closed."""
+    """An edge whose round lasts until somebody closes it."""
 
     def __init__(self, cloud_key: bytes, folder: Path):
         self._door = EdgeDoor(0, "127.0.0.1:0", None, folder / "sessions.tsv", Limits())
@@ -170,7 +170,7 @@ class EchoEdge:
 
 
 class EchoDevice:
-    """A device that sends what it is given, and waits for the answer."""
+    """A device that sends what it gets, and waits for the answer."""
 
     def __init__(self, port: int, signer: Signer):
         self._uplink = Uplink(Ed25519PrivateKey.generate(), None, Limits())
@@ -179,7 +179,7 @@ class EchoDevice:
         self._ear: Ear = Ear()
         self._line = self._uplink.attend(invitation, self._ear, PATIENCE)
         self._step = 0
-        self._hear()  # the edge begins
+        self._hear()  # waits until the edge begins
 
     def _hear(self) -> Any:
         event = self._ear.get(timeout=60)
@@ -201,7 +201,7 @@ class EchoDevice:
 
 
 class BareServer:
-    """gRPC alone: a stream that gives back what comes."""
+    """gRPC alone: a stream that returns what comes."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -228,10 +228,10 @@ class BareServer:
 
 
 class BareSync:
-    """gRPC's synchronous client."""
+    """Measures gRPC's synchronous client."""
 
     def echo(self, port: int, data: bytes, count: int) -> float:
-        """Median seconds of an echo."""
+        """Returns the median seconds of an echo."""
         said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options(Limits.max_message_bytes)) as channel:
             answers = channel.stream_stream("/Echo/Stream")(iter(said.get, None))
@@ -249,13 +249,13 @@ class BareSync:
 
 
 class BareAio:
-    """Its asynchronous client, with nothing else in its loop."""
+    """Measures gRPC's asynchronous client, alone in its loop."""
 
     def __init__(self) -> None:
-        self._runner = asyncio.Runner()  # gRPC's poller serves one loop best, so there is one
+        self._runner = asyncio.Runner()  # one loop, which gRPC's poller serves best
 
     def echo(self, port: int, data: bytes, count: int) -> float:
-        """Median seconds of an echo."""
+        """Returns the median seconds of an echo."""
         return self._runner.run(self._echo(port, data, count))
 
     async def _echo(self, port: int, data: bytes, count: int) -> float:
@@ -276,7 +276,7 @@ class BareAio:
 
 
 def timed(function: Callable[[], object], count: int) -> float:
-    """The median seconds of a call, after some that warm it up."""
+    """Returns the median seconds of a call, after some that warm it up."""
     seconds = []
     for _ in range(count + WARM):
         started = time.perf_counter()
@@ -319,19 +319,19 @@ def _echo(pairs: int, folder: Path) -> list[Row]:
     return rows
 
 
-# Rounds: devices and edge apart, over the same cohort in one process.
+# Rounds of devices and edge in separate processes, over the same cohort in one process.
 
 
 @dataclass(frozen=True)
 class Task:
-    """A round of so many devices; each process builds it anew from its seeds."""
+    """A round of `devices` devices; each process builds it anew from its seeds."""
 
     name: str
     model: str
     devices: int
     batch_size: int
     trainer: str
-    steps: int = 10  # per device; digits have theirs
+    steps: int = 10  # per device, except for digits
 
     def workload(self, folder: Path) -> Workload:
         data = digits() if self.model.endswith("digits") else self._random()
@@ -374,12 +374,12 @@ class Task:
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What a round left on a node, as far as it must be equal wherever it was computed."""
+    """A round's result on a node, as far as it must be equal wherever it was computed."""
 
     arrays: Mapping[str, str]  # digests, by name
     losses: Mapping[int, tuple[float, int, int]]  # loss, bytes up and down by device
     steps: int
-    peak: int  # MB, of the process
+    peak: int  # the process's peak memory in MB
 
 
 def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> NodeResult:
@@ -389,7 +389,7 @@ def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> Node
 
 
 class InProcess:
-    """The whole cohort in one process."""
+    """Trains the whole cohort in one process."""
 
     def __init__(self, task: Task, folder: Path):
         self._task = task
@@ -407,7 +407,7 @@ class InProcess:
 
 
 class NodeProcess:
-    """A node of a federation: it hosts an edge, or devices."""
+    """A node of a federation, which hosts an edge, or devices."""
 
     def __init__(self, task: Task, config: Mapping[str, object], folder: Path):
         self._task = task
@@ -428,13 +428,13 @@ class NodeProcess:
 
 
 def beginning(node: Node) -> ArrayRecord:
-    """The round's message: what every segment starts from."""
+    """Returns the arrays from which every segment starts."""
     states = {name: segment.layout.capture() for name, segment in node.worker.segments.items()}
     return states_to_record(node.layouts, states)
 
 
 def write_key(folder: Path) -> Path:
-    """A device's key, in a file."""
+    """Write a device's key into a file."""
     key, private = folder / "device.pem", Ed25519PrivateKey.generate()
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key.chmod(0o600)
@@ -442,7 +442,7 @@ def write_key(folder: Path) -> Path:
 
 
 class WireFederation:
-    """One edge's process, and the devices' processes that share them out; this process is the cloud."""
+    """Runs one edge's process, and processes among which devices are divided; this process is the cloud."""
 
     def __init__(self, task: Task, device_nodes: int, tls: bool, stack: ExitStack):
         self.task = task
@@ -470,7 +470,7 @@ class WireFederation:
         self.samples = {int(d): int(n) for said in about[1:] for d, n in said["samples"].items()}
 
     def train(self, round: int) -> tuple[float, list[NodeResult]]:
-        """Seconds of a round, from the first message to the last answer, and what each node says."""
+        """Returns the seconds of a round, from the first message to the last answer, and each node's result."""
         parts = self._parts(round)
         started = time.perf_counter()
         for node, part in parts.items():
@@ -532,7 +532,7 @@ def _rounds(task: Task, pairs: int) -> list[Row]:
 
 
 def assert_equal(expected: NodeResult, found: Sequence[NodeResult]) -> None:
-    """What the nodes have together is what one process has, to the bit."""
+    """Assert that the nodes together have the result of one process, to the bit."""
     arrays = {name: digest for result in found for name, digest in result.arrays.items()}
     losses = {device: said for result in found for device, said in result.losses.items()}
     assert arrays == expected.arrays, "the wire changed a weight"
@@ -556,7 +556,7 @@ def sessions(pairs: int) -> list[Row]:
                 alone.ask("train", number)
                 floor, expected = alone.answer()
                 taken, found = federation.train(number)
-                assert_equal(expected, found)  # so all of them were closed
+                assert_equal(expected, found)  # so all sessions were closed
                 edge = found[0]
                 if number > 1:
                     seconds.append(taken)

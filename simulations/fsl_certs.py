@@ -1,4 +1,4 @@
-"""`fsl-certs`: a development CA, certificates for a federation's servers and devices, and the SuperNodes' keys."""
+"""`fsl-certs`: makes a development CA, certificates for a federation's servers and devices, and SuperNode keys."""
 
 import argparse
 import sys
@@ -35,7 +35,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _hosts(given: Sequence[str], edges: int) -> dict[str, list[str]]:
-    """NAME is a host of every server, edge-0=NAME of that one."""
+    """Read host names: NAME is a host of every server, edge-0=NAME of that one."""
     servers = ["superlink", *(f"edge-{i}" for i in range(edges))]
     hosts: dict[str, list[str]] = {}
     for text in given:
@@ -74,7 +74,7 @@ def _say(line: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""`fsl-federation`: a whole federation on this machine, as real processes; start it, run on it, look at it, end it."""
+"""`fsl-federation`: starts, runs on, shows and ends a whole federation of real processes on this machine."""
 
 import argparse
 import os
@@ -93,11 +93,11 @@ class _RoundsTold:
         self._told = len(folder.read_metrics())
 
     def tell_new(self) -> None:
-        """Print the rounds that are new."""
+        """Print the new rounds."""
         try:
             rows = self._folder.read_metrics()
         except CheckpointError:
-            return  # read while it was written
+            return  # the file is being written
         for row in rows[self._told :]:
             values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
             values += [f"devices {row['devices']}"] if "devices" in row else []
@@ -193,8 +193,8 @@ def _say(line: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
-    sys.path.append(os.getcwd())  # at the end, as fsl-simulate does: a strategy of one's own lies here
+    """Run the console script."""
+    sys.path.append(os.getcwd())  # at the end, like fsl-simulate: the user's own strategy lies here
     sys.exit(command(sys.argv[1:]))
 
 
