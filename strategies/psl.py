@@ -78,9 +78,9 @@ class SGLR(PSL):
         """Returns counts of the averaging, and the bytes of a broadcasting link.
 
         `averaged`: cut gradients replaced by the common one. `ragged`: gradients dropped from it or padded, for batches
-        of unequal size. `down_bytes_broadcast`: `down_bytes`, with a step's common gradient sent once. `up_bytes_paper`,
-        `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step, S the smashed
-        bytes of a sample, without headers.
+        of unequal size. `down_bytes_broadcast`: `down_bytes`, with a step's common gradient sent once.
+        `up_bytes_paper`, `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step, S
+        the smashed bytes of a sample, without headers.
         """
         smashed = figures.get("smashed_bytes", 0)
         return {
