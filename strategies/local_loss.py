@@ -14,8 +14,8 @@ class DecoupledSL(SplitStrategy):
     The edge trains a replica of the back per device on the front's uploads. The cloud averages fronts, heads and
     replicas with weights n_k/n each round. The head pools smashed data (B, C, H, W) to `pool` x `pool` (it flattens
     others), and has a linear layer, with a hidden one of `hidden` units before it where that is not 0. It is no part of
-    the model: `head.safetensors` has it. Source: Han et al. 2021, "Accelerating Federated Learning with Split Learning on
-    Locally Generated Losses", ICML workshop on federated learning.
+    the model: `head.safetensors` has it. Source: Han et al. 2021, "Accelerating Federated Learning with Split Learning
+    on Locally Generated Losses", ICML workshop on federated learning.
     """
 
     fronts = "averaged"

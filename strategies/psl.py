@@ -79,8 +79,8 @@ class SGLR(PSL):
 
         `averaged`: cut gradients replaced by the common one. `ragged`: gradients dropped from it or padded, for batches
         of unequal size. `down_bytes_broadcast`: `down_bytes`, with a step's common gradient sent once.
-        `up_bytes_paper`, `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step, S
-        the smashed bytes of a sample, without headers.
+        `up_bytes_paper`, `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step,
+        S the smashed bytes of a sample, without headers.
         """
         smashed = figures.get("smashed_bytes", 0)
         return {

@@ -31,7 +31,7 @@ def names_of(dataset: Any) -> tuple[str, ...] | None:
 
 
 def refuse_others(names: Sequence[str], others: Sequence[str], who: str, longer: bool = False) -> None:
-    """DataError where a number means one class here and another there; `longer`: the others may have more."""
+    """Raise DataError where a number means one class here and another there; `longer`: the others may have more."""
     for k, (one, other) in enumerate(zip(names, others)):
         if one != other:
             raise DataError(

@@ -123,7 +123,7 @@ def prove(key: PrivateKey, nonce: bytes, edge: int, token: bytes) -> bytes:
 
 
 def check_proof(signature: bytes, public_key: bytes, nonce: bytes, edge: int, token: bytes) -> None:
-    """TrustError unless the holder of this public key signed the challenge."""
+    """Raise TrustError unless the holder of this public key signed the challenge."""
     said = _said(nonce, edge, token)
     try:
         key = load_der_public_key(public_key)

@@ -58,7 +58,7 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
 
 
 def check_scores(asked: frozenset[int], content: RecordDict) -> None:
-    """TrustError for scores of devices that the cloud did not ask for, WireError for invalid scores."""
+    """Raise TrustError for scores of devices that the cloud did not ask for, WireError for invalid scores."""
     metrics = content.metric_records.get(METRICS)
     if metrics is None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")

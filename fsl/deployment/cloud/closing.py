@@ -10,7 +10,7 @@ from fsl.segments.sums import DeviceStates
 
 
 def check_closing(deadline: float | None, quorum: int | float | None, max_norm: float | None) -> None:
-    """ConfigError for an invalid deadline, quorum or largest norm."""
+    """Raise ConfigError for an invalid deadline, quorum or largest norm."""
     if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
         raise ConfigError(f"deployment.deadline={deadline}: a number of seconds above 0, or null for none")
     counts = isinstance(quorum, int) and quorum >= 1
@@ -27,7 +27,7 @@ def check_closing(deadline: float | None, quorum: int | float | None, max_norm: 
 
 
 def refuse_without_nodes(**keys: float | None) -> None:
-    """ConfigError where a simulation sets one of these keys, which would have no effect."""
+    """Raise ConfigError where a simulation sets one of these keys, which would have no effect."""
     for name, value in keys.items():
         if value is not None:
             raise ConfigError(

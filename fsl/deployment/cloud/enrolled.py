@@ -49,7 +49,7 @@ class Enrolled:
             self._keys = read_table(path)
 
     def refuse(self, names: Iterable[str], key: bytes) -> None:
-        """TrustError where one of these names belongs to another key (DER), or is missing in the operator's table."""
+        """Raise TrustError where one of these names has another key (DER), or is not in the operator's table."""
         for name in names:
             bound = self._keys.get(name)
             if bound is None and self.table is not None:

@@ -262,7 +262,7 @@ class Members:
 
 
 def _refuse_both(member: Member, other: Member) -> None:
-    """TrustError where two nodes answer for one number."""
+    """Raise TrustError where two nodes answer for one number."""
     for name in member.names:
         if name in other.names:
             what, _, number = name.partition("-")

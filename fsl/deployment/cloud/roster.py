@@ -139,7 +139,7 @@ class Roster:
         return messages
 
     def _refuse(self, plan: RoundPlan) -> None:
-        """RunError for plans that separate nodes cannot carry out, or that would reveal too much."""
+        """Raise RunError for plans that separate nodes cannot carry out, or that would reveal too much."""
         if self.terms.max_norm is not None and plan.privacy is not None:
             raise RunError(
                 f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
@@ -267,7 +267,7 @@ class Roster:
         return replace(collected, again=again, restarted=restarted)
 
     def _refuse_few(self, asked: _AskedRound, collected: Collected) -> None:
-        """RunError for a round in which fewer devices finished than the quorum; the run can resume from before it."""
+        """Raise RunError for a round in which fewer devices finished than the quorum; the run can resume before it."""
         devices, finished = len(collected.lost) + len(collected.reports), len(collected.reports)
         if self.terms.quorum is None or finished >= (needed := least(self.terms.quorum, devices)):
             return

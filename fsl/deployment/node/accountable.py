@@ -34,7 +34,7 @@ def charged(settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Se
 
 
 def refuse_unaccountable(plan: RoundPlan, worker: Worker) -> None:
-    """ConfigError for a private plan under which a device would release what its ledger does not count."""
+    """Raise ConfigError for a private plan under which a device would release what its ledger does not count."""
     privacy = plan.privacy
     if privacy is None or not privacy.private:
         return

@@ -63,7 +63,7 @@ def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
 
 
 def check_installed(folder: Path, bundle: bytes) -> None:
-    """TrustError where a bundle's folder holds anything besides the bundle, such as files of an earlier one."""
+    """Raise TrustError where a bundle's folder holds anything besides the bundle, such as files of an earlier one."""
     with zipfile.ZipFile(BytesIO(bundle)) as archive:
         for path in folder.rglob("*"):
             name = path.relative_to(folder).as_posix()
@@ -95,7 +95,7 @@ def _app_of(table: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _refuse_code(archive: zipfile.ZipFile, table: Mapping[str, Any]) -> None:
-    """TrustError for whatever might bring code that is not installed on the node."""
+    """Raise TrustError for whatever might bring code that is not installed on the node."""
     if more := sorted(set(archive.namelist()) - _WORDS):
         raise TrustError(f"it brings files of its own ({', '.join(more)[:100]})")
     if large := [one.filename for one in archive.infolist() if one.file_size > _LARGEST_TEXT]:

@@ -151,7 +151,7 @@ class NodeSettings:
         return settings
 
     def _refuse_ignored(self, given: Mapping[str, Any]) -> None:
-        """ConfigError for a key that a node of this role would ignore."""
+        """Raise ConfigError for a key that a node of this role would ignore."""
         for keys, host, hosts in (
             (_OF_DEVICES, "devices", self.hosts_devices),
             (_OF_EDGES, "an edge", self.hosts_edge),

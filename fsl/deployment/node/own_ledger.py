@@ -93,7 +93,7 @@ class OwnLedger:
         return account
 
     def check(self, device: int, ledger: Ledger) -> None:
-        """LimitError where a device would pass the owner's limit by this ledger."""
+        """Raise LimitError where a device would pass the owner's limit by this ledger."""
         if self.limit is None:
             return
         against, path = self.limit.against, ledger.path

@@ -17,13 +17,13 @@ KINDS = ("query", "train", "evaluate")
 
 
 def refuse_kind(kind: str) -> None:
-    """TrustError for a kind of message that no node answers."""
+    """Raise TrustError for a kind of message that no node answers."""
     if kind not in KINDS:
         raise TrustError(f"a message of kind {kind[:40]!r}: this node answers {', '.join(KINDS)}")
 
 
 def refuse_no_part(settings: NodeSettings) -> None:
-    """TrustError where a message without a part asks a node with a role to train whole cohorts."""
+    """Raise TrustError where a message without a part asks a node with a role to train whole cohorts."""
     if settings.role != "any":
         raise TrustError(
             f"role={settings.role!r}: a plan came without a part, which asks this node to train whole cohorts in its "
@@ -32,7 +32,7 @@ def refuse_no_part(settings: NodeSettings) -> None:
 
 
 def refuse_part(settings: NodeSettings, plan: RoundPlan, part: NodePart, devices: int) -> None:
-    """TrustError for a part that is not this node's, or does not fit its plan; `devices`: how many the run has."""
+    """Raise TrustError for a part that is not this node's, or does not fit its plan; `devices`: the run's number."""
     if settings.role == "any":
         raise TrustError("a part in a round came to a node without a role; give it role, and what it hosts")
     if plan.trainer is not None and part.alone:
@@ -51,7 +51,7 @@ def refuse_part(settings: NodeSettings, plan: RoundPlan, part: NodePart, devices
 
 
 def refuse_evaluation(settings: NodeSettings, plan: EvaluatePlan, devices: int) -> None:
-    """TrustError for devices that this node does not host; ConfigError where its owner's limit allows no exact scores.
+    """Raise TrustError for devices of other nodes; ConfigError where the owner's limit allows no exact scores.
 
     A node without a role evaluates any device.
     """

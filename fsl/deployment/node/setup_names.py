@@ -29,13 +29,13 @@ OWN = ("path", "name")  # options that say where data lie, which only the node i
 
 
 def check_groups(groups: Mapping[str, Mapping[str, Any]], allowed: tuple[str, ...]) -> None:
-    """WireError for a setup with a group that this node does not build: see `check_group`."""
+    """Raise WireError for a setup with a group that this node does not build: see `check_group`."""
     for group, config in groups.items():
         check_group(group, config, allowed)
 
 
 def check_group(group: str, config: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """WireError where a group's class is not allowed or of another kind, or where its options name more classes.
+    """Raise WireError where a group's class is not allowed or of another kind, or where its options name more classes.
 
     A data loader is one of fsl's own, or a function of an allowed package whose annotation returns a
     `fsl.data.TaskData`. Its options name no places: a node's own configuration says where data lie.

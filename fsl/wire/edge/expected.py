@@ -69,7 +69,7 @@ class Expected:
         return replace(expected, joint=privacy.joint, whole=whole, private=privacy.private)
 
     def check(self, upload: Upload) -> None:
-        """WireError for an upload that no device of this round makes."""
+        """Raise WireError for an upload that no device of this round makes."""
         smashed, targets = upload.smashed, upload.targets
         if smashed.shape[1:] != self.shape or smashed.dim() != 1 + len(self.shape) or smashed.dtype != self.dtype:
             raise WireError(
@@ -90,7 +90,7 @@ class Expected:
             raise WireError(f"targets are {targets.dtype}, this run's {self.target_dtype}")
 
     def check_factors(self, factors: Tensor | None, rows: int | None) -> None:
-        """WireError for clip factors that do not fit a step of `rows` rows (None: there was no step)."""
+        """Raise WireError for clip factors that do not fit a step of `rows` rows (None: there was no step)."""
         if not self.joint or rows is None:
             if factors is not None:
                 raise WireError("clip factors came where none are asked for")
@@ -104,7 +104,7 @@ class Expected:
             raise WireError("a clip factor is not from 0 to 1")
 
     def check_update(self, square: float | None) -> None:
-        """WireError for a number that is no squared norm of a device's part of its update."""
+        """Raise WireError for a number that is no squared norm of a device's part of its update."""
         if self.whole is None:
             return
         if square is None or not (math.isfinite(square) and square >= 0):

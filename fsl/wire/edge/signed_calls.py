@@ -97,7 +97,7 @@ class Head:
     end: int  # where the data begin
 
     def check(self, key: bytes, there: RoundPlace, here: int) -> None:
-        """TrustError if edge `there` did not sign this for edge `here`, or it is of another round."""
+        """Raise TrustError if edge `there` did not sign this for edge `here`, or it is of another round."""
         try:
             said = _signed(self.signed.message, self.digest, self.size)
             Ed25519PublicKey.from_public_bytes(key).verify(self.signed.signature, said)
