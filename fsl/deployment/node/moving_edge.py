@@ -8,7 +8,7 @@ from fsl.round.edge_side import EdgeSide
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.expected import Expected
-from fsl.wire.edge.moving_edge_round import RoamingRound
+from fsl.wire.edge.moving_edge_round import MovingEdgeRound
 from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.signed_calls import Peer
 from fsl.wire.options import Patience
@@ -24,7 +24,7 @@ def roaming_round(
     settings: NodeSettings,
     patience: Patience,
     replicate_every: int,
-) -> RoamingRound:
+) -> MovingEdgeRound:
     """Build the round, and let it answer other edges."""
     assert door.lines is not None
     assert plan.trainer is not None
@@ -43,7 +43,7 @@ def roaming_round(
         return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
     other_edges = admission.other_edges = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)
-    return RoamingRound(
+    return MovingEdgeRound(
         side.server,
         admission,
         patience,

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 
 
-class RoamingRound(EdgeRound):
+class MovingEdgeRound(EdgeRound):
     """An `EdgeRound` whose devices come and go. `visitors`: devices that begin at another edge, with that edge."""
 
     def __init__(
