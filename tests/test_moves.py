@@ -123,7 +123,7 @@ def test_a_device_that_never_arrives_is_lost_alone(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Algorithm, "select", lambda self, round: [1, 2, 3])
         expected = run(SplitFedV1(), rounds=1, **THREE | {"optimizer": ADAM})
-    monkeypatch.setattr("fsl.wire.device.moving_device_round.RoamingDevices._go", dies)
+    monkeypatch.setattr("fsl.wire.device.moving_device_round.MovingDeviceRound._go", dies)
     options = THREE | {"optimizer": ADAM, "mobility": MIDDLE, "rounds": 1}
     found = run(FedFly(), backend=wired(tmp_path, patience=QUICK), **options)
     assert_as_without(expected, found, WITHOUT)

@@ -36,7 +36,7 @@ from fsl.round.workload import Workload
 from fsl.segments.states import State
 from fsl.wire.device.device_round import DeviceRound
 from fsl.wire.device.line import Invitation, Uplink
-from fsl.wire.device.moving_device_round import RoamingDevices
+from fsl.wire.device.moving_device_round import MovingDeviceRound
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import EdgeOutcome
@@ -277,7 +277,7 @@ class NetworkedNode:
         if any(others.values()):
             where, every = self.settings.current_edge, part.replicate_every
             again = None if spent is None else spent.again
-            devices: DeviceRound = RoamingDevices(
+            devices: DeviceRound = MovingDeviceRound(
                 side, invitations, self.uplink, self.patience, others, where, every, again
             )
         else:

@@ -29,7 +29,7 @@ class Way:
     copies: dict[int, tuple[DeviceCopy, Counter[str]]] = field(default_factory=dict)  # by step, and what was sent
 
 
-class RoamingDevices(DeviceRound):
+class MovingDeviceRound(DeviceRound):
     """A `DeviceRound` whose devices move: as planned, and wherever a device's link leads.
 
     `others`: for each device, the edges that it may go to, with their addresses. `where` returns the edge that a
