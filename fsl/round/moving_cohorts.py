@@ -46,7 +46,7 @@ class Roamer:
         return bool(self.left) and self.device.step >= self.left[0][0] and self.edge.caught_up(self.device.device)
 
 
-class RoamingCohorts:
+class MovingCohorts:
     """Trains cohorts whose devices may move between them, with the edges of all."""
 
     def __init__(self, tasks: Sequence[CohortTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]):

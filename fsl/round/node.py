@@ -17,7 +17,7 @@ from fsl.privacy.device_guard import leaks
 from fsl.round.cohort import Cohort, stepping
 from fsl.round.evaluation import evaluate
 from fsl.round.kept_states import load_private
-from fsl.round.moving_cohorts import RoamingCohorts
+from fsl.round.moving_cohorts import MovingCohorts
 from fsl.round.sample_counts import refuse_other_counts
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
@@ -61,7 +61,7 @@ class Node:
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)
-        return [RoamingCohorts(group, plan, self.worker, states).run() for group in groups]
+        return [MovingCohorts(group, plan, self.worker, states).run() for group in groups]
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Score each device's private front, with the shared back, on the test set."""
