@@ -14,7 +14,7 @@ from fsl.wire.edge.signed_calls import Peer
 from fsl.wire.options import Patience
 
 
-def roaming_round(
+def build_moving_round(
     plan: RoundPlan,
     part: EdgePart,
     side: EdgeSide,

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fsl import __version__
 from fsl.deployment.node.accountable import charged
-from fsl.deployment.node.moving_edge import roaming_round
+from fsl.deployment.node.moving_edge import build_moving_round
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owned import refuse_evaluation, refuse_part
@@ -228,7 +228,7 @@ class NetworkedNode:
         admission = _admission(plan, part)
         expected = Expected.of(worker, plan)
         if part.peers:
-            edge_round: EdgeRound = roaming_round(
+            edge_round: EdgeRound = build_moving_round(
                 plan, part, side, admission, expected, self.door, self.settings, self.patience, whole.replicate_every
             )
         else:
