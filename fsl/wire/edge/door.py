@@ -14,7 +14,7 @@ from fsl.wire.chunks import TooLarge, receive, send
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.peer_calls import PeerCalls
-from fsl.wire.edge.served_rounds import Rounds
+from fsl.wire.edge.served_rounds import ServedRounds
 from fsl.wire.edge.session import Refusal, SessionStream, WireSession
 from fsl.wire.edge.signed_calls import PeerLines
 from fsl.wire.edge.strangers import Strangers
@@ -47,7 +47,7 @@ class EdgeDoor:
         self.meter = meter or EdgeMeter()
         self.thread = NetworkThread(f"edge-{edge}")
         strangers = Strangers(limits)
-        self._rounds = Rounds(edge, limits.handshake_seconds / 2)
+        self._rounds = ServedRounds(edge, limits.handshake_seconds / 2)
         self._welcome = Welcome(edge, self._rounds, strangers, journal, self.thread, limits, self.meter)
         self._peers = PeerCalls(edge, self._rounds, strangers, lines, limits)
         try:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import grpc
 
 from fsl.errors import WireError
-from fsl.wire.edge.served_rounds import Rounds
+from fsl.wire.edge.served_rounds import ServedRounds
 from fsl.wire.edge.session import Refusal
 from fsl.wire.edge.signed_calls import PeerLines, check, head_of, messages, rest_of, sign
 from fsl.wire.edge.strangers import Strangers
@@ -19,7 +19,7 @@ Context = grpc.aio.ServicerContext
 class PeerCalls:
     """Answers other edges' calls, on the network thread."""
 
-    def __init__(self, edge: int, rounds: Rounds, strangers: Strangers, lines: PeerLines | None, limits: Limits):
+    def __init__(self, edge: int, rounds: ServedRounds, strangers: Strangers, lines: PeerLines | None, limits: Limits):
         self.edge = edge
         self.rounds = rounds
         self.strangers = strangers

@@ -12,7 +12,7 @@ from fsl.wire.edge.session import Refusal
 Code = grpc.StatusCode
 
 
-class Rounds:
+class ServedRounds:
     """Finds the round that a token or a call is of, on the network thread. `wait`: seconds for a round to begin."""
 
     def __init__(self, edge: int, wait: float):

@@ -16,7 +16,7 @@ from fsl.wire.chunks import CHUNK
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
 from fsl.wire.edge.meter import EdgeMeter
-from fsl.wire.edge.served_rounds import Rounds
+from fsl.wire.edge.served_rounds import ServedRounds
 from fsl.wire.edge.session import Joined, Refusal, SessionStream, WireSession
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.loop import NetworkThread
@@ -45,7 +45,7 @@ class Welcome:
     def __init__(
         self,
         edge: int,
-        rounds: Rounds,
+        rounds: ServedRounds,
         strangers: Strangers,
         journal: Path,
         thread: NetworkThread,
