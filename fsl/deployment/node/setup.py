@@ -133,7 +133,7 @@ def _wrong(setup: Setup) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Whole(Partition):
+class AllRows(Partition):
     """Gives all of a node's rows to each of its devices: the node is one device, and the rows are its own."""
 
     devices: int
@@ -168,7 +168,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     head = None
     if strategy.local_loss and not edge_only:
         head = local_head(strategy, model, cuts, task.train, setup.seed)
-    partition: Partition = Whole(setup.devices, len(task.train))
+    partition: Partition = AllRows(setup.devices, len(task.train))
     if not edge_only and settings.rows == "partition":
         rule = build("partition", setup.groups["partition"])
         partition = divide(task, rule, setup.devices, setup.samples_per_device, setup.seed)
