@@ -14,7 +14,7 @@ from fsl.data import IID, divide
 from fsl.deployment.node.node_host import NodeHost
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit, OwnLedger
-from fsl.deployment.node.setup import Whole, build_workload
+from fsl.deployment.node.setup import AllRows, build_workload
 from fsl.errors import ConfigError, FslError, TrustError
 from fsl.flower.internals import enter_identity, exit_identity
 from fsl.flower.records import states_to_record
@@ -247,7 +247,7 @@ def test_the_plan_does_not_choose_the_accountant(tmp_path):
 
 def test_another_name_setting_or_device_number_does_not_start_the_count_anew(tmp_path):
     """Rows that are the device's own are the same rows under every number."""
-    own = Whole(8, 96)
+    own = AllRows(8, 96)
     spend(own_ledger(tmp_path, "a", same_rows=True), private(), [0], own)
     once = cost(tmp_path)[0]
     limit = Limit(1.9 * once, "model")
@@ -266,7 +266,7 @@ def test_in_another_run_a_sample_may_have_been_with_any_device_of_the_node(tmp_p
 
 def test_devices_that_share_rows_have_no_limit_of_their_own(tmp_path):
     with pytest.raises(ConfigError, match="devices of this node share rows"):
-        spend(own_ledger(tmp_path, "a", Limit(9.0, "model")), private(), [0, 1], Whole(8, 96))
+        spend(own_ledger(tmp_path, "a", Limit(9.0, "model")), private(), [0, 1], AllRows(8, 96))
 
 
 def test_a_step_is_not_done_again_beyond_the_limit(tmp_path):
