@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
-from fsl.costs.round_cost import DeviceLoad, RoundCost, Serving, round_cost
+from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
+from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
 
 
