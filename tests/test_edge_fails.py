@@ -7,8 +7,9 @@ from fsl.round.edge_server import EdgeServer
 from fsl.round.edge_side import EdgeSide
 from fsl.wire.device.line import Line
 from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.edge_events import Asked
 from fsl.wire.edge.edge_round import EdgeRound
-from fsl.wire.edge.other_edges import Asked, OtherEdges
+from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.session import Refusal
 from fsl.wire.options import Limits, Patience
 from tests.conftest import small_model

@@ -19,10 +19,11 @@ from fsl.round.edge_server import EdgeServer
 from fsl.round.handover import Passport, layout_device, pack, told_size, unpack
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
+from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent
 from fsl.wire.edge.edge_round import EdgeRound, served_frame
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.meter import EdgeMeter
-from fsl.wire.edge.other_edges import Asked, Delivered, Handed, OtherEdges, Placed, Sent, Silent
+from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.session import Event, Finished, Gone, Joined, Refusal, Uploaded, WireSession
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits, Patience

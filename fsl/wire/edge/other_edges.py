@@ -9,7 +9,6 @@ import queue
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -18,6 +17,7 @@ from fsl.errors import FslError, TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.quoting import one_line
 from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent
 from fsl.wire.edge.session import Refusal, WireSession
 from fsl.wire.edge.signed_calls import Peer, PeerLines, RoundPlace
 from fsl.wire.options import Limits, Patience
@@ -31,61 +31,6 @@ _LONG_POLL = 5.0  # seconds after which an edge answers a watch though nothing i
 _AGAIN = 0.3  # seconds between two attempts to reach an edge
 _TRIES = 5  # attempts at a call that was corrupted on its way, before it counts as refused
 _AT_ONCE = 4.0  # seconds for an edge to hand over a session whose device waits at another's door
-
-
-@dataclass(frozen=True)
-class Handed:
-    """A session came from another edge."""
-
-    device: int
-    claims: Claims
-    token: bytes
-    data: bytes
-    moved_bytes: int
-    done: Callable[["WireSession | Refusal"], None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Another edge asks for the session of a device that has come there."""
-
-    device: int
-    edge: int
-    done: Callable[["tuple[bytes, int] | Refusal"], None]  # gets the snapshot, and the bytes of all moves
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """Reports whether a session reached the other edge, or why not."""
-
-    device: int
-    edge: int
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Another edge says which devices are there, and which have ended their round there."""
-
-    edge: int
-    here: frozenset[int]
-    settled: frozenset[int]
-    over: bool
-
-
-@dataclass(frozen=True)
-class Silent:
-    """Another edge no longer answers."""
-
-    edge: int
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Reports whether a device's optimizer state reached its home edge, or why not."""
-
-    device: int
-    failure: str | None
 
 
 class OtherEdges:
