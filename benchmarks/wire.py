@@ -59,7 +59,8 @@ from fsl.round.node import Node
 from fsl.round.workload import Workload
 from fsl.segments.sums import Total
 from fsl.trainers import EdgeTrainer
-from fsl.wire.device.line import Ear, Invitation, LineEnded, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Ear, LineEnded, Uplink
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound

@@ -28,7 +28,8 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
 from fsl.round.edge_server import EdgeServer
 from fsl.trainers import Replicated
-from fsl.wire.device.line import Ear, Invitation, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Ear, Uplink
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound

@@ -35,7 +35,8 @@ from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State
 from fsl.wire.device.device_round import DeviceRound
-from fsl.wire.device.line import Invitation, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Uplink
 from fsl.wire.device.moving_device_round import MovingDeviceRound
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.edge.admission import Admission

@@ -23,7 +23,8 @@ from fsl.round.front_device import Device
 from fsl.round.unusable import told
 from fsl.segments.finite import finite_state
 from fsl.trainers import EdgeTrainer
-from fsl.wire.device.line import Ear, Heard, Invitation, Line, LineEnded, Rewound, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Ear, Heard, Line, LineEnded, Rewound, Uplink
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.options import Patience
 

@@ -16,6 +16,7 @@ from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
 from fsl.wire.chunks import ended, next_message, receive, send
 from fsl.wire.device.connections import Connections
+from fsl.wire.device.invitation import Invitation
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import METHOD, Certificates, Limits, Patience, client_options
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
@@ -57,20 +58,6 @@ class Rewound:
 
 
 Ear = queue.SimpleQueue  # of Heard, LineEnded and Rewound; from the network thread to the one that computes
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """All that a device needs to open a session at an edge."""
-
-    device: int
-    edge: int
-    address: str
-    token: bytes
-    up: str
-    down: str
-    served: int = 0  # uploads that other edges served before, where it comes from one
-    left: int | None = None  # the edge that it left of its own accord
 
 
 class Uplink:

@@ -11,7 +11,8 @@ from fsl.mobility import Move, route
 from fsl.round.device_side import DeviceCopy, DeviceSide
 from fsl.round.front_device import Device
 from fsl.wire.device.device_round import Attending, DeviceOutcome, DeviceRound, log
-from fsl.wire.device.line import Heard, Invitation, LineEnded, Rewound, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Heard, LineEnded, Rewound, Uplink
 from fsl.wire.options import Patience
 
 
