@@ -82,7 +82,7 @@ class MovingCohorts:
         totals: dict[str, Total] = {}
         figures: Counter[str] = Counter(dropped=len(self.dropped))
         for side in self.sides.values():
-            found, counts = result_of(side.server, reports, self.lost)
+            found, own = result_of(side.server, reports, self.lost)
             figures.update(counts)
             for name, back in found.items():
                 if name in totals:
