@@ -83,7 +83,7 @@ class MovingCohorts:
         figures: Counter[str] = Counter(dropped=len(self.dropped))
         for side in self.sides.values():
             found, own = result_of(side.server, reports, self.lost)
-            figures.update(counts)
+            figures.update(own)
             for name, back in found.items():
                 if name in totals:
                     totals[name].merge(back)
