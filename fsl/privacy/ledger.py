@@ -104,7 +104,7 @@ class Ledger:
             name: max((claim(name, self.setting, t) for t in release_counts), key=_severity) for name in ADVERSARIES
         }
 
-    def figures(self) -> dict[str, float | None]:
+    def epsilons(self) -> dict[str, float | None]:
         """Each adversary's epsilon for a round's metrics; None where it is unbounded."""
         return {figure_of(name): found.epsilon for name, found in self.claims().items()}
 
