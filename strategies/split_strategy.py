@@ -327,7 +327,7 @@ class SplitStrategy(Algorithm, Strategy):
         if federation.ledger is None or federation.privacy is None:
             return lost
         withheld = {"losses_withheld": True} if federation.privacy.withheld else {}
-        return {**lost, **withheld, **federation.ledger.figures()}
+        return {**lost, **withheld, **federation.ledger.epsilons()}
 
     # Planning.
 
