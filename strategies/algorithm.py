@@ -133,7 +133,7 @@ class Algorithm:
         self._noised = round
         return noised_means(means, federation.layouts, std, secure, federation.seed, round)
 
-    def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
+    def metrics(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
         """Returns additional metrics of the round, from the devices' reports and the edges' counts."""
         return {}
 
@@ -253,7 +253,7 @@ class Algorithm:
         names = {owner: f"{spec.target}/{owner}" for owner in owners}
         return {o: (self._kept[n], self._kept_saved.get(n, 0)) for o, n in names.items() if n in self._kept}
 
-    def _note_kept(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> Mapping[str, int]:
+    def _note_kept(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> Mapping[str, int]:
         """Note the edges and devices whose state the round's trainer kept; returns the other counts of the round."""
         spec = self.planned(round)
         trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
@@ -261,9 +261,9 @@ class Algorithm:
             if trainer.divisible:
                 owners = [f"device-{report.device}" for report in reports]
             else:
-                owners = [f"edge-{name.removeprefix(KEPT)}" for name in figures if name.startswith(KEPT)]
+                owners = [f"edge-{name.removeprefix(KEPT)}" for name in counts if name.startswith(KEPT)]
             self._kept.update({f"{spec.target}/{owner}": round for owner in owners})
-        return {name: count for name, count in figures.items() if not name.startswith(KEPT)}
+        return {name: count for name, count in counts.items() if not name.startswith(KEPT)}
 
     def _per_device(self, segment: str, round: int) -> bool:
         """Returns whether a segment's new state needs each device's state one by one."""

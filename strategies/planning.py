@@ -134,7 +134,7 @@ def stays(report: DeviceReport, home: int, moves: Sequence[Move], on_move: OnMov
     return (*found, Stay(at, report.steps - done, bytes))
 
 
-def movements(reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, int]:
+def movements(reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, int]:
     """Add up a round's moves: their number, bytes between edges, served uploads, and repeated ones."""
     wasted = sum(r.wasted_steps for r in reports)
     return {
@@ -142,7 +142,7 @@ def movements(reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> di
         "migration_bytes": sum(r.moved_bytes for r in reports),
         "uploads": sum(r.steps for r in reports) + wasted,
         "wasted_steps": wasted,
-        "dropped": figures.get("dropped", 0),
+        "dropped": counts.get("dropped", 0),
     }
 
 

@@ -74,7 +74,7 @@ class SGLR(PSL):
         options = {name: getattr(self, name) for name in ("alpha", "subset", "average", "ragged", "weights")}
         return Spec(self.path(Pooled), {"phi": self.phi_at(round), **options})
 
-    def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
+    def metrics(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
         """Returns counts of the averaging, and the bytes of a broadcasting link.
 
         `averaged`: cut gradients replaced by the common one. `ragged`: gradients dropped from it or padded, for batches
@@ -82,11 +82,11 @@ class SGLR(PSL):
         `up_bytes_paper`, `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step,
         S the smashed bytes of a sample, without headers.
         """
-        smashed = figures.get("smashed_bytes", 0)
+        smashed = counts.get("smashed_bytes", 0)
         return {
-            "averaged": figures.get("averaged", 0),
-            "ragged": figures.get("ragged", 0),
-            "down_bytes_broadcast": sum(r.down_bytes for r in reports) - figures.get("broadcast_saved", 0),
+            "averaged": counts.get("averaged", 0),
+            "ragged": counts.get("ragged", 0),
+            "down_bytes_broadcast": sum(r.down_bytes for r in reports) - counts.get("broadcast_saved", 0),
             "up_bytes_paper": smashed,
-            "down_bytes_paper": int((1 - self.phi_at(round)) * smashed) + figures.get("common_bytes", 0),
+            "down_bytes_paper": int((1 - self.phi_at(round)) * smashed) + counts.get("common_bytes", 0),
         }

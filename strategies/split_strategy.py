@@ -135,7 +135,7 @@ class SplitStrategy(Algorithm, Strategy):
         for move in self._moves:  # a shared back was trained, and kept, at every edge on the way
             self._versions[f"edge-{move.edge}"] = server_round
         self._note_restarts(server_round, collected)
-        figures = self._note_kept(server_round, collected.reports, collected.figures)
+        counts = self._note_kept(server_round, collected.reports, collected.counts)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         if self.federation.privacy is not None and self.federation.privacy.withheld:
             del measured["train_loss"]
@@ -144,10 +144,10 @@ class SplitStrategy(Algorithm, Strategy):
             measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
-            measured |= movements(reports, figures)
+            measured |= movements(reports, counts)
         if self.federation.ledger is not None:
             self.federation.ledger.after(reports, collected.again)
-        own = self.metrics(server_round, reports, figures)
+        own = self.metrics(server_round, reports, counts)
         return arrays, MetricRecord(
             {**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, measured.keys())}
         )
@@ -176,7 +176,7 @@ class SplitStrategy(Algorithm, Strategy):
         good = succeeded(replies, round)
         totals: dict[str, Total] = {}
         reports: list[DeviceReport] = []
-        figures: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for reply in good:
             said = metrics_to_reports(reply.content.metric_records[METRICS])
             weights = {report.device: float(report.samples) for report in said.devices}
@@ -192,10 +192,10 @@ class SplitStrategy(Algorithm, Strategy):
                 else:
                     totals[segment] = total
             reports.extend(said.devices)
-            figures.update(said.figures)
+            counts.update(said.counts)
         reports.sort(key=lambda r: r.device)
         self._warn_of_lost(round)
-        return Collected(totals, reports, figures, self._lost, len(replies) - len(good))
+        return Collected(totals, reports, counts, self._lost, len(replies) - len(good))
 
     def _note_restarts(self, round: int, collected: Collected) -> None:
         """Note devices whose node lost their private front; those without an older one get the first one anew."""

@@ -23,7 +23,7 @@ class Collected:
 
     totals: Mapping[str, Total]
     reports: Sequence[DeviceReport]
-    figures: Mapping[str, int]
+    counts: Mapping[str, int]
     lost: Mapping[int, str]
     failed_nodes: int
     again: Mapping[int, int] = field(default_factory=dict)

@@ -194,7 +194,7 @@ _MOVED = ("edge", "moves", "moved_bytes", "wasted_steps", "restarts")  # only no
 
 
 def reports_to_metrics(
-    reports: Iterable[DeviceReport], weights: Mapping[str, float], figures: Mapping[str, int]
+    reports: Iterable[DeviceReport], weights: Mapping[str, float], counts: Mapping[str, int]
 ) -> MetricRecord:
     """Pack device reports column by column, the weight of each segment's sum, and a node's counts."""
     reports = list(reports)
@@ -204,7 +204,7 @@ def reports_to_metrics(
     if any(report.moves or report.wasted_steps for report in reports):
         columns |= {name: [getattr(report, name) for report in reports] for name in _MOVED}
     columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
-    return MetricRecord(columns | {f"figure.{name}": count for name, count in figures.items()})
+    return MetricRecord(columns | {f"figure.{name}": count for name, count in counts.items()})
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class NodeReport:
 
     devices: list[DeviceReport]
     weights: dict[str, float]
-    figures: dict[str, int]
+    counts: dict[str, int]
 
 
 def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
@@ -223,10 +223,10 @@ def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
         columns = [_column(name, metrics[name]) for name in names]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
         weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}
-        figures = {name: int(value) for name, value in _named(metrics, "figure.")}
+        counts = {name: int(value) for name, value in _named(metrics, "figure.")}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a node's metrics are not device reports ({one_line(str(error), 200)})") from None
-    return NodeReport(rows, weights, figures)
+    return NodeReport(rows, weights, counts)
 
 
 def _column(name: str, values: Any) -> list[Any]:

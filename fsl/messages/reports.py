@@ -42,5 +42,5 @@ class CohortResult:
 
     totals: Mapping[str, Total]
     reports: tuple[DeviceReport, ...]
-    figures: Mapping[str, int]
+    counts: Mapping[str, int]
     lost: Mapping[int, str] = field(default_factory=dict)

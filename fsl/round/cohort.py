@@ -36,7 +36,7 @@ class Cohort:
         devices = sorted(self.devices.tasks)
         groups = [devices] if trainer.lockstep else [[device] for device in trainer.arrange(devices)]
         reports = [report for group in groups for report in self._run_group(group)]
-        totals, figures = result_of(self.edge, reports, self.lost)
+        totals, counts = result_of(self.edge, reports, self.lost)
         if not reports:
             return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts == "relayed":
@@ -44,7 +44,7 @@ class Cohort:
                 self.devices.totals[name].add(state, sum(r.samples for r in reports))
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), counts, self.lost)
 
     def _run_group(self, ids: list[int]) -> list[DeviceReport]:
         devices, reports = [], []
@@ -78,7 +78,7 @@ def result_of(
         lost |= {report.device: error.reason for report in reports}
         reports.clear()
         return {}, Counter()
-    return ({"back": total}, edge.figures()) if reports else ({}, Counter())
+    return ({"back": total}, edge.counts()) if reports else ({}, Counter())
 
 
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:

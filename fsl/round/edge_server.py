@@ -223,16 +223,16 @@ class EdgeServer:
     def _owner(self, device: int | None) -> str:
         return f"edge-{self.edge}" if device is None else f"device-{device}"
 
-    def figures(self) -> Counter[str]:
+    def counts(self) -> Counter[str]:
         """Returns this round's counts, after `result`: the trainer's, and bytes that crossed the cut.
 
         `smashed_bytes`: the smashed data themselves, before any codec, without headers. `common_bytes`: the same of
         the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire
         that a broadcasting link would save.
         """
-        figures = self._figures.copy()
-        figures.update(self.trainer.figures())
-        return figures
+        counts = self._figures.copy()
+        counts.update(self.trainer.counts())
+        return counts
 
     def _answers(self, replies: Sequence[Reply]) -> list[ReplyPacket]:
         answers = []

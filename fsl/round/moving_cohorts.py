@@ -80,10 +80,10 @@ class MovingCohorts:
             groups = [[(t.edge, device)] for t in self.tasks for device in first.arrange([d.device for d in t.devices])]
         reports = [report for group in groups for report in self._run_group(group)]
         totals: dict[str, Total] = {}
-        figures: Counter[str] = Counter(dropped=len(self.dropped))
+        counts: Counter[str] = Counter(dropped=len(self.dropped))
         for side in self.sides.values():
             found, own = result_of(side.server, reports, self.lost)
-            figures.update(own)
+            counts.update(own)
             for name, back in found.items():
                 if name in totals:
                     totals[name].merge(back)
@@ -93,7 +93,7 @@ class MovingCohorts:
             return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), counts, self.lost)
 
     def _run_group(self, group: Sequence[tuple[int, int]]) -> Iterable[DeviceReport]:
         roamers = [self._begin(self._server(edge), device) for edge, device in group]

@@ -45,12 +45,12 @@ class Node:
         self.worker.store.sync()
         totals = _merge(results)
         reports = [report for result in results for report in result.reports]
-        figures: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for result in results:
-            figures.update(result.figures)
+            counts.update(result.counts)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
         lost = {device: reason for result in results for device, reason in result.lost.items()}
-        content = RecordDict({ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, figures)})
+        content = RecordDict({ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, counts)})
         if lost:
             content[REMARKS] = ConfigRecord({LOST: json.dumps(lost)})
         return content

@@ -149,7 +149,7 @@ class Pooled(SharedBack):
         size = devices if self.subset == "all" and self.phi else math.floor(self.phi * devices + 0.5)
         return max(size, 1)
 
-    def figures(self) -> Mapping[str, int]:
+    def counts(self) -> Mapping[str, int]:
         """`averaged`: cut gradients that were replaced by the common one; `ragged`: dropped from it, or padded."""
         return self._figures
 

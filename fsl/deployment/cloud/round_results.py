@@ -66,7 +66,7 @@ class RoundResults:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
                 self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
-        self._figures.update(said.figures)
+        self._figures.update(said.counts)
         whole = self.plan.privacy is not None and self.plan.privacy.client is not None
         # The cloud's weights, not a node's; all equal where privacy protects whole devices.
         weights = {device: 1.0 if whole else float(n) for device, n in self.samples.items()}

@@ -243,7 +243,7 @@ class NetworkedNode:
         # A shared back has also learnt from devices that have moved on.
         if outcome.failed is None and (outcome.closed or part.peers):
             work.totals["back"] = server.result()
-            work.figures.update(server.figures())
+            work.counts.update(server.counts())
         return outcome
 
     # The devices' part.

@@ -19,7 +19,7 @@ class Work:
     totals: dict[str, Total] = field(default_factory=dict)
     reports: list[DeviceReport] = field(default_factory=list)  # devices that trained here
     served: list[DeviceReport] = field(default_factory=list)  # devices that this node's edge served
-    figures: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     restarted: dict[int, int] = field(default_factory=dict)  # by device, the round of the front that it went on from
 
@@ -31,7 +31,7 @@ class Work:
     def records(self) -> tuple[ArrayRecord, MetricRecord]:
         """Returns the totals, and the metrics beside them; not why devices were lost."""
         weights = {name: total.weight for name, total in self.totals.items() if isinstance(total, WeightedSum)}
-        metrics = reports_to_metrics(self.reports, weights, self.figures)
+        metrics = reports_to_metrics(self.reports, weights, self.counts)
         served = reports_to_metrics(self.served, {}, {})
         metrics.update({f"served.{name}": column for name, column in served.items()})
         metrics.update({f"{RESTARTED}{device}": round for device, round in self.restarted.items()})
