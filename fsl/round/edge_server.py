@@ -101,7 +101,7 @@ class EdgeServer:
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
-        self._figures: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._told = told
         self._checked = checked
         self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
@@ -151,7 +151,7 @@ class EdgeServer:
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
         session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.reported_batch_size)
-        self._figures["smashed_bytes"] += self._told_bytes(upload.smashed)
+        self._counts["smashed_bytes"] += self._told_bytes(upload.smashed)
         return upload
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
@@ -207,7 +207,7 @@ class EdgeServer:
         """Returns the weighted backs of this round, and stores what a shared back's trainer keeps."""
         if self._memory is not None and not self.trainer.divisible:
             self._remember(None)
-            self._figures[f"{KEPT}{self.edge}"] = 1
+            self._counts[f"{KEPT}{self.edge}"] = 1
         return self.trainer.result()
 
     # The trainer's memory between rounds: one of the edge, or one of each device with a back of its own.
@@ -230,7 +230,7 @@ class EdgeServer:
         the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire
         that a broadcasting link would save.
         """
-        counts = self._figures.copy()
+        counts = self._counts.copy()
         counts.update(self.trainer.counts())
         return counts
 
@@ -263,8 +263,8 @@ class EdgeServer:
                 common.append((0 if codec.stateful else sent, self._told_bytes(gradient)))
         if common:
             sizes, values = zip(*common)
-            self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
-            self._figures["common_bytes"] += max(values)
+            self._counts["broadcast_saved"] += sum(sizes) - max(sizes)
+            self._counts["common_bytes"] += max(values)
         return answers
 
     def _unusable(self, reply: Reply) -> str | None:

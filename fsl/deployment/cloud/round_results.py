@@ -45,7 +45,7 @@ class RoundResults:
         self._own: dict[str, DeviceStates] = {}
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
-        self._figures: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._void: set[int] = set()  # devices whose work is unusable, or whose answers are not credible
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord, most: float = math.inf) -> None:
@@ -66,7 +66,7 @@ class RoundResults:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
                 self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
-        self._figures.update(said.counts)
+        self._counts.update(said.counts)
         whole = self.plan.privacy is not None and self.plan.privacy.client is not None
         # The cloud's weights, not a node's; all equal where privacy protects whole devices.
         weights = {device: 1.0 if whole else float(n) for device, n in self.samples.items()}
@@ -130,7 +130,7 @@ class RoundResults:
             if total is not None:
                 totals[segment] = total
         lost = {device: "; ".join(said) for device, said in sorted(self._lost.items()) if device not in counted}
-        return Collected(totals, reports, self._figures, lost, failed_nodes)
+        return Collected(totals, reports, self._counts, lost, failed_nodes)
 
     def _lose_other_counts(self) -> None:
         held = {task.device: task.samples for cohort in self.cohorts for task in cohort.devices if task.samples}
