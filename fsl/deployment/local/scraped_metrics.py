@@ -16,14 +16,14 @@ def scrape_metrics(address: str) -> dict[str, float]:
 
 def parse_metrics(text: str) -> dict[str, float]:
     """Parse Prometheus' text format; adds up samples of one name whatever their labels, and skips invalid lines."""
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for line in text.splitlines():
         head, _, rest = line.partition("{")
         words = line.split() if not rest else [head.strip(), *rest.rpartition("}")[2].split()]
         if line.startswith("#") or len(words) < 2 or words[0].endswith("_created"):  # a counter's beginning
             continue
         try:
-            figures[words[0]] = figures.get(words[0], 0.0) + float(words[1])
+            metrics[words[0]] = metrics.get(words[0], 0.0) + float(words[1])
         except ValueError:
             continue
-    return figures
+    return metrics
