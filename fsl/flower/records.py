@@ -204,7 +204,7 @@ def reports_to_metrics(
     if any(report.moves or report.wasted_steps for report in reports):
         columns |= {name: [getattr(report, name) for report in reports] for name in _MOVED}
     columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
-    return MetricRecord(columns | {f"figure.{name}": count for name, count in counts.items()})
+    return MetricRecord(columns | {f"count.{name}": count for name, count in counts.items()})
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
         columns = [_column(name, metrics[name]) for name in names]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
         weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}
-        counts = {name: int(value) for name, value in _named(metrics, "figure.")}
+        counts = {name: int(value) for name, value in _named(metrics, "count.")}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a node's metrics are not device reports ({one_line(str(error), 200)})") from None
     return NodeReport(rows, weights, counts)
