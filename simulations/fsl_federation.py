@@ -21,7 +21,7 @@ from fsl.faults import TRACEBACK
 from fsl.quoting import shell_word
 from fsl.run.run_folder import RunFolder
 
-_FIGURES = ("sessions", "steps", "bytes")
+_METRICS = ("sessions", "steps", "bytes")
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -57,8 +57,8 @@ def _up(options: argparse.Namespace) -> int:
     record = federation.record
     print(f"superlink: {record.superlink}")
     for node in record.nodes:
-        figures = f", figures at http://{node.metrics}/metrics" if node.metrics else ""
-        at = f"{node.address}{figures}" if node.address else "online"
+        metrics = f", metrics at http://{node.metrics}/metrics" if node.metrics else ""
+        at = f"{node.address}{metrics}" if node.address else "online"
         print(f"{node.name}: {at}")
     print(f"logs: {os.path.relpath(federation.folder / 'logs')}")
     folder = "" if options.folder == _FOLDER else f" --folder {shell_word(str(options.folder))}"
@@ -113,12 +113,12 @@ def _status(options: argparse.Namespace) -> int:
     federation = _attached(options.folder)
     alive = federation.alive()
     online = federation.online() if alive.get("superlink") else {}
-    table = Table("process", "role", "pid", "alive", "online", "address", "figures", box=SIMPLE_HEAD)
+    table = Table("process", "role", "pid", "alive", "online", "address", "metrics", box=SIMPLE_HEAD)
     nodes = {node.name: node for node in federation.record.nodes}
     for name, process in federation.record.processes.items():
         node = nodes.get(name)
-        figures = scrape_metrics(node.metrics) if node and node.metrics and alive[name] else {}
-        shown = ", ".join(f"{key} {value:g}" for key, value in figures.items() if any(word in key for word in _FIGURES))
+        metrics = scrape_metrics(node.metrics) if node and node.metrics and alive[name] else {}
+        shown = ", ".join(f"{key} {value:g}" for key, value in metrics.items() if any(word in key for word in _METRICS))
         address = federation.record.superlink if node is None else node.address
         joined = "" if node is None else _yes(online.get(name, False))
         row = (name, node.role if node else name, str(process.pid), _yes(alive[name]), joined, address or "", shown)

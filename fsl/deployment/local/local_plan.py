@@ -61,7 +61,13 @@ def plan_nodes(
 
 
 def _edge(
-    folder: Path, certificates: CertificateFolder, index: int, port: int, serving: int, figures: int, mutual_tls: bool
+    folder: Path,
+    certificates: CertificateFolder,
+    index: int,
+    port: int,
+    serving: int,
+    metrics_port: int,
+    mutual_tls: bool,
 ) -> LocalNode:
     name, address = f"edge-{index}", f"127.0.0.1:{serving}"
     config: dict[str, str | int] = {
@@ -78,7 +84,7 @@ def _edge(
         config["client-ca"] = str(certificates.ca)
     if find_spec("prometheus_client") is None:  # part of the extra `federation`
         return LocalNode(name, "edge", config, port, address)
-    metrics = f"127.0.0.1:{figures}"
+    metrics = f"127.0.0.1:{metrics_port}"
     return LocalNode(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
 
 

@@ -89,7 +89,7 @@ class MetricsEndpoint:
             self._server, self._thread = start_http_server(int(port), host.strip("[]"), self.meter.registry)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"metrics={address}: the edge's figures cannot be offered there ({error}); name a free host:port"
+                f"metrics={address}: the edge's metrics cannot be offered there ({error}); name a free host:port"
             ) from None
 
     @property
