@@ -1,4 +1,4 @@
-"""Ten fixed commands and the digests of the models they end with: what a change of the code alone must not change.
+"""Runs ten fixed commands and writes their models' digests, which no refactoring may change.
 
     python -m benchmarks.fixed_runs before.txt      # before the change
     python -m benchmarks.fixed_runs after.txt       # after it
@@ -36,7 +36,7 @@ def command(overrides: list[str], folder: Path) -> None:
 
 
 def digests(folder: Path) -> list[str]:
-    """A line for each file of tensors in a run's folder, but its checkpoints': its name and what it holds."""
+    """Returns a line with name and digest for each file of tensors in a run's folder, except checkpoints."""
     found = [p for p in sorted(folder.rglob("*.safetensors")) if "checkpoint" not in p.relative_to(folder).parts]
     return [f"{p.relative_to(folder)} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in found]
 

@@ -1,4 +1,4 @@
-"""Command lines whose mistakes are one line each."""
+"""Parses command lines, and reports each mistake in one line."""
 
 import argparse
 from typing import NoReturn
@@ -7,8 +7,8 @@ from fsl.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError for what cannot be parsed, where argparse prints its usage and ends the process."""
+    """Raises ConfigError for invalid arguments, where argparse prints its usage and ends the process."""
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls for every mistake."""
+        """Raise the ConfigError; argparse calls it for every mistake."""
         raise ConfigError(f"{message}; see {self.prog} --help")

@@ -1,4 +1,4 @@
-"""One clear line from an exception of Hydra's, OmegaConf's or ours."""
+"""Turns an exception of Hydra, OmegaConf or fsl into one clear line."""
 
 import re
 import typing
@@ -16,14 +16,14 @@ from fsl.importing.building import described_type, unknown
 from fsl.quoting import printable
 from fsl.run.config import RunConfig
 
-# What null means of the groups of which a run may do without.
+# What null stands for in groups that a run can do without.
 _NONE = {"experiment": "[]", "privacy": "[]", "trackers": "[]", "mobility": "none", "aggregator": "mean"}
 
 
 def with_choices(arguments: Sequence[str]) -> list[str]:
-    """The arguments, null taken for none where a group may be none.
+    """Replace null by none where a group may be none.
 
-    ConfigError for anything else but a name where a group's choice belongs, as in edge=2: Hydra has no line for it.
+    ConfigError where a group's choice is no name, as in edge=2, for which Hydra has no clear message.
     """
     return [_with_choice(argument) for argument in arguments]
 
@@ -39,7 +39,7 @@ def _with_choice(argument: str) -> str:
     try:
         (override,) = OverridesParser.create().parse_overrides([f"{group}={text}"])
     except HydraException:
-        return argument  # Hydra says what is wrong
+        return argument  # Hydra reports the mistake
     value: Any = override._value
     chosen = value.list if isinstance(value, ChoiceSweep) else [value]
     if group in _NONE and any(one is None for one in chosen):
@@ -59,7 +59,7 @@ def _with_choice(argument: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line that names the value, what is allowed, and what to do."""
+    """Returns the error as one line that names the value, what is allowed, and what to do."""
     text = printable(str(error), keep="\n\t")
     choices = re.search(
         r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*?)(?:\s+Config search|$)", text, re.S
@@ -71,7 +71,7 @@ def one_line(error: BaseException) -> str:
             return "hydra/launcher=joblib: it is not installed; pip install 'fsl-flower[sweep]'"
         return f"{group}={name}: there is no such {group}; available are: {', '.join(options.split())}"
     chosen = re.search(r"Could not load '([^'/]+)/([^']+)'", text)
-    if chosen:  # a name in a list of choices, for which Hydra does not say what there is
+    if chosen:  # Hydra does not list the choices for a name in a list
         group, name = chosen.groups()
         files = [path.name for path in (resources.files("fsl.configs") / group).iterdir()]
         options = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))

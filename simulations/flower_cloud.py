@@ -1,4 +1,4 @@
-"""The cloud of a federation under Flower: the same run as `fsl-simulate`'s, on the nodes of Flower's Grid."""
+"""Runs the cloud of a federation under Flower: the same run as `fsl-simulate`'s, on the nodes of Flower's Grid."""
 
 import logging
 import shlex
@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FlowerBackend(Backend):
-    """Nodes that Flower runs: SuperNodes of a real federation, or those of Flower's simulation engine."""
+    """Uses nodes that Flower runs: SuperNodes of a real federation, or those of Flower's simulation engine."""
 
     grid: Grid | None = None
     roster: Roster | None = None
 
     @property
     def placement(self) -> Placement | None:
-        """Who hosts what, as the nodes say."""
+        """Returns the roster of what the nodes say they host."""
         return self.roster
 
     def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
-        """The Grid that Flower gave us, which is Flower's to close."""
+        """Lend Flower's own Grid, which Flower closes."""
         assert self.grid is not None
         return _given(self.grid)
 
@@ -55,7 +55,7 @@ def _given(grid: Grid) -> Iterator[Grid]:
 
 
 def run(grid: Grid, overrides: str) -> None:
-    """Run what Hydra's overrides say; ConfigError in one line for a value that cannot be."""
+    """Run Hydra's overrides; ConfigError in one line for an invalid value."""
     try:
         config, folder = composed(shlex.split(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -78,14 +78,14 @@ def run(grid: Grid, overrides: str) -> None:
         with ends_when_stopped(grid):
             finished = simulate_config(config, folder, progress=False, backend_of=backend)
     except Exception as error:
-        if is_fault(error):  # in one line, for that is what Flower tells of it
+        if is_fault(error):  # in one line, since Flower reports one line
             raise CodeError(failure_in_words(error)) from error
         raise
     log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)
 
 
 def composed(overrides: list[str]) -> tuple[DictConfig, Path]:
-    """A run's configuration, and the folder for its results (hydra.run.dir)."""
+    """Returns a run's configuration, and the folder for its results (hydra.run.dir)."""
     with initialize_config_module("fsl.configs", version_base="1.3"):
         config = compose("config", overrides=with_choices(overrides), return_hydra_config=True)
     folder = Path(str(OmegaConf.select(config, "hydra.run.dir")))

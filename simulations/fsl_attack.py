@@ -1,4 +1,4 @@
-"""`fsl-attack`: what finished runs give away, found out by attacking them."""
+"""`fsl-attack`: attacks finished runs to measure what they reveal."""
 
 import sys
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def read_attacks(overrides: Sequence[str]) -> tuple[dict[str, Attack], int]:
-    """The attacks that overrides name, and the device that they are for."""
+    """Returns the attacks that overrides name, and the device that they attack."""
     with initialize_config_module("fsl.configs", version_base="1.3"):
         try:
             composed = OmegaConf.to_container(compose("attack", overrides=list(overrides)), resolve=True)
@@ -74,7 +74,7 @@ def read_attacks(overrides: Sequence[str]) -> tuple[dict[str, Attack], int]:
 
 
 def attack_run(target: Target, name: str, attack: Attack) -> Finding:
-    """Attack, and write what was found into the run's folder."""
+    """Attack a run, and write the finding into its folder."""
     if attack.needs_cut and not target.cut:
         raise ConfigError(f"attack={name}: devices of this run train the whole model, without a cut; use membership")
     found = attack.run(target)
@@ -98,13 +98,13 @@ def attack_run(target: Target, name: str, attack: Attack) -> Finding:
 
 
 def in_words(name: str, attack: Attack, found: Finding) -> str:
-    """A finding in one line."""
+    """Describe a finding in one line."""
     remark = f" ({found.remark})" if found.remark else ""
     return f"{name} by {attack.adversary}: {_figures(found)}{remark}"
 
 
 def choices() -> list[str]:
-    """The attacks that there are."""
+    """List the attacks."""
     from importlib import resources
 
     files = (path.name for path in (resources.files("fsl.configs") / "attack").iterdir())
@@ -121,5 +121,5 @@ def _say(line: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))

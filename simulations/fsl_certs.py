@@ -1,11 +1,11 @@
-"""`fsl-certs`: a development CA, certificates for a federation's servers and devices, and the SuperNodes' keys."""
+"""`fsl-certs`: makes a development CA, certificates for a federation's servers and devices, and SuperNode keys."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.errors import ConfigError
 
@@ -20,7 +20,7 @@ def command(arguments: Sequence[str]) -> int:
         written = issue(options.folder, wanted, options.days, options.add, options.force)
         if options.force:
             (options.folder / TABLE).unlink(missing_ok=True)
-        files = Certificates(options.folder)
+        files = CertificateFolder(options.folder)
         nodes = {one.name: files.node_public_key(one.name) for one in wanted if one.node}
         add_nodes(options.folder / TABLE, nodes)
     except ConfigError as error:
@@ -35,7 +35,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _hosts(given: Sequence[str], edges: int) -> dict[str, list[str]]:
-    """NAME is a host of every server, edge-0=NAME of that one."""
+    """Read host names: NAME is a host of every server, edge-0=NAME of that one."""
     servers = ["superlink", *(f"edge-{i}" for i in range(edges))]
     hosts: dict[str, list[str]] = {}
     for text in given:
@@ -74,7 +74,7 @@ def _say(line: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""`fsl-federation`: a whole federation on this machine, as real processes; start it, run on it, look at it, end it."""
+"""`fsl-federation`: starts, runs on, shows and ends a whole federation of real processes on this machine."""
 
 import argparse
 import os
@@ -13,15 +13,15 @@ from fsl.simulations.overrides import for_federation
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl.deployment.local.edge_figures import read_figures
 from fsl.deployment.local.flower_programs import bundle_hash, write_app
 from fsl.deployment.local.local_federation import LocalFederation
+from fsl.deployment.local.scraped_metrics import scrape_metrics
 from fsl.errors import CheckpointError, ConfigError, FslError
 from fsl.faults import TRACEBACK
 from fsl.quoting import shell_word
 from fsl.run.run_folder import RunFolder
 
-_FIGURES = ("sessions", "steps", "bytes")
+_METRICS = ("sessions", "steps", "bytes")
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -57,8 +57,8 @@ def _up(options: argparse.Namespace) -> int:
     record = federation.record
     print(f"superlink: {record.superlink}")
     for node in record.nodes:
-        figures = f", figures at http://{node.metrics}/metrics" if node.metrics else ""
-        at = f"{node.address}{figures}" if node.address else "online"
+        metrics = f", metrics at http://{node.metrics}/metrics" if node.metrics else ""
+        at = f"{node.address}{metrics}" if node.address else "online"
         print(f"{node.name}: {at}")
     print(f"logs: {os.path.relpath(federation.folder / 'logs')}")
     folder = "" if options.folder == _FOLDER else f" --folder {shell_word(str(options.folder))}"
@@ -93,11 +93,11 @@ class _RoundsTold:
         self._told = len(folder.read_metrics())
 
     def tell_new(self) -> None:
-        """Print the rounds that are new."""
+        """Print the new rounds."""
         try:
             rows = self._folder.read_metrics()
         except CheckpointError:
-            return  # read while it was written
+            return  # the file is being written
         for row in rows[self._told :]:
             values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
             values += [f"devices {row['devices']}"] if "devices" in row else []
@@ -113,12 +113,12 @@ def _status(options: argparse.Namespace) -> int:
     federation = _attached(options.folder)
     alive = federation.alive()
     online = federation.online() if alive.get("superlink") else {}
-    table = Table("process", "role", "pid", "alive", "online", "address", "figures", box=SIMPLE_HEAD)
+    table = Table("process", "role", "pid", "alive", "online", "address", "metrics", box=SIMPLE_HEAD)
     nodes = {node.name: node for node in federation.record.nodes}
     for name, process in federation.record.processes.items():
         node = nodes.get(name)
-        figures = read_figures(node.metrics) if node and node.metrics and alive[name] else {}
-        shown = ", ".join(f"{key} {value:g}" for key, value in figures.items() if any(word in key for word in _FIGURES))
+        metrics = scrape_metrics(node.metrics) if node and node.metrics and alive[name] else {}
+        shown = ", ".join(f"{key} {value:g}" for key, value in metrics.items() if any(word in key for word in _METRICS))
         address = federation.record.superlink if node is None else node.address
         joined = "" if node is None else _yes(online.get(name, False))
         row = (name, node.role if node else name, str(process.pid), _yes(alive[name]), joined, address or "", shown)
@@ -193,8 +193,8 @@ def _say(line: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
-    sys.path.append(os.getcwd())  # at the end, as fsl-simulate does: a strategy of one's own lies here
+    """Run the console script."""
+    sys.path.append(os.getcwd())  # at the end, like fsl-simulate: the user's own strategy lies here
     sys.exit(command(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""`fsl-report`: compare runs in tables, CSV files and one HTML page with figures."""
+"""`fsl-report`: compares runs in tables, CSV files and one HTML page with figures."""
 
 import argparse
 import os
@@ -35,7 +35,7 @@ from fsl.run.run_folder import RunFolder
 
 _FORMS = ("table", "latex", "markdown")
 _FIGURES = ("learning", "bytes", "time", "final", "against", "reconstructed-*")
-_PARTS = ("paired.csv", "against.csv", "privacy.csv", "attacks.csv")  # that not every report has
+_PARTS = ("paired.csv", "against.csv", "privacy.csv", "attacks.csv")  # files that not every report has
 
 Folder = str | PathLike[str]
 
@@ -56,8 +56,8 @@ def report(
     """Compare the runs in and below these folders; write `report.html`, tables and figures into `out`.
 
     `target`, `baseline`, `by`, `metric`, `against` and `rename` as for `compare`; `by` may be "lr,strategy". `figures`:
-    one or several of png, svg, pdf. A report that was there is replaced. ConfigError, in one line, for folders without
-    runs, for what cannot be asked, and for arguments of another type.
+    one or several of png, svg, pdf. It replaces an earlier report. ConfigError, in one line, for folders without
+    runs, and for invalid arguments.
     """
     tops, into = _paths(folders, "folders"), _paths(out, "out")[0]
     _check_types(target=target, baseline=baseline, title=title, metric=metric, against=against, rename=rename)
@@ -69,7 +69,7 @@ def report(
     found = read_runs(tops)
     rank = ranked(found.records)
     if rank is not None and metric is None and rank.metric in numbers_of(row for r in found.records for row in r.rows):
-        metric = rank.metric  # what the trials were chosen by
+        metric = rank.metric  # the metric that chose the trials
     comparison = compare(
         found.records,
         target,
@@ -87,7 +87,7 @@ def report(
 
 
 def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
-    """The tables for a paper, each with its title."""
+    """Returns the tables for a paper, each with its title."""
     metric = comparison.measure.heading.removesuffix(" (%)")
     costs = groups_table(comparison, "costs")
     setting = comparison.response.setting if comparison.response is not None else ""
@@ -103,7 +103,7 @@ def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
 
 
 def _files(comparison: Comparison, out: Path, title: str, formats: Sequence[str]) -> dict[str, bytes]:
-    """All that a report is, by file name."""
+    """Returns all files of a report, by name."""
     effect = draw_response(comparison)
     drawn = [*pictures(comparison), *([] if effect is None else [effect]), *reconstructions(comparison)]
     tables, said = tables_of(comparison), notes(comparison)
@@ -126,7 +126,7 @@ def _files(comparison: Comparison, out: Path, title: str, formats: Sequence[str]
 
 
 def _write(files: Mapping[str, bytes], out: Path) -> None:
-    """Put a report into its folder: all of it, or, where that cannot be, nothing of it."""
+    """Write a report into its folder: all of it, or nothing."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: that is a file; name a folder")
     try:
@@ -145,7 +145,7 @@ def _write(files: Mapping[str, bytes], out: Path) -> None:
 
 
 def _remove_old(out: Path) -> None:
-    """What a report that was here had, and this one may not have."""
+    """Remove an earlier report's files that this one may not have."""
     for name in _PARTS:
         (out / name).unlink(missing_ok=True)
     for name in _FIGURES:
@@ -218,7 +218,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _print(comparison: Comparison, form: Literal["table", "latex", "markdown"], out: Path) -> None:
-    if form != "table":  # nothing but the tables: they are to be pasted, or sent into a file
+    if form != "table":  # print nothing but the tables, to paste or to redirect
         print(in_markup(tables_of(comparison), form, notes(comparison)), end="")
         return
     _print_tables(comparison)
@@ -275,7 +275,7 @@ def _say(error: BaseException, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""`fsl-search`: find good values with Optuna; each trial is an ordinary run."""
+"""`fsl-search`: finds good values with Optuna; each trial is an ordinary run."""
 
 import argparse
 import os
@@ -77,12 +77,12 @@ def _search(folder: Path, options: argparse.Namespace) -> int:
         try:
             trials.run(settings.trials, options.jobs)
         finally:
-            trials.write_table()  # of what there is, after Ctrl-C too
+            trials.write_table()  # of all trials so far, also after Ctrl-C
         return trials.summary()
 
 
 def _new_settings(options: argparse.Namespace) -> "Settings":
-    """The settings of a new study; ConfigError for what can be seen to be wrong before the first trial."""
+    """Returns the settings of a new study; ConfigError for mistakes that show before the first trial."""
     from fsl.simulations.sweeps.search_space import read_space
     from fsl.simulations.sweeps.search_trial import composed
     from fsl.simulations.sweeps.study import Settings
@@ -105,7 +105,7 @@ def _new_settings(options: argparse.Namespace) -> "Settings":
 
 
 def _direction(metric: str) -> str:
-    """Which way is better, for a metric of which that is known; ConfigError for another."""
+    """Returns the better direction of a known metric; ConfigError for another."""
     if metric == ALL_BYTES:
         raise ConfigError(f"--metric {metric}: a search takes one column of metrics.jsonl; use {', '.join(BYTES)}")
     lower = Measure(metric).lower_is_better
@@ -118,7 +118,7 @@ def _direction(metric: str) -> str:
 
 
 def _same_settings(before: "Settings", options: argparse.Namespace, folder: Path) -> "Settings":
-    """The settings of the study that goes on; only the number of trials may be another."""
+    """Returns the settings of the study that goes on, where only the number of trials may change."""
     for name in ("metric", "best_round", "direction", "sampler", "pruner"):
         then, now = getattr(before, name), getattr(options, name)
         if now is not None and now != then:
@@ -172,7 +172,7 @@ def _say(line: str, code: int) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))
 
 

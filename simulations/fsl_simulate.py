@@ -1,4 +1,4 @@
-"""`fsl-simulate`: one run, or a sweep (`-m`), from the command line."""
+"""`fsl-simulate`: simulates one run, or a sweep (`-m`), from the command line."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ from fsl.run.run_folder import RunFolder
 
 @dataclass
 class _Outcome:
-    """What a job tells the command beside its return value."""
+    """A job's message to the command, besides its return value."""
 
     folder: Path | None = None
     failure: Exception | None = None
@@ -45,7 +45,7 @@ def _job(config: DictConfig, outcome: _Outcome) -> float | None:
     try:
         run = simulate_config(config, outcome.folder, observers=[composed])
     except Exception as error:
-        outcome.failure = error  # raised in here, Hydra would print lines of its own
+        outcome.failure = error  # raised here, Hydra would print lines of its own
         if not isinstance(error, ConfigError):
             composed.keep(outcome.folder)
         return None
@@ -60,10 +60,10 @@ def command(arguments: Sequence[str]) -> int:
 
     0; 1: it could not go on; 2: bad input; 130: Ctrl-C; 143: SIGTERM.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to print pages
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    logging.raiseExceptions = False  # an unwritable log is no reason to print pages
     from fsl.simulations.sweeps.hydra_sweep import in_order, is_sweep
-    from fsl.simulations.sweeps.sweep import sweep  # which imports this module
+    from fsl.simulations.sweeps.sweep import sweep  # it imports this module
 
     try:
         arguments = with_choices(literal_folders(in_order(arguments)))
@@ -108,11 +108,11 @@ def _ended(arguments: Sequence[str], outcome: _Outcome) -> int:
 
 
 def _check_folders(arguments: Sequence[str]) -> None:
-    """Refuse a run to go on with that is not there, and a folder that has one, before Hydra writes there."""
+    """Refuse to resume a missing run, or to overwrite an existing one, before Hydra writes there."""
     given = _given(arguments)
     resume, folder = (given.get(key, "None") for key in ("resume", "hydra.run.dir"))
     if "$" in resume + folder:
-        return  # a name that is not known yet
+        return  # a name that only Hydra resolves
     check_resume(None if resume == "None" else resume)
     run = RunFolder(Path(folder))
     if resume == "None" and run.is_used:
@@ -120,7 +120,7 @@ def _check_folders(arguments: Sequence[str]) -> None:
 
 
 def _given(arguments: Sequence[str]) -> dict[str, str]:
-    """The values of a command line by key; none where it asks for --help and the like, or Hydra is to refuse it."""
+    """Returns a command line's values by key; empty for --help and the like, or where Hydra will refuse it."""
     if any(argument.startswith("-") for argument in arguments):
         return {}
     try:
@@ -131,14 +131,14 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _resumes(arguments: Sequence[str]) -> Path | None:
-    """The run that a command goes on with, where it ended before it was composed."""
+    """Returns the run that a command resumes, where it failed before composing."""
     resume = _given(arguments).get("resume", "None")
     return None if resume == "None" or "$" in resume else Path(resume)
 
 
 def main() -> None:
-    """The console script."""
-    sys.path.append(os.getcwd())  # at the end: a strategy of one's own lies here, and shadows nothing
+    """Run the console script."""
+    sys.path.append(os.getcwd())  # at the end: the user's own strategy lies here, and must shadow nothing
     sys.exit(command(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""One run of the command line: from a composed configuration to results in words."""
+"""Runs one composed configuration, and describes its results in words."""
 
 import os
 import sys
@@ -45,7 +45,7 @@ from fsl.trackers import TensorBoard
 
 
 def run_folder(resume: str | None) -> str:
-    """The folder of this run: the one that goes on, or a new one named by the time."""
+    """Returns the folder of this run: the resumed run's, or a new one named by the time."""
     if resume is not None:
         return str(resume)
     folder = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
@@ -64,14 +64,14 @@ def simulate_config(
     strategy: CloudStrategy | None = None,
     title: str = "",
 ) -> Run:
-    """Run what a composed configuration says, into this folder; `observers` watch it beside the usual ones.
+    """Run a composed configuration into this folder; `observers` watch it besides the usual ones.
 
-    `backend_of` makes the backend for runs that are no simulation; `strategy` takes the place of the configuration's;
-    `title` goes before each line about a round, where several runs print side by side.
+    `backend_of` makes the backend of runs that are no simulation; `strategy` replaces the configuration's; `title` goes
+    before each line about a round, where several runs print side by side.
     """
     with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
         watching = (*_shown(progress, title), TensorBoard(), *build_trackers(read_config(config).trackers))
-        # The last is told first of the end: trackers then find the figures drawn.
+        # The last observer hears of the end first, so that trackers find the figures drawn.
         return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)
 
 
@@ -88,7 +88,7 @@ def _simulate(
     model, cut = build_model(top.model, data, top.seed, objective)
     partition, codecs = build("partition", top.partition), build_codecs(top.codec)
     check_resume(top.resume)
-    terms = build_terms(top.deployment)  # of no use to a simulation, but a wrong key is one
+    terms = build_terms(top.deployment)  # a simulation does not need them, but a wrong key is an error
     if backend_of is None:
         refuse_without_nodes(**terms.closing)
     return simulate(
@@ -134,14 +134,14 @@ def _simulate(
 
 
 def _shown(progress: bool, title: str) -> list[Observer]:
-    """A bar for who watches on a terminal; lines for who reads them later, in a job's output."""
+    """Returns a progress bar on a terminal, or lines in a job's output."""
     if sys.stderr is not None and sys.stderr.isatty():
         return [ProgressBar()] if progress else []
     return [RoundLines(lambda line: tell(f"{title}: {line}" if title else line))]
 
 
 def check_resume(resume: str | None) -> None:
-    """Refuse what is not the folder of a run to go on with."""
+    """Refuse a folder without a run that can be resumed."""
     if resume is not None and not str(resume).strip():
         raise ConfigError(f"resume={resume!r}: it names no folder; give that of an earlier run, or leave it out")
     if resume is not None and not Path(resume).is_dir():
@@ -152,12 +152,12 @@ def check_resume(resume: str | None) -> None:
 
 
 def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
-    """What a run came to, and where it lies: the lines that end a run."""
+    """Returns the lines that end a run: its results, and its folder."""
     return f"{scores(metrics)}\nresults: {_short(folder.path)}\nfigures: {_short(folder.figures)}"
 
 
 def scores(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """What the last round came to, in words."""
+    """Describe the last round's results in words."""
     last = metrics[-1] if metrics else {}
     return ", ".join(
         f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
@@ -165,13 +165,13 @@ def scores(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def accuracy(run: Run) -> float | None:
-    """The last round's accuracy, None where nothing was evaluated."""
+    """Returns the last round's accuracy; None without an evaluation."""
     return run.metrics[-1].get("accuracy") if run.metrics else None
 
 
 def say(line: str, code: int) -> int:
-    """One line on stderr; returns the exit code that goes with it."""
-    with suppress(OSError, ValueError):  # nobody may be there to read it
+    """Print one line on stderr; returns the given exit code."""
+    with suppress(OSError, ValueError):  # stderr may be closed
         print(f"fsl-simulate: {line}", file=sys.stderr, flush=True)
     return code
 

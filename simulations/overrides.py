@@ -1,4 +1,4 @@
-"""Hydra overrides checked before they are sent anywhere: composed as `fsl-simulate` composes them."""
+"""Checks Hydra overrides before they go to a federation, by composing them like `fsl-simulate`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from fsl.run.config import (
 
 @dataclass(frozen=True)
 class Checked:
-    """Overrides that were composed without complaint, what they say, and where results go."""
+    """Valid overrides, their composed configuration, and the folder for results."""
 
     overrides: list[str]
     config: RunConfig
@@ -34,9 +34,9 @@ class Checked:
 
 
 def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checked:
-    """Check overrides for a federation, whose counts are taken where none are given; paths are made absolute.
+    """Check overrides for a federation; fills in its counts where none are given, and makes paths absolute.
 
-    ConfigError, or an exception of Hydra's or OmegaConf's, for what is wrong; `messages.one_line` makes it a line.
+    ConfigError, or an exception of Hydra or OmegaConf, for a mistake; `error_lines.one_line` makes it a line.
     """
     counts = {"edges": edges, "devices": devices}
     given = {text.partition("=")[0] for text in overrides}

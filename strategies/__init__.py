@@ -1,4 +1,4 @@
-"""Flower strategies for federated split learning, one file an algorithm family."""
+"""Flower strategies for federated split learning, one file per algorithm family."""
 
 from fsl.strategies.cyclesl import CycleSL
 from fsl.strategies.fedavg import FedAvg

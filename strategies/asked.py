@@ -1,6 +1,7 @@
-"""What an algorithm's hooks answer, checked before a round goes by it: one line names hook, value and what is allowed.
+"""Checks the answers of an algorithm's hooks before a round uses them.
 
-Raises RunError throughout; `name` is the hook as its user knows it, `Mine.select()`.
+Each function raises a RunError of one line that names hook, value and allowed values; `name` is the hook as its user
+knows it, `Mine.select()`.
 """
 
 import json
@@ -19,7 +20,7 @@ from fsl.privacy.device_guard import LEAKS
 from fsl.privacy.ledger import figure_of
 from fsl.segments.finite import finite, finite_state
 
-# The columns of a round that are measured, or that fsl says beside them.
+# The columns of a round that fsl itself writes.
 RESERVED = frozenset(
     (
         "round",
@@ -43,7 +44,7 @@ RESERVED = frozenset(
 
 
 def devices_of(round: int, name: str, found: Any, devices: int) -> list[int]:
-    """The devices of a round in order of id: at least one, each once."""
+    """Check a round's devices, and return them in order of id: at least one, each once."""
     allowed = f"devices are whole numbers 0 to {devices - 1}"
     if isinstance(found, str | bytes) or not isinstance(found, Iterable):
         raise RunError(f"round {round}: {name} gave {_short(found)}, no list; {allowed}, and it gives those that train")
@@ -60,7 +61,7 @@ def devices_of(round: int, name: str, found: Any, devices: int) -> list[int]:
 
 
 def edge_of(round: int, name: str, device: int, edge: Any, edges: int) -> int:
-    """The edge that a device is attached to."""
+    """Check the edge to which a device is attached, and return it."""
     if not _is_index(edge, edges):
         raise RunError(
             f"round {round}: {name} gave {_short(edge)} for device {device}; edges are whole numbers 0 to {edges - 1} "
@@ -70,7 +71,7 @@ def edge_of(round: int, name: str, device: int, edge: Any, edges: int) -> int:
 
 
 def moves_of(round: int, name: str, moves: Any, devices: int, edges: int) -> tuple[Move, ...]:
-    """The moves of a round's devices."""
+    """Check the moves of a round's devices, and return them."""
     if not isinstance(moves, Iterable) or isinstance(moves, str | bytes):
         raise RunError(f"round {round}: {name} gave {_short(moves)}; give a list of fsl.mobility.Move, or ()")
     found = tuple(moves)
@@ -85,7 +86,7 @@ def moves_of(round: int, name: str, moves: Any, devices: int, edges: int) -> tup
 
 
 def spec_of(round: int, name: str, spec: Any, optional: bool = False) -> Spec | None:
-    """The class that a plan names, with arguments that it can carry; None only where it is `optional`."""
+    """Check a class for a plan, with arguments that the plan can carry; None only where it is `optional`."""
     if spec is None and optional:
         return None
     if not isinstance(spec, Spec) or not isinstance(spec.target, str) or not isinstance(spec.kwargs, Mapping):
@@ -105,7 +106,7 @@ def spec_of(round: int, name: str, spec: Any, optional: bool = False) -> Spec | 
 
 
 def rates_of(round: int, name: str, rates: Any, segments: Collection[str], one: bool) -> dict[str, float]:
-    """A learning rate for each segment; the same for all where `one` optimizer steps the whole model."""
+    """Check a learning rate for each segment; equal ones where `one` optimizer steps the whole model."""
     listed = ", ".join(segments)
     if not isinstance(rates, Mapping):
         raise RunError(f"round {round}: {name} gave {_short(rates)}; give a mapping with a rate for each of {listed}")
@@ -131,7 +132,7 @@ def rates_of(round: int, name: str, rates: Any, segments: Collection[str], one: 
 
 
 def usable(round: int, name: str, states: Any, remembered: Mapping[str, Tensor]) -> None:
-    """RunError for a new state of a segment, or something remembered of it, that no round could go on from."""
+    """Raise RunError for a segment's new state, or remembered tensors, from which no round could go on."""
     for segment, state in states.items():
         if not finite_state(state):
             raise RunError(
@@ -147,7 +148,7 @@ def usable(round: int, name: str, states: Any, remembered: Mapping[str, Tensor])
 
 
 def metrics_of(round: int, name: str, metrics: Any, measured: Collection[str]) -> dict[str, Any]:
-    """An algorithm's own metrics, under names that nothing measured has: numbers, or lists of them."""
+    """Check an algorithm's own metrics: numbers, or lists of them, under names that fsl does not use."""
     if not isinstance(metrics, Mapping):
         raise RunError(
             f"round {round}: {name} gave {_short(metrics)}; give a mapping of names to numbers, {{}} for none"
@@ -172,12 +173,12 @@ def metrics_of(round: int, name: str, metrics: Any, measured: Collection[str]) -
 
 
 def _alike(numbers: Sequence[Any]) -> list[Any]:
-    """A list of one type, as a Flower record holds it."""
+    """Convert a list to one type, as a Flower record needs it."""
     return list(numbers) if all(isinstance(each, int) for each in numbers) else [float(each) for each in numbers]
 
 
 def _number(value: Any) -> int | float | None:
-    """A plain number of what is one, also NumPy's, and tensors and arrays without dimensions; None for the rest."""
+    """Convert a number, also NumPy's, or a tensor or array without dimensions; None for anything else."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         value = value.item() if value.ndim == 0 and (not isinstance(value, Tensor) or not value.is_meta) else None
     if isinstance(value, bool):

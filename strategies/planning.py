@@ -1,4 +1,4 @@
-"""What every strategy needs of a round: who trains what where, messages out, replies in."""
+"""Plans any strategy's round: assigns cohorts to nodes, builds messages, and adds up replies."""
 
 import json
 import logging
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 def assign(
     cohorts: Sequence[CohortTask], nodes: Sequence[int], divisible: bool, moves: Sequence[Move] = ()
 ) -> dict[int, list[CohortTask]]:
-    """Which node trains which cohorts: whole cohorts in turn, or equal shares of each where it may be divided.
+    """Assign cohorts to nodes: whole cohorts in turn, or equal shares of each where they are `divisible`.
 
-    Cohorts between which devices move are trained by one node, for nodes cannot exchange devices in a round.
+    One node trains all cohorts between which devices move, since nodes cannot exchange devices in a round.
     """
     if not nodes:
         raise RunError("no node is connected, so nobody can train; start nodes, then resume")
@@ -47,19 +47,19 @@ def assign(
 
 
 def chunks(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    """The items in so many parts behind each other, whose sizes differ by one at most."""
+    """Divide items into `count` consecutive parts, whose sizes differ by one at most."""
     bounds = [len(items) * i // count for i in range(count + 1)]
     return [items[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
 def message(plan: str, arrays: ArrayRecord, node: int, kind: str, round: int, setup: str) -> Message:
-    """A plan and its arrays for one node, and the run's setup for a node that does not know it."""
+    """Build a node's message: a plan, its arrays, and the run's setup for a node that does not know it."""
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({PLAN: plan, **({SETUP: setup} if setup else {})})})
     return Message(content, node, kind, group_id=str(round))
 
 
 def succeeded(replies: Sequence[Message], round: int) -> list[Message]:
-    """The replies with content; a node that is gone is skipped, a node whose code raised ends the run."""
+    """Returns the replies with content; skips a node that is gone, and raises where a node's code raised."""
     good = []
     for reply in replies:
         if not reply.has_error():
@@ -75,18 +75,18 @@ def succeeded(replies: Sequence[Message], round: int) -> list[Message]:
 
 
 def lost_in(reply: Message) -> dict[int, str]:
-    """The devices whose work a node could not use, and why."""
+    """Returns the devices whose work a node could not use, and why."""
     said = json.loads(str(reply.content.config_records.get(REMARKS, ConfigRecord()).get(LOST, "{}")))
     return {int(device): str(reason)[:300] for device, reason in said.items()}
 
 
 def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
-    """A round's metrics, from the reports of its devices in order of id."""
+    """Add up a round's metrics from its devices' reports."""
     columns: dict[str, float | int] = {
         name: sum(getattr(r, name) for r in reports)
         for name in ("examples", "skipped", "up_bytes", "down_bytes", "model_bytes")
     }
-    # The reports are in order of device id, so the sum does not depend on how nodes shared them.
+    # Reports are in order of device id, so that sums do not depend on the division over nodes.
     weight = sum(r.loss_weight for r in reports)
     loss = sum(r.loss_sum for r in reports) / weight if weight else float("nan")
     return {"train_loss": loss, "devices": len(reports), **columns}
@@ -102,7 +102,7 @@ def simulated(
     moves: Sequence[Move] = (),
     on_move: OnMove = "migrate",
 ) -> dict[str, float]:
-    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
+    """Simulate the cost of a round that begins at second `start`, on the run's devices, edges and links."""
     trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
     loads = [
         DeviceLoad(
@@ -123,7 +123,7 @@ def simulated(
 
 
 def stays(report: DeviceReport, home: int, moves: Sequence[Move], on_move: OnMove) -> tuple[Stay, ...]:
-    """Where a device was in its round, one edge after another; nothing for one that did not move."""
+    """Returns a device's stays at one edge after another in its round; empty for one that did not move."""
     if not report.moves:
         return ()
     legs = route(home, moves, report.steps)[: report.moves]
@@ -134,18 +134,18 @@ def stays(report: DeviceReport, home: int, moves: Sequence[Move], on_move: OnMov
     return (*found, Stay(at, report.steps - done, bytes))
 
 
-def movements(reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, int]:
-    """What moving came to in a round: moves, bytes between edges, uploads served, and of those the ones done again."""
+def movements(reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, int]:
+    """Add up a round's moves: their number, bytes between edges, served uploads, and repeated ones."""
     wasted = sum(r.wasted_steps for r in reports)
     return {
         "moves": sum(r.moves for r in reports),
         "migration_bytes": sum(r.moved_bytes for r in reports),
         "uploads": sum(r.steps for r in reports) + wasted,
         "wasted_steps": wasted,
-        "dropped": figures.get("dropped", 0),
+        "dropped": counts.get("dropped", 0),
     }
 
 
 def _examples(report: DeviceReport) -> int:
-    """The rows of all uploads, those that were wasted included, which have as many rows on average."""
+    """Estimate the rows of all uploads, wasted ones included, from the average batch."""
     return report.examples + (round(report.examples * report.wasted_steps / report.steps) if report.steps else 0)

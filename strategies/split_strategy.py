@@ -1,4 +1,4 @@
-"""The cloud half of an algorithm: what to ask of the nodes each round, and what to make of their replies."""
+"""Runs an algorithm's cloud half under Flower: sends plans to the nodes each round, and combines their replies."""
 
 import logging
 import time
@@ -41,17 +41,17 @@ RoundFn = Callable[[int, ArrayRecord, MetricRecord], None]
 class SplitStrategy(Algorithm, Strategy):
     """A Flower strategy for split models; an algorithm overrides `fronts`, `trainer`, and what else it changes.
 
-    `bind` gives it the run's settings before `start`. What there is to override is `Algorithm`.
+    `bind` gives it the run's settings before `start`. `Algorithm` has the hooks to override.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._previous = ArrayRecord()
-        self._placed: bool | None = None  # None: nobody has looked yet
+        self._placed: bool | None = None  # whether nodes host fixed devices; None before the first look
         self._lost: dict[int, str] = {}
-        self._restarted: dict[int, int] = {}  # in this round, with the round of the front that they went on from
-        self._left_out: dict[int, str] = {}  # of this round: their n_k has no account
-        self._moves: tuple[Move, ...] = ()  # of this round
+        self._restarted: dict[int, int] = {}  # devices of this round that went on from an older front, with its round
+        self._left_out: dict[int, str] = {}  # devices of this round without an account of their n_k
+        self._moves: tuple[Move, ...] = ()  # moves of this round
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
@@ -61,12 +61,12 @@ class SplitStrategy(Algorithm, Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per node with work this round: the plan of its cohorts, and the arrays that they need."""
+        """Build one message per node with work this round: its cohorts' plan, and the arrays that they need."""
         self._previous = arrays
         federation = self.federation
         spec = self.planned(server_round)
         device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
-        assert device is not None  # it is not optional
+        assert device is not None  # the rule is not optional
         divisible = spec is None or bool(locate(spec.target).divisible)
         chosen = self.chosen(server_round)
         placed, chosen = self._there(grid, chosen)
@@ -114,7 +114,7 @@ class SplitStrategy(Algorithm, Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the nodes' sums in order of node id, divide once; a segment that nobody trained keeps its arrays."""
+        """Add the nodes' sums in order of node id, and divide once; an untrained segment keeps its arrays."""
         layouts = self.federation.layouts
         collected = self._collected(server_round, list(replies))
         reports, totals = collected.reports, collected.totals
@@ -132,10 +132,10 @@ class SplitStrategy(Algorithm, Strategy):
         for report in reports:
             self._versions[f"device-{report.device}"] = server_round
             self._versions[f"edge-{home(report.device)}"] = server_round
-        for move in self._moves:  # a back that is shared was trained, and kept, at every edge that devices came to
+        for move in self._moves:  # a shared back was trained, and kept, at every edge on the way
             self._versions[f"edge-{move.edge}"] = server_round
         self._note_restarts(server_round, collected)
-        figures = self._note_kept(server_round, collected.reports, collected.figures)
+        counts = self._note_kept(server_round, collected.reports, collected.counts)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         if self.federation.privacy is not None and self.federation.privacy.withheld:
             del measured["train_loss"]
@@ -144,10 +144,10 @@ class SplitStrategy(Algorithm, Strategy):
             measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
-            measured |= movements(reports, figures)
+            measured |= movements(reports, counts)
         if self.federation.ledger is not None:
             self.federation.ledger.after(reports, collected.again)
-        own = self.metrics(server_round, reports, figures)
+        own = self.metrics(server_round, reports, counts)
         return arrays, MetricRecord(
             {**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, measured.keys())}
         )
@@ -160,7 +160,7 @@ class SplitStrategy(Algorithm, Strategy):
         return grid.send_and_receive(messages, timeout=timeout)
 
     def _collected(self, round: int, replies: list[Message]) -> Collected:
-        """What the nodes' replies come to, added in order of node id."""
+        """Add up the nodes' replies in order of node id."""
         layouts = self.federation.layouts
         if self._placed:
             collected = self._placement.collect(replies, layouts)
@@ -176,7 +176,7 @@ class SplitStrategy(Algorithm, Strategy):
         good = succeeded(replies, round)
         totals: dict[str, Total] = {}
         reports: list[DeviceReport] = []
-        figures: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for reply in good:
             said = metrics_to_reports(reply.content.metric_records[METRICS])
             weights = {report.device: float(report.samples) for report in said.devices}
@@ -192,13 +192,13 @@ class SplitStrategy(Algorithm, Strategy):
                 else:
                     totals[segment] = total
             reports.extend(said.devices)
-            figures.update(said.figures)
+            counts.update(said.counts)
         reports.sort(key=lambda r: r.device)
         self._warn_of_lost(round)
-        return Collected(totals, reports, figures, self._lost, len(replies) - len(good))
+        return Collected(totals, reports, counts, self._lost, len(replies) - len(good))
 
     def _note_restarts(self, round: int, collected: Collected) -> None:
-        """Devices whose private front was lost on their node: those without an older one get the first one anew."""
+        """Note devices whose node lost their private front; those without an older one get the first one anew."""
         self._restarted = dict(collected.restarted)
         for device, before in self._restarted.items():
             if before:
@@ -216,7 +216,7 @@ class SplitStrategy(Algorithm, Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Private fronts are evaluated where they are; others are evaluated at the cloud, and nothing is sent."""
+        """Ask nodes to evaluate private fronts; send nothing for others, which the cloud evaluates."""
         if self.fronts != "private" or not self.evaluates(server_round):
             return
         tasks = [self._task(device) for device in self._evaluated()]
@@ -235,7 +235,7 @@ class SplitStrategy(Algorithm, Strategy):
         return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
+        """Returns means over devices of loss and accuracy, and accuracy's standard deviation."""
         replies = list(replies)
         scores: dict[int, tuple[float, float | None]] = {}
         leaked: dict[str, list[float]] = {}
@@ -262,11 +262,11 @@ class SplitStrategy(Algorithm, Strategy):
         return result
 
     def summary(self) -> None:
-        """Log what runs."""
+        """Log the strategy and its settings."""
         log.info("%s, fronts %s", type(self).__name__, self.fronts)
 
     def evaluates(self, round: int) -> bool:
-        """Whether this round ends with an evaluation; the last one always does, unless evaluation is off."""
+        """Returns whether this round ends with an evaluation; the last one always does, unless evaluation is off."""
         every = self.federation.evaluate_every
         return every > 0 and (round % every == 0 or round == self.federation.rounds)
 
@@ -283,9 +283,9 @@ class SplitStrategy(Algorithm, Strategy):
         first_round: int = 1,
         on_round: RoundFn | None = None,
     ) -> Result:
-        """Flower's round loop, able to begin at `first_round`; `on_round(round, arrays, metrics)` ends each round.
+        """Run Flower's round loop from `first_round`, and call `on_round(round, arrays, metrics)` after each round.
 
-        Messages and replies are exchanged as in `Strategy.start`. `timeout` is the seconds to wait for a round.
+        It exchanges messages and replies like `Strategy.start`. `timeout`: seconds to wait for a round.
         """
         self.summary()
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
@@ -299,7 +299,7 @@ class SplitStrategy(Algorithm, Strategy):
             metrics = MetricRecord() if trained is None else trained
             result.train_metrics_clientapp[current] = metrics
             seconds = time.perf_counter() - started
-            nothing_new = bool(self._lost) and not metrics.get("devices")  # then there is no model to evaluate
+            nothing_new = bool(self._lost) and not metrics.get("devices")  # then there is no new model to evaluate
             if not nothing_new and (
                 messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid))
             ):
@@ -318,7 +318,7 @@ class SplitStrategy(Algorithm, Strategy):
         return result
 
     def remarks(self) -> Mapping[str, Any]:
-        """Which devices were lost in the last round and why, where nodes host what they host; and what is spent."""
+        """Returns remarks on the last round: lost devices with reasons, in a real federation, and privacy spent."""
         told = {str(device): reason for device, reason in sorted(self._lost.items())}
         lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
         if self._restarted:
@@ -327,7 +327,7 @@ class SplitStrategy(Algorithm, Strategy):
         if federation.ledger is None or federation.privacy is None:
             return lost
         withheld = {"losses_withheld": True} if federation.privacy.withheld else {}
-        return {**lost, **withheld, **federation.ledger.figures()}
+        return {**lost, **withheld, **federation.ledger.epsilons()}
 
     # Planning.
 
@@ -342,7 +342,7 @@ class SplitStrategy(Algorithm, Strategy):
         return "" if self.federation.placement is None else self._placement.setup
 
     def _look(self, grid: Grid) -> bool:
-        """Whether nodes host what they host, so that the placement says who does what."""
+        """Look for nodes; returns whether they host fixed devices and edges, so that the placement assigns work."""
         federation = self.federation
         if federation.placement is not None:
             first = self._placed is None
@@ -350,7 +350,7 @@ class SplitStrategy(Algorithm, Strategy):
         return bool(self._placed)
 
     def _there(self, grid: Grid, chosen: list[int]) -> tuple[bool, list[int]]:
-        """See who is there, and count privacy by their n_k; whom the account does not allow is left out, by name."""
+        """Look for nodes and account for privacy by their n_k; leaves out, by name, devices without an account."""
         first, self._left_out = self._placed is None, {}
         placed, ledger = self._look(grid), self.federation.ledger
         if placed and ledger is not None:
@@ -361,7 +361,7 @@ class SplitStrategy(Algorithm, Strategy):
         return placed, chosen
 
     def _cohorts(self, devices: Sequence[int], round: int, visited: Iterable[int] = ()) -> list[CohortTask]:
-        """Each edge's devices at the round's start; edges that devices come to later may have none."""
+        """Returns each edge's devices at the round's start; edges that devices come to later may have none."""
         members: dict[int, list[DeviceTask]] = {edge: [] for edge in visited}
         for device in devices:
             members.setdefault(self.attached(device, round), []).append(self._task(device))
@@ -379,13 +379,13 @@ class SplitStrategy(Algorithm, Strategy):
         return self._versions.get(owner, 0), self._saved.get(owner, 0)
 
     def _needed(self, arrays: ArrayRecord, tasks: Sequence[DeviceTask]) -> ArrayRecord:
-        """Private fronts stay where they are: the first one goes out only to a device that has none yet."""
+        """Returns the arrays that tasks need; a private front goes out only to a device that has none yet."""
         if self.fronts != "private" or any(task.version == 0 for task in tasks):
             return arrays
         return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith(("front.", "head."))})
 
     def _evaluated(self) -> Sequence[int]:
-        """The same devices in every evaluation, so that rounds can be compared."""
+        """Returns the devices to evaluate, the same in every round, so that rounds are comparable."""
         federation = self.federation
         if federation.evaluate_devices >= federation.devices:
             return range(federation.devices)

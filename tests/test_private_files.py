@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import fsl
-from fsl.deployment.certs import Certificates as Folder
+from fsl.deployment.certs import CertificateFolder as Folder
 from fsl.deployment.certs import identities, issue
 from fsl.deployment.local.federation_record import alone_in
 from fsl.errors import CheckpointError, ConfigError, WireError
 from fsl.files import save_tensors, write_json
 from fsl.importing.spec import Spec
-from fsl.messages.node_part import EdgePart, EdgePeer, Part, Ticket, Visitor
+from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.privacy.settings import Privacy, RandomizedLabels
 from fsl.private_files import own_folder, private_folder
@@ -171,7 +171,7 @@ def a_part(**ticket):
         (Visitor(DeviceTask(1), 1),),
     )
     there = Ticket(DeviceTask(0), 0, "edge0.example.org:9000", "ee" * 40, ((1, "[::1]:90"),))
-    return Part((edge,), (replace(there, **ticket),), "ff" * 32, (DeviceTask(2),), 5)
+    return NodePart((edge,), (replace(there, **ticket),), "ff" * 32, (DeviceTask(2),), 5)
 
 
 def a_plan():
@@ -214,8 +214,8 @@ def put(raw, way, value):
 
 
 def test_a_part_survives_its_way():
-    assert Part.from_json(a_part().to_json()) == a_part()
-    assert Part.from_json(Part().to_json()) == Part()
+    assert NodePart.from_json(a_part().to_json()) == a_part()
+    assert NodePart.from_json(NodePart().to_json()) == NodePart()
 
 
 _OTHERS = ("deadline", "learning_rates", "seed", "one_by_one", "reset_optimizer", "privacy", "probe", "kwargs")
@@ -246,7 +246,11 @@ def _numbers(value):
 @pytest.mark.parametrize("junk", OUTSIDE, ids=lambda value: ascii(value)[:20])
 def test_no_field_of_a_part_or_a_plan_leads_anywhere_else(junk):
     """Every value of a message in turn: it is refused, or what comes of it holds plain numbers alone."""
-    for read, whole in ((Part.from_json, a_part()), (RoundPlan.from_json, a_plan()), (EvaluatePlan.from_json, None)):
+    for read, whole in (
+        (NodePart.from_json, a_part()),
+        (RoundPlan.from_json, a_plan()),
+        (EvaluatePlan.from_json, None),
+    ):
         text = (whole or EvaluatePlan("r", 1, (DeviceTask(0),))).to_json()
         for way in leaves(json.loads(text)):
             found, refusal = taken(read, put(json.loads(text), way, junk))
@@ -263,7 +267,7 @@ def test_an_address_is_a_host_and_a_port(address):
     raw = json.loads(a_part().to_json())
     raw["tickets"][0]["address"] = address
     with pytest.raises(WireError, match="this is no part in a round"):
-        Part.from_json(json.dumps(raw))
+        NodePart.from_json(json.dumps(raw))
 
 
 @pytest.mark.parametrize("owner", ["../x", "/x", "a/../../b", ".", "a/.hidden", "", "fronts//3", "a\0b", "fronts/\n"])
@@ -283,7 +287,7 @@ def test_a_crafted_part_writes_and_deletes_nothing_outside(tmp_path):
     raw = json.loads(a_part().to_json())
     raw["tickets"][0]["task"]["device"] = "../../../outside"
     with pytest.raises(WireError, match=r"this is no part in a round|this is not a round's plan"):
-        Part.from_json(json.dumps(raw))
+        NodePart.from_json(json.dumps(raw))
 
 
 # Sessions on disk

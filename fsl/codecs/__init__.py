@@ -1,4 +1,4 @@
-"""Codecs: what smashed data and cut gradients pass through on the wire, one file a codec."""
+"""Encodes smashed data and cut gradients for the wire, one file a codec."""
 
 from fsl.codecs.bfloat16 import BFloat16
 from fsl.codecs.codec import Codec, Payload, pack

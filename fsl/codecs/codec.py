@@ -1,4 +1,4 @@
-"""What a codec is: a pair of halves around the link."""
+"""Defines a codec: a pair of halves around the link."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,14 @@ _LIKE = "like"
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What crosses the cut: named arrays, and the name of the codec that reads them."""
+    """One tensor on its way across the cut: named arrays, and the name of the codec that reads them."""
 
     codec: str
     arrays: tuple[tuple[str, Tensor], ...]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that was encoded: float32, unless an empty array named `like` has another.
+        """Dtype of the encoded tensor: float32, unless an empty array named `like` has another.
 
         WireError where that is no floating point.
         """
@@ -32,9 +32,9 @@ class Payload:
         return dtype
 
     def unpack(self, codec: str, **dtypes: torch.dtype) -> list[Tensor]:
-        """The arrays of these names and dtypes, in this order.
+        """Returns the arrays of these names and dtypes, in this order.
 
-        WireError where another codec made the payload, or its arrays are others.
+        WireError where another codec made the payload, or it has other arrays.
         """
         arrays = [array for array in self.arrays if array[0] != _LIKE]
         if self.codec != codec or [(name, tensor.dtype) for name, tensor in arrays] != list(dtypes.items()):
@@ -46,48 +46,48 @@ class Codec(ABC):
     """Encodes a tensor (B, ...) for the link, and decodes what came over it.
 
     A session (one device at one edge in one round) has a codec object of its own for each direction at each end, built
-    anew from the constructor's arguments. So a codec may hold parameters and state: what one half of a direction
-    remembers, it remembers until the round ends, and of no other device.
+    anew from the constructor's arguments. So a codec may hold parameters and state: each half remembers one device,
+    until the round ends.
 
-    `name`: written into each payload. `rowwise`: what becomes of a row does not depend on the other rows, and each
-    array of a payload has a row for it. `stateful`: what a call returns depends on the calls before it; such a session
-    cannot move to another edge in the middle of a round.
+    `name`: goes into each payload. `rowwise`: a row's encoding does not depend on the other rows, and each array of a
+    payload has a row for it. `stateful`: a call's result depends on the calls before it; such a session cannot move to
+    another edge in the middle of a round.
     """
 
     name: ClassVar[str]
     rowwise: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
 
-    _built_from: tuple[tuple[Any, ...], Mapping[str, Any]]  # positional and keyword arguments, as they were given
+    _built_from: tuple[tuple[Any, ...], Mapping[str, Any]]  # positional and keyword arguments, as given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Remember the arguments: they describe the codec to the other end, which builds one like it."""
         if (args or kwargs) and cls.__init__ is object.__init__:
             raise TypeError(
                 f"{cls.__name__}() takes no arguments"
-            )  # object's own check is off where __new__ is not its
+            )  # object checks arguments only where __new__ is its own
         codec = super().__new__(cls)
-        object.__setattr__(codec, "_built_from", (args, kwargs))  # also of a frozen dataclass
+        object.__setattr__(codec, "_built_from", (args, kwargs))  # works for a frozen dataclass, too
         return codec
 
     @abstractmethod
     def encode(self, values: Tensor) -> Payload:
-        """The arrays that cross the link."""
+        """Encode values (B, ...); returns the arrays that cross the link."""
 
     @abstractmethod
     def decode(self, payload: Payload) -> Tensor:
-        """The tensor (B, ...) in the dtype that was encoded; WireError for a payload that is not this codec's."""
+        """Decode a payload to a tensor (B, ...) of the encoded dtype; WireError for another codec's payload."""
 
 
 def pack(codec: str, dtype: torch.dtype, *arrays: tuple[str, Tensor]) -> Payload:
-    """A payload that tells the other half which dtype to restore; float32 goes without saying, and costs no byte."""
+    """Make a payload that names the dtype to restore; float32 is the default, and costs no byte."""
     if dtype is torch.float32:
         return Payload(codec, arrays)
     return Payload(codec, (*arrays, (_LIKE, torch.empty(0, dtype=dtype))))
 
 
 def described(payload: Payload) -> str:
-    """A payload in a few words, for an error message; what the sender wrote is cut short."""
+    """Describe a payload in a few words, for an error message; shortens the sender's texts."""
     arrays = _listed((name, tensor.dtype) for name, tensor in payload.arrays[:4])
     return f"{arrays or 'no arrays'} of codec {payload.codec[:40]!r}"
 

@@ -1,4 +1,4 @@
-"""From what a user gives as a codec to the description that plans, settings and reports have of it."""
+"""Turns a user's codec into the description that plans, settings and reports carry."""
 
 import inspect
 import json
@@ -13,13 +13,13 @@ from fsl.importing.import_paths import locate, public_path
 from fsl.importing.introspection import attributes
 from fsl.importing.spec import Spec
 
-# A codec by its class, the class's import path, an object, or with arguments as a configuration has them.
+# A codec as its class, the class's import path, an object, or a configuration's mapping with arguments.
 CodecChoice = str | type[Codec] | Codec | Spec | Mapping[str, Any]
 _HOW = "name a Codec, as in fsl.codecs.Float16, or {_target_: my.TopK, k: 0.1}"
 
 
 def build_codecs(config: Mapping[str, Any]) -> dict[str, Spec]:
-    """The codecs of a configuration's group, `up` and `down`; ConfigError for other keys."""
+    """Read the codecs `up` and `down` of a configuration's group; ConfigError for other keys."""
     ways = ("up", "down")
     for name in config:
         if name not in ways:
@@ -32,10 +32,10 @@ def build_codecs(config: Mapping[str, Any]) -> dict[str, Spec]:
 
 
 def codec_spec(name: str, given: CodecChoice) -> Spec:
-    """The class by its import path, and the arguments of its constructor with their defaults, as JSON values.
+    """Describe a codec by its class's import path and its constructor's arguments, with defaults, as JSON values.
 
-    `name` is what errors call it ("codec.up"). ConfigError for what is no codec, for arguments that its constructor
-    does not take, and for those that a message cannot carry.
+    `name` is its name in errors ("codec.up"). ConfigError for what is no codec, for arguments that its constructor does
+    not take, and for those that a message cannot carry.
     """
     kind, arguments = _class_and_arguments(name, given)
     path = given if isinstance(given, str) else public_path(kind)
@@ -101,14 +101,14 @@ def _located(name: str, path: str) -> Any:
 
 
 def _parameters(kind: type[Codec]) -> dict[str, inspect.Parameter]:
-    """Those of the constructor, without `self`; `Codec.__new__`, which remembers arguments, would hide them."""
+    """Returns the constructor's parameters without `self`, which `Codec.__new__` would hide."""
     if kind.__init__ is object.__init__:
         return {}
     return dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
 
 
 def _built_from(name: str, codec: Codec) -> dict[str, Any]:
-    """The arguments that an object was made with, by name."""
+    """Returns an object's constructor arguments, by name."""
     positional, keywords = codec._built_from
     bound = inspect.signature(type(codec).__init__).bind(codec, *positional, **keywords)
     found: dict[str, Any] = {}
@@ -121,9 +121,9 @@ def _built_from(name: str, codec: Codec) -> dict[str, Any]:
 
 
 def _refuse_changed(name: str, path: str, given: Codec) -> None:
-    """ConfigError where an object is not what its constructor's arguments make, so that no session would be like it.
+    """Raise ConfigError where an object differs from what its arguments make, so that no session would be like it.
 
-    What two objects of the same arguments do not agree on is drawn at random, and says nothing.
+    Ignores attributes in which two objects of the same arguments differ, since these are random.
     """
     positional, keywords = given._built_from
     now, first, second = map(_told, (given, *(type(given)(*positional, **keywords) for _ in range(2))))
@@ -137,7 +137,7 @@ def _refuse_changed(name: str, path: str, given: Codec) -> None:
 
 
 def _told(codec: Codec) -> dict[str, str]:
-    """Each attribute of a codec as text."""
+    """Returns each attribute of a codec as text."""
     kept = {key: value for key, value in (attributes(codec) or {}).items() if key != "_built_from"}
     return {key: describe(value) for key, value in kept.items()}
 
@@ -152,7 +152,7 @@ def _plain(name: str, path: str, key: str, value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON gives the value back as it is, a tuple as a list."""
+    """Returns whether JSON restores a value, with a tuple as a list."""
     match value:
         case None | bool() | int() | str():
             return True

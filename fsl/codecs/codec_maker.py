@@ -1,4 +1,4 @@
-"""From a plan's description of a codec to the objects of its sessions."""
+"""Builds the codecs of sessions from a plan's description."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,7 +14,7 @@ CANNOT_MOVE = (
 
 
 def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Codec]:
-    """What makes a new codec as described, one for each session; only of classes inside the allowed packages.
+    """Returns a function that builds a described codec for a session, only from classes of the allowed packages.
 
     WireError for a class that is not allowed, or for arguments that it does not take; ConfigError for what is no Codec.
     """
@@ -35,6 +35,6 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
 
 
 def codec_of(spec: Spec) -> Codec:
-    """A codec as described by whoever is trusted: the run's own configuration."""
+    """Build a codec from a trusted description: the run's own configuration."""
     codec: Codec = locate(spec.target)(**spec.kwargs)
     return codec

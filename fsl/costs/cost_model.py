@@ -1,33 +1,34 @@
-"""What a run's rounds cost: its segments, and who has which machine and link."""
+"""Prices a run's rounds from its segments, machines and links."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
-from fsl.costs.round_cost import DeviceLoad, RoundCost, Serving, round_cost
+from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
+from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The devices, edges and links of a run: which of each has which profile."""
+    """The profiles of a run's devices, edges and links."""
 
     devices: Assignment[DeviceProfile]
     edges: Assignment[DeviceProfile]
     links: Assignment[LinkProfile]
-    backhaul: Assignment[LinkProfile] | None = None  # between edges; every pair has the same
+    backhaul: Assignment[LinkProfile] | None = None  # between edges, the same for every pair
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Prices rounds; `seed` is the run's, from which mixed profiles are drawn."""
+    """Prices rounds; draws mixed profiles from `seed`, the run's."""
 
     seed: int
     machines: Machines
     segments: tuple[SegmentCost, ...]
 
     def round(self, loads: Sequence[DeviceLoad], serving: Serving, start: float = 0.0) -> RoundCost:
-        """The cost of a round that begins at second `start` of the run."""
+        """Returns the cost of a round that begins at second `start` of the run."""
         machines, seed = self.machines, self.seed
         return round_cost(
             loads,
@@ -41,7 +42,7 @@ class CostModel:
         )
 
     def settings(self) -> dict[str, str]:
-        """The profiles as text: a run is resumed only with equal ones, for its simulated time goes on."""
+        """Returns the profiles as text: a run resumes only with equal ones, since its simulated time goes on."""
         machines = self.machines
         return {
             "costs.device": machines.devices.describe(),
@@ -57,7 +58,7 @@ def _edges(loads: Sequence[DeviceLoad]) -> set[int]:
 def machines(
     device: DeviceChoice, edge: DeviceChoice, link: LinkChoice, backhaul: LinkChoice | None = None
 ) -> Machines:
-    """From what a user gives for each (see `fsl.simulate`) to who has which; ConfigError for what does not exist."""
+    """Assign profiles from a user's choices (see `fsl.simulate`); ConfigError for unknown ones."""
     return Machines(
         assignment("device", device, "device"),
         assignment("edge", edge, "device"),

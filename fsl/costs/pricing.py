@@ -13,7 +13,8 @@ from fsl.codecs.codec_choice import CodecChoice, codec_spec
 from fsl.codecs.codec_maker import codec_of
 from fsl.costs.cost_model import CostModel, machines
 from fsl.costs.profiles import DeviceChoice, LinkChoice
-from fsl.costs.round_cost import DeviceLoad, Serving, serving_of
+from fsl.costs.round_cost import DeviceLoad
+from fsl.costs.serving import Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.importing.import_paths import locate

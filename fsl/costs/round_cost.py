@@ -1,21 +1,18 @@
-"""A round in simulated seconds and joules: a pure function of what each device did and what the machines can do."""
+"""Simulates a round's seconds and joules: a pure function of each device's work and the machines' profiles."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Literal
 
 from fsl.costs.profiles import DeviceProfile, LinkProfile
+from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
 from fsl.mobility import Stay
-from fsl.trainers import EdgeTrainer
-
-Kind = Literal["none", "queue", "turn", "lockstep", "stream"]
 
 
 @dataclass(frozen=True)
 class DeviceLoad:
-    """What one device did in one round, as measured: sums over its steps."""
+    """One device's measured work in one round, summed over its steps."""
 
     device: int
     edge: int
@@ -23,25 +20,8 @@ class DeviceLoad:
     examples: int
     up_bytes: int
     down_bytes: int
-    model_bytes: int  # half of them down before the first step, half up after the last
-    stays: tuple[Stay, ...] = ()  # where it was, in order, if it moved; together they serve all steps
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How an edge serves the devices of a round.
-
-    "none": there is no edge, devices train the whole model. "queue": each upload is served as it comes, first in first
-    out, by as many servers as the edge has slots. "turn": one device after another, in order of id. "lockstep": a
-    step waits for every live device, and the replies for the whole step. "stream": devices wait for no reply.
-    `relayed`: in turn, a device gets its front when the one before has sent it. `window`: in lockstep, the uploads of
-    a device that are answered together. `passes`: how often the back runs over an upload.
-    """
-
-    kind: Kind
-    relayed: bool = False
-    window: int = 1
-    passes: float = 1.0
+    model_bytes: int  # half goes down before the first step, half up after the last
+    stays: tuple[Stay, ...] = ()  # its edges in order, if it moved; together they serve all steps
 
 
 @dataclass(frozen=True)
@@ -54,7 +34,7 @@ class DeviceCost:
     up_s: float
     down_s: float
     joules: float | None
-    moving_s: float = 0.0  # while its session moved between edges
+    moving_s: float = 0.0  # seconds in which its session moved between edges
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ class RoundCost:
 
     @property
     def moving_s(self) -> float:
-        """The seconds that devices waited for their sessions to move, over all devices."""
+        """Seconds that devices waited for their sessions to move, summed over devices."""
         return sum(device.moving_s for device in self.devices)
 
 
@@ -80,24 +60,8 @@ class Legs:
     after: float
 
 
-def serving_of(trainer: EdgeTrainer | None, fronts: str = "averaged") -> Serving:
-    """How an edge trainer serves its devices, from what it declares; None where there is no edge.
-
-    Lockstep trainers wait for all, divisible ones for nobody, others train device after device.
-    """
-    if trainer is None:
-        return Serving("none")
-    if not trainer.window:
-        return Serving("stream", passes=trainer.passes)
-    if trainer.lockstep:
-        return Serving("lockstep", window=trainer.window, passes=trainer.passes)
-    if trainer.divisible:
-        return Serving("queue", passes=trainer.passes)
-    return Serving("turn", relayed=fronts == "relayed", passes=trainer.passes)
-
-
 def legs(segments: Sequence[SegmentCost]) -> Legs:
-    """One step through segments that begin on the device: forward to the loss behind the last, and all the way back."""
+    """Add up one step through segments that begin on the device: forward to the loss behind the last, and back."""
     last = segments[-1]
     walk = [(s.place, s.forward_flops) for s in segments[:-1]]
     walk.append((last.place, last.forward_flops + last.backward_flops))
@@ -123,9 +87,9 @@ def round_cost(
 ) -> RoundCost:
     """Simulate a round that begins at second `start` of the run; profiles are by id of device and edge.
 
-    Every step of a device counts as many rows as its steps have on average, and as many bytes. A session that moves
-    takes its bytes' time over `backhaul`, and its device opens a new connection. In lockstep and in turn a device's
-    steps are priced at the edge where its round began.
+    Every step of a device counts the average rows and bytes of its steps. A moving session takes its bytes' time over
+    `backhaul`, and its device opens a new connection. In lockstep and in turn a device's steps are priced at the edge
+    where its round began.
     """
     step = legs(segments)
     if serving.kind == "none":
@@ -164,7 +128,7 @@ def round_cost(
 
 
 class _Party:
-    """A device on its way through a round; `now` is the second of the run that it has come to."""
+    """A device on its way through a round; `now` is the second of the run that it has reached."""
 
     def __init__(
         self,
@@ -193,12 +157,12 @@ class _Party:
         self.up_s = self.down_s = 0.0
         transfers = max(1, load.steps * len(self.service))
         self.up_size, self.down_size = load.up_bytes / transfers, load.down_bytes / transfers
-        # Without a trace a transfer always takes as long, and a round has tens of thousands.
+        # Without a trace equal transfers take equally long, and a round has tens of thousands.
         self.up_fixed = None if link.trace else link.seconds(self.up_size, link.up_mbit, start)
         self.down_fixed = None if link.trace else link.seconds(self.down_size, link.down_mbit, start)
 
     def upload(self, visit: int) -> float:
-        """Compute up to the edge's `visit`, send; the second at which the edge has it all."""
+        """Compute up to the edge's `visit`, and send; returns the second at which the edge has it all."""
         self.now += self.before[visit]
         taken = self.up_fixed
         if taken is None:
@@ -208,7 +172,7 @@ class _Party:
         return self.now + self.link.latency_s
 
     def download(self, sent: float, count: int = 1) -> None:
-        """Receive the replies, one behind the other, that the edge began to send at this second."""
+        """Receive `count` replies, one behind the other, which the edge began to send at second `sent`."""
         for _ in range(count):
             taken = self.down_fixed
             if taken is None:
@@ -232,7 +196,7 @@ class _Party:
             self.now += taken + self.link.latency_s
 
     def cost(self, start: float, round_s: float) -> DeviceCost:
-        """Its figures; it idles, at idle power, whenever it does not compute, until the round ends for all."""
+        """Returns its cost; it idles, at idle power, whenever it does not compute, until the round ends for all."""
         compute = self.load.steps * (sum(self.before) + self.after)
         powers = [
             (self.device.power_active_watts, compute),
@@ -247,14 +211,14 @@ class _Party:
         return DeviceCost(self.load.device, self.now - start, compute, self.up_s, self.down_s, joules, self.moving_s)
 
     def follow(self) -> None:
-        """An upload was served: before the device hears of it its session moves, if that was the last at its edge."""
+        """Move the session after a served upload, before the device hears of it, if that was the last at its edge."""
         self.stays[0] = replace(self.stays[0], uploads=self.stays[0].uploads - 1)
         if self.stays[0].uploads > 0 or len(self.stays) == 1:
             return
         self.stays.pop(0)
         to = self.stays[0]
         self.edge, self.service = to.edge, self.served[to.edge]
-        taken = 2 * self.link.latency_s  # it opens a session there
+        taken = 2 * self.link.latency_s  # to open a session there
         if to.bytes and self.backhaul is not None:
             taken += self.backhaul.seconds(to.bytes, self.backhaul.up_mbit, self.now) + 2 * self.backhaul.latency_s
         self.moving_s += taken
@@ -262,7 +226,7 @@ class _Party:
 
 
 def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:
-    """Each upload waits for a free server of its edge; nothing later can arrive before what was served."""
+    """Serve uploads in order of arrival, each when a slot of its edge is free."""
     by_id = {party.load.device: party for party in parties}
     free = {edge: [0.0] * count for edge, count in slots.items()}
     arrivals = [(p.upload(0), p.load.device, 0, 0) for p in parties if p.load.steps]
@@ -284,7 +248,7 @@ def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:
 
 
 def _in_turn(cohort: Sequence[_Party], relayed: bool, start: float) -> None:
-    free = start  # the second at which the edge turns to the next device
+    free = start  # second at which the edge turns to the next device
     for party in cohort:
         if relayed:
             party.now = free
@@ -315,7 +279,7 @@ def _lockstep(cohort: Sequence[_Party], window: int) -> None:
 
 
 def _stream(parties: Sequence[_Party], slots: Mapping[int, int], start: float) -> float:
-    """Devices go on at once; returns the second at which the last edge has worked its uploads off."""
+    """Let devices go on at once; returns the second at which the last edge has served all its uploads."""
     arrivals = []
     for party in parties:
         for _ in range(party.load.steps):

@@ -1,4 +1,4 @@
-"""Data: loaders on `datasets`, partitions on `flwr-datasets`, a user's own Dataset."""
+"""Loads data by `datasets`, divides them by `flwr-datasets`, and takes a user's own Dataset."""
 
 from fsl.data.augment import Augmentation
 from fsl.data.dividing import divide

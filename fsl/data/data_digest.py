@@ -1,4 +1,4 @@
-"""The identity of data and of partitions: what tells one from another in a run's settings."""
+"""Identifies data and partitions in a run's settings, by digests and descriptions."""
 
 from typing import Any
 
@@ -13,16 +13,15 @@ from fsl.importing.description import describe
 from fsl.importing.digests import digest_text, digest_values
 from fsl.importing.import_paths import public_path
 
-_SAMPLED = 1000  # rows of examples that are made when they are asked for
+_SAMPLED = 1000  # rows that count of large examples
 
 
 def digest(examples: Examples) -> str:
-    """16 hexadecimal characters that say which examples these are, the same in every process.
+    """Returns 16 hexadecimal characters that identify examples, the same in every process.
 
-    All targets count, and inputs in memory: all of them up to 64 MB, above that a thousand rows, the first and the last
-    among them. Of a Dataset that is read anew each time no item counts, since it may be drawn at random, but its
-    length, its class, its attributes and its transforms do (`importing.description`): files that it reads may
-    change unseen.
+    All targets count, and inputs in memory: all of them up to 64 MB, above that a thousand rows with the first and the
+    last. Of a Dataset that is read anew each time no item counts, since it may draw them at random, but its length,
+    class, attributes and transforms do (`importing.description`): a change in files that it reads goes unseen.
     """
     parts = [str(len(examples)), digest_values(examples.targets, whole=True)]
     if isinstance(examples, TensorExamples):
@@ -38,9 +37,9 @@ def digest(examples: Examples) -> str:
 
 
 def describe_partition(partition: Any) -> str:
-    """Which partition it is, as text: a rule by its class and settings, given rows by how many and their digest.
+    """Describe a partition as text: a rule by its class and settings, given rows by their number and digest.
 
-    Takes what `fsl.data.as_partitioner` takes, and a partition that was made already.
+    Takes what `fsl.data.as_partitioner` takes, and a finished partition.
     """
     if isinstance(partition, Divided):
         rows = digest_text(digest_values(partition.rows) + digest_values(partition.bounds))
@@ -60,6 +59,6 @@ def describe_partition(partition: Any) -> str:
 
 
 def _short(value: Any) -> Any:
-    """An argument as a literal: numbers as they are, what else there is as text."""
+    """Returns an argument as a literal: numbers as they are, anything else as text."""
     value = value.tolist() if isinstance(value, np.ndarray) and value.size <= 10 else value
     return value if isinstance(value, bool | int | float | str | None) else describe(value)

@@ -1,4 +1,4 @@
-"""Who holds which rows: a partitioner asked, and what it answers checked."""
+"""Asks a partitioner which device holds which rows, and checks its answer."""
 
 import logging
 
@@ -15,10 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def divide(task: TaskData, rule: "Partitioner", devices: int, samples: int | None, seed: int) -> Partition:
-    """Who holds which rows of a task, at most `samples` a device.
+    """Divide a task's training rows among devices, at most `samples` for each.
 
-    Rows that no device holds, or several, are told in the log. DataError where a rule's partition is not for these
-    devices and rows.
+    It logs rows that no device holds, or several. DataError where a rule's partition is not for these devices and rows.
     """
     divided = rule.divide(task.train.targets.numpy(), devices, seed, task.groups)
     if not isinstance(divided, Resampled):
@@ -43,7 +42,7 @@ def _check_partition(partition: Partition, name: str, devices: int, count: int) 
 
 
 def _rows(partition: Partition, device: int, name: str, count: int) -> np.ndarray:
-    """A device's rows, by a partition that a user has written."""
+    """Returns a device's rows from a user's own partition, checked."""
     rows = partition.indices(device)
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         kind = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__

@@ -1,4 +1,4 @@
-"""Looks at examples before anything is trained: what would give a wrong result, or fail rounds later, is refused."""
+"""Refuses, before training, examples that would give a wrong result or fail rounds later."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ _BLOCK = 1 << 22  # numbers at a time, so that an intermediate copy stays small
 
 
 def check_examples(train: Examples, test: Examples | None, validation: Examples | None = None) -> None:
-    """DataError for examples that are empty, hold what is not finite, or differ in kind between the sets.
+    """Raise DataError for examples that are empty, not finite, or of different kinds in the sets.
 
-    Of examples that are read item by item only the targets and the first input are looked at.
+    Of examples that are read item by item it checks only the targets and the first input.
     """
     sets = {"training": train, "test": test, "validation": validation}
     first = {name: _first(examples, name) for name, examples in sets.items() if examples is not None}
@@ -27,7 +27,7 @@ def check_examples(train: Examples, test: Examples | None, validation: Examples 
 
 
 def _first(examples: Examples, name: str) -> tuple[Tensor, Tensor]:
-    """The first row, as a batch."""
+    """Returns the first row as a batch."""
     if not len(examples):
         remedy = "give some" + (f", or none at all: {name}_data=None" if name == "test" else "")
         raise DataError(f"the {name} data has no examples; {remedy}")
@@ -53,11 +53,11 @@ def _check_alike(what: str, name: str, train: Tensor, other: Tensor) -> None:
 
 
 def _check_finite(values: Tensor, what: str) -> None:
-    """DataError that names the first row with NaN or an infinity, and how many there are."""
+    """Raise a DataError that names the first row with NaN or an infinity, and their number."""
     if not values.is_floating_point() or not values.numel():
         return
     rows = max(1, _BLOCK // max(1, values[0].numel()))
-    # A sum is finite only if all that it adds is; where it is not, it may yet have overflowed.
+    # A finite sum has only finite addends; one that is not finite may also have overflowed.
     suspects = [
         start for start in range(0, len(values), rows) if not torch.isfinite(values[start : start + rows].sum())
     ]
@@ -74,5 +74,5 @@ def _check_finite(values: Tensor, what: str) -> None:
 
 
 def _not_finite(values: Tensor) -> Tensor:
-    """The rows (n,) with a number that is not finite."""
+    """Returns the rows (n,) with a number that is not finite."""
     return (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Whatever users hand over as data, as examples: what is obvious is taken, the rest refused with the way out."""
+"""Converts a user's data to examples; takes what is unambiguous, and refuses the rest with a way out."""
 
 import logging
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ _DRAWN = (
 
 
 def as_examples(data: Any, double: bool = False) -> Examples:
-    """Examples as they are; two tensors or arrays (inputs, targets); or a map-style Dataset or list of pairs.
+    """Convert a user's data: Examples, two tensors or arrays (inputs, targets), a map-style Dataset or list of pairs.
 
-    Floats become float32; with `double`, for models of float64, that stays as it is.
+    Floats become float32; with `double`, for models of float64, float64 stays as it is.
 
-    DataError for what is none of these, and for a Dataset that draws its items at random: to read it once and to read
-    it anew each time give different results, and only its user knows which is meant.
+    DataError for anything else, and for a Dataset that draws its items at random: reading it once or anew each time
+    gives different results, and only its user knows which is meant.
     """
     if isinstance(data, Examples):
         return data.in_double() if double and isinstance(data, DatasetExamples) else data
@@ -42,12 +42,12 @@ def as_examples(data: Any, double: bool = False) -> Examples:
 
 
 def from_dataset(dataset: Dataset[Any], materialize: bool = True, double: bool = False) -> Examples:
-    """A map-style Dataset of (input, target) as examples: floats become float32, integer targets int64.
+    """Convert a map-style Dataset of (input, target): floats become float32, integer targets int64.
 
     With `double`, for models of float64, float64 stays as it is.
-    With `materialize` its items are read once and kept as two tensors (the log says so where they were drawn at
-    random); turn it off where a transform is to draw anew each time. DataError where items are no pairs, fail, or
-    cannot be stacked because they differ in shape.
+    With `materialize` it reads all items once and keeps them as two tensors (the log says so where they were drawn at
+    random); turn it off where a transform must draw anew each time. DataError where items are no pairs, fail, or differ
+    in shape.
     """
     if not materialize and not _is_pair_of_arrays(dataset):
         _check_kind(dataset)
@@ -59,7 +59,7 @@ def from_dataset(dataset: Dataset[Any], materialize: bool = True, double: bool =
 
 
 def _read(data: Any, double: bool) -> tuple[Examples, bool]:
-    """The examples of whatever was given, in memory, and whether its items were drawn at random."""
+    """Read a user's data into memory; returns the examples, and whether the items were drawn at random."""
     if _is_pair_of_arrays(data):
         return _from_arrays(data, double), False
     _check_kind(data)
@@ -72,7 +72,7 @@ def _read(data: Any, double: bool) -> tuple[Examples, bool]:
 
 
 def _is_pair_of_arrays(data: Any) -> bool:
-    """Two tensors or arrays (inputs, targets), the latter perhaps a list; no list of two items."""
+    """Returns whether data are two tensors or arrays (inputs, targets), the latter perhaps a list; not two items."""
     if not isinstance(data, tuple | list) or len(data) != 2 or not _is_array(data[0]):
         return False
     return _is_array(data[1]) or (isinstance(data[1], Sequence) and len(data[1]) == len(data[0]))
@@ -102,7 +102,7 @@ def _converted(inputs: Tensor, targets: Tensor, name: str, double: bool) -> Exam
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor] | None:
-    """Inputs and targets of Datasets that hold them as tensors: the same as reading item by item, at once."""
+    """Returns inputs and targets of Datasets that hold them as tensors, as reading item by item would; else None."""
     if type(dataset) is TensorDataset:
         if len(dataset.tensors) != 2:
             raise DataError(
@@ -116,7 +116,7 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor] | None:
     if type(dataset) is Subset and (whole := _tensors(dataset.dataset)) is not None:
         rows = torch.as_tensor(dataset.indices, dtype=torch.int64)
         if len(rows) and not (-len(whole[0]) <= int(rows.min()) and int(rows.max()) < len(whole[0])):
-            return None  # read item by item, which names the item
+            return None  # item by item names the fault
         return whole[0][rows], whole[1][rows]
     if type(dataset) is ConcatDataset:
         parts = [_tensors(part) for part in dataset.datasets]
@@ -127,7 +127,7 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _check_kind(data: Any) -> None:
-    """DataError for what is no map-style Dataset or list of pairs, by the most likely reason."""
+    """Raise DataError, with the most likely reason, for what is no map-style Dataset or list of pairs."""
     name, package = type(data).__name__, type(data).__module__.partition(".")[0]
     if isinstance(data, type):
         raise DataError(f"the class {data.__name__} is no data; give an object of it")

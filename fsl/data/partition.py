@@ -1,4 +1,4 @@
-"""Who holds which training rows."""
+"""Says which device holds which training rows."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -16,39 +16,39 @@ log = logging.getLogger(__name__)
 
 
 class Partition(ABC):
-    """Who holds which rows of the training set."""
+    """Assigns training rows to devices."""
 
     devices: int
 
     @abstractmethod
     def indices(self, device: int) -> Tensor:
-        """A device's rows, int64 (n_k,), in ascending order; the same at every call."""
+        """Returns a device's rows, int64 (n_k,), in ascending order; the same at every call."""
 
     @abstractmethod
     def size(self, device: int) -> int:
-        """How many rows a device holds."""
+        """Returns a device's number of rows, n_k."""
 
 
 @dataclass(frozen=True, eq=False)
 class Divided(Partition):
-    """Rows of all devices behind each other: those of device k are rows[bounds[k]:bounds[k + 1]]."""
+    """Stores the rows of all devices behind each other: device k has rows[bounds[k]:bounds[k + 1]]."""
 
     devices: int
     rows: np.ndarray
     bounds: np.ndarray
 
     def indices(self, device: int) -> Tensor:
-        """A slice."""
+        """Returns a device's slice of the rows."""
         return torch.from_numpy(self.rows[self.bounds[device] : self.bounds[device + 1]].copy())
 
     def size(self, device: int) -> int:
-        """The distance of two bounds."""
+        """Returns the distance of a device's bounds."""
         return int(self.bounds[device + 1] - self.bounds[device])
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled(Partition):
-    """Each device's rows are drawn when they are asked for, so a hundred thousand devices cost nothing."""
+    """Draws a device's rows when somebody asks for them, so that a hundred thousand devices cost nothing."""
 
     devices: int
     rows: int
@@ -56,12 +56,12 @@ class Resampled(Partition):
     seed: int
 
     def indices(self, device: int) -> Tensor:
-        """Rows drawn with replacement."""
+        """Draw a device's rows with replacement, from the seed."""
         generator = seeds.torch_generator(self.seed, "partition", device=device)
         return torch.randint(self.rows, (self.samples,), generator=generator).sort().values
 
     def size(self, device: int) -> int:
-        """The same for all."""
+        """Returns the number of rows, the same for all devices."""
         return self.samples
 
 
@@ -82,7 +82,7 @@ class _Limited(Partition):
 
 
 def limited(partition: Partition, samples: int, seed: int) -> Partition:
-    """The partition with at most so many rows a device, drawn from those it had."""
+    """Limit a partition to `samples` rows a device, drawn from the device's rows."""
     if samples < 1:
         raise ConfigError(f"samples_per_device={samples}: it must be at least 1")
     if isinstance(partition, Resampled):
@@ -93,7 +93,7 @@ def limited(partition: Partition, samples: int, seed: int) -> Partition:
 def class_counts(
     partition: Partition, targets: np.ndarray, devices: Sequence[int], classes: int | None = None
 ) -> np.ndarray:
-    """How many samples of each class these devices hold, (devices, classes); targets of no class are left out."""
+    """Count these devices' samples of each class, (devices, classes); leaves out targets of no class."""
     classes = int(targets.max()) + 1 if classes is None else classes
     counts = np.zeros((len(devices), classes), dtype=np.int64)
     for row, device in zip(counts, devices):

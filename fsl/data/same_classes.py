@@ -1,4 +1,4 @@
-"""Classes by name: so that class k means the same in every set of examples of a run, whoever numbered them."""
+"""Matches classes by name, so that class k means the same in every set of examples of a run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from fsl.errors import DataError
 
 
 class Renumbered(Examples):
-    """Examples whose class labels are other numbers: `table[k]` for label k; what is no label stays (-100)."""
+    """Examples with renumbered class labels: `table[k]` for label k; -100, which is no label, stays."""
 
     def __init__(self, examples: Examples, table: Tensor):
         self.examples = examples
@@ -22,24 +22,24 @@ class Renumbered(Examples):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Shape of one input."""
         return self.examples.input_shape
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The items, their labels renumbered."""
+        """Returns the items with renumbered labels."""
         inputs, targets = self.examples.batch(indices)
         return inputs, _looked_up(targets, self.table)
 
     def subset(self, indices: Tensor) -> "Renumbered":
-        """These rows as a set of their own."""
+        """Returns these rows as a set of their own."""
         return Renumbered(self.examples.subset(indices), self.table)
 
 
 def by_name(task: TaskData, names: Sequence[str], whose: str) -> TaskData:
-    """A task whose class k is called `names[k]`: its labels renumbered by their names, of which it may lack some.
+    """Renumber a task's labels by their names, so that class k is `names[k]`; the task may lack some.
 
-    DataError for a label whose name is none of these, and where the task does not name its classes. `whose` says in
-    words whose data these are.
+    DataError for a label with another name, and where the task does not name its classes. `whose` says in words whose
+    data these are.
     """
     if task.class_names is None:
         raise DataError(

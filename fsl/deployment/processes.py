@@ -1,4 +1,4 @@
-"""Processes on this machine: started in the background, recorded, found again, and ended with what they started."""
+"""Starts processes in the background, records them, finds them again, and ends them with all that they started."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ from fsl.errors import ConfigError
 from fsl.quoting import printable
 
 _PROC = Path("/proc")
-_TOKEN = "FSL_FEDERATION_PROCESS"  # inherited by whatever a process starts, in whatever session
+_TOKEN = "FSL_FEDERATION_PROCESS"  # every child inherits it, in any session
 _POLL = 0.05  # seconds between two looks
 
 
 @dataclass(frozen=True)
-class Started:
-    """A process that was started here; with the time of its start, a later one with the same pid is another."""
+class StartedProcess:
+    """A process that this module started; its start time tells it from a later one with the same pid."""
 
     name: str
     pid: int
@@ -32,7 +32,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Member:
+class ProcessInTree:
     """One living process, as /proc shows it."""
 
     pid: int
@@ -42,8 +42,8 @@ class Member:
     command: str  # the program's name and its arguments
 
 
-def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Started:
-    """Start a command in a session of its own, where no Ctrl-C reaches it; its output is added to a log file."""
+def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> StartedProcess:
+    """Start a command in a session of its own, where no Ctrl-C reaches it; appends its output to a log file."""
     if not (_PROC / "self" / "stat").exists():
         raise ConfigError("this machine has no /proc; a local federation needs Linux")
     token = f"{name}:{secrets.token_hex(16)}"
@@ -55,22 +55,22 @@ def start(name: str, command: Sequence[str], log: Path, environment: Mapping[str
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment, _TOKEN: token},
             start_new_session=True,
-            umask=0o077,  # of Flower's databases and apps, and of what nodes leave
+            umask=0o077,  # keeps Flower's databases and apps, and nodes' files, private
         )
-    process.returncode = 0  # nobody asks this object: the process outlives it, and its end is seen in /proc
+    process.returncode = 0  # nobody waits on this object: the process outlives it, and /proc shows its end
     shown = _read(process.pid)
-    return Started(name, process.pid, shown.start if shown else -1, _boot(), token)
+    return StartedProcess(name, process.pid, shown.start if shown else -1, _boot(), token)
 
 
-def is_alive(started: Started) -> bool:
-    """Whether the process itself is alive, whatever became of those it started."""
+def is_alive(started: StartedProcess) -> bool:
+    """Returns whether the process itself is alive, whatever became of those it started."""
     return started.boot == _boot() and (shown := _read(started.pid)) is not None and shown.start == started.start
 
 
 def started_at(pid: int) -> int | None:
-    """When a living process was started, in clock ticks since the machine's boot; None where there is none.
+    """Returns when a living process started, in clock ticks since boot; None where there is none.
 
-    0 where the machine has no /proc, and a process with the same pid cannot be told from it.
+    0 where the machine has no /proc, which cannot tell two processes with the same pid apart.
     """
     if not (_PROC / "self" / "stat").exists():
         try:
@@ -84,12 +84,12 @@ def started_at(pid: int) -> int | None:
     return None if shown is None else shown.start
 
 
-def members(started: Started) -> list[Member]:
-    """The process and all that it started, directly or not, that are alive; also once it is dead itself."""
+def members(started: StartedProcess) -> list[ProcessInTree]:
+    """Find the living ones among a process and all that it started, directly or not; also once it is dead itself."""
     return list(_members([started], _living()).values())
 
 
-def send(member: Member, number: int) -> None:
+def send(member: ProcessInTree, number: int) -> None:
     """Send a signal, unless the process is gone."""
     shown = _read(member.pid)
     if shown is not None and shown.start == member.start:
@@ -97,14 +97,14 @@ def send(member: Member, number: int) -> None:
             os.kill(member.pid, number)
 
 
-def end(processes: Sequence[Started], patience: float = 10.0) -> int:
+def end(processes: Sequence[StartedProcess], patience: float = 10.0) -> int:
     """End these processes and all that they started: SIGTERM, and after `patience` seconds SIGKILL.
 
     Returns how many of `processes` were alive, or had left others alive.
     """
     living = _living()
     had = sum(bool(_members([process], living)) for process in processes)
-    told: set[Member] = set()
+    told: set[ProcessInTree] = set()
 
     def all_gone() -> bool:
         left = set(_members(processes, _living()).values())
@@ -123,12 +123,12 @@ def end(processes: Sequence[Started], patience: float = 10.0) -> int:
         wait_until(all_killed, patience)
     for process in processes:
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(process.pid, os.WNOHANG)  # one of this process's own leaves a zombie
+            os.waitpid(process.pid, os.WNOHANG)  # a child of this process leaves a zombie
     return had
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, every: float = _POLL) -> bool:
-    """Ask until it is so; False after `timeout` seconds."""
+    """Poll until `condition` holds; False after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
@@ -138,7 +138,7 @@ def wait_until(condition: Callable[[], bool], timeout: float, every: float = _PO
 
 
 def last_words(log: Path) -> str:
-    """The last error in a log as one line, or else its last line."""
+    """Returns the last error in a log as one line, or else its last line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines()]
     errors = [i for i, line in enumerate(lines) if "ERROR" in line]
@@ -146,8 +146,8 @@ def last_words(log: Path) -> str:
     return printable(" ".join(" ".join(said).split())) or "it said nothing"
 
 
-def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict[int, Member]:
-    """Those that carry a token in their environment, and, as some hide theirs, the descendants of a living process."""
+def _members(processes: Iterable[StartedProcess], living: Mapping[int, ProcessInTree]) -> dict[int, ProcessInTree]:
+    """Find processes with a token in their environment, and, as some hide theirs, descendants of a living process."""
     processes = [process for process in processes if process.boot == _boot()]
     tokens = {process.token.encode() for process in processes}
     found = {p.pid: living[p.pid] for p in processes if p.pid in living and living[p.pid].start == p.start} | {
@@ -158,22 +158,22 @@ def _members(processes: Iterable[Started], living: Mapping[int, Member]) -> dict
     return found
 
 
-def _living() -> dict[int, Member]:
+def _living() -> dict[int, ProcessInTree]:
     shown = (_read(int(folder.name)) for folder in _PROC.iterdir() if folder.name.isdigit())
     return {member.pid: member for member in shown if member is not None}
 
 
-def _read(pid: int) -> Member | None:
+def _read(pid: int) -> ProcessInTree | None:
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
         command = (_PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
         return None
-    fields = stat[stat.rindex(")") + 2 :].split()  # behind the name, which may hold anything
+    fields = stat[stat.rindex(")") + 2 :].split()  # behind the name, which may hold any character
     if fields[0] in "ZX":
         return None
     words = command.decode(errors="replace").rstrip("\0").split("\0")
-    return Member(pid, int(fields[1]), int(fields[3]), int(fields[19]), " ".join(_without_interpreter(words)))
+    return ProcessInTree(pid, int(fields[1]), int(fields[3]), int(fields[19]), " ".join(_without_interpreter(words)))
 
 
 def _without_interpreter(words: list[str]) -> list[str]:

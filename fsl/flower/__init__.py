@@ -1,1 +1,1 @@
-"""What touches Flower: records, aggregation, and the Grids of simulations."""
+"""Touches Flower: records, aggregation, and the Grids of simulations."""

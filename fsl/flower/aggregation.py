@@ -1,7 +1,7 @@
-"""Flower's own aggregation rules, given a message per device instead of one per node.
+"""Applies Flower's own aggregation rules to devices instead of nodes.
 
-Under a Grid of ours a node hosts many devices, so what Flower applies per reply (median, Krum, an adaptive server)
-would act on nodes. Here it acts on devices: on their fronts, and on their backs where each has one.
+Under fsl's Grids a node hosts many devices, so rules that Flower applies per reply (median, Krum, an adaptive server)
+would act on nodes. Here they act on devices: on their fronts, and on their backs where each has one.
 """
 
 import copy
@@ -53,15 +53,15 @@ class Aggregator:
                 f"aggregator={type(strategy).__name__}: it cannot be applied per device; allowed are {allowed}"
             )
         self.rule: FedAvg = copy.deepcopy(strategy)
-        self.rule.fraction_train = 0.0  # this program chooses the devices: the rule is to sample none
+        self.rule.fraction_train = 0.0  # fsl chooses the devices: the rule must sample none
 
     @property
     def one_by_one(self) -> bool:
-        """Whether it must see each device's state."""
+        """True where the rule must see each device's state."""
         return not isinstance(self.rule, _SERVER_OPTIMIZERS)
 
     def refuse_too_few(self, devices: int) -> None:
-        """ConfigError where a round has fewer devices than the rule's guarantee asks for."""
+        """Raise ConfigError where a round has fewer devices than the rule's guarantee asks for."""
         suspected = getattr(self.rule, "num_malicious_nodes", None)
         if suspected is None:
             return
@@ -73,12 +73,12 @@ class Aggregator:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What the result depends on."""
+        """Returns the settings that the result depends on."""
         plain = {name: value for name, value in vars(self.rule).items() if isinstance(value, bool | int | float | str)}
         return {"class": type(self.rule).__name__, **plain}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the rule remembers from round to round, for a checkpoint."""
+        """Returns the tensors that the rule remembers from round to round, for a checkpoint."""
         named: dict[str, Tensor] = {}
         for name in ("m_t", "v_t", "momentum_vector"):
             held = getattr(self.rule, name, None) or {}
@@ -87,7 +87,7 @@ class Aggregator:
         return named
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned."""
+        """Go on from tensors that `tensors` returned."""
         held: dict[str, dict[str, np.ndarray]] = {}
         for name, tensor in tensors.items():
             kind, _, key = name.partition("/")
@@ -99,7 +99,7 @@ class Aggregator:
     def combine(
         self, round: int, totals: Mapping[str, Total], layouts: Mapping[str, Layout], previous: Mapping[str, State]
     ) -> dict[str, State]:
-        """The new state of each segment, from what its devices trained and the state that they started from.
+        """Returns each segment's new state, from its devices' work and the state that they started from.
 
         RunError where the rule cannot work with so few devices.
         """
@@ -141,7 +141,7 @@ class Aggregator:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Flower logs how many replies it got, which here are no replies."""
+    """Silence Flower's log of how many replies it got, which here are devices."""
     logger = logging.getLogger("flwr")
     before = logger.level
     logger.setLevel(logging.WARNING)

@@ -6,7 +6,7 @@ from fsl.flower.internals import AppFactory, SimulationGrid, node_context
 
 
 class InlineGrid(SimulationGrid):
-    """Every node lives in this process and answers in turn; what a node raises reaches the caller as it is."""
+    """Runs every node in this process, one after another; a node's exception reaches the caller as it is."""
 
     def __init__(self, make_app: AppFactory, nodes: int = 1):
         super().__init__(nodes)

@@ -1,8 +1,8 @@
-"""The one file that touches what Flower keeps to itself: task identity, message ids, and a Grid's bookkeeping.
+"""Touches Flower's internals, which no other file does: task identity, message ids, and a Grid's bookkeeping.
 
-Outside of Flower's own engines nobody sets the identity that `Message(...)` asks for. It is one per process, so
-it is set while any of our Grids is open and put back when the last one closes; the run and message ids that count
-are written into a message's metadata when a Grid sends it, so that runs side by side do not collide.
+Outside of Flower's own engines nobody sets the identity that `Message(...)` asks for. A process has one, so this
+module sets it while any of fsl's Grids is open, and restores it when the last one closes. A Grid writes the run and
+message ids that count into a message's metadata when it sends it, so that runs side by side do not collide.
 """
 
 import itertools
@@ -39,7 +39,7 @@ def enter_identity() -> None:
 
 
 def exit_identity() -> None:
-    """Put the identity back as it was before the first Grid opened."""
+    """Restore the identity from before the first Grid opened."""
     global _open_grids
     with _lock:
         _open_grids -= 1
@@ -49,17 +49,17 @@ def exit_identity() -> None:
 
 
 def node_context(run_id: int, node_id: int) -> Context:
-    """The context of a simulated node."""
+    """Returns the context of a simulated node."""
     return Context(run_id, node_id, UserConfig(), RecordDict(), UserConfig())
 
 
 def unavailable(message: Message, reason: str) -> Message:
-    """The reply that stands for a node that died."""
+    """Returns an error reply in place of a node that died."""
     return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
 
 
 class SimulationGrid(Grid):
-    """A Grid over simulated nodes 1..n; a subclass says how a batch of messages is answered."""
+    """A Grid over simulated nodes 1..n; a subclass answers batches of messages."""
 
     def __init__(self, nodes: int):
         self.run_id = secrets.randbits(63)
@@ -72,10 +72,10 @@ class SimulationGrid(Grid):
 
     @abstractmethod
     def answer(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        """One reply per message, an error reply where a node failed."""
+        """Returns one reply per message, an error reply where a node failed."""
 
     def release(self) -> None:
-        """Give back what the subclass holds."""
+        """Release what the subclass holds."""
 
     def close(self) -> None:
         """End the Grid's nodes; a second call does nothing."""
@@ -101,7 +101,7 @@ class SimulationGrid(Grid):
 
     @property
     def run(self) -> Run:
-        """The run that this Grid belongs to."""
+        """Returns the run that this Grid belongs to."""
         return self._run
 
     def create_message(
@@ -112,11 +112,11 @@ class SimulationGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message to a node."""
+        """Returns a message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The simulated nodes."""
+        """Returns the simulated nodes' ids."""
         return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -127,7 +127,7 @@ class SimulationGrid(Grid):
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages that were not pulled yet."""
+        """Returns the replies to these messages that nobody has pulled yet."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

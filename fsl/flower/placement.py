@@ -1,4 +1,4 @@
-"""Where a run's devices and edges are, for runs whose nodes host what they host (a real federation)."""
+"""Interface between a strategy and a real federation, whose nodes host fixed devices and edges."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ from fsl.segments.sums import Total
 
 @dataclass(frozen=True)
 class Collected:
-    """What a round came to: totals by segment, devices that finished, counts, and why others were lost.
+    """A round's outcome: totals by segment, finished devices, counts, and the reasons why others were lost.
 
-    `again`: how often each of those may have begun its round anew before it was lost. `restarted`: devices whose front
-    was lost on their node, with the round of the one that they went on from; 0: they begin anew in the next round.
+    `again`: how often each lost device may have begun its round anew before. `restarted`: devices whose node lost their
+    front, with the round of the one that they went on from; 0: they begin anew in the next round.
     """
 
     totals: Mapping[str, Total]
     reports: Sequence[DeviceReport]
-    figures: Mapping[str, int]
+    counts: Mapping[str, int]
     lost: Mapping[int, str]
     failed_nodes: int
     again: Mapping[int, int] = field(default_factory=dict)
@@ -31,30 +31,30 @@ class Collected:
 
 
 class Placement(Protocol):
-    """Asks the nodes that host devices and edges, and counts what finished.
+    """Sends rounds to the nodes that host devices and edges, and counts what finished.
 
-    `setup` is what messages say of the run's configuration, for nodes that do not know it.
+    `setup` is the run's configuration, which messages carry to nodes that do not know it.
     """
 
     setup: str
 
     @property
     def samples(self) -> Mapping[int, int]:
-        """The n_k of each device that is there, as its node says."""
+        """The n_k of each online device, as its node says."""
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
-        """See who is there; False where any node may host whole cohorts, as in a simulation."""
+        """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
 
     def train_messages(
         self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Callable[[Sequence[DeviceTask]], ArrayRecord]
     ) -> list[Message]:
-        """One message for each node with a part in the round."""
+        """Build one message for each node with a part in the round."""
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send messages and wait for replies, at most `timeout` seconds."""
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Layout]) -> Collected:
-        """What the replies to the last messages come to."""
+        """Add up the replies to the last messages."""
 
     def evaluate_messages(
         self,
@@ -63,4 +63,4 @@ class Placement(Protocol):
         needed: Callable[[Sequence[DeviceTask]], ArrayRecord],
         round: int,
     ) -> list[Message]:
-        """Messages to the nodes of devices with fronts of their own."""
+        """Build messages that ask nodes to evaluate their devices' private fronts."""

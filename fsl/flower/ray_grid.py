@@ -1,4 +1,4 @@
-"""A Grid whose nodes are Ray actors: devices, data and models stay resident, on this machine or on a cluster."""
+"""A Grid whose nodes are Ray actors, which keep devices, data and models, on this machine or on a cluster."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pickle import PicklingError
 from typing import Any
 
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; otherwise it warns
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; without it Ray warns
 
 import ray
 from flwr.app import Context, Message
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Where and on how much of a machine the nodes run.
+    """Says where the nodes run, and with how much of a machine.
 
     `address`: None starts Ray here and stops it at the end; "auto" or "host:port" joins a running cluster.
     `cpus`, `gpus`: each node's share, fractions allowed. `start_timeout`: seconds until every node must be up.
@@ -46,14 +46,14 @@ class RayOptions:
 
 
 class _NodeActor:
-    """One node: its ClientApp and context, for as long as the actor lives."""
+    """One node: its ClientApp and context, as long as the actor lives."""
 
     def __init__(self, path: list[str], run_id: int, node_id: int):
-        sys.path += [folder for folder in path if folder not in sys.path]  # a script may have added to its own
+        sys.path += [folder for folder in path if folder not in sys.path]  # a script may have extended its path
         self.context: Context = node_context(run_id, node_id)
 
     def begin(self, bundle: tuple[AppFactory, dict[str, type]]) -> int:
-        # Apart from the constructor: what is in the bundle may have to be imported from that path.
+        # Not in the constructor: the bundle's classes may need that path for their imports.
         make_app, self.named = bundle
         self.app: ClientApp = make_app()
         return os.getpid()
@@ -62,21 +62,21 @@ class _NodeActor:
         return os.getpid()
 
     def answer(self, message: Message, named: dict[str, type]) -> Message | Failure:
-        self.named.update(named)  # the very table that the app's nodes look into
+        self.named.update(named)  # the table that the app's nodes look into
         try:
             return self.app(message, self.context)
-        except BaseException as error:  # an exit in the user's code, too, is no death of the node
+        except BaseException as error:  # an exit in the user's code does not kill the node either
             return Failure.of(error)
 
 
 class RayGrid(SimulationGrid):
     """Pins each node to a Ray actor.
 
-    A node that dies in a round is answered for by an error reply that names it, and started again for the next; what a
-    node raises is raised here, in one line, with the node's own traceback as a note.
+    For a node that dies in a round it returns an error reply that names the node, and it starts the node again for the
+    next; a node's exception it raises here, in one line, with the node's own traceback as a note.
 
-    `named`: classes that plans name, by path. They go to the nodes as Ray sends objects, those of a script, a notebook
-    or a function by value; what is added later is sent with the next message.
+    `named`: classes that plans name, by path. Ray sends them to the nodes, those of a script, a notebook or a function
+    by value; later additions go with the next message.
     """
 
     def __init__(
@@ -129,22 +129,22 @@ class RayGrid(SimulationGrid):
         return replies
 
     def pids(self) -> dict[int, int]:
-        """The process of each node."""
+        """Returns each node's process id."""
         return {node: ray.get(actor.pid.remote(), timeout=60) for node, actor in self._actors.items()}
 
     def _put(self, make_app: AppFactory) -> Any:
-        """What every node gets, in Ray's store; ConfigError where it cannot be sent to another process."""
+        """Put what every node gets into Ray's store; ConfigError where it cannot go to another process."""
         try:
             return ray.put((make_app, self._named))
         except (TypeError, PicklingError, AttributeError, RecursionError) as error:
-            reason = said(error.__cause__ or error)  # Ray's own text has pages
+            reason = said(error.__cause__ or error)  # Ray's own text is pages long
             raise ConfigError(
                 f"backend=ray: the model, the data or the loss cannot be sent to another process ({reason}); "
                 "make what is named there when it is first used, or use backend=inline"
             ) from error
 
     def release(self) -> None:
-        """End the actors, and Ray itself where this Grid started it."""
+        """Kill the actors, and stop Ray where this Grid started it."""
         if ray.is_initialized():
             for actor in self._actors.values():
                 ray.kill(actor, no_restart=True)
@@ -229,7 +229,7 @@ def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of whoever has one; this one stays."""
+    """Keep this process's SIGTERM handler, which Ray would replace by its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -247,7 +247,7 @@ def _start(options: dict[str, Any]) -> None:
         try:
             ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 1), include_dashboard=False, **options)
             return
-        except Exception as error:  # Ray gives itself 30 s, and raises nothing more precise when they are over
+        except Exception as error:  # Ray allows itself 30 s, and raises nothing more precise after them
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()

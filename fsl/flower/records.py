@@ -1,7 +1,7 @@
-"""Torch states and weighted sums as Flower records, and back.
+"""Converts torch states and weighted sums to Flower records, and back.
 
-Arrays carry NumPy's .npy bytes, as Flower's own do, so any Flower aggregator can read them. They are read here by
-their stated dtype and shape instead of `np.load`, whose header parser fails now and then on several threads
+Arrays carry NumPy's .npy bytes, as Flower's own do, so any Flower aggregator can read them. This module reads them
+by their stated dtype and shape instead of `np.load`, whose header parser fails now and then on several threads
 (CPython gh-106905).
 """
 
@@ -24,25 +24,25 @@ from fsl.quoting import one_line
 from fsl.segments.states import Layout, State
 from fsl.segments.sums import DeviceStates, Total, WeightedSum
 
-_LOW = "low:"  # what float64 rounded off a sum, sent only where it is not zero
+_LOW = "low:"  # prefixes what float64 rounded off a sum; sent only where it is not zero
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A tensor as a Flower array."""
+    """Convert a tensor to a Flower array."""
     values = tensor.detach().cpu().contiguous().numpy()
     data = _npy_header(values.dtype.str, values.shape) + values.tobytes()
     return Array(dtype=str(values.dtype), shape=tuple(values.shape), stype="numpy.ndarray", data=data)
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """A Flower array's values, read-only and not copied; WireError where its bytes are not what it states."""
+    """Returns a Flower array's values, read-only and not copied; WireError where its bytes do not fit its dtype."""
     data = array.data
     if data[:8] != b"\x93NUMPY\x01\x00" or b"'fortran_order': False" not in data[:128]:
         raise WireError("an array is not in C-ordered .npy format, version 1.0")
     start = 10 + int.from_bytes(data[8:10], "little")
     try:
         dtype = np.dtype(array.dtype)
-    except Exception:  # whatever NumPy makes of a text that names none
+    except Exception:  # whatever NumPy raises for a text that names no dtype
         raise WireError(f"an array claims dtype {ascii(array.dtype)[:40]}") from None
     if (
         any(size < 0 for size in array.shape)
@@ -71,7 +71,7 @@ def check_dtypes(layout: Layout) -> None:
 
 
 def states_to_record(layouts: Mapping[str, Layout], states: Mapping[str, State]) -> ArrayRecord:
-    """Segments' states as one ArrayRecord with keys `<segment>.<state_dict key>`."""
+    """Convert segments' states to one ArrayRecord with keys `<segment>.<state_dict key>`."""
     return ArrayRecord(
         {
             f"{segment}.{field.name}": to_array(view)
@@ -84,7 +84,7 @@ def states_to_record(layouts: Mapping[str, Layout], states: Mapping[str, State])
 def record_to_states(
     record: ArrayRecord, layouts: Mapping[str, Layout], device: torch.device | None = None
 ) -> dict[str, State]:
-    """The segments' states in a record; a segment of which the record has nothing is left out."""
+    """Read segments' states from a record; leaves out a segment of which the record has nothing."""
     states = {}
     for segment, layout in layouts.items():
         if layout.fields and not any(f"{segment}.{field.name}" in record for field in layout.fields):
@@ -97,7 +97,7 @@ def record_to_states(
 
 
 def totals_to_record(totals: Mapping[str, Total]) -> ArrayRecord:
-    """Totals as one ArrayRecord: a sum in float64 under `<segment>.<key>`, integer counters as they are.
+    """Convert totals to one ArrayRecord: sums in float64 under `<segment>.<key>`, integer counters as they are.
 
     States one by one go under `<device>:<segment>.<key>`.
     """
@@ -125,7 +125,7 @@ def _sum_arrays(segment: str, total: WeightedSum) -> dict[str, Array]:
 def record_to_totals(
     record: ArrayRecord, weights: Mapping[str, float], layouts: Mapping[str, Layout], devices: Mapping[int, float]
 ) -> dict[str, Total]:
-    """The totals in a record, by segment: sums by `weights`, and states one by one of `devices` by their weights."""
+    """Read totals from a record, by segment: sums with `weights`, and states one by one with `devices`' weights."""
     totals: dict[str, Total] = dict(record_to_sums(record, weights, layouts))
     for segment, layout in layouts.items():
         states = DeviceStates(layout)
@@ -143,7 +143,7 @@ def record_to_totals(
 def record_to_sums(
     record: ArrayRecord, weights: Mapping[str, float], layouts: Mapping[str, Layout]
 ) -> dict[str, WeightedSum]:
-    """The weighted sums in a record, by segment; those of weight 0 are left out."""
+    """Read weighted sums from a record, by segment; leaves out those of weight 0."""
     sums = {}
     for segment, layout in layouts.items():
         if weights.get(segment, 0) <= 0:
@@ -190,13 +190,13 @@ _FIELDS = (
 )
 _NUMBERS, _LOSSES = ("device", "samples", "edge"), ("loss_sum", "loss_weight")
 _MOST = 1 << 63
-_MOVED = ("edge", "moves", "moved_bytes", "wasted_steps", "restarts")  # said only by nodes with devices that moved
+_MOVED = ("edge", "moves", "moved_bytes", "wasted_steps", "restarts")  # only nodes with devices that moved send them
 
 
 def reports_to_metrics(
-    reports: Iterable[DeviceReport], weights: Mapping[str, float], figures: Mapping[str, int]
+    reports: Iterable[DeviceReport], weights: Mapping[str, float], counts: Mapping[str, int]
 ) -> MetricRecord:
-    """Device reports column by column, the weight of each segment's sum, and a node's counts."""
+    """Pack device reports column by column, the weight of each segment's sum, and a node's counts."""
     reports = list(reports)
     columns: dict[str, list[int] | list[float] | int | float] = {
         name: [getattr(report, name) for report in reports] for name in _FIELDS
@@ -204,33 +204,33 @@ def reports_to_metrics(
     if any(report.moves or report.wasted_steps for report in reports):
         columns |= {name: [getattr(report, name) for report in reports] for name in _MOVED}
     columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
-    return MetricRecord(columns | {f"figure.{name}": count for name, count in figures.items()})
+    return MetricRecord(columns | {f"count.{name}": count for name, count in counts.items()})
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of a round beside the arrays."""
+    """A node's reply besides the arrays: device reports, weights of sums, and counts."""
 
     devices: list[DeviceReport]
     weights: dict[str, float]
-    figures: dict[str, int]
+    counts: dict[str, int]
 
 
 def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
-    """What `reports_to_metrics` wrote; WireError for anything else, and for numbers that count nothing."""
+    """Read what `reports_to_metrics` wrote; WireError for anything else, and for invalid numbers."""
     try:
         names = _FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED)
         columns = [_column(name, metrics[name]) for name in names]
         rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
         weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}
-        figures = {name: int(value) for name, value in _named(metrics, "figure.")}
+        counts = {name: int(value) for name, value in _named(metrics, "count.")}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a node's metrics are not device reports ({one_line(str(error), 200)})") from None
-    return NodeReport(rows, weights, figures)
+    return NodeReport(rows, weights, counts)
 
 
 def _column(name: str, values: Any) -> list[Any]:
-    """A column of reports: numbers from 0 on but for losses, which a tally judges."""
+    """Read a column of reports: numbers of at least 0, except losses, which the cloud's count judges."""
     for value in values:
         if name in _NUMBERS:
             fine = is_count(value)

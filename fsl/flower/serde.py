@@ -6,10 +6,10 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 
 def record_bytes(content: RecordDict) -> bytes:
-    """A message's content as bytes."""
+    """Serialize a message's content."""
     return recorddict_to_proto(content).SerializeToString()
 
 
 def record_from_bytes(data: bytes) -> RecordDict:
-    """What `record_bytes` wrote."""
+    """Read what `record_bytes` wrote."""
     return recorddict_from_proto(Proto.FromString(data))

@@ -51,7 +51,7 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Part:
+class NodePart:
     """All that a node has to do in a round."""
 
     edges: tuple[EdgePart, ...] = ()
@@ -71,11 +71,11 @@ class Part:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> "Part":
+    def from_json(text: str) -> "NodePart":
         """The part that `to_json` wrote; WireError for anything else."""
         try:
             raw = json.loads(text)
-            part = Part(
+            part = NodePart(
                 tuple(_edge_part(e) for e in raw["edges"]),
                 tuple(_ticket(t) for t in raw["tickets"]),
                 raw["relay_key"],

@@ -9,7 +9,7 @@ from fsl.segments.sums import Total
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """One device's round in figures: sums, so that they can be added up over devices."""
+    """One device's round in numbers: sums, so that they can be added up over devices."""
 
     device: int
     samples: int  # n_k, what the device holds
@@ -42,5 +42,5 @@ class CohortResult:
 
     totals: Mapping[str, Total]
     reports: tuple[DeviceReport, ...]
-    figures: Mapping[str, int]
+    counts: Mapping[str, int]
     lost: Mapping[int, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What training minimises, and how outputs are scored: a pluggable objective."""
+"""Pluggable objectives: the loss that training minimises, and the score of outputs."""
 
 from fsl.objective.classes import CrossEntropy
 from fsl.objective.given_loss import Loss, as_objective, takes_batch

@@ -1,4 +1,4 @@
-"""What a user gives as a loss, as an objective."""
+"""Converts a user's loss to an objective."""
 
 import functools
 import inspect
@@ -34,7 +34,7 @@ _MODULES: dict[type, Callable[[Any], Objective]] = {
     nn.BCELoss: lambda m: BCE(probabilities=True),
 }
 
-# Functions of torch by the module that computes the same, whose options they have.
+# Functions of torch, with the module that computes the same with the same options.
 _FUNCTIONS: dict[Callable[..., Tensor], type[nn.Module]] = {
     F.cross_entropy: nn.CrossEntropyLoss,
     F.nll_loss: nn.NLLLoss,
@@ -48,10 +48,10 @@ _FUNCTIONS: dict[Callable[..., Tensor], type[nn.Module]] = {
 
 
 def as_objective(objective: "Objective | Loss | type | str | None") -> Objective:
-    """An objective from what a user has: one of fsl's, a name, a loss of torch's with its arguments, any function.
+    """Convert a user's loss to an objective: one of fsl's, a name, a torch loss with its arguments, any function.
 
-    Losses of torch's that fsl knows are told apart with all that they declare (class weights, an ignored index, label
-    smoothing, ...). ConfigError for what is no loss, and for reductions that are no mean.
+    Torch losses that fsl knows keep all their options (class weights, an ignored index, label smoothing, ...).
+    ConfigError for what is no loss, and for reductions other than the mean.
     """
     if objective is None:
         return CrossEntropy()
@@ -86,7 +86,7 @@ def as_objective(objective: "Objective | Loss | type | str | None") -> Objective
 
 
 def takes_batch(function: Callable[..., Any]) -> bool:
-    """Whether a function takes outputs and targets, and so is a loss rather than what makes one."""
+    """Returns whether a function takes outputs and targets, and so is a loss and not a factory of losses."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -108,7 +108,7 @@ def _built(kind: type) -> Any:
 
 
 def _as_module(loss: Loss) -> Loss:
-    """A function of torch's, or one with some arguments given, as the module that computes the same."""
+    """Convert a torch function, or a partial one, to the module that computes the same."""
     function, options = loss, {}
     if isinstance(loss, functools.partial) and not loss.args:
         function, options = loss.func, loss.keywords

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fsl.errors import RunError
-from fsl.privacy.claims import Tally, claim
-from fsl.privacy.ledger import Ledger, Target
+from fsl.privacy.claims import ReleaseCounts, claim
+from fsl.privacy.ledger import EpsilonTarget, Ledger
 
 log = logging.getLogger(__name__)
 _ROUNDING = 1 + 1e-9
@@ -20,9 +20,9 @@ def take_counts(ledger: Ledger, samples: Mapping[int, int]) -> None:
     """
     ledger.samples = {**_as_mapping(ledger), **samples}
     for device, count in samples.items():
-        tally = ledger.tallies.get(device)
-        if tally is not None and count < tally.samples:
-            ledger.tallies[device] = replace(tally, samples=count)
+        released = ledger.release_counts.get(device)
+        if released is not None and count < released.samples:
+            ledger.release_counts[device] = replace(released, samples=count)
 
 
 def take_members(ledger: Ledger, samples: Mapping[int, int], first: bool) -> dict[int, str]:
@@ -62,7 +62,7 @@ def _too_few_for_batches(ledger: Ledger, samples: Mapping[int, int]) -> dict[int
     }
 
 
-def _beyond(ledger: Ledger, samples: Mapping[int, int], target: Target) -> dict[int, str]:
+def _beyond(ledger: Ledger, samples: Mapping[int, int], target: EpsilonTarget) -> dict[int, str]:
     costs = {device: _whole_run(ledger, device, target) for device in samples}
     return {
         device: f"its node holds {samples[device]} samples, and privacy.dp_sgd.target_epsilon={target.epsilon:g} was "
@@ -72,13 +72,13 @@ def _beyond(ledger: Ledger, samples: Mapping[int, int], target: Target) -> dict[
     }
 
 
-def _whole_run(ledger: Ledger, device: int, target: Target) -> float:
+def _whole_run(ledger: Ledger, device: int, target: EpsilonTarget) -> float:
     """What the device's planned rounds come to with the n_k that it has, or the fewest that it had."""
     rounds = target.rounds.get(device, 0)
-    tally = ledger.tallies.get(device, Tally(ledger.samples[device]))
-    fewest = min(tally.samples, ledger.samples[device])
+    released = ledger.release_counts.get(device, ReleaseCounts(ledger.samples[device]))
+    fewest = min(released.samples, ledger.samples[device])
     steps = max(ledger.steps(fewest), ledger.steps(ledger.samples[device]))
-    whole = Tally(fewest).more(rounds * steps, rounds * ledger.setting.passes, rounds)
+    whole = ReleaseCounts(fewest).more(rounds * steps, rounds * ledger.setting.passes, rounds)
     found = claim("model", ledger.setting, whole).epsilon
     return float("inf") if found is None else found
 

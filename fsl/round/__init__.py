@@ -1,1 +1,1 @@
-"""One round where it is computed: devices, edges, and the node that hosts them."""
+"""Computes one round: devices, edges, and the node that hosts them."""

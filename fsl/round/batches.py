@@ -1,4 +1,4 @@
-"""The batches of one device in one round."""
+"""Draws and loads the batches of one device in one round."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fsl.privacy.noise import noise_source
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which rows a device trains on, step by step: drawn once per round, without a Python object per row."""
+    """The rows that a device trains on, step by step, drawn once a round, without a Python object per row."""
 
     rows: tuple[Tensor, ...]  # per step, int64 (b,)
     skipped: int  # rows of last batches of one sample, which batch normalisation cannot train on
@@ -24,8 +24,8 @@ class BatchPlan:
 def plan_batches(rows: Tensor, plan: RoundPlan, device: int, skip_single: bool, secure: bool = False) -> BatchPlan:
     """Shuffle a device's rows anew each local epoch and cut them into batches; the last may be smaller.
 
-    Where the run's privacy asks for it, a step's batch is a Poisson draw instead: each row with rate batch_size / n_k,
-    in as many steps; batches may be empty. `secure` takes the draws from the machine's secure generator.
+    Where the run's privacy asks for it, each batch is a Poisson draw instead: it takes each row with rate batch_size /
+    n_k, over as many steps, and may be empty. `secure` draws from the machine's secure generator.
     """
     if not len(rows):
         raise DataError(f"device {device} holds no samples; a partition must give every device at least one")
@@ -50,7 +50,7 @@ def _poisson(rows: Tensor, plan: RoundPlan, device: int, secure: bool) -> BatchP
 
 
 def sample_rate(samples: int, batch_size: int, device: int) -> float:
-    """The chance of a row to be in a Poisson batch; ConfigError above 1."""
+    """Returns the probability of a row to be in a Poisson batch; ConfigError above 1."""
     if batch_size > samples:
         raise ConfigError(
             f"batch_size={batch_size}: device {device} holds {samples} samples, so its sample rate would be "
@@ -60,7 +60,7 @@ def sample_rate(samples: int, batch_size: int, device: int) -> float:
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """The steps in which a device passes over its rows, of Poisson draws or not."""
+    """Returns the steps of one pass over a device's rows, with Poisson draws or without."""
     return -(-samples // batch_size)
 
 
@@ -73,13 +73,13 @@ def load_batches(
     accelerator: torch.device,
     relabel: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The inputs (b, ...) and targets (b, ...) of each step, augmented.
+    """Yields the inputs (b, ...) and targets (b, ...) of each step, augmented.
 
-    `relabel(rows, targets)` gives the targets that a device tells instead of its own.
+    `relabel(rows, targets)` returns the targets that the device reveals instead of its own.
     """
     transforms = seeds.Stream(plan.seed, "transform", device=device, round=plan.round)
     for step, rows in enumerate(batches.rows):
-        if not len(rows):  # its shape is that of any row
+        if not len(rows):  # an empty batch has the shape of any row
             inputs, targets = (tensor[:0] for tensor in examples.batch(torch.zeros(1, dtype=torch.int64)))
             yield inputs.to(accelerator), targets.to(accelerator)
             continue

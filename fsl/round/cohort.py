@@ -1,4 +1,4 @@
-"""One round of one cohort in one process: device after device, in lockstep only where the trainer needs it."""
+"""Trains one cohort for one round in one process: device after device, in lockstep where the trainer needs it."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from fsl.round.device_side import DeviceSide
 from fsl.round.edge_server import EdgeServer, Session
 from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
-from fsl.round.round_privacy import told_rows
+from fsl.round.round_privacy import reported_batch_size
 from fsl.round.unusable import told
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -31,12 +31,12 @@ class Cohort:
         self.lost: dict[int, str] = {}
 
     def run(self) -> CohortResult:
-        """Train every device of the cohort once; one whose work cannot be used is lost, and the others go on."""
+        """Train every device of the cohort once; a device whose work is unusable is lost, and the others go on."""
         trainer = self.edge.trainer
         devices = sorted(self.devices.tasks)
         groups = [devices] if trainer.lockstep else [[device] for device in trainer.arrange(devices)]
         reports = [report for group in groups for report in self._run_group(group)]
-        totals, figures = result_of(self.edge, reports, self.lost)
+        totals, counts = result_of(self.edge, reports, self.lost)
         if not reports:
             return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts == "relayed":
@@ -44,7 +44,7 @@ class Cohort:
                 self.devices.totals[name].add(state, sum(r.samples for r in reports))
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), counts, self.lost)
 
     def _run_group(self, ids: list[int]) -> list[DeviceReport]:
         devices, reports = [], []
@@ -71,20 +71,20 @@ class Cohort:
 def result_of(
     edge: EdgeServer, reports: list[DeviceReport], lost: dict[int, str]
 ) -> tuple[dict[str, Total], Counter[str]]:
-    """An edge's back and counts, if anybody's work counts; where the back is lost, so are all its devices."""
+    """Returns an edge's back and counts, if any device's work counts; a lost back loses all its devices."""
     try:
         total = edge.result()
     except LostError as error:
         lost |= {report.device: error.reason for report in reports}
         reports.clear()
         return {}, Counter()
-    return ({"back": total}, edge.figures()) if reports else ({}, Counter())
+    return ({"back": total}, edge.counts()) if reports else ({}, Counter())
 
 
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
-    """A device is done at both ends; where devices are protected as a whole, its update is clipped first.
+    """Close a device at both ends and return its report; under device-level privacy clip its update first.
 
-    LostError, before anything of it counts, where its work cannot be used.
+    LostError, before any of its work counts, where that is unusable.
     """
     if devices.clip is not None:
         square = devices.update_square(device) + edge.update_square(device.device)
@@ -97,42 +97,42 @@ def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceRepor
 
 
 def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
-    """A device's round in figures, when its session is closed."""
+    """Report a device's round from its closed session: samples, steps, losses and bytes."""
     return DeviceReport(
         session.device,
         int(session.weight),
-        rows_told(devices.plan, session.examples, session.step),
+        reported_rows(devices.plan, session.examples, session.step),
         session.step,
         devices.batches[session.device].skipped,
-        loss_told(devices.plan, session.loss_sum()),
-        weight_told(devices.plan, session.loss_weight, session.step),
+        reported_loss(devices.plan, session.loss_sum()),
+        reported_weight(devices.plan, session.loss_weight, session.step),
         session.up_bytes,
         session.down_bytes,
         devices.model_bytes,
     )
 
 
-def rows_told(plan: RoundPlan, rows: int, steps: int) -> int:
-    """The rows of a round as they are reported: the expected ones of Poisson draws, whose own sizes are private."""
-    expected = told_rows(plan)
+def reported_rows(plan: RoundPlan, rows: int, steps: int) -> int:
+    """Returns a round's rows for its report: the expected number under Poisson draws, whose sizes are private."""
+    expected = reported_batch_size(plan)
     return rows if expected is None else steps * expected
 
 
-def weight_told(plan: RoundPlan, weight: float, steps: int) -> float:
-    """What a round's losses count together, as it is reported: of Poisson draws the expected rows."""
-    expected = told_rows(plan)
+def reported_weight(plan: RoundPlan, weight: float, steps: int) -> float:
+    """Returns the weight of a round's losses for its report: under Poisson draws the expected rows."""
+    expected = reported_batch_size(plan)
     return weight if expected is None else float(steps * expected)
 
 
-def loss_told(plan: RoundPlan, loss: float) -> float:
-    """A training loss as it is reported: not at all where the run is private and does not say otherwise."""
+def reported_loss(plan: RoundPlan, loss: float) -> float:
+    """Returns a training loss for its report: NaN where the run is private and does not allow it."""
     return math.nan if plan.privacy is not None and plan.privacy.withheld else loss
 
 
 def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int, str]:
-    """The training loop: every device uploads a step, the edge answers, until all batches are used up.
+    """Run the training loop: every device uploads a step, the edge answers, until all batches are used up.
 
-    Returns the devices whose work cannot be used, which the edge has lost, and why.
+    Returns the devices that the edge has lost, since their work is unusable, with the reason.
     """
     by_id = {device.device: device for device in devices}
     lost: dict[int, str] = {}
@@ -172,16 +172,16 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int,
     return lost
 
 
-class Place(Protocol):
-    """Told where a round is: at a device, before or after its steps (None), or in one of them."""
+class StepWatcher(Protocol):
+    """Notes where a round is: at a device, before or after its steps (None), or in one of them."""
 
     def __call__(self, device: int, step: int | None = None) -> None:
-        """A device's step begins."""
+        """Note that a device's step begins."""
 
 
 @contextmanager
-def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[Place]:
-    """Names run, round, device and step of what fails, and file and line; it is told of each step that begins."""
+def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[StepWatcher]:
+    """Add run, round, device, step, file and line to what fails inside; yields the function that notes steps."""
     place: tuple[int | None, int | None] = (None, None)
 
     def at(device: int, step: int | None = None) -> None:
@@ -205,7 +205,7 @@ def stepping(plan: RoundPlan | EvaluatePlan) -> Iterator[Place]:
 def device_error(
     plan: RoundPlan | EvaluatePlan, device: int | None, step: int | None, error: BaseException
 ) -> DeviceError:
-    """The failure of a device, with its place in the run and in the code."""
+    """Returns a device's failure as an error that names its place in the run and in the code."""
     at = [f"{name} {number}" for name, number in (("device", device), ("step", step)) if number is not None]
     where = ", ".join([f"run {plan.run}", f"round {plan.round}", *at])
     return DeviceError(str(fault_of(error, where)), passing=passing(error))

@@ -1,27 +1,27 @@
-"""When a round is closed for whoever has not finished."""
+"""Closes a round for devices that have not finished in time."""
 
 import time
 
 
 class Deadline:
-    """A round's: it passes `seconds` after now, and a last time after as long again."""
+    """A round's deadline: it passes `seconds` after its creation, and a second and last time as long after that."""
 
     def __init__(self, seconds: float, grace: float = 0.0):
         self.seconds = seconds
-        now = time.monotonic() + grace  # whoever goes by another's word waits for it a little longer
+        now = time.monotonic() + grace  # a node that depends on another's deadline waits a little longer
         self._ends = [("first", now + seconds), ("last", now + 2 * seconds)]
 
     @property
     def reason(self) -> str:
-        """What is said of who is lost by it."""
+        """The reason given for devices that it loses."""
         return f"it had not finished at the round's deadline of {self.seconds:g} s"
 
     def left(self) -> float:
-        """Seconds until it passes the next time; 0 where it has."""
+        """Returns the seconds until it next passes; 0 where it has."""
         return max(0.0, self._ends[0][1] - time.monotonic()) if self._ends else 0.0
 
     def passed(self) -> str:
-        """Which time it has passed since this was asked, "first" or "last"; nothing where it has not."""
+        """Returns "first" or "last" once each after it has passed that time; "" otherwise."""
         found = ""
         while self._ends and self._ends[0][1] <= time.monotonic():
             found = self._ends.pop(0)[0]

@@ -14,7 +14,7 @@ from fsl.privacy.whole_updates import shorten, update_square
 from fsl.round.batches import BatchPlan, load_batches, plan_batches
 from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
-from fsl.round.round_privacy import device_privacy, private, relabelling, told_rows
+from fsl.round.round_privacy import device_privacy, private, relabelling, reported_batch_size
 from fsl.round.rows import refuse_unmeasured
 from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
@@ -57,7 +57,7 @@ class DeviceSide:
         self.batches: dict[int, BatchPlan] = {}
         whole = None if plan.privacy is None else plan.privacy.client
         self.clip = None if whole is None else whole.clip  # of a device's whole update
-        self.told_rows = told_rows(plan)
+        self.reported_batch_size = reported_batch_size(plan)
         self._kind = locate_allowed(plan.device.target, worker.workload.allowed, Device)
 
     def samples(self, device: int) -> int:

@@ -1,4 +1,4 @@
-"""An edge server: the sessions of its devices, and one edge trainer."""
+"""Runs an edge server: the sessions of its devices, and one edge trainer."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.errors import WireError
+from fsl.errors import ConfigError, WireError
 from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.messages.steps import Reply, ReplyPacket, Upload, UploadPacket
 from fsl.privacy.whole_updates import shorten, update_square
@@ -22,7 +22,7 @@ from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The targets of one upload: rows, and what their mean loss counts in a mean over steps (as a rule the rows)."""
+    """Size of one upload: its rows, and the weight of its mean loss in a mean over steps (as a rule the rows)."""
 
     rows: int
     counts: float
@@ -30,7 +30,7 @@ class Batch:
 
 @dataclass
 class Session:
-    """One device's training at one edge in one round, in figures."""
+    """One device's training at one edge in one round: steps, losses and bytes so far."""
 
     device: int
     weight: float
@@ -38,27 +38,27 @@ class Session:
     up_bytes: int = 0
     down_bytes: int = 0
     losses: list[Tensor] = field(default_factory=list)  # mean loss of each step, scalars
-    batches: list[Batch] = field(default_factory=list)  # of each step
-    waiting: dict[int, Batch] = field(default_factory=dict)  # of the steps that the trainer has not answered
+    batches: list[Batch] = field(default_factory=list)  # one for each answered step
+    waiting: dict[int, Batch] = field(default_factory=dict)  # steps that the trainer has not answered
     pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
 
     @property
     def examples(self) -> int:
-        """The rows that were trained on."""
+        """Number of rows that the trainer has answered."""
         return sum(batch.rows for batch in self.batches)
 
     @property
     def loss_weight(self) -> float:
-        """What the losses count together."""
+        """Sum of the losses' weights."""
         return sum(batch.counts for batch in self.batches)
 
     def loss_sum(self) -> float:
-        """The sum over steps of the loss times what it counts, in float64."""
+        """Returns the sum over steps of the loss times its weight, in float64."""
         return weighted_loss(self.losses, [batch.counts for batch in self.batches])
 
 
 def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
-    """The sum over steps of count * mean loss, in float64; read from the accelerator once."""
+    """Returns the sum over steps of count * mean loss, in float64; reads the accelerator once."""
     if not losses:
         return 0.0
     return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), counts, strict=True))
@@ -88,22 +88,25 @@ class EdgeServer:
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
-        `rows`: what a batch is counted as, in bytes, where its own size is private. `memory`: where the trainer's state
-        is kept between rounds; None where it begins each round anew. `told`: what is said
-        of a device whose step is refused, where the reason could tell of its data. `checked`: whether replies are.
+        `rows`: the rows that byte counts assume for each batch, where its own size is private; None: its own.
+        `memory`: keeps the trainer's state between rounds; None where it begins each round anew. `told`: replaces the
+        reason for a refused step where that could reveal data. `checked`: whether it refuses steps with
+        values that are not finite.
         """
+        if hasattr(trainer, "figures"):
+            raise ConfigError(f"trainer={type(trainer).__name__}: figures() is counts() now; rename the method")
         self.edge = edge
         self.trainer = trainer
         self._up = up
         self._down = down
-        self.told_rows = rows
+        self.reported_batch_size = rows
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
-        self._figures: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._told = told
         self._checked = checked
-        self._refused: dict[int, str] = {}  # devices whose step cannot be used, until `refused` is asked
+        self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
 
     def begin(self, bench: EdgeBench, back: State) -> None:
         """Start a round from the back that the cloud sent."""
@@ -112,7 +115,7 @@ class EdgeServer:
             self._recall(None)
 
     def open(self, device: int, samples: float, weight: float | None = None) -> None:
-        """A device attaches, with n_k samples; it stands for `weight` (None: its n_k) in averages over devices."""
+        """Attach a device with n_k samples and `weight` (None: its n_k) in averages over devices."""
         self.trainer.open(device, samples if weight is None else weight)
         if self.trainer.divisible:
             self._recall(device)
@@ -123,19 +126,19 @@ class EdgeServer:
         self._codecs[session.device] = self._up(), self._down()
 
     def session(self, device: int) -> Session:
-        """A device's session here."""
+        """Returns a device's session here."""
         return self._sessions[device]
 
     def codecs(self, device: int) -> tuple[Codec, Codec]:
-        """The codecs of a device's session here, up and down."""
+        """Returns the codecs of a device's session here, up and down."""
         return self._codecs[device]
 
-    def settled(self, device: int) -> bool:
-        """Whether the trainer has answered all that a device uploaded, so that it may move."""
+    def caught_up(self, device: int) -> bool:
+        """Returns whether the trainer has answered all of a device's uploads, so that the device may move."""
         return not self._sessions[device].waiting
 
     def receive(self, packet: UploadPacket) -> Upload:
-        """What is in a device's next upload, decoded; WireError if it is not what comes next."""
+        """Decode a device's next upload and count it in its session; WireError for another step than the next."""
         session = self._sessions.get(packet.device)
         if session is None or packet.step != session.step:
             raise WireError(
@@ -143,18 +146,18 @@ class EdgeServer:
                 + ("no such device" if session is None else f"step {session.step}")
             )
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
-        if not self._checked:  # nor is a row that its codec makes infinite
+        if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
         upload = Upload(packet.device, packet.step, smashed, packet.targets, packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
-        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.told_rows)
-        self._figures["smashed_bytes"] += self._told_bytes(upload.smashed)
+        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.reported_batch_size)
+        self._counts["smashed_bytes"] += self._told_bytes(upload.smashed)
         return upload
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
-        """One step of the trainer on uploads that were received; its replies, encoded."""
+        """Step the trainer on received uploads; returns its replies, encoded."""
         return self._answers(self.trainer.step(uploads))
 
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
@@ -162,34 +165,34 @@ class EdgeServer:
         return self.answer([self.receive(packet) for packet in packets])
 
     def flush(self) -> Sequence[ReplyPacket]:
-        """The replies that are left when no device has anything left to upload."""
+        """Returns the trainer's last replies, once no device uploads any more."""
         return self._answers(self.trainer.flush())
 
     def refused(self) -> dict[int, str]:
-        """The devices whose last step cannot be used, and why, told once; they are to be lost."""
+        """Returns, once each, devices whose last step is unusable, with the reason; the caller must lose them."""
         found, self._refused = self._refused, {}
         return found
 
     def settle(self, device: int, factors: Tensor) -> None:
-        """What the samples of a device's last step count, where one clip is over front and back."""
+        """Give the trainer the clip factors (B,) of a device's last step, where front and back share one clip."""
         self.trainer.settle(device, self._sessions[device].step - 1, factors)
 
     def update_square(self, device: int) -> float:
-        """The squared norm of the update of a device's own back."""
+        """Returns the squared norm of the update of a device's own back."""
         return update_square(*self.trainer.update(device))
 
     def shorten(self, device: int, square: float, clip: float) -> None:
-        """Clip a device's update, whose squared norm over all segments is `square`."""
+        """Clip the back's part of a device's update to norm `clip`; `square` is its squared norm over all segments."""
         shorten(*self.trainer.update(device), square, clip)
 
     def rows_of(self, device: int, step: int) -> int | None:
-        """The rows of one of a device's steps; None where there was none."""
+        """Returns the rows of one of a device's steps; None for a step that never came."""
         session = self._sessions[device]
         batch = session.batches[step] if 0 <= step < len(session.batches) else session.waiting.get(step)
         return None if batch is None else batch.rows
 
     def close(self, device: int) -> Session:
-        """A device is done for this round. Returns its figures; LostError where what it trained cannot be used."""
+        """Close a device's session and return it; LostError where its work is unusable."""
         if self.trainer.divisible:
             self._remember(device)
         self.trainer.close(device)
@@ -197,19 +200,19 @@ class EdgeServer:
         return self._sessions.pop(device)
 
     def lose(self, device: int) -> None:
-        """A device is gone in the middle of the round; what it alone had is not counted."""
+        """Drop a device in the middle of the round; its own back does not count."""
         if self._sessions.pop(device, None) is not None:
             del self._codecs[device]
             self.trainer.abandon(device)
 
     def result(self) -> Total:
-        """The backs of this round, weighted; what a shared back's trainer keeps is put away."""
+        """Returns the weighted backs of this round, and stores what a shared back's trainer keeps."""
         if self._memory is not None and not self.trainer.divisible:
             self._remember(None)
-            self._figures[f"{KEPT}{self.edge}"] = 1
+            self._counts[f"{KEPT}{self.edge}"] = 1
         return self.trainer.result()
 
-    # What the trainer keeps between rounds: of the edge, or of each device that has a back of its own.
+    # The trainer's memory between rounds: one of the edge, or one of each device with a back of its own.
 
     def _recall(self, device: int | None) -> None:
         if self._memory is not None and (kept := self._memory.load(self._owner(device))):
@@ -222,20 +225,20 @@ class EdgeServer:
     def _owner(self, device: int | None) -> str:
         return f"edge-{self.edge}" if device is None else f"device-{device}"
 
-    def figures(self) -> Counter[str]:
-        """Counts of this round, after `result`: the trainer's, and what crossed the cut.
+    def counts(self) -> Counter[str]:
+        """Returns this round's counts, after `result`: the trainer's, and bytes that crossed the cut.
 
         `smashed_bytes`: the smashed data themselves, before any codec, without headers. `common_bytes`: the same of
         the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire
-        that a link which can broadcast would not have sent.
+        that a broadcasting link would save.
         """
-        figures = self._figures.copy()
-        figures.update(self.trainer.figures())
-        return figures
+        counts = self._counts.copy()
+        counts.update(self.trainer.counts())
+        return counts
 
     def _answers(self, replies: Sequence[Reply]) -> list[ReplyPacket]:
         answers = []
-        common: list[tuple[int, int]] = []  # bytes on the wire, and of the gradient itself
+        common: list[tuple[int, int]] = []  # bytes on the wire, and bytes of the gradient itself
         for reply in replies:
             session = self._sessions.get(reply.device)
             if session is None:  # lost since its upload
@@ -244,7 +247,7 @@ class EdgeServer:
                 self._refused[reply.device] = self._told or reason
                 continue
             loss, gradient = reply.loss, reply.gradient
-            if not self._checked:  # a sample without a finite loss or gradient is no reason to lose its device
+            if not self._checked:  # where privacy forbids checks, infinite values must not lose the device
                 loss = loss.nan_to_num(nan=torch.finfo(loss.dtype).max)
                 gradient = gradient if gradient is None else sound_rows(gradient)
             session.losses.append(loss)
@@ -253,37 +256,37 @@ class EdgeServer:
                 continue
             codec = self.codecs(reply.device)[1]
             answer = ReplyPacket(reply.device, reply.step, codec.encode(gradient), reply.norms)
-            sent = reply_bytes(answer.gradient, answer.norms, self.told_rows)
+            sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
             if reply.common:
-                # What a codec with state makes of one gradient differs from device to device: nothing to broadcast.
+                # A codec with state encodes one gradient differently for each device: nothing to broadcast.
                 common.append((0 if codec.stateful else sent, self._told_bytes(gradient)))
         if common:
             sizes, values = zip(*common)
-            self._figures["broadcast_saved"] += sum(sizes) - max(sizes)
-            self._figures["common_bytes"] += max(values)
+            self._counts["broadcast_saved"] += sum(sizes) - max(sizes)
+            self._counts["common_bytes"] += max(values)
         return answers
 
     def _unusable(self, reply: Reply) -> str | None:
-        """Why nobody can go on from a reply, also that of a trainer which looks at nothing."""
+        """Returns why a reply is unusable, also where its trainer checks nothing; None where it is usable."""
         if not self._checked or (reply.judged and reply.refused is None):
             return None
         return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
 
     def _told_bytes(self, batch: Tensor) -> int:
-        rows = len(batch) if self.told_rows is None else self.told_rows
+        rows = len(batch) if self.reported_batch_size is None else self.reported_batch_size
         return rows * math.prod(batch.shape[1:]) * batch.itemsize
 
     def snapshot(self, device: int) -> SessionSnapshot:
-        """All that must follow a device that moves to another edge."""
+        """Copy all that must follow a device that moves to another edge."""
         session = self._sessions[device]
         losses, batches, waiting = list(session.losses), list(session.batches), dict(session.waiting)
         copied = replace(session, losses=losses, batches=batches, waiting=waiting)
         return SessionSnapshot(copied, self.trainer.snapshot(device))
 
     def adopt(self, snapshot: SessionSnapshot) -> None:
-        """Go on with a session that another edge handed over."""
+        """Take over a session that another edge handed over."""
         self._seat(snapshot.session)
         self.trainer.adopt(snapshot.session.device, snapshot.trainer)

@@ -11,7 +11,7 @@ from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.round.edge_server import EdgeServer
 from fsl.round.kept_states import keep, load_kept, new_total
-from fsl.round.round_privacy import edge_objective, private, told_rows
+from fsl.round.round_privacy import edge_objective, private, reported_batch_size
 from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
 from fsl.round.workload import Worker
@@ -38,7 +38,7 @@ class EdgeSide:
         memory = TrainerMemory(plan, worker)
         told = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
-        self.server = EdgeServer(task.edge, trainer, up, down, told_rows(plan), memory, told, checked)
+        self.server = EdgeServer(task.edge, trainer, up, down, reported_batch_size(plan), memory, told, checked)
         back = worker.segments["back"]
         bench = EdgeBench(
             plan.seed,

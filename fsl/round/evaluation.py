@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on a set of examples."""
+"""Measures loss and accuracy of a model on a set of examples."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ BATCH = 512  # rows; bounds the memory of an evaluation
 
 @dataclass(frozen=True)
 class Score:
-    """The mean loss over what counts, and the share of targets that are right (None where that has no meaning)."""
+    """Mean loss over the targets that count, and the share of right answers (None where that has no meaning)."""
 
     loss: float
     accuracy: float | None
 
 
 def evaluate(modules: list[nn.Module], examples: Examples, objective: Objective, accelerator: torch.device) -> Score:
-    """Run segments behind each other over all examples, in evaluation mode; each module's mode is put back."""
+    """Run segments behind each other over all examples in evaluation mode, and restore each module's mode."""
     total, weight, right, scored = 0.0, 0.0, 0, 0
     with evaluating(*modules), torch.no_grad():
         for rows in torch.arange(len(examples)).split(BATCH):

@@ -1,4 +1,4 @@
-"""A session on its way to another edge: what it weighs, and what is refused on arrival.
+"""Packs a session on its way to another edge, counts its bytes, and checks it on arrival.
 
 A snapshot is one safetensors file; its metadata name run, round, device and step. Nothing in it is unpickled.
 """
@@ -30,7 +30,7 @@ _BACK, _OPTIMIZER, _PENDING, _TRANSIENT = "back.", "optimizer.", "pending.", "tr
 
 @dataclass(frozen=True)
 class Passport:
-    """Which session a snapshot is of: it is taken only where all of this is expected."""
+    """Identifies a snapshot's session; an edge takes it only where all fields are as expected."""
 
     run: str
     round: int
@@ -38,12 +38,12 @@ class Passport:
     trainer: str  # the edge trainer's import path
 
     def stamps(self) -> dict[str, Any]:
-        """As a snapshot carries it; its size does not depend on how long the run's name is."""
+        """Returns the fields for a snapshot's metadata, whose size does not depend on the run's name."""
         return {**vars(self), "run": sha256(self.run.encode()).hexdigest()}
 
 
 def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes:
-    """A snapshot as bytes."""
+    """Serialize a snapshot."""
     session, trainer = snapshot.session, snapshot.trainer
     tensors: dict[str, Tensor] = {f"{_OPTIMIZER}{name}": tensor for name, tensor in trainer.optimizer.items()}
     if trainer.back is not None:
@@ -61,7 +61,7 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
         "protocol": PROTOCOL,
         **passport.stamps(),
         "weight": session.weight,
-        "counts": float(trainer.weight),  # in averages over devices
+        "counts": float(trainer.weight),  # the device's weight in averages
         "step": session.step,
         "up_bytes": session.up_bytes,
         "down_bytes": session.down_bytes,
@@ -74,7 +74,7 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
 
 
 def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.device | None = None) -> SessionSnapshot:
-    """The snapshot in these bytes; WireError, in one line, where it is damaged or of another session or model."""
+    """Read a snapshot; WireError, in one line, where it is damaged, or of another session or model."""
     said = _metadata(data)
     if said.get("protocol") != PROTOCOL:
         raise WireError(
@@ -107,9 +107,9 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
 
 
 def told_size(data: bytes, snapshot: SessionSnapshot, passport: Passport, layout: Layout, rows: int | None) -> int:
-    """The bytes of a packed snapshot as they are reported.
+    """Returns a packed snapshot's bytes for reports.
 
-    `rows`: as if each of its batches had so many, where a batch's own size is private; None: as it is.
+    `rows`: counts each batch as one of so many rows, where its own size is private; None: as it is.
     """
     if rows is None:
         return len(data)
@@ -125,20 +125,20 @@ def told_size(data: bytes, snapshot: SessionSnapshot, passport: Passport, layout
 
 
 def hand_over(source: EdgeServer, destination: EdgeServer, passport: Passport, layout: Layout) -> int:
-    """Move a device's session from one edge to another in this process, as it would travel.
+    """Move a device's session between two edges of this process, through the bytes that would travel.
 
-    Returns its bytes as they are reported: see `told_size`.
+    Returns its bytes for reports: see `told_size`.
     """
     data = pack(source.snapshot(passport.device), passport, layout)
     snapshot = unpack(data, passport, layout, layout_device(source))
-    size = told_size(data, snapshot, passport, layout, source.told_rows)
+    size = told_size(data, snapshot, passport, layout, source.reported_batch_size)
     destination.adopt(snapshot)
     source.lose(passport.device)
     return size
 
 
 def layout_device(server: EdgeServer) -> torch.device:
-    """Where an edge's back is trained."""
+    """Returns the torch device on which an edge trains its back."""
     return server.trainer.bench.back.accelerator
 
 

@@ -1,4 +1,4 @@
-"""What devices and edges keep from round to round, by the generation that counts; and where a round's states go."""
+"""Loads and stores what devices and edges keep from round to round, in the generation that counts."""
 
 from collections.abc import Mapping
 
@@ -15,23 +15,23 @@ from fsl.segments.sums import DeviceStates, Total, WeightedSum
 def load_kept(
     worker: Worker, plan: RoundPlan, owner: str, task: DeviceTask | CohortTask
 ) -> Mapping[str, Tensor] | None:
-    """An owner's kept optimizer state of the generation that counts; None where it starts anew."""
+    """Load an owner's optimizer state of the generation that counts; None where it starts anew."""
     return None if plan.reset_optimizer else worker.store.load(f"optimizers/{owner}", task.version)
 
 
 def keep(worker: Worker, plan: RoundPlan, owner: str, learner: Learner, task: DeviceTask | CohortTask) -> None:
-    """Put an owner's optimizer state away, where the run keeps them; LostError where it cannot be used."""
+    """Store an owner's optimizer state, where the run keeps them; LostError where it is unusable."""
     if not plan.reset_optimizer:
         refuse_optimizer(getattr(task, "device", None), owner, learner, plan)
         worker.store.save(f"optimizers/{owner}", plan.round, learner.optimizer_state(), (task.version, task.saved))
 
 
 def new_total(layout: Layout, plan: RoundPlan) -> Total:
-    """Where the devices' states of a segment go: into a sum, or side by side if the cloud asks for each."""
+    """Returns an empty total of a segment: a sum, or states one by one where the cloud asks for each."""
     return DeviceStates(layout) if plan.one_by_one else WeightedSum(layout)
 
 
 def load_private(worker: Worker, segment: str, task: DeviceTask) -> State | None:
-    """A device's private front or head of the generation that counts; None before its first round."""
+    """Load a device's private front or head of the generation that counts; None before its first round."""
     tensors = worker.store.load(f"{segment}s/{task.device}", task.version)
     return None if tensors is None else worker.segments[segment].layout.pack(tensors, worker.accelerator)

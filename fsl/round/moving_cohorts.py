@@ -1,4 +1,4 @@
-"""A round in one process in which devices move between edges: cohorts side by side, sessions handed over."""
+"""Trains cohorts side by side in one process while devices move between their edges."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from fsl.segments.sums import Total
 
 
 class Roamer:
-    """One device on its way through a round: where it is, and where it goes next."""
+    """One device on its way through a round: its present edge, and its next ones."""
 
     def __init__(self, device: Device, edge: EdgeServer, moves: Sequence[Move], steps: int):
         self.device = device
@@ -32,22 +32,22 @@ class Roamer:
         self.left = route(edge.edge, moves, steps)  # (uploads done, edge)
         self.moves = 0
         self.moved_bytes = 0
-        self.wasted = Counter[str]()  # steps and bytes of what is done again
+        self.wasted = Counter[str]()  # repeated steps, and their bytes
         self.gone = False
-        self.deaf = False  # it hears no answer to its newest upload, since it begins again or is gone
+        self.deaf = False  # whether it ignores the reply to its newest upload, since it begins again or is gone
 
     def heard(self, reply: ReplyPacket) -> ReplyPacket:
-        """The reply as the device gets it: the newest one came over with the session, if the device has moved."""
+        """Returns the reply for the device: after a move the newest one came over with the session."""
         pending = self.edge.session(self.device.device).pending
         return pending if pending is not None and pending.step == reply.step else reply
 
     def due(self) -> bool:
-        """Whether it is to leave, now that its newest upload is answered."""
-        return bool(self.left) and self.device.step >= self.left[0][0] and self.edge.settled(self.device.device)
+        """Returns whether it leaves now, after the reply to its newest upload."""
+        return bool(self.left) and self.device.step >= self.left[0][0] and self.edge.caught_up(self.device.device)
 
 
-class RoamingCohorts:
-    """Cohorts whose devices may move between them, and the edges of all."""
+class MovingCohorts:
+    """Trains cohorts whose devices may move between them, with the edges of all."""
 
     def __init__(self, tasks: Sequence[CohortTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]):
         self.tasks = tasks
@@ -80,10 +80,10 @@ class RoamingCohorts:
             groups = [[(t.edge, device)] for t in self.tasks for device in first.arrange([d.device for d in t.devices])]
         reports = [report for group in groups for report in self._run_group(group)]
         totals: dict[str, Total] = {}
-        figures: Counter[str] = Counter(dropped=len(self.dropped))
+        counts: Counter[str] = Counter(dropped=len(self.dropped))
         for side in self.sides.values():
-            found, counts = result_of(side.server, reports, self.lost)
-            figures.update(counts)
+            found, own = result_of(side.server, reports, self.lost)
+            counts.update(own)
             for name, back in found.items():
                 if name in totals:
                     totals[name].merge(back)
@@ -93,7 +93,7 @@ class RoamingCohorts:
             return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
+        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), counts, self.lost)
 
     def _run_group(self, group: Sequence[tuple[int, int]]) -> Iterable[DeviceReport]:
         roamers = [self._begin(self._server(edge), device) for edge, device in group]
@@ -114,7 +114,7 @@ class RoamingCohorts:
             yield self._report(roamer, report)
 
     def _lost(self, roamer: Roamer, reason: str) -> None:
-        """A device's work cannot be used: nothing of it is kept."""
+        """Drop a device whose work is unusable."""
         device = roamer.device.device
         roamer.gone = roamer.deaf = True
         roamer.edge.lose(device)
@@ -127,7 +127,7 @@ class RoamingCohorts:
         return Roamer(opened, edge, self._moves.get(device, ()), len(self.devices.batches[device].rows))
 
     def _train(self, roamers: Sequence[Roamer]) -> None:
-        """The training loop: every device uploads a step, its edge answers; who is to leave, leaves before it hears."""
+        """Run the training loop: each device uploads a step, its edge answers; a due device moves before it hears."""
         by_id = {roamer.device.device: roamer for roamer in roamers}
         with stepping(self.plan) as at:
             while True:
@@ -166,7 +166,7 @@ class RoamingCohorts:
                     roamer.device.finish()
 
     def _leave(self, roamers: Sequence[Roamer]) -> None:
-        """Move whoever is to."""
+        """Move the devices that are due."""
         for roamer in roamers:
             if roamer.gone:
                 continue
@@ -191,7 +191,7 @@ class RoamingCohorts:
         roamer.moves += 1
 
     def _give_up(self, roamer: Roamer, edge: int) -> None:
-        """The session ends where it is; with `restart` the round begins again at the other edge."""
+        """End a device's session at its edge; with `restart` it begins the round again at the other edge."""
         device = roamer.device.device
         session = roamer.edge.session(device)
         spent = {"up_bytes": session.up_bytes, "down_bytes": session.down_bytes}
@@ -210,7 +210,7 @@ class RoamingCohorts:
         roamer.moves += 1
 
     def _server(self, edge: int) -> EdgeServer:
-        """An edge; one without a cohort here is begun when the first device comes to it."""
+        """Returns an edge's server; begins one without a cohort here when the first device comes to it."""
         if edge not in self.sides:
             self.sides[edge] = EdgeSide(CohortTask(edge, ()), self.plan, self.worker, self.states)
         return self.sides[edge].server

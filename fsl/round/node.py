@@ -1,4 +1,4 @@
-"""What a Flower node does with a round's message."""
+"""Trains and evaluates on a Flower node, as a round's message asks."""
 
 import json
 import logging
@@ -17,9 +17,9 @@ from fsl.privacy.device_guard import leaks
 from fsl.round.cohort import Cohort, stepping
 from fsl.round.evaluation import evaluate
 from fsl.round.kept_states import load_private
-from fsl.round.moving_cohorts import RoamingCohorts
+from fsl.round.moving_cohorts import MovingCohorts
 from fsl.round.sample_counts import refuse_other_counts
-from fsl.round.whole_model import UnsplitCohort
+from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from fsl.segments.states import Replica, State
 from fsl.segments.sums import Total, WeightedSum
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """Hosts devices and edges: their data, one live copy of the modules, and what they keep between rounds."""
+    """Hosts devices and edges: their data, one live copy of the modules, and the states they keep between rounds."""
 
     def __init__(self, workload: Workload):
         torch.set_num_threads(workload.threads)
@@ -36,7 +36,7 @@ class Node:
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
-        """Train this node's cohorts for one round; the sums of n_k * w_k, the devices' reports, and who is lost."""
+        """Train this node's cohorts for one round; returns sums of n_k * w_k, device reports, and lost devices."""
         for cohort in plan.cohorts:
             refuse_other_counts(cohort.devices, self.worker.workload.partition)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
@@ -45,26 +45,26 @@ class Node:
         self.worker.store.sync()
         totals = _merge(results)
         reports = [report for result in results for report in result.reports]
-        figures: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for result in results:
-            figures.update(result.figures)
+            counts.update(result.counts)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
         lost = {device: reason for result in results for device, reason in result.lost.items()}
-        content = RecordDict({ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, figures)})
+        content = RecordDict({ARRAYS: totals_to_record(totals), METRICS: reports_to_metrics(reports, weights, counts)})
         if lost:
             content[REMARKS] = ConfigRecord({LOST: json.dumps(lost)})
         return content
 
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
-            return [UnsplitCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+            return [WholeModelCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)
-        return [RoamingCohorts(group, plan, self.worker, states).run() for group in groups]
+        return [MovingCohorts(group, plan, self.worker, states).run() for group in groups]
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        """Each device's private front through the shared back, on the test set."""
+        """Score each device's private front, with the shared back, on the test set."""
         with stepping(plan):
             return self._evaluate(plan, arrays)
 
@@ -91,7 +91,7 @@ class Node:
             replicas["front"].load(front)
             for name, segment in segments.items():
                 if name in states and name != "front" and segment.layout.has_buffers:
-                    replicas[name].load(states[name])  # the device before may have changed them
+                    replicas[name].load(states[name])  # the previous device may have changed them
                 segment.install(replicas[name])
             modules = [segment.module for segment in segments.values()]
             score = evaluate(modules, workload.data.test, workload.objective, self.worker.accelerator)

@@ -1,7 +1,7 @@
-"""What a node keeps of its devices from round to round: files, one generation a round.
+"""Stores what a node keeps of its devices from round to round, in files, one generation a round.
 
-A generation is named by the round that wrote it. The cloud says which one counts, so what a node wrote in a round
-that it did not finish is never read.
+A generation's name is the round that wrote it. The cloud says which one counts, so nobody reads what a node wrote in a
+round that it did not finish.
 """
 
 import logging
@@ -17,30 +17,30 @@ from fsl.private_files import private_folder
 from fsl.segments.finite import finite
 
 log = logging.getLogger(__name__)
-_MODELS = ("fronts/", "heads/")  # of which an older generation is better than none
-KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node keeps and can do without
+_MODELS = ("fronts/", "heads/")  # for these an older generation is better than none
+KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can do without
 
 
 class Store:
-    """Named tensors per owner and round, under one folder, for nobody else of this machine to read."""
+    """Stores named tensors per owner and round in one folder, which no other user of this machine can read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        # In a real federation: the beginnings of owners that go on from an older generation, or begin anew, where the
-        # one that counts is lost. A simulation promises equal bits, and says what to restore.
+        # Prefixes of owners that, in a real federation, go on from an older generation or begin anew where the one that
+        # counts is lost. A simulation promises equal bits, so there it is an error that says what to restore.
         self.forgives: tuple[str, ...] = ()
-        self.restarts: dict[str, int] = {}  # such owners, with the generation that they go on from; 0: with none
+        self.restarts: dict[str, int] = {}  # such owners, with the generation that they went on from; 0: none
         self._unsynced: list[Path] = []
 
     def path(self, owner: str, version: int) -> Path:
-        """Where an owner's generation lies; WireError for a name or a number that would lead elsewhere."""
+        """Returns the path of an owner's generation; WireError for a name or a number that would lead elsewhere."""
         check_kept(owner, version)
         return self.folder / owner / f"{version}.safetensors"
 
     def load(self, owner: str, version: int) -> dict[str, Tensor] | None:
-        """An owner's tensors of this generation; None for generation 0, before the first, and for one that begins anew.
+        """Load an owner's tensors of this generation; None for generation 0 (before the first) and for a new beginning.
 
-        CheckpointError where it is missing or damaged, and the owner is none of those that may go on nevertheless.
+        CheckpointError where it is missing or damaged, and the owner may not go on without it.
         """
         if version == 0:
             return None
@@ -52,7 +52,7 @@ class Store:
             return self._before(owner, version, error)
 
     def _before(self, owner: str, version: int, error: CheckpointError) -> dict[str, Tensor] | None:
-        """The newest older generation that is whole; None where there is none, or the owner is no model's segment."""
+        """Load the newest intact older generation; None where there is none, or the owner is no model's segment."""
         older = [int(path.stem) for path in (self.folder / owner).glob("*.safetensors") if path.stem.isdecimal()]
         models = [round for round in sorted(older, reverse=True) if round < version and owner.startswith(_MODELS)]
         for round in models:
@@ -82,7 +82,7 @@ class Store:
         return load_tensors(path)
 
     def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
-        """Write a new generation, and delete those that neither the cloud nor a checkpoint names (`keep`).
+        """Write a new generation, and delete those outside of `keep`, which the cloud and the checkpoint name.
 
         It is safe from a power failure after the next `sync`.
         """
@@ -96,6 +96,6 @@ class Store:
                 old.unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Wait until what was saved lies on the disk; a node does so once a round, before it reports."""
+        """Wait until all saved files lie on the disk; a node does so once a round, before it reports."""
         saved, self._unsynced = self._unsynced, []
         sync(saved)

@@ -17,7 +17,7 @@ def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
     return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
 
 
-def told_rows(plan: RoundPlan) -> int | None:
+def reported_batch_size(plan: RoundPlan) -> int | None:
     """The rows that a batch is reported to have: the expected ones of Poisson draws, None where it is its own."""
     return plan.batch_size if plan.privacy is not None and plan.privacy.poisson else None
 

@@ -1,4 +1,4 @@
-"""Whether each sample's gradient is its own: of the loss, and of every trained parameter."""
+"""Checks that each sample's gradient depends on that sample alone: of the loss, and of every trained parameter."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ from fsl.importing.description import describe
 from fsl.objective import LossFunction, Objective
 from fsl.round.row_trial import Loss, RowTrial, trying
 
-_SIZES = (3, 2)  # batches of two sizes; where one of them happens to be the length of a sequence, the other is not
+_SIZES = (3, 2)  # two batch sizes, of which at most one can equal a sequence's length
 
 
 def refuse_loss(objective: Objective, outputs: Tensor, targets: Tensor, kinds: Tensor) -> None:
-    """ConfigError where a row's share of the loss depends on who else is drawn: where it is no mean over rows.
+    """Raise ConfigError where the loss is no mean over rows, so that a row's share depends on the other rows.
 
-    `outputs` (B, ...) and `targets` (B, ...) are a batch's; `kinds` (K,) the labels that there are, none where targets
-    are numbers.
+    `outputs` (B, ...) and `targets` (B, ...) are a batch's; `kinds` (K,) the possible labels, empty where targets are
+    numbers.
     """
     outputs, before = outputs.detach(), describe(objective)
     for told in _assignments(objective, targets):
@@ -45,7 +45,7 @@ def _rows(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _every_label(targets: Tensor, kinds: Tensor) -> Iterator[Tensor]:
-    """Targets of which the first row has the first label, and the others each of the others in turn."""
+    """Yields targets whose first row has the first label, and whose other rows have each of the others in turn."""
     kinds = kinds.to(targets)
     for others in kinds[1:].split(len(targets) - 1):
         labels = torch.cat([kinds[:1], others]).repeat(len(targets))[: len(targets)]
@@ -53,7 +53,7 @@ def _every_label(targets: Tensor, kinds: Tensor) -> Iterator[Tensor]:
 
 
 def _assignments(objective: Objective, targets: Tensor) -> list[Tensor]:
-    """The targets as they are, in other rows, and with a row that is ignored, where rows may be."""
+    """Returns the targets as they are, permuted, and with an ignored row, where the objective ignores any."""
     found = [targets, targets.roll(1, 0)]
     ignored = objective.ignored
     if not targets.is_floating_point() and (objective.ignores or _has(targets, ignored)):
@@ -67,7 +67,7 @@ def _has(targets: Tensor, ignored: int | None) -> bool:
 
 
 def _mean_of_rows(loss: Loss, outputs: Tensor, targets: Tensor, rows: int | None = None) -> bool:
-    """Whether B times a row's gradient is the gradient of that row alone, for so many rows (None: all)."""
+    """Returns whether B times a row's gradient is that row's gradient alone, for `rows` rows (None: all)."""
     whole = _gradient(loss, outputs, targets)
     if whole is None:
         return False
@@ -79,12 +79,12 @@ def _mean_of_rows(loss: Loss, outputs: Tensor, targets: Tensor, rows: int | None
 
 
 def _gradient(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """The gradient of a batch's loss by the outputs; None where there is none that is finite."""
+    """Returns the gradient of a batch's loss by the outputs; None where it is not finite."""
     leaf = outputs.clone().requires_grad_()
     try:
         (found,) = torch.autograd.grad(loss(leaf, targets), leaf)
     except Exception:
-        return None  # a loss that one row alone does not have
+        return None  # the loss is undefined for one row alone
     return found if bool(found.isfinite().all()) else None
 
 
@@ -113,9 +113,9 @@ def _named(objective: Objective) -> str:
 def refuse_gradients(
     trial: RowTrial, private: list[str], objective: Objective, inputs: Tensor, targets: Tensor
 ) -> None:
-    """ConfigError where what is clipped is not, for each trained parameter, the gradient of one sample and no other.
+    """Raise ConfigError where a clip would not act on one sample's gradient alone, for any trained parameter.
 
-    What Opacus finds in a batch must be what each sample's gradient is in a batch of its own.
+    Opacus must find the same gradient of a sample in a batch as in a batch of its own.
     """
     what = "the gradient of each sample cannot be found"
     with trying(f"privacy.dp_sgd: {what}"):
@@ -139,7 +139,7 @@ def refuse_gradients(
 def _problem(
     samples: Tensor | None, total: Tensor | None, own: list[Tensor | None], size: int, largest: float
 ) -> str | None:
-    """What is wrong with the gradients of each sample of one parameter, in words; None where they are right."""
+    """Returns what is wrong with one parameter's per-sample gradients, in words; None where they are right."""
     if total is None and samples is None:
         return "no gradient reaches it; freeze it with requires_grad_(False), or use it in forward"
     if samples is None or total is None:
@@ -162,7 +162,7 @@ def _problem(
 
 
 def alike(one: object, other: object, tolerance: float = 1e-5, scale: float = 0.0) -> bool:
-    """Whether two tensors are equal but for rounding, which is of the size of `scale` or of their largest number."""
+    """Returns whether two tensors are equal up to rounding, relative to `scale` or their largest number."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return one is other
     if one.shape != other.shape or one.dtype != other.dtype:

@@ -1,4 +1,4 @@
-"""A model's segments on a few rows, as they are trained, with the same random numbers for every row."""
+"""Runs a model's segments on a few rows, as in training, with the same random numbers for every row."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ class SameForAllRows(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Torch calls it for each operation."""
+        """Run one operation; torch calls it for each."""
         options = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags or not args:
             return func(*args, **options)
         first, name = args[0], str(func).removeprefix("aten.")
-        if name in ("native_dropout.default", "bernoulli.default"):  # their chances are of each row
+        if name in ("native_dropout.default", "bernoulli.default"):  # their probabilities belong to each row
             kept = torch.rand_like(first[:1], dtype=torch.float32).expand(first.shape)
             if name == "bernoulli.default":
                 return (kept < first).to(first.dtype)
@@ -49,7 +49,7 @@ class SameForAllRows(TorchDispatchMode):
 
 @contextmanager
 def same_randomness(accelerator: torch.device) -> Iterator[None]:
-    """Every draw is the same each time, and for each row; generators are then as they were."""
+    """Make every draw the same each time and for each row; restores the generators afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with seeds.DEFAULT_GENERATOR, torch.random.fork_rng(devices=devices), seeds.pythons_generators(0):
         seeds.reseed(0, accelerator)
@@ -59,7 +59,7 @@ def same_randomness(accelerator: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward gave: the output of each segment, and by segment and name the buffers that it changed."""
+    """Result of one forward: each segment's output, and by segment and name the buffers that it changed."""
 
     outputs: Mapping[str, Tensor]
     lasting: Mapping[str, Tensor]
@@ -67,9 +67,9 @@ class Pass:
 
 
 class RowTrial:
-    """A model's segments one behind the other, in the modes that they are trained in, on copies.
+    """Runs copies of a model's segments behind each other, in their training modes.
 
-    Trained weights are moved a little at random, so that a gate that is still zero hides nothing. `alone`: only the
+    It moves trained weights a little at random, so that a gate that is still zero hides nothing. `alone`: only the
     first segment.
     """
 
@@ -90,7 +90,7 @@ class RowTrial:
                 weight.add_(0.1 * size * torch.randn(weight.shape, generator=generator).to(weight))
 
     def forward(self, inputs: Tensor) -> Pass:
-        """All segments on inputs (B, ...); their buffers are then as they were."""
+        """Run all segments on inputs (B, ...), and restore their buffers."""
         before = {
             f"{name}.{key}": (slot, slot[0][slot[1]], kind)
             for name, module in self.segments.items()
@@ -112,7 +112,7 @@ class RowTrial:
                 _put_back(slot, tensor, values[name])
 
     def tried(self, inputs: Tensor) -> Pass | None:
-        """As `forward`; None for inputs that the model does not take, such as values that no sample has."""
+        """Like `forward`, but None for inputs that the model refuses, such as values that no sample has."""
         try:
             return self.forward(inputs)
         except Exception:
@@ -125,7 +125,7 @@ class RowTrial:
         return outputs
 
     def watched(self, inputs: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
-        """Segment and name, module and output of each module that gives a tensor, in the order of their ends."""
+        """Returns segment and name, module and output of each module that returns a tensor, by the end of its call."""
         seen: list[tuple[str, nn.Module, Tensor]] = []
 
         def hook(name: str) -> Callable[..., None]:
@@ -146,7 +146,7 @@ class RowTrial:
         return seen
 
     def hook(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
-        """Let Opacus find each sample's gradient in these segments; their trained parameters by name."""
+        """Put Opacus's per-sample gradient hooks on these segments; returns their trained parameters by name."""
         from opacus.grad_sample import GradSampleHooks  # Opacus takes a while to import
 
         from fsl.privacy.private_learner import hookable
@@ -169,7 +169,7 @@ class RowTrial:
         loss: Loss,
         by_sample: bool = True,
     ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """By parameter: each sample's gradient (B, ...) as Opacus finds it (`by_sample`), and that of the loss."""
+        """Returns, by parameter, each sample's gradient (B, ...) by Opacus (`by_sample`), and that of the loss."""
         for hooks in self._hooks:
             hooks.hooks_enabled = by_sample
         for parameter in parameters.values():
@@ -192,7 +192,7 @@ class RowTrial:
 
 @contextmanager
 def trying(what: str) -> Iterator[None]:
-    """What fails in a user's code is told in one line."""
+    """Turn a failure in a user's code into a ConfigError of one line."""
     try:
         yield
     except FslError:

@@ -1,9 +1,9 @@
-"""Whether rows are samples: measured on a small batch before a private run, and again where a device trains.
+"""Measures on a small batch whether rows are samples: before a private run, and again where a device trains.
 
 A clip bounds what one sample does only if nothing but its own row depends on it: at the cut, in each sample's gradient,
 in the loss, and in what a model keeps. No list of classes finds all that mixes rows (batch normalisation,
-`x - x.mean(0)`, batches whose first dimension is time, embeddings of positions, class weights under a mean), so it is
-tried.
+`x - x.mean(0)`, batches whose first dimension is time, embeddings of positions, class weights under a mean), so this
+module tries it.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from fsl.round.row_gradients import alike, refuse_gradients, refuse_loss
 from fsl.round.row_trial import Pass, RowTrial, trying
 from fsl.round.workload import Worker, Workload
 
-_ROWS = 6  # of the batch whose outputs are compared
-_KINDS = 1100  # of labels; more are numbers
+_ROWS = 6  # rows of the batch whose outputs it compares
+_KINDS = 1100  # labels at most; more count as numbers
 _REMEDY = "compute each row from its own input, the batch in the first dimension (model.norm=group for fsl's models)"
 
 
 def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spec, down: Spec) -> None:
-    """ConfigError, in one line, where a row is no sample, so that the run's mechanisms would bound nothing.
+    """Raise ConfigError, in one line, where a row is no sample, so that the run's mechanisms would bound nothing.
 
     `split`: whether a strategy cuts the model, so that smashed data pass through the codecs `up` and `down`.
     """
@@ -43,9 +43,9 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
     if dp_sgd and split:
         refuse_codecs(workload, up, down)
     if not (dp_sgd or cut or privacy.client is not None) or not len(workload.data.train):
-        return  # an edge without data of its own has nothing to look at; the devices' nodes have
+        return  # an edge without data has nothing to measure; the devices' nodes have
     what = "privacy.dp_sgd" if dp_sgd else "privacy.cut" if cut else "privacy.client"
-    with seeds.left_as_found(), seeds.pythons_generators(0):  # data may draw
+    with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw random numbers
         inputs, targets = workload.data.train.batch(_chosen(workload))
     if dp_sgd or cut:
         _refuse_batches(workload, what)
@@ -67,7 +67,7 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
 
 
 def refuse_unmeasured(worker: Worker, plan: RoundPlan) -> None:
-    """In a real federation, ConfigError where this node's rows are no samples: what a plan asks for is tried once.
+    """Raise ConfigError, in a real federation, where this node's rows are no samples; tries each privacy once.
 
     A simulation has tried it before its first round.
     """
@@ -80,12 +80,12 @@ def refuse_unmeasured(worker: Worker, plan: RoundPlan) -> None:
 
 
 def trained_by(objective: Objective, corrected: bool, privacy: Privacy) -> Objective:
-    """What the back minimises: the run's objective, or the one that is corrected for randomized labels."""
+    """Returns the back's objective: the run's, or the one corrected for randomized labels."""
     return CorrectedCrossEntropy(privacy.labels.epsilon) if corrected and privacy.labels is not None else objective
 
 
 def refuse_codecs(workload: Workload, up: Spec, down: Spec) -> None:
-    """ConfigError for a codec that makes a row depend on other rows, of the same step or of one before."""
+    """Raise ConfigError for a codec that makes a row depend on other rows, of the same step or an earlier one."""
     for way, spec in (("up", up), ("down", down)):
         codec = codec_maker(spec, workload.allowed)()
         if not codec.rowwise:
@@ -101,7 +101,7 @@ def refuse_codecs(workload: Workload, up: Spec, down: Spec) -> None:
 
 
 def _chosen(workload: Workload) -> Tensor:
-    """Numbers of rows from everywhere in the training data: of different targets, one with ignored ones among them."""
+    """Choose row numbers from all over the training data, with different targets, and one with ignored targets."""
     targets, ignored = workload.data.train.targets, workload.objective.ignored
     rows = torch.linspace(0, len(targets) - 1, min(_ROWS, len(targets))).round().to(torch.int64).tolist()
     if targets.dim() == 1:
@@ -111,7 +111,7 @@ def _chosen(workload: Workload) -> Tensor:
         rows = [*first[torch.linspace(0, len(first) - 1, min(_ROWS // 2, len(first))).round().long()].tolist(), *rows]
     if not targets.is_floating_point():
         flat = targets.reshape(len(targets), -1)
-        rows = [int(flat.amin(1).argmin()), int(flat.amax(1).argmax()), *rows]  # whatever stands for no label is there
+        rows = [int(flat.amin(1).argmin()), int(flat.amax(1).argmax()), *rows]  # with a value that stands for no label
         if ignored is not None:
             rows = [*flat.eq(ignored).any(1).nonzero()[:1, 0].tolist(), *rows]
     rows = list(dict.fromkeys(rows))
@@ -119,7 +119,7 @@ def _chosen(workload: Workload) -> Tensor:
 
 
 def _kinds(workload: Workload) -> Tensor:
-    """The labels that rows may have, also where they are randomized; none where targets are numbers."""
+    """Returns the labels that rows may have, also where they are randomized; empty where targets are numbers."""
     targets, classes = workload.data.train.targets, workload.data.classes
     named = torch.arange(classes if workload.objective.takes_classes and classes is not None else 0)
     kinds = torch.cat([named, targets.flatten().unique().to(torch.int64)]).unique()
@@ -127,7 +127,7 @@ def _kinds(workload: Workload) -> Tensor:
 
 
 def _changed(inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Numbers of rows, and the batch with another sample there: one like the others, one far away, and nothing."""
+    """Yields row numbers with a batch that has another sample there: one like the others, one far away, and zeros."""
     first, middle = 0, len(inputs) // 2
     shuffled = inputs[middle].flatten().roll(1).view(inputs.shape[1:])
     samples = [(first, shuffled), (middle, torch.zeros_like(shuffled))]
@@ -141,7 +141,7 @@ def _changed(inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _refuse_batches(workload: Workload, what: str) -> None:
-    """ConfigError for data whose batch() makes a row of other rows than its own; not where they are drawn anew."""
+    """Raise ConfigError for data whose batch() mixes rows; not where it draws them anew each time."""
     train, rows = workload.data.train, _chosen(workload)
     if len(train) < 2:
         return
@@ -179,7 +179,7 @@ def _refuse_augmentation(workload: Workload, inputs: Tensor, what: str) -> None:
 
 
 def _refuse_outputs(trial: RowTrial, what: str, compared: list[str], base: Pass, inputs: Tensor) -> list[Pass]:
-    """ConfigError where a segment's output of a row depends on other rows; what it gave for other samples."""
+    """Raise ConfigError where a segment's output of a row depends on other rows; returns the passes it compared."""
     for name in compared:
         output = base.outputs[name]
         if not isinstance(output, Tensor) or not output.dim() or len(output) != len(inputs):
@@ -215,7 +215,7 @@ def _at(trial: RowTrial, name: str) -> str:
 
 
 def _refuse_buffers(what: str, base: Pass, others: list[Pass], compared: list[str]) -> None:
-    """Running statistics and counters: they are released with a model, or reach later rows, and nothing clips them."""
+    """Refuse running statistics and counters, which a model releases, or which reach later rows, without a clip."""
     own = tuple(f"{name}." for name in compared)
     changed = [name for name in base.lasting if name.startswith(own)]
     changed += [
@@ -223,7 +223,7 @@ def _refuse_buffers(what: str, base: Pass, others: list[Pass], compared: list[st
         for name, tensor in base.transient.items()
         if name.startswith(own) and any(not alike(found.transient.get(name), tensor) for found in others)
     ]
-    if not compared:  # whole updates are clipped: all of their numbers that are floats
+    if not compared:  # privacy clips whole updates: all numbers in them that are floats
         changed = [name for name, tensor in base.lasting.items() if not tensor.is_floating_point()]
     if changed:
         segment, _, name = changed[0].partition(".")
@@ -241,7 +241,7 @@ def _others_alike(found: object, base: Tensor, row: int) -> bool:
 
 
 def _where(trial: RowTrial, inputs: Tensor, changed: Tensor, row: int) -> str:
-    """The first module that carries a change from one row to another."""
+    """Find the first module that carries a change from one row to another."""
     for (name, module, one), (_, _, other) in zip(trial.watched(inputs), trial.watched(changed)):
         if one.dim() and len(one) == len(inputs) and not _others_alike(other, one, row):
             return f"first in {name} ({type(module).__name__})"

@@ -1,4 +1,4 @@
-"""How many samples a device holds (n_k): the cloud's account and weights must be of what its node has."""
+"""Checks that the n_k of the cloud's accounts and weights are those of the device's node."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from fsl.messages.round_plan import DeviceTask
 
 
 def refuse_other_counts(tasks: Iterable[DeviceTask], partition: Partition) -> None:
-    """ConfigError for a device that holds other samples than the plan counts; a plan that tells no number is taken."""
+    """Raise ConfigError for a device whose n_k differs from the plan's; accepts a plan without numbers."""
     for task in tasks:
         if task.samples and task.samples != (held := partition.size(task.device)):
             raise ConfigError(

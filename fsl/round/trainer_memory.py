@@ -1,4 +1,4 @@
-"""What edge trainers keep from round to round: files of the node that hosts the edge, one generation a round."""
+"""Stores what edge trainers keep from round to round, on the edge's node, one generation a round."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,7 +9,7 @@ from fsl.errors import RunError
 from fsl.messages.round_plan import RoundPlan
 from fsl.round.workload import Worker
 
-KEPT = "kept."  # before an edge, in an edge's counts: what its trainer remembers of this round is put away
+KEPT = "kept."  # prefixes an edge's number in its counts: it has stored its trainer's state of this round
 
 KEPT_CANNOT_MOVE = (
     "keeps something of each device from round to round, which does not follow one that moves to another edge; use "
@@ -18,19 +18,19 @@ KEPT_CANNOT_MOVE = (
 
 
 class Memory(Protocol):
-    """Where an edge puts what its trainer keeps, by owner: the edge, or a device that has a back of its own."""
+    """Stores what an edge's trainer keeps, by owner: the edge, or a device with a back of its own."""
 
     def load(self, owner: str) -> Mapping[str, Tensor] | None:
-        """What was kept when the owner last trained; None or nothing named where nothing was."""
+        """Load what the owner kept when it last trained; None or an empty mapping where it kept nothing."""
 
     def save(self, owner: str, tensors: Mapping[str, Tensor] | None) -> None:
-        """Put away what is kept of this round; None or nothing named: there is nothing."""
+        """Store what the owner keeps of this round; None or an empty mapping: nothing."""
 
 
 class TrainerMemory:
-    """What this round's trainer keeps, in the node's store; the plan says which generations count.
+    """Stores what this round's trainer keeps in the node's store; the plan says which generations count.
 
-    Tensors are copied on their way out and in: a trainer shares no memory with what it kept.
+    It copies tensors on their way in and out, so that a trainer shares no memory with what it kept.
     """
 
     def __init__(self, plan: RoundPlan, worker: Worker) -> None:
@@ -40,13 +40,13 @@ class TrainerMemory:
         self.trainer = plan.trainer.target
 
     def load(self, owner: str) -> Mapping[str, Tensor] | None:
-        """The generation that counts, on the node's accelerator."""
+        """Load the generation that counts onto the node's accelerator."""
         version, _ = self.plan.kept.get(owner, (0, 0))
         tensors = self.worker.store.load(self._path(owner), version)
         return None if tensors is None else {name: t.to(self.worker.accelerator) for name, t in tensors.items()}
 
     def save(self, owner: str, tensors: Mapping[str, Tensor] | None) -> None:
-        """This round's generation; RunError for what are no named tensors. None is kept as nothing named."""
+        """Store this round's generation, None as an empty one; RunError for anything but named tensors."""
         tensors = {} if tensors is None else tensors
         named = isinstance(tensors, Mapping) and all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()

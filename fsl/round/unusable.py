@@ -1,4 +1,4 @@
-"""What a round's plan says of work that cannot be used: from which loss on, and what is told of it."""
+"""Says, from a round's plan, which work is unusable, and which reason a device may reveal for it."""
 
 from fsl.errors import LostError
 from fsl.messages.round_plan import RoundPlan
@@ -8,9 +8,9 @@ from fsl.segments.learner import Learner
 
 
 def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float | None:
-    """The loss above which a step of this segment is refused; None where none is.
+    """Returns the loss above which a step of this segment is refused; None where no step is.
 
-    A back without noise is judged as ever: what it saw was protected before, or it protects nobody.
+    A back without noise of its own gets the usual limit: its inputs were protected before, or it protects nobody.
     """
     workload, privacy = worker.workload, plan.privacy
     clipped = privacy is not None and privacy.clipped
@@ -20,11 +20,11 @@ def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float |
 
 
 def told(plan: RoundPlan, reason: str) -> str:
-    """Why a device is lost, as it is said: nothing of its data where the run is private."""
+    """Returns the reason for losing a device that may be revealed: nothing about its data where the run is private."""
     return UNUSABLE if plan.privacy is not None and plan.privacy.private else reason
 
 
 def refuse_optimizer(device: int | None, owner: str, learner: Learner, plan: RoundPlan) -> None:
-    """LostError for an optimizer state that no later step could go on from."""
+    """Raise LostError for an optimizer state from which no later step could go on."""
     if not finite(learner.optimizer_state().values()):
         raise LostError(device, told(plan, f"the optimizer state of {owner} is not finite; its training has diverged"))

@@ -1,4 +1,4 @@
-"""The control: devices train the whole model, without a cut and without an edge (FedAvg's device half)."""
+"""Trains the whole model on devices, without a cut and without an edge: FedAvg's device half, the control."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
-from fsl.round.cohort import loss_told, rows_told, stepping, weight_told
+from fsl.round.cohort import reported_loss, reported_rows, reported_weight, stepping
 from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from fsl.round.deadline import Deadline
 
 
-class UnsplitCohort:
-    """Devices that train the whole model one after another, with one optimizer over all of its parameters.
+class WholeModelCohort:
+    """Trains the whole model device after device, with one optimizer over all of its parameters.
 
-    The segments run behind each other in one graph. Each reseeds its random layers as it does in split training, so
-    that both can be compared to the bit.
+    The segments run behind each other in one graph. Each reseeds its random layers as in split training, so that both
+    agree to the bit.
     """
 
     def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]):
@@ -58,9 +58,9 @@ class UnsplitCohort:
         self.privatizers = privatizers(self.segments, self.replicas, self.private)
 
     def run(self, deadline: "Deadline | None" = None) -> CohortResult:
-        """Train every device once; the totals hold n_k * w_k of every segment.
+        """Train every device once; returns totals with n_k * w_k of every segment.
 
-        Who has not finished at the deadline is lost.
+        Devices that have not finished at the deadline are lost.
         """
         totals = {s.name: new_total(s.layout, self.plan) for s in self.segments}
         reports = []
@@ -81,7 +81,7 @@ class UnsplitCohort:
         return CohortResult(totals if reports else {}, tuple(reports), {}, lost)
 
     def _keep(self, task: DeviceTask) -> None:
-        """Put the optimizer's state away, where the run keeps it; LostError where it cannot be used."""
+        """Store the optimizer's state, where the run keeps it; LostError where it is unusable."""
         if self.plan.reset_optimizer:
             return
         kept = dump_optimizer(self.optimizer)
@@ -91,7 +91,7 @@ class UnsplitCohort:
         self.worker.store.save(owner, self.plan.round, kept, (task.version, task.saved))
 
     def _clip(self) -> float:
-        """Where devices are protected as a whole: shorten the update, and return their weight; 0 where they are not."""
+        """Clip the update under device-level privacy, and return the device's weight 1; returns 0 without it."""
         if self.plan.privacy is None or self.plan.privacy.client is None:
             return 0.0
         starts = [self.states[segment.name] for segment in self.segments]
@@ -125,15 +125,15 @@ class UnsplitCohort:
                     raise LostError(device, deadline.reason)
         sizes = [len(r) for r in batches.rows]
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
-        loss = loss_told(plan, weighted_loss(losses, counts))
+        loss = reported_loss(plan, weighted_loss(losses, counts))
         return DeviceReport(
             device,
             len(rows),
-            rows_told(plan, sum(sizes), len(sizes)),
+            reported_rows(plan, sum(sizes), len(sizes)),
             len(sizes),
             batches.skipped,
             loss,
-            weight_told(plan, sum(counts), len(sizes)),
+            reported_weight(plan, sum(counts), len(sizes)),
             up_bytes=0,
             down_bytes=0,
             model_bytes=model_bytes,
@@ -165,7 +165,7 @@ class UnsplitCohort:
 
 
 def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> SegmentRuntime:
-    """A segment that Opacus's hooks may be put on: a copy, for another cohort may have a use for the original."""
+    """Returns a copy of a segment for Opacus's hooks, since another cohort may use the original."""
     if privacy is None:
         return segment
     from fsl.privacy.private_learner import hookable
@@ -178,7 +178,7 @@ def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> Segmen
 def privatizers(
     segments: Sequence[SegmentRuntime], replicas: Sequence[Replica], private: Mapping[str, SegmentPrivacy | None]
 ) -> dict[str, "Privatizer"]:
-    """What makes each segment's step private, by name."""
+    """Returns, by name, the objects that make each segment's step private."""
     found = {}
     for segment, replica in zip(segments, replicas):
         privacy = private[segment.name]
@@ -193,7 +193,7 @@ def privatizers(
 
 
 def privatize(privatizers: Sequence["Privatizer"], releases: Sequence[Release]) -> None:
-    """Private gradients of all segments, by one clip where it is over both."""
+    """Make the gradients of all segments private, by one clip where they share it."""
     factors = None
     if privatizers and privatizers[0].privacy.joint:
         zero, norms = torch.zeros(()), [one.norms() for one in privatizers]

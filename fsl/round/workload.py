@@ -1,4 +1,4 @@
-"""What a run works on: all that a node needs and that does not come in a plan."""
+"""Holds what a run works on: all that a node needs besides a plan."""
 
 import copy
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from fsl.split.cutting import SplitModel, split
 
 @dataclass(frozen=True)
 class Workload:
-    """The model, the data and who holds which of it; sent to a node once."""
+    """The model, the data and their partition, which a node receives once."""
 
     model: nn.Module
     cut: str | tuple[str, ...] | None
@@ -29,43 +29,43 @@ class Workload:
     partition: Partition
     objective: Objective
     store: Path
-    head: nn.Module | None = None  # for devices that train by a loss of their own
+    head: nn.Module | None = None  # for devices that train by their own loss
     augmentation: Augmentation | None = None
     threads: int = 1
     accelerator: str = "cpu"
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
-    secure: bool = False  # privacy's noise comes from the machine's secure generator, and is not repeatable
+    secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
 
 
 class Worker:
-    """A workload brought to life on one node: one live copy of the modules, states are swapped in.
+    """A workload at work on one node: one live copy of the modules, into which devices' states are swapped.
 
-    Data and partition are the workload's very objects; only the modules are copied.
+    Data and partition are the workload's own objects; it copies only the modules.
     """
 
     def __init__(self, workload: Workload):
         self.workload = workload
         self.accelerator = torch.device(workload.accelerator)
-        # A node puts tensors of its own into the modules, so it cannot share them with the caller or another node.
+        # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
         self.model = copied(workload.model)
         self.split: SplitModel = split(self.model, workload.cut)
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
-        self.chain = dict(self.segments)  # what makes the model, in order
+        self.chain = dict(self.segments)  # the model's segments, in order
         if workload.head is not None:
             head = copy.deepcopy(workload.head)
             start_training(head)
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
         self.store = Store(workload.store)
-        self.measured: set[str] = set()  # the plans' privacy that rows have been tried for
+        self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: torch.device) -> nn.Module:
-    """A copy of a model with these weights (state_dict keys), in the modes that it is trained in.
+    """Copy a model with these weights (state_dict keys), in its training modes.
 
-    Values are written into the copy's own tensors, so that whatever else holds them (a list, a tuple, a tied name) has
-    them as well; segments' tensors lie in the segments.
+    It writes values into the copy's own tensors, so that other holders of these (a list, a tuple, a tied name) see them
+    too; the live model's tensors lie in the segments.
     """
     model = copied(model).to(accelerator)
     start_training(model)
@@ -76,7 +76,7 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: t
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of a model; SplitError, in one line, for one that cannot be copied."""
+    """Copy a model; SplitError, in one line, for one that cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:

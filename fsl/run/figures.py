@@ -30,16 +30,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One curve: its name in the legend, and a value for each of some rounds."""
 
     name: str
     rounds: tuple[int, ...]
     values: tuple[float, ...]
 
-    def scaled(self, factor: float) -> "Line":
+    def scaled(self, factor: float) -> "Curve":
         """The same curve in another unit."""
-        return Line(self.name, self.rounds, tuple(value * factor for value in self.values))
+        return Curve(self.name, self.rounds, tuple(value * factor for value in self.values))
 
 
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||")
@@ -111,11 +111,11 @@ def _loss(rows: Rows, title: str) -> "Figure | None":
     return figure
 
 
-def _accuracies(rows: Rows) -> list[Line]:
+def _accuracies(rows: Rows) -> list[Curve]:
     return _known(_line(rows, "accuracy", "test"), _line(rows, "validation_accuracy", "validation"))
 
 
-def _losses(rows: Rows) -> list[Line]:
+def _losses(rows: Rows) -> list[Curve]:
     return _known(
         _line(rows, "train_loss", "training"),
         _line(rows, "loss", "test"),
@@ -176,25 +176,25 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _line(rows: Rows, key: str, name: str) -> Line:
+def _line(rows: Rows, key: str, name: str) -> Curve:
     known = [row for row in rows if _is_number(row.get(key))]
-    return Line(name, tuple(row["round"] for row in known), tuple(row[key] for row in known))
+    return Curve(name, tuple(row["round"] for row in known), tuple(row[key] for row in known))
 
 
-def _cumulative(rows: Rows, key: str, name: str) -> Line:
+def _cumulative(rows: Rows, key: str, name: str) -> Curve:
     line = _line(rows, key, name)
-    return Line(name, line.rounds, tuple(accumulate(line.values)))
+    return Curve(name, line.rounds, tuple(accumulate(line.values)))
 
 
-def _known(*lines: Line) -> list[Line]:
+def _known(*lines: Curve) -> list[Curve]:
     return [line for line in lines if line.rounds]
 
 
-def _top(lines: Sequence[Line]) -> float:
+def _top(lines: Sequence[Curve]) -> float:
     return max(max(line.values) for line in lines)
 
 
-def _draw(axes: "Axes", lines: Sequence[Line], label: str) -> None:
+def _draw(axes: "Axes", lines: Sequence[Curve], label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for line, style in zip(lines, STYLES):
@@ -218,7 +218,7 @@ def _draw(axes: "Axes", lines: Sequence[Line], label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _band(axes: "Axes", line: Line, spread: Mapping[int, float]) -> None:
+def _band(axes: "Axes", line: Curve, spread: Mapping[int, float]) -> None:
     """The spread over devices about an accuracy curve; an accuracy outside of 0 to 100 % does not exist."""
     rounds = [round for round in line.rounds if round in spread]
     middle = np.array([value for round, value in zip(line.rounds, line.values) if round in spread])
@@ -232,7 +232,7 @@ def _band(axes: "Axes", line: Line, spread: Mapping[int, float]) -> None:
         axes.vlines(rounds, low, high, alpha=0.4, color=color, linewidth=6, label=label)
 
 
-def _from_zero(axes: "Axes", lines: Sequence[Line]) -> None:
+def _from_zero(axes: "Axes", lines: Sequence[Curve]) -> None:
     if min(min(line.values) for line in lines) >= 0:
         top = axes.get_ylim()[1]
         axes.set_ylim(0, top if len(lines[0].rounds) > 1 else 1.1 * top)

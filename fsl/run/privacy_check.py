@@ -11,8 +11,8 @@ from torch import nn
 from fsl.errors import ConfigError
 from fsl.objective import CrossEntropy, Objective
 from fsl.privacy.accounting import solve
-from fsl.privacy.claims import Setting, Tally, claim
-from fsl.privacy.ledger import Ledger, Target
+from fsl.privacy.claims import ReleaseCounts, Setting, claim
+from fsl.privacy.ledger import EpsilonTarget, Ledger
 from fsl.privacy.settings import DPSGD, Privacy
 from fsl.round.batches import sample_rate
 from fsl.run.private_rounds import fixed_segments, trainers_of
@@ -82,7 +82,7 @@ def private_run(
     return replace(federation, privacy=setting.privacy, ledger=ledger)
 
 
-def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> Target:
+def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> EpsilonTarget:
     dp_sgd = setting.privacy.dp_sgd
     assert dp_sgd is not None
     assert dp_sgd.target_epsilon is not None
@@ -93,7 +93,7 @@ def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> T
         assert found.noise_multiplier is not None
         return found.noise_multiplier
 
-    return Target(dp_sgd.target_epsilon, dict(rounds), dict(enumerate(samples)), solved)
+    return EpsilonTarget(dp_sgd.target_epsilon, dict(rounds), dict(enumerate(samples)), solved)
 
 
 def _spread(trainers: Sequence[EdgeTrainer], strategy: CloudStrategy, federation: Federation) -> int:
@@ -111,13 +111,15 @@ def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> P
     target = privacy.dp_sgd.target_epsilon
     assert target is not None
     ledger = Ledger(setting, samples, None)
-    tallies = {
-        Tally(samples[k]).more(n * ledger.steps(samples[k]), n * setting.passes, n) for k, n in rounds.items() if n
+    release_counts = {
+        ReleaseCounts(samples[k]).more(n * ledger.steps(samples[k]), n * setting.passes, n)
+        for k, n in rounds.items()
+        if n
     }
 
     def cost(multiplier: float) -> float:
         tried = replace(setting, privacy=privacy.with_multiplier(multiplier))
-        claims = [claim("model", tried, tally) for tally in tallies]
+        claims = [claim("model", tried, released) for released in release_counts]
         unbounded = next((found.unbounded for found in claims if found.epsilon is None), None)
         if unbounded:
             raise ConfigError(

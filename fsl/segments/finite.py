@@ -1,6 +1,6 @@
-"""Whether values can be computed with: what a device, an edge or a trainer made, before anything else depends on it.
+"""Checks that values from a device, an edge or a trainer are finite, before anything else depends on them.
 
-A norm is asked for instead of every value, since it costs one pass and one number: it is not finite where a value is
+It looks at a norm instead of every value, which costs one pass and one number: a norm is not finite where a value is
 not, and also where the values' squares overflow (in float32 beyond 1.8e19), which the next step would turn into
 infinities.
 """
@@ -16,12 +16,12 @@ from fsl.errors import LostError
 from fsl.segments.states import State
 from fsl.segments.sums import DeviceStates, Total, WeightedSum
 
-# A training loss so many times the bound of divergence has no step that leads back from it.
+# From a training loss of so many times the bound of divergence no step leads back.
 FAR = 1e6
 
 
 def finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the norm over all of these is finite; whole numbers always are. One number is read from the device."""
+    """Returns whether the norm over all tensors is finite; integers always are. Reads one number from the device."""
     norms = [norm for tensor in tensors if tensor is not None and (norm := _norm(tensor)) is not None]
     if not norms:
         return True
@@ -29,7 +29,7 @@ def finite(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def sound_rows(batch: Tensor) -> Tensor:
-    """The same rows (B, ...), zero where one has a value that is not finite; gradients pass through the others."""
+    """Returns rows (B, ...) with zeros in place of a row that is not finite; gradients pass through the others."""
     if finite([batch.detach()]):
         return batch
     sound = batch.detach().isfinite().flatten(1).all(1)
@@ -37,36 +37,36 @@ def sound_rows(batch: Tensor) -> Tensor:
 
 
 def finite_state(state: State) -> bool:
-    """The same of a segment's values."""
+    """Returns whether a segment's values are finite."""
     return finite(state.flats.values())
 
 
 def finite_total(total: Total) -> bool:
-    """The same of a sum of states and of its mean, or of states one by one."""
+    """Returns whether a sum of states and its mean, or states one by one, are finite."""
     if isinstance(total, DeviceStates):
         return all(finite_state(state) for state in total.states.values())
     if not isinstance(total, WeightedSum):
         return True
     if not (math.isfinite(total.weight) and finite([*total.high.values(), *total.low.values()])):
         return False
-    return not total.weight or finite_state(total.mean())  # a mean may be beyond its dtype where its sum is not
+    return not total.weight or finite_state(total.mean())  # a mean may overflow its dtype where its sum does not
 
 
 def refuse_states(device: int, states: Mapping[str, State], private: bool = False) -> None:
-    """LostError for a device one of whose segments cannot be computed with; `private`: it does not say which."""
+    """Raise LostError for a device one of whose segments is not finite; `private`: without naming it."""
     for name, state in states.items():
         if not finite_state(state):
             raise LostError(device, UNUSABLE if private else f"its {name} is not finite; its training has diverged")
 
 
-UNUSABLE = "what it trained cannot be used"  # all that is said where a reason could tell of its data
+UNUSABLE = "what it trained cannot be used"  # the only reason given where another could reveal data
 REFUSED = "its step cannot be used: a loss, or a gradient, that is not finite or far from all training"
 
 
 def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float | None) -> bool:
-    """Whether a step may be applied: its losses lie within the limit, and they and all else it made are finite.
+    """Returns whether a step may be applied: its losses lie within the limit, and all that it made is finite.
 
-    Without a limit every step may: then what its device trained is judged at the end.
+    Without a limit every step may: then the device's work is judged at the end of its round.
     """
     if limit is None:
         return True
@@ -76,10 +76,10 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
 
 
 def loss_limit(bound: float | None, clipped: bool) -> float | None:
-    """The loss of a step above which its gradients are not applied, from the objective's bound of divergence.
+    """Returns the loss above which a step is refused, from the objective's bound of divergence.
 
-    None where what a sample or a device contributes is `clipped`, which bounds it: whether a step was refused would
-    tell of its samples.
+    None where samples' or devices' contributions are `clipped`, which bounds them: a refused step would reveal
+    something of its samples.
     """
     if clipped:
         return None

@@ -1,7 +1,7 @@
-"""The mode of every module: which are trained and which are kept in evaluation mode, such as a frozen BatchNorm.
+"""Sets each module's own mode: training, or evaluation for those that stay in it, such as a frozen BatchNorm.
 
-`Module.train(mode)` puts all modules of a model into one mode. What is here never does, so that what a user has put
-into `eval()` stays there.
+`Module.train(mode)` puts all modules of a model into one mode. These functions never do, so that a module that a user
+has put into `eval()` stays there.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,22 +15,21 @@ Modes = tuple[tuple[nn.Module, bool], ...]
 
 
 def modes_of(*models: nn.Module) -> Modes:
-    """Each module with its mode now."""
+    """Returns each module with its present mode."""
     return tuple((module, module.training) for model in models for module in model.modules())
 
 
 def put_back(modes: Modes) -> None:
-    """Give each module the mode that was remembered."""
+    """Restore each module's remembered mode."""
     for module, training in modes:
         module.training = training
 
 
 def training_modes(model: nn.Module) -> Modes:
-    """Each module with the mode that it is trained in; the model is left as found.
+    """Returns each module with its mode in training; leaves the model as found.
 
-    A model of which every module is in evaluation mode has not been put into training mode yet, as pretrained models
-    come, and trains as a whole. Otherwise a module that is in evaluation mode stays there. So does one that the
-    model's own `train` puts there.
+    A model whose modules are all in evaluation mode, as pretrained models come, trains as a whole. Otherwise a module
+    in evaluation mode stays there. So does one that the model's own `train` puts there.
     """
     found = modes_of(model)
     with left_as_found(model):
@@ -41,12 +40,12 @@ def training_modes(model: nn.Module) -> Modes:
 
 
 def start_training(model: nn.Module, parts: Iterable[nn.Module] = ()) -> None:
-    """Put a model, and the parts that it was cut into, in the modes that it is trained in.
+    """Put a model, and the parts that it was cut into, into their training modes.
 
-    Modules that only the parts have, since the cut made them, are in training mode.
+    Modules that the cut made, which only the parts have, go into training mode.
     """
     modes = training_modes(model)
-    model.train()  # for what a module's own `train` may do besides
+    model.train()  # a module's own `train` may do more than set modes
     put_back(modes)
     known = {id(module) for module, _ in modes}
     for part in parts:
@@ -57,7 +56,7 @@ def start_training(model: nn.Module, parts: Iterable[nn.Module] = ()) -> None:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put all modules in evaluation mode, and each back in its own."""
+    """Put all modules into evaluation mode, and afterwards each back into its own."""
     modes = modes_of(*models)
     try:
         for module, _ in modes:
@@ -68,10 +67,10 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def needs_two_rows(modules: list[nn.Module]) -> bool:
-    """Whether a module, in its mode, normalises over the batch, so that a batch of one row has no variance."""
+    """Returns whether a module, in its mode, normalises over the batch, so that one row has no variance."""
     return any(normalises_over_rows(m) for module in modules for m in module.modules())
 
 
 def normalises_over_rows(module: nn.Module) -> bool:
-    """Whether it is a BatchNorm that takes its batch's statistics in its present mode; a frozen one does not."""
+    """Returns whether a module is a BatchNorm that uses its batch's statistics in its mode; a frozen one does not."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)

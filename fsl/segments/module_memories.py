@@ -1,6 +1,6 @@
-"""What modules remember besides parameters and buffers: counters, caches, lists of what was seen.
+"""Finds what modules remember besides parameters and buffers: counters, caches, lists of what they saw.
 
-Nothing of it is swapped between devices, so a result must not depend on it.
+Devices do not swap it, so a result must not depend on it.
 """
 
 from collections import deque
@@ -11,27 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_INTERNAL = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))  # what torch keeps on modules
-PROBED = 16  # steps after `count_on`, so that every remainder of a number up to that comes about
+_INTERNAL = frozenset((*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"))  # torch's own attributes of modules
+PROBED = 16  # steps after `count_on`, so that every remainder of a number up to that occurs
 _MANY = (
     14_414_400 - PROBED // 2
-)  # steps; in the middle a multiple of each number up to 16, of 20, 50, 100, exact in float32
-_LONGER = 10_000  # elements, as a list would have grown by
-_DEPTH = 4  # of lists in dicts in attributes
-_NUMBERS = 4096  # of a tensor that may be a counter
+)  # steps; the middle is a multiple of each number up to 16, of 20, 50, 100, exact in float32
+_LONGER = 10_000  # elements by which a list would have grown
+_DEPTH = 4  # levels of nesting, of lists in dicts in attributes
+_NUMBERS = 4096  # elements at most of a tensor that may be a counter
 
 
 def remembered(model: nn.Module) -> dict[str, Any]:
-    """Attributes that are no parameter, buffer or module, by name; what can be changed in place is copied."""
+    """Returns attributes that are no parameter, buffer or module, by name; copies mutable ones."""
     held = _held(model)
     return {name: _copied(value, held, _DEPTH) for name, _, _, value in _attributes(model)}
 
 
 def count_on(model: nn.Module, since: Mapping[str, Any]) -> bool:
-    """Let numbers and lists that have changed `since` then be what they would be after many more steps.
+    """Move numbers and lists that have changed `since` then to where many more steps would bring them.
 
-    Whole numbers begin right before a multiple of most periods; it takes `PROBED` steps to see them all. Numbers in
-    lists, dicts and plain objects count as well. Returns whether there are any.
+    Whole numbers go right before a multiple of most periods; `PROBED` steps then reach them all. Numbers in lists,
+    dicts and plain objects count as well. Returns whether there are any.
     """
     held = _held(model)
     changes = [_counted(value, since.get(name), held, _DEPTH) for name, _, _, value in _attributes(model)]
@@ -42,7 +42,7 @@ def count_on(model: nn.Module, since: Mapping[str, Any]) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values that `remembered` gave are equal; objects that it cannot look into are, if they are one."""
+    """Returns whether two values of `remembered` are equal; opaque objects are where they are the same object."""
     if one is other:
         return True
     if type(one) is not type(other):
@@ -59,7 +59,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 class _Contents:
-    """What was in a container or object."""
+    """The contents of a container or object at one time."""
 
     def __init__(self, kind: type, values: tuple[Any, ...]):
         self.kind = kind
@@ -67,7 +67,7 @@ class _Contents:
 
 
 def _attributes(model: nn.Module) -> list[tuple[str, dict[str, Any], str, Any]]:
-    """The name in the model, where it is, the key there, and the value."""
+    """Returns name in the model, holding dict, key there, and value of each attribute."""
     return [
         (f"{prefix}.{name}" if prefix else name, module.__dict__, name, value)
         for prefix, module in model.named_modules()
@@ -77,7 +77,7 @@ def _attributes(model: nn.Module) -> list[tuple[str, dict[str, Any], str, Any]]:
 
 
 def _held(model: nn.Module) -> set[int]:
-    """By id: parameters and buffers, which are swapped, and modules, which are looked at by themselves."""
+    """Returns ids of parameters and buffers, which devices swap, and of modules, which are looked at by themselves."""
     return {id(one) for one in (*model.parameters(), *model.buffers(), *model.modules())}
 
 
@@ -94,7 +94,7 @@ def _copied(value: Any, held: set[int], depth: int) -> Any:
 
 
 def _inside(value: Any) -> list[Any] | None:
-    """What a container or plain object holds, in order, keys before values; None for what is neither."""
+    """Returns what a container or plain object holds, in order, keys before values; None for anything else."""
     if isinstance(value, dict):
         return [*value, *value.values()]
     if isinstance(value, list | tuple | deque):
@@ -115,7 +115,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _counted(value: Any, since: Any, held: set[int], depth: int) -> tuple[bool, Any]:
-    """Whether a value has changed `since`, and what takes its place; containers are changed in place."""
+    """Returns whether a value has changed `since`, and its replacement; changes containers in place."""
     if id(value) in held or not depth:
         return False, value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -169,6 +169,6 @@ def _counted_array(value: Any, since: Any) -> tuple[bool, Any]:
 
 
 def _later(value: float, since: Any) -> float:
-    """A counter's value after many steps in the direction that it goes."""
+    """Returns a counter's value after many more steps in its direction."""
     many = -_MANY if isinstance(since, int | float) and value < since else _MANY
     return many if float(value).is_integer() else value + many

@@ -1,4 +1,4 @@
-"""Where modules hold tensors: in their tables, and in plain attributes, lists and dicts."""
+"""Finds where modules hold tensors: in their tables, and in plain attributes, lists and dicts."""
 
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 Slot = tuple[Any, Any]  # a dict or list, and the key or index in it
 
-_DEPTH = 4  # of lists in dicts in attributes
+_DEPTH = 4  # levels of nesting, of lists in dicts in attributes
 _CONTAINERS = (dict, list, set, deque)
 _TABLES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 def tables(module: nn.Module) -> tuple[dict[str, Slot], dict[str, Slot]]:
-    """By name, where parameters and buffers are: those of the state_dict, and the transient ones.
+    """Returns the slots of parameters and buffers by name: those of the state_dict, and the transient ones.
 
     Transient are buffers that are not persistent, and those that are None until a forward sets them.
     """
@@ -35,7 +35,7 @@ def tables(module: nn.Module) -> tuple[dict[str, Slot], dict[str, Slot]]:
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo what is done to a model's modules: their attributes, and what is in their tables, lists, dicts and sets."""
+    """Undo changes to a model's modules: their attributes, and the contents of their tables, lists, dicts and sets."""
     found = [
         (module, dict(module.__dict__), [(v, v.copy()) for v in module.__dict__.values() if isinstance(v, _CONTAINERS)])
         for module in model.modules()
@@ -66,7 +66,7 @@ def _refill(container: Any, before: Any) -> None:
 
 
 def plain_slots(module: nn.Module, wanted: Collection[int]) -> dict[int, list[Slot]]:
-    """Where attributes, lists and dicts of a module's modules hold tensors with one of these ids, by id."""
+    """Returns, by id, the slots in attributes, lists and dicts of a module's modules that hold tensors of these ids."""
     found: dict[int, list[Slot]] = {}
     for owner in module.modules():
         for name, value in _attributes(owner):
@@ -97,6 +97,6 @@ def _attributes(owner: nn.Module) -> list[tuple[str, Any]]:
 
 
 def in_double(model: nn.Module) -> bool:
-    """Whether a model computes in float64: all of its parameters that are floats are."""
+    """Returns whether a model computes in float64: all of its floating-point parameters are."""
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return kinds == {torch.float64}

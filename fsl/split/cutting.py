@@ -1,4 +1,4 @@
-"""Cut a model into segments, and join the segments' states again."""
+"""Cuts a model into segments, and joins the segments' states again."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from fsl.split.tracer import CannotCut, refuse_dropped
 
 Place = Literal["device", "edge"]
 
-# By number of cuts: the segments' names and places. The tail is on the device again, so that labels stay there.
+# Names and places of the segments, by number of cuts. The tail is on the device again, so that labels stay there.
 _PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
     1: (("front", "device"), ("back", "edge")),
     2: (("front", "device"), ("back", "edge"), ("tail", "device")),
@@ -45,12 +45,12 @@ class SplitModel:
         return iter(self.segments)
 
     def __getitem__(self, name: str) -> nn.Module:
-        """The module of the segment of this name; KeyError if there is none."""
+        """Returns the module of the segment of this name; KeyError if there is none."""
         return {segment.name: segment.module for segment in self.segments}[name]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The segments' names in order."""
+        """Names of the segments in order."""
         return tuple(segment.name for segment in self.segments)
 
 
@@ -78,7 +78,7 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel
 
 
 def refuse_no_tensor(output: object, cut: str) -> None:
-    """SplitError where the module before a cut gives anything but one tensor."""
+    """Raise SplitError where the module before a cut returns anything but one tensor."""
     if not isinstance(output, Tensor):
         raise SplitError(
             f"cut={cut!r}: '{cut}' returns a {type(output).__name__}, and a cut needs one tensor; cut after a module "
@@ -87,7 +87,7 @@ def refuse_no_tensor(output: object, cut: str) -> None:
 
 
 def refuse_tail(segments: Iterable[str], who: str) -> None:
-    """ConfigError where these segments have a tail: an edge trains fronts and backs, and a tail would stay as it is.
+    """Raise ConfigError where these segments have a tail, which would stay untrained: edges train fronts and backs.
 
     `who` begins the sentence, as in "SplitFedV1 trains".
     """
@@ -99,7 +99,7 @@ def refuse_tail(segments: Iterable[str], who: str) -> None:
 
 
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The unsplit model's state_dict from its segments' states, in order of the segments.
+    """Join segments' states, in order of the segments, into the unsplit model's state_dict.
 
     Raises SplitError where two segments hold the same key with different values.
     """
@@ -113,14 +113,14 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def possible_cuts(model: nn.Module) -> list[str]:
-    """The names of the modules after which the model can be cut: exactly those that `split` accepts."""
+    """List the names of modules after which the model can be cut: exactly those that `split` accepts."""
     traces: dict[str, Trace | CannotCut] = {}
     trained, names = _trained(model), [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     return [name for name in names if _possible(model, name, traces, trained)]
 
 
 def _trained(model: nn.Module) -> dict[int, bool]:
-    """By id, the mode that each module is trained in."""
+    """Returns, by id, each module's mode in training."""
     return {id(module): training for module, training in training_modes(model)}
 
 
@@ -148,7 +148,7 @@ def _possible(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], t
 def _cut(
     model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]
 ) -> tuple[nn.Module, nn.Module]:
-    """What is up to `at` and what is behind it; `traces` keeps, by parent module, what was traced."""
+    """Returns the parts up to `at` and behind it; `traces` caches traces by parent module."""
     if not at or not _has(model, at):
         raise CannotCut("the model has no module of that name")
     if isinstance(_last(model.get_submodule(at)), _SEVERAL_OUTPUTS):
@@ -205,7 +205,7 @@ def _in_sequentials(model: nn.Module, at: str) -> bool:
     owner: nn.Module = model
     for name in at.split("."):
         kind = type(owner)
-        # Its forward calls what `iter` gives.
+        # Its forward calls what `iter` yields.
         sequential = kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__  # type: ignore[attr-defined]
         if not sequential or name not in owner._modules:
             return False
@@ -229,7 +229,7 @@ def _slice(model: nn.Module, path: list[str]) -> tuple[nn.Module, nn.Module]:
             behind[path[0]] = second
             behind.move_to_end(path[0], last=False)
     front, back = _sequence(before, model), _sequence(behind, model)
-    # Tensors of the container itself are not used by its forward; the back keeps them, so that joining gives every key.
+    # A container's forward does not use its own tensors; the back keeps them, so that joining gives every key.
     back._parameters, back._buffers = dict(model._parameters), dict(model._buffers)
     back._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
     return front, back

@@ -1,15 +1,15 @@
-"""Parameters and buffers while a forward is traced: their shapes are known, and buffers may be changed in place."""
+"""Stands for parameters and buffers during a trace: their shapes are known, and buffers may change in place."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-Buffers = list[tuple[str, dict[str, Any], dict[str, Any]]]  # of each module: its name, its table, what was in it
+Buffers = list[tuple[str, dict[str, Any], dict[str, Any]]]  # per module: name, table, the table's contents
 
 
 class Held(fx.Proxy):
-    """A parameter or buffer: its values are read in every forward, its shape and dtype are known."""
+    """A parameter or buffer whose values each forward reads anew, and whose shape and dtype are known."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor):
         super().__init__(node, tracer)
@@ -20,7 +20,7 @@ class Held(fx.Proxy):
 
 
 def _in_place(method: str) -> Callable[[Held, Any], Held]:
-    """`self.steps += 1` changes the tensor itself, where fx would make another one."""
+    """Make `self.steps += 1` change the tensor itself, where fx would make another one."""
 
     def changed(held: Held, other: Any) -> Held:
         held.tracer.create_proxy("call_method", method, (held, other), {})
@@ -45,12 +45,12 @@ for _operator, _method in {
 
 
 def buffers_of(model: nn.Module) -> Buffers:
-    """The buffers that a trace begins with."""
+    """Returns the buffers with which a trace begins."""
     return [(name, module._buffers, dict(module._buffers)) for name, module in model.named_modules()]
 
 
 def put_back(buffers: Buffers) -> str | None:
-    """Put buffers back that a trace has changed in place; the name of one that forward gave another tensor."""
+    """Restore buffers that a trace has changed; returns the name of one that forward replaced by another tensor."""
     for prefix, table, before in buffers:
         for key, value in table.items():
             if isinstance(value, Held) and value.held is before.get(key):

@@ -1,7 +1,7 @@
-"""Checks in a forward that only raise (`assert x.dim() == 2`), kept as operations of its graph.
+"""Keeps checks in a forward that only raise (`assert x.dim() == 2`) as operations of its graph.
 
-The path of a forward cannot depend on values while it is traced. A check does not choose a path: it lets the forward go
-on, or ends it. Where Python asks for the truth of a traced value, the statement that asks is found in the source.
+In a trace a forward's path cannot depend on values. A check does not choose a path: it lets the forward go on, or ends
+it. Where Python asks for the truth of a traced value, this module finds the asking statement in the source.
 """
 
 import ast
@@ -21,7 +21,7 @@ _Span = tuple[int, int, int, int]  # first line and column, last line and column
 
 
 def recorded(function: F) -> F:
-    """A function that is an operation of the graph where it meets a traced value."""
+    """Make a function an operation of the graph where its arguments are traced."""
 
     @wraps(function)
     def either(*args: Any) -> Any:
@@ -33,7 +33,7 @@ def recorded(function: F) -> F:
 
 @recorded
 def require(value: Any, wanted: bool, source: str) -> None:
-    """ValueError where a check of a model's forward fails."""
+    """Raise ValueError where a check of a model's forward fails."""
     if bool(value) is not wanted:
         raise ValueError(f"a check of the model's forward failed: {source}")
 
@@ -41,14 +41,14 @@ def require(value: Any, wanted: bool, source: str) -> None:
 def record_check(tracer: fx.Tracer, value: fx.Proxy, frame: FrameType | None) -> bool | None:
     """Put the check that asks for a traced value's truth into the graph; returns the truth that lets forward go on.
 
-    None where what asks is no check that only raises, or its source cannot be found.
+    None where the asking statement does more than raise, or has no source.
     """
     while frame is not None and frame.f_globals.get("__name__", "").startswith(("torch.fx.", __package__ + ".trace")):
         frame = frame.f_back
     if frame is None or (span := _span(frame)) is None:
         return None
     asks = [step.opname for step in dis.get_instructions(frame.f_code) if step.offset >= frame.f_lasti][:2]
-    if asks[0].startswith("CALL"):  # a function, such as any(), which does with it what it likes
+    if asks[0].startswith("CALL"):  # a function, such as any(), which may do anything with it
         return None
     for statement in _checks(frame.f_code.co_filename):
         found = None
@@ -66,7 +66,7 @@ def _record(
 ) -> bool | None:
     if isinstance(asked, ast.Compare) and isinstance(asked.ops[-1], ast.In | ast.NotIn):
         within = wanted is isinstance(asked.ops[-1], ast.In)
-        if within:  # Python asks of one member after another; what counts is that there is one
+        if within:  # Python asks one member after another; one must be true
             members = eval(
                 compile(ast.Expression(asked.comparators[-1]), "<check>", "eval"), frame.f_globals, frame.f_locals
             )
@@ -81,7 +81,7 @@ def _record(
 
 
 def _wanted(test: ast.expr, span: _Span, wanted: bool) -> tuple[ast.expr, bool] | None:
-    """The part of a test that stands at `span`, and what it must be for the whole to be `wanted`.
+    """Returns the part of a test at `span`, and its truth for which the whole test is `wanted`.
 
     None where that depends on other parts.
     """
@@ -90,11 +90,11 @@ def _wanted(test: ast.expr, span: _Span, wanted: bool) -> tuple[ast.expr, bool] 
     if isinstance(test, ast.BoolOp):
         all_of_them = wanted is isinstance(test.op, ast.And)
         part = next((part for part in test.values if _covers(part, span)), None)
-        # The last one decides if the others did not, and those before it were no traced values.
+        # The last one decides if the others did not, and the others were not traced.
         if part is not None and (all_of_them or part is test.values[-1]):
             return _wanted(part, span, wanted)
         return None
-    if _span_of(test) != span:  # a part of it that chooses a path, such as `a if b else c`
+    if _span_of(test) != span:  # a part that chooses a path, such as `a if b else c`
         return None
     if _negated(test):
         return test.operand, not wanted
@@ -104,7 +104,7 @@ def _wanted(test: ast.expr, span: _Span, wanted: bool) -> tuple[ast.expr, bool] 
 
 
 def _wanted_of_rewritten(test: ast.expr, asks: list[str]) -> tuple[ast.expr, bool] | None:
-    """The same for an assert that pytest has taken to pieces, all of which stand where the statement does."""
+    """Like `_wanted` for an assert that pytest has rewritten into pieces at the statement's own place."""
     parts = [(test, True)]
     while any(isinstance(part, ast.BoolOp) or _negated(part) for part, _ in parts):
         opened: list[tuple[ast.expr, bool]] = []

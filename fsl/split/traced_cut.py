@@ -1,7 +1,7 @@
-"""Cutting modules whose forward is code: torch.fx traces it, and the graph is cut in two.
+"""Cuts modules whose forward is code: traces it by torch.fx, and cuts the graph in two.
 
-Only the root and the ancestors of the cut are traced through; every other module is called as it is, so its own
-code may do what it likes. fx writes `self.training` into a graph as a constant, so each part is traced in both modes.
+It traces through only the root and the ancestors of the cut, and calls every other module as it is, whose code may do
+anything. fx writes `self.training` into a graph as a constant, so each part is traced in both modes.
 """
 
 import operator
@@ -29,7 +29,7 @@ class Trace:
 class Traced(nn.Module):
     """A part of a traced model: a graph for training and one for evaluation, over the same tensors and modules.
 
-    Takes and returns what the original forward has at its ends and at the cut. Copies and pickles like any module.
+    It takes and returns what the original forward has at its ends and at the cut; copy and pickle work as usual.
     """
 
     def __init__(
@@ -51,42 +51,42 @@ class Traced(nn.Module):
         return modes[0 if self.training else 1].forward(inputs)
 
     def does_nothing(self) -> bool:
-        """Whether the part computes nothing between its ends."""
+        """True where the part computes nothing between its ends."""
         nodes = [node for graph in self._graphs for node in _effective(graph) if node.op.startswith("call")]
         return all(n.op == "call_module" and does_nothing(self.get_submodule(str(n.target))) for n in nodes)
 
     def compile_graphs(self) -> tuple[fx.GraphModule, ...]:
-        """Make the graphs callable; done at the first forward otherwise."""
+        """Compile the graphs, which otherwise the first forward does."""
         modes = tuple(fx.GraphModule(self, graph) for graph in self._graphs)
         for mode in modes:
-            # They read the tables of this very module, so that tensors swapped in here are seen by both.
+            # Both graphs read this module's own tables, so that both see tensors that are swapped in here.
             mode._parameters, mode._buffers, mode._modules = self._parameters, self._buffers, self._modules
         self.__dict__["_modes"] = modes  # past nn.Module's registration: views of this module, not its children
         return modes
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy compiles its own graphs: those here read this module's tables.
+        # A copy compiles its own graphs, since these read this module's tables.
         return {key: value for key, value in self.__dict__.items() if key != "_modes"}
 
 
 def trace(model: nn.Module, parent: str, trained: Mapping[int, bool]) -> Trace:
-    """Trace a model through the module `parent` and its ancestors, in both modes; the model is left as found.
+    """Trace a model through the module `parent` and its ancestors, in both modes; leaves the model as found.
 
-    `trained`: by id, the mode that a module is trained in (True where it is not there).
+    `trained`: by id, a module's mode in training (True where it is missing).
     """
     for module in model.modules():
         if isinstance(module, Traced):
-            module.compile_graphs()  # while fx traces, they would take its proxies for their tensors
+            module.compile_graphs()  # during fx's trace they would take its proxies for their tensors
     return Trace(*trace_modes(model, parent, trained))
 
 
 def cut(model: nn.Module, at: str, traced: Trace) -> tuple[Traced, Traced]:
-    """The two parts of a model cut after the last call of the module `at`; CannotCut says why it cannot be."""
+    """Cut a traced model after the last call of the module `at`; CannotCut says why it is impossible."""
     (train_front, train_back), (eval_front, eval_back) = (_divide(graph, at) for graph in traced.graphs)
     front, back = _targets(train_front, eval_front), _targets(train_back, eval_back)
     used_in_front = {id(tensor) for _, tensor in _tensors(model, front)}
-    # What forward never uses belongs to the model all the same: the back keeps it, so that joining gives every key.
-    # A second name of a tensor goes where the tensor is.
+    # The back keeps tensors that forward never uses, so that joining gives every key.
+    # A tensor's second name goes where the tensor is.
     for name, tensor in _tensors(model, _without(model, front + back)):
         (front if id(tensor) in used_in_front else back).append(name)
     return (
@@ -96,7 +96,7 @@ def cut(model: nn.Module, at: str, traced: Trace) -> tuple[Traced, Traced]:
 
 
 def does_nothing(module: nn.Module) -> bool:
-    """Whether a module returns its input as it is: an Identity, or an empty container."""
+    """Returns whether a module returns its input as it is: an Identity, or an empty container."""
     if isinstance(module, Traced):
         return module.does_nothing()
     if type(module).forward is nn.Sequential.forward:
@@ -127,7 +127,7 @@ def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
         if node in before:
             continue
         if (_asked(node) or _is_shape(node)) and node.all_input_nodes[0] in before - {boundary}:
-            copies[node] = front.node_copy(node, lambda n: copies[n])  # asked late of what is in front
+            copies[node] = front.node_copy(node, lambda n: copies[n])  # the front answers a later question
             before.add(node)
             continue
         for needed in node.all_input_nodes:
@@ -135,7 +135,7 @@ def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
                 continue
             if needed.op == "get_attr":
                 behind[needed] = back.node_copy(needed)
-            elif needed in before and (asked := _asked(needed)) is not None:  # smashed data have the same to say
+            elif needed in before and (asked := _asked(needed)) is not None:  # smashed data give the same answer
                 behind[needed] = back.call_function(_ANSWERS[asked], (smashed,))
                 checked.append((asked, copies[needed]))
         _refuse_crossing(node, behind, at)
@@ -150,19 +150,19 @@ def _divide(graph: fx.Graph, at: str) -> tuple[fx.Graph, fx.Graph]:
 
 @recorded
 def rows_of(smashed: Tensor) -> int:
-    """The rows of a batch."""
+    """Returns the number of rows of a batch."""
     return smashed.shape[0]
 
 
 @recorded
 def dtype_of(smashed: Tensor) -> torch.dtype:
-    """The dtype of smashed data."""
+    """Returns the dtype of smashed data."""
     return smashed.dtype
 
 
 @recorded
 def device_of(smashed: Tensor) -> torch.device:
-    """Where the back is computed."""
+    """Returns the torch device on which the back computes."""
     return smashed.device
 
 
@@ -171,7 +171,7 @@ _ANSWERS: dict[str, Callable[..., Any]] = {"rows": rows_of, "dtype": dtype_of, "
 
 @recorded
 def with_same(smashed: Tensor, at: str, asked: str, *values: Any) -> Tensor:
-    """Smashed data, as they are; SplitError where their rows or dtype are not those that the back counts on."""
+    """Returns smashed data as they are; SplitError where the back expects other rows or another dtype."""
     has = _ANSWERS[asked](smashed)
     for value in values:
         if value != has:
@@ -183,7 +183,7 @@ def with_same(smashed: Tensor, at: str, asked: str, *values: Any) -> Tensor:
 
 
 def _asked(node: fx.Node) -> str | None:
-    """What a node asks of a tensor that smashed data can answer: `x.size(0)`, `x.shape[0]`, `x.dtype`, `x.device`."""
+    """Returns the question of a node that smashed data can answer: `x.size(0)`, `x.shape[0]`, `x.dtype`, `x.device`."""
     if node.op == "call_method" and node.target == "size":
         return "rows" if (*node.args[1:], *node.kwargs.values()) == (0,) else None
     if node.target is getattr and node.args[1] in ("dtype", "device"):
@@ -192,7 +192,7 @@ def _asked(node: fx.Node) -> str | None:
 
 
 def _no_tensors(node: fx.Node) -> str | None:
-    """What a node asks of its first argument that no tensor has: a field, a key or a method."""
+    """Returns the field, key or method that a node asks of its first argument, and that no tensor has."""
     if node.target is operator.getitem and isinstance(node.args[1], str):
         return f"[{node.args[1]!r}]"
     name = node.args[1] if node.target is getattr else node.target if node.op == "call_method" else None
@@ -208,10 +208,10 @@ def _is_shape(value: Any) -> bool:
 
 
 def _before(nodes: list[fx.Node], boundary: fx.Node) -> set[fx.Node]:
-    """The nodes of the front: what the cut module needs, and what runs before it and gives nothing to the back.
+    """Returns the nodes of the front: what the cut module needs, and earlier nodes that give nothing to the back.
 
-    What runs before the cut but only serves the back (a positional embedding made ready early) goes to the back; what
-    nobody reads (an in-place operation whose result is dropped) stays with what it works on.
+    Nodes before the cut that only serve the back (an early positional embedding) go to the back; nodes that nobody
+    reads (an in-place operation whose result is dropped) stay with what they work on.
     """
     position = nodes.index(boundary)
     before = _reach([boundary])
@@ -229,7 +229,7 @@ def _before(nodes: list[fx.Node], boundary: fx.Node) -> set[fx.Node]:
 def _reach(
     nodes: Iterable[fx.Node], stop: Iterable[fx.Node] = (), through: Callable[[fx.Node], bool] = lambda node: True
 ) -> set[fx.Node]:
-    """These nodes and all that they are computed from, up to the nodes `stop`, and only by way of those `through`."""
+    """Returns these nodes and all that they depend on, up to the nodes `stop`, and only by way of those `through`."""
     found, borders = set(nodes), set(stop)
     open_nodes = list(found)
     while open_nodes:
@@ -244,14 +244,14 @@ def _refuse_crossing(node: fx.Node, there: Mapping[fx.Node, fx.Node], at: str) -
     for needed in node.all_input_nodes:
         if needed not in there:
             while _is_shape(needed) or (needed.target is operator.getitem and _is_shape(needed.args[0])):
-                needed = needed.all_input_nodes[0]  # whose shape it is
+                needed = needed.all_input_nodes[0]  # the tensor whose shape it is
             called = needed.target if needed.op == "call_module" else needed.name
             what = "the model's input" if needed.op == "placeholder" else f"the result of '{called}'"
             raise CannotCut(f"{what} is needed behind '{at}', and only the output of '{at}' may cross")
 
 
 def _effective(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes of a graph without its checks."""
+    """Returns the nodes of a graph without its checks."""
     ends = [n for n in graph.nodes if n.op == "output" or (not n.users and n.target is not require)]
     return _reach(ends)
 
@@ -262,7 +262,7 @@ def _targets(*graphs: fx.Graph) -> list[str]:
 
 
 def _tensors(model: nn.Module, names: Iterable[str]) -> list[tuple[str, Tensor]]:
-    """The parameters and buffers that have one of these names or belong to a module of such a name."""
+    """Returns the parameters and buffers with one of these names, or in a module of such a name."""
     prefixes = tuple(f"{name}." for name in names)
     return [(name, tensor) for name, tensor in _named(model) if f"{name}.".startswith(prefixes)]
 

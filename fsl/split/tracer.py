@@ -1,7 +1,7 @@
-"""Tracing a forward with torch.fx, and refusing by name what a graph of it would lose.
+"""Traces a forward with torch.fx, and refuses by name what a graph of it would lose.
 
-fx runs the Python of forward once and keeps the operations on tensors. What surrounds them (a context such as
-`torch.no_grad`, hooks, numbers drawn by Python) is not in the graph, so it is looked at while the trace runs.
+fx runs the Python of forward once and keeps the operations on tensors. The graph lacks what surrounds them (a context
+such as `torch.no_grad`, hooks, numbers drawn by Python), so this module watches for it during the trace.
 """
 
 import builtins
@@ -23,22 +23,22 @@ from fsl.segments.tensor_places import left_as_found
 from fsl.split.traced_buffers import Held, buffers_of, put_back
 from fsl.split.traced_checks import record_check
 
-# fx patches nn.Module for the whole process while it traces: one trace at a time, and other threads' modules run on.
+# fx patches nn.Module for the whole process during a trace: one trace at a time, while other threads' modules run on.
 _FX = threading.Lock()
 _OWN_MODULE = "put it in a module of its own, which is called as it is"
 
 
 class CannotCut(Exception):  # noqa: N818 - it is caught and told as a SplitError
-    """Why a model cannot be cut there."""
+    """Says why a model cannot be cut there."""
 
 
 def trace_modes(
     model: nn.Module, parent: str, trained: Mapping[int, bool]
 ) -> tuple[tuple[fx.Graph, fx.Graph], dict[str, Tensor]]:
-    """A forward as graphs for training and for evaluation, and the tensors made in it; the model is left as found.
+    """Trace a forward into graphs for training and for evaluation, and the tensors that it makes.
 
-    Traced through are the model and the ancestors of `parent` with it. `trained`: by id, the mode that a module is
-    trained in.
+    It traces through the model, `parent` and its ancestors, and leaves the model as found. `trained`: by id, a module's
+    mode in training.
     """
     for name, module in _ancestors(model, parent):
         refuse_dropped(name, module)
@@ -64,7 +64,7 @@ def _refuse_replaced(name: str | None) -> None:
 
 
 def refuse_dropped(name: str, module: nn.Module) -> None:
-    """CannotCut for a module that would be taken apart, and has what runs only when it is called as a whole."""
+    """Raise CannotCut for a module to take apart that has hooks or code which run only on a call of the whole."""
     where = f"'{name}'" if name else type(module).__name__
     for table, what in _HOOKS.items():
         if getattr(module, table, None):
@@ -111,7 +111,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """One input; arguments with defaults have them."""
+        """Returns one traced input; other arguments keep their defaults."""
         taken = list(inspect.signature(root_fn).parameters.values())[1:]
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         needed = [p for p in taken if p.default is p.empty and (p.kind in positional or p.kind is p.KEYWORD_ONLY)]
@@ -123,7 +123,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", first.name, (), {})]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Buffers are read anew in every forward, as parameters are."""
+        """Read buffers anew in every forward, like parameters."""
         if isinstance(attr_val, Tensor):
             for name, tensor in (*self.root.named_parameters(), *self.root.named_buffers()):
                 if tensor is attr_val:
@@ -140,7 +140,7 @@ class _Tracer(fx.Tracer):
         return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """A check that only raises goes into the graph; any other path through forward cannot depend on values."""
+        """Put a check that only raises into the graph; refuse any other path that depends on values."""
         frame = inspect.currentframe()
         outcome = record_check(self, obj, frame.f_back if frame is not None else None)
         return super().to_bool(obj) if outcome is None else outcome
@@ -158,7 +158,7 @@ class _Inputs(CannotCut):
 
 
 class _Eager(TorchDispatchMode):
-    """What is computed while tracing, since it is of no input: it would be the same in every step."""
+    """Records computations during the trace that depend on no input: they would be the same in every step."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -187,7 +187,7 @@ def _trace(model: nn.Module, parent: str) -> fx.Graph:
         if (random.getstate(), np.random.get_state()[1].tolist()) != drawn:  # type: ignore[index]
             raise CannotCut(f"it draws random numbers by Python or NumPy, which would be drawn once: {_OWN_MODULE}")
         for node in list(graph.nodes):
-            if node.op == "get_attr" and not node.users:  # only its shape was asked for
+            if node.op == "get_attr" and not node.users:  # the forward asked only for its shape
                 graph.erase_node(node)
     except _Inputs as error:
         raise CannotCut(f"{type(model).__name__} {error}") from None
@@ -198,7 +198,7 @@ def _trace(model: nn.Module, parent: str) -> fx.Graph:
 
 
 def _context() -> dict[str, Any]:
-    """What surrounds an operation and has a say in what it does, by the name that a user knows."""
+    """Returns the contexts around an operation that change it, by the names that users know."""
     autocast = {
         "torch.autocast": [
             (kind, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")
@@ -231,7 +231,7 @@ def _context() -> dict[str, Any]:
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    """Put the random generators back that a trace draws from."""
+    """Restore the random generators that a trace draws from."""
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
@@ -246,7 +246,7 @@ _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "ra
 
 @contextmanager
 def _patched(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Let `len(x)` and `torch.zeros(x.size(0))` be operations: Python wants an int, which a trace has not."""
+    """Make `len(x)` and `torch.zeros(x.size(0))` operations: Python wants an int, which a trace does not have."""
 
     def length(of: Any) -> Any:
         return of.size(0) if isinstance(of, fx.Proxy) else builtins.len(of)

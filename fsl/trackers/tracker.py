@@ -73,7 +73,7 @@ class Tracker(Observer):
 
 
 def require(package: str, tracker: str, extra: str) -> None:
-    """ConfigError that names the extra, where a tracker's package is not installed."""
+    """Raise ConfigError that names the extra, where a tracker's package is not installed."""
     if find_spec(package) is None:
         raise ConfigError(
             f"trackers={extra}: {tracker} needs the package {package}, which is not installed; "

@@ -176,7 +176,7 @@ class EdgeTrainer(ABC):
         """
         raise ConfigError(f"{type(self).__name__} has keeps = True and must take in restore() what it kept")
 
-    def figures(self) -> Mapping[str, int]:
+    def counts(self) -> Mapping[str, int]:
         """Counts of this round for the strategy's metrics; the cloud adds them up over edges."""
         return {}
 

@@ -73,7 +73,7 @@ class Pooled(SharedBack):
         super().begin(bench, edge, back)
         self._noise = bench.pooled_noise(edge)
         self._weight: dict[int, float] = {}
-        self._figures = Counter(averaged=0, ragged=0)
+        self._counts = Counter(averaged=0, ragged=0)
 
     def open(self, device: int, weight: float) -> None:
         """The device joins the pool."""
@@ -149,9 +149,9 @@ class Pooled(SharedBack):
         size = devices if self.subset == "all" and self.phi else math.floor(self.phi * devices + 0.5)
         return max(size, 1)
 
-    def figures(self) -> Mapping[str, int]:
+    def counts(self) -> Mapping[str, int]:
         """`averaged`: cut gradients that were replaced by the common one; `ragged`: dropped from it, or padded."""
-        return self._figures
+        return self._counts
 
     def _sized(self, uploads: Sequence[Upload]) -> _Step:
         sizes = [len(upload.targets) for upload in uploads]
@@ -196,9 +196,9 @@ class Pooled(SharedBack):
             frequent = Counter(sizes[k] for k in chosen)
             longest = max(frequent, key=lambda size: (frequent[size], size))
             chosen, all_chosen = [k for k in chosen if sizes[k] == longest], len(chosen)
-            self._figures["ragged"] += all_chosen - len(chosen)
+            self._counts["ragged"] += all_chosen - len(chosen)
         else:
-            self._figures["ragged"] += shorter
+            self._counts["ragged"] += shorter
         if len(chosen) < 2:
             return {}
         total = gradients[chosen[0]].new_zeros(longest, *gradients[chosen[0]].shape[1:])
@@ -206,7 +206,7 @@ class Pooled(SharedBack):
             total[: sizes[k]] += gradients[k]
         if self.average == "mean":
             total /= len(chosen)
-        self._figures["averaged"] += len(chosen)
+        self._counts["averaged"] += len(chosen)
         return {k: total[: sizes[k]] for k in chosen}
 
     def _subset(self, step: int, live: int) -> list[int]:

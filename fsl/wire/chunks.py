@@ -1,7 +1,7 @@
-"""Frames on their way: cut into messages of at most CHUNK bytes, and put together again up to what may come.
+"""Cuts frames into messages of at most CHUNK bytes, and puts them together again up to a limit.
 
 A message of CHUNK bytes says that more of its frame follows, a shorter one ends it (as packets end a transfer in USB).
-So a small frame is one message and nothing else, and no length is believed: memory is taken for what has come.
+So a small frame is one message and nothing else, and the reader believes no length: it takes memory for what has come.
 """
 
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ class Reads(Protocol):
 
 
 class TooLarge(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """A frame is larger than what may come."""
+    """A frame is larger than the reader accepts."""
 
     def __init__(self, most: int):
         super().__init__(f"a frame is above the {most} bytes that may come here")
 
 
 def cut(frame: bytes) -> Iterator[bytes]:
-    """The messages of a frame."""
+    """Yields the messages of a frame."""
     if len(frame) < CHUNK:
         yield frame
         return
@@ -43,13 +43,13 @@ def cut(frame: bytes) -> Iterator[bytes]:
 
 
 async def send(stream: Writes, frame: bytes) -> None:
-    """Write a frame."""
+    """Write a frame, message by message."""
     for message in cut(frame):
         await stream.write(message)
 
 
 async def receive(stream: Reads, most: int) -> bytes | None:
-    """The next frame, of at most so many bytes; None where the stream has ended. TooLarge as soon as it is larger."""
+    """Read the next frame, of at most `most` bytes; None at the stream's end. TooLarge as soon as it is larger."""
     message = await stream.read()
     if message is grpc.aio.EOF:
         return None
@@ -66,7 +66,7 @@ async def receive(stream: Reads, most: int) -> bytes | None:
 
 
 async def next_message(call: Any) -> bytes:
-    """The next message that a call hears; AioRpcError with its status where there is none."""
+    """Read a call's next message; raises AioRpcError with the call's status where none comes."""
     data = await call.read()
     if data is grpc.aio.EOF:
         raise await ended(call)
@@ -75,7 +75,7 @@ async def next_message(call: Any) -> bytes:
 
 
 async def ended(call: Any) -> grpc.aio.AioRpcError:
-    """Why a call has ended before its time: its status says it, and OK is no reason."""
+    """Returns the error that ended a call too early, from the call's status; OK counts as an error here."""
     code, details = await call.code(), await call.details()
     if code is grpc.StatusCode.OK:
         code, details = grpc.StatusCode.UNAVAILABLE, "the edge ended the stream"

@@ -1,1 +1,1 @@
-"""Finished runs as targets of attacks."""
+"""Prepares finished runs as targets of attacks."""

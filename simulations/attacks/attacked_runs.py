@@ -1,4 +1,4 @@
-"""Finished runs as targets of attacks, from their folders."""
+"""Reads finished runs from their folders as targets of attacks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,20 +29,20 @@ from fsl.settings.federation_settings import Federation
 from fsl.split.cutting import split
 
 
-class OtherEdges(SplitStrategy):
-    """A federation with edges of the adversary's; fronts as in the run that is attacked."""
+class AdversaryEdges(SplitStrategy):
+    """A federation whose edges are the adversary's; fronts as in the attacked run."""
 
     def __init__(self, fronts: Fronts, edges: Spec):
         super().__init__()
         self.fronts, self.edges = fronts, edges
 
     def trainer(self, round: int) -> Spec:
-        """The adversary's."""
+        """Returns the adversary's edge trainer."""
         return self.edges
 
 
 def read_target(folder: Path, device: int) -> Target:
-    """A finished run and one of its devices; ConfigError for what is none."""
+    """Read a finished run and one of its devices; ConfigError where there is no such run or device."""
     run = RunFolder(folder)
     config = _config(run)
     top = read_config(config)
@@ -65,7 +65,7 @@ def read_target(folder: Path, device: int) -> Target:
 
     def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
         again = _quiet(config, rounds or top.rounds)
-        found = simulate_config(again, out, progress=False, strategy=OtherEdges(strategy.fronts, edges))
+        found = simulate_config(again, out, progress=False, strategy=AdversaryEdges(strategy.fronts, edges))
         return found.front(device) if private else found.states["front"]
 
     def history(out: Path) -> list[tuple[nn.Module, nn.Module]]:
@@ -99,7 +99,7 @@ def read_target(folder: Path, device: int) -> Target:
 
 
 def _quiet(config: DictConfig, rounds: int) -> DictConfig:
-    """What a run is trained again by: the same for so many rounds, without what only shows it."""
+    """Returns the configuration that repeats a run for `rounds` rounds, without trackers and pictures."""
     again = config.copy()
     with open_dict(again):
         again.rounds = rounds
@@ -133,7 +133,7 @@ def _config(run: RunFolder) -> DictConfig:
 
 
 def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None) -> list[nn.Module]:
-    """The segments with the weights of the run's end; the front is this device's own, if one is given."""
+    """Returns the segments with the run's final weights; the front is this device's own, if one is given."""
     if device is None:
         tensors = load_tensors(run.model_path)
     else:

@@ -1,4 +1,4 @@
-"""What a run's models were, round by round: the run is trained again, and its states are kept."""
+"""Recovers a run's models round by round: trains the run again, and keeps its states."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ from fsl.run.run_folder import RunFolder
 def states_by_round(
     config: DictConfig, strategy: SplitStrategy, device: int, private: bool, out: Path
 ) -> list[dict[str, Tensor]]:
-    """The weights of all segments after each round that this device took part in; `private`: the front is its own.
+    """Returns all segments' weights after each round that this device took part in; `private`: its own front.
 
     A simulation is repeatable to the bit, so these are what the run itself had.
     """

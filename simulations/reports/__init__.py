@@ -1,1 +1,1 @@
-"""Reports over runs: tables, figures, and one page."""
+"""Reports on runs: tables, figures, and one page."""

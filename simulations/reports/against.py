@@ -1,4 +1,4 @@
-"""A metric against a setting: one series of points for each group of what differs besides."""
+"""Computes a metric against a setting: one series of points for each group of otherwise equal runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 from fsl.simulations.reports.differing_settings import Words, differing, labels
 from fsl.simulations.reports.groups import Figure, Group, grouped, settings_of, varied, whole_key
 from fsl.simulations.reports.measures import is_number
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 from fsl.errors import ConfigError
 
-_FAR = 10  # an axis over which positive values are this far apart is logarithmic
+_FAR = 10  # ratio of largest to smallest positive value from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Point:
-    """What runs with one value of the setting gave; `x` is that value where all are numbers, else its place."""
+    """Results of runs with one value of the setting; `x` is that value where all are numbers, else its index."""
 
     x: float
     text: str
@@ -28,7 +28,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The points of runs that differ in the setting alone (and in what was not asked to part groups)."""
+    """The points of runs that differ only in the setting (and in settings that do not divide groups)."""
 
     label: str
     shown: Mapping[str, str]
@@ -47,21 +47,21 @@ class Response:
 
     @property
     def points(self) -> list[Point]:
-        """All points, of every series."""
+        """All points of all series."""
         return [point for series in self.series for point in series.points]
 
     @property
     def logarithmic(self) -> bool:
-        """Whether the setting's values lie on a logarithmic axis."""
+        """True where the setting's values lie on a logarithmic axis."""
         xs = [point.x for point in self.points]
         return self.numeric and min(xs) > 0 and max(xs) >= _FAR * min(xs)
 
 
-def respond(records: Sequence[Record], setting: str, metric: str, by: Sequence[str] | None) -> Response:
-    """The metric against a setting, name or tag; ConfigError where it does not differ between runs that count."""
+def respond(records: Sequence[RunRecord], setting: str, metric: str, by: Sequence[str] | None) -> Response:
+    """Compute the metric against a setting, name or tag; ConfigError where counted runs do not differ in it."""
     settings = settings_of(records)
     key = whole_key(setting, settings, "--against")
-    # An option of the setting's own (strategy.phi) would be a series of its own for each of its values.
+    # A sub-option of the setting (strategy.phi) would make a series for each of its values.
     named = list(dict.fromkeys(name for each in settings for name in each)) if by is None else by
     grouping = grouped(records, [*(n for n in named if n != key and not n.startswith(f"{key}.")), key])
     groups = grouping.groups
@@ -93,7 +93,7 @@ def respond(records: Sequence[Record], setting: str, metric: str, by: Sequence[s
 
 
 def _remark(groups: Sequence[Group], key: str, name: str, averaged: Mapping[str, Sequence[str]]) -> str:
-    """What a reader must know of runs that are left out, and of what means are over."""
+    """Returns the remark on runs left out, and on settings that means average over."""
     said = []
     left = sum(len(g.runs) for g in groups if key not in g.settings)
     if left:
@@ -119,7 +119,7 @@ def _point(group: Group, metric: str, x: float, text: str, value: Any) -> Point:
 
 
 def _number(value: Any) -> float | None:
-    """A setting's value as a number, a tag's text too; None if it is none."""
+    """Returns a setting's value, or a tag's text, as a number; None if it is none."""
     if is_number(value):
         return float(value)
     try:

@@ -1,4 +1,4 @@
-"""What attacks on runs found: a table of a report, its CSV file, and pictures side by side."""
+"""Reports attacks' findings: a table, its CSV file, and pictures side by side."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,17 +11,17 @@ from fsl.simulations.reports.csv_tables import csv_text
 from fsl.simulations.reports.curves import Picture
 from fsl.simulations.reports.measures import NOTHING
 from fsl.simulations.reports.privacy_spent import epsilon_of
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.tables import Table, names_of, percent
 
 from fsl.errors import CheckpointError
 
-_EPSILONS = ("model", "edge")  # whom the attacks stand for
-Findings = Mapping[str, Mapping[str, Any]]  # by attack, as its file has them
+_EPSILONS = ("model", "edge")  # the adversaries of the attacks
+Findings = Mapping[str, Mapping[str, Any]]  # by attack, as in its file
 
 
 def attacks_table(comparison: Comparison) -> Table | None:
-    """One row per group: accuracy, epsilon, and each attack's headline figures; None where no run was attacked."""
+    """Build a row per group: accuracy, epsilon, each attack's headline numbers; None where no run was attacked."""
     keys = _headlines(comparison)
     if not keys:
         return None
@@ -44,7 +44,7 @@ def attacks_table(comparison: Comparison) -> Table | None:
 
 
 def attacks_csv(comparison: Comparison) -> str:
-    """One line per group and attack: all its figures, means over runs."""
+    """Write a CSV line per group and attack: all its numbers, as means over runs."""
     lines = []
     for group in comparison.groups:
         found = [findings(run) for run in group.counted]
@@ -57,7 +57,7 @@ def attacks_csv(comparison: Comparison) -> str:
 
 
 def reconstructions(comparison: Comparison) -> list[Picture]:
-    """For each attack that reconstructs: the originals, and below them what it made of each group's first run."""
+    """Draw, for each reconstructing attack, the originals, and below them its results for each group's first run."""
     drawn = []
     for attack in dict.fromkeys(name for name, _ in _headlines(comparison)):
         if (picture := _reconstructed(comparison, attack)) is not None:
@@ -65,8 +65,8 @@ def reconstructions(comparison: Comparison) -> list[Picture]:
     return drawn
 
 
-def findings(run: Record) -> Findings:
-    """What attacks found of a run, by name; CheckpointError for a file that is damaged."""
+def findings(run: RunRecord) -> Findings:
+    """Read a run's findings by attack; CheckpointError for a damaged file."""
     return dict(_read(path) for path in sorted((run.folder / "attacks").glob("*.json")))
 
 

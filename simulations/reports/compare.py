@@ -1,4 +1,4 @@
-"""Runs compared: groups by what differs, means and spreads over seeds, and what a target accuracy costs."""
+"""Compares runs: groups by differing settings, means and spreads over seeds, and the cost of a target accuracy."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,18 +11,18 @@ from fsl.simulations.reports.groups import Figure, Group, grouped, settings_of, 
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure, is_number, numbers_of
 from fsl.simulations.reports.ranked import Rank
 from fsl.simulations.reports.renaming import Names, Renames
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Kind, Spread, holm, paired_p
 
 from fsl.errors import ConfigError
 
-_SHOWN = 8  # values of a setting in a sentence
+_SHOWN = 8  # values of a setting at most in a sentence
 __all__ = ["Comparison", "Cost", "Figure", "Group", "Paired", "Spread", "compare", "reaching", "total"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it took to reach the target: up to and with the first evaluated round that reached it."""
+    """The cost to reach the target: all rounds up to the first evaluated one that reached it."""
 
     rounds: int
     bytes: float
@@ -31,10 +31,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Paired:
-    """How far a group is from the baseline, seed by seed: the differences of the metric.
+    """A group's differences of the metric to the baseline, seed by seed.
 
-    `p` is that of a paired t-test, `p_holm` the same corrected for the number of groups (Holm); None where the
-    differences have no spread.
+    `p` comes from a paired t-test, `p_holm` is corrected for the number of groups (Holm); None where the differences
+    have no spread.
     """
 
     label: str
@@ -47,29 +47,29 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a report says, but for its form."""
+    """The contents of a report, without its form."""
 
     groups: tuple[Group, ...]
-    shared: Mapping[str, str]  # settings that are equal in all runs
-    metric: str  # accuracy, or loss where no run has an accuracy, or what was asked for
-    scored: str  # the same, but for amounts, which have no learning curve: accuracy or loss
+    shared: Mapping[str, str]  # settings that all runs share
+    metric: str  # the requested metric; by default accuracy, or loss where no run has an accuracy
+    scored: str  # `metric`, or accuracy or loss in place of an amount, which has no learning curve
     target: float | None
     target_reason: str
-    baseline: str  # the label of the group that others are compared with
+    baseline: str  # the label of the group with which others are compared
     paired: tuple[Paired, ...] = ()
-    idle: tuple[Record, ...] = ()
+    idle: tuple[RunRecord, ...] = ()
     unreadable: tuple[str, ...] = ()
-    costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict)  # by label: of the runs that reached it
-    by: tuple[str, ...] | None = None  # what alone parted groups, where somebody said so
+    costs: Mapping[str, tuple[Cost, ...]] = field(default_factory=dict)  # by label, of the runs that reached the target
+    by: tuple[str, ...] | None = None  # the settings that divide groups, where the caller named them
     averaged: Mapping[str, str] = field(default_factory=dict)  # settings that differ within groups, with their values
-    uneven: bool = False  # whether groups differ in the mix of these
+    uneven: bool = False  # whether groups have different mixes of these
     response: Response | None = None
-    order: str = ""  # how groups are sorted, where it is not the order of the runs
-    sources: Mapping[str, str] = field(default_factory=dict)  # of cost profiles' numbers
+    order: str = ""  # the order of groups in words, where it is not the order of the runs
+    sources: Mapping[str, str] = field(default_factory=dict)  # sources of cost profiles' numbers
 
     @property
     def accurate(self) -> bool:
-        """Whether any run has an accuracy."""
+        """True where any run has an accuracy."""
         return any(row.get("accuracy") is not None for group in self.groups for run in group.runs for row in run.rows)
 
     @property
@@ -78,17 +78,17 @@ class Comparison:
         return Measure(self.metric)
 
 
-def total(record: Record, *keys: str) -> float | None:
-    """The sum over all rounds; None where nothing was measured."""
+def total(record: RunRecord, *keys: str) -> float | None:
+    """Returns the sum over all rounds; None where nothing was measured."""
     values = [row[key] for row in record.rows for key in keys if is_number(row.get(key))]
     return float(sum(values)) if values else None
 
 
 def compare(
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     target: float | None = None,
     baseline: str | None = None,
-    idle: Sequence[Record] = (),
+    idle: Sequence[RunRecord] = (),
     unreadable: Sequence[str] = (),
     *,
     by: Sequence[str] | None = None,
@@ -97,13 +97,13 @@ def compare(
     rename: Renames = (),
     rank: Rank | None = None,
 ) -> Comparison:
-    """Group runs by what differs, and work out what there is to say; ConfigError for what cannot be asked.
+    """Group runs by what differs, and compare the groups; ConfigError for invalid arguments.
 
     `target`: an accuracy in (0, 1]; by default the highest whole percent that every counted run reaches. `baseline`: a
-    part of the label of the group that others are compared with; the first by default. `by`: settings, name or tags by
-    which alone runs are grouped. `metric`: a column of numbers in `metrics.jsonl`, or "bytes"; accuracy by default.
-    `against`: the setting over which the metric is drawn. `rename`: what labels, settings and values are to be called.
-    `rank`: how groups are sorted, best first; in the order of the runs by default.
+    part of the label of the group to compare others with; by default the first. `by`: the only settings, name or tags
+    that divide groups. `metric`: a column of numbers in `metrics.jsonl`, or "bytes"; by default accuracy. `against`:
+    the setting on the x axis. `rename`: new names of labels, settings and values. `rank`: sorts groups, best first; by
+    default they keep the order of the runs.
     """
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"--target {target}: an accuracy lies in (0, 1]; 0.8 is 80 %")
@@ -150,8 +150,8 @@ def compare(
     )
 
 
-def reaching(record: Record, target: float) -> Cost | None:
-    """What a run took to reach the target; None if it never did."""
+def reaching(record: RunRecord, target: float) -> Cost | None:
+    """Returns a run's cost to reach the target; None if it never did."""
     for i, row in enumerate(record.rows):
         if row.get("accuracy") is not None and row["accuracy"] >= target:
             sent = sum(row.get(key) or 0 for row in record.rows[: i + 1] for key in BYTES)
@@ -162,12 +162,12 @@ def reaching(record: Record, target: float) -> Cost | None:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known; None if nothing is."""
+    """Returns the mean of known values; None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
-def _metric(records: Sequence[Record], metric: str) -> str:
+def _metric(records: Sequence[RunRecord], metric: str) -> str:
     known = numbers_of(row for record in records for row in record.rows)
     if any(key in known for key in BYTES):
         known.append(ALL_BYTES)
@@ -181,7 +181,7 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _sorted(groups: Sequence[Group], rank: Rank) -> tuple[Group, ...]:
-    """Best first; those without a score last."""
+    """Sort groups, best first; those without a score come last."""
     scores = {id(group): mean_of([rank.score(run) for run in group.counted]) for group in groups}
     known = sorted(
         (group for group in groups if scores[id(group)] is not None),
@@ -198,7 +198,7 @@ def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None
     known = [value for value in best if value is not None]
     if not known:
         return None, "no run is finished without having diverged, so there is no target"
-    # Rounded first: 0.29 * 100 is 28.999999999999996.
+    # Rounds first: 0.29 * 100 is 28.999999999999996.
     chosen = math.floor(round(min(known) * 100, 9)) / 100
     if not chosen:
         return None, "not every run reaches 1 %, so there is no target; set one with --target"
@@ -206,7 +206,7 @@ def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None
 
 
 def _baseline(groups: Sequence[Group], text: str | None, before: Sequence[str]) -> Group:
-    """The group with this in its label, as it is or as it was `before` it was renamed."""
+    """Find the group with this text in its label, either the new one or the one `before` renaming."""
     if text is None:
         return groups[0]
     for named in ([group.label for group in groups], before):
@@ -233,7 +233,7 @@ def _paired(groups: Sequence[Group], baseline: Group, metric: str) -> Iterator[P
 
 
 def _by_seed(group: Group, metric: str) -> dict[int, float]:
-    """The metric by seed; the mean over runs of one seed, which differ in what was not asked to part groups."""
+    """Returns the metric by seed: the mean over a seed's runs, which differ in settings that do not divide groups."""
     found: dict[int, list[float]] = {}
     for run in group.counted:
         value = Figure(metric)(run)

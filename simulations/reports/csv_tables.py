@@ -1,4 +1,4 @@
-"""The tables of a report as CSV: numbers as they are, shares as fractions, sizes in bytes, times in seconds."""
+"""Writes a report's tables as CSV: full numbers, shares as fractions, sizes in bytes, times in seconds."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from fsl.simulations.reports.compare import Comparison, Figure, Group, mean_of, 
 from fsl.simulations.reports.differing_settings import Words
 from fsl.simulations.reports.groups import settings_of
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure, numbers_of, value_of
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 _SCORES = ("accuracy", "loss", "train_loss")
@@ -19,7 +19,7 @@ _APART = (*_SCORES, *_AMOUNTS, *_MOVING, "accuracy_std")
 
 
 def groups_csv(comparison: Comparison) -> str:
-    """One line per group."""
+    """Write one line per group."""
     settings = list(dict.fromkeys(key for group in comparison.groups for key in group.numbers))
     others = [key for key in _columns(comparison) if key not in _APART]
     lines = []
@@ -56,7 +56,7 @@ def groups_csv(comparison: Comparison) -> str:
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """One line per run: final values, and sums over its rounds; none of a run that diverged but what it took."""
+    """Write one line per run: final values, and sums over its rounds; of a diverged run only its costs."""
     columns = _columns(comparison)
     told = [*(run for group in comparison.groups for run in group.runs), *comparison.idle]
     tags = list(dict.fromkeys(key for run in told for key in run.named))
@@ -73,7 +73,7 @@ def runs_csv(comparison: Comparison) -> str:
 
 
 def paired_csv(comparison: Comparison) -> str:
-    """One line per group: its differences to the baseline, as fractions where the metric is a share."""
+    """Write one line per group: its differences to the baseline, as fractions where the metric is a share."""
     return csv_text(
         [
             {
@@ -91,7 +91,7 @@ def paired_csv(comparison: Comparison) -> str:
 
 
 def against_csv(comparison: Comparison) -> str:
-    """One line per series and value of the setting."""
+    """Write one line per series and value of the setting."""
     response = comparison.response
     if response is None:
         return ""
@@ -110,7 +110,7 @@ def against_csv(comparison: Comparison) -> str:
 
 
 def spread_cells(name: str, spread: Spread | None) -> dict[str, float | None]:
-    """Mean, standard deviation and the mean's 95 % interval."""
+    """Returns mean, standard deviation and the mean's 95 % interval, by column."""
     names = (f"{name}_mean", f"{name}_std", f"{name}_ci95_low", f"{name}_ci95_high")
     if spread is None:
         return dict.fromkeys(names)
@@ -118,7 +118,7 @@ def spread_cells(name: str, spread: Spread | None) -> dict[str, float | None]:
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lines with the same keys as a CSV file."""
+    """Write lines with equal keys as a CSV file's text."""
     text = io.StringIO(newline="")
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -127,7 +127,7 @@ def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _run(run: Record, columns: Sequence[str], told: Mapping[str, Any], group: Group | None) -> dict[str, Any]:
+def _run(run: RunRecord, columns: Sequence[str], told: Mapping[str, Any], group: Group | None) -> dict[str, Any]:
     finals = [key for key in columns if not Measure(key).adds_up]
     amounts = [key for key in columns if Measure(key).adds_up]
     valid = run.diverged_in is None
@@ -149,7 +149,7 @@ def _run(run: Record, columns: Sequence[str], told: Mapping[str, Any], group: Gr
 
 
 def _columns(comparison: Comparison) -> list[str]:
-    """The columns that CSV files have of every run: those that are always there, and all others with numbers."""
+    """List the columns of every run in CSV files: the fixed ones, and all others with numbers."""
     rows = (row for group in comparison.groups for run in group.runs for row in run.rows)
     return list(dict.fromkeys([*_SCORES, *_AMOUNTS, *numbers_of(rows)]))
 

@@ -1,4 +1,4 @@
-"""Figures across runs: learning curves with bands, against rounds, bytes and time; and final values."""
+"""Draws figures across runs: learning curves with bands against rounds, bytes and time; and final values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from fsl.simulations.reports.compare import Comparison, Figure, Group
 from fsl.simulations.reports.measures import BYTES, Measure, is_number
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 from fsl.run.plotting import BYTE_UNITS, STYLES, TIME_UNITS, Style, Units, new_figure, unit_for
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from matplotlib import figure as matplotlib_figure
     from matplotlib.axes import Axes
 
-_WIDE = 20  # an axis over which the ends of the curves are this far apart is logarithmic
+_WIDE = 20  # ratio of the curves' ends from which an axis is logarithmic
 _MAX_POINTS = 40
 _TEST = ("accuracy", "loss")
 LONG = 34  # characters; longer names go below the figure
 
 
-Progress = Callable[[Record], list[float] | None]  # what a run had spent after each of its rounds
+Progress = Callable[[RunRecord], list[float] | None]  # a run's expense after each of its rounds
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with the file name it gets, what it shows in words, and a remark on what it leaves out."""
+    """A figure, its file name, its description in words, and a remark on what it leaves out."""
 
     name: str
     figure: "matplotlib_figure.Figure"
@@ -46,7 +46,7 @@ class _Curve:
 
 
 def pictures(comparison: Comparison) -> list[Picture]:
-    """All pictures that the runs have the numbers for."""
+    """Draw all pictures for which the runs have numbers."""
     found = [
         _curves(comparison, "learning", "round", _rounds),
         _curves(comparison, "bytes", "sent so far", _sums(*BYTES), BYTE_UNITS),
@@ -57,18 +57,18 @@ def pictures(comparison: Comparison) -> list[Picture]:
 
 
 def _styles(comparison: Comparison) -> dict[str, Style]:
-    """The same style for a group in every picture; grey for those that only the last one has room for."""
+    """Assign each group one style for all pictures; grey for groups that only the last picture shows."""
     grey = Style("#6F6F6F", "-", "o", 5)
     drawn, _ = _chosen(comparison, len(STYLES))
     return {group.label: grey for group in comparison.groups} | {g.label: s for g, s in zip(drawn, STYLES)}
 
 
-def _rounds(record: Record) -> list[float] | None:
+def _rounds(record: RunRecord) -> list[float] | None:
     return [float(row["round"]) for row in record.rows]
 
 
 def _sums(*keys: str) -> Progress:
-    def so_far(record: Record) -> list[float] | None:
+    def so_far(record: RunRecord) -> list[float] | None:
         if all(row.get(key) is None for row in record.rows for key in keys):
             return None
         return list(accumulate(float(sum(row.get(key) or 0 for key in keys)) for row in record.rows))
@@ -130,7 +130,7 @@ def _curves(
 
 
 def _curve(group: Group, style: Style, metric: str, scale: float, x_of: Progress) -> _Curve | None:
-    """Mean and spread over a group's runs, at the rounds that all of them measured."""
+    """Compute mean and spread over a group's runs, at the rounds that all of them measured."""
     points = []
     for record in group.curves:
         xs = x_of(record)
@@ -161,7 +161,7 @@ def _band(axes: "Axes", curve: _Curve, color: str, top: float | None) -> None:
 
 
 def _final(comparison: Comparison) -> Picture | None:
-    """The value of each group with the mean's 95 % interval, and every run as a small dot."""
+    """Draw each group's value with the mean's 95 % interval, and every run as a small dot."""
     metric = comparison.metric
     groups, remark = _chosen(comparison, _MAX_POINTS)
     known = [(group, spread) for group in groups if (spread := group.spread(Figure(metric))) is not None]
@@ -178,7 +178,7 @@ def _final(comparison: Comparison) -> Picture | None:
         axes.plot(values, [place] * len(values), "|", color="#6F6F6F", markersize=13, label=runs_label)
         reach = reach_of([spread], scale)
         axes.errorbar([scale * spread.mean], [place], xerr=reach, fmt="o", color=color, capsize=4, label=mean_label)
-        runs_label = mean_label = "_"  # once in the legend
+        runs_label = mean_label = "_"  # so that the legend has each label once
     axes.set_yticks(range(len(known)), [cut(group.label) for group, _ in known], parse_math=False)
     axes.set_ylim(len(known) - 0.4, -0.6)
     axes.set_xlabel(label)
@@ -189,7 +189,7 @@ def _final(comparison: Comparison) -> Picture | None:
 
 
 def reach_of(spreads: Sequence[Spread], scale: float) -> list[list[float]] | None:
-    """How far 95 % intervals reach below and above their means, as matplotlib wants it; None where none has one."""
+    """Returns how far 95 % intervals reach below and above their means, for matplotlib; None without any."""
     if all(spread.low is None for spread in spreads):
         return None
     ends = [(s.mean if s.low is None else s.low, s.mean if s.high is None else s.high) for s in spreads]
@@ -198,12 +198,12 @@ def reach_of(spreads: Sequence[Spread], scale: float) -> list[list[float]] | Non
 
 
 def capital(text: str) -> str:
-    """With a capital letter in front, the rest as it is."""
+    """Returns a text with a capital first letter, the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def _chosen(comparison: Comparison, limit: int) -> tuple[list[Group], str]:
-    """The groups to draw, in the report's order: those with the best final values where there are too many."""
+    """Choose the groups to draw, in the report's order: at most `limit`, with the best final values."""
     drawable = [group for group in comparison.groups if group.curves]
     if len(drawable) <= limit:
         return drawable, ""
@@ -221,7 +221,7 @@ def _chosen(comparison: Comparison, limit: int) -> tuple[list[Group], str]:
 
 
 def legend_of(figure: "matplotlib_figure.Figure", axes: "Axes", title: str, beside: bool) -> None:
-    """Beside the axes, or below them where names are long; never on data."""
+    """Place the legend beside the axes, or below them where names are long; never on data."""
     handles, names = axes.get_legend_handles_labels()
     legend = figure.legend(
         handles,
@@ -244,7 +244,7 @@ def _whole_rounds(axes: "Axes") -> None:
 
 
 def cut(label: str, length: int = 60) -> str:
-    """A label that is not too long for its place."""
+    """Shorten a label to at most `length` characters."""
     return label if len(label) <= length else f"{label[: length - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""The settings of runs, flat and readable: what differs between them, and the shortest words for it."""
+"""Finds the settings that differ between runs, and the shortest clear names for them."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from fsl.run.provenance import flat
 
 Settings = Mapping[str, Any]
 
-# Of a composed configuration: what never changes a result, or is told better by summary.json.
+# Keys of a composed configuration that never change a result, or that summary.json tells better.
 _NO_MATTER = (
     "seed",
     "rounds",
@@ -27,9 +27,9 @@ _NO_MATTER = (
 )
 _RENAMED = {"optimizer.target": "optimizer", "aggregator.class": "aggregator"}
 _DIGESTS = ("model.tensors", "model.modules", "code", "data.examples", "data.train", "data.test", "data.validation")
-_PROFILES = ("device", "edge", "link", "backhaul", "mobility")  # by whose name their numbers are known
-_OPAQUE = (*_DIGESTS, *(f"costs.{name}" for name in _PROFILES))  # shown only where nothing else tells two groups apart
-_MECHANISMS = tuple(f"privacy.{name}" for name in PARTS)  # named where they are not in use
+_PROFILES = ("device", "edge", "link", "backhaul", "mobility")  # profiles whose name stands for their numbers
+_OPAQUE = (*_DIGESTS, *(f"costs.{name}" for name in _PROFILES))  # shown only where nothing else differs
+_MECHANISMS = tuple(f"privacy.{name}" for name in PARTS)  # shown where they are not in use
 _ORDER = (
     "name",
     "tags",
@@ -49,26 +49,26 @@ _ABSENT = object()
 
 
 def readable_settings(settings: Settings) -> dict[str, Any]:
-    """`settings` of a summary or checkpoint with one level, a key per option, and the configuration's names."""
+    """Flatten the `settings` of a summary or checkpoint to a key per option, by the configuration's names."""
     found: dict[str, Any] = {}
     for key, value in flat(settings).items():
-        key = re.sub(r"^(up|down)(?=\.|$)", r"codec.\1", key)  # a codec, and its arguments
+        key = re.sub(r"^(up|down)(?=\.|$)", r"codec.\1", key)  # a codec and its arguments
         key = re.sub(r"^optimizer\.(options|schedule)\.", "optimizer.", _RENAMED.get(key, key))
         found |= _object(key, value) if isinstance(value, str) else {key: value}
     found.pop("seed", None)
-    found.setdefault("aggregator", "mean")  # settings name only a rule that takes its place
+    found.setdefault("aggregator", "mean")  # settings name only a rule that replaces the mean
     found["privacy"] = "+".join(_mechanisms(found)) or None
     found = {key: value for key, value in found.items() if key not in _MECHANISMS}
     return {key: None if value == "None" else value for key, value in found.items()}
 
 
 def _mechanisms(settings: Settings) -> list[str]:
-    """The mechanisms of privacy that are in use, by their groups' names."""
+    """List the privacy mechanisms in use, by their groups' names."""
     return [name for name in PARTS if any(key.startswith(f"privacy.{name}.") for key in settings)]
 
 
 def extra_settings(config: Settings, known: Settings) -> dict[str, Any]:
-    """What a composed configuration says beyond these settings, such as `model.cut`."""
+    """Returns a composed configuration's settings beyond the known ones, such as `model.cut`."""
     found = {
         key: value
         for key, value in flat(config).items()
@@ -81,12 +81,12 @@ def extra_settings(config: Settings, known: Settings) -> dict[str, Any]:
 
 
 def sources_of(config: Settings) -> dict[str, str]:
-    """Where the numbers of a composed configuration's cost profiles come from: {"link.up_mbit": "..."}."""
+    """Returns the sources of the numbers in a configuration's cost profiles: {"link.up_mbit": "..."}."""
     return {k.replace(".sources.", "."): str(value) for k, value in flat(config).items() if ".sources." in k}
 
 
 def common(groups: Sequence[Settings]) -> dict[str, str]:
-    """The settings that all groups share, as text; what is not set in any is left out."""
+    """Returns the settings that all groups share, as text; leaves out unset ones."""
     words = Words(groups)
     return {
         key: words.value(key, groups[0][key])
@@ -96,7 +96,7 @@ def common(groups: Sequence[Settings]) -> dict[str, str]:
 
 
 def differing(groups: Sequence[Settings]) -> list[dict[str, str]]:
-    """For each group the settings that tell it from the others, as text, with short names: {"phi": "0.5"}.
+    """Returns, for each group, the settings that distinguish it, as text, with short names: {"phi": "0.5"}.
 
     An option that only some strategies have (or models, partitions, ...) counts only where it differs between groups
     of the same strategy.
@@ -106,7 +106,7 @@ def differing(groups: Sequence[Settings]) -> list[dict[str, str]]:
 
 
 def differing_numbers(groups: Sequence[Settings]) -> list[dict[str, Any]]:
-    """As `differing`, but numbers as they are: a label shows six digits of them."""
+    """Like `differing`, but with full numbers, of which a label shows six digits."""
     words = Words(groups)
     found = []
     for group, keys in zip(groups, words.telling()):
@@ -115,7 +115,7 @@ def differing_numbers(groups: Sequence[Settings]) -> list[dict[str, Any]]:
 
 
 def labels(groups: Sequence[Settings]) -> list[str]:
-    """A name for each group that says only what differs: `strategy=SGLR phi=0.5`."""
+    """Returns a name for each group that contains only what differs: `strategy=SGLR phi=0.5`."""
     found = [" ".join(f"{key}={value}" for key, value in shown.items()) for shown in differing(groups)]
     if len(groups) == 1:
         strategy = groups[0].get("strategy")
@@ -127,7 +127,7 @@ def labels(groups: Sequence[Settings]) -> list[str]:
 
 
 class Words:
-    """Names and values as short as they stay clear among these groups."""
+    """Shortens names and values as far as they stay clear among these groups."""
 
     def __init__(self, groups: Sequence[Settings]):
         self.groups = groups
@@ -136,15 +136,15 @@ class Words:
         self._last = [key.rpartition(".")[2] for key in self.keys]
 
     def name(self, key: str) -> str:
-        """A setting's name: its last part, where that is clear."""
+        """Returns a setting's name: its last part, where that is clear."""
         last = key.rpartition(".")[2]
         clear = self._last.count(last) == 1 and not key.startswith("codec.") and key not in _OPAQUE
         return last if clear else key
 
     def value(self, key: str, value: Any) -> str:
-        """A setting's value: of an import path the class."""
+        """Returns a setting's value as text: of an import path the class."""
         if key == "name" or key.startswith("tags."):
-            return "none" if value is None else str(value)  # a user's own words
+            return "none" if value is None else str(value)  # the user's own text
         if isinstance(value, str) and (short := _short(key, value)) != value:
             others = {other for group in self.groups if isinstance(other := group.get(key), str)}
             return short if [_short(key, other) for other in others].count(short) == 1 else value
@@ -158,22 +158,22 @@ class Words:
         return str(value)
 
     def number(self, key: str, value: Any) -> Any:
-        """A setting's value for CSV: a number as it is, else its text; "" for what is not set."""
+        """Returns a setting's value for CSV: a full number, else its text; "" where it is unset."""
         return value if _is_number(value) else "" if value is None else self.value(key, value)
 
     def differs(self, key: str, groups: Sequence[Settings]) -> bool:
-        """Whether a setting has several values in these groups."""
+        """Returns whether a setting has several values in these groups."""
         values = [group.get(key, _ABSENT) for group in groups]
         return any(value != values[0] for value in values)
 
     def telling(self) -> list[dict[str, str]]:
-        """For each group the settings that tell it from the others: what each is called, and whose value it has."""
+        """Returns, for each group, the settings that distinguish it: their short names, and their keys."""
         without = [self._telling(group, opaque=False) for group in self.groups]
         clear = _all_different([self.values(group, keys) for group, keys in zip(self.groups, without)])
         return without if clear else [self._telling(group, opaque=True) for group in self.groups]
 
     def values(self, group: Settings, keys: Mapping[str, str]) -> dict[str, str]:
-        """A group's values of these settings, as text, with short names."""
+        """Returns a group's values of these settings, as text, with short names."""
         return {self.name(key): self.value(source, group[source]) for key, source in keys.items()}
 
     def _telling(self, group: Settings, opaque: bool) -> dict[str, str]:
@@ -195,7 +195,7 @@ class Words:
 
 
 def _object(key: str, value: str) -> dict[str, Any]:
-    """An object that was described as text, `package.Class {'alpha': 0.5} None`, as its class and attributes."""
+    """Parse an object's description, `package.Class {'alpha': 0.5} None`, into class and attributes."""
     match = re.fullmatch(r"([A-Za-z_][\w.]*) (\{.*\})(?: (\d+|None))?", value, re.S)
     if match is None:
         return {key: value}
@@ -208,7 +208,7 @@ def _object(key: str, value: str) -> dict[str, Any]:
 
 
 def _short(key: str, value: str) -> str:
-    """A class's import path by the class alone, a cost profile by its name; other text as it is."""
+    """Shorten an import path to its class, and a cost profile to its name; other text stays."""
     if key.startswith("costs."):
         return value.partition("(")[0] or value
     last = value.rpartition(".")[2]

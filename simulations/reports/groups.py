@@ -1,4 +1,4 @@
-"""Runs in groups: by what differs between them, or by the settings that somebody named."""
+"""Groups runs by the settings in which they differ, or by named settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from fsl.simulations.reports.differing_settings import Words, common, differing_numbers, labels
 from fsl.simulations.reports.measures import Measure, value_of
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 from fsl.simulations.reports.spreads import Spread
 
 from fsl.errors import ConfigError
@@ -16,63 +16,63 @@ Settings = Mapping[str, Any]
 
 
 class Figure:
-    """A number of a run: its sum, or its value in the last round that has it, or the best of all rounds."""
+    """Takes a number of a run: its sum, its value in the last round that has it, or the best of all rounds."""
 
     def __init__(self, key: str, best: bool = False):
         self.key, self.best = key, best
 
-    def __call__(self, record: Record) -> float | None:
-        """Of this run; None where it was never measured."""
+    def __call__(self, record: RunRecord) -> float | None:
+        """Returns this run's number; None where it was never measured."""
         return value_of(record.rows, self.key, self.best)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed (and in what was not asked to part groups), in order of seed.
+    """Runs that differ only in their seed (and in settings that do not divide groups), in order of seed.
 
     `counted` go into means; `diverged`, `unfinished` and `repeated` (same seed, same settings, same name and tags) runs
-    do not. `twins` has, by folder, for each repeated run the one that counts in its place.
+    do not. `twins` has, by folder, for each repeated run the one that counts instead.
     """
 
     label: str
-    shown: Mapping[str, str]  # the settings that tell it from the other groups
-    numbers: Mapping[str, Any] = field(default_factory=dict)  # the same, but numbers as they are
-    settings: Settings = field(default_factory=dict)  # all that its runs were grouped by
-    counted: tuple[Record, ...] = ()
-    diverged: tuple[Record, ...] = ()
-    unfinished: tuple[Record, ...] = ()
-    repeated: tuple[Record, ...] = ()
-    twins: Mapping[Path, Record] = field(default_factory=dict)
-    called: bool = False  # whether the label is a name that somebody gave it
+    shown: Mapping[str, str]  # the settings that distinguish it from other groups
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # the same with full numbers
+    settings: Settings = field(default_factory=dict)  # all settings by which its runs were grouped
+    counted: tuple[RunRecord, ...] = ()
+    diverged: tuple[RunRecord, ...] = ()
+    unfinished: tuple[RunRecord, ...] = ()
+    repeated: tuple[RunRecord, ...] = ()
+    twins: Mapping[Path, RunRecord] = field(default_factory=dict)
+    called: bool = False  # whether a user gave it its label
 
     @property
-    def runs(self) -> tuple[Record, ...]:
-        """All of them."""
+    def runs(self) -> tuple[RunRecord, ...]:
+        """All runs of the group."""
         return self.counted + self.diverged + self.unfinished + self.repeated
 
     @property
-    def curves(self) -> tuple[Record, ...]:
-        """The runs whose curves are drawn: those counted, else those under way."""
+    def curves(self) -> tuple[RunRecord, ...]:
+        """The runs whose curves to draw: the counted ones, else the unfinished ones."""
         return self.counted or self.unfinished
 
     def spread(self, of: Figure) -> Spread | None:
-        """A figure over the counted runs."""
+        """Returns the spread of a number over the counted runs."""
         return Spread.of((of(record) for record in self.counted), Measure(of.key).kind)
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Groups, the settings that all runs share, and those that differ within groups, with their values."""
+    """Groups, with the settings that all runs share, and those that differ within groups."""
 
     groups: tuple[Group, ...]
     shared: Mapping[str, str]
     averaged: Mapping[str, tuple[str, ...]]
-    uneven: bool  # whether groups have different values of what differs within them
+    uneven: bool  # whether groups have different mixes of settings that differ within them
 
 
-def settings_of(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Of each run what it may be grouped by: its settings, its name and tags, and how many rounds it has."""
-    with_extras = all(record.extras is not None for record in records)  # else they would part equal runs
+def settings_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Returns what may divide each run: its settings, its name and tags, and its number of rounds."""
+    with_extras = all(record.extras is not None for record in records)  # else they would divide equal runs
     tags = dict.fromkeys(key for record in records for key in record.named)
     return [
         {
@@ -85,12 +85,12 @@ def settings_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def grouped(records: Sequence[Record], by: Sequence[str] | None = None) -> Grouping:
-    """Group runs by all their settings but the seed, or by the settings `by` alone (whole keys)."""
+def grouped(records: Sequence[RunRecord], by: Sequence[str] | None = None) -> Grouping:
+    """Group runs by all their settings except the seed, or by the settings `by` alone (whole keys)."""
     settings = settings_of(records)
     wholes = _distinct(settings)
     kinds = wholes if by is None else _distinct([_only(each, by) for each in settings])
-    members: list[list[Record]] = [[] for _ in kinds]
+    members: list[list[RunRecord]] = [[] for _ in kinds]
     for record, each in zip(records, settings):
         members[kinds.index(each if by is None else _only(each, by))].append(record)
     whole = {record.folder: wholes.index(each) for record, each in zip(records, settings)}
@@ -104,7 +104,7 @@ def grouped(records: Sequence[Record], by: Sequence[str] | None = None) -> Group
 
 
 def whole_key(text: str, settings: Sequence[Settings], option: str) -> str:
-    """A setting's whole key by its last part; ConfigError where no run has such a setting, or there are several."""
+    """Find a setting's whole key by its last part; ConfigError where no setting, or several, match."""
     keys = list(dict.fromkeys(key for each in settings for key in each))
     if text in keys:
         return text
@@ -118,7 +118,7 @@ def whole_key(text: str, settings: Sequence[Settings], option: str) -> str:
 
 
 def texts_of(settings: Sequence[Settings]) -> list[tuple[str, str]]:
-    """Each setting with each of its values, as a report writes them."""
+    """Returns each setting with each of its values, as a report writes them."""
     words = Words(_distinct(settings))
     return list(
         dict.fromkeys(
@@ -128,7 +128,7 @@ def texts_of(settings: Sequence[Settings]) -> list[tuple[str, str]]:
 
 
 def varied(settings: Sequence[Settings]) -> list[str]:
-    """The whole keys of the settings that tell runs apart; an option of one strategy alone only if it differs there."""
+    """List the settings in which runs differ, by whole keys; an option of one strategy only if it differs there."""
     return list(dict.fromkeys(key for keys in Words(_distinct(settings)).telling() for key in keys.values()))
 
 
@@ -147,7 +147,7 @@ def _distinct(settings: Sequence[Settings]) -> list[Settings]:
 def _averaged(
     wholes: Sequence[Settings], by: Sequence[str], kinds: Sequence[Settings]
 ) -> tuple[dict[str, tuple[str, ...]], bool]:
-    """What differs within groups, with its values; and whether groups have the same mix of these."""
+    """Returns the settings that differ within groups, with values, and whether groups have the same mix of them."""
     words = Words(wholes)
     within = [[whole for whole in wholes if _only(whole, by) == kind] for kind in kinds]
     keys = [key for key in varied(wholes) if key not in by and any(words.differs(key, members) for members in within)]
@@ -167,13 +167,13 @@ def _group(
     shown: Mapping[str, str],
     numbers: Mapping[str, Any],
     settings: Settings,
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     whole: Mapping[Path, int],
 ) -> Group:
-    parts: dict[str, list[Record]] = {"counted": [], "diverged": [], "unfinished": [], "repeated": []}
-    first: dict[tuple[Any, int], Record] = {}
+    parts: dict[str, list[RunRecord]] = {"counted": [], "diverged": [], "unfinished": [], "repeated": []}
+    first: dict[tuple[Any, int], RunRecord] = {}
     twins = {}
-    # Of runs with one seed the newest finished one counts: they are equal, or something differs that nobody wrote down.
+    # Of runs with one seed the newest finished one counts: they are equal, or differ in something unrecorded.
     for record in sorted(records, key=lambda r: (r.finished, r.written), reverse=True):
         same = first.setdefault((record.seed, whole[record.folder]), record)
         if same is not record and record.seed is not None:

@@ -1,4 +1,4 @@
-"""Tables of a report ready to be pasted: LaTeX with booktabs, or Markdown as GitHub reads it."""
+"""Writes a report's tables to paste: LaTeX with booktabs, or GitHub's Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': "''",  # \\textquotedbl wants an encoding that not every paper has
+    '"': "''",  # \\textquotedbl needs an encoding that not every paper has
     "±": r"$\pm$",
     "\u00a0": "~",
     "…": r"\ldots{}",
@@ -32,7 +32,7 @@ _LATEX = {
 
 
 def in_markup(tables: Titled, form: Format, notes: Sequence[str]) -> str:
-    """All tables in one of the two, notes as comments (LaTeX) or as a list (Markdown)."""
+    """Write all tables, with notes as comments (LaTeX) or as a list (Markdown)."""
     if form == "latex":
         return "\n".join([*(latex(table, title) for title, table in tables), *(f"% {_line(note)}" for note in notes)])
     parts = [*(markdown(table, title) for title, table in tables), "".join(f"- {_escaped(note)}\n" for note in notes)]
@@ -40,7 +40,7 @@ def in_markup(tables: Titled, form: Format, notes: Sequence[str]) -> str:
 
 
 def latex(table: Table, title: str) -> str:
-    """A table that needs `\\usepackage{booktabs}` and nothing else."""
+    """Write a LaTeX table that needs only `\\usepackage{booktabs}`."""
     columns = "l" * table.names + "r" * (len(table.head) - table.names)
     head = [_tex(name) for name in table.head]
     rows = [head, *([_cell(cell) for cell in row] for row in table.rows)]
@@ -66,7 +66,7 @@ def latex(table: Table, title: str) -> str:
 
 
 def markdown(table: Table, title: str) -> str:
-    """A table under its title."""
+    """Write a Markdown table under its title."""
     rule = ["---"] * table.names + ["---:"] * (len(table.head) - table.names)
     rows = [[_escaped(cell) for cell in row] for row in table.rows]
     lines = [[_escaped(name) for name in table.head], rule, *rows]
@@ -74,7 +74,7 @@ def markdown(table: Table, title: str) -> str:
 
 
 def _cell(text: str) -> str:
-    r"""A cell: a lone hyphen is a dash, a negative number has a minus sign. What `\\` would take is text."""
+    r"""Returns a cell's text: a lone hyphen becomes a dash, a negative number gets a minus sign, `\\` is escaped."""
     escaped = "--" if text == "-" else _tex(text)
     signed = re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)
     return f"{{{signed}}}" if signed.startswith(("[", "*")) else signed

@@ -1,4 +1,4 @@
-"""What the numbers of a run's rounds are: shares, amounts or scores, which way is better, and how they are written."""
+"""Describes the numbers of a run's rounds: shares, amounts or scores, their better direction, and their format."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from fsl.run.plotting import BYTE_UNITS, TIME_UNITS, unit_for
 
 NOTHING = "-"
 BYTES = ("up_bytes", "down_bytes", "model_bytes")
-ALL_BYTES = "bytes"  # the three together
+ALL_BYTES = "bytes"  # up, down and model bytes together
 _TITLES = {
     "accuracy": "test accuracy",
     "loss": "test loss",
@@ -39,46 +39,46 @@ _ADDS_UP = re.compile(r"(^|_)(bytes|seconds|joules|moves|skipped)$|^wasted_steps
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of the rounds, by its column in `metrics.jsonl`; "bytes" is all that was sent."""
+    """A number of the rounds, by its column in `metrics.jsonl`; "bytes" is all traffic."""
 
     key: str
 
     @property
     def title(self) -> str:
-        """In words: test accuracy."""
+        """Name in words: test accuracy."""
         return _TITLES.get(self.key, self.key)
 
     @property
     def share(self) -> bool:
-        """Whether it lies between 0 and 1, and is written in percent."""
+        """True where it lies between 0 and 1, and is written in percent."""
         return _SHARE.search(self.key) is not None
 
     @property
     def adds_up(self) -> bool:
-        """Whether a run's value is the sum over its rounds, rather than that of the last one which has it."""
+        """True where a run's value is the sum over its rounds, not the last round's."""
         return _ADDS_UP.search(self.key) is not None
 
     @property
     def lower_is_better(self) -> bool | None:
-        """None for a number of which nobody said so."""
+        """The better direction; None where it is unknown."""
         if self.share or _HIGHER.search(self.key):
             return False
         return True if _LOWER.search(self.key) else None
 
     @property
     def kind(self) -> Kind:
-        """What its intervals are held within."""
+        """The kind that bounds its intervals."""
         return "share" if self.share else "amount" if self.adds_up else "score"
 
     @property
     def heading(self) -> str:
-        """Of a column with a run's value: final accuracy (%); bytes in all."""
+        """Heading of a column with a run's value: final accuracy (%); bytes in all."""
         name = self.key if self.key in ("accuracy", "loss") else self.title
         return name if self.adds_up else f"final {name}{' (%)' if self.share else ''}"
 
     @cached_property
     def words(self) -> Callable[[float], str]:
-        """A value as text: 93.05 (percent), 1.2 MB, 3.1 h, 0.412."""
+        """Function that writes a value: 93.05 (percent), 1.2 MB, 3.1 h, 0.412."""
         if self.share:
             return lambda value: f"{100 * value:.2f}"
         if self.key.endswith("bytes"):
@@ -88,7 +88,7 @@ class Measure:
         return "{:.4g}".format
 
     def spread(self, spread: Spread | None) -> str:
-        """`93.05 ± 0.16`: mean and standard deviation."""
+        """Write mean and standard deviation: `93.05 ± 0.16`."""
         if spread is None:
             return NOTHING
         if spread.std is None:
@@ -97,13 +97,13 @@ class Measure:
         return f"{self.words(spread.mean)} ± {std}"
 
     def interval(self, spread: Spread | None) -> str:
-        """`[92.1, 94.0]`: the mean's 95 % interval."""
+        """Write the mean's 95 % interval: `[92.1, 94.0]`."""
         if spread is None or spread.low is None or spread.high is None:
             return NOTHING
         return f"[{self.words(spread.low)}, {self.words(spread.high)}]"
 
     def axis(self, values: Iterable[float]) -> tuple[float, str]:
-        """A factor for values on an axis, and the axis' label with the unit."""
+        """Returns a factor for values on an axis, and the axis' label with the unit."""
         what = self.title if self.adds_up else f"final {self.title}"
         if self.share:
             return 100.0, f"{what} (%)"
@@ -115,17 +115,17 @@ class Measure:
 
 
 def numbers_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The columns that hold numbers in any of these rows, in their order."""
+    """List the columns that hold numbers in any of these rows, in their order."""
     return list(dict.fromkeys(key for row in rows for key, value in row.items() if key != "round" and is_number(value)))
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a row is a number; True and False are none."""
+    """Returns whether a value of a row is a number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], key: str, best: bool = False) -> float | None:
-    """A run's value of a measure: its sum, or that of the last round which has it (of the best one); None if none."""
+    """Returns a run's value of a measure: its sum, or its last (or best) round's value; None without one."""
     measure = Measure(key)
     keys = BYTES if key == ALL_BYTES else (key,)
     values = [float(row[key]) for row in rows for key in keys if is_number(row.get(key))]
@@ -137,7 +137,7 @@ def value_of(rows: Sequence[Mapping[str, Any]], key: str, best: bool = False) ->
 
 
 def human_seconds(seconds: float) -> str:
-    """A duration in the unit that suits it: 42.0 s, 12.5 min, 3.1 h."""
+    """Write a duration in a suitable unit: 42.0 s, 12.5 min, 3.1 h."""
     for size, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,15 +1,15 @@
-"""What a reader of a report must know beside the numbers, a sentence each."""
+"""Writes the notes that a reader of a report needs besides the numbers, a sentence each."""
 
 from collections.abc import Iterator
 
 from fsl.simulations.reports.compare import Comparison, Figure, Group
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 
-_SHOWN = 5  # runs that are named before "and 7 more"
+_SHOWN = 5  # runs named before "and 7 more"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """All of them, in the order of their weight."""
+    """Returns all notes, the most important first."""
     said = [comparison.order] if comparison.order else []
     said += _grouped(comparison)
     if comparison.target:
@@ -91,8 +91,8 @@ def _repeats(groups: tuple[Group, ...]) -> Iterator[str]:
         )
 
 
-def _alike(run: Record, twin: Record) -> bool:
-    """Whether two runs have the same results in the rounds that both have."""
+def _alike(run: RunRecord, twin: RunRecord) -> bool:
+    """Returns whether two runs have the same results in the rounds that both have."""
     keys = ("train_loss", "loss", "accuracy")
     return all(row.get(key) == other.get(key) for row, other in zip(run.rows, twin.rows) for key in keys)
 

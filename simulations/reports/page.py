@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no other file."""
+"""Writes a report as one HTML page that needs no network and no other file."""
 
 import os
 from base64 import b64encode
@@ -20,7 +20,7 @@ from fsl.run.plotting import to_svg
 def page(
     comparison: Comparison, pictures: Sequence[Picture], title: str, notes: Sequence[str], out: Path | None = None
 ) -> str:
-    """The page; every text in it is escaped. Runs' folders are links where it is said in which folder it is to lie."""
+    """Write the page, with every text escaped; links to runs' folders where `out`, the page's folder, is given."""
     template = (resources.files("fsl.simulations.reports") / "page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     folders = [run.folder for group in comparison.groups for run in group.runs] + [r.folder for r in comparison.idle]
@@ -48,7 +48,7 @@ def page(
 
 
 def _link(folder: Path, out: Path) -> str | None:
-    """A run's folder as seen from the page, so that both can be moved together; None where there is no way."""
+    """Returns a run's folder relative to the page, so that both can move together; None where there is no path."""
     try:
         return quote(Path(os.path.relpath(folder.resolve(), out.resolve())).as_posix()) + "/"
     except ValueError:  # on another drive

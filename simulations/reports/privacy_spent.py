@@ -1,4 +1,4 @@
-"""What runs with privacy spent, against whom: a table of a report, and its CSV file."""
+"""Reports private runs' epsilons by adversary: a table, and its CSV file."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ UNBOUNDED = "unbounded"
 
 
 def privacy_table(comparison: Comparison) -> Table | None:
-    """One row per group: the epsilon of its worst run against each adversary; None where no run has any privacy."""
+    """Build a row per group: its worst run's epsilon against each adversary; None where no run has any privacy."""
     if not any(_last(group) for group in comparison.groups):
         return None
     names = names_of(comparison)
@@ -29,7 +29,7 @@ def privacy_table(comparison: Comparison) -> Table | None:
 
 
 def privacy_csv(comparison: Comparison) -> str:
-    """One line per group, an empty cell where a group has no privacy; what is unbounded is inf, a number, too."""
+    """Write a line per group, with empty cells where it has no privacy, and inf for an unbounded epsilon."""
     lines: list[dict[str, Any]] = []
     for group in comparison.groups:
         spent = {figure_of(adversary): epsilon_of(group, adversary) for adversary in ADVERSARIES}
@@ -39,12 +39,12 @@ def privacy_csv(comparison: Comparison) -> str:
 
 
 def _last(group: Group) -> list[Mapping[str, Any]]:
-    """The last rows of runs with privacy."""
+    """Returns the last rows of runs with privacy."""
     return [run.rows[-1] for run in group.counted if figure_of("model") in run.rows[-1]]
 
 
 def epsilon_of(group: Group, adversary: str) -> float | str | None:
-    """The epsilon of a group's worst run against an adversary, UNBOUNDED, or None where no run has any privacy."""
+    """Returns a group's worst epsilon against an adversary, UNBOUNDED, or None where no run has any privacy."""
     found = [row[figure_of(adversary)] for row in _last(group)]
     if not found:
         return None

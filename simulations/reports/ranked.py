@@ -1,25 +1,25 @@
-"""Trials of a search in the order of their scores."""
+"""Sorts a search's trials by their scores."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsl.simulations.reports.measures import is_number
-from fsl.simulations.reports.run_records import Record
+from fsl.simulations.reports.run_records import RunRecord
 
 _STUDY = "study.json"
 
 
 @dataclass(frozen=True)
 class Rank:
-    """By what groups are sorted, best first: a metric of the last round, or of the best one."""
+    """The score that sorts groups, best first: a metric of the last round, or of the best one."""
 
     metric: str
     best_round: bool
     maximize: bool
 
-    def score(self, record: Record) -> float | None:
-        """What the search gave this run; None where it has no score."""
+    def score(self, record: RunRecord) -> float | None:
+        """Returns the search's score of this run; None where it has none."""
         rows = record.rows if self.best_round else record.rows[-1:]
         values = [float(row[self.metric]) for row in rows if is_number(row.get(self.metric))]
         if not values or record.state != "finished":
@@ -28,15 +28,15 @@ class Rank:
 
     @property
     def words(self) -> str:
-        """For a reader of the report."""
+        """Description for a reader of the report."""
         which = "of the best round" if self.best_round else "of the last round"
         return (
             f"Trials of a search, best first: {self.metric} {which}, {'maximized' if self.maximize else 'minimized'}."
         )
 
 
-def ranked(records: Sequence[Record]) -> Rank | None:
-    """How the search that made all these runs scores them; None where they are not the trials of one study."""
+def ranked(records: Sequence[RunRecord]) -> Rank | None:
+    """Returns the score of the study that made all these runs; None where they are not one study's trials."""
     studies = {record.folder.resolve().parent for record in records}
     if len(studies) != 1:
         return None
@@ -44,4 +44,4 @@ def ranked(records: Sequence[Record]) -> Rank | None:
         found = json.loads((studies.pop() / _STUDY).read_text(encoding="utf-8"))
         return Rank(str(found["metric"]), bool(found["best_round"]), found["direction"] == "maximize")
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no study, or one that fsl-search would refuse
+        return None  # without a study, or with one that fsl-search would refuse

@@ -1,4 +1,4 @@
-"""What groups, settings and values are called in a report, where somebody wants other names."""
+"""Renames groups, settings and values in a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +14,8 @@ Renames = Mapping[str, str] | Sequence[str]  # {OLD: NEW}, or texts OLD=NEW
 class Names:
     """New names for groups (by their label), settings, and values (`SGLR`, or `strategy=SGLR`).
 
-    ConfigError for an old name that nothing has, and for new ones that would make two things one. `settings` has
-    every setting of the runs with each of its values.
+    ConfigError for an unknown old name, and for new ones that would merge two things. `settings` has every setting of
+    the runs with each of its values.
     """
 
     def __init__(self, groups: Sequence[Group], settings: Sequence[tuple[str, str]], renames: Renames):
@@ -34,19 +34,19 @@ class Names:
             _refuse_equal([self.value(key, value) for name, value in pairs if name == key], f"values of {key}")
 
     def setting(self, key: str) -> str:
-        """What a setting is called."""
+        """Returns a setting's name in the report."""
         return self._new.get(key, key)
 
     def value(self, key: str, value: str) -> str:
-        """What a setting's value is called."""
+        """Returns a value's name in the report."""
         return self._new.get(f"{key}={value}", self._new.get(value, value))
 
     def settings(self, found: Mapping[str, str]) -> dict[str, str]:
-        """Settings and their values by their new names."""
+        """Returns settings and their values by their new names."""
         return {self.setting(key): self.value(key, value) for key, value in found.items()}
 
     def response(self, response: Response) -> Response:
-        """A metric against a setting, by the new names."""
+        """Returns a metric against a setting, by the new names."""
         key = response.setting
         series = []
         for each in response.series:
@@ -62,7 +62,7 @@ class Names:
     def _renamed(self, label: str, shown: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         new = self.settings(shown)
         before, after = (" ".join(f"{key}={value}" for key, value in each.items()) for each in (shown, new))
-        # A label may have a number behind, where settings do not tell groups apart.
+        # A label may end with a number, where settings do not distinguish groups.
         rebuilt = after + label[len(before) :] if before and label.startswith(before) else label
         return self._new.get(label, rebuilt), new
 
@@ -79,7 +79,7 @@ class Names:
         return found
 
     def _split(self, text: str) -> tuple[str, str]:
-        """OLD and NEW, where both may have a "=": the longest old name that there is."""
+        """Split OLD=NEW, where both may contain "=": takes the longest known old name."""
         places = [i for i, character in enumerate(text) if character == "="]
         if not places:
             raise ConfigError(f"--rename {text}: it must be OLD=NEW")
@@ -88,7 +88,7 @@ class Names:
 
 
 def _shown(group: Group) -> Mapping[str, str]:
-    """What a group's label says: of the only group its strategy."""
+    """Returns the settings in a group's label; for a single group its strategy."""
     if group.shown or not group.label.startswith("strategy="):
         return group.shown
     return {"strategy": group.label.removeprefix("strategy=")}

@@ -1,4 +1,4 @@
-"""The command that runs a run again, from what its folder says of how it was started."""
+"""Reconstructs the command that repeats a run, from its folder."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,18 @@ _OWN_FOLDER = (
     "hydra.run.dir",
     "hydra.sweep.dir",
     "hydra.sweep.subdir",
-)  # where it lies; not what it computes
+)  # keys of a run's place, not of its computation
 _SWEEP = ("-m", "--multirun")
 # The command started by its file or with `python -m`; earlier versions had it in run.py.
 _BY_PYTHON = (("simulations", "fsl_simulate.py"), ("simulations", "run.py"))
 
 
 def command_of(command: str | None, overrides: Any, hydra: Any) -> str:
-    """The command, quoted for a shell; a comment for one (`# ...`) where there is none, as for runs from Python.
+    """Returns the command, quoted for a shell; a comment (`# ...`) for runs from Python, which have none.
 
-    `command`: that of the process, as a summary has it; `overrides` and `hydra`: what Hydra wrote into the folder.
+    `command`: the process's, from the summary; `overrides` and `hydra`: Hydra's files in the folder.
     """
-    if isinstance(overrides, list):  # of this job alone, where the command may be that of a whole sweep
+    if isinstance(overrides, list):  # of this job alone, where the command may be of a whole sweep
         return _simulate([*_sources(hydra), *_own(list(map(str, overrides)))])
     if command is None:
         return "# not known: the run has no summary"
@@ -38,7 +38,7 @@ def command_of(command: str | None, overrides: Any, hydra: Any) -> str:
         return "# from a notebook"
     if path.suffix == ".py":
         return f"# from Python: {shlex.join([path.name, *arguments])}".replace("\n", " ")
-    # Its arguments are not for a report: Flower gives its processes their tokens so.
+    # A report must not show its arguments, in which Flower passes tokens to its processes.
     return f"# from {'Python' if path.name in ('', '-c', '-m') else path.name}"
 
 
@@ -51,7 +51,7 @@ def _own(overrides: Sequence[str]) -> list[str]:
 
 
 def _sources(hydra: Any) -> list[str]:
-    """What decides where a configuration is composed from: --config-dir, --config-name and hydra.searchpath."""
+    """Returns the options that decide a configuration's sources: --config-dir, --config-name, hydra.searchpath."""
     section = hydra.get("hydra") if isinstance(hydra, Mapping) else None
     if not isinstance(section, Mapping):
         return []

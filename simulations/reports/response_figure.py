@@ -1,4 +1,4 @@
-"""The figure of a metric against a setting."""
+"""Draws the figure of a metric against a setting."""
 
 import math
 from itertools import pairwise
@@ -13,12 +13,12 @@ from fsl.run.plotting import STYLES, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROOM = 0.02  # of the axis, for a character of a value
-_ASIDE = 0.016  # of the axis, between series at one value
+_ROOM = 0.02  # share of the axis for a character of a tick's text
+_ASIDE = 0.016  # share of the axis between series at one value
 
 
 def draw_response(comparison: Comparison) -> Picture | None:
-    """The metric against a setting: every run as a small dot, means with their 95 % intervals, a line a series."""
+    """Draw the metric against a setting: runs as small dots, means with 95 % intervals, a line per series."""
     response = comparison.response
     if response is None:
         return None
@@ -29,7 +29,7 @@ def draw_response(comparison: Comparison) -> Picture | None:
     title = f"{capital(comparison.measure.heading.removesuffix(' (%)'))} against {response.setting}"
     figure, axes = new_figure(title, height, width=9.0)
     for i, (series, style) in enumerate(zip(drawn, STYLES)):
-        # Side by side: intervals of several series at one value would hide each other, and these the runs.
+        # Side by side: intervals of several series at one value would hide each other, and the runs.
         aside = i - (len(drawn) - 1) / 2
         dots = [(_moved(point.x, response, aside + 0.4), scale * v) for point in series.points for v in point.values]
         axes.plot(*zip(*dots), linestyle="none", marker="o", markersize=4, markerfacecolor="none", color=style.color)
@@ -60,13 +60,13 @@ def draw_response(comparison: Comparison) -> Picture | None:
 
 
 def _have_room(xs: list[float], longest: int, logarithmic: bool) -> bool:
-    """Whether a tick for each of these values leaves room for their texts, of so many characters."""
+    """Returns whether ticks at all values leave room for their texts, of at most `longest` characters."""
     places = [math.log(x) for x in xs] if logarithmic else xs
     return all(after - before >= _ROOM * longest * (places[-1] - places[0]) for before, after in pairwise(places))
 
 
 def _moved(x: float, response: Response, steps: float) -> float:
-    """A place on the axis so many small steps beside this one."""
+    """Returns a place on the axis `steps` small steps beside `x`."""
     xs = [point.x for point in response.points]
     low, high = min(xs), max(xs)
     if response.logarithmic:
@@ -75,7 +75,7 @@ def _moved(x: float, response: Response, steps: float) -> float:
 
 
 def _setting_axis(axes: "Axes", response: Response) -> None:
-    """The setting's values as ticks, where there is room for them."""
+    """Show the setting's values as ticks, where there is room for them."""
     texts = {point.x: point.text for point in response.points}
     if response.logarithmic:
         axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Runs as their folders tell of them: finished, unfinished or failed."""
+"""Reads runs from their folders: finished, unfinished or failed ones."""
 
 import json
 import math
@@ -24,11 +24,11 @@ _INSIDE_A_RUN = {".hydra", "attacks", "checkpoint", "figures", "fronts", "tensor
 
 
 @dataclass(frozen=True)
-class Record:
-    """One run. `settings` without the seed; `extras` is what only its composed configuration says.
+class RunRecord:
+    """One run. `settings` lack the seed; `extras` come only from its composed configuration.
 
-    `named` is what a user called it: its "name" and "tags.<key>". A training loss above `bound` for 3 rounds counts as
-    diverged; None where there is no such bound.
+    `named` has the user's "name" and "tags.<key>". A run counts as diverged after 3 rounds with a training loss above
+    `bound`; None: it has no bound.
     """
 
     folder: Path
@@ -37,31 +37,31 @@ class Record:
     settings: Settings
     extras: Settings | None
     seed: int | None = None
-    rounds: int | None = None  # that it has, or is to have
+    rounds: int | None = None  # planned rounds
     bound: float | None = None
     named: Mapping[str, str | None] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)  # of its cost profiles' numbers
+    sources: Mapping[str, str] = field(default_factory=dict)  # sources of its cost profiles' numbers
     command: str = ""
-    written: float = 0.0  # when, in seconds since 1970
-    diverged_in: int | None = None  # the round
+    written: float = 0.0  # seconds since 1970
+    diverged_in: int | None = None  # the round in which it diverged
 
     @property
     def state(self) -> str:
-        """finished, unfinished or diverged."""
+        """State of the run: finished, unfinished or diverged."""
         return "diverged" if self.diverged_in is not None else "finished" if self.finished else "unfinished"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in some folders: runs, jobs that finished no round, and one line for each run that is unreadable."""
+    """The contents of some folders: runs, jobs that finished no round, and a line for each unreadable run."""
 
-    records: list[Record] = field(default_factory=list)
-    idle: list[Record] = field(default_factory=list)
+    records: list[RunRecord] = field(default_factory=list)
+    idle: list[RunRecord] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
 
 def read_runs(folders: Sequence[Path]) -> Found:
-    """All runs in and below these folders; ConfigError where there is none."""
+    """Read all runs in and below these folders; ConfigError where there is none."""
     found = Found()
     for folder in _run_folders(folders):
         try:
@@ -94,10 +94,10 @@ def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _by_number(name: str) -> tuple[float, str]:
-    return (int(name), name) if name.isdecimal() else (float("inf"), name)  # a sweep's job 2 before its job 10
+    return (int(name), name) if name.isdecimal() else (float("inf"), name)  # sorts a sweep's job 2 before its job 10
 
 
-def _read(folder: Path) -> Record:
+def _read(folder: Path) -> RunRecord:
     run = RunFolder(folder)
     rows = tuple(run.read_metrics())
     summary = _json(run.summary_path)
@@ -108,10 +108,10 @@ def _read(folder: Path) -> Record:
     settings = readable_settings(raw)
     last = rows[-1]["round"] if rows else 0
     final = summary.get("final")
-    # A run that is extended has more rows than its summary knows.
+    # An extended run has more rows than its summary knows.
     finished = bool(rows) and isinstance(final, dict) and final.get("round") == last
     composed = config if isinstance(config, dict) else None
-    return Record(
+    return RunRecord(
         folder=folder,
         rows=rows,
         finished=finished,
@@ -130,13 +130,13 @@ def _read(folder: Path) -> Record:
 
 
 def _at_least(last: int, composed: Mapping[str, Any] | None) -> int | None:
-    """The rounds that an unfinished run is to have: those it began with, or more where it went on with more."""
+    """Returns an unfinished run's planned rounds: those it began with, or more where it resumed with more."""
     rounds = (composed or {}).get("rounds")
     return max(rounds, last) if isinstance(rounds, int) else None
 
 
 def _extended(overrides: Any, composed: Mapping[str, Any] | None, last: int) -> Any:
-    """What a run was started with, and the rounds that it has since: `.hydra` is of its start."""
+    """Returns a run's first overrides with its later number of rounds, since `.hydra` records only the start."""
     rounds = (composed or {}).get("rounds")
     if not isinstance(overrides, list) or not isinstance(rounds, int) or last <= rounds:
         return overrides
@@ -144,15 +144,15 @@ def _extended(overrides: Any, composed: Mapping[str, Any] | None, last: int) -> 
 
 
 def _named(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str | None]:
-    """What a run is called: by its summary or checkpoint, or, until it has one, by its configuration."""
+    """Returns a run's name and tags from its summary or checkpoint, or, without these, from its configuration."""
     name = summary.get("name", config.get("name"))
     tags = summary.get("tags", config.get("tags"))
     tags = tags if isinstance(tags, Mapping) else {}
     return {"name": None if name is None else str(name), **{f"tags.{key}": str(value) for key, value in tags.items()}}
 
 
-def _completed(record: Record, records: Sequence[Record]) -> Record:
-    """The record with what others of its kind know: an unfinished run has no summary, so it lacks the bound."""
+def _completed(record: RunRecord, records: Sequence[RunRecord]) -> RunRecord:
+    """Complete a record from runs of its kind: an unfinished run has no summary, and so lacks the bound."""
     bound, rounds = record.bound, record.rounds
     if not record.finished and bound is None:
         kind = _kind(record)
@@ -163,12 +163,12 @@ def _completed(record: Record, records: Sequence[Record]) -> Record:
     return replace(record, bound=bound, rounds=rounds, diverged_in=diverged_in(record.rows, bound))
 
 
-def _kind(record: Record) -> tuple[Any, Any]:
+def _kind(record: RunRecord) -> tuple[Any, Any]:
     return record.settings.get("data"), record.settings.get("objective")
 
 
 def _bound(summary: Mapping[str, Any]) -> float | None:
-    """The training loss above which a run counts as diverged; older summaries have the number of classes instead."""
+    """Returns the training loss above which a run counts as diverged; from the classes in older summaries."""
     if "divergence_bound" in summary:
         bound = summary["divergence_bound"]
         return float(bound) if isinstance(bound, int | float) else None
@@ -192,11 +192,11 @@ def _yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, ValueError, OmegaConfBaseException, YAMLError):
-        return None  # it only adds names to what summary.json says
+        return None  # it would only add names to summary.json's data
 
 
 def _hydra(path: Path) -> Any:
-    """Hydra's own settings where a rerun needs any of them: the file is long, and nearly always says nothing new."""
+    """Read Hydra's own settings where a rerun needs any; the file is long, and rarely relevant."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Means over runs: their spread, their 95 % intervals, and tests of differences."""
+"""Computes means over runs, their spread and 95 % intervals, and tests of differences."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ Kind = Literal["score", "amount", "share", "difference of shares"]
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over so many values, their sample standard deviation, and the mean's 95 % interval from `low` to `high`.
+    """A mean of `count` values, their sample standard deviation, and the mean's 95 % interval from `low` to `high`.
 
     One value has no spread: `std`, `low` and `high` are None.
     """
@@ -24,15 +24,15 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None], kind: Kind = "score") -> "Spread | None":
-        """Of what is known and finite; None if nothing is.
+        """Compute the spread of known, finite values; None without any.
 
-        The interval is Student's t; that of a share is t on the logit scale (delta method), so it stays within 0 and 1;
-        an amount (bytes, seconds) is never below 0, and shares differ by no more than 1: there it is cut.
+        The interval is Student's t; for a share it is t on the logit scale (delta method), so it stays within 0 and 1.
+        It is cut at 0 for amounts (bytes, seconds), and at 1 for differences of shares.
         """
         known = [value for value in values if value is not None and math.isfinite(value)]
         if len(known) < 2:
             return cls(1, known[0]) if known else None
-        from scipy.stats import t  # a second to import
+        from scipy.stats import t  # takes a second to import
 
         mean, std = fmean(known), stdev(known)
         half = float(t.ppf(0.975, len(known) - 1)) * std / math.sqrt(len(known))
@@ -40,9 +40,9 @@ class Spread:
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """The p-value of a paired t-test of these differences against 0, two-sided.
+    """Returns the two-sided p-value of a paired t-test of these differences against 0.
 
-    None where it has none: fewer than two, or all equal but not 0 (no spread to measure them by).
+    None for fewer than two differences, or equal ones other than 0, which have no spread.
     """
     if len(differences) < 2:
         return None
@@ -54,7 +54,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for being several (Holm 1979); None stays None, and is not counted."""
+    """Correct several p-values (Holm 1979); None stays None, and does not count."""
     order = sorted((value, i) for i, value in enumerate(values) if value is not None)
     corrected: list[float | None] = [None] * len(values)
     largest = 0.0

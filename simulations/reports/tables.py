@@ -1,4 +1,4 @@
-"""The tables of a report, as words for people."""
+"""Builds a report's tables, as text for people."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Part = Literal["results", "costs"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words under a head; the first `names` columns say which group a row is about."""
+    """Rows of text under a head; the first `names` columns name a row's group."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -31,9 +31,9 @@ class _Column:
 
 
 def groups_table(comparison: Comparison, part: Part | None = None) -> Table:
-    """One row per group: the metric, what the target cost, bytes and time; without columns that nobody fills.
+    """Build one row per group: the metric, the target's cost, bytes and time; leaves out empty columns.
 
-    `part`: how good they are ("results"), or what they took ("costs"); both by default.
+    `part`: only scores ("results"), or only expenses ("costs"); both by default.
     """
     names = names_of(comparison)
     columns = [*_results(comparison), *_costs(comparison)]
@@ -44,7 +44,7 @@ def groups_table(comparison: Comparison, part: Part | None = None) -> Table:
 
 
 def paired_table(comparison: Comparison) -> Table | None:
-    """Differences of the metric to the baseline, seed by seed; None where fewer than two seeds are shared."""
+    """Build the differences of the metric to the baseline, seed by seed; None with fewer than two shared seeds."""
     if not comparison.paired:
         return None
     rows = []
@@ -61,7 +61,7 @@ def paired_table(comparison: Comparison) -> Table | None:
 
 
 def against_table(comparison: Comparison) -> Table | None:
-    """The metric against a setting: one row per series and value; None where nobody asked for it."""
+    """Build the metric against a setting, one row per series and value; None where nobody asked for it."""
     response = comparison.response
     if response is None:
         return None
@@ -83,7 +83,7 @@ def against_table(comparison: Comparison) -> Table | None:
 
 
 def runs_table(comparison: Comparison) -> Table:
-    """One row per run: where it lies and how it is run again."""
+    """Build one row per run: its folder, and the command that repeats it."""
     rows = []
     measure = comparison.measure
     for group in comparison.groups:
@@ -169,7 +169,7 @@ def _p(value: float | None) -> str:
 
 
 def percent(spread: Spread | None, spread_too: bool = True) -> str:
-    """`93.05 ± 0.16`, from fractions: mean and standard deviation."""
+    """Write mean and standard deviation of fractions in percent: `93.05 ± 0.16`."""
     if spread is None:
         return NOTHING
     mean = f"{100 * spread.mean:.2f}"
@@ -177,7 +177,7 @@ def percent(spread: Spread | None, spread_too: bool = True) -> str:
 
 
 def names_of(comparison: Comparison) -> list[_Column]:
-    """A column for each setting that differs; the label where these do not tell the groups apart."""
+    """Returns a column for each differing setting; the label where these do not distinguish the groups."""
     groups = comparison.groups
     keys = list(dict.fromkeys(key for group in groups for key in group.shown))
     if len(groups) == 1 or any("#" in group.label or group.called for group in groups):
@@ -192,7 +192,7 @@ def _shown(group: Group, key: str) -> str:
 def _target_columns(comparison: Comparison) -> list[_Column]:
     if comparison.target is None:
         return []
-    percentage = f"{100 * comparison.target:g}\u00a0%"  # a line is not to break before the sign
+    percentage = f"{100 * comparison.target:g}\u00a0%"  # no line break before the sign
     to = f"to {percentage}"
 
     def costs(group: Group) -> Sequence[Cost]:
@@ -225,7 +225,7 @@ def _runs(group: Group) -> str:
 
 
 def _state(group: Group) -> str | None:
-    """What stands in place of an accuracy where no run has one to count."""
+    """Returns the text in place of an accuracy where no run has one."""
     if group.counted:
         return None
     return "diverged" if group.diverged else "unfinished"

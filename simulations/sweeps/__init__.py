@@ -1,1 +1,1 @@
-"""Many runs: sweeps through Hydra, and searches through Optuna."""
+"""Makes many runs: sweeps through Hydra, and searches through Optuna."""

@@ -1,7 +1,7 @@
-"""Hydra's multirun, opened up: the folder and the jobs of a sweep are known before the first job begins.
+"""Runs Hydra's multirun by its parts, so that a sweep's folder and jobs are known before the first job begins.
 
-`hydra.main` returns nothing of a sweep and ends it with the first job that fails, so this does what it does, by the
-same parts. It is the one file that uses what Hydra keeps to itself (hydra-core 1.3).
+`hydra.main` returns nothing of a sweep and ends it with the first job that fails, so this module repeats its work. No
+other file uses Hydra's internals (hydra-core 1.3).
 """
 
 import os
@@ -28,7 +28,7 @@ from fsl.quoting import override_value
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """The command line of a sweep. `flags` are Hydra's options that are needed again to go on with it."""
+    """The command line of a sweep. `flags` are the options of Hydra that resuming it needs again."""
 
     overrides: Sequence[str]
     config_dir: str | None = None
@@ -36,13 +36,13 @@ class SweepArguments:
 
     @property
     def flags(self) -> list[str]:
-        """The options as they were typed."""
+        """Hydra's options as typed."""
         found = ["--config-dir", self.config_dir] if self.config_dir is not None else []
         return found + (["--config-name", self.config_name] if self.config_name != "config" else [])
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for a sweep (and not, say, for --help)."""
+    """Returns whether a command line asks for a sweep (and not, say, for --help)."""
     options = _parse(arguments)
     asked = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
     other = ("help", "hydra_help", "version", "cfg", "info", "shell_completion", "run", "experimental_rerun")
@@ -50,13 +50,13 @@ def is_sweep(arguments: Sequence[str]) -> bool:
 
 
 def read_arguments(arguments: Sequence[str]) -> SweepArguments:
-    """The command line of a sweep, parsed."""
+    """Parse the command line of a sweep."""
     options = _parse(arguments)
     return SweepArguments(options.overrides, options.config_dir, options.config_name or "config")
 
 
 class HydraSweep:
-    """A sweep as Hydra composes it."""
+    """A sweep, composed by Hydra."""
 
     def __init__(self, hydra: Hydra, options: SweepArguments):
         self._hydra = hydra
@@ -74,7 +74,7 @@ class HydraSweep:
         self._joblib = "joblib" in config.hydra.launcher._target_
 
     def run(self, job: TaskFunction, folder: Path) -> None:
-        """Run the jobs, in this folder."""
+        """Run the jobs in this folder."""
         try:
             self._hydra.multirun(
                 config_name=self._options.config_name,
@@ -86,13 +86,13 @@ class HydraSweep:
                 ],
             )
         finally:
-            if self._joblib:  # else its workers, with this folder as theirs, would wait for another sweep
+            if self._joblib:  # else its workers would wait for another sweep in this folder
                 from joblib.externals.loky import get_reusable_executor
 
                 get_reusable_executor().shutdown(kill_workers=True)
 
     def _jobs(self, config: DictConfig) -> list[list[str]]:
-        """The overrides of each job, in order; empty under a sweeper that decides on the way."""
+        """Returns each job's overrides, in order; empty under a sweeper that decides on the way."""
         sweeper = config.hydra.sweeper
         if sweeper._target_ != BASIC_SWEEPER:
             return []
@@ -104,7 +104,7 @@ class HydraSweep:
 
 @contextmanager
 def open_hydra(options: SweepArguments) -> Iterator[HydraSweep]:
-    """Hydra with fsl's configurations, and those of `--config-dir`."""
+    """Open Hydra with fsl's configurations, and those of `--config-dir`."""
     version.setbase("1.3")
     path = create_automatic_config_search_path(None, None, "pkg://fsl.configs")
     if options.config_dir is not None:
@@ -120,9 +120,9 @@ def open_hydra(options: SweepArguments) -> Iterator[HydraSweep]:
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra's parser takes them, however they were mixed: overrides first, options after them.
+    """Sort arguments for Hydra's parser: overrides first, options after them.
 
-    ConfigError for an option that there is not, where that parser would print its usage.
+    ConfigError for an unknown option, where that parser would print its usage.
     """
     overrides = list(_parse(arguments).overrides)
     rest = list(arguments)

@@ -1,7 +1,7 @@
-"""The jobs of a sweep: what each one does, and the record it leaves for whoever continues the sweep.
+"""Runs the jobs of a sweep, and records each one's state for a command that resumes the sweep.
 
-A sweep's folder has, beside the jobs' own folders and Hydra's `multirun.yaml`, a file `jobs/<number>.json` for each job
-that has begun. Jobs may run in other processes, so what they tell the command goes through these files.
+A sweep's folder has, besides the jobs' own folders and Hydra's `multirun.yaml`, a file `jobs/<number>.json` for each
+job that has begun. Jobs may run in other processes, so they report to the command through these files.
 """
 
 import json
@@ -43,40 +43,39 @@ class _OtherConfigError(CheckpointError):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What is known of a job.
+    """The recorded state of a job.
 
-    `state` stays `running` where the job's process was killed, and is `waiting` where a sweep that goes on has yet to
-    come to it.
+    `state` stays `running` where the job's process was killed, and is `waiting` until a resumed sweep comes to it.
     """
 
     number: int
     overrides: Sequence[str]
     state: Literal["waiting", "running", "finished", "skipped", "failed"] = "running"
     accuracy: float | None = None
-    reason: str = ""  # one line, of a job that failed
-    bad_input: bool = False  # it failed for a value that cannot be used
-    config: Mapping[str, Any] = field(default_factory=dict)  # empty where it could not be composed
-    fault: bool = False  # it failed for code that is wrong
+    reason: str = ""  # one line, for a failed job
+    bad_input: bool = False  # it failed because of an invalid value
+    config: Mapping[str, Any] = field(default_factory=dict)  # empty where composing failed
+    fault: bool = False  # it failed because of wrong code
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do."""
+        """True where nothing is left to do."""
         return self.state in ("finished", "skipped")
 
     @property
     def title(self) -> str:
-        """The job in words: `job 3 (strategy=vanilla seed=1)`."""
+        """Name of the job: `job 3 (strategy=vanilla seed=1)`."""
         return f"job {self.number} ({' '.join(self.overrides)})" if self.overrides else f"job {self.number}"
 
     def write(self, sweep: Path) -> None:
-        """Put the record into a sweep's folder."""
+        """Write the record into a sweep's folder."""
         folder = sweep / JOBS
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{self.number}.json", asdict(self))
 
 
 def read_record(sweep: Path, number: int) -> JobRecord | None:
-    """The record of a job, None if it never began; CheckpointError where it is damaged."""
+    """Read a job's record; None if it never began, CheckpointError where it is damaged."""
     path = sweep / JOBS / f"{number}.json"
     try:
         return JobRecord(**json.loads(path.read_text(encoding="utf-8")))
@@ -88,19 +87,19 @@ def read_record(sweep: Path, number: int) -> JobRecord | None:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What Hydra calls for each job, in this process or in a worker of its launcher."""
+    """Runs one job; Hydra calls it in this process or in a worker of its launcher."""
 
     continuing: bool = False
-    directory: Path | None = None  # that of the command, where the sweep began in another
+    directory: Path | None = None  # the command's, where the sweep began in another one
     passed_over: frozenset[int] = frozenset()
 
     def __call__(self, config: DictConfig) -> float | None:
-        """Run, resume or skip a job; what it says goes into its record. Returns its last accuracy."""
+        """Run, resume or skip a job, and write its record; returns its last accuracy."""
         hydra = HydraConfig.get()
         if hydra.job.num in self.passed_over:
             return None
         sweep, run = Path(hydra.sweep.dir), RunFolder(Path(hydra.runtime.output_dir))
-        # As they are: what one of them names is not looked up here.
+        # Unresolved: nobody looks up their references here.
         overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         began = JobRecord(int(hydra.job.num), overrides)
         composed = Composed.by_hydra(config)
@@ -112,24 +111,24 @@ class SweepJob:
                 go_on = self.continuing and can_go_on(run)
                 alone = hydra.launcher._target_ == BASIC_LAUNCHER
                 record = _run(config, run, began, go_on, alone, self.directory, composed)
-        except _OtherConfigError as error:  # what is on record is what the job's folder holds
+        except _OtherConfigError as error:  # the record stays that of the job's folder
             record = replace(error.before, state="failed", reason=one_line(error), bad_input=True, fault=False)
-        except Exception as error:  # also of the user's model, data or strategy: no reason to lose the other jobs
+        except Exception as error:  # also an error in the user's code: no reason to lose the other jobs
             bad = isinstance(error, ConfigError | OmegaConfBaseException)
             reason = failure_in_words(error)
             record = replace(began, state="failed", reason=reason, bad_input=bad, fault=not bad and is_fault(error))
             composed.keep(run.path)
         try:
             record.write(sweep)
-        except OSError as error:  # a full disk, say; it stays `running` then
+        except OSError as error:  # a full disk, for example; the state stays `running` then
             what = f"{record.title} {record.state}{record.reason and f' ({record.reason})'}"
             print(f"{what}, but its record cannot be written: {one_line(error)}", file=sys.stderr)
         if record.state == "failed" and hydra.sweeper._target_ != BASIC_SWEEPER:
-            raise JobError(f"{record.title}: {record.reason}")  # such a sweeper may need a score of every job
+            raise JobError(f"{record.title}: {record.reason}")  # this sweeper may need every job's score
         return record.accuracy  # the basic sweeper would drop all later batches if a job raised
 
     def _finished(self, sweep: Path, run: RunFolder, job: JobRecord) -> JobRecord | None:
-        """The record of a job that is not to be run again; CheckpointError where its configuration was another."""
+        """Returns the record of a finished job; CheckpointError where its configuration was another."""
         if not self.continuing:
             return None
         before = read_record(sweep, job.number)
@@ -151,17 +150,17 @@ def _run(
 ) -> JobRecord:
     with open_dict(config):
         config.resume = str(run.path) if go_on else None
-    # Two bars on one terminal cannot be read.
+    # Two bars on one terminal are unreadable.
     result = simulate_config(config, run.path, alone, [composed], title=f"job {job.number}")
     tell(f"{job.title}: {scores(result.metrics)}; results: {os.path.relpath(run.path, directory)}")
     return replace(job, state="finished", accuracy=accuracy(result))
 
 
 def can_go_on(run: RunFolder) -> bool:
-    """Whether a run can go on from a checkpoint; what was killed before its first checkpoint is cleared away."""
+    """Returns whether a run can resume from a checkpoint; clears away a run killed before its first one."""
     if (run.checkpoint / "state.json").exists():
         return True
-    if len(run.read_metrics()) <= 1:  # a round's row is written just before its checkpoint
+    if len(run.read_metrics()) <= 1:  # a round writes its row just before its checkpoint
         run.metrics_path.unlink(missing_ok=True)
         if run.checkpoint.exists():
             rmtree(run.checkpoint)
@@ -177,7 +176,7 @@ def _final_accuracy(run: RunFolder) -> float | None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed configuration as JSON values."""
+    """Convert a composed configuration to JSON values."""
     return dict(json.loads(json.dumps(OmegaConf.to_container(config, resolve=True), default=str)))
 
 

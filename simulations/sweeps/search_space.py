@@ -1,4 +1,4 @@
-"""What a search varies: Hydra's sweep syntax as Optuna's distributions."""
+"""Reads the space of a search: Hydra's sweep syntax as Optuna's distributions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +14,18 @@ from fsl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Space:
-    """`fixed` overrides apply to every trial; `parameters` are drawn, each by its key."""
+    """The space of a search: `fixed` overrides apply to every trial; `parameters` are drawn, each by its key."""
 
     fixed: list[str]
     parameters: dict[str, BaseDistribution]
-    lists: dict[str, list[Any]]  # of the parameters that have finitely many values, all of them
+    lists: dict[str, list[Any]]  # all values of the parameters that have finitely many
 
     def overrides(self, parameters: Mapping[str, Any]) -> list[str]:
-        """What a trial with these parameters is given."""
+        """Returns the overrides of a trial with these parameters."""
         return [*self.fixed, *(f"{key}={value}" for key, value in parameters.items())]
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination; ConfigError where a parameter has no list of values."""
+        """List every combination; ConfigError where a parameter has no list of values."""
         for key in self.parameters:
             if key not in self.lists:
                 raise ConfigError(f"{key} is drawn from an interval, which has no grid; use choice(...) or range(...)")
@@ -33,7 +33,7 @@ class Space:
 
 
 def read_space(overrides: Sequence[str]) -> Space:
-    """Sort overrides into what is fixed and what is searched; ConfigError for what fits neither."""
+    """Sort overrides into fixed and searched ones; ConfigError for one that is neither."""
     space = Space([], {}, {})
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         line, key = str(override.input_line), override.get_key_element()
@@ -65,7 +65,7 @@ def _distribution(override: Override) -> tuple[BaseDistribution, list[Any] | Non
         if isinstance(sweep, RangeSweep):
             return _range(replace(sweep, shuffle=False), line)
         if isinstance(sweep, ChoiceSweep):
-            sweep.shuffle = False  # a grid must have the same order when it is continued
+            sweep.shuffle = False  # a resumed grid must have the same order
             values = list(dict.fromkeys(override.sweep_string_iterator()))
             return CategoricalDistribution(values), values
     except ValueError as error:

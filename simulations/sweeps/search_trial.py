@@ -1,4 +1,4 @@
-"""One trial of a search: an ordinary run that reports its rounds, in this process or in one of its own."""
+"""Runs one trial of a search: an ordinary run that reports its rounds, in this process or in one of its own."""
 
 import math
 import signal
@@ -27,7 +27,7 @@ Report = Callable[[int, float], bool]  # a round and its value; returns whether 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What a trial runs, and where. `sign` is 1 where more is better, else -1."""
+    """A trial's overrides and folder. `sign` is 1 where more is better, else -1."""
 
     folder: Path
     overrides: Sequence[str]
@@ -39,7 +39,7 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came of a trial; `reason` is one line."""
+    """A trial's outcome; `reason` is one line."""
 
     state: Literal["complete", "pruned", "failed"]
     value: float | None = None
@@ -47,7 +47,7 @@ class TrialResult:
 
 
 class _PrunedError(FslError):
-    """Raised on purpose: the trial ends here."""
+    """Ends a trial that the pruner stops."""
 
 
 class _Reporter(Observer):
@@ -62,19 +62,19 @@ class _Reporter(Observer):
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """A run's configuration from overrides without choices."""
+    """Compose a run's configuration from overrides without choices."""
     with initialize_config_module("fsl.configs", version_base="1.3"):
         return compose("config", overrides=with_choices(overrides))
 
 
 def run_trial(task: TrialTask, report: Report) -> TrialResult:
-    """Run a trial, or go on with one that was interrupted; what fails is told, not raised."""
+    """Run a trial, or resume an interrupted one; returns failures instead of raising them."""
     run = RunFolder(task.folder)
     try:
         config = composed(task.overrides)
         go_on = can_go_on(run)
         if not go_on:
-            Composed(config, task.overrides).write(task.folder)  # also of a trial that fails before it begins
+            Composed(config, task.overrides).write(task.folder)  # also for a trial that fails before it begins
         with open_dict(config):
             config.resume = str(task.folder) if go_on else None
         watching, title = [_Reporter(task.metric, report)], task.folder.name
@@ -82,12 +82,12 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
         return TrialResult("complete", score(rows, task))
     except _PrunedError as error:
         return TrialResult("pruned", reason=str(error))
-    except Exception as error:  # also of the user's model, data or strategy: no reason to end the search
+    except Exception as error:  # also an error in the user's code: no reason to end the search
         return TrialResult("failed", reason=failure_in_words(error))
 
 
 def score(rows: Sequence[Mapping[str, Any]], task: TrialTask) -> float:
-    """The metric of the last round, or of the best; FslError where it is no number there."""
+    """Returns the metric of the last round, or of the best; FslError where it is no number there."""
     known = list(dict.fromkeys(name for row in rows for name in row if name != "round"))
     if task.metric not in known:
         raise ConfigError(f"--metric {task.metric}: a round has no such metric; there are: {', '.join(known)}")
@@ -103,14 +103,14 @@ def _number(value: object) -> float | None:
 
 
 class TrialProcess:
-    """A trial in a process of its own: one that is killed takes no other with it."""
+    """Runs a trial in a process of its own, whose death affects no other trial."""
 
     def __init__(self, task: TrialTask):
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        # Ctrl-C reaches the whole terminal: it is for the command to handle, which then ends its trials. The tracker
-        # must run before: Python unblocks SIGINT when it starts it.
+        # Ctrl-C reaches all processes of the terminal; the command handles it and ends its trials. The tracker must run
+        # before: Python unblocks SIGINT when it starts it.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -120,7 +120,7 @@ class TrialProcess:
         theirs.close()
 
     def receive(self, report: Report) -> TrialResult | None:
-        """Answer what the trial has sent; its result, None as long as it runs. To be called when it has sent."""
+        """Answer the trial's message; returns its result, None while it runs. Call it once a message is there."""
         try:
             message = self.connection.recv()
             if not isinstance(message, TrialResult):
@@ -133,7 +133,7 @@ class TrialProcess:
         return message
 
     def end(self) -> None:
-        """Stop the trial now; it can be gone on with."""
+        """Stop the trial now; it can resume later."""
         self.process.terminate()
         self.process.join(10)
         self.process.kill()
@@ -154,4 +154,4 @@ def _serve(connection: Connection, task: TrialTask) -> None:
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt  # so that what the run has started (Ray, say) is ended
+    raise KeyboardInterrupt  # so that the run ends what it started, such as Ray

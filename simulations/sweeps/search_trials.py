@@ -1,4 +1,4 @@
-"""The trials of a study, one after another or several at a time."""
+"""Runs a study's trials, one after another or several at a time."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ _WORDS = {state: word for word, state in _STATES.items()} | {
     TrialState.RUNNING: "interrupted",
     TrialState.WAITING: "not begun",
 }
-_SHOWN = 20  # trials on the terminal
+_SHOWN = 20  # trials shown on the terminal
 
 
 class Trials:
-    """Runs what a study asks for; `say` puts a line on stderr and returns the exit code."""
+    """Runs a study's trials; `say` prints a line on stderr and returns the exit code."""
 
     def __init__(self, study: Study, say: Callable[[str, int], int]):
         self._study = study
@@ -35,7 +35,7 @@ class Trials:
         self._interrupted: list[optuna.Trial] = []
 
     def run(self, count: int, jobs: int) -> None:
-        """Go on until there are so many trials; those that were interrupted come first."""
+        """Run until there are `count` trials, interrupted ones first, `jobs` at a time."""
         self._interrupted = self._study.interrupted()
         if jobs == 1:
             while (trial := self._next(count)) is not None:
@@ -60,7 +60,7 @@ class Trials:
                 process.end()
 
     def summary(self) -> int:
-        """Print what came out; returns the exit code."""
+        """Print the outcome; returns the exit code."""
         trials, best = self._study.trials, self._study.best()
         numbers = (f"{sum(t.state is state for t in trials)} {name}" for name, state in _STATES.items())
         print_table(
@@ -79,7 +79,7 @@ class Trials:
         return 0
 
     def write_table(self) -> None:
-        """All trials in `trials.csv`, best first, numbers as they are."""
+        """Write all trials to `trials.csv`, best first, with full numbers."""
         lines = [
             {
                 "trial": trial.number,
@@ -117,7 +117,7 @@ class Trials:
         return TrialTask(folder, overrides, settings.metric, settings.best_round, sign, progress)
 
     def _report(self, trial: optuna.Trial) -> Report:
-        # A trial that goes on may come past rounds that it reported before it was interrupted.
+        # A resumed trial may repeat rounds that it reported before its interruption.
         reported = self._study.reported(trial)
 
         def report(round: int, value: float) -> bool:

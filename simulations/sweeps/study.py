@@ -1,4 +1,4 @@
-"""A study: what a search asks for, where it keeps its trials, and how Optuna draws them."""
+"""Keeps a search's study: its settings, its trials, and how Optuna draws them."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ DATABASE = "study.db"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search asks for; `study.json` in the study's folder."""
+    """The settings of a search, in `study.json` of the study's folder."""
 
     overrides: list[str]
     trials: int
@@ -41,7 +41,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings | None:
-    """The settings of a study that is there already, else None."""
+    """Read the settings of an existing study; None without one."""
     path = folder / SETTINGS
     try:
         return Settings(**json.loads(path.read_text(encoding="utf-8")))
@@ -52,9 +52,9 @@ def read_settings(folder: Path) -> Settings | None:
 
 
 class Study:
-    """The trials of one search, drawn by Optuna and kept in its database.
+    """Draws the trials of one search by Optuna, and keeps them in its database.
 
-    Trial n is drawn with a seed of its own, so that a study that was interrupted draws what it would have drawn.
+    Each trial has its own seed, so that an interrupted study draws what it would have drawn.
     """
 
     def __init__(self, folder: Path, settings: Settings):
@@ -63,7 +63,7 @@ class Study:
         self.settings = settings
         self.space: Space = read_space(settings.overrides)
         self._grid = self.space.grid() if settings.sampler == "grid" else []
-        # SQLite rather than Optuna's journal file: a line of that which a kill has cut off makes it unreadable.
+        # SQLite rather than Optuna's journal file, which a line cut off by a kill makes unreadable.
         path = folder.absolute() / DATABASE
         try:
             self._study = optuna.create_study(
@@ -79,14 +79,14 @@ class Study:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials so far, by number."""
+        """Returns all trials so far, by number."""
         return self._study.get_trials(deepcopy=False)
 
     def interrupted(self) -> list[optuna.Trial]:
-        """Trials that had begun when the command before this one ended."""
+        """Returns trials that were running when an earlier command ended."""
         running = [t for t in self.trials if t.state is TrialState.RUNNING]
         for trial in running:
-            if trial.params.keys() != self.space.parameters.keys():  # killed while it was drawn
+            if trial.params.keys() != self.space.parameters.keys():  # a kill interrupted its draw
                 self._study.tell(trial.number, state=TrialState.FAIL)
         return [
             optuna.Trial(self._study, trial._trial_id)
@@ -95,7 +95,7 @@ class Study:
         ]
 
     def ask(self) -> optuna.Trial:
-        """The next trial."""
+        """Draw the next trial."""
         number = len(self.trials)
         self._study.sampler = _sampler(self.settings.sampler, seeds.derive(self.settings.seed, "search", step=number))
         if self._grid:
@@ -103,30 +103,30 @@ class Study:
         return self._study.ask(self.space.parameters)
 
     def tell(self, trial: optuna.Trial, value: float | None, state: TrialState, reason: str = "") -> None:
-        """What came of a trial."""
+        """Record a trial's outcome."""
         if reason:
             trial.set_user_attr("reason", reason)
         self._study.tell(trial, value if state is TrialState.COMPLETE else None, state)
 
     def left(self, count: int) -> bool:
-        """Whether there is another trial to draw, where there are to be so many."""
+        """Returns whether there is another trial to draw, up to `count`."""
         return len(self.trials) < (min(count, len(self._grid)) if self._grid else count)
 
     def drawn(self, trial: optuna.Trial | FrozenTrial) -> dict[str, Any]:
-        """A trial's parameters, in the order of the command line."""
+        """Returns a trial's parameters, in the order of the command line."""
         return {key: trial.params[key] for key in self.space.parameters}
 
     def reported(self, trial: optuna.Trial) -> set[int]:
-        """The rounds whose values are known of a trial."""
+        """Returns the rounds whose values a trial has reported."""
         return set(self.trials[trial.number].intermediate_values)
 
     def best_first(self) -> list[FrozenTrial]:
-        """All trials by their score; those without one last, by number."""
+        """Sort all trials by score; those without one come last, by number."""
         sign = -1 if self.settings.direction == "maximize" else 1
         return sorted(self.trials, key=lambda trial: (*_score(trial, sign), trial.number))
 
     def best(self) -> FrozenTrial | None:
-        """The best trial of those that ran to the end, None if none did."""
+        """Returns the best trial that ran to the end; None if none did."""
         complete = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
         return self._study.best_trial if complete else None
 

@@ -1,4 +1,4 @@
-"""A sweep: many jobs through Hydra, none of which is lost when another fails, and which can be continued."""
+"""Runs a sweep: many jobs through Hydra; a failing job loses no other, and the sweep can be resumed."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from fsl.simulations.error_lines import one_line
 from fsl.simulations.one_run import say
 from fsl.simulations.sweeps.hydra_sweep import HydraSweep, SweepArguments, is_sweep, open_hydra, read_arguments
 from fsl.simulations.sweeps.jobs import JOBS, JobError, JobRecord, SweepJob, read_record
-from fsl.simulations.sweeps.sweep_overrides import Started, continued, go_on, resumed_folder
+from fsl.simulations.sweeps.sweep_overrides import SweepStart, continued, go_on, resumed_folder
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,7 +24,7 @@ __all__ = ["is_sweep", "sweep"]
 
 @dataclass
 class _Progress:
-    """What a command that ends early can still say."""
+    """Progress that a command can still report when it ends early."""
 
     folder: Path | None = None
     jobs: Sequence[Sequence[str]] = ()
@@ -58,7 +58,7 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
     with ExitStack() as stack:
         if earlier is None:
             config_dir = None if options.config_dir is None else os.path.abspath(options.config_dir)
-            started = Started(list(options.overrides), str(here), config_dir, options.config_name)
+            started = SweepStart(list(options.overrides), str(here), config_dir, options.config_name)
         else:
             started = continued(earlier, options.overrides)
             earlier = earlier.absolute()
@@ -76,16 +76,16 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
     return _report(options, progress)
 
 
-def _as_started(options: SweepArguments, started: Started) -> SweepArguments:
-    """The command line of a sweep that goes on: Hydra's options, too, are those it began with, unless given anew."""
+def _as_started(options: SweepArguments, started: SweepStart) -> SweepArguments:
+    """Returns a resumed sweep's command line, with Hydra's options from its beginning, unless given anew."""
     name = options.config_name if options.config_name != "config" else started.config_name
     config_dir = started.config_dir if options.config_dir is None else os.path.abspath(options.config_dir)
     return SweepArguments(started.overrides, config_dir, name)
 
 
 @contextmanager
-def _in_its_directory(started: Started) -> Iterator[None]:
-    """Where a sweep was started: its relative paths, and modules of the user's, are found from there."""
+def _in_its_directory(started: SweepStart) -> Iterator[None]:
+    """Work in the directory where a sweep was started, so that relative paths and the user's modules are found."""
     here = Path.cwd()
     if started.directory is None or Path(started.directory) == here:
         yield
@@ -105,7 +105,7 @@ def _in_its_directory(started: Started) -> Iterator[None]:
 
 
 def _claim(hydra: HydraSweep) -> Path:
-    """The folder of a new sweep, made so that no other sweep can take it."""
+    """Make the folder of a new sweep, so that no other sweep can take it."""
     folder = hydra.folder
     for candidate in (folder, folder.with_name(f"{folder.name}-{os.getpid()}")):
         try:
@@ -117,7 +117,7 @@ def _claim(hydra: HydraSweep) -> Path:
         try:
             (candidate / JOBS).mkdir()
         except FileExistsError:
-            if not hydra.named_by_time:  # else it is that of a sweep which began in the same second
+            if not hydra.named_by_time:  # else it belongs to a sweep that began in the same second
                 break
         else:
             return candidate
@@ -125,14 +125,14 @@ def _claim(hydra: HydraSweep) -> Path:
 
 
 def _put_back_what_is_not_done(progress: _Progress) -> None:
-    """Jobs to be run again wait; what they were configured as is kept, for it must not be another now."""
+    """Mark unfinished jobs as waiting, and keep their configurations, which must not change."""
     for record in _records(progress):
         if not record.done and progress.folder is not None:
             replace(record, state="waiting", reason="", bad_input=False, fault=False).write(progress.folder)
 
 
 def _launch(hydra: HydraSweep, job: SweepJob, folder: Path, progress: _Progress) -> None:
-    """Run all jobs; where a worker process dies, what began is left as it is and the other jobs go on."""
+    """Run all jobs; where a worker process dies, leave its job as it is and go on with the others."""
     begun: frozenset[int] = frozenset()
     while True:
         try:
@@ -149,7 +149,7 @@ def _launch(hydra: HydraSweep, job: SweepJob, folder: Path, progress: _Progress)
 
 @contextmanager
 def _quiet_tracker() -> Iterator[None]:
-    """Python's resource tracker cleans up after workers that are killed, at Ctrl-C; it need not say so."""
+    """Silence Python's resource tracker, which reports its clean-up after workers killed at Ctrl-C."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
     try:
@@ -176,7 +176,7 @@ def _report(options: SweepArguments, progress: _Progress) -> int:
     if not failed and not left:
         return 0
     if not left and all(record.bad_input for record in failed):
-        return 2  # another try would end like this one
+        return 2  # a retry would end like this one
     mend = "mend the code, then " if any(record.fault for record in failed) else ""
     return say(f"{mend}{_go_on(options, progress)}", 1)
 

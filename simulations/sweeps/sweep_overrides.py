@@ -1,4 +1,4 @@
-"""What a sweep was started with, kept as it was typed, and what it goes on with."""
+"""Keeps the overrides with which a sweep was started, as typed, and restores them to resume it."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
 from fsl.quoting import override_value, shell_line
 
-STARTED = "sweep.json"  # in a sweep's folder
+STARTED = "sweep.json"  # file in a sweep's folder
 
 
 @dataclass(frozen=True)
-class Started:
-    """How a sweep was started: overrides as they were typed, where from, and with which options of Hydra's."""
+class SweepStart:
+    """How a sweep was started: overrides as typed, the directory, and Hydra's options."""
 
     overrides: list[str]
     directory: str | None = None
@@ -30,12 +30,12 @@ class Started:
     config_name: str = "config"
 
     def write(self, sweep: Path) -> None:
-        """Keep it in a sweep's folder."""
+        """Write it into a sweep's folder."""
         write_json(sweep / STARTED, asdict(self))
 
 
 def resumed_folder(overrides: Sequence[str]) -> Path | None:
-    """The sweep that `resume=` names, None if there is none."""
+    """Returns the sweep that `resume=` names; None without one."""
     for override in _parsed(overrides):
         if override.get_key_element().lstrip("+") != "resume":
             continue
@@ -44,7 +44,7 @@ def resumed_folder(overrides: Sequence[str]) -> Path | None:
         value = override.value()
         if value is None:
             return None
-        folder = Path(str(OmegaConf.create({"resume": value})["resume"]))  # with what it may name, as in ${oc.env:HOME}
+        folder = Path(str(OmegaConf.create({"resume": value})["resume"]))  # resolves references such as ${oc.env:HOME}
         if not any((folder / name).exists() for name in (STARTED, "multirun.yaml")):
             raise ConfigError(
                 f"resume={folder}: there is no sweep in it (no {STARTED}); -m resume=<folder> takes the folder of "
@@ -54,10 +54,10 @@ def resumed_folder(overrides: Sequence[str]) -> Path | None:
     return None
 
 
-def continued(folder: Path, given: Sequence[str]) -> Started:
-    """What to go on with: what the sweep began with, of which only the launcher may be another.
+def continued(folder: Path, given: Sequence[str]) -> SweepStart:
+    """Returns the start of the sweep to resume, of which only the launcher may change.
 
-    ConfigError where what is given besides disagrees with what the sweep began with.
+    ConfigError where other given overrides disagree with it.
     """
     started = _read(folder)
     kept = [override for override in _parsed(started.overrides) if not _is_about_place(override)]
@@ -91,22 +91,22 @@ def continued(folder: Path, given: Sequence[str]) -> Started:
 
 
 def go_on(folder: Path, flags: Sequence[str]) -> str:
-    """The command that goes on with a sweep."""
+    """Returns the command that resumes a sweep."""
     return shell_line(["fsl-simulate", "-m", *flags, f"resume={override_value(os.path.relpath(folder))}"])
 
 
-def _read(folder: Path) -> Started:
+def _read(folder: Path) -> SweepStart:
     path = folder / STARTED
     try:
         if path.exists():
-            started = Started(**json.loads(path.read_text(encoding="utf-8")))
+            started = SweepStart(**json.loads(path.read_text(encoding="utf-8")))
             if not all(isinstance(line, str) for line in started.overrides):
                 raise TypeError("its overrides are no texts")
             return started
-        path = folder / "multirun.yaml"  # of a sweep from before there was the other file
+        path = folder / "multirun.yaml"  # for sweeps older than `sweep.json`
         hydra: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         overrides = hydra["hydra"]["overrides"]
-        return Started([str(line) for line in [*overrides["task"], *overrides["hydra"]]])
+        return SweepStart([str(line) for line in [*overrides["task"], *overrides["hydra"]]])
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, YAMLError) as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}); start a new sweep") from None
 
@@ -116,7 +116,7 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
 
 
 def _is_about_place(override: Override) -> bool:
-    """Whether an override says no more than which sweep it is, and that it is one."""
+    """Returns whether an override only names the sweep or asks for one."""
     return override.key_or_group in ("resume", "hydra.mode", "hydra.sweep.dir")
 
 
@@ -125,7 +125,7 @@ def _is_launcher(override: Override) -> bool:
 
 
 def _meant(override: Override) -> tuple[Any, ...]:
-    """What an override means, however it is written."""
+    """Returns an override's meaning, however it is written."""
     return override.type, override.value_type, _plain(override._value)
 
 

@@ -374,7 +374,7 @@ def test_images_stored_as_bare_bytes_are_images(tmp_path):
 def test_images_are_decoded_once(tmp_path, own_cache, monkeypatch):
     first = load(write_both(tmp_path))
     assert len(list(own_cache.glob("*.npy"))) == 2
-    monkeypatch.setattr("fsl.data.pixels.Decoder._decode", lambda self, rows: pytest.fail("decoded again"))
+    monkeypatch.setattr("fsl.data.pixels.ImageDecoder._decode", lambda self, rows: pytest.fail("decoded again"))
     assert torch.equal(load(tmp_path).train.inputs, first.train.inputs)
 
 

@@ -13,29 +13,29 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from fsl.simulations.fsl_certs import command
 
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Certificates:
+def files(tmp_path_factory) -> CertificateFolder:
     folder = tmp_path_factory.mktemp("certs")
     issue(folder, identities(2, 2, {"edge-0": ["edge0.example.org", "192.0.2.7"]}))
-    return Certificates(folder)
+    return CertificateFolder(folder)
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory) -> Certificates:
+def strangers(tmp_path_factory) -> CertificateFolder:
     folder = tmp_path_factory.mktemp("strangers")
     issue(folder, identities(1, 1))
-    return Certificates(folder)
+    return CertificateFolder(folder)
 
 
 def load(path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def verifier(files: Certificates) -> PolicyBuilder:
+def verifier(files: CertificateFolder) -> PolicyBuilder:
     return PolicyBuilder().store(Store([load(files.ca)]))
 
 
@@ -111,14 +111,14 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
             thread.join(10)
 
 
-def server_context(files: Certificates) -> ssl.SSLContext:
+def server_context(files: CertificateFolder) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(files.ca))
     context.load_cert_chain(files.certificate("edge-0"), files.key("edge-0"))
     context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-def client_context(trusted: Certificates, own: Certificates | None) -> ssl.SSLContext:
+def client_context(trusted: CertificateFolder, own: CertificateFolder | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(trusted.ca))
     if own:
         context.load_cert_chain(own.certificate("device-0"), own.key("device-0"))
@@ -152,17 +152,17 @@ def test_an_existing_ca_is_kept_unless_told(tmp_path, capsys):
     assert command([str(folder), "--devices", "2", "--add"]) == 0
     assert (folder / "ca.pem").read_bytes() == ca
     assert (folder / "device-0.pem").read_bytes() == device
-    verifier(Certificates(folder)).build_client_verifier().verify(load(folder / "device-1.pem"), [])
+    verifier(CertificateFolder(folder)).build_client_verifier().verify(load(folder / "device-1.pem"), [])
     assert command([str(folder), "--devices", "2", "--force"]) == 0
     assert (folder / "ca.pem").read_bytes() != ca
 
 
 def test_what_cannot_be_added_to_is_said(tmp_path, files):
     issue(tmp_path, identities(0, 0))
-    Certificates(tmp_path).ca_key.write_bytes(files.ca_key.read_bytes())
+    CertificateFolder(tmp_path).ca_key.write_bytes(files.ca_key.read_bytes())
     with pytest.raises(ConfigError, match="is not the key of"):
         issue(tmp_path, identities(0, 1), add=True)
-    Certificates(tmp_path).ca_key.write_text("nothing")
+    CertificateFolder(tmp_path).ca_key.write_text("nothing")
     with pytest.raises(ConfigError, match="cannot be read"):
         issue(tmp_path, identities(0, 1), add=True)
 

@@ -231,7 +231,7 @@ def test_fsl_certs_writes_the_table(tmp_path, capsys):
 
 def test_a_node_of_several_devices_has_one_line(tmp_path):
     issue(tmp_path, identities(1, 1))
-    files = Certificates(tmp_path)
+    files = CertificateFolder(tmp_path)
     add_nodes(tmp_path / TABLE, {"devices-0-3": files.node_public_key("device-0")})
     assert len(set(read_table(tmp_path / TABLE).values())) == 1
     assert sorted(read_table(tmp_path / TABLE)) == [f"device-{k}" for k in range(4)]

@@ -15,11 +15,11 @@ from fsl.simulations.fsl_federation import command
 from fsl.simulations.overrides import for_federation
 
 from fsl.deployment.local import local_federation as local
-from fsl.deployment.local.edge_figures import parse_figures
 from fsl.deployment.local.federation_record import read_record
 from fsl.deployment.local.flower_programs import CONNECTION, bundle_hash, flwr
 from fsl.deployment.local.flower_runs import submit, watch
 from fsl.deployment.local.local_federation import LocalFederation
+from fsl.deployment.local.scraped_metrics import parse_metrics
 from fsl.deployment.node.bundles import check
 from fsl.deployment.processes import members, wait_until
 from fsl.errors import CheckpointError, ConfigError, RunError
@@ -282,4 +282,4 @@ fsl_steps_total 7
 nonsense
 fsl_bad x
 """
-    assert parse_figures(text) == {"fsl_sessions": 3.0, "fsl_steps_total": 7.0}
+    assert parse_metrics(text) == {"fsl_sessions": 3.0, "fsl_steps_total": 7.0}

@@ -52,7 +52,7 @@ def values(of):
         (array(dtype="junk"), "an array claims dtype 'junk'"),
         (array(shape=(-1, -36)), "claims shape"),
         (foreign, "which is not its own"),
-        (put("figure.x", math.inf), "are not device reports"),
+        (put("count.x", math.inf), "are not device reports"),
         (put("up_bytes", [math.inf]), "up_bytes=inf"),
         (put("down_bytes", [-1]), "down_bytes=-1"),
         (put("skipped", [math.nan]), "skipped=nan"),

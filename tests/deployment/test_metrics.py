@@ -17,17 +17,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fsl.strategies import PSL, CycleSL, SplitFedV1
 
 from fsl.codecs import Identity
-from fsl.deployment.local.edge_figures import parse_figures, read_figures
+from fsl.deployment.local.scraped_metrics import parse_metrics, scrape_metrics
 from fsl.deployment.logs import FIELDS, JsonFormatter
 from fsl.deployment.node.edge_metrics import MetricsEndpoint
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
 from fsl.round.edge_server import EdgeServer
 from fsl.trainers import Replicated
-from fsl.wire.device.line import Ear, Invitation, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Ear, Uplink
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound
@@ -54,7 +55,7 @@ class ScrapedGrid(WiredGrid):
 
     def release(self):
         addresses = [node.metrics_address for node in self.nodes.values()]
-        self.figures.extend(read_figures(address) for address in addresses if address is not None)
+        self.figures.extend(scrape_metrics(address) for address in addresses if address is not None)
         super().release()
 
 
@@ -132,7 +133,7 @@ def test_lost_devices_are_counted_by_reason(edge):
     assert 'fsl_devices_lost_total{reason="straggler"} 1.0' in text
     assert 'fsl_devices_lost_total{reason="absent"} 1.0' in text
     assert 'fsl_rounds_total{outcome="done"} 1.0' in text
-    figures = parse_figures(text)
+    figures = parse_metrics(text)
     assert figures["fsl_stragglers_total"] == 1
     assert figures["fsl_sessions"] == figures["fsl_sessions_closed_total"] == 0
 
@@ -157,13 +158,13 @@ def test_refused_handshakes_are_counted_by_status_code(edge):
 def test_each_edge_counts_for_itself():
     one, other = MetricsEndpoint("127.0.0.1:0"), MetricsEndpoint("127.0.0.1:0")
     one.meter.uploaded(100)
-    assert read_figures(f"127.0.0.1:{one.port}")["fsl_up_bytes_total"] == 100
-    assert read_figures(f"127.0.0.1:{other.port}")["fsl_up_bytes_total"] == 0
+    assert scrape_metrics(f"127.0.0.1:{one.port}")["fsl_up_bytes_total"] == 100
+    assert scrape_metrics(f"127.0.0.1:{other.port}")["fsl_up_bytes_total"] == 0
     with pytest.raises(ConfigError, match=f"127.0.0.1:{one.port}.*name a free host:port"):
         MetricsEndpoint(f"127.0.0.1:{one.port}")
     one.close()
     other.close()
-    assert read_figures(f"127.0.0.1:{one.port}") == {}
+    assert scrape_metrics(f"127.0.0.1:{one.port}") == {}
 
 
 def edge_settings(folder, **more):
@@ -174,7 +175,7 @@ def edge_settings(folder, **more):
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "fsl.deployment.node.edge_metrics")
-    node = object.__new__(WiredNode)
+    node = object.__new__(NetworkedNode)
     node.settings, node._door, node._metrics = edge_settings(tmp_path, metrics="127.0.0.1:0"), None, None
     with pytest.raises(ConfigError, match=r"^metrics=127.0.0.1:0: .*pip install 'fsl-flower\[federation\]'.*$"):
         _ = node.door

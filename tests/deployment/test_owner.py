@@ -14,12 +14,12 @@ from fsl.data import IID, divide
 from fsl.deployment.node.node_host import NodeHost
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit, OwnLedger
-from fsl.deployment.node.setup import Whole, build_workload
+from fsl.deployment.node.setup import AllRows, build_workload
 from fsl.errors import ConfigError, FslError, TrustError
 from fsl.flower.internals import enter_identity, exit_identity
 from fsl.flower.records import states_to_record
 from fsl.importing.spec import Spec
-from fsl.messages.node_part import EdgePart, Part, Ticket
+from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, PART, PLAN, SETUP
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan
 from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
@@ -93,7 +93,7 @@ def whole(privacy=None, **changed):
 
 
 def alone(*devices):
-    return Part(alone=tuple(DeviceTask(device) for device in devices))
+    return NodePart(alone=tuple(DeviceTask(device) for device in devices))
 
 
 def ticket(device):
@@ -109,12 +109,16 @@ HOSTILE = {
     "no part, an edge": (a_plan(), None, "a plan came without a part"),
     "foreign": (whole(), alone(OTHER), "is for device 5, and this node hosts 1"),
     "foreign too": (whole(), alone(MINE, OTHER), "is for device 5, and this node hosts 1"),
-    "foreign ticket": (a_plan(), Part(tickets=(ticket(OTHER),)), "is for device 5, and this node hosts 1"),
+    "foreign ticket": (a_plan(), NodePart(tickets=(ticket(OTHER),)), "is for device 5, and this node hosts 1"),
     "twice": (whole(), alone(MINE, MINE), "names device 1 twice"),
-    "ticket twice": (a_plan(), Part(tickets=(ticket(MINE), ticket(MINE))), "names device 1 twice"),
-    "an edge": (a_plan(), Part(edges=(edge_part(0, MINE),)), "is of edge 0, and this node hosts no edge"),
+    "ticket twice": (a_plan(), NodePart(tickets=(ticket(MINE), ticket(MINE))), "names device 1 twice"),
+    "an edge": (a_plan(), NodePart(edges=(edge_part(0, MINE),)), "is of edge 0, and this node hosts no edge"),
     "bare under a cut's account": (a_plan(), alone(MINE), "asks a device to train without an edge"),
-    "ticket without an edge": (whole(), Part(tickets=(ticket(MINE),)), "without an edge trainer asks for training at"),
+    "ticket without an edge": (
+        whole(),
+        NodePart(tickets=(ticket(MINE),)),
+        "without an edge trainer asks for training at",
+    ),
 }
 
 
@@ -174,7 +178,7 @@ UNTRUE = {
 
 @pytest.mark.parametrize(("plan", "problem"), UNTRUE.values(), ids=UNTRUE.keys())
 def test_a_plan_that_is_not_what_its_privacy_says_is_refused_on_the_node(plan, problem, owner):
-    part = alone(MINE) if plan.trainer is None else Part(tickets=(ticket(MINE),))
+    part = alone(MINE) if plan.trainer is None else NodePart(tickets=(ticket(MINE),))
     with pytest.raises(ConfigError, match=problem):
         owner.ask("train", plan, part)
     assert not owner.ledgers()
@@ -243,7 +247,7 @@ def test_the_plan_does_not_choose_the_accountant(tmp_path):
 
 def test_another_name_setting_or_device_number_does_not_start_the_count_anew(tmp_path):
     """Rows that are the device's own are the same rows under every number."""
-    own = Whole(8, 96)
+    own = AllRows(8, 96)
     spend(own_ledger(tmp_path, "a", same_rows=True), private(), [0], own)
     once = cost(tmp_path)[0]
     limit = Limit(1.9 * once, "model")
@@ -262,7 +266,7 @@ def test_in_another_run_a_sample_may_have_been_with_any_device_of_the_node(tmp_p
 
 def test_devices_that_share_rows_have_no_limit_of_their_own(tmp_path):
     with pytest.raises(ConfigError, match="devices of this node share rows"):
-        spend(own_ledger(tmp_path, "a", Limit(9.0, "model")), private(), [0, 1], Whole(8, 96))
+        spend(own_ledger(tmp_path, "a", Limit(9.0, "model")), private(), [0, 1], AllRows(8, 96))
 
 
 def test_a_step_is_not_done_again_beyond_the_limit(tmp_path):

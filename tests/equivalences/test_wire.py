@@ -6,7 +6,7 @@ from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, 
 from torch import nn
 
 from fsl.data import TaskData, TensorExamples
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.errors import RunError
 from fsl.privacy import Privacy
 from fsl.privacy.settings import Detector, NoPeek
@@ -52,7 +52,7 @@ def test_a_node_may_be_edge_and_devices(tmp_path):
 def certificates(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certificates")
     issue(folder, identities(1, 1))
-    return Certificates(folder)
+    return CertificateFolder(folder)
 
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mutual tls"])
@@ -75,7 +75,7 @@ def test_a_device_without_a_certificate_is_not_let_in_where_one_is_asked_for(cer
 
 def test_a_device_does_not_talk_to_an_edge_of_another_authority(certificates, tmp_path):
     issue(tmp_path / "strangers", identities(1, 1))
-    edge, _ = tls(Certificates(tmp_path / "strangers"), mutual=False)
+    edge, _ = tls(CertificateFolder(tmp_path / "strangers"), mutual=False)
     _, device = tls(certificates, mutual=False)
     backend = Wired(
         folder=tmp_path / "run", edges=1, device_nodes=1, edge_tls=edge, device_tls=device, patience=IMPATIENT

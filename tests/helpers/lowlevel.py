@@ -20,7 +20,8 @@ from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
 from fsl.round.workload import Worker, Workload
 from fsl.wire.device.device_round import DeviceRound
-from fsl.wire.device.line import Invitation, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Uplink
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound

@@ -12,12 +12,12 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 import fsl
 from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import FslError
 from fsl.flower.internals import SimulationGrid
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience
@@ -48,7 +48,7 @@ class WiredGrid(SimulationGrid):
 
     def _host(self, workload, backend, config, store):
         settings = replace(NodeSettings.read(config), state=store, limit=backend.limit)
-        node = WiredNode(replace(workload, store=store), settings, backend.patience)
+        node = NetworkedNode(replace(workload, store=store), settings, backend.patience)
         self.nodes[len(self.nodes) + 1] = node
 
     def answer(self, messages, timeout):
@@ -72,7 +72,7 @@ class WiredGrid(SimulationGrid):
         if message.metadata.message_type == "query":
             content = RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
         elif message.metadata.message_type == "train":
-            plan, part = RoundPlan.from_json(config[PLAN]), Part.from_json(config[PART])
+            plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
             work = node.train(plan, part, message.content.array_records[ARRAYS])
             arrays, metrics = work.records()
             remarks = ConfigRecord({"lost": json.dumps(work.lost)})

@@ -224,7 +224,7 @@ def test_reports_of_devices_tell_sums_and_means():
     seen = []
 
     class Watching(SplitFedV1):
-        def metrics(self, round, reports, figures):
+        def metrics(self, round, reports, counts):
             seen.extend(reports)
             return {}
 

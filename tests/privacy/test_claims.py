@@ -12,7 +12,7 @@ import fsl
 from fsl import seeds
 from fsl.codecs import Identity
 from fsl.data import TaskData, TensorExamples
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit
 from fsl.errors import CheckpointError, CodeError, ConfigError, DataError, HijackedError, RunError, WireError
@@ -22,7 +22,7 @@ from fsl.mobility import BackAndForth
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.audit import distinguished
-from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
+from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.reasons import told_reason
 from fsl.privacy.settings import Detector
@@ -46,7 +46,7 @@ def cost(*gaussians):
 
 def claims(privacy, *, fronts="averaged", edge=True, spread=1, fixed=(), fitted=""):
     setting = Setting(privacy, fronts, edge, 16, 2, spread, fixed=fixed, fitted=fitted)
-    return {name: claim(name, setting, Tally(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
+    return {name: claim(name, setting, ReleaseCounts(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
 
 
 # Attacks. Each device of one run is a trial of its own: nothing of another reaches it within its first round.
@@ -396,7 +396,7 @@ def test_a_node_does_not_score_its_own_test_rows_in_a_private_run():
     plan, arrays = EvaluatePlan("run", 1, (), None), ArrayRecord()
 
     def node(**settings):
-        made = WiredNode.__new__(WiredNode)
+        made = NetworkedNode.__new__(NetworkedNode)
         made.settings, made._bare = NodeSettings(**settings), False
         workload = SimpleNamespace(partition=SimpleNamespace(devices=3))
         worker = SimpleNamespace(workload=workload)
@@ -456,7 +456,7 @@ def test_a_ledger_that_is_gone_or_old_is_refused(tmp_path):
     ledger(path).load_state({})  # a run that begins
     seeded = ledger(path, secure=False)  # its rounds are repeated to the bit
     seeded.load_state(state)
-    assert seeded.tallies == one.tallies
+    assert seeded.release_counts == one.release_counts
 
 
 def test_the_ledger_says_what_it_leaves_out(tmp_path):
@@ -472,7 +472,7 @@ def test_an_epsilon_beyond_prv_is_that_of_rdp_and_says_so(noise):
     assert accountant_used(history, DELTA, "prv") == "rdp"
     assert epsilon(history, DELTA, "prv") == epsilon(history, DELTA, "rdp") > 700
     setting = Setting(Privacy(dp_sgd=DPSGD(noise_multiplier=noise, **FIXED), accountant="prv"), "averaged", True, 16, 1)
-    found = claim("model", setting, Tally(160, passes=10))
+    found = claim("model", setting, ReleaseCounts(160, passes=10))
     assert "the noise multiplier is 0" not in found.unbounded
     assert found.composition == "RDP accountant"
 

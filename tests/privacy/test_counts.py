@@ -13,7 +13,7 @@ from fsl.deployment.cloud.roster import Roster
 from fsl.errors import ConfigError, RunError
 from fsl.messages.round_plan import CohortTask, DeviceTask
 from fsl.privacy import DPSGD, Privacy
-from fsl.privacy.claims import Setting, Tally, claim
+from fsl.privacy.claims import ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.member_counts import take_counts, take_members
 from fsl.round.node import Node
@@ -57,7 +57,7 @@ def test_the_account_is_of_the_members_own_numbers(cap, encrypted, tmp_path):
     devices = told(tmp_path / "run")
     assert {device: one["samples"] for device, one in devices.items()} == {"0": 20, "1": 60}
     setting = Setting(DP, "averaged", True, 10, 1, secure=True, encrypted=True)
-    assert devices["0"]["epsilon"]["model"] == claim("model", setting, Tally(20).more(2, 1)).epsilon
+    assert devices["0"]["epsilon"]["model"] == claim("model", setting, ReleaseCounts(20).more(2, 1)).epsilon
     own = [json.loads(path.read_text())["devices"] for path in (tmp_path / "nodes").glob("*/privacy/*.json")]
     assert devices == {device: one for each in own for device, one in each.items()}  # as the nodes count themselves
 
@@ -94,7 +94,7 @@ def test_the_line_names_the_noise_that_reaches_the_target():
         take_members(solved([480, 480]), {0: 24, 1: 480}, first=True)
     multiplier = float(str(said.value).split("noise_multiplier=")[1].split()[0])
     privacy = Privacy(dp_sgd=DPSGD(noise_multiplier=multiplier))
-    found = claim("model", Setting(privacy, "averaged", True, 10, 1), Tally(24).more(4 * 3, 4, 4)).epsilon
+    found = claim("model", Setting(privacy, "averaged", True, 10, 1), ReleaseCounts(24).more(4 * 3, 4, 4)).epsilon
     assert 2.9 < found < 3.01
 
 
@@ -116,12 +116,12 @@ def test_a_device_that_changes_its_number_is_counted_by_the_fewest():
     ledger.before([0])
     take_counts(ledger, {0: 100})
     ledger.before([0])
-    assert ledger.tallies[0] == Tally(100).more(48, 1).more(10, 1)
+    assert ledger.release_counts[0] == ReleaseCounts(100).more(48, 1).more(10, 1)
     take_counts(ledger, {0: 480})
-    assert ledger.tallies[0].samples == 100
+    assert ledger.release_counts[0].samples == 100
     both = (
-        claim("model", setting, Tally(480).more(48, 1)).epsilon,
-        claim("model", setting, Tally(100).more(10, 1)).epsilon,
+        claim("model", setting, ReleaseCounts(480).more(48, 1)).epsilon,
+        claim("model", setting, ReleaseCounts(100).more(10, 1)).epsilon,
     )
     assert ledger.claims()["model"].epsilon > max(both)
 

@@ -12,7 +12,7 @@ from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
 from fsl.privacy.accounting import Gaussian, combined, epsilon, solve
-from fsl.privacy.claims import ADVERSARIES, Setting, Tally, claim
+from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import Ledger
 from fsl.trainers import Replicated
 from tests.helpers.places import ROOT
@@ -79,7 +79,7 @@ def test_the_noise_multiplier_is_the_least_that_is_enough():
 
 def claims(privacy, *, fronts="averaged", edge=True, spread=1, secure=False, encrypted=False, fixed=()):
     setting = Setting(privacy, fronts, edge, 16, 2, spread, secure, encrypted, fixed)
-    return {name: claim(name, setting, Tally(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
+    return {name: claim(name, setting, ReleaseCounts(160, rounds=5, steps=100, passes=10)) for name in ADVERSARIES}
 
 
 def unbounded(found):
@@ -190,9 +190,11 @@ def test_the_worst_device_is_the_headline():
     ledger = Ledger(Setting(Privacy(dp_sgd=DP), "averaged", True, 16, 1), [160, 64, 640], None)
     ledger.before([0, 1])
     ledger.before([0, 2])
-    found = {device: claim("model", ledger.setting, tally).epsilon for device, tally in ledger.tallies.items()}
+    found = {
+        device: claim("model", ledger.setting, released).epsilon for device, released in ledger.release_counts.items()
+    }
     assert ledger.claims()["model"].epsilon == max(found.values()) == found[1]
-    assert ledger.tallies[0].steps == 20
+    assert ledger.release_counts[0].steps == 20
 
 
 # In a run.

@@ -14,7 +14,7 @@ from fsl.errors import ConfigError, RunError
 from fsl.privacy.settings import Privacy
 from fsl.round.deadline import Deadline
 from fsl.round.front_device import Device
-from fsl.round.whole_model import UnsplitCohort
+from fsl.round.whole_model import WholeModelCohort
 from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.options import Patience
 from tests.helpers.poisoned import poisoned, told_the_round, without
@@ -89,13 +89,13 @@ def test_who_is_slow_is_lost_at_the_deadline_and_the_others_finish(strategy, tmp
 
 def test_a_device_without_an_edge_is_lost_at_the_deadline_too(tmp_path, monkeypatch):
     monkeypatch.setattr(Deadline, "left", lambda self: 0.0 if threading.current_thread().name == "late" else 1.0)
-    train = UnsplitCohort._train
+    train = WholeModelCohort._train
 
     def named(self, task, deadline):
         threading.current_thread().name = "late" if task.device == 1 and self.plan.round == 2 else "in time"
         return train(self, task, deadline)
 
-    monkeypatch.setattr(UnsplitCohort, "_train", named)
+    monkeypatch.setattr(WholeModelCohort, "_train", named)
     found = run(FedAvg(), backend=wired(tmp_path, deadline=60.0), **OPTIONS)
     assert [sorted(row["lost"]) for row in found.metrics] == [[], ["1"]]
 

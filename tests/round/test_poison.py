@@ -8,7 +8,7 @@ import torch
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 
 from fsl.codecs import Identity
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.work_done import Work
 from fsl.errors import RunError
 from fsl.files import load_tensors, save_tensors
@@ -68,7 +68,7 @@ def test_an_upload_that_would_destroy_the_model_loses_its_device_alone(value, st
 
 def damaged_before(round, monkeypatch, *damages):
     """What befalls the files of the nodes that host devices before a round; they lie in devices-<first>/."""
-    train = WiredNode.train
+    train = NetworkedNode.train
 
     def changed(node, plan, part, arrays):
         if plan.round == round and part.tickets:
@@ -76,7 +76,7 @@ def damaged_before(round, monkeypatch, *damages):
                 damage(node.node.worker.store.folder)
         return train(node, plan, part, arrays)
 
-    monkeypatch.setattr(WiredNode, "train", changed)
+    monkeypatch.setattr(NetworkedNode, "train", changed)
 
 
 def gone(name):
@@ -125,14 +125,14 @@ def test_who_lost_its_optimizer_s_state_goes_on_with_a_new_one(strategy, tmp_pat
     for node in ("edge-0", "devices-0"):
         (tmp_path / node).mkdir()
     options = OPTIONS | {"optimizer": KEPT}
-    train = WiredNode.train
+    train = NetworkedNode.train
 
     def changed(node, plan, part, arrays):
         if plan.round == 3:
             cut("optimizers/*/*/*")(node.node.worker.store.folder)
         return train(node, plan, part, arrays)
 
-    monkeypatch.setattr(WiredNode, "train", changed)
+    monkeypatch.setattr(NetworkedNode, "train", changed)
     found = run(strategy, backend=Wired(folder=tmp_path, edges=1), **options)
     assert [row["lost"] for row in found.metrics] == [{}, {}, {}]
 

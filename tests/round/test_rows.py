@@ -21,7 +21,7 @@ from fsl.objective import CrossEntropy, Objective, as_objective
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.round.device_side import DeviceSide
 from fsl.round.rows import refuse_mixed_rows
-from fsl.round.whole_model import UnsplitCohort
+from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from tests.helpers.lowlevel import a_plan
 
@@ -506,7 +506,7 @@ def test_a_node_of_a_federation_looks_for_itself(whole, tmp_path):
     def side(secure):
         worker = Worker(workload(behind(Ghost()), rows_of(6), tmp_path, secure=secure))
         if whole:
-            return UnsplitCohort(CohortTask(0, (DeviceTask(0),)), plan, worker, {})
+            return WholeModelCohort(CohortTask(0, (DeviceTask(0),)), plan, worker, {})
         return DeviceSide([DeviceTask(0)], plan, worker, {})
 
     with pytest.raises(ConfigError, match="another sample in one row changes other rows"):

@@ -143,7 +143,7 @@ def test_ragged_batches_are_dropped_from_the_average():
     assert [reply.common for reply in replies] == [True, True, False]
     assert torch.allclose(replies[0].gradient, (own[0] + own[1]) / 2, rtol=1e-5, atol=1e-7)
     assert torch.allclose(replies[2].gradient, own[2], rtol=1e-5, atol=1e-7)
-    assert trainer.figures() == {"averaged": 2, "ragged": 1}
+    assert trainer.counts() == {"averaged": 2, "ragged": 1}
 
 
 def test_ragged_batches_are_padded_with_zeros():
@@ -154,7 +154,7 @@ def test_ragged_batches_are_padded_with_zeros():
     padded = torch.cat([own[1], torch.zeros(2, 3)])
     assert torch.allclose(replies[0].gradient, (own[0] + padded) / 2, rtol=1e-5, atol=1e-7)
     assert torch.allclose(replies[1].gradient, ((own[0] + padded) / 2)[:2], rtol=1e-5, atol=1e-7)
-    assert trainer.figures() == {"averaged": 2, "ragged": 1}
+    assert trainer.counts() == {"averaged": 2, "ragged": 1}
 
 
 def test_a_broadcasting_link_sends_a_common_gradient_once():
@@ -169,10 +169,10 @@ def test_a_broadcasting_link_sends_a_common_gradient_once():
     ]
     replies = edge.step(packets)
     one = reply_bytes(replies[0].gradient)
-    figures = edge.figures()
-    assert figures["broadcast_saved"] == 2 * one
-    assert figures["common_bytes"] == 4 * 3 * 4  # rows, features, bytes of a float
-    assert figures["smashed_bytes"] == 3 * 4 * 3 * 4
+    counts = edge.counts()
+    assert counts["broadcast_saved"] == 2 * one
+    assert counts["common_bytes"] == 4 * 3 * 4  # rows, features, bytes of a float
+    assert counts["smashed_bytes"] == 3 * 4 * 3 * 4
 
 
 def test_sglr_reports_bytes_beside_the_papers_formula():

@@ -179,3 +179,12 @@ def test_any_loss_function_is_an_objective():
     assert objective.correct(torch.zeros(2), torch.ones(2)) is None
     assert isinstance(as_objective(lambda outputs, targets: (outputs - targets).abs().mean()), LossFunction)
     assert isinstance(as_objective(None), CrossEntropy)
+
+
+def test_a_trainer_with_the_hooks_former_name_is_refused():
+    class Former(Replicated):
+        def figures(self):
+            return {"mine": 1}
+
+    with pytest.raises(ConfigError, match=r"trainer=Former: figures\(\) is counts\(\) now; rename the method"):
+        EdgeServer(0, Former(), Identity, Identity)

@@ -7,8 +7,9 @@ from fsl.round.edge_server import EdgeServer
 from fsl.round.edge_side import EdgeSide
 from fsl.wire.device.line import Line
 from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.edge_events import Asked
 from fsl.wire.edge.edge_round import EdgeRound
-from fsl.wire.edge.other_edges import Asked, RoundDesk
+from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.session import Refusal
 from fsl.wire.options import Limits, Patience
 from tests.helpers.lowlevel import HONEST, Edge, Stranger, a_plan
@@ -79,10 +80,10 @@ def test_a_device_whose_line_fails_is_lost_by_name(tmp_path, monkeypatch):
 
 def test_what_another_edge_asked_is_answered_when_the_round_ends():
     admission = Admission("run", 1, 0, 1, b"", {0}, "", "")
-    desk = RoundDesk(admission, None, (), Limits(), LONG, lambda *_: None)
+    other_edges = OtherEdges(admission, None, (), Limits(), LONG, lambda *_: None)
     answers = []
     admission.inbox.put(Asked(0, 1, answers.append))
-    desk.rest()
+    other_edges.rest()
     (answer,) = answers
     assert isinstance(answer, Refusal)
     assert "the round is over at edge 0" in answer.reason

@@ -15,7 +15,7 @@ from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.mobility import RandomMobility
 from fsl.wire.device.line import Line
-from fsl.wire.edge.signed_calls import PeerLines, Place, check, sign
+from fsl.wire.edge.signed_calls import PeerLines, RoundPlace, check, sign
 from fsl.wire.options import PEER_METHOD, Patience
 from tests.helpers.flaky import At, Weather
 from tests.helpers.moving import ALL, CODECS, MIDDLE, OPTIONS, SCHEDULES, assert_as_without, plan_of, wired
@@ -61,7 +61,7 @@ def test_other_algorithms_with_a_back_per_device_move_alike(strategy, tmp_path):
 
 def test_sessions_move_over_tls(tmp_path):
     issue(tmp_path, identities(2, 1))
-    folder = Certificates(tmp_path)
+    folder = CertificateFolder(tmp_path)
     edge, device = tls(folder, mutual=False)
     edge["ca"] = device["ca"]
     options = OPTIONS | {"optimizer": ADAM, "mobility": MIDDLE}
@@ -117,7 +117,7 @@ def test_a_device_that_never_arrives_is_lost_alone(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Algorithm, "select", lambda self, round: [1, 2, 3])
         expected = run(SplitFedV1(), rounds=1, **THREE | {"optimizer": ADAM})
-    monkeypatch.setattr("fsl.wire.device.moving_device_round.RoamingDevices._go", dies)
+    monkeypatch.setattr("fsl.wire.device.moving_device_round.MovingDeviceRound._go", dies)
     options = THREE | {"optimizer": ADAM, "mobility": MIDDLE, "rounds": 1}
     found = run(FedFly(), backend=wired(tmp_path, patience=QUICK), **options)
     assert_as_without(expected, found, WITHOUT)
@@ -308,7 +308,7 @@ def test_a_device_goes_where_its_link_leads(tmp_path, monkeypatch):
 
 # What edges refuse from each other.
 
-HERE, PEER_KEY = Place("run", 1, 7, 0), Ed25519PrivateKey.generate()
+HERE, PEER_KEY = RoundPlace("run", 1, 7, 0), Ed25519PrivateKey.generate()
 
 
 def said(key=PEER_KEY, here=HERE, to=1, data=b"tensors"):

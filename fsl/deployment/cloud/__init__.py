@@ -1,1 +1,1 @@
-"""What the cloud of a real federation knows of its nodes, and how it counts a round."""
+"""Keeps the cloud's list of a real federation's nodes, and counts its rounds."""

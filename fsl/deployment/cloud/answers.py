@@ -1,6 +1,6 @@
-"""Whose work a node's answer may hold: that of its own devices, and of those that its edge was to serve.
+"""Checks that a node's answer holds only the work of its own devices, and of those that its edge served.
 
-An enrolled node that answers for another's device would otherwise put a front, a loss or a count in its place.
+An enrolled node could otherwise answer for another node's device, and replace its front, loss or counts.
 """
 
 from collections.abc import Iterable
@@ -11,33 +11,33 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fsl.errors import TrustError, WireError
 from fsl.flower.records import metrics_to_reports
 from fsl.messages.identifiers import is_owner
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.privacy.device_guard import LEAKS
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
-SERVED = "served."  # before the columns of what an edge tells of the devices that it served
+SERVED = "served."  # prefixes the columns of an edge's reports on the devices that it served
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a node was asked to do: `own` devices train there, `served` ones may have sessions at its edge."""
+    """A node's share of a round: `own` devices train there, `served` ones may have sessions at its edge."""
 
     own: frozenset[int]
     served: frozenset[int]
     edge: bool
 
     @staticmethod
-    def of(part: Part) -> "Share":
-        """The share that a part gives."""
+    def of(part: NodePart) -> "Share":
+        """Returns the share of a round that a node's part gives it."""
         served = {task.device for edge in part.edges for task in edge.cohort.devices}
         served |= {visitor.task.device for edge in part.edges for visitor in edge.visitors}
-        served |= {task.device for task in part.alone}  # there is no edge, and their node tells both ends
+        served |= {task.device for task in part.alone}  # without an edge their node reports both ends
         return Share(frozenset(task.device for task in part.own), frozenset(served), bool(part.edges))
 
 
 def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, MetricRecord]:
-    """A node's arrays and metrics, if they are of its share; TrustError for others' work, WireError for no answer."""
+    """Returns a node's arrays and metrics; TrustError for the work of others, WireError for an invalid answer."""
     arrays, metrics = content.array_records.get(ARRAYS), content.metric_records.get(METRICS)
     if arrays is None or metrics is None:
         raise WireError("its answer has no arrays, or no metrics; cloud and node must run the same version of fsl")
@@ -58,7 +58,7 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
 
 
 def check_scores(asked: frozenset[int], content: RecordDict) -> None:
-    """TrustError for scores of devices that the node was not asked for, WireError for what are no scores."""
+    """Raise TrustError for scores of devices that the cloud did not ask for, WireError for invalid scores."""
     metrics = content.metric_records.get(METRICS)
     if metrics is None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")

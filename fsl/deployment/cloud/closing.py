@@ -1,4 +1,4 @@
-"""When a round of a real federation is closed, how many must have finished, and whose update is too long to count."""
+"""Rules that close a round of a real federation: its deadline, its quorum, and the longest update that counts."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from fsl.segments.sums import DeviceStates
 
 
 def check_closing(deadline: float | None, quorum: int | float | None, max_norm: float | None) -> None:
-    """ConfigError for a deadline, a quorum or a largest norm that cannot be."""
+    """Raise ConfigError for an invalid deadline, quorum or largest norm."""
     if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
         raise ConfigError(f"deployment.deadline={deadline}: a number of seconds above 0, or null for none")
     counts = isinstance(quorum, int) and quorum >= 1
@@ -27,7 +27,7 @@ def check_closing(deadline: float | None, quorum: int | float | None, max_norm: 
 
 
 def refuse_without_nodes(**keys: float | None) -> None:
-    """ConfigError where nodes are simulated and one of the keys is set: nothing would come of it."""
+    """Raise ConfigError where a simulation sets one of these keys, which would have no effect."""
     for name, value in keys.items():
         if value is not None:
             raise ConfigError(
@@ -37,7 +37,7 @@ def refuse_without_nodes(**keys: float | None) -> None:
 
 
 def least(quorum: int | float | None, devices: int) -> int:
-    """How many of so many devices a round needs."""
+    """Returns how many of `devices` devices a round needs."""
     if quorum is None:
         return 1
     return quorum if isinstance(quorum, int) else math.ceil(quorum * devices)
@@ -46,9 +46,10 @@ def least(quorum: int | float | None, devices: int) -> int:
 def too_long(
     own: Mapping[str, DeviceStates], start: Mapping[str, State], devices: list[int], max_norm: float
 ) -> dict[int, str]:
-    """The devices whose update, over all segments that are theirs, is beyond `max_norm` times the round's median norm.
+    """Find devices whose update, over all segments of their own, exceeds `max_norm` times the round's median norm.
 
-    The median is the lower one of an even number, so that one of two can be too long; where it is 0, none is.
+    Of an even number the lower median counts, so that one of two can be too long; where it is 0, none is. Returns the
+    reason by device.
     """
     norms = {}
     for device in devices:

@@ -1,4 +1,4 @@
-"""Whose number is whose: which SuperNode's key each device and edge belongs to, in a table like SSH's known_hosts.
+"""Binds each device's and edge's number to one SuperNode's key, in a table like SSH's known_hosts.
 
 A line names devices and edges and the public key of the SuperNode that hosts them, as `ssh-keygen` and `fsl-certs`
 write it: `device-0,edge-1 ecdsa-sha2-nistp384 AAAA... any comment`; `devices-0-9` are ten. Flower proves that a node
@@ -31,10 +31,10 @@ _MOST = 1_000_000  # devices in one range
 
 
 class Enrolled:
-    """The table of a run, read anew whenever the cloud looks who is there.
+    """The table of a run, which the cloud reads anew whenever it looks for nodes.
 
-    `table`: the operator's, which alone counts; who is not in it is refused. Without one, the first key that answers
-    for a number is written to `first_use` and counts from then on. With neither, it counts while this object lives.
+    `table`: the operator's file, which alone counts; it refuses everybody else. Without one, the first key that answers
+    for a number goes into `first_use` and counts from then on. With neither, it counts while this object lives.
     """
 
     def __init__(self, table: Path | None, first_use: Path | None = None):
@@ -43,13 +43,13 @@ class Enrolled:
         self._keys: dict[str, bytes] = {}  # DER, by name
 
     def read(self) -> None:
-        """Look into the file; ConfigError for one that cannot be read."""
+        """Read the file anew; ConfigError for an unreadable one."""
         path = self.table or self.first_use
         if path is not None and (self.table is not None or path.exists()):
             self._keys = read_table(path)
 
     def refuse(self, names: Iterable[str], key: bytes) -> None:
-        """TrustError where one of these belongs to another key (DER), or is not in the operator's table."""
+        """Raise TrustError where one of these names has another key (DER), or is not in the operator's table."""
         for name in names:
             bound = self._keys.get(name)
             if bound is None and self.table is not None:
@@ -66,7 +66,7 @@ class Enrolled:
                 )
 
     def note(self, names: Iterable[str], key: bytes) -> list[str]:
-        """These belong to this key from now on; returns those that are new."""
+        """Bind these names to this key from now on; returns the new ones."""
         new = [name for name in names if name not in self._keys]
         if new and self.table is None:
             self._keys |= dict.fromkeys(new, key)
@@ -76,7 +76,7 @@ class Enrolled:
 
 
 def read_table(path: Path) -> dict[str, bytes]:
-    """The keys (DER) of a table by name; ConfigError, with the line, for what is none."""
+    """Read a table's keys (DER) by name; ConfigError, with the line, for an invalid one."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -103,7 +103,7 @@ def read_table(path: Path) -> dict[str, bytes]:
 
 
 def write_table(path: Path, keys: Mapping[str, bytes]) -> None:
-    """Write a table; a key's names stand in one line."""
+    """Write a table with one line for each key, which lists its names."""
     names: dict[bytes, list[str]] = {}
     for name, key in keys.items():
         names.setdefault(key, []).append(name)
@@ -112,7 +112,7 @@ def write_table(path: Path, keys: Mapping[str, bytes]) -> None:
 
 
 def add_nodes(path: Path, keys: Mapping[str, Path]) -> None:
-    """Put nodes into a table, new or over what it says of them: their names and their public keys' files."""
+    """Add nodes to a table, or replace their entries; `keys`: public key files by name."""
     known = read_table(path) if path.exists() else {}
     for name, file in keys.items():
         known |= dict.fromkeys(_names(name), _der(file.read_text(encoding="utf-8")))
@@ -120,13 +120,13 @@ def add_nodes(path: Path, keys: Mapping[str, Path]) -> None:
 
 
 def fingerprint_of(key: bytes) -> str:
-    """A public key (DER) as `ssh-keygen -l` names it: SHA256:..."""
+    """Returns a public key's fingerprint as `ssh-keygen -l` prints it: SHA256:..."""
     blob = base64.b64decode(_ssh(key).split()[1])
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def names_of(devices: Iterable[int], edge: int | None) -> list[str]:
-    """What a table calls these devices and this edge."""
+    """Returns the names of these devices and this edge in a table."""
     return [f"device-{device}" for device in devices] + ([] if edge is None else [f"edge-{edge}"])
 
 

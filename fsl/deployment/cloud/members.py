@@ -1,4 +1,4 @@
-"""Which nodes there are, and what each hosts, as it says and as its key proves."""
+"""Finds a run's nodes and what each hosts, as it says and as its key proves."""
 
 import json
 import logging
@@ -32,35 +32,34 @@ class Member:
 
     node: int
     role: str
-    samples: Mapping[int, int]  # of each device that it hosts
+    samples: Mapping[int, int]  # n_k of each device that it hosts
     edge: int | None
     address: str
-    key: bytes  # of its devices, DER
-    label: str  # the name that it was registered by
-    edge_key: str = ""  # hex; what its edge signs by, for other edges
-    registered: bytes = b""  # the key of its SuperNode, DER; empty where keys do not bind
+    key: bytes  # the devices' public key, DER
+    label: str  # the name by which its operator registered it
+    edge_key: str = ""  # hex; the public key of its edge's signatures to other edges
+    registered: bytes = b""  # its SuperNode's public key, DER; empty where keys do not bind
 
     @property
     def names(self) -> list[str]:
-        """What of the run it hosts, as a table of members names it."""
+        """Names of the devices and the edge that it hosts, as a table of members writes them."""
         return names_of(self.samples, self.edge)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What the cloud asks of nodes.
+    """The terms on which nodes take part in a run (configuration group `deployment`).
 
-    `wait`: seconds to wait, before the first round, for all devices and edges to be there. `query`: for a node to say
-    what it hosts. `max_samples`: a device counts as no more than so many. `bind_keys`: a device's key must be the one
-    that its SuperNode is registered by, and each device and edge answers by one key: that of the table `members` (see
-    `enrolled`), or the first one that answered in this run. `roaming`: every device may move to every
-    edge, when its link says so or its edge cannot be reached; else only where the run's mobility model says.
-    `replicate_every`: so often, in steps, an edge copies a session to another that its device may go to; 0: never.
-    `join`, `straggler`, `answer`: as in `Patience`. `deadline`: seconds from a round's start, at which those who have
-    not finished are lost; where devices wait for each other, those that others wait for, and the rest after as long
-    again. `quorum`: how many devices (or, as a float, which share of the round's) must have finished for a round to
-    count. `max_norm`: how often the round's median norm a device's update may have; a longer one is lost. None: no such
-    limit.
+    `wait`: seconds that the cloud waits, before the first round, for all devices and edges. `query`: seconds for a node
+    to say what it hosts. `max_samples`: a device's n_k counts up to so many. `bind_keys`: a device must use the key by
+    which its SuperNode is registered, and each device and edge has one key: that of the table `members` (see
+    `enrolled`), or the first one that answered in this run. `roaming`: every device may move to every edge, where its
+    link leads there or its edge does not answer; else only as the run's mobility model says. `replicate_every`: every
+    so many steps an edge copies a session to another edge that the device may go to; 0: never. `join`, `straggler`,
+    `answer`: as in `Patience`. `deadline`: seconds from a round's start, after which the cloud loses devices that have
+    not finished; where devices wait for each other, first those that others wait for, and the rest after as long again.
+    `quorum`: how many devices (a float: which share of the round's) must finish for a round to count. `max_norm`:
+    the longest update that counts, in multiples of the round's median norm. None: no such limit.
     """
 
     wait: float = 120.0
@@ -94,45 +93,45 @@ class Terms:
 
     @property
     def closing(self) -> dict[str, Any]:
-        """When a round is closed, and whose update counts: `closing` says which values there are."""
+        """The rules that close a round, by name; `check_closing` checks their values."""
         return {"deadline": self.deadline, "quorum": self.quorum, "max_norm": self.max_norm}
 
     @property
     def table(self) -> Path | None:
-        """The operator's table of members."""
+        """Path of the operator's table of members; None without one."""
         return None if self.members is None else Path(self.members).expanduser()
 
     @property
     def patience(self) -> Patience:
-        """How long nodes wait in a round, unless their own configuration says otherwise."""
+        """Seconds that nodes wait in a round, unless their own configuration says otherwise."""
         return Patience(self.join, self.straggler, self.answer)
 
 
 def build_terms(config: Mapping[str, Any]) -> Terms:
-    """The terms that a configuration's group `deployment` says; ConfigError for a key or value that cannot be."""
+    """Read the terms from a configuration's group `deployment`; ConfigError for an invalid key or value."""
     return build_kind("deployment", {"_target_": "fsl.deployment.cloud.members.Terms", **config}, Terms)
 
 
 class Members:
-    """The nodes of a run, asked once what they host, and again when they failed."""
+    """Asks a run's nodes once what they host, and again after they failed."""
 
     def __init__(self, setup: str, terms: Terms, first_use: Path | None = None):
         self.setup = setup
         self.terms = terms
         self.enrolled = Enrolled(terms.table, first_use)
         self.enrolled.read()
-        self.online: list[Member] = []  # when one last looked
+        self.online: list[Member] = []  # at the last look
         self._known: dict[int, Member] = {}
         self._refused: dict[int, str] = {}
-        self._silent: set[int] = set()  # online, and said nothing when they were asked last
+        self._silent: set[int] = set()  # online, but they did not answer the last query
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
-        """Ask nodes that are new what they host; False where none has a role, and each hosts whole cohorts.
+        """Ask new nodes what they host; returns False where no node has a role, so that each hosts whole cohorts.
 
-        Before the first round it waits until every device and edge is hosted, or `terms.wait` seconds are over.
+        Before the first round it waits until nodes host every device and edge, or `terms.wait` seconds are over.
         """
         deadline = time.monotonic() + (self.terms.wait if first else 0)
-        self._refused.clear()  # whoever took no part in the round before is asked again
+        self._refused.clear()  # so that it asks nodes again that it left out of the last round
         while True:
             self._ask_new(grid)
             if {member.role for member in self.online} == {"any"}:
@@ -151,11 +150,11 @@ class Members:
             time.sleep(1.0)
 
     def forget(self, node: int) -> None:
-        """Ask a node again before the next round: it failed, and may be started anew with another configuration."""
+        """Ask a node again before the next round, since it failed and may restart with another configuration."""
         self._known.pop(node, None)
 
     def label(self, node: int) -> str:
-        """A node as its operator registered it."""
+        """Returns the name by which its operator registered a node."""
         named = [member.label for member in self.online if member.node == node and member.label]
         return f"node {named[0] if named else node}"
 
@@ -210,7 +209,7 @@ class Members:
         return member
 
     def _admit(self, found: list[Member], online: list[int]) -> None:
-        """Take in who answered; a number that is nobody's yet, and for which several answer, is given to none."""
+        """Admit the nodes that answered; where several answer for a number that is nobody's yet, none gets it."""
         claimants: dict[str, list[Member]] = {}
         for member in found:
             for name in member.names:
@@ -251,7 +250,7 @@ class Members:
         return said.removeprefix("; ") or 'start SuperNodes with role="device" in their node configuration'
 
     def _busy(self) -> str:
-        """What to say of nodes that are online and do not answer; nothing where there are none."""
+        """Returns a sentence on nodes that are online and do not answer; empty where there are none."""
         if not self._silent:
             return ""
         nodes = ", ".join(map(str, sorted(self._silent)[:20]))
@@ -263,7 +262,7 @@ class Members:
 
 
 def _refuse_both(member: Member, other: Member) -> None:
-    """TrustError where two nodes answer for one number."""
+    """Raise TrustError where two nodes answer for one number."""
     for name in member.names:
         if name in other.names:
             what, _, number = name.partition("-")
@@ -287,7 +286,7 @@ def _count(value: Any) -> int:
 
 
 def _wrong(said: Mapping[str, Any]) -> str | None:
-    """The field of a node's answer that is not what it should be; None where all are."""
+    """Returns the invalid field of a node's answer; None where all are valid."""
     fine = {
         "role": said["role"] in get_args(Role),
         "edge": said["edge"] is None or is_count(said["edge"]),
@@ -299,6 +298,6 @@ def _wrong(said: Mapping[str, Any]) -> str | None:
 
 
 def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:
-    """The public keys and the names that Flower knows its nodes by; none where the Grid does not tell."""
+    """Returns Flower's public keys and names of its nodes; empty where the Grid does not tell."""
     get_nodes = getattr(grid, "get_nodes", None)
     return {} if get_nodes is None else {info.node_id: (info.public_key, info.name) for info in get_nodes()}

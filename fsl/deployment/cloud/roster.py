@@ -1,4 +1,4 @@
-"""Who hosts what: the cloud's list of nodes, the part of each in a round, and what came of it."""
+"""Places a round on the nodes that host its devices and edges, and collects what they answer."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
 from fsl.deployment.cloud.members import Member, Members, Terms
-from fsl.deployment.cloud.round_results import HEAVIEST, Tally
+from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
 from fsl.flower.placement import Collected
 from fsl.importing.import_paths import locate
 from fsl.messages.identifiers import is_count, is_owner
-from fsl.messages.node_part import EdgePart, Part, Ticket
+from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.quoting import one_line
@@ -32,40 +32,40 @@ from fsl.wire.device.sealed_fronts import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
 log = logging.getLogger(__name__)
-_WAY = 10.0  # seconds from the end of a node's work until the cloud has its answer, on a busy machine
-_POLL = 0.5  # seconds between two questions for replies; Flower's own takes three
+_WAY = 10.0  # seconds that a node's answer takes to the cloud, on a busy machine
+_POLL = 0.5  # seconds between two polls for replies; Flower's own poll takes three
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
 @dataclass
-class _Asked:
-    """A round on its way: what each node was asked, and the devices of each edge."""
+class _AskedRound:
+    """A round on its way: each node's part, and the devices of each edge."""
 
     plan: RoundPlan
     cohorts: list[CohortTask]
     samples: dict[int, int]
-    nodes: dict[int, list[int]] = field(default_factory=dict)  # devices that depend on a node
-    sides: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
+    nodes: dict[int, list[int]] = field(default_factory=dict)  # by node, the devices that depend on it
+    nodes_by_role: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
     lost: dict[int, str] = field(default_factory=dict)
-    start: ArrayRecord | None = None  # what the devices' updates are measured from; None where nobody asks
+    start: ArrayRecord | None = None  # the round's first arrays, to measure updates from; None without max_norm
     shares: dict[int, Share] = field(default_factory=dict)  # by node
-    others: dict[int, int] = field(default_factory=dict)  # how many more edges a device may go to
+    others: dict[int, int] = field(default_factory=dict)  # by device, how many more edges it may go to
 
 
 class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
     def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
-        self.setup = setup  # what a message says of the run's configuration
+        self.setup = setup  # the run's configuration, as messages carry it
         self.terms = terms
         self.signer = Signer()
         self.members = Members(setup, terms, None if folder is None else folder / TABLE)
         self._fence = 0
-        self._asked: _Asked | None = None
-        self._scored: dict[int, frozenset[int]] = {}  # whom each node was last asked to evaluate
+        self._asked: _AskedRound | None = None
+        self._scored: dict[int, frozenset[int]] = {}  # the devices that each node was last asked to evaluate
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
-        """See who is there; False where any node may host whole cohorts, as in a simulation."""
+        """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
         placed = self.members.look(grid, devices, edges, first)
         if not placed:
             refuse_without_nodes(**self.terms.closing)
@@ -73,23 +73,23 @@ class Roster:
 
     @property
     def samples(self) -> Mapping[int, int]:
-        """The n_k of each device that is there, as its node says: not capped, for what its privacy costs."""
+        """The n_k of each device that is there, as its node says; not capped, since privacy accounts need it."""
         return {device: count for member in self.members.online for device, count in member.samples.items()}
 
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
-        """One message for each node with a part in the round."""
+        """Build one message for each node with a part in the round."""
         self._refuse(plan)
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
         samples = {device: self._counted(count) for device, count in self.samples.items()}
-        asked = self._asked = _Asked(plan, [], samples)
+        asked = self._asked = _AskedRound(plan, [], samples)
         asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
-        sides = asked.sides
+        nodes_by_role = asked.nodes_by_role
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
         routes = Routes(plan, cohorts, edges, self.terms.roaming)
         cohorts = [*cohorts, *(CohortTask(edge, ()) for edge in routes.visited - {c.edge for c in cohorts})]
-        parts: dict[int, Part] = {}
+        parts: dict[int, NodePart] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
             there = tuple(
@@ -111,16 +111,16 @@ class Roster:
             if edge is not None and plan.trainer is not None:
                 part = EdgePart(cohort, self.signer.public_key.hex(), self._fence)
                 part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
-                old = parts.get(edge.node, Part())
+                old = parts.get(edge.node, NodePart())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
-                sides["edges"].add(edge.node)
+                nodes_by_role["edges"].add(edge.node)
             for task in there:
                 host = hosts[task.device]
                 node = host.node
-                old = parts.get(node, Part())
+                old = parts.get(node, NodePart())
                 asked.nodes.setdefault(node, []).append(task.device)
-                sides["devices"].add(node)
+                nodes_by_role["devices"].add(node)
                 if plan.trainer is None or edge is None:
                     parts[node] = replace(old, alone=(*old.alone, task))
                 else:
@@ -139,7 +139,7 @@ class Roster:
         return messages
 
     def _refuse(self, plan: RoundPlan) -> None:
-        """RunError for moves that devices and edges which are apart cannot make, and for what would tell too much."""
+        """Raise RunError for plans that separate nodes cannot carry out, or that would reveal too much."""
         if self.terms.max_norm is not None and plan.privacy is not None:
             raise RunError(
                 f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
@@ -178,15 +178,14 @@ class Roster:
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send a round's messages and wait for the replies.
 
-        A node that was restarted meanwhile never answers, and Flower does not tell. So when one side of the wire has
-        answered (all edges, or all devices), the other has as long as it may still wait for somebody itself, and an
-        answer's time on its way.
+        A node that restarted meanwhile never answers, and Flower does not report it. So when all edges (or all devices)
+        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way.
         """
         roams = self._asked is not None and any(self._asked.others.values())
-        grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges wait for each other, too
-        sides = self._asked.sides if self._asked is not None else {}
+        grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges also wait for each other
+        nodes_by_role = self._asked.nodes_by_role if self._asked is not None else {}
         if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
-            sides, timeout = {}, min(timeout, self.terms.answer)
+            nodes_by_role, timeout = {}, min(timeout, self.terms.answer)
         elif (longest := self._longest()) is not None:
             timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
@@ -197,14 +196,14 @@ class Roster:
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
-            if not ended and any(nodes and nodes <= answered for nodes in sides.values()):
+            if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
                 ended, deadline = True, min(deadline, time.monotonic() + grace)
             if waiting:
                 time.sleep(_POLL)
         return [reply for reply in replies if self._is_own(reply)]
 
     def _is_own(self, reply: Message) -> bool:
-        """Whether a reply, if it has scores, has those of devices that its node was asked for."""
+        """Returns whether a reply's scores, if any, are of devices that the cloud asked its node for."""
         if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
             return True
         node = reply.metadata.src_node_id
@@ -216,20 +215,20 @@ class Roster:
         return True
 
     def _longest(self) -> float | None:
-        """The seconds after which no node works on a round any more; None without a deadline."""
+        """Returns the seconds after which no node works on a round any more; None without a deadline."""
         if self.terms.deadline is None or self._asked is None:
             return None
         trainer = self._asked.plan.trainer
         return self.terms.deadline * (1 if trainer is None or locate(trainer.target).divisible else 2)
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
-        """What the devices that finished at both ends of the wire came to, and why the others did not."""
+        """Add up the work of devices that finished at both ends of the wire, and say why the others did not."""
         asked = self._asked
         assert asked is not None
-        tally = Tally(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
+        results = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
         restarted: dict[int, int] = {}
-        ill: list[int] = []  # asked again before the next round what they host: they may have been started anew
+        ill: list[int] = []  # failed nodes, which may have restarted: asked again what they host
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
             answered.add(node)
@@ -237,38 +236,38 @@ class Roster:
                 failed += 1
                 ill.append(node)
                 for device in asked.nodes.get(node, []):
-                    tally.lose(device, f"{self.members.label(node)}: {one_line(str(reply.error.reason), 1000)}")
+                    results.lose(device, f"{self.members.label(node)}: {one_line(str(reply.error.reason), 1000)}")
                 continue
             content, mine = reply.content, asked.nodes.get(node, [])
             try:
                 share = asked.shares[node]
                 rows = sum(self.samples.get(device, 0) for device in share.served) * asked.plan.local_epochs
-                tally.add(*check_answer(share, content), HEAVIEST * rows)
+                results.add(*check_answer(share, content), HEAVIEST * rows)
             except WireError as error:
                 failed += 1
                 ill.append(node)
-                tally.discard(mine, f"{self.members.label(node)}: {error}")
+                results.discard(mine, f"{self.members.label(node)}: {error}")
                 continue
             told = _restarted(content.metric_records[METRICS])
             restarted |= {device: round for device, round in told.items() if device in asked.shares[node].own}
             for device, reason in _remarks(content).items():
                 if device in mine:
-                    tally.lose(device, reason)
+                    results.lose(device, reason)
         for node in asked.nodes.keys() - answered:
             for device in asked.nodes[node]:
-                tally.lose(device, f"{self.members.label(node)} did not answer")
+                results.lose(device, f"{self.members.label(node)} did not answer")
             ill.append(node)
         for node in ill:
             self.members.forget(node)
         if asked.start is not None and self.terms.max_norm is not None:
-            tally.measure(asked.start, self.terms.max_norm)
-        collected = tally.collected(failed)
+            results.measure(asked.start, self.terms.max_norm)
+        collected = results.collected(failed)
         self._refuse_few(asked, collected)
         again = {d: n for d in collected.lost if (n := asked.others.get(d))}
         return replace(collected, again=again, restarted=restarted)
 
-    def _refuse_few(self, asked: _Asked, collected: Collected) -> None:
-        """RunError, with nothing lost, for a round that fewer devices finished than the quorum."""
+    def _refuse_few(self, asked: _AskedRound, collected: Collected) -> None:
+        """Raise RunError for a round in which fewer devices finished than the quorum; the run can resume before it."""
         devices, finished = len(collected.lost) + len(collected.reports), len(collected.reports)
         if self.terms.quorum is None or finished >= (needed := least(self.terms.quorum, devices)):
             return
@@ -282,7 +281,7 @@ class Roster:
     def evaluate_messages(
         self, text: Callable[[Sequence[DeviceTask]], str], tasks: Sequence[DeviceTask], needed: Needed, round: int
     ) -> list[Message]:
-        """Devices with fronts of their own are asked to evaluate where they are."""
+        """Build messages that ask nodes to evaluate their devices' private fronts."""
         messages = []
         for member in self.members.online:
             here = [task for task in tasks if task.device in member.samples]
@@ -315,7 +314,7 @@ class Roster:
         kind: str,
         plan: str = "",
         arrays: ArrayRecord | None = None,
-        part: Part | None = None,
+        part: NodePart | None = None,
         round: int = 0,
     ) -> Message:
         config = ConfigRecord({SETUP: self.setup, PLAN: plan, PART: "" if part is None else part.to_json()})
@@ -323,8 +322,8 @@ class Roster:
         return Message(content, node, kind, group_id=str(round))
 
 
-def _tasks(part: Part) -> list[DeviceTask]:
-    """The devices whose fronts a message must bring; an edge needs none."""
+def _tasks(part: NodePart) -> list[DeviceTask]:
+    """Returns the devices whose fronts a message must bring; an edge needs none."""
     return list(part.own)
 
 

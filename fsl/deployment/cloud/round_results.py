@@ -1,4 +1,4 @@
-"""Counting a round: exactly the devices that finished both on their node and at their edge."""
+"""Counts a round: exactly the devices that finished both on their node and at their edge."""
 
 import math
 from collections import Counter
@@ -19,11 +19,11 @@ from fsl.segments.states import Layout
 from fsl.segments.sums import DeviceStates, Total, WeightedSum
 
 _SERVED = "served."
-HEAVIEST = 10.0  # how many times the samples of its devices an edge's back may count: examples are drawn, and repeated
+HEAVIEST = 10.0  # an edge's back weighs at most so many times its devices' samples, since draws repeat rows
 
 
-class Tally:
-    """Takes the nodes' replies in, and then adds up what counts.
+class RoundResults:
+    """Takes in the nodes' replies, and then adds up what counts.
 
     A device's front comes from its node and its back from its edge; if either end did not finish, neither counts.
     """
@@ -45,11 +45,11 @@ class Tally:
         self._own: dict[str, DeviceStates] = {}
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
-        self._figures: Counter[str] = Counter()
-        self._void: set[int] = set()  # devices whose work cannot be used, or whose answers cannot be believed
+        self._counts: Counter[str] = Counter()
+        self._void: set[int] = set()  # devices whose work is unusable, or whose answers are not credible
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord, most: float = math.inf) -> None:
-        """A node's reply; WireError where it is none, or gives its sum more than the weight `most`."""
+        """Take in a node's reply; WireError where it is invalid, or gives its sum more weight than `most`."""
         said = metrics_to_reports(MetricRecord({k: v for k, v in metrics.items() if not k.startswith(_SERVED)}))
         served = metrics_to_reports(
             MetricRecord({k.removeprefix(_SERVED): v for k, v in metrics.items() if k.startswith(_SERVED)})
@@ -61,14 +61,14 @@ class Tally:
             )
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
-        private = self.plan.privacy is not None and self.plan.privacy.private  # who is lost would tell of its data
+        private = self.plan.privacy is not None and self.plan.privacy.private  # losing one would reveal something
         for report in served.devices:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
                 self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
-        self._figures.update(said.figures)
+        self._counts.update(said.counts)
         whole = self.plan.privacy is not None and self.plan.privacy.client is not None
-        # The cloud's, not what a node says; all alike where devices are protected as a whole.
+        # The cloud's weights, not a node's; all equal where privacy protects whole devices.
         weights = {device: 1.0 if whole else float(n) for device, n in self.samples.items()}
         for segment, total in record_to_totals(arrays, said.weights, self.layouts, weights).items():
             if isinstance(total, DeviceStates):
@@ -84,19 +84,19 @@ class Tally:
                 self._shared[segment] = total
 
     def _look(self, device: int, segment: str, usable: bool) -> None:
-        """A state of a device, or one that it shares, came back: nothing of the device counts where it is no use."""
+        """Discard a device where its own or its shared state of a segment came back unusable."""
         if not usable:
             self._void.add(device)
             self.lose(device, told(self.plan, f"the {segment} that came back is not finite"))
 
     def lose(self, device: int, reason: str) -> None:
-        """A device did not finish, as somebody says; several may."""
+        """Note a reason why a device did not finish; several may come."""
         said = self._lost.setdefault(device, [])
         if reason not in said:
             said.append(reason)
 
     def measure(self, start: ArrayRecord, max_norm: float) -> None:
-        """Lose the devices whose update from the arrays of the round's start is too long."""
+        """Lose the devices whose update from the round's first arrays, `start`, is longer than `max_norm` allows."""
         layouts = {
             name: self.layouts[name] for name in self._own if f"{name}.{self.layouts[name].fields[0].name}" in start
         }
@@ -109,13 +109,13 @@ class Tally:
             self.lose(device, reason)
 
     def discard(self, devices: Sequence[int], reason: str) -> None:
-        """Whatever came of these devices does not count: the answer of a node that they depend on cannot be used."""
+        """Discard these devices' work, since a node that they depend on gave an unusable answer."""
         self._void.update(devices)
         for device in devices:
             self.lose(device, reason)
 
     def collected(self, failed_nodes: int) -> Collected:
-        """What the round came to."""
+        """Returns the round's outcome."""
         self._lose_other_counts()
         counted = sorted((self._trained.keys() & self._served.keys()) - self._void)
         reports = [self._report(device) for device in counted]
@@ -130,7 +130,7 @@ class Tally:
             if total is not None:
                 totals[segment] = total
         lost = {device: "; ".join(said) for device, said in sorted(self._lost.items()) if device not in counted}
-        return Collected(totals, reports, self._figures, lost, failed_nodes)
+        return Collected(totals, reports, self._counts, lost, failed_nodes)
 
     def _lose_other_counts(self) -> None:
         held = {task.device: task.samples for cohort in self.cohorts for task in cohort.devices if task.samples}
@@ -146,7 +146,7 @@ class Tally:
             samples=self.samples[device],
             skipped=mine.skipped,
             model_bytes=mine.model_bytes,
-            up_bytes=edge.up_bytes + mine.up_bytes,  # of what it did again, which only it knows
+            up_bytes=edge.up_bytes + mine.up_bytes,  # bytes of repeated steps, which only the device's node knows
             down_bytes=edge.down_bytes + mine.down_bytes,
             moves=mine.moves,
             wasted_steps=mine.wasted_steps,
@@ -154,7 +154,7 @@ class Tally:
         )
 
     def _relayed(self, states: DeviceStates, counted: Sequence[int]) -> Total | None:
-        """Of each edge's chain the last that counts, for all of the chain that does."""
+        """Returns, for each edge's chain of devices, the last front that counts, with the weight of all that count."""
         total = WeightedSum(states.layout)
         for cohort in self.cohorts:
             mine = {task.device for task in cohort.devices}

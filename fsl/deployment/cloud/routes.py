@@ -1,4 +1,4 @@
-"""Where the devices of a round may go, and which edges must know of each other for it."""
+"""Works out which edges the devices of a round may go to, and which edges exchange sessions for it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +8,9 @@ from fsl.messages.round_plan import CohortTask, RoundPlan
 
 
 class Routes:
-    """Of one round: the moves of its plan, or with `roaming` every device to every edge that is there.
+    """The routes of one round: its plan's moves, or with `roaming` every device to every edge that is online.
 
-    Nobody moves where the edge trainer cannot let go of a device in the middle of a round.
+    No device moves where the edge trainer is not `movable`.
     """
 
     def __init__(self, plan: RoundPlan, cohorts: Sequence[CohortTask], edges: Mapping[int, Member], roaming: bool):
@@ -26,11 +26,11 @@ class Routes:
         self.visited = {edge for reach in self._reach.values() for edge in reach}
 
     def others(self, device: int, home: int) -> tuple[tuple[int, str], ...]:
-        """The edges that a device may go to, with their addresses; its home is among them, if it may leave it."""
+        """Returns the edges that a device may go to, with addresses; home is among them where it may leave home."""
         return tuple((edge, self._edges[edge].address) for edge in sorted(self._reach[device]) if edge in self._edges)
 
     def peers(self, edge: int) -> tuple[EdgePeer, ...]:
-        """The edges that an edge exchanges sessions with."""
+        """Returns the edges with which an edge exchanges sessions."""
         if edge not in self.visited:
             return ()
         return tuple(
@@ -40,7 +40,7 @@ class Routes:
         )
 
     def visitors(self, edge: int) -> tuple[Visitor, ...]:
-        """The devices of other edges that may come to an edge."""
+        """Returns the devices of other edges that may come to an edge."""
         return tuple(
             Visitor(self._tasks[device], home)
             for device, home in sorted(self._home.items())

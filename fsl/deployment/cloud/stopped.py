@@ -1,4 +1,4 @@
-"""The cloud of a run that was stopped ends within seconds, whatever it is at."""
+"""Ends the cloud of a stopped run within seconds, whatever it is doing."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ import httpx
 from flwr.serverapp import Grid
 
 log = logging.getLogger(__name__)
-_ASK = 2.0  # seconds between two questions whether the run still runs
-_REFUSED = (401, 403)  # what a SuperLink answers to the token of a run that was stopped
+_ASK = 2.0  # seconds between two checks that the run still runs
+_REFUSED = (401, 403)  # a SuperLink's answers to the token of a stopped run
 
 
 @contextmanager
@@ -43,6 +43,6 @@ def _was_stopped(grid: Grid) -> bool:
         grid.get_node_ids()
     except httpx.HTTPStatusError as error:
         return error.response.status_code in _REFUSED
-    except Exception as error:  # a SuperLink that is busy or gone is no reason to end: the run's own calls see to it
+    except Exception as error:  # a busy or absent SuperLink is no reason to end: the run's own calls notice that
         log.debug("the SuperLink did not say whether the run goes on: %s", error)
     return False

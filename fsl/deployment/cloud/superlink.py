@@ -1,4 +1,4 @@
-"""`fsl-superlink`: Flower's SuperLink with its control closed: nodes join from outside, only this machine starts runs.
+"""`fsl-superlink`: Flower's SuperLink with closed control: nodes join from outside, only this machine starts runs.
 
 Flower serves three APIs on one port. `/v1/fleet` is the nodes', and each call is signed. `/v1/control` starts runs,
 which run code here and on nodes, and `/v1/runtime` gives work and its tokens to whoever asks: here both answer only
@@ -43,12 +43,12 @@ class ClosedControl:
 
 
 def is_outsiders(path: str) -> bool:
-    """Whether a path is one that nodes need."""
+    """Returns whether a path belongs to the nodes' API."""
     return path == "/health" or path.startswith("/v1/fleet/")
 
 
 def is_local(scope: Mapping[str, Any]) -> bool:
-    """Whether a request comes from this machine: from the loopback, or from the address that it came to."""
+    """Returns whether a request comes from this machine: the loopback, or the very address that it came to."""
     client, server = scope.get("client"), scope.get("server")
     if not client:
         return False
@@ -98,14 +98,14 @@ def _close() -> None:
 
     def closed(*given: Any, **named: Any) -> Any:
         app = create(*given, **named)
-        app.add_middleware(ClosedControl)  # outside of all others
+        app.add_middleware(ClosedControl)  # wraps all others
         return app
 
     superlink.create_app = closed
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""A federation on this machine, as real processes."""
+"""Runs a federation on this machine, as real processes."""
 
 from fsl.deployment.local.local_federation import LocalFederation
 

@@ -1,4 +1,4 @@
-"""What `processes.json` says of a local federation, and the lock that keeps two commands apart."""
+"""Reads and writes a local federation's `processes.json`, and locks its folder against a second command."""
 
 import fcntl
 import json
@@ -8,47 +8,47 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from fsl.deployment.processes import Started
+from fsl.deployment.processes import StartedProcess
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
 from fsl.private_files import own_folder, private_folder
 
 SUPERLINK = "superlink"
-_LOCK = "federation.lock"  # also what shows that a folder is a federation's
+_LOCK = "federation.lock"  # it also marks a folder as a federation's
 Config = Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
-class Node:
-    """A SuperNode: what it is, what it is told (`config`), and where it answers."""
+class LocalNode:
+    """A SuperNode of the federation: its role, its node configuration `config`, and its addresses."""
 
     name: str
     role: str
     config: Config
     port: int  # of its own runtime API
     address: str | None = None  # where an edge serves devices
-    metrics: str | None = None  # where an edge tells its figures
-    id: str = ""  # by which the SuperLink knows it
+    metrics: str | None = None  # where an edge serves its metrics
+    id: str = ""  # the SuperLink's name for it
 
 
 @dataclass(frozen=True)
-class Record:
-    """All that is needed to run on a federation, to start a node of it again, and to end it."""
+class FederationRecord:
+    """All that a later command needs to run on a federation, restart a node of it, and end it."""
 
     superlink: str
     edges: int
     devices: int
     app: str
     environment: Mapping[str, str]
-    nodes: tuple[Node, ...]
-    processes: Mapping[str, Started] = field(default_factory=dict)
+    nodes: tuple[LocalNode, ...]
+    processes: Mapping[str, StartedProcess] = field(default_factory=dict)
 
-    def started(self, process: Started) -> "Record":
-        """The record with this process in it, in the place of an earlier one of its name."""
+    def started(self, process: StartedProcess) -> "FederationRecord":
+        """Returns the record with this process, which replaces an earlier one of its name."""
         return replace(self, processes={**self.processes, process.name: process})
 
-    def node(self, name: str) -> Node:
-        """The node of this name; ConfigError lists those that there are."""
+    def node(self, name: str) -> LocalNode:
+        """Returns the node of this name; ConfigError lists the nodes that exist."""
         for node in self.nodes:
             if node.name == name:
                 return node
@@ -56,25 +56,25 @@ class Record:
 
 
 def record_path(folder: Path) -> Path:
-    """Where a federation's record lies."""
+    """Returns the path of a federation's record."""
     return folder / "processes.json"
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: FederationRecord) -> None:
     """Write a federation's record."""
     write_json(record_path(folder), asdict(record))
 
 
-def read_record(folder: Path) -> Record | None:
-    """The record of the federation in this folder; None where there is none, CheckpointError for a damaged one."""
+def read_record(folder: Path) -> FederationRecord | None:
+    """Read the record of the federation in this folder; None without one, CheckpointError for a damaged one."""
     path = record_path(folder)
     try:
         values = json.loads(path.read_bytes())
-        return Record(
+        return FederationRecord(
             **{
                 **values,
-                "nodes": tuple(Node(**node) for node in values["nodes"]),
-                "processes": {name: Started(**process) for name, process in values["processes"].items()},
+                "nodes": tuple(LocalNode(**node) for node in values["nodes"]),
+                "processes": {name: StartedProcess(**process) for name, process in values["processes"].items()},
             }
         )
     except FileNotFoundError:
@@ -86,12 +86,12 @@ def read_record(folder: Path) -> Record | None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other commands from starting or ending what this one does; ConfigError where one is at work."""
+    """Keep other commands from starting or ending this federation meanwhile; ConfigError where one is at work."""
     try:
         private_folder(folder)
         if not (folder / _LOCK).exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} holds other things than a federation; choose another folder")
-        own_folder("folder", folder)  # with keys, data and logs of private training in it
+        own_folder("folder", folder)  # it holds keys, data and logs of private training
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a folder ({error.strerror}); choose another") from None
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

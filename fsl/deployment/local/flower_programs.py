@@ -1,4 +1,4 @@
-"""Flower's programs: how a SuperLink and a SuperNode are started, and what `flwr` is asked."""
+"""Builds the command lines of Flower's SuperLink and SuperNodes, and calls `flwr`."""
 
 import json
 import os
@@ -34,7 +34,7 @@ _QUIET = {
 
 
 def program(name: str) -> str:
-    """The path of one of Flower's programs, beside this Python or on PATH; ConfigError where it is in neither."""
+    """Find one of Flower's programs beside this Python or on PATH; ConfigError where it is in neither."""
     found = shutil.which(name, path=_path())
     if found is None:
         raise ConfigError(f"there is no {name} beside {sys.executable} or on PATH; pip install flwr there")
@@ -42,13 +42,13 @@ def program(name: str) -> str:
 
 
 def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """What Flower's programs are told besides their arguments; they find each other on PATH."""
+    """Build the environment of Flower's programs, in which they find each other on PATH."""
     private_folder(home)
     return {**_QUIET, "FLWR_HOME": str(home), "PATH": _path(), **more}
 
 
-def superlink_command(certificates: Certificates, address: str) -> list[str]:
-    """A SuperLink with TLS that only registered SuperNodes may join; what it knows is lost when it ends."""
+def superlink_command(certificates: CertificateFolder, address: str) -> list[str]:
+    """Returns the command of a SuperLink with TLS that only registered SuperNodes may join; it stores nothing."""
     host, port = address.split(":")
     return [
         program("flower-superlink"),
@@ -62,9 +62,9 @@ def superlink_command(certificates: Certificates, address: str) -> list[str]:
 
 
 def supernode_command(
-    certificates: Certificates, superlink: str, node: Node, config: Path, allowed: Sequence[str] = ()
+    certificates: CertificateFolder, superlink: str, node: LocalNode, config: Path, allowed: Sequence[str] = ()
 ) -> list[str]:
-    """A SuperNode that is told what the file `config` says, and runs bundles with code only if they are `allowed`."""
+    """Returns the command of a SuperNode with the node configuration `config`; it runs only `allowed` code bundles."""
     return [
         *(sys.executable, "-P", "-m", "fsl.deployment.node.supernode"),
         *(word for bundle in allowed for word in ("--allow-bundle", bundle)),
@@ -81,8 +81,8 @@ def write_node_config(path: Path, config: Config) -> None:
     write_text(private_folder(path.parent) / path.name, tomli_w.dumps(config), private=True)
 
 
-def write_connection(home: Path, address: str, certificates: Certificates) -> None:
-    """Tell `flwr` with this FLWR_HOME where the SuperLink is."""
+def write_connection(home: Path, address: str, certificates: CertificateFolder) -> None:
+    """Write the SuperLink's address into this FLWR_HOME, where `flwr` finds it."""
     private_folder(home)
     connection = {"address": address, "root-certificates": str(certificates.ca)}
     text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
@@ -90,7 +90,7 @@ def write_connection(home: Path, address: str, certificates: Certificates) -> No
 
 
 def write_app(folder: Path) -> None:
-    """Make the app that `flwr run` sends: only a table that names fsl's, so that a node runs the fsl it has."""
+    """Write the app that `flwr run` sends: only a table that names fsl's app, so that a node runs its own fsl."""
     folder.mkdir(parents=True, exist_ok=True)
     app = {
         "publisher": "fsl",
@@ -107,14 +107,14 @@ def write_app(folder: Path) -> None:
 
 
 def bundle_hash(app: Path) -> str:
-    """The hash of the bundle that `flwr run` makes of a folder."""
+    """Returns the hash of the bundle that `flwr run` makes of a folder."""
     from flwr.cli.build import build_fab_from_disk
 
     return hash_of(build_fab_from_disk(app))
 
 
-def answers(superlink: str, certificates: Certificates) -> bool:
-    """Whether a SuperLink of this CA answers at this address."""
+def answers(superlink: str, certificates: CertificateFolder) -> bool:
+    """Returns whether a SuperLink of this CA answers at this address."""
     context = ssl.create_default_context(cafile=str(certificates.ca))
     try:
         with urllib.request.urlopen(f"https://{superlink}/health", timeout=1, context=context):
@@ -126,7 +126,7 @@ def answers(superlink: str, certificates: Certificates) -> bool:
 
 
 def flwr(home: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """Ask `flwr`, in a session of its own where no Ctrl-C reaches it; RunError in one line where it says no."""
+    """Run a `flwr` command in a session of its own, where no Ctrl-C reaches it; RunError in one line if it fails."""
     process = subprocess.Popen(
         [program("flwr"), *arguments, "--format", "json"],
         stdin=subprocess.DEVNULL,

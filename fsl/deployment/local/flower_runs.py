@@ -1,4 +1,4 @@
-"""A run on a federation: sent by `flwr run`, watched until it ends, and stopped."""
+"""Sends a run to a federation by `flwr run`, watches it until it ends, and stops it."""
 
 import shlex
 import tempfile
@@ -13,13 +13,13 @@ import tomli_w
 from fsl.deployment.local.flower_programs import CONNECTION, flwr
 from fsl.errors import RunError
 
-_POLL = 0.2  # seconds between two looks at what costs nothing
+_POLL = 0.2  # seconds between two looks at processes and files
 _ASK = 2.0, 10.0  # seconds between two questions to the SuperLink, without and with a ServerApp at work
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended: Flower's status, such as `finished:completed`, and what it says of it."""
+    """How a run ended: Flower's status, such as `finished:completed`, and Flower's details."""
 
     run: str
     status: str
@@ -27,7 +27,7 @@ class RunEnd:
 
     @property
     def completed(self) -> bool:
-        """Whether it ran to its end."""
+        """True where the run reached its end."""
         return self.status == "finished:completed"
 
 
@@ -45,7 +45,7 @@ def submit(home: Path, app: str, overrides: Sequence[str]) -> str:
 
 
 def stop(home: Path, run: str) -> None:
-    """Stop a run."""
+    """Tell the SuperLink to stop a run."""
     flwr(home, ["stop", run, CONNECTION])
 
 
@@ -54,8 +54,8 @@ def watch(
 ) -> RunEnd:
     """Wait until the run has ended.
 
-    `at_work` says whether a ServerApp is at work, which saves questions to the SuperLink; `look` is called now and
-    then; `dead` says which process has ended without which no run does, or nothing: RunError where it has.
+    `at_work` returns whether a ServerApp is at work, which saves questions to the SuperLink; `watch` calls `look` now
+    and then; `dead` names a process that a run cannot do without and that has ended, or returns "": RunError then.
     """
     asked, was_at_work = time.monotonic(), False
     while True:

@@ -1,4 +1,4 @@
-"""A whole federation on this machine, as real processes: a SuperLink, edges and devices, over TLS on the loopback."""
+"""Runs a whole federation as processes of this machine: a SuperLink, edges and devices, over TLS on the loopback."""
 
 import shutil
 import signal
@@ -9,15 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fsl.deployment.certs import Certificates, issue
+from fsl.deployment.certs import CertificateFolder, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.deployment.local import flower_programs as flower
 from fsl.deployment.local import flower_runs as runs
 from fsl.deployment.local.federation_record import (
     SUPERLINK,
     Config,
-    Node,
-    Record,
+    FederationRecord,
+    LocalNode,
     alone_in,
     read_record,
     record_path,
@@ -25,23 +25,23 @@ from fsl.deployment.local.federation_record import (
 )
 from fsl.deployment.local.flower_runs import RunEnd
 from fsl.deployment.local.local_plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
-from fsl.deployment.processes import Member, end, is_alive, last_words, members, send, start, wait_until
+from fsl.deployment.processes import ProcessInTree, end, is_alive, last_words, members, send, start, wait_until
 from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
 from fsl.quoting import override_value
 
-_POLL = 0.2  # seconds between two looks at what is starting
+_POLL = 0.2  # seconds between two looks at starting processes
 _ASK = 1.0  # seconds between two questions to the SuperLink
-_AT_ONCE = 2  # commands of flwr
+_AT_ONCE = 2  # commands of flwr at a time
 
 
 class LocalFederation:
     """One SuperLink, `edges` edge SuperNodes and the devices' SuperNodes, as a context manager or by start and stop.
 
-    All that it writes lies in `folder`. `devices_per_node` devices share a SuperNode; `data` is what the devices are
-    told as their data's path; with `mutual_tls` devices show edges a certificate. `node_config` adds to what single
-    nodes are told, `environment` to the environment of all; `app` is the folder of another Flower app to run.
-    `timeout` is how many seconds the nodes have to come online.
+    It writes only into `folder`. `devices_per_node` devices share a SuperNode; `data` is the devices' data path; with
+    `mutual_tls` devices show edges a certificate. `node_config` adds to single nodes' configuration, `environment` to
+    the environment of all; `app` is the folder of another Flower app to run. `timeout`: seconds for the nodes to come
+    online.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class LocalFederation:
             raise ConfigError(f"data={data}: there is no such file or folder")
         self.folder = folder.absolute()
         self.timeout = timeout
-        self.certificates = Certificates(self.folder / "certs")
+        self.certificates = CertificateFolder(self.folder / "certs")
         self._groups = groups_of(devices, devices_per_node)
         self._data = None if data is None else data.absolute()
         self._mutual_tls = mutual_tls
         self._node_config = node_config
-        self._new = Record("", edges, devices, str(app or self.folder / "app"), dict(environment or {}), ())
-        self._record: Record | None = None
+        self._new = FederationRecord("", edges, devices, str(app or self.folder / "app"), dict(environment or {}), ())
+        self._record: FederationRecord | None = None
 
     @classmethod
     def attach(cls, folder: Path) -> Self | None:
-        """The federation that another process started in this folder; None where there is none."""
+        """Attach to the federation that another process started in this folder; None where there is none."""
         record = read_record(folder)
         if record is None:
             return None
@@ -84,24 +84,24 @@ class LocalFederation:
         return federation
 
     @property
-    def record(self) -> Record:
-        """What runs where; RunError before the start."""
+    def record(self) -> FederationRecord:
+        """The record of what runs where; RunError before the start."""
         if self._record is None:
             raise RunError(f"no federation was started in {self.folder}")
         return self._record
 
     @property
     def home(self) -> Path:
-        """The FLWR_HOME with which `flwr` knows this federation, by the name `federation`."""
+        """Path of the FLWR_HOME in which `flwr` knows this federation, by the name `federation`."""
         return self.folder / "flwr"
 
     @property
     def table(self) -> Path:
-        """Which node's key each device and edge belongs to, for `deployment.members`."""
+        """Path of the table that binds devices and edges to their nodes' keys, for `deployment.members`."""
         return self.folder / TABLE
 
     def log(self, name: str) -> Path:
-        """Where a process's output goes."""
+        """Returns the path of a process's log."""
         return self.folder / "logs" / f"{name}.log"
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class LocalFederation:
         self.stop()
 
     def start(self) -> None:
-        """Start all and wait until every node is online; whatever goes wrong, none of them is left running.
+        """Start all processes and wait until every node is online; on any failure end all of them.
 
         ConfigError where a federation is running in the folder; RunError where a process ends or is late.
         """
@@ -134,14 +134,14 @@ class LocalFederation:
                 raise
 
     def stop(self) -> int:
-        """End all that was started; returns how many of the processes were still alive."""
+        """End all processes of the federation; returns how many were still alive."""
         with alone_in(self.folder):
             return self._end()
 
     def run(self, overrides: Sequence[str], out: Path | None = None, look: Callable[[], None] = lambda: None) -> RunEnd:
-        """Run the app with these Hydra overrides, results going to `out`; `look` is called now and then meanwhile.
+        """Run the app with these Hydra overrides, and write results to `out`; calls `look` now and then meanwhile.
 
-        KeyboardInterrupt stops the run. RunError where it cannot be sent, or the SuperLink is gone.
+        KeyboardInterrupt stops the run. RunError where `flwr` refuses it, or the SuperLink is gone.
         """
         where = [] if out is None else [f"hydra.run.dir={override_value(str(out.absolute()))}"]
         given = {text.lstrip("+").partition("=")[0] for text in overrides}
@@ -155,17 +155,17 @@ class LocalFederation:
             raise
 
     def online(self) -> dict[str, bool]:
-        """Whether the SuperLink counts each node as online, by name."""
+        """Returns, by name, whether the SuperLink counts each node as online."""
         nodes = flower.flwr(self.home, ["supernode", "list", flower.CONNECTION])["nodes"]
         online = {node["node-id"] for node in nodes if node["status"] == "online"}
         return {node.name: node.id in online for node in self.record.nodes}
 
     def alive(self) -> dict[str, bool]:
-        """Whether each process is alive, by name."""
+        """Returns, by name, whether each process is alive."""
         return {name: is_alive(process) for name, process in self.record.processes.items()}
 
-    def pids(self, name: str) -> list[Member]:
-        """A process and all that it started, with their commands: `flwr-clientapp ...` is a node's app at work."""
+    def pids(self, name: str) -> list[ProcessInTree]:
+        """Returns a process and all that it started, with commands: `flwr-clientapp ...` is a node's app at work."""
         return members(self.record.processes[name])
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
@@ -174,7 +174,7 @@ class LocalFederation:
             send(member, number)
 
     def restart(self, name: str) -> None:
-        """Start a SuperNode again with its key and configuration, what is left of it ended first; it is online then.
+        """End what is left of a SuperNode, start it again with its key and configuration, and wait until it is online.
 
         After a SIGKILL that takes a minute: until then the SuperLink counts the node as online, and refuses it.
         """
@@ -209,26 +209,26 @@ class LocalFederation:
             self._start_node(node)
         self._wait_online(registered)
 
-    def _start_node(self, node: Node) -> None:
+    def _start_node(self, node: LocalNode) -> None:
         config = self.folder / "nodes" / f"{node.name}.toml"
         flower.write_node_config(config, node.config)
         private_folder(Path(str(node.config["state"])))
         app = Path(self.record.app)
-        allowed = [] if app == self.folder / "app" else [flower.bundle_hash(app)]  # a test's own
+        allowed = [] if app == self.folder / "app" else [flower.bundle_hash(app)]  # another app than fsl's own
         command = flower.supernode_command(self.certificates, self.record.superlink, node, config, allowed)
         self._spawn(node.name, command)
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
-        # A home for each: Flower takes an app that another node is still installing for an installed one.
+        # A home for each node: Flower takes an app that another node is still installing for an installed one.
         environment = flower.environment(self.home / name, self.record.environment)
         self._write(self.record.started(start(name, command, self.log(name), environment)))
 
-    def _registered(self, node: Node) -> Node:
+    def _registered(self, node: LocalNode) -> LocalNode:
         key = self.certificates.node_public_key(node.name)
         answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
         return replace(node, id=str(answer["node-id"]))
 
-    def _wait_online(self, nodes: Sequence[Node]) -> None:
+    def _wait_online(self, nodes: Sequence[LocalNode]) -> None:
         def are_online() -> bool:
             if not all(is_listening(node.port) for node in nodes):
                 return False  # a SuperNode listens before it joins: no need to ask the SuperLink yet
@@ -256,7 +256,7 @@ class LocalFederation:
     def _at_work(self) -> bool:
         return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: FederationRecord) -> None:
         self._record = record
         write_record(self.folder, record)
 

@@ -1,1 +1,1 @@
-"""What runs on a node of a real federation."""
+"""Runs a node of a real federation: its devices, its edge, and its owner's limits."""

@@ -1,7 +1,7 @@
-"""What a node can keep an account of: a private plan whose half here is computed as the ledger counts it.
+"""Refuses private plans that this node would not compute as its ledger counts them.
 
-The cloud checks a run before it starts (`fsl.run.privacy_check`), and a node believes none of it: a plan may name other
-classes, codecs or settings than those that were checked.
+The cloud checks a run before it starts (`fsl.run.privacy_check`), and a node does not rely on it: a plan may name other
+classes, codecs or settings than those that the cloud checked.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from fsl.trainers import EdgeTrainer
 
 
 def charged(settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Sequence[int]) -> RoundAccount | None:
-    """Write down what these devices are about to release; None where none are, or nothing protects them.
+    """Charge these devices for what they are about to release; None without devices or without privacy.
 
     ConfigError where a device would pass its owner's limit, or the node cannot keep the account.
     """
@@ -34,7 +34,7 @@ def charged(settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Se
 
 
 def refuse_unaccountable(plan: RoundPlan, worker: Worker) -> None:
-    """ConfigError for a private plan under which a device would release what its ledger does not count."""
+    """Raise ConfigError for a private plan under which a device would release what its ledger does not count."""
     privacy = plan.privacy
     if privacy is None or not privacy.private:
         return

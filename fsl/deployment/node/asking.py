@@ -1,6 +1,6 @@
-"""How the process of a message asks its node's resident process, and starts it; it imports no torch.
+"""Asks a node's resident process on behalf of a message's process, and starts it; it imports no torch.
 
-On a small machine that alone takes longer than a round.
+On a small machine the import of torch alone takes longer than a round.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from fsl.errors import RunError
 from fsl.flower.serde import record_bytes, record_from_bytes
 from fsl.installed import HOME
 
-_START = 120.0  # seconds until a resident process answers
+_START = 120.0  # seconds for a resident process to start
 
 
 def ask(
     kind: str, node: int, run: int, content: RecordDict, node_config: Mapping[str, Any], owner: Owner | None = None
 ) -> RecordDict:
-    """The answer of this node's resident process, which is started if there is none; RunError if it fails.
+    """Ask this node's resident process, and start one where there is none; RunError if it fails.
 
-    `owner`: the process that it ends with; the parent of this one, which Flower ends with the SuperNode.
+    `owner`: the process with which it ends; by default this one's parent, which Flower ends with the SuperNode.
     """
     owner = owner or Owner.parent()
     folder, code = state_folder(node, node_config), code_in_use()
@@ -62,18 +62,18 @@ def ask(
 
 
 def state_folder(node: int, node_config: Mapping[str, Any]) -> Path:
-    """Where a node keeps what it keeps, which only one process may work on."""
+    """Returns the folder in which a node keeps its state; only one process may work on it."""
     state = node_config.get("state")
     return Path(str(state)).expanduser().absolute() if state else scratch_folder() / f"node-{node}"
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the resident process of a state folder listens; a socket's path must be short."""
+    """Returns the socket on which a state folder's resident process listens; its path must be short."""
     return scratch_folder() / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.sock"
 
 
 def _answer(connection: Connection, question: bytes) -> tuple[bytes, bytes]:
-    taken = False  # else nobody has begun to work on it, and it may be asked again
+    taken = False  # while False, nobody works on the question, and it may be asked again
     try:
         connection.send(frames.QUESTION, question)
         while True:

@@ -1,4 +1,4 @@
-"""Which bundles (Flower's FABs) a node runs: those that its owner listed, and those that bring no code of their own."""
+"""Decides which bundles (Flower's FABs) a node runs: those that its owner listed, and those without code."""
 
 import hashlib
 import re
@@ -16,16 +16,16 @@ COMPONENTS = {
     "clientapp": "fsl.simulations.flower_app:client",
 }
 _PROJECT, _CONTENT = "pyproject.toml", ".info/CONTENT"
-_WORDS = {_PROJECT, _CONTENT, "README.md", "LICENSE"}  # all that a bundle without code may hold
+_WORDS = {_PROJECT, _CONTENT, "README.md", "LICENSE"}  # the only files that a bundle without code may hold
 _LARGEST = 64 * 1024  # bytes of such a bundle's table
 _LARGEST_TEXT = 1024 * 1024  # bytes of its other files
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}", re.ASCII)
-# What Flower or an installer would fetch, build or run because a table asks for it.
+# Keys of a table that make Flower or an installer fetch, build or run something.
 _BRINGS_CODE = ("dependencies", "optional-dependencies", "dynamic", "scripts", "gui-scripts", "entry-points")
 
 
 def hashes(given: Collection[str]) -> frozenset[str]:
-    """The hashes that an owner listed, checked; ConfigError for one that is none."""
+    """Check the hashes that an owner listed; ConfigError for an invalid one."""
     for one in given:
         if not re.fullmatch(r"[0-9a-f]{64}", one):
             raise ConfigError(
@@ -36,14 +36,14 @@ def hashes(given: Collection[str]) -> frozenset[str]:
 
 
 def hash_of(bundle: bytes) -> str:
-    """The hash by which an owner lists a bundle: SHA-256 of its file, 64 hexadecimal digits."""
+    """Returns the hash by which an owner lists a bundle: SHA-256 of its file, 64 hexadecimal digits."""
     return hashlib.sha256(bundle).hexdigest()
 
 
 def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
-    """The app's id ("publisher/name") and version, if a node whose owner listed `allowed` may run the bundle.
+    """Returns the id ("publisher/name") and version of a bundle's app, if its owner's list `allowed` lets it run.
 
-    TrustError in one line says which hash was refused, why, and how the owner allows it.
+    TrustError, in one line, names the refused hash, the reason, and how the owner allows it.
     """
     told = hash_of(bundle)
     try:
@@ -54,7 +54,7 @@ def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
         return _app_of(table)
     except TrustError as error:
         reason = str(error)
-    except Exception as error:  # whatever a hostile archive makes the library say
+    except Exception as error:  # whatever a hostile archive makes the library raise
         reason = f"it is no bundle that can be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     raise TrustError(
         f"this node refuses bundle {told}: {reason}. Its owner allows code by its hash (fsl-supernode --allow-bundle "
@@ -63,7 +63,7 @@ def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
 
 
 def check_installed(folder: Path, bundle: bytes) -> None:
-    """TrustError where the folder that a bundle was put into holds anything else, left by an earlier one."""
+    """Raise TrustError where a bundle's folder holds anything besides the bundle, such as files of an earlier one."""
     with zipfile.ZipFile(BytesIO(bundle)) as archive:
         for path in folder.rglob("*"):
             name = path.relative_to(folder).as_posix()
@@ -83,7 +83,7 @@ def _table(archive: zipfile.ZipFile) -> Mapping[str, Any]:
 
 
 def _app_of(table: Mapping[str, Any]) -> tuple[str, str]:
-    """The app's id and version; TrustError for names that lead out of the folder that Flower makes of them."""
+    """Returns the app's id and version; TrustError for names that lead out of the folder that Flower makes of them."""
     publisher, name, version = (
         table["tool"]["flwr"]["app"]["publisher"],
         *map(table["project"].get, ("name", "version")),
@@ -95,7 +95,7 @@ def _app_of(table: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _refuse_code(archive: zipfile.ZipFile, table: Mapping[str, Any]) -> None:
-    """TrustError for whatever might bring code that is not installed on the node."""
+    """Raise TrustError for whatever might bring code that is not installed on the node."""
     if more := sorted(set(archive.namelist()) - _WORDS):
         raise TrustError(f"it brings files of its own ({', '.join(more)[:100]})")
     if large := [one.filename for one in archive.infolist() if one.file_size > _LARGEST_TEXT]:

@@ -1,4 +1,4 @@
-"""Who works on a node's state: one process at a time, for one SuperNode, with one version of the code."""
+"""Claims a node's state for one process at a time, of one SuperNode and one version of the code."""
 
 import hashlib
 import os
@@ -10,24 +10,24 @@ from fsl.deployment.processes import started_at
 from fsl.installed import HOME
 
 _LOCK = "resident.lock"
-_BESIDE = ("strategies", "simulations", "configs")  # of a source tree; in a wheel they lie inside of fsl
+_BESIDE = ("strategies", "simulations", "configs")  # in a source tree; a wheel has them inside of fsl
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that a resident one ends with, told from a later one that has its pid by the time of its start."""
+    """The process with which a resident one ends: its pid, and its start time, since pids are used again."""
 
     pid: int
     start: int
 
     @staticmethod
     def parent() -> "Owner":
-        """The parent of this process: Flower's executor, which ends with the SuperNode."""
+        """Returns the parent of this process: Flower's executor, which ends with the SuperNode."""
         pid = os.getppid()
         return Owner(pid, started_at(pid) or 0)
 
     def is_alive(self) -> bool:
-        """Whether that very process is alive."""
+        """Returns whether that very process is alive."""
         return started_at(self.pid) == self.start
 
 
@@ -44,7 +44,7 @@ def claim(folder: Path, patience: float) -> int:
 
 
 def occupied(folder: Path) -> str:
-    """What to say of a state folder that another SuperNode's process works on."""
+    """Returns the message for a state folder on which another SuperNode's process works."""
     try:
         holder = f" ({(folder / _LOCK).read_text()[:20]})"
     except OSError:

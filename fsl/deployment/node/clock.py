@@ -1,15 +1,15 @@
-"""What is wrong where a SuperLink refuses what a SuperNode signed: this machine's clock, or its key."""
+"""Explains why a SuperLink refuses a SuperNode's signature: this machine's clock, or its key."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from flwr.supercore.constant import MAX_TIMESTAMP_DIFF_SECONDS, MIN_TIMESTAMP_DIFF_SECONDS
 
-_COARSE = 1.0  # seconds: what a header tells the time in
+_COARSE = 1.0  # seconds: the resolution of a header's time
 
 
 def ahead(date: str, now: datetime | None = None) -> float | None:
-    """By how many seconds this machine is ahead of whoever wrote a `Date` header; None where it cannot be read."""
+    """Returns the seconds by which this machine is ahead of a `Date` header's; None for an unreadable header."""
     try:
         there = parsedate_to_datetime(date)
     except ValueError:
@@ -19,7 +19,7 @@ def ahead(date: str, now: datetime | None = None) -> float | None:
 
 
 def why_refused(date: str | None, now: datetime | None = None) -> str:
-    """Why the SuperLink answered 401, by the date of its answer, in one line that says what to do."""
+    """Explain the SuperLink's 401, from the date of its answer, in one line that says what to do."""
     seconds = None if date is None else ahead(date, now)
     most_ahead, most_behind = -MIN_TIMESTAMP_DIFF_SECONDS, MAX_TIMESTAMP_DIFF_SECONDS
     if seconds is not None and not -most_behind + _COARSE < seconds < most_ahead - _COARSE:

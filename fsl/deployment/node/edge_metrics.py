@@ -1,4 +1,4 @@
-"""An edge's figures for Prometheus, an extra: `pip install 'fsl-flower[federation]'`."""
+"""Serves an edge's metrics to Prometheus, as an extra: `pip install 'fsl-flower[federation]'`."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class PrometheusMeter(EdgeMeter):
-    """Counts what one edge does, in a registry of its own; a few microseconds a step."""
+    """Counts one edge's sessions, steps and bytes in a registry of its own; takes a few microseconds a step."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -37,7 +37,7 @@ class PrometheusMeter(EdgeMeter):
         self._inbox = Gauge("fsl_inbox_events", "Events that the edge has not looked at.", registry=registry)
 
     def round_began(self, waiting: Callable[[], int]) -> None:
-        """The depth of this round's inbox counts from now on, read when Prometheus asks."""
+        """Report the depth of this round's inbox from now on, read when Prometheus asks."""
         self._inbox.set_function(waiting)
 
     def round_ended(self, failed: bool) -> None:
@@ -80,7 +80,7 @@ class PrometheusMeter(EdgeMeter):
 
 
 class MetricsEndpoint:
-    """http://<host:port>/metrics of one edge; ConfigError where it cannot listen there."""
+    """Serves http://<host:port>/metrics of one edge; ConfigError where it cannot listen there."""
 
     def __init__(self, address: str):
         self.meter = PrometheusMeter()
@@ -89,12 +89,12 @@ class MetricsEndpoint:
             self._server, self._thread = start_http_server(int(port), host.strip("[]"), self.meter.registry)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"metrics={address}: the edge's figures cannot be offered there ({error}); name a free host:port"
+                f"metrics={address}: the edge's metrics cannot be offered there ({error}); name a free host:port"
             ) from None
 
     @property
     def port(self) -> int:
-        """Where it listens, for an address with port 0."""
+        """The port on which it listens, also for an address with port 0."""
         return int(self._server.server_port)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Stands where Flower's executor starts `flwr-clientapp`, and lets it run only a bundle that the owner allows.
+"""Takes the place of `flwr-clientapp` under Flower's executor, and lets it run only bundles that the owner allows.
 
-Flower's SuperNode starts programs by their names. `fsl-supernode` leaves one folder on its PATH, with this under the
-name of each; so nothing runs where the folder is missing. The program itself then has the PATH that the owner had.
+Flower's SuperNode starts programs by their names. `fsl-supernode` leaves one folder on its PATH, with this program
+under each name; so nothing runs where the folder is missing. The real program then gets the owner's PATH.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from fsl.errors import TrustError
 APP = "flwr-clientapp"
 SUPEREXEC = "flower-superexec"
 REFUSED = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
-PATH, ALLOWED = "FSL_SUPERNODE_PATH", "FSL_SUPERNODE_BUNDLES"  # of the environment: the owner's PATH, and hashes
-# A shell script to the kernel, whatever is in the path of Python; a Python script to Python.
+PATH, ALLOWED = "FSL_SUPERNODE_PATH", "FSL_SUPERNODE_BUNDLES"  # environment variables: the owner's PATH, and the hashes
+# The kernel reads a shell script, whatever the path of Python holds; Python reads a Python script.
 _SCRIPT = """#!/bin/sh
 '''exec' "{python}" "$0" "$@"
 ' '''
@@ -54,7 +54,7 @@ def watch_over(runtime: Any, allowed: frozenset[str]) -> None:
     def installed(content: bytes, skip_prompt: bool = False) -> Path:
         run, fab = told[-1]
         app, version = bundles.check(content, allowed)
-        # Flower finds the app by what the SuperLink says of it, which need not be this one.
+        # Flower finds the app by the SuperLink's word, which may name another than this one.
         if (run.fab_id, run.fab_version) != (app, version) or fab.hash_str != bundles.hash_of(content):
             raise TrustError(
                 f"this node refuses run {run.run_id}: it names the app {run.fab_id} {run.fab_version} "
@@ -69,7 +69,7 @@ def watch_over(runtime: Any, allowed: frozenset[str]) -> None:
 
 
 def main() -> None:
-    """What the programs do; the name that one was called by says which it is."""
+    """Run as the program whose name this one was called by."""
     name = Path(sys.argv[0]).name
     if (path := os.environ.pop(PATH, None)) is None:
         sys.exit(f"{name}: this program is fsl-supernode's, which starts it")

@@ -1,4 +1,4 @@
-"""A round at this node's edge in a federation whose devices move, from what the cloud says of it."""
+"""Builds a round at this node's edge whose devices move, from its part in the cloud's plan."""
 
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.files import tensors_of
@@ -8,13 +8,13 @@ from fsl.round.edge_side import EdgeSide
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.expected import Expected
-from fsl.wire.edge.moving_edge_round import RoamingRound
-from fsl.wire.edge.other_edges import RoundDesk
+from fsl.wire.edge.moving_edge_round import MovingEdgeRound
+from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.signed_calls import Peer
 from fsl.wire.options import Patience
 
 
-def roaming_round(
+def build_moving_round(
     plan: RoundPlan,
     part: EdgePart,
     side: EdgeSide,
@@ -24,8 +24,8 @@ def roaming_round(
     settings: NodeSettings,
     patience: Patience,
     replicate_every: int,
-) -> RoamingRound:
-    """The round, with its desk for other edges."""
+) -> MovingEdgeRound:
+    """Build the round, and let it answer other edges."""
     assert door.lines is not None
     assert plan.trainer is not None
     store = side.worker.store
@@ -39,18 +39,18 @@ def roaming_round(
         store.save(_owner(device), plan.round, tensors_of(data), (task.version, task.saved))
 
     def kept(device: int) -> bytes | None:
-        path = store.path(_owner(device), plan.round)  # where each device has a back of its own
+        path = store.path(_owner(device), plan.round)  # for trainers with one back per device
         return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
-    desk = admission.desk = RoundDesk(admission, door.lines, peers, settings.limits, patience, keep)
-    return RoamingRound(
+    other_edges = admission.other_edges = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)
+    return MovingEdgeRound(
         side.server,
         admission,
         patience,
         expected,
         door.meter,
         thread=door.thread,
-        desk=desk,
+        other_edges=other_edges,
         visitors={visitor.task.device: visitor.home for visitor in part.visitors},
         trainer=plan.trainer.target,
         limits=settings.limits,

@@ -1,4 +1,4 @@
-"""A node of a real federation: its devices train over the wire, its edge serves theirs."""
+"""Runs a node of a real federation: its devices train over the wire, its edge serves devices of other nodes."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.deployment.node.accountable import charged
-from fsl.deployment.node.moving_edge import roaming_round
+from fsl.deployment.node.moving_edge import build_moving_round
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owned import refuse_evaluation, refuse_part
@@ -24,19 +24,20 @@ from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import told_reason
 from fsl.private_files import own_folder
-from fsl.round.cohort import loss_told, rows_told, weight_told
+from fsl.round.cohort import reported_loss, reported_rows, reported_weight
 from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
 from fsl.round.node import Node
 from fsl.round.node_store import KEPT
 from fsl.round.sample_counts import refuse_other_counts
-from fsl.round.whole_model import UnsplitCohort
+from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State
 from fsl.wire.device.device_round import DeviceRound
-from fsl.wire.device.line import Invitation, Uplink
-from fsl.wire.device.moving_device_round import RoamingDevices
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Uplink
+from fsl.wire.device.moving_device_round import MovingDeviceRound
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import EdgeOutcome
@@ -51,10 +52,10 @@ if TYPE_CHECKING:
     from fsl.deployment.node.edge_metrics import MetricsEndpoint
 
 log = logging.getLogger(__name__)
-_LAST_WORDS = 3.0  # seconds for the last messages of a round to get out
+_LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 
 
-class WiredNode:
+class NetworkedNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
     def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
@@ -63,9 +64,9 @@ class WiredNode:
         self.node = Node(workload)
         self.settings = settings
         self.patience = replace(patience or Patience(), **settings.patience)
-        self.edge_key = Ed25519PrivateKey.generate()  # what this edge signs by, for other edges
+        self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
         self.uplink: Uplink | None = None
-        self._bare = False  # the last round that it trained in was of a run without privacy
+        self._bare = False  # whether its last round was of a run without privacy
         self._door: EdgeDoor | None = None
         self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
@@ -73,7 +74,7 @@ class WiredNode:
 
     @property
     def door(self) -> EdgeDoor:
-        """The edge's door, opened when it is first needed."""
+        """The edge's door; the first use opens it."""
         settings = self.settings
         if not settings.hosts_edge or settings.state is None:
             raise RunError("this node hosts no edge")
@@ -89,18 +90,18 @@ class WiredNode:
 
     @property
     def metrics_address(self) -> str | None:
-        """Where the edge's figures are; None where nobody asked for them, or the door is not open yet."""
+        """Address of the edge's metrics; None where nobody asked for them, or the door is not open yet."""
         if self._metrics is None or self.settings.metrics is None:
             return None
         return f"{self.settings.metrics.rpartition(':')[0]}:{self._metrics.port}"
 
     @property
     def public_key(self) -> bytes:
-        """The devices' public key, DER; empty where none are hosted."""
+        """The devices' public key, DER; empty where the node hosts none."""
         return b"" if self.uplink is None else public_bytes(self.uplink.key.public_key())
 
     def describe(self) -> dict[str, Any]:
-        """What the cloud must know of this node, as JSON values."""
+        """Describe this node to the cloud, as JSON values."""
         settings, partition = self.settings, self.node.worker.workload.partition
         devices = settings.devices if settings.hosts_devices else ()
         return {
@@ -118,9 +119,9 @@ class WiredNode:
         if not self.settings.hosts_edge:
             return ""
         host, _, port = self.settings.address.rpartition(":")
-        return f"{host}:{self.door.port if port == '0' else port}"  # 0: whichever is free
+        return f"{host}:{self.door.port if port == '0' else port}"  # 0: any free port
 
-    def train(self, plan: RoundPlan, part: Part, arrays: ArrayRecord) -> Work:
+    def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
@@ -129,12 +130,12 @@ class WiredNode:
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = Work()
         self._bare = plan.privacy is None or not plan.privacy.private
-        moving = any(edge.peers for edge in part.edges)  # then what is not here may be at another edge
+        moving = any(edge.peers for edge in part.edges)  # then another edge may have what is missing here
         worker.store.restarts.clear()
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
-            alone = UnsplitCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
+            alone = WholeModelCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
             work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
@@ -151,7 +152,7 @@ class WiredNode:
         return work
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        """Scores of this node's devices; TrustError, or ConfigError, where its owner does not allow them.
+        """Score this node's devices; TrustError, or ConfigError, where its owner does not allow it.
 
         No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
         """
@@ -172,7 +173,7 @@ class WiredNode:
             )
 
     def close(self) -> None:
-        """End connections and server."""
+        """Close the connections and the server."""
         if self.uplink is not None:
             self.uplink.close()
         if self._door is not None:
@@ -180,9 +181,9 @@ class WiredNode:
         if self._metrics is not None:
             self._metrics.close()
 
-    # An edge's part.
+    # The edge's part.
 
-    def _serve(self, plan: RoundPlan, whole: Part, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
+    def _serve(self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
         devices = [task.device for task in part.cohort.devices]
         try:
             outcome = self._serve_round(plan, whole, part, states, work)
@@ -190,7 +191,7 @@ class WiredNode:
             name = f"edge {part.cohort.edge} failed"
             log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=not isinstance(error, FslError))
             reason = f"{name}: {told_reason(error, plan.privacy is not None and plan.privacy.private)}"
-            if self._door is not None:  # devices that wait there are told
+            if self._door is not None:  # tells devices that wait there
                 self._door.fail(_admission(plan, part), reason)
             work.lose(dict.fromkeys(devices, reason))
             return
@@ -202,23 +203,23 @@ class WiredNode:
             DeviceReport(
                 s.device,
                 int(s.weight),
-                rows_told(plan, s.examples, s.step),
+                reported_rows(plan, s.examples, s.step),
                 s.step,
                 0,
-                loss_told(plan, s.loss_sum()),
-                weight_told(plan, s.loss_weight, s.step),
+                reported_loss(plan, s.loss_sum()),
+                reported_weight(plan, s.loss_weight, s.step),
                 s.up_bytes,
                 s.down_bytes,
                 model_bytes=0,
                 edge=part.cohort.edge,
-                moves=int(s.device in moved),  # how many, the device knows
+                moves=int(s.device in moved),  # 1: it moved; its device's node knows how often
                 moved_bytes=moved.get(s.device, 0),
             )
             for s in outcome.closed
         )
 
     def _serve_round(
-        self, plan: RoundPlan, whole: Part, part: EdgePart, states: Mapping[str, State], work: Work
+        self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work
     ) -> EdgeOutcome:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
@@ -228,7 +229,7 @@ class WiredNode:
         admission = _admission(plan, part)
         expected = Expected.of(worker, plan)
         if part.peers:
-            edge_round: EdgeRound = roaming_round(
+            edge_round: EdgeRound = build_moving_round(
                 plan, part, side, admission, expected, self.door, self.settings, self.patience, whole.replicate_every
             )
         else:
@@ -239,18 +240,18 @@ class WiredNode:
             outcome = edge_round.serve()
         finally:
             self.door.end(_LAST_WORDS)
-        # A back that is shared has learnt from devices that have moved on, too.
+        # A shared back has also learnt from devices that have moved on.
         if outcome.failed is None and (outcome.closed or part.peers):
             work.totals["back"] = server.result()
-            work.figures.update(server.figures())
+            work.counts.update(server.counts())
         return outcome
 
-    # Devices' part.
+    # The devices' part.
 
     def _attend(
-        self, plan: RoundPlan, part: Part, states: Mapping[str, State], work: Work, spent: RoundAccount | None
+        self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work, spent: RoundAccount | None
     ) -> None:
-        """Train the devices; steps that are to be done a second time are charged first."""
+        """Train the devices; charges repeated steps before they happen."""
         if self.uplink is None:
             raise RunError("this node hosts no devices")
         worker = self.node.worker
@@ -277,7 +278,7 @@ class WiredNode:
         if any(others.values()):
             where, every = self.settings.current_edge, part.replicate_every
             again = None if spent is None else spent.again
-            devices: DeviceRound = RoamingDevices(
+            devices: DeviceRound = MovingDeviceRound(
                 side, invitations, self.uplink, self.patience, others, where, every, again
             )
         else:
@@ -308,7 +309,7 @@ class WiredNode:
             work.totals |= side.totals
 
 
-def _deadline(part: Part) -> Deadline | None:
+def _deadline(part: NodePart) -> Deadline | None:
     return None if part.deadline is None else Deadline(part.deadline)
 
 

@@ -1,4 +1,4 @@
-"""What a node answers to the cloud's messages."""
+"""Answers the cloud's messages to a node."""
 
 import json
 import logging
@@ -9,13 +9,13 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fsl.deployment.node.networked_node import WiredNode
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.old_runs import prune
 from fsl.deployment.node.owned import refuse_kind, refuse_no_part
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import WireError
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.round.workload import Workload
@@ -28,33 +28,33 @@ class NodeHost:
     """Builds a run's node at its first message, and keeps it until another run's comes."""
 
     def __init__(self) -> None:
-        self._nodes: dict[int, tuple[str, WiredNode]] = {}
-        self._shared: tuple[str, Workload] | None = None  # by all nodes without a role
+        self._nodes: dict[int, tuple[str, NetworkedNode]] = {}
+        self._shared: tuple[str, Workload] | None = None  # shared by all nodes without a role
 
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
-        """The answer to a message ("query", "train" or "evaluate") for this node."""
+        """Answer a message ("query", "train" or "evaluate") for this node."""
         refuse_kind(kind)
-        wired = self._node(node, content, node_config)
+        networked = self._node(node, content, node_config)
         arrays = content.array_records.get(ARRAYS, ArrayRecord())
         if kind == "query":
-            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(wired.describe())})})
+            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(networked.describe())})})
         if kind == "evaluate":
-            return RecordDict({METRICS: wired.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
+            return RecordDict({METRICS: networked.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
         if not part:
-            refuse_no_part(wired.settings)
-            return wired.node.train(plan, arrays)
-        work = wired.train(plan, Part.from_json(str(part)), arrays)
+            refuse_no_part(networked.settings)
+            return networked.node.train(plan, arrays)
+        work = networked.train(plan, NodePart.from_json(str(part)), arrays)
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
 
     def close(self) -> None:
-        """End what the nodes hold."""
-        for _, wired in self._nodes.values():
-            wired.close()
+        """Close all nodes."""
+        for _, networked in self._nodes.values():
+            networked.close()
         self._nodes.clear()
 
-    def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> WiredNode:
+    def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> NetworkedNode:
         text = _text(content, SETUP)
         built = self._nodes.get(node)
         if built is None or built[0] != text:
@@ -64,8 +64,8 @@ class NodeHost:
                 built[1].close()
             workload = self._workload(text, setup, settings)
             prune(workload.store.parent, setup.run, settings.keep_runs)
-            wired = WiredNode(workload, settings, replace(Patience(), **setup.patience))
-            built = self._nodes[node] = (text, wired)
+            networked = NetworkedNode(workload, settings, replace(Patience(), **setup.patience))
+            built = self._nodes[node] = (text, networked)
         return built[1]
 
     def _workload(self, text: str, setup: Setup, settings: NodeSettings) -> Workload:
@@ -85,5 +85,5 @@ def _text(content: RecordDict, name: str) -> str:
 
 @cache
 def host() -> NodeHost:
-    """This process's own, for nodes that Flower runs inside of it."""
+    """Returns this process's own host, for nodes that Flower runs inside of it."""
     return NodeHost()

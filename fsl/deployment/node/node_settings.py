@@ -1,4 +1,4 @@
-"""What a node is and has: its own configuration, which nothing from the network overrides."""
+"""Reads a node's own configuration, which nothing from the network overrides."""
 
 import math
 import os
@@ -51,7 +51,7 @@ _PATIENCE = ("join", "straggler", "answer")
 _OF_DEVICES = ("devices", "location", "accountant")
 _OF_EDGES = ("edge", "listen", "address", "client-ca")
 _CERTIFICATES = ("ca", "cert", "cert-key", "client-ca")
-_FLOWERS_OWN = ("partition-id", "num-partitions")  # which Flower's simulation engine gives to every node
+_FLOWERS_OWN = ("partition-id", "num-partitions")  # Flower's simulation engine gives them to every node
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class NodeSettings:
     edge: int = 0
     listen: str = ""
     address: str = ""
-    edge_addresses: Mapping[int, str] = field(default_factory=dict)  # of edges, as seen from here
+    edge_addresses: Mapping[int, str] = field(default_factory=dict)  # edges' addresses, as seen from here
     key: Path | None = None
     device_certificates: Certificates | None = None  # None: without TLS
     edge_certificates: Certificates | None = None
     state: Path | None = None
-    keep_runs: int = 10  # of which what devices and edges left stays on the disk, besides the one at work
+    keep_runs: int = 10  # newest runs whose files stay on disk, besides the present one
     data_path: str | None = None
     data_name: str | None = None
     rows: Literal["partition", "all"] = "partition"
@@ -81,24 +81,24 @@ class NodeSettings:
     accelerator: str = "cpu"
     hardware: str | None = None
     metrics: str | None = None
-    location: Path | None = None  # a file with the edge that this node's link leads to
-    patience: Mapping[str, float] = field(default_factory=dict)  # what overrides the run's
+    location: Path | None = None  # a file with the number of the edge that this node's link leads to
+    patience: Mapping[str, float] = field(default_factory=dict)  # overrides the run's
     limits: Limits = field(default_factory=Limits)
-    limit: Limit | None = None  # of what its devices may spend of their privacy
-    accountant: Accountant = "rdp"  # by which its own ledger counts
+    limit: Limit | None = None  # bounds its devices' privacy loss
+    accountant: Accountant = "rdp"  # of its own ledger
 
     @property
     def hosts_devices(self) -> bool:
-        """Whether devices train here over the wire."""
+        """True where devices train here over the wire."""
         return self.role in ("device", "both")
 
     @property
     def hosts_edge(self) -> bool:
-        """Whether an edge serves here."""
+        """True where an edge serves here."""
         return self.role in ("edge", "both")
 
     def current_edge(self) -> int | None:
-        """The edge that this node's link leads to, as the file `location` says; None where it does not."""
+        """Read the edge that this node's link leads to from the file `location`; None where it names none."""
         if self.location is None:
             return None
         try:
@@ -108,7 +108,7 @@ class NodeSettings:
 
     @staticmethod
     def read(config: Mapping[str, Any]) -> "NodeSettings":
-        """Check a node's configuration; ConfigError names the key and what it may be."""
+        """Read and check a node's configuration; ConfigError names the key and the allowed values."""
         given = {name: value for name, value in config.items() if name not in _FLOWERS_OWN}
         for name, value in given.items():
             if name not in _KEYS:
@@ -151,7 +151,7 @@ class NodeSettings:
         return settings
 
     def _refuse_ignored(self, given: Mapping[str, Any]) -> None:
-        """ConfigError for a key that a node of this role would not look at."""
+        """Raise ConfigError for a key that a node of this role would ignore."""
         for keys, host, hosts in (
             (_OF_DEVICES, "devices", self.hosts_devices),
             (_OF_EDGES, "an edge", self.hosts_edge),
@@ -214,7 +214,7 @@ def _limit(given: Mapping[str, Any]) -> Limit | None:
 
 
 def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path | None]:
-    """The certificate that devices show; on a node that is an edge too, cert and cert-key are the edge's."""
+    """Returns the certificate and key that devices show; on a node with an edge, cert and cert-key are the edge's."""
     return (None, None) if role == "both" else (_path(given, "cert"), _path(given, "cert-key"))
 
 

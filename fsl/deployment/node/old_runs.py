@@ -1,4 +1,4 @@
-"""What old runs left on a node: the newest are kept, since they can be resumed; the others go when a new run begins."""
+"""Deletes old runs' files from a node when a new run begins; keeps the newest, which can be resumed."""
 
 import logging
 import os
@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-_RUN = re.compile(r"([0-9A-Za-z]{1,64})(?:-[0-9a-f]{8})?", re.ASCII)  # a run's name, and which rows it dealt out
-_RECENT = 24 * 3600.0  # seconds for which what was written may be of a run that goes on elsewhere
+_RUN = re.compile(r"([0-9A-Za-z]{1,64})(?:-[0-9a-f]{8})?", re.ASCII)  # a run's name, and a hash of its partition
+_RECENT = 24 * 3600.0  # seconds in which a written file may belong to a run that goes on elsewhere
 
 
 def prune(runs: Path, current: str, keep: int) -> list[str]:
-    """Delete all of the folders in `runs` but those of the run `current` and the `keep` that were written to last.
+    """Delete the folders in `runs`, except that of the run `current` and the `keep` most recently written.
 
-    Nothing that was written to within a day goes, nor what is no folder of a run's. Returns the names of those that
-    went; what cannot be deleted stays, and the log says so.
+    It also keeps what was written within a day, and what is no run's folder. Returns the names of deleted folders; the
+    log names those that it cannot delete.
     """
     found = []
     for folder in runs.iterdir() if runs.is_dir() else ():
@@ -39,11 +39,11 @@ def prune(runs: Path, current: str, keep: int) -> list[str]:
 
 
 def _written(folder: Path) -> float:
-    """When something in a folder was made, replaced or deleted last (seconds since 1970)."""
+    """Returns when something in a folder was last made, replaced or deleted (seconds since 1970)."""
     times = [0.0]
     for here, _, _ in os.walk(folder):
         try:
             times.append(os.stat(here).st_mtime)
-        except FileNotFoundError:  # it goes just now
+        except FileNotFoundError:  # another process deletes it just now
             continue
     return max(times)

@@ -1,7 +1,7 @@
-"""What a node's devices have spent of their privacy, by their own count, and the limit that their owner sets.
+"""Keeps a node's own ledgers of its devices' privacy loss, and holds them to their owner's limit.
 
-The cloud's ledger is the cloud's word. This one is written on the node before its devices' first upload of a round; it
-believes the plan's mechanisms, half of which run here, and nothing of what was counted elsewhere.
+The cloud's ledger is the cloud's word. The node writes this one before its devices' first upload of a round; it takes
+the mechanisms from the plan, half of which run here, and no counts from elsewhere.
 """
 
 import json
@@ -30,14 +30,14 @@ from fsl.round.batches import sample_rate
 from fsl.trainers import EdgeTrainer
 
 Accountant = Literal["rdp", "prv"]
-MAX_DELTA = 1e-4  # of all runs together, where the owner names none: ten of the default's
-_PATIENCE = 60.0  # seconds for another process to be done with the ledgers
-_ROUNDING = 1 + 1e-9  # ten times 1e-5 is not quite 1e-4
+MAX_DELTA = 1e-4  # of all runs together, where the owner names none: ten times the default delta
+_PATIENCE = 60.0  # seconds to wait for another process that has the ledgers
+_ROUNDING = 1 + 1e-9  # in float64 ten times 1e-5 is not quite 1e-4
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What none of a node's devices may pass, over all runs, against one of the ledger's adversaries.
+    """The privacy loss that no device of a node may pass, over all runs, against one of the ledger's adversaries.
 
     Epsilons and deltas of separate runs add up; `epsilon` and `delta` bound the sums.
     """
@@ -50,8 +50,8 @@ class Limit:
 class OwnLedger:
     """The ledgers of a node's devices in `folder`, one file for each `run` and its settings.
 
-    `accountant`: how this node counts, whatever the plan says. `same_rows`: all devices of the node hold the same rows
-    (rows="all"), so that what one has spent counts for every other.
+    `accountant`: this node's own, whatever the plan says. `same_rows`: all devices of the node hold the same rows
+    (rows="all"), so that each device's loss counts for every other.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class OwnLedger:
     def before(
         self, plan: RoundPlan, partition: Partition, devices: Sequence[int], allowed: tuple[str, ...]
     ) -> "RoundAccount | None":
-        """These devices are about to train; None where nothing protects them.
+        """Charge these devices for a round that they are about to train; None without privacy.
 
-        LimitError where a device would pass its limit: then nothing was charged.
+        LimitError where a device would pass its limit; then it charges nobody.
         """
         if plan.privacy is None or not plan.privacy.private:
             if self.limit is not None:
@@ -86,18 +86,18 @@ class OwnLedger:
         if self.limit is not None and not self.same_rows:
             _refuse_shared_rows(partition, devices)
         setting = _setting(plan, replace(plan.privacy, accountant=self.accountant), partition.devices, allowed)
-        # A run that comes back with other settings spends by another account.
+        # A run that comes back with other settings gets another account.
         path = self.folder / f"{self.run}-{sha256(repr(setting).encode()).hexdigest()[:8]}.json"
         account = RoundAccount(self, setting, samples, path)
         account.charge(devices, lambda ledger, device: _round_of(ledger, device))
         return account
 
     def check(self, device: int, ledger: Ledger) -> None:
-        """LimitError where a device of this ledger, as it would be, passes the owner's limit."""
+        """Raise LimitError where a device would pass the owner's limit by this ledger."""
         if self.limit is None:
             return
         against, path = self.limit.against, ledger.path
-        found = claim(against, ledger.setting, ledger.tallies[device])
+        found = claim(against, ledger.setting, ledger.release_counts[device])
         if found.epsilon is None:
             raise LimitError(f"{self._told}: it is unbounded for device {device}, since {found.unbounded}")
         earlier, deltas = 0.0, 0.0
@@ -106,10 +106,10 @@ class OwnLedger:
                 cost, delta = self._cost(other)
                 earlier, deltas = earlier + cost, deltas + delta
         if self.same_rows:
-            here = [t for d, t in ledger.tallies.items() if d != device]
-            earlier += sum(_spent(claim(against, ledger.setting, tally).epsilon) for tally in here)
+            here = [t for d, t in ledger.release_counts.items() if d != device]
+            earlier += sum(_spent(claim(against, ledger.setting, released).epsilon) for released in here)
         spent = _spent(found.epsilon)
-        if not earlier + spent <= self.limit.epsilon:  # also where one is no number
+        if not earlier + spent <= self.limit.epsilon:  # also true where one is NaN
             before = "an unbounded one" if math.isinf(earlier) else f"{earlier:.4g}"
             raise LimitError(
                 f"{self._told}: with this round device {device} would have spent {spent:.4g} in this run, "
@@ -127,9 +127,9 @@ class OwnLedger:
         return f"node configuration: max-epsilon={self.limit.epsilon:g} against '{self.limit.against}'"
 
     def _cost(self, path: Path) -> tuple[float, float]:
-        """What another run cost a sample of this node: epsilon (infinite: unbounded) and delta.
+        """Returns what another run cost a sample of this node: epsilon (infinite: unbounded) and delta.
 
-        A sample may have been with any of the node's devices there, and with all of them where they hold the same.
+        Any of the node's devices may have held the sample there, and all of them where they hold the same rows.
         """
         assert self.limit is not None
         costs = [_spent(epsilons[self.limit.against]) for _, epsilons in read_devices(path).values()]
@@ -146,7 +146,7 @@ class OwnLedger:
 
 
 class RoundAccount:
-    """What a node's devices release in one round of a private run, charged before it happens."""
+    """Charges a node's devices for one round of a private run, before they release anything."""
 
     def __init__(self, own: OwnLedger, setting: Setting, samples: Mapping[int, int], path: Path):
         self._own = own
@@ -155,16 +155,16 @@ class RoundAccount:
         self._path = path
 
     def again(self, device: int, steps: int) -> None:
-        """A device is about to do so many steps a second time; LimitError where that passes its limit."""
+        """Charge a device for `steps` steps that it is about to repeat; LimitError where that passes its limit."""
         self.charge([device], lambda ledger, one: ledger.charge_again(one, steps))
 
     def charge(self, devices: Sequence[int], add: Callable[[Ledger, int], None]) -> None:
-        """Write down what `add` adds for each device, if the limit allows it; else nothing is written."""
+        """Write down what `add` adds for each device, if the limit allows it; else write nothing."""
         with _alone(self._own.folder):
             ledger = Ledger(self._setting, self._samples, self._path)
             ledger.private = True
             if self._path.exists():
-                ledger.tallies = {device: tally for device, (tally, _) in read_devices(self._path).items()}
+                ledger.release_counts = {device: released for device, (released, _) in read_devices(self._path).items()}
             take_counts(ledger, self._samples)
             for device in devices:
                 add(ledger, device)
@@ -178,7 +178,7 @@ def _round_of(ledger: Ledger, device: int) -> None:
 
 
 def _spent(epsilon: float | None) -> float:
-    """An epsilon as it adds up: never below 0; infinite where it is unbounded."""
+    """Returns an epsilon that can be added up: at least 0, infinite where it is unbounded."""
     return math.inf if epsilon is None else max(0.0, epsilon)
 
 
@@ -209,7 +209,7 @@ def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes and threads from charging these ledgers meanwhile; ConfigError where one does not end."""
+    """Lock these ledgers against other processes and threads; ConfigError where one does not let go."""
     private_folder(folder)
     try:
         descriptor = locked(folder / ".lock", _PATIENCE)

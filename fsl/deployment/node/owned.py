@@ -1,8 +1,8 @@
-"""What a node does for a run: only what its role is, for the devices and the edge that its owner gave it.
+"""Refuses work that is not for this node's role, or not for the devices and the edge that its owner gave it.
 
 A node answers three kinds of messages. QUERY says what it hosts: ids, n_k, an edge's address, public keys. TRAIN, with
 a part in the round, releases what the plan's privacy accounts for. EVALUATE tells exact scores of its devices' private
-fronts on its test data. Anything else, for anybody else, is refused before it is computed.
+fronts on its test data. It refuses anything else, and anybody else, before it computes.
 """
 
 from collections import Counter
@@ -10,20 +10,20 @@ from collections.abc import Iterable
 
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError, TrustError
-from fsl.messages.node_part import Part
+from fsl.messages.node_part import NodePart
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 
 KINDS = ("query", "train", "evaluate")
 
 
 def refuse_kind(kind: str) -> None:
-    """TrustError for a message of a kind that no node answers."""
+    """Raise TrustError for a kind of message that no node answers."""
     if kind not in KINDS:
         raise TrustError(f"a message of kind {kind[:40]!r}: this node answers {', '.join(KINDS)}")
 
 
 def refuse_no_part(settings: NodeSettings) -> None:
-    """TrustError where a node that hosts what it hosts is asked to train as one of a simulation."""
+    """Raise TrustError where a message without a part asks a node with a role to train whole cohorts."""
     if settings.role != "any":
         raise TrustError(
             f"role={settings.role!r}: a plan came without a part, which asks this node to train whole cohorts in its "
@@ -31,8 +31,8 @@ def refuse_no_part(settings: NodeSettings) -> None:
         )
 
 
-def refuse_part(settings: NodeSettings, plan: RoundPlan, part: Part, devices: int) -> None:
-    """TrustError for a part that is not this node's, or is of another kind than its plan; `devices`: of the run."""
+def refuse_part(settings: NodeSettings, plan: RoundPlan, part: NodePart, devices: int) -> None:
+    """Raise TrustError for a part that is not this node's, or does not fit its plan; `devices`: the run's number."""
     if settings.role == "any":
         raise TrustError("a part in a round came to a node without a role; give it role, and what it hosts")
     if plan.trainer is not None and part.alone:
@@ -51,9 +51,9 @@ def refuse_part(settings: NodeSettings, plan: RoundPlan, part: Part, devices: in
 
 
 def refuse_evaluation(settings: NodeSettings, plan: EvaluatePlan, devices: int) -> None:
-    """TrustError for devices that this node does not host; ConfigError where its owner's limit allows no exact scores.
+    """Raise TrustError for devices of other nodes; ConfigError where the owner's limit allows no exact scores.
 
-    A node without a role evaluates whatever it is asked to.
+    A node without a role evaluates any device.
     """
     if settings.role == "any":
         return

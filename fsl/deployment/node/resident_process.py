@@ -1,9 +1,9 @@
-"""A node's resident process: Flower starts a process for each message, and this one stays behind them.
+"""A node's resident process: Flower starts a process for each message, and this one outlives them.
 
 It keeps the data, the model, an edge's open port and a device's connections from message to message, and ends with
-the SuperNode. There is one for each state folder, whatever bundle a message came with: a message of another version of
-the code, or of another run than the one that is worked on, ends it and is answered by a new one. The process of a
-message (`fsl.deployment.node.asking`) hands it on over a Unix socket in a folder of this user's own.
+the SuperNode. Each state folder has one, whatever bundle a message came with: a message of another version of the
+code, or of another run than the present one, ends it, and a new process answers. A message's process
+(`fsl.deployment.node.asking`) passes the message on over a Unix socket in a folder of this user's own.
 """
 
 import json
@@ -33,15 +33,15 @@ from fsl.quoting import one_line
 
 log = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two signs of life
-SILENCE = 120.0  # seconds after which a process that gives none is given up
-HANDOVER = 20.0  # seconds that a process has to end for the next
+SILENCE = 120.0  # seconds of silence after which the other end gives the process up
+HANDOVER = 20.0  # seconds that a process has to end before the next starts
 TAKEN = 75  # exit code: another process works on the state folder
-_CLOSING = 5.0  # seconds to close connections and ports in
+_CLOSING = 5.0  # seconds to close connections and ports
 
 
 @dataclass
-class _Asked:
-    """A message, and who waits for its answer."""
+class _Request:
+    """A message, and the connection that waits for its answer."""
 
     connection: Connection
     head: dict[str, Any]
@@ -52,7 +52,7 @@ class _Asked:
         return str(self.head["run"])
 
     def beat(self, done: threading.Event) -> None:
-        """Give signs of life until it is done."""
+        """Send signs of life until the answer is done."""
         try:
             while not done.wait(BEAT):
                 self.connection.send(frames.BEAT)
@@ -61,25 +61,25 @@ class _Asked:
                 log.warning("whoever asked is gone; the work goes on, and its answer will be missed")
 
 
-class Resident:
-    """Answers one message after another, on the thread that it runs in, until the process that it watches ends."""
+class ResidentProcess:
+    """Answers one message after another, on the calling thread, until the process that it watches ends."""
 
     def __init__(self, path: Path, owner: Owner, code: str, host: Any):
         self.host = host
         self._path = path
         self._owner = owner
         self._code = code
-        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
-        self._now: _Asked | None = None  # what is worked on
-        self._lock = threading.Lock()  # of what is worked on, and of the end
-        path.unlink(missing_ok=True)  # of one that was killed: who has the claim is alone
+        self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._now: _Request | None = None  # the message that it works on
+        self._lock = threading.Lock()  # guards `_now` and the end
+        path.unlink(missing_ok=True)  # a killed process left it; whoever has the claim is alone
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(path))
         path.chmod(0o600)
         self._server.listen(8)
 
     def serve(self) -> None:
-        """Answer until there is nobody left to ask."""
+        """Answer messages until the watched process ends."""
         for work in (self._accept, self._watch):
             threading.Thread(target=work, daemon=True).start()
         try:
@@ -95,7 +95,7 @@ class Resident:
             self.host.close()
 
     def stop(self, *_: object) -> None:
-        """End after the message that is worked on."""
+        """End after the present message."""
         self._asked.put(None)
 
     def _accept(self) -> None:
@@ -104,12 +104,12 @@ class Resident:
             threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
 
     def _hear(self, connection: Connection) -> None:
-        """Take a message to be answered, or end for its sake."""
+        """Queue a message for an answer, or end because of it."""
         try:
             _, data = connection.receive(SILENCE)
             size = int.from_bytes(data[:4], "little")
             head = json.loads(data[4 : 4 + size])
-            asked = _Asked(connection, head, record_from_bytes(data[4 + size :]))
+            asked = _Request(connection, head, record_from_bytes(data[4 + size :]))
             owner = Owner(*head["owner"])
         except (EOFError, OSError) as error:
             log.warning("whoever asked is gone: %s", error)
@@ -128,13 +128,13 @@ class Resident:
             busy = self._now
         if busy is not None:
             log.info("busy with an earlier message of run %s; the next one waits", busy.run)
-        connection.send_last(frames.BEAT)  # it is taken: from here on, nobody asks a second time
+        connection.send_last(frames.BEAT)  # accepts it: from here on, nobody asks a second time
         done = threading.Event()
         asked.head["done"] = done
         threading.Thread(target=asked.beat, args=(done,), daemon=True).start()
         self._asked.put(asked)
 
-    def _why_to_end(self, asked: _Asked, owner: Owner) -> str:
+    def _why_to_end(self, asked: _Request, owner: Owner) -> str:
         if owner != self._owner:
             return "its SuperNode has ended"
         if asked.head["code"] != self._code:
@@ -143,8 +143,8 @@ class Resident:
             return f"run {asked.run} has begun"
         return ""
 
-    def _end_for(self, asked: _Asked, why: str) -> None:
-        """End this process, so that a new one answers the message; whoever waits for another one hears why."""
+    def _end_for(self, asked: _Request, why: str) -> None:
+        """End this process, so that a new one answers the message; tells everybody else who waits why."""
         working = "" if self._now is None else f", in the middle of run {self._now.run}"
         log.warning("this process ends%s: %s", working, why)
         self._path.unlink(missing_ok=True)
@@ -165,9 +165,9 @@ class Resident:
         while self._owner.is_alive():
             time.sleep(1.0)
         self._path.unlink(missing_ok=True)
-        os._exit(0)  # whatever is being computed, nobody waits for it any more
+        os._exit(0)  # whatever it computes, nobody waits for it any more
 
-    def _answer(self, asked: _Asked) -> None:
+    def _answer(self, asked: _Request) -> None:
         head = asked.head
         try:
             answer = self.host.answer(head["kind"], head["node"], asked.content, head["config"])
@@ -182,14 +182,14 @@ class Resident:
             head["done"].set()
 
 
-def _say(asked: _Asked, error: Exception) -> None:
+def _say(asked: _Request, error: Exception) -> None:
     reason = one_line(f"{type(error).__name__}: {error}", 2000)
     if not asked.connection.send_last(frames.ERROR, reason.encode()):
         log.warning("whoever asked is gone, and was to hear: %s", reason)
 
 
 def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
-    """Be a resident process: of a socket's path, a state folder, the code's fingerprint and the process to end with."""
+    """Run as the resident process; arguments: socket path, state folder, code fingerprint, and the owner process."""
     path, folder, code, owner = Path(arguments[0]), Path(arguments[1]), arguments[2], Owner(*map(int, arguments[3:]))
     try:
         set_up()
@@ -198,23 +198,23 @@ def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
         sys.exit(TAKEN)
     except (ConfigError, OSError) as error:
         sys.exit(f"state={folder}: {error}" if isinstance(error, OSError) else str(error))
-    os.umask(0o077)  # whatever a library writes here, nobody else reads
-    resident = Resident(path, owner, code, build_host())
+    os.umask(0o077)  # nobody else may read what a library writes here
+    resident = ResidentProcess(path, owner, code, build_host())
 
     def stop(number: int, frame: FrameType | None) -> None:
         resident.stop()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends it at once
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the SuperNode, and that ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the SuperNode, whose end ends this process
     resident.serve()
 
 
 def main() -> None:
-    """What the process of a message starts."""
+    """Run the program that a message's process starts."""
 
     def node_host() -> Any:
-        from fsl.deployment.node.node_host import NodeHost  # torch, which the process of a message does without
+        from fsl.deployment.node.node_host import NodeHost  # imports torch, which a message's process does without
 
         return NodeHost()
 

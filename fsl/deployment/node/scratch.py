@@ -1,4 +1,4 @@
-"""A folder of this user's own among temporary files; a module that is quick to import."""
+"""Makes a folder of this user's own among temporary files; quick to import."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from fsl.errors import ConfigError
 
 
 def scratch_folder() -> Path:
-    """A folder of this user's own among temporary files; ConfigError where somebody else has made it."""
+    """Make a folder of this user's own among temporary files; ConfigError where somebody else has made it."""
     folder = Path(tempfile.gettempdir()) / f"fsl-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

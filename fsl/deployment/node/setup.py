@@ -1,4 +1,4 @@
-"""What a node must know of a run: sent by the cloud, checked here, and brought to life with the node's own data."""
+"""Carries a run's configuration from the cloud to its nodes, checks it there, and builds it with a node's own data."""
 
 import hashlib
 import json
@@ -38,9 +38,9 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.in
 
 @dataclass(frozen=True)
 class Setup:
-    """A run's configuration as far as nodes need it, and what its data look like (for nodes that have none)."""
+    """A run's configuration as far as nodes need it, and its data's shapes, for nodes without data."""
 
-    run: str  # tells this run's files from another's
+    run: str  # names this run's files
     seed: int
     devices: int
     samples_per_device: int | None
@@ -49,23 +49,23 @@ class Setup:
     input_shape: tuple[int, ...]
     input_dtype: str
     classes: int | None
-    target_shape: tuple[int, ...]  # of one sample's target
+    target_shape: tuple[int, ...]  # one sample's target
     target_dtype: str
     patience: Mapping[str, float]
-    class_names: tuple[str, ...] | None = None  # class k is called so on every node
-    mean: tuple[float, ...] | None = None  # what inputs are normalised by on every node
+    class_names: tuple[str, ...] | None = None  # class k has this name on every node
+    mean: tuple[float, ...] | None = None  # every node normalises inputs by it
     std: tuple[float, ...] | None = None
-    outputs: int | None = None  # of the model, for one sample
+    outputs: int | None = None  # of the model, per sample
     protocol: int = PROTOCOL
     version: str = __version__
 
     @staticmethod
     def of(config: RunConfig, task: TaskData, folder: Path, patience: Patience) -> "Setup":
-        """What to tell the nodes of a run."""
+        """Collect what the nodes of a run need to know."""
         groups = {name: dict(getattr(config, name)) for name in _GROUPS}
         objective = build_objective(config.objective)
         targets = task.train.targets
-        groups["objective"] |= objective.fitted(targets)  # what only who has all targets can tell
+        groups["objective"] |= objective.fitted(targets)  # only the cloud has all targets
         groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
         return Setup(
             run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
@@ -87,12 +87,12 @@ class Setup:
         )
 
     def to_json(self) -> str:
-        """The setup as JSON."""
+        """Returns the setup as JSON."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> "Setup":
-        """The setup that `to_json` wrote; WireError for anything else, VersionError for another version's."""
+        """Read the setup that `to_json` wrote; WireError for anything else, VersionError for another version's."""
         try:
             raw = json.loads(text)
             check_versions(raw.get("protocol"), raw.get("version"), "the cloud", "this node")
@@ -108,12 +108,12 @@ class Setup:
 
     @property
     def scaling(self) -> Scaling | None:
-        """What inputs are normalised by; None where the run's loader does not say."""
+        """Mean and std by which nodes normalise inputs; None where the run's loader does not say."""
         return None if self.mean is None or self.std is None else Scaling(self.mean, self.std)
 
 
 def _wrong(setup: Setup) -> str | None:
-    """The field that is not what it should be; None where all are."""
+    """Returns the invalid field; None where all are valid."""
     counts = (setup.devices, setup.threads, *setup.input_shape, *setup.target_shape)
     optional = (setup.samples_per_device, setup.classes, setup.outputs)
     names, of_floats = setup.class_names, (*(setup.mean or ()), *(setup.std or ()), *setup.patience.values())
@@ -133,8 +133,8 @@ def _wrong(setup: Setup) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Whole(Partition):
-    """Every device of a node holds all of the node's rows: it is one device, and they are its own."""
+class AllRows(Partition):
+    """Gives all of a node's rows to each of its devices: the node is one device, and the rows are its own."""
 
     devices: int
     rows: int
@@ -149,7 +149,7 @@ class Whole(Partition):
 
 
 def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
-    """Model, data and partition on this node; only classes of packages that it allows, only its own data."""
+    """Build model, data and partition on this node, from its own data and from classes of packages that it allows."""
     allowed = (*ALLOWED, *settings.allow)
     check_groups(setup.groups, allowed)
     edge_only = settings.role == "edge"
@@ -168,7 +168,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     head = None
     if strategy.local_loss and not edge_only:
         head = local_head(strategy, model, cuts, task.train, setup.seed)
-    partition: Partition = Whole(setup.devices, len(task.train))
+    partition: Partition = AllRows(setup.devices, len(task.train))
     if not edge_only and settings.rows == "partition":
         rule = build("partition", setup.groups["partition"])
         partition = divide(task, rule, setup.devices, setup.samples_per_device, setup.seed)
@@ -189,7 +189,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
 
 
 def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskData:
-    """A node's own data, their classes numbered as the run's; ConfigError where they do not look as the run's do."""
+    """Number a node's own classes as the run does; ConfigError where its data do not look as the run's do."""
     targets = task.train.targets
     kind = (tuple(targets.shape[1:]), str(targets.dtype).removeprefix("torch."))
     if setup.class_names is not None:
@@ -200,7 +200,7 @@ def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskDa
             "run's; let it return class_names in its TaskData"
         )
     if setup.classes is None:
-        task = replace(task, classes=None)  # the run's objective takes none
+        task = replace(task, classes=None)  # the run's objective has no classes
     if task.scaling != setup.scaling:
         raise ConfigError(
             "this node's data were not normalised by the run's mean and std; let the loader take parameters mean and "
@@ -220,9 +220,9 @@ def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskDa
 
 
 def store_of(setup: Setup, settings: NodeSettings) -> Path:
-    """Where this node keeps what a run's devices and edges leave from round to round.
+    """Returns the folder where this node keeps what a run's devices and edges leave from round to round.
 
-    Labels are drawn once per row, and ledgers count rows: a run of the same name that deals out other rows begins anew.
+    Randomized labels are drawn once a row, and ledgers count rows: a run of the same name with other rows begins anew.
     """
     dealt = (setup.seed, setup.devices, setup.samples_per_device, setup.groups["data"], setup.groups["partition"])
     rows = hashlib.sha256(json.dumps(dealt, sort_keys=True, default=dict).encode()).hexdigest()[:8]
@@ -230,7 +230,7 @@ def store_of(setup: Setup, settings: NodeSettings) -> Path:
 
 
 def _own_data(setup: Setup, settings: NodeSettings) -> dict[str, Any]:
-    """The run's options of its loader, where this node's data lie, and what only the cloud can tell of them."""
+    """Returns the options of this node's data loader: the run's, with this node's path and the cloud's class names."""
     config = setup.groups["data"]
     own = {"path": settings.data_path, "name": settings.data_name}
     told: dict[str, Any] = {"classes": setup.class_names, "mean": setup.mean, "std": setup.std}

@@ -1,4 +1,4 @@
-"""What a run's setup may name: classes of the kind that each place asks for, and data loaders as data alone."""
+"""Checks the classes that a run's setup names: each of the kind that its place asks for, loaders without paths."""
 
 import inspect
 import re
@@ -22,23 +22,23 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "objective": (Objective, nn.Module),
 }
 _LOADERS = (digits, cifar10, images)  # fsl's own
-_INSTRUCTION = re.compile(r"_.*_")  # of Hydra: _target_, _args_, _partial_, _recursive_, _convert_
+_INSTRUCTION = re.compile(r"_.*_")  # Hydra's: _target_, _args_, _partial_, _recursive_, _convert_
 _PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|[A-Za-z][\w+.-]*://|file:|(?:.*[\\/])?\.\.(?:[\\/]|$)")
 _DEEPEST = 20
-OWN = ("path", "name")  # of the data: where it is, which only the node itself says
+OWN = ("path", "name")  # options that say where data lie, which only the node itself may
 
 
 def check_groups(groups: Mapping[str, Mapping[str, Any]], allowed: tuple[str, ...]) -> None:
-    """WireError for a setup that names what this node does not build: see `check_group`."""
+    """Raise WireError for a setup with a group that this node does not build: see `check_group`."""
     for group, config in groups.items():
         check_group(group, config, allowed)
 
 
 def check_group(group: str, config: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """WireError where a group's class is not allowed or of another kind, or where its options name more of them.
+    """Raise WireError where a group's class is not allowed or of another kind, or where its options name more classes.
 
-    A loader of data is one of fsl's own, or a function of an allowed package that is annotated to return a
-    `fsl.data.TaskData`. Its options name no places: where data lie, a node's own configuration says.
+    A data loader is one of fsl's own, or a function of an allowed package whose annotation returns a
+    `fsl.data.TaskData`. Its options name no places: a node's own configuration says where data lie.
     """
     if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
         raise WireError(f"the run's {group} is no mapping of options")
@@ -78,13 +78,13 @@ def _gives_data(found: Any) -> bool:
         return False
     try:
         returned = typing.get_type_hints(found).get("return")
-    except Exception:  # an annotation that cannot be resolved says nothing
+    except Exception:  # an unresolvable annotation counts as none
         return False
     return isinstance(returned, type) and issubclass(returned, TaskData)
 
 
 def _refuse_instructions(group: str, value: Any, depth: int = 0) -> None:
-    """Refuse options that ask for more objects than the group's own, however deep they hide."""
+    """Refuse options that ask for objects besides the group's own, at any depth."""
     if depth > _DEEPEST:
         raise WireError(f"the run's {group} has options more than {_DEEPEST} deep")
     if isinstance(value, Mapping):
@@ -119,7 +119,7 @@ def _refuse_places(target: Any, loader: Callable[..., Any], options: Mapping[str
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, whose depth was looked at before."""
+    """Yields all texts in a value, whose depth is already checked."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple | Mapping):

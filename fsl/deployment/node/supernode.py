@@ -1,4 +1,4 @@
-"""`fsl-supernode`: Flower's SuperNode, for which its owner says whose code it runs, and which names a wrong clock."""
+"""`fsl-supernode`: Flower's SuperNode, which runs only code that its owner allows, and reports a wrong clock."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def read(arguments: Sequence[str]) -> tuple[frozenset[str], list[str]]:
-    """The hashes that are allowed, and the arguments that are Flower's; ConfigError for what goes round the guard."""
+    """Split the arguments into allowed hashes and Flower's own; ConfigError for one that evades the guard."""
     parser = argparse.ArgumentParser(
         prog="fsl-supernode",
         description="Flower's SuperNode, which runs only fsl as it is installed here, and code that its owner allows.",
@@ -57,7 +57,7 @@ def read(arguments: Sequence[str]) -> tuple[frozenset[str], list[str]]:
     for given in theirs:
         name = given.partition("=")[0]
         for option, why in _REFUSED.items():
-            if re.match(r"--\w", name) and option.startswith(name):  # Flower takes abbreviations
+            if re.match(r"--\w", name) and option.startswith(name):  # Flower accepts abbreviations
                 raise ConfigError(f"{given}: {why}")
     return hashes(ours.allow_bundle), theirs
 
@@ -77,26 +77,26 @@ def _run() -> int:
             reasons[:] = [why_refused(response.headers.get("date"))]
         return response
 
-    def say() -> None:  # after all other handlers, which is where one looks
+    def say() -> None:  # after all other handlers, at the end of the output
         if reasons:
             log(ERROR, "fsl-supernode: %s", reasons[0])
             sys.stderr.flush()
-            os._exit(1)  # Flower would say that it ended as it was told to
+            os._exit(1)  # Flower would report an orderly end
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        if not reasons:  # else Flower interrupts itself for each call that is refused: let it end in order
+        if not reasons:  # else Flower interrupts itself for each refused call: let it end in order
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupted)  # until Flower's own handler is set, and again once that was called
+    signal.signal(signal.SIGINT, interrupted)  # until Flower sets its own handler, and again after that ran
     NodeAuthHttpInterceptor.intercept = asked  # type: ignore[method-assign]
     add_exit_handler(say)
     flower_supernode()
-    # Flower returns where its connection broke for good; its server's thread would keep a process that does nothing.
+    # Flower returns where its connection broke for good; its server's thread would keep an idle process alive.
     flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The connection to the SuperLink has ended.")
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.exit(command(sys.argv[1:]))
 
 

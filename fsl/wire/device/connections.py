@@ -1,4 +1,4 @@
-"""Connections to one edge: as many as its devices' streams need, each with no more streams than the door allows."""
+"""Opens connections to one edge: as many as its devices' streams need, each with at most the door's streams."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ class Connections:
         self._open: dict[grpc.aio.Channel, int] = {}  # streams
 
     def stream_stream(self, method: str) -> Callable[[], Call]:
-        """What begins a stream of this method."""
+        """Returns a function that begins a stream of this method."""
 
         def begin() -> Call:
             channel = min(self._open, key=self._open.__getitem__, default=None)
@@ -36,6 +36,6 @@ class Connections:
         self._open[channel] -= 1
 
     async def close(self) -> None:
-        """End all of them."""
+        """Close all channels."""
         for channel in self._open:
             await channel.close()

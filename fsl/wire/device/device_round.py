@@ -1,6 +1,6 @@
-"""A round of the devices on a node, each at its edge over the wire: forward, upload, backward, until it is closed.
+"""Trains a node's devices for one round, each at its edge over the wire: forward, upload, backward, close.
 
-All of it runs on one thread, for any number of devices: whoever is answered goes on.
+One thread computes for any number of devices: it goes on with whichever device its edge has answered.
 """
 
 import logging
@@ -23,7 +23,8 @@ from fsl.round.front_device import Device
 from fsl.round.unusable import told
 from fsl.segments.finite import finite_state
 from fsl.trainers import EdgeTrainer
-from fsl.wire.device.line import Cut, Ear, Heard, Invitation, Line, Rewound, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Ear, Heard, Line, LineEnded, Rewound, Uplink
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.options import Patience
 
@@ -32,24 +33,24 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Attending:
-    """One device at its edge."""
+    """One device's state in its round: its line to the edge, and the steps that it awaits answers to."""
 
     line: Line
-    device: Device | None = None  # from its turn on
+    device: Device | None = None  # opened when its turn comes
     served: int = 0
     closing: bool = False
     waiting: set[int] = field(default_factory=set)  # steps whose cut gradient has not come
-    epoch: int = 0  # how often it went back
+    epoch: int = 0  # how often the edge has sent it back to an earlier step
 
 
 @dataclass(frozen=True)
 class DeviceOutcome:
-    """Which devices finished, and why the others did not."""
+    """Names the devices that finished, and says why the others did not."""
 
     finished: Sequence[int]
     lost: Mapping[int, str]
     moves: Mapping[int, int] = field(default_factory=dict)
-    wasted: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # steps and bytes of what was done again
+    wasted: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # steps and bytes that devices did again
 
 
 class DeviceRound:
@@ -75,7 +76,7 @@ class DeviceRound:
         self.ear: Ear = Ear()
         self.attending = {i.device: Attending(uplink.attend(i, self.ear, patience)) for i in invitations}
         self.queue = uplink.limits.queue
-        self.deadline: Deadline | None = None  # after which its edges serve nobody
+        self.deadline: Deadline | None = None  # after it, the edges serve nobody
         self.finished: list[int] = []
         self.lost: dict[int, str] = {}
 
@@ -107,7 +108,7 @@ class DeviceRound:
                 continue
             try:
                 self._hear(event)
-            except Exception as error:  # this device is lost, whatever it is; the others go on
+            except Exception as error:  # whatever it is, it costs this device its round; the others go on
                 if not isinstance(error, FslError):
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
                 elif self._private:
@@ -118,9 +119,9 @@ class DeviceRound:
                 self._lose(event.device, reason)
         return DeviceOutcome(self.finished, self.lost)
 
-    def _hear(self, event: Heard | Cut | Rewound) -> None:
+    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         attending = self.attending[event.device]
-        if isinstance(event, Cut):
+        if isinstance(event, LineEnded):
             self._lose(event.device, event.reason, tell=False)
             return
         if isinstance(event, Rewound):
@@ -128,7 +129,7 @@ class DeviceRound:
         message = event.message
         kind = message.WhichOneof("body")
         if kind == "begin":
-            if attending.device is None:  # said again to a device that came back
+            if attending.device is None:  # the edge repeats it to a device that came back
                 attending.device = self._open(event.device, message.begin.relay)
                 about = self._about(event.device, attending.line)
                 log.info("%s: device %d has its session", self._where, event.device, extra=about)
@@ -158,7 +159,7 @@ class DeviceRound:
             passed = self.relay.unseal(relay)
             if all(finite_state(state) for state in passed.values()):
                 self.side.relayed = passed
-            else:  # it is not this device's fault, and its own round need not end by it
+            else:  # the fault of another device, which need not end this one's round
                 log.warning(
                     "%s: device %d was passed a front that is not finite; it starts from its own", self._where, device
                 )
@@ -192,10 +193,10 @@ class DeviceRound:
         attending.line.upload(packet.step, data, attending.epoch)
 
     def _replied(self, packet: ReplyPacket) -> None:
-        """A device heard what it waited for."""
+        """A device goes on with the reply that it waited for."""
 
     def _leaving(self, attending: Attending, packet: UploadPacket) -> int | None:
-        """The edge that the device moves to when this upload is served; None where it stays."""
+        """Returns the edge that the device moves to once its edge has served this upload; None where it stays."""
         return None
 
     def _sealed(self, device: Device) -> bytes:
@@ -234,7 +235,7 @@ class DeviceRound:
         return f"round {self.side.plan.round}"
 
     def _about(self, device: int | None = None, line: Line | None = None) -> dict[str, object]:
-        """What a log's reader may search by."""
+        """Returns the fields of a log line that its reader may search by."""
         about: dict[str, object] = {"run": self.side.plan.run, "round": self.side.plan.round}
         if device is not None:
             about["device"] = device

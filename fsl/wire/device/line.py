@@ -1,4 +1,4 @@
-"""A device's line to its edge: it opens a session, keeps it through broken connections, and says when it is lost."""
+"""A device's line to its edge: opens a session, keeps it through broken connections, and reports when it ends."""
 
 import asyncio
 import queue
@@ -16,13 +16,14 @@ from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
 from fsl.wire.chunks import ended, next_message, receive, send
 from fsl.wire.device.connections import Connections
+from fsl.wire.device.invitation import Invitation
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import METHOD, Certificates, Limits, Patience, client_options
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
 
 Code = grpc.StatusCode
 Call = grpc.aio.StreamStreamCall
-# The connection is at fault, or may be; or too many others were at the door.
+# With these codes the connection may be at fault, or the door was crowded: the line tries again.
 _AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED, Code.RESOURCE_EXHAUSTED})
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 
@@ -38,39 +39,25 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A device's session is over, for this reason."""
+class LineEnded:
+    """A device's line has ended without success; `reason` says why."""
 
     device: int
     line: "Line"
     reason: str
-    unreachable: bool = False  # the edge could not be reached; another may be
+    unreachable: bool = False  # this edge did not answer; another one may
 
 
 @dataclass(frozen=True)
 class Rewound:
-    """The edge has no more than so many of a device's uploads, though more were served: it is to go back to there."""
+    """The edge's copy of the session misses uploads that were served: the device goes back to `step`."""
 
     device: int
     line: "Line"
     step: int
 
 
-Ear = queue.SimpleQueue  # of Heard, Cut and Rewound; from the network thread to the one that computes
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """What a device needs to open a session."""
-
-    device: int
-    edge: int
-    address: str
-    token: bytes
-    up: str
-    down: str
-    served: int = 0  # uploads that were served at other edges, where it comes from one
-    left: int | None = None  # the edge that it comes from without having been told to
+Ear = queue.SimpleQueue  # of Heard, LineEnded and Rewound; from the network thread to the one that computes
 
 
 class Uplink:
@@ -86,7 +73,7 @@ class Uplink:
         self._openings: dict[str, asyncio.Semaphore] = {}
 
     def attend(self, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None) -> "Line":
-        """Begin a session; what the edge says goes to `ear`. `after`: a line that ended, with what it had to send."""
+        """Begin a session whose events go to `ear`. `after`: an ended line, whose unsent frames this one takes over."""
         return Line(self, invitation, ear, patience, after)
 
     def channel(self, address: str) -> Connections:
@@ -136,9 +123,9 @@ class Line:
         self._thread.call(self._begin, after)
 
     def upload(self, step: int, data: bytes, epoch: int = 0) -> None:
-        """Send an upload; it is kept until it is served. WireError if it is larger than the edge takes.
+        """Send an upload, and keep it until the edge has served it. WireError if it is larger than the edge takes.
 
-        `epoch` is how often the device went back: what was on its way then is dropped.
+        `epoch` counts how often the device went back: the line drops frames of an earlier one.
         """
         if len(data) > self.max_bytes:
             raise WireError(
@@ -148,18 +135,18 @@ class Line:
         self._thread.call(self._send, step, data, epoch)
 
     def close(self, step: int, data: bytes, epoch: int = 0) -> None:
-        """Say that there is nothing more to upload; `data` is the frame that says so."""
+        """Tell the edge that no upload follows; `data` is the frame that says so."""
         self._thread.call(self._send, step, data, epoch)
 
     def leave(self, reason: str, to: int | None = None) -> None:
-        """Say that the device does not go on here (but begins again at another edge), and end the line."""
+        """Tell the edge that the device stops here (`to`: it begins again at that edge), and end the line."""
         said = pb.Leave(reason=reason[:500], to=0 if to is None else to + 1)
         self._thread.call(self._leave, frame(pb.ToEdge(leave=said)))
 
     # On the network thread.
 
     def _begin(self, after: "Line | None") -> None:
-        if after is not None:  # whose last frames were put into its outbox before this is called
+        if after is not None:  # its last frames lie in its outbox by now
             self._outbox.extend(after._outbox)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -190,7 +177,7 @@ class Line:
                 code, reason = error.code(), error.details() or error.code().name
             except VersionError as error:
                 code, reason = Code.FAILED_PRECONDITION, str(error)
-            except Exception as error:  # whatever it is, the device does not wait for a line that is no more
+            except Exception as error:  # whatever it is, no device may wait for a dead line
                 code, reason = Code.DATA_LOSS, f"{type(error).__name__}: {error}"
             if self._leaving:
                 return
@@ -198,16 +185,16 @@ class Line:
                 self._deadline = deadline = loop.time() + self._patience.straggler
                 pause, self._opened = _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
-                self._hear(Cut(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
+                self._hear(LineEnded(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
 
-    _opened = False  # since the last failure
-    _deadline = 0.0  # until when the edge must be reached
+    _opened = False  # whether a session was open since the last failure
+    _deadline = 0.0  # by then the line must have reached the edge
 
     async def _stream(self) -> None:
-        """One connection, until the session is closed; raises what ended it before."""
+        """Carry the session over one connection until the edge closes it; raises what ended the connection before."""
         call, opened = await self._opened_call()
         try:
             self._opened = True
@@ -283,7 +270,7 @@ class Line:
         self._hear(Heard(self.invitation.device, self, message, rest))
         return kind not in ("closed", "moved")
 
-    def _hear(self, event: Heard | Cut | Rewound) -> None:
+    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         self._ear.put(event)
 
 
@@ -295,7 +282,7 @@ async def _write(frames: "asyncio.Queue[bytes]", call: Call) -> None:
 async def _say(call: Call, message: pb.ToEdge) -> None:
     try:
         await call.write(frame(message))
-    except grpc.aio.AioRpcError:  # gRPC says INTERNAL of a write to a stream that was refused
+    except grpc.aio.AioRpcError:  # gRPC reports INTERNAL for a write to a refused stream
         raise await ended(call) from None
 
 

@@ -1,4 +1,4 @@
-"""A round of devices that may move between edges: where each is, where it goes, and what it does again."""
+"""Trains devices that may move between edges: tracks where each is, where it goes, and which steps it repeats."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,29 +11,30 @@ from fsl.mobility import Move, route
 from fsl.round.device_side import DeviceCopy, DeviceSide
 from fsl.round.front_device import Device
 from fsl.wire.device.device_round import Attending, DeviceOutcome, DeviceRound, log
-from fsl.wire.device.line import Cut, Heard, Invitation, Rewound, Uplink
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Heard, LineEnded, Rewound, Uplink
 from fsl.wire.options import Patience
 
 
 @dataclass
 class Way:
-    """One device's way through the round."""
+    """One device's way through the round: its present edge, its next ones, and copies to go back to."""
 
     at: Invitation
     others: Mapping[int, str]  # addresses of the edges that it may go to
     left: list[tuple[int, int]] | None = None  # moves to come: (uploads done, edge); None before it is known
     moves: int = 0
-    tried: set[int] = field(default_factory=set)  # edges that could not be reached
+    tried: set[int] = field(default_factory=set)  # edges that did not answer
     sent: Counter[str] = field(default_factory=Counter)  # in this attempt: bytes
     wasted: Counter[str] = field(default_factory=Counter)
     copies: dict[int, tuple[DeviceCopy, Counter[str]]] = field(default_factory=dict)  # by step, and what was sent
 
 
-class RoamingDevices(DeviceRound):
-    """As `DeviceRound`, with moves: planned ones, and those that a device's link tells of.
+class MovingDeviceRound(DeviceRound):
+    """A `DeviceRound` whose devices move: as planned, and wherever a device's link leads.
 
-    `others`: by device, the edges that it may go to with their addresses. `where` tells the edge that a device's
-    link has led it to, None where it does not know. A device whose edge cannot be reached any more goes to another.
+    `others`: for each device, the edges that it may go to, with their addresses. `where` returns the edge that a
+    device's link has led it to, None where it does not know. A device that no longer reaches its edge goes to another.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class RoamingDevices(DeviceRound):
         self.uplink = uplink
         self.where = where
         self.replicate_every = replicate_every
-        self.again = again  # told of a device and the steps that it is about to do again; it may refuse
+        self.again = again  # called with a device and the steps that it is about to repeat; raises to refuse
         self.ways = {i.device: Way(i, others.get(i.device, {})) for i in invitations}
         self.planned: dict[int, list[Move]] = {}
         for move in side.plan.moves:
@@ -71,14 +72,14 @@ class RoamingDevices(DeviceRound):
             way.left = route(way.at.edge, self.planned.get(device, ()), len(self.side.batches[device].rows))
         return opened
 
-    def _hear(self, event: Heard | Cut | Rewound) -> None:
+    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         attending, way = self.attending[event.device], self.ways[event.device]
         if isinstance(event, Rewound):
             if event.step:
                 self._back_to(event.step, attending, way)
             else:
                 self._back_to_start(attending, way)
-        elif isinstance(event, Cut):
+        elif isinstance(event, LineEnded):
             if event.unreachable and (edge := self._next(way)) is not None:
                 log.warning("%s: device %d goes to edge %d: %s", self._where, event.device, edge, event.reason)
                 self._go(attending, way, edge, left=way.at.edge)
@@ -93,10 +94,10 @@ class RoamingDevices(DeviceRound):
             super()._hear(event)
 
     def _replied(self, packet: ReplyPacket) -> None:
-        self.ways[packet.device].sent["down_bytes"] += reply_bytes(packet.gradient, rows=self.side.told_rows)
+        self.ways[packet.device].sent["down_bytes"] += reply_bytes(packet.gradient, rows=self.side.reported_batch_size)
 
     def _next(self, way: Way) -> int | None:
-        """Where a device goes whose edge cannot be reached: where its link says, or to the first that was not tried."""
+        """Choose the next edge of a device that lost its own: where its link leads, or the first untried one."""
         way.tried.add(way.at.edge)
         told = self.where()
         there = [edge for edge in (told, *sorted(way.others)) if edge in way.others and edge not in way.tried]
@@ -110,7 +111,7 @@ class RoamingDevices(DeviceRound):
         attending.epoch = 0
 
     def _back_to(self, step: int, attending: Attending, way: Way) -> None:
-        """Go on from a copy of so many steps, as the edge does."""
+        """Go on from the copy made after `step` steps, as the edge does."""
         device = attending.device
         if device is None or step not in way.copies:
             raise WireError(f"its edge has lost all but {step} of the uploads that were served")
@@ -126,7 +127,7 @@ class RoamingDevices(DeviceRound):
         self._advance(attending)
 
     def _back_to_start(self, attending: Attending, way: Way) -> None:
-        """The round begins again for a device: nothing of it is left at any edge."""
+        """Begin the round again for a device of which no edge has anything left."""
         assert attending.device is not None
         if self.again is not None:
             self.again(attending.device.device, attending.device.step)
@@ -142,7 +143,7 @@ class RoamingDevices(DeviceRound):
         assert device is not None
         way, on_move = self.ways[device.device], self.side.plan.on_move
         if self.replicate_every and device.step and device.step % self.replicate_every == 0 and not attending.waiting:
-            # The newest copy at the other edge may not have come yet, so there are two.
+            # The other edge may not have received the newest copy yet, so the device keeps two.
             way.copies = dict([*way.copies.items()][-1:])
             way.copies[device.step] = (self.side.copy(device), way.sent.copy())
         due = way.left and device.step >= way.left[0][0] and attending.served >= device.step
@@ -161,7 +162,7 @@ class RoamingDevices(DeviceRound):
 
     def _leaving(self, attending: Attending, packet: UploadPacket) -> int | None:
         way = self.ways[packet.device]
-        way.sent["up_bytes"] += upload_bytes(packet.smashed, packet.targets, rows=self.side.told_rows)
+        way.sent["up_bytes"] += upload_bytes(packet.smashed, packet.targets, rows=self.side.reported_batch_size)
         if self.side.plan.on_move != "migrate":
             return None
         if way.left and packet.step + 1 >= way.left[0][0]:

@@ -1,4 +1,4 @@
-"""Fronts that pass from device to device through an edge, sealed: the edge keeps what it cannot read.
+"""Seals fronts that pass from device to device through an edge, so that the edge cannot read them.
 
 Gupta & Raskar 2018 (section 3.2) call it the centralised mode: weights go from one data holder to the next by way of
 the server, encrypted.
@@ -18,7 +18,7 @@ _NONCE = 12
 
 
 def new_key() -> bytes:
-    """A key for one round."""
+    """Draws the key of one round."""
     return ChaCha20Poly1305.generate_key()
 
 
@@ -27,11 +27,11 @@ class Relay:
 
     def __init__(self, key: bytes, place: str, layouts: Mapping[str, Layout]):
         self._cipher = ChaCha20Poly1305(key)
-        self._place = place.encode()  # run, round and edge: what is from elsewhere is refused
+        self._place = place.encode()  # run, round and edge: `unseal` refuses what comes from elsewhere
         self._layouts = layouts
 
     def seal(self, states: Mapping[str, State]) -> bytes:
-        """Segments' states as bytes that only holders of the key can read."""
+        """Encrypt segments' states into bytes that only holders of the key can read."""
         nonce = secrets.token_bytes(_NONCE)
         tensors = {
             f"{segment}.{field.name}": view.contiguous()
@@ -41,7 +41,7 @@ class Relay:
         return nonce + self._cipher.encrypt(nonce, save(tensors), self._place)
 
     def unseal(self, data: bytes) -> dict[str, State]:
-        """What `seal` was given; WireError for anything else."""
+        """Decrypt what `seal` returned; WireError for anything else."""
         try:
             tensors = load(self._cipher.decrypt(data[:_NONCE], data[_NONCE:], self._place))
             return {

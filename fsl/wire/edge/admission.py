@@ -1,4 +1,4 @@
-"""Who may have a session in one round of one edge."""
+"""Decides who may have a session in one round of one edge."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -7,27 +7,27 @@ import grpc
 
 from fsl.messages import messages_pb2 as pb
 from fsl.wire.edge.session import Inbox, Refusal, WireSession
-from fsl.wire.edge.signed_calls import Peer, Place
+from fsl.wire.edge.signed_calls import Peer, RoundPlace
 from fsl.wire.tokens import Claims, check_token
 
 Code = grpc.StatusCode
 
 
-class Desk(Protocol):
-    """Where a round at an edge answers other edges; all of it on the network thread."""
+class AnswersEdges(Protocol):
+    """Answers other edges on behalf of a round, on the network thread."""
 
-    here: Place
+    here: RoundPlace
     peers: Mapping[int, Peer]
 
     async def answer(self, said: pb.ToPeer, data: bytes) -> tuple[Mapping[str, Any], bytes]:
-        """The answer's body, and what follows it; Refusal or WireError where there is none."""
+        """Returns the answer's body, and the data behind it; raises Refusal or WireError where it has no answer."""
 
     async def fetch(self, claims: Claims, opening: pb.Open) -> WireSession | None:
-        """The session of a device that comes from another edge; None where nobody has it."""
+        """Fetch the session of a device that comes from another edge; None where no edge has it."""
 
 
 class Admission:
-    """Who may have a session in one round of one edge, and the sessions that there are."""
+    """Admits devices to one round of one edge by their tokens, and holds the round's sessions."""
 
     def __init__(
         self, run: str, round: int, edge: int, fence: int, cloud_key: bytes, devices: set[int], up: str, down: str
@@ -42,22 +42,22 @@ class Admission:
         self.down = down
         self.inbox: Inbox = Inbox()
         self.sessions: dict[int, WireSession] = {}
-        self.frame_bytes: int | None = None  # of the largest frame that a session of this round has, if that is known
+        self.frame_bytes: int | None = None  # the largest frame of this round, where that is known
         self.over = False
-        self.failed: str | None = None  # why the edge could not serve the round
-        self.desk: Desk | None = None  # where other edges are answered, if devices may move
+        self.failed: str | None = None  # the reason why the edge could not serve the round
+        self.other_edges: AnswersEdges | None = None  # answers other edges, where devices may move
 
     def most(self, limit: int) -> int:
-        """The bytes of a frame that are taken from a session of this round."""
+        """Returns the largest frame, in bytes, that the edge takes from a session of this round."""
         return limit if self.frame_bytes is None else min(limit, self.frame_bytes)
 
     def without(self, device: int) -> Refusal:
-        """What a device hears that waits in a round which goes on no longer."""
+        """Returns the refusal for a device that waits in a round which has ended or failed."""
         reason = f"round {self.round} is over at edge {self.edge}, without device {device}"
         return Refusal(Code.FAILED_PRECONDITION, reason if self.failed is None else f"{reason}: {self.failed}")
 
     def check(self, token: bytes, edge: int | None = None) -> Claims:
-        """What a token allows here, or at another edge of this round; raises what speaks against it."""
+        """Returns a token's claims where it is good for this edge (or `edge`); raises what speaks against it."""
         edge = self.edge if edge is None else edge
         claims = check_token(token, self.cloud_key)
         if (claims.run, claims.round) != (self.run, self.round):

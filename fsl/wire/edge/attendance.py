@@ -1,4 +1,4 @@
-"""Who takes part in a round at an edge, and what the round came to."""
+"""Records of one round at an edge: each device's progress, and the round's outcome."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,28 +12,28 @@ from fsl.round.edge_server import Session
 
 @dataclass
 class Attendance:
-    """One device in this round, as its edge sees it."""
+    """One device's progress in this round, as its edge sees it."""
 
     device: int
-    due: float | None = None  # when it is lost, if nothing comes until then
-    opened: bool = False  # at the edge server: it may train
+    due: float | None = None  # the edge loses it then, if nothing has come
+    opened: bool = False  # the edge server has opened its session: it may train
     joined: bool = False
-    finished: bool = False  # nothing more to upload
-    settled: bool = False  # closed, or lost
-    away: bool = False  # at another edge, or on its way: neither served nor waited for
-    leaving: int | None = None  # the edge that it moves to when all its uploads are answered
+    finished: bool = False  # it has said that no upload follows
+    settled: bool = False  # its session here is over: closed, or lost
+    away: bool = False  # at another edge, or on its way: this edge neither serves it nor waits for it
+    leaving: int | None = None  # the edge that it moves to once this one has answered all its uploads
     served: int = -1  # the newest upload that the trainer has seen
     relay: bytes = b""
-    factors: Tensor | None = None  # of its last step, where one clip is over front and back
-    update: float = 0.0  # the squared norm of its part of its update, where devices are protected as a whole
+    factors: Tensor | None = None  # clip factors (B,) of its last step, where front and back share one clip
+    update: float = 0.0  # squared norm of its part of its update, where privacy protects whole devices
     uploads: deque[Upload] = field(default_factory=deque)
 
 
 @dataclass(frozen=True)
 class EdgeOutcome:
-    """What a round at an edge came to."""
+    """The outcome of a round at an edge."""
 
-    closed: Sequence[Session]  # of the devices that finished, in the order in which they did
-    lost: Mapping[int, str]  # why
-    failed: str | None  # what its trainer raised; then nothing of it counts
-    moved_bytes: Mapping[int, int] = field(default_factory=dict)  # from edge to edge, of those that came
+    closed: Sequence[Session]  # of the devices that finished, in that order
+    lost: Mapping[int, str]  # the reason, by device
+    failed: str | None  # the trainer's error, after which nothing of the round counts
+    moved_bytes: Mapping[int, int] = field(default_factory=dict)  # bytes from edge to edge, by device that came

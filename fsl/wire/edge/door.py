@@ -1,4 +1,4 @@
-"""An edge's door: one gRPC stream per session, who may come in, and what is said to those who may not."""
+"""An edge's door, its gRPC server: carries one stream per session, and tells those whom it turns away why."""
 
 import asyncio
 import logging
@@ -14,8 +14,8 @@ from fsl.wire.chunks import TooLarge, receive, send
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.peer_calls import PeerCalls
-from fsl.wire.edge.served_rounds import Rounds
-from fsl.wire.edge.session import Refusal, Stream, WireSession
+from fsl.wire.edge.served_rounds import ServedRounds
+from fsl.wire.edge.session import Refusal, SessionStream, WireSession
 from fsl.wire.edge.signed_calls import PeerLines
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.edge.welcome import Welcome
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class EdgeDoor:
-    """The gRPC server of one edge; rounds come and go behind it."""
+    """The gRPC server of one edge; it stays open from round to round."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class EdgeDoor:
         self.meter = meter or EdgeMeter()
         self.thread = NetworkThread(f"edge-{edge}")
         strangers = Strangers(limits)
-        self._rounds = Rounds(edge, limits.handshake_seconds / 2)
+        self._rounds = ServedRounds(edge, limits.handshake_seconds / 2)
         self._welcome = Welcome(edge, self._rounds, strangers, journal, self.thread, limits, self.meter)
         self._peers = PeerCalls(edge, self._rounds, strangers, lines, limits)
         try:
@@ -61,12 +61,12 @@ class EdgeDoor:
         self.thread.call(self._rounds.begin, admission)
 
     def fail(self, admission: Admission, reason: str) -> None:
-        """The round cannot be served, for this reason: its devices are told when they come, and wait for nothing."""
+        """Turn a round's devices away with this reason, since the edge cannot serve the round."""
         admission.failed = reason
         self.thread.call(self._rounds.fail, admission)
 
     def end(self, patience: float) -> None:
-        """The round is over: give the last messages so long to get out, and let nobody in until the next."""
+        """End the round: give its last messages `patience` seconds to leave, and admit nobody until the next round."""
         self.thread.run(self._end(patience), patience + 30)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class EdgeDoor:
         admission = self._rounds.end()
         if admission is None:
             return
-        for session in admission.sessions.values():  # nobody is left waiting, whatever became of the round
+        for session in admission.sessions.values():  # so that no device waits on, whatever became of the round
             if not session.finished and session.refusal is None:
                 session.end(admission.without(session.claims.device))
         waiting = [session.delivered.wait() for session in admission.sessions.values() if session.connected]
@@ -122,7 +122,7 @@ class EdgeDoor:
         await self._or_refuse(context, self._peers.answer)
 
     async def _or_refuse(self, context: Context, hear: Callable[[Context], Awaitable[T]]) -> T | None:
-        """What comes of somebody at the door, who may be turned away."""
+        """Run `hear` for whoever is at the door; end the stream with the reason where it refuses."""
         try:
             return await hear(context)
         except Refusal as error:
@@ -140,9 +140,9 @@ class EdgeDoor:
         log.info("edge %d refused %s: %s", self.edge, context.peer(), refusal.reason, extra=extra)
         await context.abort(refusal.code, refusal.reason)
 
-    # Who is in.
+    # Sessions that are open.
 
-    async def _carry(self, session: WireSession, stream: Stream, context: Context) -> None:
+    async def _carry(self, session: WireSession, stream: SessionStream, context: Context) -> None:
         reader = asyncio.create_task(self._listen(session, context))
         writer = asyncio.create_task(_speak(stream, context))
         try:
@@ -157,7 +157,7 @@ class EdgeDoor:
                 if session.is_on(stream):
                     session.lose(refusal)
                 await self._turn_away(context, refusal)
-        finally:  # also where the device hangs up first, as it does when it is closed
+        finally:  # also where the device hangs up first, as it does once its session is closed
             session.detach(stream)
             if session.finished:
                 session.delivered.set()
@@ -166,7 +166,7 @@ class EdgeDoor:
             await asyncio.gather(reader, writer, return_exceptions=True)
 
     async def _listen(self, session: WireSession, context: Context) -> Refusal | None:
-        """Take what comes until the stream ends; why the session is to end, if it is."""
+        """Take frames until the stream ends; returns the refusal that ends the session, or None."""
         try:
             while (data := await receive(context, session.most)) is not None:
                 await session.take(data)
@@ -184,6 +184,6 @@ class EdgeDoor:
         return None
 
 
-async def _speak(stream: Stream, context: Context) -> None:
+async def _speak(stream: SessionStream, context: Context) -> None:
     while (data := await stream.frames.get()) is not None:
         await send(context, data)

@@ -1,7 +1,7 @@
-"""A round at an edge: who has uploaded what, whose turn it is, who is waited for, and who is lost.
+"""Serves a round at an edge: collects uploads, decides whose turn it is, and loses devices that are too slow.
 
-All of it runs on the thread that computes; the network thread only puts events into the inbox. A device that dies,
-stalls or finishes early holds nobody up for longer than the round's patience.
+It runs on the computing thread; the network thread only puts events into the inbox. A device that dies, stalls or
+finishes early holds nobody up for longer than the round's patience.
 """
 
 import logging
@@ -41,8 +41,8 @@ _REASONS: dict[grpc.StatusCode, Reason] = {
 class EdgeRound:
     """Serves one cohort's sessions until each is closed or lost.
 
-    The trainer decides how: together (`lockstep`), as the uploads come where each device has a back of its own
-    (`divisible`), and one device after another otherwise, in the order that it arranges.
+    The trainer decides how: all together (`lockstep`), each upload as it comes where each device has a back of its own
+    (`divisible`), and otherwise one device after another, in the trainer's order.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class EdgeRound:
         self.order: Order = "together" if trainer.lockstep else "as they come" if trainer.divisible else "in turn"
         self.all = {device: Attendance(device) for device in sorted(admission.devices)}
         self.turns = list(trainer.arrange(sorted(self.all)))
-        self.began = False  # together: everybody is here, or not waited for any longer
+        self.began = False  # lockstep: everybody is here, or given up
         self.closed: list[Session] = []
         self.lost: dict[int, str] = {}
-        self._heard: Attendance | None = None  # whom the newest event is about
-        self.deadline: Deadline | None = None  # of the whole round
-        self.relay = b""  # the front that the next device starts from, sealed
+        self._heard: Attendance | None = None  # the device of the newest event
+        self.deadline: Deadline | None = None  # when the whole round closes
+        self.relay = b""  # the sealed front that the next device starts from
 
     def serve(self) -> EdgeOutcome:
         """Serve until every device is closed or lost."""
@@ -91,17 +91,17 @@ class EdgeRound:
                 if self.deadline is not None and (phase := self.deadline.passed()):
                     self._close_round(last=phase == "last" or self.order == "as they come")
             return EdgeOutcome(self.closed, self.lost, None)
-        except Exception as error:  # whatever a trainer raises reaches every device that waits
+        except Exception as error:  # every waiting device hears of it, whatever the trainer raised
             cause, where = (error.__cause__ or error, f" ({error})") if isinstance(error, StepError) else (error, "")
             if self.expected.private:
                 log.error("%s failed", self._where, exc_info=not isinstance(cause, FslError))
             reason = f"it failed: {told_reason(cause, self.expected.private)}{where}"
             for attendance in self._live():
-                attendance.opened = False  # the trainer is not asked again
+                attendance.opened = False  # so that nothing asks the trainer again
                 self._lose(attendance.device, Code.INTERNAL, reason)
             return EdgeOutcome([], {**self.lost, **{s.device: reason for s in self.closed}}, reason)
 
-    # What comes.
+    # Incoming events.
 
     def _next_event(self) -> Event | None:
         waiting = [a.due for a in self.all.values() if a.due is not None and not a.settled]
@@ -152,7 +152,7 @@ class EdgeRound:
             self.expected.check_factors(factors, self.server.rows_of(device, step - 1))
             upload = self.server.receive(UploadPacket(device, step, smashed, targets, factors))
             self.expected.check(upload)
-        except Exception as error:  # also what a codec raises on bytes that no encoder made
+        except Exception as error:  # also a codec's own error on bytes that no encoder made
             self._lose_invalid(device, error)
             return
         attendance.due = None
@@ -176,16 +176,16 @@ class EdgeRound:
         kind = "" if isinstance(error, WireError) else f"{type(error).__name__}: "
         self._lose(device, Code.INVALID_ARGUMENT, f"{kind}{error}")
 
-    # What follows from it.
+    # What the edge does next.
 
     def _advance(self) -> None:
-        """Do whatever can be done now."""
+        """Do all that is possible now: step the trainer, send replies, close sessions."""
         if self.order == "together":
             self._advance_together()
         elif self.order == "in turn":
             self._advance_in_turn()
         elif (attendance := self._heard) is not None and attendance.joined:
-            # Each is on its own, so nothing has changed for the others.
+            # Each device has its own back, so this event changes nothing for the others.
             if attendance.settled or attendance.away:
                 return
             self._open(attendance)
@@ -234,14 +234,14 @@ class EdgeRound:
     def _open(self, attendance: Attendance) -> None:
         if not attendance.opened:
             session = self.admission.sessions[attendance.device]
-            weight = None if self.expected.whole is None else 1.0  # devices count alike
+            weight = None if self.expected.whole is None else 1.0  # protected devices weigh the same
             self.server.open(attendance.device, session.claims.samples, weight)
             attendance.opened = True
             session.send([frame(pb.ToDevice(begin=pb.Begin(relay=self.relay)))], -1, done=False)
             attendance.due = time.monotonic() + self.patience.straggler
 
     def _step(self, uploads: Sequence[Upload]) -> None:
-        """One step of the trainer (or what is left to answer, without uploads); the replies go out."""
+        """Step the trainer on these uploads, or flush it where there are none, and send its replies."""
         replies = self.server.answer(uploads) if uploads else self.server.flush()
         for device, reason in self.server.refused().items():
             self._lose(device, Code.INVALID_ARGUMENT, reason)
@@ -266,7 +266,7 @@ class EdgeRound:
             self.admission.sessions[device].send(self._frames(others, served=0), late, done=False)
 
     def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
-        """What an upload led to goes to its device."""
+        """Send a device the frames that its upload led to."""
         self.admission.sessions[attendance.device].send(frames, step)
 
     def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[bytes]:
@@ -280,7 +280,7 @@ class EdgeRound:
         return frames
 
     def _close(self, attendance: Attendance) -> None:
-        device = attendance.device  # it is settled when all of this has been done, so that it hears of what fails
+        device = attendance.device  # settled only at the end, so that it hears of what fails before
         if attendance.factors is not None:
             self.server.settle(device, attendance.factors)
         own = self._shorten(attendance)
@@ -296,7 +296,7 @@ class EdgeRound:
         log.info("%s: device %d closed", self._where, device, extra=self._about(device))
 
     def _shorten(self, attendance: Attendance) -> float | None:
-        """Clip a device's whole update at this end; returns the squared norm of this end's part."""
+        """Clip this edge's part of a device's update; returns the part's squared norm before."""
         if self.expected.whole is None:
             return None
         own = self.server.update_square(attendance.device)
@@ -312,7 +312,7 @@ class EdgeRound:
                 self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"{what} {waited}")
 
     def _close_round(self, last: bool) -> None:
-        """The deadline has passed: those that others wait for are lost, and everybody the second time."""
+        """Close the round at its deadline: lose those whom others wait for, and the second time (`last`) everybody."""
         assert self.deadline is not None
         awaited = self._live()
         if not last and self.order == "together":
@@ -339,11 +339,11 @@ class EdgeRound:
         return f"edge {self.server.edge}, round {self.admission.round}"
 
     def _about(self, device: int | None = None) -> dict[str, object]:
-        """What a log's reader may search by."""
+        """Returns the fields of a log line that its reader may search by."""
         place: dict[str, object] = {"run": self.admission.run, "round": self.admission.round, "edge": self.server.edge}
         return place if device is None else place | {"device": device}
 
 
 def served_frame(uploads: int) -> bytes:
-    """What a device hears where an upload leads to no reply."""
+    """Returns the frame that tells a device how many of its uploads the edge has served, where no reply does."""
     return frame(pb.ToDevice(served=pb.Served(served=uploads)))

@@ -1,4 +1,4 @@
-"""What a device's messages must be before they reach a trainer."""
+"""Checks a device's messages before they reach a trainer."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ _CODECS = 4  # times the tensors' own bytes, at most
 
 @dataclass(frozen=True)
 class Expected:
-    """Smashed data (rows, *shape) of a dtype, with as many targets (rows, *target_shape).
+    """What an edge expects of uploads: smashed data (rows, *shape) of a dtype, and targets (rows, *target_shape).
 
-    `joint`: one clip is over front and back, so that uploads name what the samples of the step before count. `whole`:
-    the norm that a device's whole update is clipped to, for which it names its own part; None where it is not.
+    `joint`: front and back share one clip, so that an upload brings the clip factors of the step before. `whole`: the
+    norm to which privacy clips a device's whole update, of which the device names its part; None where it does not.
     """
 
     shape: torch.Size
@@ -34,12 +34,12 @@ class Expected:
     ignored: int | None = None  # the label that stands for none
     joint: bool = False
     whole: float | None = None
-    private: bool = False  # what fails is told by its kind alone
+    private: bool = False  # error messages name the kind of failure alone
     relayed: int = 0  # bytes of the fronts that a device passes on when it closes
 
     @property
     def frame_bytes(self) -> int:
-        """The bytes of the largest frame that a session of this round has reason to send.
+        """Returns the size in bytes of the largest frame that a session of this round has reason to send.
 
         A codec may take more than the tensors themselves, values with their places say; four times is beyond that.
         """
@@ -49,7 +49,7 @@ class Expected:
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
-        """What devices of this round upload: the shape is that of the front's output on two blank inputs."""
+        """Derive what devices of this round upload, by running the front on two blank inputs."""
         front = worker.segments["front"].module
         with evaluating(front), torch.no_grad():
             data = worker.workload.data
@@ -64,12 +64,12 @@ class Expected:
         if (privacy := plan.privacy) is None:
             return expected
         whole = None if privacy.client is None else privacy.client.clip
-        if privacy.poisson:  # of no row, or of many; no honest draw is beyond this, whatever its size
+        if privacy.poisson:  # a Poisson batch may have no row, or many; no honest draw exceeds this
             expected = replace(expected, rows=range(10 * (plan.batch_size + 10) + 1))
         return replace(expected, joint=privacy.joint, whole=whole, private=privacy.private)
 
     def check(self, upload: Upload) -> None:
-        """WireError for an upload that no device of this round makes."""
+        """Raise WireError for an upload that no device of this round makes."""
         smashed, targets = upload.smashed, upload.targets
         if smashed.shape[1:] != self.shape or smashed.dim() != 1 + len(self.shape) or smashed.dtype != self.dtype:
             raise WireError(
@@ -90,7 +90,7 @@ class Expected:
             raise WireError(f"targets are {targets.dtype}, this run's {self.target_dtype}")
 
     def check_factors(self, factors: Tensor | None, rows: int | None) -> None:
-        """WireError for clip factors that are not those of a step of so many rows (None: there was no step)."""
+        """Raise WireError for clip factors that do not fit a step of `rows` rows (None: there was no step)."""
         if not self.joint or rows is None:
             if factors is not None:
                 raise WireError("clip factors came where none are asked for")
@@ -104,7 +104,7 @@ class Expected:
             raise WireError("a clip factor is not from 0 to 1")
 
     def check_update(self, square: float | None) -> None:
-        """WireError for what cannot be the squared norm of a device's part of its update."""
+        """Raise WireError for a number that is no squared norm of a device's part of its update."""
         if self.whole is None:
             return
         if square is None or not (math.isfinite(square) and square >= 0):

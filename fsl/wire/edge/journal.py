@@ -1,4 +1,4 @@
-"""Which tokens an edge has let in, on disk: after a restart it knows that a token is not a new one."""
+"""Writes down on disk which tokens an edge has admitted, so that after a restart it admits none twice."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ _LINE = re.compile(rb"\d{1,20}\t\d{1,20}\t\d{1,20}\t[0-9a-f]{64}")
 
 
 class Journal:
-    """A line per session: round, device, fence, hash of the run. It is begun anew with each run.
+    """Keeps a line per session: round, device, fence, hash of the run. Each run begins a new file.
 
-    CheckpointError for a file that is damaged: who reads over it might let a token in a second time. A last line
-    without its end was cut off by a crash before anybody was let in by it, and goes.
+    CheckpointError for a damaged file, since skipping a line might admit a token twice. It drops an unfinished last
+    line: a crash cut it off before the edge admitted anybody by it.
     """
 
     def __init__(self, path: Path):
@@ -26,7 +26,7 @@ class Journal:
         self._seen = {tuple(line.split("\t")) for line in self._lines()}
 
     def enter(self, claims: Claims) -> bool:
-        """Write a session down; False if it is there already. It is on the disk when this returns."""
+        """Write a session down, synced to disk when this returns; False if the file has it already."""
         run = hashlib.sha256(claims.run.encode()).hexdigest()
         entry = (str(claims.round), str(claims.device), str(claims.fence), run)
         with self._lock:
@@ -57,7 +57,7 @@ class Journal:
                     f"{self.path} is damaged: line {number} is no session; between two runs delete it, and the edge "
                     "begins it anew"
                 )
-        if cut:  # else what comes next would stand on the same line
+        if cut:  # else the next entry would continue this line
             os.truncate(self.path, len(data) - len(cut))
         return [line.decode() for line in whole]
 

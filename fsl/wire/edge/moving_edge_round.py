@@ -1,6 +1,6 @@
-"""A round at an edge in a federation whose devices move: sessions leave and come, and others settle elsewhere.
+"""Serves a round at an edge whose devices move: hands sessions over, takes sessions in, and knows who ended elsewhere.
 
-An edge's round ends when every device that could come to it has settled somewhere: edges tell each other.
+An edge's round ends when every device that could come to it has been closed or lost somewhere: edges tell each other.
 """
 
 import logging
@@ -19,10 +19,11 @@ from fsl.round.edge_server import EdgeServer
 from fsl.round.handover import Passport, layout_device, pack, told_size, unpack
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
+from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent
 from fsl.wire.edge.edge_round import EdgeRound, served_frame
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.meter import EdgeMeter
-from fsl.wire.edge.other_edges import Asked, Delivered, Handed, Placed, RoundDesk, Sent, Silent
+from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.session import Event, Finished, Gone, Joined, Refusal, Uploaded, WireSession
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits, Patience
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 
 
-class RoamingRound(EdgeRound):
-    """As `EdgeRound`, with devices that may come and go. `visitors`: those whose round begins at another edge."""
+class MovingEdgeRound(EdgeRound):
+    """An `EdgeRound` whose devices come and go. `visitors`: devices that begin at another edge, with that edge."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class RoamingRound(EdgeRound):
         meter: EdgeMeter,
         *,
         thread: NetworkThread,
-        desk: RoundDesk,
+        other_edges: OtherEdges,
         visitors: dict[int, int],
         trainer: str,
         limits: Limits,
@@ -52,17 +53,17 @@ class RoamingRound(EdgeRound):
     ):
         super().__init__(server, admission, patience, expected, meter)
         self.thread = thread
-        self.desk = desk
+        self.other_edges = other_edges
         self.trainer = trainer
         self.limits = limits
         self.replicate_every = replicate_every
         self.layout = server.trainer.bench.back.layout
-        self._at = dict(visitors)  # edge by device that is away
+        self._at = dict(visitors)  # by device that is away, its edge
         self._home = dict(visitors)
-        self._held: dict[int, tuple[list[bytes], int]] = {}  # what a device hears if it does not leave after all
+        self._held: dict[int, tuple[list[bytes], int]] = {}  # what a device hears if it stays after all
         self._moved_bytes: dict[int, int] = {}
-        self._late: dict[int, list[Event]] = {}  # what such a device said meanwhile
-        self._given: dict[int, tuple[int, bytes]] = {}  # to which edge, and what
+        self._late: dict[int, list[Event]] = {}  # what such a device sent meanwhile
+        self._given: dict[int, tuple[int, bytes]] = {}  # by device that left: to which edge, and the session's bytes
         self._over: set[int] = set()  # edges whose round has ended
         self._kept = kept
         for device in visitors:
@@ -71,24 +72,24 @@ class RoamingRound(EdgeRound):
         self._post()
 
     def _serve(self) -> EdgeOutcome:
-        self.thread.call(self.desk.watch)
+        self.thread.call(self.other_edges.watch)
         try:
             outcome = super()._serve()
             self._until_sent()
             return replace(outcome, moved_bytes=self._moved_bytes)
         finally:
             self._post(over=True)
-            self.thread.call(self.desk.rest)
+            self.thread.call(self.other_edges.rest)
 
     def _until_sent(self) -> None:
         while self._sending:
             try:
                 self._take(self.admission.inbox.get(timeout=self.patience.straggler))
-            except queue.Empty:  # the round counts nevertheless
+            except queue.Empty:  # the round counts all the same
                 log.error("%s: optimizer states of devices %s are not at home", self._where, sorted(self._sending))
                 return
 
-    # What comes.
+    # Incoming events.
 
     def _take(self, event: Event | None) -> None:
         self._heard = None
@@ -108,7 +109,7 @@ class RoamingRound(EdgeRound):
             case Gone(to=int(edge)) if not self.all[event.device].settled:
                 self._away(event.device, edge)
             case Uploaded() | Finished() if self.all[event.device].away:
-                if event.device in self._held:  # it stays, perhaps; where it goes it says this again
+                if event.device in self._held:  # it may stay; where it goes, it repeats this
                     self._late.setdefault(event.device, []).append(event)
             case Joined() if self.all[event.device].settled:
                 reason = f"edge {self.server.edge} goes on without device {event.device}: its round is over"
@@ -126,7 +127,7 @@ class RoamingRound(EdgeRound):
         session = self.admission.sessions.get(device)
         if attendance is None or attendance.settled or not attendance.away:
             if session is not None and not session.moved and session.unheard:
-                event.done(session)  # said again: the answer was lost
+                event.done(session)  # a repeated call: the answer was lost
             else:
                 reason = f"device {device} is not expected at edge {self.server.edge}"
                 event.done(Refusal(Code.FAILED_PRECONDITION, reason))
@@ -152,7 +153,7 @@ class RoamingRound(EdgeRound):
         attendance.finished, attendance.leaving, attendance.served = False, None, step - 1
         attendance.due = time.monotonic() + self.patience.straggler
         self._at.pop(device, None)
-        told = told_size(event.data, snapshot, passport, self.layout, self.server.told_rows)
+        told = told_size(event.data, snapshot, passport, self.layout, self.server.reported_batch_size)
         self._moved_bytes[device] = event.moved_bytes + told
         self.meter.session_opened()
         log.info("%s: device %d came at step %d", self._where, device, step, extra=self._about(device))
@@ -160,7 +161,7 @@ class RoamingRound(EdgeRound):
         self._post()
 
     def _seat(self, event: Handed, step: int, frames: list[bytes]) -> None:
-        """On the network thread: a session for who comes."""
+        """Set up a session for a device that comes, on the network thread."""
         admission = self.admission
         session = WireSession(event.claims, event.token, admission.inbox, self.thread, self.limits.queue, self.meter)
         session.take_over(step, frames)
@@ -171,7 +172,7 @@ class RoamingRound(EdgeRound):
     def _ask(self, event: Asked) -> None:
         try:
             event.done(self._asked(event))
-        except Exception as error:  # the round fails; the other edge is not to wait
+        except Exception as error:  # the round fails, but the other edge must not wait
             event.done(
                 Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
             )
@@ -181,10 +182,10 @@ class RoamingRound(EdgeRound):
         device, attendance = event.device, self.all.get(event.device)
         given = self._given.get(device)
         if given is not None and given[0] == event.edge and self._at.get(device) == event.edge:
-            return given[1], self._moved_bytes.get(device, 0)  # asked again: the answer was lost
+            return given[1], self._moved_bytes.get(device, 0)  # a repeated question: the answer was lost
         if attendance is None or attendance.settled or attendance.away or not attendance.opened:
             return Refusal(Code.NOT_FOUND, f"device {device} is not at edge {self.server.edge}")
-        if attendance.uploads or attendance.served < 0 or not self.server.settled(device):
+        if attendance.uploads or attendance.served < 0 or not self.server.caught_up(device):
             return Refusal(Code.FAILED_PRECONDITION, f"device {device} has done nothing yet, or is not answered")
         data = self._packed(device)
         self._given[device] = (event.edge, data)
@@ -194,13 +195,13 @@ class RoamingRound(EdgeRound):
     def _delivered(self, event: Delivered) -> None:
         device, attendance = event.device, self.all[event.device]
         if device not in self._held:
-            return  # it has settled at another edge meanwhile
+            return  # another edge has closed or lost it meanwhile
         frames, step = self._held.pop(device)
         if event.failure is None:
             self._late.pop(device, None)
         session = self.admission.sessions[device]
         if event.failure is None:
-            session.send([], step)  # served
+            session.send([], step)  # tells the device that the upload is served
             self._left(device, event.edge)
             return
         log.warning("%s: device %d stays: %s", self._where, device, event.failure, extra=self._about(device))
@@ -212,14 +213,14 @@ class RoamingRound(EdgeRound):
         self._post()
 
     def _left(self, device: int, edge: int) -> None:
-        """A session is at another edge now."""
+        """Mark a device whose session another edge has taken over."""
         self.server.lose(device)
         self.admission.sessions[device].move(frame(pb.ToDevice(moved=pb.Moved(edge=edge))))
         log.info("%s: device %d left for edge %d", self._where, device, edge, extra=self._about(device))
         self._mark_away(device, edge)
 
     def _gone(self, device: int, edge: int) -> None:
-        """A device went to another edge by itself, and its round is over there; what it left here never counts."""
+        """Drop what a device left here: it went to another edge by itself, and ended its round there."""
         log.warning("%s: device %d has settled at edge %d", self._where, device, edge, extra=self._about(device))
         self._held.pop(device, None)
         self._late.pop(device, None)
@@ -230,7 +231,7 @@ class RoamingRound(EdgeRound):
         self.all[device].settled = True
 
     def _away(self, device: int, edge: int) -> None:
-        """A device begins its round again at another edge."""
+        """Mark a device that begins its round again at another edge."""
         if self.all[device].opened:
             self.server.lose(device)
         self._mark_away(device, edge)
@@ -253,7 +254,7 @@ class RoamingRound(EdgeRound):
         if event.over:
             self._over.add(event.edge)
         for device in event.settled & self.all.keys():
-            # Of a device that is here, only this counts: where it is may be old news.
+            # For a device that is here, only `settled` counts: news of its place may be old.
             if not self.all[device].settled and (device in self._held or not self.all[device].away):
                 self._gone(device, event.edge)
         for device, attendance in self.all.items():
@@ -275,28 +276,28 @@ class RoamingRound(EdgeRound):
         self._sending.discard(event.device)
         self._post()
 
-    # What follows from it.
+    # What the edge does next.
 
     def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
         device, to = attendance.device, attendance.leaving
-        if to is None or attendance.uploads or not self.server.settled(device):
+        if to is None or attendance.uploads or not self.server.caught_up(device):
             super()._send(attendance, frames, step)
             self._copy(attendance, step)
             return
         self._held[device] = (frames, step)
         attendance.away, attendance.due, attendance.leaving = True, None, None
         token, moved = self.admission.sessions[device].token, self._moved_bytes.get(device, 0)
-        self.thread.call(self.desk.deliver, device, to, token, self._packed(device), moved)
+        self.thread.call(self.other_edges.deliver, device, to, token, self._packed(device), moved)
 
     def _copy(self, attendance: Attendance, step: int) -> None:
         device, every = attendance.device, self.replicate_every
-        if not every or (step + 1) % every or attendance.uploads or not self.server.settled(device):
+        if not every or (step + 1) % every or attendance.uploads or not self.server.caught_up(device):
             return
         session = self.admission.sessions[device]
-        others = sorted(set(session.claims.edges) & self.desk.peers.keys())
+        others = sorted(set(session.claims.edges) & self.other_edges.peers.keys())
         if others:
             moved = self._moved_bytes.get(device, 0)
-            self.thread.call(self.desk.copy, device, others[0], session.token, self._packed(device), moved)
+            self.thread.call(self.other_edges.copy, device, others[0], session.token, self._packed(device), moved)
 
     def _packed(self, device: int) -> bytes:
         passport = Passport(self.admission.run, self.admission.round, device, self.trainer)
@@ -305,7 +306,7 @@ class RoamingRound(EdgeRound):
     def _open(self, attendance: Attendance) -> None:
         try:
             super()._open(attendance)
-        except CheckpointError as error:  # what it kept from the round before is at its home edge
+        except CheckpointError as error:  # its home edge has what it kept from the round before
             self._lose(attendance.device, Code.FAILED_PRECONDITION, str(error))
 
     def _close(self, attendance: Attendance) -> None:
@@ -313,7 +314,7 @@ class RoamingRound(EdgeRound):
         device = attendance.device
         if device in self._home and (data := self._kept(device)) is not None:
             self._sending.add(device)
-            self.thread.call(self.desk.keep, device, self._home[device], data)
+            self.thread.call(self.other_edges.keep, device, self._home[device], data)
         self._post()
 
     def _lose(self, device: int, code: Code, reason: str) -> None:
@@ -323,4 +324,4 @@ class RoamingRound(EdgeRound):
     def _post(self, over: bool = False) -> None:
         here = [d for d, a in self.all.items() if not a.settled and not a.away]
         settled = [d for d, a in self.all.items() if a.settled and not a.away and d not in self._sending]
-        self.thread.call(self.desk.post, here, settled, over)
+        self.thread.call(self.other_edges.post, here, settled, over)

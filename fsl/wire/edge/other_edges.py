@@ -1,6 +1,6 @@
-"""Where a round at an edge answers other edges, and asks them; all of it on the network thread.
+"""Answers other edges on behalf of a round, and asks them, on the network thread.
 
-What concerns sessions goes to the thread that computes as an event, with a future for the answer.
+It passes what concerns sessions to the computing thread as an event, with a future for the answer.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import queue
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -18,8 +17,9 @@ from fsl.errors import FslError, TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.quoting import one_line
 from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent
 from fsl.wire.edge.session import Refusal, WireSession
-from fsl.wire.edge.signed_calls import Peer, PeerLines, Place
+from fsl.wire.edge.signed_calls import Peer, PeerLines, RoundPlace
 from fsl.wire.options import Limits, Patience
 from fsl.wire.tokens import Claims
 
@@ -27,69 +27,14 @@ log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 _TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 _FINAL = frozenset({Code.FAILED_PRECONDITION, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED})
-_LONG_POLL = 5.0  # seconds after which a watch is answered though nothing is new
+_LONG_POLL = 5.0  # seconds after which an edge answers a watch though nothing is new
 _AGAIN = 0.3  # seconds between two attempts to reach an edge
-_TRIES = 5  # to say what was changed on its way, before it counts as refused
+_TRIES = 5  # attempts at a call that was corrupted on its way, before it counts as refused
 _AT_ONCE = 4.0  # seconds for an edge to hand over a session whose device waits at another's door
 
 
-@dataclass(frozen=True)
-class Handed:
-    """A session came from another edge."""
-
-    device: int
-    claims: Claims
-    token: bytes
-    data: bytes
-    moved_bytes: int
-    done: Callable[["WireSession | Refusal"], None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Another edge asks for a session, whose device has come there."""
-
-    device: int
-    edge: int
-    done: Callable[["tuple[bytes, int] | Refusal"], None]  # the snapshot, and the bytes of all so far
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """A session that was to go to another edge is there, or it is not and why."""
-
-    device: int
-    edge: int
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Another edge says where devices are."""
-
-    edge: int
-    here: frozenset[int]
-    settled: frozenset[int]
-    over: bool
-
-
-@dataclass(frozen=True)
-class Silent:
-    """Another edge cannot be reached any more."""
-
-    edge: int
-
-
-@dataclass(frozen=True)
-class Sent:
-    """The optimizer's state of a device is at its home edge, or it is not and why."""
-
-    device: int
-    failure: str | None
-
-
-class RoundDesk:
-    """Other edges' calls about one round, and this edge's calls to them."""
+class OtherEdges:
+    """Answers other edges' calls about one round, and makes this edge's calls to them."""
 
     def __init__(
         self,
@@ -101,16 +46,16 @@ class RoundDesk:
         keep: Callable[[int, bytes], None],
     ):
         self.admission = admission
-        self.here = Place(admission.run, admission.round, admission.fence, admission.edge)
+        self.here = RoundPlace(admission.run, admission.round, admission.fence, admission.edge)
         self.peers: Mapping[int, Peer] = {peer.edge: peer for peer in peers}
         self.limits = limits
         self.patience = patience
         self._lines = lines
-        self._keep = keep  # a device's optimizer state, on the disk
+        self._keep = keep  # writes a device's optimizer state to disk
         self._places = pb.Places(version=1)
         self._news = asyncio.Event()
         self._resting = False
-        self._copies: dict[int, tuple[bytes, int]] = {}  # of other edges' sessions, the newest
+        self._copies: dict[int, tuple[bytes, int]] = {}  # newest copies of other edges' sessions
         self._at_work: set[asyncio.Task[None]] = set()
 
     def watch(self) -> None:
@@ -119,24 +64,24 @@ class RoundDesk:
             self._begin(self._watch(peer))
 
     def rest(self) -> None:
-        """Ask no more; what is asked is answered soon. (A call that is cancelled is an error in the other's log.)"""
+        """Stop asking, and let open calls end. (A cancelled call would be an error in the other edge's log.)"""
         self._resting = True
-        with suppress(queue.Empty):  # nobody looks at it any more, and other edges wait for their answers
+        with suppress(queue.Empty):  # the round reads it no longer, and other edges wait for their answers
             while True:
                 event = self.admission.inbox.get_nowait()
                 if isinstance(event, Handed | Asked):
                     event.done(Refusal(Code.FAILED_PRECONDITION, f"the round is over at edge {self.here.edge}"))
 
     def post(self, here: Sequence[int], settled: Sequence[int], over: bool) -> None:
-        """Where devices are, for the other edges."""
+        """Publish to the other edges which devices are `here`, which are `settled`, and whether the round is `over`."""
         self._places = pb.Places(version=self._places.version + 1, here=here, settled=settled, over=over)
         self._news.set()
         self._news = asyncio.Event()
 
-    # What other edges ask.
+    # Questions of other edges.
 
     async def answer(self, said: pb.ToPeer, data: bytes) -> tuple[Mapping[str, Any], bytes]:
-        """The answer's body, and what follows it; Refusal or WireError where there is none."""
+        """Returns the answer's body, and the data behind it; raises Refusal or WireError where it has no answer."""
         kind = said.WhichOneof("body")
         if kind == "watch":
             return {"places": await self._newer(said.watch.known)}, b""
@@ -153,7 +98,7 @@ class RoundDesk:
             self._copies[claims.device] = (data, said.copy.moved_bytes)
             return {"taken": pb.Hand(device=claims.device)}, b""
         if kind == "keep":
-            # Not by the thread that computes, whose round may be over.
+            # Not on the computing thread, whose round may be over.
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(None, self._keep, said.keep.device, data)
@@ -169,7 +114,7 @@ class RoundDesk:
         return self._places
 
     def _granted(self, device: int, token: bytes, edge: int) -> Claims:
-        """What the device's token allows; a session goes only where it does."""
+        """Returns the claims of a device's token; raises Refusal where it does not allow a session at `edge`."""
         claims = self.admission.check(token, edge)
         if claims.device != device:
             raise TrustError(f"the token is of device {claims.device}, and the session of device {device}")
@@ -181,7 +126,7 @@ class RoundDesk:
         return session
 
     async def _told(self, event: Callable[[Callable[[Any], None]], Any]) -> Any:
-        """What the thread that computes makes of an event."""
+        """Put an event into the round's inbox and wait for the computing thread's answer."""
         if self._resting:
             raise Refusal(Code.FAILED_PRECONDITION, f"the round is over at edge {self.here.edge}")
         loop = asyncio.get_running_loop()
@@ -203,10 +148,10 @@ class RoundDesk:
             raise result
         return result
 
-    # What this edge asks.
+    # Questions of this edge.
 
     async def fetch(self, claims: Claims, opening: pb.Open) -> WireSession | None:
-        """The session of a device that comes from another edge; None where nobody has it."""
+        """Fetch the session of a device that comes from another edge; None where no edge has it."""
         peer = self.peers.get(opening.left - 1) if opening.left else None
         if peer is None:
             return None
@@ -230,7 +175,7 @@ class RoundDesk:
             return None
 
     def copy(self, device: int, edge: int, token: bytes, data: bytes, moved_bytes: int) -> None:
-        """Leave a copy of a session with another edge; one that does not get there is replaced by the next."""
+        """Leave a copy of a session with another edge; where it gets lost, the next copy replaces it."""
         body = {"copy": pb.Hand(device=device, token=token, moved_bytes=moved_bytes)}
 
         async def send() -> None:
@@ -240,7 +185,7 @@ class RoundDesk:
         self._begin(send())
 
     def deliver(self, device: int, edge: int, token: bytes, data: bytes, moved_bytes: int) -> None:
-        """Hand a session over to another edge; `Delivered` tells what came of it."""
+        """Hand a session over to another edge; a `Delivered` event reports the outcome."""
         self._begin(self._deliver(device, edge, token, data, moved_bytes))
 
     async def _deliver(self, device: int, edge: int, token: bytes, data: bytes, moved_bytes: int) -> None:
@@ -248,7 +193,7 @@ class RoundDesk:
         self.admission.inbox.put(Delivered(device, edge, await self._insist(edge, body, data)))
 
     def keep(self, device: int, edge: int, data: bytes) -> None:
-        """Send a device's optimizer state to its home edge; `Sent` tells what came of it."""
+        """Send a device's optimizer state to its home edge; a `Sent` event reports the outcome."""
 
         async def send() -> None:
             failure = await self._insist(edge, {"keep": pb.Keep(device=device)}, data)
@@ -262,7 +207,7 @@ class RoundDesk:
         task.add_done_callback(self._at_work.discard)
 
     async def _insist(self, edge: int, body: Mapping[str, Any], data: bytes) -> str | None:
-        """Say something to another edge until it has heard; why it has not, or None."""
+        """Repeat a call to another edge until it answers; returns None, or the reason why it did not."""
         peer = self.peers.get(edge)
         if peer is None:
             return f"edge {edge} has no part in this round"
@@ -275,17 +220,17 @@ class RoundDesk:
                 return None
             except (grpc.aio.AioRpcError, TrustError, WireError) as error:
                 code = error.code() if isinstance(error, grpc.aio.AioRpcError) else Code.DATA_LOSS
-                if code not in _TRANSIENT:  # words that were changed on their way, or a refusal that stands
+                if code not in _TRANSIENT:  # corrupted on its way, or a final refusal
                     changed += 1
                 if code in _FINAL or changed >= _TRIES or time.monotonic() > deadline:
                     return f"edge {edge}: {_why(error)}"
-            except Exception as error:  # the round waits for what comes of this
+            except Exception as error:  # the round waits for the outcome
                 return f"edge {edge}: {type(error).__name__}: {error}"
             await asyncio.sleep(_AGAIN)
 
     async def _watch(self, peer: Peer) -> None:
         known, patience = 0, self.patience.join
-        since: float | None = time.monotonic()  # it was heard of; None: that it is silent has been said
+        since: float | None = time.monotonic()  # the last sign of life; None once its silence was reported
         while not self._resting:
             try:
                 said, _ = await self._lines.call(

@@ -1,4 +1,4 @@
-"""The rounds of an edge, as its door sees them: the one that is served now, and the one before."""
+"""Knows the rounds of an edge for its door: the present one, and the one before."""
 
 import asyncio
 from contextlib import suppress
@@ -12,8 +12,8 @@ from fsl.wire.edge.session import Refusal
 Code = grpc.StatusCode
 
 
-class Rounds:
-    """Which round's admission counts; all of it on the network thread. `wait`: seconds for a round to begin."""
+class ServedRounds:
+    """Finds the round that a token or a call is of, on the network thread. `wait`: seconds for a round to begin."""
 
     def __init__(self, edge: int, wait: float):
         self.edge = edge
@@ -28,7 +28,7 @@ class Rounds:
         self._begun.set()
 
     def end(self) -> Admission | None:
-        """The round is over; its admission, for what is still to be said."""
+        """End the present round; returns its admission, for the last messages."""
         self._last, self._now = self._now, None
         self._begun.clear()
         if self._last is not None:
@@ -36,7 +36,7 @@ class Rounds:
         return self._last
 
     def fail(self, admission: Admission) -> None:
-        """A round cannot be served; its devices hear why, whether it had begun or not."""
+        """Mark a round as failed, begun or not, so that its devices hear why."""
         last = self._last
         if last is None or (last.run, last.round, last.fence) != (admission.run, admission.round, admission.fence):
             admission.over, self._last = True, admission
@@ -44,7 +44,7 @@ class Rounds:
             last.failed = admission.failed
 
     async def of_token(self, token: bytes, wait: bool) -> Admission:
-        """This round's admission. Devices hear of a round when the edge does: who comes before it may wait a little."""
+        """Find a token's round. Devices hear of a round when the edge does, so a device that is early may `wait`."""
         if (last := self._of_last(token)) is not None:
             return last
         if self._now is None and wait:
@@ -55,7 +55,7 @@ class Rounds:
         return self._now
 
     async def named(self, run: str, round: int, fence: int) -> Admission:
-        """The admission of the round that another edge speaks of; it may be a moment ahead of this one."""
+        """Find the round that another edge names; waits for it, since that edge may be a moment ahead."""
         for _ in range(2):
             for admission in (self._now, self._last):
                 if admission is not None and (admission.run, admission.round, admission.fence) == (run, round, fence):
@@ -68,7 +68,7 @@ class Rounds:
             await asyncio.wait_for(self._begun.wait(), self._wait)
 
     def _of_last(self, token: bytes) -> Admission | None:
-        """The admission of the round before, for who was closed there and may not have heard of it."""
+        """Find the round before, for a device that was closed there and may not have heard of it."""
         if self._last is None:
             return None
         try:

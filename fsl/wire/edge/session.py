@@ -1,4 +1,4 @@
-"""A session at its edge, as the network thread sees it: it outlives the streams that carry it."""
+"""One device's session at its edge, for the network thread; it outlives the streams that carry it."""
 
 import asyncio
 import hmac
@@ -21,7 +21,7 @@ from fsl.wire.tokens import Claims
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """Why a stream is ended, as gRPC tells the other end."""
+    """Ends a stream with a gRPC status code and a reason, which the other end receives."""
 
     def __init__(self, code: grpc.StatusCode, reason: str):
         super().__init__(reason)
@@ -38,7 +38,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A device sent a step: the message's head, and the tensors' bytes as they came."""
+    """A device sent a step: the message's head, and the tensors' bytes, not yet decoded."""
 
     device: int
     upload: pb.Upload
@@ -47,7 +47,7 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Finished:
-    """A device has nothing more to upload: its last message, and the tensors' bytes behind it."""
+    """A device has uploaded its last step: its closing message, and the tensors' bytes behind it."""
 
     device: int
     close: pb.Close
@@ -56,7 +56,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Gone:
-    """A device will not go on here, for this reason; `to` is the edge at which it begins its round again, if any."""
+    """A device will not go on here; `reason` says why, `to` is the edge where it begins its round again, if any."""
 
     device: int
     reason: str
@@ -64,53 +64,53 @@ class Gone:
 
 
 Event = Joined | Uploaded | Finished | Gone
-Inbox = queue.SimpleQueue  # of events; from the network thread to the one that computes
+Inbox = queue.SimpleQueue  # of events, from the network thread to the computing thread
 
 
-class Stream:
-    """One connection of a session: what is to be sent over it, and how it ends."""
+class SessionStream:
+    """One connection of a session: the frames to send over it, and how it ends."""
 
     def __init__(self) -> None:
         self.frames: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.ended: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
 
     def end(self, refusal: Refusal | None) -> None:
-        """End it, after what is to be sent."""
+        """End it after the queued frames; `refusal`: with this status."""
         if not self.ended.done():
             self.ended.set_result(refusal)
             self.frames.put_nowait(None)
 
 
 class WireSession:
-    """One device's session. All but `send`, `finish` and `refuse` belong to the network thread."""
+    """One device's session. Only `send`, `finish`, `move` and `refuse` are for the computing thread."""
 
     def __init__(self, claims: Claims, token: bytes, inbox: Inbox, thread: NetworkThread, queue: int, meter: EdgeMeter):
         self.claims = claims
         self.token = token
         self.secret = secrets.token_bytes(32)
         self.received = 0  # uploads
-        self.refusal: Refusal | None = None  # why it ended, if it did not end well
-        self.closing = False  # the device has nothing more to upload
-        self.joined = False  # the round knows of it
-        self.finished = False  # all that there is to say has been said
+        self.refusal: Refusal | None = None  # the reason, where it ended without success
+        self.closing = False  # the device has uploaded its last step
+        self.joined = False  # the round has received `Joined`
+        self.finished = False  # the edge has sent its last frame
         self.moved = False  # it is at another edge now
-        self.most = Limits.max_message_bytes  # bytes of a frame that is taken
+        self.most = Limits.max_message_bytes  # bytes of the largest frame that it takes
         self._taken = 0  # uploads that came over this session's own streams
         self._left_to: int | None = None
         self._inbox = inbox
         self._thread = thread
-        self._room = asyncio.Semaphore(queue)  # of uploads that nobody has looked at
-        self._stream: Stream | None = None
+        self._room = asyncio.Semaphore(queue)  # free places for uploads that the round has not read
+        self._stream: SessionStream | None = None
         self._kept: deque[tuple[int, bytes]] = deque()  # frames by the upload that led to them
         self._queue = queue
         self._meter = meter
-        self._arrivals: deque[float] = deque()  # when the uploads came that are unserved
+        self._arrivals: deque[float] = deque()  # arrival times of the unserved uploads
         self.delivered = asyncio.Event()  # the last frame is on its way to the device
 
-    # For the thread that computes.
+    # For the computing thread.
 
     def send(self, frames: list[bytes], upload: int, done: bool = True) -> None:
-        """Send the frames that this upload led to (-1: none did); `done` if its place in the queue is free again."""
+        """Send the frames that this upload led to (-1: none did); `done` frees its place in the queue."""
         self._thread.call(self._send, frames, upload, done)
 
     def refuse(self, code: grpc.StatusCode, reason: str) -> None:
@@ -122,31 +122,31 @@ class WireSession:
         self._thread.call(self._finish, frames)
 
     def move(self, data: bytes) -> None:
-        """The session is at another edge now; tell the device so."""
+        """Tell the device that another edge has its session now; `data` is the frame that says so."""
         self.moved = True
         self.finish([data])
 
     # On the network thread.
 
     def take_over(self, received: int, frames: list[bytes]) -> None:
-        """Go on with a session that another edge handed over, whose device has yet to hear these frames."""
+        """Go on with a session that another edge handed over, whose device has not received these frames."""
         self.received = received
         self._kept.extend((received - 1, frame) for frame in frames)
 
     @property
     def connected(self) -> bool:
-        """Whether a stream carries it now."""
+        """Returns whether a stream carries the session now."""
         return self._stream is not None
 
     def same(self, secret: bytes) -> bool:
-        """Whether whoever comes back knows the session's secret."""
+        """Returns whether `secret` is the session's, so that the device may come back to it."""
         return hmac.compare_digest(secret, self.secret)
 
-    def attach(self, served: int) -> Stream:
-        """A new stream carries the session; what the device has not got goes out again."""
+    def attach(self, served: int) -> SessionStream:
+        """Carry the session over a new stream, and send again what the device has not received."""
         if self._stream is not None:
             self._stream.end(Refusal(grpc.StatusCode.ABORTED, "the device came back over another connection"))
-        self._stream = Stream()
+        self._stream = SessionStream()
         for index, frame in self._kept:
             if index >= served or index < 0:
                 self._stream.frames.put_nowait(frame)
@@ -156,25 +156,25 @@ class WireSession:
 
     @property
     def unheard(self) -> bool:
-        """Whether nothing shows that the device knows the secret, and no stream could still bring it."""
+        """Returns whether the device may never have received the secret: it sent no frame, and no stream is open."""
         return self._stream is None and self._taken == 0 and not self.closing
 
-    def is_on(self, stream: Stream) -> bool:
-        """Whether this stream carries it, and not one that came after."""
+    def is_on(self, stream: SessionStream) -> bool:
+        """Returns whether this stream carries the session, and not a later one."""
         return self._stream is stream
 
-    def detach(self, stream: Stream) -> None:
-        """A stream has ended; the device may come back."""
+    def detach(self, stream: SessionStream) -> None:
+        """Let go of a stream that has ended; the device may come back."""
         if self.is_on(stream):
             self._stream = None
 
     async def take(self, data: bytes) -> None:
-        """A frame came. Waits while too many are unanswered, so that the sender does too."""
+        """Take a frame; waits while too many uploads are unread, which makes the sender wait."""
         message, rest = read_frame(data, pb.ToEdge)
         kind = message.WhichOneof("body")
         device = self.claims.device
         if self.closing and kind == "close":
-            return  # a device that came back says it again
+            return  # a device that came back repeats it
         if self.closing and kind != "leave":
             raise WireError(f"device {device} had closed its session")
         if kind == "upload":
@@ -195,7 +195,7 @@ class WireSession:
             raise WireError(f"a {kind or 'message of no kind'} has no place in a session that is open")
 
     def lose(self, refusal: Refusal) -> None:
-        """End the session without success, for what came over the network."""
+        """End the session without success, because of what came over the network."""
         if self.refusal is None:
             self.refusal = refusal
             self.moved = self._left_to is not None
@@ -217,7 +217,7 @@ class WireSession:
         if done:
             self._room.release()
             self._meter.served(time.perf_counter() - self._arrivals.popleft())
-        # A device has all that came before its newest uploads, of which no more than `queue` are unserved.
+        # A device has received all before its newest uploads, of which no more than `queue` are unserved.
         while self._kept and self._kept[0][0] < self.received - self._queue:
             self._kept.popleft()
         for frame in frames:
@@ -235,7 +235,7 @@ class WireSession:
             self._stream.end(None)
 
     def end(self, refusal: Refusal) -> None:
-        """End the session without success, for what this edge says."""
+        """End the session without success, by this edge's decision."""
         self.refusal = self.refusal or refusal
         if self._stream is not None:
             self._stream.end(refusal)

@@ -1,4 +1,4 @@
-"""Calls between edges: signed, so that an edge takes sessions only from edges that the round's plan names."""
+"""Signs calls between edges, so that an edge takes sessions only from edges that the round's plan names."""
 
 import asyncio
 import hashlib
@@ -34,8 +34,8 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A round at an edge, as calls name it."""
+class RoundPlace:
+    """Names a round at an edge in calls: run, round, fence and edge."""
 
     run: str
     round: int
@@ -54,13 +54,13 @@ class PeerLines:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def call(
-        self, here: Place, peer: Peer, body: Mapping[str, Any], data: bytes, timeout: float
+        self, here: RoundPlace, peer: Peer, body: Mapping[str, Any], data: bytes, timeout: float
     ) -> tuple[pb.ToPeer, bytes]:
-        """Say something to another edge; its answer, and what follows that. AioRpcError, TrustError or WireError."""
+        """Call another edge; returns its answer and the data behind it. AioRpcError, TrustError or WireError."""
         call: Call = self._channel(peer.address).stream_stream(PEER_METHOD)(timeout=timeout)
         saying = asyncio.ensure_future(_say(call, sign(self.key, here, peer.edge, body, data)))
         try:
-            there = Place(here.run, here.round, here.fence, peer.edge)
+            there = RoundPlace(here.run, here.round, here.fence, peer.edge)
             first = await next_message(call)
             head = head_of(first)
             head.check(peer.key, there, here.edge)
@@ -88,7 +88,7 @@ class PeerLines:
 
 @dataclass(frozen=True)
 class Head:
-    """What a frame begins with, before it is believed: what is said, and size and SHA-256 of the data behind it."""
+    """A frame's beginning, not yet checked: the signed message, and size and SHA-256 of the data behind it."""
 
     signed: pb.SignedPeer
     said: pb.ToPeer
@@ -96,8 +96,8 @@ class Head:
     size: int
     end: int  # where the data begin
 
-    def check(self, key: bytes, there: Place, here: int) -> None:
-        """TrustError if edge `there` did not sign this for edge `here`, or it is of another round."""
+    def check(self, key: bytes, there: RoundPlace, here: int) -> None:
+        """Raise TrustError if edge `there` did not sign this for edge `here`, or it is of another round."""
         try:
             said = _signed(self.signed.message, self.digest, self.size)
             Ed25519PublicKey.from_public_bytes(key).verify(self.signed.signature, said)
@@ -109,8 +109,8 @@ class Head:
         check_versions(self.said.protocol, self.said.version, f"edge {there.edge}", f"edge {here}")
 
 
-def sign(key: Ed25519PrivateKey, here: Place, to: int, body: Mapping[str, Any], data: bytes = b"") -> bytes:
-    """What an edge says to another, signed, with data behind it: head's length, head, digest and size of data, data."""
+def sign(key: Ed25519PrivateKey, here: RoundPlace, to: int, body: Mapping[str, Any], data: bytes = b"") -> bytes:
+    """Sign a message to another edge into a frame: head's length, head, digest and size of data, data."""
     said = pb.ToPeer(
         run=here.run,
         round=here.round,
@@ -129,7 +129,7 @@ def sign(key: Ed25519PrivateKey, here: Place, to: int, body: Mapping[str, Any], 
 
 
 def head_of(frame: bytes) -> Head:
-    """The head of a frame, or of its first message; WireError for what is none."""
+    """Parse the head of a frame, or of its first message; WireError for what is none."""
     at = _LENGTH + int.from_bytes(frame[:_LENGTH], "little")
     end = at + _DIGEST + _SIZE
     if len(frame) < end:
@@ -143,8 +143,8 @@ def head_of(frame: bytes) -> Head:
     return Head(signed, said, frame[at : at + _DIGEST], size, end)
 
 
-def check(frame: bytes, key: bytes, there: Place, here: int) -> tuple[pb.ToPeer, bytes]:
-    """What edge `there` says to edge `here`; TrustError if it did not sign it, or it is of another round."""
+def check(frame: bytes, key: bytes, there: RoundPlace, here: int) -> tuple[pb.ToPeer, bytes]:
+    """Read what edge `there` says to edge `here`; TrustError if it did not sign it, or it is of another round."""
     head = head_of(frame)
     head.check(key, there, here)
     data = frame[head.end :]
@@ -154,7 +154,7 @@ def check(frame: bytes, key: bytes, there: Place, here: int) -> tuple[pb.ToPeer,
 
 
 def messages(frame: bytes) -> Iterator[bytes]:
-    """A frame's messages: the first is small, so that it is read from anybody."""
+    """Yields a frame's messages; the first is small, so that an edge can read it from anybody."""
     start = len(frame) if len(frame) <= _FIRST else head_of(frame).end
     yield frame[:start]
     for begin in range(start, len(frame), CHUNK):
@@ -162,7 +162,7 @@ def messages(frame: bytes) -> Iterator[bytes]:
 
 
 async def rest_of(first: bytes, head: Head, stream: Reads, most: int) -> bytes:
-    """The whole frame whose first message has come, and whose head was checked; WireError where it is above `most`."""
+    """Read the rest of a frame whose head is checked; returns it whole. WireError beyond `most` bytes."""
     if head.size > most:
         raise WireError(f"{head.size} bytes are above max-message-bytes={most}")
     parts, left = [first], head.end + head.size - len(first)

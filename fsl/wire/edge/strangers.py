@@ -1,4 +1,4 @@
-"""Who is at an edge's door: streams that have not shown who they are yet. They are few, and soon gone."""
+"""Bounds the streams at an edge's door that have not shown who they are: they are few, and soon gone."""
 
 import asyncio
 from collections import Counter
@@ -11,10 +11,10 @@ from fsl.wire.edge.session import Refusal
 from fsl.wire.options import Limits
 
 Code = grpc.StatusCode
-_SLOW = 1.0  # seconds after which who has shown nothing may be sent away for somebody else
+_SLOW = 1.0  # seconds after which the door may send a silent stranger away for somebody else
 
 
-class Place:
+class WaitingStranger:
     """One stranger's place at the door."""
 
     def __init__(self, connection: str, timeout: asyncio.Timeout, since: float):
@@ -26,28 +26,28 @@ class Place:
 
 
 class Strangers:
-    """Places at the door: so many in all, so many for each connection, each for so many seconds.
+    """Gives out places at the door: a number in all, a number for each connection, each for some seconds.
 
-    Where all are taken, who comes from a less crowded address or connection displaces the longest waiting of the most
-    crowded one. So whoever fills the door with silent streams keeps nobody else out.
+    Where all are taken, a stranger from a less crowded address or connection displaces the longest waiting one of the
+    most crowded. So whoever fills the door with silent streams keeps nobody else out.
     """
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self._places: list[Place] = []  # the longest waiting first
+        self._places: list[WaitingStranger] = []  # the longest waiting first
 
     def __len__(self) -> int:
         return len(self._places)
 
     @asynccontextmanager
-    async def place(self, connection: str) -> AsyncIterator[Place]:
-        """A place for who came over this connection (a peer of gRPC). Refusal where none is free, or too late."""
+    async def place(self, connection: str) -> AsyncIterator[WaitingStranger]:
+        """Hold a place for a stranger on this connection (gRPC's peer). Refusal where none is free, or too late."""
         self._make_room(connection)
         loop = asyncio.get_running_loop()
-        place: Place | None = None
+        place: WaitingStranger | None = None
         try:
             async with asyncio.timeout(self.limits.handshake_seconds) as timeout:
-                place = Place(connection, timeout, loop.time())
+                place = WaitingStranger(connection, timeout, loop.time())
                 self._places.append(place)
                 yield place
         except TimeoutError:
@@ -68,7 +68,7 @@ class Strangers:
         addresses = Counter(place.address for place in self._places)
         connections = Counter(place.connection for place in self._places)
 
-        def crowd(place: Place) -> tuple[int, int]:
+        def crowd(place: WaitingStranger) -> tuple[int, int]:
             return addresses[place.address], connections[place.connection]
 
         victim = max(self._places, key=crowd)  # the first of those that are equal: the longest waiting

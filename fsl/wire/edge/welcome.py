@@ -1,4 +1,4 @@
-"""Who comes in at an edge's door: from the first message of a stream to the session that it carries."""
+"""Takes a stream at an edge's door from its first message to the session that it carries."""
 
 import asyncio
 import secrets
@@ -16,8 +16,8 @@ from fsl.wire.chunks import CHUNK
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
 from fsl.wire.edge.meter import EdgeMeter
-from fsl.wire.edge.served_rounds import Rounds
-from fsl.wire.edge.session import Joined, Refusal, Stream, WireSession
+from fsl.wire.edge.served_rounds import ServedRounds
+from fsl.wire.edge.session import Joined, Refusal, SessionStream, WireSession
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits
@@ -28,7 +28,7 @@ Context = grpc.aio.ServicerContext
 
 
 async def first_words(context: Context, limits: Limits) -> bytes | None:
-    """The next message of a stream that has not shown who it is; None at its end, Refusal where it is too large."""
+    """Read the next message of a stranger's stream; None at its end, Refusal where it is too large."""
     data = await context.read()
     if data is grpc.aio.EOF:
         return None
@@ -40,12 +40,12 @@ async def first_words(context: Context, limits: Limits) -> bytes | None:
 
 
 class Welcome:
-    """Opens sessions, and brings devices back to theirs; all of it on the network thread."""
+    """Opens sessions, and brings devices back to theirs, on the network thread."""
 
     def __init__(
         self,
         edge: int,
-        rounds: Rounds,
+        rounds: ServedRounds,
         strangers: Strangers,
         journal: Path,
         thread: NetworkThread,
@@ -60,8 +60,8 @@ class Welcome:
         self._journal = Journal(journal)
         self._thread = thread
 
-    async def admit(self, context: Context) -> tuple[WireSession, Stream]:
-        """The session of who is at the door, and its new stream. Refusal, TrustError or WireError if there is none."""
+    async def admit(self, context: Context) -> tuple[WireSession, SessionStream]:
+        """Admit a stranger; returns its session and new stream. Refusal, TrustError or WireError where it gets none."""
         async with self.strangers.place(context.peer()):
             opening, admission, claims = await self._proven(context)
         if (opening.up, opening.down) != (admission.up, admission.down):
@@ -70,11 +70,11 @@ class Welcome:
                 f"this round's codecs are {admission.up} and {admission.down}; the device has others",
             )
         session = self._session(admission, claims, opening)
-        if session is None and admission.desk is not None:
-            session = await admission.desk.fetch(claims, opening)
+        if session is None and admission.other_edges is not None:
+            session = await admission.other_edges.fetch(claims, opening)
         if session is None:
             session = await self._new_session(admission, claims, opening)
-        if admission.over and not session.finished:  # meanwhile
+        if admission.over and not session.finished:  # the round ended meanwhile
             raise session.refusal or admission.without(claims.device)
         if not session.joined:
             session.joined = True
@@ -90,9 +90,9 @@ class Welcome:
         return session, stream
 
     async def _proven(self, context: Context) -> tuple[pb.Open, Admission, Claims]:
-        """What a stranger opens with, once it has shown that it is who its token is for."""
+        """Read a stranger's opening, and let it prove that it holds the key that its token names."""
         opening = (await self._read(context, "open")).open
-        # Not where half of the places at the door are taken: whoever is refused for that comes back.
+        # Not where half of the places at the door are taken: a device that is refused for that comes back.
         wait = len(self.strangers) <= self.limits.handshakes // 2
         admission = await self.rounds.of_token(opening.token, wait)
         claims = admission.check(opening.token)
@@ -119,17 +119,17 @@ class Welcome:
         return message
 
     def _session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession | None:
-        """The session that a device comes back to; None where it has none yet."""
+        """Find the session that a device comes back to; None where it has none yet."""
         session = admission.sessions.get(claims.device)
         if session is None:
             if opening.secret:
                 raise Refusal(Code.FAILED_PRECONDITION, f"edge {self.edge} has no session of device {claims.device}")
             return None
         if session.moved and not opening.secret:
-            return None  # it comes back, and its session is elsewhere
+            return None  # it comes back, and another edge has its session
         if session.refusal is not None:
             raise session.refusal
-        # Who never heard the secret, since the connection broke before, has proven the device's key, and may come in.
+        # A device that never received the secret, since the connection broke, has proven its key and may come in.
         if not session.same(opening.secret) and not (session.unheard and not opening.secret):
             raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
         return session
@@ -138,12 +138,12 @@ class Welcome:
         session = WireSession(claims, opening.token, admission.inbox, self._thread, self.limits.queue, self.meter)
         session.most = admission.most(self.limits.max_message_bytes)
         before = admission.sessions.get(claims.device)
-        admission.sessions[claims.device] = session  # before anything is awaited: there is one per device
+        admission.sessions[claims.device] = session  # before any await, so that there is one per device
         if before is not None and before.moved:
             return session
         loop = asyncio.get_running_loop()
         entered = asyncio.ensure_future(loop.run_in_executor(None, self._journal.enter, claims))
-        # Whatever becomes of this stream meanwhile, the session is what the journal says.
+        # Whatever becomes of this stream meanwhile, the journal decides about the session.
         entered.add_done_callback(partial(self._entered, admission, session))
         await asyncio.shield(entered)
         if session.refusal is not None:
@@ -154,7 +154,7 @@ class Welcome:
         device = session.claims.device
         if entered.cancelled() or entered.exception() is not None:
             if admission.sessions.get(device) is session:
-                del admission.sessions[device]  # nothing is written down: it may come again
+                del admission.sessions[device]  # the journal has no entry: it may come again
         elif not entered.result():
             session.refusal = Refusal(
                 Code.FAILED_PRECONDITION,
