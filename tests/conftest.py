@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
 from tests.helpers.tls_options import tls
@@ -107,7 +107,7 @@ def encrypted(tmp_path_factory):
     """Options of a `Wired` whose devices and edge speak over TLS."""
     folder = tmp_path_factory.mktemp("certificates")
     issue(folder, identities(1, 1))
-    edge, device = tls(Certificates(folder), mutual=False)
+    edge, device = tls(CertificateFolder(folder), mutual=False)
     return {"edge_tls": edge | device, "device_tls": device}
 
 

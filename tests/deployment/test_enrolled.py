@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import ConfigRecord, Message, RecordDict
 from fsl.simulations.fsl_certs import command
 
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes, fingerprint_of, read_table
 from fsl.deployment.cloud.members import Members, Terms
 from fsl.errors import ConfigError, RunError

@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 
+from fsl.codecs import Identity
 from fsl.errors import ConfigError, StepError, WireError
 from fsl.importing.import_paths import ALLOWED, locate, locate_allowed
 from fsl.importing.spec import Spec
 from fsl.messages.steps import UploadPacket
 from fsl.objective import CrossEntropy, LossFunction, as_objective
+from fsl.round.edge_server import EdgeServer
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer
 from fsl.split.cutting import split
 from fsl.trainers import Replicated, Sequential
@@ -181,10 +183,10 @@ def test_any_loss_function_is_an_objective():
     assert isinstance(as_objective(None), CrossEntropy)
 
 
-def test_a_trainer_with_the_hooks_former_name_is_refused():
+def test_a_trainer_may_call_its_counts_by_the_hooks_former_name():
     class Former(Replicated):
         def figures(self):
             return {"mine": 1}
 
-    with pytest.raises(ConfigError, match=r"trainer=Former: figures\(\) is counts\(\) now; rename the method"):
-        EdgeServer(0, Former(), Identity, Identity)
+    assert EdgeServer(0, Former(), Identity, Identity).counts() == {"mine": 1}
+    assert EdgeServer(0, Replicated(), Identity, Identity).counts() == {}

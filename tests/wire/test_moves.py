@@ -10,7 +10,7 @@ from fsl.strategies import PSL, SGLR, DecoupledSL, FedFly, SplitFedV1, SplitFedV
 from fsl.strategies.algorithm import Algorithm
 
 import fsl
-from fsl.deployment.certs import Certificates, identities, issue
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.mobility import RandomMobility

@@ -14,8 +14,8 @@ from typing import Any
 
 import tomli_w
 
-from fsl.deployment.certs import Certificates
-from fsl.deployment.local.federation_record import SUPERLINK, Config, Node
+from fsl.deployment.certs import CertificateFolder
+from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
 from fsl.deployment.node.bundles import COMPONENTS, hash_of
 from fsl.errors import ConfigError, RunError
 from fsl.files import write_text

@@ -18,7 +18,7 @@ from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
 from fsl.installed import __version__
-from fsl.messages.node_part import EdgePart, Part
+from fsl.messages.node_part import EdgePart, NodePart
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
