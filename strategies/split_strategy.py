@@ -20,7 +20,7 @@ from fsl import seeds
 from fsl.errors import RunError
 from fsl.flower.placement import Collected, Placement
 from fsl.flower.records import metrics_to_reports, record_to_totals, states_to_record
-from fsl.importing.import_paths import locate, name_classes
+from fsl.importing.import_paths import name_classes
 from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
@@ -29,7 +29,7 @@ from fsl.privacy.device_guard import LEAKS
 from fsl.privacy.member_counts import take_members
 from fsl.run.private_rounds import refuse_unseen
 from fsl.segments.finite import finite_total
-from fsl.segments.sums import Total, summed
+from fsl.segments.sums import Total, merge_totals, summed
 from fsl.settings.federation_settings import Federation
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class SplitStrategy(Algorithm, Strategy):
         spec = self.planned(server_round)
         device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
         assert device is not None  # it is not optional
-        divisible = spec is None or bool(locate(spec.target).divisible)
+        divisible = spec is None or bool(spec.locate().divisible)
         chosen = self.chosen(server_round)
         placed, chosen = self._there(grid, chosen)
         self._moves = asked.moves_of(
@@ -186,11 +186,7 @@ class SplitStrategy(Algorithm, Strategy):
             if bad := next((name for name, total in found.items() if not finite_total(total)), None):
                 self._lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
                 continue
-            for segment, total in found.items():
-                if segment in totals:
-                    totals[segment].merge(total)
-                else:
-                    totals[segment] = total
+            merge_totals(totals, found)
             reports.extend(said.devices)
             figures.update(said.figures)
         reports.sort(key=lambda r: r.device)

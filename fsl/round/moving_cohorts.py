@@ -20,7 +20,7 @@ from fsl.round.trainer_memory import KEPT_CANNOT_MOVE
 from fsl.round.unusable import told
 from fsl.round.workload import Worker
 from fsl.segments.states import State
-from fsl.segments.sums import Total
+from fsl.segments.sums import Total, merge_totals
 
 
 class Roamer:
@@ -84,11 +84,7 @@ class RoamingCohorts:
         for side in self.sides.values():
             found, counts = result_of(side.server, reports, self.lost)
             figures.update(counts)
-            for name, back in found.items():
-                if name in totals:
-                    totals[name].merge(back)
-                else:
-                    totals[name] = back
+            merge_totals(totals, found)
         if not reports:
             return CohortResult({}, (), {}, self.lost)
         if self.plan.fronts != "private":

@@ -16,7 +16,7 @@ from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.round.unusable import told
 from fsl.segments.finite import finite_state, finite_total
 from fsl.segments.states import Layout
-from fsl.segments.sums import DeviceStates, Total, WeightedSum
+from fsl.segments.sums import DeviceStates, Total, WeightedSum, merge_totals
 
 _SERVED = "served."
 HEAVIEST = 10.0  # how many times the samples of its devices an edge's back may count: examples are drawn, and repeated
@@ -74,14 +74,12 @@ class Tally:
             if isinstance(total, DeviceStates):
                 for device, state in total.states.items():
                     self._look(device, segment, finite_state(state))
-                self._own.setdefault(segment, DeviceStates(self.layouts[segment])).merge(total)
+                merge_totals(self._own, {segment: total})
             elif not finite_total(total):
                 for report in served.devices:
                     self._look(report.device, segment, False)
-            elif isinstance(total, WeightedSum) and segment in self._shared:
-                self._shared[segment].merge(total)
             elif isinstance(total, WeightedSum):
-                self._shared[segment] = total
+                merge_totals(self._shared, {segment: total})
 
     def _look(self, device: int, segment: str, usable: bool) -> None:
         """A state of a device, or one that it shares, came back: nothing of the device counts where it is no use."""
