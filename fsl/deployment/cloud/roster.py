@@ -22,7 +22,6 @@ from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
 from fsl.flower.placement import Collected
-from fsl.importing.import_paths import locate
 from fsl.messages.identifiers import is_count, is_owner
 from fsl.messages.node_part import EdgePart, Part, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
@@ -145,7 +144,7 @@ class Roster:
                 f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
                 "update's norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
             )
-        shared = plan.trainer is not None and not locate(plan.trainer.target).divisible
+        shared = plan.trainer is not None and not plan.trainer.locate().divisible
         if self.terms.max_norm is not None and shared and plan.fronts == "private":
             raise RunError(
                 f"deployment.max_norm={self.terms.max_norm}: devices with fronts of their own and a back that they "
@@ -162,7 +161,7 @@ class Roster:
                 "device says, and cannot move with it; use clipping=separate, or roaming=false"
             )
 
-        trainer = None if plan.trainer is None else locate(plan.trainer.target)(**plan.trainer.kwargs)
+        trainer = None if plan.trainer is None else plan.trainer.build()
         if self.terms.roaming and trainer is not None and trainer.keeps and trainer.divisible:
             raise RunError(
                 f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
@@ -220,7 +219,7 @@ class Roster:
         if self.terms.deadline is None or self._asked is None:
             return None
         trainer = self._asked.plan.trainer
-        return self.terms.deadline * (1 if trainer is None or locate(trainer.target).divisible else 2)
+        return self.terms.deadline * (1 if trainer is None or trainer.locate().divisible else 2)
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """What the devices that finished at both ends of the wire came to, and why the others did not."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import said
-from fsl.importing.import_paths import locate_allowed
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import close_frame, read_reply, upload_frame
 from fsl.messages.steps import ReplyPacket, UploadPacket
@@ -68,8 +67,7 @@ class DeviceRound:
         self.side = side
         self.patience = patience
         self.relay = relay
-        kind = locate_allowed(plan.trainer.target, side.worker.workload.allowed, EdgeTrainer)
-        trainer = kind(**plan.trainer.kwargs)
+        trainer: EdgeTrainer = plan.trainer.build(side.worker.workload.allowed, EdgeTrainer)
         self.window: int = trainer.window
         self.divisible: bool = trainer.divisible
         self.ear: Ear = Ear()
