@@ -369,7 +369,7 @@ class Task:
 
     @property
     def cohort(self) -> CohortTask:
-        return CohortTask(0, tuple(DeviceTask(device) for device in range(self.devices)))
+        return CohortTask(edge=0, devices=tuple(DeviceTask(device=device) for device in range(self.devices)))
 
 
 @dataclass(frozen=True)
@@ -479,9 +479,16 @@ class Federation:
         return time.perf_counter() - started, results
 
     def _parts(self, round: int) -> dict[Process, Part]:
-        parts = {self.nodes[0]: Part(edges=(EdgePart(self.task.cohort, self.signer.public_key.hex(), round),))}
+        parts = {
+            self.nodes[0]: Part(
+                edges=(EdgePart(cohort=self.task.cohort, cloud_key=self.signer.public_key.hex(), fence=round),)
+            )
+        }
         for node, share in self.shares.items():
-            tickets = [Ticket(DeviceTask(d), 0, self.address, self._token(round, d)) for d in share]
+            tickets = [
+                Ticket(task=DeviceTask(device=d), edge=0, address=self.address, token=self._token(round, d))
+                for d in share
+            ]
             parts[node] = Part(tickets=tuple(tickets))
         return parts
 

@@ -228,7 +228,9 @@ class SplitStrategy(Algorithm, Strategy):
                 yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
-        return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
+        return EvaluatePlan(
+            run=self.federation.run, round=round, devices=tuple(tasks), probe=self.federation.probe
+        ).to_json()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The mean over devices of loss and accuracy, and accuracy's standard deviation."""
@@ -362,17 +364,17 @@ class SplitStrategy(Algorithm, Strategy):
         for device in devices:
             members.setdefault(self.attached(device, round), []).append(self._task(device))
         return [
-            CohortTask(edge, tuple(tasks), *self._generations(f"edge-{edge}"))
+            CohortTask(edge=edge, devices=tuple(tasks), **self._generations(f"edge-{edge}"))
             for edge, tasks in sorted(members.items())
         ]
 
     def _task(self, device: int) -> DeviceTask:
         ledger = self.federation.ledger
         held = 0 if ledger is None else ledger.samples[device]
-        return DeviceTask(device, *self._generations(f"device-{device}"), held)
+        return DeviceTask(device=device, samples=held, **self._generations(f"device-{device}"))
 
-    def _generations(self, owner: str) -> tuple[int, int]:
-        return self._versions.get(owner, 0), self._saved.get(owner, 0)
+    def _generations(self, owner: str) -> dict[str, int]:
+        return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}
 
     def _needed(self, arrays: ArrayRecord, tasks: Sequence[DeviceTask]) -> ArrayRecord:
         """Private fronts stay where they are: the first one goes out only to a device that has none yet."""

@@ -37,7 +37,12 @@ def test_the_bundle_holds_the_library_and_no_tests(bundle):
     names = set(zipfile.ZipFile(BytesIO(bundle)).namelist())
     rooms = {name.split("/")[0] for name in names if "/" in name}
     assert rooms == {"fsl", "strategies", "configs", "simulations", ".info"}
-    assert {"configs/config.yaml", "fsl/messages/messages_pb2.py", "strategies/split_strategy.py", "pyproject.toml"} <= names
+    assert {
+        "configs/config.yaml",
+        "fsl/messages/messages_pb2.py",
+        "strategies/split_strategy.py",
+        "pyproject.toml",
+    } <= names
     assert len(bundle) < 2_000_000
 
 

@@ -46,7 +46,7 @@ def packet(device, step, rows=6):
     generator = torch.Generator().manual_seed(100 * device + step)
     smashed = torch.randn(rows, 4, 4, 4, generator=generator)
     targets = torch.randint(4, (rows,), generator=generator)
-    return UploadPacket(device, step, Identity().encode(smashed), targets)
+    return UploadPacket(device=device, step=step, smashed=Identity().encode(smashed), targets=targets)
 
 
 def gradients(replies):
@@ -156,7 +156,7 @@ def test_a_failing_step_names_its_device():
     edge = edge_with(Replicated())
     edge.open(4, 6.0)
     bad = packet(4, 0)
-    wrong = UploadPacket(4, 0, bad.smashed, bad.targets + 100)
+    wrong = UploadPacket(device=4, step=0, smashed=bad.smashed, targets=bad.targets + 100)
     with pytest.raises(StepError) as caught:
         edge.step([wrong])
     assert (caught.value.device, caught.value.step) == (4, 0)

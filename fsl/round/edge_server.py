@@ -145,7 +145,7 @@ class EdgeServer:
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
         if not self._checked:  # nor is a row that its codec makes infinite
             smashed = sound_rows(smashed)
-        upload = Upload(packet.device, packet.step, smashed, packet.targets, packet.factors)
+        upload = Upload(packet.device, packet.step, smashed, packet.targets, factors=packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
@@ -252,7 +252,9 @@ class EdgeServer:
             if gradient is None:
                 continue
             codec = self.codecs(reply.device)[1]
-            answer = ReplyPacket(reply.device, reply.step, codec.encode(gradient), reply.norms)
+            answer = ReplyPacket(
+                device=reply.device, step=reply.step, gradient=codec.encode(gradient), norms=reply.norms
+            )
             sent = reply_bytes(answer.gradient, answer.norms, self.told_rows)
             session.down_bytes += sent
             session.pending = answer

@@ -17,7 +17,7 @@ from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
 from fsl.round.handover import Passport, hand_over
 from fsl.round.trainer_memory import KEPT_CANNOT_MOVE
-from fsl.round.unusable import told
+from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
 from fsl.segments.sums import Total, merge_totals
@@ -86,10 +86,12 @@ class RoamingCohorts:
             figures.update(counts)
             merge_totals(totals, found)
         if not reports:
-            return CohortResult({}, (), {}, self.lost)
+            return CohortResult(totals={}, reports=(), figures={}, lost=self.lost)
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), figures, self.lost)
+        return CohortResult(
+            totals=totals, reports=tuple(sorted(reports, key=lambda r: r.device)), figures=figures, lost=self.lost
+        )
 
     def _run_group(self, group: Sequence[tuple[int, int]]) -> Iterable[DeviceReport]:
         roamers = [self._begin(self._server(edge), device) for edge, device in group]
@@ -115,7 +117,7 @@ class RoamingCohorts:
         roamer.gone = roamer.deaf = True
         roamer.edge.lose(device)
         self.devices.abandon(roamer.device)
-        self.lost[device] = told(self.plan, reason)
+        self.lost[device] = lost_reason(self.plan, reason)
 
     def _begin(self, edge: EdgeServer, device: int) -> Roamer:
         opened = self.devices.open(device)
@@ -208,7 +210,7 @@ class RoamingCohorts:
     def _server(self, edge: int) -> EdgeServer:
         """An edge; one without a cohort here is begun when the first device comes to it."""
         if edge not in self.sides:
-            self.sides[edge] = EdgeSide(CohortTask(edge, ()), self.plan, self.worker, self.states)
+            self.sides[edge] = EdgeSide(CohortTask(edge=edge, devices=()), self.plan, self.worker, self.states)
         return self.sides[edge].server
 
     def _report(self, roamer: Roamer, report: DeviceReport) -> DeviceReport:

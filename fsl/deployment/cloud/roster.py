@@ -82,12 +82,15 @@ class Roster:
         plan = replace(plan, one_by_one=True)
         samples = {device: self._counted(count) for device, count in self.samples.items()}
         asked = self._asked = _Asked(plan, [], samples)
-        asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
+        asked.start = needed([DeviceTask(device=0)]) if self.terms.max_norm is not None else None
         sides = asked.sides
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
         routes = Routes(plan, cohorts, edges, self.terms.roaming)
-        cohorts = [*cohorts, *(CohortTask(edge, ()) for edge in routes.visited - {c.edge for c in cohorts})]
+        cohorts = [
+            *cohorts,
+            *(CohortTask(edge=edge, devices=()) for edge in routes.visited - {c.edge for c in cohorts}),
+        ]
         parts: dict[int, Part] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
@@ -108,7 +111,7 @@ class Roster:
             cohort = replace(cohort, devices=there)
             asked.cohorts.append(cohort)
             if edge is not None and plan.trainer is not None:
-                part = EdgePart(cohort, self.signer.public_key.hex(), self._fence)
+                part = EdgePart(cohort=cohort, cloud_key=self.signer.public_key.hex(), fence=self._fence)
                 part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
                 old = parts.get(edge.node, Part())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
@@ -127,7 +130,7 @@ class Roster:
                     asked.others[task.device] = len(others)
                     allowed = (cohort.edge, *(number for number, _ in others))
                     token = self._token(plan, host, task.device, allowed).hex()
-                    ticket = Ticket(task, cohort.edge, edge.address, token, others)
+                    ticket = Ticket(task=task, edge=cohort.edge, address=edge.address, token=token, others=others)
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text, every = plan.to_json(), self.terms.replicate_every
         messages = []

@@ -1,7 +1,6 @@
 """What `processes.json` says of a local federation, and the lock that keeps two commands apart."""
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from fsl.deployment.processes import Started
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
+from fsl.messages.strict_json import from_json
 from fsl.private_files import own_folder, private_folder
 
 SUPERLINK = "superlink"
@@ -69,19 +69,11 @@ def read_record(folder: Path) -> Record | None:
     """The record of the federation in this folder; None where there is none, CheckpointError for a damaged one."""
     path = record_path(folder)
     try:
-        values = json.loads(path.read_bytes())
-        return Record(
-            **{
-                **values,
-                "nodes": tuple(Node(**node) for node in values["nodes"]),
-                "processes": {name: Started(**process) for name, process in values["processes"].items()},
-            }
-        )
+        return from_json(path.read_bytes(), Record)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is damaged ({reason}); end its processes by hand and delete it") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); end its processes by hand and delete it") from None
 
 
 @contextmanager
