@@ -13,7 +13,7 @@ from fsl.flower.placement import Collected
 from fsl.flower.records import metrics_to_reports, record_to_states, record_to_totals
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, RoundPlan
-from fsl.round.unusable import told
+from fsl.round.unusable import lost_reason
 from fsl.segments.finite import finite_state, finite_total
 from fsl.segments.states import Layout
 from fsl.segments.sums import DeviceStates, Total, WeightedSum, merge_totals
@@ -65,7 +65,7 @@ class Tally:
         for report in served.devices:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
-                self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
+                self.lose(report.device, lost_reason(self.plan, "its edge tells a training loss that is not finite"))
         self._figures.update(said.figures)
         whole = self.plan.privacy is not None and self.plan.privacy.client is not None
         # The cloud's, not what a node says; all alike where devices are protected as a whole.
@@ -85,7 +85,7 @@ class Tally:
         """A state of a device, or one that it shares, came back: nothing of the device counts where it is no use."""
         if not usable:
             self._void.add(device)
-            self.lose(device, told(self.plan, f"the {segment} that came back is not finite"))
+            self.lose(device, lost_reason(self.plan, f"the {segment} that came back is not finite"))
 
     def lose(self, device: int, reason: str) -> None:
         """A device did not finish, as somebody says; several may."""

@@ -14,7 +14,7 @@ import grpc
 from fsl.errors import CheckpointError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
-from fsl.privacy.reasons import told_reason
+from fsl.privacy.reasons import failure_reason
 from fsl.round.edge_server import EdgeServer
 from fsl.round.handover import Passport, layout_device, pack, told_size, unpack
 from fsl.wire.edge.admission import Admission
@@ -143,7 +143,9 @@ class RoamingRound(EdgeRound):
             return
         except Exception as error:  # as in `_ask`
             event.done(
-                Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
+                Refusal(
+                    Code.INTERNAL, f"edge {self.server.edge} failed: {failure_reason(error, self.expected.private)}"
+                )
             )
             raise
         answered = pending is not None and pending.step == step - 1
@@ -173,7 +175,9 @@ class RoamingRound(EdgeRound):
             event.done(self._asked(event))
         except Exception as error:  # the round fails; the other edge is not to wait
             event.done(
-                Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
+                Refusal(
+                    Code.INTERNAL, f"edge {self.server.edge} failed: {failure_reason(error, self.expected.private)}"
+                )
             )
             raise
 
