@@ -52,11 +52,9 @@ def _refuse_differences(came: Any, found: Any, place: str) -> None:
     """ValueError where an object says less than what came, or something else."""
     if came is found:
         return
-    kind: Any = type(found)
-    if is_dataclass(kind):
-        names = _names(kind)
+    if (names := _names(found.__class__)) is not None:
         if came.keys() != names:
-            raise ValueError(f"{kind.__name__} has the fields {', '.join(sorted(names))} - at `{place}`")
+            raise ValueError(f"{type(found).__name__} has the fields {', '.join(sorted(names))} - at `{place}`")
         for name in names:
             _refuse_differences(came[name], getattr(found, name), f"{place}.{name}")
     elif isinstance(found, dict):
@@ -70,5 +68,6 @@ def _refuse_differences(came: Any, found: Any, place: str) -> None:
 
 
 @cache
-def _names(kind: type) -> frozenset[str]:
-    return frozenset(field.name for field in fields(kind))
+def _names(kind: type) -> frozenset[str] | None:
+    """The fields of a dataclass; None for another class."""
+    return frozenset(field.name for field in fields(kind)) if is_dataclass(kind) else None
