@@ -77,18 +77,29 @@ class Roads:
         """Returns the seconds of a round, from the first message to the last answer."""
         edge = [(e, self.about[e]["address"]) for e in (0, 1)]
         moves = KINDS[round % 3] != "stay"
-        public, task = self.signer.public_key.hex(), DeviceTask(0)
-        peers = [EdgePeer(e, address, self.about[e]["edge_key"]) for e, address in edge]
-        home = EdgePart(CohortTask(0, (task,)), public, round, peers=(peers[1],) if moves else ())
+        public, task = self.signer.public_key.hex(), DeviceTask(device=0)
+        peers = [EdgePeer(edge=e, address=address, key=self.about[e]["edge_key"]) for e, address in edge]
+        home = EdgePart(
+            cohort=CohortTask(edge=0, devices=(task,)),
+            cloud_key=public,
+            fence=round,
+            peers=(peers[1],) if moves else (),
+        )
         samples = self.about[2]["samples"]["0"]
         steps = -(-samples // self.task.batch_size)
         mark = fingerprint(bytes.fromhex(self.about[2]["key"]))
         token = self.signer.sign(Claims(RUN, round, 0, (0, 1), steps, samples, round, mark)).hex()
-        ticket = Ticket(task, 0, edge[0][1], token, tuple(edge) if moves else ())
+        ticket = Ticket(task=task, edge=0, address=edge[0][1], token=token, others=tuple(edge) if moves else ())
         parts = [NodePart(edges=(home,)), NodePart(tickets=(ticket,))]
         asked = [self.nodes[0], self.nodes[2]]
         if moves:
-            other = EdgePart(CohortTask(1, ()), public, round, (peers[0],), (Visitor(task, 0),))
+            other = EdgePart(
+                cohort=CohortTask(edge=1, devices=()),
+                cloud_key=public,
+                fence=round,
+                peers=(peers[0],),
+                visitors=(Visitor(task=task, home=0),),
+            )
             asked.append(self.nodes[1])
             parts.append(NodePart(edges=(other,)))
         started = time.perf_counter()

@@ -370,7 +370,7 @@ class Task:
 
     @property
     def cohort(self) -> CohortTask:
-        return CohortTask(0, tuple(DeviceTask(device) for device in range(self.devices)))
+        return CohortTask(edge=0, devices=tuple(DeviceTask(device=device) for device in range(self.devices)))
 
 
 @dataclass(frozen=True)
@@ -480,9 +480,16 @@ class WireFederation:
         return time.perf_counter() - started, results
 
     def _parts(self, round: int) -> dict[Process, NodePart]:
-        parts = {self.nodes[0]: NodePart(edges=(EdgePart(self.task.cohort, self.signer.public_key.hex(), round),))}
+        parts = {
+            self.nodes[0]: NodePart(
+                edges=(EdgePart(cohort=self.task.cohort, cloud_key=self.signer.public_key.hex(), fence=round),)
+            )
+        }
         for node, share in self.shares.items():
-            tickets = [Ticket(DeviceTask(d), 0, self.address, self._token(round, d)) for d in share]
+            tickets = [
+                Ticket(task=DeviceTask(device=d), edge=0, address=self.address, token=self._token(round, d))
+                for d in share
+            ]
             parts[node] = NodePart(tickets=tuple(tickets))
         return parts
 

@@ -12,7 +12,7 @@ from fsl import seeds
 from fsl.errors import ConfigError, RunError
 from fsl.flower.aggregation import Aggregator
 from fsl.flower.records import record_to_states
-from fsl.importing.import_paths import locate, path_of
+from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, Fronts
@@ -195,7 +195,7 @@ class Algorithm:
         if self.federation.mobility is None:
             return
         name, spec = type(self).__name__, self.planned(1)
-        trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        trainer = None if spec is None else spec.build()
         if trainer is not None and trainer.keeps and trainer.divisible:
             raise ConfigError(f"mobility: the trainer of {name} {KEPT_CANNOT_MOVE}")
         if trainer is None or not trainer.movable or self.fronts == "relayed":
@@ -256,7 +256,7 @@ class Algorithm:
     def _note_kept(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> Mapping[str, int]:
         """Note the edges and devices whose state the round's trainer kept; returns the other counts of the round."""
         spec = self.planned(round)
-        trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        trainer = None if spec is None else spec.build()
         if spec is not None and trainer is not None and trainer.keeps:
             if trainer.divisible:
                 owners = [f"device-{report.device}" for report in reports]
@@ -270,4 +270,4 @@ class Algorithm:
         spec = self.planned(round)
         if segment != "back":
             return self.fronts == "averaged"
-        return spec is None or bool(locate(spec.target).divisible)
+        return spec is None or bool(spec.locate().divisible)

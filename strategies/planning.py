@@ -11,7 +11,6 @@ from flwr.common.constant import ErrorCode
 
 from fsl.costs import DeviceLoad, serving_of
 from fsl.errors import RunError
-from fsl.importing.import_paths import locate
 from fsl.importing.spec import Spec
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, PLAN, REMARKS, SETUP
 from fsl.messages.reports import DeviceReport
@@ -102,8 +101,8 @@ def simulated(
     moves: Sequence[Move] = (),
     on_move: OnMove = "migrate",
 ) -> dict[str, float]:
-    """Simulate the cost of a round that begins at second `start`, on the run's devices, edges and links."""
-    trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
+    trainer = None if spec is None else spec.build()
     loads = [
         DeviceLoad(
             r.device,

@@ -20,7 +20,7 @@ from fsl import seeds
 from fsl.errors import RunError
 from fsl.flower.placement import Collected, Placement
 from fsl.flower.records import metrics_to_reports, record_to_totals, states_to_record
-from fsl.importing.import_paths import locate, name_classes
+from fsl.importing.import_paths import name_classes
 from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
@@ -29,7 +29,7 @@ from fsl.privacy.device_guard import LEAKS
 from fsl.privacy.member_counts import take_members
 from fsl.run.private_rounds import refuse_unseen
 from fsl.segments.finite import finite_total
-from fsl.segments.sums import Total, summed
+from fsl.segments.sums import Total, merge_totals, summed
 from fsl.settings.federation_settings import Federation
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class SplitStrategy(Algorithm, Strategy):
         federation = self.federation
         spec = self.planned(server_round)
         device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
-        assert device is not None  # the rule is not optional
-        divisible = spec is None or bool(locate(spec.target).divisible)
+        assert device is not None  # it is not optional
+        divisible = spec is None or bool(spec.locate().divisible)
         chosen = self.chosen(server_round)
         placed, chosen = self._there(grid, chosen)
         self._moves = asked.moves_of(
@@ -186,11 +186,7 @@ class SplitStrategy(Algorithm, Strategy):
             if bad := next((name for name, total in found.items() if not finite_total(total)), None):
                 self._lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
                 continue
-            for segment, total in found.items():
-                if segment in totals:
-                    totals[segment].merge(total)
-                else:
-                    totals[segment] = total
+            merge_totals(totals, found)
             reports.extend(said.devices)
             counts.update(said.counts)
         reports.sort(key=lambda r: r.device)
@@ -232,7 +228,9 @@ class SplitStrategy(Algorithm, Strategy):
                 yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
-        return EvaluatePlan(self.federation.run, round, tuple(tasks), self.federation.probe).to_json()
+        return EvaluatePlan(
+            run=self.federation.run, round=round, devices=tuple(tasks), probe=self.federation.probe
+        ).to_json()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns means over devices of loss and accuracy, and accuracy's standard deviation."""
@@ -366,17 +364,17 @@ class SplitStrategy(Algorithm, Strategy):
         for device in devices:
             members.setdefault(self.attached(device, round), []).append(self._task(device))
         return [
-            CohortTask(edge, tuple(tasks), *self._generations(f"edge-{edge}"))
+            CohortTask(edge=edge, devices=tuple(tasks), **self._generations(f"edge-{edge}"))
             for edge, tasks in sorted(members.items())
         ]
 
     def _task(self, device: int) -> DeviceTask:
         ledger = self.federation.ledger
         held = 0 if ledger is None else ledger.samples[device]
-        return DeviceTask(device, *self._generations(f"device-{device}"), held)
+        return DeviceTask(device=device, samples=held, **self._generations(f"device-{device}"))
 
-    def _generations(self, owner: str) -> tuple[int, int]:
-        return self._versions.get(owner, 0), self._saved.get(owner, 0)
+    def _generations(self, owner: str) -> dict[str, int]:
+        return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}
 
     def _needed(self, arrays: ArrayRecord, tasks: Sequence[DeviceTask]) -> ArrayRecord:
         """Returns the arrays that tasks need; a private front goes out only to a device that has none yet."""

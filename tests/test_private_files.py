@@ -164,14 +164,22 @@ TASK = {"device": 0, "version": 0, "saved": 0}
 
 def a_part(**ticket):
     edge = EdgePart(
-        CohortTask(0, (DeviceTask(0),)),
-        "ab" * 32,
-        1,
-        (EdgePeer(1, "127.0.0.1:1", "cd" * 32),),
-        (Visitor(DeviceTask(1), 1),),
+        cohort=CohortTask(edge=0, devices=(DeviceTask(device=0),)),
+        cloud_key="ab" * 32,
+        fence=1,
+        peers=(EdgePeer(edge=1, address="127.0.0.1:1", key="cd" * 32),),
+        visitors=(Visitor(task=DeviceTask(device=1), home=1),),
     )
-    there = Ticket(DeviceTask(0), 0, "edge0.example.org:9000", "ee" * 40, ((1, "[::1]:90"),))
-    return NodePart((edge,), (replace(there, **ticket),), "ff" * 32, (DeviceTask(2),), 5)
+    there = Ticket(
+        task=DeviceTask(device=0), edge=0, address="edge0.example.org:9000", token="ee" * 40, others=((1, "[::1]:90"),)
+    )
+    return NodePart(
+        edges=(edge,),
+        tickets=(replace(there, **ticket),),
+        relay_key="ff" * 32,
+        alone=(DeviceTask(device=2),),
+        replicate_every=5,
+    )
 
 
 def a_plan():
@@ -179,7 +187,7 @@ def a_plan():
         run="r",
         seed=0,
         round=1,
-        cohorts=(CohortTask(0, (DeviceTask(0),)),),
+        cohorts=(CohortTask(edge=0, devices=(DeviceTask(device=0),)),),
         fronts="private",
         trainer=Spec("fsl.trainers.Pooled"),
         device=Spec("fsl.round.front_device.Device"),
@@ -251,7 +259,7 @@ def test_no_field_of_a_part_or_a_plan_leads_anywhere_else(junk):
         (RoundPlan.from_json, a_plan()),
         (EvaluatePlan.from_json, None),
     ):
-        text = (whole or EvaluatePlan("r", 1, (DeviceTask(0),))).to_json()
+        text = (whole or EvaluatePlan(run="r", round=1, devices=(DeviceTask(device=0),))).to_json()
         for way in leaves(json.loads(text)):
             found, refusal = taken(read, put(json.loads(text), way, junk))
             assert found is None or numbers_are_plain(found), way

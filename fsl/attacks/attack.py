@@ -20,7 +20,7 @@ from fsl.messages.round_plan import Fronts
 from fsl.objective import Objective
 from fsl.privacy.device_guard import clipped
 from fsl.privacy.noise import noise_source
-from fsl.privacy.randomized_labels import CorrectedCrossEntropy, Relabelling, draw_shifts
+from fsl.privacy.randomized_labels import corrected, seeded_relabelling
 from fsl.privacy.settings import Privacy
 
 
@@ -145,16 +145,12 @@ class Target:
         labels, classes = self.privacy.labels if self.privacy is not None else None, self.data.classes
         if labels is None or classes is None:
             return targets
-        noise = noise_source(False, self.seed, "labels", device=self.device)
-        return Relabelling(self.rows, draw_shifts(len(self.rows), classes, labels.epsilon, noise), classes)(
-            rows, targets
-        )
+        return seeded_relabelling(self.rows, classes, labels, self.seed, self.device)(rows, targets)
 
     @property
     def trained_on(self) -> Objective:
         """What the back minimised."""
-        labels = self.privacy.labels if self.privacy is not None else None
-        return CorrectedCrossEntropy(labels.epsilon) if labels is not None and labels.correct else self.objective
+        return corrected(self.objective, None if self.privacy is None else self.privacy.labels)
 
 
 class Attack(ABC):
@@ -171,10 +167,10 @@ class Attack(ABC):
         """Attack; ConfigError for a run that this attack cannot be tried on."""
 
 
-def at_least_one(**numbers: int) -> None:
-    """ConfigError for an option of an attack that is not positive."""
+def at_least_one(**numbers: int | None) -> None:
+    """ConfigError for an option of an attack that is not positive; one that is None was not given."""
     for name, value in numbers.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"attack.{name}={value}: it must be at least 1")
 
 

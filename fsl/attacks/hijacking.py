@@ -196,8 +196,7 @@ class FSHA(Attack):
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        given = {name: n for name, n in (("rounds", self.rounds), ("still", self.still)) if n is not None}
-        at_least_one(turns=self.turns, samples=self.samples, **given)
+        at_least_one(turns=self.turns, samples=self.samples, rounds=self.rounds, still=self.still)
         above_zero(lr=self.lr, critic_lr=self.critic_lr, penalty=self.penalty, scale=self.scale)
 
     def run(self, target: Target) -> Finding:

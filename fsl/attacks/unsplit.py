@@ -38,8 +38,7 @@ class UnSplit(Attack):
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        given = {} if self.sights is None else {"sights": self.sights}
-        at_least_one(rounds=self.rounds, inner=self.inner, samples=self.samples, **given)
+        at_least_one(rounds=self.rounds, inner=self.inner, samples=self.samples, sights=self.sights)
         above_zero(inputs_lr=self.inputs_lr, front_lr=self.front_lr)
         for name, value in (("smoothness", self.smoothness), ("magnitude", self.magnitude)):
             if not (math.isfinite(value) and value >= 0):

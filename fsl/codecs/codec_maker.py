@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from fsl.codecs.codec import Codec
 from fsl.errors import ConfigError, WireError
-from fsl.importing.import_paths import ALLOWED, locate, locate_allowed
+from fsl.importing.import_paths import ALLOWED
 from fsl.importing.spec import Spec
 
 CANNOT_MOVE = (
@@ -18,7 +18,7 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
 
     WireError for a class that is not allowed, or for arguments that it does not take; ConfigError for what is no Codec.
     """
-    kind = locate_allowed(spec.target, allowed)
+    kind = spec.locate(allowed)
     if not issubclass(kind, Codec):
         raise ConfigError(f"{spec.target} is not a Codec")
 
@@ -35,6 +35,6 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
 
 
 def codec_of(spec: Spec) -> Codec:
-    """Build a codec from a trusted description: the run's own configuration."""
-    codec: Codec = locate(spec.target)(**spec.kwargs)
+    """A codec as described by whoever is trusted: the run's own configuration."""
+    codec: Codec = spec.build()
     return codec

@@ -17,7 +17,6 @@ from fsl.costs.round_cost import DeviceLoad
 from fsl.costs.serving import Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
-from fsl.importing.import_paths import locate
 from fsl.importing.spec import Spec
 from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.objective import Objective, as_objective
@@ -74,7 +73,7 @@ def price(
     federation = Federation("price", seed, 1, devices, {}, edges, None, local_epochs, batch_size)
     strategy.bind(replace(federation, up=specs[0], down=specs[1]))
     spec = strategy.trainer(1)
-    trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+    trainer = None if spec is None else spec.build()
     serving = serving_of(trainer, strategy.fronts)
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
     places = machines(device_profile, edge_profile, link_profile)

@@ -31,7 +31,7 @@ from torch import Tensor
 from fsl.errors import ConfigError, RunError
 from fsl.flower.records import to_array
 from fsl.segments.states import Field, Layout, State
-from fsl.segments.sums import DeviceStates, Total, WeightedSum
+from fsl.segments.sums import DeviceStates, Total, summed
 
 _SERVER_OPTIMIZERS = (FedOpt, FedAvgM)  # they act on the mean over devices
 _ROBUST = (FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan)  # they must see each device
@@ -103,7 +103,7 @@ class Aggregator:
 
         RunError where the rule cannot work with so few devices.
         """
-        new = {name: _mean(total) for name, total in totals.items()}
+        new = {name: summed(total).mean() for name, total in totals.items()}
         old = _record(layouts, previous, self._takes)
         messages = [_message(record, weight) for record, weight in self._replies(totals, layouts, new)]
         try:
@@ -149,16 +149,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _mean(total: Total) -> State:
-    if isinstance(total, WeightedSum):
-        return total.mean()
-    assert isinstance(total, DeviceStates)
-    whole = WeightedSum(total.layout)
-    for device in sorted(total.states):
-        whole.add(total.states[device], total.weights[device])
-    return whole.mean()
 
 
 def _record(layouts: Mapping[str, Layout], states: Mapping[str, State], takes: Any) -> ArrayRecord:

@@ -221,7 +221,7 @@ def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
     try:
         names = _FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED)
         columns = [_column(name, metrics[name]) for name in names]
-        rows = [DeviceReport(*values) for values in zip(*columns, strict=True)]
+        rows = [DeviceReport(**dict(zip(names, values))) for values in zip(*columns, strict=True)]
         weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}
         counts = {name: int(value) for name, value in _named(metrics, "count.")}
     except (KeyError, TypeError, ValueError, OverflowError) as error:

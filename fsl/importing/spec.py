@@ -1,9 +1,11 @@
 """A class by its import path, with its arguments: how plans and settings describe an object."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from fsl.importing.import_paths import locate, locate_allowed
 
 
 @dataclass(frozen=True)
@@ -17,3 +19,16 @@ class Spec:
     def text(self) -> str:
         """Class and arguments in one text, equal for equal ones."""
         return f"{self.target} {json.dumps(dict(self.kwargs), sort_keys=True)}" if self.kwargs else self.target
+
+    def locate(self, allowed: Iterable[str] | None = None, kind: type | tuple[type, ...] = object) -> Any:
+        """The class itself.
+
+        `allowed` says where the spec comes from. Without it the run's own configuration named the class, which is
+        trusted, and ConfigError says where there is none. With it the spec came in a message: WireError for all but a
+        class of this `kind` inside the allowed packages (see `fsl.importing.import_paths.locate_allowed`).
+        """
+        return locate(self.target) if allowed is None else locate_allowed(self.target, allowed, kind)
+
+    def build(self, allowed: Iterable[str] | None = None, kind: type | tuple[type, ...] = object) -> Any:
+        """An object of the class, made from its keyword arguments; `allowed` and `kind` as in `locate`."""
+        return self.locate(allowed, kind)(**self.kwargs)

@@ -1,43 +1,64 @@
-"""What names things in messages: checked where it comes in, so that no name leads out of the place that it is for."""
+"""What names things in messages: checked where it comes in, so that no name leads out of the place that it is for.
+
+A type for a message's field, which `fsl.messages.strict_json` checks, and a function for a single value.
+"""
 
 import re
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from fsl.errors import WireError
 
-_LARGEST = 1 << 31
-_OWNER = re.compile(r"(?:edge|device)-(?:0|[1-9]\d{0,9})", re.ASCII)
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?):\d{1,5}", re.ASCII)
-_HEX = re.compile(r"(?:[0-9a-f]{2})*", re.ASCII)
+_OWNER = r"(?:edge|device)-(?:0|[1-9][0-9]{0,9})"
+_HOST = r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?)"
+_PORT = r"(?!0+\Z)(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _NAME = re.compile(r"[\w<][\w.+<>-]*(?:/[\w<][\w.+<>-]*)*")  # of what a store keeps: no part begins with a dot
+
+# A device's, an edge's or a round's number, or a count: a whole number from 0 on, below 2**31, and no bool.
+Count = Annotated[int, Meta(ge=0, lt=1 << 31)]
+# How many there are of what there must be one of.
+Positive = Annotated[int, Meta(gt=0)]
+# What keeps a state on a node, as `device-3` or `edge-0`.
+Owner = Annotated[str, Meta(pattern=rf"\A{_OWNER}\Z")]
+# `host:port`, of a host by name or number; no path of a socket and nothing else that gRPC would take.
+Address = Annotated[str, Meta(pattern=rf"\A{_HOST}:{_PORT}\Z")]
+# Bytes in small hexadecimal digits, up to 4096.
+Hex = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{2})*\Z", max_length=8192)]
+# A key of 32 bytes in small hexadecimal digits.
+HexKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+# The same, or nothing where there is no key.
+OptionalHexKey = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
 
 
 def is_count(value: Any) -> bool:
-    """A device's, an edge's or a round's number, or a count: a whole number from 0 on, below 2**31, and no bool."""
-    return type(value) is int and 0 <= value < _LARGEST
+    """Whether a value is a `Count`."""
+    return _is(value, Count)
 
 
 def is_owner(value: Any) -> bool:
-    """What keeps a state on a node, as `device-3` or `edge-0`."""
-    return isinstance(value, str) and _OWNER.fullmatch(value) is not None
+    """Whether a value is an `Owner`."""
+    return _is(value, Owner)
 
 
 def is_address(value: Any) -> bool:
-    """`host:port`, of a host by name or number; no path of a socket and nothing else that gRPC would take."""
-    return (
-        isinstance(value, str) and _ADDRESS.fullmatch(value) is not None and 0 < int(value.rpartition(":")[2]) < 65536
-    )
+    """Whether a value is an `Address`."""
+    return _is(value, Address)
 
 
-def is_hex(value: Any, *sizes: int) -> bool:
-    """Bytes in small hexadecimal digits: of one of these sizes, or with none given up to 4096."""
-    if not isinstance(value, str) or len(value) > 8192 or not _HEX.fullmatch(value):
-        return False
-    return not sizes or len(value) // 2 in sizes
+def is_hex(value: Any) -> bool:
+    """Whether a value is bytes as `Hex`."""
+    return _is(value, Hex)
+
+
+def is_hex_key(value: Any) -> bool:
+    """Whether a value is a `HexKey`."""
+    return _is(value, HexKey)
 
 
 def is_label(value: Any) -> bool:
-    """A short text that is shown to people: without control characters, of at most 200."""
+    """Whether a value is a short text that is shown to people: without control characters, of at most 200."""
     return isinstance(value, str) and len(value) <= 200 and value.isprintable()
 
 
@@ -47,3 +68,11 @@ def check_kept(owner: str, version: int) -> None:
         raise WireError(f"{owner[:100]!a} is no name of what a node keeps")
     if not is_count(version):
         raise WireError(f"{ascii(version)[:40]} is no generation of what a node keeps: it is a round's number")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError:
+        return False
+    return True

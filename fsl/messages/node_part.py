@@ -1,65 +1,72 @@
 """A node's part in a round of a real federation: what the cloud tells an edge, and what it tells devices."""
 
-import json
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from fsl.errors import WireError
-from fsl.messages.identifiers import is_address, is_count, is_hex
-from fsl.messages.round_plan import CohortTask, DeviceTask, read_cohort, read_device
-from fsl.quoting import one_line
+from fsl.messages.identifiers import Address, Count, Hex, HexKey, OptionalHexKey
+from fsl.messages.round_plan import CohortTask, DeviceTask
+from fsl.messages.strict_json import from_json, to_json
+
+Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EdgePeer:
     """Another edge of the round."""
 
-    edge: int
-    address: str
-    key: str  # hex, Ed25519
+    edge: Count
+    address: Address
+    key: HexKey  # Ed25519
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Visitor:
     """A device whose round begins at another edge."""
 
     task: DeviceTask
-    home: int
+    home: Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EdgePart:
     """One edge's part: its cohort, and how it knows the devices' tokens."""
 
     cohort: CohortTask
-    cloud_key: str  # hex; what tokens are checked with
-    fence: int  # of this round's tokens
+    cloud_key: HexKey  # what tokens are checked with
+    fence: Annotated[int, Meta(ge=0)]  # of this round's tokens, below 2**64
     peers: tuple[EdgePeer, ...] = ()  # where devices may move to, or come from
     visitors: tuple[Visitor, ...] = ()  # devices of other edges that may come
 
+    def __post_init__(self) -> None:
+        if self.fence >= 1 << 64:
+            raise ValueError("fence is not below 2**64")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Ticket:
     """One device's part: where it trains, and the token that lets it."""
 
     task: DeviceTask
-    edge: int
-    address: str
-    token: str  # hex
-    others: tuple[tuple[int, str], ...] = ()  # edges that it may move to, with their addresses
+    edge: Count
+    address: Address
+    token: Hex
+    others: tuple[tuple[Count, Address], ...] = ()  # edges that it may move to, with their addresses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodePart:
     """All that a node has to do in a round."""
 
     edges: tuple[EdgePart, ...] = ()
     tickets: tuple[Ticket, ...] = ()
-    relay_key: str = ""  # hex; seals fronts that pass through an edge, which never gets it
-    alone: tuple[DeviceTask, ...] = field(default=())  # devices that train the whole model, without an edge
-    replicate_every: int = 0  # steps, for sessions that may move
-    deadline: float | None = None  # seconds from here on, for the whole round
+    relay_key: OptionalHexKey = ""  # seals fronts that pass through an edge, which never gets it
+    alone: tuple[DeviceTask, ...] = ()  # devices that train the whole model, without an edge
+    replicate_every: Count = 0  # steps, for sessions that may move
+    deadline: Seconds | None = None  # seconds from here on, for the whole round
 
     @property
     def own(self) -> tuple[DeviceTask, ...]:
@@ -68,55 +75,12 @@ class NodePart:
 
     def to_json(self) -> str:
         """The part as JSON."""
-        return json.dumps(asdict(self))
+        return to_json(self)
 
     @staticmethod
     def from_json(text: str) -> "NodePart":
         """The part that `to_json` wrote; WireError for anything else."""
         try:
-            raw = json.loads(text)
-            part = NodePart(
-                tuple(_edge_part(e) for e in raw["edges"]),
-                tuple(_ticket(t) for t in raw["tickets"]),
-                raw["relay_key"],
-                tuple(read_device(t) for t in raw["alone"]),
-                raw["replicate_every"],
-                raw["deadline"],
-            )
-            _check(is_hex(part.relay_key, 0, 32), "relay_key")
-            _check(is_count(part.replicate_every), "replicate_every")
-            _check(part.deadline is None or _is_seconds(part.deadline), "deadline")
-            return part
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = one_line(str(error), 200)
-            raise WireError(f"this is no part in a round ({reason}); cloud and node must run the same fsl") from None
-
-
-def _edge_part(raw: dict[str, Any]) -> EdgePart:
-    peers = tuple(EdgePeer(**peer) for peer in raw.pop("peers"))
-    for peer in peers:
-        _check(is_count(peer.edge) and is_address(peer.address) and is_hex(peer.key, 32), "a peer")
-    visitors = tuple(Visitor(read_device(visitor["task"]), visitor["home"]) for visitor in raw.pop("visitors"))
-    _check(all(is_count(visitor.home) for visitor in visitors), "a visitor's home")
-    part = EdgePart(read_cohort(raw.pop("cohort")), peers=peers, visitors=visitors, **raw)
-    _check(is_hex(part.cloud_key, 32), "cloud_key")
-    _check(type(part.fence) is int and 0 <= part.fence < 1 << 64, "fence")
-    return part
-
-
-def _ticket(raw: dict[str, Any]) -> Ticket:
-    others = tuple((edge, address) for edge, address in raw.pop("others"))
-    ticket = Ticket(read_device(raw.pop("task")), others=others, **raw)
-    places = [(ticket.edge, ticket.address), *others]
-    _check(all(is_count(edge) and is_address(address) for edge, address in places), "a ticket's edge or address")
-    _check(is_hex(ticket.token), "a token")
-    return ticket
-
-
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _check(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(f"{what} is not what it should be")
+            return from_json(text, NodePart)
+        except ValueError as error:
+            raise WireError(f"this is no part in a round ({error}); cloud and node must run the same fsl") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fsl.segments.sums import Total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceReport:
     """One device's round in numbers: sums, so that they can be added up over devices."""
 
@@ -33,7 +33,7 @@ class DeviceReport:
         return self.loss_sum / self.loss_weight if self.loss_weight else math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CohortResult:
     """What a cohort's round leaves: totals by segment, a report per device, and counts for the strategy's metrics.
 

@@ -3,14 +3,14 @@
 `Packet`s cross the link, encoded; an edge trainer sees what was in them, as `Upload`s, and answers with `Reply`s.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
 from fsl.codecs import Payload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadPacket:
     """One step's smashed data on the wire, with the labels where the edge computes the loss."""
 
@@ -21,7 +21,7 @@ class UploadPacket:
     factors: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyPacket:
     """One step's cut gradient on the wire."""
 
@@ -43,6 +43,7 @@ class Upload:
     step: int
     smashed: Tensor
     targets: Tensor
+    _: KW_ONLY
     factors: Tensor | None = None
 
 
@@ -61,6 +62,7 @@ class Reply:
     step: int
     gradient: Tensor | None
     loss: Tensor
+    _: KW_ONLY
     common: bool = False
     norms: Tensor | None = None
     refused: str | None = None

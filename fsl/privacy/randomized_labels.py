@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from fsl.objective import CrossEntropy
-from fsl.privacy.noise import Noise
+from fsl.objective import CrossEntropy, Objective
+from fsl.privacy.noise import Noise, noise_source
+from fsl.privacy.settings import RandomizedLabels
 
 
 class Relabelling:
@@ -23,6 +24,12 @@ class Relabelling:
     def __call__(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The labels (B,) that are told of these rows."""
         return (targets + self._shifts[torch.searchsorted(self._sorted, rows)]) % self._classes
+
+
+def seeded_relabelling(rows: Tensor, classes: int, labels: RandomizedLabels, seed: int, device: int) -> Relabelling:
+    """A device's randomized labels in a simulation, where they follow from the run's seed."""
+    noise = noise_source(False, seed, "labels", device=device)
+    return Relabelling(rows, draw_shifts(len(rows), classes, labels.epsilon, noise), classes)
 
 
 def draw_shifts(samples: int, classes: int, epsilon: float, noise: Noise) -> Tensor:
@@ -58,3 +65,8 @@ class CorrectedCrossEntropy(CrossEntropy):
         other = (1 - true) / (classes - 1)
         chances = outputs.softmax(dim=1).gather(1, targets.view(-1, 1)).squeeze(1)
         return -(other + (true - other) * chances).log()
+
+
+def corrected(objective: Objective, labels: RandomizedLabels | None) -> Objective:
+    """What a back minimises: the run's objective, corrected where labels are randomized and the run asks for it."""
+    return CorrectedCrossEntropy(labels.epsilon) if labels is not None and labels.correct else objective

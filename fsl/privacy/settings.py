@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from fsl.errors import ConfigError, one_of
 
@@ -222,15 +222,6 @@ class Privacy:
         assert self.dp_sgd is not None
         return replace(self, dp_sgd=replace(self.dp_sgd, noise_multiplier=noise_multiplier, target_epsilon=None))
 
-    @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Self:
-        """From nested mappings, as `dataclasses.asdict` writes them; ConfigError for anything else."""
-        values = dict(raw)
-        for name, kind in PARTS.items():
-            if values.get(name) is not None:
-                values[name] = _read(name, kind, values[name])
-        return _read("privacy", cls, values)
-
 
 PARTS: Mapping[str, type] = {
     "dp_sgd": DPSGD,
@@ -240,13 +231,6 @@ PARTS: Mapping[str, type] = {
     "nopeek": NoPeek,
     "detector": Detector,
 }
-
-
-def _read(name: str, kind: Any, raw: Any) -> Any:
-    known = {field.name for field in fields(kind)}
-    if not isinstance(raw, Mapping) or set(raw) - known:
-        raise ConfigError(f"{name}={raw!r}: its keys are {', '.join(sorted(known))}")
-    return kind(**raw)
 
 
 def _positive(name: str, value: float) -> None:

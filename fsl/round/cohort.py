@@ -15,7 +15,7 @@ from fsl.round.edge_server import EdgeServer, Session
 from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
 from fsl.round.round_privacy import reported_batch_size
-from fsl.round.unusable import told
+from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
 from fsl.segments.sums import Total
@@ -38,13 +38,15 @@ class Cohort:
         reports = [report for group in groups for report in self._run_group(group)]
         totals, counts = result_of(self.edge, reports, self.lost)
         if not reports:
-            return CohortResult({}, (), {}, self.lost)
+            return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
         if self.plan.fronts == "relayed":
             for name, state in self.devices.relayed.items():
                 self.devices.totals[name].add(state, sum(r.samples for r in reports))
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), counts, self.lost)
+        return CohortResult(
+            totals=totals, reports=tuple(sorted(reports, key=lambda r: r.device)), counts=counts, lost=self.lost
+        )
 
     def _run_group(self, ids: list[int]) -> list[DeviceReport]:
         devices, reports = [], []
@@ -61,7 +63,7 @@ class Cohort:
                         reports.append(closed(self.devices, device, self.edge))
                         continue
                     except LostError as error:
-                        lost[device.device] = told(self.plan, error.reason)
+                        lost[device.device] = lost_reason(self.plan, error.reason)
                         self.edge.lose(device.device)
                 self.devices.abandon(device)
             self.lost |= lost
@@ -99,16 +101,16 @@ def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceRepor
 def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
     """Report a device's round from its closed session: samples, steps, losses and bytes."""
     return DeviceReport(
-        session.device,
-        int(session.weight),
-        reported_rows(devices.plan, session.examples, session.step),
-        session.step,
-        devices.batches[session.device].skipped,
-        reported_loss(devices.plan, session.loss_sum()),
-        reported_weight(devices.plan, session.loss_weight, session.step),
-        session.up_bytes,
-        session.down_bytes,
-        devices.model_bytes,
+        device=session.device,
+        samples=int(session.weight),
+        examples=reported_rows(devices.plan, session.examples, session.step),
+        steps=session.step,
+        skipped=devices.batches[session.device].skipped,
+        loss_sum=reported_loss(devices.plan, session.loss_sum()),
+        loss_weight=reported_weight(devices.plan, session.loss_weight, session.step),
+        up_bytes=session.up_bytes,
+        down_bytes=session.down_bytes,
+        model_bytes=devices.model_bytes,
     )
 
 
@@ -138,7 +140,7 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int,
     lost: dict[int, str] = {}
 
     def lose(device: int, reason: str) -> None:
-        lost[device] = told(plan, reason)
+        lost[device] = lost_reason(plan, reason)
         del by_id[device]
         edge.lose(device)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
 from fsl.errors import ConfigError, LostError
-from fsl.importing.import_paths import locate_allowed
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.privacy.lending import learner_kind
 from fsl.privacy.whole_updates import shorten, update_square
@@ -58,7 +57,7 @@ class DeviceSide:
         whole = None if plan.privacy is None else plan.privacy.client
         self.clip = None if whole is None else whole.clip  # of a device's whole update
         self.reported_batch_size = reported_batch_size(plan)
-        self._kind = locate_allowed(plan.device.target, worker.workload.allowed, Device)
+        self._kind = plan.device.locate(worker.workload.allowed, Device)
 
     def samples(self, device: int) -> int:
         """n_k, what the device holds."""

@@ -146,7 +146,7 @@ class EdgeServer:
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
-        upload = Upload(packet.device, packet.step, smashed, packet.targets, packet.factors)
+        upload = Upload(packet.device, packet.step, smashed, packet.targets, factors=packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
@@ -231,7 +231,7 @@ class EdgeServer:
         that a broadcasting link would save.
         """
         counts = self._counts.copy()
-        told = getattr(self.trainer, "figures", self.trainer.counts)  # the hook's name before it was `counts`
+        told = getattr(self.trainer, "counts", self.trainer.counts)  # the hook's name before it was `counts`
         counts.update(told())
         return counts
 
@@ -254,7 +254,9 @@ class EdgeServer:
             if gradient is None:
                 continue
             codec = self.codecs(reply.device)[1]
-            answer = ReplyPacket(reply.device, reply.step, codec.encode(gradient), reply.norms)
+            answer = ReplyPacket(
+                device=reply.device, step=reply.step, gradient=codec.encode(gradient), norms=reply.norms
+            )
             sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size)
             session.down_bytes += sent
             session.pending = answer

@@ -6,7 +6,6 @@ from functools import partial
 from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
-from fsl.importing.import_paths import locate_allowed
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.round.edge_server import EdgeServer
@@ -57,7 +56,7 @@ class EdgeSide:
         self.server.begin(bench, states["back"])
 
     def _trainer(self, spec: Spec) -> EdgeTrainer:
-        trainer: EdgeTrainer = locate_allowed(spec.target, self.worker.workload.allowed, EdgeTrainer)(**spec.kwargs)
+        trainer: EdgeTrainer = spec.build(self.worker.workload.allowed, EdgeTrainer)
         return trainer
 
     def welcome(self, task: DeviceTask) -> None:

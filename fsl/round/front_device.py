@@ -69,7 +69,13 @@ class Device:
             raise LostError(self.device, "its smashed data are not finite; its training has diverged")
         if self.bench.privacy is not None:
             sent = self.bench.privacy.noised(sent, self.step)
-        packet = UploadPacket(self.device, self.step, self.bench.up.encode(sent), targets, self.settle())
+        packet = UploadPacket(
+            device=self.device,
+            step=self.step,
+            smashed=self.bench.up.encode(sent),
+            targets=targets,
+            factors=self.settle(),
+        )
         self.step += 1
         return packet
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fsl.codecs import Payload
 from fsl.errors import CheckpointError, WireError
-from fsl.files import tensor_bytes
+from fsl.files import metadata_of, tensor_bytes
 from fsl.messages.steps import ReplyPacket
 from fsl.round.edge_server import Batch, EdgeServer, Session, SessionSnapshot
 from fsl.segments.finite import finite
@@ -144,13 +144,10 @@ def layout_device(server: EdgeServer) -> torch.device:
 
 def _metadata(data: bytes) -> dict[str, Any]:
     try:
-        length = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or length > len(data) - 8:
-            raise ValueError("it is cut short")
-        said = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["session"])
+        said = json.loads(metadata_of(data)["session"])
         if not isinstance(said, dict):
             raise TypeError("its header is no object")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"a session came damaged: {_line(error)}") from None
     return said
 
@@ -164,7 +161,9 @@ def _session(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Session:
     pending = None
     if (about := said["pending"]) is not None:
         arrays = tuple((str(name), tensors[f"{_PENDING}{i}"]) for i, name in enumerate(about["names"]))
-        pending = ReplyPacket(said["device"], _count(about["step"]), Payload(str(about["codec"]), arrays))
+        pending = ReplyPacket(
+            device=said["device"], step=_count(about["step"]), gradient=Payload(str(about["codec"]), arrays)
+        )
     return Session(
         said["device"],
         weight,

@@ -17,10 +17,10 @@ from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
 from fsl.round.handover import Passport, hand_over
 from fsl.round.trainer_memory import KEPT_CANNOT_MOVE
-from fsl.round.unusable import told
+from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
-from fsl.segments.sums import Total
+from fsl.segments.sums import Total, merge_totals
 
 
 class Roamer:
@@ -84,16 +84,14 @@ class MovingCohorts:
         for side in self.sides.values():
             found, own = result_of(side.server, reports, self.lost)
             counts.update(own)
-            for name, back in found.items():
-                if name in totals:
-                    totals[name].merge(back)
-                else:
-                    totals[name] = back
+            merge_totals(totals, found)
         if not reports:
-            return CohortResult({}, (), {}, self.lost)
+            return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
         if self.plan.fronts != "private":
             totals |= self.devices.totals
-        return CohortResult(totals, tuple(sorted(reports, key=lambda r: r.device)), counts, self.lost)
+        return CohortResult(
+            totals=totals, reports=tuple(sorted(reports, key=lambda r: r.device)), counts=counts, lost=self.lost
+        )
 
     def _run_group(self, group: Sequence[tuple[int, int]]) -> Iterable[DeviceReport]:
         roamers = [self._begin(self._server(edge), device) for edge, device in group]
@@ -119,7 +117,7 @@ class MovingCohorts:
         roamer.gone = roamer.deaf = True
         roamer.edge.lose(device)
         self.devices.abandon(roamer.device)
-        self.lost[device] = told(self.plan, reason)
+        self.lost[device] = lost_reason(self.plan, reason)
 
     def _begin(self, edge: EdgeServer, device: int) -> Roamer:
         opened = self.devices.open(device)
@@ -212,7 +210,7 @@ class MovingCohorts:
     def _server(self, edge: int) -> EdgeServer:
         """Returns an edge's server; begins one without a cohort here when the first device comes to it."""
         if edge not in self.sides:
-            self.sides[edge] = EdgeSide(CohortTask(edge, ()), self.plan, self.worker, self.states)
+            self.sides[edge] = EdgeSide(CohortTask(edge=edge, devices=()), self.plan, self.worker, self.states)
         return self.sides[edge].server
 
     def _report(self, roamer: Roamer, report: DeviceReport) -> DeviceReport:

@@ -22,7 +22,7 @@ from fsl.round.sample_counts import refuse_other_counts
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from fsl.segments.states import Replica, State
-from fsl.segments.sums import Total, WeightedSum
+from fsl.segments.sums import Total, WeightedSum, merge_totals
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,11 @@ class Node:
         with stepping(plan):
             results = self._train(plan, states)
         self.worker.store.sync()
-        totals = _merge(results)
+        totals: dict[str, Total] = {}
         reports = [report for result in results for report in result.reports]
         counts: Counter[str] = Counter()
         for result in results:
+            merge_totals(totals, result.totals)
             counts.update(result.counts)
         weights = {name: total.weight for name, total in totals.items() if isinstance(total, WeightedSum)}
         lost = {device: reason for result in results for device, reason in result.lost.items()}
@@ -104,14 +105,3 @@ class Node:
                     leaked.setdefault(name, []).append(value)
             devices.append(task.device)
         return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies, **leaked})
-
-
-def _merge(results: list[CohortResult]) -> Mapping[str, Total]:
-    totals: dict[str, Total] = {}
-    for result in results:
-        for name, total in result.totals.items():
-            if name in totals:
-                totals[name].merge(total)
-            else:
-                totals[name] = total
-    return totals

@@ -7,7 +7,7 @@ from fsl.messages.round_plan import RoundPlan
 from fsl.objective import Objective
 from fsl.privacy.device_guard import DevicePrivacy
 from fsl.privacy.noise import noise_source
-from fsl.privacy.randomized_labels import CorrectedCrossEntropy, Relabelling, draw_shifts
+from fsl.privacy.randomized_labels import Relabelling, corrected, draw_shifts, seeded_relabelling
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.round.workload import Worker
 
@@ -32,12 +32,12 @@ def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> R
         return None
     if classes is None or classes < 2:
         raise ConfigError("privacy.labels: this device's data have no classes to choose a label from")
-    noise = noise_source(worker.workload.secure, plan.seed, "labels", device=device)
     if not worker.workload.secure:
-        return Relabelling(rows, draw_shifts(len(rows), classes, labels.epsilon, noise), classes)
+        return seeded_relabelling(rows, classes, labels, plan.seed, device)
     owner = f"labels/{device}/{labels.epsilon:g}"
     kept = worker.store.load(owner, 1) if worker.store.path(owner, 1).exists() else None
     if kept is None:
+        noise = noise_source(True, plan.seed, "labels", device=device)
         kept = {"shifts": draw_shifts(len(rows), classes, labels.epsilon, noise)}
         worker.store.save(owner, 1, kept, (0, 0))
         worker.store.sync()  # before any of them is told
@@ -51,8 +51,7 @@ def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> R
 
 def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
     """What a back minimises: the run's objective, corrected where labels are randomized."""
-    labels = plan.privacy.labels if plan.privacy is not None else None
-    return CorrectedCrossEntropy(labels.epsilon) if labels is not None and labels.correct else objective
+    return corrected(objective, None if plan.privacy is None else plan.privacy.labels)
 
 
 def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy | None:

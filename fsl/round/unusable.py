@@ -19,12 +19,17 @@ def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float |
     return loss_limit(workload.objective.divergence_bound(workload.data.classes), clipped)
 
 
-def told(plan: RoundPlan, reason: str) -> str:
-    """Returns the reason for losing a device that may be revealed: nothing about its data where the run is private."""
+def lost_reason(plan: RoundPlan, reason: str) -> str:
+    """Why a device is lost, as others may hear it: in a private run that its work is unusable, and nothing of its data.
+
+    For work that was looked at and refused; an exception's own text goes through `fsl.privacy.reasons.failure_reason`.
+    """
     return UNUSABLE if plan.privacy is not None and plan.privacy.private else reason
 
 
 def refuse_optimizer(device: int | None, owner: str, learner: Learner, plan: RoundPlan) -> None:
     """Raise LostError for an optimizer state from which no later step could go on."""
     if not finite(learner.optimizer_state().values()):
-        raise LostError(device, told(plan, f"the optimizer state of {owner} is not finite; its training has diverged"))
+        raise LostError(
+            device, lost_reason(plan, f"the optimizer state of {owner} is not finite; its training has diverged")
+        )

@@ -19,7 +19,7 @@ from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
 from fsl.round.rows import refuse_unmeasured
-from fsl.round.unusable import limit_of, told
+from fsl.round.unusable import limit_of, lost_reason
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
 from fsl.segments.finite import REFUSED, finite, refuse_states, usable
@@ -73,12 +73,12 @@ class WholeModelCohort:
                 refuse_states(task.device, states)
                 self._keep(task)
             except LostError as error:
-                lost[task.device] = told(self.plan, error.reason)
+                lost[task.device] = lost_reason(self.plan, error.reason)
                 continue
             reports.append(report)
             for name, state in states.items():
                 totals[name].add(state, weight or report.samples, task.device)
-        return CohortResult(totals if reports else {}, tuple(reports), {}, lost)
+        return CohortResult(totals=totals if reports else {}, reports=tuple(reports), counts={}, lost=lost)
 
     def _keep(self, task: DeviceTask) -> None:
         """Store the optimizer's state, where the run keeps it; LostError where it is unusable."""
@@ -127,13 +127,13 @@ class WholeModelCohort:
         model_bytes = 2 * sum(s.layout.bytes for s in self.segments)
         loss = reported_loss(plan, weighted_loss(losses, counts))
         return DeviceReport(
-            device,
-            len(rows),
-            reported_rows(plan, sum(sizes), len(sizes)),
-            len(sizes),
-            batches.skipped,
-            loss,
-            reported_weight(plan, sum(counts), len(sizes)),
+            device=device,
+            samples=len(rows),
+            examples=reported_rows(plan, sum(sizes), len(sizes)),
+            steps=len(sizes),
+            skipped=batches.skipped,
+            loss_sum=loss,
+            loss_weight=reported_weight(plan, sum(counts), len(sizes)),
             up_bytes=0,
             down_bytes=0,
             model_bytes=model_bytes,

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fsl.codecs.codec_maker import CANNOT_MOVE, codec_maker, codec_of
 from fsl.errors import ConfigError, FslError, WireError
-from fsl.importing.import_paths import locate
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
 from fsl.settings.federation_settings import IDENTITY, CloudStrategy, Federation
@@ -20,7 +19,7 @@ _ROWS = 4  # of a trial
 def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker) -> None:
     """ConfigError for a codec that breaks on what the cut gives; a line for one that nothing passes through."""
     spec = strategy.trainer(1)
-    trainer: EdgeTrainer | None = None if spec is None else locate(spec.target)(**spec.kwargs)
+    trainer: EdgeTrainer | None = None if spec is None else spec.build()
     used = {way: codec for way, codec in (("up", federation.up), ("down", federation.down)) if codec != IDENTITY}
     for way, codec in list(used.items()):
         what, name = f"codec.{way}={codec.text}", type(strategy).__name__

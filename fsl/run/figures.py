@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,10 +202,7 @@ def _draw(axes: "Axes", lines: Sequence[Curve], label: str) -> None:
             line.rounds,
             line.values,
             label=line.name,
-            color=style.color,
-            linestyle=style.linestyle,
-            marker=style.marker,
-            markersize=style.markersize,
+            **asdict(style),
             markevery=max(1, math.ceil(len(line.rounds) / 12)),
             linewidth=2,
         )

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from torch import nn
 
 from fsl.errors import RunError
-from fsl.importing.import_paths import locate
 from fsl.importing.spec import Spec
 from fsl.segments.modes import modes_of, normalises_over_rows, put_back, training_modes
 from fsl.segments.states import Layout
@@ -20,7 +19,7 @@ def trainers_of(strategy: CloudStrategy, rounds: int) -> dict[str, EdgeTrainer |
     for round in range(1, rounds + 1):
         spec = ask(round)
         if (text := described(spec)) not in found:
-            found[text] = None if spec is None else locate(spec.target)(**spec.kwargs)
+            found[text] = None if spec is None else spec.build()
     return found
 
 

@@ -16,7 +16,7 @@ from fsl.files import load_tensors
 from fsl.flower.aggregation import Aggregator
 from fsl.importing.description import describe
 from fsl.importing.digests import digest_text
-from fsl.importing.import_paths import locate, path_of
+from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
 from fsl.round.workload import Workload
 from fsl.run.run_identity import code_of, weights_of
@@ -95,7 +95,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _options(optimizer: Optimizer) -> dict[str, Any]:
     """All options with plain values, given or not: a run is the same whoever writes its defaults down."""
     try:
-        parameters = inspect.signature(locate(optimizer.spec.target)).parameters
+        parameters = inspect.signature(optimizer.spec.locate()).parameters
     except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
     defaults = {n: p.default for n, p in parameters.items() if isinstance(p.default, bool | int | float | tuple)}
@@ -107,7 +107,7 @@ def _own_classes(federation: Federation, strategy: CloudStrategy) -> list[type]:
     specs = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1)]
     if (rule := getattr(strategy, "device_rule", None)) is not None:
         specs.append(rule(1))
-    found = [locate(spec.target) for spec in specs if isinstance(spec, Spec)]
+    found = [spec.locate() for spec in specs if isinstance(spec, Spec)]
     return [type(strategy), *(kind for kind in found if isinstance(kind, type))]
 
 

@@ -19,7 +19,6 @@ from fsl.data import class_counts
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
-from fsl.importing.import_paths import locate_allowed
 from fsl.privacy.device_guard import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_weights
@@ -119,7 +118,7 @@ class Simulation:
         OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
         trainer = self.strategy.trainer(1)
         if trainer is not None:
-            locate_allowed(trainer.target, allowed, EdgeTrainer)
+            trainer.locate(allowed, EdgeTrainer)
         check_codecs(federation, self.strategy, self.worker)
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError
-from fsl.importing.import_paths import locate_allowed
 from fsl.importing.spec import Spec
 
 
@@ -29,7 +28,7 @@ class OptimizerRecipe:
         """The optimizer, or None where there is nothing to train."""
         if not parameters:
             return None
-        kind = locate_allowed(self.spec.target, self.allowed, torch.optim.Optimizer)
+        kind = self.spec.locate(self.allowed, torch.optim.Optimizer)
         options = dict(self.spec.kwargs)
         if not parameters[0].is_cuda and "foreach" in inspect.signature(kind).parameters and "fused" not in options:
             options.setdefault("foreach", False)  # what torch decides on a CPU too, anew in every step

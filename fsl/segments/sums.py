@@ -1,6 +1,8 @@
 """Sums of a segment's states over devices: exact, so that grouping devices on nodes cannot show."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ class Total(ABC):
     @abstractmethod
     def merge(self, other: "Total") -> None:
         """Take what another total of the same kind holds."""
+
+
+AnyTotal = TypeVar("AnyTotal", bound=Total)
 
 
 class WeightedSum(Total):
@@ -94,10 +99,20 @@ class DeviceStates(Total):
         self.weights |= other.weights
 
 
-def summed(total: Total) -> Total:
-    """States one by one as their weighted sum, in order of device id."""
-    if not isinstance(total, DeviceStates):
+def merge_totals(into: dict[str, AnyTotal], more: Mapping[str, AnyTotal]) -> None:
+    """Add totals by segment to others, which may take over objects of `more` as their own."""
+    for segment, total in more.items():
+        if segment in into:
+            into[segment].merge(total)
+        else:
+            into[segment] = total
+
+
+def summed(total: Total) -> WeightedSum:
+    """States one by one as their weighted sum, in order of device id; a sum as it is."""
+    if isinstance(total, WeightedSum):
         return total
+    assert isinstance(total, DeviceStates)
     result = WeightedSum(total.layout)
     for device in sorted(total.states):
         result.add(total.states[device], total.weights[device], device)

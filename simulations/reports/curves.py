@@ -1,7 +1,7 @@
 """Draws figures across runs: learning curves with bands against rounds, bytes and time; and final values."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -109,10 +109,7 @@ def _curves(
             curve.x,
             curve.mean,
             label=curve.label,
-            color=style.color,
-            linestyle=style.linestyle,
-            marker=style.marker,
-            markersize=style.markersize,
+            **asdict(style),
             markevery=max(1, -(-len(curve.x) // 10)),
             linewidth=2,
         )

@@ -15,8 +15,9 @@ from fsl.deployment.node.setup_names import check_group
 from fsl.errors import WireError
 from fsl.importing.import_paths import _CLOSED as CLOSED
 from fsl.importing.import_paths import ALLOWED, locate_allowed
+from fsl.importing.spec import Spec
 from fsl.round.front_device import Device
-from fsl.trainers import EdgeTrainer
+from fsl.trainers import EdgeTrainer, Pooled
 from tests.helpers.node_setups import DEVICE, setup_of
 
 WIDE = (*ALLOWED, "torch", "tests", "os", "subprocess", "flwr", "logging", "pathlib")
@@ -192,3 +193,15 @@ def test_a_setup_that_names_a_function_reaches_no_data_and_no_model():
     sent = replace(sent, groups=sent.groups | {"model": {"_target_": "torch.hub.load", "repo_or_dir": "x"}})
     with pytest.raises(WireError, match=r"the run's model names 'torch.hub.load'.* only a class of torch.nn"):
         build_workload(sent, NodeSettings.read({**DEVICE, "allow": "torch"}))
+
+
+def test_a_spec_in_a_message_builds_only_what_is_allowed_there():
+    pooled = Spec("fsl.trainers.Pooled", {"phi": 0.5})
+    assert pooled.build().phi == pooled.build(ALLOWED, EdgeTrainer).phi == 0.5
+    assert pooled.locate(ALLOWED) is pooled.locate() is Pooled
+    with pytest.raises(WireError, match=r"a message names 'subprocess\.Popen', but this node takes classes only from"):
+        Spec("subprocess.Popen", {"args": "false"}).build(ALLOWED)
+    with pytest.raises(
+        WireError, match=r"'fsl\.codecs\.Int8', and only a class of fsl.trainers.EdgeTrainer can be used"
+    ):
+        Spec("fsl.codecs.Int8").build(ALLOWED, EdgeTrainer)

@@ -93,19 +93,27 @@ def whole(privacy=None, **changed):
 
 
 def alone(*devices):
-    return NodePart(alone=tuple(DeviceTask(device) for device in devices))
+    return NodePart(alone=tuple(DeviceTask(device=device) for device in devices))
 
 
 def ticket(device):
-    return Ticket(DeviceTask(device), 0, "127.0.0.1:1", "")
+    return Ticket(task=DeviceTask(device=device), edge=0, address="127.0.0.1:1", token="")
 
 
 def edge_part(edge, *devices):
-    return EdgePart(CohortTask(edge, tuple(DeviceTask(device) for device in devices)), "ab" * 32, 1)
+    return EdgePart(
+        cohort=CohortTask(edge=edge, devices=tuple(DeviceTask(device=device) for device in devices)),
+        cloud_key="ab" * 32,
+        fence=1,
+    )
 
 
 HOSTILE = {
-    "no part": (whole(cohorts=(CohortTask(0, (DeviceTask(MINE),)),)), None, "a plan came without a part"),
+    "no part": (
+        whole(cohorts=(CohortTask(edge=0, devices=(DeviceTask(device=MINE),)),)),
+        None,
+        "a plan came without a part",
+    ),
     "no part, an edge": (a_plan(), None, "a plan came without a part"),
     "foreign": (whole(), alone(OTHER), "is for device 5, and this node hosts 1"),
     "foreign too": (whole(), alone(MINE, OTHER), "is for device 5, and this node hosts 1"),
@@ -149,8 +157,10 @@ def test_a_node_without_a_role_takes_no_part(tmp_path):
 
 def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit(owners, tmp_path, owner):
     with pytest.raises(TrustError, match="is for device 5, and this node hosts 1"):
-        owner.ask("evaluate", EvaluatePlan("run", 1, (DeviceTask(OTHER),)), arrays=owner.arrays())
-    mine = EvaluatePlan("run", 1, (DeviceTask(MINE),))
+        owner.ask(
+            "evaluate", EvaluatePlan(run="run", round=1, devices=(DeviceTask(device=OTHER),)), arrays=owner.arrays()
+        )
+    mine = EvaluatePlan(run="run", round=1, devices=(DeviceTask(device=MINE),))
     owner.ask("train", whole(), alone(MINE), owner.arrays())  # without privacy, so that its own rows may be scored
     assert owner.ask("evaluate", mine, arrays=owner.arrays())
     (tmp_path / "limited").mkdir()
@@ -162,7 +172,7 @@ def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit
 UNTRUE = {
     "another device": (
         replace(a_plan(), privacy=DP, device=Spec("fsl.round.front_device.LocalLossDevice")),
-        "device=fsl.round.front_device.LocalLossDevice: only fsl.round.front_device.Device clips",
+        "device=fsl.round.front_device.LocalLossDevice: only fsl.device.Device clips",
     ),
     "rows that mix": (replace(a_plan(), privacy=DP, up=Spec("fsl.codecs.Int8")), "it encodes a batch as a whole"),
     "rows that mix down": (replace(a_plan(), privacy=DP, down=Spec("fsl.codecs.Int8")), "codec.down=fsl.codecs.Int8"),

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from fsl.deployment import processes
-from fsl.deployment.processes import end, is_alive, members, send, start, wait_until
+from fsl.deployment.processes import end, is_alive, members, send, start, started_at, wait_until
 
 # Starts a process in a session of its own, says that it stands, and waits.
 PARENT = """
@@ -80,6 +82,17 @@ def test_a_process_that_has_a_recorded_pid_by_chance_is_not_touched(tmp_path, ot
         assert stranger.poll() is None
         stranger.communicate(b"\n")
         assert stranger.returncode == 0
+
+
+def test_a_start_is_told_as_earlier_versions_recorded_it(monkeypatch):
+    """In clock ticks since the boot, and the same when the clock is set."""
+    stat = Path("/proc/self/stat").read_text()
+    ticks = int(stat[stat.rindex(")") + 2 :].split()[19])
+    assert started_at(os.getpid()) == ticks
+    boot = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600.0)
+    assert psutil.boot_time() == boot + 3600.0
+    assert started_at(os.getpid()) == ticks
 
 
 def test_a_signal_reaches_one_process_of_several(family):

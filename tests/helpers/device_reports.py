@@ -4,4 +4,15 @@ from fsl.messages.reports import DeviceReport
 
 
 def report(device):
-    return DeviceReport(device, 10, 10, 1, 0, 0.0, 1.0, 0, 0, model_bytes=0)
+    return DeviceReport(
+        device=device,
+        samples=10,
+        examples=10,
+        steps=1,
+        skipped=0,
+        loss_sum=0.0,
+        loss_weight=1.0,
+        up_bytes=0,
+        down_bytes=0,
+        model_bytes=0,
+    )

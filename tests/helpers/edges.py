@@ -42,4 +42,4 @@ def packet(device, step, rows=6):
     generator = torch.Generator().manual_seed(100 * device + step)
     smashed = torch.randn(rows, 4, 4, 4, generator=generator)
     targets = torch.randint(4, (rows,), generator=generator)
-    return UploadPacket(device, step, Identity().encode(smashed), targets)
+    return UploadPacket(device=device, step=step, smashed=Identity().encode(smashed), targets=targets)

@@ -78,7 +78,7 @@ class Edge:
     def __enter__(self):
         worker = a_worker(self.folder)
         states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
-        cohort = CohortTask(0, tuple(DeviceTask(device) for device in self.devices))
+        cohort = CohortTask(edge=0, devices=tuple(DeviceTask(device=device) for device in self.devices))
         self.server = EdgeSide(cohort, self.plan, worker, states).server
         self.admission = Admission(
             "run", 1, 0, self.fence, self.signer.public_key, set(self.devices), IDENTITY, IDENTITY
@@ -100,7 +100,7 @@ class Edge:
         self.channel.close()
         self.door.close()
         for device in self.devices:
-            self.admission.inbox.put(Gone(device, "the test is over"))
+            self.admission.inbox.put(Gone(device=device, reason="the test is over"))
         self._thread.join(30)
         assert not self._thread.is_alive()  # else it speaks into a later test
 
@@ -121,7 +121,7 @@ class Edge:
         """These devices' honest part of the round; their fronts and why others were lost."""
         worker = a_worker(folder)
         states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
-        side = DeviceSide([DeviceTask(device) for device in devices], self.plan, worker, states)
+        side = DeviceSide([DeviceTask(device=device) for device in devices], self.plan, worker, states)
         uplink = Uplink(self.key, None, self.limits)
         try:
             invitations = [

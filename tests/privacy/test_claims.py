@@ -24,7 +24,7 @@ from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.audit import distinguished
 from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import Ledger
-from fsl.privacy.reasons import told_reason
+from fsl.privacy.reasons import failure_reason
 from fsl.privacy.settings import Detector
 from fsl.round.edge_server import EdgeServer
 from fsl.round.front_device import Device
@@ -393,7 +393,7 @@ def test_the_bytes_of_a_move_do_not_tell_a_poisson_draw():
 
 
 def test_a_node_does_not_score_its_own_test_rows_in_a_private_run():
-    plan, arrays = EvaluatePlan("run", 1, (), None), ArrayRecord()
+    plan, arrays = EvaluatePlan(run="run", round=1, devices=(), probe=None), ArrayRecord()
 
     def node(**settings):
         made = NetworkedNode.__new__(NetworkedNode)
@@ -427,7 +427,7 @@ def test_a_node_does_not_score_its_own_test_rows_in_a_private_run():
     ],
 )
 def test_why_a_device_failed_quotes_no_data_of_a_private_run(error, private, kept):
-    told = told_reason(error, private)
+    told = failure_reason(error, private)
     assert told.startswith(type(error).__name__)
     assert ("7" in told) is kept
 

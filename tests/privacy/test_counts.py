@@ -129,7 +129,7 @@ def test_a_device_that_changes_its_number_is_counted_by_the_fewest():
 def test_a_node_refuses_a_plan_that_counts_other_samples(tmp_path):
     node = Node(a_worker(tmp_path).workload)
     held = node.worker.workload.partition.size(0)
-    plan = replace(a_plan(), cohorts=(CohortTask(0, (DeviceTask(0, samples=held + 1),)),))
+    plan = replace(a_plan(), cohorts=(CohortTask(edge=0, devices=(DeviceTask(device=0, samples=held + 1),)),))
     with pytest.raises(ConfigError, match=rf"device 0 holds {held} samples here, and the run's plan counts {held + 1}"):
         node.train(plan, None)
 

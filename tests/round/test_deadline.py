@@ -11,7 +11,7 @@ from fsl.deployment.cloud.closing import least
 from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
 from fsl.errors import ConfigError, RunError
-from fsl.privacy.settings import Privacy
+from fsl.privacy.settings import ClientLevel, Privacy
 from fsl.round.deadline import Deadline
 from fsl.round.front_device import Device
 from fsl.round.whole_model import WholeModelCohort
@@ -155,7 +155,7 @@ def test_an_update_beyond_the_largest_norm_is_lost(strategy, tmp_path, monkeypat
 
 
 def test_the_largest_norm_is_refused_where_it_would_tell_of_an_update(tmp_path):
-    privacy = Privacy.read({"client": {"clip": 1.0, "noise_multiplier": 1.0}})
+    privacy = Privacy(client=ClientLevel(1.0))
     with pytest.raises(RunError, match=r"max_norm=20\.0 in a run with privacy"):
         run(SplitFedV1(), backend=wired(tmp_path, max_norm=20.0), privacy=privacy, **OPTIONS)
 

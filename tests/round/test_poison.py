@@ -12,7 +12,7 @@ from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.work_done import Work
 from fsl.errors import RunError
 from fsl.files import load_tensors, save_tensors
-from fsl.privacy.settings import Privacy
+from fsl.privacy.settings import DPSGD, ClientLevel, Privacy
 from fsl.round.edge_server import EdgeServer
 from fsl.run.checkpoint import load_checkpoint
 from fsl.run.divergence import diverged_in
@@ -198,7 +198,7 @@ def test_where_devices_are_protected_as_a_whole_an_update_of_no_use_counts_as_no
     tmp_path,
     monkeypatch,
 ):
-    privacy = Privacy.read({"client": {"clip": 1.0, "noise_multiplier": 0.01}})
+    privacy = Privacy(client=ClientLevel(0.01))
     poisoned(monkeypatch, math.nan)
     options = OPTIONS | {"privacy": privacy, "rounds": 2}
     backend = {"backend": Wired(folder=tmp_path, edges=1, **encrypted)} if real else {}
@@ -222,7 +222,7 @@ def test_no_sample_decides_that_its_device_is_lost_where_a_clip_bounds_it(
     """A device that is missing would tell everybody of one sample what no noise hides."""
     data = small_task()
     data.train.inputs[3] = size
-    privacy = Privacy.read({"dp_sgd": {"clip": 1.0, "noise_multiplier": 1.0, "sampling": "shuffle"}})
+    privacy = Privacy(dp_sgd=DPSGD(sampling="shuffle"))
     backend = {"backend": Wired(folder=tmp_path, edges=1, **encrypted)} if real else {}
     found = run(strategy, data=data, **OPTIONS | {"privacy": privacy, "rounds": 2}, **backend)
     assert [row["devices"] for row in found.metrics] == [4, 4]
@@ -234,7 +234,7 @@ def test_an_edge_that_fails_in_a_private_run_quotes_nothing(encrypted, tmp_path,
         raise ValueError("a sample of 0.7071")
 
     monkeypatch.setattr(Replicated, "result", result)
-    privacy = Privacy.read({"dp_sgd": {"clip": 1.0, "noise_multiplier": 1.0, "sampling": "shuffle"}})
+    privacy = Privacy(dp_sgd=DPSGD(sampling="shuffle"))
     backend = Wired(folder=tmp_path, edges=1, **encrypted)
     with pytest.raises(RunError, match="edge 0 failed: ValueError") as caught:
         run(SplitFedV1(), backend=backend, privacy=privacy, **OPTIONS)

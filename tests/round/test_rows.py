@@ -506,8 +506,8 @@ def test_a_node_of_a_federation_looks_for_itself(whole, tmp_path):
     def side(secure):
         worker = Worker(workload(behind(Ghost()), rows_of(6), tmp_path, secure=secure))
         if whole:
-            return WholeModelCohort(CohortTask(0, (DeviceTask(0),)), plan, worker, {})
-        return DeviceSide([DeviceTask(0)], plan, worker, {})
+            return WholeModelCohort(CohortTask(edge=0, devices=(DeviceTask(device=0),)), plan, worker, {})
+        return DeviceSide([DeviceTask(device=0)], plan, worker, {})
 
     with pytest.raises(ConfigError, match="another sample in one row changes other rows"):
         side(secure=True)

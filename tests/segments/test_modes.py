@@ -224,7 +224,7 @@ def test_a_node_refuses_a_round_that_would_leave_the_tail(tmp_path):
     with pytest.raises(ConfigError, match="this round trains only a front and a back"):
         DeviceSide([], plan, worker, {})
     with pytest.raises(ConfigError, match="this round trains only a front and a back"):
-        EdgeSide(CohortTask(0, ()), plan, worker, {})
+        EdgeSide(CohortTask(edge=0, devices=()), plan, worker, {})
 
 
 def test_fedavg_trains_all_three_segments_as_it_trains_two():

@@ -199,7 +199,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
 
 
 def test_cohorts_between_which_devices_move_share_a_node():
-    cohorts = [CohortTask(edge, (DeviceTask(edge),)) for edge in range(6)]
+    cohorts = [CohortTask(edge=edge, devices=(DeviceTask(device=edge),)) for edge in range(6)]
     found = [Move(0, 0.5, 3), Move(3, 0.5, 5), Move(1, 0.5, 9), Move(2, 0.5, 9)]
     assert [[c.edge for c in group] for group in joined(cohorts, found)] == [[0, 3, 5], [1, 2], [4]]
     work = assign(cohorts, [10, 11, 12], False, found)
@@ -269,7 +269,21 @@ def test_beginning_again_costs_one_round_and_the_fraction(fraction):
 
 
 def test_where_a_device_was():
-    report = DeviceReport(0, 10, 10, 10, 0, 0.0, 10.0, 0, 0, 0, edge=2, moves=2, moved_bytes=200)
+    report = DeviceReport(
+        device=0,
+        samples=10,
+        examples=10,
+        steps=10,
+        skipped=0,
+        loss_sum=0.0,
+        loss_weight=10.0,
+        up_bytes=0,
+        down_bytes=0,
+        model_bytes=0,
+        edge=2,
+        moves=2,
+        moved_bytes=200,
+    )
     found = [Move(0, 0.3, 1), Move(0, 0.8, 2)]
     assert stays(report, 0, found, "migrate") == (Stay(0, 3), Stay(1, 5, 100), Stay(2, 2, 100))
     again = replace(report, moved_bytes=0, wasted_steps=11)
@@ -287,10 +301,12 @@ def session(tmp_path):
 
     worker, plan = a_worker(tmp_path), replace(a_plan(), optimizer=fsl.importing.spec.Spec("torch.optim.Adam"))
     states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
-    one, other = (EdgeSide(CohortTask(e, (DeviceTask(0),)), plan, worker, states).server for e in (0, 1))
+    one, other = (
+        EdgeSide(CohortTask(edge=e, devices=(DeviceTask(device=0),)), plan, worker, states).server for e in (0, 1)
+    )
     one.open(0, 48.0)
     packet = fsl.codecs.Payload("identity", (("values", torch.ones(4, 4, 4, 4)),))
-    one.step([UploadPacket(0, 0, packet, torch.zeros(4, dtype=torch.int64))])
+    one.step([UploadPacket(device=0, step=0, smashed=packet, targets=torch.zeros(4, dtype=torch.int64))])
     return one, other, worker.segments["back"].layout
 
 
@@ -302,7 +318,7 @@ def test_a_snapshot_shares_no_memory_with_what_it_is_of(session):
     before = one.snapshot(0)
     kept = pack(before, PASSPORT, layout)
     packet = fsl.codecs.Payload("identity", (("values", torch.ones(4, 4, 4, 4)),))
-    one.step([UploadPacket(0, 1, packet, torch.zeros(4, dtype=torch.int64))])
+    one.step([UploadPacket(device=0, step=1, smashed=packet, targets=torch.zeros(4, dtype=torch.int64))])
     assert pack(before, PASSPORT, layout) == kept
     assert pack(one.snapshot(0), PASSPORT, layout) != kept
     other.adopt(unpack(kept, PASSPORT, layout))

@@ -165,7 +165,8 @@ def test_a_broadcasting_link_sends_a_common_gradient_once():
     for device in range(3):
         edge.open(device, 4.0)
     packets = [
-        UploadPacket(u.device, u.step, Identity().encode(u.smashed), u.targets) for u in uploads({0: 4, 1: 4, 2: 4})
+        UploadPacket(device=u.device, step=u.step, smashed=Identity().encode(u.smashed), targets=u.targets)
+        for u in uploads({0: 4, 1: 4, 2: 4})
     ]
     replies = edge.step(packets)
     one = reply_bytes(replies[0].gradient)

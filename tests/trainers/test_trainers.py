@@ -126,7 +126,7 @@ def test_a_failing_step_names_its_device():
     edge = edge_with(Replicated())
     edge.open(4, 6.0)
     bad = packet(4, 0)
-    wrong = UploadPacket(4, 0, bad.smashed, bad.targets + 100)
+    wrong = UploadPacket(device=4, step=0, smashed=bad.smashed, targets=bad.targets + 100)
     with pytest.raises(StepError) as caught:
         edge.step([wrong])
     assert (caught.value.device, caught.value.step) == (4, 0)

@@ -16,7 +16,7 @@ from fsl.deployment.cloud.enrolled import Enrolled, fingerprint_of, names_of
 from fsl.deployment.node.node_settings import Role
 from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.importing.building import build_kind
-from fsl.messages.identifiers import is_address, is_count, is_hex, is_owner
+from fsl.messages.identifiers import is_address, is_count, is_hex, is_hex_key, is_owner
 from fsl.messages.record_names import CONFIG, MEMBER, SETUP
 from fsl.messages.versions import check_versions
 from fsl.quoting import one_line
@@ -77,7 +77,7 @@ class Terms:
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("wait", "query"):
+        for name in ("wait", "query", "join", "straggler", "answer"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"deployment.{name}={getattr(self, name)}: it is a number of seconds above 0")
         if self.replicate_every < 0:
@@ -89,7 +89,6 @@ class Terms:
             raise ConfigError(
                 f"deployment.members={self.members}: with bind_keys=false nobody's key counts; leave out one of them"
             )
-        assert self.patience
 
     @property
     def closing(self) -> dict[str, Any]:
@@ -292,7 +291,7 @@ def _wrong(said: Mapping[str, Any]) -> str | None:
         "edge": said["edge"] is None or is_count(said["edge"]),
         "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
         "key": is_hex(said["key"]),
-        "edge_key": is_hex(said["edge_key"], *([0] if said["edge"] is None else [32])),
+        "edge_key": said["edge_key"] == "" if said["edge"] is None else is_hex_key(said["edge_key"]),
     }
     return next((name for name, holds in fine.items() if not holds), None)
 

@@ -22,7 +22,6 @@ from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
 from fsl.flower.placement import Collected
-from fsl.importing.import_paths import locate
 from fsl.messages.identifiers import is_count, is_owner
 from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
@@ -83,12 +82,15 @@ class Roster:
         plan = replace(plan, one_by_one=True)
         samples = {device: self._counted(count) for device, count in self.samples.items()}
         asked = self._asked = _AskedRound(plan, [], samples)
-        asked.start = needed([DeviceTask(0)]) if self.terms.max_norm is not None else None
+        asked.start = needed([DeviceTask(device=0)]) if self.terms.max_norm is not None else None
         nodes_by_role = asked.nodes_by_role
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
         routes = Routes(plan, cohorts, edges, self.terms.roaming)
-        cohorts = [*cohorts, *(CohortTask(edge, ()) for edge in routes.visited - {c.edge for c in cohorts})]
+        cohorts = [
+            *cohorts,
+            *(CohortTask(edge=edge, devices=()) for edge in routes.visited - {c.edge for c in cohorts}),
+        ]
         parts: dict[int, NodePart] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
@@ -109,7 +111,7 @@ class Roster:
             cohort = replace(cohort, devices=there)
             asked.cohorts.append(cohort)
             if edge is not None and plan.trainer is not None:
-                part = EdgePart(cohort, self.signer.public_key.hex(), self._fence)
+                part = EdgePart(cohort=cohort, cloud_key=self.signer.public_key.hex(), fence=self._fence)
                 part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
                 old = parts.get(edge.node, NodePart())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
@@ -128,7 +130,7 @@ class Roster:
                     asked.others[task.device] = len(others)
                     allowed = (cohort.edge, *(number for number, _ in others))
                     token = self._token(plan, host, task.device, allowed).hex()
-                    ticket = Ticket(task, cohort.edge, edge.address, token, others)
+                    ticket = Ticket(task=task, edge=cohort.edge, address=edge.address, token=token, others=others)
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text, every = plan.to_json(), self.terms.replicate_every
         messages = []
@@ -145,7 +147,7 @@ class Roster:
                 f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
                 "update's norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
             )
-        shared = plan.trainer is not None and not locate(plan.trainer.target).divisible
+        shared = plan.trainer is not None and not plan.trainer.locate().divisible
         if self.terms.max_norm is not None and shared and plan.fronts == "private":
             raise RunError(
                 f"deployment.max_norm={self.terms.max_norm}: devices with fronts of their own and a back that they "
@@ -162,7 +164,7 @@ class Roster:
                 "device says, and cannot move with it; use clipping=separate, or roaming=false"
             )
 
-        trainer = None if plan.trainer is None else locate(plan.trainer.target)(**plan.trainer.kwargs)
+        trainer = None if plan.trainer is None else plan.trainer.build()
         if self.terms.roaming and trainer is not None and trainer.keeps and trainer.divisible:
             raise RunError(
                 f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
@@ -219,7 +221,7 @@ class Roster:
         if self.terms.deadline is None or self._asked is None:
             return None
         trainer = self._asked.plan.trainer
-        return self.terms.deadline * (1 if trainer is None or locate(trainer.target).divisible else 2)
+        return self.terms.deadline * (1 if trainer is None or trainer.locate().divisible else 2)
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """Add up the work of devices that finished at both ends of the wire, and say why the others did not."""

@@ -13,10 +13,10 @@ from fsl.flower.placement import Collected
 from fsl.flower.records import metrics_to_reports, record_to_states, record_to_totals
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, RoundPlan
-from fsl.round.unusable import told
+from fsl.round.unusable import lost_reason
 from fsl.segments.finite import finite_state, finite_total
 from fsl.segments.states import Layout
-from fsl.segments.sums import DeviceStates, Total, WeightedSum
+from fsl.segments.sums import DeviceStates, Total, WeightedSum, merge_totals
 
 _SERVED = "served."
 HEAVIEST = 10.0  # an edge's back weighs at most so many times its devices' samples, since draws repeat rows
@@ -65,7 +65,7 @@ class RoundResults:
         for report in served.devices:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
                 self._void.add(report.device)
-                self.lose(report.device, told(self.plan, "its edge tells a training loss that is not finite"))
+                self.lose(report.device, lost_reason(self.plan, "its edge tells a training loss that is not finite"))
         self._counts.update(said.counts)
         whole = self.plan.privacy is not None and self.plan.privacy.client is not None
         # The cloud's weights, not a node's; all equal where privacy protects whole devices.
@@ -74,20 +74,18 @@ class RoundResults:
             if isinstance(total, DeviceStates):
                 for device, state in total.states.items():
                     self._look(device, segment, finite_state(state))
-                self._own.setdefault(segment, DeviceStates(self.layouts[segment])).merge(total)
+                merge_totals(self._own, {segment: total})
             elif not finite_total(total):
                 for report in served.devices:
                     self._look(report.device, segment, False)
-            elif isinstance(total, WeightedSum) and segment in self._shared:
-                self._shared[segment].merge(total)
             elif isinstance(total, WeightedSum):
-                self._shared[segment] = total
+                merge_totals(self._shared, {segment: total})
 
     def _look(self, device: int, segment: str, usable: bool) -> None:
         """Discard a device where its own or its shared state of a segment came back unusable."""
         if not usable:
             self._void.add(device)
-            self.lose(device, told(self.plan, f"the {segment} that came back is not finite"))
+            self.lose(device, lost_reason(self.plan, f"the {segment} that came back is not finite"))
 
     def lose(self, device: int, reason: str) -> None:
         """Note a reason why a device did not finish; several may come."""

@@ -34,7 +34,7 @@ class Routes:
         if edge not in self.visited:
             return ()
         return tuple(
-            EdgePeer(other, self._edges[other].address, self._edges[other].edge_key)
+            EdgePeer(edge=other, address=self._edges[other].address, key=self._edges[other].edge_key)
             for other in sorted(self.visited - {edge})
             if other in self._edges
         )
@@ -42,7 +42,7 @@ class Routes:
     def visitors(self, edge: int) -> tuple[Visitor, ...]:
         """Returns the devices of other edges that may come to an edge."""
         return tuple(
-            Visitor(self._tasks[device], home)
+            Visitor(task=self._tasks[device], home=home)
             for device, home in sorted(self._home.items())
             if home != edge and edge in self._reach[device]
         )

@@ -1,7 +1,6 @@
 """Reads and writes a local federation's `processes.json`, and locks its folder against a second command."""
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from fsl.deployment.processes import StartedProcess
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import write_json
+from fsl.messages.strict_json import from_json
 from fsl.private_files import own_folder, private_folder
 
 SUPERLINK = "superlink"
@@ -69,19 +69,11 @@ def read_record(folder: Path) -> FederationRecord | None:
     """Read the record of the federation in this folder; None without one, CheckpointError for a damaged one."""
     path = record_path(folder)
     try:
-        values = json.loads(path.read_bytes())
-        return FederationRecord(
-            **{
-                **values,
-                "nodes": tuple(LocalNode(**node) for node in values["nodes"]),
-                "processes": {name: StartedProcess(**process) for name, process in values["processes"].items()},
-            }
-        )
+        return from_json(path.read_bytes(), FederationRecord)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is damaged ({reason}); end its processes by hand and delete it") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); end its processes by hand and delete it") from None
 
 
 @contextmanager

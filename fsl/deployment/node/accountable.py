@@ -10,7 +10,6 @@ from fsl.codecs.codec_maker import codec_maker
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import OwnLedger, RoundAccount
 from fsl.errors import ConfigError
-from fsl.importing.import_paths import locate_allowed
 from fsl.messages.round_plan import RoundPlan
 from fsl.privacy.settings import Privacy
 from fsl.round.front_device import Device
@@ -40,27 +39,18 @@ def refuse_unaccountable(plan: RoundPlan, worker: Worker) -> None:
         return
     if privacy.dp_sgd is not None and privacy.dp_sgd.noise_multiplier is None:
         raise _refused("privacy.dp_sgd.target_epsilon: a round's plan must name the noise multiplier")
-    kind = locate_allowed(plan.device.target, worker.workload.allowed)
+    kind = plan.device.locate(worker.workload.allowed)
     if plan.trainer is not None and (kind is not Device or plan.device.kwargs):
         raise _refused(
             f"device={plan.device.text}: only fsl.device.Device clips and adds noise as the account counts it"
         )
-    trainer = _trainer(plan, worker)
+    trainer = None if plan.trainer is None else plan.trainer.build(worker.workload.allowed, EdgeTrainer)
     _refuse_trainer(plan, privacy, trainer)
     _refuse_codecs(plan, privacy, worker)
     if privacy.dp_sgd is not None and "tail" in worker.chain:
         raise _refused("privacy.dp_sgd: the account is of a front and a back, and this model has a tail")
     refuse_model(privacy, worker.model)
     refuse_labels(privacy, trainer, worker.workload.objective, worker.workload.data.classes)
-
-
-def _trainer(plan: RoundPlan, worker: Worker) -> EdgeTrainer | None:
-    if plan.trainer is None:
-        return None
-    trainer = locate_allowed(plan.trainer.target, worker.workload.allowed)(**plan.trainer.kwargs)
-    if not isinstance(trainer, EdgeTrainer):
-        raise ConfigError(f"{plan.trainer.target} is not an EdgeTrainer")
-    return trainer
 
 
 def _refuse_trainer(plan: RoundPlan, privacy: Privacy, trainer: EdgeTrainer | None) -> None:

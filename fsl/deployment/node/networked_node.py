@@ -22,7 +22,7 @@ from fsl.messages.node_part import EdgePart, NodePart
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
-from fsl.privacy.reasons import told_reason
+from fsl.privacy.reasons import failure_reason
 from fsl.private_files import own_folder
 from fsl.round.cohort import reported_loss, reported_rows, reported_weight
 from fsl.round.deadline import Deadline
@@ -135,7 +135,7 @@ class NetworkedNode:
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
-            alone = WholeModelCohort(CohortTask(0, part.alone), plan, worker, states).run(_deadline(part))
+            alone = WholeModelCohort(CohortTask(edge=0, devices=part.alone), plan, worker, states).run(_deadline(part))
             work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
@@ -190,8 +190,8 @@ class NetworkedNode:
         except Exception as error:
             name = f"edge {part.cohort.edge} failed"
             log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=not isinstance(error, FslError))
-            reason = f"{name}: {told_reason(error, plan.privacy is not None and plan.privacy.private)}"
-            if self._door is not None:  # tells devices that wait there
+            reason = f"{name}: {failure_reason(error, plan.privacy is not None and plan.privacy.private)}"
+            if self._door is not None:  # devices that wait there are told
                 self._door.fail(_admission(plan, part), reason)
             work.lose(dict.fromkeys(devices, reason))
             return
@@ -201,15 +201,15 @@ class NetworkedNode:
         moved = outcome.moved_bytes
         work.served.extend(
             DeviceReport(
-                s.device,
-                int(s.weight),
-                reported_rows(plan, s.examples, s.step),
-                s.step,
-                0,
-                reported_loss(plan, s.loss_sum()),
-                reported_weight(plan, s.loss_weight, s.step),
-                s.up_bytes,
-                s.down_bytes,
+                device=s.device,
+                samples=int(s.weight),
+                examples=reported_rows(plan, s.examples, s.step),
+                steps=s.step,
+                skipped=0,
+                loss_sum=reported_loss(plan, s.loss_sum()),
+                loss_weight=reported_weight(plan, s.loss_weight, s.step),
+                up_bytes=s.up_bytes,
+                down_bytes=s.down_bytes,
                 model_bytes=0,
                 edge=part.cohort.edge,
                 moves=int(s.device in moved),  # 1: it moved; its device's node knows how often
@@ -289,15 +289,15 @@ class NetworkedNode:
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(
             DeviceReport(
-                device,
-                side.samples(device),
-                0,
-                0,
-                side.batches[device].skipped,
-                0.0,
-                0.0,
-                outcome.wasted.get(device, {}).get("up_bytes", 0),
-                outcome.wasted.get(device, {}).get("down_bytes", 0),
+                device=device,
+                samples=side.samples(device),
+                examples=0,
+                steps=0,
+                skipped=side.batches[device].skipped,
+                loss_sum=0.0,
+                loss_weight=0.0,
+                up_bytes=outcome.wasted.get(device, {}).get("up_bytes", 0),
+                down_bytes=outcome.wasted.get(device, {}).get("down_bytes", 0),
                 model_bytes=side.model_bytes,
                 moves=outcome.moves.get(device, 0),
                 wasted_steps=outcome.wasted.get(device, {}).get("steps", 0),

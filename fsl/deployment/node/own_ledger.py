@@ -19,7 +19,6 @@ import torch
 from fsl.data import Partition
 from fsl.deployment.locks import locked
 from fsl.errors import CheckpointError, ConfigError, LimitError
-from fsl.importing.import_paths import locate_allowed
 from fsl.messages.round_plan import RoundPlan
 from fsl.privacy.claims import Setting, claim
 from fsl.privacy.ledger import Ledger, read_devices
@@ -194,7 +193,7 @@ def _refuse_shared_rows(partition: Partition, devices: Sequence[int]) -> None:
 def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str, ...]) -> Setting:
     spread = 1
     if plan.trainer is not None:
-        spread = locate_allowed(plan.trainer.target, allowed, EdgeTrainer)(**plan.trainer.kwargs).spread(devices)
+        spread = plan.trainer.build(allowed, EdgeTrainer).spread(devices)
     return Setting(
         privacy,
         plan.fronts,

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from fsl.data import Partition, TaskData, TensorExamples, divide
@@ -23,39 +23,40 @@ from fsl.errors import ConfigError, WireError
 from fsl.importing.building import build
 from fsl.importing.import_paths import ALLOWED, locate
 from fsl.installed import __version__
+from fsl.messages.identifiers import Count, Positive
+from fsl.messages.strict_json import from_values, json_values, to_json
 from fsl.messages.versions import PROTOCOL, check_versions
-from fsl.quoting import one_line
 from fsl.round.workload import Workload
 from fsl.run.config import RunConfig, build_data, build_model, build_objective, outputs_of
 from fsl.run.simulate import local_head
 from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
-_LISTS = ("input_shape", "target_shape", "class_names", "mean", "std")
 _GROUPS = ("strategy", "model", "data", "partition", "objective")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
+Dtype = Annotated[str, Meta(pattern=rf"\A(?:{'|'.join(_DTYPES)})\Z")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """A run's configuration as far as nodes need it, and its data's shapes, for nodes without data."""
 
-    run: str  # names this run's files
+    run: Annotated[str, Meta(pattern=r"\A[0-9A-Za-z]{1,64}\Z")]  # tells this run's files from another's
     seed: int
-    devices: int
-    samples_per_device: int | None
-    threads: int
+    devices: Count
+    samples_per_device: Positive | None
+    threads: Annotated[int, Meta(gt=0, le=1024)]
     groups: Mapping[str, Mapping[str, Any]]
-    input_shape: tuple[int, ...]
-    input_dtype: str
-    classes: int | None
-    target_shape: tuple[int, ...]  # one sample's target
-    target_dtype: str
+    input_shape: tuple[Count, ...]
+    input_dtype: Dtype
+    classes: Positive | None
+    target_shape: tuple[Count, ...]  # of one sample's target
+    target_dtype: Dtype
     patience: Mapping[str, float]
     class_names: tuple[str, ...] | None = None  # class k has this name on every node
     mean: tuple[float, ...] | None = None  # every node normalises inputs by it
     std: tuple[float, ...] | None = None
-    outputs: int | None = None  # of the model, per sample
+    outputs: Positive | None = None  # of the model, for one sample
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -87,24 +88,23 @@ class Setup:
         )
 
     def to_json(self) -> str:
-        """Returns the setup as JSON."""
-        return json.dumps(asdict(self))
+        """The setup as JSON."""
+        return to_json(self)
 
     @staticmethod
     def from_json(text: str) -> "Setup":
         """Read the setup that `to_json` wrote; WireError for anything else, VersionError for another version's."""
         try:
-            raw = json.loads(text)
-            check_versions(raw.get("protocol"), raw.get("version"), "the cloud", "this node")
-            lists = {name: None if raw[name] is None else tuple(raw[name]) for name in _LISTS}
-            setup = Setup(**raw | lists)
+            said = json_values(text)
+            if not isinstance(said, dict):
+                raise ValueError("it is no object")
+            check_versions(said.get("protocol"), said.get("version"), "the cloud", "this node")
+            setup = from_values(said, Setup)
             if wrong := _wrong(setup):
                 raise ValueError(f"{wrong} is not what it should be")
             return setup
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise WireError(
-                f"this is no run's setup ({one_line(str(error), 200)}); cloud and node must run the same fsl"
-            ) from None
+        except ValueError as error:
+            raise WireError(f"this is no run's setup ({error}); cloud and node must run the same fsl") from None
 
     @property
     def scaling(self) -> Scaling | None:
@@ -113,20 +113,12 @@ class Setup:
 
 
 def _wrong(setup: Setup) -> str | None:
-    """Returns the invalid field; None where all are valid."""
-    counts = (setup.devices, setup.threads, *setup.input_shape, *setup.target_shape)
-    optional = (setup.samples_per_device, setup.classes, setup.outputs)
-    names, of_floats = setup.class_names, (*(setup.mean or ()), *(setup.std or ()), *setup.patience.values())
+    """The fields that do not fit each other; None where all do."""
+    names = setup.class_names
     fine = {
-        "run": isinstance(setup.run, str) and re.fullmatch(r"[0-9A-Za-z]{1,64}", setup.run),
-        "seed": type(setup.seed) is int,
-        "a count": all(type(n) is int and 0 <= n < 1 << 31 for n in counts) and 0 < setup.threads <= 1024,
-        "samples_per_device, classes or outputs": all(n is None or (type(n) is int and n > 0) for n in optional),
         "groups": set(setup.groups) == set(_GROUPS),
-        "a dtype": {setup.input_dtype, setup.target_dtype} <= set(_DTYPES),
-        "class_names": names is None or (all(isinstance(n, str) for n in names) and len(set(names)) == len(names)),
+        "class_names (each once)": names is None or len(set(names)) == len(names),
         "classes (as many as class_names)": names is None or setup.classes in (None, len(names)),
-        "patience, mean or std": all(type(n) in (int, float) for n in of_floats),
         "mean or std (one without the other)": (setup.mean is None) == (setup.std is None),
     }
     return next((name for name, holds in fine.items() if not holds), None)

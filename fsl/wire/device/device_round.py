@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 
 from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import said
-from fsl.importing.import_paths import locate_allowed
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import close_frame, read_reply, upload_frame
 from fsl.messages.steps import ReplyPacket, UploadPacket
-from fsl.privacy.reasons import told_reason
+from fsl.privacy.reasons import failure_reason
 from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.front_device import Device
-from fsl.round.unusable import told
+from fsl.round.unusable import lost_reason
 from fsl.segments.finite import finite_state
 from fsl.trainers import EdgeTrainer
 from fsl.wire.device.invitation import Invitation
@@ -69,8 +68,7 @@ class DeviceRound:
         self.side = side
         self.patience = patience
         self.relay = relay
-        kind = locate_allowed(plan.trainer.target, side.worker.workload.allowed, EdgeTrainer)
-        trainer = kind(**plan.trainer.kwargs)
+        trainer: EdgeTrainer = plan.trainer.build(side.worker.workload.allowed, EdgeTrainer)
         self.window: int = trainer.window
         self.divisible: bool = trainer.divisible
         self.ear: Ear = Ear()
@@ -113,9 +111,9 @@ class DeviceRound:
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
                 elif self._private:
                     log.warning("%s: device %d failed: %s", self._where, event.device, said(error))
-                reason = told_reason(error, self._private)
+                reason = failure_reason(error, self._private)
                 if isinstance(error, LostError):
-                    reason = told(self.side.plan, error.reason)
+                    reason = lost_reason(self.side.plan, error.reason)
                 self._lose(event.device, reason)
         return DeviceOutcome(self.finished, self.lost)
 
@@ -139,7 +137,8 @@ class DeviceRound:
             step = message.reply.step
             if step in attending.waiting:
                 attending.waiting.remove(step)
-                packet = ReplyPacket(event.device, step, *read_reply(message.reply, event.data))
+                gradient, norms = read_reply(message.reply, event.data)
+                packet = ReplyPacket(device=event.device, step=step, gradient=gradient, norms=norms)
                 self._replied(packet)
                 attending.device.backward(packet)
             attending.served = max(attending.served, message.reply.served)

@@ -16,7 +16,7 @@ from fsl.errors import FslError, LostError, RunError, StepError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame, read_close, read_upload, reply_frame
 from fsl.messages.steps import ReplyPacket, Upload, UploadPacket
-from fsl.privacy.reasons import told_reason
+from fsl.privacy.reasons import failure_reason
 from fsl.round.deadline import Deadline
 from fsl.round.edge_server import EdgeServer, Session
 from fsl.wire.edge.admission import Admission
@@ -95,7 +95,7 @@ class EdgeRound:
             cause, where = (error.__cause__ or error, f" ({error})") if isinstance(error, StepError) else (error, "")
             if self.expected.private:
                 log.error("%s failed", self._where, exc_info=not isinstance(cause, FslError))
-            reason = f"it failed: {told_reason(cause, self.expected.private)}{where}"
+            reason = f"it failed: {failure_reason(cause, self.expected.private)}{where}"
             for attendance in self._live():
                 attendance.opened = False  # so that nothing asks the trainer again
                 self._lose(attendance.device, Code.INTERNAL, reason)
@@ -150,7 +150,9 @@ class EdgeRound:
             if targets is None:
                 raise WireError("an upload without labels; this edge computes the loss")
             self.expected.check_factors(factors, self.server.rows_of(device, step - 1))
-            upload = self.server.receive(UploadPacket(device, step, smashed, targets, factors))
+            upload = self.server.receive(
+                UploadPacket(device=device, step=step, smashed=smashed, targets=targets, factors=factors)
+            )
             self.expected.check(upload)
         except Exception as error:  # also a codec's own error on bytes that no encoder made
             self._lose_invalid(device, error)

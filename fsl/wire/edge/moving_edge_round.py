@@ -14,7 +14,7 @@ import grpc
 from fsl.errors import CheckpointError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
-from fsl.privacy.reasons import told_reason
+from fsl.privacy.reasons import failure_reason
 from fsl.round.edge_server import EdgeServer
 from fsl.round.handover import Passport, layout_device, pack, told_size, unpack
 from fsl.wire.edge.admission import Admission
@@ -144,7 +144,9 @@ class MovingEdgeRound(EdgeRound):
             return
         except Exception as error:  # as in `_ask`
             event.done(
-                Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
+                Refusal(
+                    Code.INTERNAL, f"edge {self.server.edge} failed: {failure_reason(error, self.expected.private)}"
+                )
             )
             raise
         answered = pending is not None and pending.step == step - 1
@@ -174,7 +176,9 @@ class MovingEdgeRound(EdgeRound):
             event.done(self._asked(event))
         except Exception as error:  # the round fails, but the other edge must not wait
             event.done(
-                Refusal(Code.INTERNAL, f"edge {self.server.edge} failed: {told_reason(error, self.expected.private)}")
+                Refusal(
+                    Code.INTERNAL, f"edge {self.server.edge} failed: {failure_reason(error, self.expected.private)}"
+                )
             )
             raise
 

@@ -29,14 +29,14 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
         self.reason = reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Joined:
     """A device has a session."""
 
     device: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Uploaded:
     """A device sent a step: the message's head, and the tensors' bytes, not yet decoded."""
 
@@ -45,7 +45,7 @@ class Uploaded:
     data: memoryview
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """A device has uploaded its last step: its closing message, and the tensors' bytes behind it."""
 
@@ -54,7 +54,7 @@ class Finished:
     data: memoryview
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gone:
     """A device will not go on here; `reason` says why, `to` is the edge where it begins its round again, if any."""
 
@@ -184,10 +184,10 @@ class WireSession:
             self._arrivals.append(time.perf_counter())
             self._meter.uploaded(len(data))
             await self._room.acquire()
-            self._inbox.put(Uploaded(device, message.upload, rest))
+            self._inbox.put(Uploaded(device=device, upload=message.upload, data=rest))
         elif kind == "close":
             self.closing = True
-            self._inbox.put(Finished(device, message.close, rest))
+            self._inbox.put(Finished(device=device, close=message.close, data=rest))
         elif kind == "leave":
             self._left_to = message.leave.to - 1 if message.leave.to else None
             raise Refusal(grpc.StatusCode.ABORTED, f"the device left: {_short(message.leave.reason)}")
@@ -199,7 +199,7 @@ class WireSession:
         if self.refusal is None:
             self.refusal = refusal
             self.moved = self._left_to is not None
-            self._inbox.put(Gone(self.claims.device, refusal.reason, self._left_to))
+            self._inbox.put(Gone(device=self.claims.device, reason=refusal.reason, to=self._left_to))
 
     def _check(self, upload: pb.Upload) -> None:
         claims = self.claims

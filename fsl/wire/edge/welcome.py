@@ -78,7 +78,7 @@ class Welcome:
             raise session.refusal or admission.without(claims.device)
         if not session.joined:
             session.joined = True
-            admission.inbox.put(Joined(claims.device))
+            admission.inbox.put(Joined(device=claims.device))
         stream = session.attach(opening.served)
         opened = pb.Opened(
             secret=session.secret,
