@@ -1,6 +1,7 @@
 """Simulated seconds and energy, from what devices, edges and links can do and what a model's stages cost."""
 
 from fsl.costs.cost_model import CostModel, Machines, machines
+from fsl.costs.hardware import Hardware
 from fsl.costs.pricing import CutPrice, price
 from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
 from fsl.costs.round_cost import DeviceLoad, RoundCost, Serving, round_cost, serving_of
@@ -12,6 +13,7 @@ __all__ = [
     "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "Hardware",
     "LinkChoice",
     "LinkProfile",
     "Machines",

@@ -1,7 +1,6 @@
 """What a user gives to `fsl.simulate`, as what a run needs: names, classes and objects are taken, the rest refused."""
 
 import inspect
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -140,21 +139,6 @@ def as_tags(given: Any) -> dict[str, str]:
         if not isinstance(value, str | int | float | bool):
             raise ConfigError(f"tags: {key}={_short(value)}: a tag is a text or a number")
     return {key: str(value) for key, value in given.items()}
-
-
-def whole(name: str, value: Any) -> int:
-    """A whole number, also one of NumPy's; ConfigError for anything else."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ConfigError(f"{name}={value!r}: it must be a whole number")
-
-
-def whole_or_none(name: str, value: Any) -> int | None:
-    """A whole number or None."""
-    return None if value is None else whole(name, value)
 
 
 def _built(what: str, kind: type) -> Any:
