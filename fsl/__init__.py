@@ -29,10 +29,14 @@ def __getattr__(name: str) -> object:
 
 _PUBLIC = {
     "Backend": "fsl.run.backend",
+    "Evaluation": "fsl.settings.evaluation_settings",
+    "Hardware": "fsl.costs.hardware",
     "Observer": "fsl.run.observers",
-    "Optimizer": "fsl.settings.federation_settings",
+    "Optimizer": "fsl.settings.optimizer_settings",
     "Run": "fsl.run.simulate",
-    "Schedule": "fsl.settings.federation_settings",
+    "Schedule": "fsl.settings.optimizer_settings",
     "StopRun": "fsl.run.observers",
+    "Training": "fsl.settings.training_settings",
+    "Wire": "fsl.settings.wire_settings",
     "simulate": "fsl.run.simulate",
 }

@@ -12,7 +12,7 @@ from fsl.codecs.codec_maker import codec_of
 from fsl.costs.cost_model import CostModel
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.round_cost import DeviceLoad, Serving, serving_of
-from fsl.costs.stages import Place, SegmentCost, StageCost, stage_costs
+from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partition, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
 from fsl.importing.import_paths import locate
@@ -24,6 +24,7 @@ from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.option_groups import takes_options
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
+from fsl.split.cutting import Place
 
 
 @dataclass(frozen=True)

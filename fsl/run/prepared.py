@@ -1,7 +1,7 @@
 """From a run's settings and data to a run that may begin: its model split and tried, its strategy bound, its ledger."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, as_task
 from fsl.data.example_checks import check_examples
 from fsl.errors import FslError
-from fsl.importing.import_paths import ALLOWED, Allowed, name_classes
+from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
 from fsl.run import provenance
@@ -38,8 +38,11 @@ def checked_task(model: nn.Module, train_data: Any, test_data: Any) -> TaskData:
     return task
 
 
-def allowed_classes(strategy: CloudStrategy, packages: tuple[str, ...], federation: Federation) -> Allowed:
-    """The classes that a simulation's plans may name: of fsl, of these packages, of the strategy's, and named ones."""
+def allowed_classes(packages: Sequence[str], strategy: CloudStrategy, federation: Federation) -> Allowed:
+    """The classes that a simulation's plans may name: of fsl, these packages, the strategy's, and those of settings."""
+    packages = check_packages(packages)
+    specs = (federation.optimizer.spec, *federation.wire.ways.values())
+    name_classes(federation.named, [spec.target for spec in specs])
     package = type(strategy).__module__.partition(".")[0]
     own = [] if package in ("__main__", "fsl") else [package]
     return Allowed(dict.fromkeys((*ALLOWED, *packages, *own)), federation.named)

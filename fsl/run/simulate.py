@@ -18,7 +18,6 @@ from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, a
 from fsl.data.data_digest import describe_partition
 from fsl.errors import ConfigError
 from fsl.faults import traced_into_out
-from fsl.importing.import_paths import check_packages, name_classes
 from fsl.mobility import Mobility
 from fsl.objective import Loss, Objective, as_objective
 from fsl.privacy.settings import Privacy
@@ -159,8 +158,7 @@ def simulate(
     training = Training.of(training, options)
     evaluation = Evaluation.of(evaluation, options)
     refuse_ignored(task, augmentation, evaluation, out, resume)
-    temporary = tempfile.TemporaryDirectory(prefix="fsl-") if out is None else None
-    folder = RunFolder(Path(temporary.name if temporary is not None else _path("out", out)))
+    folder, temporary = _results_folder(out)
     federation = Federation(
         run=folder.path.name,
         training=training,
@@ -172,9 +170,7 @@ def simulate(
         privacy=as_privacy(privacy),
         placement=backend.placement,
     )
-    hardware, packages = Hardware.of(hardware, options), check_packages(allowed)
-    specs = (federation.optimizer.spec, *federation.wire.ways.values())
-    name_classes(federation.named, [spec.target for spec in specs])
+    hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
     partitioner = as_partitioner(partition, train_data)
     origin = Origin(
         identity=of_given(model, task, loss, augmentation),
@@ -192,16 +188,24 @@ def simulate(
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,
-        allowed=allowed_classes(strategy, packages, federation),
+        allowed=allowed,
     )
-    label = Label(name if name is None else str(name), as_tags(tags or {}))
     watching = (*([ProgressBar()] if progress else []), *seen_by)
+    label = Label(name if name is None else str(name), as_tags(tags or {}))
     with torch_threads(backend.threads), seeds.left_as_found():
         simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label)
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()
     return Run(result.metrics, result.model, result.states, folder, temporary)
+
+
+def _results_folder(out: str | Path | None) -> tuple[RunFolder, tempfile.TemporaryDirectory[str] | None]:
+    """The folder for results, and what removes it where nobody asked for one."""
+    if out is not None:
+        return RunFolder(_path("out", out)), None
+    temporary = tempfile.TemporaryDirectory(prefix="fsl-")
+    return RunFolder(Path(temporary.name)), temporary
 
 
 def _path(name: str, value: Any) -> Path:
