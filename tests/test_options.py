@@ -23,7 +23,7 @@ from fsl.costs.pricing import PriceOptions
 from fsl.deployment.cloud.members import Terms
 from fsl.errors import ConfigError
 from fsl.importing.building import build
-from fsl.importing.config_groups import named, names
+from fsl.importing.config_groups import is_group, named, names
 from fsl.plan import Spec
 from fsl.run.backend import Backend
 from fsl.run.config import build_optimizer, key_types, read_config
@@ -108,7 +108,18 @@ def test_the_page_of_options_says_what_fields_say(composed):
         for keyword, meaning in meanings(group).items():
             assert f"| `{keyword}` | `{str(group().values()[keyword]).replace('None', 'null')}` | {meaning} |" in page
     for key in {*key_types(), *composed}:
-        assert re.search(rf"^\|.*`{key}`.*\|", page, re.M), key
+        row = re.search(rf"^\| (`\w+`, )*`{key}`.*", page, re.M)
+        assert row, key
+        choices = names(key) if is_group(key) else []
+        assert not [name for name in choices if not re.search(rf"\b{name}\b", row.group())], key
+
+
+def test_the_yamls_comments_say_what_fields_say():
+    lines = (ROOT / "configs" / "config.yaml").read_text().splitlines()
+    comments = {line.partition(":")[0]: line.partition("# ")[2] for line in lines}
+    for group in (Training, Evaluation):
+        for keyword, meaning in meanings(group).items():
+            assert comments[keyword] == meaning[0].lower() + meaning[1:].removesuffix(".")
 
 
 def test_the_yaml_has_the_groups_defaults(composed):
