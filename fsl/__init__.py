@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl import strategies as strategies
     from fsl import trackers as trackers
     from fsl import trainers as trainers
+    from fsl.costs.hardware import Hardware as Hardware
     from fsl.costs.pricing import CutPrice as CutPrice
     from fsl.costs.pricing import price as price
     from fsl.deployment.local.local_federation import LocalFederation as LocalFederation
@@ -52,13 +53,16 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.messages.reports import DeviceReport as DeviceReport
     from fsl.privacy.settings import Privacy as Privacy
     from fsl.run.backend import Backend as Backend
+    from fsl.run.finished_run import Run as Run
     from fsl.run.observers import Observer as Observer
     from fsl.run.observers import RunInfo as RunInfo
     from fsl.run.observers import StopRun as StopRun
-    from fsl.run.simulate import Run as Run
     from fsl.run.simulate import simulate as simulate
+    from fsl.settings.evaluation_settings import Evaluation as Evaluation
     from fsl.settings.optimizer_settings import Optimizer as Optimizer
     from fsl.settings.optimizer_settings import Schedule as Schedule
+    from fsl.settings.training_settings import Training as Training
+    from fsl.settings.wire_settings import Wire as Wire
     from fsl.split.cutting import SplitModel as SplitModel
     from fsl.split.cutting import join as join
     from fsl.split.cutting import possible_cuts as possible_cuts
@@ -68,6 +72,8 @@ __all__ = [
     "Backend",
     "CutPrice",
     "DeviceReport",
+    "Evaluation",
+    "Hardware",
     "LocalFederation",
     "Observer",
     "Optimizer",
@@ -78,6 +84,8 @@ __all__ = [
     "Spec",
     "SplitModel",
     "StopRun",
+    "Training",
+    "Wire",
     "attacks",
     "codecs",
     "costs",
@@ -105,16 +113,20 @@ _WHERE = {
     "Backend": "fsl.run.backend",
     "CutPrice": "fsl.costs.pricing",
     "DeviceReport": "fsl.messages.reports",
+    "Evaluation": "fsl.settings.evaluation_settings",
+    "Hardware": "fsl.costs.hardware",
     "LocalFederation": "fsl.deployment.local.local_federation",
     "Observer": "fsl.run.observers",
     "Optimizer": "fsl.settings.optimizer_settings",
     "Privacy": "fsl.privacy.settings",
-    "Run": "fsl.run.simulate",
+    "Run": "fsl.run.finished_run",
     "RunInfo": "fsl.run.observers",
     "Schedule": "fsl.settings.optimizer_settings",
     "Spec": "fsl.importing.spec",
     "SplitModel": "fsl.split.cutting",
     "StopRun": "fsl.run.observers",
+    "Training": "fsl.settings.training_settings",
+    "Wire": "fsl.settings.wire_settings",
     "join": "fsl.split.cutting",
     "possible_cuts": "fsl.split.cutting",
     "price": "fsl.costs.pricing",

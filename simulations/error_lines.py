@@ -1,9 +1,7 @@
 """Turns an exception of Hydra, OmegaConf or fsl into one clear line."""
 
 import re
-import typing
 from collections.abc import Sequence
-from dataclasses import fields
 from importlib import resources
 from typing import Any
 
@@ -14,7 +12,7 @@ from hydra.errors import HydraException
 from fsl.errors import ConfigError
 from fsl.importing.building import described_type, unknown
 from fsl.quoting import printable
-from fsl.run.config import RunConfig
+from fsl.run.config import key_types
 
 # What null stands for in groups that a run can do without.
 _NONE = {"experiment": "[]", "privacy": "[]", "trackers": "[]", "mobility": "none", "aggregator": "mean"}
@@ -53,7 +51,7 @@ def _with_choice(argument: str) -> str:
         allowed = f"there is no such {group}; available are: {', '.join(choices)}"
     else:
         allowed = "give the name of one that is installed"
-    counted = f"{group}s" in [field.name for field in fields(RunConfig) if field.type is int]
+    counted = f"{group}s" in [name for name, kind in key_types().items() if kind is int]
     hint = f"; how many there are is {group}s={text}" if counted and re.fullmatch(r"[\d,]+", text) else ""
     raise ConfigError(f"{argument}: {allowed}{hint}")
 
@@ -80,14 +78,14 @@ def one_line(error: BaseException) -> str:
     if merged:
         override = merged.group(1).strip()
         name = override.partition("=")[0].lstrip("+")
-        if name in (hints := typing.get_type_hints(RunConfig)):
+        if name in (hints := key_types()):
             return f"{override}: it must be {described_type(hints[name])}"
         return f"{override}: {' '.join(str(error.__cause__ or 'it is of another type').partition(chr(10))[0].split())}"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         name = key.group(1)
         if "." not in name:
-            return unknown("key", name, [field.name for field in fields(RunConfig)])
+            return unknown("key", name, list(key_types()))
         group = name.partition(".")[0]
         return f"there is no key '{name}'; 'fsl-simulate --cfg job --package {group}' shows what {group} has"
     return " ".join(text.split())

@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     out = RunFolder(checked.folder)
     if checked.config.resume is None:
         out.refuse_if_used()
-    told = _RoundsTold(out, checked.config.rounds)
+    told = _RoundsTold(out, checked.config.training.rounds)
     end = federation.run(checked.overrides, out.path, told.tell_new)
     if not end.completed:
         where = f"logs: {os.path.relpath(federation.folder / 'logs')}"

@@ -100,7 +100,7 @@ def _new_settings(options: argparse.Namespace) -> "Settings":
         direction=options.direction or _direction(metric),
         sampler=sampler,
         pruner=options.pruner or "none",
-        seed=fixed.seed,
+        seed=fixed.training.seed,
     )
 
 

@@ -14,7 +14,6 @@ from fsl.simulations.endings import (
 )
 from omegaconf import DictConfig, OmegaConf
 
-from fsl.codecs.codec_choice import build_codecs
 from fsl.data import TaskData
 from fsl.deployment.cloud.closing import refuse_without_nodes
 from fsl.deployment.cloud.members import build_terms
@@ -28,18 +27,21 @@ from fsl.run.config import (
     build_aggregator,
     build_backend,
     build_data,
+    build_hardware,
     build_mobility,
     build_model,
     build_objective,
     build_optimizer,
     build_privacy,
     build_trackers,
+    build_wire,
     read_config,
 )
+from fsl.run.finished_run import Run
 from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_log import noted_in_log
-from fsl.run.simulate import Run, simulate
+from fsl.run.simulate import simulate
 from fsl.settings.federation_settings import CloudStrategy
 from fsl.trackers import TensorBoard
 
@@ -83,10 +85,9 @@ def _simulate(
     strategy: CloudStrategy | None,
 ) -> Run:
     top = read_config(config)
-    data, augmentation = build_data(top.data, top.seed)
+    data, augmentation = build_data(top.data, top.training.seed)
     objective = build_objective(top.objective)
-    model, cut = build_model(top.model, data, top.seed, objective)
-    partition, codecs = build("partition", top.partition), build_codecs(top.codec)
+    model, cut = build_model(top.model, data, top.training.seed, objective)
     check_resume(top.resume)
     terms = build_terms(top.deployment)  # a simulation does not need them, but a wrong key is an error
     if backend_of is None:
@@ -96,35 +97,22 @@ def _simulate(
         data,
         strategy=strategy or build("strategy", top.strategy),
         cut=cut,
-        devices=top.devices,
-        rounds=top.rounds,
-        partition=partition,
-        samples_per_device=top.samples_per_device,
+        partition=build("partition", top.partition),
         objective=objective,
         optimizer=build_optimizer(top.optimizer),
         augmentation=augmentation,
-        edges=top.edges,
-        devices_per_round=top.devices_per_round,
-        local_epochs=top.local_epochs,
-        batch_size=top.batch_size,
-        up=codecs["up"],
-        down=codecs["down"],
         aggregator=build_aggregator(top.aggregator),
-        seed=top.seed,
-        init_from=top.init_from,
-        evaluate_every=top.evaluate_every,
-        evaluate_devices=top.evaluate_devices,
-        evaluate_leakage=top.evaluate_leakage,
-        nodes=top.nodes,
-        device_profile=build("device", top.device),
-        edge_profile=build("edge", top.edge),
-        link_profile=build("link", top.link),
         mobility=build_mobility(top.mobility),
         privacy=build_privacy(top.privacy),
-        backhaul_profile=build("backhaul", top.backhaul),
+        training=top.training,
+        evaluation=top.evaluation,
+        wire=build_wire(top.codec),
+        hardware=build_hardware(top),
+        init_from=top.init_from,
+        nodes=top.nodes,
         backend=build_backend(top.backend) if backend_of is None else backend_of(top, data),
-        out=folder,
         allowed=top.allowed,
+        out=folder,
         resume=top.resume is not None,
         name=None if top.name is None else str(top.name),
         tags=top.tags,

@@ -63,21 +63,21 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} has local_loss = True and must say what head devices train")
 
     def select(self, round: int) -> Sequence[int]:
-        """Draw this round's devices, in order of id: `devices_per_round` of them, without replacement."""
-        federation = self.federation
-        if federation.devices_per_round is None:
-            return range(federation.devices)
-        draw = seeds.numpy_generator(federation.seed, "participants", round=round)
-        chosen = draw.choice(federation.devices, federation.devices_per_round, replace=False)
+        """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
+        training = self.federation.training
+        if training.devices_per_round is None:
+            return range(training.devices)
+        draw = seeds.numpy_generator(training.seed, "participants", round=round)
+        chosen = draw.choice(training.devices, training.devices_per_round, replace=False)
         return sorted(int(device) for device in chosen)
 
     def chosen(self, round: int) -> list[int]:
-        """Check the devices of `select`, and return them in order of id; RunError for an invalid choice."""
-        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.devices)
+        """What `select` chose, in order of id; RunError where that cannot train."""
+        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.training.devices)
 
     def edge_of(self, device: int) -> int:
-        """Returns the edge to which a device is attached."""
-        return device % self.federation.edges
+        """The edge that a device is attached to."""
+        return device % self.federation.training.edges
 
     def home(self, device: int, round: int) -> int:
         """Returns the edge to which a device is attached when this round starts."""
@@ -91,18 +91,17 @@ class Algorithm:
         name = self._hook("edge_of" if type(self).home is Algorithm.home else "home")
         if type(self).home is Algorithm.home and mobility is not None and mobility.home(device, round) is not None:
             name = f"{type(mobility).__name__}.home()"
-        return asked.edge_of(round, name, device, home, self.federation.edges)
+        return asked.edge_of(round, name, device, home, self.federation.training.edges)
 
     def moves(self, round: int, devices: Sequence[int]) -> Sequence[Move]:
-        """Returns the moves between edges within this round, by the run's mobility model."""
-        federation = self.federation
-        mobility, home = federation.mobility, partial(self.attached, round=round)
-        return moves_of(mobility, round, devices, home, federation.edges, federation.seed)
+        """The moves between edges within this round, by the run's mobility model."""
+        training, home = self.federation.training, partial(self.attached, round=round)
+        return moves_of(self.federation.mobility, round, devices, home, training.edges, training.seed)
 
     def learning_rates(self, round: int) -> Mapping[str, float]:
         """Returns each segment's learning rate in this round."""
         federation = self.federation
-        rate = federation.optimizer.rate * federation.optimizer.schedule.factor(round, federation.rounds)
+        rate = federation.optimizer.rate * federation.optimizer.schedule.factor(round, federation.training.rounds)
         return dict.fromkeys(federation.layouts, rate)
 
     def combine(self, round: int, totals: Mapping[str, Total], previous: ArrayRecord) -> dict[str, State]:
@@ -131,7 +130,7 @@ class Algorithm:
         std = client.noise_multiplier * client.clip / devices
         secure = federation.ledger.setting.secure
         self._noised = round
-        return noised_means(means, federation.layouts, std, secure, federation.seed, round)
+        return noised_means(means, federation.layouts, std, secure, federation.training.seed, round)
 
     def metrics(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
         """Returns additional metrics of the round, from the devices' reports and the edges' counts."""
@@ -183,7 +182,7 @@ class Algorithm:
                 f"aggregator={type(federation.aggregator).__name__}: {type(self).__name__} averages nothing over "
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
-        self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
+        self._aggregator.refuse_too_few(federation.training.devices_per_round or federation.training.devices)
 
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""

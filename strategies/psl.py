@@ -60,14 +60,14 @@ class SGLR(PSL):
         self.phase = [float(share) for share in phase]
 
     def settings(self) -> dict[str, Any]:
-        """Returns the settings; with a phase also the rounds, on which the result then depends."""
-        rounds = {} if self.phase == [0.0, 1.0] else {"phase_of_rounds": self.federation.rounds}
+        """With a phase the result depends on how many rounds there are, so such a run cannot be extended."""
+        rounds = {} if self.phase == [0.0, 1.0] else {"phase_of_rounds": self.federation.training.rounds}
         return super().settings() | rounds
 
     def phi_at(self, round: int) -> float:
         """Returns phi within the phase, 0 outside of it."""
         start, end = self.phase
-        return self.phi if start <= (round - 1) / self.federation.rounds < end else 0.0
+        return self.phi if start <= (round - 1) / self.federation.training.rounds < end else 0.0
 
     def trainer(self, round: int) -> Spec:
         """Returns the trainer of one back for the cohort, with SplitLr and SplitAvg."""

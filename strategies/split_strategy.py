@@ -64,6 +64,7 @@ class SplitStrategy(Algorithm, Strategy):
         """Build one message per node with work this round: its cohorts' plan, and the arrays that they need."""
         self._previous = arrays
         federation = self.federation
+        training = federation.training
         spec = self.planned(server_round)
         device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
         assert device is not None  # it is not optional
@@ -71,13 +72,13 @@ class SplitStrategy(Algorithm, Strategy):
         chosen = self.chosen(server_round)
         placed, chosen = self._there(grid, chosen)
         self._moves = asked.moves_of(
-            server_round, self._hook("moves"), self.moves(server_round, chosen), federation.devices, federation.edges
+            server_round, self._hook("moves"), self.moves(server_round, chosen), training.devices, training.edges
         )
         visited = () if divisible else [move.edge for move in self._moves]
         cohorts = self._cohorts(chosen, server_round, visited)
         plan = RoundPlan(
             run=federation.run,
-            seed=federation.seed,
+            seed=training.seed,
             round=server_round,
             cohorts=(),
             kept=self._generations_kept(spec, cohorts),
@@ -88,10 +89,10 @@ class SplitStrategy(Algorithm, Strategy):
             optimizer=federation.optimizer.spec,
             learning_rates=self._rates(server_round),
             reset_optimizer=federation.optimizer.reset,
-            batch_size=federation.batch_size,
-            local_epochs=federation.local_epochs,
-            up=federation.up,
-            down=federation.down,
+            batch_size=training.batch_size,
+            local_epochs=training.local_epochs,
+            up=federation.wire.up_spec,
+            down=federation.wire.down_spec,
             on_move=self.on_move,
             privacy=federation.privacy,
         )
@@ -264,9 +265,9 @@ class SplitStrategy(Algorithm, Strategy):
         log.info("%s, fronts %s", type(self).__name__, self.fronts)
 
     def evaluates(self, round: int) -> bool:
-        """Returns whether this round ends with an evaluation; the last one always does, unless evaluation is off."""
-        every = self.federation.evaluate_every
-        return every > 0 and (round % every == 0 or round == self.federation.rounds)
+        """Whether this round ends with an evaluation; the last one always does, unless evaluation is off."""
+        every = self.federation.evaluation.every
+        return every > 0 and (round % every == 0 or round == self.federation.training.rounds)
 
     def start(
         self,
@@ -343,8 +344,8 @@ class SplitStrategy(Algorithm, Strategy):
         """Look for nodes; returns whether they host fixed devices and edges, so that the placement assigns work."""
         federation = self.federation
         if federation.placement is not None:
-            first = self._placed is None
-            self._placed = federation.placement.look(grid, federation.devices, federation.edges, first)
+            first, training = self._placed is None, federation.training
+            self._placed = federation.placement.look(grid, training.devices, training.edges, first)
         return bool(self._placed)
 
     def _there(self, grid: Grid, chosen: list[int]) -> tuple[bool, list[int]]:
@@ -352,7 +353,7 @@ class SplitStrategy(Algorithm, Strategy):
         first, self._left_out = self._placed is None, {}
         placed, ledger = self._look(grid), self.federation.ledger
         if placed and ledger is not None:
-            here = {d: n for d, n in self._placement.samples.items() if d < self.federation.devices}
+            here = {d: n for d, n in self._placement.samples.items() if d < self.federation.training.devices}
             refused = take_members(ledger, here, first)
             self._left_out = {device: reason for device, reason in refused.items() if device in chosen}
             chosen = [device for device in chosen if device not in refused]
@@ -383,12 +384,12 @@ class SplitStrategy(Algorithm, Strategy):
         return ArrayRecord({key: array for key, array in arrays.items() if not key.startswith(("front.", "head."))})
 
     def _evaluated(self) -> Sequence[int]:
-        """Returns the devices to evaluate, the same in every round, so that rounds are comparable."""
-        federation = self.federation
-        if federation.evaluate_devices >= federation.devices:
-            return range(federation.devices)
-        draw = seeds.numpy_generator(federation.seed, "evaluated")
-        return sorted(int(d) for d in draw.choice(federation.devices, federation.evaluate_devices, replace=False))
+        """The same devices in every evaluation, so that rounds can be compared."""
+        training, most = self.federation.training, self.federation.evaluation.devices
+        if most >= training.devices:
+            return range(training.devices)
+        draw = seeds.numpy_generator(training.seed, "evaluated")
+        return sorted(int(d) for d in draw.choice(training.devices, most, replace=False))
 
 
 def _reasons(lost: Mapping[int, str]) -> str:

@@ -1,6 +1,7 @@
 """Simulates seconds and joules of rounds, from profiles of devices, edges and links and the costs of stages."""
 
 from fsl.costs.cost_model import CostModel, Machines, machines
+from fsl.costs.hardware import Hardware
 from fsl.costs.pricing import CutPrice, price
 from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
 from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
@@ -13,6 +14,7 @@ __all__ = [
     "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "Hardware",
     "LinkChoice",
     "LinkProfile",
     "Machines",

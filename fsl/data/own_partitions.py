@@ -28,6 +28,7 @@ from fsl.data.partitioners import (
     divided,
 )
 from fsl.errors import ConfigError, DataError, FslError
+from fsl.importing.building import built
 
 _NAMED = {
     kind.__name__.lower(): kind for kind in (IID, Dirichlet, Shards, Pathological, Natural, Proportional, Resample)
@@ -188,12 +189,7 @@ def _of_class(kind: type) -> Partitioner:
         raise ConfigError(f"partition={kind.__name__}: a class; give an object of it, with its num_partitions")
     if not issubclass(kind, Partitioner):
         raise ConfigError(f"partition={kind.__name__}: it must be {_WANTED}")
-    try:
-        return kind()
-    except TypeError as error:
-        raise ConfigError(
-            f"partition={kind.__name__}: a class that needs arguments ({error}); give an object"
-        ) from error
+    return built("partition", kind)
 
 
 def _is_foreign(kind: type) -> bool:

@@ -19,6 +19,16 @@ def from_name(group: str, name: str) -> Any:
     return build(group, named(group, name))
 
 
+def built(what: str, kind: type) -> Any:
+    """An object of a class that was given in its place; ConfigError, which says `what`, where it needs arguments."""
+    try:
+        return kind()
+    except TypeError as error:
+        raise ConfigError(
+            f"{what}={kind.__name__}: a class that needs arguments ({error}); give an object of it"
+        ) from error
+
+
 def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
     """Instantiate a group's `_target_` with its keys; what is `given` besides goes where it has a parameter."""
     values = dict(config)

@@ -5,15 +5,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsl.importing.import_paths import locate, locate_allowed
+from fsl.importing.import_paths import locate, locate_allowed, path_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Spec:
-    """A class by its import path, with the keyword arguments to build it."""
+    """A class by its import path, with the keyword arguments to build it.
+
+    `Spec(MyTrainer, {"phi": 0.5})` takes the class itself, and keeps its path.
+    """
 
     target: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(self, target: str | type, kwargs: Mapping[str, Any] | None = None):
+        object.__setattr__(self, "target", path_of(target) if isinstance(target, type) else target)
+        object.__setattr__(self, "kwargs", {} if kwargs is None else kwargs)
 
     @property
     def text(self) -> str:

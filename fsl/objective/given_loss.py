@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsl.errors import ConfigError
+from fsl.importing.building import built
 from fsl.objective.classes import CrossEntropy
 from fsl.objective.objective_base import Objective
 from fsl.objective.values import BCE, L1, MSE, Huber, LossFunction
@@ -64,7 +65,7 @@ def as_objective(objective: "Objective | Loss | type | str | None") -> Objective
     if isinstance(objective, type):
         if not issubclass(objective, Objective | nn.Module):
             raise ConfigError(f"objective={objective.__name__}: that class is no loss; give a loss function")
-        return as_objective(_built(objective))
+        return as_objective(built("objective", objective))
     if not callable(objective):
         raise ConfigError(
             f"objective={_short(objective)}: it cannot be called; give a loss(outputs, targets) such as "
@@ -98,13 +99,6 @@ def takes_batch(function: Callable[..., Any]) -> bool:
 def _short(value: object) -> str:
     text = repr(value)
     return text if " at 0x" not in text and len(text) < 80 else f"a {type(value).__name__}"
-
-
-def _built(kind: type) -> Any:
-    try:
-        return kind()
-    except TypeError as error:
-        raise ConfigError(f"objective={kind.__name__}: it cannot be built without arguments ({error})") from None
 
 
 def _as_module(loss: Loss) -> Loss:

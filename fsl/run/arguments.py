@@ -1,7 +1,5 @@
 """What a user gives to `fsl.simulate`, as what a run needs: names, classes and objects are taken, the rest refused."""
 
-import inspect
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fsl.errors import ConfigError
-from fsl.importing.building import from_name
+from fsl.importing.building import built, from_name
 from fsl.importing.config_groups import named, names
 from fsl.mobility import Mobility
 from fsl.privacy.settings import PARTS, Privacy
@@ -25,7 +23,7 @@ def as_strategy(given: Any) -> CloudStrategy:
     if isinstance(given, str):
         return from_name("strategy", given)
     if isinstance(given, type) and issubclass(given, FlowerStrategy):
-        given = _built("strategy", given)
+        given = built("strategy", given)
     known = [name for name in ("bind", "trainer", "select", "start", "fronts") if hasattr(given, name)]
     if len(known) == 5:
         return given
@@ -71,7 +69,7 @@ def as_aggregator(given: Any) -> FlowerStrategy | None:
     if isinstance(given, str):
         return from_name("aggregator", given)
     if isinstance(given, type) and issubclass(given, FlowerStrategy):
-        given = _built("aggregator", given)
+        given = built("aggregator", given)
     if not isinstance(given, FlowerStrategy):
         raise ConfigError(
             f"aggregator={_short(given)}: give a strategy of flwr.serverapp.strategy such as FedAdam(), or one of "
@@ -90,9 +88,11 @@ def as_backend(given: Any) -> Backend:
 
 
 def as_privacy(given: Any) -> Privacy | None:
-    """What protects the data, from itself, one mechanism, or names ("dp_sgd", or a list of them)."""
+    """What protects the data, from itself, one mechanism or its class, or names ("dp_sgd", or a list of them)."""
     if given is None or isinstance(given, Privacy):
         return given
+    if isinstance(given, type) and given in PARTS.values():
+        given = built("privacy", given)
     parts: dict[str, Any] = {name: given for name, kind in PARTS.items() if isinstance(given, kind)}
     if parts:
         return Privacy(**parts)
@@ -108,11 +108,13 @@ def as_privacy(given: Any) -> Privacy | None:
 
 
 def as_mobility(given: Any) -> Mobility | None:
-    """Which device moves when, from itself or its name ("back_and_forth")."""
+    """Which device moves when, from itself, its name ("back_and_forth"), or its class."""
     if given is None or given == "none":
         return None
     if isinstance(given, str):
         given = from_name("mobility", given)
+    if isinstance(given, type) and issubclass(given, Mobility):
+        given = built("mobility", given)
     if not isinstance(given, Mobility):
         raise ConfigError(
             f"mobility={_short(given)}: give one of fsl.mobility, or one of {', '.join(names('mobility'))}"
@@ -123,9 +125,7 @@ def as_mobility(given: Any) -> Mobility | None:
 def as_observers(given: Any) -> tuple[Observer, ...]:
     """Observers from one or several; classes are built."""
     several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    found = [
-        _built("observers", one) if isinstance(one, type) and issubclass(one, Observer) else one for one in several
-    ]
+    found = [built("observers", one) if isinstance(one, type) and issubclass(one, Observer) else one for one in several]
     for one in found:
         if not isinstance(one, Observer):
             raise ConfigError(f"observers={_short(one)}: derive it from fsl.Observer")
@@ -140,35 +140,6 @@ def as_tags(given: Any) -> dict[str, str]:
         if not isinstance(value, str | int | float | bool):
             raise ConfigError(f"tags: {key}={_short(value)}: a tag is a text or a number")
     return {key: str(value) for key, value in given.items()}
-
-
-def whole(name: str, value: Any) -> int:
-    """A whole number, also one of NumPy's; ConfigError for anything else."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ConfigError(f"{name}={value!r}: it must be a whole number")
-
-
-def whole_or_none(name: str, value: Any) -> int | None:
-    """A whole number or None."""
-    return None if value is None else whole(name, value)
-
-
-def _built(what: str, kind: type) -> Any:
-    try:
-        return kind()
-    except TypeError:
-        needed = [
-            name
-            for name, parameter in inspect.signature(kind).parameters.items()
-            if parameter.default is parameter.empty and parameter.kind not in (2, 4)
-        ]
-        raise ConfigError(
-            f"{what}={kind.__name__}: the class needs {', '.join(needed)}; give an object of it"
-        ) from None
 
 
 def _short(value: object) -> str:

@@ -9,7 +9,8 @@ from fsl.codecs.codec_maker import CANNOT_MOVE, codec_maker, codec_of
 from fsl.errors import ConfigError, FslError, WireError
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
-from fsl.settings.federation_settings import IDENTITY, CloudStrategy, Federation
+from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.wire_settings import IDENTITY
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
     """ConfigError for a codec that breaks on what the cut gives; a line for one that nothing passes through."""
     spec = strategy.trainer(1)
     trainer: EdgeTrainer | None = None if spec is None else spec.build()
-    used = {way: codec for way, codec in (("up", federation.up), ("down", federation.down)) if codec != IDENTITY}
+    used = {way: codec for way, codec in federation.wire.ways.items() if codec != IDENTITY}
     for way, codec in list(used.items()):
         what, name = f"codec.{way}={codec.text}", type(strategy).__name__
         if trainer is None:

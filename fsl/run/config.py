@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl import seeds
+from fsl.codecs.codec_choice import build_codecs
+from fsl.costs.hardware import Hardware
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.data.data_digest import digest
 from fsl.errors import ConfigError
@@ -22,27 +24,25 @@ from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
 from fsl.run.observers import Observer
+from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.optimizer_settings import Optimizer, Schedule
+from fsl.settings.option_groups import OptionGroup
+from fsl.settings.training_settings import Training
+from fsl.settings.wire_settings import Wire
 
 T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The top-level keys of `configs/config.yaml`, with their types; groups are mappings."""
+    """A composed configuration, its types checked: the keys of `Training` and `Evaluation`, others, and Hydra's groups.
 
-    seed: int
-    rounds: int
-    devices: int
-    edges: int
+    Hydra's groups are mappings, of which `build_*` make objects.
+    """
+
+    training: Training
+    evaluation: Evaluation
     nodes: int
-    devices_per_round: int | None
-    local_epochs: int
-    batch_size: int
-    samples_per_device: int | None
-    evaluate_every: int
-    evaluate_devices: int
-    evaluate_leakage: int
     init_from: str | None
     resume: str | None
     name: str | int | float | None
@@ -67,21 +67,36 @@ class RunConfig:
     trackers: Mapping[str, Any]
 
 
+_OPTIONS: Mapping[str, type[OptionGroup]] = {"training": Training, "evaluation": Evaluation}
+
+
+def key_types() -> dict[str, Any]:
+    """The type of each top-level key of a configuration."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(RunConfig).items():
+        kind = _OPTIONS.get(name)
+        hints = {} if kind is None else typing.get_type_hints(kind)
+        found |= {name: hint} if kind is None else {key: hints[field] for key, field in kind.keywords().items()}
+    return found
+
+
 def read_config(config: DictConfig) -> RunConfig:
-    """Check a composed configuration's top level against `RunConfig`."""
+    """Check a composed configuration's top level, and read it; ConfigError names the key that is wrong."""
     try:
         values = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    known = [f.name for f in fields(RunConfig)]
+    known = key_types()
     for name in values:
         if name not in known:
-            raise ConfigError(unknown("key", name, known))
+            raise ConfigError(unknown("key", name, list(known)))
     for name in known:
         if name not in values:
             raise ConfigError(f"the configuration has no '{name}'; compose it from fsl's config.yaml")
-    hints = typing.get_type_hints(RunConfig)
-    return RunConfig(**{name: checked(name, values[name], hints[name]) for name in known})
+    values = {name: checked(name, values[name], hint) for name, hint in known.items()}
+    options: dict[str, Any] = {name: kind().updated(values) for name, kind in _OPTIONS.items()}
+    own = {field.name: values[field.name] for field in fields(RunConfig) if field.name not in options}
+    return RunConfig(**options, **own)
 
 
 def _is_off(group: str, config: Mapping[str, Any], choice: str) -> bool:
@@ -201,23 +216,26 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     kind = locate(target)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={target} is no torch optimizer; name a class such as torch.optim.SGD")
-    own = {
-        "lr": float,
-        "reset": bool,
-        "milestones": list[float],
-        "gamma": float,
-        "cosine": bool,
-    }
+    of_schedule = {field.name: hint for field, hint in _typed(Schedule)}
+    own = {"lr": float, "reset": bool, **of_schedule}
     taken = {name: checked(f"optimizer.{name}", values.pop(name), hint) for name, hint in own.items() if name in values}
     known = [n for n in inspect.signature(kind).parameters if n != "params"]
     for name in values:
         if name not in known:
             options = list(dict.fromkeys([*own, *known]))
             raise ConfigError(unknown("option of optimizer", name, options) + from_another("optimizer", name, kind))
-    schedule = Schedule(
-        milestones=tuple(taken.get("milestones", ())), gamma=taken.get("gamma", 0.1), cosine=taken.get("cosine", False)
-    )
-    return Optimizer(target, taken.get("lr", 0.05), values, schedule, taken.get("reset", True))
+    schedule = Schedule(**{name: taken.pop(name) for name in of_schedule if name in taken})
+    return Optimizer(target, options=values, schedule=schedule, **{"lr": Optimizer().rate, **taken})
+
+
+def build_wire(config: Mapping[str, Any]) -> Wire:
+    """The codecs of both ways, from the group `codec`."""
+    return Wire(**build_codecs(config))
+
+
+def build_hardware(config: RunConfig) -> Hardware:
+    """The profiles of devices, edges and links, each from the group of its name."""
+    return Hardware(**{field.name: build(field.name, getattr(config, field.name)) for field in fields(Hardware)})
 
 
 def build_backend(config: Mapping[str, Any]) -> Backend:

@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from fsl.costs.profiles import LinkChoice, assignment
 from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
+from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.optimizer_settings import Schedule
 
@@ -15,8 +15,7 @@ log = logging.getLogger(__name__)
 def refuse_ignored(
     task: TaskData,
     augmentation: Augmentation | None,
-    evaluate_leakage: int,
-    backhaul: LinkChoice,
+    evaluation: Evaluation,
     out: str | Path | None,
     resume: bool,
 ) -> None:
@@ -26,11 +25,10 @@ def refuse_ignored(
             f"augmentation={augmentation}: it crops and flips images (C, H, W), and inputs are of shape "
             f"{tuple(task.input_shape)}; leave it out"
         )
-    if evaluate_leakage and task.test is None:
-        raise ConfigError(f"evaluate_leakage={evaluate_leakage}: no test data to measure it on; give test_data")
+    if evaluation.leakage and task.test is None:
+        raise ConfigError(f"evaluate_leakage={evaluation.leakage}: no test data to measure it on; give test_data")
     if resume and out is None:
         raise ConfigError("resume=True without out: give the folder of the run that is to go on")
-    assignment("backhaul", backhaul, "link")  # also where no device moves, so that a wrong name is heard of
 
 
 def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
@@ -41,11 +39,11 @@ def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
     if strategy.trainer(1) is not None:
         return
     name = type(strategy).__name__
-    if federation.edges > 1:
-        log.warning("edges=%d changes nothing: %s trains on devices alone", federation.edges, name)
-    if federation.evaluate_leakage:
+    if federation.training.edges > 1:
+        log.warning("edges=%d changes nothing: %s trains on devices alone", federation.training.edges, name)
+    if federation.evaluation.leakage:
         log.warning(
             "evaluate_leakage=%d measures nothing: %s has no smashed data",
-            federation.evaluate_leakage,
+            federation.evaluation.leakage,
             name,
         )

@@ -42,7 +42,7 @@ def private_run(
     """
     privacy = federation.privacy
     assert privacy is not None
-    trainers = trainers_of(strategy, federation.rounds)
+    trainers = trainers_of(strategy, federation.training.rounds)
     refuse_model(privacy, model)
     for trainer in trainers.values():
         refuse_training(privacy, strategy, trainer, federation)
@@ -50,7 +50,7 @@ def private_run(
         refuse_detector(privacy, strategy, trainer, classes, len(samples))
     if privacy.poisson:
         for device, held in enumerate(samples):
-            sample_rate(held, federation.batch_size, device)
+            sample_rate(held, federation.training.batch_size, device)
     fewest = min(samples)
     if privacy.private and privacy.delta >= 1 / fewest:
         log.warning(
@@ -63,8 +63,8 @@ def private_run(
         privacy,
         strategy.fronts,
         bool(at_edges),
-        federation.batch_size,
-        federation.local_epochs,
+        federation.training.batch_size,
+        federation.training.local_epochs,
         _spread(at_edges, strategy, federation),
         secure,
         encrypted,
@@ -73,7 +73,8 @@ def private_run(
     )
     target = None
     if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
-        rounds = Counter(device for round in range(1, federation.rounds + 1) for device in strategy.chosen(round))
+        every = range(1, federation.training.rounds + 1)
+        rounds = Counter(device for round in every for device in strategy.chosen(round))
         target = _target(setting, samples, rounds)
         setting = replace(setting, privacy=_solved(setting, samples, rounds))
         log.info("noise multiplier %g for the epsilon asked for", setting.privacy.dp_sgd.noise_multiplier)  # type: ignore[union-attr]
@@ -98,10 +99,10 @@ def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> E
 
 def _spread(trainers: Sequence[EdgeTrainer], strategy: CloudStrategy, federation: Federation) -> int:
     """How many devices' fronts one sample moves in a step, in the worst of all rounds."""
-    if all(trainer.spread(federation.devices) == 1 for trainer in trainers):
+    if all(trainer.spread(federation.training.devices) == 1 for trainer in trainers):
         return 1
     # A strategy may choose more of them than `devices_per_round`.
-    most = max(len(strategy.chosen(round)) for round in range(1, federation.rounds + 1))
+    most = max(len(strategy.chosen(round)) for round in range(1, federation.training.rounds + 1))
     return max(trainer.spread(most) for trainer in trainers)
 
 

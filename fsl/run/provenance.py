@@ -24,21 +24,6 @@ from fsl.segments.states import Field
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.optimizer_settings import Optimizer, Schedule
 
-# Of the federation's fields: no settings, or described below.
-_APART = (
-    "run",
-    "layouts",
-    "up",
-    "down",
-    "optimizer",
-    "aggregator",
-    "costs",
-    "placement",
-    "mobility",
-    "privacy",
-    "ledger",
-    "named",
-)
 _SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
@@ -53,10 +38,11 @@ def settings(
     init_from: Path | None = None,
 ) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
-    values = {name: value for name, value in vars(federation).items() if name not in _APART}
+    values = federation.training.values() | federation.evaluation.values()
+    del values["samples_per_device"]  # `partition` says it
     if federation.optimizer.schedule == Schedule():
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended
-    for way, codec in (("up", federation.up), ("down", federation.down)):
+    for way, codec in federation.wire.ways.items():
         values |= {way: codec.target, **flat(codec.kwargs, f"{way}.")}
     values |= {} if federation.costs is None else federation.costs.settings()
     optimizer = asdict(federation.optimizer)
@@ -104,7 +90,7 @@ def _options(optimizer: Optimizer) -> dict[str, Any]:
 
 def _own_classes(federation: Federation, strategy: CloudStrategy) -> list[type]:
     """The classes that decide what is computed, beside the model's."""
-    specs = [federation.optimizer.spec, federation.up, federation.down, strategy.trainer(1)]
+    specs = [federation.optimizer.spec, *federation.wire.ways.values(), strategy.trainer(1)]
     if (rule := getattr(strategy, "device_rule", None)) is not None:
         specs.append(rule(1))
     found = [spec.locate() for spec in specs if isinstance(spec, Spec)]

@@ -107,7 +107,7 @@ class Simulation:
         """Refuse what cannot work, before anything is written."""
         for layout in self.layouts.values():
             check_dtypes(layout)
-        if self.worker.skip_single and self.federation.batch_size == 1:
+        if self.worker.skip_single and self.federation.training.batch_size == 1:
             raise ConfigError("batch_size=1: batch normalisation needs two rows; use a larger batch, or another norm")
         if self.strategy.fronts == "private" and self.workload.data.validation is not None:
             raise ConfigError(
@@ -132,12 +132,12 @@ class Simulation:
             refuse_other_settings(checkpoint.settings, self.settings, self.folder.path)
             label = checkpoint.label if checkpoint.label is not None else self.folder.read_summary()
             self.label = self.label.gone_on_with(label, self.folder.path)
-            if checkpoint.round >= self.federation.rounds:
+            if checkpoint.round >= self.federation.training.rounds:
                 log.warning(
                     "%s has %d rounds already, and rounds=%d: nothing is left to do; give more rounds to go on",
                     self.folder.path,
                     checkpoint.round,
-                    self.federation.rounds,
+                    self.federation.training.rounds,
                 )
             tensors = {
                 name: {k.removeprefix(f"{name}."): v for k, v in checkpoint.tensors.items() if k.startswith(f"{name}.")}
@@ -162,8 +162,8 @@ class Simulation:
             strategy=type(self.strategy).__name__,
             model=type(model).__name__,
             data=self.workload.data.name,
-            devices=federation.devices,
-            rounds=federation.rounds,
+            devices=federation.training.devices,
+            rounds=federation.training.rounds,
             first_round=self.first_round,
             folder=self.folder.path,
             class_counts=self.class_counts(),
@@ -171,7 +171,7 @@ class Simulation:
         )
         with ExitStack() as stack:
             stack.callback(self.checkpoints.close)
-            if self.first_round <= federation.rounds:
+            if self.first_round <= federation.training.rounds:
                 grid = stack.enter_context(open_grid())
                 lines = RoundLines(stack.enter_context(RunLog(self.folder.path)).line)
                 self.observers = (lines, *self.observers)
@@ -183,7 +183,7 @@ class Simulation:
                     self.strategy.start(
                         grid,
                         self.arrays,
-                        federation.rounds,
+                        federation.training.rounds,
                         timeout,
                         evaluate_fn=self.evaluate,
                         first_round=self.first_round,
@@ -297,7 +297,7 @@ class Simulation:
             "stopped_early": self.stopped,
             "wall_seconds": time.perf_counter() - self.started,
             **({} if classes is None else {"classes": classes}),
-            "seed": self.federation.seed,
+            "seed": self.federation.training.seed,
             "weights": self.weights,
             "settings": self.settings,
             "versions": provenance.versions(),

@@ -9,20 +9,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
-from fsl.errors import ConfigError
 from fsl.flower.placement import Placement
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import Fronts
 from fsl.mobility import Mobility
 from fsl.privacy.settings import Privacy, Probe
 from fsl.segments.states import Layout
+from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.optimizer_settings import Optimizer
+from fsl.settings.training_settings import Training
+from fsl.settings.wire_settings import Wire
 
 if TYPE_CHECKING:
     from fsl.privacy.ledger import Ledger
-
-
-IDENTITY = Spec("fsl.codecs.Identity")
 
 
 class RoundPricer(Protocol):
@@ -35,30 +34,21 @@ class RoundPricer(Protocol):
         """The machines as text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Federation:
     """Everything about a run that its strategy may depend on."""
 
     run: str
-    seed: int
-    rounds: int
-    devices: int
-    layouts: Mapping[str, Layout]
-    edges: int = 1
-    devices_per_round: int | None = None
-    local_epochs: int = 1
-    batch_size: int = 16
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    wire: Wire = field(default_factory=Wire)
     optimizer: Optimizer = field(default_factory=Optimizer)
-    up: Spec = IDENTITY  # the codec of smashed data
-    down: Spec = IDENTITY  # the codec of cut gradients
     aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
-    evaluate_every: int = 1
-    evaluate_devices: int = 100  # private fronts to evaluate, at most
-    evaluate_leakage: int = 0  # test rows over which an evaluation measures what smashed data tell of inputs
-    costs: "RoundPricer | None" = None  # None: rounds have no simulated time
-    placement: Placement | None = None  # None: any node may host any device and edge
     mobility: Mobility | None = None  # None: devices stay where they are
     privacy: Privacy | None = None  # None: nothing is protected
+    placement: Placement | None = None  # None: any node may host any device and edge
+    layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
+    costs: "RoundPricer | None" = None  # None: rounds have no simulated time
     ledger: "Ledger | None" = None  # what was spent against whom
     named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
 
@@ -66,25 +56,11 @@ class Federation:
     def probe(self) -> Probe | None:
         """What evaluations measure of smashed data; None for nothing."""
         cut = None if self.privacy is None else self.privacy.cut
-        return Probe(self.evaluate_leakage, self.seed, cut) if self.evaluate_leakage else None
+        return Probe(self.evaluation.leakage, self.training.seed, cut) if self.evaluation.leakage else None
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "devices", "edges", "local_epochs", "batch_size", "evaluate_devices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 1")
-        if self.evaluate_every < 0:
-            raise ConfigError(f"evaluate_every={self.evaluate_every}: rounds between evaluations, or 0 for none")
-        if self.evaluate_leakage < 0 or 0 < self.evaluate_leakage < 10:
-            raise ConfigError(
-                f"evaluate_leakage={self.evaluate_leakage}: rows of the test data, at least 10, or 0 for none"
-            )
-        if self.edges > self.devices:
-            raise ConfigError(f"edges={self.edges}: there are only {self.devices} devices, and an edge needs one")
         if self.mobility is not None:
-            self.mobility.check(self.devices, self.edges)
-        value = self.devices_per_round
-        if value is not None and not 1 <= value <= self.devices:
-            raise ConfigError(f"devices_per_round={value}: it must lie between 1 and devices={self.devices}")
+            self.mobility.check(self.training.devices, self.training.edges)
 
 
 class CloudStrategy(Protocol):

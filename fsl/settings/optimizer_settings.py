@@ -4,14 +4,10 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fsl.errors import ConfigError
 from fsl.importing.import_paths import locate, public_path
 from fsl.importing.spec import Spec
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -23,6 +19,7 @@ class Schedule:
     cosine: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
         if any(not 0 < m < 1 for m in self.milestones):
             raise ConfigError(f"optimizer.milestones={list(self.milestones)}: each is a share of the rounds, in (0, 1)")
         if not 0 < self.gamma <= 1:

@@ -1,7 +1,6 @@
 """Reads finished runs from their folders as targets of attacks."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,31 +45,32 @@ def read_target(folder: Path, device: int) -> Target:
     run = RunFolder(folder)
     config = _config(run)
     top = read_config(config)
-    if not 0 <= device < top.devices:
-        raise ConfigError(f"victim={device}: {folder} has devices 0 to {top.devices - 1}")
+    training = top.training
+    if not 0 <= device < training.devices:
+        raise ConfigError(f"victim={device}: {folder} has devices 0 to {training.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)
-    federation = Federation(folder.name, top.seed, top.rounds, top.devices, layouts={}, edges=top.edges)
-    strategy.bind(replace(federation, batch_size=top.batch_size))
-    data, _ = build_data(top.data, top.seed)
-    partition = divide(data, build("partition", top.partition), top.devices, top.samples_per_device, top.seed)
+    strategy.bind(Federation(run=folder.name, training=training))
+    data, _ = build_data(top.data, training.seed)
+    rule = build("partition", top.partition)
+    partition = divide(data, rule, training.devices, training.samples_per_device, training.seed)
     rows = partition.indices(device)
     private = strategy.fronts == "private"
     cut = strategy.trainer(1) is not None
     front, *backs = _trained(run, top, data, device if private else None)
-    every = [rows] if private else [partition.indices(k) for k in range(top.devices)]
+    every = [rows] if private else [partition.indices(k) for k in range(training.devices)]
 
     def blank() -> nn.Module:
-        seed = seeds.derive(top.seed, "attack", segment="front")
+        seed = seeds.derive(training.seed, "attack", segment="front")
         return _segments(top, data, seed)[0]
 
     def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
-        again = _quiet(config, rounds or top.rounds)
+        again = _quiet(config, rounds or training.rounds)
         found = simulate_config(again, out, progress=False, strategy=AdversaryEdges(strategy.fronts, edges))
         return found.front(device) if private else found.states["front"]
 
     def history(out: Path) -> list[tuple[nn.Module, nn.Module]]:
         again: SplitStrategy = build("strategy", top.strategy)
-        states = states_by_round(_quiet(config, top.rounds), again, device, private, out)
+        states = states_by_round(_quiet(config, training.rounds), again, device, private, out)
         return [_halves(top, data, tensors) for tensors in states]
 
     return Target(
@@ -84,15 +84,15 @@ def read_target(folder: Path, device: int) -> Target:
         members=torch.cat(every),
         objective=build_objective(top.objective).fit(data.train.targets),
         privacy=build_privacy(top.privacy),
-        seed=top.seed,
-        batch_size=top.batch_size,
+        seed=training.seed,
+        batch_size=training.batch_size,
         fronts=strategy.fronts,
-        edges=top.edges,
+        edges=training.edges,
         answered=cut and not strategy.local_loss,
         rerun=rerun,
         history=history,
-        passes=top.local_epochs,
-        total_rounds=top.rounds,
+        passes=training.local_epochs,
+        total_rounds=training.rounds,
         folder=folder / "attacks",
         up=partial(codec_of, build_codecs(top.codec)["up"]),
     )
@@ -109,7 +109,7 @@ def _quiet(config: DictConfig, rounds: int) -> DictConfig:
 
 
 def _halves(top: RunConfig, data: TaskData, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
-    front, *backs = _with(_segments(top, data, top.seed), tensors)
+    front, *backs = _with(_segments(top, data, top.training.seed), tensors)
     return front, nn.Sequential(*backs).eval()
 
 
@@ -141,7 +141,7 @@ def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None)
         if not path.exists():
             raise ConfigError(f"victim={device}: it has no front in {run.fronts}, since it never trained; take another")
         tensors = load_tensors(run.back_path) | load_tensors(path)
-    return _with(_segments(top, data, top.seed), tensors)
+    return _with(_segments(top, data, top.training.seed), tensors)
 
 
 def _segments(top: RunConfig, data: TaskData, seed: int) -> list[nn.Module]:

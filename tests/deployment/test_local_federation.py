@@ -256,7 +256,7 @@ def test_overrides_are_checked_and_completed(tmp_path, monkeypatch):
     checked = for_federation(["rounds=3", "resume=runs/a b", "hydra.run.dir=here"], edges=2, devices=4)
     assert checked.overrides == ["edges=2", "devices=4", "rounds=3", f"resume='{tmp_path}/runs/a b'"]
     assert checked.folder == tmp_path / "here"
-    assert for_federation(["devices=3"], edges=2, devices=4).config.devices == 3
+    assert for_federation(["devices=3"], edges=2, devices=4).config.training.devices == 3
     with pytest.raises(ConfigError, match="devices=5: this federation has 4"):
         for_federation(["devices=5"], edges=2, devices=4)
     with pytest.raises(ConfigError, match="resume=nowhere: there is no such folder"):

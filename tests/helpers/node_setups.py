@@ -15,5 +15,5 @@ EDGE = {"role": "edge", "edge": 1, "listen": "127.0.0.1:0", "state": "s", "insec
 def setup_of(*overrides, folder="out"):
     config, _ = composed(list(overrides))
     top = read_config(config)
-    task, _ = build_data(top.data, top.seed)
+    task, _ = build_data(top.data, top.training.seed)
     return Setup.of(top, task, Path(folder), Patience())

@@ -1,7 +1,6 @@
 """A word means in Python what it means on the command line, and what cannot be meant is one line."""
 
 import inspect
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from fsl.costs import price
 from fsl.errors import ConfigError, RunError
 from fsl.importing.config_groups import named, names
 from fsl.importing.import_paths import locate
-from fsl.mobility import BackAndForth
+from fsl.mobility import BackAndForth, RandomMobility
 from fsl.privacy.settings import DPSGD, Privacy
 from fsl.run.arguments import (
     as_aggregator,
@@ -31,7 +30,6 @@ from fsl.run.arguments import (
 )
 from fsl.run.config import build_optimizer, build_privacy
 from fsl.run.observers import Observer
-from fsl.settings.federation_settings import Federation
 
 torch.manual_seed(0)
 INPUTS = torch.randn(60, 4)
@@ -58,15 +56,6 @@ def test_arguments_and_keys_of_one_name_have_one_default(function, composed):
     }
     assert len(defaults) > 4
     assert defaults == {name: composed[name] for name in defaults} | ({"resume": False} if "resume" in defaults else {})
-
-
-def test_a_federation_has_the_command_lines_defaults(composed):
-    values = {
-        f.name: f.default for f in fields(Federation) if f.name in composed and not isinstance(composed[f.name], dict)
-    }
-    assert {name: v for name, v in values.items() if isinstance(v, int | None)} == {
-        name: composed[name] for name, v in values.items() if isinstance(v, int | None)
-    }
 
 
 def test_an_optimizer_without_a_class_is_the_command_lines(composed):
@@ -140,7 +129,9 @@ def test_names_classes_and_objects_are_taken():
     assert as_aggregator("mean") is None
     assert as_backend("ray").name == "ray"
     assert as_privacy("dp_sgd") == as_privacy(DPSGD()) == as_privacy(["dp_sgd"]) == Privacy(dp_sgd=DPSGD())
+    assert as_privacy(DPSGD) == Privacy(dp_sgd=DPSGD())
     assert isinstance(as_mobility("back_and_forth"), BackAndForth)
+    assert isinstance(as_mobility(RandomMobility), RandomMobility)
     assert isinstance(as_observers(Observer)[0], Observer)
 
 

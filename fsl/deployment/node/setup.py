@@ -28,7 +28,7 @@ from fsl.messages.strict_json import from_values, json_values, to_json
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.round.workload import Workload
 from fsl.run.config import RunConfig, build_data, build_model, build_objective, outputs_of
-from fsl.run.simulate import local_head
+from fsl.run.local_heads import local_head
 from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ class Setup:
         groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
         return Setup(
             run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
-            seed=config.seed,
-            devices=config.devices,
-            samples_per_device=config.samples_per_device,
+            seed=config.training.seed,
+            devices=config.training.devices,
+            samples_per_device=config.training.samples_per_device,
             threads=config.backend.get("threads", 1),
             groups=groups,
             input_shape=task.input_shape,
