@@ -62,6 +62,17 @@ class Federation:
         if self.mobility is not None:
             self.mobility.check(self.training.devices, self.training.edges)
 
+    if not TYPE_CHECKING:  # a type checker is to find names that are misspelt
+
+        def __getattr__(self, name: str) -> Any:
+            """Read a field of a group by the keyword of `fsl.simulate`, as strategies do: `federation.rounds`."""
+            for group in ("training", "evaluation", "wire"):
+                values = self.__dict__.get(group)  # not there yet where a copy is being made
+                field = name.removeprefix("evaluate_") if group == "evaluation" else name
+                if values is not None and (group != "evaluation" or field != name) and field in values.__dict__:
+                    return getattr(values, f"{field}_spec" if group == "wire" else field)
+            raise AttributeError(f"a run's settings have no '{name}'")
+
 
 class CloudStrategy(Protocol):
     """What a run asks of a strategy; `fsl.strategies.SplitStrategy` is the base class that has it all."""

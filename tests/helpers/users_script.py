@@ -63,7 +63,7 @@ class CalmTrainer(Pooled):
                 self.halved += 1
         return replies
 
-    def figures(self) -> Mapping[str, int]:
+    def counts(self) -> Mapping[str, int]:
         return {"halved": self.halved}
 
 
@@ -76,8 +76,8 @@ class Calm(SplitStrategy):
     def device_rule(self, round: int) -> fsl.Spec:
         return fsl.Spec(self.path(Device))
 
-    def metrics(self, round: int, reports: Sequence[fsl.DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
-        return {"halved": figures["halved"], "worst": max(report.mean_loss for report in reports)}
+    def metrics(self, round: int, reports: Sequence[fsl.DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
+        return {"halved": counts["halved"], "worst": max(report.mean_loss for report in reports)}
 
 
 class Enough(fsl.Observer):
