@@ -16,9 +16,9 @@ from fsl.attacks.likeness import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
-from fsl.messages.steps import Upload
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
+from fsl.trainers.uploads import Upload
 
 UNSPLIT = ("rounds=40", "inner=20", "inputs_lr=0.01", "front_lr=0.01", "samples=8", "magnitude=0")  # not the paper's
 QUICK = ["rounds=4", "devices=2", "batch_size=32", "optimizer.lr=0.1", "evaluate_every=4"]

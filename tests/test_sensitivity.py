@@ -18,7 +18,6 @@ from fsl.privacy.private_learner import Privatizer
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.edge_server import EdgeServer
-from fsl.segments.learner import Release
 from fsl.segments.states import Layout, Replica
 from fsl.settings.optimizer_settings import Optimizer
 from tests.conftest import small_model, small_task
@@ -187,7 +186,7 @@ def test_non_finite_rows_are_cleared_before_every_clip(value):
     other.grad_sample = torch.tensor([[0.0], [7.0], [0.0]])
     privatizer = Privatizer([weights, other], SegmentPrivacy(1.0, 0.0, expected_rows=4.0, joint=True))
     assert torch.allclose(privatizer.norms(), torch.tensor([25.0, 0.0, 0.25]))
-    privatizer.privatize(Release(lambda shape: torch.zeros(tuple(shape))))
+    privatizer.privatize(lambda shape: torch.zeros(tuple(shape)))
     torch.testing.assert_close(4 * weights.grad, torch.tensor([0.6, 0.8 + 0.5]), rtol=1e-5, atol=0)
     assert other.grad.tolist() == [0.0]
 
@@ -215,7 +214,7 @@ def test_rows_that_do_not_agree_are_no_samples():
     weights.grad_sample, other.grad_sample = torch.ones(4, 2), torch.ones(3, 1)
     privatizer = Privatizer([weights, other], SegmentPrivacy(1.0, 1.0, expected_rows=None))
     with pytest.raises(RunError, match="have 3 and 4 rows in one step"):
-        privatizer.privatize(Release(lambda shape: torch.zeros(tuple(shape))))
+        privatizer.privatize(lambda shape: torch.zeros(tuple(shape)))
 
 
 def test_a_secure_number_is_of_four_independent_ones(monkeypatch):

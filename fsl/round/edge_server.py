@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.errors import WireError
+from fsl.errors import ConfigError, LostError, WireError
 from fsl.messages.frames import reply_bytes, upload_bytes
-from fsl.messages.steps import Reply, ReplyPacket, Upload, UploadPacket
+from fsl.messages.steps import ReplyPacket, UploadPacket
+from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
 from fsl.segments.sums import Total
-from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
+from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,9 @@ class EdgeServer:
 
     def settle(self, device: int, factors: Tensor) -> None:
         """What the samples of a device's last step count, where one clip is over front and back."""
-        self.trainer.settle(device, self._sessions[device].step - 1, factors)
+        if not isinstance(self.trainer, JointClip):
+            raise ConfigError(f"{type(self.trainer).__name__} has no clip over front and back together")
+        self.trainer.settle(device, factors)
 
     def update_square(self, device: int) -> float:
         """The squared norm of the update of a device's own back."""
@@ -192,7 +195,10 @@ class EdgeServer:
         """A device is done for this round. Returns its figures; LostError where what it trained cannot be used."""
         if self.trainer.divisible:
             self._remember(device)
-        self.trainer.close(device)
+        try:
+            self.trainer.close(device)
+        except LostError as error:
+            raise LostError(device, self._told or error.reason) from error
         del self._codecs[device]
         return self._sessions.pop(device)
 
