@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fsl.privacy.clip_rules import rule_named
 from fsl.privacy.empty_batches import EmptyBatchLearner
 from fsl.privacy.noise import StepNoise
 from fsl.privacy.settings import SegmentPrivacy
@@ -18,12 +19,14 @@ class PrivateKind:
     """Learners that are trained by DP-SGD as the settings say."""
 
     privacy: SegmentPrivacy
+    allowed: tuple[str, ...]  # packages that a rule's class may be of
 
     def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe) -> "PrivateLearner":
         """A new one; Opacus takes a while to import."""
         from fsl.privacy.private_learner import JointLearner, PrivateLearner
 
-        return (JointLearner if self.privacy.joint else PrivateLearner)(runtime, optimizer, self.privacy)
+        rule = None if self.privacy.rule is None else rule_named(self.privacy.rule, self.allowed)
+        return (JointLearner if self.privacy.joint else PrivateLearner)(runtime, optimizer, self.privacy, rule)
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,12 @@ class EmptyBatchKind:
 class PrivateLender:
     """Lends a segment's private learners; each draws the noise of its own steps."""
 
-    privacy: SegmentPrivacy
+    kind: PrivateKind
     noise: StepNoise
 
     def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> Learner:
         """A learner for this device (None: for the edge)."""
-        learner: PrivateLearner = runtime.borrow(optimizer, PrivateKind(self.privacy))  # type: ignore[assignment]
+        learner: PrivateLearner = runtime.borrow(optimizer, self.kind)  # type: ignore[assignment]
         learner.lend(self.noise, device)
         return learner
 
@@ -54,6 +57,6 @@ def lend_for_empty_batches(runtime: SegmentRuntime, optimizer: OptimizerRecipe, 
     return runtime.borrow(optimizer, EmptyBatchKind())
 
 
-def lender_of(privacy: SegmentPrivacy | None, noise: StepNoise) -> Lender:
+def lender_of(privacy: SegmentPrivacy | None, noise: StepNoise, allowed: tuple[str, ...]) -> Lender:
     """Who lends a segment's learners, by how it is trained; None: without noise."""
-    return lend_plain if privacy is None else PrivateLender(privacy, noise)
+    return lend_plain if privacy is None else PrivateLender(PrivateKind(privacy, allowed), noise)

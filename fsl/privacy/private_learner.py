@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -10,6 +10,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fsl.errors import RunError
+from fsl.privacy.clip_rules import ClipRule, clip_by_layer, layers_of
 from fsl.privacy.empty_batches import EmptyBatchLearner
 from fsl.privacy.noise import Draw, StepNoise
 from fsl.privacy.settings import SegmentPrivacy
@@ -27,7 +28,14 @@ class Privatizer(DPOptimizer):
     Opacus's own optimizer, with the noise from where fsl takes it, and clip factors that may be given from outside.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], privacy: SegmentPrivacy):
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        privacy: SegmentPrivacy,
+        rule: ClipRule | None = None,
+        names: Sequence[str] = (),
+    ):
+        """`rule`: how it clips (None: by the norm of the whole gradient), by the layers in the parameters' `names`."""
         super().__init__(
             torch.optim.SGD(parameters, lr=0.0),  # it only carries the parameters
             noise_multiplier=privacy.noise_multiplier,
@@ -35,6 +43,8 @@ class Privatizer(DPOptimizer):
             expected_batch_size=1,
         )
         self.privacy = privacy
+        self._rule = rule
+        self._layers = layers_of(names)
         self._noise: Draw | None = None
         self._factors: Tensor | None = None
         self._norms = torch.zeros(0, len(parameters))
@@ -63,12 +73,18 @@ class Privatizer(DPOptimizer):
 
     def clip_and_accumulate(self) -> None:
         """As Opacus, by the norms that were measured; or with the factors that were given."""
+        for parameter, factors in zip(self.params, self._clip_factors()):
+            samples = self._get_flat_grad_sample(parameter)
+            parameter.summed_grad = torch.einsum("i,i...", factors.to(samples), samples)
+
+    def _clip_factors(self) -> list[Tensor]:
+        """What each sample's gradient (B,) is multiplied by, for each parameter."""
+        if self._factors is None and self._rule is not None:
+            return list(clip_by_layer(self._rule, self._norms, self._layers, self.max_grad_norm).unbind(1))
         factors = self._factors
         if factors is None:
             factors = (self.max_grad_norm / (self._norms.norm(dim=1) + 1e-6)).clamp(max=1.0)
-        for parameter in self.params:
-            samples = self._get_flat_grad_sample(parameter)
-            parameter.summed_grad = torch.einsum("i,i...", factors.to(samples), samples)
+        return [factors] * len(self.params)
 
     def add_noise(self) -> None:
         """As Opacus, with numbers of our own source."""
@@ -117,12 +133,15 @@ class PrivateLearner(EmptyBatchLearner):
     It has a module of its own: Opacus keeps activations in the module, and learners would find each other's there.
     """
 
-    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy):
+    def __init__(
+        self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy, rule: ClipRule | None = None
+    ):
         module = runtime.copied()
         hookable(module)
         super().__init__(SegmentRuntime(runtime.name, module, runtime.accelerator), recipe)
         self.runtime.install(self.replica)
-        self.privatizer = Privatizer(self.replica.parameters, privacy) if self.replica.parameters else None
+        parameters, names = self.replica.parameters, self.runtime.layout.trained
+        self.privatizer = Privatizer(parameters, privacy, rule, names) if parameters else None
         if self.privatizer is not None:
             GradSampleHooks(module)
         self._noise: StepNoise | None = None

@@ -74,7 +74,8 @@ class DeviceSide:
         secure = worker.workload.secure
         self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
         learners = {
-            name: lender(plan, name, secure)(segment, self.recipe, device) for name, segment in self.segments.items()
+            name: lender(plan, name, worker.workload)(segment, self.recipe, device)
+            for name, segment in self.segments.items()
         }
         for name, learner in learners.items():
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])

@@ -50,7 +50,7 @@ class EdgeSide:
             self._kept,
             self._keep,
             partial(new_total, back.layout, plan),
-            lender(plan, "back", worker.workload.secure, task.edge),
+            lender(plan, "back", worker.workload, task.edge),
             limit_of(worker, plan, "back"),
         )
         self.server.begin(bench, states["back"])

@@ -12,7 +12,7 @@ from fsl.privacy.lending import lend_for_empty_batches, lender_of
 from fsl.privacy.noise import StepNoise, noise_source
 from fsl.privacy.randomized_labels import CorrectedCrossEntropy, Relabelling, draw_shifts
 from fsl.privacy.settings import SegmentPrivacy
-from fsl.round.workload import Worker
+from fsl.round.workload import Worker, Workload
 from fsl.segments.learner import Lender
 from fsl.trainers import EdgeTrainer
 
@@ -22,12 +22,12 @@ def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
     return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
 
 
-def lender(plan: RoundPlan, segment: str, secure: bool, edge: int | None = None) -> Lender:
+def lender(plan: RoundPlan, segment: str, workload: Workload, edge: int | None = None) -> Lender:
     """Who lends a segment's learners in this round: of devices, or of the backs at an edge."""
     privacy = private(plan, segment)
     if privacy is None and edge is not None and plan.privacy is not None and plan.privacy.poisson:
         return lend_for_empty_batches
-    return lender_of(privacy, StepNoise(secure, plan.seed, plan.round, segment, edge))
+    return lender_of(privacy, StepNoise(workload.secure, plan.seed, plan.round, segment, edge), workload.allowed)
 
 
 def protected(trainer: EdgeTrainer, plan: RoundPlan) -> EdgeTrainer:

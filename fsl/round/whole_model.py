@@ -9,6 +9,7 @@ from torch import Tensor
 from fsl.errors import LostError
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.privacy.clip_rules import rule_named
 from fsl.privacy.joint_clip import joint_factors
 from fsl.privacy.noise import Draw, StepNoise
 from fsl.privacy.settings import SegmentPrivacy
@@ -55,7 +56,7 @@ class UnsplitCohort:
         set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
         for segment, replica in zip(self.segments, self.replicas):
             segment.install(replica)
-        self.privatizers = privatizers(self.segments, self.replicas, self.private)
+        self.privatizers = privatizers(self.segments, self.replicas, self.private, worker.workload.allowed)
 
     def run(self, deadline: "Deadline | None" = None) -> CohortResult:
         """Train every device once; the totals hold n_k * w_k of every segment.
@@ -174,7 +175,10 @@ def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> Segmen
 
 
 def privatizers(
-    segments: Sequence[SegmentRuntime], replicas: Sequence[Replica], private: Mapping[str, SegmentPrivacy | None]
+    segments: Sequence[SegmentRuntime],
+    replicas: Sequence[Replica],
+    private: Mapping[str, SegmentPrivacy | None],
+    allowed: tuple[str, ...],
 ) -> dict[str, "Privatizer"]:
     """What makes each segment's step private, by name."""
     found = {}
@@ -186,7 +190,8 @@ def privatizers(
             from fsl.privacy.private_learner import Privatizer
 
             GradSampleHooks(segment.module)
-            found[segment.name] = Privatizer(replica.parameters, privacy)
+            rule = None if privacy.rule is None else rule_named(privacy.rule, allowed)
+            found[segment.name] = Privatizer(replica.parameters, privacy, rule, segment.layout.trained)
     return found
 
 
