@@ -233,10 +233,10 @@ def test_poisson_draws_take_each_sample_with_its_rate(monkeypatch):
     monkeypatch.setattr(
         Privatizer,
         "privatize",
-        lambda self, release, factors=None: (
+        lambda self, noise, batches=1, factors=None: (
             self._fill_empty(),
             sizes.append(len(self.grad_samples[0])),
-            privatize(self, release, factors),
+            privatize(self, noise, batches, factors),
         ),
     )
     run(VanillaSL(), devices=1, batch_size=8, rounds=40, privacy=DP)
