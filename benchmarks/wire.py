@@ -50,7 +50,6 @@ from fsl.messages.frames import read_reply, upload_frame
 from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
-from fsl.messages.steps import Reply, Upload
 from fsl.models import MLP, VGG5, LeNet
 from fsl.objective import CrossEntropy
 from fsl.round.cohort import Cohort
@@ -59,6 +58,7 @@ from fsl.round.node import Node
 from fsl.round.workload import Workload
 from fsl.segments.sums import Total
 from fsl.trainers import EdgeTrainer
+from fsl.trainers.uploads import Reply, Upload
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.line import Ear, LineEnded, Uplink
 from fsl.wire.edge.admission import Admission

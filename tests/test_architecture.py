@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[1]
 # belongs to the room of its folder.
 FLOORS = (
     ("errors", "seeds", "quoting", "installed"),
-    ("files", "private_files", "mobility", "objective", "models", "importing"),
-    ("faults", "segments", "codecs", "data"),
-    ("split", "privacy"),
+    ("files", "private_files", "mobility", "models", "importing"),
+    ("faults", "segments", "objective", "codecs", "data"),
+    ("split", "trainers"),
+    ("privacy",),
     ("messages",),
-    ("flower", "trainers"),
+    ("flower",),
     ("settings", "round"),
     ("costs", "wire", "wire.edge", "wire.device"),
     ("run",),

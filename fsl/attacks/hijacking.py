@@ -19,12 +19,12 @@ from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
 from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
-from fsl.messages.steps import Reply, Upload
 from fsl.privacy.device_guard import clipped
 from fsl.segments.optimizer import dump_optimizer, load_optimizer
 from fsl.segments.states import State
 from fsl.segments.sums import WeightedSum
 from fsl.trainers import EdgeBench, EdgeTrainer
+from fsl.trainers.uploads import Reply, Upload
 
 _PUBLIC = "public.safetensors"
 _NETWORKS = "networks"

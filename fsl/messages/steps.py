@@ -3,11 +3,14 @@
 `Packet`s cross the link, encoded; an edge trainer sees what was in them, as `Upload`s, and answers with `Reply`s.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from fsl.codecs import Payload
+from fsl.trainers.uploads import Reply, Upload
+
+__all__ = ["Reply", "ReplyPacket", "Upload", "UploadPacket"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,41 +32,3 @@ class ReplyPacket:
     step: int
     gradient: Payload
     norms: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What an edge trainer gets: smashed data (B, ...) and targets (B, ...) of one device's step.
-
-    `factors` (B',): what each sample's gradient of the step before is multiplied by, where one clip is over front and
-    back together.
-    """
-
-    device: int
-    step: int
-    smashed: Tensor
-    targets: Tensor
-    _: KW_ONLY
-    factors: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What an edge trainer answers: the gradient of the device's own mean loss at the cut (B, ...).
-
-    `gradient` is None where nothing goes back; `loss` is the device's mean loss, a scalar without graph, and stays
-    at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
-    `norms` (B,): the squared norm of each sample's gradient over the back, where one clip is over both segments.
-    `refused`: why the back did not learn from this upload, whose device is lost for the round; None where it did.
-    `judged`: the trainer has seen that loss, gradient and norms are finite; the edge looks at those of others.
-    """
-
-    device: int
-    step: int
-    gradient: Tensor | None
-    loss: Tensor
-    _: KW_ONLY
-    common: bool = False
-    norms: Tensor | None = None
-    refused: str | None = None
-    judged: bool = False

@@ -1,25 +1,29 @@
 """What a device does for its data's privacy in one round."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from fsl.data import Examples
 from fsl.errors import WireError
 from fsl.privacy.detector import Watch
+from fsl.privacy.joint_clip import joint_factors
 from fsl.privacy.leakage import distance_correlation, mutual_information
-from fsl.privacy.noise import Noise, noise_source
+from fsl.privacy.noise import noise_source
 from fsl.privacy.settings import Privacy, Probe, SegmentPrivacy
 from fsl.segments.finite import sound_rows
+from fsl.segments.learner import Learner
 from fsl.segments.modes import evaluating
+
+if TYPE_CHECKING:
+    from fsl.privacy.private_learner import JointLearner
 
 LEAKS = ("distance_correlation", "mutual_information")  # of inputs and smashed data
 
 
 class DevicePrivacy:
-    """One device's share of a round's privacy: its front's noise, and what happens to its smashed data.
-
-    `noise` is None where the front is not trained privately.
-    """
+    """One device's share of a round's privacy: what happens to its smashed data, and a clip over front and back."""
 
     def __init__(
         self,
@@ -34,27 +38,25 @@ class DevicePrivacy:
         self._cut = privacy.cut
         self._bounded = privacy.clipped
         where = {"device": device, "round": round}
-        self.noise: Noise | None = None
-        if front is not None:
-            self.noise = noise_source(secure, seed, "dp-noise", segment="front", **where)
         self._cut_noise = noise_source(secure, seed, "cut-noise", **where)
         self._nopeek = privacy.nopeek
         self.watch = None if privacy.detector is None else Watch(privacy.detector, device, round)
 
-    @property
-    def joint(self) -> bool:
-        """Whether one clip is over front and back."""
-        return self._front is not None and self._front.joint
+    def settle(self, front: Learner, back: Tensor | None) -> Tensor | None:
+        """Make the step that the front put off where one clip is over front and back; None where there is none.
 
-    def factors(self, front: Tensor, back: Tensor | None) -> Tensor:
-        """What each sample's gradient (B,) is multiplied by so that front and back together obey one clip.
-
-        `back` is what the edge says of the squared norms (B,) over the back; WireError where it cannot be that.
+        Returns what each sample's gradient (B,) is multiplied by, which the edge is to be told. `back` is what the
+        edge says of the squared norms (B,) over the back; WireError where it cannot be that.
         """
-        assert self._front is not None
-        if back is None or back.shape != front.shape or not back.isfinite().all() or (back < 0).any():
+        if self._front is None or not self._front.joint:
+            return None
+        joint: JointLearner = front  # type: ignore[assignment]
+        own = joint.norms
+        if back is None or back.shape != own.shape or not back.isfinite().all() or (back < 0).any():
             raise WireError("the edge did not tell the norms over the back, which one clip over both segments needs")
-        return joint_factors(self._front.clip, front, back.to(front))
+        factors = joint_factors(self._front.clip, own, back.to(own))
+        joint.settle(factors)
+        return factors
 
     def clipped(self, smashed: Tensor) -> Tensor:
         """Smashed data (B, ...), each row at most as long as the clip; gradients pass through it.
@@ -116,8 +118,3 @@ def leaks(front: nn.Module, examples: Examples, probe: Probe, round: int, device
             smashed.append(front(batch.to(_place(front))).cpu())
     one, other = torch.cat(inputs), guard.as_sent(torch.cat(smashed))
     return dict(zip(LEAKS, (float(distance_correlation(one, other)), mutual_information(one, other))))
-
-
-def joint_factors(clip: float, one: Tensor, other: Tensor) -> Tensor:
-    """What each sample's gradient is multiplied by, from the squared norms (B,) of two segments; as Opacus rounds."""
-    return (clip / ((one + other).sqrt() + 1e-6)).clamp(max=1.0)

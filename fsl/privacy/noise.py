@@ -7,6 +7,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -73,6 +74,27 @@ class SecureNoise(Noise):
 def noise_source(secure: bool, seed: int, purpose: str, **where: int | str) -> Noise:
     """The noise of one purpose; `where` as in `fsl.seeds.Stream`."""
     return SecureNoise() if secure else SeededNoise(seeds.Stream(seed, purpose, **where))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one segment's private steps in one round, by the device whose batch a step is over.
+
+    None is the edge `edge`, whose steps are over batches of several devices. `secure`: it comes from the machine's
+    generator, not from `seed`.
+    """
+
+    secure: bool
+    seed: int
+    round: int
+    segment: str
+    edge: int | None = None
+
+    def of(self, device: int | None, step: int) -> Draw:
+        """The standard normal numbers of a step."""
+        segment, owner = (f"{self.segment}/edge-{self.edge}", -1) if device is None else (self.segment, device)
+        source = noise_source(self.secure, self.seed, "dp-noise", segment=segment, device=owner, round=self.round)
+        return source.normal(step)
 
 
 def _secure_uniform(count: int) -> np.ndarray:

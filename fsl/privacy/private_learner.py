@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -10,8 +10,11 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fsl.errors import RunError
+from fsl.privacy.clip_rules import ClipRule, clip_by_layer, layers_of
+from fsl.privacy.empty_batches import EmptyBatchLearner
+from fsl.privacy.noise import Draw, StepNoise
 from fsl.privacy.settings import SegmentPrivacy
-from fsl.segments.learner import Learner, Mark, Release, SegmentRuntime
+from fsl.segments.learner import Mark, SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 
@@ -25,7 +28,14 @@ class Privatizer(DPOptimizer):
     Opacus's own optimizer, with the noise from where fsl takes it, and clip factors that may be given from outside.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], privacy: SegmentPrivacy):
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        privacy: SegmentPrivacy,
+        rule: ClipRule | None = None,
+        names: Sequence[str] = (),
+    ):
+        """`rule`: how it clips (None: by the norm of the whole gradient), by the layers in the parameters' `names`."""
         super().__init__(
             torch.optim.SGD(parameters, lr=0.0),  # it only carries the parameters
             noise_multiplier=privacy.noise_multiplier,
@@ -33,7 +43,9 @@ class Privatizer(DPOptimizer):
             expected_batch_size=1,
         )
         self.privacy = privacy
-        self._release: Release | None = None
+        self._rule = rule
+        self._layers = layers_of(names)
+        self._noise: Draw | None = None
         self._factors: Tensor | None = None
         self._norms = torch.zeros(0, len(parameters))
 
@@ -44,35 +56,44 @@ class Privatizer(DPOptimizer):
         total = torch.stack(squares).sum(0)
         return total.clamp(max=torch.finfo(total.dtype).max / 4)  # so that it stays finite beside the other segment's
 
-    def privatize(self, release: Release, factors: Tensor | None = None) -> None:
-        """Clip, add up, add noise, divide by the batch's (expected) rows; the result is in each parameter's `grad`."""
+    def privatize(self, noise: Draw, batches: int = 1, factors: Tensor | None = None) -> None:
+        """Clip, add up, add noise, divide by the (expected) rows of the batches; the result is in parameters' `grad`.
+
+        `factors` (B,): what each sample's gradient is multiplied by, where it does not follow from this segment alone.
+        """
         rows = self._measure()
         if factors is not None and factors.shape != (rows,):
             raise RunError(f"{rows} samples have gradients, and {tuple(factors.shape)} clip factors were given")
         expected = self.privacy.expected_rows
-        self.expected_batch_size = max(rows, 1) if expected is None else expected * release.uploads
-        self._release, self._factors = release, factors
+        self.expected_batch_size = max(rows, 1) if expected is None else expected * batches
+        self._noise, self._factors = noise, factors
         self.pre_step()
         for parameter in self.params:
             parameter.grad_sample = parameter.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
         """As Opacus, by the norms that were measured; or with the factors that were given."""
-        factors = self._factors
-        if factors is None:
-            factors = (self.max_grad_norm / (self._norms.norm(dim=1) + 1e-6)).clamp(max=1.0)
-        for parameter in self.params:
+        for parameter, factors in zip(self.params, self._clip_factors()):
             samples = self._get_flat_grad_sample(parameter)
             parameter.summed_grad = torch.einsum("i,i...", factors.to(samples), samples)
 
+    def _clip_factors(self) -> list[Tensor]:
+        """What each sample's gradient (B,) is multiplied by, for each parameter."""
+        if self._factors is None and self._rule is not None:
+            return list(clip_by_layer(self._rule, self._norms, self._layers, self.max_grad_norm).unbind(1))
+        factors = self._factors
+        if factors is None:
+            factors = (self.max_grad_norm / (self._norms.norm(dim=1) + 1e-6)).clamp(max=1.0)
+        return [factors] * len(self.params)
+
     def add_noise(self) -> None:
         """As Opacus, with numbers of our own source."""
-        assert self._release is not None
+        assert self._noise is not None
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             total = parameter.summed_grad
             # 0 * noise would cost as much as noise.
-            parameter.grad = total + std * self._release.noise(total.shape).to(total) if std else total.clone()
+            parameter.grad = total + std * self._noise(total.shape).to(total) if std else total.clone()
 
     def _fill_empty(self) -> None:
         """A batch without rows has run through no layer."""
@@ -106,20 +127,29 @@ def _by_sample(samples: Tensor) -> Tensor:
     return samples.reshape(len(samples), math.prod(samples.shape[1:]))
 
 
-class PrivateLearner(Learner):
-    """A learner whose steps are releases of DP-SGD.
+class PrivateLearner(EmptyBatchLearner):
+    """A learner whose steps are releases of DP-SGD, each with noise of its own.
 
     It has a module of its own: Opacus keeps activations in the module, and learners would find each other's there.
     """
 
-    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy):
+    def __init__(
+        self, runtime: SegmentRuntime, recipe: OptimizerRecipe, privacy: SegmentPrivacy, rule: ClipRule | None = None
+    ):
         module = runtime.copied()
         hookable(module)
         super().__init__(SegmentRuntime(runtime.name, module, runtime.accelerator), recipe)
         self.runtime.install(self.replica)
-        self.privatizer = Privatizer(self.replica.parameters, privacy) if self.replica.parameters else None
+        parameters, names = self.replica.parameters, self.runtime.layout.trained
+        self.privatizer = Privatizer(parameters, privacy, rule, names) if parameters else None
         if self.privatizer is not None:
             GradSampleHooks(module)
+        self._noise: StepNoise | None = None
+        self._device: int | None = None
+
+    def lend(self, noise: StepNoise, device: int | None) -> None:
+        """From now on its steps draw this device's noise (None: the edge's)."""
+        self._noise, self._device = noise, device
 
     def begin(
         self,
@@ -128,12 +158,12 @@ class PrivateLearner(Learner):
         kept: Mapping[str, Tensor] | None = None,
         transients: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """As ever; what a session left that was broken off is forgotten."""
+        """Like `Learner.begin`, and drops what a broken session left."""
         super().begin(state, learning_rate, kept, transients)
         self._forget()
 
     def undo(self, mark: Mark) -> None:
-        """As ever; and what Opacus has kept of the passes."""
+        """Like `Learner.undo`, and drops what Opacus kept of the passes."""
         super().undo(mark)
         self._forget()
 
@@ -144,25 +174,58 @@ class PrivateLearner(Learner):
         for parameter in self.replica.parameters:
             parameter.grad_sample, parameter._forward_counter = None, 0  # type: ignore[attr-defined]
 
-    def forward(self, inputs: Tensor, noise: int) -> Tensor:
-        """The segment's output; that of no rows leaves no trace in the module."""
-        if len(inputs):
-            return super().forward(inputs, noise)
-        with torch.no_grad():
-            return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), noise)[:0]
+    def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
+        """One optimizer step with the private gradient of the rows since the last one.
 
-    def norms(self) -> Tensor:
-        """The squared norm of each sample's gradient over this segment, (B,)."""
-        assert self.privatizer is not None
-        return self.privatizer.norms()
+        Its noise is that of this `step` of the device it is lent to (or of `device`), divided by what so many
+        `batches`, and those that came empty, are expected to have.
+        """
+        self._release(self._draw(step, device), batches)
 
-    def step(self, backwards: int = 1, release: Release | None = None, factors: Tensor | None = None) -> None:
-        """One optimizer step with the private gradient of the rows since the last one."""
-        if release is None:
-            raise RunError(f"segment {self.runtime.name} is trained privately, but its step names no release")
+    def _draw(self, step: int | None, device: int | None) -> Draw:
+        """The noise of a step; RunError where a step does not say which it is."""
+        if step is None or self._noise is None:
+            raise RunError(
+                f"segment {self.runtime.name} is trained privately, but its step does not say which of the round it "
+                "is, so that it has no noise; call learner.step(upload.step) on a learner of bench.borrow()"
+            )
+        return self._noise.of(self._device if device is None else device, step)
+
+    def _release(self, draw: Draw, batches: int, factors: Tensor | None = None) -> None:
+        batches, self.empty_batches = batches + self.empty_batches, 0
         if self.privatizer is not None:
-            self.privatizer.privatize(release, factors)
+            self.privatizer.privatize(draw, batches, factors)
         super().step()
+
+
+class JointLearner(PrivateLearner):
+    """A private learner of one of two segments that are clipped together.
+
+    Its step is put off until `settle` says what each sample counts; until then `norms` (B,) are the squared norms of
+    the samples' gradients over this segment.
+    """
+
+    norms = torch.zeros(0)
+    _waiting: tuple[Draw, int] | None = None
+
+    def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
+        """Measure the samples' norms, and put the step off."""
+        if self._waiting is not None:
+            raise RunError(f"segment {self.runtime.name}: nobody told what the samples of the step before count")
+        assert self.privatizer is not None
+        self.norms = self.privatizer.norms()
+        self._waiting = self._draw(step, device), batches
+
+    def settle(self, factors: Tensor) -> None:
+        """Make the step that was put off, each sample's gradient multiplied by its factor (B,)."""
+        if self._waiting is None:
+            raise RunError(f"segment {self.runtime.name}: clip factors came for no step")
+        (draw, batches), self._waiting = self._waiting, None
+        self._release(draw, batches, factors)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._waiting = None
 
 
 def hookable(module: nn.Module) -> None:

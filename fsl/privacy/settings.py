@@ -16,6 +16,7 @@ class SegmentPrivacy:
     noise_multiplier: float
     expected_rows: float | None  # of a batch; None: batches are fixed, and their own size counts
     joint: bool = False  # the clip is of front and back together
+    rule: str | None = None  # a ClipRule's import path; None: by the norm of the whole gradient
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class DPSGD:
     `target_epsilon` has it solved for. `clipping="separate"` clips front and back each for itself; `front_share` of
     the budget is then the front's: s_f^-2 = front_share * s^-2, and the rest the back's (1: only the front is private;
     0: only the back).
-    "joint" clips a sample's gradient over both, for which its norms travel between device and edge.
+    "joint" clips a sample's gradient over both, for which its norms travel between device and edge. The import path of
+    a `fsl.privacy.clip_rules.ClipRule` clips them each for itself by that rule.
     `sampling="poisson"` draws each sample with rate batch_size / n_k in each step; "shuffle" uses fixed batches,
     whose releases are not amplified.
     """
@@ -35,7 +37,7 @@ class DPSGD:
     target_epsilon: float | None = None
     clip: float = 1.0
     back_clip: float | None = None  # None: as `clip`
-    clipping: Literal["separate", "joint"] = "separate"
+    clipping: str = "separate"
     front_share: float = 0.5
     sampling: Literal["poisson", "shuffle"] = "poisson"
 
@@ -54,12 +56,18 @@ class DPSGD:
         _positive("privacy.dp_sgd.clip", self.clip)
         if self.back_clip is not None:
             _positive("privacy.dp_sgd.back_clip", self.back_clip)
-        one_of("privacy.dp_sgd.clipping", self.clipping, ("separate", "joint"))
+        if "." not in self.clipping:
+            one_of("privacy.dp_sgd.clipping", self.clipping, ("separate", "joint", "a ClipRule's import path"))
         one_of("privacy.dp_sgd.sampling", self.sampling, ("poisson", "shuffle"))
         if not 0 <= self.front_share <= 1:
             raise ConfigError(f"privacy.dp_sgd.front_share={self.front_share}: a share of the budget, from 0 to 1")
         if self.clipping == "joint" and (self.front_share != 0.5 or self.back_clip is not None):
             raise ConfigError("privacy.dp_sgd.clipping=joint: there is one clip; leave back_clip and front_share out")
+
+    @property
+    def rule(self) -> str | None:
+        """The import path of the rule by which each segment is clipped; None: by the norm of the whole gradient."""
+        return self.clipping if "." in self.clipping else None
 
     def multiplier(self, segment: str) -> float | None:
         """A segment's own noise multiplier; None where it is not trained privately."""
@@ -215,7 +223,7 @@ class Privacy:
         if name == "back" and self.dp_sgd.back_clip is not None:
             clip = self.dp_sgd.back_clip
         rows = float(batch_size) if self.poisson else None
-        return SegmentPrivacy(clip, multiplier, rows, self.dp_sgd.clipping == "joint")
+        return SegmentPrivacy(clip, multiplier, rows, self.joint, self.dp_sgd.rule)
 
     def with_multiplier(self, noise_multiplier: float) -> Self:
         """The same with the noise multiplier of DP-SGD that was solved for."""

@@ -8,12 +8,11 @@ from torch import Tensor
 from fsl.codecs.codec_maker import codec_maker
 from fsl.errors import ConfigError, LostError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
-from fsl.privacy.lending import learner_kind
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.round.batches import BatchPlan, load_batches, plan_batches
 from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
-from fsl.round.round_privacy import device_privacy, private, relabelling, reported_batch_size
+from fsl.round.round_privacy import device_privacy, lender, relabelling, reported_batch_size
 from fsl.round.rows import refuse_unmeasured
 from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
@@ -74,7 +73,7 @@ class DeviceSide:
         secure = worker.workload.secure
         self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
         learners = {
-            name: segment.borrow(self.recipe, learner_kind(private(plan, name)))
+            name: lender(plan, name, worker.workload)(segment, self.recipe, device)
             for name, segment in self.segments.items()
         }
         for name, learner in learners.items():

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.errors import WireError
+from fsl.errors import ConfigError, LostError, WireError
 from fsl.messages.frames import reply_bytes, upload_bytes
-from fsl.messages.steps import Reply, ReplyPacket, Upload, UploadPacket
+from fsl.messages.steps import ReplyPacket, UploadPacket
+from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
 from fsl.segments.sums import Total
-from fsl.trainers import EdgeBench, EdgeTrainer, Snapshot
+from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
+from fsl.trainers.edge_trainer import counts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,10 @@ class EdgeServer:
         return found
 
     def settle(self, device: int, factors: Tensor) -> None:
-        """Give the trainer the clip factors (B,) of a device's last step, where front and back share one clip."""
-        self.trainer.settle(device, self._sessions[device].step - 1, factors)
+        """What the samples of a device's last step count, where one clip is over front and back."""
+        if not isinstance(self.trainer, JointClip):
+            raise ConfigError(f"{type(self.trainer).__name__} has no clip over front and back together")
+        self.trainer.settle(device, factors)
 
     def update_square(self, device: int) -> float:
         """Returns the squared norm of the update of a device's own back."""
@@ -193,7 +197,10 @@ class EdgeServer:
         """Close a device's session and return it; LostError where its work is unusable."""
         if self.trainer.divisible:
             self._remember(device)
-        self.trainer.close(device)
+        try:
+            self.trainer.close(device)
+        except LostError as error:
+            raise LostError(device, self._told or error.reason) from error
         del self._codecs[device]
         return self._sessions.pop(device)
 
@@ -231,8 +238,7 @@ class EdgeServer:
         that a broadcasting link would save.
         """
         counts = self._counts.copy()
-        told = getattr(self.trainer, "counts", self.trainer.counts)  # the hook's name before it was `counts`
-        counts.update(told())
+        counts.update(counts_of(self.trainer))
         return counts
 
     def _answers(self, replies: Sequence[Reply]) -> list[ReplyPacket]:

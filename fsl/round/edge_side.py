@@ -10,7 +10,7 @@ from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.round.edge_server import EdgeServer
 from fsl.round.kept_states import keep, load_kept, new_total
-from fsl.round.round_privacy import edge_objective, private, reported_batch_size
+from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
 from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
 from fsl.round.workload import Worker
@@ -33,7 +33,7 @@ class EdgeSide:
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
-        trainer = self._trainer(plan.trainer)
+        trainer = protected(self._trainer(plan.trainer), plan)
         memory = TrainerMemory(plan, worker)
         told = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
@@ -49,8 +49,7 @@ class EdgeSide:
             self._kept,
             self._keep,
             partial(new_total, back.layout, plan),
-            private(plan, "back"),
-            worker.workload.secure,
+            lender(plan, "back", worker.workload, task.edge),
             limit_of(worker, plan, "back"),
         )
         self.server.begin(bench, states["back"])

@@ -14,7 +14,7 @@ from fsl.objective import Objective
 from fsl.privacy.device_guard import DevicePrivacy
 from fsl.seeds import Stream
 from fsl.segments.finite import REFUSED, finite, usable
-from fsl.segments.learner import Learner, Release
+from fsl.segments.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,9 @@ class Device:
             self._answered = 0
 
     def _step(self, reply: ReplyPacket) -> None:
-        front, privacy = self.bench.front, self.bench.privacy
-        if privacy is None or privacy.noise is None:
-            front.step(self._answered)
-            return
-        if privacy.joint:
-            self._factors = privacy.factors(front.norms(), reply.norms)
-        front.step(release=Release(privacy.noise.normal(reply.step)), factors=self._factors)
+        self.bench.front.step(reply.step, backwards=self._answered)
+        if self.bench.privacy is not None:
+            self._factors = self.bench.privacy.settle(self.bench.front, reply.norms)
 
     def settle(self) -> Tensor | None:
         """The clip factors (B,) of the last step, which the edge does not have yet; None where it needs none."""

@@ -6,15 +6,38 @@ from fsl.errors import ConfigError
 from fsl.messages.round_plan import RoundPlan
 from fsl.objective import Objective
 from fsl.privacy.device_guard import DevicePrivacy
-from fsl.privacy.noise import noise_source
+from fsl.privacy.empty_batches import EmptyBatchObjective, PoissonBatches
+from fsl.privacy.joint_clip import JointClip
+from fsl.privacy.lending import lend_for_empty_batches, lender_of
+from fsl.privacy.noise import StepNoise, noise_source
 from fsl.privacy.randomized_labels import Relabelling, corrected, draw_shifts, seeded_relabelling
 from fsl.privacy.settings import SegmentPrivacy
-from fsl.round.workload import Worker
+from fsl.round.workload import Worker, Workload
+from fsl.segments.learner import Lender
+from fsl.trainers import EdgeTrainer
 
 
 def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
     """How a plan has a segment trained privately; None: as ever."""
     return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
+
+
+def lender(plan: RoundPlan, segment: str, workload: Workload, edge: int | None = None) -> Lender:
+    """Who lends a segment's learners in this round: of devices, or of the backs at an edge."""
+    privacy = private(plan, segment)
+    if privacy is None and edge is not None and plan.privacy is not None and plan.privacy.poisson:
+        return lend_for_empty_batches
+    return lender_of(privacy, StepNoise(workload.secure, plan.seed, plan.round, segment, edge), workload.allowed)
+
+
+def protected(trainer: EdgeTrainer, plan: RoundPlan) -> EdgeTrainer:
+    """An edge trainer as a plan's privacy has it: under Poisson draws, or with one clip over front and back."""
+    if plan.privacy is None:
+        return trainer
+    if plan.privacy.poisson:
+        back = private(plan, "back")
+        trainer = PoissonBatches(trainer, None if back is None else back.expected_rows)
+    return JointClip(trainer) if plan.privacy.joint else trainer
 
 
 def reported_batch_size(plan: RoundPlan) -> int | None:
@@ -50,8 +73,11 @@ def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> R
 
 
 def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
-    """What a back minimises: the run's objective, corrected where labels are randomized."""
-    return corrected(objective, None if plan.privacy is None else plan.privacy.labels)
+    """What a back minimises: the run's objective, corrected where labels are randomized; batches may be empty."""
+    if plan.privacy is None:
+        return objective
+    objective = corrected(objective, plan.privacy.labels)
+    return EmptyBatchObjective(objective) if plan.privacy.poisson else objective
 
 
 def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy | None:

@@ -17,6 +17,7 @@ from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import RoundPlan
 from fsl.objective import Objective
+from fsl.privacy.clip_rules import rule_named
 from fsl.privacy.randomized_labels import CorrectedCrossEntropy
 from fsl.privacy.settings import Privacy
 from fsl.round.row_gradients import alike, refuse_gradients, refuse_loss
@@ -40,6 +41,8 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
             f"{tuple(workload.data.train.targets.shape)}; give a class index for each sample, or leave privacy.labels "
             "out"
         )
+    if privacy.dp_sgd is not None and privacy.dp_sgd.rule is not None:
+        rule_named(privacy.dp_sgd.rule, workload.allowed)
     if dp_sgd and split:
         refuse_codecs(workload, up, down)
     if not (dp_sgd or cut or privacy.client is not None) or not len(workload.data.train):

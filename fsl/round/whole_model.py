@@ -9,8 +9,9 @@ from torch import Tensor
 from fsl.errors import LostError
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
-from fsl.privacy.device_guard import joint_factors
-from fsl.privacy.noise import noise_source
+from fsl.privacy.clip_rules import rule_named
+from fsl.privacy.joint_clip import joint_factors
+from fsl.privacy.noise import Draw, StepNoise
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
@@ -23,7 +24,7 @@ from fsl.round.unusable import limit_of, lost_reason
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
 from fsl.segments.finite import REFUSED, finite, refuse_states, usable
-from fsl.segments.learner import Release, SegmentRuntime
+from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Replica, State
 
@@ -55,7 +56,7 @@ class WholeModelCohort:
         set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
         for segment, replica in zip(self.segments, self.replicas):
             segment.install(replica)
-        self.privatizers = privatizers(self.segments, self.replicas, self.private)
+        self.privatizers = privatizers(self.segments, self.replicas, self.private, worker.workload.allowed)
 
     def run(self, deadline: "Deadline | None" = None) -> CohortResult:
         """Train every device once; returns totals with n_k * w_k of every segment.
@@ -107,7 +108,7 @@ class WholeModelCohort:
             segment.install(replica)
         owner = f"optimizers/devices/{device}"
         load_optimizer(self.optimizer, None if plan.reset_optimizer else self.worker.store.load(owner, task.version))
-        noises = [Stream(plan.seed, "forward", segment=s.name, device=device, round=plan.round) for s in self.segments]
+        streams = [Stream(plan.seed, "forward", segment=s.name, device=device, round=plan.round) for s in self.segments]
         losses: list[Tensor] = []
         counts: list[float] = []
         loader = load_batches(
@@ -116,10 +117,10 @@ class WholeModelCohort:
         with stepping(plan) as here:
             here(device, 0)
             for inputs, targets in loader:
-                at = [noise.at(len(losses)) for noise in noises]
-                releases = [self._release(name, device, len(losses)) for name in self.privatizers]
+                at = [stream.at(len(losses)) for stream in streams]
+                noise = [self._noise(name).of(device, len(losses)) for name in self.privatizers]
                 counts.append(workload.objective.weight(targets))
-                losses.append(self._step(inputs, targets, at, releases, device))
+                losses.append(self._step(inputs, targets, at, noise, device))
                 here(device, len(losses))
                 if deadline is not None and deadline.left() <= 0:
                     raise LostError(device, deadline.reason)
@@ -139,17 +140,15 @@ class WholeModelCohort:
             model_bytes=model_bytes,
         )
 
-    def _release(self, segment: str, device: int, step: int) -> Release:
-        plan = self.plan
-        noise = noise_source(self.secure, plan.seed, "dp-noise", segment=segment, device=device, round=plan.round)
-        return Release(noise.normal(step))
+    def _noise(self, segment: str) -> StepNoise:
+        return StepNoise(self.secure, self.plan.seed, self.plan.round, segment)
 
-    def _step(self, inputs: Tensor, targets: Tensor, noises: list[int], releases: list[Release], device: int) -> Tensor:
+    def _step(self, inputs: Tensor, targets: Tensor, layer_seeds: list[int], noise: list[Draw], device: int) -> Tensor:
         values, loss = inputs, inputs.new_zeros(())
         if len(inputs):
-            for segment, noise in zip(self.segments, noises):
+            for segment, layer_seed in zip(self.segments, layer_seeds):
                 with DEFAULT_GENERATOR:
-                    reseed(noise, segment.accelerator)
+                    reseed(layer_seed, segment.accelerator)
                     values = segment.module(values)
             loss = self.worker.workload.objective.loss(values, targets)
             loss.backward()
@@ -157,7 +156,7 @@ class WholeModelCohort:
                 for parameter in self.parameters:
                     parameter.grad = None
                 raise LostError(device, REFUSED)
-        privatize(list(self.privatizers.values()), releases)
+        privatize(list(self.privatizers.values()), noise)
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -176,7 +175,10 @@ def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> Segmen
 
 
 def privatizers(
-    segments: Sequence[SegmentRuntime], replicas: Sequence[Replica], private: Mapping[str, SegmentPrivacy | None]
+    segments: Sequence[SegmentRuntime],
+    replicas: Sequence[Replica],
+    private: Mapping[str, SegmentPrivacy | None],
+    allowed: tuple[str, ...],
 ) -> dict[str, "Privatizer"]:
     """Returns, by name, the objects that make each segment's step private."""
     found = {}
@@ -188,15 +190,16 @@ def privatizers(
             from fsl.privacy.private_learner import Privatizer
 
             GradSampleHooks(segment.module)
-            found[segment.name] = Privatizer(replica.parameters, privacy)
+            rule = None if privacy.rule is None else rule_named(privacy.rule, allowed)
+            found[segment.name] = Privatizer(replica.parameters, privacy, rule, segment.layout.trained)
     return found
 
 
-def privatize(privatizers: Sequence["Privatizer"], releases: Sequence[Release]) -> None:
-    """Make the gradients of all segments private, by one clip where they share it."""
+def privatize(privatizers: Sequence["Privatizer"], noise: Sequence[Draw]) -> None:
+    """Private gradients of all segments, by one clip where it is over both."""
     factors = None
     if privatizers and privatizers[0].privacy.joint:
         zero, norms = torch.zeros(()), [one.norms() for one in privatizers]
         factors = joint_factors(privatizers[0].privacy.clip, norms[0], norms[1] if len(norms) > 1 else zero)
-    for one, release in zip(privatizers, releases):
-        one.privatize(release, factors)
+    for one, draw in zip(privatizers, noise):
+        one.privatize(draw, factors=factors)

@@ -14,6 +14,7 @@ from fsl.privacy.accounting import solve
 from fsl.privacy.claims import ReleaseCounts, Setting, claim
 from fsl.privacy.ledger import EpsilonTarget, Ledger
 from fsl.privacy.settings import DPSGD, Privacy
+from fsl.privacy.trainer_accounts import declares_private, fronts_moved, has_private_step, unaccountable
 from fsl.round.batches import sample_rate
 from fsl.run.private_rounds import fixed_segments, trainers_of
 from fsl.segments.modes import modes_of, normalises_over_rows, put_back, training_modes
@@ -99,11 +100,11 @@ def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> E
 
 def _spread(trainers: Sequence[EdgeTrainer], strategy: CloudStrategy, federation: Federation) -> int:
     """How many devices' fronts one sample moves in a step, in the worst of all rounds."""
-    if all(trainer.spread(federation.training.devices) == 1 for trainer in trainers):
+    if all(fronts_moved(trainer, federation.training.devices) == 1 for trainer in trainers):
         return 1
     # A strategy may choose more of them than `devices_per_round`.
     most = max(len(strategy.chosen(round)) for round in range(1, federation.training.rounds + 1))
-    return max(trainer.spread(most) for trainer in trainers)
+    return max(fronts_moved(trainer, most) for trainer in trainers)
 
 
 def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> Privacy:
@@ -222,8 +223,8 @@ def _refuse_dp_sgd(
         )
     if trainer is None:
         return
-    if not trainer.declares_private():
-        if trainer.private:
+    if not declares_private(type(trainer)):
+        if has_private_step(type(trainer)):
             raise ConfigError(
                 f"privacy.dp_sgd: the trainer {type(trainer).__name__} inherits private = True, which was said of "
                 "another step; where its own clips what each sample contributes, say private = True in its body, with "
@@ -233,7 +234,7 @@ def _refuse_dp_sgd(
             f"privacy.dp_sgd: the back of {name} has no private step; use splitfed_v1, splitfed_v2, splitfed_v3, "
             "vanilla, psl, sglr or fedavg"
         )
-    if (reason := trainer.unaccountable(privacy)) is not None:
+    if (reason := unaccountable(trainer, privacy)) is not None:
         raise ConfigError(f"privacy.dp_sgd: {reason}")
     if dp_sgd.clipping == "joint" and (not trainer.divisible or federation.mobility is not None):
         raise ConfigError(
@@ -251,7 +252,7 @@ def refuse_detector(
     name = type(strategy).__name__
     if trainer is None or strategy.local_loss:
         raise ConfigError(f"privacy.detector: devices of {name} get no cut gradients to watch; leave it out")
-    if trainer.spread(devices) > 1:
+    if fronts_moved(trainer, devices) > 1:
         raise ConfigError(
             f"privacy.detector: {name} averages cut gradients over devices (phi > 0), so that they do not depend on "
             "one device's labels; use phi=0, or leave the detector out"

@@ -1,7 +1,7 @@
 """One copy of a segment under training: its tensors, its optimizer, and the stream its dropout draws from."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.errors import RunError
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Layout, Replica, State
 
@@ -61,20 +60,24 @@ class LearnerKind(Protocol):
         """A new learner of the segment."""
 
 
+class Lender(Protocol):
+    """Lends a segment's learners for one round, each to a device, or to the edge where it is of no single device."""
+
+    def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> "Learner":
+        """A learner for this device (None: for the edge)."""
+
+
+def lend_plain(runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> "Learner":
+    """A learner that steps by its gradients as they are, whoever it is lent to."""
+    return runtime.borrow(optimizer)
+
+
 @dataclass(frozen=True)
 class Mark:
     """What a forward pass may change before any step: a segment's buffers by name, and its transients."""
 
     buffers: Mapping[str, Tensor]
     transients: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Release:
-    """A private step: the numbers that its noise is made of, and how many devices' batches it is over."""
-
-    noise: Callable[[Sequence[int]], Tensor]
-    uploads: int = 1
 
 
 class Learner:
@@ -110,11 +113,12 @@ class Learner:
             seeds.reseed(noise, self.runtime.accelerator)
             return self.runtime.module(inputs)
 
-    def step(self, backwards: int = 1, release: Release | None = None, factors: Tensor | None = None) -> None:
+    def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
         """One optimizer step with the mean gradient of so many backward passes; the gradients are then dropped.
 
-        Where the segment is trained privately, `release` is where its noise comes from, and `factors` (B,) what each
-        sample's gradient is multiplied by, if that does not follow from this segment alone.
+        `step`: which of the round it is. `device`: whose batch it is over, where the learner is lent to no single
+        device. `batches`: over how many devices' batches. A learner that draws numbers for its steps goes by these
+        three; this one has no use for them.
         """
         if self.optimizer is not None:
             if backwards > 1:
@@ -149,10 +153,6 @@ class Learner:
         """What the passes since the last step made: each parameter's gradient, and the state where it has buffers."""
         gradients = [parameter.grad for parameter in self.replica.parameters]
         return [*gradients, *(self.state().flats.values() if self.runtime.layout.has_buffers else ())]
-
-    def norms(self) -> Tensor:
-        """The squared norm of each sample's gradient, (B,), where the segment is trained privately."""
-        raise RunError(f"segment {self.runtime.name} is not trained privately, and has no gradient per sample")
 
     def state(self) -> State:
         """The segment's values now, not copied."""

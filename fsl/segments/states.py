@@ -83,6 +83,11 @@ class Layout:
             owners[identity].extend(plain)
         self._slots = slots  # of the fields, then of the transients
 
+    @property
+    def trained(self) -> list[str]:
+        """The names of the tensors that are trained, in the order of a replica's parameters."""
+        return [field.name for field in self.fields if field.trainable]
+
     def zeros(self, device: torch.device | None = None) -> State:
         """A state of zeros."""
         return State({dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in self.sizes.items()})

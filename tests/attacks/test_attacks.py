@@ -16,9 +16,9 @@ from fsl.attacks.likeness import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
-from fsl.messages.steps import Upload
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
+from fsl.trainers.uploads import Upload
 
 pytestmark = pytest.mark.slow
 

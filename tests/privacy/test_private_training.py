@@ -14,13 +14,12 @@ from fsl.data import Dirichlet, TaskData, TensorExamples
 from fsl.mobility import RandomMobility, ScheduledMobility
 from fsl.models import VGG5, LeNet
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
-from fsl.privacy.device_guard import joint_factors
+from fsl.privacy.joint_clip import joint_factors
 from fsl.privacy.noise import SecureNoise, SeededNoise
 from fsl.privacy.private_learner import Privatizer, hookable
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.run.backend import Backend
 from fsl.seeds import Stream
-from fsl.segments.learner import Release
 from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.runs import ADAM, MOMENTUM, SGD, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
@@ -46,12 +45,12 @@ class Seen:
         self.rows: dict[tuple, list[torch.Tensor]] = {}
         privatize = Privatizer.privatize
 
-        def look(privatizer, release, factors=None):
+        def look(privatizer, noise, batches=1, factors=None):
             privatizer._fill_empty()
             rows = torch.cat([g.flatten(1) for g in privatizer.grad_samples], dim=1)
             shapes = tuple(tuple(p.shape) for p in privatizer.params)
             self.rows.setdefault(shapes, []).append(rows.clone())
-            privatize(privatizer, release, factors)
+            privatize(privatizer, noise, batches, factors)
 
         monkeypatch.setattr(Privatizer, "privatize", look)
 
@@ -108,7 +107,7 @@ def test_one_clip_is_of_both_segments_norms_together():
     weights.grad_sample = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
     privatizer = Privatizer([weights], SegmentPrivacy(clip=1.0, noise_multiplier=0.0, expected_rows=None, joint=True))
     assert privatizer.norms().tolist() == [25.0, 1.0]
-    privatizer.privatize(Release(lambda shape: torch.zeros(shape)), torch.tensor([0.1, 0.5]))
+    privatizer.privatize(lambda shape: torch.zeros(shape), factors=torch.tensor([0.1, 0.5]))
     torch.testing.assert_close(weights.grad, torch.tensor([0.15, 0.45]))  # a mean over two rows
 
 
@@ -236,10 +235,10 @@ def test_poisson_draws_take_each_sample_with_its_rate(monkeypatch):
     monkeypatch.setattr(
         Privatizer,
         "privatize",
-        lambda self, release, factors=None: (
+        lambda self, noise, batches=1, factors=None: (
             self._fill_empty(),
             sizes.append(len(self.grad_samples[0])),
-            privatize(self, release, factors),
+            privatize(self, noise, batches, factors),
         ),
     )
     run(VanillaSL(), devices=1, batch_size=8, rounds=40, privacy=DP)
@@ -271,12 +270,11 @@ def test_secure_noise_is_never_the_same():
 @pytest.mark.parametrize("expected", [None, 5.0])
 def test_the_noise_of_a_step_has_the_variance_that_is_accounted(expected):
     from fsl.privacy.settings import SegmentPrivacy
-    from fsl.segments.learner import Release
 
     parameter = nn.Parameter(torch.zeros(200, 1000))
     privatizer = Privatizer([parameter], SegmentPrivacy(clip=3.0, noise_multiplier=0.7, expected_rows=expected))
     parameter.grad_sample = torch.zeros(4, 200, 1000)
-    privatizer.privatize(Release(SeededNoise(Stream(0, "test")).normal(0)))
+    privatizer.privatize(SeededNoise(Stream(0, "test")).normal(0))
     rows = 4 if expected is None else expected
     assert abs(parameter.grad.var() * rows**2 / (0.7 * 3.0) ** 2 - 1) < 0.02
 

@@ -16,11 +16,11 @@ from fsl.deployment.node.work_done import Work
 from fsl.errors import CheckpointError, RunError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import close_frame, read_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
-from fsl.messages.steps import Upload
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.ledger import read_devices
 from fsl.round.edge_server import EdgeServer
 from fsl.settings.optimizer_settings import Optimizer
+from fsl.trainers.uploads import Upload
 from fsl.wire.edge.expected import Expected
 from fsl.wire.options import Patience
 from tests.helpers.lowlevel import a_plan, a_worker

@@ -18,56 +18,12 @@ from fsl.privacy.private_learner import Privatizer
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.edge_server import EdgeServer
-from fsl.segments.learner import Release
 from fsl.segments.states import Layout, Replica
-from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.runs import run
+from tests.helpers.sensitivity import CLIP, STILL, VICTIM, Released, far_away, moves, replaced
 from tests.helpers.small import small_model, small_task
 
 pytestmark = pytest.mark.slow
-
-CLIP = 0.5
-STILL = Optimizer("torch.optim.SGD", lr=0.0)  # every gradient is of the first weights
-VICTIM = 5  # a row of the training data
-
-
-class Released:
-    """The sums of clipped gradients of each private step of a run, before their noise, and what they are divided by."""
-
-    def __init__(self, monkeypatch):
-        self.steps: list[tuple[torch.Tensor, float]] = []
-        add = Privatizer.add_noise
-
-        def look(privatizer):
-            total = torch.cat([p.summed_grad.flatten() for p in privatizer.params]).double()
-            self.steps.append((total, privatizer.expected_batch_size))
-            add(privatizer)
-
-        monkeypatch.setattr(Privatizer, "add_noise", look)
-
-    def of(self, data, strategy, **options):
-        self.steps = []
-        options = {"devices": 2, "batch_size": 3, "rounds": 1, "evaluate_every": 0, "optimizer": STILL} | options
-        run(strategy, data=data, **options)
-        return self.steps
-
-
-def replaced(data, inputs, target):
-    """The task with another sample in the victim's row."""
-    other = copy.deepcopy(data)
-    other.train.inputs[VICTIM] = inputs
-    other.train.targets[VICTIM] = target
-    return other
-
-
-def far_away(data):
-    return replaced(data, 1000 * torch.ones(1, 8, 8), (data.train.targets[VICTIM] + 1) % 4)
-
-
-def moves(one, other):
-    """How far each step moved, by pairs of equal steps; the divisors are the same."""
-    assert [divisor for _, divisor in one] == [divisor for _, divisor in other]
-    return [float((a - b).norm()) for (a, _), (b, _) in zip(one, other, strict=True)]
 
 
 def weighed(outputs, targets):
@@ -189,7 +145,7 @@ def test_non_finite_rows_are_cleared_before_every_clip(value):
     other.grad_sample = torch.tensor([[0.0], [7.0], [0.0]])
     privatizer = Privatizer([weights, other], SegmentPrivacy(1.0, 0.0, expected_rows=4.0, joint=True))
     assert torch.allclose(privatizer.norms(), torch.tensor([25.0, 0.0, 0.25]))
-    privatizer.privatize(Release(lambda shape: torch.zeros(tuple(shape))))
+    privatizer.privatize(lambda shape: torch.zeros(tuple(shape)))
     torch.testing.assert_close(4 * weights.grad, torch.tensor([0.6, 0.8 + 0.5]), rtol=1e-5, atol=0)
     assert other.grad.tolist() == [0.0]
 
@@ -217,7 +173,7 @@ def test_rows_that_do_not_agree_are_no_samples():
     weights.grad_sample, other.grad_sample = torch.ones(4, 2), torch.ones(3, 1)
     privatizer = Privatizer([weights, other], SegmentPrivacy(1.0, 1.0, expected_rows=None))
     with pytest.raises(RunError, match="have 3 and 4 rows in one step"):
-        privatizer.privatize(Release(lambda shape: torch.zeros(tuple(shape))))
+        privatizer.privatize(lambda shape: torch.zeros(tuple(shape)))
 
 
 def test_a_secure_number_is_of_four_independent_ones(monkeypatch):

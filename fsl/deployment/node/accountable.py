@@ -12,6 +12,7 @@ from fsl.deployment.node.own_ledger import OwnLedger, RoundAccount
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import RoundPlan
 from fsl.privacy.settings import Privacy
+from fsl.privacy.trainer_accounts import declares_private, unaccountable
 from fsl.round.front_device import Device
 from fsl.round.workload import Worker
 from fsl.run.privacy_check import refuse_labels, refuse_model
@@ -67,9 +68,9 @@ def _refuse_trainer(plan: RoundPlan, privacy: Privacy, trainer: EdgeTrainer | No
         return
     if privacy.nopeek is not None:
         raise _refused("privacy.nopeek with dp_sgd: a sample's gradient would depend on the others of its batch")
-    if not trainer.declares_private():
+    if not declares_private(type(trainer)):
         raise _refused(f"privacy.dp_sgd: the back of {name} has no private step")
-    if (reason := trainer.unaccountable(privacy)) is not None:
+    if (reason := unaccountable(trainer, privacy)) is not None:
         raise _refused(f"privacy.dp_sgd: {reason}")
     if privacy.joint and (not trainer.divisible or plan.moves):
         raise _refused("privacy.dp_sgd.clipping=joint: it needs a back per device, and devices that do not move")

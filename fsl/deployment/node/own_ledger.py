@@ -24,6 +24,7 @@ from fsl.privacy.claims import Setting, claim
 from fsl.privacy.ledger import Ledger, read_devices
 from fsl.privacy.member_counts import take_counts
 from fsl.privacy.settings import Privacy
+from fsl.privacy.trainer_accounts import fronts_moved
 from fsl.private_files import private_folder
 from fsl.round.batches import sample_rate
 from fsl.trainers import EdgeTrainer
@@ -193,7 +194,8 @@ def _refuse_shared_rows(partition: Partition, devices: Sequence[int]) -> None:
 def _setting(plan: RoundPlan, privacy: Privacy, devices: int, allowed: tuple[str, ...]) -> Setting:
     spread = 1
     if plan.trainer is not None:
-        spread = plan.trainer.build(allowed, EdgeTrainer).spread(devices)
+        trainer = plan.trainer.build(allowed, EdgeTrainer)
+        spread = fronts_moved(trainer, devices)
     return Setting(
         privacy,
         plan.fronts,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fsl.messages.steps import Upload
 from fsl.round.edge_server import Session
+from fsl.trainers.uploads import Upload
 
 
 @dataclass

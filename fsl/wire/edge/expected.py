@@ -9,9 +9,9 @@ from torch import Tensor
 from fsl.errors import WireError
 from fsl.messages.frames import check_finite, check_labels
 from fsl.messages.round_plan import RoundPlan
-from fsl.messages.steps import Upload
 from fsl.round.workload import Worker
 from fsl.segments.modes import evaluating
+from fsl.trainers.uploads import Upload
 
 _HEADERS = 64 << 10  # bytes of a frame before its tensors, at most
 _CODECS = 4  # times the tensors' own bytes, at most

@@ -1,0 +1,64 @@
+"""One clip over front and back: each half tells the other its part of a sample's norm, and steps when it has both."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fsl.errors import ConfigError
+from fsl.segments.learner import Learner, SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import State
+from fsl.trainers.around import AroundTrainer
+from fsl.trainers.edge_trainer import EdgeBench
+from fsl.trainers.uploads import Reply, Upload
+
+if TYPE_CHECKING:
+    from fsl.privacy.private_learner import JointLearner
+
+
+class JointClip(AroundTrainer):
+    """Any edge trainer with a back per device, where a sample's gradient is clipped over front and back together.
+
+    The learners that it lends put their step off. A reply gets the norms over the back, the device's next upload (or
+    the end of its session) the factors by which both halves clip; only then the back steps.
+    """
+
+    def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
+        """Start a round; whoever borrows a learner for a device is lent one that waits for the device's factors."""
+        self._lent: dict[int, JointLearner] = {}
+
+        def lend(runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> Learner:
+            if device is None:
+                raise ConfigError(f"{type(self.trainer).__name__} has no clip over front and back together")
+            learner = self._lent[device] = bench.lender(runtime, optimizer, device)  # type: ignore[assignment]
+            return learner
+
+        super().begin(replace(bench, lender=lend), edge, back)
+
+    def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
+        """Take the factors of the steps before; answer the uploads, with the norms of their samples."""
+        for upload in messages:
+            if upload.factors is not None:
+                self.settle(upload.device, upload.factors)
+        return [replace(reply, norms=self._lent[reply.device].norms) for reply in super().step(messages)]
+
+    def settle(self, device: int, factors: Tensor) -> None:
+        """Make the step that a device's back put off, by what each of its samples (B,) counts."""
+        self._lent[device].settle(factors)
+
+    def close(self, device: int) -> None:
+        """A device's session ends, its last step made."""
+        super().close(device)
+        del self._lent[device]
+
+    def abandon(self, device: int) -> None:
+        """A device is lost; what its back put off is never made."""
+        super().abandon(device)
+        self._lent.pop(device, None)
+
+
+def joint_factors(clip: float, one: Tensor, other: Tensor) -> Tensor:
+    """What each sample's gradient is multiplied by, from the squared norms (B,) of two segments; as Opacus rounds."""
+    return (clip / ((one + other).sqrt() + 1e-6)).clamp(max=1.0)
