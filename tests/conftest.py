@@ -27,8 +27,8 @@ CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "c
 LONGEST = (
     "test_federation.py",
     "test_moving_federation.py",
-    "test_own_strategy.py",
     "test_local_federation.py",
+    "test_own_strategy.py",
     "test_flower_run.py",
     "test_grids.py",
     "test_equivalences.py",
@@ -44,10 +44,18 @@ LONGEST = (
 )
 
 
+# Each starts ten processes and waits for them: two such files at once slow each other into their own timeouts.
+FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """The longest files begin first, so that no worker is left alone with one at the end."""
+    """A file's tests stay on one worker, federations of processes on the same; the longest files begin first."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        group = "federations" if item.path.name in FEDERATIONS else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_sessionfinish():
