@@ -22,7 +22,7 @@ import fsl
 from fsl.data import Examples, TaskData, TensorExamples, digits
 from fsl.models import MLP
 from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
-from fsl.privacy.accounting import Gaussian, epsilon, solve
+from fsl.privacy.epsilon import Gaussian, epsilon, solve
 from fsl.settings.optimizer_settings import Optimizer
 
 DELTA = 1e-5

@@ -8,10 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fsl.simulations.endings import (
-    ray_ends_like_ctrl_c,
-    tell,
-)
+from fsl.simulations.endings import ray_ends_like_ctrl_c, tell
 from omegaconf import DictConfig, OmegaConf
 
 from fsl.data import TaskData

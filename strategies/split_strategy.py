@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, chunks, lost_in, message, movements, simulated, succeeded, sums
+from fsl.strategies.planning import assign, chunks, lost_in, message, succeeded
+from fsl.strategies.round_metrics import movements, simulated, sums
 
 from fsl import seeds
 from fsl.errors import RunError

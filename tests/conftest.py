@@ -48,14 +48,16 @@ LONGEST = (
 FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item):
+    """A file's tests stay on one worker, and federations of processes on the same."""
+    group = "federations" if item.path.name in FEDERATIONS else str(item.path.relative_to(ROOT))
+    item.add_marker(pytest.mark.xdist_group(group))  # before xdist reads it, which it does when all are collected
+
+
 def pytest_collection_modifyitems(items):
-    """A file's tests stay on one worker, federations of processes on the same; the longest files begin first."""
+    """The longest files begin first, so that no worker is left alone with one at the end."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    for item in items:
-        group = "federations" if item.path.name in FEDERATIONS else str(item.path.relative_to(ROOT))
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_sessionfinish():

@@ -7,16 +7,7 @@ from fsl.data.given_data import as_examples, from_dataset
 from fsl.data.loaders import cifar10, digits, images
 from fsl.data.own_partitions import Given, as_partitioner
 from fsl.data.partition import Partition, class_counts, limited
-from fsl.data.partitioners import (
-    IID,
-    Dirichlet,
-    Natural,
-    Partitioner,
-    Pathological,
-    Proportional,
-    Resample,
-    Shards,
-)
+from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
 
 __all__ = [

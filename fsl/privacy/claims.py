@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
+from fsl.privacy.epsilon import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.settings import Privacy
 
 ADVERSARIES: Mapping[str, str] = {

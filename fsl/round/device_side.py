@@ -10,6 +10,7 @@ from fsl.errors import ConfigError, LostError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.round.batches import BatchPlan, load_batches, plan_batches
+from fsl.round.device_weights import device_weight
 from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
 from fsl.round.round_privacy import device_privacy, lender, relabelling, reported_batch_size
@@ -64,7 +65,7 @@ class DeviceSide:
 
     def weight(self, device: int) -> float:
         """What a device counts in averages: n_k, or all alike where devices are protected as a whole."""
-        return float(self.samples(device)) if self.clip is None else 1.0
+        return device_weight(self.samples(device), protected=self.clip is not None)
 
     def open(self, device: int) -> Device:
         """Give a device its batches and its segments, as they are at the beginning of its round."""

@@ -15,10 +15,10 @@ from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan, joined
 from fsl.privacy.device_guard import leaks
 from fsl.round.cohort import Cohort, stepping
+from fsl.round.device_weights import refuse_other_counts
 from fsl.round.evaluation import evaluate
 from fsl.round.kept_states import load_private
 from fsl.round.moving_cohorts import MovingCohorts
-from fsl.round.sample_counts import refuse_other_counts
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from fsl.segments.states import Replica, State

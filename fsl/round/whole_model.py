@@ -16,6 +16,7 @@ from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
 from fsl.round.cohort import reported_loss, reported_rows, reported_weight, stepping
+from fsl.round.device_weights import device_weight
 from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
@@ -69,7 +70,7 @@ class WholeModelCohort:
         for task in self.task.devices:
             try:
                 report = self._train(task, deadline)
-                weight = self._clip()
+                protected = self._clip()
                 states = {s.name: replica.collect() for s, replica in zip(self.segments, self.replicas)}
                 refuse_states(task.device, states)
                 self._keep(task)
@@ -78,7 +79,7 @@ class WholeModelCohort:
                 continue
             reports.append(report)
             for name, state in states.items():
-                totals[name].add(state, weight or report.samples, task.device)
+                totals[name].add(state, device_weight(report.samples, protected), task.device)
         return CohortResult(totals=totals if reports else {}, reports=tuple(reports), counts={}, lost=lost)
 
     def _keep(self, task: DeviceTask) -> None:
@@ -91,13 +92,13 @@ class WholeModelCohort:
         owner = f"optimizers/devices/{task.device}"
         self.worker.store.save(owner, self.plan.round, kept, (task.version, task.saved))
 
-    def _clip(self) -> float:
-        """Clip the update under device-level privacy, and return the device's weight 1; returns 0 without it."""
+    def _clip(self) -> bool:
+        """Clip the update under device-level privacy; returns whether there is any."""
         if self.plan.privacy is None or self.plan.privacy.client is None:
-            return 0.0
+            return False
         starts = [self.states[segment.name] for segment in self.segments]
         clip_update(starts, [replica.collect() for replica in self.replicas], self.plan.privacy.client.clip)
-        return 1.0
+        return True
 
     def _train(self, task: DeviceTask, deadline: "Deadline | None") -> DeviceReport:
         plan, workload, device = self.plan, self.worker.workload, task.device

@@ -25,7 +25,8 @@ from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
 from fsl.run.observers import Observer
 from fsl.settings.evaluation_settings import Evaluation
-from fsl.settings.optimizer_settings import Optimizer, Schedule
+from fsl.settings.learning_rate import Schedule
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import OptionGroup
 from fsl.settings.training_settings import Training
 from fsl.settings.wire_settings import Wire

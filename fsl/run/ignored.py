@@ -7,7 +7,7 @@ from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
-from fsl.settings.optimizer_settings import Schedule
+from fsl.settings.learning_rate import Schedule
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from fsl.errors import ConfigError
 from fsl.objective import CrossEntropy, Objective
-from fsl.privacy.accounting import solve
 from fsl.privacy.claims import ReleaseCounts, Setting, claim
+from fsl.privacy.epsilon import solve
 from fsl.privacy.ledger import EpsilonTarget, Ledger
 from fsl.privacy.settings import DPSGD, Privacy
 from fsl.privacy.trainer_accounts import declares_private, fronts_moved, has_private_step, unaccountable

@@ -22,7 +22,8 @@ from fsl.round.workload import Workload
 from fsl.run.run_identity import code_of, weights_of
 from fsl.segments.states import Field
 from fsl.settings.federation_settings import CloudStrategy, Federation
-from fsl.settings.optimizer_settings import Optimizer, Schedule
+from fsl.settings.learning_rate import Schedule
+from fsl.settings.optimizer_settings import Optimizer
 
 _SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")

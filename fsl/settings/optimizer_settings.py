@@ -8,29 +8,7 @@ from dataclasses import dataclass, field
 from fsl.errors import ConfigError
 from fsl.importing.import_paths import locate, public_path
 from fsl.importing.spec import Spec
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate by round: times `gamma` after each milestone, a share of the run's rounds; or a cosine."""
-
-    milestones: tuple[float, ...] = ()
-    gamma: float = 0.1
-    cosine: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        if any(not 0 < m < 1 for m in self.milestones):
-            raise ConfigError(f"optimizer.milestones={list(self.milestones)}: each is a share of the rounds, in (0, 1)")
-        if not 0 < self.gamma <= 1:
-            raise ConfigError(f"optimizer.gamma={self.gamma}: it multiplies the learning rate and must lie in (0, 1]")
-
-    def factor(self, round: int, rounds: int) -> float:
-        """What the base learning rate is multiplied by in this round (1-based) of so many."""
-        done = (round - 1) / rounds
-        steps = self.gamma ** sum(done >= m for m in self.milestones)
-        return steps * (0.5 * (1 + math.cos(math.pi * done)) if self.cosine else 1.0)
-
+from fsl.settings.learning_rate import Schedule
 
 # The defaults of configs/optimizer/sgd.yaml, which the command line takes.
 _TARGET, _RATE, _OPTIONS = "torch.optim.SGD", 0.05, {"momentum": 0.9}
@@ -60,7 +38,7 @@ class Optimizer:
     target: str | type | None = None
     lr: float | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
     reset: bool = True
 
     def __post_init__(self) -> None:

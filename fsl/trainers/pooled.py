@@ -15,6 +15,7 @@ from fsl.segments.states import State
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.judging import Trial, judged
+from fsl.trainers.split_avg import split_avg
 from fsl.trainers.uploads import Reply, Upload
 
 
@@ -81,7 +82,7 @@ class Pooled(SharedBack):
             self.learner.step(messages[0].step, batches=len(messages))
         self.examples += sum(sizes)
         gradients = self._own(smashed, sizes, shares)  # of each device's own mean loss
-        common = self._common(messages[0].step, sizes, gradients) if smashed.requires_grad else {}  # SplitAvg
+        common = self._common(messages[0].step, gradients) if smashed.requires_grad else {}  # SplitAvg
         return [
             Reply(upload.device, upload.step, common.get(k, gradients[k]), losses[k], common=k in common)
             for k, upload in enumerate(messages)
@@ -122,27 +123,12 @@ class Pooled(SharedBack):
             return list(gradients)
         return [rows if share == 1 else rows / share for rows, share in zip(gradients, shares)]
 
-    def _common(self, step: int, sizes: list[int], gradients: list[Tensor]) -> dict[int, Tensor]:
+    def _common(self, step: int, gradients: Sequence[Tensor]) -> dict[int, Tensor]:
         """The common gradient of each position of the subset that gets it; empty where there is none to speak of."""
-        chosen = self._subset(step, len(sizes))
-        longest = max((sizes[k] for k in chosen), default=0)
-        shorter = sum(sizes[k] < longest for k in chosen)
-        if shorter and self.ragged == "drop":
-            frequent = Counter(sizes[k] for k in chosen)
-            longest = max(frequent, key=lambda size: (frequent[size], size))
-            chosen, all_chosen = [k for k in chosen if sizes[k] == longest], len(chosen)
-            self._counts["ragged"] += all_chosen - len(chosen)
-        else:
-            self._counts["ragged"] += shorter
-        if len(chosen) < 2:
-            return {}
-        total = gradients[chosen[0]].new_zeros(longest, *gradients[chosen[0]].shape[1:])
-        for k in chosen:
-            total[: sizes[k]] += gradients[k]
-        if self.average == "mean":
-            total /= len(chosen)
-        self._counts["averaged"] += len(chosen)
-        return {k: total[: sizes[k]] for k in chosen}
+        common, ragged = split_avg(gradients, self._subset(step, len(gradients)), self.average, self.ragged)
+        self._counts["ragged"] += ragged
+        self._counts["averaged"] += len(common)
+        return common
 
     def _subset(self, step: int, live: int) -> list[int]:
         size = live if self.subset == "all" and self.phi else math.floor(self.phi * live + 0.5)

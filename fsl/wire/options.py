@@ -7,7 +7,7 @@ import grpc
 
 from fsl.errors import ConfigError
 from fsl.private_files import read_private
-from fsl.wire.chunks import CHUNK
+from fsl.wire.frame_stream import CHUNK
 
 METHOD = "/fsl.wire.Edge/Train"
 PEER_METHOD = "/fsl.wire.Edge/Peer"

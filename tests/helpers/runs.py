@@ -2,17 +2,7 @@
 
 import pytest
 import torch
-from fsl.strategies import (
-    PSL,
-    SGLR,
-    CycleSL,
-    DecoupledSL,
-    FedAvg,
-    SplitFedV1,
-    SplitFedV2,
-    SplitFedV3,
-    VanillaSL,
-)
+from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 
 import fsl
 from fsl.privacy import DPSGD, Privacy

@@ -20,9 +20,9 @@ from fsl.importing.spec import Spec
 from fsl.messages.round_plan import EvaluatePlan
 from fsl.mobility import BackAndForth
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
-from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.audit import distinguished
 from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
+from fsl.privacy.epsilon import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.reasons import failure_reason
 from fsl.privacy.settings import Detector

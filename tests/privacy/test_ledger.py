@@ -11,8 +11,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
-from fsl.privacy.accounting import Gaussian, combined, epsilon, solve
 from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
+from fsl.privacy.epsilon import Gaussian, combined, epsilon, solve
 from fsl.privacy.ledger import Ledger
 from fsl.trainers import Replicated
 from tests.helpers.places import ROOT

@@ -18,7 +18,8 @@ from fsl.strategies import (
     VanillaSL,
 )
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, stays
+from fsl.strategies.planning import assign
+from fsl.strategies.round_metrics import stays
 
 import fsl
 from fsl.costs import LinkProfile

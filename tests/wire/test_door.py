@@ -10,7 +10,7 @@ import grpc
 import pytest
 import torch
 
-from fsl.wire.chunks import CHUNK, cut
+from fsl.wire.frame_stream import CHUNK, cut
 from fsl.wire.options import METHOD, PEER_METHOD, Limits
 from tests.helpers.lowlevel import HONEST, Edge, Stranger, a_plan
 from tests.helpers.places import ROOT

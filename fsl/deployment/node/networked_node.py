@@ -13,7 +13,7 @@ from fsl.deployment.node.accountable import charged
 from fsl.deployment.node.moving_edge import build_moving_round
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
-from fsl.deployment.node.owned import refuse_evaluation, refuse_part
+from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
@@ -27,10 +27,10 @@ from fsl.private_files import own_folder
 from fsl.round.cohort import reported_loss, reported_rows, reported_weight
 from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
+from fsl.round.device_weights import refuse_other_counts
 from fsl.round.edge_side import EdgeSide
 from fsl.round.node import Node
 from fsl.round.node_store import KEPT
-from fsl.round.sample_counts import refuse_other_counts
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.old_runs import prune
-from fsl.deployment.node.owned import refuse_kind, refuse_no_part
+from fsl.deployment.node.owner_allows import refuse_kind, refuse_no_part
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import WireError
 from fsl.messages.node_part import NodePart

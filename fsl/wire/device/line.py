@@ -14,9 +14,9 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame, read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
-from fsl.wire.chunks import ended, next_message, receive, send
 from fsl.wire.device.connections import Connections
 from fsl.wire.device.invitation import Invitation
+from fsl.wire.frame_stream import ended, next_message, receive, send
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import METHOD, Certificates, Limits, Patience, client_options
 from fsl.wire.tokens import PrivateKey, prove, public_bytes

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import grpc
 
 from fsl.errors import ConfigError, TrustError, WireError
-from fsl.wire.chunks import TooLarge, receive, send
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.peer_calls import PeerCalls
@@ -19,6 +18,7 @@ from fsl.wire.edge.session import Refusal, SessionStream, WireSession
 from fsl.wire.edge.signed_calls import PeerLines
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.edge.welcome import Welcome
+from fsl.wire.frame_stream import TooLarge, receive, send
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, server_options
 

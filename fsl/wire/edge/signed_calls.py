@@ -15,7 +15,7 @@ from fsl.errors import TrustError, WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.versions import PROTOCOL, check_versions
-from fsl.wire.chunks import CHUNK, Reads, next_message
+from fsl.wire.frame_stream import CHUNK, Reads, next_message
 from fsl.wire.options import PEER_METHOD, Certificates, Limits, client_options
 
 _PEER = b"fsl peer 2\0"

@@ -12,13 +12,13 @@ from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame, read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
-from fsl.wire.chunks import CHUNK
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.served_rounds import ServedRounds
 from fsl.wire.edge.session import Joined, Refusal, SessionStream, WireSession
 from fsl.wire.edge.strangers import Strangers
+from fsl.wire.frame_stream import CHUNK
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits
 from fsl.wire.tokens import Claims, check_proof, fingerprint

@@ -1,4 +1,4 @@
-"""Checks that the n_k of the cloud's accounts and weights are those of the device's node."""
+"""What a device counts in averages, and the check that its n_k is what the cloud counted."""
 
 from collections.abc import Iterable
 
@@ -16,3 +16,8 @@ def refuse_other_counts(tasks: Iterable[DeviceTask], partition: Partition) -> No
                 "weights and what its privacy costs would be wrong. Give cloud and node the same data and partition; "
                 "in a real federation the cloud asks again before the next round"
             )
+
+
+def device_weight(samples: int, protected: bool) -> float:
+    """Return what a device counts in an average: its n_k samples, or 1 where whole devices are protected."""
+    return 1.0 if protected else float(samples)
