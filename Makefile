@@ -9,9 +9,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
-# Two at a time. A file's tests stay together, federations of processes run one after another, and the longest files begin
-# first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two at a time. A file's tests stay together, and the longest files begin first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/installed-test
 	$(PYTEST) --durations 20

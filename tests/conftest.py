@@ -24,15 +24,17 @@ from tests.helpers.tls_options import tls
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
 
 
+# A worker that has begun a file of one or two tests takes the next file at once. So the three files of federations, each with
+# ten processes, run on one worker, one after another: side by side they slow each other into their timeouts.
 LONGEST = (
     "test_federation.py",
+    "test_sessions.py",
     "test_moving_federation.py",
     "test_local_federation.py",
     "test_own_strategy.py",
     "test_flower_run.py",
     "test_grids.py",
     "test_equivalences.py",
-    "test_sessions.py",
     "test_hostile.py",
     "test_search.py",
     "test_sweep.py",
@@ -42,16 +44,6 @@ LONGEST = (
     "test_private_wire.py",
     "test_private_training.py",
 )
-
-
-# Each starts ten processes and waits for them: two such files at once slow each other into their own timeouts.
-FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
-
-
-def pytest_itemcollected(item):
-    """A file's tests stay on one worker, and federations of processes on the same."""
-    group = "federations" if item.path.name in FEDERATIONS else str(item.path.relative_to(ROOT))
-    item.add_marker(pytest.mark.xdist_group(group))  # before xdist reads it, which it does when all are collected
 
 
 def pytest_collection_modifyitems(items):
