@@ -24,8 +24,8 @@ from tests.helpers.tls_options import tls
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
 
 
-# A worker that has begun a file of one or two tests takes the next file at once. So the three files of federations, each
-# with ten processes, run on one worker, one after another: side by side they slow each other into their timeouts.
+# A worker that has begun a file of one or two tests takes the next file at once. So the three files of federations,
+# each with ten processes, run on one worker, one after another: side by side they slow each other into timeouts.
 LONGEST = (
     "test_federation.py",
     "test_sessions.py",
