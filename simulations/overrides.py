@@ -42,8 +42,8 @@ def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checke
     given = {text.partition("=")[0] for text in overrides}
     checked = check_overrides([*(f"{name}={count}" for name, count in counts.items() if name not in given), *overrides])
     for name, count in counts.items():
-        if not 1 <= getattr(checked.config, name) <= count:
-            raise ConfigError(f"{name}={getattr(checked.config, name)}: this federation has {count}")
+        if not 1 <= getattr(checked.config.training, name) <= count:
+            raise ConfigError(f"{name}={getattr(checked.config.training, name)}: this federation has {count}")
     paths = {"resume": checked.config.resume, "init_from": checked.config.init_from}
     kept = [text for text in checked.overrides if text.partition("=")[0] not in (*paths, "hydra.run.dir")]
     kept += [f"{name}={override_value(str(Path(path).absolute()))}" for name, path in paths.items() if path is not None]
