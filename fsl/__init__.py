@@ -31,22 +31,20 @@ if _TOP != _HOME:
     __path__.append(str(_TOP))
 
 if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Python, and a test compares them
-    from fsl import (
-        attacks,
-        codecs,
-        costs,
-        data,
-        device,
-        errors,
-        mobility,
-        models,
-        objective,
-        privacy,
-        seeds,
-        strategies,
-        trackers,
-        trainers,
-    )
+    from fsl import attacks as attacks
+    from fsl import codecs as codecs
+    from fsl import costs as costs
+    from fsl import data as data
+    from fsl import device as device
+    from fsl import errors as errors
+    from fsl import mobility as mobility
+    from fsl import models as models
+    from fsl import objective as objective
+    from fsl import privacy as privacy
+    from fsl import seeds as seeds
+    from fsl import strategies as strategies
+    from fsl import trackers as trackers
+    from fsl import trainers as trainers
     from fsl.costs.hardware import Hardware as Hardware
     from fsl.costs.pricing import CutPrice as CutPrice
     from fsl.costs.pricing import price as price

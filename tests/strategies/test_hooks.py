@@ -79,11 +79,11 @@ WRONG = [
     (
         "trainer",
         "fsl.trainers.Replicated",
-        "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.importing.spec.Spec(",
+        "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.plan.Spec(",
     ),
     ("trainer", Spec(fsl.trainers.Replicated), "Mine.trainer() gave Spec("),
     ("trainer", Spec("fsl.trainers.Pooled", {"phi": np.float32(1)}), "Mine.trainer() gave phi=np.float32(1.0) of type"),
-    ("device_rule", None, "Mine.device_rule() gave None; give fsl.importing.spec.Spec("),
+    ("device_rule", None, "Mine.device_rule() gave None; give fsl.plan.Spec("),
 ]
 
 
