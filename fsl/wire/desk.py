@@ -25,6 +25,7 @@ from fsl.wire.tokens import Claims
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
+# What a call to another edge ended with: it may get through yet; it is refused for good; or, all else, words were changed.
 _TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 _FINAL = frozenset({Code.FAILED_PRECONDITION, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED})
 _LONG_POLL = 5.0  # seconds after which a watch is answered though nothing is new
@@ -275,7 +276,7 @@ class RoundDesk:
                 return None
             except (grpc.aio.AioRpcError, TrustError, WireError) as error:
                 code = error.code() if isinstance(error, grpc.aio.AioRpcError) else Code.DATA_LOSS
-                if code not in _TRANSIENT:  # words that were changed on their way, or a refusal that stands
+                if code not in _TRANSIENT:
                     changed += 1
                 if code in _FINAL or changed >= _TRIES or time.monotonic() > deadline:
                     return f"edge {edge}: {_why(error)}"
