@@ -25,7 +25,7 @@ from fsl.wire.tokens import Claims
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
-# What a call to another edge ended with: it may get through yet; it is refused for good; or, all else, words were changed.
+# How a call to another edge ended: it may get through yet; it is refused for good. All else: its words were changed.
 _TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 _FINAL = frozenset({Code.FAILED_PRECONDITION, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED})
 _LONG_POLL = 5.0  # seconds after which a watch is answered though nothing is new
