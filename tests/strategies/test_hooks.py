@@ -81,7 +81,6 @@ WRONG = [
         "fsl.trainers.Replicated",
         "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.plan.Spec(",
     ),
-    ("trainer", Spec(fsl.trainers.Replicated), "Mine.trainer() gave Spec("),
     ("trainer", Spec("fsl.trainers.Pooled", {"phi": np.float32(1)}), "Mine.trainer() gave phi=np.float32(1.0) of type"),
     ("device_rule", None, "Mine.device_rule() gave None; give fsl.plan.Spec("),
 ]
