@@ -16,7 +16,7 @@ from fsl.errors import RunError
 from fsl.importing.spec import Spec
 from fsl.mobility import Move
 from fsl.privacy.claims import ADVERSARIES
-from fsl.privacy.device_guard import LEAKS
+from fsl.privacy.leak_probe import LEAKS
 from fsl.privacy.ledger import figure_of
 from fsl.segments.finite import finite, finite_state
 

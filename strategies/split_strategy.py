@@ -26,7 +26,7 @@ from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.mobility import Move
-from fsl.privacy.device_guard import LEAKS
+from fsl.privacy.leak_probe import LEAKS
 from fsl.privacy.member_counts import take_members
 from fsl.run.private_rounds import refuse_unseen
 from fsl.segments.finite import finite_total

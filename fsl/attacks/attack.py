@@ -18,8 +18,8 @@ from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import Fronts
 from fsl.objective import Objective
-from fsl.privacy.device_guard import clipped
 from fsl.privacy.noise import noise_source
+from fsl.privacy.private_cut import clipped
 from fsl.privacy.randomized_labels import corrected, seeded_relabelling
 from fsl.privacy.settings import Privacy
 

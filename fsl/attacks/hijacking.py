@@ -19,7 +19,7 @@ from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
 from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
-from fsl.privacy.device_guard import clipped
+from fsl.privacy.private_cut import clipped
 from fsl.segments.optimizer import dump_optimizer, load_optimizer
 from fsl.segments.states import State
 from fsl.segments.sums import WeightedSum

@@ -12,7 +12,7 @@ from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one
 from fsl.attacks.networks import drawn_from
 from fsl.attacks.sights import Sights
 from fsl.errors import ConfigError
-from fsl.privacy.device_guard import clipped
+from fsl.privacy.private_cut import clipped
 
 
 @dataclass(frozen=True)

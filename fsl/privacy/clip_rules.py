@@ -61,3 +61,11 @@ def layers_of(names: Sequence[str]) -> list[int]:
     owners = [name.rpartition(".")[0] for name in names]
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
     return [numbers[owner] for owner in owners]
+
+
+def joint_factors(clip: float, one: Tensor, other: Tensor) -> Tensor:
+    """Returns the factor (B,) by which one clip over two segments shortens each sample's gradient; rounds as Opacus.
+
+    `one`, `other`: the squared norms (B,) of the samples' gradients over each segment.
+    """
+    return (clip / ((one + other).sqrt() + 1e-6)).clamp(max=1.0)

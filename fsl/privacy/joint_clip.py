@@ -57,8 +57,3 @@ class JointClip(AroundTrainer):
         """A device is lost; what its back put off is never made."""
         super().abandon(device)
         self._lent.pop(device, None)
-
-
-def joint_factors(clip: float, one: Tensor, other: Tensor) -> Tensor:
-    """What each sample's gradient is multiplied by, from the squared norms (B,) of two segments; as Opacus rounds."""
-    return (clip / ((one + other).sqrt() + 1e-6)).clamp(max=1.0)

@@ -9,8 +9,8 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from fsl.errors import RunError
-from fsl.privacy.clip_rules import ClipRule, clip_by_layer, layers_of
+from fsl.errors import RunError, WireError
+from fsl.privacy.clip_rules import ClipRule, clip_by_layer, joint_factors, layers_of
 from fsl.privacy.empty_batches import EmptyBatchLearner
 from fsl.privacy.noise import Draw, StepNoise
 from fsl.privacy.settings import SegmentPrivacy
@@ -222,6 +222,19 @@ class JointLearner(PrivateLearner):
             raise RunError(f"segment {self.runtime.name}: clip factors came for no step")
         (draw, batches), self._waiting = self._waiting, None
         self._release(draw, batches, factors)
+
+    def exchange(self, norms: Tensor | None) -> Tensor:
+        """Make the step that was put off, now that the norms (B,) over the other segment are known.
+
+        Returns the factors (B,) by which the other segment is to clip, too; WireError where these cannot be its norms.
+        """
+        own = self.norms
+        if norms is None or norms.shape != own.shape or not norms.isfinite().all() or (norms < 0).any():
+            raise WireError("the edge did not tell the norms over the back, which one clip over both segments needs")
+        assert self.privatizer is not None
+        factors = joint_factors(self.privatizer.privacy.clip, own, norms.to(own))
+        self.settle(factors)
+        return factors
 
     def _forget(self) -> None:
         super()._forget()

@@ -1,4 +1,4 @@
-"""The devices of a node in one round: each one's batches, front and head, and what they come to."""
+"""Holds a node's devices in one round: their batches, fronts and heads, and the totals of their work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fsl.round.batches import BatchPlan, load_batches, plan_batches
 from fsl.round.device_weights import device_weight
 from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
-from fsl.round.round_privacy import device_privacy, lender, relabelling, reported_batch_size
+from fsl.round.round_privacy import device_cut, lender, relabelling, reported_batch_size
 from fsl.round.rows import refuse_unmeasured
 from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
@@ -27,22 +27,22 @@ from fsl.split.cutting import refuse_tail
 
 @dataclass(frozen=True)
 class DeviceCopy:
-    """A device after so many steps: each segment's values, its optimizer's state, and its changed transients."""
+    """A copy of a device between two steps: each segment's values, optimizer state, and changed transients."""
 
     step: int
     learners: Mapping[str, tuple[State, Mapping[str, Tensor], Mapping[str, Tensor]]]
 
 
 class DeviceSide:
-    """Devices of one round on this node: their segments (front, and a head where they have a loss of their own).
+    """The devices of one round on this node, with their segments: front, and a head where they have their own loss.
 
-    With `relayed` fronts `relayed` is what the next device starts from.
+    With relayed fronts, `relayed` holds the states that the next device starts from.
     """
 
     def __init__(
         self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
     ) -> None:
-        refuse_tail(worker.chain, "this round trains")  # also where a strategy of the user's does not ask
+        refuse_tail(worker.chain, "this round trains")  # also where a user's strategy does not check
         refuse_unmeasured(worker, plan)
         self.plan = plan
         self.worker = worker
@@ -55,20 +55,20 @@ class DeviceSide:
         self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
         self.batches: dict[int, BatchPlan] = {}
         whole = None if plan.privacy is None else plan.privacy.client
-        self.clip = None if whole is None else whole.clip  # of a device's whole update
+        self.clip = None if whole is None else whole.clip  # the norm to which privacy clips a device's whole update
         self.reported_batch_size = reported_batch_size(plan)
         self._kind = plan.device.locate(worker.workload.allowed, Device)
 
     def samples(self, device: int) -> int:
-        """n_k, what the device holds."""
+        """Returns n_k, the number of samples that the device holds."""
         return len(self.worker.workload.partition.indices(device))
 
     def weight(self, device: int) -> float:
-        """What a device counts in averages: n_k, or all alike where devices are protected as a whole."""
+        """Returns a device's weight in averages: n_k, or 1 for all under device-level privacy."""
         return device_weight(self.samples(device), protected=self.clip is not None)
 
     def open(self, device: int) -> Device:
-        """Give a device its batches and its segments, as they are at the beginning of its round."""
+        """Open a device with its batches and its segments as they begin the round."""
         plan, worker = self.plan, self.worker
         rows = worker.workload.partition.indices(device)
         secure = worker.workload.secure
@@ -81,8 +81,8 @@ class DeviceSide:
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
             learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
         bench = DeviceBench(
-            device,
-            load_batches(
+            device=device,
+            batches=load_batches(
                 batches,
                 worker.workload.data.train,
                 worker.workload.augmentation,
@@ -91,15 +91,13 @@ class DeviceSide:
                 worker.accelerator,
                 relabelling(worker, plan, device, rows),
             ),
-            learners["front"],
-            learners.get("head"),
-            worker.workload.objective,
-            self._noise("front", device),
-            self._noise("head", device),
-            self.up(),
-            self.down(),
-            device_privacy(plan, device, secure),
-            limit_of(worker, plan),
+            front=learners["front"],
+            head=learners.get("head"),
+            objective=worker.workload.objective,
+            layer_seeds=self._layer_seeds("front", device),
+            head_layer_seeds=self._layer_seeds("head", device),
+            cut=device_cut(plan, device, self.up(), self.down(), secure),
+            loss_limit=limit_of(worker, plan),
         )
         opened = self._kind(bench, **plan.device.kwargs)
         if not isinstance(opened, Device):
@@ -107,9 +105,9 @@ class DeviceSide:
         return opened
 
     def close(self, device: Device) -> None:
-        """A device is done: add its segments to the totals, relay them, or put them away.
+        """Close a device: add its segments to the totals, relay them, or store them.
 
-        LostError, and nothing of that, where they cannot be used.
+        LostError, before any of that, where they are unusable.
         """
         task = self.tasks[device.device]
         self.check(device)
@@ -126,19 +124,19 @@ class DeviceSide:
             self.segments[name].give_back(learner)
 
     def check(self, device: Device) -> None:
-        """LostError where what a device has trained, or what its optimizer is to keep, cannot be used."""
+        """Raise LostError where a device's trained segments, or optimizer states to keep, are unusable."""
         refuse_states(device.device, self.states_of(device), self.plan.privacy is not None)
         if not self.plan.reset_optimizer:
             for name, learner in self._learners(device).items():
                 refuse_optimizer(device.device, name, learner, self.plan)
 
     def abandon(self, device: Device) -> None:
-        """A device is lost in the middle of its round: nothing of it is kept."""
+        """Drop all work of a device that is lost in the middle of its round."""
         for name, learner in self._learners(device).items():
             self.segments[name].give_back(learner)
 
     def copy(self, device: Device) -> "DeviceCopy":
-        """A device between two of its steps, copied."""
+        """Copy a device between two of its steps."""
         learners = self._learners(device)
         return DeviceCopy(
             device.step,
@@ -157,22 +155,22 @@ class DeviceSide:
         return opened
 
     def update_square(self, device: Device) -> float:
-        """The squared norm of the update of a device's own segments."""
+        """Returns the squared norm of the update of a device's own segments."""
         return sum(update_square(self.states[name], state) for name, state in self.states_of(device).items())
 
     def shorten(self, device: Device, square: float) -> None:
-        """Clip a device's update, whose squared norm over all segments, the edge's too, is `square`."""
+        """Clip a device's update; `square` is its squared norm over all segments, the edge's included."""
         assert self.clip is not None
         for name, state in self.states_of(device).items():
             shorten(self.states[name], state, square, self.clip)
 
     def states_of(self, device: Device) -> dict[str, State]:
-        """A device's segments as they are now, not copied."""
+        """Returns the present states of a device's segments, not copied."""
         return {name: learner.state() for name, learner in self._learners(device).items()}
 
     @property
     def model_bytes(self) -> int:
-        """What of the model travels to a device and back in a round."""
+        """Bytes of the model that travel to a device and back in a round."""
         if self.plan.fronts == "private":
             return 0
         return 2 * sum(segment.layout.bytes for segment in self.segments.values())
@@ -181,7 +179,7 @@ class DeviceSide:
         both = {"front": device.bench.front, "head": device.bench.head}
         return {name: learner for name, learner in both.items() if learner is not None}
 
-    def _noise(self, segment: str, device: int) -> Stream:
+    def _layer_seeds(self, segment: str, device: int) -> Stream:
         return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)
 
     def _starting_state(self, name: str, device: int) -> State:

@@ -59,10 +59,10 @@ class EdgeSide:
         return trainer
 
     def welcome(self, task: DeviceTask) -> None:
-        """A device may come over from another edge; its kept states are of these generations."""
+        """Prepare for a device that may come from another edge; `task` names its kept states' generations."""
         self.tasks[task.device] = task
 
-    # The trainer names the owner of an optimizer state that is kept: a device, or the edge.
+    # The trainer names the owner of an optimizer state that it keeps: a device, or the edge.
 
     def _kept(self, owner: str) -> Mapping[str, Tensor] | None:
         return load_kept(self.worker, self.plan, f"backs/{owner}", self._owner_task(owner))

@@ -13,7 +13,7 @@ from fsl.flower.records import record_to_states, reports_to_metrics, totals_to_r
 from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan, joined
-from fsl.privacy.device_guard import leaks
+from fsl.privacy.leak_probe import leaks
 from fsl.round.cohort import Cohort, stepping
 from fsl.round.device_weights import refuse_other_counts
 from fsl.round.evaluation import evaluate

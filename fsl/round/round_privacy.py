@@ -1,15 +1,18 @@
-"""What a round's plan says of privacy, as the objects that devices and edges use."""
+"""Builds the privacy objects of devices and edges from a round's plan."""
 
 from torch import Tensor
 
+from fsl.codecs.codec import Codec
+from fsl.codecs.device_cut import DeviceCut
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import RoundPlan
 from fsl.objective import Objective
-from fsl.privacy.device_guard import DevicePrivacy
+from fsl.privacy.detector import Watch
 from fsl.privacy.empty_batches import EmptyBatchObjective, PoissonBatches
 from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.lending import lend_for_empty_batches, lender_of
 from fsl.privacy.noise import StepNoise, noise_source
+from fsl.privacy.private_cut import PrivateCut
 from fsl.privacy.randomized_labels import Relabelling, corrected, draw_shifts, seeded_relabelling
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.round.workload import Worker, Workload
@@ -18,7 +21,7 @@ from fsl.trainers import EdgeTrainer
 
 
 def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
-    """How a plan has a segment trained privately; None: as ever."""
+    """Returns a segment's privacy settings in a plan; None: it trains without."""
     return None if plan.privacy is None else plan.privacy.segment(segment, plan.batch_size)
 
 
@@ -41,12 +44,12 @@ def protected(trainer: EdgeTrainer, plan: RoundPlan) -> EdgeTrainer:
 
 
 def reported_batch_size(plan: RoundPlan) -> int | None:
-    """The rows that a batch is reported to have: the expected ones of Poisson draws, None where it is its own."""
+    """Returns the batch size for reports: the expected one under Poisson draws, None for each batch's own."""
     return plan.batch_size if plan.privacy is not None and plan.privacy.poisson else None
 
 
 def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> Relabelling | None:
-    """A device's randomized labels; None where it tells the true ones.
+    """Returns a device's randomized labels; None where it reveals the true ones.
 
     Seeded ones follow from the seed; secure ones are drawn once and stay on the device's disk.
     """
@@ -63,7 +66,7 @@ def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> R
         noise = noise_source(True, plan.seed, "labels", device=device)
         kept = {"shifts": draw_shifts(len(rows), classes, labels.epsilon, noise)}
         worker.store.save(owner, 1, kept, (0, 0))
-        worker.store.sync()  # before any of them is told
+        worker.store.sync()  # before the device reveals any of them
     if len(kept["shifts"]) != len(rows):
         raise ConfigError(
             f"device {device} holds {len(rows)} samples, and labels were drawn for {len(kept['shifts'])}; a data set "
@@ -80,12 +83,18 @@ def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
     return EmptyBatchObjective(objective) if plan.privacy.poisson else objective
 
 
-def device_privacy(plan: RoundPlan, device: int, secure: bool) -> DevicePrivacy | None:
-    """A device's share of a plan's privacy; None where it has none."""
-    if plan.privacy is None:
-        return None
+def device_cut(plan: RoundPlan, device: int, up: Codec, down: Codec, secure: bool) -> DeviceCut:
+    """Returns a device's end of the cut, with what a plan's privacy does there."""
     privacy = plan.privacy
-    front = privacy.segment("front", plan.batch_size)
-    if not privacy.clipped and all(part is None for part in (privacy.cut, privacy.nopeek, privacy.detector)):
-        return None
-    return DevicePrivacy(front, privacy, plan.seed, plan.round, device, secure)
+    if privacy is None:
+        return DeviceCut(up, down)
+    where = {"device": device, "round": plan.round}
+    return PrivateCut(
+        up,
+        down,
+        noise=privacy.cut,
+        source=noise_source(secure, plan.seed, "cut-noise", **where),
+        bounded=privacy.clipped,
+        nopeek=privacy.nopeek,
+        watch=None if privacy.detector is None else Watch(privacy.detector, device, plan.round),
+    )

@@ -9,8 +9,7 @@ from torch import Tensor
 from fsl.errors import LostError
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
-from fsl.privacy.clip_rules import rule_named
-from fsl.privacy.joint_clip import joint_factors
+from fsl.privacy.clip_rules import joint_factors, rule_named
 from fsl.privacy.noise import Draw, StepNoise
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update

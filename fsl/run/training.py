@@ -19,7 +19,7 @@ from fsl.data import class_counts
 from fsl.errors import CheckpointError, ConfigError
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
-from fsl.privacy.device_guard import leaks
+from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_weights
 from fsl.run import provenance

@@ -106,11 +106,11 @@ class Learner:
         set_learning_rate(self.optimizer, learning_rate)
         load_optimizer(self.optimizer, kept)
 
-    def forward(self, inputs: Tensor, noise: int) -> Tensor:
-        """The segment's output, its random layers drawing from the stream that starts at `noise`."""
+    def forward(self, inputs: Tensor, layer_seed: int) -> Tensor:
+        """Returns the segment's output; its random layers draw from the stream that starts at `layer_seed`."""
         self.runtime.install(self.replica)
         with seeds.DEFAULT_GENERATOR:
-            seeds.reseed(noise, self.runtime.accelerator)
+            seeds.reseed(layer_seed, self.runtime.accelerator)
             return self.runtime.module(inputs)
 
     def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
@@ -128,6 +128,14 @@ class Learner:
             self.optimizer.step()
             for parameter in self.replica.parameters:
                 parameter.grad = None
+
+    def exchange(self, norms: Tensor | None) -> Tensor | None:
+        """Take what the back's learner told of the last step, and return what it is to be told in turn.
+
+        `norms`: squared norms (B,) of the samples' gradients over the back. Returns a factor per sample (B,), or None
+        where a step of this segment needs nothing of the other, as here.
+        """
+        return None
 
     def mark(self) -> Mark:
         """The buffers as they are now, copied: where `undo` comes back to."""

@@ -39,7 +39,7 @@ class Cyclic(SharedBack):
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
         super().begin(bench, edge, back)
-        self._layer_seeds = bench.pooled_noise(edge)
+        self._layer_seeds = bench.pooled_layer_seeds(edge)
         self._trained = 0  # batches of resampled features
         self._waiting: list[Upload] = []
         self._steps = 0

@@ -40,12 +40,12 @@ class EdgeBench:
         """A learner of the back for a device of its own; None: for the edge, whose devices share it."""
         return self.lender(self.back, self.optimizer, device)
 
-    def noise(self, device: int) -> seeds.Stream:
-        """The stream that the back's random layers draw from in a device's steps."""
+    def layer_seeds(self, device: int) -> seeds.Stream:
+        """Returns the seeds from which the back's random layers draw in a device's steps."""
         return seeds.Stream(self.seed, "forward", segment=self.back.name, device=device, round=self.round)
 
-    def pooled_noise(self, edge: int) -> seeds.Stream:
-        """The same where a forward is of no single device."""
+    def pooled_layer_seeds(self, edge: int) -> seeds.Stream:
+        """Returns the same for steps over the batches of several devices."""
         return seeds.Stream(self.seed, "forward", segment=f"{self.back.name}/edge-{edge}", round=self.round)
 
 
@@ -168,7 +168,7 @@ class SharedBack(EdgeTrainer):
 
     def layer_seed(self, uploads: Sequence[Upload]) -> int:
         """What the back's random layers draw from in a step on all of these uploads."""
-        return self.bench.pooled_noise(self.edge).at(uploads[0].step)
+        return self.bench.pooled_layer_seeds(self.edge).at(uploads[0].step)
 
     def usable_alone(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
         """Whether a step on one of these uploads alone could be applied."""

@@ -40,7 +40,7 @@ class Replicated(EdgeTrainer):
         bench = self.bench
         learner = bench.borrow(device)
         learner.begin(self.back, bench.learning_rate, bench.kept(f"device-{device}"))
-        self._replicas[device] = _Replica(learner, bench.noise(device), weight)
+        self._replicas[device] = _Replica(learner, bench.layer_seeds(device), weight)
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
         """Train each device's own replica on its upload (Algorithm 1, the server's part, for all clients in parallel).
@@ -88,4 +88,4 @@ class Replicated(EdgeTrainer):
         bench = self.bench
         learner = bench.borrow(device)
         learner.begin(snapshot.back, bench.learning_rate, snapshot.optimizer, snapshot.transients)
-        self._replicas[device] = _Replica(learner, bench.noise(device), snapshot.weight)
+        self._replicas[device] = _Replica(learner, bench.layer_seeds(device), snapshot.weight)

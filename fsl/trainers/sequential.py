@@ -42,7 +42,7 @@ class Sequential(SharedBack):
 
     def open(self, device: int, weight: float) -> None:
         """The device joins the shared back."""
-        self._layer_seeds[device] = self.bench.noise(device)
+        self._layer_seeds[device] = self.bench.layer_seeds(device)
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
         """Train the back on each upload in turn (SplitFed V2: the server's part of Algorithm 1, clients one by one).

@@ -28,8 +28,8 @@ class Replay(Pooled):
 
     def step(self, messages):
         if self.features is not None:
-            noise = self.bench.pooled_noise(self.edge).at(10**6 + messages[0].step)
-            self.bench.objective.loss(self.learner.forward(self.features, noise), self.targets).backward()
+            layer_seed = self.bench.pooled_layer_seeds(self.edge).at(10**6 + messages[0].step)
+            self.bench.objective.loss(self.learner.forward(self.features, layer_seed), self.targets).backward()
             self.learner.step()
         self.features = torch.cat([m.smashed.detach() for m in messages])[: self.rows].clone()
         self.targets = torch.cat([m.targets for m in messages])[: self.rows].clone()

@@ -10,12 +10,14 @@ from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 import fsl
+from fsl.codecs import Identity
 from fsl.data import Dirichlet, TaskData, TensorExamples
 from fsl.mobility import RandomMobility, ScheduledMobility
 from fsl.models import VGG5, LeNet
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
-from fsl.privacy.joint_clip import joint_factors
-from fsl.privacy.noise import SecureNoise, SeededNoise
+from fsl.privacy.clip_rules import joint_factors
+from fsl.privacy.noise import SecureNoise, SeededNoise, noise_source
+from fsl.privacy.private_cut import PrivateCut
 from fsl.privacy.private_learner import Privatizer, hookable
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.run.backend import Backend
@@ -321,18 +323,22 @@ def test_no_gradient_is_longer_than_the_clip(monkeypatch):
 
 
 def test_smashed_data_are_clipped_and_noised():
-    from fsl.privacy.device_guard import DevicePrivacy
+    cut = CutNoise(noise_multiplier=0.5, clip=2.0)
+    source = noise_source(False, 0, "cut-noise", device=3, round=1)
+    end = PrivateCut(Identity(), Identity(), noise=cut, source=source)
 
-    privacy = DevicePrivacy(None, Privacy(cut=CutNoise(noise_multiplier=0.5, clip=2.0)), 0, 1, 3, secure=False)
+    def sent(step):
+        return Identity().decode(end.encode(step, clipped, torch.zeros(400)))
+
     smashed = torch.randn(400, 8, 5, 5) * 10
-    clipped = privacy.clipped(smashed)
+    clipped = end.leave(smashed, smashed)
     assert clipped.flatten(1).norm(dim=1).max() <= 2.0 * (1 + 1e-6)
     small = torch.full((2, 4), 0.1)
-    torch.testing.assert_close(privacy.clipped(small), small)
-    noise = privacy.noised(clipped, step=0) - clipped
+    torch.testing.assert_close(end.leave(small, small), small)
+    noise = sent(0) - clipped
     assert abs(noise.var() / (0.5 * 2.0) ** 2 - 1) < 0.02
-    assert torch.equal(noise, privacy.noised(clipped, step=0) - clipped)
-    assert not torch.equal(noise, privacy.noised(clipped, step=1) - clipped)
+    assert torch.equal(noise, sent(0) - clipped)
+    assert not torch.equal(noise, sent(1) - clipped)
 
 
 def test_the_edge_sees_no_row_that_is_not_noised(monkeypatch):

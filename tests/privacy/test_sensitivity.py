@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from fsl.errors import RunError
 from fsl.objective import CrossEntropy
-from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
+from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels, private_cut
 from fsl.privacy import noise as noises
-from fsl.privacy.device_guard import DevicePrivacy
 from fsl.privacy.private_learner import Privatizer
 from fsl.privacy.settings import SegmentPrivacy
 from fsl.privacy.whole_updates import clip_update
@@ -126,7 +125,7 @@ def test_what_an_edge_gets_is_made_of_noised_rows_alone(monkeypatch):
     """So a codec may encode a batch as a whole: rows without their noise never reach it."""
     told: list[torch.Tensor] = []
     receive = EdgeServer.receive
-    monkeypatch.setattr(DevicePrivacy, "noised", lambda self, smashed, step: torch.zeros_like(smashed))
+    monkeypatch.setattr(private_cut, "noised", lambda smashed, noise, source, step: torch.zeros_like(smashed))
     monkeypatch.setattr(
         EdgeServer,
         "receive",
@@ -149,9 +148,8 @@ def test_non_finite_rows_are_cleared_before_every_clip(value):
     torch.testing.assert_close(4 * weights.grad, torch.tensor([0.6, 0.8 + 0.5]), rtol=1e-5, atol=0)
     assert other.grad.tolist() == [0.0]
 
-    guard = DevicePrivacy(None, Privacy(cut=CutNoise(0.0, clip=1.0)), 0, 1, 0, secure=False)
     smashed = torch.tensor([[3.0, 4.0], [value, 1.0]], requires_grad=True)
-    clipped = guard.clipped(smashed)
+    clipped = private_cut.clipped(smashed, 1.0)
     torch.testing.assert_close(clipped.detach(), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     clipped.sum().backward()
     assert smashed.grad.isfinite().all()

@@ -15,7 +15,7 @@ from fsl.data import IID, as_task, divide
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import CohortTask
 from fsl.objective import CrossEntropy
-from fsl.privacy.device_guard import leaks
+from fsl.privacy.leak_probe import leaks
 from fsl.privacy.settings import DPSGD, Privacy, Probe
 from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
