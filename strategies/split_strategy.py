@@ -1,45 +1,35 @@
 """Runs an algorithm's cloud half under Flower: sends plans to the nodes each round, and combines their replies."""
 
 import logging
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import fmean, pstdev
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign, chunks, lost_in, message, succeeded
+from fsl.strategies.node_messages import added_up, assign, chunks, mean_scores, message, reasons, succeeded
+from fsl.strategies.round_loop import RoundLoop
 from fsl.strategies.round_metrics import movements, simulated, sums
 
 from fsl import seeds
 from fsl.errors import RunError
 from fsl.flower.placement import Collected, Placement
-from fsl.flower.records import metrics_to_reports, record_to_totals, states_to_record
+from fsl.flower.records import states_to_record
 from fsl.importing.import_paths import name_classes
-from fsl.messages.record_names import ARRAYS, METRICS
-from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.mobility import Move
-from fsl.privacy.leak_probe import LEAKS
 from fsl.privacy.member_counts import take_members
 from fsl.run.private_rounds import refuse_unseen
-from fsl.segments.finite import finite_total
-from fsl.segments.sums import Total, merge_totals, summed
+from fsl.segments.sums import summed
 from fsl.settings.federation_settings import Federation
 
 log = logging.getLogger(__name__)
 
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-RoundFn = Callable[[int, ArrayRecord, MetricRecord], None]
 
-
-class SplitStrategy(Algorithm, Strategy):
+class SplitStrategy(Algorithm, RoundLoop):
     """A Flower strategy for split models; an algorithm overrides `fronts`, `trainer`, and what else it changes.
 
     `bind` gives it the run's settings before `start`. `Algorithm` has the hooks to override.
@@ -155,11 +145,10 @@ class SplitStrategy(Algorithm, Strategy):
         )
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
-        if not messages:
-            return []
-        if self._placed:
+        """Send a round's messages, and wait for the replies; the placement knows when waiting makes no sense."""
+        if messages and self._placed:
             return self._placement.exchange(grid, messages, timeout)
-        return grid.send_and_receive(messages, timeout=timeout)
+        return super()._exchange(grid, messages, timeout)
 
     def _collected(self, round: int, replies: list[Message]) -> Collected:
         """Add up the nodes' replies in order of node id."""
@@ -169,31 +158,14 @@ class SplitStrategy(Algorithm, Strategy):
             self._lost = {**collected.lost, **self._left_out}
             self._warn_of_lost(round)
             if not collected.reports:
-                raise RunError(f"round {round}: no device finished ({_reasons(self._lost)}); resume when they are back")
+                raise RunError(f"round {round}: no device finished ({reasons(self._lost)}); resume when they are back")
             if self._aggregator is None or not self._aggregator.one_by_one:
                 return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
             return collected
-        self._lost = {}
-        replies.sort(key=lambda m: m.metadata.src_node_id)
-        good = succeeded(replies, round)
-        totals: dict[str, Total] = {}
-        reports: list[DeviceReport] = []
-        counts: Counter[str] = Counter()
-        for reply in good:
-            said = metrics_to_reports(reply.content.metric_records[METRICS])
-            weights = {report.device: float(report.samples) for report in said.devices}
-            record = reply.content.array_records[ARRAYS]
-            self._lost |= lost_in(reply)
-            found = record_to_totals(record, said.weights, layouts, weights)
-            if bad := next((name for name, total in found.items() if not finite_total(total)), None):
-                self._lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
-                continue
-            merge_totals(totals, found)
-            reports.extend(said.devices)
-            counts.update(said.counts)
-        reports.sort(key=lambda r: r.device)
+        collected = added_up(replies, round, layouts)
+        self._lost = collected.lost
         self._warn_of_lost(round)
-        return Collected(totals, reports, counts, self._lost, len(replies) - len(good))
+        return collected
 
     def _note_restarts(self, round: int, collected: Collected) -> None:
         """Note devices whose node lost their private front; those without an older one get the first one anew."""
@@ -237,29 +209,13 @@ class SplitStrategy(Algorithm, Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns means over devices of loss and accuracy, and accuracy's standard deviation."""
         replies = list(replies)
-        scores: dict[int, tuple[float, float | None]] = {}
-        leaked: dict[str, list[float]] = {}
         if self._placed:
             good = [reply for reply in replies if not reply.has_error()]
             for reason in {str(reply.error.reason) for reply in replies if reply.has_error()}:
                 log.warning("round %d: a node did not evaluate: %s", server_round, reason)
         else:
             good = succeeded(replies, server_round) if replies else []
-        for reply in good:
-            record: Any = reply.content.metric_records[METRICS]
-            accuracies = record["accuracy"] or [None] * len(record["device"])
-            scores.update(zip(record["device"], zip(record["loss"], accuracies)))
-            for name in LEAKS:
-                if name in record:
-                    leaked.setdefault(name, []).extend(record[name])
-        if not scores:
-            return None
-        losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
-        result = MetricRecord({"loss": fmean(losses), "evaluated_devices": len(scores)})
-        if None not in accuracies:
-            result.update({"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)})
-        result.update({name: fmean(values) for name, values in leaked.items()})
-        return result
+        return mean_scores(good)
 
     def summary(self) -> None:
         """Log the strategy and its settings."""
@@ -270,52 +226,9 @@ class SplitStrategy(Algorithm, Strategy):
         every = self.federation.evaluation.every
         return every > 0 and (round % every == 0 or round == self.federation.training.rounds)
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-        *,
-        first_round: int = 1,
-        on_round: RoundFn | None = None,
-    ) -> Result:
-        """Run Flower's round loop from `first_round`, and call `on_round(round, arrays, metrics)` after each round.
-
-        It exchanges messages and replies like `Strategy.start`. `timeout`: seconds to wait for a round.
-        """
-        self.summary()
-        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        result = Result(arrays=initial_arrays)
-        for current in range(first_round, num_rounds + 1):
-            started = time.perf_counter()
-            messages = list(self.configure_train(current, result.arrays, train_config, grid))
-            replies = self._exchange(grid, messages, timeout)
-            arrays, trained = self.aggregate_train(current, replies)
-            result.arrays = result.arrays if arrays is None else arrays
-            metrics = MetricRecord() if trained is None else trained
-            result.train_metrics_clientapp[current] = metrics
-            seconds = time.perf_counter() - started
-            nothing_new = bool(self._lost) and not metrics.get("devices")  # then there is no new model to evaluate
-            if not nothing_new and (
-                messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid))
-            ):
-                scores = self.aggregate_evaluate(current, self._exchange(grid, messages, timeout))
-                result.evaluate_metrics_clientapp[current] = scores or MetricRecord()
-                metrics = MetricRecord({**metrics, **(scores or {})})
-            if (
-                not nothing_new
-                and evaluate_fn is not None
-                and (scores := evaluate_fn(current, result.arrays)) is not None
-            ):
-                result.evaluate_metrics_serverapp[current] = scores
-                metrics = MetricRecord({**metrics, **scores})
-            if on_round is not None:
-                on_round(current, result.arrays, MetricRecord({**metrics, "seconds": seconds}))
-        return result
+    def _trained_nothing(self, metrics: MetricRecord) -> bool:
+        """Whether a round lost all its devices, so that it has no new model to evaluate."""
+        return bool(self._lost) and not metrics.get("devices")
 
     def remarks(self) -> Mapping[str, Any]:
         """Returns remarks on the last round: lost devices with reasons, in a real federation, and privacy spent."""
@@ -391,8 +304,3 @@ class SplitStrategy(Algorithm, Strategy):
             return range(training.devices)
         draw = seeds.numpy_generator(training.seed, "evaluated")
         return sorted(int(d) for d in draw.choice(training.devices, most, replace=False))
-
-
-def _reasons(lost: Mapping[int, str]) -> str:
-    shown = [f"device {device}: {reason}" for device, reason in list(lost.items())[:3]]
-    return "; ".join([*shown, "..."] if len(lost) > len(shown) else shown) or "none was selected that is there"

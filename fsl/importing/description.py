@@ -6,24 +6,20 @@ by its name: their versions are kept beside the settings.
 """
 
 import collections
-import datetime
 import dis
-import enum
-import functools
 import inspect
 import logging
-import random
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence, Set
-from pathlib import PurePath
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsl.importing.digests import digest_text, digest_values
+from fsl.importing.described_kinds import KINDS, LONGEST, MOST, bounded, collapsed, pandas_digest, plain
+from fsl.importing.digests import digest_text
 from fsl.importing.import_paths import path_of, public_path
 from fsl.importing.introspection import (
     PYTHONS,
@@ -38,8 +34,6 @@ from fsl.importing.introspection import (
 
 CODE = "__code__"  # the key of a class's own code, among its attributes
 
-_LONGEST = 200  # characters of a text that is shown as it is
-_MOST = 32  # entries of a list or mapping that are shown
 _DEEPEST = 40  # levels
 _MODULE = frozenset(vars(nn.Module()))  # what torch keeps in every module
 _ACTS = ("__call__", "__getitem__", "__iter__")
@@ -71,7 +65,7 @@ class _Describer:
         if value is None or type(value) in (bool, int, float):
             return value
         if type(value) is str:
-            return _bounded(value)
+            return bounded(value)
         if id(value) in self._known:
             return self._known[id(value)][1]
         if id(value) in self._open:
@@ -89,17 +83,17 @@ class _Describer:
             found = f"<{path_of(type(value))}: {type(error).__name__}>"
         finally:
             self._open.pop()
-        found = _bounded(found) if isinstance(found, str) and self._open else found
+        found = bounded(found) if isinstance(found, str) and self._open else found
         if self._cycles == before:
             self._known[id(value)] = value, found
         return found
 
     def text(self, value: Any) -> str:
         """The value as text."""
-        return repr(self.tree(value)) if isinstance(value, str) else _plain(self.tree(value))
+        return repr(self.tree(value)) if isinstance(value, str) else plain(self.tree(value))
 
     def _tree(self, value: Any) -> Any:
-        for kinds, tell in _KINDS:
+        for kinds, tell in KINDS:
             if isinstance(value, kinds):
                 return tell(self, value)
         if callable(value) and hasattr(value, "__wrapped__"):  # as functools.lru_cache leaves it
@@ -124,7 +118,7 @@ class _Describer:
             return self._sequence(value)
         package = type(value).__module__.partition(".")[0]
         if package == "pandas":
-            return f"{path_of(type(value))}{_pandas(value)}"
+            return f"{path_of(type(value))}{pandas_digest(value)}"
         if package == "datasets" and hasattr(value, "_fingerprint"):
             return f"{path_of(type(value))}#{value._fingerprint}"
         return self._object(value)
@@ -132,16 +126,16 @@ class _Describer:
     def mapping(self, value: Mapping[Any, Any]) -> Any:
         """A mapping with its keys in sorted order, but an OrderedDict in its own."""
         pairs = [(self.tree(key), self.tree(each)) for key, each in value.items()]
-        pairs = [(key if isinstance(key, str | int | float | bool | None) else _plain(key), v) for key, v in pairs]
+        pairs = [(key if isinstance(key, str | int | float | bool | None) else plain(key), v) for key, v in pairs]
         if not isinstance(value, collections.OrderedDict):
             pairs.sort(key=lambda pair: repr(pair[0]))
         shown = dict(pairs)
-        return _collapsed("dict", shown, repr(pairs))
+        return collapsed("dict", shown, repr(pairs))
 
     def _sequence(self, value: Sequence[Any]) -> Any:
         found: Any = [self.tree(each) for each in value]
         shown = tuple(found) if isinstance(value, tuple) else found
-        return _collapsed(type(value).__name__, shown, repr(found))
+        return collapsed(type(value).__name__, shown, repr(found))
 
     def _object(self, value: Any) -> str:
         kept = attributes(value)
@@ -150,7 +144,7 @@ class _Describer:
         shown = {name: self.tree(each) for name, each in kept.items()}
         code = self.code_of_class(type(value))
         shown |= {} if code is None else {CODE: code}
-        if len(shown) > _MOST or len(repr(shown)) > 20 * _LONGEST:
+        if len(shown) > MOST or len(repr(shown)) > 20 * LONGEST:
             return f"{path_of(type(value))}#{digest_text(repr(sorted(shown.items())))}"
         return f"{path_of(type(value))} {shown!r}"
 
@@ -178,8 +172,8 @@ class _Describer:
         words = [*([extra] if extra and " at 0x" not in extra else []), *(f"{k}={v}" for k, v in shown.items())]
         words += [] if code is None else [f"code=#{code}"]
         inside = ", ".join(words)
-        if len(inside) > 10 * _LONGEST:
-            inside = f"{inside[:_LONGEST]}...#{digest_text(inside)}"
+        if len(inside) > 10 * LONGEST:
+            inside = f"{inside[:LONGEST]}...#{digest_text(inside)}"
         return f"{public_path(type(value))}({inside})"
 
     def _script(self, value: torch.jit.ScriptModule) -> str:
@@ -256,108 +250,3 @@ class _Describer:
             elif not isinstance(value, logging.Logger):
                 found.append((name, self.tree(value)))
         return found
-
-
-def _collapsed(kind: str, shown: Any, text: str) -> Any:
-    """A list or mapping as it is, or by its digest where it is long: so what holds it stays short as well."""
-    long = len(shown) > _MOST or len(text) > 5 * _LONGEST
-    return f"{kind}({len(shown)})#{digest_text(text)}" if long else shown
-
-
-def _bounded(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...({len(text)})#{digest_text(text)}"
-
-
-def _plain(tree: Any) -> str:
-    return tree if isinstance(tree, str) else repr(tree)
-
-
-def _numbers(values: Tensor | np.ndarray) -> str:
-    kind = "tensor" if isinstance(values, Tensor) else "array"
-    dtype = str(values.dtype).removeprefix("torch.")
-    if not values.ndim and not (isinstance(values, Tensor) and values.is_meta):
-        return f"{kind}({values.item()} {dtype})"
-    shape = "x".join(map(str, values.shape))
-    return f"{kind}({shape} {dtype})" + (
-        "" if isinstance(values, Tensor) and values.is_meta else f"#{digest_values(values)}"
-    )
-
-
-def _array(describer: _Describer, value: np.ndarray) -> str:
-    if value.dtype.hasobject:
-        return f"array({'x'.join(map(str, value.shape))} object)#{digest_text(repr(describer.tree(value.tolist())))}"
-    return _numbers(value)
-
-
-def _class(describer: _Describer, value: type) -> str:
-    code = describer.code_of_class(value)
-    return path_of(value) if code is None else f"{path_of(value)}#{code}"
-
-
-def _method(describer: _Describer, value: types.MethodType) -> str:
-    function = value.__func__
-    named = describer.function(function) if isinstance(function, types.FunctionType) else value.__name__
-    return f"{describer.text(value.__self__)}.{named}"
-
-
-def _partial(describer: _Describer, value: "functools.partial[Any]") -> str:
-    words = [describer.text(value.func), *map(describer.text, value.args)]
-    words += [f"{name}={describer.text(each)}" for name, each in sorted(value.keywords.items())]
-    return f"functools.partial({', '.join(words)})"
-
-
-def _builtin(describer: _Describer, value: Any) -> str:
-    owner = getattr(value, "__self__", None)
-    if owner is not None and not isinstance(owner, types.ModuleType | type):
-        return f"{describer.text(owner)}.{value.__name__}"
-    return f"{getattr(value, '__module__', None) or getattr(owner, '__name__', 'builtins')}.{value.__qualname__}"
-
-
-def _bytes(describer: _Describer, value: bytes | bytearray) -> str:
-    if len(value) <= _LONGEST // 4:
-        return repr(bytes(value))
-    return f"bytes({len(value)})#{digest_values(np.frombuffer(value, np.uint8))}"
-
-
-def _generator(describer: _Describer, value: Any) -> str:
-    # Its state moves with every draw, and often begins anywhere; torch's keeps the seed that it began with.
-    seed = f"({value.initial_seed()})" if isinstance(value, torch.Generator) else ""
-    return f"{path_of(type(value))}{seed}"
-
-
-# In order: an earlier kind wins.
-_KINDS: tuple[tuple[Any, Callable[[_Describer, Any], Any]], ...] = (
-    (enum.Enum, lambda d, v: f"{path_of(type(v))}.{v.name}"),
-    (bool | int | float, lambda d, v: d.tree({int: int, float: float}[int if isinstance(v, int) else float](v))),
-    (str, lambda d, v: _bounded(str(v))),
-    (np.bool_ | np.integer | np.floating, lambda d, v: v.item() if not isinstance(v, np.longdouble) else repr(v)),
-    (bytes | bytearray, _bytes),
-    (
-        complex | np.complexfloating | re.Pattern | range | slice | torch.dtype | torch.device | np.dtype,
-        lambda d, v: repr(v),
-    ),
-    (datetime.date | datetime.time | datetime.timedelta | np.datetime64 | np.timedelta64, lambda d, v: repr(v)),
-    (PurePath, lambda d, v: _bounded(str(v))),
-    (Tensor, lambda d, v: _numbers(v)),
-    (np.ndarray, _array),
-    (nn.Module, lambda d, v: d.module(v)),
-    (type, _class),
-    (types.FunctionType, lambda d, v: d.function(v)),
-    (types.MethodType, _method),
-    (functools.partial, _partial),
-    (types.BuiltinFunctionType | types.MethodWrapperType | types.WrapperDescriptorType | np.ufunc, _builtin),
-    (
-        types.MethodDescriptorType | types.ClassMethodDescriptorType,
-        lambda d, v: f"{path_of(v.__objclass__)}.{v.__name__}",
-    ),
-    (types.ModuleType, lambda d, v: f"module {v.__name__}"),
-    (logging.Logger, lambda d, v: f"logging.Logger {v.name}"),
-    (torch.Generator | np.random.Generator | np.random.RandomState | random.Random, _generator),
-)
-
-
-def _pandas(value: Any) -> str:
-    from pandas.util import hash_pandas_object  # type: ignore[import-untyped]
-
-    columns = [str(name) for name in getattr(value, "columns", [getattr(value, "name", None)])]
-    return f"({', '.join(columns)})#{digest_values(hash_pandas_object(value).to_numpy())}"

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +13,20 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fsl import seeds
 from fsl.data import Examples
-from fsl.errors import ConfigError, DataError, FslError
-from fsl.faults import comes_of_users_code, fault_of, said
-from fsl.objective import LossFunction, Objective
+from fsl.errors import ConfigError, DataError
+from fsl.objective import Objective
 from fsl.round.workload import Worker, Workload, copied
 from fsl.run.faithful import refuse_unfaithful
+from fsl.run.objective_trial import (
+    named,
+    refuse_pairs,
+    refuse_rows,
+    refuse_sum,
+    short,
+    tried_loss,
+    trying,
+    warn_of_other_means,
+)
 from fsl.segments.optimizer import OptimizerRecipe
 
 log = logging.getLogger(__name__)
@@ -31,7 +39,7 @@ def refuse_model(model: object) -> None:
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise ConfigError(f"model={model.__name__}: that is a class; give an object, {model.__name__}(...)")
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model={_short(model)}: it is a {type(model).__name__}, no torch.nn.Module; give one")
+        raise ConfigError(f"model={short(model)}: it is a {type(model).__name__}, no torch.nn.Module; give one")
     wrapped = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
     if (name := wrapped.get(type(model).__name__)) is not None and type(model).__module__.startswith("torch."):
         raise ConfigError(
@@ -105,11 +113,11 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         outputs = _outputs(model, inputs, targets, "training")
         objective.check(outputs, targets)
         objective.check_targets(outputs, data.train.targets, "training")
-        loss = _loss(objective, outputs, targets)
-        _refuse_sum(objective, outputs.detach(), targets, loss.detach())
-        _refuse_pairs(objective, outputs.detach(), targets)
-        _refuse_rows(objective, outputs, targets, loss)
-        _warn_of_other_means(objective, outputs.detach(), targets, loss.detach())
+        loss = tried_loss(objective, outputs, targets)
+        refuse_sum(objective, outputs.detach(), targets, loss.detach())
+        refuse_pairs(objective, outputs.detach(), targets)
+        refuse_rows(objective, outputs, targets, loss)
+        warn_of_other_means(objective, outputs.detach(), targets, loss.detach())
         _try_step(model, loss, recipe)
         model.eval()
         for which, examples in (("test", data.test), ("validation", data.validation)):
@@ -135,18 +143,6 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _trying(what: str) -> Iterator[None]:
-    try:
-        yield
-    except FslError:
-        raise
-    except Exception as error:
-        if comes_of_users_code(error):
-            raise fault_of(error, what) from error
-        raise ConfigError(f"{what}: {said(error)}") from error
-
-
 def _rows(examples: Examples, accelerator: torch.device) -> tuple[Tensor, Tensor]:
     count = min(ROWS, len(examples))
     spread = torch.linspace(0, len(examples) - 1, count).round().to(torch.int64)  # sorted data have all their kinds
@@ -163,7 +159,7 @@ def _outputs(model: nn.Module, inputs: Tensor, targets: Tensor, which: str) -> T
             f"the model's parameters are {names}, and the {which} inputs {str(inputs.dtype).removeprefix('torch.')}; "
             "give them one type: model.float() for float32, or inputs of the model's type"
         )
-    with _trying(f"a batch of {which} data of shape {tuple(inputs.shape)} does not go through the model"):
+    with trying(f"a batch of {which} data of shape {tuple(inputs.shape)} does not go through the model"):
         try:
             outputs = model(inputs)
         except Exception as error:
@@ -207,102 +203,8 @@ def _goes(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def _loss(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
-    name = _named(objective)
-    # torch computes such a loss, pairing each output with every target.
-    with _trying(f"objective={name} does not take the outputs"), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Using a target size")
-        loss = objective.loss(outputs, targets)
-    if not isinstance(loss, Tensor) or loss.dim():
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise ConfigError(f"objective={name}: it gives {what}; a loss is a scalar tensor, the mean over the batch")
-    if not bool(loss.isfinite()):
-        raise ConfigError(
-            f"objective={name}: the loss of {len(outputs)} training rows is {float(loss.detach())} before "
-            "anything is trained; look for values out of range in inputs and targets, and a log of 0 in model or loss"
-        )
-    if not loss.requires_grad:
-        raise ConfigError(
-            f"objective={name}: the loss has no gradient, as if it did not depend on the model; leave out .detach(), "
-            ".item(), argmax and torch.no_grad() on the way to it"
-        )
-    return loss
-
-
-def _refuse_sum(objective: Objective, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
-    """A sum over rows would weigh devices by their batches; torch's own losses say what they are."""
-    with torch.no_grad():
-        twice = objective.loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
-    if float(loss.abs()) > 1e-6 and abs(float(twice / loss) - 2) < 1e-3:
-        raise ConfigError(
-            f"objective={_named(objective)}: the loss of the same rows twice is twice the loss, so it is a sum; "
-            "devices and batches are averaged by their rows, so give the mean"
-        )
-
-
-def _refuse_pairs(objective: Objective, outputs: Tensor, targets: Tensor) -> None:
-    """A function that broadcasts outputs (B, 1) and targets (B,) compares every output with every target."""
-    squeezed = [size for size in outputs.shape if size != 1] == [size for size in targets.shape if size != 1]
-    if not isinstance(objective, LossFunction) or outputs.shape == targets.shape or not squeezed or len(targets) < 2:
-        return
-    others = targets.roll(1, 0)
-    others[0] = targets[0]
-    leaf = outputs.clone().requires_grad_()
-    (own,) = torch.autograd.grad(objective.loss(leaf, targets), leaf)
-    (other,) = torch.autograd.grad(objective.loss(leaf, others), leaf)
-    if bool((targets != others).any()) and not torch.equal(own[0], other[0]):
-        raise ConfigError(
-            f"objective={_named(objective)}: outputs of shape {tuple(outputs.shape)} and targets of shape "
-            f"{tuple(targets.shape)} are broadcast, so that each output is compared with every target; give both one "
-            "shape, outputs.squeeze(1) in the model or targets (N, 1)"
-        )
-
-
-def _refuse_rows(objective: Objective, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
-    """What an objective says beside its loss must be what it says."""
-    name = _named(objective)
-    with torch.no_grad(), _trying(f"objective={name} cannot score the outputs"):
-        rows, correct = objective.rows(outputs, targets), objective.correct(outputs, targets)
-        weight, scored = objective.weight(targets), objective.scored(targets)
-    if rows is not None:
-        if tuple(rows.shape) != (len(outputs),):
-            raise ConfigError(f"objective={name}: rows() gives shape {tuple(rows.shape)}, not one loss for each row")
-        if not torch.allclose(rows.mean(), loss.detach(), rtol=1e-3, atol=1e-6):
-            raise ConfigError(
-                f"objective={name}: the mean of rows() is {float(rows.mean()):.6g} and loss() "
-                f"{float(loss.detach()):.6g}; they must agree, or rows() return None"
-            )
-    if not (isinstance(weight, int | float) and weight >= 0):
-        raise ConfigError(f"objective={name}: weight() gives {_short(weight)}; it is a number of 0 or above")
-    if type(scored) is not int or scored < 0:
-        raise ConfigError(f"objective={name}: scored() gives {_short(scored)}; it is a whole number of 0 or above")
-    if correct is None:
-        return
-    count = torch.as_tensor(correct)
-    if count.numel() != 1 or count.is_floating_point() or not 0 <= int(count) <= scored:
-        raise ConfigError(
-            f"objective={name}: correct() gives {_short(correct)} of {scored} targets; it is a count of those that are "
-            "right, a whole number as a scalar, and no share: leave out .float() and .mean()"
-        )
-
-
-def _warn_of_other_means(objective: Objective, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
-    """Batches and devices are averaged by rows, unless an objective says what else its loss is a mean over."""
-    if type(objective).weight is not Objective.weight or len(targets) % 2:
-        return
-    halves = (slice(None, len(targets) // 2), slice(len(targets) // 2, None))
-    with torch.no_grad():
-        mean = sum(objective.loss(outputs[half], targets[half]) for half in halves) / 2
-    if not torch.allclose(torch.as_tensor(mean), loss, rtol=1e-3, atol=1e-6):
-        log.warning(
-            "objective=%s: the loss of %d rows is %.6g, and the mean over its halves %.6g, so it is no mean over rows; "
-            "batches are averaged by their rows all the same, unless an fsl.objective.Objective says their weight()",
-            *(_named(objective), len(targets), float(loss), float(mean)),
-        )
-
-
 def _try_step(model: nn.Module, loss: Tensor, recipe: OptimizerRecipe) -> None:
-    with _trying("the loss cannot be sent back through the model"):
+    with trying("the loss cannot be sent back through the model"):
         loss.backward()
     optimizer = recipe.build([parameter for parameter in model.parameters() if parameter.requires_grad])
     assert optimizer is not None  # `refuse_model` saw parameters to train
@@ -312,7 +214,7 @@ def _try_step(model: nn.Module, loss: Tensor, recipe: OptimizerRecipe) -> None:
             f"optimizer={type(optimizer).__name__}: its step evaluates the model again (a closure), which a split step "
             "cannot do; use SGD, Adam or another that steps from gradients"
         )
-    with _trying(f"optimizer={type(optimizer).__name__} cannot step this model"):
+    with trying(f"optimizer={type(optimizer).__name__} cannot step this model"):
         optimizer.step()
 
 
@@ -324,18 +226,6 @@ def _try_evaluation(
         outputs = _outputs(model, inputs, targets, which)
         objective.check(outputs, targets)
         objective.check_targets(trained, examples.targets, which)
-        with _trying(f"objective={_named(objective)} does not take the outputs of {which} data"):
+        with trying(f"objective={named(objective)} does not take the outputs of {which} data"):
             objective.loss(outputs, targets)
             objective.correct(outputs, targets)
-
-
-def _named(objective: Objective) -> str:
-    """What the user gave: the function's name where it is one."""
-    if isinstance(objective, LossFunction):
-        return getattr(objective.function, "__name__", type(objective.function).__name__)
-    return getattr(objective, "name", type(objective).__name__)
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

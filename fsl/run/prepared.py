@@ -18,12 +18,13 @@ from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
 from fsl.run import provenance
 from fsl.run.ignored import warn_of_ignored
+from fsl.run.label import Label
 from fsl.run.local_heads import local_head
 from fsl.run.observers import Observer
 from fsl.run.preflight import fit, preflight
 from fsl.run.privacy_check import private_run
 from fsl.run.run_folder import RunFolder
-from fsl.run.training import Label, Simulation
+from fsl.run.training import Simulation
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_places import in_double
 from fsl.settings.federation_settings import CloudStrategy, Federation

@@ -35,12 +35,12 @@ from fsl.run.arguments import (
 from fsl.run.backend import Backend, torch_threads
 from fsl.run.finished_run import Run
 from fsl.run.ignored import refuse_ignored
+from fsl.run.label import Label
 from fsl.run.observers import Observer, ProgressBar
 from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
-from fsl.run.training import Label
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.optimizer_settings import Optimizer

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,20 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fsl.data import class_counts
-from fsl.errors import CheckpointError, ConfigError
+from fsl.errors import ConfigError
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_weights
-from fsl.run import provenance
 from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.run.codec_check import check_codecs
-from fsl.run.divergence import diverged_in
+from fsl.run.label import Label
 from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import weights_of
 from fsl.run.run_log import RunLog
+from fsl.run.summary import COLUMNS, summary_of
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import Replica, State
 from fsl.settings.federation_settings import CloudStrategy, Federation
@@ -46,29 +46,6 @@ class Result:
     metrics: list[dict[str, Any]]
     model: nn.Module | None
     states: dict[str, dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Label:
-    """What its user calls a run, for reports: a name, and tags by name."""
-
-    name: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """As summaries and checkpoints have it."""
-        return {"name": self.name, "tags": dict(self.tags)}
-
-    def gone_on_with(self, before: Mapping[str, Any], folder: Path) -> "Label":
-        """That of a run that goes on: what it had `before`; CheckpointError where it is to have another now."""
-        name, tags = before.get("name"), before.get("tags") or {}
-        for what, then, now in (("name", name, self.name), ("tags", tags, dict(self.tags))):
-            if then and now and then != now:
-                raise CheckpointError(
-                    f"resume={folder}: that run has {what}={then!r}, this one {now!r}; leave it out, and it stays "
-                    "what it is"
-                )
-        return Label(self.name if name is None else name, self.tags or tags)
 
 
 class Simulation:
@@ -250,7 +227,7 @@ class Simulation:
         self.arrays = arrays
         named = {"loss": None, "accuracy": None, "sim_seconds": None, "energy_joules": None, **metrics}
         named |= self.strategy.remarks()
-        row = {"round": round, **{key: named.pop(key, None) for key in _COLUMNS}, **named}
+        row = {"round": round, **{key: named.pop(key, None) for key in COLUMNS}, **named}
         self._keep_best(row)
         self.folder.append_metrics(row)
         state = self.strategy.state()
@@ -276,33 +253,23 @@ class Simulation:
             model = with_weights(self.workload.model, whole, self.worker.accelerator)
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
-        self.folder.write_summary(self.summary())
+        self.folder.write_summary(
+            summary_of(
+                self.rows,
+                seed=self.federation.training.seed,
+                best=self.best,
+                classes=self.workload.data.classes,
+                bound=self.workload.objective.divergence_bound(self.workload.data.classes),
+                stopped=self.stopped,
+                label=self.label,
+                weights=self.weights,
+                settings=self.settings,
+                seconds=time.perf_counter() - self.started,
+            )
+        )
         if self.late is not None:
             raise self.late
         return Result(self.rows, model, states)
-
-    def summary(self) -> dict[str, Any]:
-        """Final figures, and what one needs to know to run it again."""
-        last = self.rows[-1] if self.rows else {}
-        totals = ("up_bytes", "down_bytes", "model_bytes", "seconds", "sim_seconds", "energy_joules")
-        classes = self.workload.data.classes
-        bound = self.workload.objective.divergence_bound(classes)
-        return {
-            **self.label.to_json(),
-            "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
-            "best_round": self.best["round"] if self.best else None,
-            "diverged": diverged_in(self.rows, bound) is not None,
-            "divergence_bound": bound,
-            "totals": {key: _total(self.rows, key) for key in totals},
-            "stopped_early": self.stopped,
-            "wall_seconds": time.perf_counter() - self.started,
-            **({} if classes is None else {"classes": classes}),
-            "seed": self.federation.training.seed,
-            "weights": self.weights,
-            "settings": self.settings,
-            "versions": provenance.versions(),
-            "command": provenance.command(),
-        }
 
     def _install(self, states: Mapping[str, State]) -> list[nn.Module]:
         """Put states into the model's segments; their modules in order."""
@@ -344,24 +311,5 @@ class Simulation:
         sync(written)
 
 
-def _total(rows: list[dict[str, Any]], key: str) -> float | None:
-    """The sum over rounds; None where a round does not have it."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return sum(values) if len(values) == len(rows) else None
-
-
 _PICTURED = 100  # devices
 _CLASSES = 1000  # more cannot be told apart in a picture
-_COLUMNS = [
-    "train_loss",
-    "loss",
-    "accuracy",
-    "devices",
-    "examples",
-    "up_bytes",
-    "down_bytes",
-    "model_bytes",
-    "seconds",
-    "sim_seconds",
-    "energy_joules",
-]

@@ -18,7 +18,7 @@ from fsl.strategies import (
     VanillaSL,
 )
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.planning import assign
+from fsl.strategies.node_messages import assign
 from fsl.strategies.round_metrics import stays
 
 import fsl

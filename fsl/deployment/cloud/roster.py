@@ -12,11 +12,11 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fsl.codecs.codec_maker import codec_of
 from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
 from fsl.deployment.cloud.members import Member, Members, Terms
+from fsl.deployment.cloud.refused_plans import refuse_plan
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.node.work_done import RESTARTED
@@ -77,7 +77,7 @@ class Roster:
 
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """Build one message for each node with a part in the round."""
-        self._refuse(plan)
+        refuse_plan(plan, self.terms)
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
         samples = {device: self._counted(count) for device, count in self.samples.items()}
@@ -139,43 +139,6 @@ class Roster:
             asked.shares[node] = Share.of(whole)
             messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
         return messages
-
-    def _refuse(self, plan: RoundPlan) -> None:
-        """Raise RunError for plans that separate nodes cannot carry out, or that would reveal too much."""
-        if self.terms.max_norm is not None and plan.privacy is not None:
-            raise RunError(
-                f"deployment.max_norm={self.terms.max_norm} in a run with privacy: who is lost would tell of an "
-                "update's norm, which no ledger counts; leave it out, and bound updates by privacy.client.clip"
-            )
-        shared = plan.trainer is not None and not plan.trainer.locate().divisible
-        if self.terms.max_norm is not None and shared and plan.fronts == "private":
-            raise RunError(
-                f"deployment.max_norm={self.terms.max_norm}: devices with fronts of their own and a back that they "
-                "share send no update that could be measured; leave it out"
-            )
-        if plan.moves and plan.on_move == "restart" and not plan.reset_optimizer:
-            raise RunError(
-                "on_move=restart with optimizer.reset=false: a device that begins its round again at another edge has "
-                "its optimizer's state at home; use on_move=migrate, or optimizer.reset=true"
-            )
-        if self.terms.roaming and plan.privacy is not None and plan.privacy.joint:
-            raise RunError(
-                "deployment.roaming=true with privacy.dp_sgd.clipping=joint: a step of the back waits for what its "
-                "device says, and cannot move with it; use clipping=separate, or roaming=false"
-            )
-
-        trainer = None if plan.trainer is None else plan.trainer.build()
-        if self.terms.roaming and trainer is not None and trainer.keeps and trainer.divisible:
-            raise RunError(
-                f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
-                "round, which does not follow it to another edge; use roaming=false, or a trainer that keeps nothing"
-            )
-        stateful = [spec for spec in (plan.up, plan.down) if codec_of(spec).stateful]
-        if self.terms.roaming and trainer is not None and stateful:
-            raise RunError(
-                f"deployment.roaming=true with codec {stateful[0].text}: it keeps state in a session, which does not "
-                "follow a device to another edge; use roaming=false, or a codec without state"
-            )
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send a round's messages and wait for the replies.

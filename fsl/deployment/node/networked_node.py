@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.deployment.node.accountable import charged
 from fsl.deployment.node.moving_edge import build_moving_round
+from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
@@ -19,12 +20,10 @@ from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
 from fsl.installed import __version__
 from fsl.messages.node_part import EdgePart, NodePart
-from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import failure_reason
 from fsl.private_files import own_folder
-from fsl.round.cohort import reported_loss, reported_rows, reported_weight
 from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.device_weights import refuse_other_counts
@@ -198,25 +197,7 @@ class NetworkedNode:
         if outcome.failed is not None:
             log.error("edge %d, round %d: %s", part.cohort.edge, plan.round, outcome.failed)
         work.lose({device: f"edge {part.cohort.edge}: {reason}" for device, reason in outcome.lost.items()})
-        moved = outcome.moved_bytes
-        work.served.extend(
-            DeviceReport(
-                device=s.device,
-                samples=int(s.weight),
-                examples=reported_rows(plan, s.examples, s.step),
-                steps=s.step,
-                skipped=0,
-                loss_sum=reported_loss(plan, s.loss_sum()),
-                loss_weight=reported_weight(plan, s.loss_weight, s.step),
-                up_bytes=s.up_bytes,
-                down_bytes=s.down_bytes,
-                model_bytes=0,
-                edge=part.cohort.edge,
-                moves=int(s.device in moved),  # 1: it moved; its device's node knows how often
-                moved_bytes=moved.get(s.device, 0),
-            )
-            for s in outcome.closed
-        )
+        work.served.extend(served_reports(plan, part.cohort.edge, outcome))
 
     def _serve_round(
         self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work
@@ -287,24 +268,7 @@ class NetworkedNode:
             devices.deadline = Deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
-        work.reports.extend(
-            DeviceReport(
-                device=device,
-                samples=side.samples(device),
-                examples=0,
-                steps=0,
-                skipped=side.batches[device].skipped,
-                loss_sum=0.0,
-                loss_weight=0.0,
-                up_bytes=outcome.wasted.get(device, {}).get("up_bytes", 0),
-                down_bytes=outcome.wasted.get(device, {}).get("down_bytes", 0),
-                model_bytes=side.model_bytes,
-                moves=outcome.moves.get(device, 0),
-                wasted_steps=outcome.wasted.get(device, {}).get("steps", 0),
-                restarts=outcome.wasted.get(device, {}).get("times", 0),
-            )
-            for device in outcome.finished
-        )
+        work.reports.extend(own_reports(side, outcome))
         if plan.fronts != "private":
             work.totals |= side.totals
 

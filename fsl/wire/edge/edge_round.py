@@ -22,6 +22,7 @@ from fsl.round.edge_server import EdgeServer, Session
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.expected import Expected
+from fsl.wire.edge.lateness import holding_up, late, seconds_to_wait
 from fsl.wire.edge.meter import EdgeMeter, Reason
 from fsl.wire.edge.session import Event, Finished, Gone, Joined, Uploaded
 from fsl.wire.options import Patience
@@ -104,21 +105,17 @@ class EdgeRound:
     # Incoming events.
 
     def _next_event(self) -> Event | None:
-        waiting = [a.due for a in self.all.values() if a.due is not None and not a.settled]
         if all(attendance.settled for attendance in self.all.values()):
             return None
         try:
-            timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else self.patience.answer
-            if self.deadline is not None:
-                timeout = min(timeout, self.deadline.left())
-            event: Event = self.admission.inbox.get(timeout=timeout)
+            seconds = seconds_to_wait(self.all.values(), self.patience, self.deadline)
+            event: Event = self.admission.inbox.get(timeout=seconds)
             return event
         except queue.Empty:
             if self.deadline is not None and self.deadline.left() <= 0:
                 return None
-            if not waiting and any(a.away and not a.settled for a in self.all.values()):
-                return None
-            if not waiting:
+            awaited = any(a.due is not None and not a.settled for a in self.all.values())
+            if not awaited and not any(a.away and not a.settled for a in self.all.values()):
                 raise RunError("no device is waited for, and none has finished") from None
             self._lose_late()
             return None
@@ -306,23 +303,15 @@ class EdgeRound:
         return own
 
     def _lose_late(self) -> None:
-        now = time.monotonic()
-        for attendance in list(self.all.values()):
-            if not attendance.settled and attendance.due is not None and attendance.due <= now:
-                waited = f"for {self.patience.straggler:g} s" if attendance.joined else f"in {self.patience.join:g} s"
-                what = "nothing came from it" if attendance.joined else "it did not come"
-                self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"{what} {waited}")
+        for device, reason in late(self.all.values(), self.patience):
+            self._lose(device, Code.DEADLINE_EXCEEDED, reason)
 
     def _close_round(self, last: bool) -> None:
         """Close the round at its deadline: lose those whom others wait for, and the second time (`last`) everybody."""
         assert self.deadline is not None
-        awaited = self._live()
-        if not last and self.order == "together":
-            awaited = [a for a in awaited if (not a.uploads and not a.finished) or not a.joined]
-        elif not last and self.turns:
-            awaited = [a for a in awaited if a.device == self.turns[0] or not a.joined]
-        for attendance in [*awaited, *(a for a in self.all.values() if a.away and not a.settled and last)]:
-            self._lose(attendance.device, Code.DEADLINE_EXCEEDED, self.deadline.reason)
+        turn = self.turns[0] if self.order == "in turn" and self.turns else None
+        for device in holding_up(self.all.values(), together=self.order == "together", turn=turn, last=last):
+            self._lose(device, Code.DEADLINE_EXCEEDED, self.deadline.reason)
 
     def _lose(self, device: int, code: Code, reason: str) -> None:
         attendance = self.all[device]
