@@ -23,10 +23,10 @@ from fsl.deployment.cloud.stopped import ends_when_stopped
 from fsl.deployment.node.setup import Setup
 from fsl.errors import CodeError, ConfigError
 from fsl.faults import is_fault
-from fsl.flower.placement import Placement
 from fsl.round.workload import Workload
 from fsl.run.backend import Backend
 from fsl.run.config import RunConfig, build_backend
+from fsl.settings.placement import Placement
 
 log = logging.getLogger(__name__)
 

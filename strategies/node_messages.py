@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.common.constant import ErrorCode
 
 from fsl.errors import RunError
-from fsl.flower.placement import Collected
 from fsl.flower.records import metrics_to_reports, record_to_totals
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PLAN, REMARKS, SETUP
 from fsl.messages.reports import DeviceReport
@@ -22,6 +21,7 @@ from fsl.privacy.leak_probe import LEAKS
 from fsl.segments.finite import finite_total
 from fsl.segments.states import Layout
 from fsl.segments.sums import Total, merge_totals
+from fsl.settings.placement import Collected
 
 log = logging.getLogger(__name__)
 

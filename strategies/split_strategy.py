@@ -16,7 +16,6 @@ from fsl.strategies.round_metrics import movements, simulated, sums
 
 from fsl import seeds
 from fsl.errors import RunError
-from fsl.flower.placement import Collected, Placement
 from fsl.flower.records import states_to_record
 from fsl.importing.import_paths import name_classes
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
@@ -25,6 +24,7 @@ from fsl.privacy.member_counts import take_members
 from fsl.run.private_rounds import refuse_unseen
 from fsl.segments.sums import summed
 from fsl.settings.federation_settings import Federation
+from fsl.settings.placement import Collected, Placement
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 
 from fsl.errors import ConfigError
 from fsl.flower.inline_grid import InlineGrid
-from fsl.flower.placement import Placement
 from fsl.round.workload import Workload
 from fsl.run.app import workload_app
+from fsl.settings.placement import Placement
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
-from fsl.flower.placement import Placement
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import Fronts
 from fsl.mobility import Mobility
@@ -17,6 +16,7 @@ from fsl.privacy.settings import Privacy, Probe
 from fsl.segments.states import Layout
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.optimizer_settings import Optimizer
+from fsl.settings.placement import Placement
 from fsl.settings.training_settings import Training
 from fsl.settings.wire_settings import Wire
 

@@ -21,12 +21,12 @@ from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
-from fsl.flower.placement import Collected
 from fsl.messages.identifiers import is_count, is_owner
 from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.quoting import one_line
+from fsl.settings.placement import Collected
 from fsl.wire.device.sealed_fronts import new_key
 from fsl.wire.tokens import Claims, Signer, fingerprint
 

@@ -9,7 +9,6 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.deployment.cloud.closing import too_long
 from fsl.errors import WireError
-from fsl.flower.placement import Collected
 from fsl.flower.records import metrics_to_reports, record_to_states, record_to_totals
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, RoundPlan
@@ -17,6 +16,7 @@ from fsl.round.unusable import lost_reason
 from fsl.segments.finite import finite_state, finite_total
 from fsl.segments.states import Layout
 from fsl.segments.sums import DeviceStates, Total, WeightedSum, merge_totals
+from fsl.settings.placement import Collected
 
 _SERVED = "served."
 HEAVIEST = 10.0  # an edge's back weighs at most so many times its devices' samples, since draws repeat rows
