@@ -19,7 +19,7 @@ FACE = ast.parse((ROOT / "fsl" / "__init__.py").read_text())
 
 # What type checkers must say of the script's names: (expression, what it is).
 KNOWN = {
-    "main()": "fsl.run.simulate.Run",
+    "main()": "fsl.run.finished_run.Run",
     "main().metrics": "list[dict[str, Any]]",
     "main().model": "torch.nn.modules.module.Module | None",
     "fsl.split(nn.ReLU())": "fsl.split.cutting.SplitModel",
