@@ -149,6 +149,7 @@ def test_the_page_on_architecture_has_the_rooms_in_this_order():
     assert all(max(below) < min(above) for below, above in zip(floors, floors[1:]))
 
 
+@pytest.mark.slow
 def test_the_library_imports_nothing_that_is_not_shipped():
     at_the_top = {"strategies", "simulations", "configs", "benchmarks", "tests"}
     for name, path in SOURCES.items():

@@ -202,6 +202,7 @@ def test_an_unknown_key_of_the_codec_group_is_refused(config, message):
         build_codecs(config)
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_a_codec_arguments(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["experiment=smoke", "devices=2", "rounds=1", "samples_per_device=16", "hydra.run.dir=run"]
@@ -241,6 +242,7 @@ def test_a_codec_with_state_does_something(codec):
     assert losses[0] == pytest.approx(losses[1], rel=0.3 if isinstance(codec, own.ErrorFeedback) else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), SplitFedV2(order="round"), SGLR(phi=1.0)])
 @pytest.mark.parametrize("codec", [own.ErrorFeedback(0.5), own.Delta()], ids=["one half", "both halves"])
 def test_a_codec_with_state_is_equal_on_any_number_of_nodes(strategy, codec):
@@ -248,6 +250,7 @@ def test_a_codec_with_state_is_equal_on_any_number_of_nodes(strategy, codec):
     assert_same_run(run(strategy, **options), run(strategy, nodes=3, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), SGLR(phi=1.0)])
 @pytest.mark.parametrize("codec", [own.ErrorFeedback(0.5), own.Delta()], ids=["one half", "both halves"])
 def test_a_codec_with_state_is_equal_over_grpc(strategy, codec, tmp_path):
@@ -289,6 +292,7 @@ def test_a_codec_with_state_does_not_roam(tmp_path):
 # What is tried before the first round.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "message"),
     [

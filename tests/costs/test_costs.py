@@ -243,6 +243,7 @@ def flops_of_a_step(model, cut, data, loss):
     return counts[0] + counts[2] - counts[1], counts[1] - counts[0], sum(t.numel() * t.element_size() for t in front)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [VGG5((3, 16, 16), 3, dropout=0.5), LeNet((3, 16, 16), 3), ResNet8((3, 16, 16), 3), Skipping()],
@@ -340,6 +341,7 @@ def test_a_profile_that_cannot_be_is_refused(build, message):
 CHANGING = LinkProfile("changing", 1.0, 1.0, trace=[[0.5, 0.25], [0.9, 1]], repeat_s=1.0)
 
 
+@pytest.mark.slow
 @strategies
 def test_a_run_takes_simulated_time_and_energy(strategy, tmp_path):
     result = run(strategy, out=tmp_path / "run")
@@ -370,6 +372,7 @@ def test_a_run_goes_on_only_with_the_profiles_that_it_began_with(tmp_path):
         run(SplitFedV1(), rounds=3, out=tmp_path / "run", resume=True, link_profile="lte")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", [SplitFedV1(), SplitFedV2(), VanillaSL(), FedAvg()], ids=lambda s: type(s).__name__
 )

@@ -515,6 +515,7 @@ def test_files_that_do_not_fit_together_are_refused_with_the_reason(tmp_path):
 # The real thing
 
 
+@pytest.mark.slow
 def test_cifar10_is_read_from_a_folder(cifar10_folder):
     data = cifar10(str(cifar10_folder), limit=64)
     assert (data.name, data.classes, data.input_shape) == ("cifar10", 10, (3, 32, 32))

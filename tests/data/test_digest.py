@@ -99,6 +99,7 @@ def test_a_dataset_that_is_read_anew_is_told_by_its_transforms_and_never_by_what
     assert len(same | {digest(DatasetExamples(other)) for other in others}) == 5
 
 
+@pytest.mark.slow
 def test_digests_and_partitions_are_the_same_in_another_process():
     script = (
         "import torch; from fsl.data.data_digest import digest, describe_partition; from fsl.data import *\n"

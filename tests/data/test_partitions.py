@@ -35,6 +35,7 @@ def test_every_row_goes_to_exactly_one_device(partitioner):
     assert torch.equal(rows.sort().values, torch.arange(len(TARGETS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitioner", ALL, ids=name_of)
 def test_a_seed_always_draws_the_same_partition(partitioner):
     first, second = held(divide(partitioner)), held(divide(partitioner))
@@ -47,6 +48,7 @@ def test_another_seed_draws_another_partition(partitioner):
     assert not all(a.equal(b) for a, b in zip(first, second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [None, 5], ids=["whole", "limited"])
 @pytest.mark.parametrize("partitioner", ALL, ids=name_of)
 def test_a_device_has_as_many_rows_as_its_size_says_in_order(partitioner, cap):

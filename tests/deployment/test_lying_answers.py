@@ -46,6 +46,7 @@ def values(of):
     return lie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lie", "problem"),
     [

@@ -96,6 +96,7 @@ def named(name: str, test_share: float = 0.2) -> TaskData:
     return digits(test_share)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "target"),
     [
@@ -149,6 +150,7 @@ def test_nodes_train_by_the_runs_objective():
         assert workload.data.train.targets.dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_an_edge_without_data_knows_that_targets_are_ignored():
     sent = replace(setup_of(), groups={**setup_of().groups})
     sent.groups["objective"]["ignores"] = True
@@ -184,6 +186,7 @@ def test_runs_do_not_share_what_devices_keep(tmp_path):
     assert one.parent == other.parent == tmp_path / "runs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 1}, {"devices": 3}, {"samples_per_device": 9}])
 def test_a_run_of_the_same_name_that_deals_out_other_rows_begins_anew(change, tmp_path):
     """Else one draw of randomized labels would serve two samples, and one account two data sets."""

@@ -130,6 +130,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "part", "problem"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_node_trains_its_own_devices_by_its_own_part(plan, part, problem, owner):
     with pytest.raises(TrustError, match=problem):
@@ -142,6 +143,7 @@ def test_what_a_run_has_not_is_refused(owners, tmp_path):
         owner.ask("train", whole(), alone(9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train.more", "system", ""])
 def test_only_three_kinds_of_messages_are_answered(kind, owner):
     with pytest.raises(TrustError, match="this node answers query, train, evaluate"):
@@ -155,6 +157,7 @@ def test_a_node_without_a_role_takes_no_part(tmp_path):
         host.answer("train", 7, RecordDict({CONFIG: ConfigRecord(told)}), {})
 
 
+@pytest.mark.slow
 def test_scores_are_of_a_node_s_own_devices_and_none_where_its_owner_has_a_limit(owners, tmp_path, owner):
     with pytest.raises(TrustError, match="is for device 5, and this node hosts 1"):
         owner.ask(
@@ -186,6 +189,7 @@ UNTRUE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "problem"), UNTRUE.values(), ids=UNTRUE.keys())
 def test_a_plan_that_is_not_what_its_privacy_says_is_refused_on_the_node(plan, problem, owner):
     part = alone(MINE) if plan.trainer is None else NodePart(tickets=(ticket(MINE),))
@@ -194,6 +198,7 @@ def test_a_plan_that_is_not_what_its_privacy_says_is_refused_on_the_node(plan, p
     assert not owner.ledgers()
 
 
+@pytest.mark.slow
 def test_a_private_round_draws_secure_noise_whatever_its_plan_says(owner):
     totals = []
     for _ in range(2):
@@ -235,6 +240,7 @@ def cost(folder):
     return {d: told["model"] for d, (_, told) in read_devices(path).items()}
 
 
+@pytest.mark.slow
 def test_deltas_add_up_over_runs(tmp_path):
     limit = Limit(1e9, "model", delta=3e-5)
     for run in "abc":
@@ -309,6 +315,7 @@ def test_what_is_left_of_another_run_s_ledger_is_not_taken_for_nothing(text, tmp
         spend(own_ledger(tmp_path, "a", Limit(9.0, "model")), private())
 
 
+@pytest.mark.slow
 def test_threads_that_charge_one_file_lose_no_charge(tmp_path):
     threads = [threading.Thread(target=spend, args=(own_ledger(tmp_path), private())) for _ in range(8)]
     for thread in threads:

@@ -52,6 +52,7 @@ def test_the_pages_codec_trains_from_python(folder):
         kind(k=0)
 
 
+@pytest.mark.slow
 def test_the_pages_codec_trains_from_the_command_line(folder, capsys):
     assert command.command([*SMOKE, "codec.up={_target_: topk.TopK, k: 0.2}", "hydra.run.dir=run"]) == 0
     assert settings(folder / "run")["up.k"] == 0.2

@@ -68,6 +68,7 @@ def test_a_page_names_what_is_there(page):
     assert missing == []
 
 
+@pytest.mark.slow
 def test_docstrings_name_what_is_there():
     for path in SOURCES:
         for name in sorted(names_in_code(path.read_text())):

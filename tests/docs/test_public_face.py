@@ -65,6 +65,7 @@ def test_importing_fsl_imports_neither_torch_nor_flower():
     assert fresh(f"import sys, fsl; dir(fsl); print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [

@@ -45,6 +45,7 @@ def test_the_bundle_holds_the_library_and_no_tests(bundle):
     assert len(bundle) < 2_000_000
 
 
+@pytest.mark.slow
 def test_the_bundle_runs_without_an_installed_fsl(bundle, tmp_path):
     zipfile.ZipFile(BytesIO(bundle)).extractall(tmp_path)
     code = "import fsl, fsl.strategies.splitfed, fsl.simulations.overrides as o; print(fsl.__file__)"

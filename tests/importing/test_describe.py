@@ -216,6 +216,7 @@ def test_cycles_end():
     assert len(describe(wide)) < 10_000
 
 
+@pytest.mark.slow
 def test_descriptions_are_the_same_in_another_process():
     def values():
         return made(0.1), through_another, Weighted(2.0), Plain(a={"x", "y", "z"}), class_with("x + 1"), Colour.RED

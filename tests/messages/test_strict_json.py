@@ -103,6 +103,7 @@ def test_a_message_survives_its_way(message):
     assert type(message).from_json(message.to_json()) == message
 
 
+@pytest.mark.slow
 @each
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
@@ -113,6 +114,7 @@ def test_any_change_of_a_message_is_read_as_it_is_or_refused_in_one_line(message
     check(type(message), json.dumps(changed(values, way, lambda old: junk)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RoundPlan, EvaluatePlan, NodePart], ids=lambda kind: kind.__name__)
 @settings(max_examples=200, deadline=None)
 @given(text=st.text() | PLAIN.map(json.dumps))

@@ -54,6 +54,7 @@ def test_a_model_is_a_sequence_of_named_stages(kind):
     assert list(dict(model.named_children())) == STAGES[kind].split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ZOO)
 @pytest.mark.parametrize("training", [True, False])
 def test_every_possible_cut_gives_the_model_to_the_bit(kind, training):

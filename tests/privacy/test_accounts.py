@@ -47,6 +47,7 @@ def agrees(found, releases, pure=0.0, accountant="rdp"):
         assert tight - 0.005 < found < tight + 0.03  # Opacus's PRV says an upper bound, within .01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
 def test_poisson_draws(tmp_path, accountant):
     found = told(tmp_path, SplitFedV1(), accountant=accountant, dp_sgd=POISSON)
@@ -55,11 +56,13 @@ def test_poisson_draws(tmp_path, accountant):
     assert found["edge"] is found["cloud+edge"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
 def test_fixed_batches_release_a_sample_once_a_pass(tmp_path, accountant):
     agrees(told(tmp_path, SplitFedV1(), accountant=accountant, dp_sgd=FIXED)["model"], PASSES, accountant=accountant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [FedAvg, SplitFedV2, VanillaSL], ids=lambda kind: kind.__name__)
 def test_strategies_whose_models_travel(tmp_path, strategy):
     found = told(tmp_path, strategy(), dp_sgd=POISSON)
@@ -67,6 +70,7 @@ def test_strategies_whose_models_travel(tmp_path, strategy):
         agrees(found[adversary], AMPLIFIED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [PSL, SplitFedV3, lambda: SGLR(phi=0.0, alpha=0.0)], ids=["psl", "v3", "sglr"])
 def test_private_fronts_count_although_they_stay(tmp_path, strategy):
     found = told(tmp_path, strategy(), dp_sgd=POISSON)
@@ -88,6 +92,7 @@ def test_whole_devices(tmp_path):
     assert found["cloud"] is found["edge"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dp_sgd", "releases"), [(POISSON, STEPS), (FIXED, ROUNDS)], ids=["poisson", "fixed"])
 @pytest.mark.parametrize("strategy", [SplitFedV1, PSL, SplitFedV3], ids=lambda kind: kind.__name__)
 def test_an_edge_with_a_private_front(tmp_path, strategy, dp_sgd, releases):

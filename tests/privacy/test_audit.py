@@ -60,6 +60,7 @@ def audited(sampling: str, monkeypatch, noise: float = 1.0) -> tuple[float, floa
     return run.metrics[-1]["epsilon_model"], epsilon_lower_bound(CANARIES, GUESSES, right, delta=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 def test_the_ledger_holds_and_would_be_caught_if_it_did_not(sampling, monkeypatch):
     for noise in (1.0, 0.0, 0.125):

@@ -50,6 +50,7 @@ def told(folder):
     return json.loads((folder / "privacy.json").read_text())["devices"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [None, 10], ids=["uncapped", "capped weights"])
 def test_the_account_is_of_the_members_own_numbers(cap, encrypted, tmp_path):
     options = {"devices": 2, "rounds": 1, "batch_size": 10, "privacy": DP, "out": tmp_path / "run"}
@@ -62,6 +63,7 @@ def test_the_account_is_of_the_members_own_numbers(cap, encrypted, tmp_path):
     assert devices == {device: one for each in own for device, one in each.items()}  # as the nodes count themselves
 
 
+@pytest.mark.slow
 def test_a_target_that_the_members_numbers_do_not_reach_ends_before_anything_is_released(encrypted, tmp_path):
     options = {"devices": 2, "rounds": 2, "batch_size": 10, "out": tmp_path / "run"}
     target = Privacy(dp_sgd=DPSGD(target_epsilon=3.0))
@@ -89,6 +91,7 @@ def solved(planned, epsilon=3.0, rounds=4):
     return ledger
 
 
+@pytest.mark.slow
 def test_the_line_names_the_noise_that_reaches_the_target():
     with pytest.raises(RunError, match=r"for these members privacy.dp_sgd.noise_multiplier=[\d.]+ reaches it") as said:
         take_members(solved([480, 480]), {0: 24, 1: 480}, first=True)
@@ -98,6 +101,7 @@ def test_the_line_names_the_noise_that_reaches_the_target():
     assert 2.9 < found < 3.01
 
 
+@pytest.mark.slow
 def test_as_many_or_more_samples_than_planned_are_within_the_target():
     assert take_members(solved([48, 48]), {0: 48, 1: 480}, first=True) == {}
 

@@ -26,6 +26,7 @@ DP, LOCAL = DPSGD(noise_multiplier=1.0), {"cut": CutNoise(4.0), "labels": Random
 # What releases cost.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("rdp", RDPAccountant), ("prv", PRVAccountant)])
 @pytest.mark.parametrize("steps", [[(1.0, 0.1, 100)], [(2.0, 0.05, 300), (5.0, 1.0, 20)]])
 def test_epsilon_is_that_of_opacus(name, kind, steps):
@@ -37,6 +38,7 @@ def test_epsilon_is_that_of_opacus(name, kind, steps):
     assert ours == accountant.get_epsilon(delta=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ORACLE["cases"], ids=str)
 def test_composition_agrees_with_another_library(case):
     history = tuple(Gaussian(*gaussian) for gaussian in case["gaussians"])
@@ -214,6 +216,7 @@ def test_the_ledger_is_written_before_anything_is_released(tmp_path, monkeypatch
     assert seen == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_each_round_says_what_is_spent_and_keeps_its_losses():
     found = run(SplitFedV1(), rounds=3, privacy=Privacy(dp_sgd=DP))
     spent = [row["epsilon_model"] for row in found.metrics]
@@ -227,6 +230,7 @@ def test_each_round_says_what_is_spent_and_keeps_its_losses():
     assert told.metrics[0]["epsilon_cloud"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accountant", "clipping"), [("rdp", "separate"), ("rdp", "joint"), ("prv", "separate")])
 def test_a_target_is_reached_and_not_passed(accountant, clipping):
     privacy = Privacy(dp_sgd=DPSGD(target_epsilon=2.0, clipping=clipping), accountant=accountant)
@@ -242,6 +246,7 @@ def test_a_delta_that_is_too_large_is_warned_of(caplog):
 # What has no account.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options", "privacy", "said"),
     [
@@ -301,6 +306,7 @@ def test_a_trainer_of_ones_own_says_itself_that_it_is_private():
     assert run(WithTrainer("Declared"), rounds=1, privacy=Privacy(dp_sgd=DP)).metrics[0]["epsilon_model"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -331,6 +337,7 @@ def test_bad_input_is_one_line(arguments, said, tmp_path, capfd):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_mechanisms_are_chosen_together(tmp_path):
     assert command(["rounds=1", f"hydra.run.dir={tmp_path}", "privacy=[dp_sgd,cut,labels]", "batch_size=8"]) == 0
     found = json.loads((tmp_path / "privacy.json").read_text())

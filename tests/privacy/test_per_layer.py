@@ -24,6 +24,7 @@ def private(**options):
     return Privacy(dp_sgd=DPSGD(**{"noise_multiplier": 1.0, "clip": CLIP, "clipping": RULE} | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 @pytest.mark.parametrize("strategy", [SplitFedV1(), PSL(), FedAvg()], ids=lambda s: type(s).__name__)
 def test_a_replaced_sample_moves_the_sum_by_at_most_two_clips(strategy, sampling, monkeypatch):

@@ -323,6 +323,7 @@ SOUND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SOUND)
 def test_a_model_whose_rows_are_samples_is_trained(case):
     model, task = SOUND[case]

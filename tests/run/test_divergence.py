@@ -58,6 +58,7 @@ def test_the_test_loss_decides_where_there_is_no_training_loss():
     assert diverged_in([{"round": i, "loss": HIGH, "accuracy": 0.1} for i in (5, 10, 15)], BOUND) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "diverged"), [("1000", True), ("0.05", False)])
 def test_a_run_that_diverges_comes_to_its_end_and_says_so(tmp_path, monkeypatch, rate, diverged):
     monkeypatch.chdir(tmp_path)

@@ -376,6 +376,7 @@ def test_an_honest_model_is_not_refused(name, tmp_path):
     check(HONEST[name](), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize("kind", [LeNet, VGG5, ResNet8, MLP])
 def test_fsls_own_models_are_not_refused(kind, norm, tmp_path):
@@ -451,6 +452,7 @@ def lstm():
     return nn.Sequential(Last(), nn.Linear(8, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [model_of(reassigns), model_of(from_a_list, a_list), lstm()], ids=["buffers", "a list", "an LSTM"]
 )

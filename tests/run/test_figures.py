@@ -114,6 +114,7 @@ def test_ticks_are_whole_rounds_and_every_point_is_inside(tmp_path, drawn, round
         assert all(low <= y < high for line in axes.get_lines() for y in line.get_ydata())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "classes"), [(1, 10), (20, 4), (41, 10), (5, 100)])
 def test_class_counts_are_a_picture_in_a_folder_made_for_it(tmp_path, devices, classes):
     counts = np.arange(devices * classes).reshape(devices, classes)
@@ -176,6 +177,7 @@ def test_a_format_that_there_is_not_names_those_there_are(tmp_path):
         run_figures([row(1)], tmp_path, "run", formats=("jpg",))
 
 
+@pytest.mark.slow
 def test_no_window_and_no_global_state_of_pyplot():
     code = "import sys, fsl.run.figures as f; lazy = 'matplotlib' not in sys.modules; f.new_figure('x')"
     checked = f"{code}; sys.exit(0 if lazy and 'matplotlib.pyplot' not in sys.modules else 1)"

@@ -140,6 +140,7 @@ ONE_AND_OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_AND_OTHER)
 def test_what_changes_a_run_is_in_its_settings(case, tmp_path):
     one, other = (copy.deepcopy(options) for options in ONE_AND_OTHER[case])
@@ -259,6 +260,7 @@ class Weighted(Objective):
         return F.cross_entropy(outputs, targets)
 
 
+@pytest.mark.slow
 def test_settings_are_the_same_in_every_process(tmp_path):
     """Addresses, the order of sets and of hashes differ from process to process."""
     script = (

@@ -177,6 +177,7 @@ def test_a_run_with_the_seed_of_another_is_no_second_sample():
     assert (len(group.counted), len(group.repeated)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_job_that_finished_no_round_is_named(capsys):
     write_run(Path("runs/0"), [0.5])
     Path("runs/1/.hydra").mkdir(parents=True)
@@ -186,6 +187,7 @@ def test_a_job_that_finished_no_round_is_named(capsys):
     assert table("report/runs.csv")[-1]["command"] == "fsl-simulate devices=5000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "text"), [("metrics.jsonl", "damaged\n{}\n"), ("summary.json", "{")])
 def test_a_damaged_run_is_one_line_and_the_others_are_reported(capsys, file, text):
     write_run(Path("runs/0"), [0.5])
@@ -228,6 +230,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
 # Numbers.
 
 
+@pytest.mark.slow
 def test_the_table_is_what_one_works_out_by_hand():
     for seed, accuracies in enumerate(([0.2, 0.7, 0.6], [0.5, 0.6, 0.8])):
         write_run(Path(f"runs/{seed}"), accuracies, settings(seed=seed), accuracy_std=0.1 * (seed + 1), sim_seconds=5)
@@ -288,6 +291,7 @@ def test_rounds_without_an_evaluation_cost_bytes_all_the_same():
     assert (cost.rounds, cost.bytes, cost.sim_seconds) == (4, 400, None)
 
 
+@pytest.mark.slow
 def test_groups_are_compared_seed_by_seed():
     one, other = {0: 0.50, 1: 0.60, 2: 0.70}, {0: 0.52, 1: 0.63, 2: 0.71, 3: 0.99}
     for devices, finals in ((4, one), (8, other)):
@@ -301,6 +305,7 @@ def test_groups_are_compared_seed_by_seed():
     assert (row["group"], row["baseline"], row["seeds"]) == ("devices=8", "devices=4", "0 1 2")
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_shows_what_fits_and_says_what_does_not(capsys, monkeypatch):
     for seed in range(2):
         write_run(Path(f"runs/{seed}"), [0.5, 0.75], settings(seed=seed))
@@ -315,6 +320,7 @@ def test_a_narrow_terminal_shows_what_fits_and_says_what_does_not(capsys, monkey
     assert note.splitlines()[0].endswith("bytes in all, wall time; they are on the page.")
 
 
+@pytest.mark.slow
 def test_regression_is_reported_by_its_loss(capsys):
     for devices in (4, 8):
         write_run(Path(f"runs/{devices}"), [None, None], settings(devices=devices), loss=1.0 / devices)
@@ -349,6 +355,7 @@ def read_page(path: str = "report/report.html") -> tuple[str, Reader]:
     return text, reader
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself_and_shows_every_figure():
     for seed in range(2):
         for strategy in (V1, SGLR):

@@ -48,6 +48,7 @@ def write_sweep(**more) -> None:
 # Numbers.
 
 
+@pytest.mark.slow
 def test_a_csv_of_runs_holds_numbers():
     write_run(Path("runs/a"), [0.25, 0.5], settings(), sim_seconds=3.0, counted=7, f1=0.75, remark="text", flags=[1, 2])
     report("runs", "out")
@@ -230,6 +231,7 @@ def test_pairs_of_groups_by_one_setting_are_seeds_not_runs():
 # A metric against a setting.
 
 
+@pytest.mark.slow
 def test_a_metric_against_a_setting_is_a_table_and_a_figure_with_a_fitting_axis():
     write_sweep()
     comparison = report(["runs"], "out", against="lr", metric="loss", figures=["svg", "pdf"])
@@ -356,6 +358,7 @@ def test_an_argument_of_another_type_is_one_line(wrong, message):
         report(**{"folders": "runs", "out": "out", **wrong})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folders", ["runs", Path("runs"), ["runs/a", Path("runs")]], ids=str)
 def test_folders_are_texts_or_paths_one_or_several(folders):
     write_run(Path("runs/a"), [0.5])
@@ -428,6 +431,7 @@ def test_devices_with_other_profiles_are_told_apart_by_their_names_alone():
     assert [group.label for group in compared().groups] == ["device=pi3", "device=pi4"]
 
 
+@pytest.mark.slow
 def test_a_report_over_another_leaves_nothing_of_it():
     for seed in range(2):
         for rate in (0.01, 0.1):
@@ -483,6 +487,7 @@ def test_a_tag_that_only_a_run_without_rounds_has_is_a_column():
     assert [line["tags.site"] for line in table("out/runs.csv")] == ["", "a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["runs_csv", "page", "in_markup"])
 def test_a_report_that_cannot_be_made_leaves_the_one_from_before(failing, monkeypatch):
     write_run(Path("runs/0"), [0.5])
@@ -499,6 +504,7 @@ def test_a_report_that_cannot_be_made_leaves_the_one_from_before(failing, monkey
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_report_from_before(monkeypatch, capsys):
     write_run(Path("runs/0"), [0.5])
     report(["runs"], "out")
@@ -528,6 +534,7 @@ def test_a_folder_for_a_report_that_cannot_be_is_named(out, code, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["table", "markdown"])
 def test_a_report_that_cannot_be_printed_is_one_line(form, monkeypatch, capsys):
     write_run(Path("runs/0"), [0.5])

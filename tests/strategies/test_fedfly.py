@@ -50,11 +50,13 @@ from tests.helpers.small import small_model
 # Equivalence 7: a run with moves is the run without.
 
 
+@pytest.mark.slow
 @moves
 def test_a_run_with_moves_equals_one_without(mobility):
     equals_one_without(mobility, small_model("batch", 0.3), KEPT)
 
 
+@pytest.mark.slow
 @models_and_optimizers
 def test_whatever_the_model_and_the_optimizer(norm, dropout, optimizer):
     equals_one_without(TWO, small_model(norm, dropout), optimizer)
@@ -68,18 +70,21 @@ def equals_one_without(mobility, model, optimizer):
     assert all(row["migration_bytes"] > 0 for row in moved.metrics if row["moves"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_whatever_the_codec(codec):
     options = OPTIONS | {"up": codec, "down": codec, "optimizer": ADAM, "edges": 3}
     assert_as_without(run(SplitFedV1(), **options), run(FedFly(), mobility=TWO, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [SplitFedV3(), DecoupledSL()], ids=lambda s: type(s).__name__)
 def test_other_algorithms_with_a_back_per_device_move_alike(strategy):
     options = OPTIONS | {"model": small_model("batch", 0.3), "optimizer": KEPT}
     assert_as_without(run(strategy, **options), run(strategy, mobility=ALL, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mobility", [MIDDLE, ALL], ids=["middle", "all"])
 def test_who_begins_again_ends_the_same_and_has_done_more(mobility):
     options = OPTIONS | {"model": small_model("batch", 0.3), "optimizer": KEPT}
@@ -87,6 +92,7 @@ def test_who_begins_again_ends_the_same_and_has_done_more(mobility):
     assert_as_without(run(SplitFedV1(), **options), again, MOVED | COUNTED | {"up_bytes", "down_bytes"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fraction", "done"), [(0.1, 2), (0.5, 8), (0.9, 14)])
 def test_uploads_are_counted(fraction, done):
     options = {"devices": 2, "edges": 2, "batch_size": 3, "rounds": 1}  # sixteen uploads a device
@@ -253,6 +259,7 @@ def test_a_move_takes_its_bytes_time_between_the_edges():
     assert row["migration_seconds"] == 0  # nothing goes between the edges, and a new session is free on this link
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_beginning_again_costs_one_round_and_the_fraction(fraction):
     slow = DeviceProfile("slow", 1e6)

@@ -61,6 +61,7 @@ def first_answer(edge, data, method=METHOD, **options):
             return error.code(), error.details()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHOD, PEER_METHOD])
 @pytest.mark.parametrize("size", [(64 << 10) + 1, CHUNK - 1, CHUNK, CHUNK + 1, 60 << 20])
 def test_before_a_session_is_open_messages_are_small(edge, method, size):

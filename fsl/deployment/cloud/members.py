@@ -146,7 +146,7 @@ class Members:
                 if not hosted:
                     raise RunError(f"no node hosts a device of this run; {self._reasons()}")
                 return True
-            time.sleep(1.0)
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
     def forget(self, node: int) -> None:
         """Ask a node again before the next round, since it failed and may restart with another configuration."""
