@@ -121,7 +121,7 @@ _WHERE = {
     "Privacy": "fsl.privacy.settings",
     "Run": "fsl.run.finished_run",
     "RunInfo": "fsl.run.observers",
-    "Schedule": "fsl.settings.optimizer_settings",
+    "Schedule": "fsl.settings.learning_rate",
     "Spec": "fsl.importing.spec",
     "SplitModel": "fsl.split.cutting",
     "StopRun": "fsl.run.observers",

@@ -1,4 +1,4 @@
-"""`Device` and `LocalLossDevice`, by the name that device rules of one's own import them by."""
+"""Public names of the device half: subclass `Device` or `LocalLossDevice` for a device rule of your own."""
 
 from fsl.round.front_device import Device, LocalLossDevice
 

@@ -55,7 +55,7 @@ def route(home: int, moves: Sequence[Move], steps: int) -> list[tuple[int, int]]
 
 
 class Mobility(ABC):
-    """A mobility model, which says the moves of each round."""
+    """Decides which devices move to which edge in each round; subclass it for a model of your own."""
 
     @abstractmethod
     def moves(self, device: int, round: int, home: int, edges: int, seed: int) -> Sequence[Move]:

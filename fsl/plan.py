@@ -1,4 +1,4 @@
-"""`Spec`, by the name that strategies of one's own import it by."""
+"""Former home of `fsl.Spec`, kept so that older strategies still import it; use `from fsl import Spec`."""
 
 from fsl.importing.spec import Spec
 

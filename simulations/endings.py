@@ -12,7 +12,7 @@ from types import FrameType
 from fsl.simulations.error_lines import one_line
 
 from fsl.errors import CodeError, FslError
-from fsl.faults import described, is_ending, is_fault, passing, traceback_path
+from fsl.faults import described, is_ending, is_fault, is_temporary, traceback_path
 from fsl.quoting import override_value, shell_word
 
 
@@ -59,10 +59,10 @@ def tell(text: str) -> None:
     try:
         print(text, flush=True)
     except (OSError, ValueError):  # a closed pipe, a full disk, a closed stream
-        gone()
+        silence_stdout()
 
 
-def gone() -> None:
+def silence_stdout() -> None:
     """Discard what is left for stdout, which nobody reads any more."""
     with suppress(OSError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  else Python complains at the very end
@@ -77,7 +77,7 @@ def failure_in_words(error: BaseException) -> str:
 
 def may_go_on(error: BaseException) -> bool:
     """Returns whether a retry of the same command may succeed: not after wrong code or wrong input."""
-    return passing(error) if isinstance(error, OSError | CodeError) or not isinstance(error, FslError) else True
+    return is_temporary(error) if isinstance(error, OSError | CodeError) or not isinstance(error, FslError) else True
 
 
 def resumed(folder: Path | None) -> str:

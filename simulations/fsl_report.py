@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fsl.simulations.command_lines import Parser
 from fsl.simulations.console import print_table
-from fsl.simulations.endings import gone
+from fsl.simulations.endings import silence_stdout
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.reports.attack_findings import attacks_csv, attacks_table, reconstructions
 from fsl.simulations.reports.compare import Comparison, compare
@@ -211,7 +211,7 @@ def command(arguments: Sequence[str]) -> int:
         _print(comparison, options.format, options.out)
         sys.stdout.flush()
     except OSError as error:
-        gone()
+        silence_stdout()
         line = f"the report is in {options.out}, but what was to be printed cannot be ({one_line(error)})"
         return 0 if isinstance(error, BrokenPipeError) else _say(RunError(line), 1)
     return 0

@@ -17,7 +17,7 @@ from fsl.importing.spec import Spec
 from fsl.mobility import Move
 from fsl.privacy.claims import ADVERSARIES
 from fsl.privacy.leak_probe import LEAKS
-from fsl.privacy.ledger import figure_of
+from fsl.privacy.ledger import epsilon_metric
 from fsl.segments.finite import finite, finite_state
 
 # The columns of a round that fsl itself writes.
@@ -38,7 +38,7 @@ RESERVED = frozenset(
         "restarted",
         "losses_withheld",
         *LEAKS,
-        *map(figure_of, ADVERSARIES),
+        *map(epsilon_metric, ADVERSARIES),
     )
 )
 
@@ -91,7 +91,7 @@ def spec_of(round: int, name: str, spec: Any, optional: bool = False) -> Spec | 
         return None
     if not isinstance(spec, Spec) or not isinstance(spec.target, str) or not isinstance(spec.kwargs, Mapping):
         raise RunError(
-            f"round {round}: {name} gave {_short(spec)}; give fsl.plan.Spec(self.path(MyClass), {{'argument': value}})"
+            f"round {round}: {name} gave {_short(spec)}; give fsl.Spec(MyClass, {{'argument': value}})"
             + (", or None for no edge trainer" if optional else "")
         )
     for key, value in spec.kwargs.items():

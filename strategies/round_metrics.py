@@ -1,4 +1,4 @@
-"""Makes a round's figures from its devices' reports: what is logged for each round."""
+"""Computes a round's metrics from its devices' reports: what metrics.jsonl gets for each round."""
 
 from collections.abc import Callable, Mapping, Sequence
 

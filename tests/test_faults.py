@@ -21,7 +21,7 @@ import fsl
 from fsl.codecs import Identity
 from fsl.data import IID
 from fsl.errors import CodeError, DeviceError
-from fsl.faults import TRACEBACK, Failure, described, passing, place_of, traced
+from fsl.faults import TRACEBACK, Failure, described, is_temporary, place_of, traced
 from fsl.importing.spec import Spec
 from fsl.trainers import Replicated
 
@@ -289,7 +289,7 @@ def test_a_failure_in_another_process_is_the_same_error_here(tmp_path):
     ids=lambda value: type(value).__name__,
 )
 def test_only_what_may_pass_is_worth_another_try(error, again):
-    assert passing(error) is again
+    assert is_temporary(error) is again
 
 
 MODEL = """

@@ -34,7 +34,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an attack came to. `headline`: the figures that a table over runs shows, in order."""
+    """An attack's result. `headline`: the names of the scores that a table over runs shows, in order."""
 
     figures: Mapping[str, float]
     headline: tuple[str, ...]
@@ -141,7 +141,7 @@ class Target:
         return torch.cat([edge.decode(device.encode(batch)) for batch in smashed.split(self.batch_size)])
 
     def told(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The labels (B,) that the device tells of these rows."""
+        """Returns the labels (B,) that the device reveals for these rows; randomized under privacy.labels."""
         labels, classes = self.privacy.labels if self.privacy is not None else None, self.data.classes
         if labels is None or classes is None:
             return targets
@@ -149,7 +149,7 @@ class Target:
 
     @property
     def trained_on(self) -> Objective:
-        """What the back minimised."""
+        """Returns the objective that the back was trained by."""
         return corrected(self.objective, None if self.privacy is None else self.privacy.labels)
 
 
@@ -182,7 +182,7 @@ def above_zero(**numbers: float) -> None:
 
 
 def reconstruction(target: Target, reconstructed: Tensor, victims: Tensor) -> Finding:
-    """The finding of an attack that reconstructs inputs: `reconstructed` (N, ...) in [0, 1], of the inputs `samples`.
+    """Score a reconstruction: `reconstructed` (N, ...) in [0, 1], of the inputs `victims` (N, ...).
 
     `mse` is of values in [0, 1]; `blind_mse` that of who answers with the mean of what it knows, whatever it sees.
     """

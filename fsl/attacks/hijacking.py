@@ -79,7 +79,7 @@ class Hijacker(EdgeTrainer):
         return [self._answer(message) for message in messages]
 
     def result(self) -> WeightedSum:
-        """The back as it came; what was learnt is put away."""
+        """Save the adversary's networks, and return the back unchanged."""
         if self._networks is not None:
             parts = {_NETWORKS: self._networks.state_dict()}
             parts |= {name: dump_optimizer(optimizer) for name, optimizer in self._optimizers.items()}

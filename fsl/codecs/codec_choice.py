@@ -126,7 +126,7 @@ def _refuse_changed(name: str, path: str, given: Codec) -> None:
     Ignores attributes in which two objects of the same arguments differ, since these are random.
     """
     positional, keywords = given._built_from
-    now, first, second = map(_told, (given, *(type(given)(*positional, **keywords) for _ in range(2))))
+    now, first, second = map(_attribute_texts, (given, *(type(given)(*positional, **keywords) for _ in range(2))))
     for attribute in sorted(now.keys() | first.keys()):
         if now.get(attribute) != first.get(attribute) and first.get(attribute) == second.get(attribute):
             is_now, was = (told.get(attribute, "absent")[:60] for told in (now, first))
@@ -136,7 +136,7 @@ def _refuse_changed(name: str, path: str, given: Codec) -> None:
             )
 
 
-def _told(codec: Codec) -> dict[str, str]:
+def _attribute_texts(codec: Codec) -> dict[str, str]:
     """Returns each attribute of a codec as text."""
     kept = {key: value for key, value in (attributes(codec) or {}).items() if key != "_built_from"}
     return {key: describe(value) for key, value in kept.items()}

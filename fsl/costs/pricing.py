@@ -62,7 +62,7 @@ def price(
     hardware: Hardware | None = None,
     **options: Unpack[PriceOptions],
 ) -> list[CutPrice]:
-    """A first round of all devices at every possible cut (or at `cuts`), in the model's order.
+    """Predict the first round of all devices at every possible cut (or at `cuts`): a `CutPrice` each, in model order.
 
     Arguments, groups and their short keywords mean what they mean to `fsl.simulate`. Nothing is trained: bytes follow
     from shapes and codecs, exactly as they would be sent. ConfigError for `devices_per_round`: all devices are priced.

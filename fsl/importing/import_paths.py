@@ -36,7 +36,7 @@ class Allowed(tuple[str, ...]):
     named: Mapping[str, type]
 
     def __new__(cls, packages: Iterable[str], named: Mapping[str, type] | None = None) -> "Allowed":
-        """`named` is kept as it is: who has it can add to it."""
+        """Keeps the mapping `named` itself, not a copy, so that its holder can add classes later."""
         made = super().__new__(cls, packages)
         made.named = {} if named is None else named
         return made
@@ -121,7 +121,7 @@ def within(path: Any, packages: Iterable[str]) -> bool:
 
 
 def shown(path: Any) -> str:
-    """A path from a message as it is told: short, in quotes, and without what a terminal would obey."""
+    """Returns a path from a message for an error text: at most 100 characters, quoted, without control characters."""
     text = path if isinstance(path, str) else repr(path)
     return ascii(text[:100])
 

@@ -26,7 +26,7 @@ _SHELVES = frozenset({"site-packages", "dist-packages"})
 
 
 def attributes(value: object) -> dict[str, Any] | None:
-    """What an object keeps, in the order that it came to be: slots too, and no cached values. None: nothing to see."""
+    """Returns an object's attributes, slots included, in order of creation, no cached values; None if it has none."""
     kind = type(value)
     slots = [name for base in kind.__mro__ for name in _names(vars(base).get("__slots__", ()))]
     found = {name: getattr(value, name) for name in slots if name not in PYTHONS and hasattr(value, name)}

@@ -1,4 +1,4 @@
-"""What names things in messages: checked where it comes in, so that no name leads out of the place that it is for.
+"""Types and checks for names in messages, so that no name from the network can escape its folder or address.
 
 A type for a message's field, which `fsl.messages.strict_json` checks, and a function for a single value.
 """
@@ -18,9 +18,9 @@ _NAME = re.compile(r"[\w<][\w.+<>-]*(?:/[\w<][\w.+<>-]*)*")  # of what a store k
 
 # A device's, an edge's or a round's number, or a count: a whole number from 0 on, below 2**31, and no bool.
 Count = Annotated[int, Meta(ge=0, lt=1 << 31)]
-# How many there are of what there must be one of.
+# A number of things of which there is at least one.
 Positive = Annotated[int, Meta(gt=0)]
-# What keeps a state on a node, as `device-3` or `edge-0`.
+# Whose state a node stores: `device-3` or `edge-0`.
 Owner = Annotated[str, Meta(pattern=rf"\A{_OWNER}\Z")]
 # `host:port`, of a host by name or number; no path of a socket and nothing else that gRPC would take.
 Address = Annotated[str, Meta(pattern=rf"\A{_HOST}:{_PORT}\Z")]
@@ -63,7 +63,7 @@ def is_label(value: Any) -> bool:
 
 
 def check_kept(owner: str, version: int) -> None:
-    """WireError for what cannot be the name and the generation of something that a store keeps."""
+    """Raise WireError unless `owner` can name a stored state and `version` its generation (a round, from 0)."""
     if not _NAME.fullmatch(owner) or ".." in owner or len(owner) > 400:
         raise WireError(f"{owner[:100]!a} is no name of what a node keeps")
     if not is_count(version):

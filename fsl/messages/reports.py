@@ -1,4 +1,4 @@
-"""What is said of a round of training, device by device."""
+"""Reports on a round of training: one per device, one per cohort."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class DeviceReport:
     steps: int
     skipped: int  # rows left out because a batch of one cannot be normalised
     loss_sum: float  # over steps: a step's mean loss times what it counts, as a rule its rows
-    loss_weight: float  # what the losses count together
+    loss_weight: float  # sum of the steps' weights in `loss_sum`
     up_bytes: int
     down_bytes: int
     model_bytes: int
@@ -35,7 +35,7 @@ class DeviceReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CohortResult:
-    """What a cohort's round leaves: totals by segment, a report per device, and counts for the strategy's metrics.
+    """A cohort's results: totals by segment, a report per device, and counts for the strategy's metrics.
 
     `lost`: devices whose work cannot be used, and why.
     """

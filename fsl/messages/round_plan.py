@@ -1,4 +1,4 @@
-"""What the cloud asks of a node in one round, as plain data: the plan travels in a Flower ConfigRecord as JSON."""
+"""The plan that the cloud sends a node for one round, as plain data; it travels as JSON in a Flower ConfigRecord."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -26,7 +26,7 @@ DEVICE = "one device's whole update zeroed out (the number of devices is public)
 
 @dataclass(frozen=True)
 class Setting:
-    """What of a run decides who sees what.
+    """The facts of a run that its claims follow from: mechanisms, fronts, batches, and who draws noise.
 
     `spread`: the devices whose fronts one sample moves in a step (SGLR's averaged gradients). `secure`: the noise is
     of the machines' secure generators. `encrypted`: the wire is. `fixed`: the segments in which nothing is trained.
@@ -60,7 +60,7 @@ class ReleaseCounts:
     passes: int = 0  # releases of each sample, where batches are fixed
 
     def more(self, steps: int, passes: int, rounds: int = 1) -> "ReleaseCounts":
-        """With the releases of another round."""
+        """Returns these counts plus those of another round."""
         return replace(self, rounds=self.rounds + rounds, steps=self.steps + steps, passes=self.passes + passes)
 
     def within(self, other: "ReleaseCounts") -> bool:
@@ -231,7 +231,7 @@ def claim(adversary: str, setting: Setting, released: ReleaseCounts) -> Claim:
 
 
 def _received(account: _Account, adversary: str) -> None:
-    """What models tell whoever receives them, and what else comes with them."""
+    """Add to an account what an adversary learns from the models that it receives, and from what comes with them."""
     setting, privacy = account.setting, account.setting.privacy
     if privacy.detector is not None and setting.edge:
         account.unbounded.append(
@@ -251,7 +251,7 @@ def _received(account: _Account, adversary: str) -> None:
 
 
 def _effective(multiplier: float, segment: str, spread: int) -> float:
-    """Per sample: where one moves several devices' fronts, by at most 2 C each, it is replaced, not left out."""
+    """Returns the noise multiplier per sample; `spread` fronts move by at most 2 C each, for a replaced sample."""
     if spread == 1:
         return multiplier
     return multiplier / (2 * math.sqrt(spread if segment == "front" else 1))

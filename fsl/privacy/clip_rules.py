@@ -23,7 +23,7 @@ class ClipRule(ABC):
     def factors(self, norms: Tensor, clip: float) -> Tensor:
         """What each layer of each sample's gradient is multiplied by, (B, L), from its norms (B, L).
 
-        The norm over all layers is then at most `clip`; whose is shorter, is best left as it is.
+        The rule must bring the norm over all layers to at most `clip`, and should leave shorter gradients unchanged.
         """
 
 

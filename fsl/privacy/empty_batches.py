@@ -16,16 +16,16 @@ from fsl.trainers.uploads import Reply, Upload
 
 
 class EmptyBatchLearner(Learner):
-    """A learner whose forward takes batches without rows; `empty_batches` of the next step had none."""
+    """A learner that takes batches without rows. `empty_batches`: how many of the next step's batches were empty."""
 
     empty_batches = 0
 
-    def forward(self, inputs: Tensor, noise: int) -> Tensor:
-        """The segment's output; that of no rows leaves no trace in the module."""
+    def forward(self, inputs: Tensor, layer_seed: int) -> Tensor:
+        """Returns the segment's output (B, ...) for inputs (B, ...); an empty batch changes no buffer."""
         if len(inputs):
-            return super().forward(inputs, noise)
+            return super().forward(inputs, layer_seed)
         with torch.no_grad():
-            return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), noise)[:0]
+            return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), layer_seed)[:0]
 
 
 class EmptyBatchObjective(Objective):

@@ -1,4 +1,4 @@
-"""What releases cost: epsilon by Opacus's accountants."""
+"""Computes epsilon of a history of Gaussian releases, by Opacus's accountants."""
 
 import logging
 import math
@@ -45,7 +45,7 @@ def epsilon(history: tuple[Gaussian, ...], delta: float, accountant: str) -> flo
 
 
 def accountant_used(history: tuple[Gaussian, ...], delta: float, accountant: str) -> str:
-    """The accountant whose figure `epsilon` gives: "rdp" in place of "prv" where that would take minutes or overflow.
+    """Returns the accountant that `epsilon` uses: "rdp" instead of "prv" where PRV would take minutes or overflow.
 
     PRV convolves over a grid as long as epsilon is large. Both are upper bounds, and such a figure protects nobody.
     """
@@ -73,7 +73,7 @@ def _spent(steps: tuple[tuple[float, float, int], ...], delta: float, accountant
 
 @lru_cache
 def _warn_of_long(times: int) -> None:
-    """Once for each multiple of so many releases, since every round asks anew."""
+    """Warn, once per multiple of `_LONG` releases, that PRV is slow."""
     if times:
         log.warning(
             "privacy.accountant=prv over more than %d releases of a sample takes up to minutes each time that it is "

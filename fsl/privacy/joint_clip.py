@@ -1,4 +1,4 @@
-"""One clip over front and back: each half tells the other its part of a sample's norm, and steps when it has both."""
+"""Clips a sample's gradient over front and back together: the halves exchange its norms before either steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,12 +41,12 @@ class JointClip(AroundTrainer):
         """Take the factors of the steps before; answer the uploads, with the norms of their samples."""
         for upload in messages:
             if upload.factors is not None:
-                self.settle(upload.device, upload.factors)
+                self.apply_clip_factors(upload.device, upload.factors)
         return [replace(reply, norms=self._lent[reply.device].norms) for reply in super().step(messages)]
 
-    def settle(self, device: int, factors: Tensor) -> None:
-        """Make the step that a device's back put off, by what each of its samples (B,) counts."""
-        self._lent[device].settle(factors)
+    def apply_clip_factors(self, device: int, factors: Tensor) -> None:
+        """Make the step that a device's back put off, with the clip factors (B,) of its samples."""
+        self._lent[device].apply_clip_factors(factors)
 
     def close(self, device: int) -> None:
         """A device's session ends, its last step made."""

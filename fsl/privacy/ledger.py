@@ -14,7 +14,7 @@ from fsl.privacy.claims import ADVERSARIES, Claim, ReleaseCounts, Setting, claim
 
 
 class Repeated(Protocol):
-    """What of a device's report tells of releases."""
+    """The fields of a device report that say which releases were repeated."""
 
     @property
     def device(self) -> int:
@@ -66,19 +66,19 @@ class Ledger:
         self.private = False  # the file is its owner's alone, as a node's own is
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
-        """So much is about to be released of a device."""
+        """Add a device's coming releases to its counts: `steps`, `passes` over its samples, `rounds`."""
         released = self.release_counts.get(device) or ReleaseCounts(self.samples[device])
         self.release_counts[device] = released.more(steps, passes, rounds)
 
     def before(self, devices: Sequence[int]) -> None:
-        """These devices are about to train for a round."""
+        """Charge these devices for the round that they are about to train, and write the file."""
         setting = self.setting
         for device in devices:
             self.charge(device, self.steps(self.samples[device]), setting.passes)
         self.write()
 
     def after(self, reports: Sequence[Repeated], again: Mapping[int, int]) -> None:
-        """What was released besides: steps that were done again.
+        """Charge steps that were done again in the last round, and write the file.
 
         `again`: how often devices that were lost, and can report nothing, may have begun their round anew.
         """
@@ -106,7 +106,7 @@ class Ledger:
 
     def epsilons(self) -> dict[str, float | None]:
         """Each adversary's epsilon for a round's metrics; None where it is unbounded."""
-        return {figure_of(name): found.epsilon for name, found in self.claims().items()}
+        return {epsilon_metric(name): found.epsilon for name, found in self.claims().items()}
 
     def write(self) -> None:
         """Write privacy.json."""
@@ -175,7 +175,7 @@ def read_devices(path: Path) -> dict[int, tuple[ReleaseCounts, Mapping[str, floa
         ) from None
 
 
-def figure_of(adversary: str) -> str:
+def epsilon_metric(adversary: str) -> str:
     """The name of an adversary's epsilon in a round's metrics."""
     return f"epsilon_{adversary.replace('+', '_')}"
 

@@ -1,4 +1,4 @@
-"""Who lends a private round's learners: each with the noise of the device, or of the edge, that it is lent to."""
+"""Lends the learners of a private round; each draws the noise of the device or edge that it is lent to."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

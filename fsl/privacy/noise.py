@@ -1,4 +1,4 @@
-"""Where the randomness of privacy comes from: seeded in simulation, the machine's secure generator in a federation.
+"""Draws the random numbers of differential privacy: seeded in simulation, from the secure generator in a federation.
 
 Cloud and edge know a run's seed and could subtract seeded noise, so seeded noise protects nobody.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsl import seeds
 
-_DRAWS = 4  # normal numbers in one
+_DRAWS = 4  # independent normal numbers that are added up to make one
 
 Draw = Callable[[Sequence[int]], Tensor]  # numbers of so many rows, columns, ...: float32, on the CPU
 
@@ -72,7 +72,7 @@ class SecureNoise(Noise):
 
 
 def noise_source(secure: bool, seed: int, purpose: str, **where: int | str) -> Noise:
-    """The noise of one purpose; `where` as in `fsl.seeds.Stream`."""
+    """Returns the noise of one purpose: secure, or derived from `seed` and `where` (keywords of `fsl.seeds.Stream`)."""
     return SecureNoise() if secure else SeededNoise(seeds.Stream(seed, purpose, **where))  # type: ignore[arg-type]
 
 

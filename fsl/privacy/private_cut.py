@@ -53,7 +53,7 @@ class PrivateCut(DeviceCut):
     def encode(self, step: int, smashed: Tensor, targets: Tensor) -> Payload:
         """Add the step's noise, then encode; the watch learns which labels the edge is told."""
         if self._watch is not None:
-            self._watch.told(step, targets)
+            self._watch.note_labels(step, targets)
         if self._noise is not None:
             smashed = noised(smashed, self._noise, self._source, step)
         return super().encode(step, smashed, targets)

@@ -148,7 +148,7 @@ class PrivateLearner(EmptyBatchLearner):
         self._device: int | None = None
 
     def lend(self, noise: StepNoise, device: int | None) -> None:
-        """From now on its steps draw this device's noise (None: the edge's)."""
+        """Draw the noise of this device (None: of the edge) in the coming steps."""
         self._noise, self._device = noise, device
 
     def begin(
@@ -201,8 +201,8 @@ class PrivateLearner(EmptyBatchLearner):
 class JointLearner(PrivateLearner):
     """A private learner of one of two segments that are clipped together.
 
-    Its step is put off until `settle` says what each sample counts; until then `norms` (B,) are the squared norms of
-    the samples' gradients over this segment.
+    Its step is put off until `apply_clip_factors`; until then `norms` (B,) are the squared norms of the samples'
+    gradients over this segment.
     """
 
     norms = torch.zeros(0)
@@ -211,12 +211,12 @@ class JointLearner(PrivateLearner):
     def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
         """Measure the samples' norms, and put the step off."""
         if self._waiting is not None:
-            raise RunError(f"segment {self.runtime.name}: nobody told what the samples of the step before count")
+            raise RunError(f"segment {self.runtime.name}: the clip factors of the previous step never came")
         assert self.privatizer is not None
         self.norms = self.privatizer.norms()
         self._waiting = self._draw(step, device), batches
 
-    def settle(self, factors: Tensor) -> None:
+    def apply_clip_factors(self, factors: Tensor) -> None:
         """Make the step that was put off, each sample's gradient multiplied by its factor (B,)."""
         if self._waiting is None:
             raise RunError(f"segment {self.runtime.name}: clip factors came for no step")
@@ -233,7 +233,7 @@ class JointLearner(PrivateLearner):
             raise WireError("the edge did not tell the norms over the back, which one clip over both segments needs")
         assert self.privatizer is not None
         factors = joint_factors(self.privatizer.privacy.clip, own, norms.to(own))
-        self.settle(factors)
+        self.apply_clip_factors(factors)
         return factors
 
     def _forget(self) -> None:

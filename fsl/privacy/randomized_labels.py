@@ -1,4 +1,4 @@
-"""Labels that are not quite true: k-ary randomized response, and the loss that knows of it."""
+"""Randomizes labels by k-ary randomized response, and corrects the edge's loss for it."""
 
 import math
 

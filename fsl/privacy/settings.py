@@ -149,7 +149,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Probe:
-    """How much an evaluation asks of what smashed data tell of inputs: over so many `rows` of the test data."""
+    """How evaluations measure what smashed data reveal of inputs: over the first `rows` rows of the test data."""
 
     rows: int
     seed: int
@@ -160,10 +160,10 @@ class Probe:
 class Privacy:
     """What protects the devices' data in a run.
 
-    `delta`: the chance that epsilon says nothing. `accountant`: "rdp" or "prv", Opacus's. `losses`: whether training
-    losses are reported; they are exact, so that the cloud's epsilon is unbounded where they are. `public_front`:
-    declares that of a frozen front nothing was ever fitted to these data: no weight, no buffer (BatchNorm's statistics)
-    and no constant that inputs are normalised by. Nothing can check it.
+    `delta`: the probability with which the epsilon bound may fail, well below 1 / n. `accountant`: "rdp" or "prv",
+    Opacus's. `losses`: whether training losses are reported; they are exact, so that the cloud's epsilon is unbounded
+    where they are. `public_front`: declares that of a frozen front nothing was ever fitted to these data: no weight, no
+    buffer (BatchNorm's statistics) and no constant that inputs are normalised by. Nothing can check it.
     """
 
     dp_sgd: DPSGD | None = None
@@ -189,12 +189,12 @@ class Privacy:
 
     @property
     def private(self) -> bool:
-        """Whether anything is claimed: then exact losses stay where they are, unless `losses`."""
+        """Whether the ledger claims an epsilon; then devices do not report losses, unless `losses`."""
         return any(part is not None for part in (self.dp_sgd, self.cut, self.labels, self.client))
 
     @property
     def clipped(self) -> bool:
-        """Whether a clip bounds what a sample, or a whole device, contributes: then neither decides who is lost."""
+        """Whether a clip bounds a sample's or a device's contribution; then no step is refused for its values."""
         return self.dp_sgd is not None or self.client is not None
 
     @property
@@ -213,7 +213,7 @@ class Privacy:
         return self.dp_sgd is not None and self.dp_sgd.clipping == "joint"
 
     def segment(self, name: str, batch_size: int) -> SegmentPrivacy | None:
-        """How a segment is trained; None: as ever."""
+        """Returns a segment's DP-SGD settings; None where it trains without DP-SGD."""
         if self.dp_sgd is None:
             return None
         multiplier = self.dp_sgd.multiplier(name)

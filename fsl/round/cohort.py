@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from fsl.errors import DeviceError, FslError, LostError, StepError
-from fsl.faults import fault_of, is_fault, passing
+from fsl.faults import fault_of, is_fault, is_temporary
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.round.device_side import DeviceSide
@@ -169,8 +169,8 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int,
                 break
         for device in by_id.values():
             device.finish()
-            if (factors := device.settle()) is not None:
-                edge.settle(device.device, factors)
+            if (factors := device.take_clip_factors()) is not None:
+                edge.apply_clip_factors(device.device, factors)
     return lost
 
 
@@ -210,4 +210,4 @@ def device_error(
     """Returns a device's failure as an error that names its place in the run and in the code."""
     at = [f"{name} {number}" for name, number in (("device", device), ("step", step)) if number is not None]
     where = ", ".join([f"run {plan.run}", f"round {plan.round}", *at])
-    return DeviceError(str(fault_of(error, where)), passing=passing(error))
+    return DeviceError(str(fault_of(error, where)), passing=is_temporary(error))

@@ -24,10 +24,10 @@ from fsl.trainers.edge_trainer import counts_of
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Size of one upload: its rows, and the weight of its mean loss in a mean over steps (as a rule the rows)."""
+    """Size of one upload: its rows, and the weight of its mean loss in a mean over steps (usually the rows)."""
 
     rows: int
-    counts: float
+    loss_weight: float
 
 
 @dataclass
@@ -52,11 +52,11 @@ class Session:
     @property
     def loss_weight(self) -> float:
         """Sum of the losses' weights."""
-        return sum(batch.counts for batch in self.batches)
+        return sum(batch.loss_weight for batch in self.batches)
 
     def loss_sum(self) -> float:
         """Returns the sum over steps of the loss times its weight, in float64."""
-        return weighted_loss(self.losses, [batch.counts for batch in self.batches])
+        return weighted_loss(self.losses, [batch.loss_weight for batch in self.batches])
 
 
 def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
@@ -83,28 +83,29 @@ class EdgeServer:
         trainer: EdgeTrainer,
         up: Callable[[], Codec],
         down: Callable[[], Codec],
-        rows: int | None = None,
+        *,
+        reported_batch_size: int | None = None,
         memory: Memory | None = None,
-        told: str | None = None,
+        public_reason: str | None = None,
         checked: bool = True,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
-        `rows`: the rows that byte counts assume for each batch, where its own size is private; None: its own.
-        `memory`: keeps the trainer's state between rounds; None where it begins each round anew. `told`: replaces the
-        reason for a refused step where that could reveal data. `checked`: whether it refuses steps with
-        values that are not finite.
+        `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
+        `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
+        `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
+        whether the edge refuses steps with values that are not finite.
         """
         self.edge = edge
         self.trainer = trainer
         self._up = up
         self._down = down
-        self.reported_batch_size = rows
+        self.reported_batch_size = reported_batch_size
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
         self._counts: Counter[str] = Counter()
-        self._told = told
+        self._public_reason = public_reason
         self._checked = checked
         self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
 
@@ -153,7 +154,7 @@ class EdgeServer:
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
         session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.reported_batch_size)
-        self._counts["smashed_bytes"] += self._told_bytes(upload.smashed)
+        self._counts["smashed_bytes"] += self._reported_bytes(upload.smashed)
         return upload
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
@@ -173,11 +174,11 @@ class EdgeServer:
         found, self._refused = self._refused, {}
         return found
 
-    def settle(self, device: int, factors: Tensor) -> None:
-        """What the samples of a device's last step count, where one clip is over front and back."""
+    def apply_clip_factors(self, device: int, factors: Tensor) -> None:
+        """Apply the step that a device's back put off, with its clip factors (B,); ConfigError without a joint clip."""
         if not isinstance(self.trainer, JointClip):
             raise ConfigError(f"{type(self.trainer).__name__} has no clip over front and back together")
-        self.trainer.settle(device, factors)
+        self.trainer.apply_clip_factors(device, factors)
 
     def update_square(self, device: int) -> float:
         """Returns the squared norm of the update of a device's own back."""
@@ -200,7 +201,7 @@ class EdgeServer:
         try:
             self.trainer.close(device)
         except LostError as error:
-            raise LostError(device, self._told or error.reason) from error
+            raise LostError(device, self._public_reason or error.reason) from error
         del self._codecs[device]
         return self._sessions.pop(device)
 
@@ -249,7 +250,7 @@ class EdgeServer:
             if session is None:  # lost since its upload
                 continue
             if (reason := self._unusable(reply)) is not None:
-                self._refused[reply.device] = self._told or reason
+                self._refused[reply.device] = self._public_reason or reason
                 continue
             loss, gradient = reply.loss, reply.gradient
             if not self._checked:  # where privacy forbids checks, infinite values must not lose the device
@@ -269,7 +270,7 @@ class EdgeServer:
             answers.append(answer)
             if reply.common:
                 # A codec with state encodes one gradient differently for each device: nothing to broadcast.
-                common.append((0 if codec.stateful else sent, self._told_bytes(gradient)))
+                common.append((0 if codec.stateful else sent, self._reported_bytes(gradient)))
         if common:
             sizes, values = zip(*common)
             self._counts["broadcast_saved"] += sum(sizes) - max(sizes)
@@ -282,7 +283,7 @@ class EdgeServer:
             return None
         return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
 
-    def _told_bytes(self, batch: Tensor) -> int:
+    def _reported_bytes(self, batch: Tensor) -> int:
         rows = len(batch) if self.reported_batch_size is None else self.reported_batch_size
         return rows * math.prod(batch.shape[1:]) * batch.itemsize
 

@@ -35,22 +35,31 @@ class EdgeSide:
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         trainer = protected(self._trainer(plan.trainer), plan)
         memory = TrainerMemory(plan, worker)
-        told = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
+        public_reason = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
-        self.server = EdgeServer(task.edge, trainer, up, down, reported_batch_size(plan), memory, told, checked)
+        self.server = EdgeServer(
+            task.edge,
+            trainer,
+            up,
+            down,
+            reported_batch_size=reported_batch_size(plan),
+            memory=memory,
+            public_reason=public_reason,
+            checked=checked,
+        )
         back = worker.segments["back"]
         bench = EdgeBench(
-            plan.seed,
-            plan.round,
-            back,
-            edge_objective(worker.workload.objective, plan),
-            OptimizerRecipe(plan.optimizer, worker.workload.allowed),
-            plan.learning_rates["back"],
-            self._kept,
-            self._keep,
-            partial(new_total, back.layout, plan),
-            lender(plan, "back", worker.workload, task.edge),
-            limit_of(worker, plan, "back"),
+            seed=plan.seed,
+            round=plan.round,
+            back=back,
+            objective=edge_objective(worker.workload.objective, plan),
+            optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
+            learning_rate=plan.learning_rates["back"],
+            kept=self._kept,
+            keep=self._keep,
+            total=partial(new_total, back.layout, plan),
+            lender=lender(plan, "back", worker.workload, task.edge),
+            loss_limit=limit_of(worker, plan, "back"),
         )
         self.server.begin(bench, states["back"])
 

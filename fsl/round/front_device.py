@@ -18,7 +18,7 @@ from fsl.segments.learner import Learner
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceBench:
-    """All that a node lends a device for one round: batches, learners, seeds, and its end of the cut."""
+    """What a node lends a device for one round: batches, learners, seeds, and its end of the cut."""
 
     device: int
     batches: Iterator[tuple[Tensor, Tensor]]
@@ -40,7 +40,7 @@ class Device:
         self.step = 0
         self._smashed: dict[int, Tensor] = {}
         self._answered = 0  # cut gradients since the last optimizer step
-        self._factors: Tensor | None = None  # what the back's last step is to be told of the front's
+        self._clip_factors: Tensor | None = None  # of the last step, still to be sent to the edge
 
     def forward(self) -> UploadPacket | None:
         """Run the front on the next batch; None when the round's batches are used up."""
@@ -62,7 +62,7 @@ class Device:
             step=self.step,
             smashed=self.bench.cut.encode(self.step, sent, targets),
             targets=targets,
-            factors=self.settle(),
+            factors=self.take_clip_factors(),
         )
         self.step += 1
         return packet
@@ -82,12 +82,12 @@ class Device:
         self._answered += 1
         if not self._smashed:
             self.bench.front.step(reply.step, backwards=self._answered)
-            self._factors = self.bench.front.exchange(reply.norms)
+            self._clip_factors = self.bench.front.exchange(reply.norms)
             self._answered = 0
 
-    def settle(self) -> Tensor | None:
-        """Returns the factors (B,) of the last step that the edge does not have yet; None if it needs none."""
-        factors, self._factors = self._factors, None
+    def take_clip_factors(self) -> Tensor | None:
+        """Returns, once, the last step's clip factors (B,) that the edge has not been sent; None if there are none."""
+        factors, self._clip_factors = self._clip_factors, None
         return factors
 
     def finish(self) -> None:

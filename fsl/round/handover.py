@@ -106,20 +106,23 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
         raise WireError(f"a session came damaged, or from another model: {_line(error)}") from None
 
 
-def told_size(data: bytes, snapshot: SessionSnapshot, passport: Passport, layout: Layout, rows: int | None) -> int:
+def reported_size(data: bytes, snapshot: SessionSnapshot, passport: Passport, layout: Layout, rows: int | None) -> int:
     """Returns a packed snapshot's bytes for reports.
 
     `rows`: counts each batch as one of so many rows, where its own size is private; None: as it is.
     """
     if rows is None:
         return len(data)
-    session, told = snapshot.session, Batch(rows, float(rows))
+    session, reported = snapshot.session, Batch(rows, float(rows))
     pending = session.pending
     if pending is not None:
         arrays = tuple((name, t.new_zeros((rows, *t.shape[1:]))) for name, t in pending.gradient.arrays)
         pending = replace(pending, gradient=replace(pending.gradient, arrays=arrays))
     session = replace(
-        session, batches=[told] * len(session.batches), waiting=dict.fromkeys(session.waiting, told), pending=pending
+        session,
+        batches=[reported] * len(session.batches),
+        waiting=dict.fromkeys(session.waiting, reported),
+        pending=pending,
     )
     return len(pack(replace(snapshot, session=session), passport, layout))
 
@@ -127,11 +130,11 @@ def told_size(data: bytes, snapshot: SessionSnapshot, passport: Passport, layout
 def hand_over(source: EdgeServer, destination: EdgeServer, passport: Passport, layout: Layout) -> int:
     """Move a device's session between two edges of this process, through the bytes that would travel.
 
-    Returns its bytes for reports: see `told_size`.
+    Returns its bytes for reports: see `reported_size`.
     """
     data = pack(source.snapshot(passport.device), passport, layout)
     snapshot = unpack(data, passport, layout, layout_device(source))
-    size = told_size(data, snapshot, passport, layout, source.reported_batch_size)
+    size = reported_size(data, snapshot, passport, layout, source.reported_batch_size)
     destination.adopt(snapshot)
     source.lose(passport.device)
     return size

@@ -26,7 +26,7 @@ def private(plan: RoundPlan, segment: str) -> SegmentPrivacy | None:
 
 
 def lender(plan: RoundPlan, segment: str, workload: Workload, edge: int | None = None) -> Lender:
-    """Who lends a segment's learners in this round: of devices, or of the backs at an edge."""
+    """Returns the lender of a segment's learners in this round; `edge`: whose backs it lends, None for devices."""
     privacy = private(plan, segment)
     if privacy is None and edge is not None and plan.privacy is not None and plan.privacy.poisson:
         return lend_for_empty_batches
@@ -34,7 +34,7 @@ def lender(plan: RoundPlan, segment: str, workload: Workload, edge: int | None =
 
 
 def protected(trainer: EdgeTrainer, plan: RoundPlan) -> EdgeTrainer:
-    """An edge trainer as a plan's privacy has it: under Poisson draws, or with one clip over front and back."""
+    """Wrap an edge trainer for the plan's privacy: for Poisson batches, a clip over both segments, or not at all."""
     if plan.privacy is None:
         return trainer
     if plan.privacy.poisson:

@@ -20,7 +20,7 @@ def limit_of(worker: Worker, plan: RoundPlan, segment: str = "front") -> float |
 
 
 def lost_reason(plan: RoundPlan, reason: str) -> str:
-    """Why a device is lost, as others may hear it: in a private run that its work is unusable, and nothing of its data.
+    """Returns the reason for losing a device that others may read; in a private run it says nothing of the data.
 
     For work that was looked at and refused; an exception's own text goes through `fsl.privacy.reasons.failure_reason`.
     """

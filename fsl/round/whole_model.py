@@ -196,7 +196,7 @@ def privatizers(
 
 
 def privatize(privatizers: Sequence["Privatizer"], noise: Sequence[Draw]) -> None:
-    """Private gradients of all segments, by one clip where it is over both."""
+    """Replace every segment's gradient by a private one: clipped together where the clip is joint."""
     factors = None
     if privatizers and privatizers[0].privacy.joint:
         zero, norms = torch.zeros(()), [one.norms() for one in privatizers]

@@ -60,7 +60,7 @@ class Backend:
         return None
 
     def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
-        """A Grid over so many nodes that work on this workload; leaving it ends them."""
+        """Open a Grid of `nodes` nodes that work on this workload; closing it ends them."""
         make_app = partial(workload_app, workload)
         if self.name == "inline":
             return InlineGrid(make_app, nodes)

@@ -239,7 +239,7 @@ def _backward(loss: Tensor) -> None:
 
 
 def _move(tensors: Iterable[Tensor]) -> None:
-    """Other values, in place: what still has the first ones shows."""
+    """Change all values in place, so that whatever still uses the old ones gives different results."""
     draw = torch.Generator().manual_seed(_SEED)
     seen: set[int] = set()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whether the segments of a model compute and train what the model does: compared on one small batch, before a run.
+"""Checks on one small batch, before a run, that the segments of a model compute and train what the model does.
 
 A node keeps one live copy of the modules and puts each device's tensors into it. What a model keeps elsewhere is not
 swapped with them. Here the plain model and its segments take a step from equal weights, other than those that the

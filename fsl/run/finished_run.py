@@ -1,4 +1,4 @@
-"""What came out of a simulation."""
+"""The result of a simulation: its metrics, model, states and folder."""
 
 import tempfile
 from dataclasses import dataclass, field

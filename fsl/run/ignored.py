@@ -1,4 +1,4 @@
-"""Arguments of a run that nothing would come of: refused where that misleads, or said in a line."""
+"""Refuses arguments that a run would ignore, where that misleads, and warns of the others."""
 
 import logging
 from pathlib import Path

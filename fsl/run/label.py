@@ -20,7 +20,7 @@ class Label:
         return {"name": self.name, "tags": dict(self.tags)}
 
     def gone_on_with(self, before: Mapping[str, Any], folder: Path) -> "Label":
-        """That of a run that goes on: what it had `before`; CheckpointError where it is to have another now."""
+        """Returns the label of a resumed run: its earlier one; CheckpointError where a different one is given now."""
         name, tags = before.get("name"), before.get("tags") or {}
         for what, then, now in (("name", name, self.name), ("tags", tags, dict(self.tags))):
             if then and now and then != now:

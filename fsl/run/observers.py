@@ -1,4 +1,4 @@
-"""What watches a run: a progress bar, lines, figures, trackers (`fsl.trackers`).
+"""Observers of a run: a progress bar, lines, pictures; trackers are in `fsl.trackers`.
 
 None of these can break the run it watches. An observer of the user's that raises ends the run: a bug is not to pass
 unseen, and what was written stays.

@@ -24,7 +24,7 @@ def trainers_of(strategy: CloudStrategy, rounds: int) -> dict[str, EdgeTrainer |
 
 
 def described(spec: Spec | None) -> str:
-    """A trainer as a plan says it: two that read alike are alike."""
+    """Returns a trainer's class and arguments as text; equal texts mean equal trainers."""
     return "" if spec is None else f"{spec.target} {sorted(spec.kwargs.items())}"
 
 

@@ -16,7 +16,7 @@ from fsl.errors import LostError
 from fsl.segments.states import State
 from fsl.segments.sums import DeviceStates, Total, WeightedSum
 
-# From a training loss of so many times the bound of divergence no step leads back.
+# A training loss above this many times the divergence bound counts as lost: its step is refused.
 FAR = 1e6
 
 

@@ -1,4 +1,4 @@
-"""One copy of a segment under training: its tensors, its optimizer, and the stream its dropout draws from."""
+"""Trains one copy of a segment: its tensors, its optimizer, and the seeds of its random layers."""
 
 import copy
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class SegmentRuntime:
         return copy.deepcopy(self.module)
 
     def borrow(self, optimizer: OptimizerRecipe, kind: "LearnerKind | None" = None) -> "Learner":
-        """A learner of a kind to train with: an idle one where there is one, so that buffers are allocated once."""
+        """Lend a learner of this kind (None: a plain one); reuses an idle one, to allocate memory once."""
         key = (optimizer.key, kind)
         idle = self._idle.setdefault(key, [])
         if not idle:
@@ -83,7 +83,7 @@ class Mark:
 class Learner:
     """A replica of one segment with its optimizer, in one device's session (or in a cohort's)."""
 
-    key: object = None  # of those that it may stand in for
+    key: object = None  # learners with equal keys are interchangeable
 
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
         self.runtime = runtime
@@ -114,11 +114,11 @@ class Learner:
             return self.runtime.module(inputs)
 
     def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
-        """One optimizer step with the mean gradient of so many backward passes; the gradients are then dropped.
+        """Step the optimizer with the mean gradient of `backwards` backward passes, then clear the gradients.
 
         `step`: which of the round it is. `device`: whose batch it is over, where the learner is lent to no single
-        device. `batches`: over how many devices' batches. A learner that draws numbers for its steps goes by these
-        three; this one has no use for them.
+        device. `batches`: the number of devices' batches in the step. Private learners use these three for their noise;
+        this one ignores them.
         """
         if self.optimizer is not None:
             if backwards > 1:
@@ -130,15 +130,15 @@ class Learner:
                 parameter.grad = None
 
     def exchange(self, norms: Tensor | None) -> Tensor | None:
-        """Take what the back's learner told of the last step, and return what it is to be told in turn.
+        """Exchange norms for clip factors after a step whose clip spans front and back; otherwise do nothing.
 
         `norms`: squared norms (B,) of the samples' gradients over the back. Returns a factor per sample (B,), or None
-        where a step of this segment needs nothing of the other, as here.
+        where the segment is clipped on its own, as here.
         """
         return None
 
     def mark(self) -> Mark:
-        """The buffers as they are now, copied: where `undo` comes back to."""
+        """Copy the buffers, so that `undo` can restore them."""
         layout = self.runtime.layout
         if not layout.has_buffers:
             return Mark({}, {})
@@ -158,7 +158,7 @@ class Learner:
             self.restore(state, mark.transients)
 
     def made(self) -> list[Tensor | None]:
-        """What the passes since the last step made: each parameter's gradient, and the state where it has buffers."""
+        """Returns what the passes since the last step made: each parameter's gradient, the state if it has buffers."""
         gradients = [parameter.grad for parameter in self.replica.parameters]
         return [*gradients, *(self.state().flats.values() if self.runtime.layout.has_buffers else ())]
 

@@ -11,7 +11,7 @@ from fsl.segments.states import Layout, State
 
 
 class Total(ABC):
-    """Where the states of a segment come together that devices trained."""
+    """Collects the states of one segment that devices trained: as a weighted sum, or one by one."""
 
     layout: Layout
 

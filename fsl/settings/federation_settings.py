@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RoundPricer(Protocol):
-    """What says how long a round takes on given machines: `fsl.costs.CostModel`."""
+    """Predicts the seconds and joules of a round; `fsl.costs.CostModel` implements it."""
 
     def round(self, loads: Sequence[Any], serving: Any, start: float = 0.0) -> Any:
         """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run."""
@@ -49,7 +49,7 @@ class Federation:
     placement: Placement | None = None  # None: any node may host any device and edge
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
     costs: "RoundPricer | None" = None  # None: rounds have no simulated time
-    ledger: "Ledger | None" = None  # what was spent against whom
+    ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
     named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
 
     @property
@@ -120,7 +120,7 @@ class CloudStrategy(Protocol):
         """A checkpoint with what `state` returned is complete."""
 
     def remarks(self) -> Mapping[str, Any]:
-        """What there is to say of the last round besides figures, as JSON values."""
+        """Returns remarks on the last round besides its metrics (lost devices, epsilons), as JSON values."""
 
     def kept(self) -> dict[int, int]:
         """Each device that has a private state, with the round whose generation counts."""

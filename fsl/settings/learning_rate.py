@@ -22,7 +22,7 @@ class Schedule:
             raise ConfigError(f"optimizer.gamma={self.gamma}: it multiplies the learning rate and must lie in (0, 1]")
 
     def factor(self, round: int, rounds: int) -> float:
-        """What the base learning rate is multiplied by in this round (1-based) of so many."""
+        """Returns the factor on the base learning rate in `round` (from 1) of `rounds`."""
         done = (round - 1) / rounds
         steps = self.gamma ** sum(done >= m for m in self.milestones)
         return steps * (0.5 * (1 + math.cos(math.pi * done)) if self.cosine else 1.0)

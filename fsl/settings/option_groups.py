@@ -37,7 +37,7 @@ class OptionGroup:
         return (cls() if given is None else given).updated(options)
 
     def updated(self, options: Mapping[str, Any]) -> Self:
-        """The group with what its keywords say in place of its own values; other groups' keywords change nothing."""
+        """Returns a copy with the options of this group replaced; ignores keywords of other groups."""
         given = {name: options[keyword] for keyword, name in self.keywords().items() if keyword in options}
         return replace(self, **given) if given else self
 

@@ -1,4 +1,4 @@
-"""An edge trainer around another one: it does what the other does, but for what a wrapper overrides."""
+"""Wraps an edge trainer: forwards every call, so that a subclass overrides only what it changes."""
 
 from collections.abc import Mapping, Sequence
 

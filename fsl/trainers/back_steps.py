@@ -46,7 +46,7 @@ def cut_leaf(smashed: Tensor, collects: bool = True) -> Tensor:
 
 
 def cut_gradient(smashed: Tensor, gradient: Tensor | None) -> Tensor:
-    """What a device is sent: `gradient`, or zeros for an empty batch and for whole numbers, which have none.
+    """Returns the cut gradient (B, ...) to send: `gradient`, or zeros where smashed data are empty or integers.
 
     SplitError where the loss does not depend on smashed data that could have a gradient: a front that were sent zeros
     would not stay as it is (momentum, weight decay), as it does where the whole model is trained.

@@ -19,7 +19,7 @@ from fsl.trainers.judging import usable_alone
 from fsl.trainers.uploads import Reply, Upload
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EdgeBench:
     """What an edge gives its trainer to work with in one round."""
 
@@ -31,13 +31,13 @@ class EdgeBench:
     learning_rate: float
     kept: Callable[[str], Mapping[str, Tensor] | None]  # an owner's kept optimizer state, None if it starts anew
     keep: Callable[[str, Learner], None]  # put an owner's optimizer state away, where the run keeps them
-    total: Callable[[], Total]  # where replicas go: a sum, or states one by one if the cloud asks for them
+    total: Callable[[], Total]  # makes what replicas are added to: a sum, or one state per device
     lender: Lender = lend_plain  # who makes the learners that a trainer borrows
-    # Above it a step's loss is far from all training, and the step is refused. None: no step ever is.
+    # A step whose loss is above it has diverged, and is refused; None: no step is refused.
     loss_limit: float | None = math.inf
 
     def borrow(self, device: int | None = None) -> Learner:
-        """A learner of the back for a device of its own; None: for the edge, whose devices share it."""
+        """Lend a learner of the back: to `device`, or (None) to the edge, whose devices share it."""
         return self.lender(self.back, self.optimizer, device)
 
     def layer_seeds(self, device: int) -> seeds.Stream:
@@ -107,7 +107,7 @@ class EdgeTrainer(ABC):
         """A device's session ends, all its batches done."""
 
     def update(self, device: int) -> tuple[State, State]:
-        """The back that a device of its own started from, and as it is now, not copied."""
+        """Returns the device's own back as the round began and now, not copied; ConfigError for a shared one."""
         raise ConfigError(f"{type(self).__name__} has no back of a device's own")
 
     def abandon(self, device: int) -> None:  # noqa: B027 - most have nothing to drop
@@ -115,12 +115,12 @@ class EdgeTrainer(ABC):
 
     @abstractmethod
     def result(self) -> Total:
-        """The backs of this round, weighted."""
+        """Returns the round's backs, summed with their weights; called once, after every `close`."""
 
     def kept(self, device: int | None = None) -> Mapping[str, Tensor] | None:
-        """What to remember until the edge trains again, where `keeps` is set; asked for just before `result`.
+        """Returns the tensors to keep until the edge trains again, by name; the round calls it just before `result`.
 
-        None or nothing named: there is nothing to remember, and the next round begins as the first one did.
+        None or an empty mapping: nothing is kept, and the next round does not call `restore`.
 
         Where each device has a back of its own (`divisible`), what to remember of this `device`: asked for just before
         `close`, and not for one that is lost.
@@ -139,7 +139,7 @@ class EdgeTrainer(ABC):
         return {}
 
     def snapshot(self, device: int) -> Snapshot:
-        """What must follow a device that moves away, copied."""
+        """Returns a copy of the state that a device takes to another edge; ConfigError unless `movable`."""
         raise ConfigError(f"{type(self).__name__} cannot hand over a device in the middle of a round")
 
     def adopt(self, device: int, snapshot: Snapshot) -> None:
@@ -167,7 +167,7 @@ class SharedBack(EdgeTrainer):
         self.examples = 0.0
 
     def layer_seed(self, uploads: Sequence[Upload]) -> int:
-        """What the back's random layers draw from in a step on all of these uploads."""
+        """Returns the seed of the back's random layers in a step on all of these uploads."""
         return self.bench.pooled_layer_seeds(self.edge).at(uploads[0].step)
 
     def usable_alone(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
@@ -182,7 +182,7 @@ class SharedBack(EdgeTrainer):
         """The device leaves; the back stays."""
 
     def snapshot(self, device: int) -> Snapshot:
-        """Nothing but the device itself moves."""
+        """Returns an empty snapshot: a shared back stays at its edge."""
         return Snapshot(None, {}, 0.0) if self.movable else super().snapshot(device)
 
     def adopt(self, device: int, snapshot: Snapshot) -> None:

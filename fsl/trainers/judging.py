@@ -1,4 +1,4 @@
-"""Steps that must not be applied: a loss far from all training, or anything that is not finite."""
+"""Tries a step of the back, and undoes it where its loss has diverged or a value is not finite."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -16,7 +16,7 @@ from fsl.trainers.uploads import Reply, Upload
 
 
 class Trial:
-    """The forward and backward passes of a step that is applied only if it `passes`; else they never happened.
+    """Runs a step's forward and backward passes, and undoes them (buffers, gradients) unless the step `passes`.
 
     Its loss must lie within `limit` (None: every step is applied, and nothing is looked at). What fails inside is
     raised as a StepError that names the upload's device and step.
@@ -61,7 +61,7 @@ Attempt = Callable[[P, Sequence[Upload]], Sequence[Reply] | None]
 
 
 def judged(attempt: Attempt[P]) -> Callable[[P, Sequence[Upload]], Sequence[Reply]]:
-    """A step of several devices' uploads that is made again without those devices that spoil it, which are refused.
+    """Decorates a step over several uploads: where it is unusable, refuses the devices at fault and steps without them.
 
     `attempt` returns None where its step cannot be applied, and was not. A device spoils a step if its upload alone
     cannot be trained on; where none of them does, all do.
@@ -83,7 +83,7 @@ def judged(attempt: Attempt[P]) -> Callable[[P, Sequence[Upload]], Sequence[Repl
 
 
 def refusal(upload: Upload) -> Reply:
-    """The answer to an upload that the back did not learn from."""
+    """Returns the reply to a refused upload: no gradient, loss 0, and `refused` with the reason."""
     return Reply(upload.device, upload.step, None, torch.zeros(()), refused=REFUSED)
 
 

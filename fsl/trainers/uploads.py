@@ -9,8 +9,8 @@ from torch import Tensor
 class Upload:
     """What an edge trainer gets: smashed data (B, ...) and targets (B, ...) of one device's step.
 
-    `factors` (B',): what each sample's gradient of the step before is multiplied by, where one clip is over front and
-    back together.
+    `factors` (B', from 0 to 1): clip factors for the samples of the previous step, where privacy clips front and back
+    together; else None.
     """
 
     device: int
@@ -29,7 +29,7 @@ class Reply:
     at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
     `norms` (B,): the squared norm of each sample's gradient over the back, where one clip is over both segments.
     `refused`: why the back did not learn from this upload, whose device is lost for the round; None where it did.
-    `judged`: the trainer has seen that loss, gradient and norms are finite; the edge looks at those of others.
+    `judged`: the trainer has checked that loss, gradient and norms are finite; otherwise the edge checks them.
     """
 
     device: int

@@ -10,7 +10,7 @@ from fsl.simulations.reports.measures import NOTHING
 from fsl.simulations.reports.tables import Table, names_of
 
 from fsl.privacy.claims import ADVERSARIES
-from fsl.privacy.ledger import figure_of
+from fsl.privacy.ledger import epsilon_metric
 
 UNBOUNDED = "unbounded"
 
@@ -32,7 +32,7 @@ def privacy_csv(comparison: Comparison) -> str:
     """Write a line per group, with empty cells where it has no privacy, and inf for an unbounded epsilon."""
     lines: list[dict[str, Any]] = []
     for group in comparison.groups:
-        spent = {figure_of(adversary): epsilon_of(group, adversary) for adversary in ADVERSARIES}
+        spent = {epsilon_metric(adversary): epsilon_of(group, adversary) for adversary in ADVERSARIES}
         numbers = {name: math.inf if epsilon == UNBOUNDED else epsilon for name, epsilon in spent.items()}
         lines.append({"group": group.label, **numbers})
     return csv_text(lines)
@@ -40,12 +40,12 @@ def privacy_csv(comparison: Comparison) -> str:
 
 def _last(group: Group) -> list[Mapping[str, Any]]:
     """Returns the last rows of runs with privacy."""
-    return [run.rows[-1] for run in group.counted if figure_of("model") in run.rows[-1]]
+    return [run.rows[-1] for run in group.counted if epsilon_metric("model") in run.rows[-1]]
 
 
 def epsilon_of(group: Group, adversary: str) -> float | str | None:
     """Returns a group's worst epsilon against an adversary, UNBOUNDED, or None where no run has any privacy."""
-    found = [row[figure_of(adversary)] for row in _last(group)]
+    found = [row[epsilon_metric(adversary)] for row in _last(group)]
     if not found:
         return None
     return UNBOUNDED if None in found else max(found)

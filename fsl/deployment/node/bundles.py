@@ -45,11 +45,11 @@ def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
 
     TrustError, in one line, names the refused hash, the reason, and how the owner allows it.
     """
-    told = hash_of(bundle)
+    bundle_hash = hash_of(bundle)
     try:
         with zipfile.ZipFile(BytesIO(bundle)) as archive:
             table = _table(archive)
-            if told not in allowed:
+            if bundle_hash not in allowed:
                 _refuse_code(archive, table)
         return _app_of(table)
     except TrustError as error:
@@ -57,8 +57,8 @@ def check(bundle: bytes, allowed: Collection[str]) -> tuple[str, str]:
     except Exception as error:  # whatever a hostile archive makes the library raise
         reason = f"it is no bundle that can be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     raise TrustError(
-        f"this node refuses bundle {told}: {reason}. Its owner allows code by its hash (fsl-supernode --allow-bundle "
-        f"{told}); a run that brings none is sent by `fsl-federation app`"
+        f"this node refuses bundle {bundle_hash}: {reason}. Its owner allows code by its hash "
+        f"(fsl-supernode --allow-bundle {bundle_hash}); a run that brings none is sent by `fsl-federation app`"
     )
 
 

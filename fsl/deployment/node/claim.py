@@ -59,8 +59,8 @@ def code_in_use() -> str:
     """A fingerprint of fsl's code as it lies on the disk: where it is, and when which file of it was changed."""
     home = HOME.resolve()
     folders = [home, *(home.parent / name for name in _BESIDE if not (home / name).is_dir())]
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         seen = path.stat()
-        told.update(f"{path}|{seen.st_mtime_ns}|{seen.st_size}\n".encode())
-    return told.hexdigest()
+        digest.update(f"{path}|{seen.st_mtime_ns}|{seen.st_size}\n".encode())
+    return digest.hexdigest()

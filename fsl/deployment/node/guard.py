@@ -44,15 +44,15 @@ def watch_over(runtime: Any, allowed: frozenset[str]) -> None:
     """Let Flower's module `run_clientapp` check each bundle before it writes a byte of it to the disk."""
     pull: Callable[[Any], tuple[Any, Any, Any, Any]] = runtime.pull_task_input
     install: Callable[..., Path] = runtime.install_from_fab
-    told: list[tuple[Any, Any]] = []
+    pulled_tasks: list[tuple[Any, Any]] = []  # (run, bundle) of each task
 
     def pulled(client: Any) -> tuple[Any, Any, Any, Any]:
         message, context, run, fab = pull(client)
-        told.append((run, fab))
+        pulled_tasks.append((run, fab))
         return message, context, run, fab
 
     def installed(content: bytes, skip_prompt: bool = False) -> Path:
-        run, fab = told[-1]
+        run, fab = pulled_tasks[-1]
         app, version = bundles.check(content, allowed)
         # Flower finds the app by the SuperLink's word, which may name another than this one.
         if (run.fab_id, run.fab_version) != (app, version) or fab.hash_str != bundles.hash_of(content):

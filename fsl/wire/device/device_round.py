@@ -175,7 +175,7 @@ class DeviceRound:
                 if self.side.clip is None:
                     self.side.check(device)
                 square = None if self.side.clip is None else self.side.update_square(device)
-                data = close_frame(self._sealed(device), device.settle(), square)
+                data = close_frame(self._sealed(device), device.take_clip_factors(), square)
                 attending.line.close(device.step, data, attending.epoch)
             else:
                 self._upload(attending, packet)

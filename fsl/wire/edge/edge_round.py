@@ -261,8 +261,8 @@ class EdgeRound:
         for device, others in by_device.items():
             if self.all[device].settled:
                 continue
-            late = self.all[device].served + 1
-            self.admission.sessions[device].send(self._frames(others, served=0), late, done=False)
+            next_step = self.all[device].served + 1
+            self.admission.sessions[device].send(self._frames(others, served=0), next_step, done=False)
 
     def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
         """Send a device the frames that its upload led to."""
@@ -281,7 +281,7 @@ class EdgeRound:
     def _close(self, attendance: Attendance) -> None:
         device = attendance.device  # settled only at the end, so that it hears of what fails before
         if attendance.factors is not None:
-            self.server.settle(device, attendance.factors)
+            self.server.apply_clip_factors(device, attendance.factors)
         own = self._shorten(attendance)
         try:
             self.closed.append(self.server.close(device))

@@ -16,7 +16,7 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
 from fsl.privacy.reasons import failure_reason
 from fsl.round.edge_server import EdgeServer
-from fsl.round.handover import Passport, layout_device, pack, told_size, unpack
+from fsl.round.handover import Passport, layout_device, pack, reported_size, unpack
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent
@@ -155,8 +155,8 @@ class MovingEdgeRound(EdgeRound):
         attendance.finished, attendance.leaving, attendance.served = False, None, step - 1
         attendance.due = time.monotonic() + self.patience.straggler
         self._at.pop(device, None)
-        told = told_size(event.data, snapshot, passport, self.layout, self.server.reported_batch_size)
-        self._moved_bytes[device] = event.moved_bytes + told
+        reported = reported_size(event.data, snapshot, passport, self.layout, self.server.reported_batch_size)
+        self._moved_bytes[device] = event.moved_bytes + reported
         self.meter.session_opened()
         log.info("%s: device %d came at step %d", self._where, device, step, extra=self._about(device))
         self.thread.call(self._seat, event, step, frames)
