@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.errors import ConfigError, RunError
+from fsl.errors import ConfigError, RunError, one_of
 from fsl.flower.aggregation import Aggregator
 from fsl.flower.records import record_to_states
 from fsl.importing.import_paths import path_of
@@ -171,6 +171,8 @@ class Algorithm:
         self._federation = federation
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved = {}, {}
+        for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
+            one_of(f"{type(self).__name__}.{name}", getattr(self, name), allowed)
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()

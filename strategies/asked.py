@@ -18,6 +18,7 @@ from fsl.mobility import Move
 from fsl.privacy.claims import ADVERSARIES
 from fsl.privacy.leak_probe import LEAKS
 from fsl.privacy.ledger import epsilon_metric
+from fsl.quoting import short
 from fsl.segments.finite import finite, finite_state
 
 # The columns of a round that fsl itself writes.
@@ -47,11 +48,11 @@ def devices_of(round: int, name: str, found: Any, devices: int) -> list[int]:
     """Check a round's devices, and return them in order of id: at least one, each once."""
     allowed = f"devices are whole numbers 0 to {devices - 1}"
     if isinstance(found, str | bytes) or not isinstance(found, Iterable):
-        raise RunError(f"round {round}: {name} gave {_short(found)}, no list; {allowed}, and it gives those that train")
+        raise RunError(f"round {round}: {name} gave {short(found)}, no list; {allowed}, and it gives those that train")
     chosen = list(found)
     for device in chosen:
         if not _is_index(device, devices):
-            raise RunError(f"round {round}: {name} chose {_short(device)}; {allowed}")
+            raise RunError(f"round {round}: {name} chose {short(device)}; {allowed}")
     if not chosen:
         raise RunError(f"round {round}: {name} chose no device; it must choose at least one of 0 to {devices - 1}")
     if len(set(chosen)) < len(chosen):
@@ -64,7 +65,7 @@ def edge_of(round: int, name: str, device: int, edge: Any, edges: int) -> int:
     """Check the edge to which a device is attached, and return it."""
     if not _is_index(edge, edges):
         raise RunError(
-            f"round {round}: {name} gave {_short(edge)} for device {device}; edges are whole numbers 0 to {edges - 1} "
+            f"round {round}: {name} gave {short(edge)} for device {device}; edges are whole numbers 0 to {edges - 1} "
             f"(edges={edges})"
         )
     return int(edge)
@@ -73,13 +74,13 @@ def edge_of(round: int, name: str, device: int, edge: Any, edges: int) -> int:
 def moves_of(round: int, name: str, moves: Any, devices: int, edges: int) -> tuple[Move, ...]:
     """Check the moves of a round's devices, and return them."""
     if not isinstance(moves, Iterable) or isinstance(moves, str | bytes):
-        raise RunError(f"round {round}: {name} gave {_short(moves)}; give a list of fsl.mobility.Move, or ()")
+        raise RunError(f"round {round}: {name} gave {short(moves)}; give a list of fsl.mobility.Move, or ()")
     found = tuple(moves)
     for move in found:
         known = isinstance(move, Move) and _is_index(move.edge, edges) and _is_index(move.device, devices)
         if not known:
             raise RunError(
-                f"round {round}: {name} gave {_short(move)}; give a Move of a device of 0 to {devices - 1} "
+                f"round {round}: {name} gave {short(move)}; give a Move of a device of 0 to {devices - 1} "
                 f"to an edge of 0 to {edges - 1}"
             )
     return found
@@ -91,7 +92,7 @@ def spec_of(round: int, name: str, spec: Any, optional: bool = False) -> Spec | 
         return None
     if not isinstance(spec, Spec) or not isinstance(spec.target, str) or not isinstance(spec.kwargs, Mapping):
         raise RunError(
-            f"round {round}: {name} gave {_short(spec)}; give fsl.Spec(MyClass, {{'argument': value}})"
+            f"round {round}: {name} gave {short(spec)}; give fsl.Spec(MyClass, {{'argument': value}})"
             + (", or None for no edge trainer" if optional else "")
         )
     for key, value in spec.kwargs.items():
@@ -99,7 +100,7 @@ def spec_of(round: int, name: str, spec: Any, optional: bool = False) -> Spec | 
             json.dumps({key: value})
         except (TypeError, ValueError):
             raise RunError(
-                f"round {round}: {name} gave {key}={_short(value)} of type {type(value).__name__}, which a plan cannot "
+                f"round {round}: {name} gave {key}={short(value)} of type {type(value).__name__}, which a plan cannot "
                 "carry; arguments are numbers, texts, true or false, None, and lists or mappings of them"
             ) from None
     return spec
@@ -109,10 +110,10 @@ def rates_of(round: int, name: str, rates: Any, segments: Collection[str], one: 
     """Check a learning rate for each segment; equal ones where `one` optimizer steps the whole model."""
     listed = ", ".join(segments)
     if not isinstance(rates, Mapping):
-        raise RunError(f"round {round}: {name} gave {_short(rates)}; give a mapping with a rate for each of {listed}")
+        raise RunError(f"round {round}: {name} gave {short(rates)}; give a mapping with a rate for each of {listed}")
     for segment in rates:
         if segment not in segments:
-            raise RunError(f"round {round}: {name} names a segment {_short(segment)}; there are {listed}")
+            raise RunError(f"round {round}: {name} names a segment {short(segment)}; there are {listed}")
     if missing := [segment for segment in segments if segment not in rates]:
         raise RunError(f"round {round}: {name} gave no rate for {missing[0]}; give one for each of {listed}")
     found = {}
@@ -120,7 +121,7 @@ def rates_of(round: int, name: str, rates: Any, segments: Collection[str], one: 
         rate = _number(rates[segment])
         if rate is None or not math.isfinite(rate) or rate < 0:
             raise RunError(
-                f"round {round}: {name} gave {segment}={_short(rates[segment])}; a rate is a finite number >= 0"
+                f"round {round}: {name} gave {segment}={short(rates[segment])}; a rate is a finite number >= 0"
             )
         found[segment] = float(rate)
     if one and len(set(found.values())) > 1:
@@ -151,22 +152,22 @@ def metrics_of(round: int, name: str, metrics: Any, measured: Collection[str]) -
     """Check an algorithm's own metrics: numbers, or lists of them, under names that fsl does not use."""
     if not isinstance(metrics, Mapping):
         raise RunError(
-            f"round {round}: {name} gave {_short(metrics)}; give a mapping of names to numbers, {{}} for none"
+            f"round {round}: {name} gave {short(metrics)}; give a mapping of names to numbers, {{}} for none"
         )
     found: dict[str, Any] = {}
     for key, value in metrics.items():
         if not isinstance(key, str) or not key:
-            raise RunError(f"round {round}: {name} names a metric {_short(key)}; a name is a text")
+            raise RunError(f"round {round}: {name} names a metric {short(key)}; a name is a text")
         if key in RESERVED or key in measured:
             raise RunError(
-                f"round {round}: {name} gave {key}={_short(value)}, a name that fsl's own measurements have; choose "
+                f"round {round}: {name} gave {key}={short(value)}, a name that fsl's own measurements have; choose "
                 "another name"
             )
         several = isinstance(value, list | tuple)
         numbers = [_number(each) for each in (value if several else [value])]
         if None in numbers:
             raise RunError(
-                f"round {round}: {name} gave {key}={_short(value)} of type {type(value).__name__}; a metric is a number"
+                f"round {round}: {name} gave {key}={short(value)} of type {type(value).__name__}; a metric is a number"
             )
         found[key] = _alike(numbers) if several else numbers[0]
     return found
@@ -188,8 +189,3 @@ def _number(value: Any) -> int | float | None:
 
 def _is_index(value: Any, count: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(0 <= value < count)
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,12 +8,13 @@ from typing import Any
 from fsl.codecs.codec import Codec
 from fsl.errors import ConfigError, FslError
 from fsl.importing.building import fitting, unknown
+from fsl.importing.config_groups import named, names
 from fsl.importing.description import describe
 from fsl.importing.import_paths import locate, public_path
 from fsl.importing.introspection import attributes
 from fsl.importing.spec import Spec
 
-# A codec as its class, the class's import path, an object, or a configuration's mapping with arguments.
+# A codec as its class, the class's import path, its name in configs/codec, an object, or a mapping with arguments.
 CodecChoice = str | type[Codec] | Codec | Spec | Mapping[str, Any]
 _HOW = "name a Codec, as in fsl.codecs.Float16, or {_target_: my.TopK, k: 0.1}"
 
@@ -80,6 +81,8 @@ def _class_and_arguments(name: str, given: Any) -> tuple[Any, dict[str, Any]]:
             return type(given), _built_from(name, given)
         case type():
             return given, {}
+        case str() if given in names("codec"):
+            return _class_and_arguments(name, named("codec", given)[name.rpartition(".")[2]])
         case str():
             return _located(name, given), {}
         case Spec():

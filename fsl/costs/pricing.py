@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from fsl.codecs.codec_maker import codec_of
 from fsl.costs.cost_model import CostModel
@@ -21,6 +22,7 @@ from fsl.objective import Objective, as_objective
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import in_double
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
@@ -51,9 +53,9 @@ class PriceOptions(TrainingOptions, WireOptions, HardwareOptions, total=False):
 @takes_options(Training, Wire, Hardware)
 def price(
     model: nn.Module,
-    train_data: TaskData | Examples | Any,
+    train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
     *,
-    strategy: CloudStrategy,
+    strategy: CloudStrategy | type | str,
     cuts: Sequence[str] | None = None,
     partition: Partitioner | Any = None,
     objective: Objective | Any | None = None,
@@ -74,7 +76,7 @@ def price(
     hardware = Hardware.of(hardware, options)
     rule = as_partitioner(partition, train_data)
     divided = divide(task, rule, training.devices, training.samples_per_device, training.seed)
-    strategy = copy.deepcopy(strategy)  # it is bound to a run of its own here
+    strategy = copy.deepcopy(as_strategy(strategy))  # it is bound to a run of its own here
     strategy.bind(Federation(run="price", training=training, wire=wire))
     spec = strategy.trainer(1)
     serving = serving_of(None if spec is None else spec.build(), strategy.fronts)

@@ -1,6 +1,7 @@
 """Holds a run's training, test and validation examples."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,8 +63,8 @@ class TaskData:
 
 
 def as_task(
-    train: "TaskData | Examples | Dataset[Any]",
-    test: "Examples | Dataset[Any] | None" = None,
+    train: "TaskData | Examples | Dataset[Any] | Sequence[Any]",
+    test: "Examples | Dataset[Any] | Sequence[Any] | None" = None,
     double: bool = False,
 ) -> TaskData:
     """Convert a user's training and test data to a task.

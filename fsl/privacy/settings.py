@@ -3,9 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from fsl.errors import ConfigError, one_of
+from fsl.importing.import_paths import path_of
+from fsl.privacy.clip_rules import ClipRule
+
+if TYPE_CHECKING:
+    Clipping = str | type[ClipRule]  # what a user may give
+else:
+    Clipping = str  # what it becomes, and messages carry
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class DPSGD:
     `target_epsilon` has it solved for. `clipping="separate"` clips front and back each for itself; `front_share` of
     the budget is then the front's: s_f^-2 = front_share * s^-2, and the rest the back's (1: only the front is private;
     0: only the back).
-    "joint" clips a sample's gradient over both, for which its norms travel between device and edge. The import path of
-    a `fsl.privacy.clip_rules.ClipRule` clips them each for itself by that rule.
+    "joint" clips a sample's gradient over both, for which its norms travel between device and edge. A subclass of
+    `fsl.privacy.ClipRule`, or its import path, clips them each for itself by that rule.
     `sampling="poisson"` draws each sample with rate batch_size / n_k in each step; "shuffle" uses fixed batches,
     whose releases are not amplified.
     """
@@ -37,7 +44,7 @@ class DPSGD:
     target_epsilon: float | None = None
     clip: float = 1.0
     back_clip: float | None = None  # None: as `clip`
-    clipping: str = "separate"
+    clipping: Clipping = "separate"
     front_share: float = 0.5
     sampling: Literal["poisson", "shuffle"] = "poisson"
 
@@ -56,8 +63,10 @@ class DPSGD:
         _positive("privacy.dp_sgd.clip", self.clip)
         if self.back_clip is not None:
             _positive("privacy.dp_sgd.back_clip", self.back_clip)
-        if "." not in self.clipping:
-            one_of("privacy.dp_sgd.clipping", self.clipping, ("separate", "joint", "a ClipRule's import path"))
+        if isinstance(self.clipping, type) and issubclass(self.clipping, ClipRule):
+            object.__setattr__(self, "clipping", path_of(self.clipping))
+        if not isinstance(self.clipping, str) or "." not in self.clipping:
+            one_of("privacy.dp_sgd.clipping", self.clipping, ("separate", "joint", "a ClipRule or its import path"))
         one_of("privacy.dp_sgd.sampling", self.sampling, ("poisson", "shuffle"))
         if not 0 <= self.front_share <= 1:
             raise ConfigError(f"privacy.dp_sgd.front_share={self.front_share}: a share of the budget, from 0 to 1")
@@ -67,6 +76,7 @@ class DPSGD:
     @property
     def rule(self) -> str | None:
         """The import path of the rule by which each segment is clipped; None: by the norm of the whole gradient."""
+        assert isinstance(self.clipping, str)  # since __post_init__
         return self.clipping if "." in self.clipping else None
 
     def multiplier(self, segment: str) -> float | None:
@@ -178,8 +188,11 @@ class Privacy:
     public_front: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.delta < 1:
-            raise ConfigError(f"privacy.delta={self.delta}: a probability between 0 and 1, well below 1/n")
+        for name, kind in PARTS.items():
+            if (part := getattr(self, name)) is not None and not isinstance(part, kind):
+                raise ConfigError(f"privacy.{name}={part!r}: give fsl.privacy.{kind.__name__}(...), or None")
+        if isinstance(self.delta, bool) or not isinstance(self.delta, int | float) or not 0 < self.delta < 1:
+            raise ConfigError(f"privacy.delta={self.delta!r}: a probability between 0 and 1, well below 1/n")
         one_of("privacy.accountant", self.accountant, ("rdp", "prv"))
         if self.client is not None and self.dp_sgd is not None:
             raise ConfigError(

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.messages.steps import ReplyPacket, UploadPacket
 from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
+from fsl.quoting import short
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
@@ -159,7 +161,7 @@ class EdgeServer:
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
         """Step the trainer on received uploads; returns its replies, encoded."""
-        return self._answers(self.trainer.step(uploads))
+        return self._answers(self._given("step", self.trainer.step(uploads)))
 
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
         """Decode a step's uploads, let the trainer answer, encode its replies."""
@@ -167,7 +169,7 @@ class EdgeServer:
 
     def flush(self) -> Sequence[ReplyPacket]:
         """Returns the trainer's last replies, once no device uploads any more."""
-        return self._answers(self.trainer.flush())
+        return self._answers(self._given("flush", self.trainer.flush()))
 
     def refused(self) -> dict[int, str]:
         """Returns, once each, devices whose last step is unusable, with the reason; the caller must lose them."""
@@ -241,6 +243,17 @@ class EdgeServer:
         counts = self._counts.copy()
         counts.update(counts_of(self.trainer))
         return counts
+
+    def _given(self, name: str, replies: Any) -> Sequence[Reply]:
+        """Check what a trainer of one's own answers; ConfigError for anything but replies."""
+        if not isinstance(replies, Sequence) or not all(isinstance(reply, Reply) for reply in replies):
+            several = replies if isinstance(replies, Sequence) else ()
+            wrong = next((reply for reply in several if not isinstance(reply, Reply)), replies)
+            raise ConfigError(
+                f"{type(self.trainer).__name__}.{name}() gave {short(wrong)}; give a list of fsl.trainers.Reply, [] "
+                "for none yet"
+            )
+        return replies
 
     def _answers(self, replies: Sequence[Reply]) -> list[ReplyPacket]:
         answers = []

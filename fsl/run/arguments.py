@@ -11,32 +11,11 @@ from fsl.importing.building import built, from_name
 from fsl.importing.config_groups import named, names
 from fsl.mobility import Mobility
 from fsl.privacy.settings import PARTS, Privacy
+from fsl.quoting import short
 from fsl.run.backend import Backend
 from fsl.run.config import build_optimizer, build_privacy
 from fsl.run.observers import Observer
-from fsl.settings.federation_settings import CloudStrategy
 from fsl.settings.optimizer_settings import Optimizer
-
-
-def as_strategy(given: Any) -> CloudStrategy:
-    """A strategy from itself, its name ("splitfed_v1"), or its class; ConfigError for anything else."""
-    if isinstance(given, str):
-        return from_name("strategy", given)
-    if isinstance(given, type) and issubclass(given, FlowerStrategy):
-        given = built("strategy", given)
-    known = [name for name in ("bind", "trainer", "select", "start", "fronts") if hasattr(given, name)]
-    if len(known) == 5:
-        return given
-    if isinstance(given, FlowerStrategy) or type(given).__module__.startswith("flwr."):
-        name = type(given).__name__
-        raise ConfigError(
-            f"strategy={name}: Flower's own {name} averages what whole nodes send, and knows no devices or cuts; use "
-            f"fsl.strategies.FedAvg for the unsplit control, and Flower's rules as aggregator={name}(...)"
-        )
-    raise ConfigError(
-        f"strategy={_short(given)}: give one of fsl.strategies such as SplitFedV1(), one of your own derived from "
-        f"SplitStrategy, or a name: {', '.join(names('strategy'))}"
-    )
 
 
 def as_optimizer(given: Any) -> Optimizer:
@@ -57,7 +36,7 @@ def as_optimizer(given: Any) -> Optimizer:
             f"fsl.Optimizer('torch.optim.{name}', lr={rate})"
         )
     raise ConfigError(
-        f"optimizer={_short(given)}: give fsl.Optimizer(...), a class of torch.optim, or one of "
+        f"optimizer={short(given, 80)}: give fsl.Optimizer(...), a class of torch.optim, or one of "
         f"{', '.join(names('optimizer'))}"
     )
 
@@ -72,7 +51,7 @@ def as_aggregator(given: Any) -> FlowerStrategy | None:
         given = built("aggregator", given)
     if not isinstance(given, FlowerStrategy):
         raise ConfigError(
-            f"aggregator={_short(given)}: give a strategy of flwr.serverapp.strategy such as FedAdam(), or one of "
+            f"aggregator={short(given, 80)}: give a strategy of flwr.serverapp.strategy such as FedAdam(), or one of "
             f"{', '.join(names('aggregator'))}"
         )
     return given
@@ -83,7 +62,7 @@ def as_backend(given: Any) -> Backend:
     if given is None or isinstance(given, str):
         return Backend() if given is None else Backend(given)  # type: ignore[arg-type]
     if not isinstance(given, Backend):
-        raise ConfigError(f"backend={_short(given)}: give fsl.Backend(...), or one of inline, ray")
+        raise ConfigError(f"backend={short(given, 80)}: give fsl.Backend(...), or one of inline, ray")
     return given
 
 
@@ -102,7 +81,7 @@ def as_privacy(given: Any) -> Privacy | None:
             parts |= named("privacy", name)
         return build_privacy(parts)
     raise ConfigError(
-        f"privacy={_short(given)}: give fsl.privacy.settings.Privacy(...), a mechanism, or names of "
+        f"privacy={short(given, 80)}: give fsl.privacy.settings.Privacy(...), a mechanism, or names of "
         f"{', '.join(names('privacy'))}"
     )
 
@@ -117,7 +96,7 @@ def as_mobility(given: Any) -> Mobility | None:
         given = built("mobility", given)
     if not isinstance(given, Mobility):
         raise ConfigError(
-            f"mobility={_short(given)}: give one of fsl.mobility, or one of {', '.join(names('mobility'))}"
+            f"mobility={short(given, 80)}: give one of fsl.mobility, or one of {', '.join(names('mobility'))}"
         )
     return given
 
@@ -128,20 +107,15 @@ def as_observers(given: Any) -> tuple[Observer, ...]:
     found = [built("observers", one) if isinstance(one, type) and issubclass(one, Observer) else one for one in several]
     for one in found:
         if not isinstance(one, Observer):
-            raise ConfigError(f"observers={_short(one)}: derive it from fsl.Observer")
+            raise ConfigError(f"observers={short(one, 80)}: derive it from fsl.Observer")
     return tuple(found)
 
 
 def as_tags(given: Any) -> dict[str, str]:
     """What a run is tagged with, as short texts by name."""
     if not isinstance(given, Mapping) or not all(isinstance(key, str) and key for key in given):
-        raise ConfigError(f"tags={_short(given)}: give a mapping of names to texts or numbers, as {{'study': 'pilot'}}")
+        raise ConfigError(f"tags={short(given, 80)}: give a mapping of texts or numbers, as {{'study': 'pilot'}}")
     for key, value in given.items():
         if not isinstance(value, str | int | float | bool):
-            raise ConfigError(f"tags: {key}={_short(value)}: a tag is a text or a number")
+            raise ConfigError(f"tags: {key}={short(value, 80)}: a tag is a text or a number")
     return {key: str(value) for key, value in given.items()}
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,6 +11,7 @@ from torch import Tensor
 from fsl.errors import ConfigError, FslError
 from fsl.faults import comes_of_users_code, fault_of, said
 from fsl.objective import LossFunction, Objective
+from fsl.quoting import short
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +129,3 @@ def named(objective: Objective) -> str:
     if isinstance(objective, LossFunction):
         return getattr(objective.function, "__name__", type(objective.function).__name__)
     return getattr(objective, "name", type(objective).__name__)
-
-
-def short(value: object) -> str:
-    """Returns a value's text in at most 60 characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,6 +15,7 @@ from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError, DataError
 from fsl.objective import Objective
+from fsl.quoting import short
 from fsl.round.workload import Worker, Workload, copied
 from fsl.run.faithful import refuse_unfaithful
 from fsl.run.objective_trial import (
@@ -22,7 +23,6 @@ from fsl.run.objective_trial import (
     refuse_pairs,
     refuse_rows,
     refuse_sum,
-    short,
     tried_loss,
     trying,
     warn_of_other_means,

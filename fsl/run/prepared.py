@@ -12,7 +12,7 @@ from fsl.costs import CostModel, segment_costs
 from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, as_task
 from fsl.data.example_checks import check_examples
-from fsl.errors import FslError
+from fsl.errors import ConfigError, FslError
 from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
@@ -42,8 +42,14 @@ def checked_task(model: nn.Module, train_data: Any, test_data: Any) -> TaskData:
 def allowed_classes(packages: Sequence[str], strategy: CloudStrategy, federation: Federation) -> Allowed:
     """The classes that a simulation's plans may name: of fsl, these packages, the strategy's, and those of settings."""
     packages = check_packages(packages)
-    specs = (federation.optimizer.spec, *federation.wire.ways.values())
-    name_classes(federation.named, [spec.target for spec in specs])
+    targets = [spec.target for spec in (federation.optimizer.spec, *federation.wire.ways.values())]
+    dp_sgd = None if federation.privacy is None else federation.privacy.dp_sgd
+    name_classes(federation.named, targets)
+    if dp_sgd is not None and dp_sgd.rule is not None:
+        try:
+            name_classes(federation.named, [dp_sgd.rule])
+        except ConfigError as error:
+            raise ConfigError(f"privacy.dp_sgd.clipping={dp_sgd.rule}: {error}") from None
     package = type(strategy).__module__.partition(".")[0]
     own = [] if package in ("__main__", "fsl") else [package]
     return Allowed(dict.fromkeys((*ALLOWED, *packages, *own)), federation.named)

@@ -231,8 +231,9 @@ def _refuse_dp_sgd(
                 "spread() and unaccountable()"
             )
         raise ConfigError(
-            f"privacy.dp_sgd: the back of {name} has no private step; use splitfed_v1, splitfed_v2, splitfed_v3, "
-            "vanilla, psl, sglr or fedavg"
+            f"privacy.dp_sgd: the trainer {type(trainer).__name__} of {name} has no private step; use splitfed_v1, "
+            "splitfed_v2, splitfed_v3, vanilla, psl, sglr or fedavg, or say private = True in the body of a trainer of "
+            "your own whose learners come from bench.borrow()"
         )
     if (reason := unaccountable(trainer, privacy)) is not None:
         raise ConfigError(f"privacy.dp_sgd: {reason}")

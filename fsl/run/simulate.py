@@ -29,7 +29,6 @@ from fsl.run.arguments import (
     as_observers,
     as_optimizer,
     as_privacy,
-    as_strategy,
     as_tags,
 )
 from fsl.run.backend import Backend, torch_threads
@@ -43,6 +42,7 @@ from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.given_strategy import as_strategy
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import takes_options, whole
 from fsl.settings.training_settings import Training, TrainingOptions
@@ -59,10 +59,10 @@ class SimulateOptions(TrainingOptions, EvaluationOptions, WireOptions, HardwareO
 @takes_options(Training, Evaluation, Wire, Hardware)
 def simulate(
     model: nn.Module,
-    train_data: TaskData | Examples | Dataset[Any],
+    train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
     *,
     strategy: CloudStrategy | type | str,
-    test_data: Examples | Dataset[Any] | None = None,
+    test_data: Examples | Dataset[Any] | Sequence[Any] | None = None,
     cut: str | Sequence[str] | None = None,
     partition: Partitioner | Partition | type | str | Any = None,
     objective: Objective | Loss | type | str | None = None,
@@ -94,7 +94,7 @@ def simulate(
 
     What is trained, on what:
         model: Any module that `fsl.split` can cut; it is copied, never changed.
-        train_data: A `TaskData`, or any map-style Dataset of (input, target).
+        train_data: A `TaskData`, any map-style Dataset of (input, target), or a pair of inputs and targets (N, ...).
         strategy: The algorithm: one of `fsl.strategies`, or your own.
         test_data: Examples to evaluate on, as `train_data`; without them nothing is evaluated.
         cut: Names of modules after which the model is cut; the model's `default_cut` by default.
@@ -123,7 +123,7 @@ def simulate(
         evaluate_leakage: Test rows over which evaluations measure what smashed data tell of inputs; 0: not at all.
 
     Options of `wire`, a `Wire`:
-        up: Codec of smashed data: a class, its import path, or an object such as `TopK(k=0.1)`.
+        up: Codec of smashed data: a name ("int8"), a class, its import path, or an object such as `TopK(k=0.1)`.
         down: Codec of cut gradients, given like `up`.
 
     Options of `hardware`, a `Hardware`, from which simulated seconds and joules are computed, never a weight. Each is a

@@ -54,7 +54,7 @@ class Optimizer:
             object.__setattr__(self, "lr", _own_rate(str(self.target)))
         rate = self.lr
         if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
-            raise ConfigError(f"optimizer.lr={rate}: a learning rate is a finite number >= 0")
+            raise ConfigError(f"optimizer.lr={rate!r}: a learning rate is a finite number >= 0")
 
     @property
     def rate(self) -> float:

@@ -25,7 +25,7 @@ class Wire(OptionGroup):
     """
 
     up: CodecChoice = "fsl.codecs.Identity"
-    """Codec of smashed data: a class, its import path, or an object such as `TopK(k=0.1)`."""
+    """Codec of smashed data: a name ("int8"), a class, its import path, or an object such as `TopK(k=0.1)`."""
 
     down: CodecChoice = "fsl.codecs.Identity"
     """Codec of cut gradients, given like `up`."""

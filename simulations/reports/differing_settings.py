@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsl.simulations.reports.measures import is_number
+
 from fsl.privacy.settings import PARTS
 from fsl.run.provenance import flat
 
@@ -159,7 +161,7 @@ class Words:
 
     def number(self, key: str, value: Any) -> Any:
         """Returns a setting's value for CSV: a full number, else its text; "" where it is unset."""
-        return value if _is_number(value) else "" if value is None else self.value(key, value)
+        return value if is_number(value) else "" if value is None else self.value(key, value)
 
     def differs(self, key: str, groups: Sequence[Settings]) -> bool:
         """Returns whether a setting has several values in these groups."""
@@ -213,10 +215,6 @@ def _short(key: str, value: str) -> str:
         return value.partition("(")[0] or value
     last = value.rpartition(".")[2]
     return last if re.fullmatch(r"[A-Za-z_][\w.]*", value) and last[:1].isupper() else value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _position(key: str) -> tuple[int, int]:

@@ -5,8 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from fsl.simulations.fsl_simulate import command
+from torch import nn
+from torch.utils.data import TensorDataset
 
+import fsl
 from tests.helpers.places import ROOT
 
 PAGE = ROOT / "docs" / "own-strategy.md"
@@ -93,3 +97,18 @@ run = fsl.simulate(MLP((1, 8, 8), 10), digits(), strategy=ClippedPSL(clip=0.05),
 print(run.metrics[-1]["accuracy"] > 0)
 """
     assert installed_wheel.run("-c", code, folder=folder).strip() == "True"
+
+
+def test_it_outlives_a_refused_step(here, monkeypatch):
+    """A device whose training diverges is lost, and the others go on, as with fsl's own strategies."""
+    import clipped
+
+    torch.manual_seed(0)
+    inputs = torch.randn(60, 4)
+    inputs[:20] *= 1e30  # device 0's
+    data = TensorDataset(inputs, torch.arange(60) % 3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    rows = [list(range(20 * k, 20 * k + 20)) for k in range(3)]
+    options = {"cut": "0", "devices": 3, "rounds": 1, "partition": rows, "progress": False}
+    run = fsl.simulate(model, data, strategy=clipped.ClippedPSL(), **options)
+    assert list(run.metrics[0]["lost"]) == ["0"]

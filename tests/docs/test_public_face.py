@@ -49,6 +49,8 @@ def test_the_public_names_are_shown():
 def test_type_checkers_and_python_are_told_the_same():
     (block,) = [node for node in FACE.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     told = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    where = {name: module for name, (module, _) in told.items() if module != "fsl" and name != "split"}
+    assert where == {name: module for name, module in fsl._WHERE.items() if name in where}
     assert sorted(told) == sorted(fsl.__all__)
     for name, (module, there) in told.items():
         found = import_module(f"fsl.{name}") if module == "fsl" else getattr(import_module(module), there)

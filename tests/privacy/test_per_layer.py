@@ -90,7 +90,7 @@ def test_a_rule_that_would_leave_a_sample_longer_than_the_clip_is_refused():
 @pytest.mark.parametrize(
     ("clipping", "said"),
     [
-        ("together", "clipping='together'.*separate, joint, a ClipRule's import path"),
+        ("together", "clipping='together'.*separate, joint, a ClipRule"),
         ("fsl.codecs.Identity", r"clipping=fsl.codecs.Identity.*only .*ClipRule.* can be used there"),
         ("fsl.privacy.per_layer.Missing", "clipping=fsl.privacy.per_layer.Missing"),
     ],
@@ -98,3 +98,22 @@ def test_a_rule_that_would_leave_a_sample_longer_than_the_clip_is_refused():
 def test_what_is_no_rule_is_refused_before_the_run(clipping, said):
     with pytest.raises(ConfigError, match=said):
         run(SplitFedV1(), data=small_task(36), devices=2, rounds=1, privacy=private(clipping=clipping))
+
+
+class Halves(ClipRule):
+    """A rule of a user's own."""
+
+    def factors(self, norms, clip):
+        return 0.5 * clip / (norms.norm(dim=1, keepdim=True) + 1e-6).expand_as(norms)
+
+
+def test_a_rule_is_given_as_its_class_and_needs_no_further_permission():
+    privacy = private(clipping=Halves)
+    assert privacy.dp_sgd.clipping == privacy.dp_sgd.rule == f"{__name__}.Halves"
+    assert run(SplitFedV1(), data=small_task(36), devices=2, batch_size=6, rounds=1, privacy=privacy).metrics
+
+
+@pytest.mark.parametrize("given", [dict, 1, "layered"])
+def test_what_is_no_rule_is_one_line(given):
+    with pytest.raises(ConfigError, match=r"privacy.dp_sgd.clipping=.*: allowed are separate, joint, a ClipRule"):
+        DPSGD(clipping=given)

@@ -26,10 +26,10 @@ from fsl.run.arguments import (
     as_observers,
     as_optimizer,
     as_privacy,
-    as_strategy,
 )
 from fsl.run.config import build_optimizer, build_privacy
 from fsl.run.observers import Observer
+from fsl.settings.given_strategy import as_strategy
 
 torch.manual_seed(0)
 INPUTS = torch.randn(60, 4)

@@ -242,3 +242,28 @@ def test_a_trainer_may_be_named_by_its_class():
 
     by_class, by_path = (simulate(strategy=one, devices=3, rounds=1) for one in (Named(), SplitFedV1()))
     assert torch.equal(by_class.states["back"]["2.weight"], by_path.states["back"]["2.weight"])
+
+
+def test_a_codecs_name_will_do_in_python_too():
+    assert Wire(up="int8").up_spec == Wire(up=Int8).up_spec
+    with pytest.raises(ConfigError, match=r"codec\.up=int9"):
+        Wire(up="int9")
+
+
+@pytest.mark.parametrize("strategy", ["psl", PSL])
+def test_price_takes_a_strategy_as_simulate_does(strategy):
+    options = {"cuts": ["0"], "devices": 2}
+    assert price(model(), DATA, strategy=strategy, **options) == price(model(), DATA, strategy=PSL(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"dp_sgd": 1}, r"privacy.dp_sgd=1: give fsl.privacy.DPSGD\(...\), or None"),
+        ({"cut": 1.0}, r"privacy.cut=1.0: give fsl.privacy.CutNoise\(...\), or None"),
+        ({"delta": "x"}, r"privacy.delta='x': a probability"),
+    ],
+)
+def test_a_part_of_privacy_is_of_its_kind(options, line):
+    with pytest.raises(ConfigError, match=line):
+        fsl.Privacy(**options)

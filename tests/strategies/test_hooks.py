@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fsl
-from fsl.errors import FslError, RunError
+from fsl.errors import ConfigError, FslError, RunError
 from fsl.importing.spec import Spec
 from fsl.mobility import Mobility, Move
 from fsl.privacy.settings import DPSGD
+from fsl.trainers import Replicated
 from tests.helpers.runs import assert_same_run
 
 pytestmark = pytest.mark.slow
@@ -79,10 +80,10 @@ WRONG = [
     (
         "trainer",
         "fsl.trainers.Replicated",
-        "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.plan.Spec(",
+        "Mine.trainer() gave 'fsl.trainers.Replicated'; give fsl.Spec(",
     ),
     ("trainer", Spec("fsl.trainers.Pooled", {"phi": np.float32(1)}), "Mine.trainer() gave phi=np.float32(1.0) of type"),
-    ("device_rule", None, "Mine.device_rule() gave None; give fsl.plan.Spec("),
+    ("device_rule", None, "Mine.device_rule() gave None; give fsl.Spec("),
 ]
 
 
@@ -127,3 +128,32 @@ def test_a_metric_may_be_a_number_of_any_kind():
     given = {"a": np.float32(0.5), "b": torch.tensor(2), "c": True, "d": np.array(1.5), "e": [np.int64(1), 2.5], "f": 3}
     row = with_hook("metrics", given).metrics[0]
     assert {name: row[name] for name in given} == {"a": 0.5, "b": 2, "c": 1, "d": 1.5, "e": [1.0, 2.5], "f": 3}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "line"),
+    [
+        ({"fronts": "average"}, "Mine.fronts='average': allowed are averaged, private, relayed"),
+        ({"on_move": "restarts"}, "Mine.on_move='restarts': allowed are migrate, restart, drop"),
+    ],
+)
+def test_an_attribute_is_one_of_its_values(attribute, line):
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        run(type("Mine", (SplitFedV1,), attribute)())
+
+
+class Silent(Replicated):
+    def step(self, messages):
+        super().step(messages)
+
+
+class Talkative(Replicated):
+    def step(self, messages):
+        return [*super().step(messages), "and more"]
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(Silent, "None"), (Talkative, "'and more'")])
+def test_a_trainer_answers_with_replies(kind, shown):
+    line = f"{kind.__name__}.step() gave {shown}; give a list of fsl.trainers.Reply, [] for none yet"
+    with pytest.raises(FslError, match=re.escape(line)):
+        with_hook("trainer", Spec(kind), allowed=["tests"])

@@ -6,7 +6,6 @@ classes, codecs or settings than those that the cloud checked.
 
 from collections.abc import Sequence
 
-from fsl.codecs.codec_maker import codec_maker
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import OwnLedger, RoundAccount
 from fsl.errors import ConfigError
@@ -14,6 +13,7 @@ from fsl.messages.round_plan import RoundPlan
 from fsl.privacy.settings import Privacy
 from fsl.privacy.trainer_accounts import declares_private, unaccountable
 from fsl.round.front_device import Device
+from fsl.round.rows import refuse_codecs
 from fsl.round.workload import Worker
 from fsl.run.privacy_check import refuse_labels, refuse_model
 from fsl.trainers import EdgeTrainer
@@ -79,9 +79,10 @@ def _refuse_trainer(plan: RoundPlan, privacy: Privacy, trainer: EdgeTrainer | No
 def _refuse_codecs(plan: RoundPlan, privacy: Privacy, worker: Worker) -> None:
     if plan.trainer is None or privacy.dp_sgd is None:
         return
-    for way, spec in (("up", plan.up), ("down", plan.down)):
-        if not codec_maker(spec, worker.workload.allowed)().rowwise:
-            raise _refused(f"codec.{way}={spec.text}: it encodes a batch as a whole, so that no clip bounds a sample")
+    try:
+        refuse_codecs(worker.workload, plan.up, plan.down)
+    except ConfigError as error:
+        raise _refused(str(error)) from error
 
 
 def _refused(why: str) -> ConfigError:
