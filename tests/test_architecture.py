@@ -162,6 +162,7 @@ def test_each_module_name_occurs_once():
     assert [name for name, times in names.items() if times > 1] == []
 
 
+@pytest.mark.slow
 def test_each_class_name_occurs_once():
     names: Counter[str] = Counter()
     for path in SOURCES.values():
@@ -180,6 +181,7 @@ def test_only_one_file_touches_what_flower_keeps_to_itself():
     assert users == [Path("fsl/flower/internals.py")]
 
 
+@pytest.mark.slow
 def test_no_test_imports_another_test():
     """What tests share is in tests/helpers, so that a test can be changed, or go, on its own."""
     found = {p.name: set(imports(ast.parse(p.read_text()))) for p in (ROOT / "tests").rglob("*.py")}

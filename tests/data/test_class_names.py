@@ -59,6 +59,7 @@ def test_grey_images_of_a_device_are_read_as_the_run_s_are(tmp_path):
     assert workload(sent(tmp_path), fill(tmp_path / "mine", ["ant", "bee"], mode="L")).data.input_shape == (3, 4, 6)
 
 
+@pytest.mark.slow
 def test_class_names_count_where_an_objective_takes_labels_for_numbers(tmp_path):
     found = workload(sent(tmp_path, ("ant", "bee", "cat"), "objective=huber"), fill(tmp_path / "mine", ["cat"]))
     assert found.data.train.targets.unique().tolist() == [2]

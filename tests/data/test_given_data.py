@@ -221,6 +221,7 @@ def test_the_first_draw_is_kept_on_request_and_said(caplog):
     assert "materialize=False draws anew each time" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw", [lambda: float(torch.rand(())), np.random.rand, random.random], ids=["torch", "numpy", "python"]
 )

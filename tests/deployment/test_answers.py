@@ -61,6 +61,7 @@ def test_an_own_answer_is_taken():
     check_answer(EDGE, answer(served=[1], arrays=["1:back.0.weight"], weights={"back": 2.0}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
 def test_a_node_that_answers_for_another_loses_its_own_round_alone(strategy, tmp_path, monkeypatch):
     """Node of device 1 reports device 0, too; device 0 is counted by what its own node says."""

@@ -72,6 +72,7 @@ def test_a_setup_survives_its_way():
     assert setup.run != setup_of("strategy=sglr", "devices=3", folder="elsewhere").run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"run": "../up"}, {"groups": {}}, {"input_dtype": "object"}, {"more": 1}])
 def test_what_is_no_setup_is_refused(change):
     raw = json.loads(setup_of().to_json()) | change

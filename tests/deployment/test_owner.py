@@ -252,6 +252,7 @@ def test_deltas_add_up_over_runs(tmp_path):
         spend(own_ledger(tmp_path, "a", limit), private(replace(DP, delta=2e-5)))
 
 
+@pytest.mark.slow
 def test_the_plan_does_not_choose_the_accountant(tmp_path):
     for accountant in ("rdp", "prv"):
         for asked in ("rdp", "prv"):
@@ -331,6 +332,7 @@ def _charge_some(folder):
         spend(own_ledger(folder), private())
 
 
+@pytest.mark.slow
 def test_processes_that_charge_one_file_lose_no_charge(tmp_path):
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_charge_some, args=(tmp_path,)) for _ in range(2)]

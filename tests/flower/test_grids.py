@@ -58,6 +58,7 @@ def test_pushed_messages_are_pulled_once():
         assert list(grid.pull_messages(ids)) == []
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process_do_not_disturb_each_other():
     model = small_model("batch", 0.3)  # built here: building draws from the process's generator
     alone = [run(SplitFedV1(), model, seed=seed) for seed in (1, 2)]

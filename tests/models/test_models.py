@@ -69,6 +69,7 @@ def test_every_possible_cut_gives_the_model_to_the_bit(kind, training):
             assert torch.equal(parts["back"](parts["front"](inputs)), whole), cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ZOO)
 def test_every_stage_but_the_last_is_a_cut_and_states_join(kind):
     model, _ = smallest(kind)
@@ -131,6 +132,7 @@ def test_images_that_are_too_small_are_refused_with_the_minimum(kind):
         kind((3, side, side - 1), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NORMED)
 @pytest.mark.parametrize(("norm", "layer"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), ("none", None)])
 def test_the_norm_can_be_chosen(kind, norm, layer):

@@ -135,6 +135,7 @@ def test_whole_numbers_that_are_measured_are_no_classes(tmp_path):
     assert '"classes"' not in summary
 
 
+@pytest.mark.slow
 def test_binary_labels_are_scored():
     found = run((INPUTS[:, 0] > 0).float(), classifier(1), objective=nn.BCEWithLogitsLoss(), rounds=60)
     assert found.metrics[-1]["accuracy"] > 0.9

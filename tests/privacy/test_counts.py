@@ -106,6 +106,7 @@ def test_as_many_or_more_samples_than_planned_are_within_the_target():
     assert take_members(solved([48, 48]), {0: 48, 1: 480}, first=True) == {}
 
 
+@pytest.mark.slow
 def test_who_joins_later_with_too_few_is_left_out_by_name():
     ledger = solved([480, 480])
     assert take_members(ledger, {0: 480}, first=True) == {}

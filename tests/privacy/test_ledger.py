@@ -202,6 +202,7 @@ def test_the_worst_device_is_the_headline():
 # In a run.
 
 
+@pytest.mark.slow
 def test_the_ledger_is_written_before_anything_is_released(tmp_path, monkeypatch):
     from fsl.round.node import Node
 

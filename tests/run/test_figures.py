@@ -45,6 +45,7 @@ def curves(figure: Figure) -> dict[str, list[tuple[float, float]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 5])
 def test_a_run_has_four_pictures_of_slide_quality(tmp_path, rounds):
     written = run_figures([row(i) for i in range(1, rounds + 1)], tmp_path / "figures", "SGLR")
@@ -123,6 +124,7 @@ def test_class_counts_are_a_picture_in_a_folder_made_for_it(tmp_path, devices, c
         assert image.width >= 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "classes", "heat_map"), [(40, 10, False), (41, 10, True), (5, 11, True)])
 def test_many_devices_or_classes_are_a_heat_map(tmp_path, drawn, devices, classes, heat_map):
     class_counts_figure(np.ones((devices, classes), dtype=int), tmp_path / "classes.png", "samples")
@@ -164,6 +166,7 @@ def test_there_is_no_plot_of_nothing():
         plot([], "nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["svg", "pdf"])
 def test_figures_are_written_in_other_formats_equal_for_equal_rows(tmp_path, form):
     rows = [row(i, up_bytes=0, down_bytes=0, model_bytes=0, seconds=None, train_loss=None) for i in (1, 2)]

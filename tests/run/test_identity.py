@@ -174,6 +174,7 @@ EQUAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EQUAL)
 def test_equal_runs_go_on(case, tmp_path):
     one, other = (copy.deepcopy(options) for options in EQUAL[case])

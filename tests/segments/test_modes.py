@@ -74,6 +74,7 @@ def simulate(model, strategy, cut="0", **options):
     return fsl.simulate(model, DATA, test_data=DATA, strategy=strategy, cut=cut, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "cut", "norm"), [(frozen, "0", "1"), (idiom, "a", "bn")])
 @pytest.mark.parametrize("strategy", [SplitFedV1, SplitFedV2, FedAvg])
 def test_a_frozen_batchnorm_keeps_its_statistics_in_a_run(build, cut, norm, strategy):

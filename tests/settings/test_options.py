@@ -216,6 +216,7 @@ def test_a_group_refuses_what_cannot_be(make, message):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "kind", "path"),
     [

@@ -126,6 +126,7 @@ def test_what_only_the_configuration_says_parts_groups_where_every_run_has_one()
 # States.
 
 
+@pytest.mark.slow
 def test_a_diverged_group_shows_that_instead_of_an_accuracy(capsys):
     for seed, loss in enumerate((float("nan"), 9.0)):
         write_run(Path(f"runs/{seed}"), [0.1, 0.1, 0.1], settings(devices=9, seed=seed), train_loss=loss)
@@ -148,6 +149,7 @@ def test_a_diverged_run_is_not_averaged_in():
     assert [run.seed for run in group.diverged] == [1]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_grouped_by_its_checkpoint_and_said_so():
     write_run(Path("runs/a"), [0.5, 0.8], settings(seed=0))
     write_run(Path("runs/b"), [0.3], settings(seed=1), finished=False)
@@ -276,6 +278,7 @@ def test_the_target_is_by_default_what_every_finished_run_reaches():
     assert [len(costs) for costs in comparison.costs.values()] == [1, 1, 0]
 
 
+@pytest.mark.slow
 def test_runs_that_miss_the_target_are_counted(capsys):
     for seed, accuracy in enumerate((0.9, 0.9, 0.7)):
         write_run(Path(f"runs/{seed}"), [0.5, accuracy], settings(seed=seed))
@@ -377,6 +380,7 @@ def test_the_page_needs_nothing_but_itself_and_shows_every_figure():
         assert any(words in said for said in page.text)
 
 
+@pytest.mark.slow
 def test_what_comes_from_users_is_escaped():
     folder = write_run(Path("runs/<b>bold"), [0.5], settings(devices="<script>alert(1)</script>"))
     write_run(folder.with_name("plain"), [0.5], settings(devices="$x$ & {{ title }}"))
@@ -387,6 +391,7 @@ def test_what_comes_from_users_is_escaped():
     assert "{{ title }}" in text
 
 
+@pytest.mark.slow
 def test_many_groups_are_drawn_in_part_and_the_page_says_which():
     for i in range(12):
         write_run(Path(f"runs/{i}"), [0.1 + i / 20], settings(devices=i + 1))
@@ -396,6 +401,7 @@ def test_many_groups_are_drawn_in_part_and_the_page_says_which():
     assert len(table("report/report.csv")) == 12
 
 
+@pytest.mark.slow
 def test_a_report_may_be_written_again_over_itself():
     write_run(Path("runs/a"), [0.5])
     assert command(["runs", "--out", "runs/report"]) == 0

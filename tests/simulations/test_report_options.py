@@ -75,6 +75,7 @@ def test_a_csv_of_runs_holds_numbers():
     assert float(table("out/report.csv")[0]["final_f1_mean"]) == 0.75
 
 
+@pytest.mark.slow
 def test_a_csv_of_groups_has_settings_as_they_are_not_as_they_are_shown():
     for rate in (0.1234567, 0.1234568):
         write_run(Path(f"runs/{rate}"), [0.5], settings(**{"optimizer.lr": rate}))
@@ -187,6 +188,7 @@ def test_an_unfinished_run_has_its_name_from_the_configuration():
     assert len(compared().groups) == 1
 
 
+@pytest.mark.slow
 def test_a_repeated_run_is_named_with_its_twin_and_the_remedy(capsys):
     for name in ("a", "b"):
         write_run(Path(f"runs/{name}"), [0.5])
@@ -386,6 +388,7 @@ def test_markdown_is_escaped():
     assert r"| \*x\* \<y\> \[z\] | \- |" in made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "sign"), [("latex", r"\begin{tabular}"), ("markdown", "| --- |")])
 def test_a_format_prints_nothing_but_tables_that_can_be_pasted(capsys, form, sign):
     write_run(Path("runs/a"), [0.5])
@@ -408,6 +411,7 @@ class Links(HTMLParser):
             self.found.append(dict(attrs)["href"])
 
 
+@pytest.mark.slow
 def test_runs_folders_are_links_and_what_is_common_is_folded():
     sources = {"link": {"name": "wifi", "sources": {"up_mbit": "measured by somebody"}}}
     for seed in range(2):
@@ -443,6 +447,7 @@ def test_a_report_over_another_leaves_nothing_of_it():
     assert not any(Path("out", name).exists() for name in ("paired.csv", "against.csv", "figures/against.png"))
 
 
+@pytest.mark.slow
 def test_trials_of_a_search_are_sorted_by_their_score():
     for trial, accuracy in enumerate((0.5, 0.9, 0.7)):
         write_run(Path(f"runs/trial-{trial}"), [0.95 - accuracy, accuracy], settings(devices=trial))
@@ -478,6 +483,7 @@ def test_what_is_no_number_in_a_row_is_no_value():
     assert value_of([{"x": 1}, {"x": "text"}, {"x": True}, {"x": None}], "x") == 1
 
 
+@pytest.mark.slow
 def test_a_tag_that_only_a_run_without_rounds_has_is_a_column():
     write_run(Path("runs/0"), [0.5], config={"rounds": 1, "tags": {}})
     Path("runs/1/.hydra").mkdir(parents=True)
@@ -524,6 +530,7 @@ def test_a_disk_that_is_full_leaves_the_report_from_before(monkeypatch, capsys):
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("out", "code"), [("file", 2), ("file/below", 1)])
 def test_a_folder_for_a_report_that_cannot_be_is_named(out, code, capsys):
     write_run(Path("runs/0"), [0.5])

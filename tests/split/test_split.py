@@ -171,6 +171,7 @@ def assert_equal_states(one, other):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", CUTS)
 def test_possible_cuts_are_exactly_those_that_split_accepts(build):
     model = make(build)
@@ -194,6 +195,7 @@ def test_the_segments_behind_each_other_are_the_model_to_the_bit(build, cut, tra
     assert torch.equal(seeded(call, parts["front"], parts["back"]), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "cut"), MODELS_AND_CUTS)
 def test_joining_the_segments_gives_the_models_state(build, cut):
     model = make(build)

@@ -297,6 +297,7 @@ NO_NEED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["a", "b"])
 @pytest.mark.parametrize("forward", NO_NEED, ids=[forward.__name__ for forward in NO_NEED])
 def test_what_needs_no_refusal_gives_the_model_and_its_gradients_to_the_bit(forward, cut):

@@ -129,6 +129,7 @@ def test_who_is_dropped_is_not_counted(monkeypatch):
     assert dropped.metrics[0]["dropped"] == 1
 
 
+@pytest.mark.slow
 def test_optimizer_states_that_are_kept_return_home():
     options = OPTIONS | {"optimizer": KEPT, "rounds": 4}
     mobility = plan_of((0, 1, 0.5, 1), (0, 3, 0.5, 1))
@@ -138,6 +139,7 @@ def test_optimizer_states_that_are_kept_return_home():
 # Where a back is shared, the device joins the other cohort.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", [PSL(), SGLR(phi=0.5), SplitFedV2(), CycleSL(window=2)], ids=lambda s: type(s).__name__
 )
@@ -158,6 +160,7 @@ def test_in_lockstep_a_device_joins_the_other_cohort(strategy, monkeypatch):
     assert all(row["examples"] == 96 for row in found.metrics)
 
 
+@pytest.mark.slow
 def test_in_lockstep_the_nodes_change_nothing():
     options = OPTIONS | {"devices": 8, "edges": 4, "mobility": RandomMobility(0.3), "optimizer": KEPT}
     one = run(SGLR(phi=0.5), **options)
@@ -195,6 +198,7 @@ def test_ray_changes_nothing(strategy):
     assert_as_without(run(strategy, **options), ray, {"seconds"})
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     options = OPTIONS | {"mobility": ALL, "optimizer": KEPT}
     run(FedFly(), rounds=1, out=tmp_path, **options)

@@ -191,6 +191,7 @@ def test_trackers_are_chosen_on_the_command_line_and_get_the_figures(tmp_path):
     assert list(Path("run/wandb").glob("offline-run-*/files/media/images/figures/accuracy*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

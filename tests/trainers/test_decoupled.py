@@ -87,6 +87,7 @@ class PrivateFronts(DecoupledSL):
             yield message
 
 
+@pytest.mark.slow
 def test_private_fronts_and_heads_stay_on_their_devices(tmp_path):
     strategy = PrivateFronts()
     options = {"model": small_model("batch"), "rounds": 3, "optimizer": KEPT}

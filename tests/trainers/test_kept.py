@@ -53,11 +53,13 @@ def test_what_is_kept_of_a_device_adds_up_over_rounds(tmp_path):
     assert steps == [9, 9, 9, 9]  # three steps a round
 
 
+@pytest.mark.slow
 @trainers
 def test_it_is_equal_on_any_number_of_nodes(trainer):
     assert_same_run(run(by(trainer), **OPTIONS), run(by(trainer), nodes=3, **OPTIONS))
 
 
+@pytest.mark.slow
 @trainers
 def test_it_is_equal_over_grpc(trainer, tmp_path):
     simulated, real = run(by(trainer), **OPTIONS), run(by(trainer), backend=Wired(folder=tmp_path), **OPTIONS)
@@ -71,6 +73,7 @@ def test_it_is_equal_on_ray_with_codecs_that_have_state(ray_cluster):
     assert_same_run(run(by(Counting), **options), run(by(Counting), nodes=2, backend=on_ray, **options))
 
 
+@pytest.mark.slow
 @trainers
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(trainer, tmp_path):
     whole = run(by(trainer), **OPTIONS)
@@ -78,6 +81,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(trainer, tmp_path):
     assert_same_run(whole, run(by(trainer), out=tmp_path / "run", resume=True, **OPTIONS))
 
 
+@pytest.mark.slow
 @trainers
 def test_what_a_round_kept_that_was_not_finished_is_not_read(trainer, tmp_path):
     whole = run(by(trainer), **OPTIONS)

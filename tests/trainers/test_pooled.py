@@ -207,6 +207,7 @@ def test_a_run_with_a_phase_cannot_be_extended(tmp_path):
         fsl.simulate(small_model(), small_task(), strategy=SGLR(phase=(0.0, 0.5)), rounds=4, resume=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_averaging_changes_fronts_and_keeps_them_apart(alpha):
     options = {

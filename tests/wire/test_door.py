@@ -40,6 +40,7 @@ def edge(tmp_path):
         yield running
 
 
+@pytest.mark.slow
 def test_silent_streams_of_one_connection_keep_nobody_out(edge, tmp_path):
     with ExitStack() as stack:
         silent(stack, edge, 256)
