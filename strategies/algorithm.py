@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
+from fsl.strategies.protection import Protection
 from torch import Tensor, nn
 
 from fsl import seeds
@@ -17,7 +18,6 @@ from fsl.importing.spec import Spec
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, Fronts
 from fsl.mobility import Move, OnMove, moves_of
-from fsl.privacy.whole_updates import noised_means
 from fsl.round.front_device import Device, LocalLossDevice
 from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
 from fsl.segments.states import State
@@ -37,10 +37,9 @@ class Algorithm:
     on_move: OnMove = "migrate"  # what happens to a device's round when the device moves within it
     local_loss: bool = False  # devices train by their own loss, with a `head` from the strategy
 
-    _noised = 0  # the last round whose means got the noise of device-level privacy
-
     def __init__(self) -> None:
         self._federation: Federation | None = None
+        self._protected_by: Protection | None = None
         self._aggregator: Aggregator | None = None
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
@@ -116,21 +115,9 @@ class Algorithm:
             shared = {name: total for name, total in totals.items() if name not in own}
             start = record_to_states(previous, {name: self.federation.layouts[name] for name in own})
             new = self._aggregator.combine(round, own, self.federation.layouts, start) if own else {}
-        return new | self._means(round, {n: total for n, total in shared.items() if isinstance(total, WeightedSum)})
-
-    def _means(self, round: int, totals: Mapping[str, WeightedSum]) -> dict[str, State]:
-        """Returns each segment's mean, with noise under device-level privacy."""
-        means = {name: total.mean() for name, total in totals.items()}
-        federation = self.federation
-        client = None if federation.privacy is None else federation.privacy.client
-        if client is None or not means:
-            return means
-        assert federation.ledger is not None
-        devices = next(iter(totals.values())).weight  # all devices have weight 1
-        std = client.noise_multiplier * client.clip / devices
-        secure = federation.ledger.setting.secure
-        self._noised = round
-        return noised_means(means, federation.layouts, std, secure, federation.training.seed, round)
+        return new | self._protection.means(
+            round, {n: total for n, total in shared.items() if isinstance(total, WeightedSum)}
+        )
 
     def metrics(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
         """Returns additional metrics of the round, from the devices' reports and the edges' counts."""
@@ -160,6 +147,13 @@ class Algorithm:
         return path_of(kind)
 
     @property
+    def _protection(self) -> Protection:
+        """What the run's privacy does at the cloud; RunError before `bind`."""
+        if self._protected_by is None:
+            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
+        return self._protected_by
+
+    @property
     def federation(self) -> Federation:
         """Settings of the run."""
         if self._federation is None:
@@ -169,6 +163,7 @@ class Algorithm:
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
+        self._protected_by = Protection(federation)
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved = {}, {}
         for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
@@ -213,19 +208,16 @@ class Algorithm:
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint needs besides tensors, as JSON values; extend it where an algorithm remembers."""
-        ledger = self._federation.ledger if self._federation is not None else None
+        spent = {} if self._protected_by is None else self._protected_by.state()
         kept = {"kept": dict(self._kept)} if self._kept else {}
-        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept} | (
-            {} if ledger is None else {"ledger": ledger.state()}
-        )
+        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **spent}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
         self._kept = {owner: int(round) for owner, round in state.get("kept", {}).items()}
         self._clock = float(state["sim_clock"])
-        if self.federation.ledger is not None:
-            self.federation.ledger.load_state(state["ledger"])
+        self._protection.load_state(state)
         self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -20,8 +20,6 @@ from fsl.flower.records import states_to_record
 from fsl.importing.import_paths import name_classes
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.mobility import Move
-from fsl.privacy.member_counts import take_members
-from fsl.run.private_rounds import refuse_unseen
 from fsl.segments.sums import summed
 from fsl.settings.federation_settings import Federation
 from fsl.settings.placement import Collected, Placement
@@ -87,9 +85,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             on_move=self.on_move,
             privacy=federation.privacy,
         )
-        if federation.ledger is not None:
-            refuse_unseen(server_round, spec, federation.ledger.trainers)
-            federation.ledger.before([d for d in chosen if not placed or d in self._placement.samples])
+        self._protection.charge(server_round, spec, [d for d in chosen if not placed or d in self._placement.samples])
         if placed:
             moving = replace(plan, moves=self._moves)
             yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
@@ -112,12 +108,8 @@ class SplitStrategy(Algorithm, RoundLoop):
         reports, totals = collected.reports, collected.totals
         arrays = ArrayRecord(dict(self._previous))
         new = self.combine(server_round, totals, self._previous) if reports else {}
-        privacy = self.federation.privacy
-        if new and privacy is not None and privacy.client is not None and self._noised != server_round:
-            raise RunError(
-                f"round {server_round}: {self._hook('combine')} made means of its own, which have no noise, and "
-                "privacy.client accounts for noised ones; begin with those that super().combine() gives"
-            )
+        if new:
+            self._protection.refuse_bare(server_round, self._hook("combine"))
         asked.usable(server_round, self._hook("combine"), new, self.tensors() if self._aggregator else {})
         arrays.update(states_to_record(layouts, new))
         home = partial(self.attached, round=server_round)
@@ -129,16 +121,14 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._note_restarts(server_round, collected)
         counts = self._note_kept(server_round, collected.reports, collected.counts)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
-        if self.federation.privacy is not None and self.federation.privacy.withheld:
-            del measured["train_loss"]
+        self._protection.withhold(measured)
         if (costs := self.federation.costs) is not None:
             trainer = self.planned(server_round)
             measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
             measured |= movements(reports, counts)
-        if self.federation.ledger is not None:
-            self.federation.ledger.after(reports, collected.again)
+        self._protection.note(reports, collected.again)
         own = self.metrics(server_round, reports, counts)
         return arrays, MetricRecord(
             {**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, measured.keys())}
@@ -163,7 +153,7 @@ class SplitStrategy(Algorithm, RoundLoop):
                 return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
             return collected
         collected = added_up(replies, round, layouts)
-        self._lost = collected.lost
+        self._lost = dict(collected.lost)
         self._warn_of_lost(round)
         return collected
 
@@ -236,11 +226,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
         if self._restarted:
             lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
-        federation = self.federation
-        if federation.ledger is None or federation.privacy is None:
-            return lost
-        withheld = {"losses_withheld": True} if federation.privacy.withheld else {}
-        return {**lost, **withheld, **federation.ledger.epsilons()}
+        return {**lost, **self._protection.remarks()}
 
     # Planning.
 
@@ -265,10 +251,8 @@ class SplitStrategy(Algorithm, RoundLoop):
     def _there(self, grid: Grid, chosen: list[int]) -> tuple[bool, list[int]]:
         """Look for nodes and account for privacy by their n_k; leaves out, by name, devices without an account."""
         first, self._left_out = self._placed is None, {}
-        placed, ledger = self._look(grid), self.federation.ledger
-        if placed and ledger is not None:
-            here = {d: n for d, n in self._placement.samples.items() if d < self.federation.training.devices}
-            refused = take_members(ledger, here, first)
+        if placed := self._look(grid):
+            refused = self._protection.refused(self._placement.samples, first)
             self._left_out = {device: reason for device, reason in refused.items() if device in chosen}
             chosen = [device for device in chosen if device not in refused]
         return placed, chosen
@@ -284,8 +268,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         ]
 
     def _task(self, device: int) -> DeviceTask:
-        ledger = self.federation.ledger
-        held = 0 if ledger is None else ledger.samples[device]
+        held = self._protection.samples(device)
         return DeviceTask(device=device, samples=held, **self._generations(f"device-{device}"))
 
     def _generations(self, owner: str) -> dict[str, int]:
