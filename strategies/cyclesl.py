@@ -25,7 +25,7 @@ class CycleSL(SplitStrategy):
         fronts: Literal["averaged", "private"] = "averaged",
     ):
         super().__init__()
-        Cyclic(passes, window, batch_size)  # raises for values that the edge would refuse
+        Cyclic(passes=passes, window=window, batch_size=batch_size)  # raises for values that the edge would refuse
         self.passes = passes
         self.window = window
         self.batch_size = batch_size

@@ -49,7 +49,9 @@ class SGLR(PSL):
         weights: Literal["rows", "samples"] = "rows",
     ):
         super().__init__(weights)
-        Pooled(phi, alpha, subset, average, ragged, weights)  # raises for values that the edge would refuse
+        Pooled(
+            phi=phi, alpha=alpha, subset=subset, average=average, ragged=ragged, weights=weights
+        )  # raises for values that the edge would refuse
         self.phi = phi
         self.alpha = alpha
         self.subset = subset
