@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from fsl.errors import DataError
+from fsl.faults import said
 
 _FOLDERS = {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1])}
 _ELSEWHERE = tuple(f"{folder}{sep}" for folder in _FOLDERS)  # paths of code that is not the user's
@@ -254,8 +255,8 @@ def _own_error(error: Exception) -> str:
     """Returns the error and the last line of user code: ` (ValueError: no such file, my_data.py line 12)`."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_ELSEWHERE)] or frames
-    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]
-    return f" ({said}, {own[-1].filename} line {own[-1].lineno})" if own else f" ({said})"
+    line = said(error)[:300]
+    return f" ({line}, {own[-1].filename} line {own[-1].lineno})" if own else f" ({line})"
 
 
 def _kind(value: object) -> str:

@@ -28,6 +28,7 @@ from fsl.data.partitioners import (
     divided,
 )
 from fsl.errors import ConfigError, DataError, FslError
+from fsl.faults import said
 from fsl.importing.building import built
 
 _NAMED = {
@@ -158,7 +159,7 @@ class Foreign(Partitioner):
         except FslError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = said(error)[:300]
             raise DataError(f"partition={kind}: it cannot divide these {len(targets)} rows ({reason})") from error
         return divided(parts)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fsl.codecs import Payload
 from fsl.errors import CheckpointError, WireError
+from fsl.faults import said
 from fsl.files import metadata_of, tensor_bytes
 from fsl.messages.steps import ReplyPacket
 from fsl.round.edge_server import Batch, EdgeServer, Session, SessionSnapshot
@@ -216,4 +217,4 @@ def _check_transients(named: Mapping[str, Tensor], layout: Layout) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return said(error)[:200]

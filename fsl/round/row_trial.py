@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsl import seeds
 from fsl.errors import ConfigError, FslError
+from fsl.faults import said
 from fsl.round.workload import Worker, Workload
 from fsl.segments.tensor_places import Slot, tables
 
@@ -198,7 +199,7 @@ def trying(what: str) -> Iterator[None]:
     except FslError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
+        raise ConfigError(f"{what}: {said(error)}") from error
 
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:

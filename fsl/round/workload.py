@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsl.data import Augmentation, Partition, TaskData
 from fsl.errors import SplitError
+from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED
 from fsl.objective import Objective
 from fsl.round.node_store import Store
@@ -80,7 +81,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
+        line = said(error)
         raise SplitError(
             f"{type(model).__name__} cannot be copied, and every node has a copy ({line}); if forward leaves a step's "
             "tensors on the modules, detach() them; for weight_norm use torch.nn.utils.parametrizations"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fsl.codecs.codec_maker import CANNOT_MOVE, codec_maker, codec_of
 from fsl.errors import ConfigError, FslError, WireError
+from fsl.faults import said
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
 from fsl.settings.federation_settings import CloudStrategy, Federation
@@ -56,7 +57,7 @@ def _smashed(worker: Worker) -> Tensor | None:
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = said(error)
         log.warning("codecs are not tried before the first round: the front does not take a blank input (%s)", reason)
         return None
     finally:

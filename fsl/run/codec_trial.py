@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsl.codecs.codec import Codec, Payload
 from fsl.errors import ConfigError, WireError
+from fsl.faults import said
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import read_frame, read_upload, upload_frame
 
@@ -139,7 +140,7 @@ class _Trial:
             own = [f for f in frames if f.filename == _place(self.kind, method)[0]] or frames[-1:]
             where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
             got = f" of {argument.dtype} {tuple(argument.shape)}" if isinstance(argument, Tensor) else ""
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = said(error)
             raise ConfigError(f"{self.name}: {method}{got} failed: {reason}{where}") from error
 
     def _broken(self, method: str, what: str) -> ConfigError:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl.errors import FslError, SplitError
+from fsl.faults import said
 from fsl.round.workload import Worker
 from fsl.run.compared_steps import Loss, PlainTrial, SplitTrial, Step, generators
 from fsl.segments.module_memories import PROBED
@@ -55,7 +56,7 @@ def refuse_unfaithful(model: nn.Module, worker: Worker, inputs: Tensor, targets:
         except FslError:
             raise
         except Exception as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
+            line = said(error)
             raise SplitError(f"the model trains as a whole, but its segments fail: {line}") from error
 
 

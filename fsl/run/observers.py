@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fsl.faults import said
 from fsl.run.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def harmless(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = said(error)
         warnings.warn(f"{what} stopped ({reason}); the run goes on without", RuntimeWarning, stacklevel=4)
 
 

@@ -13,6 +13,7 @@ from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, as_task
 from fsl.data.example_checks import check_examples
 from fsl.errors import ConfigError, FslError
+from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
@@ -149,7 +150,7 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) 
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = said(error)
         log.warning("sim_seconds and energy_joules stay null: the model's work cannot be counted (%s)", reason)
         return None
 
