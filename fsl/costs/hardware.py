@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
 from fsl.costs.cost_model import Machines, machines
-from fsl.costs.profiles import DeviceChoice, LinkChoice
+from fsl.costs.profiles import DeviceChoice, LinkChoice, assignment
 from fsl.settings.option_groups import OptionGroup
 
 
@@ -40,6 +40,7 @@ class Hardware(OptionGroup):
     """Profile of the links between edges, over which sessions of devices that move go."""
 
     def __post_init__(self) -> None:
+        assignment("backhaul", self.backhaul, "link")  # None would mean to `machines` that nothing moves
         self.machines(moving=True)  # refuses a wrong name, also of a link that nothing will go over
 
     def machines(self, moving: bool) -> Machines:

@@ -73,6 +73,8 @@ def price(
     training, wire = Training.of(training, options), Wire.of(wire, options)
     if training.devices_per_round is not None:
         raise ConfigError(f"devices_per_round={training.devices_per_round}: price has all devices train; leave it out")
+    if "backhaul_profile" in options:
+        raise ConfigError("backhaul_profile: price has no device move between edges; leave it out")
     hardware = Hardware.of(hardware, options)
     rule = as_partitioner(partition, train_data)
     divided = divide(task, rule, training.devices, training.samples_per_device, training.seed)

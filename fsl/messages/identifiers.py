@@ -73,6 +73,6 @@ def check_kept(owner: str, version: int) -> None:
 def _is(value: Any, kind: Any) -> bool:
     try:
         msgspec.convert(value, kind, strict=True)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, ValueError):  # ValueError: of a text that UTF-8 cannot have
         return False
     return True

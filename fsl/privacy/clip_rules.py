@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsl.errors import ConfigError, FslError, RunError
+from fsl.faults import said
 from fsl.importing.import_paths import locate_allowed
 
 _ROUNDING = 1 + 1e-4
@@ -16,14 +17,16 @@ class ClipRule(ABC):
     """How long each layer's part of a sample's gradient may be.
 
     One of your own is named by its import path, `privacy.dp_sgd.clipping=my_rules.MyRule`, and counted as DP-SGD with
-    the same clip and noise: fsl refuses a step whose gradients the rule leaves longer than the clip.
+    the same clip and noise: the rule sees one sample at a time, and fsl refuses a step in which it leaves a gradient
+    longer than the clip. A rule must remember nothing from step to step, which fsl cannot see.
     """
 
     @abstractmethod
     def factors(self, norms: Tensor, clip: float) -> Tensor:
-        """What each layer of each sample's gradient is multiplied by, (B, L), from its norms (B, L).
+        """Returns what each layer of each sample's gradient is multiplied by, (B, L), from its norms (B, L).
 
-        The rule must bring the norm over all layers to at most `clip`, and should leave shorter gradients unchanged.
+        fsl calls it sample by sample (B = 1, under `torch.vmap`). It must bring the norm over all layers to at most
+        `clip`, and should leave shorter gradients unchanged.
         """
 
 
@@ -45,7 +48,7 @@ def clip_by_layer(rule: ClipRule, norms: Tensor, layers: Sequence[int], clip: fl
     places = torch.tensor(layers, device=norms.device)
     squares = norms.new_zeros(len(norms), max(layers) + 1).index_add_(1, places, norms.square())
     lengths = squares.sqrt()
-    factors = rule.factors(lengths, clip)
+    factors = _by_sample(rule, lengths, clip)
     if factors.shape != lengths.shape:
         raise RunError(f"{type(rule).__name__}.factors returned {tuple(factors.shape)} of norms {tuple(lengths.shape)}")
     if not bool(((factors * lengths).norm(dim=1) <= clip * _ROUNDING).all()):
@@ -54,6 +57,20 @@ def clip_by_layer(rule: ClipRule, norms: Tensor, layers: Sequence[int], clip: fl
             "small for what a sample does; scale all layers together to that norm at most"
         )
     return factors[:, places]
+
+
+def _by_sample(rule: ClipRule, lengths: Tensor, clip: float) -> Tensor:
+    """Returns a rule's factors (B, L) of norms (B, L); it sees one sample at a time, so none decides about another."""
+    if not len(lengths):
+        return torch.ones_like(lengths)
+    try:
+        return torch.vmap(lambda row: rule.factors(row.unsqueeze(0), clip).squeeze(0))(lengths)
+    except Exception as error:
+        raise RunError(
+            f"{type(rule).__name__}.factors failed on the norms of one sample, as torch.vmap runs it "
+            f"({said(error)[:200]}); "
+            "write it with torch's operations alone, without .item(), branches on values or random numbers"
+        ) from error
 
 
 def layers_of(names: Sequence[str]) -> list[int]:

@@ -1,8 +1,9 @@
 """Lends the learners of a private round; each draws the noise of the device or edge that it is lent to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fsl.errors import RunError
 from fsl.privacy.clip_rules import rule_named
 from fsl.privacy.empty_batches import EmptyBatchLearner
 from fsl.privacy.noise import StepNoise
@@ -40,13 +41,24 @@ class EmptyBatchKind:
 
 @dataclass(frozen=True)
 class PrivateLender:
-    """Lends a segment's private learners; each draws the noise of its own steps."""
+    """Lends a segment's private learners; each draws the noise of its own steps.
+
+    RunError where a trainer borrows the edge's learner twice: the two would draw the same noise.
+    """
 
     kind: PrivateKind
     noise: StepNoise
+    _lent: set[None] = field(default_factory=set, compare=False)  # what was lent to the edge itself
 
     def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> Learner:
         """A learner for this device (None: for the edge)."""
+        if device is None:
+            if self._lent:
+                raise RunError(
+                    f"segment {runtime.name}: bench.borrow() lends the edge's one private learner, and it is lent "
+                    "already; borrow(device) lends one to a device, with noise of its own"
+                )
+            self._lent.add(None)
         learner: PrivateLearner = runtime.borrow(optimizer, self.kind)  # type: ignore[assignment]
         learner.lend(self.noise, device)
         return learner

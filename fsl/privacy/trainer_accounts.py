@@ -8,6 +8,7 @@ can be trained by DP-SGD, since what it inherits was said of another step; and i
 
 import math
 
+from fsl.errors import ConfigError
 from fsl.privacy.settings import Privacy
 from fsl.trainers.edge_trainer import EdgeTrainer
 from fsl.trainers.pooled import Pooled
@@ -33,10 +34,18 @@ def declares_private(kind: type[EdgeTrainer]) -> bool:
 
 
 def fronts_moved(trainer: EdgeTrainer, devices: int) -> int:
-    """How many of so many devices' fronts one sample moves in a step: its own, but for averaged cut gradients."""
+    """Returns how many of `devices` devices' fronts one sample moves in a step: its own, but for averaged gradients.
+
+    ConfigError for a trainer's own `spread(devices)` that is no number of at least 1; a fraction counts as one more.
+    """
     own = getattr(trainer, "spread", None)
     if callable(own):
-        return int(own(devices))
+        found = own(devices)
+        if isinstance(found, bool) or not isinstance(found, int | float) or not (math.isfinite(found) and found >= 1):
+            raise ConfigError(
+                f"{type(trainer).__name__}.spread() gave {found!r}; give how many fronts, a number from 1"
+            )
+        return math.ceil(found)
     if isinstance(trainer, Pooled):
         size = devices if trainer.subset == "all" and trainer.phi else math.floor(trainer.phi * devices + 0.5)
         return max(size, 1)

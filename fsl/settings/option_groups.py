@@ -54,9 +54,13 @@ class OptionGroup:
 
 def whole(name: str, value: Any, least: float = float("-inf")) -> int:
     """A whole number, also one of NumPy's, as Python's; ConfigError for anything else and for one below `least`."""
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # an array or a tensor of another kind has an __index__ that fails
+        number = None
+    if number is None:
         raise ConfigError(f"{name}={value!r}: it must be a whole number")
-    if (number := operator.index(value)) < least:
+    if number < least:
         raise ConfigError(f"{name}={number}: it must be at least {least}")
     return number
 

@@ -1,5 +1,6 @@
 """What the ledger claims, and attacks on it: the epsilon that an attack shows lies below, or nothing is claimed."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ from fsl.privacy.epsilon import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.ledger import Ledger
 from fsl.privacy.reasons import failure_reason
 from fsl.privacy.settings import Detector
+from fsl.privacy.trainer_accounts import fronts_moved
 from fsl.round.edge_server import EdgeServer
 from fsl.round.front_device import Device
 from fsl.settings.optimizer_settings import Optimizer
@@ -489,3 +491,22 @@ def test_a_long_prv_account_is_announced(caplog, monkeypatch):
 
 def test_no_epsilon_is_below_nothing():
     assert epsilon((Gaussian(100.0, 0.1, 1),), 0.9, "rdp") == 0.0
+
+
+class Reaching(Pooled):
+    private = True
+    reach: float = 1.5
+
+    def spread(self, devices):
+        return self.reach
+
+
+def test_a_part_of_another_front_counts_as_a_whole_one():
+    assert fronts_moved(Reaching(), 4) == 2
+
+
+@pytest.mark.parametrize("reach", [math.nan, math.inf, 0.5, 0, "2", None, True])
+def test_a_spread_that_is_no_number_of_fronts_is_refused(reach):
+    kind = type("Wrong", (Reaching,), {"private": True, "reach": reach})
+    with pytest.raises(ConfigError, match=r"Wrong.spread\(\) gave .*; give how many fronts, a number from 1"):
+        fronts_moved(kind(), 4)

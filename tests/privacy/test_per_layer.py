@@ -117,3 +117,28 @@ def test_a_rule_is_given_as_its_class_and_needs_no_further_permission():
 def test_what_is_no_rule_is_one_line(given):
     with pytest.raises(ConfigError, match=r"privacy.dp_sgd.clipping=.*: allowed are separate, joint, a ClipRule"):
         DPSGD(clipping=given)
+
+
+class BatchMax(ClipRule):
+    """Shortens all samples of a batch by the longest: seen whole, one sample would decide about the others."""
+
+    def factors(self, norms, clip):
+        return (clip / (norms.norm(dim=1).max() + 1e-6)).clamp(max=1.0).expand_as(norms)
+
+
+def test_a_rule_sees_one_sample_at_a_time():
+    norms = torch.full((50, 2), 0.1)
+    others = norms.clone()
+    others[0] = 1e6
+    one, other = (clip_by_layer(BatchMax(), each, [0, 1], 0.5) for each in (norms, others))
+    assert torch.equal(one[1:], other[1:])
+
+
+class Branching(ClipRule):
+    def factors(self, norms, clip):
+        return norms if norms.sum() < 1 else clip / norms
+
+
+def test_a_rule_that_looks_at_values_is_told_how_to_be_written():
+    with pytest.raises(RunError, match=r"Branching.factors failed on the norms of one sample.*operations alone"):
+        clip_by_layer(Branching(), torch.ones(3, 2), [0, 1], 1.0)

@@ -12,6 +12,8 @@ from torch import nn
 import fsl
 from fsl.codecs import Identity
 from fsl.data import Dirichlet, TaskData, TensorExamples
+from fsl.errors import RunError
+from fsl.importing.spec import Spec
 from fsl.mobility import RandomMobility, ScheduledMobility
 from fsl.models import VGG5, LeNet
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
@@ -23,6 +25,7 @@ from fsl.privacy.settings import SegmentPrivacy
 from fsl.run.backend import Backend
 from fsl.seeds import Stream
 from fsl.settings.optimizer_settings import Optimizer
+from fsl.trainers import Replicated
 from tests.helpers.runs import ADAM, MOMENTUM, SGD, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
 
@@ -464,3 +467,23 @@ def test_sglr_with_fixed_batches_and_averages_is_accounted():
     alone = run(SGLR(phi=0.0), privacy=FIXED)
     assert found.metrics[-1]["epsilon_model"] > alone.metrics[-1]["epsilon_model"]
     assert found.metrics[-1]["epsilon_devices"] is None  # averaged cut gradients reach them without noise
+
+
+class Twice(Replicated):
+    """Borrows the edge's learner for each device, so that two would draw the same noise."""
+
+    private = True
+
+    def open(self, device, weight):
+        learner = self.bench.borrow()
+        learner.begin(self.back, self.bench.learning_rate)
+        super().open(device, weight)
+
+
+def test_learners_that_would_draw_the_same_noise_are_refused():
+    class Mine(SplitFedV1):
+        def trainer(self, round):
+            return Spec(Twice)
+
+    with pytest.raises(RunError, match="the edge's one private learner, and it is lent already"):
+        run(Mine(), rounds=1, privacy=Privacy(dp_sgd=DPSGD(noise_multiplier=1.0)), allowed=["tests"])

@@ -8,6 +8,7 @@ import typing
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fsl.simulations import fsl_simulate as _registers_resolvers  # noqa: F401
@@ -268,3 +269,21 @@ def test_price_takes_a_strategy_as_simulate_does(strategy):
 def test_a_part_of_privacy_is_of_its_kind(options, line):
     with pytest.raises(ConfigError, match=line):
         fsl.Privacy(**options)
+
+
+@pytest.mark.parametrize("value", [np.array(2.5), np.array([2]), torch.tensor(2.5), torch.tensor([1, 2]), True, "2"])
+def test_what_is_no_whole_number_is_one_line(value):
+    with pytest.raises(ConfigError, match=r"devices=.*: it must be a whole number"):
+        Training(devices=value)
+
+
+@pytest.mark.parametrize("value", [np.int64(2), np.array(2), torch.tensor(2)])
+def test_a_whole_number_may_be_numpys_or_torchs(value):
+    assert Training(devices=value).devices == 2
+
+
+def test_links_between_edges_have_a_profile_or_are_refused():
+    with pytest.raises(ConfigError, match="backhaul=None: give a LinkProfile"):
+        Hardware(backhaul=None)
+    with pytest.raises(ConfigError, match="backhaul_profile: price has no device move"):
+        price(model(), DATA, strategy=PSL(), cuts=["0"], backhaul_profile="lte")

@@ -213,6 +213,13 @@ def test_a_run_without_a_terminal_prints_its_rounds_and_keeps_them_in_run_log(ca
     assert [line.split(" - ")[1] for line in (folder / "run.log").read_text().splitlines()] == lines[:3]
 
 
+def test_what_is_warned_of_before_the_first_round_is_in_run_log(capsys):
+    folder = run_into("run", "strategy=fedavg", "edges=2", "rounds=1")
+    (warned,) = [line for line in capsys.readouterr().err.splitlines() if "edges=2" in line]
+    assert warned.split(" - ")[-1] in (folder / "run.log").read_text()
+    assert [path.name for path in folder.glob("*.log")] == ["run.log"]
+
+
 def in_round(round: int, action):
     """A strategy's `select` that does something in this round."""
     before = SplitFedV1.select

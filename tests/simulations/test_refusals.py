@@ -96,6 +96,12 @@ def test_a_refused_command_changes_nothing(overrides, finished, capsys):
     assert everything() == before
 
 
+def test_a_refused_command_that_had_warned_leaves_no_folder(capsys):
+    assert command([*TINY, "strategy=fedavg", "edges=2", "privacy=[cut]", "hydra.run.dir=warned"]) == 2
+    assert "edges=2 changes nothing" in capsys.readouterr().err
+    assert not Path("warned").exists()
+
+
 def test_jobs_that_share_a_folder_leave_it_to_the_first(capsys):
     assert command(["-m", *TINY, "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=one"]) == 2
     assert "- seed=0" in Path("sweep/one/.hydra/overrides.yaml").read_text()
