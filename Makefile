@@ -9,8 +9,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
-# Two at a time. A file's tests stay together, and the longest files begin first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three at a time on two processors, since federations of processes mostly wait; tests/conftest.py says what runs where.
+PYTEST := $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 test: .venv/installed-test
 	$(PYTEST) --durations 20

@@ -24,13 +24,12 @@ from tests.helpers.tls_options import tls
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
 
 
-# A worker that has begun a file of one or two tests takes the next file at once. So the three files of federations,
-# each with ten processes, run on one worker, one after another: side by side they slow each other into timeouts.
+# Federations of real processes, ten each, run on one worker, one after another: side by side they slow each other into
+# timeouts. They mostly wait, so that a third worker computes beside them on two processors.
+FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
 LONGEST = (
-    "test_federation.py",
+    *FEDERATIONS,
     "test_sessions.py",
-    "test_moving_federation.py",
-    "test_local_federation.py",
     "test_own_strategy.py",
     "test_flower_run.py",
     "test_grids.py",
@@ -44,6 +43,19 @@ LONGEST = (
     "test_private_wire.py",
     "test_private_training.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay on one worker, and all federations' together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "federations" if Path(file).name in FEDERATIONS else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

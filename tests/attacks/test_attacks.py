@@ -187,9 +187,9 @@ def test_a_device_judges_after_some_steps_and_not_before():
     labels = torch.arange(8) % 2
     gradients = torch.ones(8, 3)
     for step in range(2):
-        watch.told(step, labels)
+        watch.note_labels(step, labels)
         watch.look(step, gradients)
-    watch.told(2, labels)
+    watch.note_labels(2, labels)
     with pytest.raises(HijackedError, match="round 2, device 4, step 2: it stopped"):
         watch.look(2, gradients)
 

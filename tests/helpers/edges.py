@@ -24,15 +24,15 @@ def edge_with(trainer, round=1, recipe=ADAM, kept=None, memory=None):
     server = EdgeServer(0, trainer, Identity, Identity, memory=memory)
     memory = {} if kept is None else kept
     bench = EdgeBench(
-        0,
-        round,
-        runtime,
-        CrossEntropy(),
-        recipe,
-        0.01,
-        memory.get,
-        lambda o, ln: memory.update({o: ln.optimizer_state()}),
-        lambda: WeightedSum(runtime.layout),
+        seed=0,
+        round=round,
+        back=runtime,
+        objective=CrossEntropy(),
+        optimizer=recipe,
+        learning_rate=0.01,
+        kept=memory.get,
+        keep=lambda o, ln: memory.update({o: ln.optimizer_state()}),
+        total=lambda: WeightedSum(runtime.layout),
     )
     server.begin(bench, runtime.layout.capture())
     return server

@@ -19,15 +19,15 @@ def bench(back, objective=None):
     runtime = SegmentRuntime("back", back, torch.device("cpu"))
     recipe = OptimizerRecipe(Spec("torch.optim.SGD"), ALLOWED)
     return EdgeBench(
-        0,
-        1,
-        runtime,
-        objective or CrossEntropy(),
-        recipe,
-        RATE,
-        lambda owner: None,
-        lambda owner, learner: None,
-        lambda: WeightedSum(runtime.layout),
+        seed=0,
+        round=1,
+        back=runtime,
+        objective=objective or CrossEntropy(),
+        optimizer=recipe,
+        learning_rate=RATE,
+        kept=lambda owner: None,
+        keep=lambda owner, learner: None,
+        total=lambda: WeightedSum(runtime.layout),
     )
 
 
