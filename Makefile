@@ -9,8 +9,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
-# Three at a time on two processors, since federations of processes mostly wait; tests/conftest.py says what runs where.
-PYTEST := $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+# Two at a time: three took as long on two processors. tests/conftest.py says what runs where, and in which order.
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test: .venv/installed-test
 	$(PYTEST) --durations 20

@@ -25,7 +25,7 @@ CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "c
 
 
 # Federations of real processes, ten each, run on one worker, one after another: side by side they slow each other into
-# timeouts. They mostly wait, so that a third worker computes beside them on two processors.
+# timeouts.
 FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
 LONGEST = (
     *FEDERATIONS,
