@@ -1,28 +1,33 @@
-# make demo: set up .venv and run the main job.   make test: set up what tests need and run them.
+# make demo: set up .venv and run the main job.   make test: set up what tests need and run them.   make shows: what docs claim and takes long.
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test fast lint types docs check clean
+.PHONY: demo test fast shows lint types docs check clean
 
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
-# Two at a time: much of it waits for other processes. A file's tests stay together, and the long ones do not come last.
+# Two at a time: three took as long on two processors. tests/conftest.py says what runs where, and in which order.
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --durations 20
 
 fast: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not shows"
+
+shows: .venv/installed-test
+	$(PYTEST) -m shows --durations 20
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# On the package as a user has it, not on the source tree.
+# On the package as a user has it, not on the source tree; what an older build left is not in it.
 types: .venv/installed-test
-	rm -rf build/installed
+	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fsl
 

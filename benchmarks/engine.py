@@ -1,4 +1,4 @@
-"""How fast the engine is, against what it cannot beat and against what it replaces.
+"""Measures the engine's speed against a plain loop, which it cannot beat, and against Flower's own engine.
 
     python -m benchmarks.engine                 # everything, some minutes
     python -m benchmarks.engine --only samples  # SplitFed V1 over the plain unsplit loop
@@ -28,10 +28,10 @@ from torch import nn
 
 import fsl
 from fsl.data import TensorExamples
-from fsl.federation import Optimizer
+from fsl.importing.spec import Spec
 from fsl.models import MLP, VGG5
-from fsl.observers import RunInfo
-from fsl.plan import Spec
+from fsl.run.observers import RunInfo
+from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Sequential
 
 OPTIMIZER = Optimizer("torch.optim.SGD", lr=0.01)
@@ -39,7 +39,7 @@ PAIRS = 7
 
 
 class Clock(fsl.Observer):
-    """When a run's rounds began and ended, checkpoints and all."""
+    """Notes when a run's rounds began and ended, checkpoints included."""
 
     def on_start(self, info: RunInfo) -> None:
         self.times = [time.perf_counter()]
@@ -59,7 +59,7 @@ def examples(count: int, shape: tuple[int, ...]) -> TensorExamples:
 
 
 def plain_loop(model: nn.Module, data: TensorExamples, devices: int, batch_size: int, rounds: int) -> float:
-    """The floor: no federation at all, one model trained on as many batches of the same size. Seconds."""
+    """Returns the seconds of the floor: one model trained on as many equal batches, without a federation."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=OPTIMIZER.lr)
     share = len(data) // devices
@@ -83,7 +83,7 @@ def federation(
     rounds: int,
     warm: int = 0,
 ) -> float:
-    """Seconds of the rounds after the first `warm` ones: messages, training, averaging, checkpoints."""
+    """Returns the seconds of the rounds after the first `warm` ones: messages, training, averaging, checkpoints."""
     clock = Clock()
     fsl.simulate(
         model,
@@ -112,7 +112,7 @@ def samples(pairs: int) -> list[dict[str, object]]:
         data = examples(devices * steps * 32, shape)
         torch.manual_seed(0)
         model = kind(shape, 10)
-        few = data.subset(torch.arange(devices * 32))  # warms both up: one step per device
+        few = data.subset(torch.arange(devices * 32))  # warms up both: one step per device
         plain_loop(model, few, devices, 32, 1)
         federation(SplitFedV1(), model, few, devices, 32, 1)
         ratios, speeds = [], []
@@ -138,7 +138,7 @@ def samples(pairs: int) -> list[dict[str, object]]:
 
 
 class OneByOne(PSL):
-    """PSL but for the rule of the edge: a forward, a backward and a step of the back per device."""
+    """PSL with another edge trainer: a forward, a backward and a step of the back per device."""
 
     def trainer(self, round: int) -> Spec:
         return Spec(self.path(Sequential), {"order": "step"})
@@ -156,7 +156,7 @@ def pooled(pairs: int) -> list[dict[str, object]]:
             torch.manual_seed(0)
             model = kind(shape, 10)
             ratios, replicas, speeds = [], [], []
-            # Two rounds after one in which every device's buffers are allocated.
+            # Two rounds after one that allocates every device's buffers.
             for _ in range(pairs):
                 apart, together, replicated = (
                     federation(strategy, model, data, devices, 8, 2, warm=1)
@@ -183,7 +183,7 @@ def pooled(pairs: int) -> list[dict[str, object]]:
 
 
 def flower_rounds(model: nn.Module, data: TensorExamples, clients: int, steps: int, rounds: int) -> float:
-    """Flower's run_simulation: each client trains the unsplit model on its batches. Seconds per round."""
+    """Returns the seconds per round of Flower's run_simulation, whose clients train the unsplit model."""
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
@@ -231,7 +231,7 @@ def flower_rounds(model: nn.Module, data: TensorExamples, clients: int, steps: i
 def our_rounds(
     model: nn.Module, data: TensorExamples, devices: int, steps: int, rounds: int, backend: fsl.Backend, nodes: int
 ) -> float:
-    """Seconds per round, the first left out as there."""
+    """Returns fsl's seconds per round, without the first, like `flower_rounds`."""
     clock = Clock()
     fsl.simulate(
         model,

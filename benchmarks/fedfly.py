@@ -1,4 +1,4 @@
-"""The table and the figure of docs/algorithms/fedfly.md, from the sweep that the page names.
+"""Makes the table and the figure of docs/algorithms/fedfly.md from the sweep that the page names.
 
 python -m benchmarks.fedfly multirun/fedfly docs/images/fedfly.png
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fsl.plotting import STYLES, new_figure, save_png
+from fsl.run.plotting import STYLES, new_figure, save_png
 
 CUTS = {"pool1": "SP1 (pool1)", "pool2": "SP2 (pool2)", "conv3": "SP3 (conv3)"}
 HATCHES = {"migrate": "", "restart": "//"}
@@ -18,7 +18,7 @@ Key = tuple[str, float, str, str]  # cut, fraction, shares, on_move
 
 
 def read(folder: Path) -> dict[Key, Mapping[str, float]]:
-    """The first round of each run of the sweep."""
+    """Read the first round of each run of the sweep."""
     found = {}
     for path in sorted(folder.glob("*/metrics.jsonl")):
         said = dict(entry.split("=", 1) for entry in OmegaConf.load(path.parent / ".hydra" / "overrides.yaml"))
@@ -33,7 +33,7 @@ def read(folder: Path) -> dict[Key, Mapping[str, float]]:
 
 
 def table(found: Mapping[Key, Mapping[str, float]]) -> str:
-    """As Markdown: seconds of a round, and what migrating saves."""
+    """Returns a Markdown table: seconds of a round, and what migrating saves."""
     lines = ["| cut | data of the device | moves at | migrate, s | of it the move, s | restart, s | saved |"]
     lines.append("|---|---|---|---|---|---|---|")
     for (cut, fraction, shares, on_move), row in found.items():
@@ -50,7 +50,7 @@ def table(found: Mapping[Key, Mapping[str, float]]) -> str:
 
 
 def draw(found: Mapping[Key, Mapping[str, float]], shares: str, path: Path) -> None:
-    """Seconds of a round by cut, for both fractions and both ways."""
+    """Draw the seconds of a round by cut, for both fractions and both ways."""
     figure, axes = new_figure("A round in which a device with half of the data moves: VGG5 on CIFAR-10")
     width, ticks = 0.2, list(CUTS)
     for place, (fraction, on_move) in enumerate((f, m) for f in (0.5, 0.9) for m in ("migrate", "restart")):

@@ -1,4 +1,4 @@
-"""What is left of accuracy where the edge is bounded too: privacy=[dp_sgd,cut,labels] on digits, budget by budget.
+"""Measures accuracy on digits where privacy also bounds the edge, privacy=[dp_sgd,cut,labels], budget by budget.
 
 python -m benchmarks.privacy recipe
 
@@ -20,10 +20,10 @@ from torch import nn
 
 import fsl
 from fsl.data import Examples, TaskData, TensorExamples, digits
-from fsl.federation import Optimizer
 from fsl.models import MLP
 from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
-from fsl.privacy.accounting import Gaussian, epsilon, solve
+from fsl.privacy.epsilon import Gaussian, epsilon, solve
+from fsl.settings.optimizer_settings import Optimizer
 
 DELTA = 1e-5
 DEVICES = 5
@@ -32,8 +32,8 @@ WIDTH = 28
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """An epsilon against the edge, what of it goes to labels (the rest is the rows'), and how it is trained.
+class LocalRecipe:
+    """An epsilon against the edge, the labels' part of it (rows have the rest), and the training.
 
     `back`: the noise multiplier of the back's gradients (None: the back learns from protected rows, as they are).
     A front that learns shares the rows' noise multiplier, and what is left is divided between the two.
@@ -47,28 +47,29 @@ class Recipe:
 
     @property
     def multiplier(self) -> float:
-        """The noise multiplier of rows, and of a learning front's gradients."""
+        """Noise multiplier of rows, and of a learning front's gradients."""
         return solve(self.edge - self.labels, lambda multiplier: self.expected(multiplier) - self.labels)
 
     def expected(self, multiplier: float) -> float:
-        """Epsilon against the edge: own rows, a learning front's DP-SGD (fixed batches), labels."""
+        """Returns epsilon against the edge: own rows, a learning front's DP-SGD (fixed batches), labels."""
         seen = [Gaussian(multiplier / 2, 1.0, self.passes)] * (2 if self.learns else 1)
         return epsilon(tuple(seen), DELTA, "rdp") + self.labels
 
 
-BUDGETS = ((1, 0.5), (3, 1.5), (8, 3), (20, 6), (50, 6))  # of them the labels'
+BUDGETS = ((1, 0.5), (3, 1.5), (8, 3), (20, 6), (50, 6))  # epsilon, and the labels' part of it
 RECIPES = (
-    *(Recipe(*budget) for budget in BUDGETS),
-    *(Recipe(*budget, back=0.7) for budget in BUDGETS),
-    *(Recipe(*budget, learns=True, passes=10) for budget in BUDGETS[2:]),
+    *(LocalRecipe(*budget) for budget in BUDGETS),
+    *(LocalRecipe(*budget, back=0.7) for budget in BUDGETS),
+    *(LocalRecipe(*budget, learns=True, passes=10) for budget in BUDGETS[2:]),
 )
 ADVERSARIES = ("model", "devices", "edge", "cloud", "cloud_edge")
 
 
 class LowFrequencies(nn.Linear):
-    """The lowest frequencies (B, width) of square pictures (B, 1, side, side): a cosine transform that never learns.
+    """Returns the lowest frequencies (B, width) of square pictures (B, 1, side, side), by a fixed cosine transform.
 
-    The constant one, the mean brightness, is left out: it would take most of the clip, and tells digits little apart.
+    It leaves out the constant one, the mean brightness, which would take most of the clip and hardly distinguishes
+    digits.
     """
 
     def __init__(self, side: int, width: int):
@@ -81,12 +82,12 @@ class LowFrequencies(nn.Linear):
         )
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(B, width)."""
+        """Returns the frequencies (B, width)."""
         return super().forward(pictures.flatten(1))
 
 
-def dp_sgd(recipe: Recipe) -> DPSGD:
-    """With fixed batches: against the edge, which sees who takes part, Poisson draws cost a release in each step."""
+def dp_sgd(recipe: LocalRecipe) -> DPSGD:
+    """Returns DP-SGD with fixed batches: the edge sees who takes part, so Poisson draws would release in each step."""
     if recipe.learns:  # front and back with the rows' noise multiplier each
         return DPSGD(noise_multiplier=recipe.multiplier / math.sqrt(2), sampling="shuffle")
     if recipe.back is None:
@@ -94,8 +95,8 @@ def dp_sgd(recipe: Recipe) -> DPSGD:
     return DPSGD(noise_multiplier=recipe.back, front_share=0.0, sampling="shuffle")  # a frozen front releases nothing
 
 
-def run(recipe: Recipe, seeds: Sequence[int] = SEEDS) -> None:
-    """Train by this recipe and print accuracy and the ledger's epsilons."""
+def run(recipe: LocalRecipe, seeds: Sequence[int] = SEEDS) -> None:
+    """Train by this recipe, and print accuracy and the ledger's epsilons."""
     data = digits() if recipe.learns else scaled_by_constants(digits())
     privacy = Privacy(
         dp_sgd=dp_sgd(recipe),
@@ -137,7 +138,7 @@ def run(recipe: Recipe, seeds: Sequence[int] = SEEDS) -> None:
 
 
 def scaled_by_constants(data: TaskData) -> TaskData:
-    """Pixels from -1 to 1, so that nothing of the training data is in what the front sees of a sample."""
+    """Scale pixels to -1..1 by constants, so that the front's inputs contain nothing of other training data."""
     assert data.scaling is not None
     (mean,), (std,) = data.scaling.mean, data.scaling.std
 
@@ -150,7 +151,7 @@ def scaled_by_constants(data: TaskData) -> TaskData:
 
 
 def fixed(classes: int | None) -> nn.Module:
-    """A front that never learns, and a linear back."""
+    """Returns a model of a front that never learns, and a linear back."""
     assert classes is not None
     back = nn.Linear(WIDTH, classes)
     nn.init.zeros_(back.weight)

@@ -1,4 +1,4 @@
-"""What a migration costs: a round of VGG5 whose device moves between two edges, over one whose device stays.
+"""Measures a migration's cost: a round of VGG5 whose device moves between two edges, over one whose device stays.
 
     python -m benchmarks.moves
 
@@ -18,19 +18,19 @@ from statistics import median
 
 import torch
 
-from benchmarks.wire import INSECURE, RUN, Task, Wired, processes, write_key
+from benchmarks.wire import INSECURE, RUN, NodeProcess, Task, processes, write_key
 from fsl.data import IID
+from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.mobility import Move
 from fsl.models import VGG5
 from fsl.objective import CrossEntropy
-from fsl.parts import EdgePart, EdgePeer, Part, Ticket, Visitor
-from fsl.plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.workload import Workload
 from fsl.wire.tokens import Claims, Signer, fingerprint
-from fsl.workload import Workload
 
 CUTS = ("pool1", "pool2", "conv3")
 KINDS = ("stay", "migrate", "restart")
-TARGET = 0.2  # seconds, that a migration adds to a round
+TARGET = 0.2  # seconds that a migration may add to a round
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MovingTask(Task):
 
 
 class Roads:
-    """Two edges and a device, each a process."""
+    """Runs two edges and a device, each in a process."""
 
     def __init__(self, task: MovingTask, stack: ExitStack):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
@@ -65,7 +65,7 @@ class Roads:
             for edge in (0, 1)
         ]
         nodes.append({"role": "device", "devices": "0", "key": str(key), "state": str(folder / "device")})
-        builds = [(Wired, task, {**node, **INSECURE}, Path(str(node["state"])) / "store") for node in nodes]
+        builds = [(NodeProcess, task, {**node, **INSECURE}, Path(str(node["state"])) / "store") for node in nodes]
         self.nodes = stack.enter_context(processes(*builds))
         self.task = task
         self.signer = Signer()
@@ -74,23 +74,34 @@ class Roads:
         self.about = [node.answer() for node in self.nodes]
 
     def train(self, round: int) -> float:
-        """Seconds of a round, from the first message to the last answer."""
+        """Returns the seconds of a round, from the first message to the last answer."""
         edge = [(e, self.about[e]["address"]) for e in (0, 1)]
         moves = KINDS[round % 3] != "stay"
-        public, task = self.signer.public_key.hex(), DeviceTask(0)
-        peers = [EdgePeer(e, address, self.about[e]["edge_key"]) for e, address in edge]
-        home = EdgePart(CohortTask(0, (task,)), public, round, peers=(peers[1],) if moves else ())
+        public, task = self.signer.public_key.hex(), DeviceTask(device=0)
+        peers = [EdgePeer(edge=e, address=address, key=self.about[e]["edge_key"]) for e, address in edge]
+        home = EdgePart(
+            cohort=CohortTask(edge=0, devices=(task,)),
+            cloud_key=public,
+            fence=round,
+            peers=(peers[1],) if moves else (),
+        )
         samples = self.about[2]["samples"]["0"]
         steps = -(-samples // self.task.batch_size)
         mark = fingerprint(bytes.fromhex(self.about[2]["key"]))
         token = self.signer.sign(Claims(RUN, round, 0, (0, 1), steps, samples, round, mark)).hex()
-        ticket = Ticket(task, 0, edge[0][1], token, tuple(edge) if moves else ())
-        parts = [Part(edges=(home,)), Part(tickets=(ticket,))]
+        ticket = Ticket(task=task, edge=0, address=edge[0][1], token=token, others=tuple(edge) if moves else ())
+        parts = [NodePart(edges=(home,)), NodePart(tickets=(ticket,))]
         asked = [self.nodes[0], self.nodes[2]]
         if moves:
-            other = EdgePart(CohortTask(1, ()), public, round, (peers[0],), (Visitor(task, 0),))
+            other = EdgePart(
+                cohort=CohortTask(edge=1, devices=()),
+                cloud_key=public,
+                fence=round,
+                peers=(peers[0],),
+                visitors=(Visitor(task=task, home=0),),
+            )
             asked.append(self.nodes[1])
-            parts.append(Part(edges=(other,)))
+            parts.append(NodePart(edges=(other,)))
         started = time.perf_counter()
         for node, part in zip(asked, parts, strict=True):
             node.ask("train", round, part)

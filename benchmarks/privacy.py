@@ -1,8 +1,8 @@
-"""Accuracy under DP-SGD: SplitFed V1 beside FedAvg on the unsplit model, with the same draws.
+"""Measures accuracy under DP-SGD: SplitFed V1 beside FedAvg on the unsplit model, with the same draws.
 
 python -m benchmarks.privacy digits
 python -m benchmarks.privacy cifar10 --data FOLDER
-python -m benchmarks.privacy recipe        (what is left where the edge is bounded too: benchmarks.local_privacy)
+python -m benchmarks.privacy recipe        (where privacy also bounds the edge: benchmarks.local_privacy)
 """
 
 import argparse
@@ -15,9 +15,10 @@ from torch import nn
 import fsl
 from benchmarks import local_privacy
 from fsl.data import TaskData, cifar10, digits
-from fsl.federation import CloudStrategy, Optimizer
 from fsl.models import MLP, LeNet
 from fsl.privacy import DPSGD, Privacy
+from fsl.settings.federation_settings import CloudStrategy
+from fsl.settings.optimizer_settings import Optimizer
 
 EPSILONS = (None, 8.0, 3.0, 1.0)
 DEVICES = 10
@@ -25,7 +26,7 @@ DEVICES = 10
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the runs of one data set have in common; one clip is over front and back together."""
+    """Common settings of one data set's runs; front and back share one clip."""
 
     model: str
     rounds: int
@@ -48,7 +49,7 @@ def model_of(recipe: Recipe, data: TaskData) -> nn.Module:
 
 
 def accuracy(recipe: Recipe, data: TaskData, strategy: CloudStrategy, epsilon: float | None) -> tuple[float, float]:
-    """The final accuracy, and what was spent against who gets the model."""
+    """Returns the final accuracy, and the epsilon spent against who gets the model."""
     privacy = None
     if epsilon is not None:
         privacy = Privacy(dp_sgd=DPSGD(target_epsilon=epsilon, clip=recipe.clip, clipping="joint"), delta=1e-5)

@@ -1,4 +1,4 @@
-"""SGLR's comparison as one picture and one table, from the runs of docs/sglr.md.
+"""Makes SGLR's comparison, one picture and one table, from the runs of docs/sglr.md.
 
 python -m benchmarks.sglr FOLDER... --out docs/images/sglr.png
 """
@@ -7,11 +7,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.simulations.compare import Spread
-from fsl.simulations.records import Record, read_runs
+from fsl.simulations.reports.compare import Spread
+from fsl.simulations.reports.run_records import RunRecord, read_runs
 from matplotlib.axes import Axes
 
-from fsl.plotting import STYLES, Style, new_figure, save_png
+from fsl.run.plotting import STYLES, Style, new_figure, save_png
 
 PHI = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHA = (0.0, 0.5, 1.0, 2.0)
@@ -19,8 +19,8 @@ Key = tuple[str, int, float | None, float | None]  # strategy, devices, phi, alp
 Found = dict[Key, dict[int, float]]  # percent by seed
 
 
-def final_accuracies(records: Sequence[Record]) -> Found:
-    """Percent by group and seed; a run that diverged has none."""
+def final_accuracies(records: Sequence[RunRecord]) -> Found:
+    """Returns percent by group and seed, without diverged runs."""
     found: Found = {}
     for record in records:
         if record.state != "finished" or record.seed is None:
@@ -33,14 +33,14 @@ def final_accuracies(records: Sequence[Record]) -> Found:
 
 
 def spread_of(values: dict[int, float]) -> tuple[float, float]:
-    """The mean over seeds, and half of its 95 % interval (0 for one seed)."""
+    """Returns the mean over seeds, and half of its 95 % interval (0 for one seed)."""
     spread = Spread.of(values[seed] for seed in sorted(values))
     assert spread is not None
     return spread.mean, spread.ci95 or 0.0
 
 
 def draw(axes: Axes, found: Found, devices: int) -> None:
-    """The strategies that SGLR is compared with: their means, and 95 % intervals as bands."""
+    """Draw the strategies to compare SGLR with: their means, and 95 % intervals as bands."""
     for style, strategy in zip(STYLES[2:], ("PSL", "SplitFedV1", "SplitFedV2")):
         if (strategy, devices, None, None) in found:
             mean, half = spread_of(found[strategy, devices, None, None])
@@ -51,7 +51,7 @@ def draw(axes: Axes, found: Found, devices: int) -> None:
 
 
 def draw_line(axes: Axes, found: Found, keys: dict[float, Key], label: str, style: Style) -> None:
-    """Accuracy over a parameter's values, with 95 % intervals over seeds."""
+    """Draw accuracy over a parameter's values, with 95 % intervals over seeds."""
     known = {value: spread_of(found[key]) for value, key in keys.items() if key in found}
     axes.errorbar(
         list(known),

@@ -1,4 +1,4 @@
-"""What the wire costs: sessions over gRPC against a bare stream, and against the same round in one process.
+"""Measures the wire's cost: sessions over gRPC against a bare stream, and against the same round in one process.
 
     python -m benchmarks.wire                  # everything, some minutes
     python -m benchmarks.wire --only echo      # smashed data there and back, over a bare gRPC stream of as many bytes
@@ -39,32 +39,34 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 from fsl.codecs import Identity
-from fsl.cohort import Cohort
 from fsl.data import IID, TaskData, TensorExamples, digits
-from fsl.deployment.certs import LOOPBACK, Certificates, issue
-from fsl.deployment.certs import Identity as Named
-from fsl.deployment.settings import NodeSettings
-from fsl.deployment.wired import WiredNode
-from fsl.edge import EdgeServer
-from fsl.messages import Reply, Upload
+from fsl.deployment.certs import LOOPBACK, CertificateFolder, issue
+from fsl.deployment.certs import CertificateOwner as Named
+from fsl.deployment.node.networked_node import NetworkedNode
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.flower.records import record_to_states, states_to_record, totals_to_record
+from fsl.importing.spec import Spec
+from fsl.messages.frames import read_reply, upload_frame
+from fsl.messages.node_part import EdgePart, NodePart, Ticket
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.models import MLP, VGG5, LeNet
-from fsl.node import Node
 from fsl.objective import CrossEntropy
-from fsl.parts import EdgePart, Part, Ticket
-from fsl.plan import CohortTask, DeviceTask, RoundPlan, Spec
-from fsl.records import record_to_states, states_to_record, totals_to_record
-from fsl.reports import DeviceReport
-from fsl.states import Total
+from fsl.round.cohort import Cohort
+from fsl.round.edge_server import EdgeServer
+from fsl.round.node import Node
+from fsl.round.workload import Workload
+from fsl.segments.sums import Total
 from fsl.trainers import EdgeTrainer
-from fsl.wire.admission import Admission
-from fsl.wire.client import Cut, Ear, Invitation, Uplink
-from fsl.wire.edge_round import EdgeRound
-from fsl.wire.expected import Expected
-from fsl.wire.format import read_reply, upload_frame
+from fsl.trainers.uploads import Reply, Upload
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Ear, LineEnded, Uplink
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.edge.expected import Expected
 from fsl.wire.options import Limits, Patience, channel_options
-from fsl.wire.server import EdgeDoor
 from fsl.wire.tokens import Claims, Signer, fingerprint
-from fsl.workload import Workload
 
 Row = dict[str, object]
 RUN = "benchmark"
@@ -77,7 +79,7 @@ MOST = 2**32 - 1  # uploads of a session that echoes
 
 
 class Process:
-    """A process of the benchmark's own: it is built once, and then asked."""
+    """A process of the benchmark, built once and then asked repeatedly."""
 
     def __init__(self, build: Callable[..., Any], *arguments: object):
         context = multiprocessing.get_context("spawn")
@@ -131,7 +133,7 @@ WARM = 3  # echoes before those that count
 
 
 class Echo(EdgeTrainer):
-    """Answers smashed data with themselves."""
+    """Returns smashed data as their own cut gradient."""
 
     divisible = True
     bench = SimpleNamespace(objective=CrossEntropy())  # type: ignore[assignment]  # an upload's weight, no more
@@ -150,7 +152,7 @@ class Echo(EdgeTrainer):
 
 
 class EchoEdge:
-    """An edge whose round lasts until it is closed."""
+    """An edge whose round lasts until somebody closes it."""
 
     def __init__(self, cloud_key: bytes, folder: Path):
         self._door = EdgeDoor(0, "127.0.0.1:0", None, folder / "sessions.tsv", Limits())
@@ -169,7 +171,7 @@ class EchoEdge:
 
 
 class EchoDevice:
-    """A device that sends what it is given, and waits for the answer."""
+    """A device that sends what it gets, and waits for the answer."""
 
     def __init__(self, port: int, signer: Signer):
         self._uplink = Uplink(Ed25519PrivateKey.generate(), None, Limits())
@@ -178,11 +180,11 @@ class EchoDevice:
         self._ear: Ear = Ear()
         self._line = self._uplink.attend(invitation, self._ear, PATIENCE)
         self._step = 0
-        self._hear()  # the edge begins
+        self._hear()  # waits until the edge begins
 
     def _hear(self) -> Any:
         event = self._ear.get(timeout=60)
-        if isinstance(event, Cut):
+        if isinstance(event, LineEnded):
             raise RuntimeError(event.reason)
         return event
 
@@ -200,7 +202,7 @@ class EchoDevice:
 
 
 class BareServer:
-    """gRPC alone: a stream that gives back what comes."""
+    """gRPC alone: a stream that returns what comes."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -227,10 +229,10 @@ class BareServer:
 
 
 class BareSync:
-    """gRPC's synchronous client."""
+    """Measures gRPC's synchronous client."""
 
     def echo(self, port: int, data: bytes, count: int) -> float:
-        """Median seconds of an echo."""
+        """Returns the median seconds of an echo."""
         said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options(Limits.max_message_bytes)) as channel:
             answers = channel.stream_stream("/Echo/Stream")(iter(said.get, None))
@@ -248,13 +250,13 @@ class BareSync:
 
 
 class BareAio:
-    """Its asynchronous client, with nothing else in its loop."""
+    """Measures gRPC's asynchronous client, alone in its loop."""
 
     def __init__(self) -> None:
-        self._runner = asyncio.Runner()  # gRPC's poller serves one loop best, so there is one
+        self._runner = asyncio.Runner()  # one loop, which gRPC's poller serves best
 
     def echo(self, port: int, data: bytes, count: int) -> float:
-        """Median seconds of an echo."""
+        """Returns the median seconds of an echo."""
         return self._runner.run(self._echo(port, data, count))
 
     async def _echo(self, port: int, data: bytes, count: int) -> float:
@@ -275,7 +277,7 @@ class BareAio:
 
 
 def timed(function: Callable[[], object], count: int) -> float:
-    """The median seconds of a call, after some that warm it up."""
+    """Returns the median seconds of a call, after some that warm it up."""
     seconds = []
     for _ in range(count + WARM):
         started = time.perf_counter()
@@ -318,19 +320,19 @@ def _echo(pairs: int, folder: Path) -> list[Row]:
     return rows
 
 
-# Rounds: devices and edge apart, over the same cohort in one process.
+# Rounds of devices and edge in separate processes, over the same cohort in one process.
 
 
 @dataclass(frozen=True)
 class Task:
-    """A round of so many devices; each process builds it anew from its seeds."""
+    """A round of `devices` devices; each process builds it anew from its seeds."""
 
     name: str
     model: str
     devices: int
     batch_size: int
     trainer: str
-    steps: int = 10  # per device; digits have theirs
+    steps: int = 10  # per device, except for digits
 
     def workload(self, folder: Path) -> Workload:
         data = digits() if self.model.endswith("digits") else self._random()
@@ -355,7 +357,7 @@ class Task:
             cohorts=(self.cohort,),
             fronts="averaged",
             trainer=Spec(f"fsl.trainers.{self.trainer}"),
-            device=Spec("fsl.device.Device"),
+            device=Spec("fsl.round.front_device.Device"),
             one_by_one=True,
             optimizer=Spec("torch.optim.SGD"),
             learning_rates={"front": 0.01, "back": 0.01},
@@ -368,34 +370,34 @@ class Task:
 
     @property
     def cohort(self) -> CohortTask:
-        return CohortTask(0, tuple(DeviceTask(device) for device in range(self.devices)))
+        return CohortTask(edge=0, devices=tuple(DeviceTask(device=device) for device in range(self.devices)))
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a round left on a node, as far as it must be equal wherever it was computed."""
+class NodeResult:
+    """A round's result on a node, as far as it must be equal wherever it was computed."""
 
     arrays: Mapping[str, str]  # digests, by name
     losses: Mapping[int, tuple[float, int, int]]  # loss, bytes up and down by device
     steps: int
-    peak: int  # MB, of the process
+    peak: int  # the process's peak memory in MB
 
 
-def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> Result:
+def result(totals: Mapping[str, Total], reports: Sequence[DeviceReport]) -> NodeResult:
     arrays = {name: sha256(array.data).hexdigest() for name, array in totals_to_record(totals).items()}
     figures = {r.device: (r.loss_sum, r.up_bytes, r.down_bytes) for r in reports}
-    return Result(arrays, figures, sum(r.steps for r in reports), peak_megabytes())
+    return NodeResult(arrays, figures, sum(r.steps for r in reports), peak_megabytes())
 
 
 class InProcess:
-    """The whole cohort in one process."""
+    """Trains the whole cohort in one process."""
 
     def __init__(self, task: Task, folder: Path):
         self._task = task
         self._node = Node(task.workload(folder))
         self._arrays = beginning(self._node)
 
-    def train(self, round: int) -> tuple[float, Result]:
+    def train(self, round: int) -> tuple[float, NodeResult]:
         started = time.perf_counter()
         states = record_to_states(self._arrays, self._node.layouts, self._node.worker.accelerator)
         trained = Cohort(self._task.cohort, self._task.plan(round), self._node.worker, states).run()
@@ -405,49 +407,49 @@ class InProcess:
         pass
 
 
-class Wired:
-    """A node of a federation: it hosts an edge, or devices."""
+class NodeProcess:
+    """A node of a federation, which hosts an edge, or devices."""
 
     def __init__(self, task: Task, config: Mapping[str, object], folder: Path):
         self._task = task
-        self._wired = WiredNode(task.workload(folder), NodeSettings.read(config), PATIENCE)
-        self._arrays = beginning(self._wired.node)
+        self._networked = NetworkedNode(task.workload(folder), NodeSettings.read(config), PATIENCE)
+        self._arrays = beginning(self._networked.node)
 
     def describe(self) -> dict[str, Any]:
-        return self._wired.describe()
+        return self._networked.describe()
 
-    def train(self, round: int, part: Part) -> Result:
-        work = self._wired.train(self._task.plan(round), part, self._arrays)
+    def train(self, round: int, part: NodePart) -> NodeResult:
+        work = self._networked.train(self._task.plan(round), part, self._arrays)
         if work.lost:
             raise RuntimeError(f"devices were lost: {work.lost}")
         return result(work.totals, work.served)
 
     def close(self) -> None:
-        self._wired.close()
+        self._networked.close()
 
 
 def beginning(node: Node) -> ArrayRecord:
-    """The round's message: what every segment starts from."""
+    """Returns the arrays from which every segment starts."""
     states = {name: segment.layout.capture() for name, segment in node.worker.segments.items()}
     return states_to_record(node.layouts, states)
 
 
 def write_key(folder: Path) -> Path:
-    """A device's key, in a file."""
+    """Write a device's key into a file."""
     key, private = folder / "device.pem", Ed25519PrivateKey.generate()
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key.chmod(0o600)
     return key
 
 
-class Federation:
-    """One edge's process, and the devices' processes that share them out; this process is the cloud."""
+class WireFederation:
+    """Runs one edge's process, and processes among which devices are divided; this process is the cloud."""
 
     def __init__(self, task: Task, device_nodes: int, tls: bool, stack: ExitStack):
         self.task = task
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
         key = write_key(folder)
-        files = Certificates(folder / "certificates")
+        files = CertificateFolder(folder / "certificates")
         if tls:
             issue(files.folder, [Named("edge-0", LOOPBACK, server=True)])
         shares = [range(task.devices)[i::device_nodes] for i in range(device_nodes)]
@@ -457,7 +459,7 @@ class Federation:
         for i, share in enumerate(shares):
             node: dict[str, object] = {"role": "device", "devices": ",".join(map(str, share)), "key": str(key)}
             nodes.append(node | {"state": str(folder / f"node-{i}")} | ({"ca": str(files.ca)} if tls else INSECURE))
-        builds = [(Wired, task, config, Path(str(config["state"])) / "store") for config in nodes]
+        builds = [(NodeProcess, task, config, Path(str(config["state"])) / "store") for config in nodes]
         self.nodes = stack.enter_context(processes(*builds))
         self.signer = Signer()
         self.shares = dict(zip(self.nodes[1:], shares))
@@ -468,8 +470,8 @@ class Federation:
         self.key = bytes.fromhex(about[1]["key"])
         self.samples = {int(d): int(n) for said in about[1:] for d, n in said["samples"].items()}
 
-    def train(self, round: int) -> tuple[float, list[Result]]:
-        """Seconds of a round, from the first message to the last answer, and what each node says."""
+    def train(self, round: int) -> tuple[float, list[NodeResult]]:
+        """Returns the seconds of a round, from the first message to the last answer, and each node's result."""
         parts = self._parts(round)
         started = time.perf_counter()
         for node, part in parts.items():
@@ -477,11 +479,18 @@ class Federation:
         results = [node.answer() for node in parts]
         return time.perf_counter() - started, results
 
-    def _parts(self, round: int) -> dict[Process, Part]:
-        parts = {self.nodes[0]: Part(edges=(EdgePart(self.task.cohort, self.signer.public_key.hex(), round),))}
+    def _parts(self, round: int) -> dict[Process, NodePart]:
+        parts = {
+            self.nodes[0]: NodePart(
+                edges=(EdgePart(cohort=self.task.cohort, cloud_key=self.signer.public_key.hex(), fence=round),)
+            )
+        }
         for node, share in self.shares.items():
-            tickets = [Ticket(DeviceTask(d), 0, self.address, self._token(round, d)) for d in share]
-            parts[node] = Part(tickets=tuple(tickets))
+            tickets = [
+                Ticket(task=DeviceTask(device=d), edge=0, address=self.address, token=self._token(round, d))
+                for d in share
+            ]
+            parts[node] = NodePart(tickets=tuple(tickets))
         return parts
 
     def _token(self, round: int, device: int) -> str:
@@ -507,7 +516,7 @@ def _rounds(task: Task, pairs: int) -> list[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
         (alone,) = stack.enter_context(processes((InProcess, task, folder)))
-        kinds = {"insecure": Federation(task, 1, False, stack), "TLS": Federation(task, 1, True, stack)}
+        kinds = {"insecure": WireFederation(task, 1, False, stack), "TLS": WireFederation(task, 1, True, stack)}
         ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
         seconds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "alone")}
         for round in range(1, pairs + 2):  # the first one warms up
@@ -530,8 +539,8 @@ def _rounds(task: Task, pairs: int) -> list[Row]:
     return rows
 
 
-def assert_equal(expected: Result, found: Sequence[Result]) -> None:
-    """What the nodes have together is what one process has, to the bit."""
+def assert_equal(expected: NodeResult, found: Sequence[NodeResult]) -> None:
+    """Assert that the nodes together have the result of one process, to the bit."""
     arrays = {name: digest for result in found for name, digest in result.arrays.items()}
     losses = {device: said for result in found for device, said in result.losses.items()}
     assert arrays == expected.arrays, "the wire changed a weight"
@@ -549,13 +558,13 @@ def sessions(pairs: int) -> list[Row]:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsl-bench-")))
             (alone,) = stack.enter_context(processes((InProcess, task, folder)))
-            federation = Federation(task, 4, False, stack)
+            federation = WireFederation(task, 4, False, stack)
             seconds, floors, edge = [], [], None
             for number in range(1, pairs + 2):
                 alone.ask("train", number)
                 floor, expected = alone.answer()
                 taken, found = federation.train(number)
-                assert_equal(expected, found)  # so all of them were closed
+                assert_equal(expected, found)  # so all sessions were closed
                 edge = found[0]
                 if number > 1:
                     seconds.append(taken)

@@ -16,10 +16,10 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-import fsl
 from fsl import errors
 from fsl.errors import CodeError, FslError, RunError
 from fsl.files import write_text
+from fsl.installed import HOME, TOP
 from fsl.quoting import printable
 
 P = ParamSpec("P")
@@ -30,8 +30,7 @@ TRACEBACK = "traceback.txt"  # in the folder of a run whose code failed
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _RAY = tuple(f"{folder}{os.sep}" for folder in getattr(find_spec("ray"), "submodule_search_locations", None) or ())
-_ROOMS = (Path(folder, room) for folder in fsl.__path__ for room in ("simulations", "strategies"))
-_OWN = tuple(f"{room}{os.sep}" for room in (Path(__file__).parent, *_ROOMS))
+_OWN = tuple(f"{room}{os.sep}" for room in (HOME, TOP / "simulations", TOP / "strategies"))
 
 
 def said(error: BaseException) -> str:
@@ -70,7 +69,7 @@ def place_of(error: BaseException) -> str | None:
 
 
 def comes_of_users_code(error: BaseException) -> bool:
-    """Whether something of the user's raised what an error of fsl's tells of, as an item of a Dataset may."""
+    """Returns whether the user's own code (a Dataset's item, say) raised the cause of this error of fsl's."""
     causes = (one for one in _chain(error) if not isinstance(one, FslError))
     return any(_is_users(frame) for one in causes for frame, _ in traceback.walk_tb(one.__traceback__))
 
@@ -80,7 +79,7 @@ def is_fault(error: BaseException) -> bool:
     if isinstance(error, FslError):
         return isinstance(error, CodeError)
     if isinstance(error, OSError):
-        return not passing(error) and any(_is_users(frame) for frame, _ in traceback.walk_tb(error.__traceback__))
+        return not is_temporary(error) and any(_is_users(frame) for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, Exception | SystemExit)
 
 
@@ -91,8 +90,8 @@ def is_ending(error: SystemExit) -> bool:
     return bool(frames) and frames[-1].f_code.co_filename.startswith(_RAY)
 
 
-def passing(error: BaseException) -> bool:
-    """Whether the same may work at another time: the disk was full, memory was short, a connection broke."""
+def is_temporary(error: BaseException) -> bool:
+    """Returns whether a retry may succeed: after a full disk, short memory or a broken connection."""
     if isinstance(error, CodeError):
         return error.passing
     if isinstance(error, OSError):
@@ -105,7 +104,7 @@ def fault_of(error: BaseException, where: str = "") -> CodeError:
     if isinstance(error, CodeError):
         return error
     hint = "; to end a run from within, raise fsl.StopRun in an observer" if isinstance(error, SystemExit) else ""
-    return CodeError(f"{where}{': ' if where else ''}{described(error)}{hint}", passing=passing(error))
+    return CodeError(f"{where}{': ' if where else ''}{described(error)}{hint}", passing=is_temporary(error))
 
 
 @contextmanager
@@ -175,7 +174,7 @@ class Failure:
     def of(error: BaseException) -> "Failure":
         """What was raised; what is no error of fsl's becomes a CodeError."""
         own = error if isinstance(error, FslError) else fault_of(error)
-        return Failure(type(own).__name__, said_plainly(own), traceback_text(error), passing(own))
+        return Failure(type(own).__name__, said_plainly(own), traceback_text(error), is_temporary(own))
 
     def error(self) -> FslError:
         """An error of the same class and text, with the traceback as a note."""

@@ -115,11 +115,21 @@ def load_metadata(path: Path) -> dict[str, str]:
     """What `save_tensors` was given as metadata; CheckpointError in one line where the file is missing or damaged."""
     data = _read(path)
     try:
+        return metadata_of(data)
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """What `tensor_bytes` was given as metadata; ValueError where the header that holds it is damaged."""
+    try:
         (size,) = struct.unpack_from("<Q", data)
+        if size > len(data) - 8:
+            raise ValueError("it is cut short")
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         return {str(key): str(value) for key, value in metadata.items()}
-    except (struct.error, ValueError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, error) from None
+    except (struct.error, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Which device moves when, and to which edge: a pure function of seed, device and round."""
+"""Says which device moves when, and to which edge: a pure function of seed, device and round."""
 
 import csv
 import math
@@ -18,20 +18,20 @@ ON_MOVE: tuple[OnMove, ...] = get_args(OnMove)
 
 @dataclass(frozen=True)
 class Move:
-    """A device leaves for another edge when it has done this fraction (0, 1] of its round's steps."""
+    """A device's move to another edge, after this fraction (0, 1] of its round's steps."""
 
     device: int
     fraction: float
     edge: int
 
     def after(self, steps: int) -> int:
-        """The uploads of a round of so many steps that are done when the device leaves: at least one."""
+        """Returns the uploads before the device leaves, in a round of so many steps: at least one."""
         return max(1, min(steps, math.floor(self.fraction * steps + 0.5)))
 
 
 @dataclass(frozen=True)
 class Stay:
-    """A device at one edge: the uploads that this edge served, and what came over from the edge before, in bytes."""
+    """A device's stay at one edge: the uploads that the edge served, and the bytes from the edge before."""
 
     edge: int
     uploads: int
@@ -39,9 +39,9 @@ class Stay:
 
 
 def route(home: int, moves: Sequence[Move], steps: int) -> list[tuple[int, int]]:
-    """A device's moves in a round of so many steps: (uploads done, edge), in order.
+    """Returns a device's moves in a round of so many steps: (uploads done, edge), in order.
 
-    Of several after the same upload the last counts; a move to where the device is, is none.
+    Of several after the same upload the last counts; it drops a move to the device's present edge.
     """
     last: dict[int, int] = {}
     for move in sorted(moves, key=lambda m: m.fraction):
@@ -55,24 +55,24 @@ def route(home: int, moves: Sequence[Move], steps: int) -> list[tuple[int, int]]
 
 
 class Mobility(ABC):
-    """A mobility model: the moves of each round."""
+    """Decides which devices move to which edge in each round; subclass it for a model of your own."""
 
     @abstractmethod
     def moves(self, device: int, round: int, home: int, edges: int, seed: int) -> Sequence[Move]:
-        """This device's moves in this round (from 1), at whose start it is attached to edge `home`."""
+        """Returns this device's moves in this round (from 1), which it begins attached to edge `home`."""
 
     def home(self, device: int, round: int) -> int | None:
-        """The edge that a device is attached to when a round starts; None where the strategy says it."""
+        """Returns the edge to which a device is attached when a round starts; None where the strategy decides."""
         return None
 
     def check(self, devices: int, edges: int) -> None:
-        """ConfigError where a run of so many devices and edges cannot have these moves."""
+        """Raise ConfigError where a run of so many devices and edges cannot have these moves."""
         if edges < 2:
             raise ConfigError(f"mobility with edges={edges}: a device moves to another edge; set edges=2 or more")
 
 
 class ScheduledMobility(Mobility):
-    """Moves one by one: mappings with `device`, `round`, `fraction` of the round, and `edge` to move to."""
+    """Lists moves one by one: mappings with `device`, `round`, `fraction` of the round, and `edge` to move to."""
 
     def __init__(self, schedule: Sequence[Mapping[str, Any]]):
         self.schedule = [dict(entry) for entry in schedule]
@@ -91,7 +91,7 @@ class ScheduledMobility(Mobility):
             self._moves.setdefault((entry["device"], entry["round"]), []).append(move)
 
     def moves(self, device: int, round: int, home: int, edges: int, seed: int) -> Sequence[Move]:
-        """As listed."""
+        """Returns the listed moves of this device and round."""
         return self._moves.get((device, round), ())
 
     def check(self, devices: int, edges: int) -> None:
@@ -104,14 +104,14 @@ class ScheduledMobility(Mobility):
 
 
 class BackAndForth(Mobility):
-    """These devices leave their home edge for the next one at this fraction of every round, and begin each at home."""
+    """Moves these devices from their home edge to the next one at this fraction of every round; each begins at home."""
 
     def __init__(self, devices: Sequence[int], fraction: float = 0.5):
         self.devices = [int(device) for device in devices]
         self.fraction = _fraction("mobility.fraction", fraction)
 
     def moves(self, device: int, round: int, home: int, edges: int, seed: int) -> Sequence[Move]:
-        """One move each."""
+        """Returns one move for each of the devices."""
         return (Move(device, self.fraction, (home + 1) % edges),) if device in self.devices else ()
 
     def check(self, devices: int, edges: int) -> None:
@@ -123,7 +123,7 @@ class BackAndForth(Mobility):
 
 
 class RandomMobility(Mobility):
-    """Each device moves with probability `p` in each round, at a random fraction of it, to a random other edge."""
+    """Moves each device with probability `p` in each round, at a random fraction of it, to a random other edge."""
 
     def __init__(self, p: float = 0.1):
         if not 0 <= p <= 1:
@@ -131,7 +131,7 @@ class RandomMobility(Mobility):
         self.p = p
 
     def moves(self, device: int, round: int, home: int, edges: int, seed: int) -> Sequence[Move]:
-        """One move, or none; drawn from (seed, device, round)."""
+        """Draws one move, or none, from (seed, device, round)."""
         draws = seeds.Stream(seed, "mobility", device=device, round=round)
         happens, when, where = (draws.at(i) / 2**63 for i in range(3))
         if happens >= self.p:
@@ -141,9 +141,9 @@ class RandomMobility(Mobility):
 
 
 class TraceMobility(Mobility):
-    """Moves of a mobility data set: a CSV with the columns `device`, `time` (seconds) and `edge`.
+    """Reads moves from a mobility data set: a CSV with the columns `device`, `time` (seconds) and `edge`.
 
-    A device is at an edge from a row's time until its next row's; before its first row it is where that row says.
+    A device is at an edge from a row's time until its next row's; before its first row it is at that row's edge.
     Round r lasts from second (r - 1) * `round_seconds` to r * `round_seconds`, whatever is simulated for it; devices
     that the file does not name stay with the edge that the strategy gives them.
     """
@@ -159,17 +159,17 @@ class TraceMobility(Mobility):
         for device, time, edge in rows:
             self._times.setdefault(device, []).append(time)
             self._edges.setdefault(device, []).append(edge)
-        self.digest = seeds.derive(0, "trace", segment=repr(rows))  # another file under the same name is other moves
+        self.digest = seeds.derive(0, "trace", segment=repr(rows))  # another file of the same name has other moves
 
     def home(self, device: int, round: int) -> int | None:
-        """Where the file has the device when the round starts."""
+        """Returns the device's edge in the file when the round starts."""
         if device not in self._times:
             return None
         index = bisect_right(self._times[device], (round - 1) * self.round_seconds) - 1
         return self._edges[device][max(0, index)]
 
     def moves(self, device: int, round: int, home: int, edges: int, seed: int) -> Sequence[Move]:
-        """The file's changes of edge within the round."""
+        """Returns the file's changes of edge within the round."""
         if device not in self._times:
             return ()
         start, times = (round - 1) * self.round_seconds, self._times[device]
@@ -194,7 +194,7 @@ def moves_of(
     edges: int,
     seed: int,
 ) -> tuple[Move, ...]:
-    """The moves of a round's devices, in order of device and fraction."""
+    """Returns the moves of a round's devices, in order of device and fraction."""
     if mobility is None:
         return ()
     found = [move for device in devices for move in mobility.moves(device, round, home(device), edges, seed)]

@@ -29,6 +29,12 @@ def one_line(text: str, longest: int = 500) -> str:
     return printable(" ".join(text[: 4 * longest].split()))[:longest]
 
 
+def short(value: object, longest: int = 60) -> str:
+    """A value's `repr` as a part of one line, cut at length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 

@@ -1,1 +1,1 @@
-"""The entry points: run one simulation, or sweep many."""
+"""Commands at the top: run one simulation, sweep or search many, report, attack, and run federations."""

@@ -1,4 +1,4 @@
-"""What `flwr run` starts: a run's cloud (ServerApp), and its nodes (ClientApp)."""
+"""The app that `flwr run` starts: a run's cloud (ServerApp), and its nodes (ClientApp)."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -10,37 +10,37 @@ client = ClientApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what the run configuration's `overrides` say, on the nodes of this Grid."""
-    from fsl.simulations.cloud import run
+    """Run the run configuration's `overrides` on the nodes of this Grid."""
+    from fsl.simulations.flower_cloud import run
 
     run(grid, str(context.run_config.get("overrides", "")))
 
 
 @client.query()
 def query(message: Message, context: Context) -> Message:
-    """What this node hosts."""
+    """Answer what this node hosts."""
     return _answer("query", message, context)
 
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """This node's part of a round."""
+    """Train this node's part of a round."""
     return _answer("train", message, context)
 
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Private fronts on the test set."""
+    """Score private fronts on the test set."""
     return _answer("evaluate", message, context)
 
 
 def _answer(kind: str, message: Message, context: Context) -> Message:
-    """A node with a role has a resident process; others work here, as Flower's simulation engine wants it."""
+    """Answer by the node's resident process where it has a role, else in this process, as Flower's simulation needs."""
     if context.node_config.get("role", "any") != "any":
-        from fsl.deployment.asking import ask
+        from fsl.deployment.node.asking import ask
 
         answer = ask(kind, context.node_id, context.run_id, message.content, context.node_config)
         return Message(answer, reply_to=message)
-    from fsl.deployment.nodes import host
+    from fsl.deployment.node.node_host import host
 
     return Message(host().answer(kind, context.node_id, message.content, context.node_config), reply_to=message)

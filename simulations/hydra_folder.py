@@ -1,6 +1,6 @@
-"""What a command leaves in a run's folder beside the run: Hydra's `.hydra`, once there is a run, else nothing.
+"""Writes Hydra's `.hydra` into a run's folder once there is a run, and removes traces of refused commands.
 
-Hydra itself writes before fsl has looked at what was asked for, and so over what it wrote of an earlier run.
+Hydra itself writes before fsl has checked the command, and so over its files of an earlier run.
 """
 
 import os
@@ -17,42 +17,42 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.faults import TRACEBACK
 from fsl.files import write_text
-from fsl.observers import Observer, RunInfo
-from fsl.runfolder import RunFolder
-from fsl.runlog import RUN_LOG
+from fsl.run.observers import Observer, RunInfo
+from fsl.run.run_folder import RunFolder
+from fsl.run.run_log import RUN_LOG
 
 HYDRA = ".hydra"
 
 
 class Composed(Observer):
-    """Writes what a run was composed from into `.hydra` of its folder when it begins, never when it goes on."""
+    """Writes a run's composed configuration into `.hydra` of its folder when it begins, never when it resumes."""
 
     def __init__(self, config: DictConfig, overrides: Sequence[Any], hydra: Any = None):
         texts = {"config.yaml": config, "overrides.yaml": OmegaConf.create(list(overrides)), "hydra.yaml": hydra}
-        # As they are now: a sweep sets resume= in a job's configuration.
+        # Read now, since a sweep sets resume= in a job's configuration.
         self._texts = {name: OmegaConf.to_yaml(value) for name, value in texts.items() if value is not None}
         self.begun = False
 
     @classmethod
     def by_hydra(cls, config: DictConfig) -> "Composed":
-        """Of the job that Hydra runs now."""
+        """Make one for the job that Hydra runs now."""
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         return cls(config, overrides, HydraConfig.instance().cfg)
 
     def on_start(self, info: RunInfo) -> None:
-        """The run has been let into its folder."""
+        """Write `.hydra`, once the run has its folder."""
         self.begun = True
         if info.first_round == 1 and info.folder is not None:
             self.write(info.folder)
 
     def keep(self, folder: Path) -> None:
-        """Write it for a run that failed before it began, so that reports name it; no other run's is touched."""
+        """Write `.hydra` for a run that failed before it began, so that reports name it; touches no other run's."""
         if folder.is_dir() and not (folder / HYDRA).exists() and not RunFolder(folder).is_used:
-            with suppress(OSError):  # the failure itself is what is to be told
+            with suppress(OSError):  # the failure itself is more important
                 self.write(folder)
 
     def write(self, folder: Path) -> None:
-        """Write it into a folder."""
+        """Write `.hydra` into a folder."""
         (folder / HYDRA).mkdir(parents=True, exist_ok=True)
         for name, text in self._texts.items():
             write_text(folder / HYDRA / name, text)
@@ -60,7 +60,7 @@ class Composed(Observer):
 
 @dataclass
 class Before:
-    """A folder as it was before a command came: which folders on the way were missing, and how long its log was."""
+    """A folder before a command: the missing folders on its way, and the length of its log."""
 
     folder: Path
     missing: tuple[Path, ...]
@@ -68,34 +68,34 @@ class Before:
 
     @classmethod
     def of(cls, folder: Path) -> "Before":
-        """As it is now."""
+        """Record the folder's present state."""
         folder = folder.absolute()
         missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
         log = folder / RUN_LOG
         return cls(folder, missing, log.stat().st_size if log.is_file() else None)
 
     def put_back(self, refused: bool) -> None:
-        """After a run that never began: of one that was `refused` its log goes; empty folders go in any case."""
+        """Clean up after a run that never began: remove empty folders, and the log of a `refused` one."""
         log = self.folder / RUN_LOG
         with suppress(OSError):
             if refused and self.log_size is not None:
                 os.truncate(log, self.log_size)
             elif refused and not (self.folder / TRACEBACK).exists():
                 log.unlink(missing_ok=True)
-            for path in self.missing:  # the innermost first; one that holds anything stays
+            for path in self.missing:  # innermost first; a folder with contents stays
                 path.rmdir()
 
 
 class Folders(Callback):
-    """Notes what was there before Hydra makes a run's folder."""
+    """Records the state before Hydra makes a run's folder."""
 
-    before: Before | None = None  # of the command that runs now
+    before: Before | None = None  # of the present command
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called just before the folder is made."""
+        """Record the folder's state; Hydra calls this just before it makes the folder."""
         Folders.before = None
         earlier: Any = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)  # the folder's name may ask for it
+        HydraConfig.instance().set_config(config)  # the folder's name may refer to it
         try:
             with suppress(OmegaConfBaseException, OSError):
                 Folders.before = Before.of(Path(str(OmegaConf.select(config, "hydra.run.dir"))))

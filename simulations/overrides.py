@@ -1,17 +1,19 @@
-"""Hydra overrides checked before they are sent anywhere: composed as `fsl-simulate` composes them."""
+"""Checks Hydra overrides before they go to a federation, by composing them like `fsl-simulate`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsl.simulations.messages import with_choices
-from fsl.simulations.run import check_resume
+from fsl.simulations.error_lines import with_choices
+from fsl.simulations.one_run import check_resume
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
-from fsl.config import (
+from fsl.errors import ConfigError
+from fsl.importing.building import build
+from fsl.quoting import override_value
+from fsl.run.config import (
     RunConfig,
-    build,
     build_aggregator,
     build_backend,
     build_objective,
@@ -20,13 +22,11 @@ from fsl.config import (
     build_trackers,
     read_config,
 )
-from fsl.errors import ConfigError
-from fsl.quoting import override_value
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Overrides that were composed without complaint, what they say, and where results go."""
+    """Valid overrides, their composed configuration, and the folder for results."""
 
     overrides: list[str]
     config: RunConfig
@@ -34,16 +34,16 @@ class Checked:
 
 
 def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checked:
-    """Check overrides for a federation, whose counts are taken where none are given; paths are made absolute.
+    """Check overrides for a federation; fills in its counts where none are given, and makes paths absolute.
 
-    ConfigError, or an exception of Hydra's or OmegaConf's, for what is wrong; `messages.one_line` makes it a line.
+    ConfigError, or an exception of Hydra or OmegaConf, for a mistake; `error_lines.one_line` makes it a line.
     """
     counts = {"edges": edges, "devices": devices}
     given = {text.partition("=")[0] for text in overrides}
     checked = check_overrides([*(f"{name}={count}" for name, count in counts.items() if name not in given), *overrides])
     for name, count in counts.items():
-        if not 1 <= getattr(checked.config, name) <= count:
-            raise ConfigError(f"{name}={getattr(checked.config, name)}: this federation has {count}")
+        if not 1 <= getattr(checked.config.training, name) <= count:
+            raise ConfigError(f"{name}={getattr(checked.config.training, name)}: this federation has {count}")
     paths = {"resume": checked.config.resume, "init_from": checked.config.init_from}
     kept = [text for text in checked.overrides if text.partition("=")[0] not in (*paths, "hydra.run.dir")]
     kept += [f"{name}={override_value(str(Path(path).absolute()))}" for name, path in paths.items() if path is not None]

@@ -1,11 +1,11 @@
-"""Flower strategies for federated split learning, one file an algorithm family."""
+"""Flower strategies for federated split learning, one file per algorithm family."""
 
-from fsl.strategies.base import SplitStrategy
 from fsl.strategies.cyclesl import CycleSL
 from fsl.strategies.decoupled import DecoupledSL
 from fsl.strategies.fedavg import FedAvg
 from fsl.strategies.fedfly import FedFly
 from fsl.strategies.psl import PSL, SGLR
+from fsl.strategies.split_strategy import SplitStrategy
 from fsl.strategies.splitfed import SplitFedV1, SplitFedV2, SplitFedV3
 from fsl.strategies.vanilla import VanillaSL
 

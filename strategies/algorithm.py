@@ -1,112 +1,112 @@
-"""What an algorithm decides at the cloud, and what it remembers from round to round."""
+"""Base of an algorithm's cloud half: its decisions each round, and its memory from round to round."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
+from fsl.strategies.protection import Protection
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.aggregation import Aggregator
-from fsl.device import Device, LocalLossDevice
-from fsl.errors import ConfigError, RunError
-from fsl.federation import Federation
-from fsl.memory import KEPT, KEPT_CANNOT_MOVE
+from fsl.errors import ConfigError, RunError, one_of
+from fsl.flower.aggregation import Aggregator
+from fsl.flower.records import record_to_states
+from fsl.importing.import_paths import path_of
+from fsl.importing.spec import Spec
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, Fronts
 from fsl.mobility import Move, OnMove, moves_of
-from fsl.plan import CohortTask, Fronts, Spec
-from fsl.privacy.client import noised_means
-from fsl.records import record_to_states
-from fsl.reports import DeviceReport
-from fsl.split import refuse_tail
-from fsl.states import State, Total, WeightedSum
-from fsl.targets import locate, path_of
+from fsl.round.front_device import Device, LocalLossDevice
+from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
+from fsl.segments.states import State
+from fsl.segments.sums import Total, WeightedSum
+from fsl.settings.federation_settings import Federation
+from fsl.split.cutting import refuse_tail
 
 
 class Algorithm:
-    """An algorithm's cloud half: what it decides each round, and what it remembers.
+    """An algorithm's cloud half: it decides about each round, and remembers state between rounds.
 
     `fronts`: "averaged" (one front for all), "private" (each device keeps its own, on its node) or "relayed" (each
     device starts from the one before).
     """
 
     fronts: Fronts = "averaged"
-    on_move: OnMove = "migrate"  # what becomes of a device's round when it moves to another edge in the middle
-    local_loss: bool = False  # devices train by a loss of their own, with the `head` that they get
-
-    _noised = 0  # the last round whose means got the noise that protects devices as a whole
+    on_move: OnMove = "migrate"  # what happens to a device's round when the device moves within it
+    local_loss: bool = False  # devices train by their own loss, with a `head` from the strategy
 
     def __init__(self) -> None:
         self._federation: Federation | None = None
+        self._protected_by: Protection | None = None
         self._aggregator: Aggregator | None = None
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
-        self._kept: dict[str, int] = {}  # "<trainer>/edge-<id>" or "/device-<id>" -> round of what a trainer last kept
+        self._kept: dict[str, int] = {}  # "<trainer>/edge-<id>" or "/device-<id>" -> round of its newest state
         self._kept_saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
         self._clock = 0.0  # simulated seconds of the rounds so far
 
-    # What an algorithm overrides.
+    # Hooks that an algorithm overrides.
 
     def trainer(self, round: int) -> Spec | None:
-        """The edge trainer of this round; None trains the whole model on the devices."""
+        """Returns the edge trainer of this round; None trains the whole model on the devices."""
         raise NotImplementedError(f"{type(self).__name__} must say which edge trainer it uses")
 
     def device_rule(self, round: int) -> Spec:
-        """The device half of this round."""
+        """Returns the device half of this round."""
         return Spec(self.path(LocalLossDevice if self.local_loss else Device))
 
     def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
-        """A small head from smashed data (B, ...) to what the model's outputs (B, ...) are, if `local_loss`."""
+        """Returns, for `local_loss`, a small head from smashed data (B, ...) to outputs (B, ...) like the model's."""
         raise NotImplementedError(f"{type(self).__name__} has local_loss = True and must say what head devices train")
 
     def select(self, round: int) -> Sequence[int]:
         """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
-        federation = self.federation
-        if federation.devices_per_round is None:
-            return range(federation.devices)
-        draw = seeds.numpy_generator(federation.seed, "participants", round=round)
-        chosen = draw.choice(federation.devices, federation.devices_per_round, replace=False)
+        training = self.federation.training
+        if training.devices_per_round is None:
+            return range(training.devices)
+        draw = seeds.numpy_generator(training.seed, "participants", round=round)
+        chosen = draw.choice(training.devices, training.devices_per_round, replace=False)
         return sorted(int(device) for device in chosen)
 
     def chosen(self, round: int) -> list[int]:
         """What `select` chose, in order of id; RunError where that cannot train."""
-        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.devices)
+        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.training.devices)
 
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
-        return device % self.federation.edges
+        return device % self.federation.training.edges
 
     def home(self, device: int, round: int) -> int:
-        """The edge that a device is attached to when this round starts."""
+        """Returns the edge to which a device is attached when this round starts."""
         mobility = self.federation.mobility
         home = None if mobility is None else mobility.home(device, round)
         return self.edge_of(device) if home is None else home
 
     def attached(self, device: int, round: int) -> int:
-        """What `home` says; RunError for an edge that there is not."""
+        """Check the edge of `home`, and return it; RunError for an edge that does not exist."""
         home, mobility = self.home(device, round), self.federation.mobility
         name = self._hook("edge_of" if type(self).home is Algorithm.home else "home")
         if type(self).home is Algorithm.home and mobility is not None and mobility.home(device, round) is not None:
             name = f"{type(mobility).__name__}.home()"
-        return asked.edge_of(round, name, device, home, self.federation.edges)
+        return asked.edge_of(round, name, device, home, self.federation.training.edges)
 
     def moves(self, round: int, devices: Sequence[int]) -> Sequence[Move]:
         """The moves between edges within this round, by the run's mobility model."""
-        federation = self.federation
-        mobility, home = federation.mobility, partial(self.attached, round=round)
-        return moves_of(mobility, round, devices, home, federation.edges, federation.seed)
+        training, home = self.federation.training, partial(self.attached, round=round)
+        return moves_of(self.federation.mobility, round, devices, home, training.edges, training.seed)
 
     def learning_rates(self, round: int) -> Mapping[str, float]:
-        """The learning rate of each segment in this round."""
+        """Returns each segment's learning rate in this round."""
         federation = self.federation
-        rate = federation.optimizer.rate * federation.optimizer.schedule.factor(round, federation.rounds)
+        rate = federation.optimizer.rate * federation.optimizer.schedule.factor(round, federation.training.rounds)
         return dict.fromkeys(federation.layouts, rate)
 
     def combine(self, round: int, totals: Mapping[str, Total], previous: ArrayRecord) -> dict[str, State]:
-        """The segments' new states, from what was trained and the arrays that it started from.
+        """Returns the segments' new states, from the devices' totals and the arrays that they started from.
 
-        What each device has of its own goes through the run's aggregator where there is one; the rest is the mean.
+        The run's aggregator, if any, combines segments of which each device has its own; the others are means.
         """
         new: dict[str, State] = {}
         shared = totals
@@ -115,34 +115,22 @@ class Algorithm:
             shared = {name: total for name, total in totals.items() if name not in own}
             start = record_to_states(previous, {name: self.federation.layouts[name] for name in own})
             new = self._aggregator.combine(round, own, self.federation.layouts, start) if own else {}
-        return new | self._means(round, {n: total for n, total in shared.items() if isinstance(total, WeightedSum)})
+        return new | self._protection.means(
+            round, {n: total for n, total in shared.items() if isinstance(total, WeightedSum)}
+        )
 
-    def _means(self, round: int, totals: Mapping[str, WeightedSum]) -> dict[str, State]:
-        """The mean of each segment, with noise where devices are protected as a whole."""
-        means = {name: total.mean() for name, total in totals.items()}
-        federation = self.federation
-        client = None if federation.privacy is None else federation.privacy.client
-        if client is None or not means:
-            return means
-        assert federation.ledger is not None
-        devices = next(iter(totals.values())).weight  # they count alike
-        std = client.noise_multiplier * client.clip / devices
-        secure = federation.ledger.setting.secure
-        self._noised = round
-        return noised_means(means, federation.layouts, std, secure, federation.seed, round)
-
-    def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
-        """What to add to the round's metrics, from the devices' reports and the edges' counts."""
+    def metrics(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
+        """Returns additional metrics of the round, from the devices' reports and the edges' counts."""
         return {}
 
-    # What the hooks answer, checked.
+    # Checked answers of the hooks.
 
     def planned(self, round: int) -> Spec | None:
-        """What `trainer` says; RunError for what is no description of a class."""
+        """Check the description of `trainer`, and return it; RunError for an invalid one."""
         return asked.spec_of(round, self._hook("trainer"), self.trainer(round), optional=True)
 
     def _rates(self, round: int) -> dict[str, float]:
-        """What `learning_rates` says, a number for each segment."""
+        """Check `learning_rates`, and return a number for each segment."""
         one = self.planned(round) is None
         return asked.rates_of(
             round, self._hook("learning_rates"), self.learning_rates(round), self.federation.layouts, one
@@ -155,12 +143,19 @@ class Algorithm:
 
     @staticmethod
     def path(kind: type) -> str:
-        """A class as a plan names it."""
+        """Returns a class's import path, as a plan names it."""
         return path_of(kind)
 
     @property
+    def _protection(self) -> Protection:
+        """What the run's privacy does at the cloud; RunError before `bind`."""
+        if self._protected_by is None:
+            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
+        return self._protected_by
+
+    @property
     def federation(self) -> Federation:
-        """The run's settings."""
+        """Settings of the run."""
         if self._federation is None:
             raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
         return self._federation
@@ -168,8 +163,11 @@ class Algorithm:
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
+        self._protected_by = Protection(federation)
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved = {}, {}
+        for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
+            one_of(f"{type(self).__name__}.{name}", getattr(self, name), allowed)
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()
@@ -181,19 +179,19 @@ class Algorithm:
                 f"aggregator={type(federation.aggregator).__name__}: {type(self).__name__} averages nothing over "
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
-        self._aggregator.refuse_too_few(federation.devices_per_round or federation.devices)
+        self._aggregator.refuse_too_few(federation.training.devices_per_round or federation.training.devices)
 
     def _refuse_tail(self) -> None:
-        """ConfigError where the model has a segment that nobody would train."""
+        """Raise ConfigError where the model has a segment that nobody would train."""
         if self.planned(1) is not None:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
 
     def _refuse_moves(self) -> None:
-        """ConfigError where devices would move that cannot."""
+        """Raise ConfigError where devices would move that cannot."""
         if self.federation.mobility is None:
             return
         name, spec = type(self).__name__, self.planned(1)
-        trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        trainer = None if spec is None else spec.build()
         if trainer is not None and trainer.keeps and trainer.divisible:
             raise ConfigError(f"mobility: the trainer of {name} {KEPT_CANNOT_MOVE}")
         if trainer is None or not trainer.movable or self.fronts == "relayed":
@@ -205,67 +203,64 @@ class Algorithm:
             )
 
     def settings(self) -> dict[str, Any]:
-        """The algorithm's own settings: the public attributes. A run is resumed only with equal ones."""
+        """Returns the algorithm's own settings, its public attributes; a run resumes only with equal ones."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def state(self) -> dict[str, Any]:
-        """What must be in a checkpoint besides the arrays, as JSON values; extend it where an algorithm remembers."""
-        ledger = self._federation.ledger if self._federation is not None else None
+        """Returns what a checkpoint needs besides tensors, as JSON values; extend it where an algorithm remembers."""
+        spent = {} if self._protected_by is None else self._protected_by.state()
         kept = {"kept": dict(self._kept)} if self._kept else {}
-        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept} | (
-            {} if ledger is None else {"ledger": ledger.state()}
-        )
+        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **spent}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
         self._kept = {owner: int(round) for owner, round in state.get("kept", {}).items()}
         self._clock = float(state["sim_clock"])
-        if self.federation.ledger is not None:
-            self.federation.ledger.load_state(state["ledger"])
+        self._protection.load_state(state)
         self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that must be in a checkpoint besides the model; extend it where an algorithm remembers some."""
+        """Returns the tensors that a checkpoint needs besides the model; extend it where an algorithm has some."""
         return {} if self._aggregator is None else self._aggregator.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` returned."""
+        """Restore what `tensors` returned."""
         if self._aggregator is not None:
             self._aggregator.load_tensors(tensors)
 
     def checkpointed(self, state: Mapping[str, Any]) -> None:
-        """A checkpoint with what `state` returned is complete; older generations may go."""
+        """Note that a checkpoint with this `state` is complete, so that older generations may go."""
         self._saved, self._kept_saved = dict(state["versions"]), dict(state.get("kept", {}))
 
     def kept(self) -> dict[int, int]:
-        """Each device that has a private state, with the round whose generation counts."""
+        """Returns each device with a private state, and the round whose generation counts."""
         owners = ((owner.partition("-"), round) for owner, round in self._versions.items())
         return {int(number): round for (kind, _, number), round in owners if kind == "device"}
 
     def _generations_kept(self, spec: Spec | None, cohorts: Sequence[CohortTask]) -> dict[str, tuple[int, int]]:
-        """What this round's trainer kept when each of these edges and devices last trained by it."""
+        """Returns the generations that this round's trainer last kept for each of these edges and devices."""
         if spec is None or not self._kept:
             return {}
         owners = [name for c in cohorts for name in (f"edge-{c.edge}", *(f"device-{t.device}" for t in c.devices))]
         names = {owner: f"{spec.target}/{owner}" for owner in owners}
         return {o: (self._kept[n], self._kept_saved.get(n, 0)) for o, n in names.items() if n in self._kept}
 
-    def _note_kept(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> Mapping[str, int]:
-        """Remember what the round's trainer kept, of which edges and devices; the other counts of the round."""
+    def _note_kept(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> Mapping[str, int]:
+        """Note the edges and devices whose state the round's trainer kept; returns the other counts of the round."""
         spec = self.planned(round)
-        trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
+        trainer = None if spec is None else spec.build()
         if spec is not None and trainer is not None and trainer.keeps:
             if trainer.divisible:
                 owners = [f"device-{report.device}" for report in reports]
             else:
-                owners = [f"edge-{name.removeprefix(KEPT)}" for name in figures if name.startswith(KEPT)]
+                owners = [f"edge-{name.removeprefix(KEPT)}" for name in counts if name.startswith(KEPT)]
             self._kept.update({f"{spec.target}/{owner}": round for owner in owners})
-        return {name: count for name, count in figures.items() if not name.startswith(KEPT)}
+        return {name: count for name, count in counts.items() if not name.startswith(KEPT)}
 
     def _per_device(self, segment: str, round: int) -> bool:
-        """Whether a segment's new state is made of one state per device."""
+        """Returns whether a segment's new state needs each device's state one by one."""
         spec = self.planned(round)
         if segment != "back":
             return self.fronts == "averaged"
-        return spec is None or bool(locate(spec.target).divisible)
+        return spec is None or bool(spec.locate().divisible)

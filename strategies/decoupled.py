@@ -1,21 +1,21 @@
 """Split learning by local losses: devices do not wait for cut gradients (Han et al. 2021)."""
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.trainers import Decoupled
 
 
 class DecoupledSL(SplitStrategy):
-    """Each device trains its front by the loss of a small head of its own; nothing comes down from the edge.
+    """Each device trains its front by the loss of its own small head; nothing comes down from the edge.
 
-    The edge trains a replica of the back per device on what the front uploads. Fronts, heads and replicas are averaged
-    with weights n_k/n each round. The head pools smashed data (B, C, H, W) to `pool` x `pool` (others are flattened),
-    and has a linear layer, with a hidden one of `hidden` units before it where that is not 0. It is no part of the
-    model: `head.safetensors` has it. Source: Han et al. 2021, "Accelerating Federated Learning with Split Learning on
-    Locally Generated Losses", ICML workshop on federated learning.
+    The edge trains a replica of the back per device on the front's uploads. The cloud averages fronts, heads and
+    replicas with weights n_k/n each round. The head pools smashed data (B, C, H, W) to `pool` x `pool` (it flattens
+    others), and has a linear layer, with a hidden one of `hidden` units before it where that is not 0. It is no part of
+    the model: `head.safetensors` has it. Source: Han et al. 2021, "Accelerating Federated Learning with Split Learning
+    on Locally Generated Losses", ICML workshop on federated learning.
     """
 
     fronts = "averaged"
@@ -31,11 +31,11 @@ class DecoupledSL(SplitStrategy):
         self.hidden = hidden
 
     def trainer(self, round: int) -> Spec:
-        """A replica of the back per device, that answers nothing."""
+        """Returns the trainer of a replica of the back per device, which sends no replies."""
         return Spec(self.path(Decoupled))
 
     def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
-        """Pooling and one or two linear layers, to outputs (B, classes)."""
+        """Returns pooling and one or two linear layers, to outputs (B, classes)."""
         if outputs.dim() != 2:
             raise ConfigError(
                 f"the model's outputs are of shape {tuple(outputs.shape)}; this head makes (B, classes): override "

@@ -1,13 +1,13 @@
-"""FedAvg on the unsplit model: the control that split training is compared with (McMahan et al., AISTATS 2017)."""
+"""FedAvg on the unsplit model (McMahan et al., AISTATS 2017): the control of split training."""
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 
 class FedAvg(SplitStrategy):
-    """Every device trains the whole model; models are averaged with weights n_k/n each round."""
+    """Every device trains the whole model; the cloud averages models with weights n_k/n each round."""
 
     fronts = "averaged"
 
     def trainer(self, round: int) -> None:
-        """No edge takes part."""
+        """Returns None: no edge takes part."""
         return

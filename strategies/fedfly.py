@@ -10,9 +10,9 @@ class FedFly(SplitFedV1):
     """SplitFed V1 over several edges whose devices move, as the run's mobility model says.
 
     `on_move="migrate"`: the device's session (its replica of the back, the optimizer's state, the cut gradient that
-    it waits for) goes from edge to edge, and nothing is computed again. "restart": the device begins its round again at
-    the other edge, which is the baseline. "drop": the device is not counted in this round. Source: Ullah et al.,
-    IEEE Communications Magazine 2022, arXiv 2111.01516.
+    it waits for) goes from edge to edge, and nobody computes anything again. "restart": the device begins its round
+    again at the other edge, which is the paper's baseline. "drop": the device does not count in this round. Source:
+    Ullah et al., IEEE Communications Magazine 2022, arXiv 2111.01516.
     """
 
     def __init__(self, on_move: OnMove = "migrate"):

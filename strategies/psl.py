@@ -1,13 +1,13 @@
-"""Parallel split learning, and SGLR: one back trained on all devices' uploads together, fronts private."""
+"""Parallel split learning, and SGLR: one back trains on all devices' uploads together, fronts stay private."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 from fsl.errors import ConfigError, one_of
-from fsl.plan import Spec
-from fsl.reports import DeviceReport
+from fsl.importing.spec import Spec
+from fsl.messages.reports import DeviceReport
 from fsl.trainers import Pooled
 
 
@@ -25,7 +25,7 @@ class PSL(SplitStrategy):
         self.weights = one_of("weights", weights, ("rows", "samples"))
 
     def trainer(self, round: int) -> Spec:
-        """One back for the cohort, trained on pooled uploads."""
+        """Returns the trainer of one back for the cohort, on pooled uploads."""
         return Spec(self.path(Pooled), {"weights": self.weights})
 
 
@@ -49,7 +49,9 @@ class SGLR(PSL):
         weights: Literal["rows", "samples"] = "rows",
     ):
         super().__init__(weights)
-        Pooled(phi, alpha, subset, average, ragged, weights)  # refuses what the edge would refuse
+        Pooled(
+            phi=phi, alpha=alpha, subset=subset, average=average, ragged=ragged, weights=weights
+        )  # raises for values that the edge would refuse
         self.phi = phi
         self.alpha = alpha
         self.subset = subset
@@ -61,32 +63,32 @@ class SGLR(PSL):
 
     def settings(self) -> dict[str, Any]:
         """With a phase the result depends on how many rounds there are, so such a run cannot be extended."""
-        rounds = {} if self.phase == [0.0, 1.0] else {"phase_of_rounds": self.federation.rounds}
+        rounds = {} if self.phase == [0.0, 1.0] else {"phase_of_rounds": self.federation.training.rounds}
         return super().settings() | rounds
 
     def phi_at(self, round: int) -> float:
-        """phi within the phase, 0 outside of it."""
+        """Returns phi within the phase, 0 outside of it."""
         start, end = self.phase
-        return self.phi if start <= (round - 1) / self.federation.rounds < end else 0.0
+        return self.phi if start <= (round - 1) / self.federation.training.rounds < end else 0.0
 
     def trainer(self, round: int) -> Spec:
-        """One back for the cohort, with SplitLr and SplitAvg."""
+        """Returns the trainer of one back for the cohort, with SplitLr and SplitAvg."""
         options = {name: getattr(self, name) for name in ("alpha", "subset", "average", "ragged", "weights")}
         return Spec(self.path(Pooled), {"phi": self.phi_at(round), **options})
 
-    def metrics(self, round: int, reports: Sequence[DeviceReport], figures: Mapping[str, int]) -> dict[str, float]:
-        """What averaging did, and what a link that can broadcast would have sent.
+    def metrics(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> dict[str, float]:
+        """Returns counts of the averaging, and the bytes of a broadcasting link.
 
-        `averaged`: cut gradients replaced by the common one. `ragged`: those dropped from it or padded, for batches of
-        unequal size. `down_bytes_broadcast`: `down_bytes`, with a step's common gradient sent once. `up_bytes_paper`,
-        `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step, S the smashed
-        bytes of a sample, without headers.
+        `averaged`: cut gradients replaced by the common one. `ragged`: gradients dropped from it or padded, for batches
+        of unequal size. `down_bytes_broadcast`: `down_bytes`, with a step's common gradient sent once.
+        `up_bytes_paper`, `down_bytes_paper`: the paper's formulas |D|S and (1 - phi)|D|S + one averaged batch per step,
+        S the smashed bytes of a sample, without headers.
         """
-        smashed = figures.get("smashed_bytes", 0)
+        smashed = counts.get("smashed_bytes", 0)
         return {
-            "averaged": figures.get("averaged", 0),
-            "ragged": figures.get("ragged", 0),
-            "down_bytes_broadcast": sum(r.down_bytes for r in reports) - figures.get("broadcast_saved", 0),
+            "averaged": counts.get("averaged", 0),
+            "ragged": counts.get("ragged", 0),
+            "down_bytes_broadcast": sum(r.down_bytes for r in reports) - counts.get("broadcast_saved", 0),
             "up_bytes_paper": smashed,
-            "down_bytes_paper": int((1 - self.phi_at(round)) * smashed) + figures.get("common_bytes", 0),
+            "down_bytes_paper": int((1 - self.phi_at(round)) * smashed) + counts.get("common_bytes", 0),
         }

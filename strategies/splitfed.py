@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 from fsl.errors import one_of
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.trainers import Replicated, Sequential
 
 
 class SplitFedV1(SplitStrategy):
-    """Each device has a replica of the back; fronts and replicas are averaged with weights n_k/n each round.
+    """Each device has a replica of the back; the cloud averages fronts and replicas with weights n_k/n each round.
 
     Equal to FedAvg on the unsplit model. Source: Thapa et al., AAAI 2022, Algorithm 1.
     """
@@ -18,15 +18,15 @@ class SplitFedV1(SplitStrategy):
     fronts = "averaged"
 
     def trainer(self, round: int) -> Spec:
-        """A replica of the back per device."""
+        """Returns the trainer of a replica of the back per device."""
         return Spec(self.path(Replicated))
 
 
 class SplitFedV2(SplitStrategy):
-    """One back per edge, updated by one device's upload after another in random order; only fronts are averaged.
+    """Updates one back per edge by one device's upload after another in random order; averages only fronts.
 
-    `order="step"`: the order of a step's uploads is drawn anew each step (the paper's Algorithm 1).
-    `order="round"`: device after device, in an order drawn each round (the released code).
+    `order="step"`: draws the order of a step's uploads anew each step (the paper's Algorithm 1).
+    `order="round"`: trains device after device, in an order drawn each round (the released code).
     """
 
     fronts = "averaged"
@@ -36,15 +36,15 @@ class SplitFedV2(SplitStrategy):
         self.order = one_of("order", order, ("step", "round"))
 
     def trainer(self, round: int) -> Spec:
-        """One back for the cohort."""
+        """Returns the trainer of one back for the cohort."""
         return Spec(self.path(Sequential), {"order": self.order})
 
 
 class SplitFedV3(SplitStrategy):
-    """As V1 for the backs; each device keeps a front of its own (Gawali et al. 2020, arXiv 2012.12591)."""
+    """Like V1 for the backs, but each device keeps its own front (Gawali et al. 2020, arXiv 2012.12591)."""
 
     fronts = "private"
 
     def trainer(self, round: int) -> Spec:
-        """A replica of the back per device."""
+        """Returns the trainer of a replica of the back per device."""
         return Spec(self.path(Replicated))

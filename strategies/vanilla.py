@@ -2,18 +2,18 @@
 
 from typing import Literal
 
-from fsl.strategies.base import SplitStrategy
+from fsl.strategies.split_strategy import SplitStrategy
 
 from fsl.errors import one_of
-from fsl.plan import Spec
+from fsl.importing.spec import Spec
 from fsl.trainers import Sequential
 
 
 class VanillaSL(SplitStrategy):
     """Devices train one after another with one back; each starts from the front that the one before left.
 
-    `order`: "fixed" goes by device id; "round" draws an order each round. The front's optimizer state is not
-    relayed. With several edges each has a relay of its own, and the ends are averaged by examples.
+    `order`: "fixed" goes by device id; "round" draws an order each round. The front's optimizer state does not pass
+    along. With several edges each has its own relay, and the cloud averages their last fronts by examples.
     """
 
     fronts = "relayed"
@@ -23,5 +23,5 @@ class VanillaSL(SplitStrategy):
         self.order = one_of("order", order, ("fixed", "round"))
 
     def trainer(self, round: int) -> Spec:
-        """One back for all devices, in turn."""
+        """Returns the trainer of one back for all devices, in turn."""
         return Spec(self.path(Sequential), {"order": self.order})

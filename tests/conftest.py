@@ -1,10 +1,8 @@
+import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -17,11 +15,53 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
-from torch import nn
 
-from fsl.data import TaskData, TensorExamples
+from fsl.deployment.certs import CertificateFolder, identities, issue
+from tests.helpers.installed_wheel import InstalledWheel
+from tests.helpers.places import ROOT
+from tests.helpers.tls_options import tls
 
-CIFAR10 = Path(os.environ.get("FSL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar10"
+CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
+
+
+# Federations of real processes, ten each, run on one worker, one after another: side by side they slow each other into
+# timeouts.
+FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
+LONGEST = (
+    *FEDERATIONS,
+    "test_sessions.py",
+    "test_own_strategy.py",
+    "test_flower_run.py",
+    "test_grids.py",
+    "test_equivalences.py",
+    "test_hostile.py",
+    "test_search.py",
+    "test_sweep.py",
+    "test_command.py",
+    "test_poison.py",
+    "test_moves.py",
+    "test_private_wire.py",
+    "test_private_training.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay on one worker, and all federations' together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "federations" if Path(file).name in FEDERATIONS else file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, so that no worker is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_sessionfinish():
@@ -56,36 +96,6 @@ def cifar10_folder() -> Path:
     return CIFAR10
 
 
-def small_task(samples: int = 96, classes: int = 4, seed: int = 0) -> TaskData:
-    """Learnable 1x8x8 images: a class is a brighter quadrant."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(classes, (samples + 40,), generator=generator)
-    inputs = torch.randn(samples + 40, 1, 8, 8, generator=generator)
-    for label in range(classes):
-        row, column = 4 * (label // 2), 4 * (label % 2)
-        inputs[targets == label, :, row : row + 4, column : column + 4] += 1.5
-    examples = TensorExamples(inputs, targets)
-    rows = torch.arange(len(targets))
-    return TaskData("quadrants", examples.subset(rows[:samples]), examples.subset(rows[samples:]), classes)
-
-
-def small_model(norm: str = "none", dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
-    """Two convolutions and a classifier, to be cut after `pool`; the layer behind the cut works in place."""
-    torch.manual_seed(seed)
-
-    def normed(channels: int) -> list[nn.Module]:
-        return [nn.BatchNorm2d(channels)] if norm == "batch" else []
-
-    drop = [nn.Dropout(dropout)] if dropout else []
-    model = nn.Sequential()
-    model.add_module("conv", nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *normed(4), nn.ReLU(), *drop))
-    model.add_module("pool", nn.MaxPool2d(2))
-    model.add_module("relu", nn.ReLU(inplace=True))
-    model.add_module("conv2", nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), *normed(8), nn.ReLU(inplace=True), *drop))
-    model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(8 * 4 * 4, 4)))
-    return model
-
-
 @pytest.fixture(scope="module")
 def ray_cluster():
     """One small Ray for a file's tests; a test's Grid joins it."""
@@ -106,41 +116,21 @@ def no_ray():
     ray.shutdown()
 
 
-@dataclass(frozen=True)
-class InstalledWheel:
-    """An environment of its own with fsl's wheel in it; the dependencies are those of this environment."""
-
-    python: Path
-    packages: Path
-
-    def run(self, *arguments: str, folder: Path, expect: int = 0) -> str:
-        """Run this environment's Python in a folder; what it printed."""
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        done = subprocess.run(
-            [self.python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout
+@pytest.fixture(scope="session")
+def encrypted(tmp_path_factory):
+    """Options of a `Wired` whose devices and edge speak over TLS."""
+    folder = tmp_path_factory.mktemp("certificates")
+    issue(folder, identities(1, 1))
+    edge, device = tls(CertificateFolder(folder), mutual=False)
+    return {"edge_tls": edge | device, "device_tls": device}
 
 
 @pytest.fixture(scope="session")
 def installed_wheel(tmp_path_factory) -> InstalledWheel:
-    root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(".*", "build", "outputs", "multirun", "site", "*.egg-info", "__pycache__")
-    shutil.copytree(root, folder / "source", ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", str(folder / "source"), "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run(build, check=True, timeout=300)
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True, timeout=120)
-    python = folder / "env" / "bin" / "python"
-    packages, here = _site_packages(python), _site_packages(sys.executable)
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(packages), str(wheel)], check=True, timeout=300)
-    (packages / "dependencies.pth").write_text(f"{here}\n")
-    return InstalledWheel(python, packages)
-
-
-def _site_packages(interpreter: str | Path) -> Path:
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    found = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    return Path(found.stdout.strip())
+    """One for all workers: whoever comes first installs it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return InstalledWheel.in_folder(folder)

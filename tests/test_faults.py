@@ -12,7 +12,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvgM
 from fsl.simulations.endings import TerminatedError, ray_ends_like_ctrl_c
-from fsl.simulations.run import command
+from fsl.simulations.fsl_simulate import command
 from fsl.strategies import FedAvg, SplitFedV1, SplitFedV3
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
@@ -21,9 +21,11 @@ import fsl
 from fsl.codecs import Identity
 from fsl.data import IID
 from fsl.errors import CodeError, DeviceError
-from fsl.faults import TRACEBACK, Failure, described, passing, place_of, traced
-from fsl.plan import Spec
+from fsl.faults import TRACEBACK, Failure, described, is_temporary, place_of, traced
+from fsl.importing.spec import Spec
 from fsl.trainers import Replicated
+
+pytestmark = pytest.mark.slow
 
 
 def simulate(strategy=None, model=None, **options):
@@ -103,11 +105,11 @@ def test_the_place_is_the_users_innermost_line_not_that_of_a_library_it_calls():
 
 def test_where_no_line_is_the_users_the_place_is_fsls_own(monkeypatch):
     monkeypatch.setattr("fsl.faults._is_users", lambda frame: False)
-    assert re.search(r"fsl/batches.py, line \d+, in plan_batches$", place_of(raised_by(lambda: _bad_batches())))
+    assert re.search(r"fsl/round/batches.py, line \d+, in plan_batches$", place_of(raised_by(lambda: _bad_batches())))
 
 
 def _bad_batches():
-    from fsl.batches import plan_batches
+    from fsl.round.batches import plan_batches
 
     plan_batches(torch.arange(3), None, 0, False)
 
@@ -287,7 +289,7 @@ def test_a_failure_in_another_process_is_the_same_error_here(tmp_path):
     ids=lambda value: type(value).__name__,
 )
 def test_only_what_may_pass_is_worth_another_try(error, again):
-    assert passing(error) is again
+    assert is_temporary(error) is again
 
 
 MODEL = """

@@ -11,16 +11,8 @@ from safetensors.torch import save
 
 from fsl import files
 from fsl.errors import CheckpointError
-from fsl.files import (
-    load_metadata,
-    load_tensors,
-    save_tensors,
-    to_json,
-    write_bytes,
-    write_json,
-    write_text,
-)
-from fsl.store import Store
+from fsl.files import load_metadata, load_tensors, save_tensors, to_json, write_bytes, write_json, write_text
+from fsl.round.node_store import Store
 
 
 def out_of_space(*_):

@@ -12,21 +12,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 import fsl
-from fsl.deployment.certs import Certificates as Folder
+from fsl.deployment.certs import CertificateFolder as Folder
 from fsl.deployment.certs import identities, issue
-from fsl.deployment.record import alone_in
+from fsl.deployment.local.federation_record import alone_in
 from fsl.errors import CheckpointError, ConfigError, WireError
 from fsl.files import save_tensors, write_json
-from fsl.parts import EdgePart, EdgePeer, Part, Ticket, Visitor
-from fsl.plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan, Spec
+from fsl.importing.spec import Spec
+from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.privacy.settings import Privacy, RandomizedLabels
 from fsl.private_files import own_folder, private_folder
-from fsl.store import Store
-from fsl.wire.journal import Journal
+from fsl.round.node_store import Store
+from fsl.wire.edge.journal import Journal
 from fsl.wire.options import Certificates
 from fsl.wire.tokens import Claims, load_private_key
-from tests.conftest import small_model, small_task
-from tests.wired import Wired
+from tests.helpers.small import small_model, small_task
+from tests.helpers.wired import Wired
 
 CLAIMS = Claims("run", 3, 7, (0, 2), 40, 1000, 1, b"f" * 32)
 
@@ -108,7 +109,7 @@ def test_results_of_a_simulation_can_be_shared(tmp_path):
 
 def test_a_cache_of_images_is_closed_also_where_an_earlier_one_was_open(tmp_path, monkeypatch):
     from fsl.data import images
-    from tests.test_class_names import fill
+    from tests.helpers.image_files import fill
 
     cache = tmp_path / "cache"
     monkeypatch.setenv("FSL_CACHE", str(cache))
@@ -163,14 +164,22 @@ TASK = {"device": 0, "version": 0, "saved": 0}
 
 def a_part(**ticket):
     edge = EdgePart(
-        CohortTask(0, (DeviceTask(0),)),
-        "ab" * 32,
-        1,
-        (EdgePeer(1, "127.0.0.1:1", "cd" * 32),),
-        (Visitor(DeviceTask(1), 1),),
+        cohort=CohortTask(edge=0, devices=(DeviceTask(device=0),)),
+        cloud_key="ab" * 32,
+        fence=1,
+        peers=(EdgePeer(edge=1, address="127.0.0.1:1", key="cd" * 32),),
+        visitors=(Visitor(task=DeviceTask(device=1), home=1),),
     )
-    there = Ticket(DeviceTask(0), 0, "edge0.example.org:9000", "ee" * 40, ((1, "[::1]:90"),))
-    return Part((edge,), (replace(there, **ticket),), "ff" * 32, (DeviceTask(2),), 5)
+    there = Ticket(
+        task=DeviceTask(device=0), edge=0, address="edge0.example.org:9000", token="ee" * 40, others=((1, "[::1]:90"),)
+    )
+    return NodePart(
+        edges=(edge,),
+        tickets=(replace(there, **ticket),),
+        relay_key="ff" * 32,
+        alone=(DeviceTask(device=2),),
+        replicate_every=5,
+    )
 
 
 def a_plan():
@@ -178,10 +187,10 @@ def a_plan():
         run="r",
         seed=0,
         round=1,
-        cohorts=(CohortTask(0, (DeviceTask(0),)),),
+        cohorts=(CohortTask(edge=0, devices=(DeviceTask(device=0),)),),
         fronts="private",
         trainer=Spec("fsl.trainers.Pooled"),
-        device=Spec("fsl.device.Device"),
+        device=Spec("fsl.round.front_device.Device"),
         one_by_one=False,
         optimizer=Spec("torch.optim.SGD"),
         learning_rates={"front": 0.1},
@@ -213,8 +222,8 @@ def put(raw, way, value):
 
 
 def test_a_part_survives_its_way():
-    assert Part.from_json(a_part().to_json()) == a_part()
-    assert Part.from_json(Part().to_json()) == Part()
+    assert NodePart.from_json(a_part().to_json()) == a_part()
+    assert NodePart.from_json(NodePart().to_json()) == NodePart()
 
 
 _OTHERS = ("deadline", "learning_rates", "seed", "one_by_one", "reset_optimizer", "privacy", "probe", "kwargs")
@@ -245,8 +254,12 @@ def _numbers(value):
 @pytest.mark.parametrize("junk", OUTSIDE, ids=lambda value: ascii(value)[:20])
 def test_no_field_of_a_part_or_a_plan_leads_anywhere_else(junk):
     """Every value of a message in turn: it is refused, or what comes of it holds plain numbers alone."""
-    for read, whole in ((Part.from_json, a_part()), (RoundPlan.from_json, a_plan()), (EvaluatePlan.from_json, None)):
-        text = (whole or EvaluatePlan("r", 1, (DeviceTask(0),))).to_json()
+    for read, whole in (
+        (NodePart.from_json, a_part()),
+        (RoundPlan.from_json, a_plan()),
+        (EvaluatePlan.from_json, None),
+    ):
+        text = (whole or EvaluatePlan(run="r", round=1, devices=(DeviceTask(device=0),))).to_json()
         for way in leaves(json.loads(text)):
             found, refusal = taken(read, put(json.loads(text), way, junk))
             assert found is None or numbers_are_plain(found), way
@@ -262,7 +275,7 @@ def test_an_address_is_a_host_and_a_port(address):
     raw = json.loads(a_part().to_json())
     raw["tickets"][0]["address"] = address
     with pytest.raises(WireError, match="this is no part in a round"):
-        Part.from_json(json.dumps(raw))
+        NodePart.from_json(json.dumps(raw))
 
 
 @pytest.mark.parametrize("owner", ["../x", "/x", "a/../../b", ".", "a/.hidden", "", "fronts//3", "a\0b", "fronts/\n"])
@@ -282,7 +295,7 @@ def test_a_crafted_part_writes_and_deletes_nothing_outside(tmp_path):
     raw = json.loads(a_part().to_json())
     raw["tickets"][0]["task"]["device"] = "../../../outside"
     with pytest.raises(WireError, match=r"this is no part in a round|this is not a round's plan"):
-        Part.from_json(json.dumps(raw))
+        NodePart.from_json(json.dumps(raw))
 
 
 # Sessions on disk

@@ -1,12 +1,14 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from fsl import seeds
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_seeds_in_every_process():
     code = "from fsl import seeds; print(seeds.derive(7, 'batches', device=3, round=2, step=5))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
+from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Critic, Decoder, Encoder, drawn_from
 from fsl.data import Examples
 from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
-from fsl.learner import dump_optimizer, load_optimizer
-from fsl.messages import Reply, Upload
-from fsl.plan import Spec
-from fsl.privacy.device import clipped
-from fsl.states import State, WeightedSum
-from fsl.targets import path_of
+from fsl.importing.import_paths import path_of
+from fsl.importing.spec import Spec
+from fsl.privacy.private_cut import clipped
+from fsl.segments.optimizer import dump_optimizer, load_optimizer
+from fsl.segments.states import State
+from fsl.segments.sums import WeightedSum
 from fsl.trainers import EdgeBench, EdgeTrainer
+from fsl.trainers.uploads import Reply, Upload
 
 _PUBLIC = "public.safetensors"
 _NETWORKS = "networks"
@@ -78,7 +79,7 @@ class Hijacker(EdgeTrainer):
         return [self._answer(message) for message in messages]
 
     def result(self) -> WeightedSum:
-        """The back as it came; what was learnt is put away."""
+        """Save the adversary's networks, and return the back unchanged."""
         if self._networks is not None:
             parts = {_NETWORKS: self._networks.state_dict()}
             parts |= {name: dump_optimizer(optimizer) for name, optimizer in self._optimizers.items()}
@@ -195,8 +196,7 @@ class FSHA(Attack):
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        given = {name: n for name, n in (("rounds", self.rounds), ("still", self.still)) if n is not None}
-        at_least_one(turns=self.turns, samples=self.samples, **given)
+        at_least_one(turns=self.turns, samples=self.samples, rounds=self.rounds, still=self.still)
         above_zero(lr=self.lr, critic_lr=self.critic_lr, penalty=self.penalty, scale=self.scale)
 
     def run(self, target: Target) -> Finding:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fsl import seeds
-from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
+from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Decoder, drawn_from
 from fsl.attacks.sights import Sights
 
@@ -31,8 +31,7 @@ class Inversion(Attack):
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        given = {} if self.sights is None else {"sights": self.sights}
-        at_least_one(steps=self.steps, batch_size=self.batch_size, samples=self.samples, **given)
+        at_least_one(steps=self.steps, batch_size=self.batch_size, samples=self.samples, sights=self.sights)
         above_zero(lr=self.lr)
 
     def run(self, target: Target) -> Finding:

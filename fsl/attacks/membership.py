@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fsl.attacks.base import Attack, Finding, Target, at_least_one
+from fsl.attacks.attack import Attack, Finding, Target, at_least_one
 from fsl.data import Examples
 from fsl.errors import ConfigError
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fsl.attacks.base import Pictures
+from fsl.attacks.attack import Pictures
 from fsl.files import load_tensors, save_tensors
-from fsl.plotting import save_png
+from fsl.run.plotting import save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fsl.attacks.base import Target
+from fsl.attacks.attack import Target
 from fsl.data import Examples
 
 _GROUPS = 32  # sights that stay apart, at most; of neighbouring ones the mean is taken

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsl.attacks.base import Attack, Finding, Target, above_zero, at_least_one, reconstruction
+from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import drawn_from
 from fsl.attacks.sights import Sights
 from fsl.errors import ConfigError
-from fsl.privacy.device import clipped
+from fsl.privacy.private_cut import clipped
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class UnSplit(Attack):
     adversary: ClassVar[str] = "edge"
 
     def __post_init__(self) -> None:
-        given = {} if self.sights is None else {"sights": self.sights}
-        at_least_one(rounds=self.rounds, inner=self.inner, samples=self.samples, **given)
+        at_least_one(rounds=self.rounds, inner=self.inner, samples=self.samples, sights=self.sights)
         above_zero(inputs_lr=self.inputs_lr, front_lr=self.front_lr)
         for name, value in (("smoothness", self.smoothness), ("magnitude", self.magnitude)):
             if not (math.isfinite(value) and value >= 0):

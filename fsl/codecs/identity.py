@@ -1,26 +1,26 @@
-"""No compression."""
+"""Sends tensors without compression."""
 
 from typing import ClassVar
 
 from torch import Tensor
 
-from fsl.codecs.base import Codec, Payload, described
+from fsl.codecs.codec import Codec, Payload, described
 from fsl.errors import WireError
 
 
 class Identity(Codec):
-    """Sends tensors as they are; in one process they are not copied. Error: none."""
+    """Sends tensors as they are, in one process without a copy. Error: none."""
 
     name: ClassVar[str] = "identity"
     rowwise: ClassVar[bool] = True
 
     def encode(self, values: Tensor) -> Payload:
-        """The tensor itself."""
+        """Returns the tensor itself."""
         return Payload("identity", (("values", values),))
 
     def decode(self, payload: Payload) -> Tensor:
-        """The tensor itself."""
-        # Any dtype will do, so no `unpack`: this runs twice a training step, and is to cost nothing.
+        """Returns the tensor itself."""
+        # Takes any dtype, so needs no `unpack`: this runs twice a training step, and must cost nothing.
         if payload.codec != "identity" or len(payload.arrays) != 1:
             raise WireError(f"codec 'identity' takes one array; it got {described(payload)}")
         return payload.arrays[0][1]

@@ -1,9 +1,11 @@
-"""Simulated seconds and energy, from what devices, edges and links can do and what a model's stages cost."""
+"""Simulates seconds and joules of rounds, from profiles of devices, edges and links and the costs of stages."""
 
-from fsl.costs.model import CostModel, Machines, machines
+from fsl.costs.cost_model import CostModel, Machines, machines
+from fsl.costs.hardware import Hardware
 from fsl.costs.pricing import CutPrice, price
 from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
-from fsl.costs.rounds import DeviceLoad, RoundCost, Serving, round_cost, serving_of
+from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
+from fsl.costs.serving import Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, segment_costs, stage_costs
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "Hardware",
     "LinkChoice",
     "LinkProfile",
     "Machines",

@@ -3,27 +3,30 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
-from fsl.batches import needs_two_rows
-from fsl.codecs import Codec
-from fsl.codecs.choice import CodecChoice, codec_spec
-from fsl.codecs.spec import codec_of
-from fsl.costs.model import CostModel, machines
-from fsl.costs.profiles import DeviceChoice, LinkChoice
-from fsl.costs.rounds import DeviceLoad, Serving, serving_of
+from fsl.codecs.codec_maker import codec_of
+from fsl.costs.cost_model import CostModel
+from fsl.costs.hardware import Hardware, HardwareOptions
+from fsl.costs.round_cost import DeviceLoad
+from fsl.costs.serving import Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
-from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
-from fsl.federation import CloudStrategy, Federation
-from fsl.modes import start_training
+from fsl.data import Examples, Partition, Partitioner, TaskData, as_partitioner, as_task, divide
+from fsl.errors import ConfigError
+from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.objective import Objective, as_objective
-from fsl.plan import Spec
-from fsl.targets import locate
-from fsl.wire.format import reply_bytes, upload_bytes
-from fsl.workload import in_double
+from fsl.segments.modes import needs_two_rows, start_training
+from fsl.segments.tensor_places import in_double
+from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.given_strategy import as_strategy
+from fsl.settings.option_groups import takes_options
+from fsl.settings.training_settings import Training, TrainingOptions
+from fsl.settings.wire_settings import Wire, WireOptions
+from fsl.split.cutting import Place
 
 
 @dataclass(frozen=True)
@@ -43,67 +46,78 @@ class CutPrice:
     back_flops: float
 
 
+class PriceOptions(TrainingOptions, WireOptions, HardwareOptions, total=False):
+    """The short keywords of `price`: the fields of its groups."""
+
+
+@takes_options(Training, Wire, Hardware)
 def price(
     model: nn.Module,
-    train_data: TaskData | Examples | Any,
+    train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
     *,
-    strategy: CloudStrategy,
+    strategy: CloudStrategy | type | str,
     cuts: Sequence[str] | None = None,
-    devices: int = 10,
     partition: Partitioner | Any = None,
-    samples_per_device: int | None = None,
     objective: Objective | Any | None = None,
-    edges: int = 1,
-    local_epochs: int = 1,
-    batch_size: int = 16,
-    up: CodecChoice = "fsl.codecs.Identity",
-    down: CodecChoice = "fsl.codecs.Identity",
-    seed: int = 0,
-    device_profile: DeviceChoice = "pi4",
-    edge_profile: DeviceChoice = "edge_gpu",
-    link_profile: LinkChoice = "wifi_75",
+    training: Training | None = None,
+    wire: Wire | None = None,
+    hardware: Hardware | None = None,
+    **options: Unpack[PriceOptions],
 ) -> list[CutPrice]:
-    """A round of all devices at every possible cut (or at `cuts`), in the model's order; arguments as `fsl.simulate`'s.
+    """Predict the first round of all devices at every possible cut (or at `cuts`): a `CutPrice` each, in model order.
 
-    Nothing is trained: bytes follow from shapes and codecs, exactly as they would be sent.
+    Arguments, groups and their short keywords mean what they mean to `fsl.simulate`. Nothing is trained: bytes follow
+    from shapes and codecs, exactly as they would be sent. ConfigError for `devices_per_round`: all devices are priced.
     """
     task = as_task(train_data, double=in_double(model))
-    divided = divide(task, as_partitioner(partition, train_data), devices, samples_per_device, seed)
-    strategy = copy.deepcopy(strategy)  # it is bound to a run of its own here
-    specs = [codec_spec(name, given) for name, given in (("codec.up", up), ("codec.down", down))]
-    federation = Federation("price", seed, 1, devices, {}, edges, None, local_epochs, batch_size)
-    strategy.bind(replace(federation, up=specs[0], down=specs[1]))
+    training, wire = Training.of(training, options), Wire.of(wire, options)
+    if training.devices_per_round is not None:
+        raise ConfigError(f"devices_per_round={training.devices_per_round}: price has all devices train; leave it out")
+    if "backhaul_profile" in options:
+        raise ConfigError("backhaul_profile: price has no device move between edges; leave it out")
+    hardware = Hardware.of(hardware, options)
+    rule = as_partitioner(partition, train_data)
+    divided = divide(task, rule, training.devices, training.samples_per_device, training.seed)
+    strategy = copy.deepcopy(as_strategy(strategy))  # it is bound to a run of its own here
+    strategy.bind(Federation(run="price", training=training, wire=wire))
     spec = strategy.trainer(1)
-    trainer = None if spec is None else locate(spec.target)(**spec.kwargs)
-    serving = serving_of(trainer, strategy.fronts)
+    serving = serving_of(None if spec is None else spec.build(), strategy.fronts)
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
-    places = machines(device_profile, edge_profile, link_profile)
-    labels = task.train.targets[:1]
-    trained = copy.deepcopy(model)
-    start_training(trained)
-    skip = needs_two_rows([trained])
-    edge_of = getattr(strategy, "edge_of", lambda device: device % edges)
+    places = hardware.machines(moving=False)
+    edge_of = getattr(strategy, "edge_of", lambda device: device % training.edges)
+    batches = _batches(model, divided, training)
     prices = []
     for index, stage in enumerate(stages[:-1]):
         front, back = stages[: index + 1], stages[index + 1 :]
-        segments = (
-            SegmentCost("front", "device", _sum(front, "forward_flops"), _sum(front, "backward_flops")),
-            SegmentCost("back", "edge", _sum(back, "forward_flops"), _sum(back, "backward_flops")),
-        )
+        segments = (_segment("front", "device", front), _segment("back", "edge", back))
         sent = stages if serving.kind == "none" else front
         model_bytes = 0 if strategy.fronts == "private" else 2 * int(_sum(sent, "parameter_bytes"))
         loads = [
-            _load(
-                _Batches.of(divided.size(device), batch_size, local_epochs, skip), stage, serving, _built(specs), labels
+            replace(
+                _load(own, stage, serving, wire, task.train.targets[:1]),
+                device=device,
+                edge=edge_of(device),
+                model_bytes=model_bytes,
             )
-            for device in range(devices)
+            for device, own in enumerate(batches)
         ]
-        loads = [
-            replace(load, device=device, edge=edge_of(device), model_bytes=model_bytes)
-            for device, load in enumerate(loads)
-        ]
-        prices.append(_priced(stage.name, CostModel(seed, places, segments), loads, serving))
+        prices.append(_priced(stage.name, CostModel(training.seed, places, segments), loads, serving))
     return prices
+
+
+def _segment(name: str, place: Place, stages: Sequence[StageCost]) -> SegmentCost:
+    return SegmentCost(name, place, _sum(stages, "forward_flops"), _sum(stages, "backward_flops"))
+
+
+def _batches(model: nn.Module, divided: Partition, training: Training) -> list["_Batches"]:
+    """Each device's batches of a round, as this model takes them."""
+    trained = copy.deepcopy(model)
+    start_training(trained)
+    skip = needs_two_rows([trained])
+    return [
+        _Batches.of(divided.size(device), training.batch_size, training.local_epochs, skip)
+        for device in range(training.devices)
+    ]
 
 
 def _priced(cut: str, costs: CostModel, loads: Sequence[DeviceLoad], serving: Serving) -> CutPrice:
@@ -121,15 +135,14 @@ class _Batches:
 
     @staticmethod
     def of(samples: int, batch_size: int, epochs: int, skip_single: bool) -> "_Batches":
-        """As `fsl.batches.plan_batches` cuts them."""
+        """As `fsl.round.batches.plan_batches` cuts them."""
         full, rest = divmod(samples, batch_size)
         rest = 0 if rest == 1 and skip_single else rest
         return _Batches(tuple((n, rows) for n, rows in ((full * epochs, batch_size), (epochs, rest)) if n and rows))
 
 
-def _load(
-    batches: _Batches, stage: StageCost, serving: Serving, codecs: tuple[Codec, Codec], label: torch.Tensor
-) -> DeviceLoad:
+def _load(batches: _Batches, stage: StageCost, serving: Serving, wire: Wire, label: torch.Tensor) -> DeviceLoad:
+    codecs = codec_of(wire.up_spec), codec_of(wire.down_spec)
     up = down = 0
     for count, rows in batches.sizes if serving.kind != "none" else ():
         values, targets = torch.zeros(rows, *stage.output_shape), label.expand(rows, *label.shape[1:])
@@ -137,11 +150,6 @@ def _load(
         down += count * reply_bytes(codecs[1].encode(values)) if serving.kind != "stream" else 0
     steps = sum(count for count, _ in batches.sizes)
     return DeviceLoad(0, 0, steps, sum(count * rows for count, rows in batches.sizes), up, down, 0)
-
-
-def _built(specs: Sequence[Spec]) -> tuple[Codec, Codec]:
-    up, down = map(codec_of, specs)
-    return up, down
 
 
 def _sum(stages: Sequence[StageCost], name: str) -> float:

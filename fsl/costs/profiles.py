@@ -1,4 +1,4 @@
-"""What devices, edges and links can do: profiles whose every number names its source, and who has which."""
+"""Profiles of devices, edges and links, whose every number names its source, and their assignment."""
 
 import math
 from bisect import bisect_right
@@ -12,17 +12,17 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from fsl import seeds
-from fsl.config import build
 from fsl.errors import ConfigError
+from fsl.importing.building import build
 
 
 @dataclass(frozen=True)
 class DeviceProfile:
     """A machine that trains: a device, or an edge server.
 
-    `flops_per_second` is what training reaches, not the peak; of each slot, where an edge has several.
-    `power_active_watts`: while it computes; `power_idle_watts`: else. None where nobody measured: then there is no
-    energy. `slots`: how many steps an edge serves at once. `sources` names where each number is from.
+    `flops_per_second` is what training reaches, not the peak, for each slot of an edge. `power_active_watts`: while it
+    computes; `power_idle_watts`: otherwise. None where nobody measured: then there is no energy. `slots`: how many
+    steps an edge serves at once. `sources` names each number's source.
     """
 
     name: str
@@ -42,7 +42,7 @@ class DeviceProfile:
 
 @dataclass(frozen=True)
 class LinkProfile:
-    """The link between a device and its edge, in both directions; the cloud is reached over it too.
+    """The link between a device and its edge, in both directions; it also leads to the cloud.
 
     `latency_s` is one way. `transmit_watts` and `receive_watts` are what the device's radio draws on top of the idle
     device. `trace`: pairs [second of the run, factor on both rates], each valid until the next; before the first one,
@@ -85,7 +85,7 @@ class LinkProfile:
         return [0.0, *(entry[0] for entry in self.trace)], [1.0, *(entry[1] for entry in self.trace)]
 
     def seconds(self, size: float, mbit: float, start: float) -> float:
-        """How long `size` bytes take at a rate of `mbit` Mbit/s that the trace scales, latency apart."""
+        """Returns the seconds for `size` bytes at `mbit` Mbit/s, scaled by the trace, without latency."""
         needed = size * 8e-6 / mbit  # seconds at factor 1
         if not self.trace:
             return needed
@@ -108,30 +108,30 @@ Profile = TypeVar("Profile", DeviceProfile, LinkProfile)
 
 @dataclass(frozen=True)
 class Mixed:
-    """Different profiles in one run: drawn from the seed by `shares` (name to weight), or by id as `assign` lists.
+    """Mixes profiles in one run: draws from the seed by `shares` (name to weight), or goes by id through `assign`.
 
-    `assign` wins; ids beyond its end start over. An entry of it is a profile's name, or a profile.
+    `assign` wins, and repeats for ids beyond its end. Its entries are profiles or their names.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
     assign: Sequence[Any] | None = None
 
 
-# What a user may give: one for all by name or as it is, names with shares to draw from, or a list by id.
+# A user's choice: one profile for all, or its name; names with shares to draw from; or a list by id.
 DeviceChoice = str | DeviceProfile | Mixed | Mapping[str, float] | Sequence[str | DeviceProfile]
 LinkChoice = str | LinkProfile | Mixed | Mapping[str, float] | Sequence[str | LinkProfile]
 
 
 @dataclass(frozen=True)
 class Assignment(Generic[Profile]):
-    """Which profile a device or an edge has, by its id: by draw where there are `shares`, in turn otherwise."""
+    """Assigns profiles to devices or edges by id: by draw where there are `shares`, in turn otherwise."""
 
     kind: str
     profiles: tuple[Profile, ...]
     shares: tuple[float, ...] = ()
 
     def of(self, id: int, seed: int) -> Profile:
-        """The profile of this id; a draw depends on seed, kind and id alone."""
+        """Returns the profile of this id; a draw depends on seed, kind and id alone."""
         if not self.shares:
             return self.profiles[id % len(self.profiles)]
         bounds = list(accumulate(self.shares))
@@ -139,22 +139,22 @@ class Assignment(Generic[Profile]):
         return self.profiles[min(bisect_right(bounds, draw), len(bounds) - 1)]
 
     def describe(self) -> str:
-        """Names and figures as text, for a run's settings."""
+        """Returns names and numbers as text, for a run's settings."""
         texts = [described(profile) for profile in self.profiles]
         return ", ".join(f"{share} x {text}" for share, text in zip(self.shares, texts)) or ", ".join(texts)
 
 
 def described(profile: DeviceProfile | LinkProfile) -> str:
-    """A profile's name and the figures that differ from none, without sources."""
+    """Describe a profile by its name and the numbers it sets, without sources."""
     figures = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name not in ("name", "sources")}
     known = [f"{name}={list(map(list, v)) if name == 'trace' else v}" for name, v in figures.items() if v is not None]
     return f"{profile.name}({', '.join(known)})"
 
 
 def assignment(kind: str, given: Any, group: str) -> "Assignment[Any]":
-    """Who has which profile, from what a user gives: one for all, a list by id, or shares to draw from.
+    """Read an assignment from a user's choice: one profile for all, a list by id, or shares to draw from.
 
-    `kind` is what draws and messages call it; `group` the folder of named profiles, "device" or "link".
+    `kind` names it in draws and messages; `group` is the folder of named profiles, "device" or "link".
     """
     if isinstance(given, Mapping):
         given = Mixed(shares=given)
@@ -174,14 +174,14 @@ def assignment(kind: str, given: Any, group: str) -> "Assignment[Any]":
 
 
 def names(group: str) -> list[str]:
-    """The profiles that come with fsl, of group "device" or "link"."""
+    """List the profiles that come with fsl, of group "device" or "link"."""
     files = (resources.files("fsl.configs") / group).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name not in ("mixed.yaml",))
 
 
 @lru_cache(maxsize=64)
 def load_profile(group: str, name: str) -> Any:
-    """The profile of this name, of group "device" or "link"; ConfigError if there is none."""
+    """Load the profile of this name, of group "device" or "link"; ConfigError if there is none."""
     if name not in names(group):
         raise ConfigError(f"there is no {group} profile '{name}'. There are: {', '.join(names(group))}")
     text = (resources.files("fsl.configs") / group / f"{name}.yaml").read_text()

@@ -1,4 +1,4 @@
-"""What a model's stages cost: FLOPs as torch counts them, parameters, and what crosses a cut behind each."""
+"""Measures a model's stages: FLOPs as torch counts them, parameters, and the bytes that cross a cut behind each."""
 
 import copy
 from collections import OrderedDict
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.data import Examples
-from fsl.modes import start_training
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
-from fsl.split import Place, possible_cuts, split
-from fsl.states import Layout
+from fsl.segments.modes import start_training
+from fsl.segments.states import Layout
+from fsl.split.cutting import Place, possible_cuts, split
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class StageCost:
     """The part of a model from one cut to the next, for one sample.
 
     `name`: the last module in it, which is the cut behind it; the last stage has none and is called "output".
-    A multiply-add is two FLOPs. Counted are matrix products, convolutions and attention (what
-    `torch.utils.flop_counter` knows); activations, pooling, normalisation, the loss and the optimizer are not.
-    `backward_flops`: gradients of weights and, but for the model's own input, of the stage's input.
+    A multiply-add is two FLOPs. It counts matrix products, convolutions and attention (what `torch.utils.flop_counter`
+    knows), not activations, pooling, normalisation, the loss and the optimizer. `backward_flops`: gradients of weights
+    and, except for the model's own input, of the stage's input.
     """
 
     name: str
     forward_flops: float
     backward_flops: float
-    parameter_bytes: int  # with buffers: what is sent when the stage is
-    output_shape: tuple[int, ...]  # without the batch
-    output_bytes: float  # as it leaves the stage, before any codec
+    parameter_bytes: int  # with buffers, as they are sent
+    output_shape: tuple[int, ...]  # without the batch dimension
+    output_bytes: float  # of one sample, before any codec
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,25 @@ class SegmentCost:
 
 @dataclass
 class _Mark:
-    """What was counted when a cut's output was ready, and when its gradient was."""
+    """Counts at the times when a cut's output, and its gradient, were ready."""
 
     output: Tensor
     forward: int
-    backward: int | None = None  # behind the cut; None where no gradient comes that far
+    backward: int | None = None  # FLOPs behind the cut; None where no gradient reaches it
 
 
 def stage_costs(
     model: nn.Module, examples: Examples, objective: Objective, cuts: Sequence[str] | None = None
 ) -> tuple[StageCost, ...]:
-    """The costs between `cuts` (default: every possible cut; of cuts at one place only the outermost).
+    """Measure the costs between `cuts` (default: every possible cut; of cuts at one place only the outermost).
 
-    One forward and backward of a copy of the model on the first example, twice in a batch (batch normalisation needs
-    two rows). Neither the model nor any random stream of a run is touched.
+    Runs one forward and backward of a copy of the model on the first example, twice in a batch (batch normalisation
+    needs two rows). It touches neither the model nor any random stream of a run.
     """
     copied = copy.deepcopy(model).cpu()
     start_training(copied)
     wanted = possible_cuts(copied) if cuts is None else list(cuts)
-    # Other runs may be at work in other threads, and reseed the generators that dropout draws from.
+    # Runs in other threads may be reseeding the generators that dropout draws from.
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
         inputs, targets = examples.batch(torch.tensor([0, 0]))
         marks, forward, total, outputs = _count(copied, wanted, inputs, targets, objective)
@@ -89,9 +89,9 @@ def segment_costs(
     objective: Objective,
     head: nn.Module | None = None,
 ) -> tuple[SegmentCost, ...]:
-    """The costs of the segments that a model is cut into; counted as in `stage_costs`.
+    """Measure the costs of the segments that a model is cut into, as in `stage_costs`.
 
-    With a `head` devices train by a loss of their own: it is worked before the front's backward, and counted with it.
+    With a `head` devices train by their own loss: it runs before the front's backward, and counts with it.
     """
     parts = split(copy.deepcopy(model), cut)
     stages = stage_costs(model, examples, objective, parts.cuts)
@@ -107,7 +107,7 @@ def segment_costs(
 
 @dataclass(frozen=True)
 class _Running:
-    """Sums up to a cut, over the rows of the batch."""
+    """Running sums up to a cut, over the rows of the batch."""
 
     forward: int = 0
     backward: int = 0

@@ -1,11 +1,12 @@
-"""Data: loaders on `datasets`, partitions on `flwr-datasets`, a user's own Dataset."""
+"""Loads data by `datasets`, divides them by `flwr-datasets`, and takes a user's own Dataset."""
 
 from fsl.data.augment import Augmentation
+from fsl.data.dividing import divide
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples
-from fsl.data.given import as_examples, from_dataset
+from fsl.data.given_data import as_examples, from_dataset
 from fsl.data.loaders import cifar10, digits, images
 from fsl.data.own_partitions import Given, as_partitioner
-from fsl.data.partition import Partition, class_counts, divide, limited
+from fsl.data.partition import Partition, class_counts, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
 

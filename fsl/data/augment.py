@@ -1,4 +1,4 @@
-"""Augmentation of image batches, on tensors."""
+"""Augments batches of images, as tensors."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Augmentation:
             raise ConfigError(f"augment.crop={self.crop}: the pixels of padding cannot be negative")
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch (B, C, H, W): every draw from the generator, one gather for the whole batch."""
+        """Augment a batch (B, C, H, W), with all draws from `generator`, and one gather for the whole batch."""
         if inputs.dim() != 4:
             raise ConfigError(f"augment wants image batches (B, C, H, W), not {tuple(inputs.shape)}; turn it off")
         count, _, height, width = inputs.shape

@@ -1,4 +1,4 @@
-"""The names by which sets of examples number their classes."""
+"""Compares the class names by which sets of examples number their classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ _SHOWN = 10
 
 
 def names_of(dataset: Any) -> tuple[str, ...] | None:
-    """The names by which a Dataset numbers its classes, as torchvision's say in `classes`; None where it says none.
+    """Returns the names by which a Dataset numbers its classes, torchvision's `classes`; None where it has none.
 
-    DataError for datasets put together whose numbers mean different classes.
+    DataError for concatenated datasets whose numbers mean different classes.
     """
     if isinstance(dataset, DatasetExamples | Subset):
         return names_of(dataset.dataset)
@@ -31,7 +31,7 @@ def names_of(dataset: Any) -> tuple[str, ...] | None:
 
 
 def refuse_others(names: Sequence[str], others: Sequence[str], who: str, longer: bool = False) -> None:
-    """DataError where a number means one class here and another there; `longer`: the others may have more."""
+    """Raise DataError where a number means one class here and another there; `longer`: the others may have more."""
     for k, (one, other) in enumerate(zip(names, others)):
         if one != other:
             raise DataError(
@@ -43,5 +43,5 @@ def refuse_others(names: Sequence[str], others: Sequence[str], who: str, longer:
 
 
 def some(names: Sequence[object]) -> str:
-    """The first of these names, in words."""
+    """Returns the first of these names, for a message."""
     return ", ".join(ascii(str(name)[:60])[1:-1] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,4 +1,4 @@
-"""Which images of a split are grey and which coloured, from their headers alone."""
+"""Finds out from headers alone which images of a split are grey and which coloured."""
 
 import io
 import json
@@ -21,7 +21,7 @@ _MOVING = ("GIF", "WEBP", "TIFF", "PNG", "MPO")  # formats that may have several
 
 @dataclass(frozen=True)
 class Headers:
-    """How many images of a split there are of each mode, with an alpha channel, and with several frames."""
+    """Counts a split's images by mode, and those with an alpha channel or several frames."""
 
     modes: Mapping[str, int]
     transparent: int = 0
@@ -29,33 +29,33 @@ class Headers:
 
     @property
     def grey(self) -> int:
-        """How many are grey."""
+        """Number of grey images."""
         return sum(count for mode, count in self.modes.items() if mode in GREY)
 
     @property
     def coloured(self) -> int:
-        """How many are not."""
+        """Number of coloured images."""
         return sum(self.modes.values()) - self.grey
 
     def __add__(self, other: "Headers") -> "Headers":
-        """Both splits' together."""
+        """Returns the counts of both splits together."""
         modes = dict(Counter(self.modes) + Counter(other.modes))
         return Headers(modes, self.transparent + other.transparent, self.moving + other.moving)
 
     def to_json(self) -> str:
-        """As text for the cache."""
+        """Returns the counts as text for the cache."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Headers":
-        """Back from the cache; ValueError, TypeError or AttributeError for what is damaged."""
+        """Read counts from the cache; ValueError, TypeError or AttributeError for damaged text."""
         values = json.loads(text)
         modes = {str(mode): int(count) for mode, count in values["modes"].items()}
         return cls(modes, int(values["transparent"]), int(values["moving"]))
 
 
 def headers_of(encoded_images: Any, where: str) -> Headers:
-    """The headers of images {"bytes", "path"}; nothing is decoded."""
+    """Read the headers of images {"bytes", "path"}; decodes none."""
     modes: Counter[str] = Counter()
     transparent = moving = 0
     for index, encoded in enumerate(encoded_images):
@@ -67,7 +67,7 @@ def headers_of(encoded_images: Any, where: str) -> Headers:
 
 
 def open_image(encoded: Any, index: int, where: str) -> Any:
-    """An image whose header is read; DataError, with its path, for what is none."""
+    """Open an image and read its header; DataError, with its path, for a file that is none."""
     import datasets
     from PIL import Image
 
@@ -76,13 +76,13 @@ def open_image(encoded: Any, index: int, where: str) -> Any:
             return Image.open(io.BytesIO(encoded["bytes"]))
         if "::" not in encoded["path"] and "://" not in encoded["path"]:
             return Image.open(encoded["path"])
-        return datasets.Image().decode_example(encoded)  # inside an archive, or elsewhere
+        return datasets.Image().decode_example(encoded)  # the image lies in an archive, or elsewhere
     except Exception as error:
         raise undecodable(encoded, index, where, error) from error
 
 
 def undecodable(encoded: Any, index: int, where: str, error: Exception) -> DataError:
-    """The refusal of an image that is broken, by its path or else its row."""
+    """Returns the error for a broken image, which names its path or else its row."""
     if encoded is None:
         return DataError(f"row {index} of a split of {where} has no image; leave the row out")
     path = encoded.get("path")
@@ -94,7 +94,7 @@ def undecodable(encoded: Any, index: int, where: str, error: Exception) -> DataE
 
 
 def channels_of(train: Headers, test: Headers, where: str) -> Channels:
-    """Grey only if every image is, of training and of tests: to make all grey loses what coloured ones show."""
+    """Returns 1 (grey) only if all training and test images are grey, since grey loses the colours of others."""
     channels: Channels = 3 if train.coloured or test.coloured else 1
     if bool(train.coloured) != bool(test.coloured):
         sides = ("coloured", "grey") if train.coloured else ("grey", "coloured")
@@ -114,7 +114,7 @@ def channels_of(train: Headers, test: Headers, where: str) -> Channels:
 
 
 def tell_losses(headers: Headers, where: str) -> None:
-    """Says what of the images is not used."""
+    """Log what of the images goes unused."""
     if headers.transparent:
         log.warning("%s: the transparency of %d images is dropped", where, headers.transparent)
     if headers.moving:

@@ -1,4 +1,4 @@
-"""Which columns of a data set hold images, labels and natural ids, and what is in them."""
+"""Finds and reads the columns of a data set that hold images, labels and natural ids."""
 
 import logging
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def find_column(rows: Any, name: str | None, kind: str, what: str, where: str) -> str:
-    """The column that was named, or else the only one whose feature is a `kind` (or that is called `what`)."""
+    """Find the named column, or else the only one whose feature is a `kind` (or whose name is `what`)."""
     columns = list(rows.features)
     if name is not None:
         if name not in columns:
@@ -33,9 +33,9 @@ def find_column(rows: Any, name: str | None, kind: str, what: str, where: str) -
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of a label column; class k is the k-th of the sorted `names` (whole numbers or texts).
+    """Numbers the classes of a label column: class k is the k-th of the sorted `names` (integers or texts).
 
-    With `given` class k is called `given[k]` instead, and the column has some of these.
+    With `given` class k is `given[k]` instead, and the column may lack some of these.
     """
 
     column: str
@@ -46,7 +46,7 @@ class Labels:
 
     @classmethod
     def of(cls, train: Any, column: str, where: str, given: Sequence[str] | None = None) -> "Labels":
-        """The classes of a training split: a ClassLabel's own, or the values that occur."""
+        """Read the classes of a training split: a ClassLabel's own, or the values that occur."""
         if given is not None and (len(given) < 2 or len(set(given)) < len(given)):
             raise DataError(f"data.classes={list(given)}: give the names of at least two classes, each once")
         feature = train.features[column]
@@ -71,7 +71,7 @@ class Labels:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What each class is called: as given, as the column declares, or as the label is written."""
+        """Names of the classes: as given, as the column declares, or as the labels read."""
         return self._own if self.given is None else self.given
 
     @property
@@ -79,7 +79,7 @@ class Labels:
         return tuple(map(str, getattr(self.feature, "names", None) or self.names.tolist()))
 
     def indices(self, rows: Any) -> np.ndarray:
-        """The class index of each row, int64 (N,); DataError for rows without a label or of an unknown class."""
+        """Returns the class index of each row, int64 (N,); DataError for a missing label or an unknown class."""
         values = _labelled(rows, self.column, self.where)
         if values.dtype.kind != self.names.dtype.kind:
             raise DataError(
@@ -112,7 +112,7 @@ class Labels:
         return np.array([index[name] for name in called], dtype=np.int64)[places.reshape(-1)]
 
     def tell_unseen(self, train: np.ndarray, test: np.ndarray) -> None:
-        """Says so where tests have classes, by their indices, that a declared column has and training does not."""
+        """Log test classes that the column declares and training lacks; `train` and `test` are class indices."""
         unseen = np.setdiff1d(test, train)
         if len(unseen):
             names = self.class_names
@@ -122,7 +122,7 @@ class Labels:
 
 
 def natural_ids(rows: Any, column: str, where: str) -> np.ndarray:
-    """The id that each row belongs to (N,)."""
+    """Returns the natural id of each row (N,)."""
     ids = rows[find_column(rows, column, "", "group", where)][:]
     if None in ids:
         raise DataError(f"column '{column}' of {where} has rows without an id; name another with data.group_column")

@@ -1,4 +1,4 @@
-"""Sets of examples, read by index."""
+"""Reads sets of examples by index."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ class Examples(ABC):
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Shape of one input."""
 
     @abstractmethod
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs (B, ...) and targets (B, ...) of these rows (int64, (B,)), in memory of their own."""
+        """Returns copies of inputs (B, ...) and targets (B, ...) of these rows (int64, (B,))."""
 
     @abstractmethod
     def subset(self, indices: Tensor) -> "Examples":
-        """These rows as a set of their own."""
+        """Returns these rows as a set of their own."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorExamples(Examples):
-    """Examples in memory: inputs (N, ...), normalised already, and targets (N, ...)."""
+    """Examples in memory: normalised inputs (N, ...), and targets (N, ...)."""
 
     draws: ClassVar[bool] = False
 
@@ -60,25 +60,25 @@ class TensorExamples(Examples):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Shape of one input."""
         return tuple(self.inputs.shape[1:])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Two gathers."""
+        """Returns copies of the rows' inputs and targets, by two gathers."""
         return self.inputs.index_select(0, indices), self.targets.index_select(0, indices)
 
     def subset(self, indices: Tensor) -> "TensorExamples":
-        """A copy of these rows."""
+        """Returns a copy of these rows."""
         return TensorExamples(*self.batch(indices))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As NumPy arrays, which pickle out of band: Ray's object store then hands every node the same memory.
+        # As NumPy arrays, which pickle out of band: Ray's object store then gives every node the same memory.
         return _from_arrays, (*_as_array(self.inputs), *_as_array(self.targets))
 
 
 def _as_array(tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
     tensor = tensor.contiguous()
-    if tensor.dtype == torch.bfloat16:  # which NumPy does not know
+    if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
         return tensor.view(torch.int16).numpy(), tensor.dtype
     return tensor.numpy(), tensor.dtype
 
@@ -90,7 +90,7 @@ def _from_arrays(
 
 
 class DatasetExamples(Examples):
-    """A user's Dataset as it is, for one whose transforms are random: items are fetched batch by batch.
+    """A user's Dataset as it is, for random transforms: it fetches items anew for each batch.
 
     Floats become float32; with `double`, float64 stays as it is.
     """
@@ -101,26 +101,26 @@ class DatasetExamples(Examples):
         self.targets = _read_targets(dataset, double) if targets is None else targets
 
     def in_double(self) -> "DatasetExamples":
-        """The same with float64 as it is; targets that are numbers are read anew."""
+        """Returns the same examples with float64 kept; reads numeric targets anew."""
         targets = None if self.targets.is_floating_point() else self.targets
         return self if self.double else DatasetExamples(self.dataset, targets, double=True)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Shape of one input."""
         return tuple(self.batch(torch.zeros(1, dtype=torch.int64))[0].shape[1:])
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The items, stacked; DataError where they cannot be."""
+        """Fetch and stack the items; DataError where they differ in shape or fail."""
         return read_rows(self.dataset, indices.tolist(), self.double)
 
     def subset(self, indices: Tensor) -> "DatasetExamples":
-        """The same dataset with these rows alone."""
+        """Returns the same dataset with these rows alone."""
         return DatasetExamples(Subset(self.dataset, indices.tolist()), self.targets[indices], self.double)
 
 
 def _read_targets(dataset: Dataset[Any], double: bool) -> Tensor:
-    """All targets; each item must be read for its own, so that its input is like the others is looked at as well."""
+    """Read all targets item by item, and check that all inputs are alike on the way."""
     count = length_of(dataset)
     inputs, targets = Column("input", dataset, 1, double), Column("target", dataset, count, double)
     for index, value, target in read_items(dataset, range(count)):

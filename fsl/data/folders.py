@@ -1,4 +1,4 @@
-"""What lies in a folder of images, before it is read: what would be left out or mislabelled is said, or refused."""
+"""Looks through a folder of images before loading, and reports or refuses what would be left out or mislabelled."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from fsl.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# By these words in the names of folders `datasets` tells splits; it knows them in small letters only.
+# `datasets` recognises splits by these words in folder names, in lower case only.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
@@ -30,14 +30,14 @@ class Images:
 
     images: Sequence[PurePath]
     parquet: Sequence[PurePath]
-    others: Sequence[PurePath]  # no images, by their names
-    empty: Sequence[PurePath]  # folders
-    links: Sequence[PurePath]  # to folders, which are not followed
-    described: bool  # by a file of metadata, which has the labels
+    others: Sequence[PurePath]  # files that are no images, by their names
+    empty: Sequence[PurePath]  # empty folders
+    links: Sequence[PurePath]  # links to folders, which nobody follows
+    described: bool  # whether a metadata file has the labels
 
 
 def look(path: Path) -> Images:
-    """Every file of a folder but hidden ones."""
+    """List all files of a folder except hidden ones."""
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     suffixes = set(ImageFolder.EXTENSIONS)
@@ -66,7 +66,7 @@ def look(path: Path) -> Images:
 
 
 def check_folder(found: Images, where: str, given: bool = False) -> None:
-    """DataError for a folder that has no one way to be read: its images' classes are the names of their folders.
+    """Raise DataError for an ambiguous folder: each image's class is the name of its folder.
 
     With `given` the classes are known from elsewhere, and the folder may lack some.
     """
@@ -98,7 +98,7 @@ def check_folder(found: Images, where: str, given: bool = False) -> None:
 
 
 def check_all_read(found: Images, rows: int, where: str) -> None:
-    """Says so where images are in no split."""
+    """Log images that are in no split."""
     if not found.described and 0 < rows < len(found.images):
         log.warning("%s: only %d of %d images belong to a split, others are not read", where, rows, len(found.images))
 
@@ -132,7 +132,7 @@ def _check_classes(found: Images, where: str, given: bool) -> None:
 
 
 def _check_splits(classes: Mapping[str, Mapping[str, PurePath]], where: str) -> None:
-    """DataError for classes of one split that training does not have."""
+    """Raise DataError for classes of another split that training lacks."""
     train = classes.get("train", {})
     if len({name for each in classes.values() for name in each}) == 1:
         name = next(name for each in classes.values() for name in each)
@@ -148,7 +148,7 @@ def _check_splits(classes: Mapping[str, Mapping[str, PurePath]], where: str) -> 
 
 
 def _split_of(path: PurePath) -> str | None:
-    """The split that a file belongs to by the names of its folders."""
+    """Returns a file's split by the names of its folders; None where none names one."""
     words = (match[1] for part in path.parts[:-1] if (match := _WORD.search(part)))
     return next((_SPLITS[word] for word in words), None)
 

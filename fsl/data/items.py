@@ -1,4 +1,4 @@
-"""Reading the items of a user's Dataset: what they are, where they fail, and how they stack."""
+"""Reads the items of a user's Dataset, checks them, and stacks them."""
 
 import random
 import sysconfig
@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from fsl.errors import DataError
+from fsl.faults import said
 
 _FOLDERS = {*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1])}
-_ELSEWHERE = tuple(f"{folder}{sep}" for folder in _FOLDERS)  # code that is not the user's
-_COMPARED = 16  # items that are read twice: a flip with chance 1/2 goes unseen in one set of 65,536
-_COMPARED_MORE = 256  # where the process's generators moved while the items were read
+_ELSEWHERE = tuple(f"{folder}{sep}" for folder in _FOLDERS)  # paths of code that is not the user's
+_COMPARED = 16  # items that it reads twice: a flip with chance 1/2 goes unseen in one of 65,536 sets
+_COMPARED_MORE = 256  # where the process's generators moved during the first reading
 _COMPLEX = "complex numbers are not built; give real ones, as torch.view_as_real does"
 
 
 def length_of(dataset: Any) -> int:
-    """How many items a map-style Dataset says it has; DataError where it says nothing, or none."""
+    """Returns a map-style Dataset's length; DataError where it has none, or is empty."""
     try:
         length = len(dataset)
     except Exception as error:
@@ -39,7 +40,7 @@ def length_of(dataset: Any) -> int:
 
 
 def read_items(dataset: Dataset[Any], indices: Iterable[int]) -> Iterator[tuple[int, Any, Any]]:
-    """Index, input and target of these items; DataError that names the index where one fails or is no pair."""
+    """Yields index, input and target of these items; DataError with the index where one fails or is no pair."""
     for index in indices:
         try:
             item = dataset[index]
@@ -59,7 +60,7 @@ def read_items(dataset: Dataset[Any], indices: Iterable[int]) -> Iterator[tuple[
 
 
 class Column:
-    """The inputs, or the targets, of many items in one tensor (N, ...) that is filled item by item."""
+    """Collects the inputs, or the targets, of many items in one tensor (N, ...), item by item."""
 
     def __init__(self, what: Literal["input", "target"], dataset: Dataset[Any], count: int, double: bool = False):
         self.tensor = torch.empty(0)
@@ -69,10 +70,10 @@ class Column:
         self._double = double
         self._filled = 0
         self._first: int | None = None  # the index of the first item
-        self._number = False  # it is a number of Python
+        self._number = False  # the items are Python numbers
 
     def add(self, index: int, value: Any) -> None:
-        """The next item's value; DataError where it is no tensor, or unlike the first."""
+        """Add the next item's value; DataError where it is no tensor, or unlike the first."""
         tensor = self.check(index, value)
         if tensor.dtype != self.tensor.dtype:
             self.tensor = self.tensor.to(torch.promote_types(self.tensor.dtype, tensor.dtype))
@@ -80,7 +81,7 @@ class Column:
         self._filled += 1
 
     def check(self, index: int, value: Any) -> Tensor:
-        """The value as a tensor, not kept; DataError as for `add`."""
+        """Returns the value as a tensor without adding it; DataError as for `add`."""
         tensor, number = self._converted(index, value), type(value) in (bool, int, float)
         if self._first is None:
             self._first, self._number = index, number
@@ -113,7 +114,7 @@ class Column:
 
 
 def read_rows(dataset: Dataset[Any], rows: Sequence[int], double: bool = False) -> tuple[Tensor, Tensor]:
-    """Inputs (B, ...) and targets (B, ...) of these items; DataError where one fails, or they are not alike.
+    """Read inputs (B, ...) and targets (B, ...) of these items; DataError where one fails, or they are not alike.
 
     With `double` float64 stays as it is.
     """
@@ -131,9 +132,9 @@ _REMEDIES = {
 
 
 def dense(value: Any) -> Tensor:
-    """A number, an array, a list of numbers or a tensor, as a dense tensor in memory without a gradient.
+    """Convert a number, an array, a list of numbers or a tensor to a dense tensor in memory without a gradient.
 
-    Raises TypeError or ValueError, which say what to do, for what is none of these.
+    Raises TypeError or ValueError, which say what to do, for anything else.
     """
     if isinstance(value, Tensor):
         return _plain_tensor(value)
@@ -155,19 +156,19 @@ def dense(value: Any) -> Tensor:
 def _from_array(array: np.ndarray) -> Tensor:
     if array.dtype.kind == "c":
         raise TypeError(_COMPLEX)
-    if array.dtype.name == "bfloat16":  # of ml_dtypes, which torch does not know
+    if array.dtype.name == "bfloat16":  # ml_dtypes' bfloat16, unknown to torch
         array = array.astype(np.float32)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"an array of dtype {array.dtype} does not hold plain numbers; convert it with astype")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     if any(stride < 0 for stride in array.strides):
-        array = array.copy()  # a flipped view, as np.flip gives it
+        array = array.copy()  # a flipped view, as np.flip returns
     return _plain_tensor(shared_tensor(np.asarray(array, dtype=array.dtype.newbyteorder("="))))
 
 
 def shared_tensor(array: np.ndarray) -> Tensor:
-    """A tensor on an array's memory, which may be read-only (a mapped file, an object store): it is only ever read."""
+    """Returns a tensor on an array's memory, which may be read-only (a mapped file, an object store): never write."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -186,15 +187,15 @@ def _plain_tensor(tensor: Tensor) -> Tensor:
 
 
 def input_tensor(inputs: Tensor, double: bool = False) -> Tensor:
-    """As models take them: float32 for any other float, and int64 for whole numbers that torch cannot gather.
+    """Convert inputs for models: other floats to float32, and integers that torch cannot gather to int64.
 
-    With `double`, for models of float64, that stays as it is.
+    With `double`, for models of float64, float64 stays as it is.
     """
     return _single(inputs, double) if inputs.is_floating_point() else _signed(inputs)
 
 
 def target_tensor(targets: Tensor, double: bool = False) -> Tensor:
-    """As torch's losses want them: class indices int64, what is measured float32, or with `double` float64 as it is."""
+    """Convert targets for torch's losses: class indices to int64, floats to float32 (`double`: float64 stays)."""
     if targets.is_floating_point():
         return _single(targets, double)
     return targets if targets.dtype == torch.bool else _signed(targets).long()
@@ -217,13 +218,13 @@ def _signed(whole: Tensor) -> Tensor:
 
 
 class Draws:
-    """Notices whether a Dataset draws its items at random: made before its items are read, asked afterwards."""
+    """Notices whether a Dataset draws its items at random; create it before the reading, ask it afterwards."""
 
     def __init__(self) -> None:
         self._before = _generator_states()
 
     def found(self, dataset: Dataset[Any], inputs: Tensor, targets: Tensor, double: bool = False) -> bool:
-        """Whether items differ from what the first reading gave, (N, ...) each, when some are read again."""
+        """Read some items again; returns whether they differ from the first reading, (N, ...) each."""
         count = len(inputs)
         some = min(count, _COMPARED if self._before == _generator_states() else _COMPARED_MORE)
         rows = np.unique(np.linspace(0, count - 1, some).astype(int)).tolist()
@@ -235,7 +236,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     other = other.to(one.dtype)
-    return bool(((one == other) | ((one != one) & (other != other))).all())  # what is not a number equals nothing
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # NaN equals nothing
 
 
 def _generator_states() -> tuple[Any, ...]:
@@ -244,18 +245,18 @@ def _generator_states() -> tuple[Any, ...]:
 
 
 def _owner(dataset: Any, index: int) -> tuple[str, int]:
-    """The class of the Dataset behind subsets, and the index that its user knows the item by."""
+    """Returns the class of the Dataset behind subsets, and the item's index there."""
     while type(dataset) is Subset:
         index, dataset = int(dataset.indices[index]), dataset.dataset
     return type(dataset).__name__, index
 
 
 def _own_error(error: Exception) -> str:
-    """` (ValueError: no such file, my_data.py line 12)`: what was raised, and the last line of the user's own code."""
+    """Returns the error and the last line of user code: ` (ValueError: no such file, my_data.py line 12)`."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_ELSEWHERE)] or frames
-    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:300]
-    return f" ({said}, {own[-1].filename} line {own[-1].lineno})" if own else f" ({said})"
+    line = said(error)[:300]
+    return f" ({line}, {own[-1].filename} line {own[-1].lineno})" if own else f" ({line})"
 
 
 def _kind(value: object) -> str:

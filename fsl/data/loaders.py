@@ -1,4 +1,4 @@
-"""Loading image data: a folder, a name on the Hub, or what scikit-learn brings along."""
+"""Loads image data from a folder, from the Hub, or from scikit-learn."""
 
 import logging
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
-from fsl.data.pixels import Decoder, normalised, scaling_of
+from fsl.data.pixels import ImageDecoder, normalised, scaling_of
 from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
 from fsl.private_files import private_umask
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def digits(test_share: float = 0.2) -> TaskData:
-    """scikit-learn's handwritten digits, embedded in it: 1,797 images, (1, 8, 8), 10 classes.
+    """Load scikit-learn's embedded handwritten digits: 1,797 images, (1, 8, 8), 10 classes.
 
     The test set has the same share of each class, and the same images whatever the run's seed.
     """
@@ -33,14 +33,14 @@ def digits(test_share: float = 0.2) -> TaskData:
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (1797, 64) from 0 to 16, and labels; read from scikit-learn's file, since to import it takes seconds."""
+    """Read pixels (1797, 64) from 0 to 16, and labels, from scikit-learn's file, since its import takes seconds."""
     found = find_spec("sklearn")
     for folder in (found and found.submodule_search_locations) or ():
         path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
         if path.is_file():
             table = np.loadtxt(path, delimiter=",")
             return table[:, :-1], table[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits  # a scikit-learn that keeps it elsewhere
+    from sklearn.datasets import load_digits  # for a scikit-learn that keeps the file elsewhere
 
     pixels, labels = load_digits(return_X_y=True)
     return pixels, labels
@@ -54,7 +54,7 @@ def cifar10(
     mean: list[float] | None = None,
     std: list[float] | None = None,
 ) -> TaskData:
-    """CIFAR-10 (Krizhevsky 2009), (3, 32, 32), 10 classes: from a local folder of Parquet files, or from the Hub.
+    """Load CIFAR-10 (Krizhevsky 2009), (3, 32, 32), 10 classes, from a local folder of Parquet files or the Hub.
 
     `path` holds train.parquet and test.parquet in the layout of the Hub's uoft-cs/cifar10 (columns `img`, `label`).
     `limit` takes the first training rows only, `test_limit` the first test rows; `classes`, `mean` and `std` as in
@@ -93,15 +93,15 @@ def images(
     mean: list[float] | None = None,
     std: list[float] | None = None,
 ) -> TaskData:
-    """Any image classification data set: a local folder (`path`), or a name on the Hub (`name`).
+    """Load any image classification data set from a local folder (`path`) or from the Hub (`name`).
 
     A folder holds Parquet files named by split (train*.parquet, test*.parquet), or a folder of images per class.
     Columns are found by their type unless named. `size` resizes images to so many pixels a side, `channels` makes
     them grey (1) or RGB (3), `limit` and `test_limit` take the first rows of each. Tests use `test_split`, by default
-    `test` or else `validation`; without either `test_share` of each class is held out from training, the same rows
+    `test` or else `validation`; without either it holds out `test_share` of each class from training, the same rows
     whatever the seed and `limit`. `group_column` has natural ids. `classes` names the classes in their order, of which
     the data may lack some (without it, the training data's own, sorted); `mean` and `std` of each channel, in levels
-    from 0 to 255, take the place of the training images' own. DataError for what cannot be read or has no labels.
+    from 0 to 255, take the place of the training images' own. DataError for unreadable data or data without labels.
     """
     if (path is None) == (name is None):
         raise DataError("data.path (a local folder) or data.name (on the Hub) must be given, and not both")
@@ -126,7 +126,7 @@ def images(
     if test_limit is not None:
         test = test.select(range(min(test_limit, len(test))))
     groups = None if group_column is None else natural_ids(train, group_column, where)
-    decoder = Decoder.of(train, test, image_column, size, channels, where)
+    decoder = ImageDecoder.of(train, test, image_column, size, channels, where)
     training, testing = (decoder(train), of_train[: len(train)]), (decoder(test), of_test[: len(test)])
     title = Path(where).expanduser().resolve().name if path is not None else where.rpartition("/")[2]
     scaling = _scaling(mean, std)
@@ -147,13 +147,13 @@ def _open_folder(path: Path, given: bool = False) -> Any:
     found = look(path)
     check_folder(found, str(path), given)
     try:
-        with _quiet(), private_umask():  # the library keeps copies of what it read
-            # Of images in one folder `datasets` would take no labels.
+        with _quiet(), private_umask():  # the library caches what it read
+            # `datasets` takes no labels from images in one folder.
             labelled = {"drop_labels": False} if given and not (found.parquet or found.described) else {}
             kind = "parquet" if found.parquet else "imagefolder"
             splits = datasets.load_dataset(kind, data_dir=str(path), **labelled)
     except Exception as error:
-        line = " ".join(str(error.__cause__ or error).split())[:300]  # `datasets` wraps what went wrong
+        line = " ".join(str(error.__cause__ or error).split())[:300]  # `datasets` wraps the error
         raise DataError(
             f"data.path={path} cannot be read as Parquet files or a folder of images ({line}); give a folder with "
             "train.parquet and test.parquet, or with a folder of images per class"
@@ -177,14 +177,14 @@ def _open_hub(name: str, subset: str | None) -> Any:
 
 
 class _quiet:  # noqa: N801 - reads as a statement
-    """No progress bars of `datasets` while a run's own is on the screen."""
+    """Silences the progress bars of `datasets` while a run's own is on the screen."""
 
     def __enter__(self) -> None:
         from datasets.utils.logging import disable_progress_bar, is_progress_bar_enabled
 
         self.hub = logging.getLogger("huggingface_hub")
         self.level = self.hub.level
-        self.hub.setLevel(logging.CRITICAL)  # its retries; what went wrong is told once, at the end
+        self.hub.setLevel(logging.CRITICAL)  # hides its retries; the final error is enough
         self.was_on = is_progress_bar_enabled()
         disable_progress_bar()
 
@@ -197,7 +197,7 @@ class _quiet:  # noqa: N801 - reads as a statement
 
 
 def _train_and_test(splits: Any, test_split: str | None, where: str) -> tuple[Any, Any | None]:
-    """The training split, and the test split if there is one."""
+    """Returns the training split, and the test split if there is one."""
     found = ", ".join(splits)
     if "train" not in splits:
         raise DataError(f"{where} has no training split (there are: {found}); name a file train.parquet")
@@ -211,7 +211,7 @@ def _train_and_test(splits: Any, test_split: str | None, where: str) -> tuple[An
 
 
 def _test_rows(labels: np.ndarray, share: float, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for training and rows for tests, with `share` of each class in the latter."""
+    """Divide rows into training and test rows, with `share` of each class in the latter."""
     if not 0 < share < 1:
         raise DataError(f"data.test_share={share}: {where} has no test split; give a share in (0, 1)")
     order = seeds.numpy_generator(0, "test").permutation(len(labels))

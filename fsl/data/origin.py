@@ -1,4 +1,4 @@
-"""Which rows of the training data a Subset's rows are, where it was taken of them or of what they were taken of."""
+"""Maps a Subset's rows to rows of the training data, where both go back to the same data."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from fsl.errors import DataError
 
 
 class Rows:
-    """The row numbers of training data `data`, as their user gave them."""
+    """Maps row numbers of Subsets to those of the training data `data`, as its user gave them."""
 
     def __init__(self, data: Any):
         self.data = _inside(data)
@@ -20,12 +20,12 @@ class Rows:
         if type(self.data) is Subset:
             self._base, rows = _base(self.data, np.asarray(self.data.indices, dtype=np.int64))
         self._order = np.argsort(rows, kind="stable")
-        self._sorted = rows[self._order]  # rows of the base, and above the place of each in the training data
+        self._sorted = rows[self._order]  # rows of the base; `_order` has their places in the training data
 
     def of(self, subset: "Subset[Any] | None", own: np.ndarray, device: int) -> np.ndarray:
-        """A device's rows `own` (n,) of the dataset of `subset` as rows of the training data; as they are for None.
+        """Convert a device's rows `own` (n,) of `subset`'s dataset to rows of the training data; None: no conversion.
 
-        DataError where the subset is of other data, or has rows that are not among the training data.
+        DataError where the subset is of other data, or has rows outside of the training data.
         """
         if subset is None:
             return own
@@ -52,7 +52,7 @@ class Rows:
 
 
 def _base(data: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
-    """What a Subset of Subsets is of in the end, and the row numbers there."""
+    """Follow a Subset of Subsets to its base dataset; returns that, and the row numbers there."""
     data = _inside(data.dataset)
     while type(data) is Subset:
         rows = np.asarray(data.indices, dtype=np.int64)[rows]
@@ -69,13 +69,13 @@ def _of_subset(subset: "Subset[Any]", own: np.ndarray, device: int) -> np.ndarra
 
 
 def _inside(data: Any) -> Any:
-    """The Dataset that a task or live examples were made of."""
+    """Returns the Dataset behind a task or live examples."""
     data = data.train if isinstance(data, TaskData) else data
     return data.dataset if isinstance(data, DatasetExamples) else data
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether they have the same rows in the same order: one object, or two around the same tensors."""
+    """Returns whether two datasets have the same rows in the same order: one object, or the same tensors."""
     if one is other:
         return True
     mine, theirs = _tensors(one), _tensors(other)

@@ -1,4 +1,4 @@
-"""Partitions as users have them: lists of rows, subsets, partitioners of flwr-datasets, names and classes."""
+"""Converts a user's partition: lists of rows, subsets, partitioners of flwr-datasets, names and classes."""
 
 import contextlib
 import copy
@@ -28,6 +28,8 @@ from fsl.data.partitioners import (
     divided,
 )
 from fsl.errors import ConfigError, DataError, FslError
+from fsl.faults import said
+from fsl.importing.building import built
 
 _NAMED = {
     kind.__name__.lower(): kind for kind in (IID, Dirichlet, Shards, Pathological, Natural, Proportional, Resample)
@@ -39,7 +41,7 @@ _WANTED = (
 
 
 def as_partitioner(value: Any, data: Any = None) -> Partitioner:
-    """Whatever a user gives as `partition=`, as a Partitioner; ConfigError or DataError for what is none.
+    """Convert a user's `partition=` to a Partitioner; ConfigError or DataError for what is none.
 
     `data` is the training data as the user gave it: Subsets must be of it. None is IID. A name or a class stands for
     its defaults, a list or mapping of index lists for `Given`, a Partition for itself, and a partitioner of
@@ -70,10 +72,10 @@ def as_partitioner(value: Any, data: Any = None) -> Partitioner:
 
 
 class Given(Partitioner):
-    """The rows that each device holds, by device id: a list, or a mapping, of index lists, arrays or tensors.
+    """Gives each device the rows listed for it: a list, or a mapping by device id, of index lists, arrays or tensors.
 
-    Devices may share rows, and rows may be left out (a run says so in its log); a device names a row once. The seed
-    changes nothing. The Subsets that torch's `random_split` makes will do as well, where they are of the training data.
+    Devices may share rows, and rows may be left out (a run logs it); a device names a row once. The seed changes
+    nothing. Subsets from torch's `random_split` work as well, where they are of the training data.
     """
 
     def __init__(self, rows: Iterable[Any] | Mapping[int, Any]):
@@ -84,14 +86,14 @@ class Given(Partitioner):
             raise DataError("partition: it names no device; give a list of rows for each")
 
     def of(self, data: Any) -> "Given":
-        """The same in row numbers of the training data, as the user gave them; DataError for Subsets of other data."""
+        """Convert to row numbers of the training data, as the user gave it; DataError for Subsets of other data."""
         if not self._subsets:
             return self
         known = Rows(data)
         return Given([known.of(self._subsets.get(device), own, device) for device, own in enumerate(self.rows)])
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
-        """The rows as they were given; DataError where the training data has no such row."""
+        """Returns the given rows; DataError where the training data has no such row."""
         if len(self.rows) != devices:
             raise ConfigError(
                 f"partition names the rows of {len(self.rows)} devices, and devices={devices}; make them agree"
@@ -106,18 +108,18 @@ class Given(Partitioner):
 
 
 class Fixed(Partitioner):
-    """A Partition that is there already."""
+    """Returns a finished Partition."""
 
     def __init__(self, partition: Partition):
         self.partition = partition
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
-        """The partition itself."""
+        """Returns the partition itself."""
         return self.partition
 
 
 class Foreign(Partitioner):
-    """A partitioner of flwr-datasets, which is given the labels (or natural ids) and never the inputs.
+    """Divides rows by a partitioner of flwr-datasets, which gets the labels (or natural ids) and never the inputs.
 
     It draws from its own seed. Its column is the labels, whatever it calls them; natural ids are the data's, where the
     column has another name than `label`.
@@ -135,13 +137,13 @@ class Foreign(Partitioner):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the partitioner was made with."""
+        """Returns the partitioner's constructor arguments."""
         names = [name for name in inspect.signature(type(self.partitioner).__init__).parameters if name != "self"]
         kept = vars(self.partitioner)
         return {name: kept[key] for name in names for key in (name, f"_{name}") if key in kept}
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
-        """Each device's rows; DataError where the partitioner cannot divide these labels."""
+        """Divide rows by the partitioner; DataError where it cannot divide these labels."""
         check_devices(devices, len(targets))
         kind, partitioner = type(self.partitioner).__name__, copy.deepcopy(self.partitioner)
         self._agree(getattr(partitioner, "_num_partitions", devices), devices)
@@ -150,14 +152,14 @@ class Foreign(Partitioner):
             import datasets  # seconds to import
 
             partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("numpy")
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # hides its progress bar
                 warnings.simplefilter("ignore")
                 self._agree(partitioner.num_partitions, devices)
                 parts = [np.sort(np.asarray(partitioner.load_partition(k)["row"][:])) for k in range(devices)]
         except FslError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = said(error)[:300]
             raise DataError(f"partition={kind}: it cannot divide these {len(targets)} rows ({reason})") from error
         return divided(parts)
 
@@ -169,7 +171,7 @@ class Foreign(Partitioner):
             )
 
     def _columns(self, targets: np.ndarray, groups: np.ndarray | None) -> dict[str, np.ndarray]:
-        """The column that the partitioner goes by, under the name that it knows."""
+        """Returns the partitioner's column, under the name that it expects."""
         name = getattr(self.partitioner, "_partition_by", None)
         if name is None:
             return {}
@@ -188,16 +190,11 @@ def _of_class(kind: type) -> Partitioner:
         raise ConfigError(f"partition={kind.__name__}: a class; give an object of it, with its num_partitions")
     if not issubclass(kind, Partitioner):
         raise ConfigError(f"partition={kind.__name__}: it must be {_WANTED}")
-    try:
-        return kind()
-    except TypeError as error:
-        raise ConfigError(
-            f"partition={kind.__name__}: a class that needs arguments ({error}); give an object"
-        ) from error
+    return built("partition", kind)
 
 
 def _is_foreign(kind: type) -> bool:
-    """Whether it is a partitioner of flwr-datasets, which takes seconds to import and so is not, to find out."""
+    """Returns whether a class is a partitioner of flwr-datasets, without the seconds of importing that."""
     return any(c.__name__ == "Partitioner" and c.__module__.startswith("flwr_datasets.") for c in kind.__mro__)
 
 
@@ -214,7 +211,7 @@ def _by_device(rows: Any) -> list[Any]:
 
 
 def _indices(own: Any, device: int) -> np.ndarray:
-    """A device's rows in ascending order, int64 (n,); DataError for what cannot be row numbers."""
+    """Returns a device's rows in ascending order, int64 (n,); DataError for invalid row numbers."""
     own = own.indices if type(own) is Subset else own
     if isinstance(own, int | float | np.number) or (isinstance(own, Tensor | np.ndarray) and own.ndim == 0):
         raise DataError(

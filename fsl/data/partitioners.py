@@ -1,4 +1,4 @@
-"""Ways to divide training rows among devices: most by `flwr-datasets`; resampling for very many devices."""
+"""Divides training rows among devices: mostly by `flwr-datasets`; by resampling for very many devices."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from fsl.errors import ConfigError, DataError
 
 
 class Partitioner(ABC):
-    """A way to divide training rows among devices."""
+    """A rule that divides training rows among devices."""
 
     @abstractmethod
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
@@ -25,7 +25,7 @@ class Partitioner(ABC):
 
 
 def check_devices(devices: int, rows: int) -> None:
-    """ConfigError or DataError where so many devices cannot each have one of so many rows."""
+    """Raise ConfigError or DataError where there are fewer rows than devices, or no device."""
     if devices < 1:
         raise ConfigError(f"devices={devices}: it must be at least 1")
     if devices > rows:
@@ -35,7 +35,7 @@ def check_devices(devices: int, rows: int) -> None:
 
 
 def class_labels(targets: np.ndarray, partition: str) -> np.ndarray:
-    """The targets (N,), where they are class labels; DataError otherwise."""
+    """Returns the targets (N,) where they are class labels; DataError otherwise."""
     if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         raise DataError(
             f"partition={partition} goes by class labels, and these targets are {targets.dtype} of shape "
@@ -45,19 +45,19 @@ def class_labels(targets: np.ndarray, partition: str) -> np.ndarray:
 
 
 def _parts(partitioner: Any, labels: np.ndarray, devices: int) -> list[np.ndarray]:
-    """Each device's rows, by a partitioner of flwr-datasets, which is given the labels and never the images."""
-    import datasets  # as flwr_datasets, seconds to import
+    """Divide rows by a partitioner of flwr-datasets, which gets the labels and never the images."""
+    import datasets  # like flwr_datasets, it takes seconds to import
 
     partitioner.dataset = datasets.Dataset.from_dict({"label": labels, "row": np.arange(len(labels))}).with_format(
         "numpy"
     )
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar of its own
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # hides its progress bar
         warnings.simplefilter("ignore")
         return [np.sort(np.asarray(partitioner.load_partition(k)["row"][:])) for k in range(devices)]
 
 
 def divided(parts: Sequence[np.ndarray]) -> Partition:
-    """The partition of these rows of each device; DataError where a device has none."""
+    """Make a partition from each device's rows; DataError where a device has none."""
     empty = [k for k, part in enumerate(parts) if not len(part)]
     if empty:
         raise DataError(
@@ -74,19 +74,19 @@ def _named(devices: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class IID(Partitioner):
-    """Shuffled, and divided into equal parts (they differ by one sample at most)."""
+    """Shuffles rows and divides them into equal parts, which differ by one sample at most."""
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide without regard to targets."""
         check_devices(devices, len(targets))
         order = seeds.numpy_generator(seed, "partition").permutation(len(targets))
-        # As flwr-datasets' IidPartitioner divides it, without the seconds that it takes to import.
+        # Like flwr-datasets' IidPartitioner, without the seconds of its import.
         return divided([np.sort(part) for part in np.array_split(order, devices)])
 
 
 @dataclass(frozen=True)
 class Proportional(Partitioner):
-    """Shuffled, and divided in proportion to `shares`: one number above 0 for each device, as [0.5, 0.25, 0.25]."""
+    """Shuffles rows and divides them in proportion to `shares`, a number above 0 per device: [0.5, 0.25, 0.25]."""
 
     shares: Sequence[float] = ()
 
@@ -106,7 +106,7 @@ class Proportional(Partitioner):
 
 @dataclass(frozen=True)
 class Dirichlet(Partitioner):
-    """Each class is divided by proportions drawn from a Dirichlet(alpha): the smaller alpha, the more skewed.
+    """Divides each class by proportions drawn from a Dirichlet(alpha): the smaller alpha, the more skewed.
 
     `min_samples`: draw again, ten times at most, until every device has so many. Source: Hsu et al. 2019,
     arXiv 1909.06335.
@@ -134,7 +134,7 @@ class Dirichlet(Partitioner):
             return divided(_parts(self._drawn(devices, seed, self.min_samples), labels, devices))
         except DataError:
             raise
-        except ValueError:  # ten more draws were no better than the first
+        except ValueError:  # ten more draws did not succeed either
             first = _parts(self._drawn(devices, seed, 0), labels, devices)
         short = [k for k, part in enumerate(first) if len(part) < self.min_samples]
         raise DataError(
@@ -157,9 +157,9 @@ class Dirichlet(Partitioner):
 
 @dataclass(frozen=True)
 class Shards(Partitioner):
-    """Rows sorted by class and cut into equal shards; each device gets `shards_per_device` (McMahan et al. 2017).
+    """Sorts rows by class, cuts equal shards, and gives each device `shards_per_device` (McMahan et al. 2017).
 
-    Shards differ by one sample at most, and all rows are used.
+    Shards differ by one sample at most, and contain all rows.
     """
 
     shards_per_device: int = 2
@@ -181,7 +181,7 @@ class Shards(Partitioner):
             )
         by_class = np.argsort(class_labels(targets, "shards"), kind="stable")
         shards = np.array_split(by_class, count)
-        # It deals out shards, not rows: given rows, it cuts shards of a rounded size and drops what is left over.
+        # flwr-datasets deals out shards here: from rows it would cut shards of a rounded size and drop the rest.
         dealer = ShardPartitioner(
             num_partitions=devices,
             partition_by="label",
@@ -194,9 +194,9 @@ class Shards(Partitioner):
 
 @dataclass(frozen=True)
 class Pathological(Partitioner):
-    """Each device holds samples of `classes_per_device` classes only, drawn at random.
+    """Gives each device samples of only `classes_per_device` classes, drawn at random.
 
-    With fewer devices than classes, a class that no device drew is not trained on.
+    With fewer devices than classes, nobody trains on a class that no device drew.
     """
 
     classes_per_device: int = 2
@@ -236,7 +236,7 @@ class Pathological(Partitioner):
 
 @dataclass(frozen=True)
 class Natural(Partitioner):
-    """A device per natural id (a writer, a user), as the data set says; the first `devices` ids in sorted order."""
+    """Makes each natural id (a writer, a user) of the data set a device: the first `devices` ids in sorted order."""
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide by the ids in `groups`, one for each row."""
@@ -257,7 +257,7 @@ class Natural(Partitioner):
 
 @dataclass(frozen=True)
 class Resample(Partitioner):
-    """Every device draws `samples_per_device` rows with replacement, so that devices may outnumber samples."""
+    """Lets every device draw `samples_per_device` rows with replacement, so that devices may outnumber samples."""
 
     samples_per_device: int | None = None
 
@@ -269,7 +269,7 @@ class Resample(Partitioner):
             )
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
-        """Nothing is drawn yet."""
+        """Returns a partition that draws rows when they are asked for."""
         assert self.samples_per_device is not None
         check_devices(devices, devices if len(targets) else 0)
         return Resampled(devices, len(targets), self.samples_per_device, seed)

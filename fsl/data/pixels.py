@@ -1,4 +1,4 @@
-"""From encoded images to normalised tensors: decoded once, kept in a cache, scaled by what training shows."""
+"""Turns encoded images into normalised tensors: decodes once, caches, and scales by the training images."""
 
 import hashlib
 import io
@@ -19,12 +19,12 @@ from fsl.errors import DataError
 from fsl.files import write_bytes
 from fsl.private_files import close_file, private_folder
 
-_BLOCK = 1024  # images at a time, so that an intermediate copy stays small
+_BLOCK = 1024  # images in one step, so that an intermediate copy stays small
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Images of a split as one uint8 array (N, H, W, C)."""
+class ImageDecoder:
+    """Decodes the images of a split into one uint8 array (N, H, W, C)."""
 
     column: str
     size: int | None  # pixels a side
@@ -34,8 +34,8 @@ class Decoder:
     @classmethod
     def of(
         cls, train: Any, test: Any, column: str, size: int | None, channels: Channels | None, where: str
-    ) -> "Decoder":
-        """A decoder for a column of both splits; without `channels`, grey only where every image is."""
+    ) -> "ImageDecoder":
+        """Make a decoder for a column of both splits; without `channels` it is grey only where every image is."""
         if size is not None and size < 1:
             raise DataError(f"data.size={size}: the pixels a side must be at least 1")
         if channels not in (None, 1, 3):
@@ -50,7 +50,7 @@ class Decoder:
         return cls(column, size, channels, where)
 
     def __call__(self, rows: Any) -> np.ndarray:
-        """Decode, or read what an earlier run has decoded; DataError where images differ in size."""
+        """Decode a split, or read an earlier run's result from the cache; DataError where images differ in size."""
         # The fingerprint follows the files' paths and times, the Hub's revision, and the selection of rows.
         key = f"{rows._fingerprint}|{self.column}|{self.size}|{self.channels}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -93,7 +93,7 @@ class Decoder:
 
 
 def scaling_of(train: np.ndarray) -> Scaling:
-    """Mean and deviation of each channel of images (N, H, W, C) uint8, in levels from 0 to 255."""
+    """Compute each channel's mean and deviation of images (N, H, W, C) uint8, in levels from 0 to 255."""
     levels = np.arange(256, dtype=np.float64)
     counts = _histogram(train)
     mean = counts @ levels / counts.sum(axis=1)
@@ -102,9 +102,9 @@ def scaling_of(train: np.ndarray) -> Scaling:
 
 
 def normalised(train: np.ndarray, *others: np.ndarray, scaling: Scaling | None = None) -> list[Tensor]:
-    """Images (N, H, W, C) uint8 as float32 (N, C, H, W): minus the mean per channel, over the deviation.
+    """Normalise images (N, H, W, C) uint8 to float32 (N, C, H, W): minus each channel's mean, over its deviation.
 
-    These are the ones of `train`, unless a `scaling` is given; DataError for one of other channels.
+    Mean and deviation are those of `train`, or the given `scaling`; DataError for one of other channels.
     """
     scaling = scaling_of(train) if scaling is None else scaling
     if len(scaling.mean) != train.shape[3]:
@@ -112,13 +112,13 @@ def normalised(train: np.ndarray, *others: np.ndarray, scaling: Scaling | None =
             f"mean={list(scaling.mean)}: the images have {train.shape[3]} channels; give one number for each"
         )
     levels = np.arange(256, dtype=np.float64)
-    # One value a level: 256 look-ups instead of arithmetic on every pixel.
+    # 256 values to look up, one a level, instead of arithmetic on every pixel.
     table = (levels - np.array(scaling.mean)[:, None]) / np.array(scaling.std)[:, None]
     return [_looked_up(images, table.astype(np.float32)) for images in (train, *others)]
 
 
 def _histogram(images: np.ndarray) -> np.ndarray:
-    """How often each channel has each of the 256 levels, (C, 256): exact, in any order."""
+    """Count how often each channel has each of the 256 levels, (C, 256)."""
     counts = np.zeros((images.shape[3], 256), dtype=np.int64)
     for start in range(0, len(images), _BLOCK):
         for channel, count in enumerate(counts):
@@ -137,7 +137,7 @@ def _looked_up(images: np.ndarray, table: np.ndarray) -> Tensor:
 
 
 def _headers(rows: Any, column: str, where: str) -> Headers:
-    """The headers of a split's images, or what an earlier run has read of them."""
+    """Read the headers of a split's images, or an earlier run's result from the cache."""
     name = hashlib.sha256(f"{rows._fingerprint}|{column}|headers".encode()).hexdigest()[:32]
     path = _cache_folder() / f"{name}.json"
     close_file(path)
@@ -178,7 +178,7 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    with suppress(OSError):  # no room or no right to write: the next run does it again
+    with suppress(OSError):  # no room or no right to write: the next run repeats the work
         write_bytes(private_folder(path.parent) / path.name, content, private=True)
 
 

@@ -1,6 +1,7 @@
-"""What a run learns from: training, test and validation examples."""
+"""Holds a run's training, test and validation examples."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +12,13 @@ from torch.utils.data import Dataset
 from fsl import seeds
 from fsl.data.class_names import names_of, refuse_others
 from fsl.data.examples import Examples
-from fsl.data.given import as_examples
+from fsl.data.given_data import as_examples
 from fsl.errors import DataError
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What inputs were normalised by, channel by channel: minus `mean`, over `std`, in the units that they came in."""
+    """Normalisation of inputs, channel by channel: minus `mean`, over `std`, in the inputs' original units."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -35,8 +36,8 @@ class Scaling:
 class TaskData:
     """The examples of a task; `groups` are natural ids of the training rows, for the natural partition.
 
-    `class_names[k]` is what class k is called, and `scaling` what inputs were normalised by: nodes of a federation go
-    by the cloud's, whatever their own data would give. `scaled`: these constants were computed from the training rows.
+    `class_names[k]` is the name of class k, and `scaling` the normalisation of inputs: nodes of a federation use the
+    cloud's, whatever their own data would give. `scaled`: the training rows gave these constants.
     """
 
     name: str
@@ -45,30 +46,30 @@ class TaskData:
     classes: int | None
     validation: Examples | None = None
     groups: np.ndarray | None = None
-    origin: str | None = None  # what training and validation rows were divided from by the run's seed, in words
+    origin: str | None = None  # in words, what the run's seed divided into training and validation rows
     class_names: tuple[str, ...] | None = None
     scaling: Scaling | None = None
     scaled: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Shape of one input."""
         return self.train.input_shape
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """The dtype of inputs."""
+        """Dtype of inputs."""
         return self.train.batch(torch.arange(min(1, len(self.train))))[0].dtype
 
 
 def as_task(
-    train: "TaskData | Examples | Dataset[Any]",
-    test: "Examples | Dataset[Any] | None" = None,
+    train: "TaskData | Examples | Dataset[Any] | Sequence[Any]",
+    test: "Examples | Dataset[Any] | Sequence[Any] | None" = None,
     double: bool = False,
 ) -> TaskData:
-    """Whatever a user has as training and test data, as a task.
+    """Convert a user's training and test data to a task.
 
-    Floats become float32; with `double`, for models of float64, that stays as it is.
+    Floats become float32; with `double`, for models of float64, float64 stays as it is.
     """
     if isinstance(train, TaskData):
         task = train if test is None else replace(train, test=as_examples(test, double))

@@ -1,6 +1,6 @@
-"""Development certificates: a CA of one's own, what it vouches for, and the SuperNodes' key pairs.
+"""Makes development certificates: a CA, TLS certificates that it signs, and the SuperNodes' key pairs.
 
-For trying and for tests. Where devices are not one's own, use a CA whose key is kept apart from them.
+They are for trials and tests. Where devices belong to others, use a CA that keeps its key apart from them.
 """
 
 import ipaddress
@@ -28,81 +28,81 @@ from fsl.private_files import read_private
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST = 3650
-_EARLIER = timedelta(hours=1)  # so that a device whose clock is a little slow accepts them
+_EARLIER = timedelta(hours=1)  # a device whose clock is a little slow accepts them then
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Somebody the CA vouches for: its name, the host names and addresses it answers to, and what it may be."""
+class CertificateOwner:
+    """Somebody who gets a certificate: its name, the host names and addresses it answers to, and its roles."""
 
     name: str
     hosts: tuple[str, ...]
     server: bool = False
     client: bool = False
-    node: bool = False  # it is a SuperNode, and gets a key pair to be known by at the SuperLink
+    node: bool = False  # a SuperNode: it also gets a key pair by which the SuperLink knows it
 
 
 @dataclass(frozen=True)
-class Certificates:
-    """Where the files of a certificates' folder lie."""
+class CertificateFolder:
+    """Names the files in a folder of certificates."""
 
     folder: Path
 
     @property
     def ca(self) -> Path:
-        """The CA's certificate, which everybody has."""
+        """Path of the CA's certificate, which everybody has."""
         return self.folder / "ca.pem"
 
     @property
     def ca_key(self) -> Path:
-        """The CA's private key: whoever has it can be anybody."""
+        """Path of the CA's private key: whoever has it can pass for anybody."""
         return self.folder / "ca-key.pem"
 
     def certificate(self, name: str) -> Path:
-        """A TLS certificate, in PEM."""
+        """Returns the path of a TLS certificate, in PEM."""
         return self.folder / f"{name}.pem"
 
     def key(self, name: str) -> Path:
-        """The private key of a TLS certificate, PKCS#8 in PEM."""
+        """Returns the path of a TLS certificate's private key, PKCS#8 in PEM."""
         return self.folder / f"{name}-key.pem"
 
     def node_key(self, name: str) -> Path:
-        """The private key by which the SuperLink knows a SuperNode, in OpenSSH's format as Flower wants it."""
+        """Returns the path of the private key by which the SuperLink knows a SuperNode, in OpenSSH's format."""
         return self.folder / f"{name}-node"
 
     def node_public_key(self, name: str) -> Path:
-        """The public half, for `flwr supernode register`."""
+        """Returns the path of the public half, for `flwr supernode register`."""
         return self.folder / f"{name}-node.pub"
 
 
-def identities(edges: int, devices: int, hosts: Mapping[str, Sequence[str]] | None = None) -> list[Identity]:
-    """The SuperLink, the edges and the devices; `hosts` are more names of each, by its name."""
+def identities(edges: int, devices: int, hosts: Mapping[str, Sequence[str]] | None = None) -> list[CertificateOwner]:
+    """List the SuperLink, the edges and the devices; `hosts` adds host names to each, by its name."""
     more = {name: tuple(names) for name, names in (hosts or {}).items()}
-    found = [Identity("superlink", LOOPBACK, server=True)]
-    found += [Identity(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
-    found += [Identity(f"device-{i}", (f"device-{i}",), client=True, node=True) for i in range(devices)]
+    found = [CertificateOwner("superlink", LOOPBACK, server=True)]
+    found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    found += [CertificateOwner(f"device-{i}", (f"device-{i}",), client=True, node=True) for i in range(devices)]
     for name in more:
         if name not in {one.name for one in found}:
             raise ConfigError(f"there is no '{name}' to name a host of; there are: {', '.join(i.name for i in found)}")
     return [
-        Identity(i.name, tuple(dict.fromkeys(i.hosts + more.get(i.name, ()))), i.server, i.client, i.node)
+        CertificateOwner(i.name, tuple(dict.fromkeys(i.hosts + more.get(i.name, ()))), i.server, i.client, i.node)
         for i in found
     ]
 
 
 def issue(
-    folder: Path, wanted: Sequence[Identity], days: int = 365, add: bool = False, force: bool = False
+    folder: Path, wanted: Sequence[CertificateOwner], days: int = 365, add: bool = False, force: bool = False
 ) -> list[Path]:
-    """Make a CA in this folder, and certificates and keys of those wanted; returns what was written.
+    """Make a CA in this folder, and the certificates and keys of `wanted`; returns the paths that it wrote.
 
-    With `add`, a CA that is there stays and only what is missing is made; with `force` all is made anew. Otherwise a
-    CA that is there is refused: ConfigError, as for a value that cannot be used.
+    With `add`, it keeps the folder's CA and makes only what is missing; with `force` it makes all anew. Otherwise it
+    refuses a folder with a CA: ConfigError, as for an invalid value.
     """
     if not 1 <= days <= _LONGEST:
         raise ConfigError(f"days={days}: a certificate is valid for 1 to {_LONGEST} days")
-    files = Certificates(folder)
+    files = CertificateFolder(folder)
     if files.ca.exists() and not (add or force):
         raise ConfigError(f"{files.ca} is there already; --add makes what is missing with it, --force a new CA")
     names = [name for identity in wanted for name in identity.hosts]
@@ -138,7 +138,7 @@ def issue(
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # one that is there stays as open as it is
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # an existing folder keeps its mode
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a folder ({error.strerror}); choose another") from None
 
@@ -166,7 +166,7 @@ def _certify_ca(key: ec.EllipticCurvePrivateKey, now: datetime, days: int) -> x5
 
 
 def _certify(
-    identity: Identity,
+    identity: CertificateOwner,
     hosts: Sequence[x509.GeneralName],
     own: ec.EllipticCurvePrivateKey,
     ca: x509.Certificate,
@@ -217,7 +217,7 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sig
     )
 
 
-def _read_ca(files: Certificates, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _read_ca(files: CertificateFolder, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     pem = read_private("the CA's key", files.ca_key)
     try:
         ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
@@ -236,7 +236,7 @@ def _read_ca(files: Certificates, now: datetime) -> tuple[x509.Certificate, ec.E
     return ca, key
 
 
-def _write_node_key(files: Certificates, name: str, write: Callable[..., None]) -> None:
+def _write_node_key(files: CertificateFolder, name: str, write: Callable[..., None]) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     write(files.node_key(name), key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), private=True)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)

@@ -1,4 +1,4 @@
-"""Locks on files that several processes of this machine share; a lock ends with its process, however that ends."""
+"""Locks files that several processes of this machine share; a lock ends with its process, however that ends."""
 
 import fcntl
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def locked(path: Path, patience: float) -> int:
-    """Lock a file, which is made private where there is none; returns the descriptor, whose closing ends the lock.
+    """Lock a file, and make a private one where there is none; closing the returned descriptor ends the lock.
 
     BlockingIOError where another process has it and still does after `patience` seconds.
     """

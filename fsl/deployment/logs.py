@@ -1,4 +1,4 @@
-"""Logs of a federation's processes: plain lines to read, or one JSON object a line with FSL_LOG=json."""
+"""Formats the logs of a federation's processes: plain lines, or one JSON object a line with FSL_LOG=json."""
 
 import json
 import logging
@@ -6,17 +6,17 @@ import os
 from datetime import UTC, datetime
 
 from fsl.errors import one_of
-from fsl.plain_logs import PlainFormatter
+from fsl.run.plain_logs import PlainFormatter
 
-FIELDS = ("run", "round", "edge", "device", "peer")  # what `extra` may say beside the message
+FIELDS = ("run", "round", "edge", "device", "peer")  # fields of `extra` that a log line may carry
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and of FIELDS those that are known."""
+    """Writes one JSON object a line: time (ISO 8601, UTC), level, logger, message, and the known ones of FIELDS."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
+        """Returns the record as one line."""
         said: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -30,7 +30,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: int = logging.INFO) -> None:
-    """Let this process log to standard error, in the form that FSL_LOG names; ConfigError for one that is none."""
+    """Log to standard error in the form that FSL_LOG names; ConfigError for an unknown form."""
     form = one_of("FSL_LOG", os.environ.get("FSL_LOG") or "text", ("text", "json"))
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter(_TEXT))

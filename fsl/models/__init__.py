@@ -1,4 +1,4 @@
-"""A small zoo for small images: each model is a sequence of named stages, with its paper's cut as default."""
+"""Models for small images: each is a sequence of named stages, with its paper's cut as default."""
 
 from fsl.models.alexnet import AlexNet
 from fsl.models.lenet import LeNet

@@ -1,4 +1,4 @@
-"""What the models are built from."""
+"""Building blocks of the models."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Stages(nn.Sequential):
 
 
 def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
-    """The normalisation behind a convolution: batch, groups of 8 channels (or one group), or none.
+    """Returns the normalisation behind a convolution: batch, groups of 8 channels (or one group), or none.
 
     Raises ConfigError for any other name.
     """
@@ -36,14 +36,14 @@ def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
 
 
 def conv_block(inputs: int, outputs: int, kernel: int, norm: Norm, stride: int = 1) -> list[nn.Module]:
-    """Convolution (same padding), normalisation, ReLU."""
-    bias = norm == "none"  # a normalisation has a shift of its own
+    """Returns convolution (same padding), normalisation, ReLU."""
+    bias = norm == "none"  # a normalisation has its own shift
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
     return [conv, *norm_layers(norm, outputs), nn.ReLU(inplace=True)]
 
 
 def check_images(model: str, input_shape: Sequence[int], classes: int | None, halvings: int) -> tuple[int, int]:
-    """Channels and classes, where images (C, H, W) are large enough to be halved so often; ConfigError otherwise."""
+    """Returns channels and classes; ConfigError where images (C, H, W) are too small for so many halvings."""
     if len(input_shape) != 3:
         raise ConfigError(f"{model} takes images (channels, height, width), not inputs of shape {tuple(input_shape)}")
     if min(input_shape[1:]) < 2**halvings:
@@ -55,7 +55,7 @@ def check_images(model: str, input_shape: Sequence[int], classes: int | None, ha
 
 
 def check_classes(model: str, classes: int | None) -> int:
-    """The number of classes, or of numbers to predict, which a model must know."""
+    """Returns the number of outputs; ConfigError where it is unknown."""
     if classes is None or classes < 1:
         raise ConfigError(
             f"{model} needs the number of classes (classes={classes}); give how many outputs it is to have"
@@ -64,9 +64,9 @@ def check_classes(model: str, classes: int | None) -> int:
 
 
 def dropout_layers(dropout: float) -> list[nn.Module]:
-    """A new dropout layer, or none for probability 0; ConfigError outside of [0, 1).
+    """Returns a new dropout layer, or none for probability 0; ConfigError outside of [0, 1).
 
-    New for every place: one object on both sides of a cut would put both segments in the mode that was set last.
+    Every place needs a new one: one object on both sides of a cut would put both segments into the mode set last.
     """
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout={dropout}: a probability in [0, 1)")
@@ -74,7 +74,7 @@ def dropout_layers(dropout: float) -> list[nn.Module]:
 
 
 def flat_size(stages: Sequence[tuple[str, nn.Module]], input_shape: Sequence[int]) -> int:
-    """How many values an image has behind these stages."""
+    """Returns the number of values that these stages make of an image."""
     layers = nn.Sequential(OrderedDict(stages)).eval()
     with torch.no_grad():
         size = layers(torch.zeros(1, *input_shape)).numel()

@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""Multilayer perceptron."""
 
 from collections.abc import Sequence
 from math import prod

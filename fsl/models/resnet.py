@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The sum of body and shortcut."""
+        """Returns the sum of body and shortcut."""
         return self.relu(self.body(inputs) + self.shortcut(inputs))
 
 

@@ -1,8 +1,8 @@
-"""What training minimises, and how outputs are scored: a pluggable objective."""
+"""Pluggable objectives: the loss that training minimises, and the score of outputs."""
 
-from fsl.objective.base import Objective
 from fsl.objective.classes import CrossEntropy
-from fsl.objective.given import Loss, as_objective, takes_batch
+from fsl.objective.given_loss import Loss, as_objective, takes_batch
+from fsl.objective.objective_base import Objective
 from fsl.objective.values import BCE, L1, MSE, Elementwise, Huber, LossFunction
 
 __all__ = [

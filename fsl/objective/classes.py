@@ -1,4 +1,4 @@
-"""Classification: one class for a sample, or for each of its pixels or tokens."""
+"""Classification objectives: one class for a sample, or for each of its pixels or tokens."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsl.errors import ConfigError, DataError
-from fsl.objective.base import Objective, shape_of
+from fsl.objective.objective_base import Objective, shape_of
 
 _IGNORED = -100  # torch's default
 
@@ -21,12 +21,12 @@ class CrossEntropy(Objective):
     tokens as (B, T, C). Targets are class labels, int64, of the same shape without that dimension, or probabilities
     (one-hot labels too) of the outputs' own shape. Accuracy is the share of targets whose largest logit is theirs.
 
-    `class_weights` (C,), `label_smoothing` and `ignore_index` as torch has them: a mean is over the sum of the
-    weights of the targets that are not ignored, within a batch and over batches. A batch of which nothing counts has
-    loss 0 and no gradient. `log_probabilities`: outputs have been through log_softmax (`torch.nn.NLLLoss`).
+    `class_weights` (C,), `label_smoothing` and `ignore_index` as in torch: a mean divides by the sum of the weights of
+    targets that are not ignored, within a batch and over batches. A batch of ignored targets has loss 0 and no
+    gradient. `log_probabilities`: outputs come from log_softmax (`torch.nn.NLLLoss`).
 
-    A run finds out for itself whether some targets have torch's default `ignore_index` (`ignores`), and whether whole
-    numbers of the outputs' shape are one-hot labels (`probabilities`).
+    A run finds out by itself whether some targets have torch's default `ignore_index` (`ignores`), and whether integers
+    of the outputs' shape are one-hot labels (`probabilities`).
     """
 
     takes_classes: ClassVar[bool] = True
@@ -63,44 +63,44 @@ class CrossEntropy(Objective):
 
     @property
     def plain(self) -> bool:
-        """Whether this is cross-entropy of labels (B,) without more to it."""
+        """True for cross-entropy of labels (B,) without any option."""
         others = self.ignores or self.label_smoothing or self.log_probabilities or self.class_dim not in (1, -1)
         return not others and self.class_weights is None and not self.probabilities
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross-entropy over the targets that count, a scalar."""
+        """Returns the mean cross-entropy over the targets that count, a scalar."""
         if self.ignores and not self._soft(targets) and not bool((targets != self.ignore_index).any()):
             return outputs.sum() * 0.0  # torch would divide 0 by 0
         return self._cross_entropy(outputs, targets, "mean")
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """The cross-entropy of each row (B,), a mean over its further dimensions; None where rows count differently."""
+        """Returns the cross-entropy of each row (B,), a mean over its further dimensions; None for unequal weights."""
         if self.ignores or self.class_weights is not None:
             return None
         losses = self._cross_entropy(outputs, targets, "none")
         return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
     def weight(self, targets: Tensor) -> float:
-        """The sum of the weights of the targets that count; the rows where all count alike."""
+        """Returns the sum of the weights of the targets that count; the rows where all weigh the same."""
         if self._soft(targets) or not (self.ignores or self.class_weights is not None):
             return float(len(targets))
         counted = targets[targets != self.ignore_index]
         return float(len(counted) if self.class_weights is None else self._weights(counted)[counted].double().sum())
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The targets whose largest logit is theirs."""
+        """Returns the number of targets whose class has the largest logit."""
         if self._as_probabilities(outputs, targets):
             targets = targets.argmax(dim=self.class_dim)
         return (outputs.argmax(dim=self.class_dim) == targets).sum()
 
     def scored(self, targets: Tensor) -> int:
-        """The targets that are not ignored; of probabilities, one for each of their distributions."""
+        """Returns the number of targets that are not ignored; of probabilities, the number of distributions."""
         if self._soft(targets):
             return targets.numel() // targets.shape[self.class_dim]
         return int((targets != self.ignore_index).sum()) if self.ignores else targets.numel()
 
     def classes(self, targets: Tensor, outputs: Tensor | None = None) -> int | None:
-        """Those that the labels of (N,) name; of all else those of the outputs, where there are any."""
+        """Returns the number of classes from labels (N,); from the outputs, if given, for other targets."""
         if targets.dim() == 1 and not self._soft(targets):
             counted = targets[targets != self.ignore_index]
             if len(counted):
@@ -108,24 +108,24 @@ class CrossEntropy(Objective):
         return None if outputs is None or outputs.dim() < 2 else outputs.shape[self.class_dim]
 
     def divergence_bound(self, classes: int | None) -> float | None:
-        """Twice the loss of guessing: 2 ln C."""
+        """Returns twice the loss of guessing: 2 ln C."""
         return 2 * math.log(classes) if classes is not None and classes > 1 else None
 
     def width(self, targets: Tensor) -> int | None:
-        """An output for each class; ConfigError where targets are numbers."""
+        """Returns one output for each class; ConfigError where targets are numbers."""
         if targets.dim() == 1 and self._soft(targets):
             raise ConfigError(_no_labels(targets, "(B,)", "(B, classes)"))
         return targets.shape[1] if self._soft(targets) and targets.dim() > 1 else self.classes(targets)
 
     def fitted(self, targets: Tensor, outputs: Tensor | None = None) -> dict[str, object]:
-        """Whether targets are one-hot labels, and whether some of them are ignored."""
+        """Find out whether targets are one-hot labels, and whether some of them are ignored."""
         if outputs is not None and self._as_probabilities(outputs, targets):
             return {} if targets.is_floating_point() else {"probabilities": True}
         ignores = not self.ignores and not self._soft(targets) and bool((targets == self.ignore_index).any())
         return {"ignores": True} if ignores else {}
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """ConfigError for outputs without a dimension of classes, and for targets of another shape or type."""
+        """Raise ConfigError for outputs without a dimension of classes, and for targets of another shape or type."""
         if outputs.dim() < 2 or not outputs.is_floating_point():
             raise ConfigError(
                 f"objective=cross_entropy takes logits (B, classes, ...); the model's outputs are {outputs.dtype} of "
@@ -172,7 +172,7 @@ class CrossEntropy(Objective):
             )
 
     def check_targets(self, outputs: Tensor, targets: Tensor, which: str) -> None:
-        """ConfigError for labels that are no index of a class, and for probabilities that do not add up to 1."""
+        """Raise ConfigError for labels that index no class, and for probabilities that do not add up to 1."""
         classes = outputs.shape[self.class_dim]
         if self._soft(targets):
             total = targets.sum(dim=self.class_dim)
@@ -244,7 +244,7 @@ def _no_labels(targets: Tensor, labels: str, probabilities: str) -> str:
 
 
 def _other_dim(outputs: Tensor, targets: Tensor) -> int | None:
-    """The dimension of the outputs without which they have the targets' shape."""
+    """Returns the dimension of the outputs without which they have the targets' shape."""
     shape = list(outputs.shape)
     fitting = [dim for dim in range(2, len(shape)) if shape[:dim] + shape[dim + 1 :] == list(targets.shape)]
     return None if not fitting else -1 if fitting[0] == len(shape) - 1 else fitting[0]

@@ -1,4 +1,4 @@
-"""Objectives whose targets are numbers, one for each output: regression, and several labels a sample."""
+"""Objectives whose targets are numbers, one per output: regression, and several labels a sample."""
 
 import math
 from collections.abc import Callable
@@ -9,37 +9,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsl.errors import ConfigError, DataError
-from fsl.objective.base import Objective, shape_of
+from fsl.objective.objective_base import Objective, shape_of
 
 
 class Elementwise(Objective):
-    """A mean over all elements of the batch: outputs (B, ...) and targets of the same shape, but for dimensions of 1.
+    """A mean over all elements of the batch: outputs (B, ...) and targets of the same shape, except dimensions of 1.
 
-    Whole numbers are taken for numbers. Outputs (B, 1) go with targets (B,); torch itself would pair each output with
-    every target.
+    It takes integers as numbers. Outputs (B, 1) go with targets (B,); torch itself would pair each output with every
+    target.
     """
 
     name: ClassVar[str]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over all elements, a scalar."""
+        """Returns the mean over all elements, a scalar."""
         return self.compute(*_paired(outputs, targets), "mean")
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over each row's elements (B,)."""
+        """Returns the mean over each row's elements (B,)."""
         losses = self.compute(*_paired(outputs, targets), "none")
         return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """The loss of outputs and targets of one shape and dtype: of each element ("none"), or their "mean"."""
+        """Returns the loss of outputs and targets of one shape and dtype: of each element ("none"), or their "mean"."""
         raise NotImplementedError
 
     def width(self, targets: Tensor) -> int:
-        """An output for each number of a sample's target."""
+        """Returns one output for each number of a sample's target."""
         return math.prod(targets.shape[1:])
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """ConfigError for outputs and targets that are not one for one."""
+        """Raise ConfigError for outputs and targets that do not match one to one."""
         if not outputs.is_floating_point():
             raise ConfigError(
                 f"objective={self.name}: the model's outputs are {outputs.dtype}; it takes floating-point outputs"
@@ -60,7 +60,7 @@ class MSE(Elementwise):
     name: ClassVar[str] = "mse"
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Squared differences."""
+        """Returns squared differences."""
         return F.mse_loss(outputs, targets, reduction=reduction)
 
 
@@ -70,7 +70,7 @@ class L1(Elementwise):
     name: ClassVar[str] = "l1"
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Absolute differences."""
+        """Returns absolute differences."""
         return F.l1_loss(outputs, targets, reduction=reduction)
 
 
@@ -89,7 +89,7 @@ class Huber(Elementwise):
         self.scaled = scaled
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Huber's loss of each difference."""
+        """Returns Huber's loss of each difference."""
         if self.scaled:
             return F.smooth_l1_loss(outputs, targets, reduction=reduction, beta=self.delta)
         return F.huber_loss(outputs, targets, reduction=reduction, delta=self.delta)
@@ -99,8 +99,8 @@ class BCE(Elementwise):
     """Binary cross-entropy of a logit for each label, as `torch.nn.BCEWithLogitsLoss`; targets from 0 to 1.
 
     One label a sample, outputs (B,) or (B, 1), or several that do not exclude each other, (B, L). Accuracy is the
-    share of labels on the right side of 0.5. `pos_weight`: what a positive label counts, one for all or one for each
-    label (L,). `probabilities`: outputs have been through a sigmoid (`torch.nn.BCELoss`).
+    share of labels on the right side of 0.5. `pos_weight`: weight of positive labels, one for all or one for each
+    label (L,). `probabilities`: outputs come from a sigmoid (`torch.nn.BCELoss`).
     """
 
     name: ClassVar[str] = "bce"
@@ -116,27 +116,27 @@ class BCE(Elementwise):
         self.probabilities = probabilities
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """The binary cross-entropy of each label."""
+        """Returns the binary cross-entropy of each label."""
         if self.probabilities:
             return F.binary_cross_entropy(outputs, targets, reduction=reduction)
         weight = None if self.pos_weight is None else self.pos_weight.to(outputs)
         return F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction, pos_weight=weight)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The labels on the right side."""
+        """Returns the number of labels on the right side of 0.5."""
         outputs, targets = _paired(outputs, targets)
         return ((outputs > (0.5 if self.probabilities else 0.0)) == (targets > 0.5)).sum()
 
     def scored(self, targets: Tensor) -> int:
-        """All labels."""
+        """Returns the number of labels."""
         return targets.numel()
 
     def divergence_bound(self, classes: int | None) -> float | None:
-        """Twice the loss of guessing, 2 ln 2; none where positive labels count differently."""
+        """Returns twice the loss of guessing, 2 ln 2; None with `pos_weight`."""
         return 2 * math.log(2) if self.pos_weight is None else None
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """As for all of its kind; and a weight for each label."""
+        """Raise ConfigError like every Elementwise, and for a `pos_weight` that does not fit the labels."""
         super().check(outputs, targets)
         weights = 1 if self.pos_weight is None else self.pos_weight.numel()
         if weights > 1 and (not targets.dim() or targets.shape[-1] != weights):
@@ -146,7 +146,7 @@ class BCE(Elementwise):
             )
 
     def check_targets(self, outputs: Tensor, targets: Tensor, which: str) -> None:
-        """ConfigError for labels that are not from 0 to 1."""
+        """Raise ConfigError for labels outside of [0, 1]."""
         if not targets.numel():
             return
         low, high = float(targets.min()), float(targets.max())
@@ -159,23 +159,23 @@ class BCE(Elementwise):
 
 
 class LossFunction(Objective):
-    """Any `loss(outputs, targets)` that returns a mean over rows; no accuracy, and nothing known of its targets."""
+    """Any `loss(outputs, targets)` that returns a mean over rows; without accuracy, and without checks of targets."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
         self.function = function
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The function's value."""
+        """Returns the function's value."""
         return self.function(outputs, targets)
 
 
 def _paired(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both of the targets' shape and the outputs' dtype."""
+    """Returns outputs and targets in the targets' shape and the outputs' dtype."""
     if targets.dtype != outputs.dtype:
         targets = targets.to(outputs.dtype)
     return (outputs if outputs.shape == targets.shape else outputs.reshape(targets.shape)), targets
 
 
 def _bare(tensor: Tensor) -> list[int]:
-    """A batch's shape without its rows and without dimensions of 1."""
+    """Returns a batch's shape without its rows and without dimensions of 1."""
     return [size for size in tensor.shape[1:] if size != 1]

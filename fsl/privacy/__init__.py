@@ -1,5 +1,6 @@
 """Differential privacy, and what it protects from whom."""
 
-from fsl.privacy.settings import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
+from fsl.privacy.clip_rules import ClipRule
+from fsl.privacy.settings import DPSGD, ClientLevel, CutNoise, Detector, NoPeek, Privacy, RandomizedLabels
 
-__all__ = ["DPSGD", "ClientLevel", "CutNoise", "NoPeek", "Privacy", "RandomizedLabels"]
+__all__ = ["DPSGD", "ClientLevel", "ClipRule", "CutNoise", "Detector", "NoPeek", "Privacy", "RandomizedLabels"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fsl.privacy.accounting import Gaussian, accountant_used, combined, epsilon
+from fsl.privacy.epsilon import Gaussian, accountant_used, combined, epsilon
 from fsl.privacy.settings import Privacy
 
 ADVERSARIES: Mapping[str, str] = {
@@ -26,7 +26,7 @@ DEVICE = "one device's whole update zeroed out (the number of devices is public)
 
 @dataclass(frozen=True)
 class Setting:
-    """What of a run decides who sees what.
+    """The facts of a run that its claims follow from: mechanisms, fronts, batches, and who draws noise.
 
     `spread`: the devices whose fronts one sample moves in a step (SGLR's averaged gradients). `secure`: the noise is
     of the machines' secure generators. `encrypted`: the wire is. `fixed`: the segments in which nothing is trained.
@@ -51,7 +51,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Tally:
+class ReleaseCounts:
     """What of one device was released so far."""
 
     samples: int
@@ -59,12 +59,12 @@ class Tally:
     steps: int = 0
     passes: int = 0  # releases of each sample, where batches are fixed
 
-    def more(self, steps: int, passes: int, rounds: int = 1) -> "Tally":
-        """With the releases of another round."""
+    def more(self, steps: int, passes: int, rounds: int = 1) -> "ReleaseCounts":
+        """Returns these counts plus those of another round."""
         return replace(self, rounds=self.rounds + rounds, steps=self.steps + steps, passes=self.passes + passes)
 
-    def within(self, other: "Tally") -> bool:
-        """Whether another tally of the same device has all of this one's releases."""
+    def within(self, other: "ReleaseCounts") -> bool:
+        """Whether another released of the same device has all of this one's releases."""
         return self.rounds <= other.rounds and self.steps <= other.steps and self.passes <= other.passes
 
 
@@ -88,7 +88,7 @@ class _Account:
     """A claim in the making."""
 
     setting: Setting
-    tally: Tally
+    released: ReleaseCounts
     history: list[Gaussian] = field(default_factory=list)
     pure: float = 0.0  # epsilon of mechanisms that need no delta
     releases: list[str] = field(default_factory=list)
@@ -121,7 +121,7 @@ class _Account:
 
         A front that is never sent counts like one that is: what is seen later depends on what it learnt.
         """
-        setting, tally = self.setting, self.tally
+        setting, released = self.setting, self.released
         segments = [name for name in segments if name not in setting.fixed]
         if not segments:
             self.releases.append("no gradients: nothing is trained")
@@ -144,22 +144,22 @@ class _Account:
             self.neighbours = REPLACED
         what = f"gradients of the {' and the '.join(segments)}: DP-SGD, noise multiplier {multiplier:.4g}"
         if setting.privacy.poisson:
-            rate = setting.batch_size / tally.samples if sampled else 1.0
-            self.history.append(Gaussian(multiplier, rate, tally.steps))
+            rate = setting.batch_size / released.samples if sampled else 1.0
+            self.history.append(Gaussian(multiplier, rate, released.steps))
             seen = f"Poisson rate {rate:.4g}" if sampled else "not amplified: who took part is seen"
-            self.releases.append(f"{what}, {seen}, {tally.steps} steps")
+            self.releases.append(f"{what}, {seen}, {released.steps} steps")
         else:
-            self.history.append(Gaussian(multiplier, 1.0, tally.passes))
-            self.releases.append(f"{what}, fixed batches, each sample in {tally.passes} releases")
+            self.history.append(Gaussian(multiplier, 1.0, released.passes))
+            self.releases.append(f"{what}, fixed batches, each sample in {released.passes} releases")
 
     def at_the_cut(self) -> None:
         """Smashed data and labels, as the edge sees them."""
-        setting, tally, privacy = self.setting, self.tally, self.setting.privacy
+        setting, released, privacy = self.setting, self.released, self.setting.privacy
         self.neighbours = REPLACED
         if privacy.cut is None:
             self.unbounded.append("smashed data reach the edge as they are")
         else:
-            releases = tally.steps if privacy.poisson else tally.passes
+            releases = released.steps if privacy.poisson else released.passes
             self.history.append(Gaussian(privacy.cut.noise_multiplier / 2, 1.0, releases))
             self.releases.append(
                 f"smashed data: clipped, noise multiplier {privacy.cut.noise_multiplier:.4g} (half of it counts, for "
@@ -197,22 +197,22 @@ class _Account:
         client = self.setting.privacy.client
         assert client is not None
         self.neighbours = DEVICE
-        self.history.append(Gaussian(client.noise_multiplier, 1.0, self.tally.rounds))
+        self.history.append(Gaussian(client.noise_multiplier, 1.0, self.released.rounds))
         self.releases.append(
             f"the sum of the devices' clipped updates: noise multiplier {client.noise_multiplier:.4g}, not amplified, "
-            f"{self.tally.rounds} rounds"
+            f"{self.released.rounds} rounds"
         )
 
 
-def claim(adversary: str, setting: Setting, tally: Tally) -> Claim:
+def claim(adversary: str, setting: Setting, released: ReleaseCounts) -> Claim:
     """What an adversary can learn of a device of which so much was released."""
-    account = _Account(setting, tally)
+    account = _Account(setting, released)
     if adversary in ("model", "devices", "cloud"):
         _received(account, adversary)
         found = account.claim()
         if found.epsilon is None and setting.local:
             # All that they see follows from what cloud and edge see together.
-            together = claim("cloud+edge", setting, tally)
+            together = claim("cloud+edge", setting, released)
             return found if together.epsilon is None else together
         return found
     if adversary in ("edge", "cloud+edge") and setting.edge:
@@ -231,7 +231,7 @@ def claim(adversary: str, setting: Setting, tally: Tally) -> Claim:
 
 
 def _received(account: _Account, adversary: str) -> None:
-    """What models tell whoever receives them, and what else comes with them."""
+    """Add to an account what an adversary learns from the models that it receives, and from what comes with them."""
     setting, privacy = account.setting, account.setting.privacy
     if privacy.detector is not None and setting.edge:
         account.unbounded.append(
@@ -251,7 +251,7 @@ def _received(account: _Account, adversary: str) -> None:
 
 
 def _effective(multiplier: float, segment: str, spread: int) -> float:
-    """Per sample: where one moves several devices' fronts, by at most 2 C each, it is replaced, not left out."""
+    """Returns the noise multiplier per sample; `spread` fronts move by at most 2 C each, for a replaced sample."""
     if spread == 1:
         return multiplier
     return multiplier / (2 * math.sqrt(spread if segment == "front" else 1))

@@ -1,4 +1,4 @@
-"""A device's watch on its edge: cut gradients of an honest edge depend on labels, those of a hijacking one do not."""
+"""Detects a hijacking edge from a device: an honest edge's cut gradients depend on labels, a hijacker's do not."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,7 +32,7 @@ class Watch:
         self._labels: dict[int, Tensor] = {}
         self._gaps: list[float] = []
 
-    def told(self, step: int, labels: Tensor) -> None:
+    def note_labels(self, step: int, labels: Tensor) -> None:
         """The labels (B,) that the edge is told in this step."""
         self._labels[step] = labels
 

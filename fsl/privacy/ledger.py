@@ -5,17 +5,32 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fsl.errors import CheckpointError
 from fsl.files import write_json
 from fsl.privacy.assumptions import assumed
-from fsl.privacy.claims import ADVERSARIES, Claim, Setting, Tally, claim
-from fsl.reports import DeviceReport
+from fsl.privacy.claims import ADVERSARIES, Claim, ReleaseCounts, Setting, claim
+
+
+class Repeated(Protocol):
+    """The fields of a device report that say which releases were repeated."""
+
+    @property
+    def device(self) -> int:
+        """Whose they are."""
+
+    @property
+    def wasted_steps(self) -> int:
+        """Steps that it did again."""
+
+    @property
+    def restarts(self) -> int:
+        """How often it went back to an earlier step."""
 
 
 @dataclass(frozen=True)
-class Target:
+class EpsilonTarget:
     """The epsilon that a run's noise was solved for, against who gets the model.
 
     `rounds`: in how many each device trains, as planned. `planned`: the n_k that it was solved with. `solve`: the noise
@@ -31,7 +46,7 @@ class Target:
 class Ledger:
     """Every device's releases in a run. `path`: privacy.json, written before each round's releases.
 
-    `trainers`: the edge trainers that the account is of, as `fsl.privacy.rounds` describes them; None
+    `trainers`: the edge trainers that the account is of, as `fsl.run.private_rounds` describes them; None
     where nobody looked.
     """
 
@@ -46,24 +61,24 @@ class Ledger:
         self.samples = samples
         self.path = path
         self.trainers = trainers
-        self.target: Target | None = None  # what its noise was solved for
-        self.tallies: dict[int, Tally] = {}
+        self.target: EpsilonTarget | None = None  # what its noise was solved for
+        self.release_counts: dict[int, ReleaseCounts] = {}
         self.private = False  # the file is its owner's alone, as a node's own is
 
     def charge(self, device: int, steps: int, passes: int, rounds: int = 1) -> None:
-        """So much is about to be released of a device."""
-        tally = self.tallies.get(device) or Tally(self.samples[device])
-        self.tallies[device] = tally.more(steps, passes, rounds)
+        """Add a device's coming releases to its counts: `steps`, `passes` over its samples, `rounds`."""
+        released = self.release_counts.get(device) or ReleaseCounts(self.samples[device])
+        self.release_counts[device] = released.more(steps, passes, rounds)
 
     def before(self, devices: Sequence[int]) -> None:
-        """These devices are about to train for a round."""
+        """Charge these devices for the round that they are about to train, and write the file."""
         setting = self.setting
         for device in devices:
             self.charge(device, self.steps(self.samples[device]), setting.passes)
         self.write()
 
-    def after(self, reports: Sequence[DeviceReport], again: Mapping[int, int]) -> None:
-        """What was released besides: steps that were done again.
+    def after(self, reports: Sequence[Repeated], again: Mapping[int, int]) -> None:
+        """Charge steps that were done again in the last round, and write the file.
 
         `again`: how often devices that were lost, and can report nothing, may have begun their round anew.
         """
@@ -84,12 +99,14 @@ class Ledger:
 
     def claims(self) -> dict[str, Claim]:
         """The worst claim over devices, by adversary."""
-        tallies = set(self.tallies.values()) or {Tally(1)}
-        return {name: max((claim(name, self.setting, t) for t in tallies), key=_severity) for name in ADVERSARIES}
+        release_counts = set(self.release_counts.values()) or {ReleaseCounts(1)}
+        return {
+            name: max((claim(name, self.setting, t) for t in release_counts), key=_severity) for name in ADVERSARIES
+        }
 
-    def figures(self) -> dict[str, float | None]:
+    def epsilons(self) -> dict[str, float | None]:
         """Each adversary's epsilon for a round's metrics; None where it is unbounded."""
-        return {figure_of(name): found.epsilon for name, found in self.claims().items()}
+        return {epsilon_metric(name): found.epsilon for name, found in self.claims().items()}
 
     def write(self) -> None:
         """Write privacy.json."""
@@ -100,8 +117,9 @@ class Ledger:
         """All of it, as JSON values."""
         setting = self.setting
         devices = {
-            device: asdict(tally) | {"epsilon": {name: claim(name, setting, tally).epsilon for name in ADVERSARIES}}
-            for device, tally in sorted(self.tallies.items())
+            device: asdict(released)
+            | {"epsilon": {name: claim(name, setting, released).epsilon for name in ADVERSARIES}}
+            for device, released in sorted(self.release_counts.items())
         }
         return {
             "noise": "secure" if setting.secure else "simulated",
@@ -114,7 +132,7 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {str(device): asdict(tally) for device, tally in self.tallies.items()}
+        return {str(device): asdict(released) for device, released in self.release_counts.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned.
@@ -122,33 +140,34 @@ class Ledger:
         Secure noise is drawn anew when a round is repeated, so that rounds count which privacy.json has and the
         checkpoint has not. CheckpointError where that file is gone, or has less than the checkpoint.
         """
-        self.tallies = {int(device): Tally(**tally) for device, tally in state.items()}
+        self.release_counts = {int(device): ReleaseCounts(**released) for device, released in state.items()}
         if not self.setting.secure or self.path is None:
             return
         if self.path.exists():
             told = {device: found for device, (found, _) in read_devices(self.path).items()}
-        elif not self.tallies:
+        elif not self.release_counts:
             return
         else:
             raise CheckpointError(
                 f"{self.path} is missing, and rounds that were begun after the checkpoint are counted nowhere else; "
                 "take it from a backup, or begin a new run, whose ledger starts with what this one had spent unknown"
             )
-        for device, tally in self.tallies.items():
-            if (newer := told.get(device)) is None or not tally.within(newer):
+        for device, released in self.release_counts.items():
+            if (newer := told.get(device)) is None or not released.within(newer):
                 raise CheckpointError(
                     f"{self.path} has fewer releases of device {device} than the checkpoint: it is an older one; take "
                     "the newest from a backup, for what was released since is counted nowhere else"
                 )
-        self.tallies |= told
+        self.release_counts |= told
 
 
-def read_devices(path: Path) -> dict[int, tuple[Tally, Mapping[str, float | None]]]:
+def read_devices(path: Path) -> dict[int, tuple[ReleaseCounts, Mapping[str, float | None]]]:
     """What a ledger's file says of each device: its releases, and the epsilon by adversary; CheckpointError if none."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))["devices"]
         return {
-            int(k): (Tally(**{f.name: one[f.name] for f in fields(Tally)}), one["epsilon"]) for k, one in told.items()
+            int(k): (ReleaseCounts(**{f.name: one[f.name] for f in fields(ReleaseCounts)}), one["epsilon"])
+            for k, one in told.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -156,7 +175,7 @@ def read_devices(path: Path) -> dict[int, tuple[Tally, Mapping[str, float | None
         ) from None
 
 
-def figure_of(adversary: str) -> str:
+def epsilon_metric(adversary: str) -> str:
     """The name of an adversary's epsilon in a round's metrics."""
     return f"epsilon_{adversary.replace('+', '_')}"
 

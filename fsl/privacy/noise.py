@@ -1,4 +1,4 @@
-"""Where the randomness of privacy comes from: seeded in simulation, the machine's secure generator in a federation.
+"""Draws the random numbers of differential privacy: seeded in simulation, from the secure generator in a federation.
 
 Cloud and edge know a run's seed and could subtract seeded noise, so seeded noise protects nobody.
 """
@@ -7,6 +7,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fsl import seeds
 
-_DRAWS = 4  # normal numbers in one
+_DRAWS = 4  # independent normal numbers that are added up to make one
 
 Draw = Callable[[Sequence[int]], Tensor]  # numbers of so many rows, columns, ...: float32, on the CPU
 
@@ -71,8 +72,29 @@ class SecureNoise(Noise):
 
 
 def noise_source(secure: bool, seed: int, purpose: str, **where: int | str) -> Noise:
-    """The noise of one purpose; `where` as in `fsl.seeds.Stream`."""
+    """Returns the noise of one purpose: secure, or derived from `seed` and `where` (keywords of `fsl.seeds.Stream`)."""
     return SecureNoise() if secure else SeededNoise(seeds.Stream(seed, purpose, **where))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one segment's private steps in one round, by the device whose batch a step is over.
+
+    None is the edge `edge`, whose steps are over batches of several devices. `secure`: it comes from the machine's
+    generator, not from `seed`.
+    """
+
+    secure: bool
+    seed: int
+    round: int
+    segment: str
+    edge: int | None = None
+
+    def of(self, device: int | None, step: int) -> Draw:
+        """The standard normal numbers of a step."""
+        segment, owner = (f"{self.segment}/edge-{self.edge}", -1) if device is None else (self.segment, device)
+        source = noise_source(self.secure, self.seed, "dp-noise", segment=segment, device=owner, round=self.round)
+        return source.normal(step)
 
 
 def _secure_uniform(count: int) -> np.ndarray:

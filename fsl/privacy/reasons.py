@@ -4,8 +4,10 @@ from fsl.errors import CodeError, FslError, HijackedError, LimitError, RunError,
 from fsl.faults import described, said
 
 
-def told_reason(error: BaseException, private: bool) -> str:
+def failure_reason(error: BaseException, private: bool) -> str:
     """An exception in one line for another machine; of a private run only the kind, where its text may quote data.
+
+    For exceptions; for refused work use `fsl.round.unusable.lost_reason`.
 
     What fsl says of messages and of a run's course quotes none; all texts are in the log of the node that failed.
     """

@@ -2,10 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from fsl.errors import ConfigError, one_of
+from fsl.importing.import_paths import path_of
+from fsl.privacy.clip_rules import ClipRule
+
+if TYPE_CHECKING:
+    Clipping = str | type[ClipRule]  # what a user may give
+else:
+    Clipping = str  # what it becomes, and messages carry
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,7 @@ class SegmentPrivacy:
     noise_multiplier: float
     expected_rows: float | None  # of a batch; None: batches are fixed, and their own size counts
     joint: bool = False  # the clip is of front and back together
+    rule: str | None = None  # a ClipRule's import path; None: by the norm of the whole gradient
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class DPSGD:
     `target_epsilon` has it solved for. `clipping="separate"` clips front and back each for itself; `front_share` of
     the budget is then the front's: s_f^-2 = front_share * s^-2, and the rest the back's (1: only the front is private;
     0: only the back).
-    "joint" clips a sample's gradient over both, for which its norms travel between device and edge.
+    "joint" clips a sample's gradient over both, for which its norms travel between device and edge. A subclass of
+    `fsl.privacy.ClipRule`, or its import path, clips them each for itself by that rule.
     `sampling="poisson"` draws each sample with rate batch_size / n_k in each step; "shuffle" uses fixed batches,
     whose releases are not amplified.
     """
@@ -35,7 +44,7 @@ class DPSGD:
     target_epsilon: float | None = None
     clip: float = 1.0
     back_clip: float | None = None  # None: as `clip`
-    clipping: Literal["separate", "joint"] = "separate"
+    clipping: Clipping = "separate"
     front_share: float = 0.5
     sampling: Literal["poisson", "shuffle"] = "poisson"
 
@@ -54,12 +63,21 @@ class DPSGD:
         _positive("privacy.dp_sgd.clip", self.clip)
         if self.back_clip is not None:
             _positive("privacy.dp_sgd.back_clip", self.back_clip)
-        one_of("privacy.dp_sgd.clipping", self.clipping, ("separate", "joint"))
+        if isinstance(self.clipping, type) and issubclass(self.clipping, ClipRule):
+            object.__setattr__(self, "clipping", path_of(self.clipping))
+        if not isinstance(self.clipping, str) or "." not in self.clipping:
+            one_of("privacy.dp_sgd.clipping", self.clipping, ("separate", "joint", "a ClipRule or its import path"))
         one_of("privacy.dp_sgd.sampling", self.sampling, ("poisson", "shuffle"))
         if not 0 <= self.front_share <= 1:
             raise ConfigError(f"privacy.dp_sgd.front_share={self.front_share}: a share of the budget, from 0 to 1")
         if self.clipping == "joint" and (self.front_share != 0.5 or self.back_clip is not None):
             raise ConfigError("privacy.dp_sgd.clipping=joint: there is one clip; leave back_clip and front_share out")
+
+    @property
+    def rule(self) -> str | None:
+        """The import path of the rule by which each segment is clipped; None: by the norm of the whole gradient."""
+        assert isinstance(self.clipping, str)  # since __post_init__
+        return self.clipping if "." in self.clipping else None
 
     def multiplier(self, segment: str) -> float | None:
         """A segment's own noise multiplier; None where it is not trained privately."""
@@ -141,7 +159,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Probe:
-    """How much an evaluation asks of what smashed data tell of inputs: over so many `rows` of the test data."""
+    """How evaluations measure what smashed data reveal of inputs: over the first `rows` rows of the test data."""
 
     rows: int
     seed: int
@@ -152,10 +170,10 @@ class Probe:
 class Privacy:
     """What protects the devices' data in a run.
 
-    `delta`: the chance that epsilon says nothing. `accountant`: "rdp" or "prv", Opacus's. `losses`: whether training
-    losses are reported; they are exact, so that the cloud's epsilon is unbounded where they are. `public_front`:
-    declares that of a frozen front nothing was ever fitted to these data: no weight, no buffer (BatchNorm's statistics)
-    and no constant that inputs are normalised by. Nothing can check it.
+    `delta`: the probability with which the epsilon bound may fail, well below 1 / n. `accountant`: "rdp" or "prv",
+    Opacus's. `losses`: whether training losses are reported; they are exact, so that the cloud's epsilon is unbounded
+    where they are. `public_front`: declares that of a frozen front nothing was ever fitted to these data: no weight, no
+    buffer (BatchNorm's statistics) and no constant that inputs are normalised by. Nothing can check it.
     """
 
     dp_sgd: DPSGD | None = None
@@ -170,8 +188,11 @@ class Privacy:
     public_front: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.delta < 1:
-            raise ConfigError(f"privacy.delta={self.delta}: a probability between 0 and 1, well below 1/n")
+        for name, kind in PARTS.items():
+            if (part := getattr(self, name)) is not None and not isinstance(part, kind):
+                raise ConfigError(f"privacy.{name}={part!r}: give fsl.privacy.{kind.__name__}(...), or None")
+        if isinstance(self.delta, bool) or not isinstance(self.delta, int | float) or not 0 < self.delta < 1:
+            raise ConfigError(f"privacy.delta={self.delta!r}: a probability between 0 and 1, well below 1/n")
         one_of("privacy.accountant", self.accountant, ("rdp", "prv"))
         if self.client is not None and self.dp_sgd is not None:
             raise ConfigError(
@@ -181,12 +202,12 @@ class Privacy:
 
     @property
     def private(self) -> bool:
-        """Whether anything is claimed: then exact losses stay where they are, unless `losses`."""
+        """Whether the ledger claims an epsilon; then devices do not report losses, unless `losses`."""
         return any(part is not None for part in (self.dp_sgd, self.cut, self.labels, self.client))
 
     @property
     def clipped(self) -> bool:
-        """Whether a clip bounds what a sample, or a whole device, contributes: then neither decides who is lost."""
+        """Whether a clip bounds a sample's or a device's contribution; then no step is refused for its values."""
         return self.dp_sgd is not None or self.client is not None
 
     @property
@@ -205,7 +226,7 @@ class Privacy:
         return self.dp_sgd is not None and self.dp_sgd.clipping == "joint"
 
     def segment(self, name: str, batch_size: int) -> SegmentPrivacy | None:
-        """How a segment is trained; None: as ever."""
+        """Returns a segment's DP-SGD settings; None where it trains without DP-SGD."""
         if self.dp_sgd is None:
             return None
         multiplier = self.dp_sgd.multiplier(name)
@@ -215,21 +236,12 @@ class Privacy:
         if name == "back" and self.dp_sgd.back_clip is not None:
             clip = self.dp_sgd.back_clip
         rows = float(batch_size) if self.poisson else None
-        return SegmentPrivacy(clip, multiplier, rows, self.dp_sgd.clipping == "joint")
+        return SegmentPrivacy(clip, multiplier, rows, self.joint, self.dp_sgd.rule)
 
     def with_multiplier(self, noise_multiplier: float) -> Self:
         """The same with the noise multiplier of DP-SGD that was solved for."""
         assert self.dp_sgd is not None
         return replace(self, dp_sgd=replace(self.dp_sgd, noise_multiplier=noise_multiplier, target_epsilon=None))
-
-    @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Self:
-        """From nested mappings, as `dataclasses.asdict` writes them; ConfigError for anything else."""
-        values = dict(raw)
-        for name, kind in PARTS.items():
-            if values.get(name) is not None:
-                values[name] = _read(name, kind, values[name])
-        return _read("privacy", cls, values)
 
 
 PARTS: Mapping[str, type] = {
@@ -240,13 +252,6 @@ PARTS: Mapping[str, type] = {
     "nopeek": NoPeek,
     "detector": Detector,
 }
-
-
-def _read(name: str, kind: Any, raw: Any) -> Any:
-    known = {field.name for field in fields(kind)}
-    if not isinstance(raw, Mapping) or set(raw) - known:
-        raise ConfigError(f"{name}={raw!r}: its keys are {', '.join(sorted(known))}")
-    return kind(**raw)
 
 
 def _positive(name: str, value: float) -> None:

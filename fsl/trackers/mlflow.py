@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from fsl.observers import RunInfo
-from fsl.provenance import flat
-from fsl.runfolder import RunFolder
-from fsl.trackers.base import Tracker, remember, remembered, require, run_name
+from fsl.run.observers import RunInfo
+from fsl.run.provenance import flat
+from fsl.run.run_folder import RunFolder
+from fsl.trackers.tracker import Tracker, remember, remembered, require, run_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

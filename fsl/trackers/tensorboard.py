@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from fsl.observers import RunInfo
-from fsl.trackers.base import Tracker
+from fsl.run.observers import RunInfo
+from fsl.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

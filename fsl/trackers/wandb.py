@@ -5,9 +5,9 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fsl.observers import RunInfo
-from fsl.runfolder import RunFolder
-from fsl.trackers.base import Tracker, remember, remembered, require, run_name
+from fsl.run.observers import RunInfo
+from fsl.run.run_folder import RunFolder
+from fsl.trackers.tracker import Tracker, remember, remembered, require, run_name
 
 if TYPE_CHECKING:
     from wandb import Run

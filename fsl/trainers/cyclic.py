@@ -7,10 +7,12 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, StepError
-from fsl.finite import usable
-from fsl.messages import Reply, Upload
-from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, cut_gradient, refusal, usable_alone
+from fsl.segments.finite import usable
+from fsl.segments.states import State
+from fsl.trainers.back_steps import cut_gradient, cut_leaf
+from fsl.trainers.edge_trainer import EdgeBench, SharedBack
+from fsl.trainers.judging import judged
+from fsl.trainers.uploads import Reply, Upload
 
 
 class Cyclic(SharedBack):
@@ -37,7 +39,7 @@ class Cyclic(SharedBack):
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
         super().begin(bench, edge, back)
-        self._noise = bench.pooled_noise(edge)
+        self._layer_seeds = bench.pooled_layer_seeds(edge)
         self._trained = 0  # batches of resampled features
         self._waiting: list[Upload] = []
         self._steps = 0
@@ -58,27 +60,28 @@ class Cyclic(SharedBack):
         except Exception as error:
             raise StepError(uploads[0].device, uploads[0].step) from error
 
-    def _serve(self, uploads: Sequence[Upload]) -> list[Reply]:
-        """Train and answer; again without those whose upload alone cannot be trained on, where that is no use."""
+    @judged
+    def _serve(self, uploads: Sequence[Upload]) -> list[Reply] | None:
+        """Train and answer; None where that is no use, and the back is as it was."""
         learner, limit = self.learner, self.bench.loss_limit
-        if limit is None:
-            self._train(uploads)
-            return self._answer(uploads)
-        began = self._trained, self.examples
-        before = learner.state().clone(), learner.optimizer_state(), learner.transients()
+        if limit is not None:
+            counts = self._trained, self.examples
+            before = learner.state().clone(), learner.optimizer_state(), learner.transients()
         self._train(uploads)
         replies = self._answer(uploads)
+        if limit is None:
+            return replies
         made = [*(r.gradient for r in replies), *learner.state().flats.values(), *learner.optimizer_state().values()]
         if usable([r.loss for r in replies], made, limit):
             return replies
         state, optimizer, transients = before
         learner.begin(state, self.bench.learning_rate, optimizer, transients)
-        self._trained, self.examples = began
-        noise = self._noise.at(self._trained + 1)
-        bad = [u for u in uploads if not usable_alone(learner, self.bench.objective, u, noise, limit)] or uploads
-        lost = {u.device for u in bad}
-        rest = [u for u in uploads if u.device not in lost]
-        return [*(self._serve(rest) if rest else []), *(refusal(u) for u in uploads if u.device in lost)]
+        self._trained, self.examples = counts
+        return None
+
+    def layer_seed(self, uploads: Sequence[Upload]) -> int:
+        """What the back's random layers draw from in its next pass."""
+        return self._layer_seeds.at(self._trained + 1)
 
     def _train(self, uploads: Sequence[Upload]) -> None:
         features = torch.cat([upload.smashed.detach() for upload in uploads])
@@ -86,7 +89,7 @@ class Cyclic(SharedBack):
         size = self.batch_size or max(len(upload.targets) for upload in uploads)
         for step in range(self._over):
             for rows in self._resampled(len(targets), size, uploads[0].step, step):
-                outputs = self.learner.forward(features[rows], self._next_noise())
+                outputs = self.learner.forward(features[rows], self._next_seed())
                 self.bench.objective.loss(outputs, targets[rows]).backward()
                 self.learner.step()
         self.examples += len(targets)
@@ -105,10 +108,8 @@ class Cyclic(SharedBack):
             before = self.learner.state().clone(), self.learner.transients()
         replies = []
         for upload in uploads:
-            leaf = upload.smashed.detach()
-            if leaf.is_floating_point():
-                leaf.requires_grad_()
-            loss = self.bench.objective.loss(self.learner.forward(leaf.clone(), self._next_noise()), upload.targets)
+            leaf = cut_leaf(upload.smashed)
+            loss = self.bench.objective.loss(self.learner.forward(leaf.clone(), self._next_seed()), upload.targets)
             found = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if leaf.requires_grad else None
             gradient = cut_gradient(leaf, found)
             replies.append(Reply(upload.device, upload.step, gradient, loss.detach()))
@@ -116,6 +117,6 @@ class Cyclic(SharedBack):
             self.learner.restore(*before)
         return replies
 
-    def _next_noise(self) -> int:
+    def _next_seed(self) -> int:
         self._trained += 1
-        return self._noise.at(self._trained)
+        return self._layer_seeds.at(self._trained)

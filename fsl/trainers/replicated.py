@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from fsl import seeds
-from fsl.finite import refuse_states
-from fsl.learner import Learner
-from fsl.messages import Reply, Upload
-from fsl.states import State, Total
-from fsl.trainers.base import EdgeBench, EdgeTrainer, Snapshot, train_back
+from fsl.segments.finite import refuse_states
+from fsl.segments.learner import Learner
+from fsl.segments.states import State
+from fsl.segments.sums import Total
+from fsl.trainers.back_steps import train_back
+from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, Snapshot
+from fsl.trainers.uploads import Reply, Upload
 
 
 @dataclass(frozen=True, slots=True)
 class _Replica:
     learner: Learner
-    noise: seeds.Stream
+    layer_seeds: seeds.Stream
     weight: float
 
 
@@ -28,7 +28,6 @@ class Replicated(EdgeTrainer):
 
     divisible = True
     movable = True
-    private = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round: no device has a replica yet."""
@@ -39,29 +38,23 @@ class Replicated(EdgeTrainer):
     def open(self, device: int, weight: float) -> None:
         """Give the device a replica of the back."""
         bench = self.bench
-        learner = bench.borrow()
+        learner = bench.borrow(device)
         learner.begin(self.back, bench.learning_rate, bench.kept(f"device-{device}"))
-        self._replicas[device] = _Replica(learner, bench.noise(device), weight)
+        self._replicas[device] = _Replica(learner, bench.layer_seeds(device), weight)
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
-        """Train each device's own replica on its upload."""
+        """Train each device's own replica on its upload (Algorithm 1, the server's part, for all clients in parallel).
+
+        For client k: forward with its smashed data A_k on its replica of W^S, loss of the outputs and its labels Y_k,
+        backward, a step of the replica, and dA_k back to the client.
+        """
         bench, replies = self.bench, []
-        joint = bench.privacy is not None and bench.privacy.joint
         for upload in messages:
             replica = self._replicas[upload.device]
-            noise = replica.noise.at(upload.step)
-            if upload.factors is not None:
-                self.settle(upload.device, upload.step - 1, upload.factors)
-            release = bench.release(upload.step, upload.device)
-            limit = bench.loss_limit
-            replies.append(
-                train_back(replica.learner, bench.objective, upload, noise, self.answers, release, joint, limit)
-            )
+            layer_seed = replica.layer_seeds.at(upload.step)
+            reply = train_back(replica.learner, bench.objective, upload, layer_seed, self.answers, bench.loss_limit)
+            replies.append(reply)
         return replies
-
-    def settle(self, device: int, step: int, factors: Tensor) -> None:
-        """Step the device's replica, by what each of its samples counts."""
-        self._replicas[device].learner.step(release=self.bench.release(step, device), factors=factors)
 
     def update(self, device: int) -> tuple[State, State]:
         """The back that the device started from, and its replica."""
@@ -70,7 +63,7 @@ class Replicated(EdgeTrainer):
     def close(self, device: int) -> None:
         """Add the device's replica to the average; LostError where it cannot be."""
         replica = self._replicas[device]
-        refuse_states(device, {"back": replica.learner.state()}, self.bench.privacy is not None)
+        refuse_states(device, {"back": replica.learner.state()})
         self.bench.keep(f"device-{device}", replica.learner)
         self._total.add(replica.learner.state(), replica.weight, device)
         self.bench.back.give_back(self._replicas.pop(device).learner)
@@ -93,6 +86,6 @@ class Replicated(EdgeTrainer):
         """Go on with a replica that another edge trained so far."""
         assert snapshot.back is not None
         bench = self.bench
-        learner = bench.borrow()
+        learner = bench.borrow(device)
         learner.begin(snapshot.back, bench.learning_rate, snapshot.optimizer, snapshot.transients)
-        self._replicas[device] = _Replica(learner, bench.noise(device), snapshot.weight)
+        self._replicas[device] = _Replica(learner, bench.layer_seeds(device), snapshot.weight)

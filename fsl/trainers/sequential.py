@@ -7,9 +7,10 @@ import torch
 
 from fsl import seeds
 from fsl.errors import ConfigError
-from fsl.messages import Reply, Upload
-from fsl.states import State
-from fsl.trainers.base import EdgeBench, SharedBack, train_back
+from fsl.segments.states import State
+from fsl.trainers.back_steps import train_back
+from fsl.trainers.edge_trainer import EdgeBench, SharedBack
+from fsl.trainers.uploads import Reply, Upload
 
 T = TypeVar("T")
 
@@ -22,7 +23,6 @@ class Sequential(SharedBack):
     released code. `order="fixed"` trains device after device in order of id (vanilla split learning).
     """
 
-    private = True
     ORDERS = ("step", "round", "fixed")
 
     def __init__(self, order: Literal["step", "round", "fixed"] = "step"):
@@ -34,7 +34,7 @@ class Sequential(SharedBack):
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
         super().begin(bench, edge, back)
-        self._noise: dict[int, seeds.Stream] = {}
+        self._layer_seeds: dict[int, seeds.Stream] = {}
 
     def arrange(self, devices: Sequence[int]) -> Sequence[int]:
         """Shuffled anew each round where `order="round"`."""
@@ -42,21 +42,23 @@ class Sequential(SharedBack):
 
     def open(self, device: int, weight: float) -> None:
         """The device joins the shared back."""
-        self._noise[device] = self.bench.noise(device)
+        self._layer_seeds[device] = self.bench.layer_seeds(device)
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
-        """Train the back on each upload in turn."""
+        """Train the back on each upload in turn (SplitFed V2: the server's part of Algorithm 1, clients one by one).
+
+        For each client k, in random order: forward with A_k on the one W^S, loss, backward, a step of W^S, and dA_k
+        back to the client; the next client meets the W^S that this one left.
+        """
         if self.order == "step":
             messages = self._shuffled(messages, step=messages[0].step)
-        replies = []
+        bench, replies = self.bench, []
         for upload in messages:
-            noise = self._noise[upload.device].at(upload.step)
-            release = self.bench.release(upload.step, upload.device)
-            bench = self.bench
-            reply = train_back(self.learner, bench.objective, upload, noise, release=release, limit=bench.loss_limit)
+            layer_seed = self._layer_seeds[upload.device].at(upload.step)
+            reply = train_back(self.learner, bench.objective, upload, layer_seed, limit=bench.loss_limit)
             replies.append(reply)
             if reply.refused is None:
-                self.examples += bench.rows(len(upload.targets))
+                self.examples += len(upload.targets)
         return replies
 
     def _shuffled(self, items: Sequence[T], step: int) -> list[T]:

@@ -1,1 +1,1 @@
-"""The data plane between devices and edges: its messages, and what each weighs in bytes."""
+"""The data plane between devices and edges: gRPC streams, tokens, and both ends of a session."""

@@ -1,4 +1,4 @@
-"""The thread that serves the network: one event loop, for any number of sessions."""
+"""Runs the network thread: one event loop for any number of sessions."""
 
 import asyncio
 import threading
@@ -6,11 +6,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_PATIENCE = 30.0  # seconds for what takes none
+_PATIENCE = 30.0  # seconds for calls that take next to no time
 
 
 class NetworkThread:
-    """An event loop in a thread of its own. Nothing is computed here, so that nobody waits for a computation."""
+    """Runs an event loop in a thread of its own, where nothing computes, so that no message waits for a computation."""
 
     def __init__(self, name: str):
         self.loop = asyncio.new_event_loop()
@@ -18,16 +18,16 @@ class NetworkThread:
         self._thread.start()
 
     def run(self, task: Coroutine[Any, Any, T], timeout: float = _PATIENCE) -> T:
-        """Run a coroutine there, and wait for its result."""
+        """Run a coroutine on the thread, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(task, self.loop).result(timeout)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call a function there, soon; nothing happens once the thread has ended."""
+        """Schedule a function on the thread; does nothing once the thread has ended."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
-        """End the thread; what is still running there is cancelled."""
+        """End the thread, and cancel what still runs on it."""
         if self.loop.is_closed():
             return
         self.run(_cancel_all())

@@ -1,6 +1,5 @@
-"""What both ends of the data plane must know: where, by which certificates, and how patient they are."""
+"""Options of both ends of the data plane: method names, patience, limits, certificates, gRPC's settings."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,19 +7,19 @@ import grpc
 
 from fsl.errors import ConfigError
 from fsl.private_files import read_private
-from fsl.wire.chunks import CHUNK
+from fsl.wire.frame_stream import CHUNK
 
 METHOD = "/fsl.wire.Edge/Train"
 PEER_METHOD = "/fsl.wire.Edge/Peer"
-KEEPALIVE = 20.0  # seconds after which a silent connection is asked whether it is still there
+KEEPALIVE = 20.0  # seconds of silence after which gRPC pings a connection
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long who waits for whom, in seconds.
+    """Seconds that devices and edges wait for each other.
 
-    `join`: for a device or its edge to appear in a round. `straggler`: for the next message of a device that others
-    wait for; who exceeds it is lost for the round. `answer`: for an edge's next message, whatever the others do.
+    `join`: for a device or its edge to appear in a round. `straggler`: an edge waits so long for the next message of a
+    device that others wait for, and then loses it. `answer`: a device waits so long for its edge's next message.
     """
 
     join: float = 120.0
@@ -33,40 +32,15 @@ class Patience:
                 raise ConfigError(f"{name}={getattr(self, name)}: it is a number of seconds above 0")
 
 
-class Deadline:
-    """A round's: it passes `seconds` after now, and a last time after as long again."""
-
-    def __init__(self, seconds: float, grace: float = 0.0):
-        self.seconds = seconds
-        now = time.monotonic() + grace  # whoever goes by another's word waits for it a little longer
-        self._ends = [("first", now + seconds), ("last", now + 2 * seconds)]
-
-    @property
-    def reason(self) -> str:
-        """What is said of who is lost by it."""
-        return f"it had not finished at the round's deadline of {self.seconds:g} s"
-
-    def left(self) -> float:
-        """Seconds until it passes the next time; 0 where it has."""
-        return max(0.0, self._ends[0][1] - time.monotonic()) if self._ends else 0.0
-
-    def passed(self) -> str:
-        """Which time it has passed since this was asked, "first" or "last"; nothing where it has not."""
-        found = ""
-        while self._ends and self._ends[0][1] <= time.monotonic():
-            found = self._ends.pop(0)[0]
-        return found
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What an edge puts up with: bytes of a frame, unserved uploads of a session, strangers at the door.
+    """Limits of an edge: bytes of a frame, unserved uploads of a session, strangers at the door.
 
     Before a session is open: `opening_bytes` of a message, `handshakes` at a time in all and `connection_handshakes`
-    over one connection, each for `handshake_seconds`. `streams` of one connection (who needs more opens another), and
-    `connections` in all, of which those without a stream end after `idle_seconds`. `send_seconds`: for a session's
-    last messages to get out. `keepalive`: seconds after which a silent connection is asked whether it is still there;
-    after half as many without an answer it is not.
+    over one connection, each for `handshake_seconds`. `streams` of one connection (a node that needs more opens
+    another), and `connections` in all; the edge ends one without a stream after `idle_seconds`. `send_seconds`: for a
+    session's last messages to leave. `keepalive`: after so many silent seconds gRPC pings a connection, and gives it up
+    after half as many without an answer.
     """
 
     max_message_bytes: int = 64 << 20
@@ -84,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files: one's own certificate and key, and the authority that the other end is checked against.
+    """PEM files of one end: its certificate and key, and the authority `ca` that it checks the other end against.
 
     An edge needs the first two, and asks devices for certificates (mutual TLS) where it has `ca`. A device needs
     `ca`, and the other two where its edge asks for them.
@@ -95,7 +69,7 @@ class Certificates:
     key: Path | None = None
 
     def server(self) -> grpc.ServerCredentials:
-        """An edge's credentials."""
+        """Returns an edge's gRPC credentials."""
         if self.certificate is None or self.key is None:
             raise ConfigError(
                 "an edge needs cert and cert-key in its node configuration; fsl-certs makes them for trying "
@@ -106,7 +80,7 @@ class Certificates:
         return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
 
     def channel(self) -> grpc.ChannelCredentials:
-        """A device's credentials; without `ca` the machine's own authorities count."""
+        """Returns a device's gRPC credentials; without `ca` the machine's own authorities count."""
         ca = None if self.ca is None else _read("ca", self.ca)
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("cert and cert-key belong together; give both in the node configuration, or none")
@@ -116,7 +90,7 @@ class Certificates:
 
 
 def channel_options(max_bytes: int, keepalive: float = KEEPALIVE) -> list[tuple[str, int]]:
-    """gRPC's options, the same at both ends.
+    """Returns the gRPC options that both ends share.
 
     `keepalive_timeout_ms` alone is no limit: gRPC ends a connection for a ping without an answer after
     `ping_timeout_ms`, a minute by default.
@@ -138,18 +112,18 @@ def channel_options(max_bytes: int, keepalive: float = KEEPALIVE) -> list[tuple[
     ]
 
 
-# What has come and nobody reads is bounded by a window of 64 KiB a stream, which grows for the message that is read
-# alone; gRPC's default grows with the link, to 8 MB a stream. Small windows also let pings through on a slow link.
+# A window of 64 KiB a stream bounds what has come and nobody reads; it grows only for the message that is being read.
+# gRPC's default grows with the link, to 8 MB a stream. Small windows also let pings through on a slow link.
 _WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
 
 
 def client_options(limits: Limits) -> list[tuple[str, int]]:
-    """Of a connection to an edge's door, which no other channel of this process shares."""
+    """Returns gRPC's options of a connection to an edge's door, which no other channel of this process shares."""
     return [*channel_options(CHUNK, limits.keepalive), *_WINDOW, ("grpc.use_local_subchannel_pool", 1)]
 
 
 def server_options(limits: Limits) -> list[tuple[str, int]]:
-    """Of an edge's door: small messages, few streams a connection, short headers, nothing compressed."""
+    """Returns gRPC's options of an edge's door: small messages, few streams a connection, no compression."""
     return [
         *channel_options(CHUNK, limits.keepalive),
         *_WINDOW,
@@ -159,7 +133,7 @@ def server_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", int(1000 * limits.idle_seconds)),
         ("grpc.max_metadata_size", 4 << 10),
         ("grpc.absolute_max_metadata_size", 8 << 10),
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # the first is none
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # bit 0 is "no compression"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Who may train what: tokens that the cloud signs, and proofs that a device holds its key.
+"""Signs and checks tokens, by which the cloud says who may train what, and proofs that a device holds its key.
 
 An edge can check a token but not make one: it has the cloud's public key. A token names the device's key by its
 fingerprint, so that it is of no use to anybody else, and expires by round, since a device may have no reliable clock.
@@ -23,26 +23,26 @@ from cryptography.hazmat.primitives.serialization import (
 from google.protobuf.message import DecodeError
 
 from fsl.errors import ConfigError, TrustError
+from fsl.messages import messages_pb2 as pb
 from fsl.private_files import read_private
-from fsl.wire import messages_pb2 as pb
 
 PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | ec.EllipticCurvePublicKey
 
-_TOKEN = b"fsl token 1\0"  # what is signed begins with its purpose, so that no signature can serve another
+_TOKEN = b"fsl token 1\0"  # each signed text begins with its purpose, so that no signature can serve another
 _PROOF = b"fsl proof 1\0"
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What a device may do in one round."""
+    """What a token grants a device in one round."""
 
     run: str
     round: int
     device: int
-    edges: tuple[int, ...]  # where
-    steps: int  # uploads at most
-    samples: int  # n_k, what the device stands for in averages
+    edges: tuple[int, ...]  # the edges that it may open a session at
+    steps: int  # at most so many uploads
+    samples: int  # n_k, the device's weight in averages
     fence: int  # of two sessions for one round, the higher counts
     fingerprint: bytes  # of the device's public key
 
@@ -55,17 +55,17 @@ class Signer:
 
     @property
     def public_key(self) -> bytes:
-        """What edges check tokens with (32 bytes)."""
+        """Returns the public key (32 bytes) by which edges check tokens."""
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, claims: Claims) -> bytes:
-        """The token that says so."""
+        """Returns the signed token of these claims."""
         token = pb.Token(**{f.name: getattr(claims, f.name) for f in fields(claims)}).SerializeToString()
         return pb.SignedToken(token=token, signature=self._key.sign(_TOKEN + token)).SerializeToString()
 
 
 def check_token(token: bytes, public_key: bytes) -> Claims:
-    """What a token says; TrustError if the cloud did not sign it."""
+    """Read a token's claims; TrustError if the cloud did not sign it."""
     try:
         signed = pb.SignedToken.FromString(token)
         Ed25519PublicKey.from_public_bytes(public_key).verify(signed.signature, _TOKEN + signed.token)
@@ -85,7 +85,7 @@ def check_token(token: bytes, public_key: bytes) -> Claims:
 
 
 def load_private_key(path: Path) -> PrivateKey:
-    """A device's private key: the SuperNode's own (NIST curve) or Ed25519, PEM or OpenSSH, without a passphrase."""
+    """Read a device's private key: the SuperNode's own (NIST curve) or Ed25519, PEM or OpenSSH, without passphrase."""
     data = read_private("key", path)
     try:
         load = load_ssh_private_key if b"OPENSSH" in data[:64] else load_pem_private_key
@@ -98,12 +98,12 @@ def load_private_key(path: Path) -> PrivateKey:
 
 
 def public_bytes(key: PublicKey) -> bytes:
-    """A public key as DER SubjectPublicKeyInfo."""
+    """Encode a public key as DER SubjectPublicKeyInfo."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def registered_key(data: bytes) -> bytes:
-    """A public key as Flower registers SuperNodes by (PEM), as DER; TrustError if it is none."""
+    """Convert the public key by which Flower registers a SuperNode from PEM to DER; TrustError if it is none."""
     try:
         key = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm):
@@ -112,18 +112,18 @@ def registered_key(data: bytes) -> bytes:
 
 
 def fingerprint(public_key: bytes) -> bytes:
-    """What a token names a key by: SHA-256 of its DER."""
+    """Returns the SHA-256 of a public key's DER, by which a token names the key."""
     return hashlib.sha256(public_key).digest()
 
 
 def prove(key: PrivateKey, nonce: bytes, edge: int, token: bytes) -> bytes:
-    """A device's answer to an edge's challenge."""
+    """Sign an edge's challenge with a device's key."""
     said = _said(nonce, edge, token)
     return key.sign(said) if isinstance(key, Ed25519PrivateKey) else key.sign(said, ec.ECDSA(hashes.SHA256()))
 
 
 def check_proof(signature: bytes, public_key: bytes, nonce: bytes, edge: int, token: bytes) -> None:
-    """TrustError unless the holder of this public key signed the challenge."""
+    """Raise TrustError unless the holder of this public key signed the challenge."""
     said = _said(nonce, edge, token)
     try:
         key = load_der_public_key(public_key)
@@ -138,5 +138,5 @@ def check_proof(signature: bytes, public_key: bytes, nonce: bytes, edge: int, to
 
 
 def _said(nonce: bytes, edge: int, token: bytes) -> bytes:
-    # The edge is in it, so that an edge cannot pass a proof on to another and train in the device's name.
+    # It contains the edge, so that no edge can pass a proof on to another and train in the device's name.
     return _PROOF + hashlib.sha256(nonce + edge.to_bytes(8, "little") + token).digest()

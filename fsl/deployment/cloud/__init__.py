@@ -1,0 +1,1 @@
+"""Keeps the cloud's list of a real federation's nodes, and counts its rounds."""

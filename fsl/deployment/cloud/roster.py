@@ -1,0 +1,306 @@
+"""Places a round on the nodes that host its devices and edges, and collects what they answer."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fsl.deployment.cloud.answers import Share, check_answer, check_scores
+from fsl.deployment.cloud.closing import least, refuse_without_nodes
+from fsl.deployment.cloud.enrolled import TABLE
+from fsl.deployment.cloud.members import Member, Members, Terms
+from fsl.deployment.cloud.refused_plans import refuse_plan
+from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
+from fsl.deployment.cloud.routes import Routes
+from fsl.deployment.node.work_done import RESTARTED
+from fsl.errors import RunError, WireError
+from fsl.messages.identifiers import is_count, is_owner
+from fsl.messages.node_part import EdgePart, NodePart, Ticket
+from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.quoting import one_line
+from fsl.settings.placement import Collected
+from fsl.wire.device.sealed_fronts import new_key
+from fsl.wire.tokens import Claims, Signer, fingerprint
+
+log = logging.getLogger(__name__)
+_WAY = 10.0  # seconds that a node's answer takes to the cloud, on a busy machine
+_POLL = 0.5  # seconds between two polls for replies; Flower's own poll takes three
+Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
+
+
+@dataclass
+class _AskedRound:
+    """A round on its way: each node's part, and the devices of each edge."""
+
+    plan: RoundPlan
+    cohorts: list[CohortTask]
+    samples: dict[int, int]
+    nodes: dict[int, list[int]] = field(default_factory=dict)  # by node, the devices that depend on it
+    nodes_by_role: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
+    lost: dict[int, str] = field(default_factory=dict)
+    start: ArrayRecord | None = None  # the round's first arrays, to measure updates from; None without max_norm
+    shares: dict[int, Share] = field(default_factory=dict)  # by node
+    others: dict[int, int] = field(default_factory=dict)  # by device, how many more edges it may go to
+
+
+class Roster:
+    """Places a run's devices and edges on the nodes that host them."""
+
+    def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
+        self.setup = setup  # the run's configuration, as messages carry it
+        self.terms = terms
+        self.signer = Signer()
+        self.members = Members(setup, terms, None if folder is None else folder / TABLE)
+        self._fence = 0
+        self._asked: _AskedRound | None = None
+        self._scored: dict[int, frozenset[int]] = {}  # the devices that each node was last asked to evaluate
+
+    def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
+        """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
+        placed = self.members.look(grid, devices, edges, first)
+        if not placed:
+            refuse_without_nodes(**self.terms.closing)
+        return placed
+
+    @property
+    def samples(self) -> Mapping[int, int]:
+        """The n_k of each device that is there, as its node says; not capped, since privacy accounts need it."""
+        return {device: count for member in self.members.online for device, count in member.samples.items()}
+
+    def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
+        """Build one message for each node with a part in the round."""
+        refuse_plan(plan, self.terms)
+        self._fence = max(self._fence + 1, time.time_ns())
+        plan = replace(plan, one_by_one=True)
+        samples = {device: self._counted(count) for device, count in self.samples.items()}
+        asked = self._asked = _AskedRound(plan, [], samples)
+        asked.start = needed([DeviceTask(device=0)]) if self.terms.max_norm is not None else None
+        nodes_by_role = asked.nodes_by_role
+        hosts = {d: member for member in self.members.online for d in member.samples}
+        edges = {member.edge: member for member in self.members.online if member.edge is not None}
+        routes = Routes(plan, cohorts, edges, self.terms.roaming)
+        cohorts = [
+            *cohorts,
+            *(CohortTask(edge=edge, devices=()) for edge in routes.visited - {c.edge for c in cohorts}),
+        ]
+        parts: dict[int, NodePart] = {}
+        relay_key = new_key().hex() if plan.fronts == "relayed" else ""
+        for cohort in cohorts:
+            there = tuple(
+                replace(task, samples=hosts[task.device].samples[task.device])
+                for task in cohort.devices
+                if task.device in hosts
+            )
+            absent = [task.device for task in cohort.devices if task.device not in hosts]
+            asked.lost.update(dict.fromkeys(absent, "no node that hosts it is online"))
+            edge = edges.get(cohort.edge)
+            if plan.trainer is not None and edge is None:
+                gone = dict.fromkeys((t.device for t in there), f"no node that hosts edge {cohort.edge} is online")
+                asked.lost.update(gone)
+                continue
+            if not there and cohort.edge not in routes.visited:
+                continue
+            cohort = replace(cohort, devices=there)
+            asked.cohorts.append(cohort)
+            if edge is not None and plan.trainer is not None:
+                part = EdgePart(cohort=cohort, cloud_key=self.signer.public_key.hex(), fence=self._fence)
+                part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
+                old = parts.get(edge.node, NodePart())
+                parts[edge.node] = replace(old, edges=(*old.edges, part))
+                asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
+                nodes_by_role["edges"].add(edge.node)
+            for task in there:
+                host = hosts[task.device]
+                node = host.node
+                old = parts.get(node, NodePart())
+                asked.nodes.setdefault(node, []).append(task.device)
+                nodes_by_role["devices"].add(node)
+                if plan.trainer is None or edge is None:
+                    parts[node] = replace(old, alone=(*old.alone, task))
+                else:
+                    others = routes.others(task.device, cohort.edge)
+                    asked.others[task.device] = len(others)
+                    allowed = (cohort.edge, *(number for number, _ in others))
+                    token = self._token(plan, host, task.device, allowed).hex()
+                    ticket = Ticket(task=task, edge=cohort.edge, address=edge.address, token=token, others=others)
+                    parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
+        text, every = plan.to_json(), self.terms.replicate_every
+        messages = []
+        for node, whole in sorted(parts.items()):
+            whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
+            asked.shares[node] = Share.of(whole)
+            messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
+        return messages
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Send a round's messages and wait for the replies.
+
+        A node that restarted meanwhile never answers, and Flower does not report it. So when all edges (or all devices)
+        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way.
+        """
+        roams = self._asked is not None and any(self._asked.others.values())
+        grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges also wait for each other
+        nodes_by_role = self._asked.nodes_by_role if self._asked is not None else {}
+        if any(message.metadata.message_type == MessageType.EVALUATE for message in messages):
+            nodes_by_role, timeout = {}, min(timeout, self.terms.answer)
+        elif (longest := self._longest()) is not None:
+            timeout = min(timeout, longest + _WAY)
+        waiting = set(grid.push_messages(messages))
+        replies: list[Message] = []
+        deadline, ended = time.monotonic() + timeout, False
+        while waiting and time.monotonic() < deadline:
+            new = list(grid.pull_messages(sorted(waiting)))
+            replies += new
+            waiting -= {reply.metadata.reply_to_message_id for reply in new}
+            answered = {reply.metadata.src_node_id for reply in replies}
+            if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
+                ended, deadline = True, min(deadline, time.monotonic() + grace)
+            if waiting:
+                time.sleep(_POLL)
+        return [reply for reply in replies if self._is_own(reply)]
+
+    def _is_own(self, reply: Message) -> bool:
+        """Returns whether a reply's scores, if any, are of devices that the cloud asked its node for."""
+        if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
+            return True
+        node = reply.metadata.src_node_id
+        try:
+            check_scores(self._scored.get(node, frozenset()), reply.content)
+        except WireError as error:
+            log.warning("%s: %s", self.members.label(node), error)
+            return False
+        return True
+
+    def _longest(self) -> float | None:
+        """Returns the seconds after which no node works on a round any more; None without a deadline."""
+        if self.terms.deadline is None or self._asked is None:
+            return None
+        trainer = self._asked.plan.trainer
+        return self.terms.deadline * (1 if trainer is None or trainer.locate().divisible else 2)
+
+    def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
+        """Add up the work of devices that finished at both ends of the wire, and say why the others did not."""
+        asked = self._asked
+        assert asked is not None
+        results = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
+        answered, failed = set(), 0
+        restarted: dict[int, int] = {}
+        ill: list[int] = []  # failed nodes, which may have restarted: asked again what they host
+        for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            answered.add(node)
+            if reply.has_error():
+                failed += 1
+                ill.append(node)
+                for device in asked.nodes.get(node, []):
+                    results.lose(device, f"{self.members.label(node)}: {one_line(str(reply.error.reason), 1000)}")
+                continue
+            content, mine = reply.content, asked.nodes.get(node, [])
+            try:
+                share = asked.shares[node]
+                rows = sum(self.samples.get(device, 0) for device in share.served) * asked.plan.local_epochs
+                results.add(*check_answer(share, content), HEAVIEST * rows)
+            except WireError as error:
+                failed += 1
+                ill.append(node)
+                results.discard(mine, f"{self.members.label(node)}: {error}")
+                continue
+            told = _restarted(content.metric_records[METRICS])
+            restarted |= {device: round for device, round in told.items() if device in asked.shares[node].own}
+            for device, reason in _remarks(content).items():
+                if device in mine:
+                    results.lose(device, reason)
+        for node in asked.nodes.keys() - answered:
+            for device in asked.nodes[node]:
+                results.lose(device, f"{self.members.label(node)} did not answer")
+            ill.append(node)
+        for node in ill:
+            self.members.forget(node)
+        if asked.start is not None and self.terms.max_norm is not None:
+            results.measure(asked.start, self.terms.max_norm)
+        collected = results.collected(failed)
+        self._refuse_few(asked, collected)
+        again = {d: n for d in collected.lost if (n := asked.others.get(d))}
+        return replace(collected, again=again, restarted=restarted)
+
+    def _refuse_few(self, asked: _AskedRound, collected: Collected) -> None:
+        """Raise RunError for a round in which fewer devices finished than the quorum; the run can resume before it."""
+        devices, finished = len(collected.lost) + len(collected.reports), len(collected.reports)
+        if self.terms.quorum is None or finished >= (needed := least(self.terms.quorum, devices)):
+            return
+        lost = "; ".join(f"device {device}: {reason}" for device, reason in list(collected.lost.items())[:3])
+        raise RunError(
+            f"round {asked.plan.round}: {finished} of {devices} devices finished, and deployment.quorum="
+            f"{self.terms.quorum} asks for {needed}; nothing of the round counts ({lost}); resume goes on from "
+            "the round before"
+        )
+
+    def evaluate_messages(
+        self, text: Callable[[Sequence[DeviceTask]], str], tasks: Sequence[DeviceTask], needed: Needed, round: int
+    ) -> list[Message]:
+        """Build messages that ask nodes to evaluate their devices' private fronts."""
+        messages = []
+        for member in self.members.online:
+            here = [task for task in tasks if task.device in member.samples]
+            if here:
+                self._scored[member.node] = frozenset(task.device for task in here)
+                messages.append(self._message(member.node, MessageType.EVALUATE, text(here), needed(here), None, round))
+        return messages
+
+    def _counted(self, samples: int) -> int:
+        return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
+
+    def _token(self, plan: RoundPlan, member: Member, device: int, edges: tuple[int, ...]) -> bytes:
+        steps = plan.local_epochs * math.ceil(member.samples[device] / plan.batch_size)
+        return self.signer.sign(
+            Claims(
+                plan.run,
+                plan.round,
+                device,
+                edges,
+                steps,
+                self._counted(member.samples[device]),
+                self._fence,
+                fingerprint(member.key),
+            )
+        )
+
+    def _message(
+        self,
+        node: int,
+        kind: str,
+        plan: str = "",
+        arrays: ArrayRecord | None = None,
+        part: NodePart | None = None,
+        round: int = 0,
+    ) -> Message:
+        config = ConfigRecord({SETUP: self.setup, PLAN: plan, PART: "" if part is None else part.to_json()})
+        content = RecordDict({CONFIG: config, ARRAYS: arrays or ArrayRecord()})
+        return Message(content, node, kind, group_id=str(round))
+
+
+def _tasks(part: NodePart) -> list[DeviceTask]:
+    """Returns the devices whose fronts a message must bring; an edge needs none."""
+    return list(part.own)
+
+
+def _restarted(metrics: MetricRecord) -> dict[int, int]:
+    names = [name.removeprefix(RESTARTED) for name in metrics if name.startswith(RESTARTED)]
+    found = {int(name): metrics[f"{RESTARTED}{name}"] for name in names if is_owner(f"device-{name}")}
+    return {device: round for device, round in found.items() if isinstance(round, int) and is_count(round)}
+
+
+def _remarks(content: RecordDict) -> dict[int, str]:
+    try:
+        said = json.loads(str(content.config_records[REMARKS][LOST]))
+        return {int(device): one_line(str(reason), 300) for device, reason in said.items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,110 @@
+"""Plans a local federation's SuperNodes: their names, ports, certificates and configurations."""
+
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from fsl.deployment.certs import LOOPBACK, CertificateFolder, CertificateOwner
+from fsl.deployment.local.federation_record import SUPERLINK, Config, LocalNode
+from fsl.errors import ConfigError
+
+
+def free_ports(count: int) -> list[int]:
+    """Find `count` different ports of the loopback that nobody listens on now."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+
+
+def is_listening(port: int) -> bool:
+    """Returns whether somebody listens on this port of the loopback."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def groups_of(devices: int, size: int) -> list[range]:
+    """Divide devices into groups of `size`, one for each node; the last may be smaller."""
+    return [range(first, min(first + size, devices)) for first in range(0, devices, size)]
+
+
+def identities_of(edges: int, groups: list[range]) -> list[CertificateOwner]:
+    """List who gets a certificate: a node that hosts several devices answers to the name of each."""
+    found = [CertificateOwner(SUPERLINK, LOOPBACK, server=True)]
+    found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    return found + [
+        CertificateOwner(_name(group), tuple(f"device-{k}" for k in group), client=True, node=True) for group in groups
+    ]
+
+
+def plan_nodes(
+    folder: Path,
+    certificates: CertificateFolder,
+    edges: int,
+    groups: list[range],
+    data: Path | None = None,
+    mutual_tls: bool = False,
+    more: Mapping[str, Config] | None = None,
+) -> list[LocalNode]:
+    """Plan the edges' nodes, then the devices'; `more` adds to single nodes' configuration, by name."""
+    ports = iter(free_ports(3 * edges + len(groups)))
+    nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
+    nodes += [_device(folder, certificates, group, next(ports), data, mutual_tls) for group in groups]
+    for name in more or {}:
+        if name not in {node.name for node in nodes}:
+            raise ConfigError(f"there is no node '{name}'; there are: {', '.join(node.name for node in nodes)}")
+    return [replace(node, config={**node.config, **(more or {}).get(node.name, {})}) for node in nodes]
+
+
+def _edge(
+    folder: Path,
+    certificates: CertificateFolder,
+    index: int,
+    port: int,
+    serving: int,
+    metrics_port: int,
+    mutual_tls: bool,
+) -> LocalNode:
+    name, address = f"edge-{index}", f"127.0.0.1:{serving}"
+    config: dict[str, str | int] = {
+        "role": "edge",
+        "edge": index,
+        "listen": address,
+        "address": address,
+        "cert": str(certificates.certificate(name)),
+        "cert-key": str(certificates.key(name)),
+        "ca": str(certificates.ca),
+        "state": str(folder / "state" / name),
+    }
+    if mutual_tls:
+        config["client-ca"] = str(certificates.ca)
+    if find_spec("prometheus_client") is None:  # part of the extra `federation`
+        return LocalNode(name, "edge", config, port, address)
+    metrics = f"127.0.0.1:{metrics_port}"
+    return LocalNode(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
+
+
+def _device(
+    folder: Path, certificates: CertificateFolder, group: range, port: int, data: Path | None, mutual_tls: bool
+) -> LocalNode:
+    name = _name(group)
+    config: dict[str, str | int] = {
+        "role": "device",
+        "devices": ",".join(map(str, group)),
+        "key": str(certificates.node_key(name)),
+        "ca": str(certificates.ca),
+        "state": str(folder / "state" / name),
+    }
+    if data is not None:
+        config["data-path"] = str(data)
+    if mutual_tls:
+        config |= {"cert": str(certificates.certificate(name)), "cert-key": str(certificates.key(name))}
+    return LocalNode(name, "device", config, port)
+
+
+def _name(group: range) -> str:
+    return f"device-{group[0]}" if len(group) == 1 else f"devices-{group[0]}-{group[-1]}"

@@ -1,0 +1,294 @@
+"""Runs a node of a real federation: its devices train over the wire, its edge serves devices of other nodes."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ArrayRecord, MetricRecord
+
+from fsl.deployment.node.accountable import charged
+from fsl.deployment.node.moving_edge import build_moving_round
+from fsl.deployment.node.node_reports import own_reports, served_reports
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.own_ledger import RoundAccount
+from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
+from fsl.deployment.node.work_done import Work, restarted
+from fsl.errors import ConfigError, FslError, RunError
+from fsl.flower.records import record_to_states
+from fsl.installed import __version__
+from fsl.messages.node_part import EdgePart, NodePart
+from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
+from fsl.messages.versions import PROTOCOL
+from fsl.privacy.reasons import failure_reason
+from fsl.private_files import own_folder
+from fsl.round.deadline import Deadline
+from fsl.round.device_side import DeviceSide
+from fsl.round.device_weights import refuse_other_counts
+from fsl.round.edge_side import EdgeSide
+from fsl.round.node import Node
+from fsl.round.node_store import KEPT
+from fsl.round.whole_model import WholeModelCohort
+from fsl.round.workload import Workload
+from fsl.segments.states import State
+from fsl.wire.device.device_round import DeviceRound
+from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.line import Uplink
+from fsl.wire.device.moving_device_round import MovingDeviceRound
+from fsl.wire.device.sealed_fronts import Relay
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.attendance import EdgeOutcome
+from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.edge_round import EdgeRound
+from fsl.wire.edge.expected import Expected
+from fsl.wire.edge.signed_calls import PeerLines
+from fsl.wire.options import Patience
+from fsl.wire.tokens import load_private_key, public_bytes
+
+if TYPE_CHECKING:
+    from fsl.deployment.node.edge_metrics import MetricsEndpoint
+
+log = logging.getLogger(__name__)
+_LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
+
+
+class NetworkedNode:
+    """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
+
+    def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
+        if settings.state is not None:
+            own_folder("state", settings.state)
+        self.node = Node(workload)
+        self.settings = settings
+        self.patience = replace(patience or Patience(), **settings.patience)
+        self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
+        self.uplink: Uplink | None = None
+        self._bare = False  # whether its last round was of a run without privacy
+        self._door: EdgeDoor | None = None
+        self._metrics: MetricsEndpoint | None = None
+        if settings.hosts_devices and settings.key is not None:
+            self.uplink = Uplink(load_private_key(settings.key), settings.device_certificates, settings.limits)
+
+    @property
+    def door(self) -> EdgeDoor:
+        """The edge's door; the first use opens it."""
+        settings = self.settings
+        if not settings.hosts_edge or settings.state is None:
+            raise RunError("this node hosts no edge")
+        if self._door is None:
+            journal = settings.state / "sessions.tsv"
+            if settings.metrics is not None and self._metrics is None:
+                self._metrics = _metrics(settings.metrics)
+            meter = None if self._metrics is None else self._metrics.meter
+            certificates = settings.edge_certificates
+            lines = PeerLines(self.edge_key, settings.device_certificates, settings.limits)
+            self._door = EdgeDoor(settings.edge, settings.listen, certificates, journal, settings.limits, meter, lines)
+        return self._door
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Address of the edge's metrics; None where nobody asked for them, or the door is not open yet."""
+        if self._metrics is None or self.settings.metrics is None:
+            return None
+        return f"{self.settings.metrics.rpartition(':')[0]}:{self._metrics.port}"
+
+    @property
+    def public_key(self) -> bytes:
+        """The devices' public key, DER; empty where the node hosts none."""
+        return b"" if self.uplink is None else public_bytes(self.uplink.key.public_key())
+
+    def describe(self) -> dict[str, Any]:
+        """Describe this node to the cloud, as JSON values."""
+        settings, partition = self.settings, self.node.worker.workload.partition
+        devices = settings.devices if settings.hosts_devices else ()
+        return {
+            "role": settings.role,
+            "samples": {str(device): partition.size(device) for device in devices if device < partition.devices},
+            "edge": settings.edge if settings.hosts_edge else None,
+            "address": self._address(),
+            "key": self.public_key.hex(),
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
+        }
+
+    def _address(self) -> str:
+        if not self.settings.hosts_edge:
+            return ""
+        host, _, port = self.settings.address.rpartition(":")
+        return f"{host}:{self.door.port if port == '0' else port}"  # 0: any free port
+
+    def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
+        """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
+        worker = self.node.worker
+        refuse_part(self.settings, plan, part, worker.workload.partition.devices)
+        refuse_other_counts(part.own, worker.workload.partition)
+        self._refuse_plain(plan)
+        states = record_to_states(arrays, self.node.layouts, worker.accelerator)
+        work = Work()
+        self._bare = plan.privacy is None or not plan.privacy.private
+        moving = any(edge.peers for edge in part.edges)  # then another edge may have what is missing here
+        worker.store.restarts.clear()
+        worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
+        spent = charged(self.settings, plan, worker, [task.device for task in part.own])
+        if part.alone:
+            alone = WholeModelCohort(CohortTask(edge=0, devices=part.alone), plan, worker, states).run(_deadline(part))
+            work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
+            work.totals |= alone.totals
+            work.reports.extend(alone.reports)
+            work.served.extend(alone.reports)
+        edges = [threading.Thread(target=self._serve, args=(plan, part, edge, states, work)) for edge in part.edges]
+        for thread in edges:
+            thread.start()
+        if part.tickets:
+            self._attend(plan, part, states, work, spent)
+        for thread in edges:
+            thread.join()
+        worker.store.sync()
+        work.restarted = restarted(worker.store.restarts)
+        return work
+
+    def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
+        """Score this node's devices; TrustError, or ConfigError, where its owner does not allow it.
+
+        No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
+        """
+        refuse_evaluation(self.settings, plan, self.node.worker.workload.partition.devices)
+        if self.settings.rows == "all" and (self.settings.limit is not None or not self._bare):
+            raise ConfigError(
+                "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
+                "evaluates nothing: use evaluate_every=0, or evaluate the finished fronts here"
+            )
+        return self.node.evaluate(plan, arrays)
+
+    def _refuse_plain(self, plan: RoundPlan) -> None:
+        plain = self.settings.device_certificates is None and self.settings.edge_certificates is None
+        if plan.privacy is not None and plan.privacy.private and plain:
+            raise ConfigError(
+                "insecure=true: this run's privacy counts on a wire that is encrypted; give the node certificates (ca, "
+                "and cert and cert-key for an edge)"
+            )
+
+    def close(self) -> None:
+        """Close the connections and the server."""
+        if self.uplink is not None:
+            self.uplink.close()
+        if self._door is not None:
+            self._door.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    # The edge's part.
+
+    def _serve(self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
+        devices = [task.device for task in part.cohort.devices]
+        try:
+            outcome = self._serve_round(plan, whole, part, states, work)
+        except Exception as error:
+            name = f"edge {part.cohort.edge} failed"
+            log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=not isinstance(error, FslError))
+            reason = f"{name}: {failure_reason(error, plan.privacy is not None and plan.privacy.private)}"
+            if self._door is not None:  # devices that wait there are told
+                self._door.fail(_admission(plan, part), reason)
+            work.lose(dict.fromkeys(devices, reason))
+            return
+        if outcome.failed is not None:
+            log.error("edge %d, round %d: %s", part.cohort.edge, plan.round, outcome.failed)
+        work.lose({device: f"edge {part.cohort.edge}: {reason}" for device, reason in outcome.lost.items()})
+        work.served.extend(served_reports(plan, part.cohort.edge, outcome))
+
+    def _serve_round(
+        self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work
+    ) -> EdgeOutcome:
+        if self.settings.edge != part.cohort.edge:
+            raise RunError(f"this node does not host edge {part.cohort.edge}")
+        worker = self.node.worker
+        side = EdgeSide(part.cohort, plan, worker, states)
+        server = side.server
+        admission = _admission(plan, part)
+        expected = Expected.of(worker, plan)
+        if part.peers:
+            edge_round: EdgeRound = build_moving_round(
+                plan, part, side, admission, expected, self.door, self.settings, self.patience, whole.replicate_every
+            )
+        else:
+            edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
+        edge_round.deadline = _deadline(whole)
+        self.door.begin(admission)
+        try:
+            outcome = edge_round.serve()
+        finally:
+            self.door.end(_LAST_WORDS)
+        # A shared back has also learnt from devices that have moved on.
+        if outcome.failed is None and (outcome.closed or part.peers):
+            work.totals["back"] = server.result()
+            work.counts.update(server.counts())
+        return outcome
+
+    # The devices' part.
+
+    def _attend(
+        self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work, spent: RoundAccount | None
+    ) -> None:
+        """Train the devices; charges repeated steps before they happen."""
+        if self.uplink is None:
+            raise RunError("this node hosts no devices")
+        worker = self.node.worker
+        side = DeviceSide([ticket.task for ticket in part.tickets], plan, worker, states)
+        relay = None
+        if plan.fronts == "relayed":
+            layouts = {name: segment.layout for name, segment in side.segments.items()}
+            relay = Relay(bytes.fromhex(part.relay_key), f"{plan.run}/{plan.round}", layouts)
+        invitations = [
+            Invitation(
+                t.task.device,
+                t.edge,
+                self.settings.edge_addresses.get(t.edge, t.address),
+                bytes.fromhex(t.token),
+                plan.up.text,
+                plan.down.text,
+            )
+            for t in part.tickets
+        ]
+        others = {
+            t.task.device: {e: self.settings.edge_addresses.get(e, address) for e, address in t.others}
+            for t in part.tickets
+        }
+        if any(others.values()):
+            where, every = self.settings.current_edge, part.replicate_every
+            again = None if spent is None else spent.again
+            devices: DeviceRound = MovingDeviceRound(
+                side, invitations, self.uplink, self.patience, others, where, every, again
+            )
+        else:
+            devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
+        if part.deadline is not None:
+            devices.deadline = Deadline(part.deadline, _LAST_WORDS)
+        outcome = devices.run()
+        work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
+        work.reports.extend(own_reports(side, outcome))
+        if plan.fronts != "private":
+            work.totals |= side.totals
+
+
+def _deadline(part: NodePart) -> Deadline | None:
+    return None if part.deadline is None else Deadline(part.deadline)
+
+
+def _admission(plan: RoundPlan, part: EdgePart) -> Admission:
+    devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
+    key = bytes.fromhex(part.cloud_key)
+    return Admission(plan.run, plan.round, part.cohort.edge, part.fence, key, devices, plan.up.text, plan.down.text)
+
+
+def _metrics(address: str) -> "MetricsEndpoint":
+    try:
+        from fsl.deployment.node.edge_metrics import MetricsEndpoint
+    except ImportError:
+        raise ConfigError(
+            f"metrics={address}: prometheus-client is not installed; pip install 'fsl-flower[federation]', or leave "
+            "metrics out of the node configuration"
+        ) from None
+    return MetricsEndpoint(address)

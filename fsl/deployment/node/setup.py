@@ -1,0 +1,233 @@
+"""Carries a run's configuration from the cloud to its nodes, checks it there, and builds it with a node's own data."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from fsl.data import Partition, TaskData, TensorExamples, divide
+from fsl.data.same_classes import by_name
+from fsl.data.task import Scaling
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.scratch import scratch_folder
+from fsl.deployment.node.setup_names import OWN, check_groups
+from fsl.errors import ConfigError, WireError
+from fsl.importing.building import build
+from fsl.importing.import_paths import ALLOWED, locate
+from fsl.installed import __version__
+from fsl.messages.identifiers import Count, Positive
+from fsl.messages.strict_json import from_values, json_values, to_json
+from fsl.messages.versions import PROTOCOL, check_versions
+from fsl.round.workload import Workload
+from fsl.run.config import RunConfig, build_data, build_model, build_objective, outputs_of
+from fsl.run.local_heads import local_head
+from fsl.wire.options import Patience
+
+log = logging.getLogger(__name__)
+_GROUPS = ("strategy", "model", "data", "partition", "objective")
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
+Dtype = Annotated[str, Meta(pattern=rf"\A(?:{'|'.join(_DTYPES)})\Z")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run's configuration as far as nodes need it, and its data's shapes, for nodes without data."""
+
+    run: Annotated[str, Meta(pattern=r"\A[0-9A-Za-z]{1,64}\Z")]  # tells this run's files from another's
+    seed: int
+    devices: Count
+    samples_per_device: Positive | None
+    threads: Annotated[int, Meta(gt=0, le=1024)]
+    groups: Mapping[str, Mapping[str, Any]]
+    input_shape: tuple[Count, ...]
+    input_dtype: Dtype
+    classes: Positive | None
+    target_shape: tuple[Count, ...]  # of one sample's target
+    target_dtype: Dtype
+    patience: Mapping[str, float]
+    class_names: tuple[str, ...] | None = None  # class k has this name on every node
+    mean: tuple[float, ...] | None = None  # every node normalises inputs by it
+    std: tuple[float, ...] | None = None
+    outputs: Positive | None = None  # of the model, for one sample
+    protocol: int = PROTOCOL
+    version: str = __version__
+
+    @staticmethod
+    def of(config: RunConfig, task: TaskData, folder: Path, patience: Patience) -> "Setup":
+        """Collect what the nodes of a run need to know."""
+        groups = {name: dict(getattr(config, name)) for name in _GROUPS}
+        objective = build_objective(config.objective)
+        targets = task.train.targets
+        groups["objective"] |= objective.fitted(targets)  # only the cloud has all targets
+        groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
+        return Setup(
+            run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
+            seed=config.training.seed,
+            devices=config.training.devices,
+            samples_per_device=config.training.samples_per_device,
+            threads=config.backend.get("threads", 1),
+            groups=groups,
+            input_shape=task.input_shape,
+            input_dtype=str(task.input_dtype).removeprefix("torch."),
+            classes=task.classes if objective.takes_classes else None,
+            target_shape=tuple(targets.shape[1:]),
+            target_dtype=str(targets.dtype).removeprefix("torch."),
+            patience=asdict(patience),
+            class_names=task.class_names,
+            mean=None if task.scaling is None else task.scaling.mean,
+            std=None if task.scaling is None else task.scaling.std,
+            outputs=outputs_of(task, objective),
+        )
+
+    def to_json(self) -> str:
+        """The setup as JSON."""
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> "Setup":
+        """Read the setup that `to_json` wrote; WireError for anything else, VersionError for another version's."""
+        try:
+            said = json_values(text)
+            if not isinstance(said, dict):
+                raise ValueError("it is no object")
+            check_versions(said.get("protocol"), said.get("version"), "the cloud", "this node")
+            setup = from_values(said, Setup)
+            if wrong := _wrong(setup):
+                raise ValueError(f"{wrong} is not what it should be")
+            return setup
+        except ValueError as error:
+            raise WireError(f"this is no run's setup ({error}); cloud and node must run the same fsl") from None
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Mean and std by which nodes normalise inputs; None where the run's loader does not say."""
+        return None if self.mean is None or self.std is None else Scaling(self.mean, self.std)
+
+
+def _wrong(setup: Setup) -> str | None:
+    """The fields that do not fit each other; None where all do."""
+    names = setup.class_names
+    fine = {
+        "groups": set(setup.groups) == set(_GROUPS),
+        "class_names (each once)": names is None or len(set(names)) == len(names),
+        "classes (as many as class_names)": names is None or setup.classes in (None, len(names)),
+        "mean or std (one without the other)": (setup.mean is None) == (setup.std is None),
+    }
+    return next((name for name, holds in fine.items() if not holds), None)
+
+
+@dataclass(frozen=True, eq=False)
+class AllRows(Partition):
+    """Gives all of a node's rows to each of its devices: the node is one device, and the rows are its own."""
+
+    devices: int
+    rows: int
+
+    def indices(self, device: int) -> Tensor:
+        """All rows."""
+        return torch.arange(self.rows)
+
+    def size(self, device: int) -> int:
+        """All rows."""
+        return self.rows
+
+
+def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
+    """Build model, data and partition on this node, from its own data and from classes of packages that it allows."""
+    allowed = (*ALLOWED, *settings.allow)
+    check_groups(setup.groups, allowed)
+    edge_only = settings.role == "edge"
+    augmentation = None
+    if edge_only:
+        empty = torch.empty(0, *setup.input_shape, dtype=_DTYPES[setup.input_dtype])
+        labels = torch.empty(0, *setup.target_shape, dtype=_DTYPES[setup.target_dtype])
+        task = TaskData("", TensorExamples(empty, labels), None, setup.classes)
+    else:
+        task, augmentation = build_data(_own_data(setup, settings), setup.seed)
+        task = _as_the_runs(task, setup, settings)
+    objective = build_objective(setup.groups["objective"])
+    model, cut = build_model(setup.groups["model"], task, setup.seed, objective, setup.outputs)
+    cuts = tuple(cut) if isinstance(cut, list) else cut
+    strategy = build("strategy", setup.groups["strategy"])
+    head = None
+    if strategy.local_loss and not edge_only:
+        head = local_head(strategy, model, cuts, task.train, setup.seed)
+    partition: Partition = AllRows(setup.devices, len(task.train))
+    if not edge_only and settings.rows == "partition":
+        rule = build("partition", setup.groups["partition"])
+        partition = divide(task, rule, setup.devices, setup.samples_per_device, setup.seed)
+    return Workload(
+        model=model,
+        cut=cuts,
+        data=task,
+        partition=partition,
+        objective=objective,
+        store=store_of(setup, settings),
+        head=head,
+        augmentation=augmentation,
+        threads=setup.threads,
+        accelerator=settings.accelerator,
+        allowed=allowed,
+        secure=True,
+    )
+
+
+def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskData:
+    """Number a node's own classes as the run does; ConfigError where its data do not look as the run's do."""
+    targets = task.train.targets
+    kind = (tuple(targets.shape[1:]), str(targets.dtype).removeprefix("torch."))
+    if setup.class_names is not None:
+        task = by_name(task, setup.class_names, "this node's data")
+    elif settings.rows == "all" and task.classes is not None:
+        log.warning(
+            "the run's data loader names no classes: nothing shows that class 0, 1, ... of this node's data are the "
+            "run's; let it return class_names in its TaskData"
+        )
+    if setup.classes is None:
+        task = replace(task, classes=None)  # the run's objective has no classes
+    if task.scaling != setup.scaling:
+        raise ConfigError(
+            "this node's data were not normalised by the run's mean and std; let the loader take parameters mean and "
+            "std, which the cloud tells, and return them as scaling in its TaskData"
+        )
+    if task.input_shape != setup.input_shape or task.classes != setup.classes:
+        raise ConfigError(
+            f"this node's data are {task.input_shape} of {task.classes} classes, the run's "
+            f"{setup.input_shape} of {setup.classes}; check data-path in the node configuration"
+        )
+    if kind != (setup.target_shape, setup.target_dtype):
+        raise ConfigError(
+            f"this node's targets are {kind[1]} of shape {kind[0]}, the run's {setup.target_dtype} of shape "
+            f"{setup.target_shape}; check data-path in the node configuration"
+        )
+    return task
+
+
+def store_of(setup: Setup, settings: NodeSettings) -> Path:
+    """Returns the folder where this node keeps what a run's devices and edges leave from round to round.
+
+    Randomized labels are drawn once a row, and ledgers count rows: a run of the same name with other rows begins anew.
+    """
+    dealt = (setup.seed, setup.devices, setup.samples_per_device, setup.groups["data"], setup.groups["partition"])
+    rows = hashlib.sha256(json.dumps(dealt, sort_keys=True, default=dict).encode()).hexdigest()[:8]
+    return (settings.state or scratch_folder()) / "runs" / f"{setup.run}-{rows}"
+
+
+def _own_data(setup: Setup, settings: NodeSettings) -> dict[str, Any]:
+    """Returns the options of this node's data loader: the run's, with this node's path and the cloud's class names."""
+    config = setup.groups["data"]
+    own = {"path": settings.data_path, "name": settings.data_name}
+    told: dict[str, Any] = {"classes": setup.class_names, "mean": setup.mean, "std": setup.std}
+    if setup.mean is not None:
+        told["channels"] = len(setup.mean)
+    takes = signature(locate(str(config["_target_"]))).parameters
+    lists = {n: list(v) if isinstance(v, tuple) else v for n, v in told.items() if v is not None and n in takes}
+    return {n: v for n, v in config.items() if n not in OWN} | {n: v for n, v in own.items() if v is not None} | lists

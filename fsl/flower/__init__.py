@@ -1,0 +1,1 @@
+"""Touches Flower: records, aggregation, and the Grids of simulations."""

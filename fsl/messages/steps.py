@@ -1,0 +1,34 @@
+"""What devices and edges say to each other in a training step.
+
+`Packet`s cross the link, encoded; an edge trainer sees what was in them, as `Upload`s, and answers with `Reply`s.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fsl.codecs import Payload
+from fsl.trainers.uploads import Reply, Upload
+
+__all__ = ["Reply", "ReplyPacket", "Upload", "UploadPacket"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPacket:
+    """One step's smashed data on the wire, with the labels where the edge computes the loss."""
+
+    device: int
+    step: int
+    smashed: Payload
+    targets: Tensor
+    factors: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyPacket:
+    """One step's cut gradient on the wire."""
+
+    device: int
+    step: int
+    gradient: Payload
+    norms: Tensor | None = None

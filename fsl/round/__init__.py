@@ -1,0 +1,1 @@
+"""Computes one round: devices, edges, and the node that hosts them."""

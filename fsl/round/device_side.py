@@ -1,0 +1,197 @@
+"""Holds a node's devices in one round: their batches, fronts and heads, and the totals of their work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fsl.codecs.codec_maker import codec_maker
+from fsl.errors import ConfigError, LostError
+from fsl.messages.round_plan import DeviceTask, RoundPlan
+from fsl.privacy.whole_updates import shorten, update_square
+from fsl.round.batches import BatchPlan, load_batches, plan_batches
+from fsl.round.device_weights import device_weight
+from fsl.round.front_device import Device, DeviceBench
+from fsl.round.kept_states import keep, load_kept, load_private, new_total
+from fsl.round.round_privacy import device_cut, lender, relabelling, reported_batch_size
+from fsl.round.rows import refuse_unmeasured
+from fsl.round.unusable import limit_of, refuse_optimizer
+from fsl.round.workload import Worker
+from fsl.seeds import Stream
+from fsl.segments.finite import refuse_states
+from fsl.segments.learner import Learner
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import State
+from fsl.split.cutting import refuse_tail
+
+
+@dataclass(frozen=True)
+class DeviceCopy:
+    """A copy of a device between two steps: each segment's values, optimizer state, and changed transients."""
+
+    step: int
+    learners: Mapping[str, tuple[State, Mapping[str, Tensor], Mapping[str, Tensor]]]
+
+
+class DeviceSide:
+    """The devices of one round on this node, with their segments: front, and a head where they have their own loss.
+
+    With relayed fronts, `relayed` holds the states that the next device starts from.
+    """
+
+    def __init__(
+        self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
+    ) -> None:
+        refuse_tail(worker.chain, "this round trains")  # also where a user's strategy does not check
+        refuse_unmeasured(worker, plan)
+        self.plan = plan
+        self.worker = worker
+        self.states = states
+        self.tasks = {task.device: task for task in tasks}
+        self.segments = {name: segment for name, segment in worker.segments.items() if name in ("front", "head")}
+        self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
+        self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
+        self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
+        self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
+        self.batches: dict[int, BatchPlan] = {}
+        whole = None if plan.privacy is None else plan.privacy.client
+        self.clip = None if whole is None else whole.clip  # the norm to which privacy clips a device's whole update
+        self.reported_batch_size = reported_batch_size(plan)
+        self._kind = plan.device.locate(worker.workload.allowed, Device)
+
+    def samples(self, device: int) -> int:
+        """Returns n_k, the number of samples that the device holds."""
+        return len(self.worker.workload.partition.indices(device))
+
+    def weight(self, device: int) -> float:
+        """Returns a device's weight in averages: n_k, or 1 for all under device-level privacy."""
+        return device_weight(self.samples(device), protected=self.clip is not None)
+
+    def open(self, device: int) -> Device:
+        """Open a device with its batches and its segments as they begin the round."""
+        plan, worker = self.plan, self.worker
+        rows = worker.workload.partition.indices(device)
+        secure = worker.workload.secure
+        self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
+        learners = {
+            name: lender(plan, name, worker.workload)(segment, self.recipe, device)
+            for name, segment in self.segments.items()
+        }
+        for name, learner in learners.items():
+            kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
+            learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        bench = DeviceBench(
+            device=device,
+            batches=load_batches(
+                batches,
+                worker.workload.data.train,
+                worker.workload.augmentation,
+                plan,
+                device,
+                worker.accelerator,
+                relabelling(worker, plan, device, rows),
+            ),
+            front=learners["front"],
+            head=learners.get("head"),
+            objective=worker.workload.objective,
+            layer_seeds=self._layer_seeds("front", device),
+            head_layer_seeds=self._layer_seeds("head", device),
+            cut=device_cut(plan, device, self.up(), self.down(), secure),
+            loss_limit=limit_of(worker, plan),
+        )
+        opened = self._kind(bench, **plan.device.kwargs)
+        if not isinstance(opened, Device):
+            raise ConfigError(f"{plan.device.target} is not a Device")
+        return opened
+
+    def close(self, device: Device) -> None:
+        """Close a device: add its segments to the totals, relay them, or store them.
+
+        LostError, before any of that, where they are unusable.
+        """
+        task = self.tasks[device.device]
+        self.check(device)
+        for name, learner in self._learners(device).items():
+            state = learner.state()
+            if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
+                self.totals[name].add(state, self.weight(device.device), device.device)
+            if self.plan.fronts == "relayed":
+                self.relayed[name] = state.clone()
+            elif self.plan.fronts == "private":
+                tensors = self.segments[name].layout.unpack(state)
+                self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
+            keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
+            self.segments[name].give_back(learner)
+
+    def check(self, device: Device) -> None:
+        """Raise LostError where a device's trained segments, or optimizer states to keep, are unusable."""
+        refuse_states(device.device, self.states_of(device), self.plan.privacy is not None)
+        if not self.plan.reset_optimizer:
+            for name, learner in self._learners(device).items():
+                refuse_optimizer(device.device, name, learner, self.plan)
+
+    def abandon(self, device: Device) -> None:
+        """Drop all work of a device that is lost in the middle of its round."""
+        for name, learner in self._learners(device).items():
+            self.segments[name].give_back(learner)
+
+    def copy(self, device: Device) -> "DeviceCopy":
+        """Copy a device between two of its steps."""
+        learners = self._learners(device)
+        return DeviceCopy(
+            device.step,
+            {name: (one.state().clone(), one.optimizer_state(), one.transients()) for name, one in learners.items()},
+        )
+
+    def restore(self, device: int, copy: "DeviceCopy") -> Device:
+        """Open a device again as it was when it was copied."""
+        opened = self.open(device)
+        for name, learner in self._learners(opened).items():
+            state, optimizer, transients = copy.learners[name]
+            learner.begin(state, self.plan.learning_rates[name], optimizer, transients)
+        for _ in range(copy.step):
+            next(opened.bench.batches)
+        opened.step = copy.step
+        return opened
+
+    def update_square(self, device: Device) -> float:
+        """Returns the squared norm of the update of a device's own segments."""
+        return sum(update_square(self.states[name], state) for name, state in self.states_of(device).items())
+
+    def shorten(self, device: Device, square: float) -> None:
+        """Clip a device's update; `square` is its squared norm over all segments, the edge's included."""
+        assert self.clip is not None
+        for name, state in self.states_of(device).items():
+            shorten(self.states[name], state, square, self.clip)
+
+    def states_of(self, device: Device) -> dict[str, State]:
+        """Returns the present states of a device's segments, not copied."""
+        return {name: learner.state() for name, learner in self._learners(device).items()}
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the model that travel to a device and back in a round."""
+        if self.plan.fronts == "private":
+            return 0
+        return 2 * sum(segment.layout.bytes for segment in self.segments.values())
+
+    def _learners(self, device: Device) -> dict[str, Learner]:
+        both = {"front": device.bench.front, "head": device.bench.head}
+        return {name: learner for name, learner in both.items() if learner is not None}
+
+    def _layer_seeds(self, segment: str, device: int) -> Stream:
+        return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)
+
+    def _starting_state(self, name: str, device: int) -> State:
+        if self.plan.fronts == "private":
+            private = load_private(self.worker, name, self.tasks[device])
+            if private is not None:
+                return private
+        start = (self.relayed if self.plan.fronts == "relayed" else self.states).get(name)
+        if start is None and self.worker.store.restarts.get(f"{name}s/{device}") == 0:
+            raise LostError(
+                device, f"its {name} is lost on its node; it begins anew from the first one in the next round"
+            )
+        if start is None:
+            raise ConfigError(f"device {device} has no {name} yet, and the round's message brought none")
+        return start

@@ -1,0 +1,313 @@
+"""Runs an edge server: the sessions of its devices, and one edge trainer."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsl.codecs import Codec
+from fsl.errors import ConfigError, LostError, WireError
+from fsl.messages.frames import reply_bytes, upload_bytes
+from fsl.messages.steps import ReplyPacket, UploadPacket
+from fsl.privacy.joint_clip import JointClip
+from fsl.privacy.whole_updates import shorten, update_square
+from fsl.quoting import short
+from fsl.round.trainer_memory import KEPT, Memory
+from fsl.segments.finite import REFUSED, finite, sound_rows
+from fsl.segments.states import State
+from fsl.segments.sums import Total
+from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
+from fsl.trainers.edge_trainer import counts_of
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Size of one upload: its rows, and the weight of its mean loss in a mean over steps (usually the rows)."""
+
+    rows: int
+    loss_weight: float
+
+
+@dataclass
+class Session:
+    """One device's training at one edge in one round: steps, losses and bytes so far."""
+
+    device: int
+    weight: float
+    step: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    losses: list[Tensor] = field(default_factory=list)  # mean loss of each step, scalars
+    batches: list[Batch] = field(default_factory=list)  # one for each answered step
+    waiting: dict[int, Batch] = field(default_factory=dict)  # steps that the trainer has not answered
+    pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
+
+    @property
+    def examples(self) -> int:
+        """Number of rows that the trainer has answered."""
+        return sum(batch.rows for batch in self.batches)
+
+    @property
+    def loss_weight(self) -> float:
+        """Sum of the losses' weights."""
+        return sum(batch.loss_weight for batch in self.batches)
+
+    def loss_sum(self) -> float:
+        """Returns the sum over steps of the loss times its weight, in float64."""
+        return weighted_loss(self.losses, [batch.loss_weight for batch in self.batches])
+
+
+def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
+    """Returns the sum over steps of count * mean loss, in float64; reads the accelerator once."""
+    if not losses:
+        return 0.0
+    return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), counts, strict=True))
+
+
+@dataclass(frozen=True)
+class SessionSnapshot:
+    """A session on its way to another edge."""
+
+    session: Session
+    trainer: Snapshot
+
+
+class EdgeServer:
+    """Runs the back for the devices attached to it, by the rule of its trainer."""
+
+    def __init__(
+        self,
+        edge: int,
+        trainer: EdgeTrainer,
+        up: Callable[[], Codec],
+        down: Callable[[], Codec],
+        *,
+        reported_batch_size: int | None = None,
+        memory: Memory | None = None,
+        public_reason: str | None = None,
+        checked: bool = True,
+    ):
+        """`up` and `down` make the codecs of a session, one for each direction.
+
+        `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
+        `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
+        `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
+        whether the edge refuses steps with values that are not finite.
+        """
+        self.edge = edge
+        self.trainer = trainer
+        self._up = up
+        self._down = down
+        self.reported_batch_size = reported_batch_size
+        self._memory = memory if trainer.keeps else None
+        self._sessions: dict[int, Session] = {}
+        self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
+        self._counts: Counter[str] = Counter()
+        self._public_reason = public_reason
+        self._checked = checked
+        self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
+
+    def begin(self, bench: EdgeBench, back: State) -> None:
+        """Start a round from the back that the cloud sent."""
+        self.trainer.begin(bench, self.edge, back)
+        if not self.trainer.divisible:
+            self._recall(None)
+
+    def open(self, device: int, samples: float, weight: float | None = None) -> None:
+        """Attach a device with n_k samples and `weight` (None: its n_k) in averages over devices."""
+        self.trainer.open(device, samples if weight is None else weight)
+        if self.trainer.divisible:
+            self._recall(device)
+        self._seat(Session(device, samples))
+
+    def _seat(self, session: Session) -> None:
+        self._sessions[session.device] = session
+        self._codecs[session.device] = self._up(), self._down()
+
+    def session(self, device: int) -> Session:
+        """Returns a device's session here."""
+        return self._sessions[device]
+
+    def codecs(self, device: int) -> tuple[Codec, Codec]:
+        """Returns the codecs of a device's session here, up and down."""
+        return self._codecs[device]
+
+    def caught_up(self, device: int) -> bool:
+        """Returns whether the trainer has answered all of a device's uploads, so that the device may move."""
+        return not self._sessions[device].waiting
+
+    def receive(self, packet: UploadPacket) -> Upload:
+        """Decode a device's next upload and count it in its session; WireError for another step than the next."""
+        session = self._sessions.get(packet.device)
+        if session is None or packet.step != session.step:
+            raise WireError(
+                f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
+                + ("no such device" if session is None else f"step {session.step}")
+            )
+        smashed = self.codecs(packet.device)[0].decode(packet.smashed)
+        if not self._checked:  # a row that its codec makes infinite counts as zero
+            smashed = sound_rows(smashed)
+        upload = Upload(packet.device, packet.step, smashed, packet.targets, factors=packet.factors)
+        counts = self.trainer.bench.objective.weight(upload.targets)
+        session.waiting[session.step] = Batch(len(upload.targets), counts)
+        session.step += 1
+        session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.reported_batch_size)
+        self._counts["smashed_bytes"] += self._reported_bytes(upload.smashed)
+        return upload
+
+    def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
+        """Step the trainer on received uploads; returns its replies, encoded."""
+        return self._answers(self._given("step", self.trainer.step(uploads)))
+
+    def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
+        """Decode a step's uploads, let the trainer answer, encode its replies."""
+        return self.answer([self.receive(packet) for packet in packets])
+
+    def flush(self) -> Sequence[ReplyPacket]:
+        """Returns the trainer's last replies, once no device uploads any more."""
+        return self._answers(self._given("flush", self.trainer.flush()))
+
+    def refused(self) -> dict[int, str]:
+        """Returns, once each, devices whose last step is unusable, with the reason; the caller must lose them."""
+        found, self._refused = self._refused, {}
+        return found
+
+    def apply_clip_factors(self, device: int, factors: Tensor) -> None:
+        """Apply the step that a device's back put off, with its clip factors (B,); ConfigError without a joint clip."""
+        if not isinstance(self.trainer, JointClip):
+            raise ConfigError(f"{type(self.trainer).__name__} has no clip over front and back together")
+        self.trainer.apply_clip_factors(device, factors)
+
+    def update_square(self, device: int) -> float:
+        """Returns the squared norm of the update of a device's own back."""
+        return update_square(*self.trainer.update(device))
+
+    def shorten(self, device: int, square: float, clip: float) -> None:
+        """Clip the back's part of a device's update to norm `clip`; `square` is its squared norm over all segments."""
+        shorten(*self.trainer.update(device), square, clip)
+
+    def rows_of(self, device: int, step: int) -> int | None:
+        """Returns the rows of one of a device's steps; None for a step that never came."""
+        session = self._sessions[device]
+        batch = session.batches[step] if 0 <= step < len(session.batches) else session.waiting.get(step)
+        return None if batch is None else batch.rows
+
+    def close(self, device: int) -> Session:
+        """Close a device's session and return it; LostError where its work is unusable."""
+        if self.trainer.divisible:
+            self._remember(device)
+        try:
+            self.trainer.close(device)
+        except LostError as error:
+            raise LostError(device, self._public_reason or error.reason) from error
+        del self._codecs[device]
+        return self._sessions.pop(device)
+
+    def lose(self, device: int) -> None:
+        """Drop a device in the middle of the round; its own back does not count."""
+        if self._sessions.pop(device, None) is not None:
+            del self._codecs[device]
+            self.trainer.abandon(device)
+
+    def result(self) -> Total:
+        """Returns the weighted backs of this round, and stores what a shared back's trainer keeps."""
+        if self._memory is not None and not self.trainer.divisible:
+            self._remember(None)
+            self._counts[f"{KEPT}{self.edge}"] = 1
+        return self.trainer.result()
+
+    # The trainer's memory between rounds: one of the edge, or one of each device with a back of its own.
+
+    def _recall(self, device: int | None) -> None:
+        if self._memory is not None and (kept := self._memory.load(self._owner(device))):
+            self.trainer.restore(kept, device)
+
+    def _remember(self, device: int | None) -> None:
+        if self._memory is not None:
+            self._memory.save(self._owner(device), self.trainer.kept(device))
+
+    def _owner(self, device: int | None) -> str:
+        return f"edge-{self.edge}" if device is None else f"device-{device}"
+
+    def counts(self) -> Counter[str]:
+        """Returns this round's counts, after `result`: the trainer's, and bytes that crossed the cut.
+
+        `smashed_bytes`: the smashed data themselves, before any codec, without headers. `common_bytes`: the same of
+        the gradients that a step's devices have in common, counted once a step. `broadcast_saved`: bytes on the wire
+        that a broadcasting link would save.
+        """
+        counts = self._counts.copy()
+        counts.update(counts_of(self.trainer))
+        return counts
+
+    def _given(self, name: str, replies: Any) -> Sequence[Reply]:
+        """Check what a trainer of one's own answers; ConfigError for anything but replies."""
+        if not isinstance(replies, Sequence) or not all(isinstance(reply, Reply) for reply in replies):
+            several = replies if isinstance(replies, Sequence) else ()
+            wrong = next((reply for reply in several if not isinstance(reply, Reply)), replies)
+            raise ConfigError(
+                f"{type(self.trainer).__name__}.{name}() gave {short(wrong)}; give a list of fsl.trainers.Reply, [] "
+                "for none yet"
+            )
+        return replies
+
+    def _answers(self, replies: Sequence[Reply]) -> list[ReplyPacket]:
+        answers = []
+        common: list[tuple[int, int]] = []  # bytes on the wire, and bytes of the gradient itself
+        for reply in replies:
+            session = self._sessions.get(reply.device)
+            if session is None:  # lost since its upload
+                continue
+            if (reason := self._unusable(reply)) is not None:
+                self._refused[reply.device] = self._public_reason or reason
+                continue
+            loss, gradient = reply.loss, reply.gradient
+            if not self._checked:  # where privacy forbids checks, infinite values must not lose the device
+                loss = loss.nan_to_num(nan=torch.finfo(loss.dtype).max)
+                gradient = gradient if gradient is None else sound_rows(gradient)
+            session.losses.append(loss)
+            session.batches.append(session.waiting.pop(reply.step))
+            if gradient is None:
+                continue
+            codec = self.codecs(reply.device)[1]
+            answer = ReplyPacket(
+                device=reply.device, step=reply.step, gradient=codec.encode(gradient), norms=reply.norms
+            )
+            sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size)
+            session.down_bytes += sent
+            session.pending = answer
+            answers.append(answer)
+            if reply.common:
+                # A codec with state encodes one gradient differently for each device: nothing to broadcast.
+                common.append((0 if codec.stateful else sent, self._reported_bytes(gradient)))
+        if common:
+            sizes, values = zip(*common)
+            self._counts["broadcast_saved"] += sum(sizes) - max(sizes)
+            self._counts["common_bytes"] += max(values)
+        return answers
+
+    def _unusable(self, reply: Reply) -> str | None:
+        """Returns why a reply is unusable, also where its trainer checks nothing; None where it is usable."""
+        if not self._checked or (reply.judged and reply.refused is None):
+            return None
+        return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
+
+    def _reported_bytes(self, batch: Tensor) -> int:
+        rows = len(batch) if self.reported_batch_size is None else self.reported_batch_size
+        return rows * math.prod(batch.shape[1:]) * batch.itemsize
+
+    def snapshot(self, device: int) -> SessionSnapshot:
+        """Copy all that must follow a device that moves to another edge."""
+        session = self._sessions[device]
+        losses, batches, waiting = list(session.losses), list(session.batches), dict(session.waiting)
+        copied = replace(session, losses=losses, batches=batches, waiting=waiting)
+        return SessionSnapshot(copied, self.trainer.snapshot(device))
+
+    def adopt(self, snapshot: SessionSnapshot) -> None:
+        """Take over a session that another edge handed over."""
+        self._seat(snapshot.session)
+        self.trainer.adopt(snapshot.session.device, snapshot.trainer)

@@ -1,0 +1,84 @@
+"""One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor
+
+from fsl.codecs.codec_maker import codec_maker
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.edge_server import EdgeServer
+from fsl.round.kept_states import keep, load_kept, new_total
+from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
+from fsl.round.trainer_memory import TrainerMemory
+from fsl.round.unusable import limit_of
+from fsl.round.workload import Worker
+from fsl.segments.finite import UNUSABLE
+from fsl.segments.learner import Learner
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import State
+from fsl.split.cutting import refuse_tail
+from fsl.trainers import EdgeBench, EdgeTrainer
+
+
+class EdgeSide:
+    """One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps."""
+
+    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
+        assert plan.trainer is not None
+        refuse_tail(worker.chain, "this round trains")
+        self.task = task
+        self.plan = plan
+        self.worker = worker
+        self.tasks = {task.device: task for task in task.devices}
+        up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
+        trainer = protected(self._trainer(plan.trainer), plan)
+        memory = TrainerMemory(plan, worker)
+        public_reason = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
+        checked = limit_of(worker, plan, "back") is not None
+        self.server = EdgeServer(
+            task.edge,
+            trainer,
+            up,
+            down,
+            reported_batch_size=reported_batch_size(plan),
+            memory=memory,
+            public_reason=public_reason,
+            checked=checked,
+        )
+        back = worker.segments["back"]
+        bench = EdgeBench(
+            seed=plan.seed,
+            round=plan.round,
+            back=back,
+            objective=edge_objective(worker.workload.objective, plan),
+            optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
+            learning_rate=plan.learning_rates["back"],
+            kept=self._kept,
+            keep=self._keep,
+            total=partial(new_total, back.layout, plan),
+            lender=lender(plan, "back", worker.workload, task.edge),
+            loss_limit=limit_of(worker, plan, "back"),
+        )
+        self.server.begin(bench, states["back"])
+
+    def _trainer(self, spec: Spec) -> EdgeTrainer:
+        trainer: EdgeTrainer = spec.build(self.worker.workload.allowed, EdgeTrainer)
+        return trainer
+
+    def welcome(self, task: DeviceTask) -> None:
+        """Prepare for a device that may come from another edge; `task` names its kept states' generations."""
+        self.tasks[task.device] = task
+
+    # The trainer names the owner of an optimizer state that it keeps: a device, or the edge.
+
+    def _kept(self, owner: str) -> Mapping[str, Tensor] | None:
+        return load_kept(self.worker, self.plan, f"backs/{owner}", self._owner_task(owner))
+
+    def _keep(self, owner: str, learner: Learner) -> None:
+        keep(self.worker, self.plan, f"backs/{owner}", learner, self._owner_task(owner))
+
+    def _owner_task(self, owner: str) -> DeviceTask | CohortTask:
+        kind, _, number = owner.partition("-")
+        return self.tasks[int(number)] if kind == "device" else self.task

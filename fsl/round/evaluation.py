@@ -1,0 +1,40 @@
+"""Measures loss and accuracy of a model on a set of examples."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fsl.data import Examples
+from fsl.objective import Objective
+from fsl.segments.modes import evaluating
+
+BATCH = 512  # rows; bounds the memory of an evaluation
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss over the targets that count, and the share of right answers (None where that has no meaning)."""
+
+    loss: float
+    accuracy: float | None
+
+
+def evaluate(modules: list[nn.Module], examples: Examples, objective: Objective, accelerator: torch.device) -> Score:
+    """Run segments behind each other over all examples in evaluation mode, and restore each module's mode."""
+    total, weight, right, scored = 0.0, 0.0, 0, 0
+    with evaluating(*modules), torch.no_grad():
+        for rows in torch.arange(len(examples)).split(BATCH):
+            inputs, targets = examples.batch(rows)
+            outputs, targets = inputs.to(accelerator), targets.to(accelerator)
+            for module in modules:
+                outputs = module(outputs)
+            counts = objective.weight(targets)
+            if counts:
+                total += float(objective.loss(outputs, targets)) * counts
+                weight += counts
+            if (correct := objective.correct(outputs, targets)) is not None:
+                right += int(correct)
+                scored += objective.scored(targets)
+    return Score(total / weight if weight else math.nan, right / scored if scored else None)

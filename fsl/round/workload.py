@@ -1,0 +1,88 @@
+"""Holds what a run works on: all that a node needs besides a plan."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fsl.data import Augmentation, Partition, TaskData
+from fsl.errors import SplitError
+from fsl.faults import said
+from fsl.importing.import_paths import ALLOWED
+from fsl.objective import Objective
+from fsl.round.node_store import Store
+from fsl.segments.learner import SegmentRuntime
+from fsl.segments.modes import needs_two_rows, start_training
+from fsl.segments.tensor_places import tables
+from fsl.split.cutting import SplitModel, split
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The model, the data and their partition, which a node receives once."""
+
+    model: nn.Module
+    cut: str | tuple[str, ...] | None
+    data: TaskData
+    partition: Partition
+    objective: Objective
+    store: Path
+    head: nn.Module | None = None  # for devices that train by their own loss
+    augmentation: Augmentation | None = None
+    threads: int = 1
+    accelerator: str = "cpu"
+    allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
+    secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
+
+
+class Worker:
+    """A workload at work on one node: one live copy of the modules, into which devices' states are swapped.
+
+    Data and partition are the workload's own objects; it copies only the modules.
+    """
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self.accelerator = torch.device(workload.accelerator)
+        # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
+        self.model = copied(workload.model)
+        self.split: SplitModel = split(self.model, workload.cut)
+        start_training(self.model, [segment.module for segment in self.split])
+        self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
+        self.chain = dict(self.segments)  # the model's segments, in order
+        if workload.head is not None:
+            head = copy.deepcopy(workload.head)
+            start_training(head)
+            self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
+        self.store = Store(workload.store)
+        self.measured: set[str] = set()  # privacy settings whose rows are measured
+        self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: torch.device) -> nn.Module:
+    """Copy a model with these weights (state_dict keys), in its training modes.
+
+    It writes values into the copy's own tensors, so that other holders of these (a list, a tuple, a tied name) see them
+    too; the live model's tensors lie in the segments.
+    """
+    model = copied(model).to(accelerator)
+    start_training(model)
+    with torch.no_grad():
+        for name, (table, key) in tables(model)[0].items():
+            table[key].copy_(weights[name])
+    return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model; SplitError, in one line, for one that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        line = said(error)
+        raise SplitError(
+            f"{type(model).__name__} cannot be copied, and every node has a copy ({line}); if forward leaves a step's "
+            "tensors on the modules, detach() them; for weight_norm use torch.nn.utils.parametrizations"
+        ) from error

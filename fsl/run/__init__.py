@@ -1,0 +1,1 @@
+"""One run, from the first arrays to the report."""

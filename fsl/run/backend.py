@@ -1,0 +1,81 @@
+"""Where a simulation runs."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from flwr.serverapp import Grid
+
+from fsl.errors import ConfigError
+from fsl.flower.inline_grid import InlineGrid
+from fsl.round.workload import Workload
+from fsl.run.app import workload_app
+from fsl.settings.placement import Placement
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a simulation runs: in this process ("inline") or on Ray actors ("ray"), one per node.
+
+    `threads`: torch threads of every process; one thread and two do not agree to the bit. `accelerator`: "cpu", or
+    "cuda". `cpus`, `gpus`: a Ray node's share. `address`: a running Ray cluster ("auto", or host:port).
+    `start_timeout`, `round_timeout`: seconds until every Ray node must be up, and until it counts as dead in a round.
+    """
+
+    name: Literal["inline", "ray"] = "inline"
+    threads: int = 1
+    accelerator: str = "cpu"
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    start_timeout: float = 120.0
+    round_timeout: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("inline", "ray"):
+            raise ConfigError(f"backend={self.name!r}: allowed are inline, ray")
+        if self.threads < 1:
+            raise ConfigError(f"backend.threads={self.threads}: it must be at least 1")
+        for name in ("start_timeout", "round_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"backend.{name}={getattr(self, name)}: it is a number of seconds above 0")
+        for name in ("address", "cpus", "gpus", "start_timeout") if self.name == "inline" else ():
+            if (value := getattr(self, name)) != getattr(Backend, name):
+                raise ConfigError(f"backend.{name}={value}: backend=inline computes in this process; use backend=ray")
+        try:
+            kind = torch.device(self.accelerator).type
+        except RuntimeError:
+            kind = None
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"backend.accelerator={self.accelerator!r}: allowed are cpu, cuda, cuda:<index>")
+        if kind == "cuda" and self.name == "inline" and not torch.cuda.is_available():
+            raise ConfigError(f"backend.accelerator={self.accelerator}: torch sees no CUDA device here; use cpu")
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where devices and edges are; None where any node may host them."""
+        return None
+
+    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
+        """Open a Grid of `nodes` nodes that work on this workload; closing it ends them."""
+        make_app = partial(workload_app, workload)
+        if self.name == "inline":
+            return InlineGrid(make_app, nodes)
+        from fsl.flower.ray_grid import RayGrid, RayOptions  # a second to import, so only where it is used
+
+        options = RayOptions(self.address, self.cpus, self.gpus, self.start_timeout)
+        return RayGrid(make_app, nodes, options, getattr(workload.allowed, "named", None))
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Compute with so many torch threads, and put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,178 @@
+"""Checkpoints: what `resume` needs to go on, bitwise as if the run had never stopped.
+
+A checkpoint is complete when `state.json` names its round; the tensors of a round are written before. The checkpoint
+of the round before stays beside it (`previous.json`), for when the newest is damaged; older ones are deleted.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fsl.errors import CheckpointError
+from fsl.files import load_tensors, tensor_bytes, to_json, write_bytes, write_text
+from fsl.segments.finite import finite
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_NEWEST, _PREVIOUS = "state.json", "previous.json"
+STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run as of the end of a round. `tensors` are named `<segment>.<key>`."""
+
+    round: int
+    tensors: Mapping[str, Tensor]
+    strategy: Mapping[str, Any]
+    settings: Mapping[str, Any]  # what the result depends on
+    best: Mapping[str, Any] | None = None
+    label: Mapping[str, Any] | None = None  # the run's name and tags; None in those that were written without
+
+
+class CheckpointWriter:
+    """Writes checkpoints one at a time while the next round is computed: the disk's latency is not the run's."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[Future[None], Callable[[], None]] | None = None
+
+    def write(self, checkpoint: Checkpoint, done: Callable[[], None]) -> None:
+        """Begin to write a checkpoint, as things are now; `done` is called from here or `wait` when it is complete.
+
+        Raises what went wrong with the one before.
+        """
+        self.wait()
+        data = _serialised(checkpoint)  # not by the thread: the next round changes what is in it
+        self._pending = self._thread.submit(_write, self.folder, checkpoint.round, *data), done
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete; raises what went wrong."""
+        if self._pending is not None:
+            (written, done), self._pending = self._pending, None
+            written.result()
+            done()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _serialised(checkpoint: Checkpoint) -> tuple[bytes, str]:
+    state = {
+        "format": _FORMAT,
+        "round": checkpoint.round,
+        "strategy": checkpoint.strategy,
+        "best": checkpoint.best,
+        "settings": checkpoint.settings,
+        "label": checkpoint.label,
+    }
+    return tensor_bytes(checkpoint.tensors), to_json(state, indent=2) + "\n"
+
+
+def _write(folder: Path, round: int, tensors: bytes, state: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"model.{round}.safetensors"
+    newest = _named_round(folder / _NEWEST)
+    write_bytes(path, tensors)
+    # By a rename after a copy, each of which is there as a whole or not at all: one of both is always complete.
+    if newest is not None and newest < round and (folder / _model(newest)).exists():
+        write_text(folder / _PREVIOUS, (folder / _NEWEST).read_text())
+    write_text(folder / _NEWEST, state)
+    wanted = {path.name, *(_model(r) for r in [_named_round(folder / _PREVIOUS)] if r is not None)}
+    for old in folder.glob("model.*.safetensors"):
+        if old.name not in wanted:
+            old.unlink(missing_ok=True)
+
+
+def _model(round: int) -> str:
+    return f"model.{round}.safetensors"
+
+
+def _named_round(path: Path) -> int | None:
+    """The round that a state file names; None where there is no such file, or it cannot be read."""
+    try:
+        round = json.loads(path.read_text())["round"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return round if isinstance(round, int) else None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """The newest checkpoint in a folder that can be gone on from: where that is the one before, a line says so.
+
+    CheckpointError in one line if there is none, or the newest and the one before are damaged or not finite.
+    """
+    try:
+        return _load(folder, folder / _NEWEST)
+    except CheckpointError as error:
+        if not (folder / _PREVIOUS).exists():
+            raise
+        try:
+            found = _load(folder, folder / _PREVIOUS)
+        except CheckpointError as before:
+            raise CheckpointError(f"{error}; nor can the one before it be gone on from: {before}") from None
+        log.warning("resume=%s: %s; it goes on from the checkpoint of round %d", folder.parent, error, found.round)
+        return found
+
+
+def _load(folder: Path, path: Path) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no checkpoint in {folder.parent}: resume=<folder> takes the folder of a run that finished at "
+            "least one round"
+        )
+    try:
+        state = json.loads(path.read_text())
+        if state["format"] != _FORMAT:
+            raise CheckpointError(f"{path} has format {state['format']}; this version of fsl reads format {_FORMAT}")
+        round, strategy, settings, best = (state[key] for key in ("round", "strategy", "settings", "best"))
+        if not isinstance(round, int) or not isinstance(strategy, dict) or not isinstance(settings, dict):
+            raise TypeError("a field has the wrong type")
+        label = state.get("label")
+        if not isinstance(label, dict | None) or not isinstance((label or {}).get("tags", {}), dict):
+            raise TypeError("its label has the wrong type")
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or start a new run without resume") from None
+    tensors = load_tensors(folder / _model(round))
+    if bad := next((name for name, tensor in tensors.items() if not _can_go_on(name, tensor)), None):
+        raise CheckpointError(
+            f"{folder / _model(round)}: tensor '{bad}' is not finite, and nothing can be trained from it; restore an "
+            "older one, or start a new run without resume"
+        )
+    return Checkpoint(round, tensors, strategy, settings, best, label)
+
+
+def _can_go_on(name: str, tensor: Tensor) -> bool:
+    """Of the model's; what a strategy remembers beside it may well be infinite."""
+    return name.startswith(STRATEGY) or finite([tensor])
+
+
+def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """A run goes on only with the settings it began with; names the first that differs."""
+    now = json.loads(json.dumps(now))
+    if then.get("code") != now.get("code"):
+        log.warning(
+            "resume=%s: the code of your own classes (model, strategy, trainer, codec) has changed since that run "
+            "began; it goes on with the code as it is now",
+            folder,
+        )
+    for key in sorted({*then, *now} - {"code"}):
+        if then.get(key) != now.get(key):
+            raise CheckpointError(
+                f"resume={folder}: that run has {key}={then.get(key)!r}, this one {now.get(key)!r}; resume with equal "
+                "settings (only nodes and backend may differ), or start a new run"
+            )

@@ -1,0 +1,72 @@
+"""What is refused of a run's codecs before its first round."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from fsl.codecs.codec_maker import CANNOT_MOVE, codec_maker, codec_of
+from fsl.errors import ConfigError, FslError, WireError
+from fsl.faults import said
+from fsl.round.workload import Worker
+from fsl.run.codec_trial import try_codec
+from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.wire_settings import IDENTITY
+from fsl.trainers import EdgeTrainer
+
+log = logging.getLogger(__name__)
+_ROWS = 4  # of a trial
+
+
+def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker) -> None:
+    """ConfigError for a codec that breaks on what the cut gives; a line for one that nothing passes through."""
+    spec = strategy.trainer(1)
+    trainer: EdgeTrainer | None = None if spec is None else spec.build()
+    used = {way: codec for way, codec in federation.wire.ways.items() if codec != IDENTITY}
+    for way, codec in list(used.items()):
+        what, name = f"codec.{way}={codec.text}", type(strategy).__name__
+        if trainer is None:
+            log.warning("%s changes nothing: %s trains the whole model on the devices, without a cut", what, name)
+            del used[way]
+        elif way == "down" and not trainer.answers:
+            log.warning("%s changes nothing: with %s no cut gradients go down to devices", what, name)
+            del used[way]
+        elif federation.mobility is not None and codec_of(codec).stateful:
+            raise ConfigError(f"{what}: {CANNOT_MOVE}")
+    smashed = _smashed(worker) if used else None
+    for way, codec in used.items():
+        what = f"codec.{way}={codec.text}"
+        try:
+            make = codec_maker(codec, worker.workload.allowed)
+        except WireError as error:
+            raise ConfigError(f"{what}: {error}; name a Codec") from None
+        if smashed is None or (way == "down" and not smashed.is_floating_point()):
+            continue
+        poisson = federation.privacy is not None and federation.privacy.poisson
+        for rows in (_ROWS, *([] if worker.skip_single else [1]), *([0] if poisson else [])):
+            try_codec(what, make, _values(rows, smashed))
+
+
+def _smashed(worker: Worker) -> Tensor | None:
+    """What the cut gives for two blank inputs; None, with a warning, where the front does not take them."""
+    data, front = worker.workload.data, worker.segments["front"].module
+    training = front.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            smashed = front.eval()(torch.zeros(2, *data.input_shape, dtype=data.input_dtype, device=worker.accelerator))
+    except FslError:
+        raise
+    except Exception as error:  # a user's model: if it is at fault, training says so, with its place
+        reason = said(error)
+        log.warning("codecs are not tried before the first round: the front does not take a blank input (%s)", reason)
+        return None
+    finally:
+        front.train(training)
+    return smashed if isinstance(smashed, Tensor) else None
+
+
+def _values(rows: int, like: Tensor) -> Tensor:
+    """Values of both signs as the cut gives them, so many rows."""
+    generator = torch.Generator().manual_seed(0)
+    values = 3 * torch.randn(rows, *like.shape[1:], generator=generator)
+    return values.to(like.dtype).to(like.device)

@@ -1,0 +1,255 @@
+"""From a composed Hydra configuration to the arguments of `fsl.simulate`: types checked, one clear line for errors."""
+
+import inspect
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from flwr.serverapp.strategy import Strategy
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl import seeds
+from fsl.codecs.codec_choice import build_codecs
+from fsl.costs.hardware import Hardware
+from fsl.data import Augmentation, TaskData, hold_out
+from fsl.data.data_digest import digest
+from fsl.errors import ConfigError
+from fsl.importing.building import build, build_kind, checked, from_another, no_class, unknown
+from fsl.importing.import_paths import locate, path_of
+from fsl.mobility import Mobility
+from fsl.objective import Objective, as_objective, takes_batch
+from fsl.privacy.settings import PARTS, Privacy
+from fsl.run.backend import Backend
+from fsl.run.observers import Observer
+from fsl.settings.evaluation_settings import Evaluation
+from fsl.settings.learning_rate import Schedule
+from fsl.settings.optimizer_settings import Optimizer
+from fsl.settings.option_groups import OptionGroup
+from fsl.settings.training_settings import Training
+from fsl.settings.wire_settings import Wire
+
+T = typing.TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A composed configuration, its types checked: the keys of `Training` and `Evaluation`, others, and Hydra's groups.
+
+    Hydra's groups are mappings, of which `build_*` make objects.
+    """
+
+    training: Training
+    evaluation: Evaluation
+    nodes: int
+    init_from: str | None
+    resume: str | None
+    name: str | int | float | None
+    tags: Mapping[str, Any]
+    allowed: list[str]
+    strategy: Mapping[str, Any]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    partition: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    aggregator: Mapping[str, Any]
+    device: Mapping[str, Any]
+    edge: Mapping[str, Any]
+    link: Mapping[str, Any]
+    mobility: Mapping[str, Any]
+    backhaul: Mapping[str, Any]
+    privacy: Mapping[str, Any]
+    backend: Mapping[str, Any]
+    deployment: Mapping[str, Any]
+    trackers: Mapping[str, Any]
+
+
+_OPTIONS: Mapping[str, type[OptionGroup]] = {"training": Training, "evaluation": Evaluation}
+
+
+def key_types() -> dict[str, Any]:
+    """The type of each top-level key of a configuration."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(RunConfig).items():
+        kind = _OPTIONS.get(name)
+        hints = {} if kind is None else typing.get_type_hints(kind)
+        found |= {name: hint} if kind is None else {key: hints[field] for key, field in kind.keywords().items()}
+    return found
+
+
+def read_config(config: DictConfig) -> RunConfig:
+    """Check a composed configuration's top level, and read it; ConfigError names the key that is wrong."""
+    try:
+        values = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    known = key_types()
+    for name in values:
+        if name not in known:
+            raise ConfigError(unknown("key", name, list(known)))
+    for name in known:
+        if name not in values:
+            raise ConfigError(f"the configuration has no '{name}'; compose it from fsl's config.yaml")
+    values = {name: checked(name, values[name], hint) for name, hint in known.items()}
+    options: dict[str, Any] = {name: kind().updated(values) for name, kind in _OPTIONS.items()}
+    own = {field.name: values[field.name] for field in fields(RunConfig) if field.name not in options}
+    return RunConfig(**options, **own)
+
+
+def _is_off(group: str, config: Mapping[str, Any], choice: str) -> bool:
+    """Whether this choice of a group does nothing; ConfigError for options of it."""
+    if config.get("name") != choice or "_target_" in config:
+        return False
+    for name in config:
+        if name != "name":
+            raise ConfigError(f"{group}.{name}={config[name]!r}: {group}={choice} takes no options; choose another")
+    return True
+
+
+def build_aggregator(config: Mapping[str, Any]) -> Strategy | None:
+    """One of Flower's strategies as a rule applied per device; None for the weighted mean."""
+    if _is_off("aggregator", config, "mean"):
+        return None
+    rule = build("aggregator", config)
+    if not isinstance(rule, Strategy):
+        raise ConfigError(
+            f"aggregator._target_={config['_target_']} is no strategy of Flower's; see configs/aggregator"
+        )
+    return rule
+
+
+def build_mobility(config: Mapping[str, Any]) -> Mobility | None:
+    """Which device moves when; None where they stay."""
+    if _is_off("mobility", config, "none"):
+        return None
+    mobility = build("mobility", config)
+    if not isinstance(mobility, Mobility):
+        raise ConfigError(f"mobility._target_={config['_target_']} is no fsl.mobility.Mobility; derive it from one")
+    return mobility
+
+
+def build_privacy(config: Mapping[str, Any]) -> Privacy | None:
+    """How devices' data are protected; None where they are not."""
+    known = {field.name: hint for field, hint in _typed(Privacy)}
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in known:
+            raise ConfigError(unknown("key of privacy", name, list(known)))
+        if name in PARTS and value is not None:
+            options = checked(f"privacy.{name}", value, Mapping[str, Any])
+            value = build_kind(f"privacy.{name}", {"_target_": path_of(PARTS[name]), **options}, PARTS[name])
+        values[name] = value if name in PARTS else checked(f"privacy.{name}", value, known[name])
+    return Privacy(**values) if any(values.get(name) is not None for name in PARTS) else None
+
+
+def _typed(kind: type) -> list[tuple[Any, Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(field, hints[field.name]) for field in fields(kind)]
+
+
+def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:
+    """The task's data, its validation share held out, and the augmentation of training batches."""
+    values = dict(config)
+    share = checked("data.validation", values.pop("validation", 0.0), float)
+    augment = checked("data.augment", values.pop("augment", {}), Mapping[str, Any])
+    augmentation = build_kind("data.augment", {"_target_": "fsl.data.Augmentation", **augment}, Augmentation)
+    data = build_kind("data", values, TaskData)
+    if share:
+        data = replace(hold_out(data, share, seed), origin=f"{digest(data.train)} without {share:g}")
+    return data, augmentation if augmentation != Augmentation() else None
+
+
+def build_objective(config: Mapping[str, Any]) -> Objective:
+    """What training minimises: an Objective, or whatever loss the configuration names."""
+    values = dict(config)
+    target = values.get("_target_")
+    found = locate(target) if isinstance(target, str) and target != "???" else None
+    if callable(found) and not isinstance(found, type) and len(values) == 1 and takes_batch(found):
+        return as_objective(found)  # a loss function itself, not one that makes a loss
+    return as_objective(build("objective", config))
+
+
+def outputs_of(data: TaskData, objective: Objective | None) -> int | None:
+    """How many outputs a model of these data needs for one sample; None where that cannot be told."""
+    outputs = data.classes
+    if objective is not None and (outputs is None or not objective.takes_classes):
+        width = objective.width(data.train.targets)
+        outputs = data.classes if width is None else width
+    return outputs
+
+
+def build_model(
+    config: Mapping[str, Any],
+    data: TaskData,
+    seed: int,
+    objective: Objective | None = None,
+    outputs: int | None = None,
+) -> tuple[torch.nn.Module, str | list[str] | None]:
+    """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
+
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's.
+    """
+    values = dict(config)
+    outputs = outputs_of(data, objective) if outputs is None else outputs
+    cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "init"))
+        model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+    return model, cut
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
+    """The optimizer, with fsl's own keys (schedule, reset) apart from the class's."""
+    values = dict(config)
+    target = checked("optimizer._target_", values.pop("_target_", None), str)
+    if target == "???":
+        raise ConfigError(no_class("optimizer"))
+    kind = locate(target)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ConfigError(f"optimizer._target_={target} is no torch optimizer; name a class such as torch.optim.SGD")
+    of_schedule = {field.name: hint for field, hint in _typed(Schedule)}
+    own = {"lr": float, "reset": bool, **of_schedule}
+    taken = {name: checked(f"optimizer.{name}", values.pop(name), hint) for name, hint in own.items() if name in values}
+    known = [n for n in inspect.signature(kind).parameters if n != "params"]
+    for name in values:
+        if name not in known:
+            options = list(dict.fromkeys([*own, *known]))
+            raise ConfigError(unknown("option of optimizer", name, options) + from_another("optimizer", name, kind))
+    schedule = Schedule(**{name: taken.pop(name) for name in of_schedule if name in taken})
+    return Optimizer(target, options=values, schedule=schedule, **{"lr": Optimizer().rate, **taken})
+
+
+def build_wire(config: Mapping[str, Any]) -> Wire:
+    """The codecs of both ways, from the group `codec`."""
+    return Wire(**build_codecs(config))
+
+
+def build_hardware(config: RunConfig) -> Hardware:
+    """The profiles of devices, edges and links, each from the group of its name."""
+    return Hardware(**{field.name: build(field.name, getattr(config, field.name)) for field in fields(Hardware)})
+
+
+def build_backend(config: Mapping[str, Any]) -> Backend:
+    """Where the simulation runs."""
+    return build_kind("backend", {"_target_": "fsl.run.backend.Backend", **config}, Backend)
+
+
+def build_trackers(config: Mapping[str, Any]) -> list[Observer]:
+    """The trackers that were chosen; each is an Observer with options of its own."""
+    built = []
+    for name, options in config.items():
+        tracker = build(f"trackers.{name}", checked(f"trackers.{name}", options, Mapping[str, Any]))
+        if not isinstance(tracker, Observer):
+            raise ConfigError(f"trackers.{name}._target_={options['_target_']} is no fsl.Observer; derive it from one")
+        built.append(tracker)
+    return built

@@ -1,0 +1,170 @@
+"""From a run's settings and data to a run that may begin: its model split and tried, its strategy bound, its ledger."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fsl.costs import CostModel, segment_costs
+from fsl.costs.hardware import Hardware
+from fsl.data import TaskData, as_task
+from fsl.data.example_checks import check_examples
+from fsl.errors import ConfigError, FslError
+from fsl.faults import said
+from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
+from fsl.round.rows import refuse_mixed_rows
+from fsl.round.workload import Worker, Workload
+from fsl.run import provenance
+from fsl.run.ignored import warn_of_ignored
+from fsl.run.label import Label
+from fsl.run.local_heads import local_head
+from fsl.run.observers import Observer
+from fsl.run.preflight import fit, preflight
+from fsl.run.privacy_check import private_run
+from fsl.run.run_folder import RunFolder
+from fsl.run.training import Simulation
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.tensor_places import in_double
+from fsl.settings.federation_settings import CloudStrategy, Federation
+
+log = logging.getLogger(__name__)
+
+
+def checked_task(model: nn.Module, train_data: Any, test_data: Any) -> TaskData:
+    """What a user gives as data, as a task of the model's precision; DataError for examples that cannot be."""
+    task = as_task(train_data, test_data, in_double(model))
+    check_examples(task.train, task.test, task.validation)
+    return task
+
+
+def allowed_classes(packages: Sequence[str], strategy: CloudStrategy, federation: Federation) -> Allowed:
+    """The classes that a simulation's plans may name: of fsl, these packages, the strategy's, and those of settings."""
+    packages = check_packages(packages)
+    targets = [spec.target for spec in (federation.optimizer.spec, *federation.wire.ways.values())]
+    dp_sgd = None if federation.privacy is None else federation.privacy.dp_sgd
+    name_classes(federation.named, targets)
+    if dp_sgd is not None and dp_sgd.rule is not None:
+        try:
+            name_classes(federation.named, [dp_sgd.rule])
+        except ConfigError as error:
+            raise ConfigError(f"privacy.dp_sgd.clipping={dp_sgd.rule}: {error}") from None
+    package = type(strategy).__module__.partition(".")[0]
+    own = [] if package in ("__main__", "fsl") else [package]
+    return Allowed(dict.fromkeys((*ALLOWED, *packages, *own)), federation.named)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a run comes from, beside its settings."""
+
+    identity: Mapping[str, Any]  # what model, data, loss and augmentation are, as a run's settings tell them
+    partition: str  # who holds which rows, in words
+    init_from: Path | None  # the file of the weights to start from
+    classes: int | None  # as many as the user's data say that they have, if they do
+
+
+def prepared(
+    federation: Federation,
+    strategy: CloudStrategy,
+    workload: Workload,
+    hardware: Hardware,
+    origin: Origin,
+    folder: RunFolder,
+    observers: tuple[Observer, ...],
+    label: Label,
+) -> Simulation:
+    """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not."""
+    workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
+    federation = _bound(federation, strategy, workload, worker, hardware)
+    federation = _protected(federation, strategy, workload, folder, origin.init_from)
+    cuts = worker.split.cuts
+    settings = provenance.settings(
+        federation, workload, strategy, origin.identity, origin.partition, cuts, origin.init_from
+    )
+    simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label)
+    simulation.check()
+    return simulation
+
+
+def _split_and_tried(
+    workload: Workload, strategy: CloudStrategy, federation: Federation, classes: int | None
+) -> tuple[Workload, Worker]:
+    """The workload fitted to its data, and its model split; a few rows of all data have gone through every part."""
+    workload = fit(workload, classes)
+    if strategy.local_loss:
+        seed, train = federation.training.seed, workload.data.train
+        workload = replace(workload, head=local_head(strategy, workload.model, workload.cut, train, seed))
+    worker = Worker(workload)
+    preflight(workload, worker, OptimizerRecipe(federation.optimizer.spec, workload.allowed))
+    return workload, worker
+
+
+def _bound(
+    federation: Federation, strategy: CloudStrategy, workload: Workload, worker: Worker, hardware: Hardware
+) -> Federation:
+    """The federation with the split model's layouts and its costs; the strategy is bound to it."""
+    layouts = {name: segment.layout for name, segment in worker.segments.items()}
+    federation = replace(federation, layouts=layouts, costs=_cost_model(federation, hardware, workload))
+    strategy.bind(federation)
+    name_classes(federation.named, _named(federation, strategy))
+    warn_of_ignored(federation, strategy)
+    return federation
+
+
+def _protected(
+    federation: Federation, strategy: CloudStrategy, workload: Workload, folder: RunFolder, init_from: Path | None
+) -> Federation:
+    """The federation with the ledger of its privacy, if it has any, and its strategy bound again."""
+    if federation.privacy is None:
+        return federation
+    real = federation.placement is not None
+    federation = private_run(
+        federation,
+        strategy,
+        workload.model,
+        workload.objective,
+        workload.data.classes,
+        [len(workload.partition.indices(device)) for device in range(federation.training.devices)],
+        folder.path / "privacy.json",
+        secure=real,
+        encrypted=real,
+        fitted=_fitted(workload.data, init_from),
+    )
+    strategy.bind(federation)
+    assert federation.privacy is not None
+    cut, wire = strategy.trainer(1) is not None, federation.wire
+    refuse_mixed_rows(federation.privacy, workload, cut, wire.up_spec, wire.down_spec)
+    return federation
+
+
+def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) -> CostModel | None:
+    """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
+    places = hardware.machines(moving=federation.mobility is not None)
+    try:
+        data, objective = workload.data.train, workload.objective
+        costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)
+        return CostModel(federation.training.seed, places, costs)
+    except FslError:
+        raise
+    except Exception as error:  # a user's model: if it is at fault, training says so, with its place
+        reason = said(error)
+        log.warning("sim_seconds and energy_joules stay null: the model's work cannot be counted (%s)", reason)
+        return None
+
+
+def _fitted(task: TaskData, init_from: Path | None) -> str:
+    """Why a model may know the run's data before it begins, in words; empty where nothing speaks for it."""
+    if init_from is not None:
+        return f"init_from={init_from.name} may have been trained on them"
+    return "inputs are normalised by the mean of the training data" if task.scaled else ""
+
+
+def _named(federation: Federation, strategy: CloudStrategy) -> list[str]:
+    """The classes that the caller's own objects name: in a simulation they are trusted, whatever their package."""
+    specs: list[Any] = [federation.optimizer.spec, *federation.wire.ways.values(), strategy.trainer(1)]
+    if (rule := getattr(strategy, "device_rule", None)) is not None:
+        specs.append(rule(1))
+    return [getattr(one, "target", one) for one in specs if one is not None]

@@ -1,0 +1,214 @@
+"""`fsl.simulate`: a federation in simulation, from objects to results. Everything that the command does goes here."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import nn
+from torch.utils.data import Dataset
+
+from fsl import seeds
+from fsl.costs.hardware import Hardware, HardwareOptions
+from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, as_partitioner, divide
+from fsl.data.data_digest import describe_partition
+from fsl.errors import ConfigError
+from fsl.faults import traced_into_out
+from fsl.mobility import Mobility
+from fsl.objective import Loss, Objective, as_objective
+from fsl.privacy.settings import Privacy
+from fsl.round.workload import Workload
+from fsl.run.arguments import (
+    as_aggregator,
+    as_backend,
+    as_mobility,
+    as_observers,
+    as_optimizer,
+    as_privacy,
+    as_tags,
+)
+from fsl.run.backend import Backend, torch_threads
+from fsl.run.finished_run import Run
+from fsl.run.ignored import refuse_ignored
+from fsl.run.label import Label
+from fsl.run.observers import Observer, ProgressBar
+from fsl.run.preflight import refuse_model
+from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
+from fsl.run.run_folder import RunFolder
+from fsl.run.run_identity import of_given
+from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
+from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.given_strategy import as_strategy
+from fsl.settings.optimizer_settings import Optimizer
+from fsl.settings.option_groups import takes_options, whole
+from fsl.settings.training_settings import Training, TrainingOptions
+from fsl.settings.wire_settings import Wire, WireOptions
+
+__all__ = ["Run", "SimulateOptions", "simulate"]
+
+
+class SimulateOptions(TrainingOptions, EvaluationOptions, WireOptions, HardwareOptions, total=False):
+    """The short keywords of `simulate`: the fields of its groups."""
+
+
+@traced_into_out
+@takes_options(Training, Evaluation, Wire, Hardware)
+def simulate(
+    model: nn.Module,
+    train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
+    *,
+    strategy: CloudStrategy | type | str,
+    test_data: Examples | Dataset[Any] | Sequence[Any] | None = None,
+    cut: str | Sequence[str] | None = None,
+    partition: Partitioner | Partition | type | str | Any = None,
+    objective: Objective | Loss | type | str | None = None,
+    optimizer: Optimizer | type | str | None = None,
+    augmentation: Augmentation | None = None,
+    aggregator: FlowerStrategy | type | str | None = None,
+    mobility: Mobility | type | str | None = None,
+    privacy: Privacy | type | str | Sequence[str] | Any = None,
+    training: Training | None = None,
+    evaluation: Evaluation | None = None,
+    wire: Wire | None = None,
+    hardware: Hardware | None = None,
+    init_from: str | Path | None = None,
+    nodes: int = 1,
+    backend: Backend | str | None = None,
+    allowed: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    name: str | None = None,
+    tags: Mapping[str, str | int | float] | None = None,
+    progress: bool = True,
+    observers: Sequence[Observer] = (),
+    **options: Unpack[SimulateOptions],
+) -> Run:
+    """Train a split model over simulated devices, and return what came out.
+
+    Arguments mean what the command line's keys of the same names mean, and have their defaults. Where a group of
+    configurations has names ("splitfed_v1", "adam", "cross_entropy"), a name will do, and so will a class or an object.
+
+    What is trained, on what:
+        model: Any module that `fsl.split` can cut; it is copied, never changed.
+        train_data: A `TaskData`, any map-style Dataset of (input, target), or a pair of inputs and targets (N, ...).
+        strategy: The algorithm: one of `fsl.strategies`, or your own.
+        test_data: Examples to evaluate on, as `train_data`; without them nothing is evaluated.
+        cut: Names of modules after which the model is cut; the model's `default_cut` by default.
+        partition: Who holds which rows: a partitioner of `fsl.data` or flwr-datasets, or rows by device.
+        objective: What training minimises: a loss of torch's with its arguments, any function of (outputs, targets)
+            that gives a mean, or an `Objective`.
+        optimizer: How devices and edges step: an `Optimizer`, or a class of `torch.optim`.
+        augmentation: How training batches of images are cropped and flipped.
+        aggregator: A Flower strategy (FedAdam, Krum, ...) that combines, device by device, what is otherwise averaged.
+        mobility: Which devices move between edges in the middle of a round; None: they stay.
+        privacy: How devices' data are protected: a `Privacy`, or one mechanism. `privacy.json` says what that comes to.
+
+    Options of `training`, a `Training`:
+        seed: Every random draw is derived from it.
+        rounds: Rounds of the run.
+        devices: Devices that hold data.
+        edges: Edge servers; device k is attached to edge k mod `edges`.
+        devices_per_round: Devices drawn for each round; all by default.
+        local_epochs: Passes of each device over its data in a round.
+        batch_size: Samples of a device in a step.
+        samples_per_device: Samples that a device holds at most; `partition=resample` draws so many.
+
+    Options of `evaluation`, an `Evaluation`:
+        evaluate_every: Rounds between evaluations; 0: never.
+        evaluate_devices: Private fronts: how many devices to evaluate, at most.
+        evaluate_leakage: Test rows over which evaluations measure what smashed data tell of inputs; 0: not at all.
+
+    Options of `wire`, a `Wire`:
+        up: Codec of smashed data: a name ("int8"), a class, its import path, or an object such as `TopK(k=0.1)`.
+        down: Codec of cut gradients, given like `up`.
+
+    Options of `hardware`, a `Hardware`, from which simulated seconds and joules are computed, never a weight. Each is a
+    profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw from, as in
+    `{"pi3": 0.5, "pi4": 0.5}`:
+        device_profile: Profile of the devices.
+        edge_profile: Profile of the edge servers.
+        link_profile: Profile of the links between devices and their edges.
+        backhaul_profile: Profile of the links between edges, over which sessions of devices that move go.
+
+    A group may be given as a whole, for several runs to share; a keyword of its fields goes before it.
+
+    Where it runs, and what is kept:
+        init_from: A safetensors file with the whole model's weights to start from.
+        nodes: Flower nodes that share the work; they never change a result.
+        backend: Where the nodes compute: in this process, or as Ray actors.
+        allowed: Packages, besides fsl's and the strategy's own, whose classes plans may name.
+        out: The folder for results; None: nothing is kept.
+        resume: Go on with the run in `out`, to the bit as if it had never stopped.
+        name: What reports call the run, beside its settings.
+        tags: More to tell runs apart by, names to texts or numbers.
+        progress: Show a bar, where stderr is a terminal.
+        observers: Objects that watch the run and change nothing in it.
+
+    Raises ConfigError or DataError for what cannot be done, before anything is written, and RunError for a run that
+    could not go on.
+    """
+    refuse_model(model)
+    strategy, backend = as_strategy(strategy), as_backend(backend)
+    loss, seen_by, nodes = as_objective(objective), as_observers(observers), whole("nodes", nodes, least=1)
+    task = checked_task(model, train_data, test_data)
+    training = Training.of(training, options)
+    evaluation = Evaluation.of(evaluation, options)
+    refuse_ignored(task, augmentation, evaluation, out, resume)
+    folder, temporary = _results_folder(out)
+    federation = Federation(
+        run=folder.path.name,
+        training=training,
+        evaluation=evaluation if task.test is not None else replace(evaluation, every=0),
+        wire=Wire.of(wire, options),
+        optimizer=as_optimizer(optimizer),
+        aggregator=as_aggregator(aggregator),
+        mobility=as_mobility(mobility),
+        privacy=as_privacy(privacy),
+        placement=backend.placement,
+    )
+    hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
+    partitioner = as_partitioner(partition, train_data)
+    origin = Origin(
+        identity=of_given(model, task, loss, augmentation),
+        partition=f"{describe_partition(partitioner)} {training.samples_per_device}",
+        init_from=None if init_from is None else _path("init_from", init_from),
+        classes=train_data.classes if isinstance(train_data, TaskData) else None,
+    )
+    workload = Workload(
+        model=model,
+        cut=tuple(cut) if cut is not None and not isinstance(cut, str) else cut,
+        data=task,
+        partition=divide(task, partitioner, training.devices, training.samples_per_device, training.seed),
+        objective=loss,
+        store=(folder.checkpoint / "devices").absolute(),
+        augmentation=augmentation,
+        threads=backend.threads,
+        accelerator=backend.accelerator,
+        allowed=allowed,
+    )
+    watching = (*([ProgressBar()] if progress else []), *seen_by)
+    label = Label(name if name is None else str(name), as_tags(tags or {}))
+    with torch_threads(backend.threads), seeds.left_as_found():
+        simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label)
+        simulation.begin(origin.init_from, resume)
+        simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
+        result = simulation.finish()
+    return Run(result.metrics, result.model, result.states, folder, temporary)
+
+
+def _results_folder(out: str | Path | None) -> tuple[RunFolder, tempfile.TemporaryDirectory[str] | None]:
+    """The folder for results, and what removes it where nobody asked for one."""
+    if out is not None:
+        return RunFolder(_path("out", out)), None
+    temporary = tempfile.TemporaryDirectory(prefix="fsl-")
+    return RunFolder(Path(temporary.name)), temporary
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name}={value!r}: it must be a path, as a text or a pathlib.Path")
+    return Path(value)

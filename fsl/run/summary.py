@@ -1,0 +1,65 @@
+"""What `metrics.jsonl` and `summary.json` tell of a run: a row's columns, and the final figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fsl.run import provenance
+from fsl.run.divergence import diverged_in
+from fsl.run.label import Label
+
+COLUMNS = [
+    "train_loss",
+    "loss",
+    "accuracy",
+    "devices",
+    "examples",
+    "up_bytes",
+    "down_bytes",
+    "model_bytes",
+    "seconds",
+    "sim_seconds",
+    "energy_joules",
+]
+_TOTALS = ("up_bytes", "down_bytes", "model_bytes", "seconds", "sim_seconds", "energy_joules")
+
+
+def summary_of(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    seed: int,
+    best: Mapping[str, Any] | None,
+    classes: int | None,
+    bound: float | None,
+    stopped: Mapping[str, Any] | None,
+    label: Label,
+    weights: str,
+    settings: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """Returns a run's final figures from its rows, and what one needs to know to run it again.
+
+    `bound`: the loss above which the run has diverged. `weights`: a digest of the first ones. `seconds`: of wall time.
+    """
+    last = rows[-1] if rows else {}
+    return {
+        **label.to_json(),
+        "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
+        "best_round": best["round"] if best else None,
+        "diverged": diverged_in(list(rows), bound) is not None,
+        "divergence_bound": bound,
+        "totals": {key: _total(rows, key) for key in _TOTALS},
+        "stopped_early": stopped,
+        "wall_seconds": seconds,
+        **({} if classes is None else {"classes": classes}),
+        "seed": seed,
+        "weights": weights,
+        "settings": settings,
+        "versions": provenance.versions(),
+        "command": provenance.command(),
+    }
+
+
+def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The sum over rounds; None where a round does not have it."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) if len(values) == len(rows) else None

@@ -1,0 +1,315 @@
+"""One simulation on its way: from the first arrays over the rounds to what is written."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from fsl.data import class_counts
+from fsl.errors import ConfigError
+from fsl.files import load_tensors, save_tensors, sync
+from fsl.flower.records import check_dtypes, record_to_states, states_to_record
+from fsl.privacy.leak_probe import leaks
+from fsl.round.evaluation import evaluate
+from fsl.round.workload import Worker, Workload, with_weights
+from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
+from fsl.run.codec_check import check_codecs
+from fsl.run.label import Label
+from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
+from fsl.run.run_folder import RunFolder
+from fsl.run.run_identity import weights_of
+from fsl.run.run_log import RunLog
+from fsl.run.summary import COLUMNS, summary_of
+from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.states import Replica, State
+from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.split.cutting import join
+from fsl.trainers import EdgeTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a simulation leaves: a row per round, the whole model where there is one, and states by segment."""
+
+    metrics: list[dict[str, Any]]
+    model: nn.Module | None
+    states: dict[str, dict[str, Tensor]]
+
+
+class Simulation:
+    """One run on its way: what was computed so far, and where it is written."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        workload: Workload,
+        worker: Worker,
+        strategy: CloudStrategy,
+        folder: RunFolder,
+        observers: tuple[Observer, ...],
+        settings: dict[str, Any],
+        label: Label | None = None,
+    ):
+        self.federation = federation
+        self.workload = workload
+        self.worker = worker
+        self.strategy = strategy
+        self.folder = folder
+        self.observers = observers
+        self.layouts = dict(federation.layouts)
+        self.first_round = 1
+        self.best: dict[str, Any] | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.settings = settings
+        self.label = label or Label()
+        self.weights = ""  # a digest of those that the run began with
+        self.checkpoints = CheckpointWriter(folder.checkpoint)
+        self.started = time.perf_counter()
+        self.stopped: dict[str, Any] | None = None  # which observer ended the run before its last round, and why
+        self.late: Exception | None = None  # what an observer raised at the end
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is written."""
+        for layout in self.layouts.values():
+            check_dtypes(layout)
+        if self.worker.skip_single and self.federation.training.batch_size == 1:
+            raise ConfigError("batch_size=1: batch normalisation needs two rows; use a larger batch, or another norm")
+        if self.strategy.fronts == "private" and self.workload.data.validation is not None:
+            raise ConfigError(
+                f"data.validation chooses the best model for all, but {type(self.strategy).__name__} gives each device "
+                "a front of its own; set data.validation=0"
+            )
+        federation, allowed = self.federation, self.workload.allowed
+        OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
+        trainer = self.strategy.trainer(1)
+        if trainer is not None:
+            trainer.locate(allowed, EdgeTrainer)
+        check_codecs(federation, self.strategy, self.worker)
+
+    def begin(self, init_from: str | Path | None, resume: bool) -> None:
+        """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""
+        tensors = {name: segment.module.state_dict() for name, segment in self.worker.segments.items()}
+        if init_from is not None:
+            tensors |= dict.fromkeys(self.worker.chain, load_tensors(Path(init_from)))
+        self.weights = weights_of({k: t for name in self.worker.chain for k, t in tensors[name].items()})
+        if resume:
+            checkpoint = load_checkpoint(self.folder.checkpoint)
+            refuse_other_settings(checkpoint.settings, self.settings, self.folder.path)
+            label = checkpoint.label if checkpoint.label is not None else self.folder.read_summary()
+            self.label = self.label.gone_on_with(label, self.folder.path)
+            if checkpoint.round >= self.federation.training.rounds:
+                log.warning(
+                    "%s has %d rounds already, and rounds=%d: nothing is left to do; give more rounds to go on",
+                    self.folder.path,
+                    checkpoint.round,
+                    self.federation.training.rounds,
+                )
+            tensors = {
+                name: {k.removeprefix(f"{name}."): v for k, v in checkpoint.tensors.items() if k.startswith(f"{name}.")}
+                for name in self.layouts
+            }
+            self.strategy.load_state(checkpoint.strategy)
+            own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(STRATEGY)}
+            self.strategy.load_tensors({k.removeprefix(STRATEGY): v for k, v in own.items()})
+            self.best = dict(checkpoint.best) if checkpoint.best else None
+            self.first_round = checkpoint.round + 1
+            self.folder.truncate_metrics(checkpoint.round)
+            self.rows = self.folder.read_metrics()
+        else:
+            self.folder.refuse_if_used()
+        states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
+        self.arrays = states_to_record(self.layouts, states)
+
+    def run(self, open_grid: Callable[[], AbstractContextManager[Grid]], timeout: float) -> None:
+        """All rounds that are left; `timeout` is the seconds that a node may take for one."""
+        model, federation = self.workload.model, self.federation
+        info = RunInfo(
+            strategy=type(self.strategy).__name__,
+            model=type(model).__name__,
+            data=self.workload.data.name,
+            devices=federation.training.devices,
+            rounds=federation.training.rounds,
+            first_round=self.first_round,
+            folder=self.folder.path,
+            class_counts=self.class_counts(),
+            settings=self.settings,
+        )
+        with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.first_round <= federation.training.rounds:
+                grid = stack.enter_context(open_grid())
+                lines = RoundLines(stack.enter_context(RunLog(self.folder.path)).line)
+                self.observers = (lines, *self.observers)
+                try:
+                    for observer in self.observers:
+                        stack.callback(self._end_of, observer)
+                        self._ask(observer, partial(observer.on_start, info), 0)
+                    self._stop_if_asked()
+                    self.strategy.start(
+                        grid,
+                        self.arrays,
+                        federation.training.rounds,
+                        timeout,
+                        evaluate_fn=self.evaluate,
+                        first_round=self.first_round,
+                        on_round=self.end_round,
+                    )
+                except StopRun as stop:
+                    self._note_stop(self.strategy, stop, self.rows[-1]["round"] if self.rows else 0)
+
+    def _ask(self, observer: Observer, hook: Callable[[], None], round: int) -> None:
+        """Call an observer's hook; where it asks to stop, the others are called first."""
+        try:
+            hook()
+        except StopRun as stop:
+            self._note_stop(observer, stop, round)
+
+    def _note_stop(self, who: object, stop: StopRun, round: int) -> None:
+        if self.stopped is None:
+            self.stopped = {"by": type(who).__name__, "round": round, "reason": " ".join(str(stop).split())}
+
+    def _stop_if_asked(self) -> None:
+        if self.stopped is not None:
+            raise StopRun(self.stopped["reason"])
+
+    def _end_of(self, observer: Observer) -> None:
+        """An observer that fails at the end is told of when all else is written."""
+        try:
+            observer.on_end()
+        except StopRun:
+            return  # it has ended
+        except Exception as error:
+            self.late = self.late or error
+
+    def class_counts(self) -> np.ndarray | None:
+        """Samples of each class on the first devices, for a picture; None where targets are no class labels."""
+        data, partition = self.workload.data, self.workload.partition
+        targets = data.train.targets
+        if data.classes is None or data.classes > _CLASSES or targets.dim() != 1 or targets.is_floating_point():
+            return None
+        if self.federation.placement is not None:  # then nodes have data of their own
+            return None
+        return class_counts(partition, targets.numpy(), range(min(partition.devices, _PICTURED)), data.classes)
+
+    def evaluate(self, round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """The global model on test and validation data, at the cloud."""
+        if self.strategy.fronts == "private" or not self.strategy.evaluates(round):
+            return None
+        states = record_to_states(arrays, self.layouts, self.worker.accelerator)
+        modules = self._install(states)
+        scores: dict[str, int | float | list[int] | list[float]] = {}
+        data = self.workload.data
+        for prefix, examples in (("", data.test), ("validation_", data.validation)):
+            if examples is None:
+                continue
+            score = evaluate(modules, examples, self.workload.objective, self.worker.accelerator)
+            scores[f"{prefix}loss"] = score.loss
+            if score.accuracy is not None:
+                scores[f"{prefix}accuracy"] = score.accuracy
+        if data.test is not None and self.federation.probe is not None and self.strategy.trainer(round) is not None:
+            scores |= leaks(modules[0], data.test, self.federation.probe, round)
+        return MetricRecord(scores)
+
+    def end_round(self, round: int, arrays: ArrayRecord, metrics: MetricRecord) -> None:
+        """Write a round's row, begin its checkpoint, and tell the observers."""
+        self.arrays = arrays
+        named = {"loss": None, "accuracy": None, "sim_seconds": None, "energy_joules": None, **metrics}
+        named |= self.strategy.remarks()
+        row = {"round": round, **{key: named.pop(key, None) for key in COLUMNS}, **named}
+        self._keep_best(row)
+        self.folder.append_metrics(row)
+        state = self.strategy.state()
+        checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best, self.label.to_json())
+        self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
+        if self.strategy.fronts == "private" or not self.federation.optimizer.reset or "kept" in state:
+            self.checkpoints.wait()  # what nodes may delete in the next round depends on it
+        self.rows.append(row)
+        for observer in self.observers:
+            self._ask(observer, partial(observer.on_round, dict(row)), round)  # one may write into it
+        self._stop_if_asked()
+
+    def finish(self) -> Result:
+        """Write the final model and the summary."""
+        states = self._states()
+        model = None
+        if self.strategy.fronts == "private":
+            save_tensors(self.folder.back_path, states["back"])
+            self._publish_fronts()
+        else:
+            whole = self._whole(states)
+            save_tensors(self.folder.model_path, whole)
+            model = with_weights(self.workload.model, whole, self.worker.accelerator)
+        if "head" in states:
+            save_tensors(self.folder.head_path, states["head"])
+        self.folder.write_summary(
+            summary_of(
+                self.rows,
+                seed=self.federation.training.seed,
+                best=self.best,
+                classes=self.workload.data.classes,
+                bound=self.workload.objective.divergence_bound(self.workload.data.classes),
+                stopped=self.stopped,
+                label=self.label,
+                weights=self.weights,
+                settings=self.settings,
+                seconds=time.perf_counter() - self.started,
+            )
+        )
+        if self.late is not None:
+            raise self.late
+        return Result(self.rows, model, states)
+
+    def _install(self, states: Mapping[str, State]) -> list[nn.Module]:
+        """Put states into the model's segments; their modules in order."""
+        for name, segment in self.worker.chain.items():
+            replica = Replica(segment.layout, self.worker.accelerator)
+            replica.load(states[name])
+            segment.install(replica)
+        return [segment.module for segment in self.worker.chain.values()]
+
+    def _states(self) -> dict[str, dict[str, Tensor]]:
+        states = record_to_states(self.arrays, self.layouts)
+        return {name: self.layouts[name].unpack(state) for name, state in states.items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"{name}.{key}": t for name, state in self._states().items() for key, t in state.items()}
+        return tensors | {f"{STRATEGY}{key}": tensor for key, tensor in self.strategy.tensors().items()}
+
+    def _whole(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return join({name: states[name] for name in self.worker.chain})
+
+    def _keep_best(self, row: dict[str, Any]) -> None:
+        score = row.get("validation_accuracy", row.get("validation_loss"))
+        if score is None:
+            return
+        better = -score if "validation_accuracy" not in row else score
+        if self.best is None or better > self.best["score"]:
+            self.best = {"round": row["round"], "score": better}
+            save_tensors(self.folder.best_path, self._whole(self._states()), {"round": str(row["round"])})
+
+    def _publish_fronts(self) -> None:
+        self.folder.fronts.mkdir(parents=True, exist_ok=True)
+        written = []
+        for device, round in self.strategy.kept().items():
+            if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
+                continue  # it stays on its device
+            path = self.folder.fronts / f"{device}.safetensors"
+            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {}, durable=False)
+            written.append(path)
+        sync(written)
+
+
+_PICTURED = 100  # devices
+_CLASSES = 1000  # more cannot be told apart in a picture

@@ -1,0 +1,93 @@
+"""Checks that values from a device, an edge or a trainer are finite, before anything else depends on them.
+
+It looks at a norm instead of every value, which costs one pass and one number: a norm is not finite where a value is
+not, and also where the values' squares overflow (in float32 beyond 1.8e19), which the next step would turn into
+infinities.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from fsl.errors import LostError
+from fsl.segments.states import State
+from fsl.segments.sums import DeviceStates, Total, WeightedSum
+
+# A training loss above this many times the divergence bound counts as lost: its step is refused.
+FAR = 1e6
+
+
+def finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Returns whether the norm over all tensors is finite; integers always are. Reads one number from the device."""
+    norms = [norm for tensor in tensors if tensor is not None and (norm := _norm(tensor)) is not None]
+    if not norms:
+        return True
+    return math.isfinite(float(reduce(torch.add, (norm.to(norms[0].device) for norm in norms))))
+
+
+def sound_rows(batch: Tensor) -> Tensor:
+    """Returns rows (B, ...) with zeros in place of a row that is not finite; gradients pass through the others."""
+    if finite([batch.detach()]):
+        return batch
+    sound = batch.detach().isfinite().flatten(1).all(1)
+    return batch.masked_fill(~sound.view(-1, *[1] * (batch.dim() - 1)), 0.0)
+
+
+def finite_state(state: State) -> bool:
+    """Returns whether a segment's values are finite."""
+    return finite(state.flats.values())
+
+
+def finite_total(total: Total) -> bool:
+    """Returns whether a sum of states and its mean, or states one by one, are finite."""
+    if isinstance(total, DeviceStates):
+        return all(finite_state(state) for state in total.states.values())
+    if not isinstance(total, WeightedSum):
+        return True
+    if not (math.isfinite(total.weight) and finite([*total.high.values(), *total.low.values()])):
+        return False
+    return not total.weight or finite_state(total.mean())  # a mean may overflow its dtype where its sum does not
+
+
+def refuse_states(device: int, states: Mapping[str, State], private: bool = False) -> None:
+    """Raise LostError for a device one of whose segments is not finite; `private`: without naming it."""
+    for name, state in states.items():
+        if not finite_state(state):
+            raise LostError(device, UNUSABLE if private else f"its {name} is not finite; its training has diverged")
+
+
+UNUSABLE = "what it trained cannot be used"  # the only reason given where another could reveal data
+REFUSED = "its step cannot be used: a loss, or a gradient, that is not finite or far from all training"
+
+
+def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float | None) -> bool:
+    """Returns whether a step may be applied: its losses lie within the limit, and all that it made is finite.
+
+    Without a limit every step may: then the device's work is judged at the end of its round.
+    """
+    if limit is None:
+        return True
+    if not finite([*losses, *made]):
+        return False
+    return limit == math.inf or not losses or float(torch.stack([loss.detach() for loss in losses]).max()) <= limit
+
+
+def loss_limit(bound: float | None, clipped: bool) -> float | None:
+    """Returns the loss above which a step is refused, from the objective's bound of divergence.
+
+    None where samples' or devices' contributions are `clipped`, which bounds them: a refused step would reveal
+    something of its samples.
+    """
+    if clipped:
+        return None
+    return math.inf if bound is None else FAR * bound
+
+
+def _norm(tensor: Tensor) -> Tensor | None:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return None
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+    return torch.linalg.vector_norm(tensor.detach(), dtype=wide).double()

@@ -1,0 +1,181 @@
+"""Trains one copy of a segment: its tensors, its optimizer, and the seeds of its random layers."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fsl import seeds
+from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
+from fsl.segments.states import Layout, Replica, State
+
+
+class SegmentRuntime:
+    """A segment's module on this worker; replicas take turns in it."""
+
+    def __init__(self, name: str, module: nn.Module, accelerator: torch.device):
+        self.name = name
+        self.module = module.to(accelerator)
+        self.accelerator = accelerator
+        self.layout = Layout(self.module)
+        self._installed: Replica | None = None
+        self._idle: dict[object, list[Learner]] = {}
+
+    def install(self, replica: Replica) -> None:
+        """Put a replica's tensors into the module, unless they are there."""
+        if self._installed is not replica or replica.stale:
+            if self._installed is not None:
+                self._installed.collect()
+            replica.install()
+            self._installed = replica
+
+    def copied(self) -> nn.Module:
+        """A copy of the module for a layout of its own: its transient buffers are as they were first."""
+        self.install(Replica(self.layout, self.accelerator))
+        return copy.deepcopy(self.module)
+
+    def borrow(self, optimizer: OptimizerRecipe, kind: "LearnerKind | None" = None) -> "Learner":
+        """Lend a learner of this kind (None: a plain one); reuses an idle one, to allocate memory once."""
+        key = (optimizer.key, kind)
+        idle = self._idle.setdefault(key, [])
+        if not idle:
+            idle.append(Learner(self, optimizer) if kind is None else kind(self, optimizer))
+            idle[-1].key = key
+        return idle.pop()
+
+    def give_back(self, learner: "Learner") -> None:
+        """Hand a learner back for the next session."""
+        self._idle[learner.key].append(learner)
+
+
+class LearnerKind(Protocol):
+    """Makes a segment's learners; equal kinds make learners that can stand in for each other."""
+
+    def __hash__(self) -> int: ...
+
+    def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe) -> "Learner":
+        """A new learner of the segment."""
+
+
+class Lender(Protocol):
+    """Lends a segment's learners for one round, each to a device, or to the edge where it is of no single device."""
+
+    def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> "Learner":
+        """A learner for this device (None: for the edge)."""
+
+
+def lend_plain(runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> "Learner":
+    """A learner that steps by its gradients as they are, whoever it is lent to."""
+    return runtime.borrow(optimizer)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a forward pass may change before any step: a segment's buffers by name, and its transients."""
+
+    buffers: Mapping[str, Tensor]
+    transients: Mapping[str, Tensor]
+
+
+class Learner:
+    """A replica of one segment with its optimizer, in one device's session (or in a cohort's)."""
+
+    key: object = None  # learners with equal keys are interchangeable
+
+    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
+        self.runtime = runtime
+        self.recipe = recipe
+        self.replica = Replica(runtime.layout, runtime.accelerator)
+        self.optimizer = recipe.build(self.replica.parameters)
+
+    def begin(
+        self,
+        state: State,
+        learning_rate: float,
+        kept: Mapping[str, Tensor] | None = None,
+        transients: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Take over a segment's state; the optimizer starts anew, or from the state that was kept.
+
+        `transients`: those of a session that goes on elsewhere.
+        """
+        self.replica.load(state, transients)
+        set_learning_rate(self.optimizer, learning_rate)
+        load_optimizer(self.optimizer, kept)
+
+    def forward(self, inputs: Tensor, layer_seed: int) -> Tensor:
+        """Returns the segment's output; its random layers draw from the stream that starts at `layer_seed`."""
+        self.runtime.install(self.replica)
+        with seeds.DEFAULT_GENERATOR:
+            seeds.reseed(layer_seed, self.runtime.accelerator)
+            return self.runtime.module(inputs)
+
+    def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
+        """Step the optimizer with the mean gradient of `backwards` backward passes, then clear the gradients.
+
+        `step`: which of the round it is. `device`: whose batch it is over, where the learner is lent to no single
+        device. `batches`: the number of devices' batches in the step. Private learners use these three for their noise;
+        this one ignores them.
+        """
+        if self.optimizer is not None:
+            if backwards > 1:
+                for parameter in self.replica.parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= backwards
+            self.optimizer.step()
+            for parameter in self.replica.parameters:
+                parameter.grad = None
+
+    def exchange(self, norms: Tensor | None) -> Tensor | None:
+        """Exchange norms for clip factors after a step whose clip spans front and back; otherwise do nothing.
+
+        `norms`: squared norms (B,) of the samples' gradients over the back. Returns a factor per sample (B,), or None
+        where the segment is clipped on its own, as here.
+        """
+        return None
+
+    def mark(self) -> Mark:
+        """Copy the buffers, so that `undo` can restore them."""
+        layout = self.runtime.layout
+        if not layout.has_buffers:
+            return Mark({}, {})
+        state = self.state()
+        buffers = {field.name: view.clone() for field, view in layout.views(state) if field.trainable is None}
+        return Mark(buffers, self.replica.transients())
+
+    def undo(self, mark: Mark) -> None:
+        """Forget the forward and backward passes since `mark`, of which none was stepped by."""
+        for parameter in self.replica.parameters:
+            parameter.grad = None
+        if self.runtime.layout.has_buffers:
+            state = self.state()
+            for field, view in self.runtime.layout.views(state):
+                if field.name in mark.buffers:
+                    view.copy_(mark.buffers[field.name])
+            self.restore(state, mark.transients)
+
+    def made(self) -> list[Tensor | None]:
+        """Returns what the passes since the last step made: each parameter's gradient, the state if it has buffers."""
+        gradients = [parameter.grad for parameter in self.replica.parameters]
+        return [*gradients, *(self.state().flats.values() if self.runtime.layout.has_buffers else ())]
+
+    def state(self) -> State:
+        """The segment's values now, not copied."""
+        self.runtime.install(self.replica)
+        return self.replica.collect()
+
+    def transients(self) -> dict[str, Tensor]:
+        """The buffers that are no part of the state and have changed in this session, copied."""
+        self.state()
+        return self.replica.transients()
+
+    def restore(self, state: State, transients: Mapping[str, Tensor] | None = None) -> None:
+        """Put values back that `state` and `transients` gave."""
+        self.replica.load(state, transients)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's state as named tensors, copied."""
+        return dump_optimizer(self.optimizer)

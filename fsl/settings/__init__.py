@@ -1,0 +1,1 @@
+"""What a run's strategy and prices depend on, as frozen dataclasses."""

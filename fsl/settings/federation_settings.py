@@ -1,0 +1,141 @@
+"""The settings of a run that a strategy plans rounds from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor, nn
+
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import Fronts
+from fsl.mobility import Mobility
+from fsl.privacy.settings import Privacy, Probe
+from fsl.segments.states import Layout
+from fsl.settings.evaluation_settings import Evaluation
+from fsl.settings.optimizer_settings import Optimizer
+from fsl.settings.placement import Placement
+from fsl.settings.training_settings import Training
+from fsl.settings.wire_settings import Wire
+
+if TYPE_CHECKING:
+    from fsl.privacy.ledger import Ledger
+
+
+class RoundPricer(Protocol):
+    """Predicts the seconds and joules of a round; `fsl.costs.CostModel` implements it."""
+
+    def round(self, loads: Sequence[Any], serving: Any, start: float = 0.0) -> Any:
+        """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run."""
+
+    def settings(self) -> Mapping[str, str]:
+        """The machines as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Everything about a run that its strategy may depend on."""
+
+    run: str
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    wire: Wire = field(default_factory=Wire)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
+    mobility: Mobility | None = None  # None: devices stay where they are
+    privacy: Privacy | None = None  # None: nothing is protected
+    placement: Placement | None = None  # None: any node may host any device and edge
+    layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
+    costs: "RoundPricer | None" = None  # None: rounds have no simulated time
+    ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
+    named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
+
+    @property
+    def probe(self) -> Probe | None:
+        """What evaluations measure of smashed data; None for nothing."""
+        cut = None if self.privacy is None else self.privacy.cut
+        return Probe(self.evaluation.leakage, self.training.seed, cut) if self.evaluation.leakage else None
+
+    def __post_init__(self) -> None:
+        if self.mobility is not None:
+            self.mobility.check(self.training.devices, self.training.edges)
+
+    if not TYPE_CHECKING:  # a type checker is to find names that are misspelt
+
+        def __getattr__(self, name: str) -> Any:
+            """Read a field of a group by the keyword of `fsl.simulate`, as strategies do: `federation.rounds`."""
+            for group in ("training", "evaluation", "wire"):
+                values = self.__dict__.get(group)  # not there yet where a copy is being made
+                field = name.removeprefix("evaluate_") if group == "evaluation" else name
+                if values is not None and (group != "evaluation" or field != name) and field in values.__dict__:
+                    return getattr(values, f"{field}_spec" if group == "wire" else field)
+            raise AttributeError(f"a run's settings have no '{name}'")
+
+
+class CloudStrategy(Protocol):
+    """What a run asks of a strategy; `fsl.strategies.SplitStrategy` is the base class that has it all."""
+
+    local_loss: bool
+
+    @property
+    def fronts(self) -> Fronts:
+        """Whose fronts are: averaged over devices, each device's own, or relayed from one to the next."""
+
+    def head(self, smashed: Tensor, outputs: Tensor) -> nn.Module:
+        """The head of devices that train by a loss of their own; asked for where `local_loss` is set."""
+
+    def trainer(self, round: int) -> Spec | None:
+        """The edge trainer of this round; None trains the whole model on the devices."""
+
+    def select(self, round: int) -> Sequence[int]:
+        """The devices of a round."""
+
+    def chosen(self, round: int) -> Sequence[int]:
+        """What `select` says; RunError where that cannot train."""
+
+    def bind(self, federation: Federation) -> None:
+        """Take the run's settings."""
+
+    def evaluates(self, round: int) -> bool:
+        """Whether this round ends with an evaluation."""
+
+    def settings(self) -> dict[str, Any]:
+        """The algorithm's own settings; a run is resumed only with equal ones."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be in a checkpoint besides the arrays."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that must be in a checkpoint besides the model."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` returned."""
+
+    def checkpointed(self, state: Mapping[str, Any]) -> None:
+        """A checkpoint with what `state` returned is complete."""
+
+    def remarks(self) -> Mapping[str, Any]:
+        """Returns remarks on the last round besides its metrics (lost devices, epsilons), as JSON values."""
+
+    def kept(self) -> dict[int, int]:
+        """Each device that has a private state, with the round whose generation counts."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        first_round: int = 1,
+        on_round: Callable[[int, ArrayRecord, MetricRecord], None] | None = None,
+    ) -> Result:
+        """Flower's round loop, able to begin at `first_round`."""

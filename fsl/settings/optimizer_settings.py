@@ -1,0 +1,69 @@
+"""How devices and edges step, and the learning rate by round."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fsl.errors import ConfigError
+from fsl.importing.import_paths import locate, public_path
+from fsl.importing.spec import Spec
+from fsl.settings.learning_rate import Schedule
+
+# The defaults of configs/optimizer/sgd.yaml, which the command line takes.
+_TARGET, _RATE, _OPTIONS = "torch.optim.SGD", 0.05, {"momentum": 0.9}
+
+
+def _own_rate(target: str) -> float:
+    """The learning rate that an optimizer's class has by default."""
+    kind = locate(target)
+    try:
+        default = inspect.signature(kind).parameters["lr"].default
+    except (KeyError, TypeError, ValueError):
+        default = None
+    if not isinstance(default, int | float):
+        raise ConfigError(f"optimizer.lr: {target} has no learning rate of its own; give one")
+    return float(default)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How devices and edges step: a torch optimizer by import path, its learning rate, and what becomes of its state.
+
+    Without a `target` it is what the command line takes by default: SGD at a rate of 0.05 with momentum 0.9, which
+    `lr` and `options` change one by one. A target that is named has its own class's defaults where none are given.
+    `reset`: the state is dropped at the end of each round; otherwise each device's and edge's is kept on its node.
+    """
+
+    target: str | type | None = None
+    lr: float | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+    reset: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, Mapping):
+            raise ConfigError(f"optimizer.options={self.options!r}: give a mapping such as {{'momentum': 0.9}}")
+        if isinstance(self.target, type):
+            object.__setattr__(self, "target", public_path(self.target))
+        if self.target is None:
+            object.__setattr__(self, "target", _TARGET)
+            object.__setattr__(self, "options", {**_OPTIONS, **self.options})
+            object.__setattr__(self, "lr", _RATE if self.lr is None else self.lr)
+        elif self.lr is None:
+            object.__setattr__(self, "lr", _own_rate(str(self.target)))
+        rate = self.lr
+        if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
+            raise ConfigError(f"optimizer.lr={rate!r}: a learning rate is a finite number >= 0")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that the schedule starts from."""
+        assert self.lr is not None  # since it was made
+        return self.lr
+
+    @property
+    def spec(self) -> Spec:
+        """The class and its options, without the learning rate."""
+        assert isinstance(self.target, str)  # since it was made
+        return Spec(self.target, dict(self.options))

@@ -1,0 +1,66 @@
+"""Interface between a strategy and a real federation, whose nodes host fixed devices and edges."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.segments.states import Layout
+from fsl.segments.sums import Total
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A round's outcome: totals by segment, finished devices, counts, and the reasons why others were lost.
+
+    `again`: how often each lost device may have begun its round anew before. `restarted`: devices whose node lost their
+    front, with the round of the one that they went on from; 0: they begin anew in the next round.
+    """
+
+    totals: Mapping[str, Total]
+    reports: Sequence[DeviceReport]
+    counts: Mapping[str, int]
+    lost: Mapping[int, str]
+    failed_nodes: int
+    again: Mapping[int, int] = field(default_factory=dict)
+    restarted: Mapping[int, int] = field(default_factory=dict)
+
+
+class Placement(Protocol):
+    """Sends rounds to the nodes that host devices and edges, and counts what finished.
+
+    `setup` is the run's configuration, which messages carry to nodes that do not know it.
+    """
+
+    setup: str
+
+    @property
+    def samples(self) -> Mapping[int, int]:
+        """The n_k of each online device, as its node says."""
+
+    def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
+        """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
+
+    def train_messages(
+        self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Callable[[Sequence[DeviceTask]], ArrayRecord]
+    ) -> list[Message]:
+        """Build one message for each node with a part in the round."""
+
+    def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
+        """Send messages and wait for replies, at most `timeout` seconds."""
+
+    def collect(self, replies: Iterable[Message], layouts: Mapping[str, Layout]) -> Collected:
+        """Add up the replies to the last messages."""
+
+    def evaluate_messages(
+        self,
+        text: Callable[[Sequence[DeviceTask]], str],
+        tasks: Sequence[DeviceTask],
+        needed: Callable[[Sequence[DeviceTask]], ArrayRecord],
+        round: int,
+    ) -> list[Message]:
+        """Build messages that ask nodes to evaluate their devices' private fronts."""

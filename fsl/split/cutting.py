@@ -1,0 +1,241 @@
+"""Cuts a model into segments, and joins the segments' states again."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fsl.errors import ConfigError, SplitError
+from fsl.segments.modes import training_modes
+from fsl.split import traced_cut as tracing
+from fsl.split.traced_cut import Trace
+from fsl.split.tracer import CannotCut, refuse_dropped
+
+Place = Literal["device", "edge"]
+
+# Names and places of the segments, by number of cuts. The tail is on the device again, so that labels stay there.
+_PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
+    1: (("front", "device"), ("back", "edge")),
+    2: (("front", "device"), ("back", "edge"), ("tail", "device")),
+}
+
+_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a split model and where it runs; its state_dict has the unsplit model's keys."""
+
+    name: str
+    place: Place
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A model as an ordered list of segments. `cuts` names the last module before each boundary."""
+
+    segments: tuple[Segment, ...]
+    cuts: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        """Returns the module of the segment of this name; KeyError if there is none."""
+        return {segment.name: segment.module for segment in self.segments}[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the segments in order."""
+        return tuple(segment.name for segment in self.segments)
+
+
+def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel:
+    """Cut a model after the modules named `at`; segments share the model's parameters, buffers and modules.
+
+    Works for any module whose children run in sequence and for skip connections that do not cross a cut. One cut
+    gives front and back, two give front, back and tail (U-shaped). `at=None` takes the model's `default_cut`.
+    Raises SplitError with the list of possible cuts.
+    """
+    cuts = _requested(model, at)
+    parts: list[nn.Module] = []
+    rest, trained = model, _trained(model)
+    for cut in cuts:
+        try:
+            part, rest = _cut(rest, cut, {}, trained)
+            _refuse_shared(model, [*parts, part, rest])
+        except CannotCut as error:
+            exists = cut in dict(model.named_modules(remove_duplicate=False))
+            reason = f"it is not behind '{cuts[len(parts) - 1]}'" if parts and exists and not _has(rest, cut) else error
+            raise SplitError(f"cut={cut!r} cannot be made: {reason}; {_choices(model)}") from None
+        parts.append(part)
+    parts.append(rest)
+    return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
+
+
+def refuse_no_tensor(output: object, cut: str) -> None:
+    """Raise SplitError where the module before a cut returns anything but one tensor."""
+    if not isinstance(output, Tensor):
+        raise SplitError(
+            f"cut={cut!r}: '{cut}' returns a {type(output).__name__}, and a cut needs one tensor; cut after a module "
+            "that returns one, such as a module inside of it, or wrap it in a module that picks the tensor"
+        )
+
+
+def refuse_tail(segments: Iterable[str], who: str) -> None:
+    """Raise ConfigError where these segments have a tail, which would stay untrained: edges train fronts and backs.
+
+    `who` begins the sentence, as in "SplitFedV1 trains".
+    """
+    if "tail" in segments:
+        raise ConfigError(
+            f"cut: two cuts give front, back and tail, and {who} only a front and a back, so that the tail would never "
+            "be trained; give one cut, or use fedavg"
+        )
+
+
+def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join segments' states, in order of the segments, into the unsplit model's state_dict.
+
+    Raises SplitError where two segments hold the same key with different values.
+    """
+    whole: dict[str, Tensor] = {}
+    for segment, state in states.items():
+        for key, tensor in state.items():
+            known = whole.setdefault(key, tensor)
+            if known is not tensor and not torch.equal(known, tensor):
+                raise SplitError(f"segment '{segment}' has '{key}', which an earlier segment has with other values")
+    return whole
+
+
+def possible_cuts(model: nn.Module) -> list[str]:
+    """List the names of modules after which the model can be cut: exactly those that `split` accepts."""
+    traces: dict[str, Trace | CannotCut] = {}
+    trained, names = _trained(model), [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    return [name for name in names if _possible(model, name, traces, trained)]
+
+
+def _trained(model: nn.Module) -> dict[int, bool]:
+    """Returns, by id, each module's mode in training."""
+    return {id(module): training for module, training in training_modes(model)}
+
+
+def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, ...]:
+    if at is None:
+        at = getattr(model, "default_cut", None)
+        if at is None:
+            raise SplitError(f"{type(model).__name__} has no default cut, so name one; {_choices(model)}")
+    cuts = tuple(at) if isinstance(at, Sequence) and not isinstance(at, str) else (at,)
+    if not all(isinstance(cut, str) for cut in cuts):
+        raise SplitError(f"cut={at!r}: a cut is the name of a module, a string; {_choices(model)}")
+    if len(cuts) not in _PLACES:
+        raise SplitError(f"cut={list(cuts)}: one cut (front, back) or two (front, back, tail) can be made")
+    return cuts
+
+
+def _possible(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]) -> bool:
+    try:
+        _refuse_shared(model, _cut(model, at, traces, trained))
+    except CannotCut:
+        return False
+    return True
+
+
+def _cut(
+    model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]
+) -> tuple[nn.Module, nn.Module]:
+    """Returns the parts up to `at` and behind it; `traces` caches traces by parent module."""
+    if not at or not _has(model, at):
+        raise CannotCut("the model has no module of that name")
+    if isinstance(_last(model.get_submodule(at)), _SEVERAL_OUTPUTS):
+        raise CannotCut(f"'{at}' returns several values")
+    if _in_sequentials(model, at):
+        halves = _slice(model, at.split("."))
+    else:
+        halves = tracing.cut(model, at, _traced(model, at.rpartition(".")[0], traces, trained))
+    if tracing.does_nothing(halves[1]):
+        raise CannotCut(f"there is nothing behind '{at}'")
+    return halves
+
+
+def _traced(model: nn.Module, parent: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]) -> Trace:
+    if parent not in traces:
+        try:
+            traces[parent] = tracing.trace(model, parent, trained)
+        except CannotCut as error:
+            traces[parent] = error
+    found = traces[parent]
+    if isinstance(found, CannotCut):
+        raise found
+    return found
+
+
+def _choices(model: nn.Module) -> str:
+    names = possible_cuts(model)
+    return f"possible cuts: {', '.join(names)}" if names else "it cannot be cut anywhere"
+
+
+def _refuse_shared(model: nn.Module, parts: Sequence[nn.Module]) -> None:
+    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    seen: dict[int, tuple[int, str]] = {}
+    for index, part in enumerate(parts):
+        parameters = part.named_parameters(remove_duplicate=False)
+        for name, tensor in (*parameters, *part.named_buffers(remove_duplicate=False)):
+            owner, first = seen.setdefault(id(tensor), (index, name))
+            if owner != index and id(tensor) in owned:
+                tied = f"'{name}' is used" if name == first else f"'{first}' and '{name}' are one tensor that is used"
+                raise CannotCut(f"{tied} on both sides, and cannot be trained in two places; untie it or cut elsewhere")
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return any(name == known for known, _ in model.named_modules(remove_duplicate=False))
+
+
+def _last(module: nn.Module) -> nn.Module:
+    while type(module).forward is nn.Sequential.forward and module._modules:
+        module = list(module.children())[-1]
+    return module
+
+
+def _in_sequentials(model: nn.Module, at: str) -> bool:
+    owner: nn.Module = model
+    for name in at.split("."):
+        kind = type(owner)
+        # Its forward calls what `iter` yields.
+        sequential = kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__  # type: ignore[attr-defined]
+        if not sequential or name not in owner._modules:
+            return False
+        owner = owner._modules[name]  # type: ignore[assignment]
+    return True
+
+
+def _slice(model: nn.Module, path: list[str]) -> tuple[nn.Module, nn.Module]:
+    refuse_dropped("", model)
+    names = list(model._modules)
+    index = names.index(path[0])
+    children = OrderedDict((name, model._modules[name]) for name in names)
+    before = OrderedDict((name, children[name]) for name in names[:index])
+    behind = OrderedDict((name, children[name]) for name in names[index + 1 :])
+    if len(path) == 1:
+        before[path[0]] = children[path[0]]
+    else:
+        first, second = _slice(children[path[0]], path[1:])  # type: ignore[arg-type]
+        before[path[0]] = first
+        if second._modules or second._parameters or second._buffers:
+            behind[path[0]] = second
+            behind.move_to_end(path[0], last=False)
+    front, back = _sequence(before, model), _sequence(behind, model)
+    # A container's forward does not use its own tensors; the back keeps them, so that joining gives every key.
+    back._parameters, back._buffers = dict(model._parameters), dict(model._buffers)
+    back._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
+    return front, back
+
+
+def _sequence(children: "OrderedDict[str, nn.Module | None]", model: nn.Module) -> nn.Sequential:
+    part = nn.Sequential(children)  # type: ignore[arg-type]
+    part.training = model.training
+    return part

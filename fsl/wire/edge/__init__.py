@@ -1,0 +1,1 @@
+"""The edge's end of the data plane: its door, its sessions, and a round of its devices."""

@@ -1,0 +1,111 @@
+"""Checks a device's messages before they reach a trainer."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fsl.errors import WireError
+from fsl.messages.frames import check_finite, check_labels
+from fsl.messages.round_plan import RoundPlan
+from fsl.round.workload import Worker
+from fsl.segments.modes import evaluating
+from fsl.trainers.uploads import Upload
+
+_HEADERS = 64 << 10  # bytes of a frame before its tensors, at most
+_CODECS = 4  # times the tensors' own bytes, at most
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an edge expects of uploads: smashed data (rows, *shape) of a dtype, and targets (rows, *target_shape).
+
+    `joint`: front and back share one clip, so that an upload brings the clip factors of the step before. `whole`: the
+    norm to which privacy clips a device's whole update, of which the device names its part; None where it does not.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    rows: range
+    classes: int | None  # None: targets are no class labels
+    target_shape: tuple[int, ...] = ()
+    target_dtype: torch.dtype = torch.int64
+    ignored: int | None = None  # the label that stands for none
+    joint: bool = False
+    whole: float | None = None
+    private: bool = False  # error messages name the kind of failure alone
+    relayed: int = 0  # bytes of the fronts that a device passes on when it closes
+
+    @property
+    def frame_bytes(self) -> int:
+        """Returns the size in bytes of the largest frame that a session of this round has reason to send.
+
+        A codec may take more than the tensors themselves, values with their places say; four times is beyond that.
+        """
+        rows = self.rows.stop - 1
+        tensors = self.shape.numel() * self.dtype.itemsize + math.prod(self.target_shape) * self.target_dtype.itemsize
+        return _HEADERS + max(_CODECS * rows * (tensors + 4), 2 * self.relayed)  # 4: a clip factor
+
+    @staticmethod
+    def of(worker: Worker, plan: RoundPlan) -> "Expected":
+        """Derive what devices of this round upload, by running the front on two blank inputs."""
+        front = worker.segments["front"].module
+        with evaluating(front), torch.no_grad():
+            data = worker.workload.data
+            blank = torch.zeros(2, *data.input_shape, dtype=data.input_dtype, device=worker.accelerator)
+            smashed = front(blank)
+        rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
+        targets, objective = data.train.targets, worker.workload.objective
+        kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
+        fronts = [s.layout.bytes + 200 * len(s.layout.fields) for name, s in worker.segments.items() if name != "back"]
+        relayed = sum(fronts) if plan.fronts == "relayed" else 0
+        expected = Expected(smashed.shape[1:], smashed.dtype, rows, data.classes, *kind, relayed=relayed)
+        if (privacy := plan.privacy) is None:
+            return expected
+        whole = None if privacy.client is None else privacy.client.clip
+        if privacy.poisson:  # a Poisson batch may have no row, or many; no honest draw exceeds this
+            expected = replace(expected, rows=range(10 * (plan.batch_size + 10) + 1))
+        return replace(expected, joint=privacy.joint, whole=whole, private=privacy.private)
+
+    def check(self, upload: Upload) -> None:
+        """Raise WireError for an upload that no device of this round makes."""
+        smashed, targets = upload.smashed, upload.targets
+        if smashed.shape[1:] != self.shape or smashed.dim() != 1 + len(self.shape) or smashed.dtype != self.dtype:
+            raise WireError(
+                f"smashed data are {smashed.dtype} of shape {tuple(smashed.shape)}; the cut gives {self.dtype} of "
+                f"shape (rows, {', '.join(map(str, self.shape))})"
+            )
+        if len(smashed) not in self.rows:
+            raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
+        if targets.dim() < 1 or len(targets) != len(smashed) or tuple(targets.shape[1:]) != self.target_shape:
+            raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
+        check_finite("smashed data", smashed)
+        if self.classes is not None and not self.target_dtype.is_floating_point:
+            told = targets.flatten()
+            check_labels(told if self.ignored is None else told[told != self.ignored], self.classes)
+        else:
+            check_finite("targets", targets)
+        if targets.dtype != self.target_dtype:
+            raise WireError(f"targets are {targets.dtype}, this run's {self.target_dtype}")
+
+    def check_factors(self, factors: Tensor | None, rows: int | None) -> None:
+        """Raise WireError for clip factors that do not fit a step of `rows` rows (None: there was no step)."""
+        if not self.joint or rows is None:
+            if factors is not None:
+                raise WireError("clip factors came where none are asked for")
+            return
+        if factors is None:
+            raise WireError("no clip factors came for the step before, and this round has one clip over front and back")
+        if factors.dtype is not torch.float32 or factors.shape != (rows,):
+            raise WireError(f"clip factors are {factors.dtype} of shape {tuple(factors.shape)}, of {rows} rows")
+        check_finite("a clip factor", factors)
+        if rows and not 0 <= float(factors.min()) <= float(factors.max()) <= 1:
+            raise WireError("a clip factor is not from 0 to 1")
+
+    def check_update(self, square: float | None) -> None:
+        """Raise WireError for a number that is no squared norm of a device's part of its update."""
+        if self.whole is None:
+            return
+        if square is None or not (math.isfinite(square) and square >= 0):
+            raise WireError(f"an update's squared norm is {square}; it is a finite number, 0 or above")

@@ -1,0 +1,1 @@
+"""Prepares finished runs as targets of attacks."""

@@ -1,0 +1,94 @@
+"""Runs the cloud of a federation under Flower: the same run as `fsl-simulate`'s, on the nodes of Flower's Grid."""
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.serverapp import Grid
+from fsl.simulations.endings import failure_in_words
+from fsl.simulations.error_lines import one_line, with_choices
+from fsl.simulations.one_run import scores, simulate_config
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.data import TaskData
+from fsl.deployment.cloud.members import build_terms
+from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.stopped import ends_when_stopped
+from fsl.deployment.node.setup import Setup
+from fsl.errors import CodeError, ConfigError
+from fsl.faults import is_fault
+from fsl.round.workload import Workload
+from fsl.run.backend import Backend
+from fsl.run.config import RunConfig, build_backend
+from fsl.settings.placement import Placement
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FlowerBackend(Backend):
+    """Uses nodes that Flower runs: SuperNodes of a real federation, or those of Flower's simulation engine."""
+
+    grid: Grid | None = None
+    roster: Roster | None = None
+
+    @property
+    def placement(self) -> Placement | None:
+        """Returns the roster of what the nodes say they host."""
+        return self.roster
+
+    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
+        """Lend Flower's own Grid, which Flower closes."""
+        assert self.grid is not None
+        return _given(self.grid)
+
+
+@contextmanager
+def _given(grid: Grid) -> Iterator[Grid]:
+    yield grid
+
+
+def run(grid: Grid, overrides: str) -> None:
+    """Run Hydra's overrides; ConfigError in one line for an invalid value."""
+    try:
+        config, folder = composed(shlex.split(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"overrides: {one_line(error)}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def backend(top: RunConfig, task: TaskData) -> Backend:
+        terms = build_terms(top.deployment)
+        asked = build_backend(top.backend)
+        if asked != Backend(threads=asked.threads, round_timeout=asked.round_timeout):
+            raise ConfigError(
+                f"backend={asked.name}: a real federation computes on its nodes, each as its own configuration says "
+                "(accelerator=cuda); here only backend.threads and round_timeout count"
+            )
+        setup = Setup.of(top, task, folder, terms.patience)
+        roster = Roster(setup.to_json(), terms, folder)
+        return FlowerBackend(threads=asked.threads, round_timeout=asked.round_timeout, grid=grid, roster=roster)
+
+    try:
+        with ends_when_stopped(grid):
+            finished = simulate_config(config, folder, progress=False, backend_of=backend)
+    except Exception as error:
+        if is_fault(error):  # in one line, since Flower reports one line
+            raise CodeError(failure_in_words(error)) from error
+        raise
+    log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)
+
+
+def composed(overrides: list[str]) -> tuple[DictConfig, Path]:
+    """Returns a run's configuration, and the folder for its results (hydra.run.dir)."""
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        config = compose("config", overrides=with_choices(overrides), return_hydra_config=True)
+    folder = Path(str(OmegaConf.select(config, "hydra.run.dir")))
+    with open_dict(config):
+        del config["hydra"]
+    return config, folder

@@ -1,0 +1,202 @@
+"""`fsl-federation`: starts, runs on, shows and ends a whole federation of real processes on this machine."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c, tell
+from fsl.simulations.error_lines import one_line
+from fsl.simulations.one_run import outcome_lines
+from fsl.simulations.overrides import for_federation
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.deployment.local.flower_programs import bundle_hash, write_app
+from fsl.deployment.local.local_federation import LocalFederation
+from fsl.deployment.local.scraped_metrics import scrape_metrics
+from fsl.errors import CheckpointError, ConfigError, FslError
+from fsl.faults import TRACEBACK
+from fsl.quoting import shell_word
+from fsl.run.run_folder import RunFolder
+
+_METRICS = ("sessions", "steps", "bytes")
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code.
+
+    0; 1: it could not go on; 2: bad input; 130: Ctrl-C; 143: SIGTERM.
+    """
+    options = _parser().parse_args(arguments)
+    action: Callable[[argparse.Namespace], int] = options.action
+    try:
+        with sigterm_ends_like_ctrl_c():
+            return action(options)
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return _say(options.interrupted.replace("interrupted", word, 1), code)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        return _say(one_line(error), 2)
+    except (FslError, OSError) as error:
+        return _say(one_line(error), 1)
+
+
+def _up(options: argparse.Namespace) -> int:
+    federation = LocalFederation(
+        options.folder,
+        options.edges,
+        options.devices,
+        devices_per_node=options.devices_per_node,
+        data=options.data,
+        mutual_tls=options.mutual_tls,
+        timeout=options.timeout,
+    )
+    federation.start()
+    record = federation.record
+    print(f"superlink: {record.superlink}")
+    for node in record.nodes:
+        metrics = f", metrics at http://{node.metrics}/metrics" if node.metrics else ""
+        at = f"{node.address}{metrics}" if node.address else "online"
+        print(f"{node.name}: {at}")
+    print(f"logs: {os.path.relpath(federation.folder / 'logs')}")
+    folder = "" if options.folder == _FOLDER else f" --folder {shell_word(str(options.folder))}"
+    print(f"run on it: fsl-federation run{folder} [overrides]; end it: fsl-federation down{folder}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    federation = _attached(options.folder)
+    record = federation.record
+    checked = for_federation(options.overrides, record.edges, record.devices)
+    out = RunFolder(checked.folder)
+    if checked.config.resume is None:
+        out.refuse_if_used()
+    told = _RoundsTold(out, checked.config.training.rounds)
+    end = federation.run(checked.overrides, out.path, told.tell_new)
+    if not end.completed:
+        where = f"logs: {os.path.relpath(federation.folder / 'logs')}"
+        if (trace := out.path / TRACEBACK).exists():
+            where = f"traceback: {os.path.relpath(trace)}; {where}"
+        return _say(f"run {end.run} ended as {end.status} ({' '.join(end.details.split())}); {where}", 1)
+    tell(outcome_lines(out.read_metrics(), out))
+    return 0
+
+
+class _RoundsTold:
+    """Prints a line for each round that a run adds to its metrics."""
+
+    def __init__(self, folder: RunFolder, rounds: int):
+        self._folder = folder
+        self._rounds = rounds
+        self._told = len(folder.read_metrics())
+
+    def tell_new(self) -> None:
+        """Print the new rounds."""
+        try:
+            rows = self._folder.read_metrics()
+        except CheckpointError:
+            return  # the file is being written
+        for row in rows[self._told :]:
+            values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
+            values += [f"devices {row['devices']}"] if "devices" in row else []
+            tell(f"round {row['round']}/{self._rounds}: {', '.join(values)}")
+        self._told = len(rows)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    federation = _attached(options.folder)
+    alive = federation.alive()
+    online = federation.online() if alive.get("superlink") else {}
+    table = Table("process", "role", "pid", "alive", "online", "address", "metrics", box=SIMPLE_HEAD)
+    nodes = {node.name: node for node in federation.record.nodes}
+    for name, process in federation.record.processes.items():
+        node = nodes.get(name)
+        metrics = scrape_metrics(node.metrics) if node and node.metrics and alive[name] else {}
+        shown = ", ".join(f"{key} {value:g}" for key, value in metrics.items() if any(word in key for word in _METRICS))
+        address = federation.record.superlink if node is None else node.address
+        joined = "" if node is None else _yes(online.get(name, False))
+        row = (name, node.role if node else name, str(process.pid), _yes(alive[name]), joined, address or "", shown)
+        table.add_row(*row)
+    (Console() if sys.stdout.isatty() else Console(width=1000)).print(table)
+    return 0 if all(alive.values()) else 1
+
+
+def _down(options: argparse.Namespace) -> int:
+    federation = LocalFederation.attach(options.folder)
+    ended = federation.stop() if federation else 0
+    print(f"{ended} processes ended" if ended else f"nothing was running in {options.folder}")
+    return 0
+
+
+def _app(options: argparse.Namespace) -> int:
+    write_app(options.app)
+    where = shell_word(os.path.relpath(options.app))
+    print(f"bundle without code: {bundle_hash(options.app)}")
+    print(f"run it: flwr run {where} CONNECTION --run-config \"overrides='rounds=3 devices=4 edges=2'\"")
+    return 0
+
+
+def _attached(folder: Path) -> LocalFederation:
+    federation = LocalFederation.attach(folder)
+    if federation is None or not any(federation.alive().values()):
+        raise ConfigError(f"no federation is running in {folder}; start one with fsl-federation up")
+    return federation
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+_FOLDER = Path(".fsl-federation")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fsl-federation",
+        description="A whole federation on this machine, as real processes over TLS: for trying and for tests.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, action: Callable[[argparse.Namespace], int], text: str, interrupted: str
+    ) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("--folder", type=Path, default=_FOLDER, help=f"of the federation (default: {_FOLDER})")
+        one.set_defaults(action=action, interrupted=interrupted)
+        return one
+
+    up = add("up", _up, "start a SuperLink, edges and devices", "interrupted; nothing is left running")
+    up.add_argument("--edges", type=int, default=2, help="how many edge servers (default: 2)")
+    up.add_argument("--devices", type=int, default=4, help="how many devices (default: 4)")
+    up.add_argument("--devices-per-node", type=int, default=1, help="how many share a SuperNode (default: 1)")
+    up.add_argument("--data", type=Path, help="the devices' data: a file or folder")
+    up.add_argument("--mutual-tls", action="store_true", help="devices show edges a certificate, too")
+    up.add_argument("--timeout", type=float, default=120.0, help="seconds until all are online (default: 120)")
+    run = add("run", _run, "run on it, with the overrides of fsl-simulate", "interrupted; the run was stopped")
+    run.add_argument("overrides", nargs="*", help="such as strategy=sglr rounds=3")
+    add("status", _status, "what runs where; exit code 1 where a process is dead", "interrupted")
+    app = add("app", _app, "write the app that flwr run sends to nodes, which brings no code", "interrupted")
+    app.add_argument("app", type=Path, nargs="?", default=Path("fsl-app"), help="its folder (default: fsl-app)")
+    add("down", _down, "end all of it", "interrupted; fsl-federation down goes on with it")
+    return parser
+
+
+def _say(line: str, code: int) -> int:
+    print(f"fsl-federation: {line}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Run the console script."""
+    sys.path.append(os.getcwd())  # at the end, like fsl-simulate: the user's own strategy lies here
+    sys.exit(command(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

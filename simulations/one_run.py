@@ -1,0 +1,165 @@
+"""Runs one composed configuration, and describes its results in words."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fsl.simulations.endings import ray_ends_like_ctrl_c, tell
+from omegaconf import DictConfig, OmegaConf
+
+from fsl.data import TaskData
+from fsl.deployment.cloud.closing import refuse_without_nodes
+from fsl.deployment.cloud.members import build_terms
+from fsl.errors import ConfigError
+from fsl.faults import traced
+from fsl.importing.building import build
+from fsl.quoting import override_value, shell_line
+from fsl.run.backend import Backend
+from fsl.run.config import (
+    RunConfig,
+    build_aggregator,
+    build_backend,
+    build_data,
+    build_hardware,
+    build_mobility,
+    build_model,
+    build_objective,
+    build_optimizer,
+    build_privacy,
+    build_trackers,
+    build_wire,
+    read_config,
+)
+from fsl.run.finished_run import Run
+from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines
+from fsl.run.run_folder import RunFolder
+from fsl.run.run_log import noted_in_log
+from fsl.run.simulate import simulate
+from fsl.settings.federation_settings import CloudStrategy
+from fsl.trackers import TensorBoard
+
+
+def run_folder(resume: str | None) -> str:
+    """Returns the folder of this run: the resumed run's, or a new one named by the time."""
+    if resume is not None:
+        return str(resume)
+    folder = Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    return str(folder if not folder.exists() else folder.with_name(f"{folder.name}-{os.getpid()}"))
+
+
+OmegaConf.register_new_resolver("fsl.run_folder", run_folder, replace=True, use_cache=True)
+
+
+def simulate_config(
+    config: DictConfig,
+    folder: Path,
+    progress: bool = True,
+    observers: Sequence[Observer] = (),
+    backend_of: Callable[[RunConfig, TaskData], Backend] | None = None,
+    strategy: CloudStrategy | None = None,
+    title: str = "",
+) -> Run:
+    """Run a composed configuration into this folder; `observers` watch it besides the usual ones.
+
+    `backend_of` makes the backend of runs that are no simulation; `strategy` replaces the configuration's; `title` goes
+    before each line about a round, where several runs print side by side.
+    """
+    with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
+        watching = (*_shown(progress, title), TensorBoard(), *build_trackers(read_config(config).trackers))
+        # The last observer hears of the end first, so that trackers find the figures drawn.
+        return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)
+
+
+def _simulate(
+    config: DictConfig,
+    folder: Path,
+    observers: Sequence[Observer],
+    backend_of: Callable[[RunConfig, TaskData], Backend] | None,
+    strategy: CloudStrategy | None,
+) -> Run:
+    top = read_config(config)
+    data, augmentation = build_data(top.data, top.training.seed)
+    objective = build_objective(top.objective)
+    model, cut = build_model(top.model, data, top.training.seed, objective)
+    check_resume(top.resume)
+    terms = build_terms(top.deployment)  # a simulation does not need them, but a wrong key is an error
+    if backend_of is None:
+        refuse_without_nodes(**terms.closing)
+    return simulate(
+        model,
+        data,
+        strategy=strategy or build("strategy", top.strategy),
+        cut=cut,
+        partition=build("partition", top.partition),
+        objective=objective,
+        optimizer=build_optimizer(top.optimizer),
+        augmentation=augmentation,
+        aggregator=build_aggregator(top.aggregator),
+        mobility=build_mobility(top.mobility),
+        privacy=build_privacy(top.privacy),
+        training=top.training,
+        evaluation=top.evaluation,
+        wire=build_wire(top.codec),
+        hardware=build_hardware(top),
+        init_from=top.init_from,
+        nodes=top.nodes,
+        backend=build_backend(top.backend) if backend_of is None else backend_of(top, data),
+        allowed=top.allowed,
+        out=folder,
+        resume=top.resume is not None,
+        name=None if top.name is None else str(top.name),
+        tags=top.tags,
+        progress=False,
+        observers=observers,
+    )
+
+
+def _shown(progress: bool, title: str) -> list[Observer]:
+    """Returns a progress bar on a terminal, or lines in a job's output."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return [ProgressBar()] if progress else []
+    return [RoundLines(lambda line: tell(f"{title}: {line}" if title else line))]
+
+
+def check_resume(resume: str | None) -> None:
+    """Refuse a folder without a run that can be resumed."""
+    if resume is not None and not str(resume).strip():
+        raise ConfigError(f"resume={resume!r}: it names no folder; give that of an earlier run, or leave it out")
+    if resume is not None and not Path(resume).is_dir():
+        raise ConfigError(f"resume={resume}: there is no such folder; give the folder of an earlier run")
+    if resume is not None and (Path(resume) / "multirun.yaml").exists():
+        go_on = shell_line(["fsl-simulate", "-m", f"resume={override_value(resume)}"])
+        raise ConfigError(f"resume={resume}: that is a sweep; {go_on} goes on with it")
+
+
+def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
+    """Returns the lines that end a run: its results, and its folder."""
+    return f"{scores(metrics)}\nresults: {_short(folder.path)}\nfigures: {_short(folder.figures)}"
+
+
+def scores(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Describe the last round's results in words."""
+    last = metrics[-1] if metrics else {}
+    return ", ".join(
+        f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
+    )
+
+
+def accuracy(run: Run) -> float | None:
+    """Returns the last round's accuracy; None without an evaluation."""
+    return run.metrics[-1].get("accuracy") if run.metrics else None
+
+
+def say(line: str, code: int) -> int:
+    """Print one line on stderr; returns the given exit code."""
+    with suppress(OSError, ValueError):  # stderr may be closed
+        print(f"fsl-simulate: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)

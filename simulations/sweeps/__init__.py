@@ -1,0 +1,1 @@
+"""Makes many runs: sweeps through Hydra, and searches through Optuna."""

@@ -1,0 +1,135 @@
+"""Any strategy's messages to nodes, and their replies: assigns cohorts to nodes, adds up what they trained."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, pstdev
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+
+from fsl.errors import RunError
+from fsl.flower.records import metrics_to_reports, record_to_totals
+from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PLAN, REMARKS, SETUP
+from fsl.messages.reports import DeviceReport
+from fsl.messages.round_plan import CohortTask, joined
+from fsl.mobility import Move
+from fsl.privacy.leak_probe import LEAKS
+from fsl.segments.finite import finite_total
+from fsl.segments.states import Layout
+from fsl.segments.sums import Total, merge_totals
+from fsl.settings.placement import Collected
+
+log = logging.getLogger(__name__)
+
+
+def assign(
+    cohorts: Sequence[CohortTask], nodes: Sequence[int], divisible: bool, moves: Sequence[Move] = ()
+) -> dict[int, list[CohortTask]]:
+    """Assign cohorts to nodes: whole cohorts in turn, or equal shares of each where they are `divisible`.
+
+    One node trains all cohorts between which devices move, since nodes cannot exchange devices in a round.
+    """
+    if not nodes:
+        raise RunError("no node is connected, so nobody can train; start nodes, then resume")
+    work: dict[int, list[CohortTask]] = {}
+    if not divisible:
+        groups = joined(cohorts, moves)
+        if len(groups) < min(len(nodes), len(cohorts)):
+            log.info("%d cohorts between which devices move train on %d nodes", len(cohorts), len(groups))
+        for group in groups:
+            work.setdefault(nodes[group[0].edge % len(nodes)], []).extend(group)
+        return work
+    for cohort in cohorts:
+        for node, chunk in zip(nodes, chunks(cohort.devices, len(nodes))):
+            if chunk:
+                work.setdefault(node, []).append(replace(cohort, devices=tuple(chunk)))
+    return work
+
+
+def chunks(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Divide items into `count` consecutive parts, whose sizes differ by one at most."""
+    bounds = [len(items) * i // count for i in range(count + 1)]
+    return [items[a:b] for a, b in zip(bounds, bounds[1:])]
+
+
+def message(plan: str, arrays: ArrayRecord, node: int, kind: str, round: int, setup: str) -> Message:
+    """Build a node's message: a plan, its arrays, and the run's setup for a node that does not know it."""
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({PLAN: plan, **({SETUP: setup} if setup else {})})})
+    return Message(content, node, kind, group_id=str(round))
+
+
+def succeeded(replies: Sequence[Message], round: int) -> list[Message]:
+    """Returns the replies with content; skips a node that is gone, and raises where a node's code raised."""
+    good = []
+    for reply in replies:
+        if not reply.has_error():
+            good.append(reply)
+        elif reply.error.code in (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION):
+            raise RunError(f"round {round}: node {reply.metadata.src_node_id} failed: {reply.error.reason}")
+        else:
+            log.warning("round %d goes on without node %d: %s", round, reply.metadata.src_node_id, reply.error.reason)
+    if not good:
+        reasons = "; ".join(str(reply.error.reason) for reply in replies) or "no reply came"
+        raise RunError(f"round {round}: every node is gone ({reasons}); resume the run when they are back")
+    return good
+
+
+def lost_in(reply: Message) -> dict[int, str]:
+    """Returns the devices whose work a node could not use, and why."""
+    said = json.loads(str(reply.content.config_records.get(REMARKS, ConfigRecord()).get(LOST, "{}")))
+    return {int(device): str(reason)[:300] for device, reason in said.items()}
+
+
+def added_up(replies: Sequence[Message], round: int, layouts: Mapping[str, Layout]) -> Collected:
+    """Add up the replies of nodes that may host any device, in order of node id."""
+    replies = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+    good = succeeded(replies, round)
+    totals: dict[str, Total] = {}
+    reports: list[DeviceReport] = []
+    counts: Counter[str] = Counter()
+    lost: dict[int, str] = {}
+    for reply in good:
+        said = metrics_to_reports(reply.content.metric_records[METRICS])
+        weights = {report.device: float(report.samples) for report in said.devices}
+        record = reply.content.array_records[ARRAYS]
+        lost |= lost_in(reply)
+        found = record_to_totals(record, said.weights, layouts, weights)
+        if bad := next((name for name, total in found.items() if not finite_total(total)), None):
+            lost |= {report.device: f"the {bad} that came back is not finite" for report in said.devices}
+            continue
+        merge_totals(totals, found)
+        reports.extend(said.devices)
+        counts.update(said.counts)
+    reports.sort(key=lambda report: report.device)
+    return Collected(totals, reports, counts, lost, len(replies) - len(good))
+
+
+def mean_scores(replies: Sequence[Message]) -> MetricRecord | None:
+    """Returns means over devices of loss and accuracy, and accuracy's standard deviation; None without a score."""
+    scores: dict[int, tuple[float, float | None]] = {}
+    leaked: dict[str, list[float]] = {}
+    for reply in replies:
+        record: Any = reply.content.metric_records[METRICS]
+        accuracies = record["accuracy"] or [None] * len(record["device"])
+        scores.update(zip(record["device"], zip(record["loss"], accuracies)))
+        for name in LEAKS:
+            if name in record:
+                leaked.setdefault(name, []).extend(record[name])
+    if not scores:
+        return None
+    losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
+    result = MetricRecord({"loss": fmean(losses), "evaluated_devices": len(scores)})
+    if None not in accuracies:
+        result.update({"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)})
+    result.update({name: fmean(values) for name, values in leaked.items()})
+    return result
+
+
+def reasons(lost: Mapping[int, str]) -> str:
+    """Returns why devices were lost, the first three of them, for an error message."""
+    shown = [f"device {device}: {reason}" for device, reason in list(lost.items())[:3]]
+    return "; ".join([*shown, "..."] if len(lost) > len(shown) else shown) or "none was selected that is there"

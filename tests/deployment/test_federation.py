@@ -1,0 +1,138 @@
+"""A federation of real processes over TLS, under Flower: it computes what a simulation does, and outlives its parts."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fsl.deployment.processes import send, wait_until
+from tests.helpers.faulty import Stage
+from tests.helpers.federation import Federation, assert_same_folder, rows, simulated
+from tests.helpers.proxy import Proxy
+from tests.helpers.runs import assert_same_bits
+
+pytestmark = pytest.mark.slow
+
+
+class OneProxy(Federation):
+    """With a proxy between device 1 and its edge."""
+
+    def __init__(self, folder: Path):
+        self.proxy = Proxy()
+        super().__init__(folder, {"device-1": {"edge-addresses": f"1=127.0.0.1:{self.proxy.port}"}})
+
+    def start(self):
+        super().start()
+        self.proxy.to(*self.address("edge-1"))
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    with OneProxy(tmp_path_factory.mktemp("federation")) as running:
+        yield running
+        running.proxy.close()
+
+
+# Equivalence 6: simulation is a real federation over gRPC, same seeds.
+
+
+# SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
+def test_sglr_computes_what_a_simulation_does_and_what_devices_keep_survives_a_restart(federation, tmp_path):
+    overrides = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
+    out, run = tmp_path / "real", ["devices=4", "edges=2", *overrides]
+    end = federation.run([*run, "rounds=1"], out)
+    assert end.completed, end.details
+    federation.kill("device-0", signal.SIGTERM)
+    federation.restart("device-0")
+    end = federation.run([*run, "rounds=2", f"resume={out}"], out)
+    assert end.completed, end.details
+    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=2"), out)
+    for device in range(4):  # private fronts are on the devices' own disks
+        (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/2.safetensors")
+        expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
+        assert_same_bits(load_file(front), load_file(expected))
+
+
+# Over gRPC in one process: tests/privacy/test_private_wire.py.
+@pytest.mark.shows
+def test_a_private_federation_has_noise_that_nobody_else_knows(federation, tmp_path):
+    overrides = ["strategy=splitfed_v1", "rounds=1", "privacy=[dp_sgd,labels]"]
+    end = federation.run([*overrides, "devices=4", "edges=2"], tmp_path / "real")
+    assert end.completed, end.details
+    told = json.loads((tmp_path / "real" / "privacy.json").read_text())
+    assert told["noise"] == "secure"
+    (row,), (simulation,) = rows(tmp_path / "real"), rows(simulated(tmp_path / "simulated", *overrides))
+    assert (row["lost"], row["train_loss"]) == ({}, None)
+    same = ("examples", "up_bytes", "down_bytes", "epsilon_model", "epsilon_cloud", "epsilon_edge")
+    assert {name: row[name] for name in same} == {name: simulation[name] for name in same}
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("real", "simulated"))
+    assert not any(one[name].equal(other[name]) for name in one if one[name].numel() > 1)
+    for device in range(4):
+        state = federation.folder / "state" / f"device-{device}"
+        (own,) = state.glob("privacy/*.json")
+        assert json.loads(own.read_text())["devices"][str(device)] == told["devices"][str(device)]
+        assert list(state.glob(f"runs/*/labels/{device}/*/1.safetensors"))  # told once, and kept
+
+
+# Faults: the run goes on with whoever is left, and counts exactly them.
+
+
+def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
+    """One fault a round, each while the edge holds the answer to one device's fourth step; one between rounds."""
+
+    def at(scene: int):
+        assert stage.wait(scene)
+        told.append(scene)
+
+    at(1)
+    send(federation.resident("edge-1"), signal.SIGKILL)
+    at(2)
+    federation.proxy.cut_for(1.0)
+    stage.go_on(2)
+    at(3)
+    federation.kill("device-0")  # all of it, as when the power goes
+    stage.go_on(3)
+    at(4)
+    straggler = federation.resident("device-2")
+    send(straggler, signal.SIGSTOP)
+    stage.go_on(4)
+    assert wait_until(lambda: "round 4: device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
+    send(straggler, signal.SIGCONT)
+    at(5)
+    federation.kill("device-3", signal.SIGTERM)
+    federation.restart("device-3")
+    federation.restart("device-0")
+    stage.go_on(5)
+
+
+def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp_path):
+    out, told, folder = tmp_path / "faults", [], tmp_path / "stage"
+    folder.mkdir()
+    saboteur = threading.Thread(target=sabotage, args=(federation, out, Stage(folder), told))
+    saboteur.start()
+    common = ["rounds=7", "local_epochs=5", "optimizer.lr=0.005"]
+    staged = [
+        "strategy._target_=tests.helpers.faulty.StagedV1",
+        f"+strategy.folder={folder}",
+        "deployment.straggler=15",
+    ]
+    end = federation.run([*staged, *common, "devices=4", "edges=2"], out)
+    saboteur.join(60)
+    assert end.completed, end.details
+    assert told == [1, 2, 3, 4, 5]
+    lost = [row["lost"] for row in rows(out)]
+    assert set(lost[0]) == {"1", "3"}  # all devices of the edge that died
+    assert set(lost[1]) == set()  # device 1's connection came back in time
+    assert set(lost[2]) == {"0"}
+    assert set(lost[3]) == {"0", "2"}
+    assert lost[4] == {}  # both SuperNodes were back before the round
+    assert set(lost[5]) == {"0", "2"}
+    assert all("no such luck" in reason for reason in lost[5].values())
+    assert lost[6] == {}
+    finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]
+    chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
+    simulated(tmp_path / "simulated", *common, "strategy._target_=tests.helpers.faulty.Chosen", chosen)
+    assert_same_folder(tmp_path / "simulated", out)

@@ -1,0 +1,109 @@
+"""A federation in one process whose devices and edges speak over gRPC on loopback: each node is a thread."""
+
+import json
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+import fsl
+from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.node.networked_node import NetworkedNode
+from fsl.deployment.node.node_settings import NodeSettings
+from fsl.deployment.node.own_ledger import Limit
+from fsl.errors import FslError
+from fsl.flower.internals import SimulationGrid
+from fsl.messages.node_part import NodePart
+from fsl.messages.record_names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
+from fsl.messages.round_plan import EvaluatePlan, RoundPlan
+from fsl.wire.options import Patience
+
+
+class WiredGrid(SimulationGrid):
+    """Nodes 1..E host an edge each, the others so many devices each."""
+
+    def __init__(self, workload, backend, devices):
+        groups = [range(devices)[i :: backend.device_nodes] for i in range(backend.device_nodes)]
+        super().__init__(backend.edges if backend.both else backend.edges + len(groups))
+        folder = backend.folder
+        self.nodes = {}
+        key = folder / "device.key"
+        folder.mkdir(parents=True, exist_ok=True)
+        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        key.write_bytes(pem)
+        key.chmod(0o600)
+        common = {"state": str(folder), "key": str(key), **({} if backend.edge_tls else {"insecure": True})}
+        for edge in range(backend.edges):
+            config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}
+            if backend.both:
+                config |= {"role": "both", "devices": ",".join(map(str, groups[edge]))}
+            self._host(workload, backend, config, folder / f"edge-{edge}")
+        for group in [] if backend.both else groups:
+            config = {"role": "device", "devices": ",".join(map(str, group)), **common, **backend.device_tls}
+            self._host(workload, backend, config, folder / f"devices-{group[0]}")
+
+    def _host(self, workload, backend, config, store):
+        settings = replace(NodeSettings.read(config), state=store, limit=backend.limit)
+        node = NetworkedNode(replace(workload, store=store), settings, backend.patience)
+        self.nodes[len(self.nodes) + 1] = node
+
+    def answer(self, messages, timeout):
+        replies = [None] * len(messages)
+
+        def work(i, message):
+            try:
+                replies[i] = self._reply(message, self.nodes[message.metadata.dst_node_id])
+            except FslError as error:
+                replies[i] = Message(Error(0, str(error)), reply_to=message)
+
+        threads = [threading.Thread(target=work, args=(i, m)) for i, m in enumerate(messages)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return replies
+
+    def _reply(self, message, node):
+        config = message.content.config_records[CONFIG]
+        if message.metadata.message_type == "query":
+            content = RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
+        elif message.metadata.message_type == "train":
+            plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
+            work = node.train(plan, part, message.content.array_records[ARRAYS])
+            arrays, metrics = work.records()
+            remarks = ConfigRecord({"lost": json.dumps(work.lost)})
+            content = RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
+        else:
+            plan = EvaluatePlan.from_json(config[PLAN])
+            content = RecordDict({METRICS: node.evaluate(plan, message.content.array_records[ARRAYS])})
+        return Message(content, reply_to=message)
+
+    def release(self):
+        for node in self.nodes.values():
+            node.close()
+
+
+@dataclass(frozen=True)
+class Wired(fsl.Backend):
+    """A backend whose nodes speak over gRPC."""
+
+    folder: Path = Path()
+    edges: int = 2
+    device_nodes: int = 2
+    both: bool = False  # edges host the devices, too
+    edge_tls: dict[str, str] = field(default_factory=dict)  # without any: no TLS
+    device_tls: dict[str, str] = field(default_factory=dict)
+    limit: Limit | None = None
+    patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
+    roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))
+
+    @property
+    def placement(self):
+        return self.roster
+
+    def open(self, workload, nodes):
+        return WiredGrid(workload, self, workload.partition.devices)
