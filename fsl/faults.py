@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from fsl import errors
-from fsl.errors import CodeError, FslError, RunError
+from fsl.errors import CodeError, ConfigError, FslError, RunError
 from fsl.files import write_text
 from fsl.installed import HOME, TOP
 from fsl.quoting import printable
@@ -250,3 +250,16 @@ def _shown(name: str) -> str:
     with suppress(ValueError, OSError):
         return str(path.absolute().relative_to(Path.cwd())) if not name.startswith("<") else name
     return name
+
+
+@contextmanager
+def trying(what: str) -> Iterator[None]:
+    """Turn what fails inside into a ConfigError that says `what`, or into one of the user's code."""
+    try:
+        yield
+    except FslError:
+        raise
+    except Exception as error:
+        if comes_of_users_code(error):
+            raise fault_of(error, what) from error
+        raise ConfigError(f"{what}: {said(error)}") from error

@@ -100,7 +100,8 @@ def _located(name: str, path: str) -> Any:
     try:
         return locate(path)
     except ConfigError as error:
-        raise ConfigError(f"{name}={path}: {error}") from None
+        hint = "" if "." in path else f"; there are the names {', '.join(names('codec'))}"
+        raise ConfigError(f"{name}={path}: {error}{hint}") from None
 
 
 def _parameters(kind: type[Codec]) -> dict[str, inspect.Parameter]:

@@ -1,6 +1,6 @@
 """Lends the learners of a private round; each draws the noise of the device or edge that it is lent to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsl.errors import RunError
@@ -39,7 +39,7 @@ class EmptyBatchKind:
         return EmptyBatchLearner(runtime, optimizer)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrivateLender:
     """Lends a segment's private learners; each draws the noise of its own steps.
 
@@ -48,17 +48,17 @@ class PrivateLender:
 
     kind: PrivateKind
     noise: StepNoise
-    _lent: set[None] = field(default_factory=set, compare=False)  # what was lent to the edge itself
+    lent_to_edge: bool = False
 
     def __call__(self, runtime: SegmentRuntime, optimizer: OptimizerRecipe, device: int | None) -> Learner:
         """A learner for this device (None: for the edge)."""
         if device is None:
-            if self._lent:
+            if self.lent_to_edge:
                 raise RunError(
                     f"segment {runtime.name}: bench.borrow() lends the edge's one private learner, and it is lent "
                     "already; borrow(device) lends one to a device, with noise of its own"
                 )
-            self._lent.add(None)
+            self.lent_to_edge = True
         learner: PrivateLearner = runtime.borrow(optimizer, self.kind)  # type: ignore[assignment]
         learner.lend(self.noise, device)
         return learner

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fsl.errors import ConfigError
+from fsl.faults import trying
 from fsl.importing.description import describe
 from fsl.objective import LossFunction, Objective
-from fsl.round.row_trial import Loss, RowTrial, trying
+from fsl.round.row_trial import Loss, RowTrial
 
 _SIZES = (3, 2)  # two batch sizes, of which at most one can equal a sequence's length
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsl import seeds
-from fsl.errors import ConfigError, FslError
-from fsl.faults import said
 from fsl.round.workload import Worker, Workload
 from fsl.segments.tensor_places import Slot, tables
 
@@ -189,17 +187,6 @@ class RowTrial:
             samples = torch.cat(samples) if isinstance(samples, list) else samples
             found[name] = samples, parameter.grad
         return found
-
-
-@contextmanager
-def trying(what: str) -> Iterator[None]:
-    """Turn a failure in a user's code into a ConfigError of one line."""
-    try:
-        yield
-    except FslError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{what}: {said(error)}") from error
 
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fsl import seeds
 from fsl.codecs.codec_maker import codec_maker
 from fsl.errors import ConfigError
+from fsl.faults import trying
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import RoundPlan
 from fsl.objective import Objective
@@ -21,7 +22,7 @@ from fsl.privacy.clip_rules import rule_named
 from fsl.privacy.randomized_labels import CorrectedCrossEntropy
 from fsl.privacy.settings import Privacy
 from fsl.round.row_gradients import alike, refuse_gradients, refuse_loss
-from fsl.round.row_trial import Pass, RowTrial, trying
+from fsl.round.row_trial import Pass, RowTrial
 from fsl.round.workload import Worker, Workload
 
 _ROWS = 6  # rows of the batch whose outputs it compares

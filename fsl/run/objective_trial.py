@@ -2,31 +2,16 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from fsl.errors import ConfigError, FslError
-from fsl.faults import comes_of_users_code, fault_of, said
+from fsl.errors import ConfigError
+from fsl.faults import trying
 from fsl.objective import LossFunction, Objective
 from fsl.quoting import short
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def trying(what: str) -> Iterator[None]:
-    """Turn what fails inside into a ConfigError that says `what`, or into one of the user's code."""
-    try:
-        yield
-    except FslError:
-        raise
-    except Exception as error:
-        if comes_of_users_code(error):
-            raise fault_of(error, what) from error
-        raise ConfigError(f"{what}: {said(error)}") from error
 
 
 def tried_loss(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:

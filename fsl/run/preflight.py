@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError, DataError
+from fsl.faults import trying
 from fsl.objective import Objective
 from fsl.quoting import short
 from fsl.round.workload import Worker, Workload, copied
@@ -24,7 +25,6 @@ from fsl.run.objective_trial import (
     refuse_rows,
     refuse_sum,
     tried_loss,
-    trying,
     warn_of_other_means,
 )
 from fsl.segments.optimizer import OptimizerRecipe
