@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.data import TaskData
+from fsl.deployment.cloud.line_grid import LineGrid
 from fsl.deployment.cloud.members import build_terms
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.stopped import ends_when_stopped
@@ -27,6 +28,7 @@ from fsl.round.workload import Workload
 from fsl.run.backend import Backend
 from fsl.run.config import RunConfig, build_backend
 from fsl.settings.placement import Placement
+from fsl.wire.line.cloud_lines import CloudLines
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ def run(grid: Grid, overrides: str) -> None:
         raise ConfigError(f"overrides: {one_line(error)}") from None
     folder.mkdir(parents=True, exist_ok=True)
 
+    stack = ExitStack()  # what the run opens, it closes
+
     def backend(top: RunConfig, task: TaskData) -> Backend:
         terms = build_terms(top.deployment)
         asked = build_backend(top.backend)
@@ -71,11 +75,13 @@ def run(grid: Grid, overrides: str) -> None:
                 "(accelerator=cuda); here only backend.threads and round_timeout count"
             )
         setup = Setup.of(top, task, folder, terms.patience)
-        roster = Roster(setup.to_json(), terms, folder)
-        return FlowerBackend(threads=asked.threads, round_timeout=asked.round_timeout, grid=grid, roster=roster)
+        lines = None if terms.line == "flower" else CloudLines(terms.line_listen, terms.line_address or ":0")
+        roster = Roster(setup.to_json(), terms, folder, lines)
+        lined = grid if lines is None else stack.enter_context(LineGrid(grid, lines))
+        return FlowerBackend(threads=asked.threads, round_timeout=asked.round_timeout, grid=lined, roster=roster)
 
     try:
-        with ends_when_stopped(grid):
+        with ends_when_stopped(grid), stack:
             finished = simulate_config(config, folder, progress=False, backend_of=backend)
     except Exception as error:
         if is_fault(error):  # in one line, since Flower reports one line

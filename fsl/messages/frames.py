@@ -5,16 +5,15 @@ Nothing is unpickled. dtype, shape and size are checked before anything reaches 
 
 from functools import lru_cache
 from math import isfinite, prod
-from typing import TypeVar
 
 import numpy as np
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fsl.codecs.codec import Payload
 from fsl.errors import WireError
 from fsl.messages import messages_pb2 as pb
+from fsl.messages.heads import Sent, headed
 
 _DTYPES = {
     "float32": torch.float32,
@@ -35,25 +34,12 @@ _LENGTH = 4  # bytes before the message that tell its length
 
 _ANY = 1
 Signature = tuple[tuple[str, torch.dtype, torch.Size], ...]
-Message = TypeVar("Message", pb.ToEdge, pb.ToDevice)
 
 
-def frame(message: pb.ToEdge | pb.ToDevice, *payloads: Payload | None) -> bytes:
+def frame(message: Sent, *payloads: Payload | None) -> bytes:
     """A message with its payloads' tensors behind it, in the order in which the message names them."""
-    head = message.SerializeToString()
     tensors = [tensor for payload in payloads if payload is not None for _, tensor in payload.arrays]
-    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *map(_bytes, tensors)])
-
-
-def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
-    """The message in a frame and the bytes behind it; WireError for what is no frame."""
-    end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-    if len(data) < _LENGTH or end > len(data):
-        raise WireError(f"a frame of {len(data)} bytes is cut short")
-    try:
-        return kind.FromString(data[_LENGTH:end]), memoryview(data)[end:]
-    except DecodeError:
-        raise WireError("a frame does not begin with a message of fsl's protocol") from None
+    return headed(message, *map(_bytes, tensors))
 
 
 def upload_frame(

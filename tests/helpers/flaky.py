@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import read_frame
+from fsl.messages.heads import read_frame
 from fsl.wire.device.line import Line, Uplink
 
 _DEVICE = contextvars.ContextVar("device")

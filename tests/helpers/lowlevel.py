@@ -12,7 +12,8 @@ from fsl.data import IID, divide
 from fsl.importing.spec import Spec
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_frame
+from fsl.messages.frames import frame
+from fsl.messages.heads import read_frame
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.objective import as_objective

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -14,12 +14,13 @@ from flwr.serverapp import Grid
 from fsl.deployment.cloud.closing import check_closing
 from fsl.deployment.cloud.enrolled import Enrolled, fingerprint_of, names_of
 from fsl.deployment.node.node_settings import Role
-from fsl.errors import ConfigError, RunError, TrustError, WireError
+from fsl.errors import ConfigError, RunError, TrustError, WireError, one_of
 from fsl.importing.building import build_kind
 from fsl.messages.identifiers import is_address, is_count, is_hex, is_hex_key, is_owner
-from fsl.messages.record_names import CONFIG, MEMBER, SETUP
+from fsl.messages.record_names import CONFIG, LINE, MEMBER, SETUP
 from fsl.messages.versions import check_versions
 from fsl.quoting import one_line
+from fsl.wire.line.cloud_lines import CloudLines
 from fsl.wire.options import Patience
 from fsl.wire.tokens import registered_key
 
@@ -39,6 +40,7 @@ class Member:
     label: str  # the name by which its operator registered it
     edge_key: str = ""  # hex; the public key of its edge's signatures to other edges
     registered: bytes = b""  # its SuperNode's public key, DER; empty where keys do not bind
+    line: bool = False  # it opens the line that it was offered
 
     @property
     def names(self) -> list[str]:
@@ -60,6 +62,9 @@ class Terms:
     not finished; where devices wait for each other, first those that others wait for, and the rest after as long again.
     `quorum`: how many devices (a float: which share of the round's) must finish for a round to count. `max_norm`:
     the longest update that counts, in multiples of the round's median norm. None: no such limit.
+    `line`: "auto" has each node open a line to the cloud, which listens at `line_listen` and is reached at
+    `line_address` (None: at that port of the host where the node reaches the SuperLink); nodes without one, and all
+    where it is "flower", are served by Flower's messages.
     """
 
     wait: float = 120.0
@@ -75,6 +80,9 @@ class Terms:
     deadline: float | None = None
     quorum: int | float | None = None
     max_norm: float | None = None
+    line: Literal["auto", "flower"] = "auto"
+    line_listen: str = "0.0.0.0:9097"
+    line_address: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("wait", "query", "join", "straggler", "answer"):
@@ -85,6 +93,10 @@ class Terms:
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
         check_closing(**self.closing)
+        one_of("deployment.line", self.line, ("auto", "flower"))
+        for name in ("line_listen", "line_address"):
+            if (value := getattr(self, name)) is not None and not is_address(value):
+                raise ConfigError(f"deployment.{name}={value!r}: give host:port")
         if self.members is not None and not self.bind_keys:
             raise ConfigError(
                 f"deployment.members={self.members}: with bind_keys=false nobody's key counts; leave out one of them"
@@ -114,9 +126,12 @@ def build_terms(config: Mapping[str, Any]) -> Terms:
 class Members:
     """Asks a run's nodes once what they host, and again after they failed."""
 
-    def __init__(self, setup: str, terms: Terms, first_use: Path | None = None):
+    def __init__(
+        self, setup: str, terms: Terms, first_use: Path | None = None, lines: CloudLines | None = None
+    ) -> None:
         self.setup = setup
         self.terms = terms
+        self.lines = lines
         self.enrolled = Enrolled(terms.table, first_use)
         self.enrolled.read()
         self.online: list[Member] = []  # at the last look
@@ -168,8 +183,7 @@ class Members:
         if new:
             registered = _registered(grid)
             found: list[Member] = []
-            content = RecordDict({CONFIG: ConfigRecord({SETUP: self.setup})})
-            queries = [Message(content, node, MessageType.QUERY, group_id="0") for node in new]
+            queries = [Message(self._question(node), node, MessageType.QUERY, group_id="0") for node in new]
             self._silent = set(new)
             for reply in grid.send_and_receive(queries, timeout=self.terms.query):
                 node = reply.metadata.src_node_id
@@ -183,6 +197,13 @@ class Members:
             self._admit(sorted(found, key=lambda member: member.node), ids)
         self.online = [self._known[node] for node in ids if node in self._known]
 
+    def _question(self, node: int) -> RecordDict:
+        """Ask what a node hosts, and offer it a line where it has none."""
+        offer = {}
+        if self.lines is not None and node not in self.lines.open:
+            offer = {LINE: self.lines.offer(node).to_json()}
+        return RecordDict({CONFIG: ConfigRecord({SETUP: self.setup, **offer})})
+
     def _member(self, node: int, reply: Message, online: list[int], registered: bytes, label: str) -> Member:
         try:
             said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
@@ -192,7 +213,8 @@ class Members:
                 raise ValueError(f"{wrong}={said[wrong]!r}")
             key = bytes.fromhex(said["key"])
             role, edge_key, label = said["role"], said["edge_key"], one_line(label, 100)
-            member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key)
+            line = said["line"]
+            member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key, line=line)
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
         if few := [device for device, count in samples.items() if count < 1]:
@@ -224,6 +246,8 @@ class Members:
                 self._refuse(member.node, error)
                 continue
             self._known[member.node] = member
+            if self.lines is not None and member.line:
+                self.lines.expect([member.node])
             if self.terms.bind_keys and (new := self.enrolled.note(member.names, member.registered)):
                 where = self.enrolled.first_use or "this run's memory"
                 log.info(
@@ -291,6 +315,7 @@ def _wrong(said: Mapping[str, Any]) -> str | None:
         "edge": said["edge"] is None or is_count(said["edge"]),
         "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
         "key": is_hex(said["key"]),
+        "line": isinstance(said["line"], bool),
         "edge_key": said["edge_key"] == "" if said["edge"] is None else is_hex_key(said["edge_key"]),
     }
     return next((name for name, holds in fine.items() if not holds), None)

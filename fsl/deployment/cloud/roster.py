@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
+from fsl.deployment.cloud.line_grid import LineGrid
 from fsl.deployment.cloud.members import Member, Members, Terms
 from fsl.deployment.cloud.refused_plans import refuse_plan
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
@@ -28,6 +29,7 @@ from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.quoting import one_line
 from fsl.settings.placement import Collected
 from fsl.wire.device.sealed_fronts import new_key
+from fsl.wire.line.cloud_lines import CloudLines
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
 log = logging.getLogger(__name__)
@@ -54,11 +56,11 @@ class _AskedRound:
 class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
-    def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
+    def __init__(self, setup: str, terms: Terms, folder: Path | None = None, lines: CloudLines | None = None):
         self.setup = setup  # the run's configuration, as messages carry it
         self.terms = terms
         self.signer = Signer()
-        self.members = Members(setup, terms, None if folder is None else folder / TABLE)
+        self.members = Members(setup, terms, None if folder is None else folder / TABLE, lines)
         self._fence = 0
         self._asked: _AskedRound | None = None
         self._scored: dict[int, frozenset[int]] = {}  # the devices that each node was last asked to evaluate
@@ -163,8 +165,10 @@ class Roster:
             answered = {reply.metadata.src_node_id for reply in replies}
             if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
                 ended, deadline = True, min(deadline, time.monotonic() + grace)
-            if waiting:
-                time.sleep(_POLL)
+            if waiting and not new:
+                _wait(grid, waiting, min(_POLL, max(0.0, deadline - time.monotonic())))
+        if isinstance(grid, LineGrid):
+            grid.forget(waiting)
         return [reply for reply in replies if self._is_own(reply)]
 
     def _is_own(self, reply: Message) -> bool:
@@ -285,6 +289,14 @@ class Roster:
         config = ConfigRecord({SETUP: self.setup, PLAN: plan, PART: "" if part is None else part.to_json()})
         content = RecordDict({CONFIG: config, ARRAYS: arrays or ArrayRecord()})
         return Message(content, node, kind, group_id=str(round))
+
+
+def _wait(grid: Grid, ids: Collection[str], seconds: float) -> None:
+    """Wait for a reply where the Grid knows when one comes; else for so many seconds."""
+    if isinstance(grid, LineGrid):
+        grid.wait(ids, seconds)
+    else:
+        time.sleep(seconds)
 
 
 def _tasks(part: NodePart) -> list[DeviceTask]:

@@ -147,6 +147,9 @@ class LocalFederation:
         given = {text.lstrip("+").partition("=")[0] for text in overrides}
         if self.table.exists() and not given & {"deployment.members", "deployment.bind_keys"}:
             where += [f"deployment.members={override_value(str(self.table))}"]
+        if not given & {"deployment.line", "deployment.line_listen"}:
+            port = free_ports(1)[0]
+            where += [f"deployment.line_listen=127.0.0.1:{port}", f"deployment.line_address=127.0.0.1:{port}"]
         run = runs.submit(self.home, self.record.app, [*overrides, *where])
         try:
             return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))

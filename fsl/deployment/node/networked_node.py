@@ -24,7 +24,6 @@ from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import failure_reason
 from fsl.private_files import own_folder
-from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.device_weights import refuse_other_counts
 from fsl.round.edge_side import EdgeSide
@@ -65,6 +64,7 @@ class NetworkedNode:
         self.patience = replace(patience or Patience(), **settings.patience)
         self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
         self.uplink: Uplink | None = None
+        self._work: Work | None = None  # of the present round
         self._bare = False  # whether its last round was of a run without privacy
         self._door: EdgeDoor | None = None
         self._metrics: MetricsEndpoint | None = None
@@ -111,6 +111,7 @@ class NetworkedNode:
             "key": self.public_key.hex(),
             "protocol": PROTOCOL,
             "version": __version__,
+            "line": False,
             "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
         }
 
@@ -127,14 +128,15 @@ class NetworkedNode:
         refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
-        work = Work()
+        work = self._work = Work()
         self._bare = plan.privacy is None or not plan.privacy.private
         moving = any(edge.peers for edge in part.edges)  # then another edge may have what is missing here
         worker.store.restarts.clear()
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
-            alone = WholeModelCohort(CohortTask(edge=0, devices=part.alone), plan, worker, states).run(_deadline(part))
+            cohort = CohortTask(edge=0, devices=part.alone)
+            alone = WholeModelCohort(cohort, plan, worker, states).run(work.deadline(part.deadline))
             work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
             work.totals |= alone.totals
             work.reports.extend(alone.reports)
@@ -146,9 +148,15 @@ class NetworkedNode:
             self._attend(plan, part, states, work, spent)
         for thread in edges:
             thread.join()
+        self._work = None
         worker.store.sync()
         work.restarted = restarted(worker.store.restarts)
         return work
+
+    def give_up(self, reason: str) -> None:
+        """Lose all devices of the round that it works on, if any; from any thread."""
+        if (work := self._work) is not None:
+            work.give_up(reason)
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Score this node's devices; TrustError, or ConfigError, where its owner does not allow it.
@@ -215,7 +223,7 @@ class NetworkedNode:
             )
         else:
             edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
-        edge_round.deadline = _deadline(whole)
+        edge_round.deadline = work.deadline(whole.deadline, wake=edge_round.wake)
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -264,17 +272,12 @@ class NetworkedNode:
             )
         else:
             devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
-        if part.deadline is not None:
-            devices.deadline = Deadline(part.deadline, _LAST_WORDS)
+        devices.deadline = work.deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(own_reports(side, outcome))
         if plan.fronts != "private":
             work.totals |= side.totals
-
-
-def _deadline(part: NodePart) -> Deadline | None:
-    return None if part.deadline is None else Deadline(part.deadline)
 
 
 def _admission(plan: RoundPlan, part: EdgePart) -> Admission:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,9 +16,10 @@ from fsl.deployment.node.owner_allows import refuse_kind, refuse_no_part
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import WireError
 from fsl.messages.node_part import NodePart
-from fsl.messages.record_names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
+from fsl.messages.record_names import ARRAYS, CONFIG, LINE, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.round.workload import Workload
+from fsl.wire.line.offer import LineOffer
 from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
@@ -30,14 +31,20 @@ class NodeHost:
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[str, NetworkedNode]] = {}
         self._shared: tuple[str, Workload] | None = None  # shared by all nodes without a role
+        self.open_line: Callable[[int, LineOffer], None] | None = None  # where a process keeps lines
 
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
         """Answer a message ("query", "train" or "evaluate") for this node."""
         refuse_kind(kind)
         networked = self._node(node, content, node_config)
+        offer = content.config_records.get(CONFIG, ConfigRecord()).get(LINE)
         arrays = content.array_records.get(ARRAYS, ArrayRecord())
         if kind == "query":
-            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(networked.describe())})})
+            said = networked.describe()
+            if offer and self.open_line is not None and networked.settings.role != "any":
+                self.open_line(node, LineOffer.from_json(str(offer)))
+                said["line"] = True
+            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(said)})})
         if kind == "evaluate":
             return RecordDict({METRICS: networked.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
@@ -47,6 +54,11 @@ class NodeHost:
         work = networked.train(plan, NodePart.from_json(str(part)), arrays)
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
+
+    def give_up(self, reason: str) -> None:
+        """Lose the devices of the round that a node works on; from any thread."""
+        for _, networked in list(self._nodes.values()):
+            networked.give_up(reason)
 
     def close(self) -> None:
         """Close all nodes."""

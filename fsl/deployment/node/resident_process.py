@@ -27,9 +27,11 @@ from fsl.deployment.logs import set_up
 from fsl.deployment.node import pipe as frames
 from fsl.deployment.node.claim import Owner, claim
 from fsl.deployment.node.pipe import Connection
+from fsl.deployment.node.run_lines import LineReply, RunLines
 from fsl.errors import ConfigError, FslError
 from fsl.flower.serde import record_bytes, record_from_bytes
 from fsl.quoting import one_line
+from fsl.wire.line.offer import LineOffer
 
 log = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two signs of life
@@ -41,9 +43,9 @@ _CLOSING = 5.0  # seconds to close connections and ports
 
 @dataclass
 class _Request:
-    """A message, and the connection that waits for its answer."""
+    """A message, and where its answer goes: to the connection that waits for it, or over a line."""
 
-    connection: Connection
+    connection: Connection | LineReply
     head: dict[str, Any]
     content: RecordDict
 
@@ -71,6 +73,8 @@ class ResidentProcess:
         self._code = code
         self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._now: _Request | None = None  # the message that it works on
+        self._lines = RunLines(self._line_work, host)
+        host.open_line = self._open_line
         self._lock = threading.Lock()  # guards `_now` and the end
         path.unlink(missing_ok=True)  # a killed process left it; whoever has the claim is alone
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,6 +96,7 @@ class ResidentProcess:
                     self._now = None
         finally:
             self._path.unlink(missing_ok=True)
+            self._lines.close()
             self.host.close()
 
     def stop(self, *_: object) -> None:
@@ -121,6 +126,10 @@ class ResidentProcess:
         if owner != self._owner and self._owner.is_alive():
             connection.close(frames.OCCUPIED)
             return
+        if owner == self._owner and (busy_with := self._lines.run) not in ("", asked.run):
+            reason = f"RunError: the node is busy: run {busy_with} is at work, and has a line to it; try again later"
+            connection.close(frames.ERROR, reason.encode())
+            return
         with self._lock:
             why = self._why_to_end(asked, owner)
             if why:
@@ -133,6 +142,17 @@ class ResidentProcess:
         asked.head["done"] = done
         threading.Thread(target=asked.beat, args=(done,), daemon=True).start()
         self._asked.put(asked)
+
+    def _open_line(self, node: int, offer: LineOffer) -> None:
+        assert self._now is not None  # the message that brought the offer
+        self._lines.open(self._now.run, node, offer, self._now.head["config"])
+
+    def _line_work(self, reply: LineReply, head: dict[str, Any], content: bytes) -> None:
+        """Queue work that came over a line."""
+        try:
+            self._asked.put(_Request(reply, head | {"done": threading.Event()}, record_from_bytes(content)))
+        except Exception as error:
+            reply.send_last(frames.ERROR, f"WireError: a message cannot be read ({error})".encode())
 
     def _why_to_end(self, asked: _Request, owner: Owner) -> str:
         if owner != self._owner:

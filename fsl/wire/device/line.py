@@ -11,7 +11,8 @@ import grpc
 from fsl.errors import WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_frame
+from fsl.messages.frames import frame
+from fsl.messages.heads import read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
 from fsl.wire.device.connections import Connections

@@ -81,6 +81,10 @@ class EdgeRound:
         log.info("%s ended: %d devices closed, %d lost", self._where, closed, lost, extra=self._about())
         return outcome
 
+    def wake(self) -> None:
+        """Have it look at its deadline again; from any thread."""
+        self.admission.inbox.put(None)
+
     def _serve(self) -> EdgeOutcome:
         start = time.monotonic()
         for attendance in self.all.values():

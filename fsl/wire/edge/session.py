@@ -12,7 +12,7 @@ import grpc
 
 from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import read_frame
+from fsl.messages.heads import read_frame
 from fsl.quoting import one_line
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.loop import NetworkThread

@@ -10,7 +10,8 @@ import grpc
 from fsl.errors import TrustError, WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_frame
+from fsl.messages.frames import frame
+from fsl.messages.heads import read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
