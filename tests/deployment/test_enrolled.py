@@ -53,7 +53,11 @@ class Node:
         ]
         samples = {str(device): self.samples for device in self.devices}
         said = {"role": role, "samples": samples, "edge": self.edge, "address": "" if self.edge is None else "a:1"}
-        said |= {"key": self.der.hex() if self.devices else "", "edge_key": "" if self.edge is None else "ab" * 32}
+        said |= {
+            "line": False,
+            "key": self.der.hex() if self.devices else "",
+            "edge_key": "" if self.edge is None else "ab" * 32,
+        }
         return said | {"protocol": PROTOCOL, "version": __version__}
 
 

@@ -92,6 +92,7 @@ MEMBER_SAYS = {
     "address": "",
     "key": "ab",
     "edge_key": "",
+    "line": False,
     "protocol": PROTOCOL,
     "version": fsl.__version__,
 }
