@@ -59,7 +59,7 @@ class Reply(_message.Message):
     def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ..., norms: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left", "protocol", "version")
+    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left", "protocol", "version", "steps")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Open(_message.Message):
     LEFT_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     token: bytes
     public_key: bytes
     up: str
@@ -78,7 +79,8 @@ class Open(_message.Message):
     left: int
     protocol: int
     version: str
-    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    steps: bool
+    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., steps: _Optional[bool] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("nonce", "protocol", "version")
@@ -97,16 +99,30 @@ class Proof(_message.Message):
     def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("secret", "received", "queue", "max_bytes")
+    __slots__ = ("secret", "received", "queue", "max_bytes", "ticket", "port", "machine", "local")
     SECRET_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     secret: bytes
     received: int
     queue: int
     max_bytes: int
-    def __init__(self, secret: _Optional[bytes] = ..., received: _Optional[int] = ..., queue: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+    ticket: bytes
+    port: int
+    machine: bytes
+    local: str
+    def __init__(self, secret: _Optional[bytes] = ..., received: _Optional[int] = ..., queue: _Optional[int] = ..., max_bytes: _Optional[int] = ..., ticket: _Optional[bytes] = ..., port: _Optional[int] = ..., machine: _Optional[bytes] = ..., local: _Optional[str] = ...) -> None: ...
+
+class Stay(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("relay",)
@@ -151,18 +167,20 @@ class Moved(_message.Message):
     def __init__(self, edge: _Optional[int] = ...) -> None: ...
 
 class ToEdge(_message.Message):
-    __slots__ = ("open", "proof", "upload", "close", "leave")
+    __slots__ = ("open", "proof", "upload", "close", "leave", "stay")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    STAY_FIELD_NUMBER: _ClassVar[int]
     open: Open
     proof: Proof
     upload: Upload
     close: Close
     leave: Leave
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., upload: _Optional[_Union[Upload, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    stay: Stay
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., upload: _Optional[_Union[Upload, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., stay: _Optional[_Union[Stay, _Mapping]] = ...) -> None: ...
 
 class ToDevice(_message.Message):
     __slots__ = ("challenge", "opened", "begin", "reply", "served", "closed", "moved")

@@ -27,7 +27,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.expected import Expected
-from fsl.wire.edge.session import Gone
+from fsl.wire.edge.session_events import Gone
 from fsl.wire.options import METHOD, Limits, Patience, channel_options
 from fsl.wire.tokens import Claims, Signer, fingerprint, prove, public_bytes
 from tests.helpers.small import small_model, small_task
@@ -84,7 +84,7 @@ class Edge:
         self.admission = Admission(
             "run", 1, 0, self.fence, self.signer.public_key, set(self.devices), IDENTITY, IDENTITY
         )
-        self.door = EdgeDoor(0, "127.0.0.1:0", None, self.folder / "journal", self.limits)
+        self.door = EdgeDoor(0, "127.0.0.1:0", None, self.folder / "journal", self.limits, steps="127.0.0.1:0")
         self.address = f"127.0.0.1:{self.door.port}"
         self.round = EdgeRound(self.server, self.admission, self.patience, Expected.of(worker, self.plan))
         self.outcome = None

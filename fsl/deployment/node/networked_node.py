@@ -1,6 +1,7 @@
 """Runs a node of a real federation: its devices train over the wire, its edge serves devices of other nodes."""
 
 import logging
+import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
+from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
@@ -69,7 +71,9 @@ class NetworkedNode:
         self._door: EdgeDoor | None = None
         self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
-            self.uplink = Uplink(load_private_key(settings.key), settings.device_certificates, settings.limits)
+            key = load_private_key(settings.key)
+            here = scratch_folder()
+            self.uplink = Uplink(key, settings.device_certificates, settings.limits, settings.steps, here)
 
     @property
     def door(self) -> EdgeDoor:
@@ -84,7 +88,10 @@ class NetworkedNode:
             meter = None if self._metrics is None else self._metrics.meter
             certificates = settings.edge_certificates
             lines = PeerLines(self.edge_key, settings.device_certificates, settings.limits)
-            self._door = EdgeDoor(settings.edge, settings.listen, certificates, journal, settings.limits, meter, lines)
+            steps, local = settings.steps_listen, scratch_folder() / f"steps-{secrets.token_hex(8)}.sock"
+            self._door = EdgeDoor(
+                settings.edge, settings.listen, certificates, journal, settings.limits, meter, lines, steps, local
+            )
         return self._door
 
     @property

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fsl.deployment.node.own_ledger import MAX_DELTA, Accountant, Limit
 from fsl.errors import ConfigError, one_of
 from fsl.privacy.claims import ADVERSARIES
+from fsl.wire.device.step_paths import Steps
 from fsl.wire.options import Certificates, Limits, Patience
 
 Role = Literal["any", "device", "edge", "both"]
@@ -20,8 +21,10 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "devices": (str, int),
     "edge": int,
     "listen": str,
+    "steps-listen": str,
     "address": str,
     "edge-addresses": str,
+    "steps": str,
     "key": str,
     "ca": str,
     "cert": str,
@@ -48,8 +51,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "accountant": str,
 }
 _PATIENCE = ("join", "straggler", "answer")
-_OF_DEVICES = ("devices", "location", "accountant")
-_OF_EDGES = ("edge", "listen", "address", "client-ca")
+_OF_DEVICES = ("devices", "location", "accountant", "steps")
+_OF_EDGES = ("edge", "listen", "steps-listen", "address", "client-ca")
 _CERTIFICATES = ("ca", "cert", "cert-key", "client-ca")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # Flower's simulation engine gives them to every node
 
@@ -60,15 +63,18 @@ class NodeSettings:
 
     `role`: "device" hosts devices, "edge" an edge server, "both" both, and "any" (without a role) whole cohorts in its
     own process, as in a simulation. `rows`: "partition" takes the rows of the node's data that the run's partition
-    gives to its devices; "all" takes all of them, for a device's own data.
+    gives to its devices; "all" takes all of them, for a device's own data. `steps_listen`: host:port of an edge's lean
+    streams, by default the port after `listen`'s; None: gRPC carries steps. `steps`: as in `StepPaths`.
     """
 
     role: Role = "any"
     devices: tuple[int, ...] = ()
     edge: int = 0
     listen: str = ""
+    steps_listen: str | None = None
     address: str = ""
     edge_addresses: Mapping[int, str] = field(default_factory=dict)  # edges' addresses, as seen from here
+    steps: Steps = "auto"
     key: Path | None = None
     device_certificates: Certificates | None = None  # None: without TLS
     edge_certificates: Certificates | None = None
@@ -121,8 +127,10 @@ class NodeSettings:
             devices=_ids(str(given.get("devices", ""))),
             edge=given.get("edge", 0),
             listen=given.get("listen", ""),
+            steps_listen=_steps_listen(given),
             address=given.get("address", given.get("listen", "")),
             edge_addresses=_addresses(given.get("edge-addresses", "")),
+            steps=one_of("steps", given.get("steps", "auto"), get_args(Steps)),
             key=_path(given, "key"),
             device_certificates=None
             if given.get("insecure")
@@ -216,6 +224,16 @@ def _limit(given: Mapping[str, Any]) -> Limit | None:
 def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path | None]:
     """Returns the certificate and key that devices show; on a node with an edge, cert and cert-key are the edge's."""
     return (None, None) if role == "both" else (_path(given, "cert"), _path(given, "cert-key"))
+
+
+def _steps_listen(given: Mapping[str, Any]) -> str | None:
+    """Returns where an edge takes lean streams: as told, or at the port after that of `listen`; None for "none"."""
+    if (told := given.get("steps-listen")) is not None:
+        if told != "none" and not re.fullmatch(r".+:\d+", told):
+            raise ConfigError(f"node configuration: steps-listen={told!r}: give host:port, or none")
+        return None if told == "none" else str(told)
+    host, _, port = str(given.get("listen", "")).rpartition(":")
+    return f"{host}:{int(port) + 1 if int(port) else 0}" if host and port.isdecimal() else None
 
 
 def _path(given: Mapping[str, Any], name: str) -> Path | None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import said
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import close_frame, read_reply, upload_frame
+from fsl.messages.frames import close_frame, read_reply
+from fsl.messages.step_messages import StepMessage
 from fsl.messages.steps import ReplyPacket, UploadPacket
 from fsl.privacy.reasons import failure_reason
 from fsl.round.deadline import Deadline
@@ -81,7 +82,10 @@ class DeviceRound:
     def run(self) -> DeviceOutcome:
         """Train every device once."""
         log.info("%s began with %d devices", self._where, len(self.attending), extra=self._about())
-        outcome = self._run()
+        try:
+            outcome = self._run()
+        finally:
+            self.ear.close()
         finished, lost = len(outcome.finished), len(outcome.lost)
         log.info("%s ended: %d devices finished, %d lost", self._where, finished, lost, extra=self._about())
         return outcome
@@ -187,9 +191,18 @@ class DeviceRound:
 
     def _upload(self, attending: Attending, packet: UploadPacket) -> None:
         to, round = self._leaving(attending, packet), self.side.plan.round
-        data = upload_frame(packet.device, round, packet.step, packet.smashed, packet.targets, to, packet.factors)
+        message = StepMessage(
+            kind="upload",
+            device=packet.device,
+            round=round,
+            step=packet.step,
+            mark=0 if to is None else to + 1,
+            payload=packet.smashed,
+            targets=packet.targets,
+            factors=packet.factors,
+        )
         attending.waiting.add(packet.step)
-        attending.line.upload(packet.step, data, attending.epoch)
+        attending.line.upload(packet.step, message, attending.epoch)
 
     def _replied(self, packet: ReplyPacket) -> None:
         """A device goes on with the reply that it waited for."""

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from fsl.wire.edge.session import Refusal
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.options import Limits
 
 Code = grpc.StatusCode

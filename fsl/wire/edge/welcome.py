@@ -16,8 +16,12 @@ from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
 from fsl.wire.edge.meter import EdgeMeter
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.edge.served_rounds import ServedRounds
-from fsl.wire.edge.session import Joined, Refusal, SessionStream, WireSession
+from fsl.wire.edge.session import WireSession
+from fsl.wire.edge.session_events import Joined
+from fsl.wire.edge.session_stream import SessionStream
+from fsl.wire.edge.steps_door import StepsDoor
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.frame_stream import CHUNK
 from fsl.wire.loop import NetworkThread
@@ -52,12 +56,14 @@ class Welcome:
         thread: NetworkThread,
         limits: Limits,
         meter: EdgeMeter,
+        steps: StepsDoor | None,
     ):
         self.edge = edge
         self.rounds = rounds
         self.strangers = strangers
         self.limits = limits
         self.meter = meter
+        self.steps = steps
         self._journal = Journal(journal)
         self._thread = thread
 
@@ -80,13 +86,15 @@ class Welcome:
         if not session.joined:
             session.joined = True
             admission.inbox.put(Joined(device=claims.device))
-        stream = session.attach(opening.served)
+        stream = session.attach(opening.served, waits=opening.steps and self.steps is not None)
         opened = pb.Opened(
             secret=session.secret,
             received=session.received,
             queue=self.limits.queue,
             max_bytes=admission.most(self.limits.max_message_bytes),
         )
+        if self.steps is not None and stream.undecided:
+            self.steps.offer(session, stream, opened)
         await context.write(frame(pb.ToDevice(opened=opened)))
         return session, stream
 
