@@ -3,9 +3,9 @@
     python -m benchmarks.echo             # TLS, plain TCP and a Unix socket; about two minutes
     python -m benchmarks.echo --only tls
 
-Edge and servers are processes of their own, on loopback. The session decodes, checks and encodes tensors as in training;
-the bare stream returns bytes as they come, by gRPC's synchronous or asynchronous client, whichever is quicker. Both have
-the same TLS setting and run in turn; the median over the pairs counts. One torch thread per process.
+Edge and servers are processes of their own, on loopback. The session decodes, checks and encodes tensors as in
+training; the bare stream returns bytes as they come, by gRPC's synchronous or asynchronous client, whichever is
+quicker. Both have the same TLS setting and run in turn; the median over the pairs counts. One torch thread a process.
 """
 
 import argparse

@@ -101,7 +101,3 @@ def _value(row: Row) -> float:
     value = next(value for name, value in row.items() if name.startswith("over "))
     assert isinstance(value, float)
     return value
-
-
-if __name__ == "__main__":
-    main()

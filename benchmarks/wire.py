@@ -27,6 +27,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ArrayRecord
 from torch import nn
 
+from benchmarks.processes import (
+    Process,
+    Row,
+    milliseconds,
+    missed,
+    peak_megabytes,
+    processes,
+    ratio_row,
+    round_,
+    show,
+)
 from fsl.data import IID, TaskData, TensorExamples, digits
 from fsl.deployment.certs import LOOPBACK, CertificateFolder, issue
 from fsl.deployment.certs import CertificateOwner as Named
@@ -324,3 +335,7 @@ def main() -> None:
         with open(arguments.json, "w") as file:
             json.dump(rows, file, indent=2)
     sys.exit(missed(rows))
+
+
+if __name__ == "__main__":
+    main()

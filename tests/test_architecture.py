@@ -22,7 +22,7 @@ FLOORS = (
     ("messages",),
     ("flower",),
     ("settings", "round"),
-    ("costs", "wire", "wire.edge", "wire.device", "wire.line"),
+    ("costs", "wire", "wire.edge", "wire.device", "wire.line", "wire.steps"),
     ("run",),
     ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
     ("strategies",),

@@ -232,7 +232,7 @@ def test_where_a_session_cannot_go_its_device_stays(weather, tmp_path, monkeypat
 @pytest.fixture
 def out_of_reach(monkeypatch, request):
     """Device 0 cannot reach edge 0 any more once two (or so many) of its four uploads were served."""
-    stream, hear = Line._stream, Line._hear
+    stream, hear = Line._stream, Line._tell
     gone, uploads = threading.Event(), getattr(request, "param", 2)
 
     def heard(line, event):
@@ -247,7 +247,7 @@ def out_of_reach(monkeypatch, request):
             raise UNAVAILABLE
         await stream(line)
 
-    monkeypatch.setattr(Line, "_hear", heard)
+    monkeypatch.setattr(Line, "_tell", heard)
     monkeypatch.setattr(Line, "_stream", streaming)
     return gone
 

@@ -32,7 +32,7 @@ Code = grpc.StatusCode
 Call = grpc.aio.StreamStreamCall
 # With these codes the connection may be at fault, or the door was crowded: the line tries again.
 _AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED, Code.RESOURCE_EXHAUSTED})
-_STATUS = 1.0  # seconds for an edge to say why a lean stream broke
+_STATUS = 0.25  # seconds for an edge to say why a lean stream broke; it says so again to a device that comes back
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 
 

@@ -110,6 +110,7 @@ class WireSession:
         refusal = refusal_of(error)
         with self._lock:
             stream = self._stream
+            # A device whose lean stream broke may still say on the other one that it leaves.
             if refusal is None or stream is None or stream.steps is not steps:
                 return
             self.lose(refusal)
