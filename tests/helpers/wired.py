@@ -39,11 +39,13 @@ class WiredGrid(SimulationGrid):
         common = {"state": str(folder), "key": str(key), **({} if backend.edge_tls else {"insecure": True})}
         for edge in range(backend.edges):
             config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}
+            config |= backend.edge_more
             if backend.both:
                 config |= {"role": "both", "devices": ",".join(map(str, groups[edge]))}
             self._host(workload, backend, config, folder / f"edge-{edge}")
         for group in [] if backend.both else groups:
             config = {"role": "device", "devices": ",".join(map(str, group)), **common, **backend.device_tls}
+            config |= backend.device_more
             self._host(workload, backend, config, folder / f"devices-{group[0]}")
 
     def _host(self, workload, backend, config, store):
@@ -97,6 +99,8 @@ class Wired(fsl.Backend):
     both: bool = False  # edges host the devices, too
     edge_tls: dict[str, str] = field(default_factory=dict)  # without any: no TLS
     device_tls: dict[str, str] = field(default_factory=dict)
+    edge_more: dict[str, str] = field(default_factory=dict)
+    device_more: dict[str, str] = field(default_factory=dict)
     limit: Limit | None = None
     patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
     roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))

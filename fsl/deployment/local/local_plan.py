@@ -51,8 +51,11 @@ def plan_nodes(
     more: Mapping[str, Config] | None = None,
 ) -> list[LocalNode]:
     """Plan the edges' nodes, then the devices'; `more` adds to single nodes' configuration, by name."""
-    ports = iter(free_ports(3 * edges + len(groups)))
-    nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
+    ports = iter(free_ports(4 * edges + len(groups)))
+    nodes = [
+        _edge(folder, certificates, i, next(ports), next(ports), next(ports), next(ports), mutual_tls)
+        for i in range(edges)
+    ]
     nodes += [_device(folder, certificates, group, next(ports), data, mutual_tls) for group in groups]
     for name in more or {}:
         if name not in {node.name for node in nodes}:
@@ -66,6 +69,7 @@ def _edge(
     index: int,
     port: int,
     serving: int,
+    steps: int,
     metrics_port: int,
     mutual_tls: bool,
 ) -> LocalNode:
@@ -74,6 +78,7 @@ def _edge(
         "role": "edge",
         "edge": index,
         "listen": address,
+        "steps-listen": f"127.0.0.1:{steps}",
         "address": address,
         "cert": str(certificates.certificate(name)),
         "cert-key": str(certificates.key(name)),

@@ -60,7 +60,11 @@ class EdgeDoor:
         try:
             self.port = self.thread.run(self._start(listen, certificates))
             if self.steps is not None and steps is not None:
-                self.thread.run(self.steps.start(steps, local))
+                try:
+                    self.thread.run(self.steps.start(steps, local))
+                except BaseException:
+                    self.thread.run(self._server.stop(None))
+                    raise
         except BaseException:
             self.thread.close()
             raise
