@@ -142,7 +142,9 @@ class CloudLines:
         self._thread.run(self._revoke(node, reason))
 
     def close(self, reason: str = "the run has ended") -> None:
-        """Tell every node that the run is over, and end the server."""
+        """Tell every node that the run is over, and end the server; a second call does nothing."""
+        if self._thread.loop.is_closed():
+            return
         self._thread.run(self._close(reason), _LEAVING + 10)
         self._thread.close()
 
