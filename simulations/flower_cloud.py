@@ -18,12 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.data import TaskData
 from fsl.deployment.cloud.line_grid import LineGrid
-from fsl.deployment.cloud.members import build_terms
+from fsl.deployment.cloud.members import Terms, build_terms
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.stopped import ends_when_stopped
 from fsl.deployment.node.setup import Setup
 from fsl.errors import CodeError, ConfigError
 from fsl.faults import is_fault
+from fsl.flower.internals import is_simulated
 from fsl.round.workload import Workload
 from fsl.run.backend import Backend
 from fsl.run.config import RunConfig, build_backend
@@ -75,7 +76,7 @@ def run(grid: Grid, overrides: str) -> None:
                 "(accelerator=cuda); here only backend.threads and round_timeout count"
             )
         setup = Setup.of(top, task, folder, terms.patience)
-        lines = None if terms.line == "flower" else CloudLines(terms.line_listen, terms.line_address or ":0")
+        lines = open_lines(terms, grid)
         roster = Roster(setup.to_json(), terms, folder, lines)
         lined = grid if lines is None else stack.enter_context(LineGrid(grid, lines))
         return FlowerBackend(threads=asked.threads, round_timeout=asked.round_timeout, grid=lined, roster=roster)
@@ -88,6 +89,13 @@ def run(grid: Grid, overrides: str) -> None:
             raise CodeError(failure_in_words(error)) from error
         raise
     log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)
+
+
+def open_lines(terms: Terms, grid: Grid) -> CloudLines | None:
+    """Open the port of a run's lines; None where the terms, or Flower's simulation engine, have no use for it."""
+    if terms.line == "flower" or is_simulated(grid):
+        return None
+    return CloudLines(terms.line_listen, terms.line_address or ":0")
 
 
 def composed(overrides: list[str]) -> tuple[DictConfig, Path]:

@@ -65,6 +65,13 @@ def stamp(message: Message, run_id: int, message_id: str) -> str:
     return message.metadata.message_id
 
 
+def is_simulated(grid: Grid) -> bool:
+    """Returns whether this is the Grid of Flower's own simulation engine, whose nodes live in its process."""
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
 class SimulationGrid(Grid):
     """A Grid over simulated nodes 1..n; a subclass answers batches of messages."""
 

@@ -23,6 +23,21 @@ from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience
 
 
+def answered(kind, content, node) -> RecordDict:
+    """A node's answer to a message."""
+    config = content.config_records[CONFIG]
+    if kind == "query":
+        return RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
+    if kind == "train":
+        plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
+        work = node.train(plan, part, content.array_records[ARRAYS])
+        arrays, metrics = work.records()
+        remarks = ConfigRecord({"lost": json.dumps(work.lost)})
+        return RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
+    plan = EvaluatePlan.from_json(config[PLAN])
+    return RecordDict({METRICS: node.evaluate(plan, content.array_records[ARRAYS])})
+
+
 class WiredGrid(SimulationGrid):
     """Nodes 1..E host an edge each, the others so many devices each."""
 
@@ -33,9 +48,10 @@ class WiredGrid(SimulationGrid):
         self.nodes = {}
         key = folder / "device.key"
         folder.mkdir(parents=True, exist_ok=True)
-        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        key.write_bytes(pem)
-        key.chmod(0o600)
+        if not key.exists():
+            pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            key.write_bytes(pem)
+            key.chmod(0o600)
         common = {"state": str(folder), "key": str(key), **({} if backend.edge_tls else {"insecure": True})}
         for edge in range(backend.edges):
             config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}
@@ -70,19 +86,7 @@ class WiredGrid(SimulationGrid):
         return replies
 
     def _reply(self, message, node):
-        config = message.content.config_records[CONFIG]
-        if message.metadata.message_type == "query":
-            content = RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
-        elif message.metadata.message_type == "train":
-            plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
-            work = node.train(plan, part, message.content.array_records[ARRAYS])
-            arrays, metrics = work.records()
-            remarks = ConfigRecord({"lost": json.dumps(work.lost)})
-            content = RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
-        else:
-            plan = EvaluatePlan.from_json(config[PLAN])
-            content = RecordDict({METRICS: node.evaluate(plan, message.content.array_records[ARRAYS])})
-        return Message(content, reply_to=message)
+        return Message(answered(message.metadata.message_type, message.content, node), reply_to=message)
 
     def release(self):
         for node in self.nodes.values():

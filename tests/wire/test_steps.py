@@ -30,7 +30,7 @@ from fsl.wire.options import Certificates, Limits
 from fsl.wire.steps.mailbox import Mailbox
 from fsl.wire.steps.opening import MAGIC, TICKET_BYTES
 from fsl.wire.steps.step_socket import StepSocket
-from fsl.wire.tls import client_context, server_context
+from fsl.wire.tls import TlsContexts
 from tests.helpers.lowlevel import HONEST, Edge, Stranger, a_plan
 from tests.helpers.refused import labels, smashed, upload
 from tests.helpers.runs import assert_same_result, run
@@ -447,13 +447,16 @@ def test_by_default_steps_have_the_next_port():
 def test_over_tls_the_edge_must_be_the_one_that_was_named(tmp_path):
     certificates = CertificateFolder(tmp_path / "certificates")
     issue(certificates.folder, identities(1, 1))
-    server = server_context(Certificates(None, certificates.certificate("edge-0"), certificates.key("edge-0")))
-    client = client_context(Certificates(certificates.ca))
+    pair = Certificates(None, certificates.certificate("edge-0"), certificates.key("edge-0"))
+    server, client = (
+        TlsContexts(pair, server=True).present(),
+        TlsContexts(Certificates(certificates.ca), False).present(),
+    )
     assert server.minimum_version == client.minimum_version == ssl.TLSVersion.TLSv1_3
     assert client.check_hostname
     assert client.verify_mode == ssl.CERT_REQUIRED
-    with pytest.raises(ConfigError, match="cannot be used"):
-        client_context(Certificates(Path(tmp_path / "none.pem")))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        TlsContexts(Certificates(Path(tmp_path / "none.pem")), server=False)
 
 
 def test_arrived_tensors_need_no_second_reading():

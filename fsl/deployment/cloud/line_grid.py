@@ -2,18 +2,19 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fsl.flower.internals import stamp
 from fsl.flower.serde import record_bytes, record_from_bytes
+from fsl.quoting import one_line
 from fsl.wire.line.cloud_lines import CloudLines, LineAnswer
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class LineGrid(Grid):
         for message in messages:
             node = message.metadata.dst_node_id
             if node not in self._lines.open:
-                self._name(node)
+                if message.metadata.message_type != MessageType.QUERY:  # by which a node gets its line
+                    self._name(node)
                 others.append(message)
                 continue
             number = next(self._ids)
@@ -118,12 +120,23 @@ class LineGrid(Grid):
 
     def _reply(self, id: str, answer: LineAnswer) -> Message:
         _, message = self._sent.pop(id)
+        code = ErrorCode.NODE_UNAVAILABLE if answer.lost else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         if answer.error:
-            code = ErrorCode.NODE_UNAVAILABLE if answer.lost else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             return Message(Error(code, answer.error), reply_to=message)
-        return Message(record_from_bytes(answer.content), reply_to=message)
+        try:
+            return Message(record_from_bytes(answer.content), reply_to=message)
+        except Exception as error:  # whatever it sent, one node's nonsense ends no run
+            return Message(Error(code, f"its answer cannot be read ({one_line(str(error), 200)})"), reply_to=message)
 
     def _name(self, node: int) -> None:
         if node not in self._without:
             self._without.add(node)
             log.warning("node %d has no line: Flower's messages serve it, which take seconds each", node)
+
+
+def wait_for_reply(grid: Grid, ids: Collection[str], seconds: float) -> None:
+    """Wait for a reply where the Grid knows when one comes; else for so many seconds."""
+    if isinstance(grid, LineGrid):
+        grid.wait(ids, seconds)
+    else:
+        time.sleep(seconds)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from flwr.serverapp import Grid
 from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
-from fsl.deployment.cloud.line_grid import LineGrid
-from fsl.deployment.cloud.members import Member, Members, Terms
+from fsl.deployment.cloud.line_grid import LineGrid, wait_for_reply
+from fsl.deployment.cloud.member import Member
+from fsl.deployment.cloud.members import Members, Terms
 from fsl.deployment.cloud.refused_plans import refuse_plan
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
@@ -35,6 +36,7 @@ from fsl.wire.tokens import Claims, Signer, fingerprint
 log = logging.getLogger(__name__)
 _WAY = 10.0  # seconds that a node's answer takes to the cloud, on a busy machine
 _POLL = 0.5  # seconds between two polls for replies; Flower's own poll takes three
+_CHECK = 2.0  # seconds between two looks, in the middle of a round, who has lost its place
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
@@ -156,23 +158,31 @@ class Roster:
         elif (longest := self._longest()) is not None:
             timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
+        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies: list[Message] = []
-        deadline, ended = time.monotonic() + timeout, False
+        deadline, ended, checked = time.monotonic() + timeout, False, time.monotonic()
         while waiting and time.monotonic() < deadline:
+            if time.monotonic() - checked > _CHECK:
+                self.members.check(grid)
+                checked = time.monotonic()
             new = list(grid.pull_messages(sorted(waiting)))
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
             if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
                 ended, deadline = True, min(deadline, time.monotonic() + grace)
+            waiting -= {id for id in waiting if nodes.get(id) in self.members.out}
             if waiting and not new:
-                _wait(grid, waiting, min(_POLL, max(0.0, deadline - time.monotonic())))
+                wait_for_reply(grid, waiting, min(_POLL, max(0.0, deadline - time.monotonic())))
+        self.members.check()
         if isinstance(grid, LineGrid):
-            grid.forget(waiting)
+            grid.forget(nodes)
         return [reply for reply in replies if self._is_own(reply)]
 
     def _is_own(self, reply: Message) -> bool:
-        """Returns whether a reply's scores, if any, are of devices that the cloud asked its node for."""
+        """Returns whether a reply is a member's, and its scores, if any, are of devices that its node was asked for."""
+        if reply.metadata.src_node_id in self.members.out:
+            return False
         if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
             return True
         node = reply.metadata.src_node_id
@@ -223,8 +233,9 @@ class Roster:
                 if device in mine:
                     results.lose(device, reason)
         for node in asked.nodes.keys() - answered:
+            why = f": {out}" if (out := self.members.out.get(node)) else " did not answer"
             for device in asked.nodes[node]:
-                results.lose(device, f"{self.members.label(node)} did not answer")
+                results.lose(device, f"{self.members.label(node)}{why}")
             ill.append(node)
         for node in ill:
             self.members.forget(node)
@@ -289,14 +300,6 @@ class Roster:
         config = ConfigRecord({SETUP: self.setup, PLAN: plan, PART: "" if part is None else part.to_json()})
         content = RecordDict({CONFIG: config, ARRAYS: arrays or ArrayRecord()})
         return Message(content, node, kind, group_id=str(round))
-
-
-def _wait(grid: Grid, ids: Collection[str], seconds: float) -> None:
-    """Wait for a reply where the Grid knows when one comes; else for so many seconds."""
-    if isinstance(grid, LineGrid):
-        grid.wait(ids, seconds)
-    else:
-        time.sleep(seconds)
 
 
 def _tasks(part: NodePart) -> list[DeviceTask]:

@@ -193,7 +193,7 @@ class NodeSettings:
             if self.edge < 0:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
             if self.edge_certificates is not None:
-                self.edge_certificates.server()
+                self.edge_certificates.edge_files()
         if self.limit is not None and not self.hosts_devices:
             raise ConfigError(
                 f"node configuration: max-epsilon is of a node with devices; this one has role={self.role!r}"

@@ -67,8 +67,9 @@ class RunLines:
 
     def open(self, run: str, node: int, offer: LineOffer, config: Mapping[str, Any]) -> None:
         """Open a node's line in place of an earlier one."""
-        if node in self._lines:
-            self._lines.pop(node).close()
+        for other, line in list(self._lines.items()):
+            if other == node or line.ended:
+                self._lines.pop(other).close()
         self._run = run
         host, _, port = offer.address.rpartition(":")
         if not host:

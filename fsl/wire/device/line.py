@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from fsl.messages.heads import read_frame
 from fsl.messages.step_messages import Outgoing, as_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
-from fsl.wire.device.connections import Connections
+from fsl.wire.connections import Connections, Dialler
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.step_paths import StepPaths, Steps
 from fsl.wire.frame_stream import ended, next_message, receive, send
 from fsl.wire.loop import NetworkThread
-from fsl.wire.options import METHOD, Certificates, Limits, Patience, client_options
+from fsl.wire.options import METHOD, Certificates, Limits, Patience
 from fsl.wire.steps.mailbox import Mailbox
 from fsl.wire.steps.step_socket import StepSocket
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
@@ -85,9 +84,9 @@ class Uplink:
         self.key = key
         self.public_key = public_bytes(key.public_key())
         self.limits = limits
+        self._dialler = Dialler(certificates, limits)
         self.thread = NetworkThread("uplink")
         self.paths = StepPaths(certificates, steps, here)
-        self._certificates = certificates
         self._channels: dict[str, Connections] = {}
         self._openings: dict[str, asyncio.Semaphore] = {}
 
@@ -98,18 +97,12 @@ class Uplink:
     def channel(self, address: str) -> Connections:
         """The connections to an edge, on the network thread."""
         if address not in self._channels:
-            self._channels[address] = Connections(partial(self._connect, address), self.limits)
+            self._channels[address] = Connections(address, self._dialler)
         return self._channels[address]
 
     def openings(self, address: str) -> asyncio.Semaphore:
         """Places for sessions that are being opened at an edge: no more at a time than its door takes of one node."""
         return self._openings.setdefault(address, asyncio.Semaphore(max(1, self.limits.connection_handshakes // 2)))
-
-    def _connect(self, address: str) -> grpc.aio.Channel:
-        options = client_options(self.limits)
-        if self._certificates is None:
-            return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, self._certificates.channel(), options=options)
 
     def close(self) -> None:
         """End all connections."""

@@ -12,7 +12,7 @@ from fsl.messages import messages_pb2 as pb
 from fsl.quoting import one_line
 from fsl.wire.options import Certificates
 from fsl.wire.steps.opening import connect, connect_unix, machine
-from fsl.wire.tls import client_context
+from fsl.wire.tls import TlsContexts
 
 log = logging.getLogger(__name__)
 Steps = Literal["auto", "tcp", "grpc"]
@@ -28,8 +28,7 @@ class StepPaths:
 
     def __init__(self, certificates: Certificates | None, steps: Steps = "auto", here: Path | None = None):
         self.wanted = steps != "grpc"
-        self._certificates = certificates
-        self._context: ssl.SSLContext | None = None
+        self._contexts = None if certificates is None else TlsContexts(certificates, server=False)
         self._here = here if steps == "auto" else None
         self._closed: dict[str, float] = {}  # by edge's address, until when it is not tried
 
@@ -59,6 +58,4 @@ class StepPaths:
             return None
 
     def _tls(self) -> ssl.SSLContext | None:
-        if self._certificates is not None and self._context is None:
-            self._context = client_context(self._certificates)
-        return self._context
+        return None if self._contexts is None else self._contexts.present()

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import secrets
 import socket
-import ssl
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from fsl.wire.edge.strangers import Strangers
 from fsl.wire.options import Certificates, Limits
 from fsl.wire.steps.opening import TICKET_BYTES, machine, read_ticket, shake_hands, tune
 from fsl.wire.steps.step_socket import StepSocket
-from fsl.wire.tls import server_context
+from fsl.wire.tls import TlsContexts
 
 log = logging.getLogger(__name__)
 _BACKLOG = 128
@@ -55,8 +54,7 @@ class StepsDoor:
                 "their own, the one after listen's unless told: name a free host:port, or none"
             ) from None
         self.port = server.getsockname()[1]
-        context = None if self._certificates is None else server_context(self._certificates)
-        self._serve(server, context)
+        self._serve(server, None if self._certificates is None else TlsContexts(self._certificates, server=True))
         if local is not None:
             self._listen_here(local)
 
@@ -73,10 +71,10 @@ class StepsDoor:
         self.local = local
         self._serve(server, None)
 
-    def _serve(self, server: socket.socket, context: ssl.SSLContext | None) -> None:
+    def _serve(self, server: socket.socket, contexts: TlsContexts | None) -> None:
         server.setblocking(False)
         self._servers.append(server)
-        self._begin(self._accept(server, context))
+        self._begin(self._accept(server, contexts))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -101,7 +99,7 @@ class StepsDoor:
         if self.local is not None:
             self.local.unlink(missing_ok=True)
 
-    async def _accept(self, server: socket.socket, context: ssl.SSLContext | None) -> None:
+    async def _accept(self, server: socket.socket, contexts: TlsContexts | None) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -111,16 +109,16 @@ class StepsDoor:
                 await asyncio.sleep(0.5)
                 continue
             peer = "unix" if server.family == socket.AF_UNIX else f"{where[0]}:{where[1]}"
-            self._begin(self._enter(sock, peer, context))
+            self._begin(self._enter(sock, peer, contexts))
 
-    async def _enter(self, sock: socket.socket, peer: str, context: ssl.SSLContext | None) -> None:
+    async def _enter(self, sock: socket.socket, peer: str, contexts: TlsContexts | None) -> None:
         try:
             async with self._strangers.place(peer):
                 sock.setblocking(False)
                 if sock.family != socket.AF_UNIX:
                     tune(sock, self._limits.keepalive)
-                if context is not None:
-                    sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                if contexts is not None:
+                    sock = contexts.present().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
                     await shake_hands(sock)
                 entry = self._tickets.pop(await read_ticket(sock), None)
             if entry is None:

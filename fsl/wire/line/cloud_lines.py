@@ -5,28 +5,27 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
-from fsl.errors import ConfigError, TrustError, WireError
+from fsl.errors import TrustError, WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.heads import headed, read_frame
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.quoting import one_line
-from fsl.wire.frame_stream import TooLarge, receive, send
-from fsl.wire.line.line_options import LINE_METHOD, LineLimits, LineTimes, line_options
+from fsl.wire.frame_stream import TooLarge, receive_rest, send, skip_rest
+from fsl.wire.line.line_door import Context, LineDoor
+from fsl.wire.line.line_options import LineLimits, LineTimes
 from fsl.wire.line.offer import LineOffer
-from fsl.wire.line.run_certificate import make_certificate
 from fsl.wire.loop import NetworkThread
 
 log = logging.getLogger(__name__)
-Code = grpc.StatusCode
-Context = grpc.aio.ServicerContext
 _LEAVING = 2.0  # seconds for the last words to leave
+_MINUTE = 60.0
 Frames = asyncio.Queue[bytes | None]  # to a node; None ends them
 
 
@@ -51,30 +50,36 @@ class _Line:
     stream: "asyncio.Future[str] | None" = None  # of the present stream: a result ends it, with this reason
     waiting: dict[int, bytes] = field(default_factory=dict)  # work without an answer, as frames by id
     giving_up: asyncio.TimerHandle | None = None
+    came: list[float] = field(default_factory=list)  # when streams began within the last minute, by the loop's clock
+    strays: int = 0  # answers in a row that nobody asked for
 
 
 class CloudLines:
     """All lines of one run. `address`: host:port at which nodes reach `listen`; port 0 takes a free one.
 
-    Everything else may be called from one other thread.
+    `wait`: seconds to wait for a port that another run is leaving. Everything else may be called from one other
+    thread.
     """
 
     def __init__(
-        self, listen: str, address: str, times: LineTimes | None = None, limits: LineLimits | None = None
+        self,
+        listen: str,
+        address: str,
+        times: LineTimes | None = None,
+        limits: LineLimits | None = None,
+        wait: float = 15.0,
     ) -> None:
         self.times = times or LineTimes()
         self.limits = limits or LineLimits()
-        certificate, self._key = make_certificate()
-        self._certificate = certificate
+        self._door = LineDoor(self.times, self.limits, self._carry)
         self._lines: dict[int, _Line] = {}
         self._answers: dict[int, LineAnswer] = {}
         self._open: frozenset[int] = frozenset()
         self._expected: frozenset[int] = frozenset()
         self._news = threading.Condition()  # of answers, and of lines that open or are given up
-        self._strangers = 0
         self._thread = NetworkThread("uplink-lines")
         try:
-            self.port = self._thread.run(self._start(listen))
+            self.port = self._thread.run(self._door.start(listen, wait), wait + 30)
         except BaseException:
             self._thread.close()
             raise
@@ -87,7 +92,7 @@ class CloudLines:
         """Returns an offer to a node; an earlier one counts no more, and its line ends."""
         token = secrets.token_bytes(32)
         self._thread.run(self._expect(node, token))
-        return LineOffer(address=self.address, certificate=self._certificate.decode(), token=token.hex())
+        return LineOffer(address=self.address, certificate=self._door.certificate.decode(), token=token.hex())
 
     @property
     def expected(self) -> frozenset[int]:
@@ -131,45 +136,29 @@ class CloudLines:
         """Forget work that nobody waits for any more; a late answer to it is taken and dropped."""
         self._thread.call(self._drop, list(ids))
 
+    def revoke(self, node: int, reason: str) -> None:
+        """End a node's line, and what it works on, with this reason; its offer counts no more."""
+        self._expected -= {node}
+        self._thread.run(self._revoke(node, reason))
+
     def close(self, reason: str = "the run has ended") -> None:
-        """Tell every node that the run is over, and end the server."""
+        """Tell every node that the run is over, and end the server; a second call does nothing."""
+        if self._thread.loop.is_closed():
+            return
         self._thread.run(self._close(reason), _LEAVING + 10)
         self._thread.close()
 
     # On the network thread.
-
-    async def _start(self, listen: str) -> int:
-        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._line)
-        service, method = LINE_METHOD.strip("/").split("/")
-        options = [
-            *line_options(self.times),
-            ("grpc.max_concurrent_streams", 4),
-            ("grpc.max_allowed_incoming_connections", self.limits.connections),
-            ("grpc.server_handshake_timeout_ms", int(1000 * self.times.opening)),
-            ("grpc.max_metadata_size", 4 << 10),
-            ("grpc.absolute_max_metadata_size", 8 << 10),
-            ("grpc.compression_enabled_algorithms_bitset", 1),
-        ]
-        self._server = grpc.aio.server(options=options)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        try:
-            credentials = grpc.ssl_server_credentials([(self._key, self._certificate)])
-            port = self._server.add_secure_port(listen, credentials)
-        except RuntimeError:
-            port = 0
-        if not port:
-            raise ConfigError(
-                f"deployment.line_listen={listen}: the cloud cannot listen there; another run may be at work, one has "
-                "lines at a time: wait for it (`flwr list`), or name another host:port, or use deployment.line=flower"
-            )
-        await self._server.start()
-        return port
 
     async def _expect(self, node: int, token: bytes) -> None:
         if (line := self._lines.get(node)) is not None:
             self._give_up(line, "it was offered another line")
             _end(line, "another line was offered")
         self._lines[node] = _Line(node, token)
+
+    async def _revoke(self, node: int, reason: str) -> None:
+        if (line := self._lines.get(node)) is not None:
+            self._take_away(line, reason)
 
     def _send(self, node: int, id: int, data: bytes) -> None:
         line = self._lines.get(node)
@@ -188,57 +177,41 @@ class CloudLines:
             for id in ids:
                 self._answers.pop(id, None)
 
-    async def _line(self, _: AsyncIterator[bytes], context: Context) -> None:
+    async def _carry(self, hello: pb.Hello, context: Context) -> None:
         """Carry one stream."""
-        try:
-            line, hello = await self._hello(context)
-        except TrustError as error:
-            await self._refuse(context, Code.UNAUTHENTICATED, str(error))
-            return
-        except WireError as error:
-            await self._refuse(context, Code.FAILED_PRECONDITION, str(error))
-            return
+        line = self._offered(hello)
         frames, ended = self._begin(line, hello.process, context)
         writer = asyncio.create_task(_speak(frames, context))
         reader = asyncio.create_task(self._listen(line, frames, context))
         try:
             ends: set[asyncio.Future[Any]] = {writer, reader, ended}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and reader.done() and isinstance(error := reader.exception(), WireError | TooLarge):
+                self._take_away(line, str(error))
             if ended.done():  # gRPC ends a stream with a reason only when nothing is being written
                 await asyncio.wait({writer}, timeout=_LEAVING)
-                await self._refuse(context, Code.ABORTED, ended.result())
+                await self._door.refuse(context, grpc.StatusCode.ABORTED, ended.result())
         finally:
             for task in (writer, reader):
                 task.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
             self._broke(line, frames)
 
-    async def _hello(self, context: Context) -> tuple[_Line, pb.Hello]:
-        if self._strangers >= self.limits.handshakes:
-            raise WireError("too many are at the door; come again")
-        self._strangers += 1
-        try:
-            async with asyncio.timeout(self.times.opening):
-                data = await receive(context, self.limits.opening_bytes)
-        except TimeoutError:
-            raise WireError("nobody said who is there") from None
-        except TooLarge as error:
-            raise WireError(str(error)) from None
-        finally:
-            self._strangers -= 1
-        if data is None:
-            raise WireError("nobody said who is there")
-        message, _ = read_frame(data, pb.ToCloud)
-        if message.WhichOneof("body") != "hello":
-            raise WireError("a line begins with a Hello")
-        hello = message.hello
+    def _offered(self, hello: pb.Hello) -> _Line:
+        """Returns the line of who says this; TrustError for a stranger, VersionError for another fsl."""
         line = self._lines.get(hello.node)
         if line is None or not hmac.compare_digest(line.token, hello.token):
             raise TrustError("no line was offered with this token")
         check_versions(hello.protocol, hello.version, "this node", "the cloud")
-        return line, hello
+        return line
 
     def _begin(self, line: _Line, process: str, context: Context) -> "tuple[Frames, asyncio.Future[str]]":
+        now = asyncio.get_running_loop().time()
+        line.came = [*(since for since in line.came if now - since < _MINUTE), now]
+        if len(line.came) > self.limits.returns:
+            reason = f"it opened its line {len(line.came)} times within a minute"
+            self._take_away(line, reason)
+            raise WireError(reason)
         if line.process and line.process != process:
             self._lose(line, "it restarted, and has nothing of the round")
         if line.giving_up is not None:
@@ -257,13 +230,23 @@ class CloudLines:
         return frames, line.stream
 
     async def _listen(self, line: _Line, frames: "Frames", context: Context) -> None:
-        while (data := await receive(context, self.limits.max_bytes)) is not None:
-            message, rest = read_frame(data, pb.ToCloud)
+        """Take answers; only what the node was asked for takes memory."""
+        while (first := await context.read()) is not grpc.aio.EOF:
+            message, rest = read_frame(first, pb.ToCloud)
             if message.WhichOneof("body") != "answer":
                 raise WireError(f"a node said {message.WhichOneof('body')} on an open line")
-            answer = message.answer
-            if line.waiting.pop(answer.id, None) is not None:
-                self._answered(LineAnswer(answer.id, bytes(rest), one_line(answer.error, 2000)))
+            answer, begins = message.answer, len(first) - len(rest)
+            if answer.id in line.waiting:
+                if (data := await receive_rest(context, first, self.limits.max_bytes)) is None:
+                    return
+                line.strays = 0
+                if line.waiting.pop(answer.id, None) is not None:
+                    self._answered(LineAnswer(answer.id, data[begins:], one_line(answer.error, 2000)))
+            else:  # it is late, or was said again
+                await skip_rest(context, first)
+                line.strays += 1
+                if line.strays > self.limits.strays:
+                    raise WireError(f"{line.strays} answers in a row that nobody asked for")
             frames.put_nowait(headed(pb.ToNode(taken=pb.Taken(id=answer.id))))
 
     def _broke(self, line: _Line, frames: "Frames") -> None:
@@ -284,6 +267,16 @@ class CloudLines:
             del self._lines[line.node]
         self._opened()
 
+    def _take_away(self, line: _Line, reason: str) -> None:
+        """End a line for good, and tell its node why."""
+        log.warning("node %d: its line is closed: %s", line.node, reason)
+        self._give_up(line, reason)
+        if line.frames is not None:
+            while not line.frames.empty():
+                line.frames.get_nowait()
+            line.frames.put_nowait(headed(pb.ToNode(over=pb.Over(reason=reason))))
+        _end(line, reason)
+
     def _lose(self, line: _Line, reason: str) -> None:
         for id in list(line.waiting):
             del line.waiting[id]
@@ -299,10 +292,6 @@ class CloudLines:
             self._open = frozenset(node for node, line in self._lines.items() if line.process)
             self._news.notify_all()
 
-    async def _refuse(self, context: Context, code: grpc.StatusCode, reason: str) -> None:
-        log.info("a line from %s was refused: %s", context.peer(), reason)
-        await context.abort(code, reason)
-
     async def _close(self, reason: str) -> None:
         over = headed(pb.ToNode(over=pb.Over(reason=reason)))
         for line in self._lines.values():
@@ -315,7 +304,7 @@ class CloudLines:
             if asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(0.02)
-        await self._server.stop(0.5)
+        await self._door.stop()
 
 
 def _end(line: _Line, reason: str) -> None:

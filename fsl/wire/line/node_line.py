@@ -60,7 +60,7 @@ class NodeLine:
         self._over = over
         self._times = times or LineTimes()
         self._limits = limits or LineLimits()
-        self._begun: set[int] = set()  # work that it has heard of, and that the cloud may say again
+        self._newest = 0  # of the work that it has heard of, in order; the cloud may say again what is not answered
         self._answers: dict[int, bytes] = {}  # frames that the cloud has not taken yet
         self._frames: asyncio.Queue[bytes] | None = None
         self._ended = False
@@ -74,7 +74,7 @@ class NodeLine:
 
     def answer(self, id: int, content: bytes, error: str = "") -> None:
         """Answer a piece of work, by its content or by the reason why there is none."""
-        data = headed(pb.ToCloud(answer=pb.Answer(id=id, error=error)), content)
+        data = headed(pb.ToCloud(answer=pb.Answer(id=id, error=one_line(error, 2000))), content)
         self._thread.call(self._say, id, data)
 
     def close(self) -> None:
@@ -84,6 +84,8 @@ class NodeLine:
         self._thread.close()
 
     def _say(self, id: int, data: bytes) -> None:
+        if self._ended:
+            return
         self._answers[id] = data
         if self._frames is not None:
             self._frames.put_nowait(data)
@@ -122,6 +124,7 @@ class NodeLine:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _PAUSE[1])
         self._ended = True
+        self._answers.clear()
         log.info("node %d: its line to %s is over: %s", self.node, self._offer.address, reason)
         self._over(reason)
 
@@ -172,8 +175,8 @@ class NodeLine:
             self._answers.pop(message.taken.id, None)
         elif message.WhichOneof("body") == "work":
             id = message.work.id
-            if id not in self._begun:
-                self._begun.add(id)
+            if id > self._newest:
+                self._newest = id
                 self._hear(self, LineWork(id, message.work.kind, bytes(rest)))
         else:
             raise WireError(f"the cloud said {message.WhichOneof('body')} on an open line")
