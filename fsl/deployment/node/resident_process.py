@@ -230,14 +230,17 @@ def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
     resident.serve()
 
 
+def node_host() -> Any:
+    """Returns the host of this process's nodes; it imports torch, which a refused process does without."""
+    from fsl.deployment.node.node_host import NodeHost
+    from fsl.segments.uncompiled import leave_out_compiler
+
+    leave_out_compiler()
+    return NodeHost()
+
+
 def main() -> None:
     """Run the program that a message's process starts."""
-
-    def node_host() -> Any:
-        from fsl.deployment.node.node_host import NodeHost  # imports torch, which a message's process does without
-
-        return NodeHost()
-
     live(sys.argv[1:], node_host)
 
 
