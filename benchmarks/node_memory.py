@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = [
     *("strategy=splitfed_v1", "edges=1", "model=mlp", "allowed=[benchmarks]"),
     *("data=custom", "data._target_=benchmarks.large_digits.large_digits"),
+    *("deployment.query=600", "deployment.wait=600"),  # the machine may be busy
 ]
 TINY = ["samples_per_device=16", "evaluate_every=0"]  # one step a round
 TORCH = "import torch, psutil; print(psutil.Process().memory_full_info().uss, flush=True); input()"
@@ -146,7 +147,7 @@ def main() -> None:
     rounds, every, more = (options.rounds, options.every, TINY) if options.rounds else (4, 1, [])
     with tempfile.TemporaryDirectory() as folder:
         places, fed = {"PYTHONPATH": str(ROOT)}, Path(folder) / "fed"
-        with LocalFederation(fed, 1, options.devices, node_config=allow, environment=places) as federation:
+        with LocalFederation(fed, 1, options.devices, node_config=allow, environment=places, timeout=600) as federation:
             for name in ("cold", "warm") if not options.rounds else ("long",):
                 watched = Watched(federation, Path(folder) / name, rounds, every)
                 watched.run(more)
