@@ -125,13 +125,14 @@ def show(found: Samples) -> None:
 
 
 def show_growth(taken: dict[int, Samples], after: int) -> None:
-    """Print how each process's USS grew since `after` rounds."""
-    base = min((done for done in taken if done >= after), default=max(taken))
-    print(f"  USS in MB after rounds {', '.join(map(str, taken))}; growth since round {base}")
-    for key in sorted(taken[base]):
+    """Print how each process's USS grew since `after` rounds, and its CPU time a round."""
+    base, last = min((done for done in taken if done >= after), default=max(taken)), max(taken)
+    print(f"  CPU a round, growth of USS since round {base}, USS after rounds {', '.join(map(str, taken))}; ms and MB")
+    for key in sorted(taken[base].keys() & taken[last].keys()):
         series = [found[key].uss / 1e6 for found in taken.values() if key in found]
         growth = series[-1] - taken[base][key].uss / 1e6
-        print(f"  {key[0]:10} {key[1]:10} {growth:+6.2f}  {' '.join(f'{one:.1f}' for one in series)}")
+        cpu = 1000 * (taken[last][key].cpu - taken[base][key].cpu) / max(1, last - base)
+        print(f"  {key[0]:10} {key[1]:10} {cpu:6.2f} {growth:+6.2f}  {' '.join(f'{one:.1f}' for one in series)}")
 
 
 def main() -> None:
