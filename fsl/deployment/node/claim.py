@@ -9,6 +9,8 @@ from fsl.deployment.locks import locked
 from fsl.deployment.processes import started_at
 from fsl.installed import HOME
 
+HANDOVER = 20.0  # seconds that a process has to end before the next starts
+TAKEN = 75  # exit code: another process works on the state folder
 _LOCK = "resident.lock"
 _BESIDE = ("strategies", "simulations", "configs")  # in a source tree; a wheel has them inside of fsl
 

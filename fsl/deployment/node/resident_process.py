@@ -25,8 +25,8 @@ from flwr.app import RecordDict
 
 from fsl.deployment.logs import set_up
 from fsl.deployment.node import pipe as frames
-from fsl.deployment.node.claim import Owner, claim
-from fsl.deployment.node.pipe import Connection
+from fsl.deployment.node.claim import HANDOVER, TAKEN, Owner, claim
+from fsl.deployment.node.pipe import SILENCE, Connection
 from fsl.deployment.node.run_lines import LineReply, RunLines
 from fsl.errors import ConfigError, FslError
 from fsl.flower.serde import record_bytes, record_from_bytes
@@ -35,9 +35,6 @@ from fsl.wire.line.offer import LineOffer
 
 log = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two signs of life
-SILENCE = 120.0  # seconds of silence after which the other end gives the process up
-HANDOVER = 20.0  # seconds that a process has to end before the next starts
-TAKEN = 75  # exit code: another process works on the state folder
 _CLOSING = 5.0  # seconds to close connections and ports
 
 
@@ -230,14 +227,17 @@ def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
     resident.serve()
 
 
+def node_host() -> Any:
+    """Returns the host of this process's nodes; it imports torch, which a refused process does without."""
+    from fsl.deployment.node.node_host import NodeHost
+    from fsl.segments.uncompiled import leave_out_compiler
+
+    leave_out_compiler()
+    return NodeHost()
+
+
 def main() -> None:
     """Run the program that a message's process starts."""
-
-    def node_host() -> Any:
-        from fsl.deployment.node.node_host import NodeHost  # imports torch, which a message's process does without
-
-        return NodeHost()
-
     live(sys.argv[1:], node_host)
 
 
