@@ -190,8 +190,11 @@ class NodeSettings:
             raise ConfigError(
                 f"node configuration: max-epsilon is of a node with devices; this one has role={self.role!r}"
             )
-        if self.metrics is not None and not (self.hosts_edge and re.fullmatch(r".+:\d+", self.metrics)):
-            raise ConfigError(f"node configuration: metrics={self.metrics!r}: it is an edge's, given as host:port")
+        if self.metrics is not None and (self.role == "any" or not re.fullmatch(r".+:\d+", self.metrics)):
+            raise ConfigError(
+                f"node configuration: metrics={self.metrics!r}: it is host:port, of a node with a role (role='device', "
+                "'edge' or 'both')"
+            )
 
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:

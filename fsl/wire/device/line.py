@@ -16,6 +16,7 @@ from fsl.messages.heads import read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
 from fsl.wire.device.connections import Connections
+from fsl.wire.device.device_meter import DeviceMeter
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.frame_stream import ended, next_message, receive, send
 from fsl.wire.loop import NetworkThread
@@ -37,6 +38,7 @@ class Heard:
     line: "Line"
     message: pb.ToDevice
     data: memoryview
+    size: int  # bytes of the whole frame
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ Ear = queue.SimpleQueue  # of Heard, LineEnded and Rewound; from the network thr
 class Uplink:
     """A node's connections to edges: one channel for each address, one network thread for all."""
 
-    def __init__(self, key: PrivateKey, certificates: Certificates | None, limits: Limits):
+    def __init__(
+        self, key: PrivateKey, certificates: Certificates | None, limits: Limits, meter: DeviceMeter | None = None
+    ):
+        self.meter = meter or DeviceMeter()
         self.key = key
         self.public_key = public_bytes(key.public_key())
         self.limits = limits
@@ -199,6 +204,8 @@ class Line:
         call, opened = await self._opened_call()
         try:
             self._opened = True
+            if self._secret:
+                self._uplink.meter.reconnected()
             self._secret = opened.secret
             self.max_bytes = min(self.max_bytes, opened.max_bytes)
             if opened.received < self._served:
@@ -268,7 +275,7 @@ class Line:
         self._served = max(self._served, message.reply.served, message.served.served)
         while self._outbox and self._outbox[0][0] < self._served:
             self._outbox.popleft()
-        self._hear(Heard(self.invitation.device, self, message, rest))
+        self._hear(Heard(self.invitation.device, self, message, rest, len(data)))
         return kind not in ("closed", "moved")
 
     def _hear(self, event: Heard | LineEnded | Rewound) -> None:

@@ -73,7 +73,7 @@ class EdgeRound:
 
     def serve(self) -> EdgeOutcome:
         """Serve until every device is closed or lost."""
-        self.meter.round_began(self.admission.inbox.qsize)
+        self.meter.round_began(self.admission.round, self.admission.inbox.qsize)
         log.info("%s began with %d devices", self._where, len(self.all), extra=self._about())
         outcome = self._serve()
         self.meter.round_ended(outcome.failed is not None)
