@@ -19,6 +19,7 @@ from fsl.deployment.local.scraped_metrics import scrape_metrics
 from fsl.errors import CheckpointError, ConfigError, FslError
 from fsl.faults import TRACEBACK
 from fsl.quoting import shell_word
+from fsl.run.lost_words import lost_in_words
 from fsl.run.run_folder import RunFolder
 
 _METRICS = ("sessions", "steps", "bytes")
@@ -101,6 +102,7 @@ class _RoundsTold:
         for row in rows[self._told :]:
             values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
             values += [f"devices {row['devices']}"] if "devices" in row else []
+            values += [lost_in_words(row["lost"])] if row.get("lost") else []
             tell(f"round {row['round']}/{self._rounds}: {', '.join(values)}")
         self._told = len(rows)
 

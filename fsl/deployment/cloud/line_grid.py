@@ -7,7 +7,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -74,7 +74,8 @@ class LineGrid(Grid):
         for message in messages:
             node = message.metadata.dst_node_id
             if node not in self._lines.open:
-                self._name(node)
+                if message.metadata.message_type != MessageType.QUERY:  # its answer says whether the node opens one
+                    self._name(node)
                 others.append(message)
                 continue
             number = next(self._ids)
