@@ -85,7 +85,7 @@ class NodeHost:
                 del self._nodes[node]
                 built[1].close()
             workload = self._workload(text, setup, settings)
-            prune(workload.store.parent, setup.run, settings.keep_runs)
+            prune(workload.store.parent, setup.run, settings.keep)
             patience = replace(Patience(), **setup.patience)
             networked = NetworkedNode(workload, settings, patience, self._meters(settings))
             built = self._nodes[node] = (text, networked)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fsl.deployment.node.keeping import Keep
 from fsl.deployment.node.own_ledger import MAX_DELTA, Accountant, Limit
 from fsl.errors import ConfigError, one_of
 from fsl.privacy.claims import ADVERSARIES
@@ -30,6 +31,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "insecure": bool,
     "state": str,
     "keep-runs": int,
+    "keep-days": (int, float),
+    "keep-bytes": (int, str),
     "data-path": str,
     "data-name": str,
     "rows": str,
@@ -73,7 +76,7 @@ class NodeSettings:
     device_certificates: Certificates | None = None  # None: without TLS
     edge_certificates: Certificates | None = None
     state: Path | None = None
-    keep_runs: int = 10  # newest runs whose files stay on disk, besides the present one
+    keep: Keep = field(default_factory=Keep)  # what old runs leave on disk, besides the present one's
     data_path: str | None = None
     data_name: str | None = None
     rows: Literal["partition", "all"] = "partition"
@@ -131,7 +134,7 @@ class NodeSettings:
             if given.get("insecure")
             else Certificates(_path(given, "client-ca"), _path(given, "cert"), _path(given, "cert-key")),
             state=_path(given, "state"),
-            keep_runs=given.get("keep-runs", NodeSettings.keep_runs),
+            keep=Keep.read(given),
             data_path=given.get("data-path", os.environ.get("FSL_DATA_PATH")),
             data_name=given.get("data-name"),
             rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
@@ -174,8 +177,6 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
 
     def _check(self) -> None:
-        if self.keep_runs < 0:
-            raise ConfigError(f"node configuration: keep-runs={self.keep_runs}: a number of old runs, or 0 for none")
         if self.hosts_devices:
             self._need(devices=self.devices, key=self.key, state=self.state)
             if self.rows == "all" and len(self.devices) > 1:
