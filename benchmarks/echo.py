@@ -102,7 +102,7 @@ class EchoDevice:
     """A device that sends what it gets, and waits for the answer."""
 
     def __init__(self, port: int, signer: Signer, certificates: Certificates | None, steps: Steps, here: Path):
-        self._uplink = Uplink(Ed25519PrivateKey.generate(), certificates, Limits(), steps, here)
+        self._uplink = Uplink(Ed25519PrivateKey.generate(), certificates, Limits(), None, steps, here)
         claims = Claims(RUN, 1, 0, (0,), MOST, 1, 1, fingerprint(self._uplink.public_key))
         invitation = Invitation(0, 0, f"127.0.0.1:{port}", signer.sign(claims), IDENTITY, IDENTITY)
         self._ear: Ear = Ear()

@@ -20,6 +20,7 @@ from fsl.data import TaskData
 from fsl.deployment.cloud.line_grid import LineGrid
 from fsl.deployment.cloud.members import Terms, build_terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.run_watch import RunWatch
 from fsl.deployment.cloud.stopped import ends_when_stopped
 from fsl.deployment.node.setup import Setup
 from fsl.errors import CodeError, ConfigError
@@ -66,6 +67,8 @@ def run(grid: Grid, overrides: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     stack = ExitStack()  # what the run opens, it closes
+    watch = RunWatch()
+    stack.callback(watch.close)
 
     def backend(top: RunConfig, task: TaskData) -> Backend:
         terms = build_terms(top.deployment)
@@ -78,12 +81,14 @@ def run(grid: Grid, overrides: str) -> None:
         setup = Setup.of(top, task, folder, terms.patience)
         lines = open_lines(terms, grid)
         roster = Roster(setup.to_json(), terms, folder, lines)
+        if terms.metrics is not None:
+            watch.serve(terms.metrics, str(grid.run.run_id), folder, roster, lines)
         lined = grid if lines is None else stack.enter_context(LineGrid(grid, lines))
         return FlowerBackend(threads=asked.threads, round_timeout=asked.round_timeout, grid=lined, roster=roster)
 
     try:
         with ends_when_stopped(grid), stack:
-            finished = simulate_config(config, folder, progress=False, backend_of=backend)
+            finished = simulate_config(config, folder, progress=False, observers=(watch,), backend_of=backend)
     except Exception as error:
         if is_fault(error):  # in one line, since Flower reports one line
             raise CodeError(failure_in_words(error)) from error

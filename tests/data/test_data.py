@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 import warnings
 
 import datasets
@@ -391,6 +392,23 @@ def test_a_damaged_cache_is_made_anew(tmp_path, own_cache, damage):
     for file in own_cache.glob("*.npy"):
         np.save(file, np.zeros((99, 4, 6, 3), np.uint8)) if damage is None else file.write_bytes(damage)
     assert torch.equal(load(tmp_path).train.inputs, before)
+
+
+def test_what_nobody_used_for_a_month_leaves_the_cache(tmp_path, own_cache):
+    load(write_both(tmp_path / "old"))
+    load(write_both(tmp_path / "used"))
+    mine = own_cache / "notes.json"
+    mine.write_text("mine")
+    for path in own_cache.glob("*.*"):
+        os.utime(path, (time.time() - 31 * 86400.0,) * 2)
+    load(tmp_path / "used")
+    used = {path.name for path in own_cache.glob("*.npy") if path.stat().st_mtime > time.time() - 86400.0}
+    assert len(used) == 2
+    load(write_both(tmp_path / "new"))
+    kept = {path.name for path in own_cache.glob("*.npy")}
+    assert used < kept
+    assert len(kept) == 4
+    assert mine.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

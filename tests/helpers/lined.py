@@ -4,6 +4,7 @@ import threading
 
 from fsl.deployment.processes import wait_until
 from fsl.wire.line.cloud_lines import CloudLines
+from fsl.wire.line.line_meter import LineMeter
 from fsl.wire.line.line_options import LineLimits, LineTimes
 from fsl.wire.line.node_line import NodeLine
 from fsl.wire.line.offer import LineOffer
@@ -16,13 +17,13 @@ NODE = 7
 class LinedNode:
     """One end of a line, which answers with what it heard; `gate` holds its answers back."""
 
-    def __init__(self, offer: LineOffer, times: LineTimes = TIMES, node: int = NODE):
+    def __init__(self, offer: LineOffer, times: LineTimes = TIMES, node: int = NODE, meter: LineMeter | None = None):
         self.heard: list[tuple[int, str, bytes]] = []
         self.reason = ""
         self.gate = threading.Event()
         self.gate.set()
         self._threads: list[threading.Thread] = []
-        self.line = NodeLine(node, offer, self._hear, self._over, times)
+        self.line = NodeLine(node, offer, self._hear, self._over, times, meter=meter)
 
     def _hear(self, line, work):
         self.heard.append((work.id, work.kind, work.content))

@@ -17,6 +17,7 @@ from fsl.messages.heads import read_frame
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.objective import as_objective
+from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
 from fsl.round.workload import Worker, Workload
@@ -118,17 +119,23 @@ class Edge:
     def token(self, device: int, **changed) -> bytes:
         return self.signer.sign(self.claims(device, **changed))
 
-    def attend(self, folder: Path, devices: range):
-        """These devices' honest part of the round; their fronts and why others were lost."""
+    def attend(self, folder: Path, devices: range, meter=None, address=None, seconds=None):
+        """These devices' honest part of the round; their fronts and why others were lost.
+
+        `seconds`: after which the round closes for them.
+        """
         worker = a_worker(folder)
         states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
         side = DeviceSide([DeviceTask(device=device) for device in devices], self.plan, worker, states)
-        uplink = Uplink(self.key, None, self.limits)
+        uplink = Uplink(self.key, None, self.limits, meter)
         try:
             invitations = [
-                Invitation(d, 0, self.address, self.token(d, steps=10**6), IDENTITY, IDENTITY) for d in devices
+                Invitation(d, 0, address or self.address, self.token(d, steps=10**6), IDENTITY, IDENTITY)
+                for d in devices
             ]
-            outcome = DeviceRound(side, invitations, uplink, self.patience, None).run()
+            devices_round = DeviceRound(side, invitations, uplink, self.patience, None)
+            devices_round.deadline = None if seconds is None else Deadline(seconds)
+            outcome = devices_round.run()
         finally:
             uplink.close()
         return side.totals["front"].states, outcome

@@ -14,6 +14,7 @@ from fsl.messages.heads import headed
 from fsl.messages.versions import PROTOCOL
 from fsl.wire.frame_stream import CHUNK
 from fsl.wire.line import node_line
+from fsl.wire.line.line_meter import LineMeter
 from fsl.wire.line.line_options import LINE_METHOD
 from fsl.wire.line.offer import SERVER_NAME, LineOffer
 from tests.helpers.lined import NODE, TIMES, LinedCloud, LinedNode
@@ -69,6 +70,33 @@ def test_a_stream_that_breaks_comes_back_and_nothing_is_done_twice(cloud, node, 
     node.gate.set()
     assert [cloud.answer(id).content for id in (1, 2)] == [b"did a", b"did b"]
     assert node.heard == [(1, "train", b"a"), (2, "evaluate", b"b")]
+
+
+class Told(LineMeter):
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.what = []
+
+    def opened(self, again):
+        self.what.append("again" if again else "open")
+
+    def broke(self):
+        self.what.append("broke")
+
+
+def test_a_meter_is_told_of_a_line_that_breaks_and_comes_back(cloud, stack):
+    told = Told()
+    node = LinedNode(cloud.offer(NODE), meter=told)
+    stack.callback(node.close)
+    cloud.wait_open([NODE])
+    assert cloud.ask(1).content == b"did it"
+    cloud.proxy.cut()
+    cloud.proxy.restore()
+    assert wait_until(lambda: "again" in told.what, 10, 0.02)
+    assert cloud.ask(2).content == b"did it"
+    node.close()
+    assert told.what == ["open", "broke", "again", "broke"]
 
 
 def test_an_answer_that_the_cloud_did_not_hear_is_said_again(cloud, node):

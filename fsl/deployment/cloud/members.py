@@ -44,6 +44,7 @@ class Terms:
     `line`: "auto" has each node open a line to the cloud, which listens at `line_listen` and is reached at
     `line_address` (None: at that port of the host where the node reaches the SuperLink); nodes without one, and all
     where it is "flower", are served by Flower's messages.
+    `metrics`: where the cloud serves its metrics while the run is at work, as host:port; None: nowhere.
     """
 
     wait: float = 120.0
@@ -62,6 +63,7 @@ class Terms:
     line: Literal["auto", "flower"] = "auto"
     line_listen: str = "0.0.0.0:9097"
     line_address: str | None = None
+    metrics: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("wait", "query", "join", "straggler", "answer"):
@@ -73,7 +75,7 @@ class Terms:
             raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
         check_closing(**self.closing)
         one_of("deployment.line", self.line, ("auto", "flower"))
-        for name in ("line_listen", "line_address"):
+        for name in ("line_listen", "line_address", "metrics"):
             if (value := getattr(self, name)) is not None and not is_address(value):
                 raise ConfigError(f"deployment.{name}={value!r}: give host:port")
         if self.members is not None and not self.bind_keys:

@@ -25,10 +25,11 @@ from fsl.deployment.local.federation_record import (
 )
 from fsl.deployment.local.flower_runs import RunEnd
 from fsl.deployment.local.local_plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
+from fsl.deployment.local.run_overrides import completed
+from fsl.deployment.local.run_record import LocalRun, forget_run, read_run, write_run
 from fsl.deployment.processes import ProcessInTree, end, is_alive, last_words, members, send, start, wait_until
 from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
-from fsl.quoting import override_value
 
 _POLL = 0.2  # seconds between two looks at starting processes
 _ASK = 1.0  # seconds between two questions to the SuperLink
@@ -143,19 +144,22 @@ class LocalFederation:
 
         KeyboardInterrupt stops the run. RunError where `flwr` refuses it, or the SuperLink is gone.
         """
-        where = [] if out is None else [f"hydra.run.dir={override_value(str(out.absolute()))}"]
-        given = {text.lstrip("+").partition("=")[0] for text in overrides}
-        if self.table.exists() and not given & {"deployment.members", "deployment.bind_keys"}:
-            where += [f"deployment.members={override_value(str(self.table))}"]
-        if not given & {"deployment.line", "deployment.line_listen"}:
-            port = free_ports(1)[0]
-            where += [f"deployment.line_listen=127.0.0.1:{port}", f"deployment.line_address=127.0.0.1:{port}"]
-        run = runs.submit(self.home, self.record.app, [*overrides, *where])
+        complete, metrics = completed(overrides, out, self.table)
+        run = runs.submit(self.home, self.record.app, complete)
+        write_run(self.folder, LocalRun(run, "" if out is None else str(out.absolute()), metrics))
         try:
-            return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
+            return runs.watch(self.home, run, self.at_work, look, lambda: self._dead([SUPERLINK]))
         except KeyboardInterrupt:
             runs.stop(self.home, run)
             raise
+
+    def at_work(self) -> bool:
+        """Returns whether a run's cloud is at work."""
+        return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
+
+    def last_run(self) -> LocalRun | None:
+        """Returns the run that was sent last; None before the first."""
+        return read_run(self.folder)
 
     def online(self) -> dict[str, bool]:
         """Returns, by name, whether the SuperLink counts each node as online."""
@@ -191,6 +195,7 @@ class LocalFederation:
         for stale in ("logs", "nodes", "flwr", "app"):
             shutil.rmtree(self.folder / stale, ignore_errors=True)
         record_path(self.folder).unlink(missing_ok=True)
+        forget_run(self.folder)
         private_folder(self.folder / "logs")
         edges = self._new.edges
         issue(self.certificates.folder, identities_of(edges, self._groups), add=True)
@@ -255,9 +260,6 @@ class LocalFederation:
             if not is_alive(self.record.processes[name]):
                 return f"{name} has ended ({last_words(self.log(name))}); see {self.log(name)}"
         return ""
-
-    def _at_work(self) -> bool:
-        return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
 
     def _write(self, record: FederationRecord) -> None:
         self._record = record

@@ -3,14 +3,16 @@
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.deployment.node.accountable import charged
+from fsl.deployment.node.meters import Meters
 from fsl.deployment.node.moving_edge import build_moving_round
 from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
@@ -48,9 +50,6 @@ from fsl.wire.edge.signed_calls import PeerLines
 from fsl.wire.options import Patience
 from fsl.wire.tokens import load_private_key, public_bytes
 
-if TYPE_CHECKING:
-    from fsl.deployment.node.edge_metrics import MetricsEndpoint
-
 log = logging.getLogger(__name__)
 _LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 
@@ -58,22 +57,28 @@ _LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 class NetworkedNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
-    def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
+    def __init__(
+        self,
+        workload: Workload,
+        settings: NodeSettings,
+        patience: Patience | None = None,
+        meters: Meters | None = None,
+    ):
         if settings.state is not None:
             own_folder("state", settings.state)
         self.node = Node(workload)
         self.settings = settings
+        self.meters = meters or Meters()
         self.patience = replace(patience or Patience(), **settings.patience)
         self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
         self.uplink: Uplink | None = None
         self._work: Work | None = None  # of the present round
         self._bare = False  # whether its last round was of a run without privacy
         self._door: EdgeDoor | None = None
-        self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
             key = load_private_key(settings.key)
-            here = scratch_folder()
-            self.uplink = Uplink(key, settings.device_certificates, settings.limits, settings.steps, here)
+            here, devices = scratch_folder(), self.meters.devices
+            self.uplink = Uplink(key, settings.device_certificates, settings.limits, devices, settings.steps, here)
 
     @property
     def door(self) -> EdgeDoor:
@@ -83,23 +88,14 @@ class NetworkedNode:
             raise RunError("this node hosts no edge")
         if self._door is None:
             journal = settings.state / "sessions.tsv"
-            if settings.metrics is not None and self._metrics is None:
-                self._metrics = _metrics(settings.metrics)
-            meter = None if self._metrics is None else self._metrics.meter
             certificates = settings.edge_certificates
             lines = PeerLines(self.edge_key, settings.device_certificates, settings.limits)
             steps, local = settings.steps_listen, scratch_folder() / f"steps-{secrets.token_hex(8)}.sock"
+            meter, limits = self.meters.edge, settings.limits
             self._door = EdgeDoor(
-                settings.edge, settings.listen, certificates, journal, settings.limits, meter, lines, steps, local
+                settings.edge, settings.listen, certificates, journal, limits, meter, lines, steps, local
             )
         return self._door
-
-    @property
-    def metrics_address(self) -> str | None:
-        """Address of the edge's metrics; None where nobody asked for them, or the door is not open yet."""
-        if self._metrics is None or self.settings.metrics is None:
-            return None
-        return f"{self.settings.metrics.rpartition(':')[0]}:{self._metrics.port}"
 
     @property
     def public_key(self) -> bytes:
@@ -130,6 +126,14 @@ class NetworkedNode:
 
     def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
+        try:
+            return self._train(plan, part, arrays)
+        except Exception:
+            if part.own:
+                self.meters.devices.round_failed()
+            raise
+
+    def _train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
         refuse_other_counts(part.own, worker.workload.partition)
@@ -142,12 +146,7 @@ class NetworkedNode:
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
-            cohort = CohortTask(edge=0, devices=part.alone)
-            alone = WholeModelCohort(cohort, plan, worker, states).run(work.deadline(part.deadline))
-            work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
-            work.totals |= alone.totals
-            work.reports.extend(alone.reports)
-            work.served.extend(alone.reports)
+            self._train_alone(plan, part, states, work)
         edges = [threading.Thread(target=self._serve, args=(plan, part, edge, states, work)) for edge in part.edges]
         for thread in edges:
             thread.start()
@@ -192,8 +191,6 @@ class NetworkedNode:
             self.uplink.close()
         if self._door is not None:
             self._door.close()
-        if self._metrics is not None:
-            self._metrics.close()
 
     # The edge's part.
 
@@ -244,6 +241,23 @@ class NetworkedNode:
 
     # The devices' part.
 
+    def _train_alone(self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work) -> None:
+        """Train the devices without an edge."""
+        meter, began = self.meters.devices, time.monotonic()
+        meter.round_began(plan.round, len(part.alone))
+        deadline = work.deadline(part.deadline)
+        cohort = CohortTask(edge=0, devices=part.alone)
+        alone = WholeModelCohort(cohort, plan, self.node.worker, states).run(deadline)
+        for report in alone.reports:
+            meter.device_finished(report.steps)
+        for _ in alone.lost:
+            meter.device_lost("deadline" if deadline.left() <= 0 else "unusable")
+        work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
+        work.totals |= alone.totals
+        work.reports.extend(alone.reports)
+        work.served.extend(alone.reports)
+        meter.round_ended(time.monotonic() - began)
+
     def _attend(
         self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work, spent: RoundAccount | None
     ) -> None:
@@ -291,14 +305,3 @@ def _admission(plan: RoundPlan, part: EdgePart) -> Admission:
     devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
     key = bytes.fromhex(part.cloud_key)
     return Admission(plan.run, plan.round, part.cohort.edge, part.fence, key, devices, plan.up.text, plan.down.text)
-
-
-def _metrics(address: str) -> "MetricsEndpoint":
-    try:
-        from fsl.deployment.node.edge_metrics import MetricsEndpoint
-    except ImportError:
-        raise ConfigError(
-            f"metrics={address}: prometheus-client is not installed; pip install 'fsl-flower[federation]', or leave "
-            "metrics out of the node configuration"
-        ) from None
-    return MetricsEndpoint(address)

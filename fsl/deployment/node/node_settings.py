@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fsl.deployment.node.keeping import Keep
 from fsl.deployment.node.own_ledger import MAX_DELTA, Accountant, Limit
 from fsl.errors import ConfigError, one_of
 from fsl.privacy.claims import ADVERSARIES
@@ -33,6 +34,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "insecure": bool,
     "state": str,
     "keep-runs": int,
+    "keep-days": (int, float),
+    "keep-bytes": (int, str),
     "data-path": str,
     "data-name": str,
     "rows": str,
@@ -79,7 +82,7 @@ class NodeSettings:
     device_certificates: Certificates | None = None  # None: without TLS
     edge_certificates: Certificates | None = None
     state: Path | None = None
-    keep_runs: int = 10  # newest runs whose files stay on disk, besides the present one
+    keep: Keep = field(default_factory=Keep)  # what old runs leave on disk, besides the present one's
     data_path: str | None = None
     data_name: str | None = None
     rows: Literal["partition", "all"] = "partition"
@@ -139,7 +142,7 @@ class NodeSettings:
             if given.get("insecure")
             else Certificates(_path(given, "client-ca"), _path(given, "cert"), _path(given, "cert-key")),
             state=_path(given, "state"),
-            keep_runs=given.get("keep-runs", NodeSettings.keep_runs),
+            keep=Keep.read(given),
             data_path=given.get("data-path", os.environ.get("FSL_DATA_PATH")),
             data_name=given.get("data-name"),
             rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
@@ -182,8 +185,6 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
 
     def _check(self) -> None:
-        if self.keep_runs < 0:
-            raise ConfigError(f"node configuration: keep-runs={self.keep_runs}: a number of old runs, or 0 for none")
         if self.hosts_devices:
             self._need(devices=self.devices, key=self.key, state=self.state)
             if self.rows == "all" and len(self.devices) > 1:
@@ -198,8 +199,11 @@ class NodeSettings:
             raise ConfigError(
                 f"node configuration: max-epsilon is of a node with devices; this one has role={self.role!r}"
             )
-        if self.metrics is not None and not (self.hosts_edge and re.fullmatch(r".+:\d+", self.metrics)):
-            raise ConfigError(f"node configuration: metrics={self.metrics!r}: it is an edge's, given as host:port")
+        if self.metrics is not None and (self.role == "any" or not re.fullmatch(r".+:\d+", self.metrics)):
+            raise ConfigError(
+                f"node configuration: metrics={self.metrics!r}: it is host:port, of a node with a role (role='device', "
+                "'edge' or 'both')"
+            )
 
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:

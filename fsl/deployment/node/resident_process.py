@@ -31,6 +31,7 @@ from fsl.deployment.node.run_lines import LineReply, RunLines
 from fsl.errors import ConfigError, FslError
 from fsl.flower.serde import record_bytes, record_from_bytes
 from fsl.quoting import one_line
+from fsl.wire.line.line_meter import LineMeter
 from fsl.wire.line.offer import LineOffer
 
 log = logging.getLogger(__name__)
@@ -140,9 +141,9 @@ class ResidentProcess:
         threading.Thread(target=asked.beat, args=(done,), daemon=True).start()
         self._asked.put(asked)
 
-    def _open_line(self, node: int, offer: LineOffer) -> None:
+    def _open_line(self, node: int, offer: LineOffer, meter: LineMeter) -> None:
         assert self._now is not None  # the message that brought the offer
-        self._lines.open(self._now.run, node, offer, self._now.head["config"])
+        self._lines.open(self._now.run, node, offer, self._now.head["config"], meter)
 
     def _line_work(self, reply: LineReply, head: dict[str, Any], content: bytes) -> None:
         """Queue work that came over a line."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fsl.deployment.node.guard import SUPERLINK
 from fsl.deployment.node.pipe import ANSWER, ERROR
+from fsl.wire.line.line_meter import LineMeter
 from fsl.wire.line.node_line import LineWork, NodeLine
 from fsl.wire.line.offer import LineOffer
 
@@ -65,8 +66,8 @@ class RunLines:
         """The run whose cloud has a line here; empty where none has."""
         return self._run if any(not line.ended for line in list(self._lines.values())) else ""
 
-    def open(self, run: str, node: int, offer: LineOffer, config: Mapping[str, Any]) -> None:
-        """Open a node's line in place of an earlier one."""
+    def open(self, run: str, node: int, offer: LineOffer, config: Mapping[str, Any], meter: LineMeter) -> None:
+        """Open a node's line in place of an earlier one; `meter` counts how it fares."""
         for other, line in list(self._lines.items()):
             if other == node or line.ended:
                 self._lines.pop(other).close()
@@ -79,8 +80,9 @@ class RunLines:
                 return
         head = {"node": node, "run": run, "config": dict(config)}
         offer = replace(offer, address=f"{host}:{port}")
-        line = NodeLine(node, offer, lambda line, work: self._hear(line, head, work), partial(self._over, node))
-        self._lines[node] = line
+        self._lines[node] = NodeLine(
+            node, offer, lambda line, work: self._hear(line, head, work), partial(self._over, node), meter=meter
+        )
 
     def close(self) -> None:
         """Hang up everywhere."""

@@ -18,6 +18,7 @@ from fsl.messages.step_messages import Outgoing, as_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
 from fsl.wire.connections import Connections, Dialler
+from fsl.wire.device.device_meter import DeviceMeter
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.step_paths import StepPaths, Steps
 from fsl.wire.frame_stream import ended, next_message, receive, send
@@ -43,6 +44,7 @@ class Heard:
     line: "Line"
     message: pb.ToDevice
     data: memoryview | Arrived
+    size: int  # bytes of the whole frame
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ class Uplink:
         key: PrivateKey,
         certificates: Certificates | None,
         limits: Limits,
+        meter: DeviceMeter | None = None,
         steps: Steps = "auto",
         here: Path | None = None,
     ):
+        self.meter = meter or DeviceMeter()
         self.key = key
         self.public_key = public_bytes(key.public_key())
         self.limits = limits
@@ -172,7 +176,7 @@ class Line:
         with self._lock:
             if self._steps is not steps:
                 return False  # the line is about to begin anew, and hears this again
-            last = self._heard(message, data)
+            last = self._heard(message, data, size)
         if last:
             self._end_steps(None)
         return not last
@@ -237,6 +241,8 @@ class Line:
         writer: asyncio.Task[None] | None = None
         try:
             self._opened = True
+            if self._secret:
+                self._uplink.meter.reconnected()
             self._secret = opened.secret
             self.max_bytes = min(self.max_bytes, opened.max_bytes)
             frames = self._control = asyncio.Queue()
@@ -360,15 +366,15 @@ class Line:
             raise await ended(call)
         message, rest = read_frame(data, pb.ToDevice)
         with self._lock:
-            return not self._heard(message, rest)
+            return not self._heard(message, rest, len(data))
 
-    def _heard(self, message: pb.ToDevice, data: memoryview | Arrived) -> bool:
+    def _heard(self, message: pb.ToDevice, data: memoryview | Arrived, size: int) -> bool:
         """Pass a message on; returns whether it is the last."""
         kind = message.WhichOneof("body")
         self._served = max(self._served, message.reply.served, message.served.served)
         while self._outbox and self._outbox[0][0] < self._served:
             self._outbox.popleft()
-        self._tell(Heard(self.invitation.device, self, message, data))
+        self._tell(Heard(self.invitation.device, self, message, data, size))
         return kind in ("closed", "moved")
 
     def _tell(self, event: Heard | LineEnded | Rewound) -> None:

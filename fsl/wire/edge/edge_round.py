@@ -75,7 +75,7 @@ class EdgeRound:
 
     def serve(self) -> EdgeOutcome:
         """Serve until every device is closed or lost."""
-        self.meter.round_began(self.admission.inbox.qsize)
+        self.meter.round_began(self.admission.round, self.admission.inbox.qsize)
         log.info("%s began with %d devices", self._where, len(self.all), extra=self._about())
         try:
             outcome = self._serve()

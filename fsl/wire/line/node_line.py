@@ -16,6 +16,7 @@ from fsl.messages.heads import headed, read_frame
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.quoting import one_line
 from fsl.wire.frame_stream import TooLarge, ended, receive, send
+from fsl.wire.line.line_meter import LineMeter
 from fsl.wire.line.line_options import LINE_METHOD, LineLimits, LineTimes, line_options
 from fsl.wire.line.offer import SERVER_NAME, LineOffer
 from fsl.wire.loop import NetworkThread
@@ -53,6 +54,7 @@ class NodeLine:
         over: Callable[[str], None],
         times: LineTimes | None = None,
         limits: LineLimits | None = None,
+        meter: LineMeter | None = None,
     ) -> None:
         self.node = node
         self._offer = offer
@@ -60,6 +62,7 @@ class NodeLine:
         self._over = over
         self._times = times or LineTimes()
         self._limits = limits or LineLimits()
+        self._meter = meter or LineMeter()
         self._newest = 0  # of the work that it has heard of, in order; the cloud may say again what is not answered
         self._answers: dict[int, bytes] = {}  # frames that the cloud has not taken yet
         self._frames: asyncio.Queue[bytes] | None = None
@@ -134,8 +137,11 @@ class NodeLine:
         """Carry one stream; returns why the run is over, or "" where the stream alone has ended."""
         call: Call = channel.stream_stream(LINE_METHOD)()
         writer: asyncio.Task[None] | None = None
+        opened = False
         try:
             await self._open(call)
+            self._meter.opened(again=self._opened > 0)
+            opened = True
             self._opened = asyncio.get_running_loop().time()
             frames: asyncio.Queue[bytes] = asyncio.Queue()
             self._frames = frames
@@ -151,6 +157,8 @@ class NodeLine:
             raise await ended(call)
         finally:
             self._frames = None
+            if opened:
+                self._meter.broke()
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
