@@ -67,7 +67,7 @@ class _ModuleFinder:
             return None
         compiler = self._stand_in.compiler()
         if name in sys.modules:
-            return ModuleSpec(name, self, loader_state=sys.modules[name].__spec__)
+            return ModuleSpec(name, self, loader_state=sys.modules[name].__spec__)  # type: ignore[arg-type]
         return PathFinder.find_spec(name, compiler.__path__)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

@@ -1,10 +1,14 @@
 """Who may start runs, what a SuperNode says of a wrong clock, and that a run that was stopped ends."""
 
 import os
+import shutil
 import signal
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from importlib import import_module
+from pathlib import Path
 
 import httpx
 import pytest
@@ -91,6 +95,19 @@ def test_what_would_let_outsiders_past_is_refused(monkeypatch, capsys):
     assert command(["--insecure"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fsl-superlink: FORWARDED_ALLOW_IPS is set")
+
+
+def test_flowers_programs_are_found_beside_a_superlink_that_is_called_by_its_path(monkeypatch):
+    """As a service is, from an environment that is on nobody's PATH."""
+    found = []
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["fsl-superlink"])
+    monkeypatch.setattr("flwr.superlink.main.create_app", None)
+    flower = import_module("flwr.superlink.cli.flower_superlink")
+    monkeypatch.setattr(flower, "flower_superlink", lambda: found.append(shutil.which("flower-superexec")))
+    assert command([]) == 0
+    assert found == [str(Path(sys.executable).parent / "flower-superexec")]
+    assert os.environ["PATH"].endswith(":/nowhere")
 
 
 class Grid(AnswersAtOnce):

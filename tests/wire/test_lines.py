@@ -3,10 +3,12 @@
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
+from fsl.deployment.node import run_lines
 from fsl.deployment.processes import wait_until
 from fsl.errors import WireError
 from fsl.messages import messages_pb2 as pb
@@ -229,11 +231,32 @@ def test_strangers_cost_little_and_hear_why(cloud, node, messages, words):
 
 @pytest.mark.parametrize(
     "change",
-    [{"address": ""}, {"address": "host"}, {"token": "00"}, {"token": "zz" * 32}, {"certificate": "x" * 30_000}],
+    [
+        {"address": ""},
+        {"address": "host"},
+        {"address": ":0"},
+        {"address": ":x"},
+        {"token": "00"},
+        {"token": "zz" * 32},
+        {"certificate": "x" * 30_000},
+    ],
 )
 def test_an_offer_is_checked(cloud, change):
     with pytest.raises(WireError, match="offer"):
         LineOffer.from_json(replace(cloud.offer(NODE), **change).to_json())
+
+
+def test_an_offer_without_a_host_leads_to_the_superlink_s(cloud, monkeypatch):
+    """As it is where `deployment.line_address` is not set."""
+    opened = []
+    offer = replace(cloud.offer(NODE), address=":9097")
+    monkeypatch.setattr(run_lines, "NodeLine", lambda node, offer, hear, over: opened.append(offer.address))
+    lines = run_lines.RunLines(lambda reply, head, content: None, SimpleNamespace(give_up=None))
+    for superlink in ("cloud.example.org:8000", "[2001:db8::7]:8000", ""):
+        monkeypatch.setenv("FSL_SUPERNODE_SUPERLINK", superlink)
+        lines.open("run", NODE, LineOffer.from_json(offer.to_json()), {})
+        lines._lines.clear()
+    assert opened == ["cloud.example.org:9097", "[2001:db8::7]:9097"]  # and none where nobody knows the host
 
 
 def test_no_thread_outlives_a_line(stack):

@@ -17,8 +17,8 @@ _TOKEN_BYTES = 32
 class LineOffer:
     """An offer to one node.
 
-    `address`: host:port. `certificate`: the run's own, PEM, since Python's gRPC cannot pin a fingerprint. `token`: hex;
-    only this node knows it.
+    `address`: host:port, or :port of the host where the node reaches its SuperLink. `certificate`: the run's own, PEM,
+    since Python's gRPC cannot pin a fingerprint. `token`: hex; only this node knows it.
     """
 
     address: Annotated[str, msgspec.Meta(max_length=300)]
@@ -36,6 +36,7 @@ class LineOffer:
             offer = from_json(text, LineOffer)
         except ValueError as error:
             raise WireError(f"this is no offer of a line ({error})") from None
-        if not is_address(offer.address) or not is_hex(offer.token) or len(offer.token) != 2 * _TOKEN_BYTES:
+        address = f"host{offer.address}" if offer.address.startswith(":") else offer.address
+        if not is_address(address) or not is_hex(offer.token) or len(offer.token) != 2 * _TOKEN_BYTES:
             raise WireError("an offer of a line names no address or no token")
         return offer
