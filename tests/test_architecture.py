@@ -22,7 +22,7 @@ FLOORS = (
     ("messages",),
     ("flower",),
     ("settings", "round"),
-    ("costs", "wire", "wire.edge", "wire.device", "wire.line", "wire.steps"),
+    ("costs", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
     ("run",),
     ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
     ("strategies",),

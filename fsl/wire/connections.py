@@ -23,19 +23,19 @@ class Dialler:
 
     def __init__(self, certificates: Certificates | None, limits: Limits) -> None:
         self.limits = limits
-        self._files = None if certificates is None else certificates.device_files()
+        self.pem = None if certificates is None else certificates.device_files()
 
     @property
     def files(self) -> int:
         """The number of the present certificate files."""
-        return 0 if self._files is None else self._files.version
+        return 0 if self.pem is None else self.pem.version
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """Open a channel."""
         options = client_options(self.limits)
-        if self._files is None:
+        if self.pem is None:
             return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, channel_credentials(self._files), options=options)
+        return grpc.aio.secure_channel(address, channel_credentials(self.pem), options=options)
 
 
 class Connections:

@@ -39,7 +39,7 @@ class PemFiles:
     def __init__(
         self, ca: Path | None, certificate: Path | None, key: Path | None, names: Names = ("ca", "cert", "cert-key")
     ) -> None:
-        self._paths = (ca, certificate, key)
+        self.paths = (ca, certificate, key)
         self._names = names
         self._lock = threading.Lock()
         self._stamps = self._stamp()
@@ -76,13 +76,13 @@ class PemFiles:
         self._fault = ""
         if pem != self._pem:
             self._pem, self._version = pem, self._version + 1
-            log.info("new certificate files count from now on: %s", ", ".join(str(p) for p in self._paths if p))
+            log.info("new certificate files count from now on: %s", ", ".join(str(p) for p in self.paths if p))
 
     def _stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stamp(path) for path in self._paths)
+        return tuple(_stamp(path) for path in self.paths)
 
     def _read(self) -> Pem:
-        ca, certificate, key = self._paths
+        ca, certificate, key = self.paths
         private = None if key is None else read_private(self._names[2], key)
         own = None if certificate is None else _certificates(self._names[1], certificate)
         if private is not None and own is not None:

@@ -4,7 +4,7 @@ import logging
 import ssl
 
 from fsl.errors import ConfigError
-from fsl.wire.options import Certificates
+from fsl.wire.pem_files import PemFiles
 
 log = logging.getLogger(__name__)
 
@@ -15,10 +15,9 @@ class TlsContexts:
     ConfigError where they cannot be used from the beginning; later, the context of before goes on to count.
     """
 
-    def __init__(self, certificates: Certificates, server: bool) -> None:
-        self._certificates = certificates
+    def __init__(self, files: PemFiles, server: bool) -> None:
         self._server = server
-        self._files = certificates.edge_files() if server else certificates.device_files()
+        self._files = files
         self._version = self._files.version
         self._context = self._built()
 
@@ -34,17 +33,17 @@ class TlsContexts:
     def _built(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if self._server else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        given = self._certificates
+        ca, certificate, key = self._files.paths
         if self._server:
             context.num_tickets = 0  # a stream is opened once a round: nothing to resume
-            context.verify_mode = ssl.CERT_NONE if given.ca is None else ssl.CERT_REQUIRED
+            context.verify_mode = ssl.CERT_NONE if ca is None else ssl.CERT_REQUIRED
         try:
-            if given.ca is not None:
-                context.load_verify_locations(given.ca)
+            if ca is not None:
+                context.load_verify_locations(ca)
             elif not self._server:
                 context.load_default_certs()  # the machine's own authorities count
-            if given.certificate is not None and given.key is not None:
-                context.load_cert_chain(given.certificate, given.key)
+            if certificate is not None and key is not None:
+                context.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"a certificate cannot be used ({error}); name PEM files that belong together") from None
         return context

@@ -19,7 +19,8 @@ class Grid:
     def __init__(self, monkeypatch, **times: float):
         self.now = 0.0
         self.times = times
-        monkeypatch.setattr(roster, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
+        monkeypatch.setattr(roster, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(roster, "wait_for_reply", lambda grid, ids, seconds: self._sleep(seconds))
 
     def _sleep(self, seconds):
         self.now += seconds
@@ -46,7 +47,12 @@ def answered(grid: Grid) -> set[int]:
     asked._asked = _AskedRound(
         plan=None, cohorts=[], samples={}, nodes_by_role={"edges": {EDGE}, "devices": {DEVICE, OTHER}}
     )
-    messages = [SimpleNamespace(metadata=SimpleNamespace(message_type=MessageType.TRAIN))]
+    asked.members.check = lambda grid=None: None
+    told = [("device", DEVICE), ("other", OTHER), ("edge", EDGE)]
+    messages = [
+        SimpleNamespace(metadata=SimpleNamespace(message_type=MessageType.TRAIN, message_id=id, dst_node_id=node))
+        for id, node in told
+    ]
     return {reply.metadata.src_node_id for reply in asked.exchange(grid, messages, 3600)}
 
 

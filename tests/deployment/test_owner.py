@@ -51,7 +51,7 @@ class Owner:
         (folder / "key").write_bytes(key)
         (folder / "key").chmod(0o600)
         self.state = folder / "state"
-        device = {"role": "device", "devices": str(MINE), "rows": "all", "key": str(folder / "key"), "ca": "ca.pem"}
+        device = {"role": "device", "devices": str(MINE), "rows": "all", "key": str(folder / "key")}
         self.config = {**device, "state": str(self.state), **config}
         self.host = NodeHost()
         self.setup = setup_of("data=digits", "devices=8", "model=mlp", "model.hidden=[4]")

@@ -40,7 +40,7 @@ def work():
 
 @pytest.fixture
 def lines(stack, host, work, monkeypatch):
-    monkeypatch.setattr(run_lines, "NodeLine", lambda *said: NodeLine(*said, TIMES))
+    monkeypatch.setattr(run_lines, "NodeLine", lambda *said, **more: NodeLine(*said, TIMES, **more))
     lines = RunLines(lambda reply, head, content: work.append((reply, head, content)), host)
     stack.callback(lines.close)
     return lines

@@ -250,7 +250,7 @@ def test_an_offer_without_a_host_leads_to_the_superlink_s(cloud, monkeypatch):
     """As it is where `deployment.line_address` is not set."""
     opened = []
     offer = replace(cloud.offer(NODE), address=":9097")
-    monkeypatch.setattr(run_lines, "NodeLine", lambda node, offer, hear, over: opened.append(offer.address))
+    monkeypatch.setattr(run_lines, "NodeLine", lambda node, offer, *_, meter: opened.append(offer.address))
     lines = run_lines.RunLines(lambda reply, head, content: None, SimpleNamespace(give_up=None))
     for superlink in ("cloud.example.org:8000", "[2001:db8::7]:8000", ""):
         monkeypatch.setenv("FSL_SUPERNODE_SUPERLINK", superlink)

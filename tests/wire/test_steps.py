@@ -449,14 +449,14 @@ def test_over_tls_the_edge_must_be_the_one_that_was_named(tmp_path):
     issue(certificates.folder, identities(1, 1))
     pair = Certificates(None, certificates.certificate("edge-0"), certificates.key("edge-0"))
     server, client = (
-        TlsContexts(pair, server=True).present(),
-        TlsContexts(Certificates(certificates.ca), False).present(),
+        TlsContexts(pair.edge_files(), server=True).present(),
+        TlsContexts(Certificates(certificates.ca).device_files(), server=False).present(),
     )
     assert server.minimum_version == client.minimum_version == ssl.TLSVersion.TLSv1_3
     assert client.check_hostname
     assert client.verify_mode == ssl.CERT_REQUIRED
     with pytest.raises(ConfigError, match="cannot be read"):
-        TlsContexts(Certificates(Path(tmp_path / "none.pem")), server=False)
+        TlsContexts(Certificates(Path(tmp_path / "none.pem")).device_files(), server=False)
 
 
 def test_arrived_tensors_need_no_second_reading():

@@ -66,7 +66,9 @@ class RunLines:
         """The run whose cloud has a line here; empty where none has."""
         return self._run if any(not line.ended for line in list(self._lines.values())) else ""
 
-    def open(self, run: str, node: int, offer: LineOffer, config: Mapping[str, Any], meter: LineMeter) -> None:
+    def open(
+        self, run: str, node: int, offer: LineOffer, config: Mapping[str, Any], meter: LineMeter | None = None
+    ) -> None:
         """Open a node's line in place of an earlier one; `meter` counts how it fares."""
         for other, line in list(self._lines.items()):
             if other == node or line.ended:

@@ -90,7 +90,7 @@ class Uplink:
         self.limits = limits
         self._dialler = Dialler(certificates, limits)
         self.thread = NetworkThread("uplink")
-        self.paths = StepPaths(certificates, steps, here)
+        self.paths = StepPaths(self._dialler.pem, steps, here)
         self._channels: dict[str, Connections] = {}
         self._openings: dict[str, asyncio.Semaphore] = {}
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fsl.messages import messages_pb2 as pb
 from fsl.quoting import one_line
-from fsl.wire.options import Certificates
+from fsl.wire.pem_files import PemFiles
 from fsl.wire.steps.opening import connect, connect_unix, machine
 from fsl.wire.tls import TlsContexts
 
@@ -26,9 +26,9 @@ class StepPaths:
     `steps`: "auto" takes a Unix socket to an edge on this machine, and TCP elsewhere; "tcp" and "grpc" that alone.
     """
 
-    def __init__(self, certificates: Certificates | None, steps: Steps = "auto", here: Path | None = None):
+    def __init__(self, files: PemFiles | None, steps: Steps = "auto", here: Path | None = None):
         self.wanted = steps != "grpc"
-        self._contexts = None if certificates is None else TlsContexts(certificates, server=False)
+        self._contexts = None if files is None else TlsContexts(files, server=False)
         self._here = here if steps == "auto" else None
         self._closed: dict[str, float] = {}  # by edge's address, until when it is not tried
 

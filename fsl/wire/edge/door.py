@@ -23,7 +23,8 @@ from fsl.wire.edge.strangers import Strangers
 from fsl.wire.edge.welcome import Welcome
 from fsl.wire.frame_stream import TooLarge, receive, send
 from fsl.wire.loop import NetworkThread
-from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, server_options
+from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, server_credentials, server_options
+from fsl.wire.pem_files import PemFiles
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
@@ -53,12 +54,13 @@ class EdgeDoor:
         self.meter = meter or EdgeMeter()
         self.thread = NetworkThread(f"edge-{edge}")
         strangers = Strangers(limits)
-        self.steps = None if steps is None else StepsDoor(edge, certificates, limits)
+        files = None if certificates is None else certificates.edge_files()
+        self.steps = None if steps is None else StepsDoor(edge, files, limits)
         self._rounds = ServedRounds(edge, limits.handshake_seconds / 2)
         self._welcome = Welcome(edge, self._rounds, strangers, journal, self.thread, limits, self.meter, self.steps)
         self._peers = PeerCalls(edge, self._rounds, strangers, lines, limits)
         try:
-            self.port = self.thread.run(self._start(listen, certificates))
+            self.port = self.thread.run(self._start(listen, files))
             if self.steps is not None and steps is not None:
                 try:
                     self.thread.run(self.steps.start(steps, local))
@@ -91,7 +93,7 @@ class EdgeDoor:
             self.thread.run(self.lines.close())
         self.thread.close()
 
-    async def _start(self, listen: str, certificates: Certificates | None) -> int:
+    async def _start(self, listen: str, files: PemFiles | None) -> int:
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._train)
         calls: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._peer)
         service, method = METHOD.strip("/").split("/")
@@ -99,10 +101,10 @@ class EdgeDoor:
         self._server = grpc.aio.server(options=server_options(self.limits))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         try:
-            if certificates is None:
+            if files is None:
                 port = self._server.add_insecure_port(listen)
             else:
-                port = self._server.add_secure_port(listen, certificates.server())
+                port = self._server.add_secure_port(listen, server_credentials(files))
         except RuntimeError:
             port = 0
         if not port:

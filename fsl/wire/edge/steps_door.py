@@ -15,7 +15,8 @@ from fsl.wire.edge.refusal import Refusal
 from fsl.wire.edge.session import WireSession
 from fsl.wire.edge.session_stream import SessionStream
 from fsl.wire.edge.strangers import Strangers
-from fsl.wire.options import Certificates, Limits
+from fsl.wire.options import Limits
+from fsl.wire.pem_files import PemFiles
 from fsl.wire.steps.opening import TICKET_BYTES, machine, read_ticket, shake_hands, tune
 from fsl.wire.steps.step_socket import StepSocket
 from fsl.wire.tls import TlsContexts
@@ -31,11 +32,11 @@ class StepsDoor:
     strangers; a ticket serves once, and names a connection that the door has let in. All of it on the network thread.
     """
 
-    def __init__(self, edge: int, certificates: Certificates | None, limits: Limits):
+    def __init__(self, edge: int, files: PemFiles | None, limits: Limits):
         self.edge = edge
         self.port = 0
         self.local: Path | None = None
-        self._certificates = certificates
+        self._files = files
         self._limits = limits
         self._strangers = Strangers(limits)
         self._tickets: dict[bytes, tuple[WireSession, SessionStream]] = {}
@@ -54,7 +55,7 @@ class StepsDoor:
                 "their own, the one after listen's unless told: name a free host:port, or none"
             ) from None
         self.port = server.getsockname()[1]
-        self._serve(server, None if self._certificates is None else TlsContexts(self._certificates, server=True))
+        self._serve(server, None if self._files is None else TlsContexts(self._files, server=True))
         if local is not None:
             self._listen_here(local)
 
