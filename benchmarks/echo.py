@@ -45,7 +45,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.expected import Expected
-from fsl.wire.options import Certificates, Limits, Patience, channel_options
+from fsl.wire.options import Certificates, Limits, Patience, channel_credentials, channel_options
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
 RUN = "benchmark"
@@ -175,7 +175,9 @@ class BareSync:
         if self._certificates is None:
             channel = grpc.insecure_channel(address, options=options)
         else:
-            channel = grpc.secure_channel(address, self._certificates.channel(), options=options)
+            channel = grpc.secure_channel(
+                address, channel_credentials(self._certificates.device_files()), options=options
+            )
         with channel:
             answers = channel.stream_stream("/Echo/Stream")(iter(said.get, None))
 
@@ -207,7 +209,9 @@ class BareAio:
         if self._certificates is None:
             opened = grpc.aio.insecure_channel(address, options=options)
         else:
-            opened = grpc.aio.secure_channel(address, self._certificates.channel(), options=options)
+            opened = grpc.aio.secure_channel(
+                address, channel_credentials(self._certificates.device_files()), options=options
+            )
         async with opened as channel:
             call = channel.stream_stream("/Echo/Stream")()
             seconds = []
