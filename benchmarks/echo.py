@@ -162,6 +162,10 @@ class BareServer:
         asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result()
 
 
+def trusting(certificates: Certificates) -> grpc.ChannelCredentials:
+    return channel_credentials(certificates.device_files())
+
+
 class BareSync:
     """Measures gRPC's synchronous client."""
 
@@ -175,9 +179,7 @@ class BareSync:
         if self._certificates is None:
             channel = grpc.insecure_channel(address, options=options)
         else:
-            channel = grpc.secure_channel(
-                address, channel_credentials(self._certificates.device_files()), options=options
-            )
+            channel = grpc.secure_channel(address, trusting(self._certificates), options=options)
         with channel:
             answers = channel.stream_stream("/Echo/Stream")(iter(said.get, None))
 
@@ -209,9 +211,7 @@ class BareAio:
         if self._certificates is None:
             opened = grpc.aio.insecure_channel(address, options=options)
         else:
-            opened = grpc.aio.secure_channel(
-                address, channel_credentials(self._certificates.device_files()), options=options
-            )
+            opened = grpc.aio.secure_channel(address, trusting(self._certificates), options=options)
         async with opened as channel:
             call = channel.stream_stream("/Echo/Stream")()
             seconds = []
