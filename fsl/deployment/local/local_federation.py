@@ -25,6 +25,7 @@ from fsl.deployment.local.federation_record import (
 )
 from fsl.deployment.local.flower_runs import RunEnd
 from fsl.deployment.local.local_plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
+from fsl.deployment.local.supervised_run import SupervisedRun
 from fsl.deployment.processes import ProcessInTree, end, is_alive, last_words, members, send, start, wait_until
 from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
@@ -138,24 +139,22 @@ class LocalFederation:
         with alone_in(self.folder):
             return self._end()
 
-    def run(self, overrides: Sequence[str], out: Path | None = None, look: Callable[[], None] = lambda: None) -> RunEnd:
+    def run(
+        self,
+        overrides: Sequence[str],
+        out: Path | None = None,
+        look: Callable[[], None] = lambda: None,
+        retries: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> RunEnd:
         """Run the app with these Hydra overrides, and write results to `out`; calls `look` now and then meanwhile.
 
-        KeyboardInterrupt stops the run. RunError where `flwr` refuses it, or the SuperLink is gone.
+        Where the run ends before its time, it is sent again, up to `retries` times in a row without a new round, and
+        goes on from its last checkpoint; `tell` gets a line for it. KeyboardInterrupt stops the run. RunError where
+        `flwr` refuses it, or the SuperLink is gone.
         """
-        where = [] if out is None else [f"hydra.run.dir={override_value(str(out.absolute()))}"]
-        given = {text.lstrip("+").partition("=")[0] for text in overrides}
-        if self.table.exists() and not given & {"deployment.members", "deployment.bind_keys"}:
-            where += [f"deployment.members={override_value(str(self.table))}"]
-        if not given & {"deployment.line", "deployment.line_listen"}:
-            port = free_ports(1)[0]
-            where += [f"deployment.line_listen=127.0.0.1:{port}", f"deployment.line_address=127.0.0.1:{port}"]
-        run = runs.submit(self.home, self.record.app, [*overrides, *where])
-        try:
-            return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
-        except KeyboardInterrupt:
-            runs.stop(self.home, run)
-            raise
+        folder = None if out is None else out.absolute()
+        return SupervisedRun(_Here(self), overrides, folder, retries, tell).run(look)
 
     def online(self) -> dict[str, bool]:
         """Returns, by name, whether the SuperLink counts each node as online."""
@@ -256,6 +255,19 @@ class LocalFederation:
                 return f"{name} has ended ({last_words(self.log(name))}); see {self.log(name)}"
         return ""
 
+    def _submit(self, overrides: Sequence[str]) -> str:
+        where = []
+        given = {text.lstrip("+").partition("=")[0] for text in overrides}
+        if self.table.exists() and not given & {"deployment.members", "deployment.bind_keys"}:
+            where += [f"deployment.members={override_value(str(self.table))}"]
+        if not given & {"deployment.line", "deployment.line_listen"}:
+            port = free_ports(1)[0]
+            where += [f"deployment.line_listen=127.0.0.1:{port}", f"deployment.line_address=127.0.0.1:{port}"]
+        return runs.submit(self.home, self.record.app, [*overrides, *where])
+
+    def _watch(self, run: str, look: Callable[[], None]) -> RunEnd:
+        return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
+
     def _at_work(self) -> bool:
         return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
 
@@ -271,3 +283,15 @@ class LocalFederation:
         ended = end(nodes) + end([process for name, process in processes.items() if name == SUPERLINK])
         record_path(self.folder).unlink(missing_ok=True)
         return ended
+
+
+class _Here:
+    """The SuperLink of a local federation, for a supervised run."""
+
+    def __init__(self, federation: LocalFederation) -> None:
+        self.submit = federation._submit
+        self.watch = federation._watch
+        self._home = federation.home
+
+    def stop(self, run: str) -> None:
+        runs.stop(self._home, run)
