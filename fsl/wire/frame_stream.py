@@ -70,7 +70,7 @@ async def receive_rest(stream: Reads, first: bytes, most: int) -> bytes | None:
 
 async def skip_rest(stream: Reads, first: bytes) -> None:
     """Read the rest of a frame, however long, and keep nothing of it."""
-    message = first
+    message: Any = first
     while message is not grpc.aio.EOF and len(message) == CHUNK:
         message = await stream.read()
 
