@@ -22,9 +22,10 @@ from fsl.deployment.cloud.members import Terms, build_terms
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.run_watch import RunWatch
 from fsl.deployment.cloud.stopped import ends_when_stopped
+from fsl.deployment.local.flower_runs import NOT_AGAIN
 from fsl.deployment.node.setup import Setup
-from fsl.errors import CodeError, ConfigError
-from fsl.faults import is_fault
+from fsl.errors import CodeError, ConfigError, TrustError
+from fsl.faults import is_fault, is_temporary
 from fsl.flower.internals import is_simulated
 from fsl.round.workload import Workload
 from fsl.run.backend import Backend
@@ -59,7 +60,19 @@ def _given(grid: Grid) -> Iterator[Grid]:
 
 
 def run(grid: Grid, overrides: str) -> None:
-    """Run Hydra's overrides; ConfigError in one line for an invalid value."""
+    """Run Hydra's overrides; ConfigError in one line for an invalid value.
+
+    What the same overrides would come to again says so at its end, for who sends runs (`flower_runs.NOT_AGAIN`).
+    """
+    try:
+        _run(grid, overrides)
+    except (ConfigError, TrustError) as error:
+        raise type(error)(f"{error}{NOT_AGAIN}") from error
+    except CodeError as error:
+        raise CodeError(f"{error}{'' if error.passing else NOT_AGAIN}", error.passing) from error
+
+
+def _run(grid: Grid, overrides: str) -> None:
     try:
         config, folder = composed(shlex.split(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -91,7 +104,7 @@ def run(grid: Grid, overrides: str) -> None:
             finished = simulate_config(config, folder, progress=False, observers=(watch,), backend_of=backend)
     except Exception as error:
         if is_fault(error):  # in one line, since Flower reports one line
-            raise CodeError(failure_in_words(error)) from error
+            raise CodeError(failure_in_words(error), passing=is_temporary(error)) from error
         raise
     log.info("%s; results: %s", scores(finished.metrics), finished.folder.path)
 

@@ -94,11 +94,11 @@ def server_credentials(files: PemFiles) -> grpc.ServerCredentials:
     pem, told = files.present()
 
     def configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
-        assert pem.key is not None  # of `edge_files`
+        assert pem.key is not None  # as `edge_files` has made sure
         assert pem.certificate is not None
         return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], root_certificates=pem.ca)
 
-    def fetch() -> Any:  # None: as before; the stubs of grpc do not know that
+    def fetch() -> Any:  # gRPC takes None for "as before"
         nonlocal told  # gRPC asks on one thread after the other
         pem, version = files.present()
         if version == told:

@@ -154,9 +154,9 @@ def test_the_last_run_is_noted(tmp_path):
 
 
 def test_a_run_gets_ports_of_its_own_unless_it_names_some(tmp_path):
-    overrides, metrics = completed(["rounds=1"], tmp_path / "out", tmp_path / "nowhere")
+    overrides, metrics = completed(["rounds=1"], tmp_path / "nowhere")
     given = dict(text.split("=", 1) for text in overrides)
     assert given["deployment.metrics"] == metrics != given["deployment.line_listen"] == given["deployment.line_address"]
     own = ["deployment.metrics=host:1", "deployment.line=flower"]
-    assert completed(own, None, tmp_path / "nowhere") == (own, "host:1")
-    assert completed(["deployment.metrics=null"], None, tmp_path / "nowhere")[1] == ""
+    assert completed(own, tmp_path / "nowhere") == (own, "host:1")
+    assert completed(["deployment.metrics=null"], tmp_path / "nowhere")[1] == ""

@@ -150,7 +150,7 @@ def write_table(path: Path, keys: Mapping[str, bytes]) -> None:
     for name, key in keys.items():
         names.setdefault(key, []).append(name)
     lines = [f"{','.join(those)} {_ssh(key)}\n" for key, those in names.items()]
-    write_text(path, "# whose key each device and edge answers by; see docs/federation.md\n" + "".join(lines))
+    write_text(path, "# whose key each device and edge answers by; see docs/admission.md\n" + "".join(lines))
 
 
 def add_nodes(path: Path, keys: Mapping[str, Path]) -> None:

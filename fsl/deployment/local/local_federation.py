@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,7 @@ from fsl.deployment.local.flower_runs import RunEnd
 from fsl.deployment.local.local_plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
 from fsl.deployment.local.run_overrides import completed
 from fsl.deployment.local.run_record import LocalRun, forget_run, read_run, write_run
+from fsl.deployment.local.supervised_run import SupervisedRun
 from fsl.deployment.processes import ProcessInTree, end, is_alive, last_words, members, send, start, wait_until
 from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
@@ -139,19 +141,22 @@ class LocalFederation:
         with alone_in(self.folder):
             return self._end()
 
-    def run(self, overrides: Sequence[str], out: Path | None = None, look: Callable[[], None] = lambda: None) -> RunEnd:
+    def run(
+        self,
+        overrides: Sequence[str],
+        out: Path | None = None,
+        look: Callable[[], None] = lambda: None,
+        retries: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> RunEnd:
         """Run the app with these Hydra overrides, and write results to `out`; calls `look` now and then meanwhile.
 
-        KeyboardInterrupt stops the run. RunError where `flwr` refuses it, or the SuperLink is gone.
+        Where the run ends before its time, it is sent again, up to `retries` times in a row without a new round, and
+        goes on from its last checkpoint; `tell` gets a line for it. KeyboardInterrupt stops the run. RunError where
+        `flwr` refuses it, or the SuperLink is gone.
         """
-        complete, metrics = completed(overrides, out, self.table)
-        run = runs.submit(self.home, self.record.app, complete)
-        write_run(self.folder, LocalRun(run, "" if out is None else str(out.absolute()), metrics))
-        try:
-            return runs.watch(self.home, run, self.at_work, look, lambda: self._dead([SUPERLINK]))
-        except KeyboardInterrupt:
-            runs.stop(self.home, run)
-            raise
+        folder = None if out is None else out.absolute()
+        return SupervisedRun(_Here(self, folder), overrides, folder, retries, tell).run(look)
 
     def at_work(self) -> bool:
         """Returns whether a run's cloud is at work."""
@@ -261,6 +266,15 @@ class LocalFederation:
                 return f"{name} has ended ({last_words(self.log(name))}); see {self.log(name)}"
         return ""
 
+    def _submit(self, out: Path | None, overrides: Sequence[str]) -> str:
+        complete, metrics = completed(overrides, self.table)
+        run = runs.submit(self.home, self.record.app, complete)
+        write_run(self.folder, LocalRun(run, "" if out is None else str(out), metrics))
+        return run
+
+    def _watch(self, run: str, look: Callable[[], None]) -> RunEnd:
+        return runs.watch(self.home, run, self.at_work, look, lambda: self._dead([SUPERLINK]))
+
     def _write(self, record: FederationRecord) -> None:
         self._record = record
         write_record(self.folder, record)
@@ -273,3 +287,15 @@ class LocalFederation:
         ended = end(nodes) + end([process for name, process in processes.items() if name == SUPERLINK])
         record_path(self.folder).unlink(missing_ok=True)
         return ended
+
+
+class _Here:
+    """The SuperLink of a local federation, for a supervised run."""
+
+    def __init__(self, federation: LocalFederation, out: Path | None) -> None:
+        self.submit = partial(federation._submit, out)
+        self.watch = federation._watch
+        self._home = federation.home
+
+    def stop(self, run: str) -> None:
+        runs.stop(self._home, run)

@@ -269,7 +269,7 @@ class CloudLines:
 
     def _take_away(self, line: _Line, reason: str) -> None:
         """End a line for good, and tell its node why."""
-        log.warning("node %d: its line is closed: %s", line.node, reason)
+        log.info("node %d: its line is closed: %s", line.node, reason)
         self._give_up(line, reason)
         if line.frames is not None:
             while not line.frames.empty():
