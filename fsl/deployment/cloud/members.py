@@ -140,6 +140,7 @@ class Members:
         self._known: dict[int, Member] = {}
         self._refused: dict[int, str] = {}
         self._silent: set[int] = set()  # online, but they did not answer the last query
+        self._missed = ""  # what the log said last of who is not there
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Ask new nodes what they host; returns False where no node has a role, so that each hosts whole cohorts.
@@ -157,13 +158,20 @@ class Members:
             missing = [f"device {d}" for d in range(devices) if d not in hosted]
             missing += [f"edge {e}" for e in range(edges) if e not in serving]
             if not missing:
+                self._missed = ""
                 return True
             if time.monotonic() >= deadline:
-                log.warning("not there: %s%s", ", ".join(missing[:20]), self._busy())
+                self._miss(f"{', '.join(missing[:20])}{self._busy()}")
                 if not hosted:
                     raise RunError(f"no node hosts a device of this run; {self._reasons()}")
                 return True
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+    def _miss(self, missing: str) -> None:
+        """Log who is not there, once until that changes: rounds may follow each other twice a second."""
+        if missing != self._missed:
+            log.warning("not there: %s", missing)
+        self._missed = missing
 
     def forget(self, node: int) -> None:
         """Ask a node again before the next round, since it failed and may restart with another configuration."""
