@@ -123,6 +123,7 @@ class Members:
         self._again: dict[int, float] = {}  # when a refused node is asked again
         self._silent: set[int] = set()  # online, but they did not answer the last question in time
         self._questions = Questions(terms.query)
+        self._missed = ""  # what the log said last of who is not there
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Ask new nodes what they host; returns False where no node has a role, so that each hosts whole cohorts.
@@ -139,13 +140,20 @@ class Members:
             missing = [f"device {d}" for d in range(devices) if d not in hosted]
             missing += [f"edge {e}" for e in range(edges) if e not in serving]
             if not missing:
+                self._missed = ""
                 return True
             if time.monotonic() >= deadline:
-                log.warning("not there: %s%s", ", ".join(missing[:20]), self._busy())
+                self._miss(f"{', '.join(missing[:20])}{self._busy()}")
                 if not hosted:
                     raise RunError(f"no node hosts a device of this run; {self._reasons()}")
                 return True
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+    def _miss(self, missing: str) -> None:
+        """Log who is not there, once until that changes: rounds may follow each other twice a second."""
+        if missing != self._missed:
+            log.warning("not there: %s", missing)
+        self._missed = missing
 
     def check(self, grid: Grid | None = None) -> None:
         """Look in the middle of a round who has lost its place, into `out`, and close these nodes' lines at once.
