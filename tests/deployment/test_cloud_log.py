@@ -44,7 +44,7 @@ def test_who_is_not_there_is_said_when_it_changes(monkeypatch, caplog):
         members.online = [Member(1, "device", dict.fromkeys(devices, 10), None, "", b"", "")]
 
     members = Members("", Terms(wait=1e-9))
-    monkeypatch.setattr(members, "_ask_new", lambda grid: None)
+    monkeypatch.setattr(members, "_update", lambda grid: None)
     said = []
     for devices in [(0,), (0,), (0, 1), (0,), (0,), (1,)]:
         host(*devices)
