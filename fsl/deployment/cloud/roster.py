@@ -146,7 +146,8 @@ class Roster:
         """Send a round's messages and wait for the replies.
 
         A node that restarted meanwhile never answers, and Flower does not report it. So when all edges (or all devices)
-        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way.
+        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way: for
+        a message, or where a node failed, perhaps before it came to anybody, for its devices or its edge to appear.
         """
         roams = self._asked is not None and any(self._asked.others.values())
         grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges also wait for each other
@@ -157,14 +158,16 @@ class Roster:
             timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
         replies: list[Message] = []
-        deadline, ended = time.monotonic() + timeout, False
+        begun = time.monotonic()
+        deadline, ended = begun + timeout, False
         while waiting and time.monotonic() < deadline:
             new = list(grid.pull_messages(sorted(waiting)))
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
             if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
-                ended, deadline = True, min(deadline, time.monotonic() + grace)
+                appear = begun + self.terms.join + _WAY if any(reply.has_error() for reply in replies) else 0.0
+                ended, deadline = True, min(deadline, max(time.monotonic() + grace, appear))
             if waiting and not new:
                 _wait(grid, waiting, min(_POLL, max(0.0, deadline - time.monotonic())))
         if isinstance(grid, LineGrid):
