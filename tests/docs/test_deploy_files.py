@@ -1,4 +1,4 @@
-"""What operators deploy by: the units, the images and the compose file say what this fsl and its libraries understand."""
+"""What operators deploy by: units, images and the compose file say what this fsl and its libraries understand."""
 
 import json
 import os
