@@ -14,6 +14,7 @@ from fsl.errors import RunError
 from fsl.messages import versions
 from fsl.messages.record_names import CONFIG, MEMBER
 from fsl.messages.versions import VersionError
+from tests.helpers.at_once import AnswersAtOnce
 from tests.helpers.node_setups import setup_of
 from tests.helpers.places import ROOT
 
@@ -29,7 +30,6 @@ def runs(monkeypatch):
         monkeypatch.setattr(versions, "PROTOCOL", version[0])
         monkeypatch.setattr(versions, "__version__", version[1])
 
-    monkeypatch.setattr("fsl.deployment.cloud.members.Message", lambda *said, **more: said)
     return run
 
 
@@ -38,7 +38,7 @@ def setup_from(cloud) -> str:
     return replace(setup_of(), protocol=cloud[0], version=cloud[1]).to_json()
 
 
-class Federation:
+class Federation(AnswersAtOnce):
     """A Grid of devices, each of a version: device k is on node k, and reads the setup as its version does."""
 
     def __init__(self, runs, cloud, devices):
@@ -50,16 +50,17 @@ class Federation:
         return list(range(len(self.devices)))
 
     def send_and_receive(self, messages, timeout):
-        for content, node, *_ in messages:
+        for message in messages:
+            node = message.metadata.dst_node_id
             self.runs(self.devices[node])
             try:
-                Setup.from_json(content.config_records[CONFIG]["setup"])
+                Setup.from_json(message.content.config_records[CONFIG]["setup"])
                 answer, error = self._answer(node), None
             except VersionError as refused:
                 answer, error = None, SimpleNamespace(reason=str(refused))
             self.runs(self.cloud)
             yield SimpleNamespace(
-                metadata=SimpleNamespace(src_node_id=node),
+                metadata=SimpleNamespace(src_node_id=node, reply_to_message_id=message.metadata.message_id),
                 content=answer,
                 error=error,
                 has_error=lambda error=error: error is not None,

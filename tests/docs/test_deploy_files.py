@@ -16,6 +16,7 @@ import yaml
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
+from fsl.deployment.certs import CertificateFolder, CertificateOwner, issue
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.supernode import read
 from tests.helpers.places import ROOT
@@ -24,6 +25,7 @@ DEPLOY = ROOT / "docs" / "deploy"
 DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text())
 UNITS = {path.stem: path.read_text() for path in sorted((DEPLOY / "systemd").glob("*.service"))}
+RUNS = UNITS.pop("fsl-run@")  # runs on a cloud's machine, and is no machine's own
 SPECIFIERS = {"%S": "/var/lib", "%C": "/var/cache", "%d": "/run/credentials/this.service"}
 WRITABLE = ("/var/lib/fsl", "/var/cache/fsl", "/tmp")
 
@@ -76,6 +78,13 @@ def test_the_units_agree_in_all_but_what_they_start():
     first, *others = [text.partition("\nUser=")[2] for text in UNITS.values()]
     assert all(other == first for other in others)
     assert "ProtectSystem=strict" in first
+
+
+def test_a_run_s_unit_writes_where_its_cloud_s_service_does():
+    run, cloud = settings(RUNS), settings(UNITS["fsl-superlink"])
+    for name in ("User", "UMask", "StateDirectory", "StateDirectoryMode", "WorkingDirectory", "ProtectSystem"):
+        assert run[name] == cloud[name]
+    assert environment(RUNS)["FLWR_HOME"] == environment(UNITS["fsl-superlink"])["FLWR_HOME"]
 
 
 def test_images_and_units_write_to_the_same_places():
@@ -252,10 +261,17 @@ def node_files() -> list[str]:
 
 def test_pages_show_node_configurations_that_nodes_take(tmp_path):
     (tmp_path / "key").touch(mode=0o600)
-    (tmp_path / "cert").touch()
+    pair = CertificateFolder(tmp_path)
+    issue(tmp_path, [CertificateOwner("edge-0", ("localhost",), server=True)])
     assert len(node_files()) >= 2
     for block in node_files():
         given = tomllib.loads(re.sub(r"^# (?=[\w-]+ = )", "", block, flags=re.M))
-        given |= {name: str(tmp_path / "key") for name in ("key", "cert-key") if name in given}
-        given |= {name: str(tmp_path / "cert") for name in ("cert", "client-ca") if name in given}
+        given |= {"key": str(tmp_path / "key")} if "key" in given else {}
+        files = {
+            "cert": pair.certificate("edge-0"),
+            "cert-key": pair.key("edge-0"),
+            "client-ca": pair.ca,
+            "ca": pair.ca,
+        }
+        given |= {name: str(path) for name, path in files.items() if name in given}
         assert NodeSettings.read(given).role in ("edge", "device")
