@@ -535,12 +535,14 @@ def test_files_that_do_not_fit_together_are_refused_with_the_reason(tmp_path):
 
 @pytest.mark.slow
 def test_cifar10_is_read_from_a_folder(cifar10_folder):
-    data = cifar10(str(cifar10_folder), limit=64)
+    data = cifar10(str(cifar10_folder), limit=2000)
     assert (data.name, data.classes, data.input_shape) == ("cifar10", 10, (3, 32, 32))
-    assert (len(data.train), len(data.test)) == (64, 10_000)
+    assert (len(data.train), len(data.test)) == (2000, 10_000)
+    assert data.train.inputs.mean(dim=(0, 2, 3)).abs().max() < 0.05
+    assert (data.train.inputs.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.shows  # of some rows: above
 def test_cifar10_whole_is_balanced_and_normalised(cifar10_folder):
     data = cifar10(str(cifar10_folder))
     assert torch.bincount(data.train.targets).tolist() == [5000] * 10

@@ -322,13 +322,25 @@ def test_bad_input_of_a_run_elsewhere_is_one_line(out, flwr, capsys):
     assert fake.said == []
 
 
+class Told:
+    """A SuperLink's control that is away once, and then tells a run's statuses one after another."""
+
+    def __init__(self, *statuses):
+        self.statuses = [*statuses]
+
+    def status(self, run):
+        if (now := self.statuses.pop(0)) is None:
+            raise RunError("the SuperLink does not answer")
+        return now, ""
+
+
 def test_a_local_run_whose_cloud_dies_is_known_at_once(flwr, monkeypatch):
+    """The first process of it comes too late for the SuperLink, which starts another."""
     monkeypatch.setattr(flower_runs, "_POLL", 0.001)
-    fake = flwr(AWAY, ("starting", ""), ("running", ""))
-    at_work = iter(
-        [False, True, False, True, False, True, False]
-    )  # the first process of it comes too late for the SuperLink
-    assert watch(None, "7", lambda: next(at_work), lambda: None, lambda: "") == RunEnd(
+    fake, control = flwr(), Told(None, "starting", "running")
+    at_work = iter([False, True, False, True, False, True, False])
+    assert watch(None, control, "7", lambda: next(at_work), lambda: None, lambda: "") == RunEnd(
         "7", "died", "its cloud's process has ended without a word"
     )
-    assert fake.said == [["list", "federation"]] * 3 + [["stop", "7"]]
+    assert control.statuses == []
+    assert fake.said == [["stop", "7"]]

@@ -156,15 +156,16 @@ def test_a_sweep_whose_folders_are_named_by_its_overrides_goes_on():
     assert [record.state for record in records()] == ["skipped", "finished"]
 
 
-TYPED = ["+model.how='a,b','c d'", "+model.how=''", "+model.how=[1,2],[3]", "+model.how=${seed}", r"+model.how='\${x}'"]
+TYPED = ["+model.how='a,b','c d'", "+model.a=''", "+model.b=[1,2],[3]", "+model.c=${seed}", r"+model.d='\${x}'"]
 
 
-@pytest.mark.parametrize("typed", TYPED)
-def test_a_sweep_goes_on_with_what_was_typed(typed, unsound, capsys):
-    assert sweep(*unsound, typed, "devices=5000") == 2
+def test_a_sweep_goes_on_with_what_was_typed(unsound, capsys):
+    assert sweep(*unsound, *TYPED, "devices=5000") == 2
     before = [record.config for record in records()]
-    assert json.loads(Path("sweep/sweep.json").read_text())["overrides"] == [*SMOKE, *unsound, typed, "devices=5000", D]
-    assert command(["-m", "resume=sweep", typed]) == 2
+    assert len(before) == 4
+    given = [*SMOKE, *unsound, *TYPED, "devices=5000", D]
+    assert json.loads(Path("sweep/sweep.json").read_text())["overrides"] == given
+    assert command(["-m", "resume=sweep", *TYPED]) == 2
     assert [record.config for record in records()] == before
     assert "devices=5000: there are only" in capsys.readouterr().err
 
@@ -296,35 +297,28 @@ def test_a_launcher_that_is_not_installed_is_one_line_that_says_what_to_install(
     )
 
 
-@pytest.mark.slow
-def test_parallel_jobs_give_the_bits_of_one_after_another(capsys):
-    assert sweep("seed=0,1", *JOBLIB) == 0
-    assert command([*SMOKE, "seed=1", "hydra.run.dir=alone"]) == 0
-    assert Path("sweep/1/model.safetensors").read_bytes() == Path("alone/model.safetensors").read_bytes()
-    told = json.loads(Path("sweep/1/summary.json").read_text())["command"]
-    assert told.startswith("fsl-simulate experiment=")  # of the sweep, not of a worker
-    assert told.endswith(" -m")
-
-
-@pytest.mark.slow
-def test_a_killed_worker_loses_only_what_ran_then(unsound, capsys):
+def test_a_killed_worker_loses_only_what_ran_then_and_others_give_the_bits_of_a_job_alone(unsound, capsys):
     assert sweep(*unsound, *JOBLIB, "+model.how=kill,well,fine") == 1
     assert "how=kill) failed: it did not end: its worker process was killed" in capsys.readouterr().err
     assert [record.state for record in records() if record.number != 1] == ["running", "finished"]
+    told = json.loads(Path("sweep/2/summary.json").read_text())["command"]
+    assert told.startswith("fsl-simulate experiment=")  # of the sweep, not of a worker
+    assert told.endswith(" -m")
     Path("mended").touch()
-    assert command(["-m", "resume=sweep"]) == 0
+    assert command(["-m", "resume=sweep", "hydra/launcher=basic"]) == 0
     assert all(record.done for record in records())
     assert "3 jobs: " in (summary := capsys.readouterr().out)
     assert "0 failed" in summary
+    alone, in_a_worker = (Path(f"sweep/{number}/model.safetensors").read_bytes() for number in (0, 2))
+    assert alone == in_a_worker
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
-def test_ctrl_c_ends_all_jobs_with_one_line_and_the_sweep_can_be_continued(launcher, tmp_path):
+# In this process: test_what_is_printed_to_go_on_with_a_sweep_can_be_typed.
+def test_ctrl_c_ends_all_jobs_with_one_line(tmp_path):
     program = [sys.executable, "-m", "fsl.simulations.fsl_simulate", "-m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
-        [*program, *launcher, "experiment=smoke", "rounds=3000", "seed=0,1", "hydra.sweep.dir=sweep"],
+        [*program, *JOBLIB, "experiment=smoke", "rounds=3000", "seed=0,1", "hydra.sweep.dir=sweep"],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import tomli_w
 
+from fsl.deployment.local.control import Control
 from fsl.deployment.local.flower_programs import CONNECTION, flwr
 from fsl.errors import RunError
 
 NOT_AGAIN = "; the same run would end so again"  # ends the details of a run that no other try mends
 _POLL = 0.2  # seconds between two looks at processes and files
-_ASK = 2.0, 10.0  # seconds between two questions to the SuperLink, without and with a ServerApp at work
+_ASK = 1.0  # seconds between two questions to the SuperLink
 DIED, FORGOTTEN = "died", "forgotten"
 _UNKNOWN = "Run ID not found"  # Flower's words for a run that a SuperLink does not know
 
@@ -94,26 +95,30 @@ def state(home: Path | None, run: str, connection: str = CONNECTION) -> RunEnd:
 
 
 def watch(
-    home: Path | None, run: str, at_work: Callable[[], bool], look: Callable[[], None], dead: Callable[[], str]
+    home: Path | None,
+    control: Control,
+    run: str,
+    at_work: Callable[[], bool],
+    look: Callable[[], None],
+    dead: Callable[[], str],
 ) -> RunEnd:
     """Wait until a run in a federation on this machine has ended; one whose cloud has died is stopped.
 
-    `at_work` returns whether a ServerApp is at work, which saves questions to the SuperLink; `watch` calls `look` now
-    and then; `dead` names a process that a run cannot do without and that has ended, or returns "": RunError then.
+    `at_work` returns whether a ServerApp is at work; `watch` calls `look` now and then; `dead` names a process that a
+    run cannot do without and that has ended, or returns "": RunError then.
     """
     asked, was_at_work = time.monotonic(), False
     while True:
         time.sleep(_POLL)
         look()
         working = at_work()
-        since = time.monotonic() - asked
         gone = was_at_work and not working
-        if gone or since > _ASK[working]:
+        if gone or time.monotonic() - asked > _ASK:
             if why := dead():
                 raise RunError(f"run {run} cannot go on: {why}")
             asked = time.monotonic()
             try:
-                now = state(home, run)
+                now = RunEnd(run, *control.status(run))
             except RunError:  # the SuperLink is alive, and busy: the run goes on meanwhile
                 continue
             if now.over:

@@ -3,7 +3,6 @@
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from fsl.deployment.certs import CertificateFolder, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.deployment.local import flower_programs as flower
 from fsl.deployment.local import flower_runs as runs
+from fsl.deployment.local.control import Control
 from fsl.deployment.local.federation_record import (
     SUPERLINK,
     Config,
@@ -34,8 +34,6 @@ from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
 
 _POLL = 0.2  # seconds between two looks at starting processes
-_ASK = 1.0  # seconds between two questions to the SuperLink
-_AT_ONCE = 2  # commands of flwr at a time
 
 
 class LocalFederation:
@@ -103,6 +101,11 @@ class LocalFederation:
         """Path of the table that binds devices and edges to their nodes' keys, for `deployment.members`."""
         return self.folder / TABLE
 
+    @property
+    def control(self) -> Control:
+        """The control of the SuperLink; RunError before the start."""
+        return Control(self.record.superlink, self.certificates.ca)
+
     def log(self, name: str) -> Path:
         """Returns the path of a process's log."""
         return self.folder / "logs" / f"{name}.log"
@@ -168,8 +171,7 @@ class LocalFederation:
 
     def online(self) -> dict[str, bool]:
         """Returns, by name, whether the SuperLink counts each node as online."""
-        nodes = flower.flwr(self.home, ["supernode", "list", flower.CONNECTION])["nodes"]
-        online = {node["node-id"] for node in nodes if node["status"] == "online"}
+        online = self.control.online()
         return {node.name: node.id in online for node in self.record.nodes}
 
     def alive(self) -> dict[str, bool]:
@@ -186,13 +188,11 @@ class LocalFederation:
             send(member, number)
 
     def restart(self, name: str) -> None:
-        """End what is left of a SuperNode, start it again with its key and configuration, and wait until it is online.
-
-        After a SIGKILL that takes a minute: until then the SuperLink counts the node as online, and refuses it.
-        """
+        """End what is left of a SuperNode, start it again as it was, and wait until it is online."""
         node = self.record.node(name)
         end([self.record.processes[name]])
-        self._wait([SUPERLINK], lambda: not self.online()[name], _ASK, f"notice the end of {name}")
+        if self.online()[name]:  # killed: for a minute the SuperLink would count it as online, and refuse it
+            self.control.sign_off(node.id, self.certificates.node_key(name))
         self._start_node(node)
         self._wait_online([node])
 
@@ -215,8 +215,7 @@ class LocalFederation:
         flower.write_app(self.folder / "app")
         self._spawn(SUPERLINK, flower.superlink_command(self.certificates, address))
         self._wait([SUPERLINK], lambda: flower.answers(address, self.certificates), _POLL, "answer")
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            registered = list(pool.map(self._registered, nodes))
+        registered = [self._registered(node) for node in nodes]
         self._write(replace(self.record, nodes=tuple(registered)))
         for node in registered:
             self._start_node(node)
@@ -237,9 +236,7 @@ class LocalFederation:
         self._write(self.record.started(start(name, command, self.log(name), environment)))
 
     def _registered(self, node: LocalNode) -> LocalNode:
-        key = self.certificates.node_public_key(node.name)
-        answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
-        return replace(node, id=str(answer["node-id"]))
+        return replace(node, id=self.control.register(self.certificates.node_public_key(node.name), node.name))
 
     def _wait_online(self, nodes: Sequence[LocalNode]) -> None:
         def are_online() -> bool:
@@ -273,7 +270,7 @@ class LocalFederation:
         return run
 
     def _watch(self, run: str, look: Callable[[], None]) -> RunEnd:
-        return runs.watch(self.home, run, self.at_work, look, lambda: self._dead([SUPERLINK]))
+        return runs.watch(self.home, self.control, run, self.at_work, look, lambda: self._dead([SUPERLINK]))
 
     def _write(self, record: FederationRecord) -> None:
         self._record = record
