@@ -227,6 +227,81 @@ def test_no_bytes_make_it_fail_otherwise(seed, changes):
         assert isinstance(ear.errors[0], WireError | TooLarge | ConnectionError)
 
 
+# What a thread that computes owes others.
+
+LARGE = a_message(0, payload=Payload("identity", (("values", torch.randn(1 << 21)),)))
+
+
+def reads_all(sock, count):
+    """Read so many bytes on a thread; the list gets what was read."""
+    found = bytearray()
+
+    def read():
+        sock.settimeout(20)
+        while len(found) < count and (more := sock.recv(1 << 20)):
+            found.extend(more)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    return reader, found
+
+
+def test_last_words_leave_though_events_are_left():
+    with a_pair() as (there, stream, box, _):
+        turn(box, 0.0)
+        stream.write(LARGE)
+        box.put("too late")
+        reader, found = reads_all(there, len(spoken(LARGE)))
+        box.flush(20)
+        assert not stream.unsent
+        reader.join(20)
+        assert bytes(found) == spoken(LARGE)
+
+
+def test_a_stream_that_begins_at_the_end_says_its_last_words_and_closes():
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    box = Mailbox()
+    stream = StepSocket(here, pb.ToEdge, MOST, Ear(), box)
+    stream.queue(LARGE)
+    box.call(stream.begin)
+    reader, found = reads_all(there, len(spoken(LARGE)))
+    box.flush(20)
+    reader.join(20)
+    box.close()
+    there.close()
+    assert bytes(found) == spoken(LARGE)
+    assert stream.closed
+
+
+def test_a_stream_that_begins_after_the_end_is_closed():
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    box = Mailbox()
+    stream = StepSocket(here, pb.ToEdge, MOST, Ear(), box)
+    box.call(stream.begin)
+    box.close()
+    assert stream.closed
+    assert is_closed(there)
+    there.close()
+
+
+def test_a_large_message_leaves_while_events_keep_the_thread_busy():
+    with a_pair() as (there, stream, box, _):
+        turn(box, 0.0)
+        stream.write(LARGE)
+        reader, found = reads_all(there, len(spoken(LARGE)))
+        for _ in range(2000):
+            box.put("work")
+            box.get(timeout=1)
+            if not stream.unsent:
+                break
+            time.sleep(0.005)
+        assert not stream.unsent
+        reader.join(20)
+        assert bytes(found) == spoken(LARGE)
+
+
 # At an edge.
 
 

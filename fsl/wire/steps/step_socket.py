@@ -112,6 +112,10 @@ class StepSocket:
         """Read and write what can be."""
         if not self._paused:
             self._read()
+        self.push()
+
+    def push(self) -> None:
+        """Write what can be, without waiting."""
         if self._out and not self.closed:
             self._flush()
         self._box.watch(self)
