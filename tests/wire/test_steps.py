@@ -27,6 +27,7 @@ from fsl.wire.device.step_paths import StepPaths
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.frame_stream import TooLarge
 from fsl.wire.options import Certificates, Limits
+from fsl.wire.steps import step_socket
 from fsl.wire.steps.mailbox import Mailbox
 from fsl.wire.steps.opening import MAGIC, TICKET_BYTES
 from fsl.wire.steps.step_socket import StepSocket
@@ -58,12 +59,12 @@ class Ear:
 
 
 @contextmanager
-def a_pair(takes=10**9):
+def a_pair(takes=10**9, **more):
     """One end of a stream with its mailbox and ear, and the bare socket of the other."""
     here, there = socket.socketpair()
     here.setblocking(False)
     box, ear = Mailbox(), Ear(takes)
-    stream = StepSocket(here, pb.ToEdge, MOST, ear, box)
+    stream = StepSocket(here, pb.ToEdge, MOST, ear, box, **more)
     box.call(stream.begin)
     try:
         yield there, stream, box, ear
@@ -225,6 +226,110 @@ def test_no_bytes_make_it_fail_otherwise(seed, changes):
         assert stream.closed
         assert len(ear.errors) == 1
         assert isinstance(ear.errors[0], WireError | TooLarge | ConnectionError)
+
+
+# What a thread that computes owes others.
+
+LARGE = a_message(0, payload=Payload("identity", (("values", torch.randn(1 << 21)),)))
+
+
+def reads_all(sock, count):
+    """Read so many bytes on a thread; the list gets what was read."""
+    found = bytearray()
+
+    def read():
+        sock.settimeout(20)
+        while len(found) < count and (more := sock.recv(1 << 20)):
+            found.extend(more)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    return reader, found
+
+
+def test_last_words_leave_though_events_are_left():
+    with a_pair() as (there, stream, box, _):
+        turn(box, 0.0)
+        stream.write(LARGE)
+        box.put("too late")
+        reader, found = reads_all(there, len(spoken(LARGE)))
+        box.flush(20)
+        assert not stream.unsent
+        reader.join(20)
+        assert bytes(found) == spoken(LARGE)
+
+
+def test_a_stream_that_begins_at_the_end_says_its_last_words_and_closes():
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    box = Mailbox()
+    stream = StepSocket(here, pb.ToEdge, MOST, Ear(), box)
+    stream.queue(LARGE)
+    box.call(stream.begin)
+    reader, found = reads_all(there, len(spoken(LARGE)))
+    box.flush(20)
+    reader.join(20)
+    box.close()
+    there.close()
+    assert bytes(found) == spoken(LARGE)
+    assert stream.closed
+
+
+def test_a_stream_that_begins_after_the_end_is_closed():
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    box = Mailbox()
+    stream = StepSocket(here, pb.ToEdge, MOST, Ear(), box)
+    box.call(stream.begin)
+    box.close()
+    assert stream.closed
+    assert is_closed(there)
+    there.close()
+
+
+def test_a_large_message_leaves_while_events_keep_the_thread_busy():
+    with a_pair() as (there, stream, box, _):
+        turn(box, 0.0)
+        stream.write(LARGE)
+        reader, found = reads_all(there, len(spoken(LARGE)))
+        for _ in range(2000):
+            box.put("work")
+            box.get(timeout=1)
+            if not stream.unsent:
+                break
+            time.sleep(0.005)
+        assert not stream.unsent
+        reader.join(20)
+        assert bytes(found) == spoken(LARGE)
+
+
+def test_who_reads_slowly_holds_nobody_up(monkeypatch):
+    waits = []
+    monkeypatch.setattr(step_socket, "_writable", lambda sock, seconds: waits.append(seconds))
+    with a_pair() as (there, stream, box, _):
+        turn(box, 0.0)
+        for _ in range(5):
+            stream.write(LARGE)
+        for _ in range(20):  # it reads, but not as quickly as is written
+            there.recv(1 << 18)
+            turn(box, 0.0)
+        assert stream.unsent
+    assert len(waits) == 1  # for the first message, in the hope of a reader at work
+
+
+def test_who_never_reads_is_heard_no_more():
+    with a_pair(backlog=len(spoken(LARGE))) as (there, stream, box, ear):
+        turn(box, 0.0)
+        stream.write(LARGE)
+        stream.write(LARGE)
+        there.sendall(spoken(a_message(0)))
+        turn(box)
+        assert ear.heard == []
+        reader, _ = reads_all(there, len(spoken(LARGE)))
+        box.flush(20)
+        reader.join(20)
+        turn(box)
+        assert len(ear.heard) == 1
 
 
 # At an edge.

@@ -22,7 +22,8 @@ from fsl.wire.steps.step_socket import StepSocket
 from fsl.wire.tls import TlsContexts
 
 log = logging.getLogger(__name__)
-_BACKLOG = 128
+_LISTEN_BACKLOG = 128
+_BACKLOG = 16 << 20  # bytes of replies that a device has not read, at least
 
 
 class StepsDoor:
@@ -48,7 +49,7 @@ class StepsDoor:
         host, _, port = listen.rpartition(":")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            server = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_BACKLOG)
+            server = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_LISTEN_BACKLOG)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"steps-listen={listen}: edge {self.edge} cannot listen there ({error}); steps travel over a port of "
@@ -64,7 +65,7 @@ class StepsDoor:
         try:
             server.bind(str(local))
             local.chmod(0o600)
-            server.listen(_BACKLOG)
+            server.listen(_LISTEN_BACKLOG)
         except OSError as error:
             server.close()
             log.warning("edge %d: devices on this machine use TCP: %s: %s", self.edge, local, error)
@@ -132,4 +133,6 @@ class StepsDoor:
                 return
             raise
         session, stream = entry
-        session.carry(stream, StepSocket(sock, pb.ToEdge, session.most, session, session.box))
+        # A device that goes on without hearing its replies would fill this edge's memory with them.
+        backlog = max(_BACKLOG, self._limits.queue * session.most)
+        session.carry(stream, StepSocket(sock, pb.ToEdge, session.most, session, session.box, backlog))

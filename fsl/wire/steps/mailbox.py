@@ -28,6 +28,9 @@ class Carried(Protocol):
     def ready(self) -> None:
         """Read and write what can be read and written."""
 
+    def push(self) -> None:
+        """Write what can be written, without waiting."""
+
     def close(self) -> None:
         """End it."""
 
@@ -51,6 +54,7 @@ class Mailbox(Generic[E]):
         self._events: deque[E] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._streams: dict[Carried, int] = {}  # with what each waits for
+        self._writing: set[Carried] = set()  # those of them that wait to write
         self._selector: selectors.BaseSelector | None = None
         self._asleep = False
         self._closed = False
@@ -99,48 +103,60 @@ class Mailbox(Generic[E]):
         """Returns the next event; queue.Empty where none comes within so many seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            while self._calls:
-                self._calls.popleft()()
+            self._do_calls()
             if self._events:
+                for stream in list(self._writing):  # whoever has much to hear need not wait until nothing else happens
+                    stream.push()
                 return self._events.popleft()
             if not self._wait(deadline):
                 raise queue.Empty
 
     def watch(self, stream: Carried) -> None:
-        """Watch a stream for what it waits for now; forget it where it is closed."""
-        wanted, present = 0 if stream.closed else stream.interest(), self._streams.get(stream)
-        if stream.closed or self._closed:
+        """Watch a stream for what it waits for now; forget it where it is closed, and close it where all is over."""
+        if stream.closed:
             self._forget(stream)
-        elif wanted != present:
+            return
+        if self._closed:
+            stream.close()
+            return
+        wanted, present = stream.interest(), self._streams.get(stream)
+        if wanted != present:
             if present:
                 self._opened().unregister(stream)
             if wanted:
                 self._opened().register(stream, wanted, stream)
             self._streams[stream] = wanted
+            (self._writing.add if wanted & WRITE else self._writing.discard)(stream)
 
     def _forget(self, stream: Carried) -> None:
+        self._writing.discard(stream)
         if self._streams.pop(stream, 0):
             self._opened().unregister(stream)
 
     def flush(self, seconds: float) -> None:
         """Wait until all streams have sent what waits, at most so many seconds; what comes meanwhile is left."""
         deadline = time.monotonic() + seconds
+        self._do_calls()  # a stream may be about to begin
         while any(stream.unsent for stream in self._streams) and time.monotonic() < deadline:
-            self._wait(deadline)
+            self._wait(deadline, events=False)
+            self._do_calls()
 
     def close(self) -> None:
         """End all streams; whatever is left or comes later, nobody takes."""
-        with self._lock:
+        with self._lock:  # whoever hears from `call` that all is over may close a stream itself
             self._closed = True
+            for stream in list(self._streams):
+                self._forget(stream)
+                stream.close()
+            if self._selector is not None:
+                self._selector.close()
+            self._bell.close()
+            self._heard.close()
+        self._do_calls()
+
+    def _do_calls(self) -> None:
         while self._calls:
             self._calls.popleft()()
-        for stream in list(self._streams):
-            self._forget(stream)
-            stream.close()
-        if self._selector is not None:
-            self._selector.close()
-        self._bell.close()
-        self._heard.close()
 
     def _opened(self) -> selectors.BaseSelector:
         if self._selector is None:
@@ -148,13 +164,13 @@ class Mailbox(Generic[E]):
             self._selector.register(self._heard, READ, None)
         return self._selector
 
-    def _wait(self, deadline: float | None) -> bool:
-        """Wait for something to happen; returns False where nothing did in time."""
+    def _wait(self, deadline: float | None, events: bool = True) -> bool:
+        """Wait for something to happen (`events`: also an event); returns False where nothing did in time."""
         full = [stream for stream in self._streams if stream.more]
         left = 0.0 if full else None if deadline is None else max(0.0, deadline - time.monotonic())
         self._asleep = True
         try:
-            ready = [] if self._events or self._calls else self._opened().select(left)
+            ready = [] if self._calls or (events and self._events) else self._opened().select(left)
         finally:
             self._asleep = False
         for key, _ in ready:

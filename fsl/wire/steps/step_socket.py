@@ -1,5 +1,6 @@
 """One end of a lean stream: frames and steps over a socket, read and written by the thread that computes."""
 
+import math
 import select
 import socket
 import ssl
@@ -40,10 +41,19 @@ class StepEar(Protocol):
 class StepSocket:
     """A connected, non-blocking socket, plain or TLS. `most`: bytes of the largest frame that may come.
 
-    `queue` may be called by any thread before `begin`; all else is for the computing thread.
+    `backlog`: where more bytes wait to be sent, nothing is read until the other end has read; only one end may have it,
+    or both would wait. `queue` may be called by any thread before `begin`; all else is for the computing thread.
     """
 
-    def __init__(self, sock: socket.socket, heard: ToHere, most: int, ear: StepEar, box: "Mailbox[Any]"):
+    def __init__(
+        self,
+        sock: socket.socket,
+        heard: ToHere,
+        most: int,
+        ear: StepEar,
+        box: "Mailbox[Any]",
+        backlog: float = math.inf,
+    ):
         self.closed = False
         self._sock = sock
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
@@ -53,7 +63,9 @@ class StepSocket:
         self._box = box
         self._said = Descriptions()
         self._kept: list[Description] = []
+        self._backlog = backlog
         self._out: deque[memoryview] = deque()
+        self._waiting = 0  # bytes in it
         self._paused = False
         self._begun = False
         self._more = False
@@ -71,12 +83,16 @@ class StepSocket:
 
     def interest(self) -> int:
         """Returns what it waits for."""
-        return (0 if self._paused else READ) | (WRITE if self._out else 0)
+        return (READ if self._reads else 0) | (WRITE if self._out else 0)
 
     @property
     def more(self) -> bool:
         """Returns whether something has come that no selector sees: TLS has decrypted it already."""
-        return self._more and not self._paused
+        return self._more and self._reads
+
+    @property
+    def _reads(self) -> bool:
+        return not self._paused and self._waiting <= self._backlog
 
     @property
     def unsent(self) -> bool:
@@ -85,7 +101,9 @@ class StepSocket:
 
     def queue(self, message: Outgoing) -> None:
         """Have a message leave before all others."""
-        self._out.extend(map(memoryview, self._said.parts(message)))
+        views = [memoryview(part) for part in self._said.parts(message)]
+        self._out.extend(views)
+        self._waiting += sum(map(len, views))
 
     def begin(self) -> None:
         """Begin to read and write."""
@@ -96,9 +114,10 @@ class StepSocket:
     def write(self, message: Outgoing) -> None:
         """Send a message, as much of it as the other end takes; the rest while the thread waits."""
         if not self.closed:
-            self._out.extend(map(memoryview, self._said.parts(message)))
+            late = bool(self._out)  # its reader is slow
+            self.queue(message)
             if self._begun:
-                self._flush()
+                self._flush(0.0 if late else _PATIENCE)
                 self._box.watch(self)
 
     def resume(self) -> None:
@@ -110,8 +129,12 @@ class StepSocket:
 
     def ready(self) -> None:
         """Read and write what can be."""
-        if not self._paused:
+        if self._reads:
             self._read()
+        self.push()
+
+    def push(self) -> None:
+        """Write what can be, without waiting."""
         if self._out and not self.closed:
             self._flush()
         self._box.watch(self)
@@ -123,6 +146,7 @@ class StepSocket:
             self._box.watch(self)
             self._sock.close()
             self._out.clear()
+            self._waiting = 0
 
     def _broke(self, error: Exception) -> None:
         if not self.closed:
@@ -131,7 +155,7 @@ class StepSocket:
 
     # Writing.
 
-    def _flush(self) -> None:
+    def _flush(self, patience: float = 0.0) -> None:
         until: float | None = None
         while self._out:
             try:
@@ -139,7 +163,7 @@ class StepSocket:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 # A reader at work is quicker than another turn of the thread would be; a slow one holds nobody up.
                 now = time.monotonic()
-                until = until or now + _PATIENCE
+                until = until or now + patience
                 if now >= until or not _writable(self._sock, until - now):
                     return
             except ssl.SSLWantReadError:
@@ -154,6 +178,7 @@ class StepSocket:
         return self._sock.sendmsg([self._out[i] for i in range(min(len(self._out), _VECTORS))])
 
     def _sent(self, count: int) -> None:
+        self._waiting -= count
         while self._out and count >= len(self._out[0]):
             count -= len(self._out.popleft())
         if count:
