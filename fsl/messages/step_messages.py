@@ -31,6 +31,7 @@ from fsl.messages.frames import (
 HEAD = struct.Struct("<BxxxIQQ")  # kind, number of the description, step (a frame's size), mark
 FRAME, KEPT, STEP = range(3)  # a whole frame; one whose description both ends keep; a step by a kept description
 MAX_KEPT = 64  # descriptions of one stream and direction; what has another travels in whole frames
+MAX_DESCRIPTION = 64 << 10  # bytes; what takes more travels in whole frames
 _SMALL = 32 << 10  # bytes up to which a message is put together, so that it leaves by one call
 Part = bytes | memoryview
 Spec = tuple[str, torch.dtype, tuple[int, ...]]
@@ -103,7 +104,8 @@ class Descriptions:
             head = HEAD.pack(STEP, number, message.step, message.mark)
             return _together([head, *views], sum(map(len, views)))
         frame, kind = message.frame(), FRAME
-        if len(self._known) < MAX_KEPT:
+        tensors = sum(tensor.nbytes for tensor in message.tensors())
+        if len(self._known) < MAX_KEPT and len(frame) - tensors <= MAX_DESCRIPTION:
             self._known[signature] = len(self._known)
             kind = KEPT
         return _together([HEAD.pack(kind, 0, len(frame), 0), frame], len(frame))
@@ -117,7 +119,9 @@ def _together(parts: list[Part], size: int) -> list[Part]:
 class Description:
     """What one kind of step consists of, as the other end described it."""
 
-    message: pb.Upload | pb.Reply  # of the frame that brought it
+    upload: bool  # or else a reply
+    device: int
+    round: int
     codec: str
     tensors: tuple[Spec, ...]  # of the payload
     beside: tuple[Spec, ...]  # named by the message's fields
@@ -125,13 +129,20 @@ class Description:
 
     @staticmethod
     def of(message: pb.Upload | pb.Reply, data: memoryview, size: int) -> "Description":
-        """Read the description in a message with its data behind it; WireError for what cannot be."""
+        """Read the description in a message with its data behind it; WireError for what cannot be.
+
+        Nothing else of the message is kept.
+        """
+        if size - len(data) > MAX_DESCRIPTION:
+            raise WireError(f"a description has {size - len(data)} bytes; at most {MAX_DESCRIPTION} are kept")
         _ = read_upload(message, data) if isinstance(message, pb.Upload) else read_reply(message, data)
         payload = message.smashed if isinstance(message, pb.Upload) else message.gradient
         fields = ("targets", "factors") if isinstance(message, pb.Upload) else ("norms",)
         beside = [(field, getattr(message, field).tensors[0]) for field in fields if message.HasField(field)]
         return Description(
-            message,
+            isinstance(message, pb.Upload),
+            message.device,
+            message.round,
             payload.codec,
             tuple((tensor.name, *checked_tensor(tensor)) for tensor in payload.tensors),
             tuple((field, *checked_tensor(tensor)) for field, tensor in beside),
@@ -147,9 +158,8 @@ class Description:
 
     def named(self, step: int, mark: int) -> "pb.ToEdge | pb.ToDevice":
         """Returns the message of one step, without a description. WireError for numbers that no message carries."""
-        kept = self.message
         if step >> 32 or mark >> 32:
             raise WireError(f"a step is numbered {step}, its mark is {mark}")
-        if isinstance(kept, pb.Upload):
-            return pb.ToEdge(upload=pb.Upload(device=kept.device, round=kept.round, step=step, leaving=mark))
-        return pb.ToDevice(reply=pb.Reply(device=kept.device, round=kept.round, step=step, served=mark))
+        if self.upload:
+            return pb.ToEdge(upload=pb.Upload(device=self.device, round=self.round, step=step, leaving=mark))
+        return pb.ToDevice(reply=pb.Reply(device=self.device, round=self.round, step=step, served=mark))

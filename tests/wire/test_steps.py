@@ -22,7 +22,7 @@ from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import Arrived, frame, read_upload
-from fsl.messages.step_messages import FRAME, HEAD, KEPT, MAX_KEPT, STEP, Descriptions, StepMessage
+from fsl.messages.step_messages import FRAME, HEAD, KEPT, MAX_DESCRIPTION, MAX_KEPT, STEP, Descriptions, StepMessage
 from fsl.wire.device.step_paths import StepPaths
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.frame_stream import TooLarge
@@ -141,6 +141,16 @@ def test_a_description_travels_once():
     assert second == HEAD.size + tensors < first
 
 
+def test_a_long_description_is_not_kept():
+    wordy = a_message(payload=Payload("x" * MAX_DESCRIPTION, ()))
+    with a_pair() as (there, _, box, ear):
+        there.sendall(spoken(wordy, wordy, a_message(2), a_message(3)))
+        for _ in range(8):
+            turn(box, 0.0)
+        assert [message.upload.step for message, _, _ in ear.heard] == [0, 0, 2, 3]
+        assert ear.errors == []
+
+
 def test_a_large_message_is_written_while_its_reader_is_slow():
     large = a_message(0, payload=Payload("identity", (("values", torch.randn(1 << 21)),)))
     with a_pair() as (there, stream, box, _):
@@ -170,6 +180,7 @@ def test_who_is_told_to_stop_reads_no_more_until_it_is_told_to_go_on():
 
 
 WHOLE = a_message().frame()
+WORDY = a_message(payload=Payload("x" * MAX_DESCRIPTION, ())).frame()
 BAD = {
     "no kind": (HEAD.pack(9, 0, 0, 0), WireError),
     "an unknown description": (HEAD.pack(STEP, 0, 0, 0), WireError),
@@ -182,6 +193,7 @@ BAD = {
         WireError,
     ),
     "a description that lies": (HEAD.pack(KEPT, 0, len(WHOLE) - 1, 0) + WHOLE[:-1], WireError),
+    "a description that is long": (HEAD.pack(KEPT, 0, len(WORDY), 0) + WORDY, WireError),
     "a step beyond numbers": (spoken(a_message()) + HEAD.pack(STEP, 0, 1 << 32, 0), WireError),
     "a mark beyond numbers": (spoken(a_message()) + HEAD.pack(STEP, 0, 1, 1 << 32), WireError),
     "too many descriptions": (
