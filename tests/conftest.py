@@ -158,7 +158,7 @@ def encrypted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certificates")
     issue(folder, identities(1, 1))
     edge, device = tls(CertificateFolder(folder), mutual=False)
-    return {"edge_tls": edge | device, "device_tls": device}
+    return {"edge_tls": edge | {"ca": device["ca"]}, "device_tls": device}
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ def test_keys_of_certificates_too(tmp_path):
     files = Folder(tmp_path)
     files.key("edge-0").chmod(0o644)
     ends = Certificates(files.ca, files.certificate("edge-0"), files.key("edge-0"))
-    for use in (ends.server, ends.channel):
+    for use in (ends.edge_files, ends.device_files):
         with pytest.raises(ConfigError, match="chmod 600"):
             use()
     files.ca_key.chmod(0o644)

@@ -171,8 +171,6 @@ def test_what_a_superlink_refuses_is_one_line(federation):
     control, certificates = federation.control, federation.certificates
     with pytest.raises(RunError, match=r"^the SuperLink at [\d.:]+ (knows no run 7|does not tell of run 7: .+)$"):
         control.status("7")
-    with pytest.raises(RunError, match=r"does not sign node 7 off: .+"):
-        control.sign_off("7", certificates.node_key("device-0"))
     with pytest.raises(RunError, match=r"does not register device-0: .+"):
         control.register(certificates.node_public_key("device-0"), "device-0")
 

@@ -165,7 +165,7 @@ class Corrupts(Backhaul):
             sender = PeerLines(key, None, fsl.wire.options.Limits())
             frame = bytearray(sign(key, here, peer.edge, body, data))
             frame[-5] ^= 1
-            answer = await sender._channel(peer.address).unary_unary(PEER_METHOD)(bytes(frame), timeout=timeout)
+            answer = await sender._dialler.channel(peer.address).unary_unary(PEER_METHOD)(bytes(frame), timeout=timeout)
             return check(answer, peer.key, replace(here, edge=peer.edge), here.edge)
         return await super().carry(lines, here, peer, body, data, timeout, kind)
 
@@ -365,7 +365,7 @@ def test_a_stranger_gets_a_code_and_a_reason(tmp_path, monkeypatch):
                     (lines.key, replace(here, edge=9)),
                     (lines.key, replace(here, round=5)),
                 ):
-                    call = lines._channel(peer.address).unary_unary(PEER_METHOD)
+                    call = lines._dialler.channel(peer.address).unary_unary(PEER_METHOD)
                     with pytest.raises(grpc.aio.AioRpcError) as caught:
                         await call(sign(key, place, peer.edge, body, data), timeout=15)
                     answers.append((caught.value.code(), caught.value.details()))

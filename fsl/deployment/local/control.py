@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest
-from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufClient
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fsl.errors import RunError
 from fsl.quoting import one_line
@@ -59,17 +56,9 @@ class Control:
             raise RunError(f"the SuperLink at {self._address} knows no run {run}")
         return ":".join(filter(None, (found.status.status, found.status.sub_status))), found.status.details
 
-    def sign_off(self, node: str, key: Path) -> None:
-        """Tell the SuperLink that a SuperNode is gone, as one says that ends in order, by its private key's file."""
-        private = load_ssh_private_key(key.read_bytes(), None)
-        assert isinstance(private, EllipticCurvePrivateKey)
-        signed = NodeAuthHttpInterceptor(private, private.public_key())
-        with self._asking(f"sign node {node} off"), self._client(FleetHttpClient, signed) as client:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=int(node)))
-
-    def _client(self, kind: type[Client], *more: NodeAuthHttpInterceptor) -> Client:
+    def _client(self, kind: type[Client]) -> Client:
         versions = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
-        return kind.from_server_address(self._address, False, self._ca.read_bytes(), [versions, *more])
+        return kind.from_server_address(self._address, False, self._ca.read_bytes(), [versions])
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:

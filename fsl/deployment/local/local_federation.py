@@ -34,6 +34,7 @@ from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
 
 _POLL = 0.2  # seconds between two looks at starting processes
+_ASK = 1.0  # seconds between two questions to the SuperLink
 
 
 class LocalFederation:
@@ -188,11 +189,13 @@ class LocalFederation:
             send(member, number)
 
     def restart(self, name: str) -> None:
-        """End what is left of a SuperNode, start it again as it was, and wait until it is online."""
+        """End what is left of a SuperNode, start it again as it was, and wait until it is online.
+
+        After a SIGKILL that takes a minute: until then the SuperLink counts the node as online, and refuses it.
+        """
         node = self.record.node(name)
         end([self.record.processes[name]])
-        if self.online()[name]:  # killed: for a minute the SuperLink would count it as online, and refuse it
-            self.control.sign_off(node.id, self.certificates.node_key(name))
+        self._wait([SUPERLINK], lambda: not self.online()[name], _ASK, f"notice the end of {name}")
         self._start_node(node)
         self._wait_online([node])
 
