@@ -25,6 +25,7 @@ from fsl.messages.frames import Arrived, frame, read_upload
 from fsl.messages.step_messages import FRAME, HEAD, KEPT, MAX_DESCRIPTION, MAX_KEPT, STEP, Descriptions, StepMessage
 from fsl.wire.device.step_paths import StepPaths
 from fsl.wire.edge.door import EdgeDoor
+from fsl.wire.edge.session import WireSession
 from fsl.wire.frame_stream import TooLarge
 from fsl.wire.options import Certificates, Limits
 from fsl.wire.steps import step_socket
@@ -475,6 +476,20 @@ def test_a_bad_step_loses_its_device_with_a_reason(edge):
             sock.sendall(in_a_frame(upload(5, step=7)))
             code, reason = stranger.refusal()
             assert (code.name, reason) == ("INVALID_ARGUMENT", "upload 7 came where 0 is next")
+
+
+def test_a_fault_of_the_edge_s_own_ends_a_session_with_a_word(edge, monkeypatch, caplog):
+    def fails(*_):
+        raise ArithmeticError("no such luck")
+
+    monkeypatch.setattr(WireSession, "_check", fails)
+    with LeanStranger(edge, 5) as stranger:
+        stranger.enter()
+        with stranger.connect() as sock:
+            read_message(sock)
+            sock.sendall(in_a_frame(upload(5)))
+            assert stranger.refusal()[0].name == "INTERNAL"
+    assert "no such luck" in caplog.text
 
 
 def test_who_cannot_open_one_stays(edge):

@@ -169,6 +169,7 @@ class MovingEdgeRound(EdgeRound):
         """Set up a session for a device that comes, on the network thread."""
         admission = self.admission
         session = WireSession(event.claims, event.token, admission.inbox, self.thread, self.limits.queue, self.meter)
+        session.most = admission.most(self.limits.max_message_bytes)
         session.take_over(step, frames)
         session.joined = True
         admission.sessions[event.device] = session

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import logging
 import secrets
 import threading
 import time
@@ -24,6 +25,8 @@ from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits
 from fsl.wire.steps.step_socket import StepSocket
 from fsl.wire.tokens import Claims
+
+log = logging.getLogger(__name__)
 
 
 class WireSession:
@@ -108,6 +111,9 @@ class WireSession:
     def broke(self, steps: StepSocket, error: Exception) -> None:
         """Hear that a lean stream has ended; the device comes back, unless it sent what it may not."""
         refusal = refusal_of(error)
+        if refusal is None and not isinstance(error, OSError):  # no fault of a connection: it would come again
+            log.error("the stream of steps of device %d failed", self.claims.device, exc_info=error)
+            refusal = Refusal(grpc.StatusCode.INTERNAL, f"its edge failed to read what it sent: {type(error).__name__}")
         with self._lock:
             stream = self._stream
             # A device whose lean stream broke may still say on the other one that it leaves.
