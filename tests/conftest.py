@@ -27,9 +27,9 @@ from tests.helpers.tls_options import tls
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
 
 
-# Federations of real processes, fifteen and eight, run on one worker, one after another: side by side they slow each
+# Federations of real processes, ten each, run on one worker, one after another: side by side they slow each
 # other into timeouts.
-FEDERATIONS = ("test_federation.py", "test_local_federation.py")
+FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
 LONGEST = (  # those that need a Ray stand side by side: they share one
     *FEDERATIONS,
     "test_sessions.py",
