@@ -4,6 +4,8 @@ import logging
 from contextlib import ExitStack
 
 import pytest
+from flwr.app import Error
+from flwr.common.constant import ErrorCode
 
 from fsl.deployment.cloud import questions
 from fsl.deployment.cloud.enrolled import fingerprint_of
@@ -174,6 +176,16 @@ def test_a_node_that_never_answers_holds_up_one_round_and_no_more(three, lines, 
     assert len(waits) == once
     one.answer = answer
     assert wait_until(lambda: federation.look() == {"device-0": 1, "edge-0": 2, "device-1": 3}, 10, 0.05)
+
+
+def test_a_node_whose_question_reached_nobody_is_asked_and_awaited_when_it_is_back(three, lines, tmp_path):
+    """It was killed; Flower counts it as online for a minute, and then answers for it; meanwhile it has come back."""
+    one = three[2]
+    answer, one.answer = one.answer, lambda offer: Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+    federation = Federation(tmp_path, lines, *three, query=20)
+    assert federation.look() == {"device-0": 1, "edge-0": 2}
+    one.answer = answer
+    assert federation.look() == {"device-0": 1, "edge-0": 2, "device-1": 3}
 
 
 def test_a_node_that_was_refused_is_asked_again_in_a_while_or_when_it_may_be_let_in(three, lines, tmp_path):

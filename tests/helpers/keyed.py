@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fsl.installed import __version__
 from fsl.messages.record_names import CONFIG, LINE, MEMBER
@@ -84,5 +84,7 @@ class KeyedCloud(AnswersAtOnce):
         hosts = {node.number: node for node in self.nodes}
         for message in reversed(list(messages)):
             said = hosts[message.metadata.dst_node_id].answer(message.content.config_records[CONFIG].get(LINE))
-            if said is not None:
+            if isinstance(said, Error):  # Flower's own, in place of an answer
+                yield Message(said, reply_to=message)
+            elif said is not None:
                 yield Message(RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(said)})}), reply_to=message)

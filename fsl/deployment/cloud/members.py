@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fsl.deployment.cloud.closing import check_closing
@@ -23,6 +24,8 @@ from fsl.wire.line.cloud_lines import CloudLines
 from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
+# Flower's own answers for a node that is gone: nobody has refused anything.
+_REACHED_NOBODY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 _AGAIN = 5.0  # seconds after which a node that was refused is asked again
 _LEFT = "it is not online at the SuperLink any more: it ended, or its key was unregistered"
 
@@ -211,6 +214,8 @@ class Members:
         for reply in replies:
             node = reply.metadata.src_node_id
             self._silent.discard(node)
+            if reply.has_error() and reply.error.code in _REACHED_NOBODY:
+                continue  # the next look asks it, and waits: it may have come back
             try:
                 if reply.has_error():
                     raise WireError(one_line(str(reply.error.reason), 1000))
