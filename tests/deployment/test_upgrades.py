@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 from fsl.deployment.cloud.members import Members, Terms
 from fsl.deployment.node.setup import Setup
@@ -71,7 +72,7 @@ class Federation(AnswersAtOnce):
                 Setup.from_json(message.content.config_records[CONFIG]["setup"])
                 answer, error = self._answer(node), None
             except VersionError as refused:
-                answer, error = None, SimpleNamespace(reason=str(refused))
+                answer, error = None, SimpleNamespace(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(refused))
             self.runs(self.cloud)
             yield SimpleNamespace(
                 metadata=SimpleNamespace(src_node_id=node, reply_to_message_id=message.metadata.message_id),
