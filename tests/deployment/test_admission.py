@@ -4,17 +4,15 @@ import logging
 from contextlib import ExitStack
 
 import pytest
-from flwr.app import Error
-from flwr.common.constant import ErrorCode
 
-from fsl.deployment.cloud import questions
+from fsl.deployment.cloud import members, questions
 from fsl.deployment.cloud.enrolled import fingerprint_of
 from fsl.deployment.cloud.line_grid import LineGrid
 from fsl.deployment.cloud.members import Members, Terms
 from fsl.deployment.processes import wait_until
 from fsl.errors import ConfigError
 from fsl.flower.internals import enter_identity, exit_identity
-from tests.helpers.keyed import KeyedCloud, KeyedNode
+from tests.helpers.keyed import GONE, KeyedCloud, KeyedNode
 from tests.helpers.lined import LinedCloud
 
 LEFT = "it is not online at the SuperLink any more: it ended, or its key was unregistered"
@@ -181,10 +179,29 @@ def test_a_node_that_never_answers_holds_up_one_round_and_no_more(three, lines, 
 def test_a_node_whose_question_reached_nobody_is_asked_and_awaited_when_it_is_back(three, lines, tmp_path):
     """It was killed; Flower counts it as online for a minute, and then answers for it; meanwhile it has come back."""
     one = three[2]
-    answer, one.answer = one.answer, lambda offer: Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+    answer, one.answer = one.answer, lambda offer: GONE
     federation = Federation(tmp_path, lines, *three, query=20)
     assert federation.look() == {"device-0": 1, "edge-0": 2}
     one.answer = answer
+    assert federation.look() == {"device-0": 1, "edge-0": 2, "device-1": 3}
+
+
+def test_a_killed_node_holds_up_nobody_for_long_and_is_awaited_once_back(three, lines, tmp_path, monkeypatch, waits):
+    """Flower counts it as online for a minute; it comes back when its question has been lost and Flower says so."""
+    monkeypatch.setattr(members, "_RETURN", 0.2)
+    one = three[2]
+    federation = Federation(tmp_path, lines, *three, query=60)
+    federation.look(first=True)
+    federation.look()
+    one.line.close()
+    assert wait_until(lambda: one.number not in lines.open, 10, 0.05)
+    answer, one.answer = one.answer, lambda offer: None
+    before = len(waits)
+    assert federation.look() == {"device-0": 1, "edge-0": 2}
+    assert federation.look() == {"device-0": 1, "edge-0": 2}
+    assert len(waits) - before < 10  # of half a second each
+    one.answer = answer
+    federation.cloud.gone(one.number)
     assert federation.look() == {"device-0": 1, "edge-0": 2, "device-1": 3}
 
 

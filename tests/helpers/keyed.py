@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from fsl.installed import __version__
 from fsl.messages.record_names import CONFIG, LINE, MEMBER
@@ -69,6 +70,7 @@ class KeyedCloud(AnswersAtOnce):
 
     def __init__(self, *nodes):
         self.nodes = list(nodes)
+        self.asked = {}
 
     def get_node_ids(self):
         return [node.number for node in self.nodes]
@@ -83,8 +85,24 @@ class KeyedCloud(AnswersAtOnce):
         """In the order in which answers come in: the last node first."""
         hosts = {node.number: node for node in self.nodes}
         for message in reversed(list(messages)):
-            said = hosts[message.metadata.dst_node_id].answer(message.content.config_records[CONFIG].get(LINE))
-            if isinstance(said, Error):  # Flower's own, in place of an answer
-                yield Message(said, reply_to=message)
+            node = message.metadata.dst_node_id
+            said = hosts[node].answer(message.content.config_records[CONFIG].get(LINE))
+            self.asked[node] = message
+            if said is GONE:
+                yield _gone(message)
             elif said is not None:
                 yield Message(RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(said)})}), reply_to=message)
+
+    def gone(self, node):
+        """See that a node has gone, which has not answered."""
+        self.replies.append(_gone(self.asked[node]))
+
+
+GONE = object()  # Flower answers in a node's place
+
+
+def _gone(message):
+    """Flower's answer for a node that is gone, which is as of its own node."""
+    said = SimpleNamespace(src_node_id=SUPERLINK_NODE_ID, reply_to_message_id=message.metadata.message_id)
+    error = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+    return SimpleNamespace(metadata=said, error=error, has_error=lambda: True)

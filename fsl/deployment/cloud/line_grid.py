@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -132,6 +132,20 @@ class LineGrid(Grid):
         if node not in self._without:
             self._without.add(node)
             log.warning("node %d has no line: Flower's messages serve it, which take seconds each", node)
+
+
+def pull_replies(grid: Grid, sent: Mapping[str, Message]) -> list[Message]:
+    """Returns the replies that have come to some messages (by id), each as of the node that was asked.
+
+    Flower answers by itself, as its own node, for a node that is gone.
+    """
+    replies = []
+    for reply in grid.pull_messages(list(sent)):
+        asked = sent[reply.metadata.reply_to_message_id]
+        if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
+            reply = Message(reply.error, reply_to=asked)
+        replies.append(reply)
+    return replies
 
 
 def wait_for_reply(grid: Grid, ids: Collection[str], seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from fsl.wire.options import Patience
 log = logging.getLogger(__name__)
 # Flower's own answers for a node that is gone: nobody has refused anything.
 _REACHED_NOBODY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+_RETURN = 15.0  # seconds to wait for a node whose line was lost: Flower's messages take some
 _AGAIN = 5.0  # seconds after which a node that was refused is asked again
 _LEFT = "it is not online at the SuperLink any more: it ended, or its key was unregistered"
 
@@ -191,7 +192,8 @@ class Members:
     def _update(self, grid: Grid) -> None:
         """Look who is there, ask new nodes, and admit those that have answered.
 
-        It waits for the answers of nodes that come for the first time, or come back; not for those of nodes that were
+        It waits for the answers of nodes that come for the first time, or come back; less long for those whose line was
+        lost, since Flower counts a node that was killed as online for a minute; and not for those of nodes that were
         refused, or did not answer the last time.
         """
         ids = sorted(grid.get_node_ids())
@@ -200,22 +202,23 @@ class Members:
             self._again.clear()
         for member in list(self._known.values()):  # an operator may have given a number to another key
             self._rightful(member)
-        self._ask_for_lines()
+        returning = self._ask_for_lines()
         now = time.monotonic()
         there = self._known.keys() | self._questions.nodes
-        new = [node for node in ids if node not in there and now >= self._again.get(node, now)]
-        questions = [Message(self._question(node), node, MessageType.QUERY, group_id="0") for node in new]
-        self._questions.ask(grid, questions)
-        patient = set(new) - self._refused.keys() - self._silent
-        replies = self._questions.answers(grid, patient)
-        self._silent |= patient - {reply.metadata.src_node_id for reply in replies}
+        patience: dict[int, float] = {}
+        for node in ids:
+            if node not in there and now >= self._again.get(node, now):
+                waits = 0.0 if node in self._refused or node in self._silent else self.terms.query
+                patience[node] = min(waits, _RETURN) if node in returning else waits
+        replies = self._ask(grid, patience)
+        if missed := _unreached(replies):  # who is there may have come back since
+            replies += self._ask(grid, dict.fromkeys(missed & set(grid.get_node_ids()), self.terms.query))
         found: list[Member] = []
         registered = _registered(grid) if replies else {}
         for reply in replies:
             node = reply.metadata.src_node_id
-            self._silent.discard(node)
-            if reply.has_error() and reply.error.code in _REACHED_NOBODY:
-                continue  # the next look asks it, and waits: it may have come back
+            if _reached_nobody(reply):
+                continue  # the next look asks it, if it is there
             try:
                 if reply.has_error():
                     raise WireError(one_line(str(reply.error.reason), 1000))
@@ -225,6 +228,15 @@ class Members:
         self._admit(sorted(found, key=lambda member: member.node), ids)
         self.online = [self._known[node] for node in ids if node in self._known]
         self.out = {}
+
+    def _ask(self, grid: Grid, patience: Mapping[int, float]) -> list[Message]:
+        """Ask nodes what they host; returns what has come of all questions, having waited for each so many seconds."""
+        questions = [Message(self._question(node), node, MessageType.QUERY, group_id="0") for node in patience]
+        self._questions.ask(grid, questions, patience)
+        replies = self._questions.answers(grid)
+        self._silent |= {node for node, seconds in patience.items() if seconds > 0}
+        self._silent -= {reply.metadata.src_node_id for reply in replies}
+        return replies
 
     def _introduced(self, node: int, reply: Message, registered: bytes, label: str) -> Member:
         member = introduced(node, reply, registered, label, self.terms.bind_keys)
@@ -255,14 +267,16 @@ class Members:
         if self.lines is not None:
             self.lines.revoke(node, reason)
 
-    def _ask_for_lines(self) -> None:
-        """Ask members whose line was lost again, with a new offer."""
+    def _ask_for_lines(self) -> set[int]:
+        """Have members whose line was lost asked again, with a new offer; returns them."""
         if self.lines is None:
-            return
+            return set()
         open = self.lines.open
-        for node in self._lined - open:
+        lost = self._lined - open
+        for node in lost:
             self._known.pop(node, None)
         self._lined = {node for node in open if node in self._known}
+        return lost
 
     def _question(self, node: int) -> RecordDict:
         """Ask what a node hosts, and offer it a line where it has none."""
@@ -325,13 +339,21 @@ class Members:
             return ""
         nodes = ", ".join(map(str, sorted(self._silent)[:20]))
         return (
-            f"; {len(self._silent)} nodes are online and did not answer within {self.terms.query:g} s ({nodes}): they "
+            f"; {len(self._silent)} nodes are online and did not answer in time ({nodes}): they "
             "are busy, most likely with another run (`flwr list` shows runs); wait for it, or restart these SuperNodes"
         )
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _reached_nobody(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in _REACHED_NOBODY
+
+
+def _unreached(replies: Sequence[Message]) -> set[int]:
+    return {reply.metadata.src_node_id for reply in replies if _reached_nobody(reply)}
 
 
 def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:

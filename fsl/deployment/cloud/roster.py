@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
-from fsl.deployment.cloud.line_grid import LineGrid, wait_for_reply
+from fsl.deployment.cloud.line_grid import LineGrid, pull_replies, wait_for_reply
 from fsl.deployment.cloud.member import Member
 from fsl.deployment.cloud.members import Members, Terms
 from fsl.deployment.cloud.refused_plans import refuse_plan
@@ -159,7 +159,7 @@ class Roster:
         elif (longest := self._longest()) is not None:
             timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
-        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        sent = {message.metadata.message_id: message for message in messages}
         replies: list[Message] = []
         begun = checked = time.monotonic()
         deadline, ended = begun + timeout, False
@@ -167,19 +167,19 @@ class Roster:
             if time.monotonic() - checked > _CHECK:
                 self.members.check(grid)
                 checked = time.monotonic()
-            new = list(grid.pull_messages(sorted(waiting)))
+            new = pull_replies(grid, {id: sent[id] for id in sorted(waiting)})
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
             if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
                 appear = begun + self.terms.join + _WAY if any(reply.has_error() for reply in replies) else 0.0
                 ended, deadline = True, min(deadline, max(time.monotonic() + grace, appear))
-            waiting -= {id for id in waiting if nodes.get(id) in self.members.out}
+            waiting -= {id for id in waiting if sent[id].metadata.dst_node_id in self.members.out}
             if waiting and not new:
                 wait_for_reply(grid, waiting, min(_POLL, max(0.0, deadline - time.monotonic())))
         self.members.check()
         if isinstance(grid, LineGrid):
-            grid.forget(nodes)
+            grid.forget(sent)
         return [reply for reply in replies if self._is_own(reply)]
 
     def _is_own(self, reply: Message) -> bool:
