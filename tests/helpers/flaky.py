@@ -16,6 +16,7 @@ from fsl.wire.device.step_paths import StepPaths
 from fsl.wire.steps.step_socket import StepSocket
 
 _DEVICE = contextvars.ContextVar("device")
+_UNSEEN = 0.3  # seconds until an edge sees that a connection broke; a device tries again after 0.1
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class _Call:
         self._call = call
         self._weather = weather
         self._device = _DEVICE.get()
-        self._broken = False
+        self._broken = asyncio.Event()
         for name in ("code", "details", "initial_metadata", "trailing_metadata"):
             setattr(self, name, getattr(call, name))
 
@@ -128,15 +129,19 @@ class _Call:
             await self._call.write(data)
 
     async def read(self):
+        read, broken = asyncio.ensure_future(self._call.read()), asyncio.ensure_future(self._broken.wait())
         try:
-            data = await self._call.read()
-        except asyncio.CancelledError:
-            if not self._broken:
-                raise
-            data = grpc.aio.EOF
-        if data is grpc.aio.EOF:
-            if self._broken:
+            await asyncio.wait({read, broken}, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.is_set():
                 raise self._error()
+            data = read.result()
+        finally:
+            broken.cancel()
+            if self._broken.is_set():  # to cancel it would end the call
+                read.add_done_callback(lambda read: read.cancelled() or read.exception())
+            else:
+                read.cancel()
+        if data is grpc.aio.EOF:
             return data
         place = self._place("hears", read_frame(data, pb.ToDevice)[0])
         if self._weather.breaks(place):
@@ -145,14 +150,15 @@ class _Call:
         return data if self._weather.tamper is None else self._weather.tamper(place, data)
 
     def cancel(self):
-        return self._call.cancel()
+        return self._broken.is_set() or self._call.cancel()
 
     def _place(self, does, message):
         return place(self._device, does, message)
 
     def _break(self):
-        self._broken = True
-        self._call.cancel()
+        """End it for the device at once, and for the edge after the device has tried to come back."""
+        self._broken.set()
+        asyncio.get_running_loop().call_later(_UNSEEN, self._call.cancel)
 
     @staticmethod
     def _error():

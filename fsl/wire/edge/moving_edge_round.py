@@ -129,7 +129,7 @@ class MovingEdgeRound(EdgeRound):
         device, attendance = event.device, self.all.get(event.device)
         session = self.admission.sessions.get(device)
         if attendance is None or attendance.settled or not attendance.away:
-            if session is not None and not session.moved and session.unheard:
+            if session is not None and not session.moved and session.unheard and not session.connected:
                 event.done(session)  # a repeated call: the answer was lost
             else:
                 reason = f"device {device} is not expected at edge {self.server.edge}"

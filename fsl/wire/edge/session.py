@@ -173,8 +173,8 @@ class WireSession:
 
     @property
     def unheard(self) -> bool:
-        """Returns whether the device may never have received the secret: it sent no frame, and no stream is open."""
-        return self._stream is None and self._taken == 0 and not self.closing
+        """Returns whether the device may never have received the secret: nothing that it sent shows that it has."""
+        return self._taken == 0 and not self.closing and (self._stream is None or self._stream.steps is None)
 
     def is_on(self, stream: SessionStream) -> bool:
         """Returns whether this stream carries the session, and not a later one."""

@@ -138,10 +138,12 @@ class Welcome:
             return None  # it comes back, and another edge has its session
         if session.refusal is not None:
             raise session.refusal
-        # A device that never received the secret, since the connection broke, has proven its key and may come in.
-        if not session.same(opening.secret) and not (session.unheard and not opening.secret):
-            raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
-        return session
+        # A device that never received the secret, since the connection broke, has proven its key and may come in: at
+        # once where no stream is open, else as soon as the edge has seen that the broken one is.
+        if session.same(opening.secret) or (session.unheard and not opening.secret and not session.connected):
+            return session
+        code = Code.UNAVAILABLE if session.unheard and not opening.secret else Code.ALREADY_EXISTS
+        raise Refusal(code, f"device {claims.device} has a session at edge {self.edge} already")
 
     async def _new_session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession:
         session = WireSession(claims, opening.token, admission.inbox, self._thread, self.limits.queue, self.meter)
