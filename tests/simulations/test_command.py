@@ -340,12 +340,15 @@ def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert running.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
+    try:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert running.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, error = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert error.strip().splitlines() == ["fsl-simulate: interrupted; go on with resume=run, and the same options"]
     assert command([*options, "resume=run"]) == 0

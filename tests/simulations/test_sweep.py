@@ -17,7 +17,7 @@ from fsl.simulations.sweeps.jobs import JobRecord, read_record
 from fsl import files
 from fsl.quoting import override_value
 from tests.helpers.places import ROOT
-from tests.helpers.sweeps import MODEL, all_gone
+from tests.helpers.sweeps import MODEL, all_gone, end_session
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def sweep(*overrides: str) -> int:
 
 
 def records() -> list[JobRecord]:
-    found = [read_record(Path("sweep"), int(path.stem)) for path in Path("sweep/jobs").iterdir()]
+    found = [read_record(Path("sweep"), int(path.stem)) for path in Path("sweep/jobs").glob("*.json")]
     return sorted((record for record in found if record is not None), key=lambda record: record.number)
 
 
@@ -326,15 +326,18 @@ def test_ctrl_c_ends_all_jobs_with_one_line(tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("sweep/*/checkpoint/state.json")):
-        assert running.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert error.splitlines() == [
-        "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
-    ]
-    assert all_gone(running.pid)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("sweep/*/checkpoint/state.json")):
+            assert running.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        _, error = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert error.splitlines() == [
+            "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
+        ]
+        assert all_gone(running.pid)
+    finally:
+        end_session(running.pid)
