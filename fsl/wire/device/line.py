@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,17 +239,20 @@ class Line:
 
     async def _stream(self) -> None:
         """Carry the session over one connection until the edge closes it; raises what ended the connection before."""
-        call, opened = await self._opened_call()
+        call: Call | None = None
         writer: asyncio.Task[None] | None = None
         try:
-            self._opened = True
-            if self._secret:
-                self._uplink.meter.reconnected()
-            self._secret = opened.secret
-            self.max_bytes = min(self.max_bytes, opened.max_bytes)
-            frames = self._control = asyncio.Queue()
-            writer = asyncio.create_task(_write(frames, call))
-            steps = await self._opened_steps(opened) if opened.ticket else None
+            async with self._place():
+                call = self._uplink.channel(self.invitation.address).stream_stream(METHOD)()
+                opened = await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
+                self._opened = True
+                if self._secret:
+                    self._uplink.meter.reconnected()
+                self._secret = opened.secret
+                self.max_bytes = min(self.max_bytes, opened.max_bytes)
+                frames = self._control = asyncio.Queue()
+                writer = asyncio.create_task(_write(frames, call))
+                steps = await self._opened_steps(opened) if opened.ticket else None
             if opened.ticket and steps is None:
                 frames.put_nowait(frame(pb.ToEdge(stay=pb.Stay(reason="no stream of steps could be opened"))))
             ended = self._take_up(opened, frames, steps)
@@ -261,7 +266,8 @@ class Line:
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
-            call.cancel()
+            if call is not None:
+                call.cancel()
 
     def _take_up(
         self, opened: pb.Opened, frames: "asyncio.Queue[bytes]", steps: StepSocket | None
@@ -320,21 +326,17 @@ class Line:
         none = grpc.aio.Metadata()
         raise grpc.aio.AioRpcError(Code.UNAVAILABLE, none, none, str(broken))
 
-    async def _opened_call(self) -> tuple[Call, pb.Opened]:
-        address, place = self.invitation.address, self._uplink.openings(self.invitation.address)
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Wait for a place among the sessions that the node opens at the edge; AioRpcError where none comes free."""
+        place = self._uplink.openings(self.invitation.address)
         try:
             await asyncio.wait_for(place.acquire(), max(0.1, self._deadline - asyncio.get_running_loop().time()))
         except TimeoutError:
             none = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(Code.UNAVAILABLE, none, none, "others wait to be let in there") from None
-        call: Call | None = None
         try:
-            call = self._uplink.channel(address).stream_stream(METHOD)()
-            return call, await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
-        except BaseException:
-            if call is not None:
-                call.cancel()
-            raise
+            yield
         finally:
             place.release()
 
