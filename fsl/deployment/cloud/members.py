@@ -339,8 +339,9 @@ class Members:
             return ""
         nodes = ", ".join(map(str, sorted(self._silent)[:20]))
         return (
-            f"; {len(self._silent)} nodes are online and did not answer in time ({nodes}): they "
-            "are busy, most likely with another run (`flwr list` shows runs); wait for it, or restart these SuperNodes"
+            f"; {len(self._silent)} nodes are online and did not answer in time ({nodes}): they have just ended, which "
+            "Flower sees a minute later, or are busy, most likely with another run (`flwr list` shows runs); wait for "
+            "it, or restart these SuperNodes"
         )
 
 
