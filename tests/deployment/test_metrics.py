@@ -225,7 +225,7 @@ def test_the_library_is_imported_only_where_a_node_is_to_count():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
 
 
-@pytest.mark.parametrize("value", ["9000", "localhost:", ":9000", "localhost:http"])
+@pytest.mark.parametrize("value", ["9000", "localhost:", ":9000", "localhost:http", "localhost:65536"])
 def test_a_wrong_address_is_refused(value, tmp_path):
     with pytest.raises(ConfigError, match=r"metrics=.*host:port"):
         edge_settings(tmp_path, metrics=value)

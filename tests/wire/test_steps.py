@@ -572,8 +572,13 @@ def test_by_default_steps_have_the_next_port():
     assert listening(listen="127.0.0.1:0") == "127.0.0.1:0"
     assert listening(listen="[::1]:9443") == "[::1]:9444"
     assert listening(**{"listen": "a:1", "steps-listen": "none"}) is None
-    with pytest.raises(ConfigError, match="steps-listen='x': give host:port, or none"):
-        listening(**{"listen": "a:1", "steps-listen": "x"})
+    for wrong in ("x", "9444", "a:65536", "a:"):
+        with pytest.raises(ConfigError, match=f"steps-listen='{wrong}': give host:port, or none"):
+            listening(**{"listen": "a:1", "steps-listen": wrong})
+    for wrong in ("x", "a:65536", "a:65535"):  # the last is a port, and the next one is none
+        with pytest.raises(ConfigError, match=f"listen='{wrong}': give host:port; where steps-listen is not told"):
+            listening(listen=wrong)
+    assert listening(**{"listen": "a:65535", "steps-listen": "none"}) is None
 
 
 def test_over_tls_the_edge_must_be_the_one_that_was_named(tmp_path):

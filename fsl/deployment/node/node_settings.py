@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from fsl.deployment.node.keeping import Keep
 from fsl.deployment.node.own_ledger import MAX_DELTA, Accountant, Limit
 from fsl.errors import ConfigError, one_of
+from fsl.messages.identifiers import is_address
 from fsl.privacy.claims import ADVERSARIES
 from fsl.wire.device.step_paths import Steps
 from fsl.wire.options import Certificates, Limits, Patience
@@ -199,7 +200,7 @@ class NodeSettings:
             raise ConfigError(
                 f"node configuration: max-epsilon is of a node with devices; this one has role={self.role!r}"
             )
-        if self.metrics is not None and (self.role == "any" or not re.fullmatch(r".+:\d+", self.metrics)):
+        if self.metrics is not None and (self.role == "any" or not _can_listen(self.metrics)):
             raise ConfigError(
                 f"node configuration: metrics={self.metrics!r}: it is host:port, of a node with a role (role='device', "
                 "'edge' or 'both')"
@@ -233,11 +234,24 @@ def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path
 def _steps_listen(given: Mapping[str, Any]) -> str | None:
     """Returns where an edge takes lean streams: as told, or at the port after that of `listen`; None for "none"."""
     if (told := given.get("steps-listen")) is not None:
-        if told != "none" and not re.fullmatch(r".+:\d+", told):
+        if told != "none" and not _can_listen(told):
             raise ConfigError(f"node configuration: steps-listen={told!r}: give host:port, or none")
         return None if told == "none" else str(told)
-    host, _, port = str(given.get("listen", "")).rpartition(":")
-    return f"{host}:{int(port) + 1 if int(port) else 0}" if host and port.isdecimal() else None
+    if not (listen := str(given.get("listen", ""))):
+        return None
+    host, _, port = listen.rpartition(":")
+    if not _can_listen(listen) or port == "65535":
+        raise ConfigError(
+            f"node configuration: listen={listen!r}: give host:port; where steps-listen is not told, the port after it "
+            "is for steps"
+        )
+    return f"{host}:{int(port) + 1 if int(port) else 0}"
+
+
+def _can_listen(where: str) -> bool:
+    """Returns whether it is host:port; port 0 is one that the system picks."""
+    host, _, port = where.rpartition(":")
+    return is_address(f"{host}:{1 if port == '0' else port}")
 
 
 def _path(given: Mapping[str, Any], name: str) -> Path | None:
