@@ -186,8 +186,14 @@ def test_a_node_whose_question_reached_nobody_is_asked_and_awaited_when_it_is_ba
     assert federation.look() == {"device-0": 1, "edge-0": 2, "device-1": 3}
 
 
-def test_a_killed_node_holds_up_nobody_for_long_and_is_awaited_once_back(three, lines, tmp_path, monkeypatch, waits):
-    """Flower counts it as online for a minute; it comes back when its question has been lost and Flower says so."""
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_killed_node_holds_up_nobody_for_long_and_is_awaited_once_back(
+    three, lines, tmp_path, monkeypatch, waits, restarted
+):
+    """Flower counts it as online for a minute, and its question is lost with it.
+
+    It comes back when Flower has said so, or, as a process that Flower activates once more, without such a word.
+    """
     monkeypatch.setattr(members, "_RETURN", 0.2)
     one = three[2]
     federation = Federation(tmp_path, lines, *three, query=60)
@@ -201,7 +207,11 @@ def test_a_killed_node_holds_up_nobody_for_long_and_is_awaited_once_back(three, 
     assert federation.look() == {"device-0": 1, "edge-0": 2}
     assert len(waits) - before < 10  # of half a second each
     one.answer = answer
-    federation.cloud.gone(one.number)
+    assert federation.look() == {"device-0": 1, "edge-0": 2}  # as for all that Flower says, its question is on its way
+    if restarted:
+        one.restarts += 1
+    else:
+        federation.cloud.gone(one.number)
     assert federation.look() == {"device-0": 1, "edge-0": 2, "device-1": 3}
 
 

@@ -64,7 +64,6 @@ def test_sglr_computes_what_a_simulation_does_though_a_device_and_the_cloud_die(
     out, run = tmp_path / "real", ["devices=4", "edges=2", *overrides]
     end = federation.run([*run, "rounds=1"], out)
     assert end.completed, end.details
-    federation.kill("device-0", signal.SIGTERM)
     federation.restart("device-0")
     killed, told = CloudKilled(federation, out, 2), []
     end = federation.run([*run, "rounds=6", f"resume={out}"], out, killed.look, retries=1, tell=told.append)
@@ -125,8 +124,7 @@ def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
     assert wait_until(lambda: "round 4: device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
     send(straggler, signal.SIGCONT)
     at(5)
-    federation.kill("device-3", signal.SIGTERM)
-    federation.restart("device-3")
+    federation.restart("device-3")  # by SIGTERM
     federation.restart("device-0")
     stage.go_on(5)
 

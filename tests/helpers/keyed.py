@@ -30,6 +30,7 @@ class KeyedNode:
         self.opens = False  # whether it opens the lines that it is offered
         self.line: LinedNode | None = None
         self.asked = 0
+        self.restarts = 0
 
     @property
     def der(self):
@@ -78,7 +79,10 @@ class KeyedCloud(AnswersAtOnce):
     def get_nodes(self):
         pem = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         return [
-            SimpleNamespace(node_id=n.number, public_key=n.key.public_bytes(*pem), name=n.label) for n in self.nodes
+            SimpleNamespace(
+                node_id=n.number, public_key=n.key.public_bytes(*pem), name=n.label, last_activated_at=str(n.restarts)
+            )
+            for n in self.nodes
         ]
 
     def send_and_receive(self, messages, timeout):

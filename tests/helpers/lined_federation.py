@@ -39,7 +39,10 @@ class LinedGrid(WiredGrid):
 
     def get_nodes(self):
         pem = self._key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        return [SimpleNamespace(node_id=node, public_key=pem, name=f"number-{node}") for node in self.get_node_ids()]
+        return [
+            SimpleNamespace(node_id=node, public_key=pem, name=f"number-{node}", last_activated_at="")
+            for node in self.get_node_ids()
+        ]
 
     def _reply(self, message, node):
         number, kind = message.metadata.dst_node_id, message.metadata.message_type

@@ -126,6 +126,7 @@ class Members:
         self._refused: dict[int, str] = {}
         self._again: dict[int, float] = {}  # when a refused node is asked again
         self._silent: set[int] = set()  # online, but they did not answer the last question in time
+        self._activated: dict[int, str] = {}  # of nodes that were asked: when Flower had counted them as online anew
         self._questions = Questions(terms.query)
         self._missed = ""  # what the log said last of who is not there
 
@@ -203,6 +204,7 @@ class Members:
         for member in list(self._known.values()):  # an operator may have given a number to another key
             self._rightful(member)
         returning = self._ask_for_lines()
+        self._forgive_restarted(grid)
         now = time.monotonic()
         there = self._known.keys() | self._questions.nodes
         patience: dict[int, float] = {}
@@ -222,7 +224,7 @@ class Members:
             try:
                 if reply.has_error():
                     raise WireError(one_line(str(reply.error.reason), 1000))
-                found.append(self._introduced(node, reply, *registered.get(node, (b"", ""))))
+                found.append(self._introduced(node, reply, *registered.get(node, _UNKNOWN)[:2]))
             except WireError as error:
                 self._refuse(node, error)
         self._admit(sorted(found, key=lambda member: member.node), ids)
@@ -232,11 +234,22 @@ class Members:
     def _ask(self, grid: Grid, patience: Mapping[int, float]) -> list[Message]:
         """Ask nodes what they host; returns what has come of all questions, having waited for each so many seconds."""
         questions = [Message(self._question(node), node, MessageType.QUERY, group_id="0") for node in patience]
+        if patience:
+            self._activated |= {node: activated for node, (_, _, activated) in _registered(grid).items()}
         self._questions.ask(grid, questions, patience)
         replies = self._questions.answers(grid)
         self._silent |= {node for node, seconds in patience.items() if seconds > 0}
         self._silent -= {reply.metadata.src_node_id for reply in replies}
         return replies
+
+    def _forgive_restarted(self, grid: Grid) -> None:
+        """Ask nodes anew that restarted since they were asked: nobody answers what an ended process has taken."""
+        if not (waiting := self._questions.nodes | self._silent):
+            return
+        now = _registered(grid)
+        restarted = {node for node in waiting if node in now and now[node][2] != self._activated.get(node)}
+        self._questions.forget(grid, restarted)
+        self._silent -= restarted
 
     def _introduced(self, node: int, reply: Message, registered: bytes, label: str) -> Member:
         member = introduced(node, reply, registered, label, self.terms.bind_keys)
@@ -357,7 +370,12 @@ def _unreached(replies: Sequence[Message]) -> set[int]:
     return {reply.metadata.src_node_id for reply in replies if _reached_nobody(reply)}
 
 
-def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:
-    """Returns Flower's public keys and names of its nodes; empty where the Grid does not tell."""
+_UNKNOWN = (b"", "", "")
+
+
+def _registered(grid: Grid) -> dict[int, tuple[bytes, str, str]]:
+    """Returns Flower's public keys, names and times of activation of its nodes; empty where the Grid does not tell."""
     get_nodes = getattr(grid, "get_nodes", None)
-    return {} if get_nodes is None else {info.node_id: (info.public_key, info.name) for info in get_nodes()}
+    if get_nodes is None:
+        return {}
+    return {info.node_id: (info.public_key, info.name, info.last_activated_at) for info in get_nodes()}
