@@ -18,10 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.data import TaskData
 from fsl.deployment.cloud.line_grid import LineGrid
-from fsl.deployment.cloud.members import Terms, build_terms
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.run_watch import RunWatch
 from fsl.deployment.cloud.stopped import ends_when_stopped
+from fsl.deployment.cloud.terms import Terms, build_terms
 from fsl.deployment.local.flower_runs import NOT_AGAIN
 from fsl.deployment.node.setup import Setup
 from fsl.errors import CodeError, ConfigError, TrustError

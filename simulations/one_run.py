@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl.data import TaskData
 from fsl.deployment.cloud.closing import refuse_without_nodes
-from fsl.deployment.cloud.members import build_terms
+from fsl.deployment.cloud.terms import build_terms
 from fsl.errors import ConfigError
 from fsl.faults import traced
 from fsl.importing.building import build

@@ -8,7 +8,8 @@ import pytest
 from fsl.deployment.cloud import members, questions
 from fsl.deployment.cloud.enrolled import fingerprint_of
 from fsl.deployment.cloud.line_grid import LineGrid
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.processes import wait_until
 from fsl.errors import ConfigError
 from fsl.flower.internals import enter_identity, exit_identity

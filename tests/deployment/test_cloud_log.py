@@ -6,7 +6,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from fsl.deployment.cloud.line_grid import LineGrid
-from fsl.deployment.cloud.members import Member, Members, Terms
+from fsl.deployment.cloud.members import Member, Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.flower.internals import enter_identity, exit_identity
 
 

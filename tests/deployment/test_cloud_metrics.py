@@ -8,9 +8,10 @@ from fsl.simulations import flower_app, flower_cloud
 from fsl.strategies import SplitFedV1
 
 from fsl.deployment.cloud.cloud_metrics import CloudMetrics
-from fsl.deployment.cloud.members import Member, Terms
+from fsl.deployment.cloud.members import Member
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.run_watch import RunWatch
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.local.local_plan import free_ports
 from fsl.deployment.local.scraped_metrics import scrape_metrics
 from fsl.errors import ConfigError

@@ -17,9 +17,10 @@ from fastapi.testclient import TestClient
 from flwr.app import Message
 from flwr.app.error import Error
 
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
 from fsl.deployment.cloud.stopped import ends_when_stopped
 from fsl.deployment.cloud.superlink import ClosedControl, command, is_local
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.clock import why_refused
 from fsl.errors import RunError
 from fsl.flower.internals import enter_identity, exit_identity

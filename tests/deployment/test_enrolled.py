@@ -7,7 +7,8 @@ from fsl.simulations.fsl_certs import command
 
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes, fingerprint_of, read_table
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError, RunError
 from fsl.flower.internals import enter_identity, exit_identity
 from tests.helpers.keyed import KeyedCloud, KeyedNode

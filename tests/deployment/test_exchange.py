@@ -6,8 +6,8 @@ import pytest
 from flwr.app import MessageType
 
 from fsl.deployment.cloud import roster
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster, _AskedRound
+from fsl.deployment.cloud.terms import Terms
 
 DEVICE, OTHER, EDGE = 1, 2, 3
 TERMS = Terms(join=120, straggler=60)

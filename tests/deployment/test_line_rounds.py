@@ -14,8 +14,8 @@ from fsl.strategies import SGLR, SplitFedV1
 from fsl.deployment.cloud import roster as rosters
 from fsl.deployment.cloud.enrolled import write_table
 from fsl.deployment.cloud.line_grid import LineGrid
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.local.local_plan import free_ports
 from fsl.deployment.processes import wait_until
 from fsl.errors import RunError

@@ -9,7 +9,8 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.setup import Setup
 from fsl.errors import RunError
 from fsl.messages import versions

@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, RecordDict
 from fsl.simulations.error_lines import one_line as told
 
 import fsl
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.logs import set_up
 from fsl.deployment.node.setup import Setup
 from fsl.errors import RunError, WireError

@@ -8,8 +8,8 @@ from fsl.simulations.fsl_simulate import command
 from fsl.strategies import PSL, FedAvg, SplitFedV1, SplitFedV3, VanillaSL
 
 from fsl.deployment.cloud.closing import least
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError, RunError
 from fsl.privacy.settings import ClientLevel, Privacy
 from fsl.round.deadline import Deadline

@@ -17,10 +17,11 @@ from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
 from fsl.deployment.cloud.line_grid import LineGrid, pull_replies, wait_for_reply
 from fsl.deployment.cloud.member import Member
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
 from fsl.deployment.cloud.refused_plans import refuse_plan
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
 from fsl.messages.identifiers import is_count, is_owner
