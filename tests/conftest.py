@@ -1,4 +1,5 @@
 import fcntl
+import logging
 import os
 import shutil
 import sys
@@ -113,6 +114,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def log_of_one_test():
+    """A program that a test runs in this process sets the log up for itself alone."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    root.setLevel(level)
+    for handler in [each for each in root.handlers if each not in handlers]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True, scope="module")
