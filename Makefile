@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Tests start some hundred Pythons, which read compiled modules, also where an environment asks for none to be written.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test fast shows lint types docs check clean
 
@@ -53,6 +55,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable .
 	@touch $@
 
-.venv/installed-test: .venv/installed pyproject.toml
+# It has all that `installed` has: what is made for tests is not installed twice.
+.venv/installed-test: .venv/constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[test,docs]'
-	@touch $@
+	@touch .venv/installed $@

@@ -1,7 +1,6 @@
-"""Measures the wire's cost: sessions over gRPC against a bare stream, and against the same round in one process.
+"""Measures the wire's cost: rounds over the wire against the same round in one process.
 
     python -m benchmarks.wire                  # everything, some minutes
-    python -m benchmarks.wire --only echo      # smashed data there and back, over a bare gRPC stream of as many bytes
     python -m benchmarks.wire --only round     # a round of ten devices, over the same cohort in one process
     python -m benchmarks.wire --only sessions  # a hundred sessions at one edge
 
@@ -10,35 +9,35 @@ over the pairs counts. One torch thread per process.
 """
 
 import argparse
-import asyncio
 import json
-import multiprocessing
-import queue
-import resource
 import sys
 import tempfile
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import ArrayRecord
 from torch import nn
 
-from fsl.codecs import Identity
+from benchmarks.processes import (
+    Process,
+    Row,
+    milliseconds,
+    missed,
+    peak_megabytes,
+    processes,
+    ratio_row,
+    round_,
+    show,
+)
 from fsl.data import IID, TaskData, TensorExamples, digits
 from fsl.deployment.certs import LOOPBACK, CertificateFolder, issue
 from fsl.deployment.certs import CertificateOwner as Named
@@ -46,278 +45,22 @@ from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.flower.records import record_to_states, states_to_record, totals_to_record
 from fsl.importing.spec import Spec
-from fsl.messages.frames import read_reply, upload_frame
 from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.models import MLP, VGG5, LeNet
 from fsl.objective import CrossEntropy
 from fsl.round.cohort import Cohort
-from fsl.round.edge_server import EdgeServer
 from fsl.round.node import Node
 from fsl.round.workload import Workload
 from fsl.segments.sums import Total
-from fsl.trainers import EdgeTrainer
-from fsl.trainers.uploads import Reply, Upload
-from fsl.wire.device.invitation import Invitation
-from fsl.wire.device.line import Ear, LineEnded, Uplink
-from fsl.wire.edge.admission import Admission
-from fsl.wire.edge.door import EdgeDoor
-from fsl.wire.edge.edge_round import EdgeRound
-from fsl.wire.edge.expected import Expected
-from fsl.wire.options import Limits, Patience, channel_options
+from fsl.wire.options import Patience
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
-Row = dict[str, object]
 RUN = "benchmark"
 PATIENCE = Patience(join=60, straggler=60, answer=120)
 IDENTITY = "fsl.codecs.Identity"
 MOST = 2**32 - 1  # uploads of a session that echoes
-
-
-# Processes that answer one question after another.
-
-
-class Process:
-    """A process of the benchmark, built once and then asked repeatedly."""
-
-    def __init__(self, build: Callable[..., Any], *arguments: object):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_answer, args=(theirs, build, *arguments), daemon=True)
-        self._process.start()
-
-    def ask(self, method: str, *arguments: object) -> None:
-        self._pipe.send((method, arguments))
-
-    def answer(self) -> Any:
-        failed, value = self._pipe.recv()
-        if failed:
-            raise RuntimeError(value)
-        return value
-
-    def close(self) -> None:
-        self.ask("close")
-        self._process.join(30)
-
-
-def _answer(pipe: Connection, build: Callable[..., Any], *arguments: object) -> None:
-    torch.set_num_threads(1)
-    asked: str | None = None
-    try:
-        host = build(*arguments)
-        while asked != "close":
-            asked, values = pipe.recv()
-            pipe.send((False, getattr(host, asked)(*values)))
-    except Exception:
-        pipe.send((True, traceback.format_exc()))
-
-
-@contextmanager
-def processes(*builds: tuple[object, ...]) -> Iterator[list[Process]]:
-    with ExitStack() as stack:
-        started = [Process(*build) for build in builds]  # type: ignore[arg-type]
-        for process in started:
-            stack.callback(process.close)
-        yield started
-
-
-def peak_megabytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-# Smashed data there and back.
-
-WIDTH = 256  # floats of a row: a KiB
-WARM = 3  # echoes before those that count
-
-
-class Echo(EdgeTrainer):
-    """Returns smashed data as their own cut gradient."""
-
-    divisible = True
-    bench = SimpleNamespace(objective=CrossEntropy())  # type: ignore[assignment]  # an upload's weight, no more
-
-    def open(self, device: int, weight: float) -> None:
-        pass
-
-    def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
-        return [Reply(m.device, m.step, m.smashed, torch.zeros(())) for m in messages]
-
-    def close(self, device: int) -> None:
-        pass
-
-    def result(self) -> Total:
-        raise NotImplementedError
-
-
-class EchoEdge:
-    """An edge whose round lasts until somebody closes it."""
-
-    def __init__(self, cloud_key: bytes, folder: Path):
-        self._door = EdgeDoor(0, "127.0.0.1:0", None, folder / "sessions.tsv", Limits())
-        admission = Admission(RUN, 1, 0, 1, cloud_key, {0}, IDENTITY, IDENTITY)
-        expected = Expected(torch.Size([WIDTH]), torch.float32, range(1, (8 << 10) + 1), classes=10)
-        server = EdgeServer(0, Echo(), Identity, Identity)
-        edge_round = EdgeRound(server, admission, PATIENCE, expected)
-        self._door.begin(admission)
-        threading.Thread(target=edge_round.serve, daemon=True).start()
-
-    def port(self) -> int:
-        return self._door.port
-
-    def close(self) -> None:
-        self._door.close()
-
-
-class EchoDevice:
-    """A device that sends what it gets, and waits for the answer."""
-
-    def __init__(self, port: int, signer: Signer):
-        self._uplink = Uplink(Ed25519PrivateKey.generate(), None, Limits())
-        claims = Claims(RUN, 1, 0, (0,), MOST, 1, 1, fingerprint(self._uplink.public_key))
-        invitation = Invitation(0, 0, f"127.0.0.1:{port}", signer.sign(claims), IDENTITY, IDENTITY)
-        self._ear: Ear = Ear()
-        self._line = self._uplink.attend(invitation, self._ear, PATIENCE)
-        self._step = 0
-        self._hear()  # waits until the edge begins
-
-    def _hear(self) -> Any:
-        event = self._ear.get(timeout=60)
-        if isinstance(event, LineEnded):
-            raise RuntimeError(event.reason)
-        return event
-
-    def echo(self, smashed: torch.Tensor, targets: torch.Tensor) -> None:
-        payload = Identity().encode(smashed)
-        self._line.upload(self._step, upload_frame(0, 1, self._step, payload, targets))
-        event = self._hear()
-        gradient = Identity().decode(read_reply(event.message.reply, event.data)[0])
-        assert gradient.shape == smashed.shape
-        self._step += 1
-
-    def close(self) -> None:
-        self._line.leave("the benchmark is over")
-        self._uplink.close()
-
-
-class BareServer:
-    """gRPC alone: a stream that returns what comes."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
-
-    async def _start(self) -> int:
-        async def echo(_: object, context: Any) -> None:
-            while (data := await context.read()) is not grpc.aio.EOF:
-                await context.write(data)
-
-        self._server = grpc.aio.server(options=channel_options(Limits.max_message_bytes))
-        handler = {"Stream": grpc.stream_stream_rpc_method_handler(echo)}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", handler),))
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        await self._server.start()
-        return port
-
-    def port(self) -> int:
-        return self._port
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result()
-
-
-class BareSync:
-    """Measures gRPC's synchronous client."""
-
-    def echo(self, port: int, data: bytes, count: int) -> float:
-        """Returns the median seconds of an echo."""
-        said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options(Limits.max_message_bytes)) as channel:
-            answers = channel.stream_stream("/Echo/Stream")(iter(said.get, None))
-
-            def once() -> None:
-                said.put(data)
-                next(answers)
-
-            seconds = timed(once, count)
-            said.put(None)
-        return seconds
-
-    def close(self) -> None:
-        pass
-
-
-class BareAio:
-    """Measures gRPC's asynchronous client, alone in its loop."""
-
-    def __init__(self) -> None:
-        self._runner = asyncio.Runner()  # one loop, which gRPC's poller serves best
-
-    def echo(self, port: int, data: bytes, count: int) -> float:
-        """Returns the median seconds of an echo."""
-        return self._runner.run(self._echo(port, data, count))
-
-    async def _echo(self, port: int, data: bytes, count: int) -> float:
-        options = channel_options(Limits.max_message_bytes)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-            call = channel.stream_stream("/Echo/Stream")()
-            seconds = []
-            for _ in range(count + WARM):
-                started = time.perf_counter()
-                await call.write(data)
-                await call.read()
-                seconds.append(time.perf_counter() - started)
-            await call.done_writing()
-        return median(seconds[WARM:])
-
-    def close(self) -> None:
-        self._runner.close()
-
-
-def timed(function: Callable[[], object], count: int) -> float:
-    """Returns the median seconds of a call, after some that warm it up."""
-    seconds = []
-    for _ in range(count + WARM):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[WARM:])
-
-
-def echo(pairs: int) -> list[Row]:
-    with tempfile.TemporaryDirectory(prefix="fsl-bench-") as folder:
-        return _echo(pairs, Path(folder))
-
-
-def _echo(pairs: int, folder: Path) -> list[Row]:
-    signer = Signer()
-    rows: list[Row] = []
-    builds = ((BareServer,), (BareSync,), (BareAio,), (EchoEdge, signer.public_key, folder))
-    with processes(*builds) as (bare, sync, aio, edge):
-        bare.ask("port")
-        edge.ask("port")
-        port = bare.answer()
-        device = EchoDevice(edge.answer(), signer)
-        for name, size, count in (("8 KiB", 8, 200), ("512 KiB", 512, 60), ("8 MiB", 8192, 12)):
-            smashed = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(size))
-            targets = torch.zeros(size, dtype=torch.int64)
-            data = upload_frame(0, 1, 0, Identity().encode(smashed), targets)
-            ratios: list[float] = []
-            ours: list[float] = []
-            floors: dict[str, list[float]] = {"sync": [], "aio": []}
-            for _ in range(pairs):
-                for kind, client in (("sync", sync), ("aio", aio)):
-                    client.ask("echo", port, data, count)
-                    floors[kind].append(client.answer())
-                ours.append(timed(partial(device.echo, smashed, targets), count))
-                ratios.append(ours[-1] / min(floors["sync"][-1], floors["aio"][-1]))
-            row = {"what": f"echo of {name} in a session", **ratio_row("over a bare stream", ratios, 1.5)}
-            row |= {"ms": milliseconds(ours)} | {f"bare {kind} ms": milliseconds(s) for kind, s in floors.items()}
-            rows.append(show(row))
-        device.close()
-    return rows
 
 
 # Rounds of devices and edge in separate processes, over the same cohort in one process.
@@ -577,45 +320,21 @@ def sessions(pairs: int) -> list[Row]:
     return rows
 
 
-def ratio_row(name: str, ratios: Sequence[float], target: float | None) -> Row:
-    return {name: round_(median(ratios)), "range": [round_(min(ratios)), round_(max(ratios))], "target": target}
-
-
-def milliseconds(seconds: Sequence[float]) -> float:
-    return round(1000 * median(seconds), 3)
-
-
-def round_(value: float) -> float:
-    return round(value, 3)
-
-
-def show(row: Row) -> Row:
-    print(row, flush=True)
-    return row
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("echo", "round", "sessions"))
+    parser.add_argument("--only", choices=("round", "sessions"))
     parser.add_argument("--pairs", type=int, default=7, help="alternated pairs; the median counts")
     parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
-    for name, measure in (("echo", echo), ("round", rounds), ("sessions", sessions)):
+    for name, measure in (("round", rounds), ("sessions", sessions)):
         if arguments.only in (None, name):
             rows += measure(arguments.pairs)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(rows, file, indent=2)
-    missed = [row["what"] for row in rows if isinstance(row["target"], float) and _value(row) > row["target"]]
-    sys.exit(f"above target: {missed}" if missed else 0)
-
-
-def _value(row: Row) -> float:
-    value = next(value for name, value in row.items() if name.startswith("over "))
-    assert isinstance(value, float)
-    return value
+    sys.exit(missed(rows))
 
 
 if __name__ == "__main__":

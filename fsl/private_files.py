@@ -3,6 +3,7 @@
 import logging
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from fsl.errors import ConfigError
 
 log = logging.getLogger(__name__)
 _OTHERS = 0o077  # what group and others may
+_ACL = "system.posix_acl_access"
+_ACL_OWNER, _ACL_USER, _ACL_MASK = 0x01, 0x02, 0x10  # kinds of entries
 
 
 def private_folder(folder: Path) -> Path:
@@ -59,14 +62,18 @@ def close_file(path: Path) -> None:
 
 
 def read_private(name: str, path: Path) -> bytes:
-    """What a private key's file holds; ConfigError where it cannot be read, and where others may read or change it."""
+    """What a private key's file holds; ConfigError where it cannot be read, and where others may read or change it.
+
+    Root may. An ACL that gives the file to this user alone is fine: so systemd hands over credentials (mode 0440).
+    """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & _OTHERS:
-                raise ConfigError(
-                    f"{name}={path}: other users may read or change this key (mode {mode:04o}); chmod 600 {path}"
-                )
+            found = os.fstat(file.fileno())
+            mode = stat.S_IMODE(found.st_mode)
+            others = _others_by_acl(file.fileno(), found.st_uid)
+            if mode & _OTHERS if others is None else others:
+                remedy = f"chmod 600 {path}" if others is None else f"setfacl -b {path} && chmod 600 {path}"
+                raise ConfigError(f"{name}={path}: other users may read or change this key (mode {mode:04o}); {remedy}")
             return file.read()
     except OSError as error:
         raise ConfigError(f"{name}={path}: it cannot be read ({error.strerror}); name a private key's file") from None
@@ -80,6 +87,20 @@ def private_umask() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def _others_by_acl(descriptor: int, owner: int) -> bool | None:
+    """Returns whether an open file's ACL lets others in; None without an ACL. With one, the mode tells of no group."""
+    try:
+        acl = os.getxattr(descriptor, _ACL)
+    except (OSError, AttributeError):  # there is none, or this file system or kernel knows none
+        return None
+    ours = os.geteuid()
+    for kind, rights, whose in struct.iter_unpack("<HHI", acl[4:]):
+        mine = (kind == _ACL_USER and whose == ours) or (kind == _ACL_OWNER and owner in (0, ours))
+        if rights and kind != _ACL_MASK and not mine:
+            return True
+    return False
 
 
 def _inside(folder: Path) -> Iterator[Path]:

@@ -13,6 +13,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the run configuration's `overrides` on the nodes of this Grid."""
     from fsl.simulations.flower_cloud import run
 
+    from fsl.segments.uncompiled import leave_out_compiler
+
+    leave_out_compiler()
     run(grid, str(context.run_config.get("overrides", "")))
 
 

@@ -6,22 +6,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c, tell
+from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.error_lines import one_line
-from fsl.simulations.one_run import outcome_lines
-from fsl.simulations.overrides import for_federation
+from fsl.simulations.federation_run import run_on_federation, run_on_superlink, say
+from fsl.simulations.federation_status import show_endpoints, show_local
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.deployment.local.flower_programs import bundle_hash, write_app
 from fsl.deployment.local.local_federation import LocalFederation
-from fsl.deployment.local.scraped_metrics import scrape_metrics
-from fsl.errors import CheckpointError, ConfigError, FslError
-from fsl.faults import TRACEBACK
+from fsl.errors import ConfigError, FslError
 from fsl.quoting import shell_word
-from fsl.run.run_folder import RunFolder
-
-_METRICS = ("sessions", "steps", "bytes")
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -36,11 +31,11 @@ def command(arguments: Sequence[str]) -> int:
             return action(options)
     except KeyboardInterrupt as error:
         word, code = interruption(error)
-        return _say(options.interrupted.replace("interrupted", word, 1), code)
+        return say(options.interrupted.replace("interrupted", word, 1), code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say(one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(one_line(error), 1)
+        return say(one_line(error), 1)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -58,8 +53,7 @@ def _up(options: argparse.Namespace) -> int:
     print(f"superlink: {record.superlink}")
     for node in record.nodes:
         metrics = f", metrics at http://{node.metrics}/metrics" if node.metrics else ""
-        at = f"{node.address}{metrics}" if node.address else "online"
-        print(f"{node.name}: {at}")
+        print(f"{node.name}: {node.address or 'online'}{metrics}")
     print(f"logs: {os.path.relpath(federation.folder / 'logs')}")
     folder = "" if options.folder == _FOLDER else f" --folder {shell_word(str(options.folder))}"
     print(f"run on it: fsl-federation run{folder} [overrides]; end it: fsl-federation down{folder}")
@@ -67,64 +61,19 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    federation = _attached(options.folder)
-    record = federation.record
-    checked = for_federation(options.overrides, record.edges, record.devices)
-    out = RunFolder(checked.folder)
-    if checked.config.resume is None:
-        out.refuse_if_used()
-    told = _RoundsTold(out, checked.config.training.rounds)
-    end = federation.run(checked.overrides, out.path, told.tell_new)
-    if not end.completed:
-        where = f"logs: {os.path.relpath(federation.folder / 'logs')}"
-        if (trace := out.path / TRACEBACK).exists():
-            where = f"traceback: {os.path.relpath(trace)}; {where}"
-        return _say(f"run {end.run} ended as {end.status} ({' '.join(end.details.split())}); {where}", 1)
-    tell(outcome_lines(out.read_metrics(), out))
-    return 0
-
-
-class _RoundsTold:
-    """Prints a line for each round that a run adds to its metrics."""
-
-    def __init__(self, folder: RunFolder, rounds: int):
-        self._folder = folder
-        self._rounds = rounds
-        self._told = len(folder.read_metrics())
-
-    def tell_new(self) -> None:
-        """Print the new rounds."""
-        try:
-            rows = self._folder.read_metrics()
-        except CheckpointError:
-            return  # the file is being written
-        for row in rows[self._told :]:
-            values = [f"{n} {row[n]:.4f}" for n in ("train_loss", "loss", "accuracy") if row.get(n) is not None]
-            values += [f"devices {row['devices']}"] if "devices" in row else []
-            tell(f"round {row['round']}/{self._rounds}: {', '.join(values)}")
-        self._told = len(rows)
+    if options.connection is not None:
+        return run_on_superlink(options.connection, options.app, options.overrides, options.retries)
+    if options.app is not None:
+        raise ConfigError(
+            f"--app {options.app} without --connection: a federation on this machine has an app of its own"
+        )
+    return run_on_federation(_attached(options.folder), options.overrides, options.retries)
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    federation = _attached(options.folder)
-    alive = federation.alive()
-    online = federation.online() if alive.get("superlink") else {}
-    table = Table("process", "role", "pid", "alive", "online", "address", "metrics", box=SIMPLE_HEAD)
-    nodes = {node.name: node for node in federation.record.nodes}
-    for name, process in federation.record.processes.items():
-        node = nodes.get(name)
-        metrics = scrape_metrics(node.metrics) if node and node.metrics and alive[name] else {}
-        shown = ", ".join(f"{key} {value:g}" for key, value in metrics.items() if any(word in key for word in _METRICS))
-        address = federation.record.superlink if node is None else node.address
-        joined = "" if node is None else _yes(online.get(name, False))
-        row = (name, node.role if node else name, str(process.pid), _yes(alive[name]), joined, address or "", shown)
-        table.add_row(*row)
-    (Console() if sys.stdout.isatty() else Console(width=1000)).print(table)
-    return 0 if all(alive.values()) else 1
+    if options.metrics:
+        return 0 if show_endpoints(options.metrics) else 1
+    return 0 if show_local(_attached(options.folder)) else 1
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -147,10 +96,6 @@ def _attached(folder: Path) -> LocalFederation:
     if federation is None or not any(federation.alive().values()):
         raise ConfigError(f"no federation is running in {folder}; start one with fsl-federation up")
     return federation
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 _FOLDER = Path(".fsl-federation")
@@ -179,17 +124,21 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--mutual-tls", action="store_true", help="devices show edges a certificate, too")
     up.add_argument("--timeout", type=float, default=120.0, help="seconds until all are online (default: 120)")
     run = add("run", _run, "run on it, with the overrides of fsl-simulate", "interrupted; the run was stopped")
+    run.add_argument("--connection", help="on a SuperLink that flwr knows by this name, not on the federation")
+    run.add_argument("--app", type=Path, help="with --connection: the app's folder (default: fsl's own app)")
+    run.add_argument("--retries", type=int, default=0, help="go on that often in a row after a fault (default: 0)")
     run.add_argument("overrides", nargs="*", help="such as strategy=sglr rounds=3")
-    add("status", _status, "what runs where; exit code 1 where a process is dead", "interrupted")
+    status = add("status", _status, "what runs where; exit code 1 where a process or endpoint is dead", "interrupted")
+    status.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="URL",
+        help="ask these endpoints of a federation of real machines instead, as http://edge0.example.org:9109/metrics",
+    )
     app = add("app", _app, "write the app that flwr run sends to nodes, which brings no code", "interrupted")
     app.add_argument("app", type=Path, nargs="?", default=Path("fsl-app"), help="its folder (default: fsl-app)")
     add("down", _down, "end all of it", "interrupted; fsl-federation down goes on with it")
     return parser
-
-
-def _say(line: str, code: int) -> int:
-    print(f"fsl-federation: {line}", file=sys.stderr)
-    return code
 
 
 def main() -> None:

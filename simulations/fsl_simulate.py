@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.errors import ConfigError
 from fsl.run.run_folder import RunFolder
+from fsl.segments.uncompiled import leave_out_compiler
 
 
 @dataclass
@@ -138,6 +139,7 @@ def _resumes(arguments: Sequence[str]) -> Path | None:
 
 def main() -> None:
     """Run the console script."""
+    leave_out_compiler()
     sys.path.append(os.getcwd())  # at the end: the user's own strategy lies here, and must shadow nothing
     sys.exit(command(sys.argv[1:]))
 

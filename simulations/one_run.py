@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsl.data import TaskData
 from fsl.deployment.cloud.closing import refuse_without_nodes
-from fsl.deployment.cloud.members import build_terms
+from fsl.deployment.cloud.terms import build_terms
 from fsl.errors import ConfigError
 from fsl.faults import traced
 from fsl.importing.building import build
@@ -65,11 +65,12 @@ def simulate_config(
 ) -> Run:
     """Run a composed configuration into this folder; `observers` watch it besides the usual ones.
 
-    `backend_of` makes the backend of runs that are no simulation; `strategy` replaces the configuration's; `title` goes
-    before each line about a round, where several runs print side by side.
+    `backend_of` makes the backend of runs that are no simulation, and whose every round is told; `strategy` replaces
+    the configuration's; `title` goes before each line about a round, where several runs print side by side.
     """
     with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
-        watching = (*_shown(progress, title), TensorBoard(), *build_trackers(read_config(config).trackers))
+        shown = _shown(progress, title) if backend_of is None else [RoundLines(tell, every=0.0)]
+        watching = (*shown, TensorBoard(), *build_trackers(read_config(config).trackers))
         # The last observer hears of the end first, so that trackers find the figures drawn.
         return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)
 

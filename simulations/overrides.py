@@ -7,7 +7,7 @@ from pathlib import Path
 from fsl.simulations.error_lines import with_choices
 from fsl.simulations.one_run import check_resume
 from hydra import compose, initialize_config_module
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from fsl.errors import ConfigError
 from fsl.importing.building import build
@@ -50,14 +50,25 @@ def for_federation(overrides: Sequence[str], edges: int, devices: int) -> Checke
     return replace(checked, overrides=kept)
 
 
+def for_superlink(overrides: Sequence[str]) -> Checked:
+    """Check overrides for a SuperLink that may be on another machine: their names and types, and no more.
+
+    The folder for results is made absolute. Exceptions as `for_federation`.
+    """
+    overrides = with_choices(overrides)
+    composed, folder = _composed(overrides)
+    top = read_config(composed)
+    folder = folder.absolute()
+    kept = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ("resume", "hydra.run.dir")]
+    if top.resume is not None:
+        kept.append(f"resume={override_value(str(Path(top.resume).absolute()))}")
+    return Checked(kept, top, folder)
+
+
 def check_overrides(overrides: Sequence[str]) -> Checked:
     """Compose the configuration and build all that needs no data."""
     overrides = with_choices(overrides)
-    with initialize_config_module("fsl.configs", version_base="1.3"):
-        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
-    folder = Path(composed.hydra.run.dir)
-    with open_dict(composed):
-        del composed["hydra"]
+    composed, folder = _composed(overrides)
     top = read_config(composed)
     check_resume(top.resume)
     build("strategy", top.strategy)
@@ -71,3 +82,12 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     for group in ("device", "edge", "link"):
         build(group, getattr(top, group))
     return Checked(list(overrides), top, folder.absolute())
+
+
+def _composed(overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+    with initialize_config_module("fsl.configs", version_base="1.3"):
+        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+    folder = Path(composed.hydra.run.dir)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed, folder

@@ -146,7 +146,6 @@ class SplitStrategy(Algorithm, RoundLoop):
         if self._placed:
             collected = self._placement.collect(replies, layouts)
             self._lost = {**collected.lost, **self._left_out}
-            self._warn_of_lost(round)
             if not collected.reports:
                 raise RunError(f"round {round}: no device finished ({reasons(self._lost)}); resume when they are back")
             if self._aggregator is None or not self._aggregator.one_by_one:
@@ -154,7 +153,8 @@ class SplitStrategy(Algorithm, RoundLoop):
             return collected
         collected = added_up(replies, round, layouts)
         self._lost = dict(collected.lost)
-        self._warn_of_lost(round)
+        for device, reason in self._lost.items():
+            log.warning("round %d goes on without device %d: %s", round, device, reason)
         return collected
 
     def _note_restarts(self, round: int, collected: Collected) -> None:
@@ -168,10 +168,6 @@ class SplitStrategy(Algorithm, RoundLoop):
             elif device in collected.lost:
                 log.warning("round %d: device %d lost its front, and begins anew in the next round", round, device)
                 self._versions.pop(f"device-{device}", None)
-
-    def _warn_of_lost(self, round: int) -> None:
-        for device, reason in self._lost.items():
-            log.warning("round %d goes on without device %d: %s", round, device, reason)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

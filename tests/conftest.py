@@ -1,6 +1,8 @@
 import fcntl
+import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 import torch
 
 from fsl.deployment.certs import CertificateFolder, identities, issue
+from fsl.files import write_bytes
+from fsl.run import plotting
 from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
 from tests.helpers.tls_options import tls
@@ -24,16 +28,19 @@ from tests.helpers.tls_options import tls
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
 
 
-# Federations of real processes, ten each, run on one worker, one after another: side by side they slow each other into
-# timeouts.
+# Federations of real processes, ten each, run on one worker, one after another: side by side they slow each
+# other into timeouts.
 FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
-LONGEST = (
+LONGEST = (  # those that need a Ray stand side by side: they share one
     *FEDERATIONS,
     "test_sessions.py",
     "test_own_strategy.py",
     "test_flower_run.py",
     "test_grids.py",
     "test_equivalences.py",
+    "test_private_training.py",
+    "test_fedfly.py",
+    "test_kept.py",
     "test_hostile.py",
     "test_search.py",
     "test_sweep.py",
@@ -41,7 +48,6 @@ LONGEST = (
     "test_poison.py",
     "test_moves.py",
     "test_private_wire.py",
-    "test_private_training.py",
 )
 
 
@@ -65,8 +71,40 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionfinish():
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+
+
+BLANK_PNG = (  # one pixel
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
+    b"\0\0\0\nIDATx\x9cc\xf8\x0f\0\x01\x01\x01\0\xb18\xf6\x14\0\0\0\0IEND\xaeB`\x82"
+)
+draw = plotting.save_figure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_runs():
+    """Spares a run what takes half of its seconds where it is short, and what few tests look at.
+
+    A run draws five pictures: here they are blank, except for tests that ask for `pictures`. Hydra composes a
+    configuration once before the real time to read `hydra.mode`, and takes None where that fails; no test sets it.
+    Files are not waited for until they lie on the disk: no test switches the power off.
+    """
+    from hydra._internal.hydra import Hydra
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        patch.setattr(plotting, "save_figure", lambda figure, path: write_bytes(path, BLANK_PNG))
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Runs draw as they do elsewhere."""
+    monkeypatch.setattr(plotting, "save_figure", draw)
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +114,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def log_of_one_test():
+    """A program that a test runs in this process sets the log up for itself alone."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    root.setLevel(level)
+    for handler in [each for each in root.handlers if each not in handlers]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,14 +145,13 @@ def cifar10_folder() -> Path:
     return CIFAR10
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_cluster():
-    """One small Ray for a file's tests; a test's Grid joins it."""
+    """One small Ray for a worker's tests, until one wants none; a test's Grid joins it."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
 
 
 @pytest.fixture
@@ -122,7 +170,7 @@ def encrypted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certificates")
     issue(folder, identities(1, 1))
     edge, device = tls(CertificateFolder(folder), mutual=False)
-    return {"edge_tls": edge | device, "device_tls": device}
+    return {"edge_tls": edge | {"ca": device["ca"]}, "device_tls": device}
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import struct
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fsl.importing.spec import Spec
 from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.privacy.settings import Privacy, RandomizedLabels
-from fsl.private_files import own_folder, private_folder
+from fsl.private_files import own_folder, private_folder, read_private
 from fsl.round.node_store import Store
 from fsl.wire.edge.journal import Journal
 from fsl.wire.options import Certificates
@@ -136,12 +137,47 @@ def test_a_key_that_others_may_read_is_refused_with_the_remedy(tmp_path, mode):
     assert load_private_key(path)
 
 
+OWNER, USER, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20  # entries of an ACL, as Linux keeps them
+READ, WRITE = 4, 2
+
+
+def give(path: Path, *entries: tuple[int, int, int]) -> None:
+    """Give a file this ACL: (entry, rights, whose)."""
+    whole = sorted([(OWNER, READ, -1), (MASK, READ | WRITE, -1), *entries])
+    packed = [struct.pack("<HHi", *one) for one in whole]
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(packed))
+    except OSError:
+        pytest.skip("this file system keeps no ACLs")
+
+
+def test_a_key_that_an_acl_gives_to_this_user_alone_is_read(tmp_path):
+    """As systemd hands over credentials: root's, mode 0440, where the group's digit is the ACL's mask."""
+    path = tmp_path / "node-key"
+    path.write_text("secret")
+    give(path, (USER, READ, os.geteuid()), (GROUP, 0, -1), (OTHER, 0, -1))
+    assert stat.S_IMODE(path.stat().st_mode) & 0o070
+    assert read_private("key", path) == b"secret"
+
+
+@pytest.mark.parametrize(
+    "entry", [(USER, READ, 54321), (USER, WRITE, 54321), (GROUP, READ, -1), (0x08, READ, 54321), (OTHER, READ, -1)]
+)
+def test_a_key_that_an_acl_gives_to_others_too_is_refused(tmp_path, entry):
+    path = tmp_path / "node-key"
+    path.write_text("secret")
+    base = [one for one in ((GROUP, 0, -1), (OTHER, 0, -1)) if one[0] != entry[0]]
+    give(path, (USER, READ, os.geteuid()), *base, entry)
+    with pytest.raises(ConfigError, match=rf"; chmod 600 {path}$|; setfacl -b {path} && chmod 600 {path}$"):
+        read_private("key", path)
+
+
 def test_keys_of_certificates_too(tmp_path):
     issue(tmp_path, identities(1, 0))
     files = Folder(tmp_path)
     files.key("edge-0").chmod(0o644)
     ends = Certificates(files.ca, files.certificate("edge-0"), files.key("edge-0"))
-    for use in (ends.server, ends.channel):
+    for use in (ends.edge_files, ends.device_files):
         with pytest.raises(ConfigError, match="chmod 600"):
             use()
     files.ca_key.chmod(0o644)

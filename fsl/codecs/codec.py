@@ -72,7 +72,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, values: Tensor) -> Payload:
-        """Encode values (B, ...); returns the arrays that cross the link."""
+        """Encode values (B, ...); returns the arrays that cross the link, which nobody may change after that.
+
+        A stream sends from their memory, and may send again when a connection broke.
+        """
 
     @abstractmethod
     def decode(self, payload: Payload) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsl.data.colours import Channels, Headers, channels_of, headers_of, tell_losses, undecodable
 from fsl.data.task import Scaling
+from fsl.data.unused_files import forget_unused, mark_used
 from fsl.errors import DataError
 from fsl.files import write_bytes
 from fsl.private_files import close_file, private_folder
@@ -142,7 +143,9 @@ def _headers(rows: Any, column: str, where: str) -> Headers:
     path = _cache_folder() / f"{name}.json"
     close_file(path)
     try:
-        return Headers.from_json(path.read_text())
+        headers = Headers.from_json(path.read_text())
+        mark_used(path)
+        return headers
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there yet, or damaged: it is made anew
     headers = headers_of((row[column] for row in _encoded(rows, column)), where)
@@ -167,6 +170,7 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
         if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows:
+            mark_used(path)
             return array
     except (OSError, ValueError, EOFError):
         pass  # not there yet, or damaged: it is made anew
@@ -180,6 +184,7 @@ def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
 def _keep(path: Path, content: bytes) -> None:
     with suppress(OSError):  # no room or no right to write: the next run repeats the work
         write_bytes(private_folder(path.parent) / path.name, content, private=True)
+        forget_unused(path.parent)
 
 
 def _cache_folder() -> Path:

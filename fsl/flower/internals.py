@@ -58,6 +58,20 @@ def unavailable(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
 
 
+def stamp(message: Message, run_id: int, message_id: str) -> str:
+    """Write the ids that count into a message that a Grid of fsl's sends; returns the message's."""
+    message.metadata.__dict__["_run_id"] = run_id
+    message.metadata.__dict__["_message_id"] = f"{run_id:x}-{message_id}"
+    return message.metadata.message_id
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Returns whether this is the Grid of Flower's own simulation engine, whose nodes live in its process."""
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
 class SimulationGrid(Grid):
     """A Grid over simulated nodes 1..n; a subclass answers batches of messages."""
 
@@ -134,6 +148,5 @@ class SimulationGrid(Grid):
         """Send messages and wait for the replies, at most `timeout` seconds."""
         messages = list(messages)
         for message in messages:
-            message.metadata.__dict__["_run_id"] = self.run_id
-            message.metadata.__dict__["_message_id"] = f"{self.run_id:x}-{next(self._message_ids)}"
+            stamp(message, self.run_id, str(next(self._message_ids)))
         return self.answer(messages, timeout)

@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.faults import Failure, fault_of, said
 from fsl.flower.internals import AppFactory, SimulationGrid, node_context, unavailable
+from fsl.segments.uncompiled import leave_out_compiler
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class _NodeActor:
     """One node: its ClientApp and context, as long as the actor lives."""
 
     def __init__(self, path: list[str], run_id: int, node_id: int):
+        leave_out_compiler()  # before the model's own imports; a worker of Ray's is a program of fsl's from here on
         sys.path += [folder for folder in path if folder not in sys.path]  # a script may have extended its path
         self.context: Context = node_context(run_id, node_id)
 

@@ -3,18 +3,20 @@
 Nothing is unpickled. dtype, shape and size are checked before anything reaches a trainer.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite, prod
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fsl.codecs.codec import Payload
 from fsl.errors import WireError
 from fsl.messages import messages_pb2 as pb
+from fsl.messages.heads import Sent, headed
 
 _DTYPES = {
     "float32": torch.float32,
@@ -34,26 +36,29 @@ MAX_TENSORS = 64  # of one payload
 _LENGTH = 4  # bytes before the message that tell its length
 
 _ANY = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A step's tensors that were received where they stay: its payload, and what came beside it, by field."""
+
+    payload: Payload
+    beside: Mapping[str, Tensor]
+
+    def check(self) -> None:
+        """Raise WireError for a tensor of truth values that holds other bytes than 0 and 1."""
+        for name, tensor in (*self.payload.arrays, *self.beside.items()):
+            if tensor.dtype is torch.bool:
+                _check_bool(f"tensor {name[:40]!r}", np.frombuffer(tensor_bytes(tensor), np.uint8))
+
+
 Signature = tuple[tuple[str, torch.dtype, torch.Size], ...]
-Message = TypeVar("Message", pb.ToEdge, pb.ToDevice)
 
 
-def frame(message: pb.ToEdge | pb.ToDevice, *payloads: Payload | None) -> bytes:
+def frame(message: Sent, *payloads: Payload | None) -> bytes:
     """A message with its payloads' tensors behind it, in the order in which the message names them."""
-    head = message.SerializeToString()
     tensors = [tensor for payload in payloads if payload is not None for _, tensor in payload.arrays]
-    return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *map(_bytes, tensors)])
-
-
-def read_frame(data: bytes, kind: type[Message]) -> tuple[Message, memoryview]:
-    """The message in a frame and the bytes behind it; WireError for what is no frame."""
-    end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-    if len(data) < _LENGTH or end > len(data):
-        raise WireError(f"a frame of {len(data)} bytes is cut short")
-    try:
-        return kind.FromString(data[_LENGTH:end]), memoryview(data)[end:]
-    except DecodeError:
-        raise WireError("a frame does not begin with a message of fsl's protocol") from None
+    return headed(message, *map(tensor_bytes, tensors))
 
 
 def upload_frame(
@@ -102,8 +107,10 @@ def close_frame(relay: bytes, factors: Tensor | None = None, update: float | Non
     return frame(pb.ToEdge(close=close), counts)
 
 
-def read_upload(message: pb.Upload, data: memoryview) -> tuple[Payload, Tensor | None, Tensor | None]:
+def read_upload(message: pb.Upload, data: memoryview | Arrived) -> tuple[Payload, Tensor | None, Tensor | None]:
     """The smashed data, the labels and the clip factors of an upload; WireError for what cannot be."""
+    if isinstance(data, Arrived):
+        return data.payload, data.beside.get("targets"), data.beside.get("factors")
     smashed, data = read_payload(message.smashed, data)
     labels, data = _read_single(message, "targets", data)
     factors, data = _read_single(message, "factors", data)
@@ -111,8 +118,10 @@ def read_upload(message: pb.Upload, data: memoryview) -> tuple[Payload, Tensor |
     return smashed, labels, factors
 
 
-def read_reply(message: pb.Reply, data: memoryview) -> tuple[Payload, Tensor | None]:
+def read_reply(message: pb.Reply, data: memoryview | Arrived) -> tuple[Payload, Tensor | None]:
     """The cut gradient and the samples' norms of a reply; WireError for a dtype, shape or size that cannot be."""
+    if isinstance(data, Arrived):
+        return data.payload, data.beside.get("norms")
     gradient, data = read_payload(message.gradient, data)
     norms, data = _read_single(message, "norms", data)
     _nothing_left(data)
@@ -259,7 +268,7 @@ def _describe(name: str, dtype: torch.dtype, shape: torch.Size) -> pb.Tensor:
     return pb.Tensor(name=name, dtype=known, shape=shape)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes (n,) uint8, not copied where they lie in order in this machine's memory.
 
     By NumPy as far as possible: each operation of torch gives up the interpreter's lock, for which another thread may
@@ -272,7 +281,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.numpy().reshape(-1).view(np.uint8).data
 
 
-def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
+def checked_tensor(message: pb.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The dtype and the shape that a message claims; WireError for what the wire does not carry."""
     name, dtype = f"tensor {message.name[:40]!r}", _DTYPES.get(message.dtype)
     shape = tuple(message.shape)
     if dtype is None:
@@ -282,16 +292,26 @@ def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
     # In Python's integers, where torch's would overflow; also where one dimension is zero, for strides overflow too.
     if prod(max(1, size) for size in shape) > MAX_ELEMENTS:
         raise WireError(f"{name} claims shape {shape}; at most {MAX_ELEMENTS} elements are allowed")
-    size = prod(shape) * dtype.itemsize
+    return dtype, shape
+
+
+def _read(message: pb.Tensor, data: memoryview) -> tuple[Tensor, memoryview]:
+    dtype, shape = checked_tensor(message)
+    name, size = f"tensor {message.name[:40]!r}", prod(shape) * dtype.itemsize
     if size > len(data):
         raise WireError(f"{name} has {len(data)} bytes and claims shape {shape} of {message.dtype}: {size} bytes")
     # Memory of torch's own: writable, and aligned as kernels of the same numbers in one process see it.
     values = torch.empty(shape, dtype=dtype)
-    raw = np.frombuffer(_bytes(values), np.uint8)
+    raw = np.frombuffer(tensor_bytes(values), np.uint8)
     raw[:] = np.frombuffer(data, np.uint8, size)
-    if dtype is torch.bool and size and raw.max() > 1:
-        raise WireError(f"{name} is bool and has bytes other than 0 and 1")
+    if dtype is torch.bool:
+        _check_bool(name, raw)
     return values, data[size:]
+
+
+def _check_bool(name: str, raw: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+    if raw.size and raw.max() > 1:
+        raise WireError(f"{name} is bool and has bytes other than 0 and 1")
 
 
 def _nothing_left(data: memoryview) -> None:

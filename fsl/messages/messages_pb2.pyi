@@ -59,7 +59,7 @@ class Reply(_message.Message):
     def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ..., norms: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left", "protocol", "version")
+    __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left", "protocol", "version", "steps")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     UP_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Open(_message.Message):
     LEFT_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     token: bytes
     public_key: bytes
     up: str
@@ -78,7 +79,8 @@ class Open(_message.Message):
     left: int
     protocol: int
     version: str
-    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    steps: bool
+    def __init__(self, token: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., up: _Optional[str] = ..., down: _Optional[str] = ..., served: _Optional[int] = ..., secret: _Optional[bytes] = ..., left: _Optional[int] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., steps: _Optional[bool] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("nonce", "protocol", "version")
@@ -97,16 +99,30 @@ class Proof(_message.Message):
     def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("secret", "received", "queue", "max_bytes")
+    __slots__ = ("secret", "received", "queue", "max_bytes", "ticket", "port", "machine", "local")
     SECRET_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     secret: bytes
     received: int
     queue: int
     max_bytes: int
-    def __init__(self, secret: _Optional[bytes] = ..., received: _Optional[int] = ..., queue: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+    ticket: bytes
+    port: int
+    machine: bytes
+    local: str
+    def __init__(self, secret: _Optional[bytes] = ..., received: _Optional[int] = ..., queue: _Optional[int] = ..., max_bytes: _Optional[int] = ..., ticket: _Optional[bytes] = ..., port: _Optional[int] = ..., machine: _Optional[bytes] = ..., local: _Optional[str] = ...) -> None: ...
+
+class Stay(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("relay",)
@@ -151,18 +167,20 @@ class Moved(_message.Message):
     def __init__(self, edge: _Optional[int] = ...) -> None: ...
 
 class ToEdge(_message.Message):
-    __slots__ = ("open", "proof", "upload", "close", "leave")
+    __slots__ = ("open", "proof", "upload", "close", "leave", "stay")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    STAY_FIELD_NUMBER: _ClassVar[int]
     open: Open
     proof: Proof
     upload: Upload
     close: Close
     leave: Leave
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., upload: _Optional[_Union[Upload, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    stay: Stay
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., upload: _Optional[_Union[Upload, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., stay: _Optional[_Union[Stay, _Mapping]] = ...) -> None: ...
 
 class ToDevice(_message.Message):
     __slots__ = ("challenge", "opened", "begin", "reply", "served", "closed", "moved")
@@ -291,3 +309,73 @@ class SignedToken(_message.Message):
     token: bytes
     signature: bytes
     def __init__(self, token: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("token", "node", "process", "protocol", "version")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    node: int
+    process: str
+    protocol: int
+    version: str
+    def __init__(self, token: _Optional[bytes] = ..., node: _Optional[int] = ..., process: _Optional[str] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("protocol", "version")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    version: str
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
+class Work(_message.Message):
+    __slots__ = ("id", "kind")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    kind: str
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("id", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    error: str
+    def __init__(self, id: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Taken(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class Over(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ToNode(_message.Message):
+    __slots__ = ("welcome", "work", "taken", "over")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    work: Work
+    taken: Taken
+    over: Over
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., taken: _Optional[_Union[Taken, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ...) -> None: ...
+
+class ToCloud(_message.Message):
+    __slots__ = ("hello", "answer")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    answer: Answer
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...

@@ -1,4 +1,4 @@
 """The names of records in the messages between cloud and nodes."""
 
 PLAN, ARRAYS, METRICS, CONFIG = "plan", "arrays", "metrics", "config"
-SETUP, PART, REMARKS, MEMBER, LOST = "setup", "part", "remarks", "member", "lost"
+SETUP, PART, REMARKS, MEMBER, LOST, LINE = "setup", "part", "remarks", "member", "lost", "line"

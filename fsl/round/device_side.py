@@ -61,7 +61,7 @@ class DeviceSide:
 
     def samples(self, device: int) -> int:
         """Returns n_k, the number of samples that the device holds."""
-        return len(self.worker.workload.partition.indices(device))
+        return self.worker.workload.partition.size(device)
 
     def weight(self, device: int) -> float:
         """Returns a device's weight in averages: n_k, or 1 for all under device-level privacy."""

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fsl.codecs.device_cut import DeviceCut
@@ -12,6 +11,7 @@ from fsl.errors import LostError, RunError
 from fsl.messages.steps import ReplyPacket, UploadPacket
 from fsl.objective import Objective
 from fsl.seeds import Stream
+from fsl.segments.backward import send_back
 from fsl.segments.finite import REFUSED, finite, usable
 from fsl.segments.learner import Learner
 
@@ -76,7 +76,7 @@ class Device:
             gradient = self.bench.cut.decode(reply.step, reply.gradient)
             if self.bench.loss_limit is not None and not finite([gradient]):
                 raise LostError(self.device, f"the cut gradient of step {reply.step} is not finite")
-            torch.autograd.backward((smashed,), (gradient,))
+            send_back(smashed, gradient)
         elif len(smashed):
             return  # a reply without a gradient trains nothing
         self._answered += 1

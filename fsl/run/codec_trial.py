@@ -11,7 +11,8 @@ from fsl.codecs.codec import Codec, Payload
 from fsl.errors import ConfigError, WireError
 from fsl.faults import said
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import read_frame, read_upload, upload_frame
+from fsl.messages.frames import read_upload, upload_frame
+from fsl.messages.heads import read_frame
 
 _SEED = 0
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fsl.errors import NO_GRADIENT, SplitError
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, reseed
+from fsl.segments.backward import send_back
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import evaluating, start_training
 from fsl.segments.module_memories import count_on, remembered, same
@@ -158,7 +159,7 @@ class SplitTrial:
                 if self._answered and value.requires_grad and leaf.requires_grad and leaf.grad is None:
                     raise SplitError(f"cut={cut!r}: {NO_GRADIENT}")
                 if smashed.requires_grad and leaf.grad is not None:
-                    smashed.backward(leaf.grad)
+                    send_back(smashed, leaf.grad)
         if watch.touched:
             raise SplitError(
                 f"the model also holds '{watch.touched[0]}' where a device's own cannot be put (a tuple, an object, a "

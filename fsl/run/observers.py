@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fsl.faults import said
+from fsl.run.lost_words import lost_in_words
 from fsl.run.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class StopRun(Exception):  # noqa: N818  no error: the run ends as one that came
 
 
 class RoundLines(Observer):
-    """A line for each of the first rounds and for the last, and between them one every so many seconds at most.
+    """A line for each of the first rounds, the last, and those that lost devices; others every so many seconds.
 
     `write` gets each line; `clock` is in seconds.
     """
@@ -86,10 +87,11 @@ class RoundLines(Observer):
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Tell this round, or keep it until it is known to be the last."""
-        words = round_in_words(row)
-        seconds = "" if row.get("seconds") is None else f" · {row['seconds']:.3g} s"
-        self._waiting = f"round {row['round']}/{self._rounds}{' · ' if words else ''}{words}{seconds}"
-        if self._told < self._first or self._clock() >= self._next or row["round"] == self._rounds:
+        lost = lost_in_words(row.get("lost") or {})
+        seconds = "" if row.get("seconds") is None else f"{row['seconds']:.3g} s"
+        said = (f"round {row['round']}/{self._rounds}", round_in_words(row), seconds, lost)
+        self._waiting = " · ".join(filter(None, said))
+        if self._told < self._first or self._clock() >= self._next or row["round"] == self._rounds or lost:
             self._tell()
 
     def on_end(self) -> None:
@@ -174,11 +176,14 @@ class Figures(Observer):
 def round_in_words(row: Mapping[str, Any]) -> str:
     """A round's row in a few words: `20 devices · loss 0.412 · accuracy 0.871 · 24.8 MB up+down`.
 
-    What was not measured is left out; the loss is that on test data, else the devices' own ("train loss").
+    Where devices were lost it says `18 of 20 devices`. What was not measured is left out; the loss is that on test
+    data, else the devices' own ("train loss").
     """
     words = []
-    if row.get("devices") is not None:
-        words.append(f"{row['devices']:,} device{'' if row['devices'] == 1 else 's'}")
+    if (finished := row.get("devices")) is not None:
+        asked = finished + len(row.get("lost") or ())
+        of = "" if asked == finished else f"{finished:,} of "
+        words.append(f"{of}{asked:,} device{'' if asked == 1 else 's'}")
     if row.get("loss") is not None:
         words.append(f"loss {row['loss']:.3f}")
     elif row.get("train_loss") is not None:

@@ -51,9 +51,12 @@ async def send(stream: Writes, frame: bytes) -> None:
 async def receive(stream: Reads, most: int) -> bytes | None:
     """Read the next frame, of at most `most` bytes; None at the stream's end. TooLarge as soon as it is larger."""
     message = await stream.read()
-    if message is grpc.aio.EOF:
-        return None
-    parts, size = [message], len(message)
+    return None if message is grpc.aio.EOF else await receive_rest(stream, message, most)
+
+
+async def receive_rest(stream: Reads, first: bytes, most: int) -> bytes | None:
+    """Read the rest of a frame of which `first` is the first message; otherwise as `receive`."""
+    message, parts, size = first, [first], len(first)
     while size <= most and len(message) == CHUNK:
         message = await stream.read()
         if message is grpc.aio.EOF:
@@ -63,6 +66,13 @@ async def receive(stream: Reads, most: int) -> bytes | None:
     if size > most:
         raise TooLarge(most)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def skip_rest(stream: Reads, first: bytes) -> None:
+    """Read the rest of a frame, however long, and keep nothing of it."""
+    message: Any = first
+    while message is not grpc.aio.EOF and len(message) == CHUNK:
+        message = await stream.read()
 
 
 async def next_message(call: Any) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ class NetworkThread:
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Schedule a function on the thread; does nothing once the thread has ended."""
-        if not self.loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:

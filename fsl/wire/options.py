@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from fsl.errors import ConfigError
-from fsl.private_files import read_private
 from fsl.wire.frame_stream import CHUNK
+from fsl.wire.pem_files import Pem, PemFiles
 
 METHOD = "/fsl.wire.Edge/Train"
 PEER_METHOD = "/fsl.wire.Edge/Peer"
@@ -68,25 +69,52 @@ class Certificates:
     certificate: Path | None = None
     key: Path | None = None
 
-    def server(self) -> grpc.ServerCredentials:
-        """Returns an edge's gRPC credentials."""
+    def edge_files(self) -> PemFiles:
+        """Returns an edge's files, read again when they are replaced; ConfigError for those that will not do."""
         if self.certificate is None or self.key is None:
             raise ConfigError(
                 "an edge needs cert and cert-key in its node configuration; fsl-certs makes them for trying "
                 "(insecure=true does without TLS)"
             )
-        pair = (read_private("cert-key", self.key), _read("cert", self.certificate))
-        ca = None if self.ca is None else _read("client-ca", self.ca)
-        return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+        return PemFiles(self.ca, self.certificate, self.key, ("client-ca", "cert", "cert-key"))
 
-    def channel(self) -> grpc.ChannelCredentials:
-        """Returns a device's gRPC credentials; without `ca` the machine's own authorities count."""
-        ca = None if self.ca is None else _read("ca", self.ca)
+    def device_files(self) -> PemFiles:
+        """Returns a device's files, as `edge_files`; without `ca` the machine's own authorities count."""
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("cert and cert-key belong together; give both in the node configuration, or none")
-        if self.certificate is None or self.key is None:
-            return grpc.ssl_channel_credentials(ca)
-        return grpc.ssl_channel_credentials(ca, read_private("cert-key", self.key), _read("cert", self.certificate))
+        return PemFiles(self.ca, self.certificate, self.key)
+
+    def server(self) -> grpc.ServerCredentials:
+        """Returns an edge's gRPC credentials: each new connection is checked by the files as they are then."""
+        return server_credentials(self.edge_files())
+
+
+def server_credentials(files: PemFiles) -> grpc.ServerCredentials:
+    """Returns gRPC credentials that follow an edge's files."""
+    pem, told = files.present()
+
+    def configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+        assert pem.key is not None  # as `edge_files` has made sure
+        assert pem.certificate is not None
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], root_certificates=pem.ca)
+
+    def fetch() -> Any:  # gRPC takes None for "as before"
+        nonlocal told  # gRPC asks on one thread after the other
+        pem, version = files.present()
+        if version == told:
+            return None
+        told = version
+        return configuration(pem)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(pem), fetch, require_client_authentication=pem.ca is not None
+    )
+
+
+def channel_credentials(files: PemFiles) -> grpc.ChannelCredentials:
+    """Returns gRPC credentials of a connection that begins now."""
+    pem, _ = files.present()
+    return grpc.ssl_channel_credentials(pem.ca, pem.key, pem.certificate)
 
 
 def channel_options(max_bytes: int, keepalive: float = KEEPALIVE) -> list[tuple[str, int]]:
@@ -135,10 +163,3 @@ def server_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", 8 << 10),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # bit 0 is "no compression"
     ]
-
-
-def _read(name: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{name}={path}: it cannot be read ({error.strerror}); name a PEM file") from None

@@ -25,6 +25,7 @@ from fsl.errors import CheckpointError, ConfigError, FslError
 from fsl.faults import is_fault
 from fsl.files import write_json
 from fsl.run.run_folder import RunFolder
+from fsl.segments.uncompiled import leave_out_compiler
 
 JOBS = "jobs"  # the folder of records in a sweep's folder
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -98,6 +99,8 @@ class SweepJob:
         hydra = HydraConfig.get()
         if hydra.job.num in self.passed_over:
             return None
+        if hydra.launcher._target_ != BASIC_LAUNCHER:  # in a process of its own
+            leave_out_compiler()
         sweep, run = Path(hydra.sweep.dir), RunFolder(Path(hydra.runtime.output_dir))
         # Unresolved: nobody looks up their references here.
         overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)

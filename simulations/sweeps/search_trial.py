@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 from fsl.errors import ConfigError, FslError
 from fsl.run.observers import Observer
 from fsl.run.run_folder import RunFolder
+from fsl.segments.uncompiled import leave_out_compiler
 
 Report = Callable[[int, float], bool]  # a round and its value; returns whether to stop here
 
@@ -142,6 +143,7 @@ class TrialProcess:
 
 def _serve(connection: Connection, task: TrialTask) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
+    leave_out_compiler()
 
     def report(round: int, value: float) -> bool:
         connection.send((round, value))

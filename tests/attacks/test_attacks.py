@@ -51,7 +51,7 @@ def found(folder, name, *arguments):
 # What attacks find.
 
 
-def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy):
+def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy, pictures):
     quick = "attack.inversion.steps=300"
     open_, hidden = found(bare, "inversion", quick), found(noisy, "inversion", quick)
     assert open_["mse"] < 0.25 * open_["blind_mse"]

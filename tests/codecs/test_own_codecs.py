@@ -15,8 +15,8 @@ from torch import nn
 import fsl
 from fsl.codecs import Float16, Identity
 from fsl.codecs.codec_choice import build_codecs, codec_spec
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError, RunError
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import RoundPlan

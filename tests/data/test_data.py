@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 import warnings
 
 import datasets
@@ -393,6 +394,23 @@ def test_a_damaged_cache_is_made_anew(tmp_path, own_cache, damage):
     assert torch.equal(load(tmp_path).train.inputs, before)
 
 
+def test_what_nobody_used_for_a_month_leaves_the_cache(tmp_path, own_cache):
+    load(write_both(tmp_path / "old"))
+    load(write_both(tmp_path / "used"))
+    mine = own_cache / "notes.json"
+    mine.write_text("mine")
+    for path in own_cache.glob("*.*"):
+        os.utime(path, (time.time() - 31 * 86400.0,) * 2)
+    load(tmp_path / "used")
+    used = {path.name for path in own_cache.glob("*.npy") if path.stat().st_mtime > time.time() - 86400.0}
+    assert len(used) == 2
+    load(write_both(tmp_path / "new"))
+    kept = {path.name for path in own_cache.glob("*.npy")}
+    assert used < kept
+    assert len(kept) == 4
+    assert mine.exists()
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     blocked = tmp_path / "a file"
     blocked.write_text("")
@@ -517,12 +535,14 @@ def test_files_that_do_not_fit_together_are_refused_with_the_reason(tmp_path):
 
 @pytest.mark.slow
 def test_cifar10_is_read_from_a_folder(cifar10_folder):
-    data = cifar10(str(cifar10_folder), limit=64)
+    data = cifar10(str(cifar10_folder), limit=2000)
     assert (data.name, data.classes, data.input_shape) == ("cifar10", 10, (3, 32, 32))
-    assert (len(data.train), len(data.test)) == (64, 10_000)
+    assert (len(data.train), len(data.test)) == (2000, 10_000)
+    assert data.train.inputs.mean(dim=(0, 2, 3)).abs().max() < 0.05
+    assert (data.train.inputs.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.shows  # of some rows: above
 def test_cifar10_whole_is_balanced_and_normalised(cifar10_folder):
     data = cifar10(str(cifar10_folder))
     assert torch.bincount(data.train.targets).tolist() == [5000] * 10

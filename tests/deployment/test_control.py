@@ -1,10 +1,14 @@
 """Who may start runs, what a SuperNode says of a wrong clock, and that a run that was stopped ends."""
 
 import os
+import shutil
 import signal
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from importlib import import_module
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,12 +17,14 @@ from fastapi.testclient import TestClient
 from flwr.app import Message
 from flwr.app.error import Error
 
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
 from fsl.deployment.cloud.stopped import ends_when_stopped
 from fsl.deployment.cloud.superlink import ClosedControl, command, is_local
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.clock import why_refused
 from fsl.errors import RunError
 from fsl.flower.internals import enter_identity, exit_identity
+from tests.helpers.at_once import AnswersAtOnce
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
 
@@ -92,7 +98,20 @@ def test_what_would_let_outsiders_past_is_refused(monkeypatch, capsys):
     assert line.startswith("fsl-superlink: FORWARDED_ALLOW_IPS is set")
 
 
-class Grid:
+def test_flowers_programs_are_found_beside_a_superlink_that_is_called_by_its_path(monkeypatch):
+    """As a service is, from an environment that is on nobody's PATH."""
+    found = []
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["fsl-superlink"])
+    monkeypatch.setattr("flwr.superlink.main.create_app", None)
+    flower = import_module("flwr.superlink.cli.flower_superlink")
+    monkeypatch.setattr(flower, "flower_superlink", lambda: found.append(shutil.which("flower-superexec")))
+    assert command([]) == 0
+    assert found == [str(Path(sys.executable).parent / "flower-superexec")]
+    assert os.environ["PATH"].endswith(":/nowhere")
+
+
+class Grid(AnswersAtOnce):
     """Nodes 1 and 2 are online; whether the run was stopped, and who answers, is said."""
 
     def __init__(self, status: int | None = None, answers: dict[int, str] | None = None):
@@ -108,7 +127,6 @@ class Grid:
     def send_and_receive(self, messages, timeout):
         for message in messages:
             if (reason := self.answers.get(message.metadata.dst_node_id)) is not None:
-                message.metadata.__dict__["_message_id"] = "m"
                 yield Message(Error(0, reason), reply_to=message)
 
 
@@ -144,10 +162,10 @@ def identity():
 
 @pytest.mark.usefixtures("identity")
 def test_nodes_that_are_busy_are_said_to_be():
-    members = Members("{}", Terms(wait=0.01, query=7))
-    with pytest.raises(RunError, match=r"2 nodes are online .* within 7 s \(1, 2\): they are busy"):
+    members = Members("{}", Terms(wait=0.01, query=0.2))
+    with pytest.raises(RunError, match=r"2 nodes are online .* in time \(1, 2\): they have just ended, .* or are busy"):
         members.look(Grid(), 1, 1, first=True)
-    members = Members("{}", Terms(wait=0.01, query=7))
+    members = Members("{}", Terms(wait=0.01, query=0.2))
     with pytest.raises(RunError, match=r"; node 1: no such luck; 1 nodes are online .* \(2\)"):
         members.look(Grid(answers={1: "no such luck"}), 1, 1, first=True)
 

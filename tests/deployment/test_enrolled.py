@@ -1,24 +1,17 @@
 """Whose number is whose: any enrolled node may say that it is device 0, and only one key is."""
 
-import json
 import logging
-from types import SimpleNamespace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import ConfigRecord, Message, RecordDict
 from fsl.simulations.fsl_certs import command
 
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes, fingerprint_of, read_table
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError, RunError
 from fsl.flower.internals import enter_identity, exit_identity
-from fsl.installed import __version__
-from fsl.messages.record_names import CONFIG, MEMBER
-from fsl.messages.versions import PROTOCOL
-from fsl.wire.tokens import public_bytes
+from tests.helpers.keyed import KeyedCloud, KeyedNode
 
 
 @pytest.fixture(autouse=True)
@@ -28,63 +21,11 @@ def identity():
     exit_identity()
 
 
-class Node:
-    """A SuperNode with a key, which says that it hosts these."""
-
-    def __init__(self, number, devices=(), edge=None, label="", samples=10):
-        self.number = number
-        self.key = ec.generate_private_key(ec.SECP384R1()).public_key()
-        self.devices = devices
-        self.edge = edge
-        self.label = label or f"node-{number}"
-        self.samples = samples
-
-    @property
-    def der(self):
-        return public_bytes(self.key)
-
-    @property
-    def ssh(self):
-        return self.key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-
-    def describe(self):
-        role = {(True, False): "device", (False, True): "edge", (True, True): "both"}[
-            bool(self.devices), self.edge is not None
-        ]
-        samples = {str(device): self.samples for device in self.devices}
-        said = {"role": role, "samples": samples, "edge": self.edge, "address": "" if self.edge is None else "a:1"}
-        said |= {"key": self.der.hex() if self.devices else "", "edge_key": "" if self.edge is None else "ab" * 32}
-        return said | {"protocol": PROTOCOL, "version": __version__}
-
-
-class Cloud:
-    """Flower's Grid, as far as the cloud asks it who is there."""
-
-    def __init__(self, *nodes):
-        self.nodes = list(nodes)
-
-    def get_node_ids(self):
-        return [node.number for node in self.nodes]
-
-    def get_nodes(self):
-        pem = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        return [
-            SimpleNamespace(node_id=n.number, public_key=n.key.public_bytes(*pem), name=n.label) for n in self.nodes
-        ]
-
-    def send_and_receive(self, messages, timeout):
-        """In the order in which answers come in: the last node first."""
-        hosts = {node.number: node for node in self.nodes}
-        for message in reversed(list(messages)):
-            said = json.dumps(hosts[message.metadata.dst_node_id].describe())
-            yield Message(RecordDict({CONFIG: ConfigRecord({MEMBER: said})}), reply_to=message)
-
-
 TERMS = Terms(wait=1e-9)
 
 
 def look(members, *nodes, devices=1, edges=1):
-    members.look(Cloud(*nodes), devices, edges, first=True)
+    members.look(KeyedCloud(*nodes), devices, edges, first=True)
     return {name: member.node for member in members.online for name in member.names}
 
 
@@ -97,7 +38,11 @@ def table_of(folder, *lines):
 @pytest.fixture
 def three():
     """The rightful device 0, an edge, and another enrolled node, which answers first."""
-    return Node(1, devices=(0,), label="device-0"), Node(2, edge=0), Node(3, devices=(0,), label="device-7")
+    return (
+        KeyedNode(1, devices=(0,), label="device-0"),
+        KeyedNode(2, edge=0),
+        KeyedNode(3, devices=(0,), label="device-7"),
+    )
 
 
 def test_by_the_operators_table_only_the_rightful_node_answers(three, tmp_path, caplog):
@@ -122,7 +67,7 @@ def test_who_is_not_in_the_operators_table_is_refused(three, tmp_path, caplog):
 
 
 def test_a_number_that_two_answer_for_is_nobody_s_until_a_table_says_whose(three, caplog):
-    with pytest.raises(RunError, match=r"device 0 is hosted by node device-7 already \(key SHA256:"):
+    with pytest.raises(RunError, match=r"device 0 is hosted already by node device-7 \(key SHA256:"):
         look(Members("", TERMS), *three)
     assert "this is node device-7 (key SHA256:" in caplog.text
     assert "this is node device-0 (key SHA256:" in caplog.text
@@ -150,7 +95,7 @@ def test_a_lost_key_is_replaced_in_the_table(three, tmp_path):
     path = tmp_path / TABLE
     members = Members("", TERMS, path)
     look(members, rightful, edge)
-    renewed = Node(4, devices=(0,))
+    renewed = KeyedNode(4, devices=(0,))
     with pytest.raises(RunError, match=rf"if the key was replaced, .*: device-0 {renewed.ssh[:40]}"):
         look(members, edge, renewed)
     path.write_text(path.read_text().replace(rightful.ssh, renewed.ssh))
@@ -171,12 +116,12 @@ def test_edges_have_keys_too(three, caplog):
     rightful, edge, _ = three
     members = Members("", TERMS)
     look(members, rightful, edge)
-    assert look(members, rightful, Node(5, edge=0)) == {"device-0": 1}
+    assert look(members, rightful, KeyedNode(5, edge=0)) == {"device-0": 1}
     assert "edge-0 belongs to key" in caplog.text
 
 
 def test_a_node_without_a_registered_key_hosts_nothing(three):
-    class Open(Cloud):
+    class Open(KeyedCloud):
         def get_nodes(self):
             return []
 
@@ -191,7 +136,7 @@ def test_a_node_without_a_registered_key_hosts_nothing(three):
 def test_a_device_that_holds_nothing_is_refused(samples, said, three):
     _, edge, _ = three
     with pytest.raises(RunError, match=said):
-        look(Members("", TERMS), edge, Node(6, devices=(0,), samples=samples))
+        look(Members("", TERMS), edge, KeyedNode(6, devices=(0,), samples=samples))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +153,7 @@ def test_a_device_that_holds_nothing_is_refused(samples, said, three):
 )
 def test_a_line_that_cannot_be_is_named(line, problem, tmp_path):
     with pytest.raises(ConfigError, match=problem):
-        Members("", table_of(tmp_path, line.format(key=Node(1).ssh)))
+        Members("", table_of(tmp_path, line.format(key=KeyedNode(1).ssh)))
 
 
 def test_a_table_that_is_not_there_is_one_line(tmp_path):

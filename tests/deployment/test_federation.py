@@ -39,19 +39,41 @@ def federation(tmp_path_factory):
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
 
 
+class CloudKilled:
+    """Kills the process of a run's cloud, once, in the middle of a round after these."""
+
+    def __init__(self, federation: Federation, out: Path, rounds: int):
+        self.federation = federation
+        self.out = out
+        self.rounds = rounds
+        self.at: list[int] = []  # rounds that were done by then
+
+    def look(self):
+        done = len(rows(self.out))
+        if not self.at and done >= self.rounds:
+            for cloud in self.federation.pids("superlink"):
+                if cloud.command.startswith("flwr-serverapp"):
+                    self.at.append(done)
+                    send(cloud, signal.SIGKILL)
+
+
 # SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
-def test_sglr_computes_what_a_simulation_does_and_what_devices_keep_survives_a_restart(federation, tmp_path):
+def test_sglr_computes_what_a_simulation_does_though_a_device_and_the_cloud_die(federation, tmp_path):
+    """What devices keep survives their restart, and a supervised run goes on when its cloud is killed."""
     overrides = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
     out, run = tmp_path / "real", ["devices=4", "edges=2", *overrides]
     end = federation.run([*run, "rounds=1"], out)
     assert end.completed, end.details
-    federation.kill("device-0", signal.SIGTERM)
     federation.restart("device-0")
-    end = federation.run([*run, "rounds=2", f"resume={out}"], out)
+    killed, told = CloudKilled(federation, out, 2), []
+    end = federation.run([*run, "rounds=6", f"resume={out}"], out, killed.look, retries=1, tell=told.append)
     assert end.completed, end.details
-    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=2"), out)
+    assert 2 <= killed.at[0] < 6
+    (line,) = told
+    assert "ended as died (its cloud's process has ended without a word)" in line
+    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=6"), out)
     for device in range(4):  # private fronts are on the devices' own disks
-        (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/2.safetensors")
+        (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/6.safetensors")
         expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
         assert_same_bits(load_file(front), load_file(expected))
 
@@ -102,8 +124,7 @@ def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
     assert wait_until(lambda: "round 4: device 2 lost" in federation.log("edge-0").read_text(), 60, 0.1)
     send(straggler, signal.SIGCONT)
     at(5)
-    federation.kill("device-3", signal.SIGTERM)
-    federation.restart("device-3")
+    federation.restart("device-3")  # by SIGTERM
     federation.restart("device-0")
     stage.go_on(5)
 

@@ -15,6 +15,7 @@ from fsl.simulations.fsl_federation import command
 from fsl.simulations.overrides import for_federation
 
 from fsl.deployment.local import local_federation as local
+from fsl.deployment.local.control import Control
 from fsl.deployment.local.federation_record import read_record
 from fsl.deployment.local.flower_programs import CONNECTION, bundle_hash, flwr
 from fsl.deployment.local.flower_runs import submit, watch
@@ -106,7 +107,7 @@ def test_a_bundle_that_no_owner_allowed_does_not_run_on_any_node(federation, tmp
     at_node = f"import sys\nif sys.argv[0].endswith('flwr-clientapp'): open({str(ran)!r}, 'w')\n"
     module.write_text(at_node + module.read_text().replace("context.node_config", "{}"))
     run = submit(federation.home, str(app), [f"hydra.run.dir={tmp_path}/out"])
-    end = watch(federation.home, run, lambda: True, lambda: None, lambda: "")
+    end = watch(federation.home, federation.control, run, federation.at_work, lambda: None, lambda: "")
     assert not end.completed
     assert not ran.exists()
     for node in federation.record.nodes:
@@ -131,7 +132,10 @@ def test_ctrl_c_stops_a_run(federation, tmp_path):
 def test_status_and_a_second_up(federation, capsys):
     assert cli("status", folder=federation.folder) == 0
     rows = table(capsys)
-    assert ["device-1", "device", str(federation.record.processes["device-1"].pid), "yes", "yes"] in rows
+    assert ["device-1", "device", str(federation.record.processes["device-1"].pid), "yes", "yes"] in [
+        r[:5] for r in rows
+    ]
+    assert "run" in rows[-1]  # the one that was sent last
     assert ["superlink", "superlink", str(federation.record.processes["superlink"].pid), "yes"] in [r[:4] for r in rows]
     assert cli("up", folder=federation.folder) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -158,7 +162,23 @@ def test_a_node_comes_back_with_its_key(federation, capsys):
     assert not federation.alive()["device-1"]
     federation.restart("device-1")
     assert cli("status", folder=federation.folder) == 0
-    assert ["device-1", "device", str(federation.record.processes["device-1"].pid), "yes", "yes"] in table(capsys)
+    row = ["device-1", "device", str(federation.record.processes["device-1"].pid), "yes", "yes"]
+    assert row in [each[:5] for each in table(capsys)]
+
+
+@slow
+def test_what_a_superlink_refuses_is_one_line(federation):
+    control, certificates = federation.control, federation.certificates
+    with pytest.raises(RunError, match=r"^the SuperLink at [\d.:]+ (knows no run 7|does not tell of run 7: .+)$"):
+        control.status("7")
+    with pytest.raises(RunError, match=r"does not register device-0: .+"):
+        control.register(certificates.node_public_key("device-0"), "device-0")
+
+
+@slow
+def test_a_superlink_that_does_not_answer_is_one_line(federation):
+    with pytest.raises(RunError, match=r"^the SuperLink at 127\.0\.0\.1:1 does not list its nodes: .+$"):
+        Control("127.0.0.1:1", federation.certificates.ca).online()
 
 
 @slow

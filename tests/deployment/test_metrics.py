@@ -1,4 +1,4 @@
-"""What an edge tells Prometheus and its logs, against what the round came to."""
+"""What edges and devices tell Prometheus and their logs, against what the round came to."""
 
 import io
 import json
@@ -14,17 +14,19 @@ import grpc
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fsl.strategies import PSL, CycleSL, SplitFedV1
+from flwr.app import ConfigRecord, RecordDict
+from fsl.strategies import PSL, CycleSL, FedAvg, SplitFedV1
 
 from fsl.codecs import Identity
 from fsl.deployment.local.scraped_metrics import parse_metrics, scrape_metrics
 from fsl.deployment.logs import FIELDS, JsonFormatter
-from fsl.deployment.node.edge_metrics import MetricsEndpoint
-from fsl.deployment.node.networked_node import NetworkedNode
+from fsl.deployment.node.node_host import NodeHost
+from fsl.deployment.node.node_metrics import NodeMetrics
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.errors import ConfigError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
+from fsl.messages.record_names import CONFIG, SETUP
 from fsl.round.edge_server import EdgeServer
 from fsl.trainers import Replicated
 from fsl.wire.device.invitation import Invitation
@@ -35,6 +37,8 @@ from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.expected import Expected
 from fsl.wire.options import METHOD, Limits, Patience
 from fsl.wire.tokens import Claims, Signer, fingerprint
+from tests.helpers.flaky import At, Weather
+from tests.helpers.node_setups import EDGE, setup_of
 from tests.helpers.places import ROOT
 from tests.helpers.runs import run
 from tests.helpers.wired import Wired, WiredGrid
@@ -46,43 +50,87 @@ LIMITS = Limits(handshake_seconds=1.0)
 
 
 class ScrapedGrid(WiredGrid):
-    """Its edges' figures are read before they go."""
+    """Its nodes' metrics are read before they go."""
+
+    def __init__(self, workload, backend, devices):
+        self.metrics = []
+        super().__init__(workload, backend, devices)
+        self.told = backend.told
 
     def _host(self, workload, backend, config, store):
-        more = {"metrics": "127.0.0.1:0"} if config["role"] == "edge" else {}
-        super()._host(workload, backend, config | more, store)
-        self.figures = backend.figures
+        super()._host(workload, backend, config | {"metrics": "127.0.0.1:0"}, store)
+
+    def _meters(self, settings):
+        self.metrics.append((settings.role, NodeMetrics(settings)))
+        return self.metrics[-1][1].meters
 
     def release(self):
-        addresses = [node.metrics_address for node in self.nodes.values()]
-        self.figures.extend(scrape_metrics(address) for address in addresses if address is not None)
+        for role, metrics in self.metrics:
+            self.told.setdefault(role, []).append(scrape_metrics(metrics.address))
         super().release()
+        for _, metrics in self.metrics:
+            metrics.close()
 
 
 @dataclass(frozen=True)
 class Scraped(Wired):
-    figures: list = field(default_factory=list)
+    told: dict = field(default_factory=dict)
 
     def open(self, workload, nodes):
         return ScrapedGrid(workload, self, workload.partition.devices)
 
+    def sums(self, role):
+        """What all nodes of a role told, added up."""
+        return {name: sum(told[name] for told in self.told[role]) for name in self.told[role][0]}
+
 
 @pytest.mark.parametrize("strategy", [SplitFedV1(), PSL(), CycleSL(window=2)], ids=lambda s: type(s).__name__)
-def test_an_edges_figures_are_those_of_its_rounds(strategy, tmp_path):
+def test_metrics_of_edges_and_devices_are_those_of_their_rounds(strategy, tmp_path):
     backend = Scraped(folder=tmp_path)
     done = run(strategy, devices=4, edges=2, batch_size=10, backend=backend)
-    assert len(backend.figures) == 2
-    told = {name: sum(figures[name] for figures in backend.figures) for name in backend.figures[0]}
+    assert {role: len(told) for role, told in backend.told.items()} == {"edge": 2, "device": 2}
     steps = 2 * 4 * 3  # rounds, devices, batches of 10 out of 24 rows
-    assert told["fsl_up_bytes_total"] == sum(row["up_bytes"] for row in done.metrics)
-    assert told["fsl_down_bytes_total"] == sum(row["down_bytes"] for row in done.metrics)
-    assert told["fsl_steps_total"] == told["fsl_step_seconds_count"] == steps
-    assert told["fsl_step_seconds_sum"] > 0
-    assert told["fsl_rounds_total"] == 2 * 2
-    assert told["fsl_sessions_closed_total"] == 2 * 4
-    assert told["fsl_sessions"] == told["fsl_inbox_events"] == told["fsl_stragglers_total"] == 0
-    assert "fsl_devices_lost_total" not in told
-    assert "fsl_handshakes_refused_total" not in told
+    edges, devices = backend.sums("edge"), backend.sums("device")
+    for end, told in (("edge", edges), ("device", devices)):
+        assert told[f"fsl_{end}_up_bytes_total"] == sum(row["up_bytes"] for row in done.metrics)
+        assert told[f"fsl_{end}_down_bytes_total"] == sum(row["down_bytes"] for row in done.metrics)
+        assert told[f"fsl_{end}_steps_total"] == told[f"fsl_{end}_step_seconds_count"] == steps
+        assert told[f"fsl_{end}_step_seconds_sum"] > 0
+        assert told[f"fsl_{end}_rounds_total"] == told[f"fsl_{end}_round"] == 2 * 2
+        assert told["fsl_healthy"] == 2
+    assert edges["fsl_edge_sessions_closed_total"] == devices["fsl_device_finished_total"] == 2 * 4
+    assert edges["fsl_edge_sessions"] == edges["fsl_edge_inbox_events"] == 0
+    assert devices["fsl_device_attending"] == devices["fsl_device_reconnects_total"] == 0
+    assert devices["fsl_device_round_seconds_count"] == 2 * 2
+    absent = ("fsl_edge_devices_lost_total", "fsl_edge_handshakes_refused_total", "fsl_device_lost_total")
+    assert not {*absent, "fsl_device_epsilon"} & {*edges, *devices}
+
+
+def test_a_node_of_both_roles_tells_of_both(tmp_path):
+    backend = Scraped(folder=tmp_path, both=True, edges=1, device_nodes=1)
+    run(SplitFedV1(), devices=2, edges=1, rounds=1, backend=backend)
+    told = backend.sums("both")
+    assert told["fsl_edge_sessions_closed_total"] == told["fsl_device_finished_total"] == 2
+    assert told["fsl_edge_steps_total"] == told["fsl_device_steps_total"] > 0
+
+
+def test_devices_without_an_edge_are_counted(tmp_path):
+    backend = Scraped(folder=tmp_path, edges=1)
+    done = run(FedAvg(), devices=4, batch_size=10, backend=backend)
+    told = backend.sums("device")
+    assert told["fsl_device_finished_total"] == sum(row["devices"] for row in done.metrics) == 8
+    assert told["fsl_device_steps_total"] == 2 * 4 * 3
+    assert told["fsl_device_rounds_total"] == 4
+    assert told["fsl_device_attending"] == told["fsl_device_up_bytes_total"] == 0
+
+
+def test_a_session_that_comes_back_is_counted(tmp_path, monkeypatch):
+    Weather(cuts=[At(0, "says", "upload", 1), At(1, "hears", "reply", 0)]).over(monkeypatch)
+    backend = Scraped(folder=tmp_path, edges=1, device_nodes=1)
+    run(SplitFedV1(), devices=2, rounds=1, batch_size=10, backend=backend)
+    told = backend.sums("device")
+    assert told["fsl_device_reconnects_total"] == 2
+    assert told["fsl_device_steps_total"] == told["fsl_device_step_seconds_count"] == 2 * 5
 
 
 class Edge:
@@ -90,8 +138,9 @@ class Edge:
 
     def __init__(self, folder):
         self.signer = Signer()
-        self.endpoint = MetricsEndpoint("127.0.0.1:0")
-        self.door = EdgeDoor(0, "127.0.0.1:0", None, folder / "sessions.tsv", LIMITS, self.endpoint.meter)
+        self.metrics = NodeMetrics(edge_settings(folder, metrics="127.0.0.1:0"))
+        self.meter = self.metrics.meters.edge
+        self.door = EdgeDoor(0, "127.0.0.1:0", None, folder / "sessions.tsv", LIMITS, self.meter)
         self.admission = Admission("run", 1, 0, 1, self.signer.public_key, {0, 1}, CODEC, CODEC)
 
     def serve(self, patience):
@@ -99,17 +148,17 @@ class Edge:
         trainer.open = trainer.abandon = lambda *_: None
         expected = Expected(torch.Size([4]), torch.float32, range(1, 9), 4)
         server = EdgeServer(0, trainer, Identity, Identity)
-        edge_round = EdgeRound(server, self.admission, patience, expected, self.endpoint.meter)
+        edge_round = EdgeRound(server, self.admission, patience, expected, self.meter)
         self.door.begin(self.admission)
         return edge_round.serve()
 
     def scrape(self):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.endpoint.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.metrics.address}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
     def close(self):
         self.door.close()
-        self.endpoint.close()
+        self.metrics.close()
 
 
 @pytest.fixture
@@ -130,12 +179,11 @@ def test_lost_devices_are_counted_by_reason(edge):
     serving.join(30)
     uplink.close()
     text = edge.scrape()
-    assert 'fsl_devices_lost_total{reason="straggler"} 1.0' in text
-    assert 'fsl_devices_lost_total{reason="absent"} 1.0' in text
-    assert 'fsl_rounds_total{outcome="done"} 1.0' in text
-    figures = parse_metrics(text)
-    assert figures["fsl_stragglers_total"] == 1
-    assert figures["fsl_sessions"] == figures["fsl_sessions_closed_total"] == 0
+    assert 'fsl_edge_devices_lost_total{reason="straggler"} 1.0' in text
+    assert 'fsl_edge_devices_lost_total{reason="absent"} 1.0' in text
+    assert 'fsl_edge_rounds_total{outcome="done"} 1.0' in text
+    told = parse_metrics(text)
+    assert told["fsl_edge_sessions"] == told["fsl_edge_sessions_closed_total"] == 0
 
 
 def test_refused_handshakes_are_counted_by_status_code(edge):
@@ -152,19 +200,7 @@ def test_refused_handshakes_are_counted_by_status_code(edge):
     assert say(pb.ToEdge(proof=pb.Proof())) is grpc.StatusCode.INVALID_ARGUMENT
     text = edge.scrape()
     for code in ("UNAVAILABLE", "UNAUTHENTICATED", "INVALID_ARGUMENT"):
-        assert f'fsl_handshakes_refused_total{{code="{code}"}} 1.0' in text
-
-
-def test_each_edge_counts_for_itself():
-    one, other = MetricsEndpoint("127.0.0.1:0"), MetricsEndpoint("127.0.0.1:0")
-    one.meter.uploaded(100)
-    assert scrape_metrics(f"127.0.0.1:{one.port}")["fsl_up_bytes_total"] == 100
-    assert scrape_metrics(f"127.0.0.1:{other.port}")["fsl_up_bytes_total"] == 0
-    with pytest.raises(ConfigError, match=f"127.0.0.1:{one.port}.*name a free host:port"):
-        MetricsEndpoint(f"127.0.0.1:{one.port}")
-    one.close()
-    other.close()
-    assert scrape_metrics(f"127.0.0.1:{one.port}") == {}
+        assert f'fsl_edge_handshakes_refused_total{{code="{code}"}} 1.0' in text
 
 
 def edge_settings(folder, **more):
@@ -174,19 +210,22 @@ def edge_settings(folder, **more):
 
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "fsl.deployment.node.edge_metrics")
-    node = object.__new__(NetworkedNode)
-    node.settings, node._door, node._metrics = edge_settings(tmp_path, metrics="127.0.0.1:0"), None, None
-    with pytest.raises(ConfigError, match=r"^metrics=127.0.0.1:0: .*pip install 'fsl-flower\[federation\]'.*$"):
-        _ = node.door
+    for name in [name for name in sys.modules if name.startswith("fsl.deployment") and name.endswith("_metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    content = RecordDict({CONFIG: ConfigRecord({SETUP: setup_of().to_json()})})
+    host = NodeHost()
+    with pytest.raises(ConfigError, match=r"^node configuration: metrics=127.0.0.1:0: .*pip install 'fsl-flower\["):
+        host.answer("query", 1, content, {**EDGE, "state": str(tmp_path), "metrics": "127.0.0.1:0"})
+    host.close()
 
 
 def test_the_library_is_imported_only_where_a_node_is_to_count():
-    code = "import sys, fsl.deployment.node.networked_node; sys.exit('prometheus_client' in sys.modules)"
+    imports = "import sys, fsl.deployment.node.node_host, fsl.simulations.flower_cloud"
+    code = f"{imports}; sys.exit('prometheus_client' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
 
 
-@pytest.mark.parametrize("value", ["9000", "localhost:", ":9000", "localhost:http"])
+@pytest.mark.parametrize("value", ["9000", "localhost:", ":9000", "localhost:http", "localhost:65536"])
 def test_a_wrong_address_is_refused(value, tmp_path):
     with pytest.raises(ConfigError, match=r"metrics=.*host:port"):
         edge_settings(tmp_path, metrics=value)

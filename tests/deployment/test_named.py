@@ -55,7 +55,7 @@ def factory() -> nn.Module:
         ("model", "torch.optim.SGD"),
         ("model", "torch.utils.data.DataLoader"),
         ("model", "fsl.data.images"),
-        ("model", "fsl.deployment.node.edge_metrics.MetricsEndpoint"),
+        ("model", "fsl.deployment.metrics_endpoint.MetricsEndpoint"),
         ("model", "fsl.deployment.certs.issue"),
         ("model", "tests.deployment.test_named.factory"),
         ("model", "tests.deployment.test_named.Own.trap"),
@@ -159,7 +159,7 @@ def test_where_data_lie_no_option_says(options):
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("fsl.deployment.node.edge_metrics.MetricsEndpoint", EdgeTrainer),
+        ("fsl.deployment.metrics_endpoint.MetricsEndpoint", EdgeTrainer),
         ("fsl.attacks.hijacking.FSHATrainer", EdgeTrainer),
         ("fsl.trainers.Pooled", Device),
         ("fsl.trainers.EdgeTrainer", EdgeTrainer),

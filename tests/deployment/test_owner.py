@@ -1,6 +1,7 @@
 """What a node's owner allowed, against a cloud that asks for more: every message that a node answers."""
 
 import json
+import math
 import multiprocessing
 import threading
 from dataclasses import replace
@@ -11,9 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fsl.data import IID, divide
+from fsl.deployment.node.device_metrics import SpentEpsilon
 from fsl.deployment.node.node_host import NodeHost
 from fsl.deployment.node.node_settings import NodeSettings
-from fsl.deployment.node.own_ledger import Limit, OwnLedger
+from fsl.deployment.node.own_ledger import Limit, OwnLedger, spent
 from fsl.deployment.node.setup import AllRows, build_workload
 from fsl.errors import ConfigError, FslError, TrustError
 from fsl.flower.internals import enter_identity, exit_identity
@@ -49,7 +51,7 @@ class Owner:
         (folder / "key").write_bytes(key)
         (folder / "key").chmod(0o600)
         self.state = folder / "state"
-        device = {"role": "device", "devices": str(MINE), "rows": "all", "key": str(folder / "key"), "ca": "ca.pem"}
+        device = {"role": "device", "devices": str(MINE), "rows": "all", "key": str(folder / "key")}
         self.config = {**device, "state": str(self.state), **config}
         self.host = NodeHost()
         self.setup = setup_of("data=digits", "devices=8", "model=mlp", "model.hidden=[4]")
@@ -297,6 +299,31 @@ def test_a_step_is_not_done_again_beyond_the_limit(tmp_path):
     with pytest.raises(ConfigError, match=r"max-epsilon=.* with this round device 0 would have spent"):
         account.again(0, 2)
     assert cost(tmp_path) == before  # nothing was charged, and nothing is released
+
+
+def test_what_is_spent_is_the_sum_over_runs_of_the_worst_device(tmp_path):
+    assert spent(tmp_path, "model", same_rows=False) is None
+    spend(own_ledger(tmp_path, "a"), private(), [0, 1])
+    spend(own_ledger(tmp_path, "a"), private(), [1])
+    spend(own_ledger(tmp_path, "b"), private(), [0])
+    costs = [[told["model"] for _, told in read_devices(path).values()] for path in tmp_path.glob("*.json")]
+    assert sorted(map(len, costs)) == [1, 2]
+    assert spent(tmp_path, "model", same_rows=False) == pytest.approx(sum(map(max, costs)))
+    assert spent(tmp_path, "model", same_rows=True) == pytest.approx(sum(map(sum, costs)))
+    assert spent(tmp_path, "edge", same_rows=False) == float("inf")
+
+
+def test_prometheus_reads_what_a_node_has_spent_and_may_spend(tmp_path):
+    settings = NodeSettings.read(Owner(tmp_path, **{"max-epsilon": 8.0}).config)
+    told = lambda: {m.name: m.samples[0] for m in SpentEpsilon(settings).collect()}  # noqa: E731
+    assert {name: (sample.labels, sample.value) for name, sample in told().items()} == {
+        "fsl_device_epsilon_max": ({"against": "model"}, 8.0)
+    }
+    folder = settings.state / "privacy"
+    spend(own_ledger(folder), private())
+    assert told()["fsl_device_epsilon"].value == cost(folder)[0]
+    next(folder.glob("*.json")).write_text("{")
+    assert math.isnan(told()["fsl_device_epsilon"].value)
 
 
 def test_a_negative_epsilon_of_another_run_gives_nothing_back(tmp_path):

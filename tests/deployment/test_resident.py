@@ -153,6 +153,21 @@ def test_a_process_ends_with_its_supernode_also_where_another_process_has_its_pi
     assert Owner.parent().is_alive()
 
 
+def test_an_owner_that_proc_hides_is_alive_until_it_ends(monkeypatch):
+    """As /proc does with hidepid (systemd's ProtectProc=) to Flower's executor, which is closed to debuggers."""
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        monkeypatch.setattr("fsl.deployment.node.claim.started_at", lambda pid: None)
+        monkeypatch.setattr(os, "getppid", lambda: process.pid)
+        owner = Owner.parent()
+        assert owner.is_alive()
+    finally:
+        process.kill()
+        process.wait()
+    assert not owner.is_alive()
+    assert not Owner(1, 0).is_alive() or os.geteuid() == 0  # another user's process has got the number
+
+
 def test_the_fingerprint_of_the_code_follows_an_edit(monkeypatch, tmp_path):
     (tmp_path / "fsl").mkdir()
     module = tmp_path / "fsl" / "__init__.py"

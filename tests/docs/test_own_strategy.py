@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsl.simulations.fsl_report import command as report
 from fsl.simulations.fsl_simulate import command
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -34,25 +35,12 @@ def folder(tmp_path):
 
 
 ENTRY = ("-m", "fsl.simulations.fsl_simulate", "--config-dir", "conf")
-COMMAND = (*ENTRY, "experiment=smoke")
 OPTIONS = ("--config-dir", "conf", "experiment=smoke", "strategy=clipped")
 
 
 def rows(path: Path) -> list[dict]:
     found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
-
-
-def test_it_runs_inline_and_on_ray_alike(folder, installed_wheel):
-    options = ("strategy=clipped", "strategy.clip=0.05", "edges=2")
-    installed_wheel.run(*COMMAND, *options, "hydra.run.dir=inline", folder=folder)
-    ray = ("backend=ray", "nodes=2", "backend.cpus=0.5", "hydra.run.dir=ray")
-    installed_wheel.run(*COMMAND, *options, *ray, folder=folder)
-    assert rows(folder / "inline") == rows(folder / "ray")
-    assert (folder / "inline" / "model.safetensors").read_bytes() == (folder / "ray" / "model.safetensors").read_bytes()
-    settings = json.loads((folder / "inline" / "summary.json").read_text())["settings"]
-    assert settings["strategy"] == "clipped.ClippedPSL"
-    assert settings["strategy.clip"] == 0.05
 
 
 @pytest.fixture
@@ -62,6 +50,18 @@ def here(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
 
 
+def test_the_wheel_runs_it_on_ray_as_this_process_runs_it_inline(folder, here, installed_wheel):
+    options = ("experiment=smoke", "rounds=2", "strategy=clipped", "strategy.clip=0.05", "edges=2")
+    ray = ("backend=ray", "nodes=2", "backend.cpus=0.5", "hydra.run.dir=ray")
+    installed_wheel.run(*ENTRY, *options, *ray, folder=folder)
+    assert command(["--config-dir", "conf", *options, "hydra.run.dir=inline"]) == 0
+    assert rows(folder / "inline") == rows(folder / "ray")
+    assert (folder / "inline" / "model.safetensors").read_bytes() == (folder / "ray" / "model.safetensors").read_bytes()
+    settings = json.loads((folder / "ray" / "summary.json").read_text())["settings"]
+    assert settings["strategy"] == "clipped.ClippedPSL"
+    assert settings["strategy.clip"] == 0.05
+
+
 @pytest.mark.usefixtures("here")
 def test_it_does_something(folder):
     for clip in (0.001, 1000.0):
@@ -69,14 +69,14 @@ def test_it_does_something(folder):
     assert rows(folder / "0.001")[-1]["train_loss"] > rows(folder / "1000.0")[-1]["train_loss"]
 
 
-def test_it_is_swept_and_reported_beside_fsls_own(folder, installed_wheel):
-    sweep = ("-m", "experiment=smoke", "strategy=clipped,splitfed_v2", "seed=0,1", "rounds=1", "hydra.sweep.dir=sweep")
+def test_the_wheel_sweeps_it_and_it_is_reported_beside_fsls_own(folder, here, installed_wheel, capsys):
+    sweep = ("-m", "experiment=smoke", "strategy=clipped,splitfed_v2", "rounds=1", "hydra.sweep.dir=sweep")
     installed_wheel.run(*ENTRY, *sweep, folder=folder)
-    assert len(list(folder.glob("sweep/*/summary.json"))) == 4
-    report = installed_wheel.run("-m", "fsl.simulations.fsl_report", "sweep", "--out", "report", folder=folder)
-    assert "ClippedPSL" in report
-    assert "SplitFedV2" in report
-    page = (folder / "report" / "report.html").read_text()
+    assert len(list(folder.glob("sweep/*/summary.json"))) == 2
+    assert report(["sweep", "--out", "report"]) == 0
+    printed, page = capsys.readouterr().out, (folder / "report" / "report.html").read_text()
+    assert "ClippedPSL" in printed
+    assert "SplitFedV2" in printed
     assert "ClippedPSL" in page
 
 

@@ -42,7 +42,7 @@ def test_the_bundle_holds_the_library_and_no_tests(bundle):
         "strategies/split_strategy.py",
         "pyproject.toml",
     } <= names
-    assert len(bundle) < 2_000_000
+    assert len(bundle) < 2_500_000  # Flower stores it uncompressed: the sources, and nothing beside them
 
 
 @pytest.mark.slow

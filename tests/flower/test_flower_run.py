@@ -24,7 +24,8 @@ def short_folder():
 
 @pytest.mark.slow
 def test_flowers_simulation_engine_computes_what_fsl_simulate_does(tmp_path, short_folder, no_ray):
-    # Equivalence 5, from the command line; SGLR has private fronts and devices in lockstep.
+    # Equivalence 5, from the command line; SGLR has private fronts and devices in lockstep. The engine may give a
+    # node's next round to another process: what is kept must be in files.
     home, log, out = tmp_path / "flower", tmp_path / "log", tmp_path / "flower-run"
     (port,) = free_ports(1)
     more = {
@@ -34,7 +35,7 @@ def test_flowers_simulation_engine_computes_what_fsl_simulate_does(tmp_path, sho
     }
     told = environment(home, more)
     (home / "config.toml").write_text(CONNECTION)
-    common = ["strategy=sglr", "rounds=2", "devices=4", "edges=2"]
+    common = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false", "rounds=2", "devices=4", "edges=2"]
     overrides = " ".join([*common, f"hydra.run.dir={out}"])
     run = [program("flwr"), "run", str(ROOT), "local", "--run-config", f"overrides='{overrides}'", "--stream"]
     # Started so that the SuperLink that flwr leaves behind is found again, and ended with it.

@@ -130,12 +130,11 @@ def test_a_node_that_dies_is_skipped_for_a_round_and_comes_back(strategy, ray_cl
 
 @pytest.mark.slow
 def test_with_all_nodes_dead_the_run_ends_and_can_be_resumed(ray_cluster, tmp_path):
-    whole = run(SplitFedV3(), **ON_RAY | {"optimizer": KEPT})
+    inline = {"devices": 4, "rounds": 3, "optimizer": KEPT}
     killer = KillNode(lambda: opened[-1], [1, 2], after=2)
     with pytest.raises(RunError, match=r"round 3: every node is gone"):
-        run(SplitFedV3(), out=tmp_path / "run", observers=[killer], **ON_RAY | {"optimizer": KEPT})
-    resumed = run(SplitFedV3(), out=tmp_path / "run", resume=True, **ON_RAY | {"optimizer": KEPT})
-    assert_same_run(whole, resumed)
+        run(SplitFedV3(), out=tmp_path / "run", observers=[killer], **inline | ON_RAY)
+    assert_same_run(run(SplitFedV3(), **inline), run(SplitFedV3(), out=tmp_path / "run", resume=True, **inline))
 
 
 @pytest.mark.slow
@@ -191,7 +190,9 @@ def test_classes_of_a_function_are_found_in_this_process():
 
 @pytest.mark.slow
 def test_classes_of_a_function_reach_the_nodes_on_ray(ray_cluster):
-    assert_same_run(run(SplitFedV1(), **ON_RAY), run(NamesLocalClasses(), **ON_RAY))
+    model, options = small_model("batch", 0.3), {"optimizer": KEPT}
+    inline = run(SplitFedV1(), model, devices=4, rounds=3, **options)
+    assert_same_run(inline, run(NamesLocalClasses(), model, **ON_RAY, **options))
 
 
 @pytest.mark.slow
@@ -251,9 +252,10 @@ class FlowersEngine(fsl.Backend):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "strategy",
-    [VanillaSL(), *(pytest.param(s, marks=pytest.mark.shows) for s in (SplitFedV3(), CycleSL(passes=2, window=2)))],
+    [VanillaSL(), SplitFedV3(), CycleSL(passes=2, window=2)],
     ids=lambda s: type(s).__name__,
-)  # relayed, private, averaged; each starts an engine and a Ray. Private fronts are in test_flower_run.py, too.
+)  # relayed, private, averaged
+@pytest.mark.shows  # each starts an engine and a Ray; one strategy, with all that is kept: test_flower_run.py
 def test_flowers_own_engine_gives_the_same_run(strategy, tmp_path, no_ray):
     options = {"model": small_model("batch", 0.3), "devices": 4, "edges": 2, "optimizer": KEPT, "rounds": 2}
     ours = run(strategy, **options)

@@ -1,4 +1,4 @@
-"""A gRPC channel for devices whose streams break, or say other things, where a test wants it."""
+"""Connections of devices that break, or say other things, where a test wants it."""
 
 import asyncio
 import contextvars
@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 import grpc
 
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import read_frame
+from fsl.messages.heads import read_frame
+from fsl.messages.step_messages import StepMessage
+from fsl.wire.device import line as lines
 from fsl.wire.device.line import Line, Uplink
+from fsl.wire.device.step_paths import StepPaths
+from fsl.wire.steps.step_socket import StepSocket
 
 _DEVICE = contextvars.ContextVar("device")
+_UNSEEN = 0.3  # seconds until an edge sees that a connection broke; a device tries again after 0.1
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,14 @@ class At:
 
 @dataclass
 class Weather:
-    """What happens to the streams: each of `cuts` once, and what the edge says passes through `tamper`."""
+    """What happens to the connections: each of `cuts` once, and what the edge says passes through `tamper`.
+
+    `lean`: steps have a stream of their own, where cuts happen to them; what is tampered with are gRPC's frames.
+    """
 
     cuts: list[At] = field(default_factory=list)
-    tamper: Callable[[At, bytes], bytes] = lambda at, data: data
+    tamper: Callable[[At, bytes], bytes] | None = None
+    lean: bool = True
     met: list[At] = field(default_factory=list)
 
     def breaks(self, at: At) -> bool:
@@ -47,8 +56,52 @@ class Weather:
             await stream(line)
 
         monkeypatch.setattr(Line, "_stream", of_device)
+        monkeypatch.setattr(lines, "StepSocket", lambda *given: _Steps(self, *given))
+        if not self.lean or self.tamper is not None:
+            monkeypatch.setattr(StepPaths, "worth_trying", lambda paths, address: False)
         monkeypatch.setattr(Uplink, "channel", lambda uplink, address: _Channel(channel(uplink, address), self))
         return self
+
+
+class _Steps(StepSocket):
+    def __init__(self, weather, sock, heard, most, ear, box):
+        super().__init__(sock, heard, most, ear, box)
+        self._weather = weather
+        self._device = ear.invitation.device
+        self._cut = False
+
+    def queue(self, message):
+        self._cut = self._cut or self._weather.breaks(self._says(message))
+        if not self._cut:
+            super().queue(message)
+
+    def begin(self):
+        if self._cut:
+            self._broke(ConnectionError("cut"))
+        else:
+            super().begin()
+
+    def write(self, message):
+        if self._weather.breaks(self._says(message)):
+            self._broke(ConnectionError("cut"))
+        elif not self._cut:
+            super().write(message)
+
+    def _hear(self, message, data, size):
+        if self._weather.breaks(place(self._device, "hears", message)):
+            raise ConnectionError("cut")
+        super()._hear(message, data, size)
+
+    def _says(self, message):
+        if isinstance(message, StepMessage):
+            return At(self._device, "says", message.kind, message.step)
+        return place(self._device, "says", read_frame(message, pb.ToEdge)[0])
+
+
+def place(device, does, message):
+    kind = message.WhichOneof("body")
+    body = getattr(message, kind)
+    return At(device, does, kind, body.step if kind in ("upload", "reply") else 0)
 
 
 class _Channel:
@@ -65,7 +118,7 @@ class _Call:
         self._call = call
         self._weather = weather
         self._device = _DEVICE.get()
-        self._broken = False
+        self._broken = asyncio.Event()
         for name in ("code", "details", "initial_metadata", "trailing_metadata"):
             setattr(self, name, getattr(call, name))
 
@@ -76,33 +129,36 @@ class _Call:
             await self._call.write(data)
 
     async def read(self):
+        read, broken = asyncio.ensure_future(self._call.read()), asyncio.ensure_future(self._broken.wait())
         try:
-            data = await self._call.read()
-        except asyncio.CancelledError:
-            if not self._broken:
-                raise
-            data = grpc.aio.EOF
-        if data is grpc.aio.EOF:
-            if self._broken:
+            await asyncio.wait({read, broken}, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.is_set():
                 raise self._error()
+            data = read.result()
+        finally:
+            broken.cancel()
+            if self._broken.is_set():  # to cancel it would end the call
+                read.add_done_callback(lambda read: read.cancelled() or read.exception())
+            else:
+                read.cancel()
+        if data is grpc.aio.EOF:
             return data
         place = self._place("hears", read_frame(data, pb.ToDevice)[0])
         if self._weather.breaks(place):
             self._break()
             raise self._error()
-        return self._weather.tamper(place, data)
+        return data if self._weather.tamper is None else self._weather.tamper(place, data)
 
     def cancel(self):
-        return self._call.cancel()
+        return self._broken.is_set() or self._call.cancel()
 
     def _place(self, does, message):
-        kind = message.WhichOneof("body")
-        body = getattr(message, kind)
-        return At(self._device, does, kind, body.step if kind in ("upload", "reply") else 0)
+        return place(self._device, does, message)
 
     def _break(self):
-        self._broken = True
-        self._call.cancel()
+        """End it for the device at once, and for the edge after the device has tried to come back."""
+        self._broken.set()
+        asyncio.get_running_loop().call_later(_UNSEEN, self._call.cancel)
 
     @staticmethod
     def _error():

@@ -30,9 +30,10 @@ class InstalledWheel:
         subprocess.run(build, check=True, timeout=300)
         (wheel,) = folder.glob("*.whl")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True, timeout=120)
-        packages, here = site_packages(python), site_packages(sys.executable)
+        packages = site_packages(python)
         subprocess.run([*pip, "install", "--no-deps", "--target", str(packages), str(wheel)], check=True, timeout=300)
-        (packages / "dependencies.pth").write_text(f"{here}\n")
+        here = [path for path in sys.path if path.endswith("site-packages")]
+        (packages / "dependencies.pth").write_text("\n".join([*here, ""]))
         (folder / "installed").touch()
         return cls(python, packages)
 

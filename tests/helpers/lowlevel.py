@@ -12,10 +12,12 @@ from fsl.data import IID, divide
 from fsl.importing.spec import Spec
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_frame
+from fsl.messages.frames import frame
+from fsl.messages.heads import read_frame
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.objective import as_objective
+from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
 from fsl.round.workload import Worker, Workload
@@ -26,7 +28,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.expected import Expected
-from fsl.wire.edge.session import Gone
+from fsl.wire.edge.session_events import Gone
 from fsl.wire.options import METHOD, Limits, Patience, channel_options
 from fsl.wire.tokens import Claims, Signer, fingerprint, prove, public_bytes
 from tests.helpers.small import small_model, small_task
@@ -83,7 +85,7 @@ class Edge:
         self.admission = Admission(
             "run", 1, 0, self.fence, self.signer.public_key, set(self.devices), IDENTITY, IDENTITY
         )
-        self.door = EdgeDoor(0, "127.0.0.1:0", None, self.folder / "journal", self.limits)
+        self.door = EdgeDoor(0, "127.0.0.1:0", None, self.folder / "journal", self.limits, steps="127.0.0.1:0")
         self.address = f"127.0.0.1:{self.door.port}"
         self.round = EdgeRound(self.server, self.admission, self.patience, Expected.of(worker, self.plan))
         self.outcome = None
@@ -117,17 +119,23 @@ class Edge:
     def token(self, device: int, **changed) -> bytes:
         return self.signer.sign(self.claims(device, **changed))
 
-    def attend(self, folder: Path, devices: range):
-        """These devices' honest part of the round; their fronts and why others were lost."""
+    def attend(self, folder: Path, devices: range, meter=None, address=None, seconds=None):
+        """These devices' honest part of the round; their fronts and why others were lost.
+
+        `seconds`: after which the round closes for them.
+        """
         worker = a_worker(folder)
         states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
         side = DeviceSide([DeviceTask(device=device) for device in devices], self.plan, worker, states)
-        uplink = Uplink(self.key, None, self.limits)
+        uplink = Uplink(self.key, None, self.limits, meter)
         try:
             invitations = [
-                Invitation(d, 0, self.address, self.token(d, steps=10**6), IDENTITY, IDENTITY) for d in devices
+                Invitation(d, 0, address or self.address, self.token(d, steps=10**6), IDENTITY, IDENTITY)
+                for d in devices
             ]
-            outcome = DeviceRound(side, invitations, uplink, self.patience, None).run()
+            devices_round = DeviceRound(side, invitations, uplink, self.patience, None)
+            devices_round.deadline = None if seconds is None else Deadline(seconds)
+            outcome = devices_round.run()
         finally:
             uplink.close()
         return side.totals["front"].states, outcome

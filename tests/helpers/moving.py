@@ -2,8 +2,8 @@
 
 import pytest
 
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.mobility import RandomMobility, ScheduledMobility
 from fsl.wire.options import Patience
 from tests.helpers.runs import assert_same_bits

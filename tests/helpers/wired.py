@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import fsl
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit
@@ -21,6 +21,21 @@ from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, CONFIG, METRICS, PART, PLAN, REMARKS
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.wire.options import Patience
+
+
+def answered(kind, content, node) -> RecordDict:
+    """A node's answer to a message."""
+    config = content.config_records[CONFIG]
+    if kind == "query":
+        return RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
+    if kind == "train":
+        plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
+        work = node.train(plan, part, content.array_records[ARRAYS])
+        arrays, metrics = work.records()
+        remarks = ConfigRecord({"lost": json.dumps(work.lost)})
+        return RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
+    plan = EvaluatePlan.from_json(config[PLAN])
+    return RecordDict({METRICS: node.evaluate(plan, content.array_records[ARRAYS])})
 
 
 class WiredGrid(SimulationGrid):
@@ -33,23 +48,29 @@ class WiredGrid(SimulationGrid):
         self.nodes = {}
         key = folder / "device.key"
         folder.mkdir(parents=True, exist_ok=True)
-        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        key.write_bytes(pem)
-        key.chmod(0o600)
+        if not key.exists():
+            pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            key.write_bytes(pem)
+            key.chmod(0o600)
         common = {"state": str(folder), "key": str(key), **({} if backend.edge_tls else {"insecure": True})}
         for edge in range(backend.edges):
             config = {"role": "edge", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}
+            config |= backend.edge_more
             if backend.both:
                 config |= {"role": "both", "devices": ",".join(map(str, groups[edge]))}
             self._host(workload, backend, config, folder / f"edge-{edge}")
         for group in [] if backend.both else groups:
             config = {"role": "device", "devices": ",".join(map(str, group)), **common, **backend.device_tls}
+            config |= backend.device_more
             self._host(workload, backend, config, folder / f"devices-{group[0]}")
 
     def _host(self, workload, backend, config, store):
         settings = replace(NodeSettings.read(config), state=store, limit=backend.limit)
-        node = NetworkedNode(replace(workload, store=store), settings, backend.patience)
+        node = NetworkedNode(replace(workload, store=store), settings, backend.patience, self._meters(settings))
         self.nodes[len(self.nodes) + 1] = node
+
+    def _meters(self, settings):
+        return None  # they count nothing
 
     def answer(self, messages, timeout):
         replies = [None] * len(messages)
@@ -68,19 +89,7 @@ class WiredGrid(SimulationGrid):
         return replies
 
     def _reply(self, message, node):
-        config = message.content.config_records[CONFIG]
-        if message.metadata.message_type == "query":
-            content = RecordDict({CONFIG: ConfigRecord({"member": json.dumps(node.describe())})})
-        elif message.metadata.message_type == "train":
-            plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
-            work = node.train(plan, part, message.content.array_records[ARRAYS])
-            arrays, metrics = work.records()
-            remarks = ConfigRecord({"lost": json.dumps(work.lost)})
-            content = RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
-        else:
-            plan = EvaluatePlan.from_json(config[PLAN])
-            content = RecordDict({METRICS: node.evaluate(plan, message.content.array_records[ARRAYS])})
-        return Message(content, reply_to=message)
+        return Message(answered(message.metadata.message_type, message.content, node), reply_to=message)
 
     def release(self):
         for node in self.nodes.values():
@@ -97,6 +106,8 @@ class Wired(fsl.Backend):
     both: bool = False  # edges host the devices, too
     edge_tls: dict[str, str] = field(default_factory=dict)  # without any: no TLS
     device_tls: dict[str, str] = field(default_factory=dict)
+    edge_more: dict[str, str] = field(default_factory=dict)
+    device_more: dict[str, str] = field(default_factory=dict)
     limit: Limit | None = None
     patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
     roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))

@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, RecordDict
 from fsl.simulations.error_lines import one_line as told
 
 import fsl
-from fsl.deployment.cloud.members import Members, Terms
+from fsl.deployment.cloud.members import Members
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.logs import set_up
 from fsl.deployment.node.setup import Setup
 from fsl.errors import RunError, WireError
@@ -22,6 +23,7 @@ from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line, printable
 from fsl.run.plain_logs import PlainFormatter
 from fsl.run.run_log import RunLog
+from tests.helpers.at_once import AnswersAtOnce
 from tests.helpers.lowlevel import Edge, Stranger, a_plan
 from tests.helpers.node_setups import setup_of
 
@@ -69,7 +71,7 @@ def test_a_node_refuses_the_setup_of_another_version():
         Setup.from_json(json.dumps(older))
 
 
-class OneNode:
+class OneNode(AnswersAtOnce):
     """A Grid of one node, which answers what it is told to."""
 
     def __init__(self, said):
@@ -81,8 +83,9 @@ class OneNode:
     def send_and_receive(self, messages, timeout):
         text = self.said if isinstance(self.said, str) else json.dumps(self.said)
         content = RecordDict({CONFIG: ConfigRecord({MEMBER: text})})
-        for _ in messages:
-            yield SimpleNamespace(metadata=SimpleNamespace(src_node_id=7), content=content, has_error=lambda: False)
+        for message in messages:
+            metadata = SimpleNamespace(src_node_id=7, reply_to_message_id=message.metadata.message_id)
+            yield SimpleNamespace(metadata=metadata, content=content, has_error=lambda: False)
 
 
 MEMBER_SAYS = {
@@ -92,6 +95,7 @@ MEMBER_SAYS = {
     "address": "",
     "key": "ab",
     "edge_key": "",
+    "line": False,
     "protocol": PROTOCOL,
     "version": fsl.__version__,
 }
@@ -100,7 +104,11 @@ MEMBER_SAYS = {
 @pytest.fixture(autouse=True)
 def no_task(monkeypatch):
     """Flower's messages want to know of which run they are."""
-    monkeypatch.setattr("fsl.deployment.cloud.members.Message", lambda *said, **more: said)
+
+    def message(content, node, *_, **more):
+        return SimpleNamespace(metadata=SimpleNamespace(message_id="", dst_node_id=node))
+
+    monkeypatch.setattr("fsl.deployment.cloud.members.Message", message)
 
 
 def look(said):

@@ -12,7 +12,6 @@ from fsl.messages.frames import (
     check_finite,
     check_labels,
     frame,
-    read_frame,
     read_payload,
     read_reply,
     read_upload,
@@ -21,6 +20,7 @@ from fsl.messages.frames import (
     upload_bytes,
     upload_frame,
 )
+from fsl.messages.heads import read_frame
 from tests.helpers.places import ROOT
 
 

@@ -8,8 +8,8 @@ import pytest
 from fsl.strategies import SplitFedV1
 
 from fsl.data import IID, as_partitioner, divide
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError, RunError
 from fsl.messages.round_plan import CohortTask, DeviceTask
 from fsl.privacy import DPSGD, Privacy

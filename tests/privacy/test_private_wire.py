@@ -15,7 +15,8 @@ from fsl.deployment.node.own_ledger import Limit
 from fsl.deployment.node.work_done import Work
 from fsl.errors import CheckpointError, RunError, WireError
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import close_frame, read_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
+from fsl.messages.frames import close_frame, reply_bytes, reply_frame, upload_bytes, upload_frame
+from fsl.messages.heads import read_frame
 from fsl.privacy import DPSGD, ClientLevel, CutNoise, Privacy, RandomizedLabels
 from fsl.privacy.ledger import read_devices
 from fsl.round.edge_server import EdgeServer

@@ -12,6 +12,8 @@ from fsl.errors import ConfigError
 from fsl.run import figures
 from fsl.run.figures import class_counts_figure, plot, run_figures
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 def row(round: int, **more: object) -> dict:
     return {

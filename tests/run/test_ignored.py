@@ -10,7 +10,7 @@ from torch import nn
 
 import fsl
 from fsl.data import Augmentation
-from fsl.deployment.cloud.members import build_terms
+from fsl.deployment.cloud.terms import build_terms
 from fsl.errors import ConfigError
 from fsl.run.backend import Backend
 from fsl.run.config import build_aggregator, build_backend, build_data, build_mobility, build_privacy

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fsl
+from fsl.run.lost_words import lost_in_words
 from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines, RunInfo, human_bytes, round_in_words
 from fsl.run.run_log import RunLog
 from fsl.trackers import TensorBoard
@@ -88,6 +89,20 @@ def test_a_round_in_words_leaves_out_what_was_not_measured():
     assert round_in_words({"round": 1, **unknown}) == ""
     assert round_in_words({"round": 0, "accuracy": 0.1}) == "accuracy 0.100"
     assert round_in_words({"devices": 1, "train_loss": 2.5}) == "1 device · train loss 2.500"
+    assert round_in_words({"devices": 1, "lost": {}}) == "1 device"
+    assert round_in_words({"devices": 18, "lost": {"3": "gone", "7": "gone"}}) == "18 of 20 devices"
+
+
+def test_lost_devices_are_told_by_reason():
+    assert lost_in_words({}) == ""
+    assert lost_in_words({"3": "device 3: its edge\nis gone"}) == "lost 1: its edge is gone (device 3)"
+    slow = {str(d): f"edge 0: it was slow; device {d}: its edge ended" for d in range(7)}
+    many = {**slow, "8": "b", "9": "c", "10": "d", "11": "x" * 1000}
+    assert lost_in_words(many).startswith(
+        "lost 11: edge 0: it was slow; its edge ended (devices 0, 1, 2, 3, 4 and 2 more)"
+    )
+    assert lost_in_words(many).endswith("; b (device 8); c (device 9); 2 for other reasons")
+    assert len(lost_in_words({"11": "x" * 1000})) < 150
 
 
 @pytest.mark.parametrize(
@@ -206,6 +221,16 @@ def told(rounds: int, ended: int, seconds: float) -> list[int]:
         observer.on_round({"round": number})
     observer.on_end()
     return [int(line.split()[1].partition("/")[0]) for line in lines[1:]]
+
+
+def test_a_round_that_lost_devices_has_its_line_and_reasons_last():
+    lines = []
+    observer = RoundLines(lines.append, first=0, every=1e9)
+    observer.on_start(RunInfo("S", "M", "D", 2, 100, 1, None))
+    for number in range(1, 6):
+        lost = {"1": "device 1: its edge is gone"} if number == 4 else {}
+        observer.on_round({"round": number, "devices": 2 - len(lost), "seconds": 0.5, "lost": lost})
+    assert lines[2:] == ["round 4/100 · 1 of 2 devices · 0.5 s · lost 1: its edge is gone (device 1)"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from fsl.codecs import Int8
 from fsl.costs import DeviceProfile, Hardware, price
 from fsl.costs.hardware import HardwareOptions
 from fsl.costs.pricing import PriceOptions
-from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError
 from fsl.importing.building import build
 from fsl.importing.config_groups import is_group, named, names

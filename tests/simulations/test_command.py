@@ -38,7 +38,7 @@ def run_into(folder: str, *overrides: str) -> Path:
     return Path(folder)
 
 
-def test_a_run_writes_what_it_should(capsys):
+def test_a_run_writes_what_it_should(pictures, capsys):
     folder = run_into("run")
     written = {path.name for path in folder.iterdir()}
     assert {"metrics.jsonl", "summary.json", "model.safetensors", "figures", "tensorboard", "checkpoint"} <= written
@@ -53,8 +53,9 @@ def test_a_run_writes_what_it_should(capsys):
 
 
 def test_splitfed_v1_and_fedavg_write_equal_models():
-    one = run_into("split", "strategy=splitfed_v1", "partition=dirichlet", "model=resnet8")
-    other = run_into("whole", "strategy=fedavg", "partition=dirichlet", "model=resnet8")
+    options = ["partition=dirichlet", "model=resnet8", "rounds=1"]
+    one = run_into("split", "strategy=splitfed_v1", *options)
+    other = run_into("whole", "strategy=fedavg", *options)
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
@@ -240,7 +241,7 @@ def test_a_second_run_into_a_folder_changes_nothing_in_it(capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-FOLDERS = ["a=1,b=2", "with a space", "it's [x] $y {z}", "ü"]
+FOLDERS = ["a=1,b=2", "ü it's [x] $y {z}"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -324,9 +325,8 @@ def test_packages_are_allowed_by_name(capsys):
     run_into("run", "rounds=1", "allowed=[json]")
 
 
-@pytest.mark.slow
 def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
-    options = ["experiment=smoke", "rounds=6", "devices=5", "samples_per_device=200", "model=resnet8"]
+    options = ["experiment=smoke", "rounds=4", "devices=5", "samples_per_device=200", "model=resnet8"]
     program = [sys.executable, "-m", "fsl.simulations.fsl_simulate"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
@@ -340,20 +340,23 @@ def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert running.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
+    try:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert running.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, error = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert error.strip().splitlines() == ["fsl-simulate: interrupted; go on with resume=run, and the same options"]
-    subprocess.run([*program, *options, "resume=run"], cwd=tmp_path, env=environment, check=True, timeout=300)
+    assert command([*options, "resume=run"]) == 0
     assert command([*options, "hydra.run.dir=whole"]) == 0
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
     assert_same_bits(one, other)
     rows = [json.loads(line)["round"] for line in metrics.read_text().splitlines()]
-    assert rows == list(range(1, 7))
+    assert rows == list(range(1, 5))
 
 
 @pytest.mark.shows  # what is equal on small images is so on these: tests/equivalences/test_equivalences.py

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from fsl.errors import ConfigError, FslError
 from tests.helpers.places import ROOT
-from tests.helpers.sweeps import MODEL, all_gone
+from tests.helpers.sweeps import MODEL, all_gone, end_session
 
 pytestmark = pytest.mark.slow
 
@@ -344,25 +344,25 @@ def test_ctrl_c_does_not_reach_a_trials_process_not_even_while_it_starts():
     assert int(blocked, 16) & (1 << (signal.SIGINT - 1))
 
 
-@pytest.mark.slow
 def test_trials_at_the_same_time_lose_nothing_to_one_that_is_killed(tmp_path, monkeypatch, capsys):
     (tmp_path / "unsound.py").write_text(MODEL)
     monkeypatch.syspath_prepend(str(tmp_path))
-    model = ["model=custom", "model._target_=unsound.model", "+model.how=kill,well,fine"]
-    assert command([*SMOKE, *model, "--sampler", "grid", "--jobs", "2", "--study", "study"]) == 0
+    model = ["model=custom", "model._target_=unsound.model"]
+    grid = ["+model.how=kill,well", "--sampler", "grid", "--jobs", "2"]
+    assert command([*SMOKE, *model, *grid, "--study", "study"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "fsl-search: trial 0 (+model.how=kill) failed: its process was killed (exit code -9)\n"
-    assert "3 trials: 2 complete, 0 pruned, 1 failed" in captured.out
-    one, other = (Path(f"study/trial-{number}/model.safetensors").read_bytes() for number in (1, 2))
+    assert "2 trials: 1 complete, 0 pruned, 1 failed" in captured.out
+    assert run.command([*SMOKE, *model, "+model.how=well", "hydra.run.dir=alone"]) == 0
+    one, other = (Path(f"{folder}/model.safetensors").read_bytes() for folder in ("study/trial-1", "alone"))
     assert one == other
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_ends_all_trials_with_one_line(jobs, tmp_path):
+# In this process: test_an_interrupted_trial_goes_on_from_its_checkpoint_to_the_same_bits.
+def test_ctrl_c_ends_all_trials_with_one_line(tmp_path):
     program = [sys.executable, "-m", "fsl.simulations.fsl_search"]
     running = subprocess.Popen(
-        [*program, "experiment=smoke", "rounds=3000", "seed=0,1", "--jobs", jobs, "--study", "study"],
+        [*program, "experiment=smoke", "rounds=3000", "seed=0,1", "--jobs", "2", "--study", "study"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -370,13 +370,16 @@ def test_ctrl_c_ends_all_trials_with_one_line(jobs, tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("study/*/checkpoint/state.json"))) < int(jobs):
-        assert running.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert error == "fsl-search: interrupted; go on with fsl-search --study study\n"
-    assert all_gone(running.pid)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("study/*/checkpoint/state.json"))) < 2:
+            assert running.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        _, error = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert error == "fsl-search: interrupted; go on with fsl-search --study study\n"
+        assert all_gone(running.pid)
+    finally:
+        end_session(running.pid)

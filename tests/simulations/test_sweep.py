@@ -17,7 +17,7 @@ from fsl.simulations.sweeps.jobs import JobRecord, read_record
 from fsl import files
 from fsl.quoting import override_value
 from tests.helpers.places import ROOT
-from tests.helpers.sweeps import MODEL, all_gone
+from tests.helpers.sweeps import MODEL, all_gone, end_session
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def sweep(*overrides: str) -> int:
 
 
 def records() -> list[JobRecord]:
-    found = [read_record(Path("sweep"), int(path.stem)) for path in Path("sweep/jobs").iterdir()]
+    found = [read_record(Path("sweep"), int(path.stem)) for path in Path("sweep/jobs").glob("*.json")]
     return sorted((record for record in found if record is not None), key=lambda record: record.number)
 
 
@@ -296,35 +296,28 @@ def test_a_launcher_that_is_not_installed_is_one_line_that_says_what_to_install(
     )
 
 
-@pytest.mark.slow
-def test_parallel_jobs_give_the_bits_of_one_after_another(capsys):
-    assert sweep("seed=0,1", *JOBLIB) == 0
-    assert command([*SMOKE, "seed=1", "hydra.run.dir=alone"]) == 0
-    assert Path("sweep/1/model.safetensors").read_bytes() == Path("alone/model.safetensors").read_bytes()
-    told = json.loads(Path("sweep/1/summary.json").read_text())["command"]
-    assert told.startswith("fsl-simulate experiment=")  # of the sweep, not of a worker
-    assert told.endswith(" -m")
-
-
-@pytest.mark.slow
-def test_a_killed_worker_loses_only_what_ran_then(unsound, capsys):
+def test_a_killed_worker_loses_only_what_ran_then_and_others_give_the_bits_of_a_job_alone(unsound, capsys):
     assert sweep(*unsound, *JOBLIB, "+model.how=kill,well,fine") == 1
     assert "how=kill) failed: it did not end: its worker process was killed" in capsys.readouterr().err
     assert [record.state for record in records() if record.number != 1] == ["running", "finished"]
+    told = json.loads(Path("sweep/2/summary.json").read_text())["command"]
+    assert told.startswith("fsl-simulate experiment=")  # of the sweep, not of a worker
+    assert told.endswith(" -m")
     Path("mended").touch()
-    assert command(["-m", "resume=sweep"]) == 0
+    assert command(["-m", "resume=sweep", "hydra/launcher=basic"]) == 0
     assert all(record.done for record in records())
     assert "3 jobs: " in (summary := capsys.readouterr().out)
     assert "0 failed" in summary
+    alone, in_a_worker = (Path(f"sweep/{number}/model.safetensors").read_bytes() for number in (0, 2))
+    assert alone == in_a_worker
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
-def test_ctrl_c_ends_all_jobs_with_one_line_and_the_sweep_can_be_continued(launcher, tmp_path):
+# In this process: test_what_is_printed_to_go_on_with_a_sweep_can_be_typed.
+def test_ctrl_c_ends_all_jobs_with_one_line(tmp_path):
     program = [sys.executable, "-m", "fsl.simulations.fsl_simulate", "-m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
-        [*program, *launcher, "experiment=smoke", "rounds=3000", "seed=0,1", "hydra.sweep.dir=sweep"],
+        [*program, *JOBLIB, "experiment=smoke", "rounds=3000", "seed=0,1", "hydra.sweep.dir=sweep"],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -333,15 +326,18 @@ def test_ctrl_c_ends_all_jobs_with_one_line_and_the_sweep_can_be_continued(launc
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("sweep/*/checkpoint/state.json")):
-        assert running.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert error.splitlines() == [
-        "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
-    ]
-    assert all_gone(running.pid)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("sweep/*/checkpoint/state.json")):
+            assert running.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        _, error = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert error.splitlines() == [
+            "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
+        ]
+        assert all_gone(running.pid)
+    finally:
+        end_session(running.pid)

@@ -220,12 +220,11 @@ def test_cohorts_between_which_devices_move_share_a_node():
 @pytest.mark.slow
 def test_a_thousand_devices_over_twenty_edges():
     options = {"devices": 1000, "edges": 20, "partition": Resample(12), "batch_size": 4}
-    found = run(FedFly(), rounds=3, mobility=RandomMobility(0.2), **options)
-    for row in found.metrics:
-        assert 120 < row["moves"] < 280
-        assert row["uploads"] == 3000
-        assert row["migration_bytes"] > 0
-        assert row["migration_seconds"] > 0
+    (row,) = run(FedFly(), rounds=1, mobility=RandomMobility(0.2), **options).metrics
+    assert 120 < row["moves"] < 280
+    assert row["uploads"] == 3000
+    assert row["migration_bytes"] > 0
+    assert row["migration_seconds"] > 0
 
 
 # What cannot move is refused.

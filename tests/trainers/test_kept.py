@@ -9,8 +9,8 @@ import torch
 from fsl.strategies import SplitFedV1
 
 import fsl
-from fsl.deployment.cloud.members import Terms
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.files import load_tensors
 from fsl.messages.round_plan import RoundPlan

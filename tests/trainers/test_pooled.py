@@ -253,7 +253,7 @@ def test_psl_refuses_a_wrong_weight():
 def test_the_comparison_with_the_paper_runs_and_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["fsl-simulate"])
-    swept = ["experiment=sglr_digits", "strategy=psl,sglr,slr,splitfed_v2,fedavg", "seed=0,1", "hydra.sweep.dir=sweep"]
+    swept = ["experiment=sglr_digits", "strategy=psl,sglr,slr,splitfed_v2,fedavg", "rounds=1", "hydra.sweep.dir=sweep"]
     assert command(["-m", *swept]) == 0
     capsys.readouterr()
     assert report(["sweep", "--out", "report", "--baseline", "PSL"]) == 0

@@ -10,7 +10,7 @@ from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.edge_events import Asked
 from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.other_edges import OtherEdges
-from fsl.wire.edge.session import Refusal
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.options import Limits, Patience
 from tests.helpers.lowlevel import HONEST, Edge, Stranger, a_plan
 from tests.helpers.runs import ADAM, run

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -15,8 +16,13 @@ from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.mobility import RandomMobility
 from fsl.wire.device.line import Line
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.edge_events import Handed
+from fsl.wire.edge.meter import EdgeMeter
+from fsl.wire.edge.moving_edge_round import MovingEdgeRound
 from fsl.wire.edge.signed_calls import PeerLines, RoundPlace, check, sign
-from fsl.wire.options import PEER_METHOD, Patience
+from fsl.wire.options import PEER_METHOD, Limits, Patience
+from fsl.wire.tokens import Claims
 from tests.helpers.flaky import At, Weather
 from tests.helpers.moving import ALL, CODECS, MIDDLE, OPTIONS, SCHEDULES, assert_as_without, plan_of, wired
 from tests.helpers.runs import ADAM, KEPT, assert_same_result, run
@@ -165,7 +171,7 @@ class Corrupts(Backhaul):
             sender = PeerLines(key, None, fsl.wire.options.Limits())
             frame = bytearray(sign(key, here, peer.edge, body, data))
             frame[-5] ^= 1
-            answer = await sender._channel(peer.address).unary_unary(PEER_METHOD)(bytes(frame), timeout=timeout)
+            answer = await sender._dialler.channel(peer.address).unary_unary(PEER_METHOD)(bytes(frame), timeout=timeout)
             return check(answer, peer.key, replace(here, edge=peer.edge), here.edge)
         return await super().carry(lines, here, peer, body, data, timeout, kind)
 
@@ -232,7 +238,7 @@ def test_where_a_session_cannot_go_its_device_stays(weather, tmp_path, monkeypat
 @pytest.fixture
 def out_of_reach(monkeypatch, request):
     """Device 0 cannot reach edge 0 any more once two (or so many) of its four uploads were served."""
-    stream, hear = Line._stream, Line._hear
+    stream, hear = Line._stream, Line._tell
     gone, uploads = threading.Event(), getattr(request, "param", 2)
 
     def heard(line, event):
@@ -247,7 +253,7 @@ def out_of_reach(monkeypatch, request):
             raise UNAVAILABLE
         await stream(line)
 
-    monkeypatch.setattr(Line, "_hear", heard)
+    monkeypatch.setattr(Line, "_tell", heard)
     monkeypatch.setattr(Line, "_stream", streaming)
     return gone
 
@@ -365,7 +371,7 @@ def test_a_stranger_gets_a_code_and_a_reason(tmp_path, monkeypatch):
                     (lines.key, replace(here, edge=9)),
                     (lines.key, replace(here, round=5)),
                 ):
-                    call = lines._channel(peer.address).unary_unary(PEER_METHOD)
+                    call = lines._dialler.channel(peer.address).unary_unary(PEER_METHOD)
                     with pytest.raises(grpc.aio.AioRpcError) as caught:
                         await call(sign(key, place, peer.edge, body, data), timeout=15)
                     answers.append((caught.value.code(), caught.value.details()))
@@ -383,3 +389,13 @@ def test_a_stranger_gets_a_code_and_a_reason(tmp_path, monkeypatch):
     assert codes == ["UNAUTHENTICATED", "PERMISSION_DENIED", "UNAVAILABLE", "UNAUTHENTICATED"]
     assert "the token is of device 0, and the session of device 1" in answers[-1][1]
     assert_same_result(run(FedFly(), **options), found)
+
+
+def test_a_session_that_was_handed_over_takes_frames_as_large_as_the_round_s():
+    admission = Admission("run", 1, 0, 7, b"", {1}, "identity", "identity")
+    limits, came = Limits(max_message_bytes=100 << 20), []
+    seated = SimpleNamespace(admission=admission, thread=None, limits=limits, meter=EdgeMeter())
+    claims = Claims("run", 1, 1, (0,), 10, 10, 7, "")
+    MovingEdgeRound._seat(seated, Handed(1, claims, b"", b"", 0, came.append), 1, [])
+    assert came[0].most == 100 << 20
+    admission.inbox.close()

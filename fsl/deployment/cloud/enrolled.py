@@ -7,6 +7,7 @@ holds the key that it is registered by, so a number answers to one key only.
 
 import base64
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from fsl.errors import ConfigError, TrustError
 from fsl.files import write_text
 from fsl.wire.tokens import public_bytes
 
+log = logging.getLogger(__name__)
 TABLE = "members.txt"
 _NAME = re.compile(r"(device|edge)-(\d{1,9})|devices-(\d{1,9})-(\d{1,9})")
 _MOST = 1_000_000  # devices in one range
@@ -41,12 +43,45 @@ class Enrolled:
         self.table = table
         self.first_use = first_use
         self._keys: dict[str, bytes] = {}  # DER, by name
+        self._read: str | None = None  # the text that they are from
+        self._fault = ""  # what is wrong with the present text, as the log says
+        self._begun = False
 
-    def read(self) -> None:
-        """Read the file anew; ConfigError for an unreadable one."""
+    def read(self) -> bool:
+        """Read the file anew where it has changed; returns whether the keys are others now.
+
+        ConfigError for an unreadable or empty file the first time. Later the keys of before go on to count, and the
+        log says why: whoever edits the table in the middle of a run ends no run by it.
+        """
+        first, self._begun = not self._begun, True
         path = self.table or self.first_use
-        if path is not None and (self.table is not None or path.exists()):
-            self._keys = read_table(path)
+        if path is None or (self.table is None and not path.exists()):
+            return False
+        try:
+            text = _text(path)
+            if text == self._read:
+                return False
+            keys = _parsed(path, text)
+            if not keys:
+                raise ConfigError(self._empty(path))
+        except ConfigError as error:
+            if first:
+                raise
+            if str(error) != self._fault:
+                log.warning("%s; the keys of before go on to count", error)
+            self._fault = str(error)
+            return False
+        changed = keys != self._keys
+        self._read, self._keys, self._fault = text, keys, ""
+        return changed
+
+    def _empty(self, path: Path) -> str:
+        if self.table is None:
+            return f"{path} names nobody; restore it, or delete it so that the first key of each number counts"
+        return (
+            f"deployment.members={path}: it names no device and no edge, so that nobody could take part; fsl-certs "
+            "writes such a table, and deployment.members=null lets the first key of each number count"
+        )
 
     def refuse(self, names: Iterable[str], key: bytes) -> None:
         """Raise TrustError where one of these names has another key (DER), or is not in the operator's table."""
@@ -77,13 +112,20 @@ class Enrolled:
 
 def read_table(path: Path) -> dict[str, bytes]:
     """Read a table's keys (DER) by name; ConfigError, with the line, for an invalid one."""
+    return _parsed(path, _text(path))
+
+
+def _text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"deployment.members={path}: it cannot be read ({reason})") from None
+
+
+def _parsed(path: Path, text: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         names, _, rest = line.strip().partition(" ")
@@ -108,7 +150,7 @@ def write_table(path: Path, keys: Mapping[str, bytes]) -> None:
     for name, key in keys.items():
         names.setdefault(key, []).append(name)
     lines = [f"{','.join(those)} {_ssh(key)}\n" for key, those in names.items()]
-    write_text(path, "# whose key each device and edge answers by; see docs/federation.md\n" + "".join(lines))
+    write_text(path, "# whose key each device and edge answers by; see docs/admission.md\n" + "".join(lines))
 
 
 def add_nodes(path: Path, keys: Mapping[str, Path]) -> None:

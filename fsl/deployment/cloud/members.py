@@ -1,128 +1,52 @@
 """Finds a run's nodes and what each hosts, as it says and as its key proves."""
 
-import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fsl.deployment.cloud.closing import check_closing
-from fsl.deployment.cloud.enrolled import Enrolled, fingerprint_of, names_of
-from fsl.deployment.node.node_settings import Role
-from fsl.errors import ConfigError, RunError, TrustError, WireError
-from fsl.importing.building import build_kind
-from fsl.messages.identifiers import is_address, is_count, is_hex, is_hex_key, is_owner
-from fsl.messages.record_names import CONFIG, MEMBER, SETUP
-from fsl.messages.versions import check_versions
+from fsl.deployment.cloud.enrolled import Enrolled, fingerprint_of
+from fsl.deployment.cloud.member import Member, introduced, refuse_both
+from fsl.deployment.cloud.questions import Questions
+from fsl.deployment.cloud.terms import Terms
+from fsl.errors import RunError, WireError
+from fsl.messages.record_names import CONFIG, LINE, SETUP
 from fsl.quoting import one_line
-from fsl.wire.options import Patience
-from fsl.wire.tokens import registered_key
+from fsl.wire.line.cloud_lines import CloudLines
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A node as it described itself."""
-
-    node: int
-    role: str
-    samples: Mapping[int, int]  # n_k of each device that it hosts
-    edge: int | None
-    address: str
-    key: bytes  # the devices' public key, DER
-    label: str  # the name by which its operator registered it
-    edge_key: str = ""  # hex; the public key of its edge's signatures to other edges
-    registered: bytes = b""  # its SuperNode's public key, DER; empty where keys do not bind
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the devices and the edge that it hosts, as a table of members writes them."""
-        return names_of(self.samples, self.edge)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The terms on which nodes take part in a run (configuration group `deployment`).
-
-    `wait`: seconds that the cloud waits, before the first round, for all devices and edges. `query`: seconds for a node
-    to say what it hosts. `max_samples`: a device's n_k counts up to so many. `bind_keys`: a device must use the key by
-    which its SuperNode is registered, and each device and edge has one key: that of the table `members` (see
-    `enrolled`), or the first one that answered in this run. `roaming`: every device may move to every edge, where its
-    link leads there or its edge does not answer; else only as the run's mobility model says. `replicate_every`: every
-    so many steps an edge copies a session to another edge that the device may go to; 0: never. `join`, `straggler`,
-    `answer`: as in `Patience`. `deadline`: seconds from a round's start, after which the cloud loses devices that have
-    not finished; where devices wait for each other, first those that others wait for, and the rest after as long again.
-    `quorum`: how many devices (a float: which share of the round's) must finish for a round to count. `max_norm`:
-    the longest update that counts, in multiples of the round's median norm. None: no such limit.
-    """
-
-    wait: float = 120.0
-    query: float = 120.0
-    max_samples: int | None = None
-    bind_keys: bool = True
-    members: str | None = None
-    roaming: bool = False
-    replicate_every: int = 0
-    join: float = Patience.join
-    straggler: float = Patience.straggler
-    answer: float = Patience.answer
-    deadline: float | None = None
-    quorum: int | float | None = None
-    max_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("wait", "query", "join", "straggler", "answer"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"deployment.{name}={getattr(self, name)}: it is a number of seconds above 0")
-        if self.replicate_every < 0:
-            raise ConfigError(f"deployment.replicate_every={self.replicate_every}: a number of steps, or 0 for never")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"deployment.max_samples={self.max_samples}: it must be at least 1, or null")
-        check_closing(**self.closing)
-        if self.members is not None and not self.bind_keys:
-            raise ConfigError(
-                f"deployment.members={self.members}: with bind_keys=false nobody's key counts; leave out one of them"
-            )
-
-    @property
-    def closing(self) -> dict[str, Any]:
-        """The rules that close a round, by name; `check_closing` checks their values."""
-        return {"deadline": self.deadline, "quorum": self.quorum, "max_norm": self.max_norm}
-
-    @property
-    def table(self) -> Path | None:
-        """Path of the operator's table of members; None without one."""
-        return None if self.members is None else Path(self.members).expanduser()
-
-    @property
-    def patience(self) -> Patience:
-        """Seconds that nodes wait in a round, unless their own configuration says otherwise."""
-        return Patience(self.join, self.straggler, self.answer)
-
-
-def build_terms(config: Mapping[str, Any]) -> Terms:
-    """Read the terms from a configuration's group `deployment`; ConfigError for an invalid key or value."""
-    return build_kind("deployment", {"_target_": "fsl.deployment.cloud.members.Terms", **config}, Terms)
+# Flower's own answers for a node that is gone: nobody has refused anything.
+_REACHED_NOBODY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+_RETURN = 15.0  # seconds to wait for a node whose line was lost: Flower's messages take some
+_AGAIN = 5.0  # seconds after which a node that was refused is asked again
+_LEFT = "it is not online at the SuperLink any more: it ended, or its key was unregistered"
 
 
 class Members:
-    """Asks a run's nodes once what they host, and again after they failed."""
+    """Knows who takes part in a run: asks nodes what they host, and looks before each round who is still there."""
 
-    def __init__(self, setup: str, terms: Terms, first_use: Path | None = None):
+    def __init__(
+        self, setup: str, terms: Terms, first_use: Path | None = None, lines: CloudLines | None = None
+    ) -> None:
         self.setup = setup
         self.terms = terms
+        self.lines = lines
         self.enrolled = Enrolled(terms.table, first_use)
         self.enrolled.read()
         self.online: list[Member] = []  # at the last look
+        self.out: dict[int, str] = {}  # who has lost its place since, and why
         self._known: dict[int, Member] = {}
+        self._lined: set[int] = set()  # of those, who has had a line
         self._refused: dict[int, str] = {}
-        self._silent: set[int] = set()  # online, but they did not answer the last query
+        self._again: dict[int, float] = {}  # when a refused node is asked again
+        self._silent: set[int] = set()  # online, but they did not answer the last question in time
+        self._activated: dict[int, str] = {}  # of nodes that were asked: when Flower had counted them as online anew
+        self._questions = Questions(terms.query)
+        self._missed = ""  # what the log said last of who is not there
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Ask new nodes what they host; returns False where no node has a role, so that each hosts whole cohorts.
@@ -130,9 +54,8 @@ class Members:
         Before the first round it waits until nodes host every device and edge, or `terms.wait` seconds are over.
         """
         deadline = time.monotonic() + (self.terms.wait if first else 0)
-        self._refused.clear()  # so that it asks nodes again that it left out of the last round
         while True:
-            self._ask_new(grid)
+            self._update(grid)
             if {member.role for member in self.online} == {"any"}:
                 return False
             hosted = {device for member in self.online for device in member.samples}
@@ -140,13 +63,41 @@ class Members:
             missing = [f"device {d}" for d in range(devices) if d not in hosted]
             missing += [f"edge {e}" for e in range(edges) if e not in serving]
             if not missing:
+                self._missed = ""
                 return True
             if time.monotonic() >= deadline:
-                log.warning("not there: %s%s", ", ".join(missing[:20]), self._busy())
+                self._miss(f"{', '.join(missing[:20])}{self._busy()}")
                 if not hosted:
                     raise RunError(f"no node hosts a device of this run; {self._reasons()}")
                 return True
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+    def _miss(self, missing: str) -> None:
+        """Log who is not there, once until that changes: rounds may follow each other twice a second."""
+        if missing != self._missed:
+            log.warning("not there: %s", missing)
+        self._missed = missing
+
+    def check(self, grid: Grid | None = None) -> None:
+        """Look in the middle of a round who has lost its place, into `out`, and close these nodes' lines at once.
+
+        Without `grid` only the table of members is read.
+        """
+        self.enrolled.read()
+        ids: Collection[int] | None = None
+        if grid is not None:
+            try:
+                ids = set(grid.get_node_ids())
+            except Exception as error:  # an absent SuperLink is noticed by others, and by the next round
+                log.debug("the SuperLink did not say who is online: %s", error)
+        for member in self.online:
+            if member.node in self.out:
+                continue
+            if ids is not None and member.node not in ids:
+                self.out[member.node] = _LEFT
+                self._leave(member)
+            elif self._known.get(member.node) == member and not self._rightful(member):
+                self.out[member.node] = self._refused[member.node]
 
     def forget(self, node: int) -> None:
         """Ask a node again before the next round, since it failed and may restart with another configuration."""
@@ -157,55 +108,113 @@ class Members:
         named = [member.label for member in self.online if member.node == node and member.label]
         return f"node {named[0] if named else node}"
 
-    def _ask_new(self, grid: Grid) -> None:
-        ids = sorted(grid.get_node_ids())
-        new = [node for node in ids if node not in self._known and node not in self._refused]
-        if new or self.terms.bind_keys:
-            self.enrolled.read()
-        for node, member in list(self._known.items()):  # an operator may have given a number to another key
-            if self.terms.bind_keys and not self._rightful(member):
-                del self._known[node]
-        if new:
-            registered = _registered(grid)
-            found: list[Member] = []
-            content = RecordDict({CONFIG: ConfigRecord({SETUP: self.setup})})
-            queries = [Message(content, node, MessageType.QUERY, group_id="0") for node in new]
-            self._silent = set(new)
-            for reply in grid.send_and_receive(queries, timeout=self.terms.query):
-                node = reply.metadata.src_node_id
-                self._silent.discard(node)
-                try:
-                    if reply.has_error():
-                        raise WireError(one_line(str(reply.error.reason), 1000))
-                    found.append(self._member(node, reply, ids, *registered.get(node, (b"", ""))))
-                except WireError as error:
-                    self._refuse(node, error)
-            self._admit(sorted(found, key=lambda member: member.node), ids)
-        self.online = [self._known[node] for node in ids if node in self._known]
+    def _update(self, grid: Grid) -> None:
+        """Look who is there, ask new nodes, and admit those that have answered.
 
-    def _member(self, node: int, reply: Message, online: list[int], registered: bytes, label: str) -> Member:
-        try:
-            said = json.loads(str(reply.content.config_records[CONFIG][MEMBER]))
-            check_versions(said.get("protocol"), said.get("version"), "this node", "the cloud")
-            samples = {_device(device): _count(count) for device, count in said["samples"].items()}
-            if wrong := _wrong(said):
-                raise ValueError(f"{wrong}={said[wrong]!r}")
-            key = bytes.fromhex(said["key"])
-            role, edge_key, label = said["role"], said["edge_key"], one_line(label, 100)
-            member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key)
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
-        if few := [device for device, count in samples.items() if count < 1]:
-            raise WireError(f"it says that device {few[0]} holds {samples[few[0]]} samples; one is the least")
+        It waits for the answers of nodes that come for the first time, or come back; less long for those whose line was
+        lost, since Flower counts a node that was killed as online for a minute; and not for those of nodes that were
+        refused, or did not answer the last time.
+        """
+        ids = sorted(grid.get_node_ids())
+        self._let_go(grid, set(ids))
+        if self.enrolled.read():
+            self._again.clear()
+        for member in list(self._known.values()):  # an operator may have given a number to another key
+            self._rightful(member)
+        returning = self._ask_for_lines()
+        self._forgive_restarted(grid)
+        now = time.monotonic()
+        there = self._known.keys() | self._questions.nodes
+        patience: dict[int, float] = {}
+        for node in ids:
+            if node not in there and now >= self._again.get(node, now):
+                waits = 0.0 if node in self._refused or node in self._silent else self.terms.query
+                patience[node] = min(waits, _RETURN) if node in returning else waits
+        replies = self._ask(grid, patience)
+        if missed := _unreached(replies):  # who is there may have come back since
+            replies += self._ask(grid, dict.fromkeys(missed & set(grid.get_node_ids()), self.terms.query))
+        found: list[Member] = []
+        registered = _registered(grid) if replies else {}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if _reached_nobody(reply):
+                continue  # the next look asks it, if it is there
+            try:
+                if reply.has_error():
+                    raise WireError(one_line(str(reply.error.reason), 1000))
+                found.append(self._introduced(node, reply, *registered.get(node, _UNKNOWN)[:2]))
+            except WireError as error:
+                self._refuse(node, error)
+        self._admit(sorted(found, key=lambda member: member.node), ids)
+        self.online = [self._known[node] for node in ids if node in self._known]
+        self.out = {}
+
+    def _ask(self, grid: Grid, patience: Mapping[int, float]) -> list[Message]:
+        """Ask nodes what they host; returns what has come of all questions, having waited for each so many seconds."""
+        questions = [Message(self._question(node), node, MessageType.QUERY, group_id="0") for node in patience]
+        if patience:
+            self._activated |= {node: activated for node, (_, _, activated) in _registered(grid).items()}
+        self._questions.ask(grid, questions, patience)
+        replies = self._questions.answers(grid)
+        self._silent |= {node for node, seconds in patience.items() if seconds > 0}
+        self._silent -= {reply.metadata.src_node_id for reply in replies}
+        return replies
+
+    def _forgive_restarted(self, grid: Grid) -> None:
+        """Ask nodes anew that restarted since they were asked: nobody answers what an ended process has taken."""
+        if not (waiting := self._questions.nodes | self._silent):
+            return
+        now = _registered(grid)
+        restarted = {node for node in waiting if node in now and now[node][2] != self._activated.get(node)}
+        self._questions.forget(grid, restarted)
+        self._silent -= restarted
+
+    def _introduced(self, node: int, reply: Message, registered: bytes, label: str) -> Member:
+        member = introduced(node, reply, registered, label, self.terms.bind_keys)
         if member.names and self.terms.bind_keys:
-            if not registered:
-                raise TrustError("the SuperLink knows no key of it (--enable-supernode-auth, flwr supernode register)")
-            own = registered_key(registered)
-            if samples and own != member.key:
-                raise TrustError("its devices' key is not the one that its SuperNode is registered by")
-            member = replace(member, registered=own)
-            self.enrolled.refuse(member.names, own)
+            self.enrolled.refuse(member.names, member.registered)
         return member
+
+    def _let_go(self, grid: Grid, ids: Collection[int]) -> None:
+        """Forget nodes that have left."""
+        for member in list(self._known.values()):
+            if member.node not in ids:
+                self._leave(member)
+        gone = (self._refused.keys() | self._again.keys() | self._silent | self._questions.nodes) - set(ids)
+        self._questions.forget(grid, gone)
+        for node in gone:
+            self._refused.pop(node, None)
+            self._again.pop(node, None)
+            self._silent.discard(node)
+
+    def _leave(self, member: Member) -> None:
+        log.warning("%s is out: %s", member, _LEFT)
+        self._known.pop(member.node, None)
+        self._again.clear()  # another may take its place
+        self._close_line(member.node, _LEFT)
+
+    def _close_line(self, node: int, reason: str) -> None:
+        self._lined.discard(node)
+        if self.lines is not None:
+            self.lines.revoke(node, reason)
+
+    def _ask_for_lines(self) -> set[int]:
+        """Have members whose line was lost asked again, with a new offer; returns them."""
+        if self.lines is None:
+            return set()
+        open = self.lines.open
+        lost = self._lined - open
+        for node in lost:
+            self._known.pop(node, None)
+        self._lined = {node for node in open if node in self._known}
+        return lost
+
+    def _question(self, node: int) -> RecordDict:
+        """Ask what a node hosts, and offer it a line where it has none."""
+        offer = {}
+        if self.lines is not None and node not in self.lines.open:
+            offer = {LINE: self.lines.offer(node).to_json()}
+        return RecordDict({CONFIG: ConfigRecord({SETUP: self.setup, **offer})})
 
     def _admit(self, found: list[Member], online: list[int]) -> None:
         """Admit the nodes that answered; where several answer for a number that is nobody's yet, none gets it."""
@@ -219,30 +228,37 @@ class Members:
                 others += [other for name in member.names for other in claimants[name] if other is not member]
             try:
                 for other in others:
-                    _refuse_both(member, other)
+                    refuse_both(member, other)
             except WireError as error:
                 self._refuse(member.node, error)
                 continue
             self._known[member.node] = member
+            self._refused.pop(member.node, None)
+            if self.lines is not None and member.line:
+                self.lines.expect([member.node])
             if self.terms.bind_keys and (new := self.enrolled.note(member.names, member.registered)):
                 where = self.enrolled.first_use or "this run's memory"
-                log.info(
-                    "%s: key %s, noted in %s",
-                    *(", ".join(new[:5]) + (", ..." if len(new) > 5 else ""), fingerprint_of(member.registered), where),
-                )
+                log.info("%s: key %s, noted in %s", _some(new), fingerprint_of(member.registered), where)
+            log.info("%s takes part: %s", member, _some(member.names) or "whole cohorts")
 
     def _rightful(self, member: Member) -> bool:
+        """Returns whether a member's numbers are still its own; refuses it otherwise."""
+        if not (self.terms.bind_keys and member.names):
+            return True
         try:
-            if member.names:
-                self.enrolled.refuse(member.names, member.registered)
+            self.enrolled.refuse(member.names, member.registered)
         except WireError as error:
+            self._known.pop(member.node, None)
             self._refuse(member.node, error)
             return False
         return True
 
     def _refuse(self, node: int, error: WireError) -> None:
+        if self._refused.get(node) != str(error):
+            log.warning("node %d takes no part: %s", node, error)
         self._refused[node] = str(error)
-        log.warning("node %d takes no part: %s", node, error)
+        self._again[node] = time.monotonic() + _AGAIN
+        self._close_line(node, str(error))
 
     def _reasons(self) -> str:
         said = "; ".join(f"node {node}: {reason}" for node, reason in self._refused.items()) + self._busy()
@@ -254,49 +270,30 @@ class Members:
             return ""
         nodes = ", ".join(map(str, sorted(self._silent)[:20]))
         return (
-            f"; {len(self._silent)} nodes are online and did not answer within {self.terms.query:g} s ({nodes}): they "
-            "are busy, most likely with another run. A node goes on with a round of a run that was stopped until the "
-            "round ends there (`flwr list` shows runs); wait for it, or restart these SuperNodes"
+            f"; {len(self._silent)} nodes are online and did not answer in time ({nodes}): they have just ended, which "
+            "Flower sees a minute later, or are busy, most likely with another run (`flwr list` shows runs); wait for "
+            "it, or restart these SuperNodes"
         )
 
 
-def _refuse_both(member: Member, other: Member) -> None:
-    """Raise TrustError where two nodes answer for one number."""
-    for name in member.names:
-        if name in other.names:
-            what, _, number = name.partition("-")
-            keys = [f" (key {fingerprint_of(one.registered)})" if one.registered else "" for one in (other, member)]
-            raise TrustError(
-                f"{what} {number} is hosted by node {other.label or other.node} already{keys[0]}; this is node "
-                f"{member.label or member.node}{keys[1]}; a table of members says whose it is (deployment.members)"
-            )
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _device(text: Any) -> int:
-    if not is_owner(f"device-{text}") or not is_count(device := int(text)):
-        raise ValueError(f"device {text!r}")
-    return device
+def _reached_nobody(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in _REACHED_NOBODY
 
 
-def _count(value: Any) -> int:
-    if not is_count(value):
-        raise ValueError(f"samples={value!r}")
-    return int(value)
+def _unreached(replies: Sequence[Message]) -> set[int]:
+    return {reply.metadata.src_node_id for reply in replies if _reached_nobody(reply)}
 
 
-def _wrong(said: Mapping[str, Any]) -> str | None:
-    """Returns the invalid field of a node's answer; None where all are valid."""
-    fine = {
-        "role": said["role"] in get_args(Role),
-        "edge": said["edge"] is None or is_count(said["edge"]),
-        "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
-        "key": is_hex(said["key"]),
-        "edge_key": said["edge_key"] == "" if said["edge"] is None else is_hex_key(said["edge_key"]),
-    }
-    return next((name for name, holds in fine.items() if not holds), None)
+_UNKNOWN = (b"", "", "")
 
 
-def _registered(grid: Grid) -> dict[int, tuple[bytes, str]]:
-    """Returns Flower's public keys and names of its nodes; empty where the Grid does not tell."""
+def _registered(grid: Grid) -> dict[int, tuple[bytes, str, str]]:
+    """Returns Flower's public keys, names and times of activation of its nodes; empty where the Grid does not tell."""
     get_nodes = getattr(grid, "get_nodes", None)
-    return {} if get_nodes is None else {info.node_id: (info.public_key, info.name) for info in get_nodes()}
+    if get_nodes is None:
+        return {}
+    return {info.node_id: (info.public_key, info.name, info.last_activated_at) for info in get_nodes()}

@@ -1,7 +1,7 @@
 """Which plans separate nodes cannot carry out on a run's terms."""
 
 from fsl.codecs.codec_maker import codec_of
-from fsl.deployment.cloud.members import Terms
+from fsl.deployment.cloud.terms import Terms
 from fsl.errors import RunError
 from fsl.messages.round_plan import RoundPlan
 

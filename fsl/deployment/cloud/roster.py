@@ -15,10 +15,13 @@ from flwr.serverapp import Grid
 from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
-from fsl.deployment.cloud.members import Member, Members, Terms
+from fsl.deployment.cloud.line_grid import LineGrid, pull_replies, wait_for_reply
+from fsl.deployment.cloud.member import Member
+from fsl.deployment.cloud.members import Members
 from fsl.deployment.cloud.refused_plans import refuse_plan
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
+from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
 from fsl.messages.identifiers import is_count, is_owner
@@ -28,11 +31,13 @@ from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.quoting import one_line
 from fsl.settings.placement import Collected
 from fsl.wire.device.sealed_fronts import new_key
+from fsl.wire.line.cloud_lines import CloudLines
 from fsl.wire.tokens import Claims, Signer, fingerprint
 
 log = logging.getLogger(__name__)
 _WAY = 10.0  # seconds that a node's answer takes to the cloud, on a busy machine
 _POLL = 0.5  # seconds between two polls for replies; Flower's own poll takes three
+_CHECK = 2.0  # seconds between two looks, in the middle of a round, who has lost its place
 Needed = Callable[[Sequence[DeviceTask]], ArrayRecord]
 
 
@@ -54,11 +59,11 @@ class _AskedRound:
 class Roster:
     """Places a run's devices and edges on the nodes that host them."""
 
-    def __init__(self, setup: str, terms: Terms, folder: Path | None = None):
+    def __init__(self, setup: str, terms: Terms, folder: Path | None = None, lines: CloudLines | None = None):
         self.setup = setup  # the run's configuration, as messages carry it
         self.terms = terms
         self.signer = Signer()
-        self.members = Members(setup, terms, None if folder is None else folder / TABLE)
+        self.members = Members(setup, terms, None if folder is None else folder / TABLE, lines)
         self._fence = 0
         self._asked: _AskedRound | None = None
         self._scored: dict[int, frozenset[int]] = {}  # the devices that each node was last asked to evaluate
@@ -144,7 +149,8 @@ class Roster:
         """Send a round's messages and wait for the replies.
 
         A node that restarted meanwhile never answers, and Flower does not report it. So when all edges (or all devices)
-        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way.
+        have answered, the others get as long as they may still wait for somebody themselves, plus an answer's way: for
+        a message, or where a node failed, perhaps before it came to anybody, for its devices or its edge to appear.
         """
         roams = self._asked is not None and any(self._asked.others.values())
         grace = self.terms.straggler * (2 if roams else 1) + _WAY  # where devices move, edges also wait for each other
@@ -154,21 +160,33 @@ class Roster:
         elif (longest := self._longest()) is not None:
             timeout = min(timeout, longest + _WAY)
         waiting = set(grid.push_messages(messages))
+        sent = {message.metadata.message_id: message for message in messages}
         replies: list[Message] = []
-        deadline, ended = time.monotonic() + timeout, False
+        begun = checked = time.monotonic()
+        deadline, ended = begun + timeout, False
         while waiting and time.monotonic() < deadline:
-            new = list(grid.pull_messages(sorted(waiting)))
+            if time.monotonic() - checked > _CHECK:
+                self.members.check(grid)
+                checked = time.monotonic()
+            new = pull_replies(grid, {id: sent[id] for id in sorted(waiting)})
             replies += new
             waiting -= {reply.metadata.reply_to_message_id for reply in new}
             answered = {reply.metadata.src_node_id for reply in replies}
             if not ended and any(nodes and nodes <= answered for nodes in nodes_by_role.values()):
-                ended, deadline = True, min(deadline, time.monotonic() + grace)
-            if waiting:
-                time.sleep(_POLL)
+                appear = begun + self.terms.join + _WAY if any(reply.has_error() for reply in replies) else 0.0
+                ended, deadline = True, min(deadline, max(time.monotonic() + grace, appear))
+            waiting -= {id for id in waiting if sent[id].metadata.dst_node_id in self.members.out}
+            if waiting and not new:
+                wait_for_reply(grid, waiting, min(_POLL, max(0.0, deadline - time.monotonic())))
+        self.members.check()
+        if isinstance(grid, LineGrid):
+            grid.forget(sent)
         return [reply for reply in replies if self._is_own(reply)]
 
     def _is_own(self, reply: Message) -> bool:
-        """Returns whether a reply's scores, if any, are of devices that the cloud asked its node for."""
+        """Returns whether a reply is a member's, and its scores, if any, are of devices that its node was asked for."""
+        if reply.metadata.src_node_id in self.members.out:
+            return False
         if reply.has_error() or reply.metadata.message_type != MessageType.EVALUATE:
             return True
         node = reply.metadata.src_node_id
@@ -219,8 +237,9 @@ class Roster:
                 if device in mine:
                     results.lose(device, reason)
         for node in asked.nodes.keys() - answered:
+            why = f": {out}" if (out := self.members.out.get(node)) else " did not answer"
             for device in asked.nodes[node]:
-                results.lose(device, f"{self.members.label(node)} did not answer")
+                results.lose(device, f"{self.members.label(node)}{why}")
             ill.append(node)
         for node in ill:
             self.members.forget(node)

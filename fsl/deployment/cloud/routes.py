@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fsl.deployment.cloud.members import Member
+from fsl.deployment.cloud.member import Member
 from fsl.messages.node_part import EdgePeer, Visitor
 from fsl.messages.round_plan import CohortTask, RoundPlan
 

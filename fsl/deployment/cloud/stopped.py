@@ -26,7 +26,7 @@ def ends_when_stopped(grid: Grid, every: float = _ASK) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(every):
             if _was_stopped(grid) and not done.is_set():
-                log.warning("the run was stopped; its cloud ends. Nodes go on until their round has ended")
+                log.warning("the run was stopped; its cloud ends, and nodes whose lines it closes drop the round")
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 

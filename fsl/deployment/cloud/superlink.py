@@ -10,6 +10,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fsl.errors import ConfigError
@@ -76,6 +77,8 @@ def command(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"fsl-superlink: {error}", file=sys.stderr)
         return 2
+    # Flower starts programs by their names: those of this installation, also where nobody's PATH leads to it.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     sys.argv = ["flower-superlink", *theirs]
     if ours.open_control:
         print(

@@ -27,7 +27,7 @@ class LocalNode:
     config: Config
     port: int  # of its own runtime API
     address: str | None = None  # where an edge serves devices
-    metrics: str | None = None  # where an edge serves its metrics
+    metrics: str | None = None  # where it serves its metrics
     id: str = ""  # the SuperLink's name for it
 
 

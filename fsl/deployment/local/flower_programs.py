@@ -27,7 +27,7 @@ _TIMEOUT = 120.0  # seconds for one command of flwr
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",  # seconds; at 0.1 six nodes that wait take half a processor
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONUNBUFFERED": "1",
 }
@@ -41,8 +41,10 @@ def program(name: str) -> str:
     return found
 
 
-def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """Build the environment of Flower's programs, in which they find each other on PATH."""
+def environment(home: Path | None, more: Mapping[str, str]) -> dict[str, str]:
+    """Build the environment of Flower's programs, in which they find each other on PATH; None: the user's own home."""
+    if home is None:
+        return {**_QUIET, "PATH": _path(), **more}
     private_folder(home)
     return {**_QUIET, "FLWR_HOME": str(home), "PATH": _path(), **more}
 
@@ -125,8 +127,11 @@ def answers(superlink: str, certificates: CertificateFolder) -> bool:
         return False
 
 
-def flwr(home: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a `flwr` command in a session of its own, where no Ctrl-C reaches it; RunError in one line if it fails."""
+def flwr(home: Path | None, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a `flwr` command in a session of its own, where no Ctrl-C reaches it; RunError in one line if it fails.
+
+    `home`: the FLWR_HOME whose connections it knows; None: the user's own.
+    """
     process = subprocess.Popen(
         [program("flwr"), *arguments, "--format", "json"],
         stdin=subprocess.DEVNULL,
@@ -138,9 +143,11 @@ def flwr(home: Path, arguments: Sequence[str]) -> dict[str, Any]:
     )
     try:
         out, err = process.communicate(timeout=_TIMEOUT)
-    except BaseException:
+    except BaseException as error:
         process.kill()
         process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RunError(f"flwr {' '.join(arguments[:2])} did not end within {_TIMEOUT:g} s") from None
         raise
     try:
         answer = json.loads(out[out.index("{") :])

@@ -3,8 +3,8 @@
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +13,7 @@ from fsl.deployment.certs import CertificateFolder, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.deployment.local import flower_programs as flower
 from fsl.deployment.local import flower_runs as runs
+from fsl.deployment.local.control import Control
 from fsl.deployment.local.federation_record import (
     SUPERLINK,
     Config,
@@ -25,14 +26,15 @@ from fsl.deployment.local.federation_record import (
 )
 from fsl.deployment.local.flower_runs import RunEnd
 from fsl.deployment.local.local_plan import free_ports, groups_of, identities_of, is_listening, plan_nodes
+from fsl.deployment.local.run_overrides import completed
+from fsl.deployment.local.run_record import LocalRun, forget_run, read_run, write_run
+from fsl.deployment.local.supervised_run import SupervisedRun
 from fsl.deployment.processes import ProcessInTree, end, is_alive, last_words, members, send, start, wait_until
 from fsl.errors import ConfigError, RunError
 from fsl.private_files import private_folder
-from fsl.quoting import override_value
 
 _POLL = 0.2  # seconds between two looks at starting processes
 _ASK = 1.0  # seconds between two questions to the SuperLink
-_AT_ONCE = 2  # commands of flwr at a time
 
 
 class LocalFederation:
@@ -100,6 +102,11 @@ class LocalFederation:
         """Path of the table that binds devices and edges to their nodes' keys, for `deployment.members`."""
         return self.folder / TABLE
 
+    @property
+    def control(self) -> Control:
+        """The control of the SuperLink; RunError before the start."""
+        return Control(self.record.superlink, self.certificates.ca)
+
     def log(self, name: str) -> Path:
         """Returns the path of a process's log."""
         return self.folder / "logs" / f"{name}.log"
@@ -138,26 +145,34 @@ class LocalFederation:
         with alone_in(self.folder):
             return self._end()
 
-    def run(self, overrides: Sequence[str], out: Path | None = None, look: Callable[[], None] = lambda: None) -> RunEnd:
+    def run(
+        self,
+        overrides: Sequence[str],
+        out: Path | None = None,
+        look: Callable[[], None] = lambda: None,
+        retries: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> RunEnd:
         """Run the app with these Hydra overrides, and write results to `out`; calls `look` now and then meanwhile.
 
-        KeyboardInterrupt stops the run. RunError where `flwr` refuses it, or the SuperLink is gone.
+        Where the run ends before its time, it is sent again, up to `retries` times in a row without a new round, and
+        goes on from its last checkpoint; `tell` gets a line for it. KeyboardInterrupt stops the run. RunError where
+        `flwr` refuses it, or the SuperLink is gone.
         """
-        where = [] if out is None else [f"hydra.run.dir={override_value(str(out.absolute()))}"]
-        given = {text.lstrip("+").partition("=")[0] for text in overrides}
-        if self.table.exists() and not given & {"deployment.members", "deployment.bind_keys"}:
-            where += [f"deployment.members={override_value(str(self.table))}"]
-        run = runs.submit(self.home, self.record.app, [*overrides, *where])
-        try:
-            return runs.watch(self.home, run, self._at_work, look, lambda: self._dead([SUPERLINK]))
-        except KeyboardInterrupt:
-            runs.stop(self.home, run)
-            raise
+        folder = None if out is None else out.absolute()
+        return SupervisedRun(_Here(self, folder), overrides, folder, retries, tell).run(look)
+
+    def at_work(self) -> bool:
+        """Returns whether a run's cloud is at work."""
+        return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
+
+    def last_run(self) -> LocalRun | None:
+        """Returns the run that was sent last; None before the first."""
+        return read_run(self.folder)
 
     def online(self) -> dict[str, bool]:
         """Returns, by name, whether the SuperLink counts each node as online."""
-        nodes = flower.flwr(self.home, ["supernode", "list", flower.CONNECTION])["nodes"]
-        online = {node["node-id"] for node in nodes if node["status"] == "online"}
+        online = self.control.online()
         return {node.name: node.id in online for node in self.record.nodes}
 
     def alive(self) -> dict[str, bool]:
@@ -174,7 +189,7 @@ class LocalFederation:
             send(member, number)
 
     def restart(self, name: str) -> None:
-        """End what is left of a SuperNode, start it again with its key and configuration, and wait until it is online.
+        """End what is left of a SuperNode, start it again as it was, and wait until it is online.
 
         After a SIGKILL that takes a minute: until then the SuperLink counts the node as online, and refuses it.
         """
@@ -188,6 +203,7 @@ class LocalFederation:
         for stale in ("logs", "nodes", "flwr", "app"):
             shutil.rmtree(self.folder / stale, ignore_errors=True)
         record_path(self.folder).unlink(missing_ok=True)
+        forget_run(self.folder)
         private_folder(self.folder / "logs")
         edges = self._new.edges
         issue(self.certificates.folder, identities_of(edges, self._groups), add=True)
@@ -202,8 +218,7 @@ class LocalFederation:
         flower.write_app(self.folder / "app")
         self._spawn(SUPERLINK, flower.superlink_command(self.certificates, address))
         self._wait([SUPERLINK], lambda: flower.answers(address, self.certificates), _POLL, "answer")
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            registered = list(pool.map(self._registered, nodes))
+        registered = [self._registered(node) for node in nodes]
         self._write(replace(self.record, nodes=tuple(registered)))
         for node in registered:
             self._start_node(node)
@@ -224,9 +239,7 @@ class LocalFederation:
         self._write(self.record.started(start(name, command, self.log(name), environment)))
 
     def _registered(self, node: LocalNode) -> LocalNode:
-        key = self.certificates.node_public_key(node.name)
-        answer = flower.flwr(self.home, ["supernode", "register", str(key), flower.CONNECTION, "--name", node.name])
-        return replace(node, id=str(answer["node-id"]))
+        return replace(node, id=self.control.register(self.certificates.node_public_key(node.name), node.name))
 
     def _wait_online(self, nodes: Sequence[LocalNode]) -> None:
         def are_online() -> bool:
@@ -253,8 +266,14 @@ class LocalFederation:
                 return f"{name} has ended ({last_words(self.log(name))}); see {self.log(name)}"
         return ""
 
-    def _at_work(self) -> bool:
-        return any(member.command.startswith("flwr-serverapp") for member in self.pids(SUPERLINK))
+    def _submit(self, out: Path | None, overrides: Sequence[str]) -> str:
+        complete, metrics = completed(overrides, self.table)
+        run = runs.submit(self.home, self.record.app, complete)
+        write_run(self.folder, LocalRun(run, "" if out is None else str(out), metrics))
+        return run
+
+    def _watch(self, run: str, look: Callable[[], None]) -> RunEnd:
+        return runs.watch(self.home, self.control, run, self.at_work, look, lambda: self._dead([SUPERLINK]))
 
     def _write(self, record: FederationRecord) -> None:
         self._record = record
@@ -268,3 +287,15 @@ class LocalFederation:
         ended = end(nodes) + end([process for name, process in processes.items() if name == SUPERLINK])
         record_path(self.folder).unlink(missing_ok=True)
         return ended
+
+
+class _Here:
+    """The SuperLink of a local federation, for a supervised run."""
+
+    def __init__(self, federation: LocalFederation, out: Path | None) -> None:
+        self.submit = partial(federation._submit, out)
+        self.watch = federation._watch
+        self._home = federation.home
+
+    def stop(self, run: str) -> None:
+        runs.stop(self._home, run)

@@ -51,13 +51,15 @@ def plan_nodes(
     more: Mapping[str, Config] | None = None,
 ) -> list[LocalNode]:
     """Plan the edges' nodes, then the devices'; `more` adds to single nodes' configuration, by name."""
-    ports = iter(free_ports(3 * edges + len(groups)))
+    ports = iter(free_ports(4 * edges + 2 * len(groups)))
     nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
     nodes += [_device(folder, certificates, group, next(ports), data, mutual_tls) for group in groups]
+    if serves_metrics():
+        nodes = [_with(node, {"metrics": f"127.0.0.1:{next(ports)}"}) for node in nodes]
     for name in more or {}:
         if name not in {node.name for node in nodes}:
             raise ConfigError(f"there is no node '{name}'; there are: {', '.join(node.name for node in nodes)}")
-    return [replace(node, config={**node.config, **(more or {}).get(node.name, {})}) for node in nodes]
+    return [_with(node, (more or {}).get(node.name, {})) for node in nodes]
 
 
 def _edge(
@@ -66,7 +68,7 @@ def _edge(
     index: int,
     port: int,
     serving: int,
-    metrics_port: int,
+    steps: int,
     mutual_tls: bool,
 ) -> LocalNode:
     name, address = f"edge-{index}", f"127.0.0.1:{serving}"
@@ -74,6 +76,7 @@ def _edge(
         "role": "edge",
         "edge": index,
         "listen": address,
+        "steps-listen": f"127.0.0.1:{steps}",
         "address": address,
         "cert": str(certificates.certificate(name)),
         "cert-key": str(certificates.key(name)),
@@ -82,10 +85,7 @@ def _edge(
     }
     if mutual_tls:
         config["client-ca"] = str(certificates.ca)
-    if find_spec("prometheus_client") is None:  # part of the extra `federation`
-        return LocalNode(name, "edge", config, port, address)
-    metrics = f"127.0.0.1:{metrics_port}"
-    return LocalNode(name, "edge", {**config, "metrics": metrics}, port, address, metrics)
+    return LocalNode(name, "edge", config, port, address)
 
 
 def _device(
@@ -104,6 +104,16 @@ def _device(
     if mutual_tls:
         config |= {"cert": str(certificates.certificate(name)), "cert-key": str(certificates.key(name))}
     return LocalNode(name, "device", config, port)
+
+
+def serves_metrics() -> bool:
+    """Whether nodes and clouds of this installation can serve metrics: it takes the extra `federation`."""
+    return find_spec("prometheus_client") is not None
+
+
+def _with(node: LocalNode, more: Config) -> LocalNode:
+    config = {**node.config, **more}
+    return replace(node, config=config, metrics=str(config["metrics"]) if "metrics" in config else None)
 
 
 def _name(group: range) -> str:

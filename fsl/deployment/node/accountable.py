@@ -7,7 +7,7 @@ classes, codecs or settings than those that the cloud checked.
 from collections.abc import Sequence
 
 from fsl.deployment.node.node_settings import NodeSettings
-from fsl.deployment.node.own_ledger import OwnLedger, RoundAccount
+from fsl.deployment.node.own_ledger import LEDGERS, OwnLedger, RoundAccount
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import RoundPlan
 from fsl.privacy.settings import Privacy
@@ -29,7 +29,7 @@ def charged(settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Se
     refuse_unaccountable(plan, worker)
     workload = worker.workload
     same = settings.rows == "all"
-    own = OwnLedger(settings.state / "privacy", workload.store.name, settings.limit, settings.accountant, same)
+    own = OwnLedger(settings.state / LEDGERS, workload.store.name, settings.limit, settings.accountant, same)
     return own.before(plan, workload.partition, devices, workload.allowed)
 
 

@@ -17,9 +17,8 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fsl.deployment.node import pipe as frames
-from fsl.deployment.node.claim import Owner, code_in_use, occupied
-from fsl.deployment.node.pipe import Connection
-from fsl.deployment.node.resident_process import HANDOVER, SILENCE, TAKEN
+from fsl.deployment.node.claim import HANDOVER, TAKEN, Owner, code_in_use, occupied
+from fsl.deployment.node.pipe import SILENCE, Connection
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.errors import RunError
 from fsl.flower.serde import record_bytes, record_from_bytes

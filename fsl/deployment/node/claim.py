@@ -9,13 +9,19 @@ from fsl.deployment.locks import locked
 from fsl.deployment.processes import started_at
 from fsl.installed import HOME
 
+HANDOVER = 20.0  # seconds that a process has to end before the next starts
+TAKEN = 75  # exit code: another process works on the state folder
 _LOCK = "resident.lock"
 _BESIDE = ("strategies", "simulations", "configs")  # in a source tree; a wheel has them inside of fsl
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process with which a resident one ends: its pid, and its start time, since pids are used again."""
+    """The process with which a resident one ends: its pid, and its start time, since pids are used again.
+
+    `start` is 0 where /proc hides it: with hidepid (systemd: ProtectProc) also from its own user, since Flower closes
+    its executor to debuggers.
+    """
 
     pid: int
     start: int
@@ -27,8 +33,14 @@ class Owner:
         return Owner(pid, started_at(pid) or 0)
 
     def is_alive(self) -> bool:
-        """Returns whether that very process is alive."""
-        return started_at(self.pid) == self.start
+        """Returns whether that very process is alive; of a hidden one, whether this user has one of its number."""
+        if self.start:
+            return started_at(self.pid) == self.start
+        try:
+            os.kill(self.pid, 0)
+        except OSError:
+            return False
+        return True
 
 
 def claim(folder: Path, patience: float) -> int:

@@ -17,6 +17,7 @@ from fsl.errors import TrustError
 APP = "flwr-clientapp"
 SUPEREXEC = "flower-superexec"
 REFUSED = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+SUPERLINK = "FSL_SUPERNODE_SUPERLINK"  # environment variable: host:port at which the node reaches its SuperLink
 PATH, ALLOWED = "FSL_SUPERNODE_PATH", "FSL_SUPERNODE_BUNDLES"  # environment variables: the owner's PATH, and the hashes
 # The kernel reads a shell script, whatever the path of Python holds; Python reads a Python script.
 _SCRIPT = """#!/bin/sh

@@ -1,20 +1,24 @@
 """Runs a node of a real federation: its devices train over the wire, its edge serves devices of other nodes."""
 
 import logging
+import secrets
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.deployment.node.accountable import charged
+from fsl.deployment.node.meters import Meters
 from fsl.deployment.node.moving_edge import build_moving_round
 from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
+from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.records import record_to_states
@@ -24,7 +28,6 @@ from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import failure_reason
 from fsl.private_files import own_folder
-from fsl.round.deadline import Deadline
 from fsl.round.device_side import DeviceSide
 from fsl.round.device_weights import refuse_other_counts
 from fsl.round.edge_side import EdgeSide
@@ -47,9 +50,6 @@ from fsl.wire.edge.signed_calls import PeerLines
 from fsl.wire.options import Patience
 from fsl.wire.tokens import load_private_key, public_bytes
 
-if TYPE_CHECKING:
-    from fsl.deployment.node.edge_metrics import MetricsEndpoint
-
 log = logging.getLogger(__name__)
 _LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 
@@ -57,19 +57,28 @@ _LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 class NetworkedNode:
     """Hosts devices, an edge, or both; keeps its edge's door open and its devices' connections from round to round."""
 
-    def __init__(self, workload: Workload, settings: NodeSettings, patience: Patience | None = None):
+    def __init__(
+        self,
+        workload: Workload,
+        settings: NodeSettings,
+        patience: Patience | None = None,
+        meters: Meters | None = None,
+    ):
         if settings.state is not None:
             own_folder("state", settings.state)
         self.node = Node(workload)
         self.settings = settings
+        self.meters = meters or Meters()
         self.patience = replace(patience or Patience(), **settings.patience)
         self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
         self.uplink: Uplink | None = None
+        self._work: Work | None = None  # of the present round
         self._bare = False  # whether its last round was of a run without privacy
         self._door: EdgeDoor | None = None
-        self._metrics: MetricsEndpoint | None = None
         if settings.hosts_devices and settings.key is not None:
-            self.uplink = Uplink(load_private_key(settings.key), settings.device_certificates, settings.limits)
+            key = load_private_key(settings.key)
+            here, devices = scratch_folder(), self.meters.devices
+            self.uplink = Uplink(key, settings.device_certificates, settings.limits, devices, settings.steps, here)
 
     @property
     def door(self) -> EdgeDoor:
@@ -79,20 +88,14 @@ class NetworkedNode:
             raise RunError("this node hosts no edge")
         if self._door is None:
             journal = settings.state / "sessions.tsv"
-            if settings.metrics is not None and self._metrics is None:
-                self._metrics = _metrics(settings.metrics)
-            meter = None if self._metrics is None else self._metrics.meter
             certificates = settings.edge_certificates
             lines = PeerLines(self.edge_key, settings.device_certificates, settings.limits)
-            self._door = EdgeDoor(settings.edge, settings.listen, certificates, journal, settings.limits, meter, lines)
+            steps, local = settings.steps_listen, scratch_folder() / f"steps-{secrets.token_hex(8)}.sock"
+            meter, limits = self.meters.edge, settings.limits
+            self._door = EdgeDoor(
+                settings.edge, settings.listen, certificates, journal, limits, meter, lines, steps, local
+            )
         return self._door
-
-    @property
-    def metrics_address(self) -> str | None:
-        """Address of the edge's metrics; None where nobody asked for them, or the door is not open yet."""
-        if self._metrics is None or self.settings.metrics is None:
-            return None
-        return f"{self.settings.metrics.rpartition(':')[0]}:{self._metrics.port}"
 
     @property
     def public_key(self) -> bytes:
@@ -111,6 +114,7 @@ class NetworkedNode:
             "key": self.public_key.hex(),
             "protocol": PROTOCOL,
             "version": __version__,
+            "line": False,
             "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
         }
 
@@ -122,23 +126,27 @@ class NetworkedNode:
 
     def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
+        try:
+            return self._train(plan, part, arrays)
+        except Exception:
+            if part.own:
+                self.meters.devices.round_failed()
+            raise
+
+    def _train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
         refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
-        work = Work()
+        work = self._work = Work()
         self._bare = plan.privacy is None or not plan.privacy.private
         moving = any(edge.peers for edge in part.edges)  # then another edge may have what is missing here
         worker.store.restarts.clear()
         worker.store.forgives = tuple(one for one in KEPT if not (moving and one == "optimizers/"))
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
-            alone = WholeModelCohort(CohortTask(edge=0, devices=part.alone), plan, worker, states).run(_deadline(part))
-            work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
-            work.totals |= alone.totals
-            work.reports.extend(alone.reports)
-            work.served.extend(alone.reports)
+            self._train_alone(plan, part, states, work)
         edges = [threading.Thread(target=self._serve, args=(plan, part, edge, states, work)) for edge in part.edges]
         for thread in edges:
             thread.start()
@@ -146,9 +154,15 @@ class NetworkedNode:
             self._attend(plan, part, states, work, spent)
         for thread in edges:
             thread.join()
+        self._work = None
         worker.store.sync()
         work.restarted = restarted(worker.store.restarts)
         return work
+
+    def give_up(self, reason: str) -> None:
+        """Lose all devices of the round that it works on, if any; from any thread."""
+        if (work := self._work) is not None:
+            work.give_up(reason)
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Score this node's devices; TrustError, or ConfigError, where its owner does not allow it.
@@ -177,8 +191,6 @@ class NetworkedNode:
             self.uplink.close()
         if self._door is not None:
             self._door.close()
-        if self._metrics is not None:
-            self._metrics.close()
 
     # The edge's part.
 
@@ -215,7 +227,7 @@ class NetworkedNode:
             )
         else:
             edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
-        edge_round.deadline = _deadline(whole)
+        edge_round.deadline = work.deadline(whole.deadline, wake=edge_round.wake)
         self.door.begin(admission)
         try:
             outcome = edge_round.serve()
@@ -228,6 +240,23 @@ class NetworkedNode:
         return outcome
 
     # The devices' part.
+
+    def _train_alone(self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work) -> None:
+        """Train the devices without an edge."""
+        meter, began = self.meters.devices, time.monotonic()
+        meter.round_began(plan.round, len(part.alone))
+        deadline = work.deadline(part.deadline)
+        cohort = CohortTask(edge=0, devices=part.alone)
+        alone = WholeModelCohort(cohort, plan, self.node.worker, states).run(deadline)
+        for report in alone.reports:
+            meter.device_finished(report.steps)
+        for _ in alone.lost:
+            meter.device_lost("deadline" if deadline.left() <= 0 else "unusable")
+        work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
+        work.totals |= alone.totals
+        work.reports.extend(alone.reports)
+        work.served.extend(alone.reports)
+        meter.round_ended(time.monotonic() - began)
 
     def _attend(
         self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work, spent: RoundAccount | None
@@ -264,8 +293,7 @@ class NetworkedNode:
             )
         else:
             devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
-        if part.deadline is not None:
-            devices.deadline = Deadline(part.deadline, _LAST_WORDS)
+        devices.deadline = work.deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(own_reports(side, outcome))
@@ -273,22 +301,7 @@ class NetworkedNode:
             work.totals |= side.totals
 
 
-def _deadline(part: NodePart) -> Deadline | None:
-    return None if part.deadline is None else Deadline(part.deadline)
-
-
 def _admission(plan: RoundPlan, part: EdgePart) -> Admission:
     devices = {task.device for task in (*part.cohort.devices, *(v.task for v in part.visitors))}
     key = bytes.fromhex(part.cloud_key)
     return Admission(plan.run, plan.round, part.cohort.edge, part.fence, key, devices, plan.up.text, plan.down.text)
-
-
-def _metrics(address: str) -> "MetricsEndpoint":
-    try:
-        from fsl.deployment.node.edge_metrics import MetricsEndpoint
-    except ImportError:
-        raise ConfigError(
-            f"metrics={address}: prometheus-client is not installed; pip install 'fsl-flower[federation]', or leave "
-            "metrics out of the node configuration"
-        ) from None
-    return MetricsEndpoint(address)

@@ -2,13 +2,15 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fsl.deployment.extra_installed import needs_prometheus
+from fsl.deployment.node.meters import Meters
 from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.old_runs import prune
@@ -16,10 +18,15 @@ from fsl.deployment.node.owner_allows import refuse_kind, refuse_no_part
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import WireError
 from fsl.messages.node_part import NodePart
-from fsl.messages.record_names import ARRAYS, CONFIG, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
+from fsl.messages.record_names import ARRAYS, CONFIG, LINE, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.round.workload import Workload
+from fsl.wire.line.line_meter import LineMeter
+from fsl.wire.line.offer import LineOffer
 from fsl.wire.options import Patience
+
+if TYPE_CHECKING:
+    from fsl.deployment.node.node_metrics import NodeMetrics
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +37,21 @@ class NodeHost:
     def __init__(self) -> None:
         self._nodes: dict[int, tuple[str, NetworkedNode]] = {}
         self._shared: tuple[str, Workload] | None = None  # shared by all nodes without a role
+        self._metrics: dict[str, NodeMetrics] = {}  # by address; they outlive runs
+        self.open_line: Callable[[int, LineOffer, LineMeter], None] | None = None  # where a process keeps lines
 
     def answer(self, kind: str, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> RecordDict:
         """Answer a message ("query", "train" or "evaluate") for this node."""
         refuse_kind(kind)
         networked = self._node(node, content, node_config)
+        offer = content.config_records.get(CONFIG, ConfigRecord()).get(LINE)
         arrays = content.array_records.get(ARRAYS, ArrayRecord())
         if kind == "query":
-            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(networked.describe())})})
+            said = networked.describe()
+            if offer and self.open_line is not None and networked.settings.role != "any":
+                self.open_line(node, LineOffer.from_json(str(offer)), networked.meters.line)
+                said["line"] = True
+            return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(said)})})
         if kind == "evaluate":
             return RecordDict({METRICS: networked.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
         plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
@@ -48,11 +62,19 @@ class NodeHost:
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
 
+    def give_up(self, reason: str) -> None:
+        """Lose the devices of the round that a node works on; from any thread."""
+        for _, networked in list(self._nodes.values()):
+            networked.give_up(reason)
+
     def close(self) -> None:
         """Close all nodes."""
         for _, networked in self._nodes.values():
             networked.close()
         self._nodes.clear()
+        for metrics in self._metrics.values():
+            metrics.close()
+        self._metrics.clear()
 
     def _node(self, node: int, content: RecordDict, node_config: Mapping[str, Any]) -> NetworkedNode:
         text = _text(content, SETUP)
@@ -63,10 +85,22 @@ class NodeHost:
                 del self._nodes[node]
                 built[1].close()
             workload = self._workload(text, setup, settings)
-            prune(workload.store.parent, setup.run, settings.keep_runs)
-            networked = NetworkedNode(workload, settings, replace(Patience(), **setup.patience))
+            prune(workload.store.parent, setup.run, settings.keep)
+            patience = replace(Patience(), **setup.patience)
+            networked = NetworkedNode(workload, settings, patience, self._meters(settings))
             built = self._nodes[node] = (text, networked)
         return built[1]
+
+    def _meters(self, settings: NodeSettings) -> Meters | None:
+        """Returns what counts this node's work, served where its owner asks for it."""
+        address = settings.metrics
+        if address is None:
+            return None
+        if address not in self._metrics:
+            with needs_prometheus(f"node configuration: metrics={address}"):
+                from fsl.deployment.node.node_metrics import NodeMetrics
+            self._metrics[address] = NodeMetrics(settings)
+        return self._metrics[address].meters
 
     def _workload(self, text: str, setup: Setup, settings: NodeSettings) -> Workload:
         if settings.role != "any":

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from fsl.deployment.node.keeping import Keep
 from fsl.deployment.node.own_ledger import MAX_DELTA, Accountant, Limit
 from fsl.errors import ConfigError, one_of
+from fsl.messages.identifiers import is_address
 from fsl.privacy.claims import ADVERSARIES
+from fsl.wire.device.step_paths import Steps
 from fsl.wire.options import Certificates, Limits, Patience
 
 Role = Literal["any", "device", "edge", "both"]
@@ -20,8 +23,10 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "devices": (str, int),
     "edge": int,
     "listen": str,
+    "steps-listen": str,
     "address": str,
     "edge-addresses": str,
+    "steps": str,
     "key": str,
     "ca": str,
     "cert": str,
@@ -30,6 +35,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "insecure": bool,
     "state": str,
     "keep-runs": int,
+    "keep-days": (int, float),
+    "keep-bytes": (int, str),
     "data-path": str,
     "data-name": str,
     "rows": str,
@@ -48,8 +55,8 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "accountant": str,
 }
 _PATIENCE = ("join", "straggler", "answer")
-_OF_DEVICES = ("devices", "location", "accountant")
-_OF_EDGES = ("edge", "listen", "address", "client-ca")
+_OF_DEVICES = ("devices", "location", "accountant", "steps")
+_OF_EDGES = ("edge", "listen", "steps-listen", "address", "client-ca")
 _CERTIFICATES = ("ca", "cert", "cert-key", "client-ca")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # Flower's simulation engine gives them to every node
 
@@ -60,20 +67,23 @@ class NodeSettings:
 
     `role`: "device" hosts devices, "edge" an edge server, "both" both, and "any" (without a role) whole cohorts in its
     own process, as in a simulation. `rows`: "partition" takes the rows of the node's data that the run's partition
-    gives to its devices; "all" takes all of them, for a device's own data.
+    gives to its devices; "all" takes all of them, for a device's own data. `steps_listen`: host:port of an edge's lean
+    streams, by default the port after `listen`'s; None: gRPC carries steps. `steps`: as in `StepPaths`.
     """
 
     role: Role = "any"
     devices: tuple[int, ...] = ()
     edge: int = 0
     listen: str = ""
+    steps_listen: str | None = None
     address: str = ""
     edge_addresses: Mapping[int, str] = field(default_factory=dict)  # edges' addresses, as seen from here
+    steps: Steps = "auto"
     key: Path | None = None
     device_certificates: Certificates | None = None  # None: without TLS
     edge_certificates: Certificates | None = None
     state: Path | None = None
-    keep_runs: int = 10  # newest runs whose files stay on disk, besides the present one
+    keep: Keep = field(default_factory=Keep)  # what old runs leave on disk, besides the present one's
     data_path: str | None = None
     data_name: str | None = None
     rows: Literal["partition", "all"] = "partition"
@@ -121,8 +131,10 @@ class NodeSettings:
             devices=_ids(str(given.get("devices", ""))),
             edge=given.get("edge", 0),
             listen=given.get("listen", ""),
+            steps_listen=_steps_listen(given),
             address=given.get("address", given.get("listen", "")),
             edge_addresses=_addresses(given.get("edge-addresses", "")),
+            steps=one_of("steps", given.get("steps", "auto"), get_args(Steps)),
             key=_path(given, "key"),
             device_certificates=None
             if given.get("insecure")
@@ -131,7 +143,7 @@ class NodeSettings:
             if given.get("insecure")
             else Certificates(_path(given, "client-ca"), _path(given, "cert"), _path(given, "cert-key")),
             state=_path(given, "state"),
-            keep_runs=given.get("keep-runs", NodeSettings.keep_runs),
+            keep=Keep.read(given),
             data_path=given.get("data-path", os.environ.get("FSL_DATA_PATH")),
             data_name=given.get("data-name"),
             rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
@@ -174,8 +186,6 @@ class NodeSettings:
                 raise ConfigError(f"node configuration: role={self.role!r} needs {name}")
 
     def _check(self) -> None:
-        if self.keep_runs < 0:
-            raise ConfigError(f"node configuration: keep-runs={self.keep_runs}: a number of old runs, or 0 for none")
         if self.hosts_devices:
             self._need(devices=self.devices, key=self.key, state=self.state)
             if self.rows == "all" and len(self.devices) > 1:
@@ -185,13 +195,16 @@ class NodeSettings:
             if self.edge < 0:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
             if self.edge_certificates is not None:
-                self.edge_certificates.server()
+                self.edge_certificates.edge_files()
         if self.limit is not None and not self.hosts_devices:
             raise ConfigError(
                 f"node configuration: max-epsilon is of a node with devices; this one has role={self.role!r}"
             )
-        if self.metrics is not None and not (self.hosts_edge and re.fullmatch(r".+:\d+", self.metrics)):
-            raise ConfigError(f"node configuration: metrics={self.metrics!r}: it is an edge's, given as host:port")
+        if self.metrics is not None and (self.role == "any" or not _can_listen(self.metrics)):
+            raise ConfigError(
+                f"node configuration: metrics={self.metrics!r}: it is host:port, of a node with a role (role='device', "
+                "'edge' or 'both')"
+            )
 
 
 def _limit(given: Mapping[str, Any]) -> Limit | None:
@@ -216,6 +229,29 @@ def _limit(given: Mapping[str, Any]) -> Limit | None:
 def _client_pair(given: Mapping[str, Any], role: str) -> tuple[Path | None, Path | None]:
     """Returns the certificate and key that devices show; on a node with an edge, cert and cert-key are the edge's."""
     return (None, None) if role == "both" else (_path(given, "cert"), _path(given, "cert-key"))
+
+
+def _steps_listen(given: Mapping[str, Any]) -> str | None:
+    """Returns where an edge takes lean streams: as told, or at the port after that of `listen`; None for "none"."""
+    if (told := given.get("steps-listen")) is not None:
+        if told != "none" and not _can_listen(told):
+            raise ConfigError(f"node configuration: steps-listen={told!r}: give host:port, or none")
+        return None if told == "none" else str(told)
+    if not (listen := str(given.get("listen", ""))):
+        return None
+    host, _, port = listen.rpartition(":")
+    if not _can_listen(listen) or port == "65535":
+        raise ConfigError(
+            f"node configuration: listen={listen!r}: give host:port; where steps-listen is not told, the port after it "
+            "is for steps"
+        )
+    return f"{host}:{int(port) + 1 if int(port) else 0}"
+
+
+def _can_listen(where: str) -> bool:
+    """Returns whether it is host:port; port 0 is one that the system picks."""
+    host, _, port = where.rpartition(":")
+    return is_address(f"{host}:{1 if port == '0' else port}")
 
 
 def _path(given: Mapping[str, Any], name: str) -> Path | None:

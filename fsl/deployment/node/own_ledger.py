@@ -30,6 +30,7 @@ from fsl.round.batches import sample_rate
 from fsl.trainers import EdgeTrainer
 
 Accountant = Literal["rdp", "prv"]
+LEDGERS = "privacy"  # the folder of a node's state that they lie in
 MAX_DELTA = 1e-4  # of all runs together, where the owner names none: ten times the default delta
 _PATIENCE = 60.0  # seconds to wait for another process that has the ledgers
 _ROUNDING = 1 + 1e-9  # in float64 ten times 1e-5 is not quite 1e-4
@@ -103,7 +104,7 @@ class OwnLedger:
         earlier, deltas = 0.0, 0.0
         for other in sorted(self.folder.glob("*.json")):
             if other != path:
-                cost, delta = self._cost(other)
+                cost, delta = _cost(other, against, self.same_rows)
                 earlier, deltas = earlier + cost, deltas + delta
         if self.same_rows:
             here = [t for d, t in ledger.release_counts.items() if d != device]
@@ -125,24 +126,6 @@ class OwnLedger:
     def _told(self) -> str:
         assert self.limit is not None
         return f"node configuration: max-epsilon={self.limit.epsilon:g} against '{self.limit.against}'"
-
-    def _cost(self, path: Path) -> tuple[float, float]:
-        """Returns what another run cost a sample of this node: epsilon (infinite: unbounded) and delta.
-
-        Any of the node's devices may have held the sample there, and all of them where they hold the same rows.
-        """
-        assert self.limit is not None
-        costs = [_spent(epsilons[self.limit.against]) for _, epsilons in read_devices(path).values()]
-        epsilon = sum(costs) if self.same_rows else max(costs, default=0.0)
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            delta = float(told["adversaries"][self.limit.against]["delta"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged ({type(error).__name__}), so that nobody knows what was spent; take it from a "
-                "backup"
-            ) from None
-        return epsilon, delta
 
 
 class RoundAccount:
@@ -171,6 +154,32 @@ class RoundAccount:
             for device in devices:
                 self._own.check(device, ledger)
             ledger.write()
+
+
+def spent(folder: Path, against: str, same_rows: bool) -> float | None:
+    """Returns the epsilon that a node's worst device has spent over all runs by the ledgers in `folder`.
+
+    None without a ledger; infinite where it is unbounded. CheckpointError for a damaged ledger.
+    """
+    costs = [_cost(path, against, same_rows)[0] for path in sorted(folder.glob("*.json"))]
+    return sum(costs) if costs else None
+
+
+def _cost(path: Path, against: str, same_rows: bool) -> tuple[float, float]:
+    """Returns what a run cost a sample of this node: epsilon (infinite: unbounded) and delta.
+
+    Any of the node's devices may have held the sample there, and all of them where they hold the same rows.
+    """
+    costs = [_spent(epsilons[against]) for _, epsilons in read_devices(path).values()]
+    epsilon = sum(costs) if same_rows else max(costs, default=0.0)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        delta = float(told["adversaries"][against]["delta"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}), so that nobody knows what was spent; take it from a backup"
+        ) from None
+    return epsilon, delta
 
 
 def _round_of(ledger: Ledger, device: int) -> None:

@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 
+SILENCE = 120.0  # seconds of silence after which one end gives the other up
 _HEAD = struct.Struct("<cQ")
 QUESTION, ANSWER, ERROR = b"q", b"a", b"e"
 BEAT = b"b"  # a sign of life; the first one accepts the question

@@ -25,25 +25,25 @@ from flwr.app import RecordDict
 
 from fsl.deployment.logs import set_up
 from fsl.deployment.node import pipe as frames
-from fsl.deployment.node.claim import Owner, claim
-from fsl.deployment.node.pipe import Connection
+from fsl.deployment.node.claim import HANDOVER, TAKEN, Owner, claim
+from fsl.deployment.node.pipe import SILENCE, Connection
+from fsl.deployment.node.run_lines import LineReply, RunLines
 from fsl.errors import ConfigError, FslError
 from fsl.flower.serde import record_bytes, record_from_bytes
 from fsl.quoting import one_line
+from fsl.wire.line.line_meter import LineMeter
+from fsl.wire.line.offer import LineOffer
 
 log = logging.getLogger(__name__)
 BEAT = 5.0  # seconds between two signs of life
-SILENCE = 120.0  # seconds of silence after which the other end gives the process up
-HANDOVER = 20.0  # seconds that a process has to end before the next starts
-TAKEN = 75  # exit code: another process works on the state folder
 _CLOSING = 5.0  # seconds to close connections and ports
 
 
 @dataclass
 class _Request:
-    """A message, and the connection that waits for its answer."""
+    """A message, and where its answer goes: to the connection that waits for it, or over a line."""
 
-    connection: Connection
+    connection: Connection | LineReply
     head: dict[str, Any]
     content: RecordDict
 
@@ -71,6 +71,8 @@ class ResidentProcess:
         self._code = code
         self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._now: _Request | None = None  # the message that it works on
+        self._lines = RunLines(self._line_work, host)
+        host.open_line = self._open_line
         self._lock = threading.Lock()  # guards `_now` and the end
         path.unlink(missing_ok=True)  # a killed process left it; whoever has the claim is alone
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,6 +94,7 @@ class ResidentProcess:
                     self._now = None
         finally:
             self._path.unlink(missing_ok=True)
+            self._lines.close()
             self.host.close()
 
     def stop(self, *_: object) -> None:
@@ -121,6 +124,10 @@ class ResidentProcess:
         if owner != self._owner and self._owner.is_alive():
             connection.close(frames.OCCUPIED)
             return
+        if owner == self._owner and (busy_with := self._lines.run) not in ("", asked.run):
+            reason = f"RunError: the node is busy: run {busy_with} is at work, and has a line to it; try again later"
+            connection.close(frames.ERROR, reason.encode())
+            return
         with self._lock:
             why = self._why_to_end(asked, owner)
             if why:
@@ -133,6 +140,17 @@ class ResidentProcess:
         asked.head["done"] = done
         threading.Thread(target=asked.beat, args=(done,), daemon=True).start()
         self._asked.put(asked)
+
+    def _open_line(self, node: int, offer: LineOffer, meter: LineMeter) -> None:
+        assert self._now is not None  # the message that brought the offer
+        self._lines.open(self._now.run, node, offer, self._now.head["config"], meter)
+
+    def _line_work(self, reply: LineReply, head: dict[str, Any], content: bytes) -> None:
+        """Queue work that came over a line."""
+        try:
+            self._asked.put(_Request(reply, head | {"done": threading.Event()}, record_from_bytes(content)))
+        except Exception as error:
+            reply.send_last(frames.ERROR, f"WireError: a message cannot be read ({error})".encode())
 
     def _why_to_end(self, asked: _Request, owner: Owner) -> str:
         if owner != self._owner:
@@ -210,14 +228,17 @@ def live(arguments: Sequence[str], build_host: Callable[[], Any]) -> None:
     resident.serve()
 
 
+def node_host() -> Any:
+    """Returns the host of this process's nodes; it imports torch, which a refused process does without."""
+    from fsl.deployment.node.node_host import NodeHost
+    from fsl.segments.uncompiled import leave_out_compiler
+
+    leave_out_compiler()
+    return NodeHost()
+
+
 def main() -> None:
     """Run the program that a message's process starts."""
-
-    def node_host() -> Any:
-        from fsl.deployment.node.node_host import NodeHost  # imports torch, which a message's process does without
-
-        return NodeHost()
-
     live(sys.argv[1:], node_host)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fsl.deployment.node.bundles import hashes
 from fsl.deployment.node.clock import why_refused
-from fsl.deployment.node.guard import ALLOWED, PATH, write_programs
+from fsl.deployment.node.guard import ALLOWED, PATH, SUPERLINK, write_programs
 from fsl.errors import ConfigError
 
 _REFUSED = {
@@ -34,6 +34,7 @@ def command(arguments: Sequence[str]) -> int:
     os.environ[ALLOWED] = ",".join(sorted(allowed))
     os.environ[PATH] = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = str(write_programs(Path(get_flwr_home()).absolute() / "fsl-supernode"))
+    os.environ[SUPERLINK] = _superlink(theirs)
     sys.argv = ["flower-supernode", *theirs]
     return _run()
 
@@ -60,6 +61,13 @@ def read(arguments: Sequence[str]) -> tuple[frozenset[str], list[str]]:
             if re.match(r"--\w", name) and option.startswith(name):  # Flower accepts abbreviations
                 raise ConfigError(f"{given}: {why}")
     return hashes(ours.allow_bundle), theirs
+
+
+def _superlink(arguments: Sequence[str]) -> str:
+    """Returns the SuperLink's host:port as these arguments name it; Flower accepts abbreviations."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--superlink", default="")
+    return str(parser.parse_known_args(arguments)[0].superlink)
 
 
 def _run() -> int:

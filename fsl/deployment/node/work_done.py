@@ -1,12 +1,15 @@
 """Collects a node's work in a round, and packs it for the cloud."""
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, MetricRecord
 
 from fsl.flower.records import reports_to_metrics, totals_to_record
 from fsl.messages.reports import DeviceReport
+from fsl.round.deadline import Deadline
 from fsl.segments.sums import Total, WeightedSum
 
 RESTARTED = "restarted."  # prefixes a device's number in a reply's metrics
@@ -22,6 +25,34 @@ class Work:
     counts: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     restarted: dict[int, int] = field(default_factory=dict)  # by device, the round of the front that it went on from
+
+    _given_up: str = ""
+    _deadlines: list[Deadline] = field(default_factory=list)
+    _wakes: list[Callable[[], None]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def deadline(self, seconds: float | None, grace: float = 0.0, wake: Callable[[], None] | None = None) -> Deadline:
+        """Returns a deadline for a part of the round (None: no such limit), which ends when the round is given up.
+
+        `wake`: called then, where whoever keeps the deadline may be waiting for something else.
+        """
+        deadline = Deadline(math.inf if seconds is None else seconds, grace)
+        with self._lock:
+            self._deadlines.append(deadline)
+            if wake is not None:
+                self._wakes.append(wake)
+            if self._given_up:
+                deadline.end(self._given_up)
+        return deadline
+
+    def give_up(self, reason: str) -> None:
+        """End the round now, from any thread: all its devices are lost."""
+        with self._lock:
+            self._given_up = reason
+            for deadline in self._deadlines:
+                deadline.end(reason)
+            for wake in self._wakes:
+                wake()
 
     def lose(self, reasons: Mapping[int, str]) -> None:
         """Note devices that did not finish here, and why; on a node with both ends, either may say so."""

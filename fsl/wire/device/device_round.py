@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from fsl.errors import FslError, LostError, RunError, WireError
 from fsl.faults import said
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import close_frame, read_reply, upload_frame
+from fsl.messages.frames import close_frame, read_reply
+from fsl.messages.step_messages import StepMessage
 from fsl.messages.steps import ReplyPacket, UploadPacket
 from fsl.privacy.reasons import failure_reason
 from fsl.round.deadline import Deadline
@@ -22,6 +23,7 @@ from fsl.round.front_device import Device
 from fsl.round.unusable import lost_reason
 from fsl.segments.finite import finite_state
 from fsl.trainers import EdgeTrainer
+from fsl.wire.device.device_meter import DeviceMeter, Loss
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.line import Ear, Heard, Line, LineEnded, Rewound, Uplink
 from fsl.wire.device.sealed_fronts import Relay
@@ -38,7 +40,7 @@ class Attending:
     device: Device | None = None  # opened when its turn comes
     served: int = 0
     closing: bool = False
-    waiting: set[int] = field(default_factory=set)  # steps whose cut gradient has not come
+    waiting: dict[int, float] = field(default_factory=dict)  # steps whose cut gradient has not come, since when
     epoch: int = 0  # how often the edge has sent it back to an earlier step
 
 
@@ -74,6 +76,7 @@ class DeviceRound:
         self.ear: Ear = Ear()
         self.attending = {i.device: Attending(uplink.attend(i, self.ear, patience)) for i in invitations}
         self.queue = uplink.limits.queue
+        self.meter: DeviceMeter = uplink.meter
         self.deadline: Deadline | None = None  # after it, the edges serve nobody
         self.finished: list[int] = []
         self.lost: dict[int, str] = {}
@@ -81,7 +84,13 @@ class DeviceRound:
     def run(self) -> DeviceOutcome:
         """Train every device once."""
         log.info("%s began with %d devices", self._where, len(self.attending), extra=self._about())
-        outcome = self._run()
+        self.meter.round_began(self.side.plan.round, len(self.attending))
+        began = time.monotonic()
+        try:
+            outcome = self._run()
+        finally:
+            self.ear.close()
+        self.meter.round_ended(time.monotonic() - began)
         finished, lost = len(outcome.finished), len(outcome.lost)
         log.info("%s ended: %d devices finished, %d lost", self._where, finished, lost, extra=self._about())
         return outcome
@@ -92,14 +101,14 @@ class DeviceRound:
             passed = "" if self.deadline is None else self.deadline.passed()
             if self.deadline is not None and passed and (passed == "last" or self.divisible):
                 for device in list(self.attending):
-                    self._lose(device, self.deadline.reason)
+                    self._lose(device, "deadline", self.deadline.reason)
                 break
             try:
                 event = self.ear.get(timeout=1.0)
             except queue.Empty:
                 if time.monotonic() - silent_since > self.patience.answer + self.patience.join:
                     for device in list(self.attending):
-                        self._lose(device, f"its edge said nothing for {self.patience.answer:g} s")
+                        self._lose(device, "silent", f"its edge said nothing for {self.patience.answer:g} s")
                 continue
             silent_since = time.monotonic()
             if event.device not in self.attending or event.line is not self.attending[event.device].line:
@@ -111,16 +120,17 @@ class DeviceRound:
                     log.warning("%s: device %d failed", self._where, event.device, exc_info=True)
                 elif self._private:
                     log.warning("%s: device %d failed: %s", self._where, event.device, said(error))
+                loss: Loss = "failed"
                 reason = failure_reason(error, self._private)
                 if isinstance(error, LostError):
-                    reason = lost_reason(self.side.plan, error.reason)
-                self._lose(event.device, reason)
+                    loss, reason = "unusable", lost_reason(self.side.plan, error.reason)
+                self._lose(event.device, loss, reason)
         return DeviceOutcome(self.finished, self.lost)
 
     def _hear(self, event: Heard | LineEnded | Rewound) -> None:
         attending = self.attending[event.device]
         if isinstance(event, LineEnded):
-            self._lose(event.device, event.reason, tell=False)
+            self._lose(event.device, "unreachable" if event.unreachable else "refused", event.reason, tell=False)
             return
         if isinstance(event, Rewound):
             raise WireError("its edge has lost what it had served")
@@ -136,7 +146,7 @@ class DeviceRound:
         elif kind == "reply":
             step = message.reply.step
             if step in attending.waiting:
-                attending.waiting.remove(step)
+                self.meter.replied(event.size, time.perf_counter() - attending.waiting.pop(step))
                 gradient, norms = read_reply(message.reply, event.data)
                 packet = ReplyPacket(device=event.device, step=step, gradient=gradient, norms=norms)
                 self._replied(packet)
@@ -187,9 +197,19 @@ class DeviceRound:
 
     def _upload(self, attending: Attending, packet: UploadPacket) -> None:
         to, round = self._leaving(attending, packet), self.side.plan.round
-        data = upload_frame(packet.device, round, packet.step, packet.smashed, packet.targets, to, packet.factors)
-        attending.waiting.add(packet.step)
-        attending.line.upload(packet.step, data, attending.epoch)
+        message = StepMessage(
+            kind="upload",
+            device=packet.device,
+            round=round,
+            step=packet.step,
+            mark=0 if to is None else to + 1,
+            payload=packet.smashed,
+            targets=packet.targets,
+            factors=packet.factors,
+        )
+        self.meter.uploaded(message.size)
+        attending.waiting[packet.step] = time.perf_counter()
+        attending.line.upload(packet.step, message, attending.epoch)
 
     def _replied(self, packet: ReplyPacket) -> None:
         """A device goes on with the reply that it waited for."""
@@ -212,15 +232,17 @@ class DeviceRound:
         self.side.close(opened)
         line = self.attending.pop(device).line
         self.finished.append(device)
+        self.meter.device_finished()
         log.info("%s: device %d closed", self._where, device, extra=self._about(device, line))
 
-    def _lose(self, device: int, reason: str, tell: bool = True) -> None:
+    def _lose(self, device: int, loss: Loss, reason: str, tell: bool = True) -> None:
         attending = self.attending.pop(device)
         if tell:
             attending.line.leave(reason)
         if attending.device is not None:
             self.side.abandon(attending.device)
         self.lost[device] = " ".join(reason.split())
+        self.meter.device_lost(loss)
         about = self._about(device, attending.line)
         log.warning("%s: device %d lost: %s", self._where, device, self.lost[device], extra=about)
 

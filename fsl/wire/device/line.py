@@ -1,30 +1,40 @@
 """A device's line to its edge: opens a session, keeps it through broken connections, and reports when it ends."""
 
 import asyncio
-import queue
+import threading
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import grpc
 
 from fsl.errors import WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_frame
+from fsl.messages.frames import Arrived, frame
+from fsl.messages.heads import read_frame
+from fsl.messages.step_messages import Outgoing, as_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.quoting import one_line
-from fsl.wire.device.connections import Connections
+from fsl.wire.connections import Connections, Dialler
+from fsl.wire.device.device_meter import DeviceMeter
 from fsl.wire.device.invitation import Invitation
+from fsl.wire.device.step_paths import StepPaths, Steps
 from fsl.wire.frame_stream import ended, next_message, receive, send
 from fsl.wire.loop import NetworkThread
-from fsl.wire.options import METHOD, Certificates, Limits, Patience, client_options
+from fsl.wire.options import METHOD, Certificates, Limits, Patience
+from fsl.wire.steps.mailbox import Mailbox
+from fsl.wire.steps.step_socket import StepSocket
 from fsl.wire.tokens import PrivateKey, prove, public_bytes
 
 Code = grpc.StatusCode
 Call = grpc.aio.StreamStreamCall
 # With these codes the connection may be at fault, or the door was crowded: the line tries again.
 _AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED, Code.RESOURCE_EXHAUSTED})
+_STATUS = 0.25  # seconds for an edge to say why a lean stream broke; it says so again to a device that comes back
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 
 
@@ -35,7 +45,8 @@ class Heard:
     device: int
     line: "Line"
     message: pb.ToDevice
-    data: memoryview
+    data: memoryview | Arrived
+    size: int  # bytes of the whole frame
 
 
 @dataclass(frozen=True)
@@ -57,18 +68,31 @@ class Rewound:
     step: int
 
 
-Ear = queue.SimpleQueue  # of Heard, LineEnded and Rewound; from the network thread to the one that computes
+Ear = Mailbox[Heard | LineEnded | Rewound]  # of the thread that computes
 
 
 class Uplink:
-    """A node's connections to edges: one channel for each address, one network thread for all."""
+    """A node's connections to edges: one channel for each address, one network thread for all.
 
-    def __init__(self, key: PrivateKey, certificates: Certificates | None, limits: Limits):
+    `steps` and `here`: as in `StepPaths`.
+    """
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        certificates: Certificates | None,
+        limits: Limits,
+        meter: DeviceMeter | None = None,
+        steps: Steps = "auto",
+        here: Path | None = None,
+    ):
+        self.meter = meter or DeviceMeter()
         self.key = key
         self.public_key = public_bytes(key.public_key())
         self.limits = limits
+        self._dialler = Dialler(certificates, limits)
         self.thread = NetworkThread("uplink")
-        self._certificates = certificates
+        self.paths = StepPaths(self._dialler.pem, steps, here)
         self._channels: dict[str, Connections] = {}
         self._openings: dict[str, asyncio.Semaphore] = {}
 
@@ -79,18 +103,12 @@ class Uplink:
     def channel(self, address: str) -> Connections:
         """The connections to an edge, on the network thread."""
         if address not in self._channels:
-            self._channels[address] = Connections(partial(self._connect, address), self.limits)
+            self._channels[address] = Connections(address, self._dialler)
         return self._channels[address]
 
     def openings(self, address: str) -> asyncio.Semaphore:
         """Places for sessions that are being opened at an edge: no more at a time than its door takes of one node."""
         return self._openings.setdefault(address, asyncio.Semaphore(max(1, self.limits.connection_handshakes // 2)))
-
-    def _connect(self, address: str) -> grpc.aio.Channel:
-        options = client_options(self.limits)
-        if self._certificates is None:
-            return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, self._certificates.channel(), options=options)
 
     def close(self) -> None:
         """End all connections."""
@@ -103,7 +121,7 @@ class Uplink:
 
 
 class Line:
-    """One session of one device; `upload`, `close` and `leave` are for the thread that computes."""
+    """One session of one device; `upload`, `close`, `leave`, `hear` and `broke` are for the thread that computes."""
 
     def __init__(
         self, uplink: Uplink, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None
@@ -116,51 +134,77 @@ class Line:
         self._patience = patience
         self._secret = b""
         self._served = invitation.served  # uploads
-        self._outbox: deque[tuple[int, bytes]] = deque()  # frames by step, until they are served
-        self._frames: asyncio.Queue[bytes] | None = None  # of the stream that is open
+        self._outbox: deque[tuple[int, Outgoing]] = deque()  # messages by step, until they are served
+        self._frames: asyncio.Queue[bytes] | None = None  # of the gRPC stream that carries steps
+        self._steps: StepSocket | None = None  # the lean stream that carries them
+        self._steps_ended: asyncio.Future[Exception | None] | None = None  # None: with the session
+        self._lock = threading.RLock()  # guards outbox, streams and epoch
         self._leaving = False
+        self._control: asyncio.Queue[bytes] | None = None  # of the gRPC stream that is open
         self._epoch = 0  # how often it went back
         self._thread.call(self._begin, after)
 
-    def upload(self, step: int, data: bytes, epoch: int = 0) -> None:
+    def upload(self, step: int, message: Outgoing, epoch: int = 0) -> None:
         """Send an upload, and keep it until the edge has served it. WireError if it is larger than the edge takes.
 
-        `epoch` counts how often the device went back: the line drops frames of an earlier one.
+        `epoch` counts how often the device went back: the line drops messages of an earlier one.
         """
-        if len(data) > self.max_bytes:
+        if (size := len(message) if isinstance(message, bytes) else message.size) > self.max_bytes:
             raise WireError(
-                f"an upload of {len(data)} bytes is above max-message-bytes={self.max_bytes}; raise that in the node "
+                f"an upload of {size} bytes is above max-message-bytes={self.max_bytes}; raise that in the node "
                 "configuration of device and edge, or use smaller batches"
             )
-        self._thread.call(self._send, step, data, epoch)
+        with self._lock:
+            if epoch != self._epoch:
+                return
+            self._outbox.append((step, message))
+            if self._steps is not None:
+                self._steps.write(message)
+            elif self._frames is not None:
+                self._thread.call(self._frames.put_nowait, as_frame(message))
 
     def close(self, step: int, data: bytes, epoch: int = 0) -> None:
         """Tell the edge that no upload follows; `data` is the frame that says so."""
-        self._thread.call(self._send, step, data, epoch)
+        self.upload(step, data, epoch)
 
     def leave(self, reason: str, to: int | None = None) -> None:
         """Tell the edge that the device stops here (`to`: it begins again at that edge), and end the line."""
         said = pb.Leave(reason=reason[:500], to=0 if to is None else to + 1)
         self._thread.call(self._leave, frame(pb.ToEdge(leave=said)))
 
+    def hear(self, steps: StepSocket, message: pb.ToEdge | pb.ToDevice, data: memoryview | Arrived, size: int) -> bool:
+        """Take a message of a lean stream."""
+        assert isinstance(message, pb.ToDevice)
+        with self._lock:
+            if self._steps is not steps:
+                return False  # the line is about to begin anew, and hears this again
+            last = self._heard(message, data, size)
+        if last:
+            self._end_steps(None)
+        return not last
+
+    def broke(self, steps: StepSocket, error: Exception) -> None:
+        """Hear that a lean stream has ended before its session."""
+        with self._lock:
+            if self._steps is steps:
+                self._end_steps(error)
+
+    def _end_steps(self, error: Exception | None) -> None:
+        if (ended := self._steps_ended) is not None:
+            self._thread.call(lambda: None if ended.done() else ended.set_result(error))
+
     # On the network thread.
 
     def _begin(self, after: "Line | None") -> None:
-        if after is not None:  # its last frames lie in its outbox by now
-            self._outbox.extend(after._outbox)
+        if after is not None:  # its last messages lie in its outbox by now
+            with self._lock:
+                self._outbox.extendleft(reversed(after._outbox))
         self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def _send(self, step: int, data: bytes, epoch: int) -> None:
-        if epoch != self._epoch:
-            return
-        self._outbox.append((step, data))
-        if self._frames is not None:
-            self._frames.put_nowait(data)
 
     def _leave(self, data: bytes) -> None:
         self._leaving = True
-        if self._frames is not None:
-            self._frames.put_nowait(data)
+        if self._control is not None:
+            self._control.put_nowait(data)
         else:
             self._task.cancel()
 
@@ -185,7 +229,7 @@ class Line:
                 self._deadline = deadline = loop.time() + self._patience.straggler
                 pause, self._opened = _PAUSE[0], False
             if code not in _AGAIN or loop.time() > deadline:
-                self._hear(LineEnded(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
+                self._tell(LineEnded(self.invitation.device, self, f"{where}: {one_line(reason)}", code in _AGAIN))
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
@@ -195,45 +239,104 @@ class Line:
 
     async def _stream(self) -> None:
         """Carry the session over one connection until the edge closes it; raises what ended the connection before."""
-        call, opened = await self._opened_call()
+        call: Call | None = None
+        writer: asyncio.Task[None] | None = None
         try:
-            self._opened = True
-            self._secret = opened.secret
-            self.max_bytes = min(self.max_bytes, opened.max_bytes)
+            async with self._place():
+                call = self._uplink.channel(self.invitation.address).stream_stream(METHOD)()
+                opened = await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
+                self._opened = True
+                if self._secret:
+                    self._uplink.meter.reconnected()
+                self._secret = opened.secret
+                self.max_bytes = min(self.max_bytes, opened.max_bytes)
+                frames = self._control = asyncio.Queue()
+                writer = asyncio.create_task(_write(frames, call))
+                steps = await self._opened_steps(opened) if opened.ticket else None
+            if opened.ticket and steps is None:
+                frames.put_nowait(frame(pb.ToEdge(stay=pb.Stay(reason="no stream of steps could be opened"))))
+            ended = self._take_up(opened, frames, steps)
+            if ended is None:
+                while await self._listen(call):
+                    pass
+            else:
+                await self._until_steps_end(call, ended)
+        finally:
+            self._let_go()
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+            if call is not None:
+                call.cancel()
+
+    def _take_up(
+        self, opened: pb.Opened, frames: "asyncio.Queue[bytes]", steps: StepSocket | None
+    ) -> "asyncio.Future[Exception | None] | None":
+        """Send what the edge has not received, over the lean stream or else by `frames`; returns the former's end."""
+        with self._lock:
             if opened.received < self._served:
                 self._outbox.clear()
                 self._served, self._epoch = opened.received, self._epoch + 1
-                self._hear(Rewound(self.invitation.device, self, opened.received))
-            self._frames = asyncio.Queue()
-            for step, data in self._outbox:
-                if step >= opened.received:
-                    self._frames.put_nowait(data)
-            writer = asyncio.create_task(_write(self._frames, call))
-            try:
-                while await self._listen(call):
-                    pass
-            finally:
-                self._frames = None
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
-        finally:
-            call.cancel()
+                self._tell(Rewound(self.invitation.device, self, opened.received))
+            waiting = [message for step, message in self._outbox if step >= opened.received]
+            if steps is None:
+                for message in waiting:
+                    frames.put_nowait(as_frame(message))
+                self._frames = frames
+                return None
+            for message in waiting:
+                steps.queue(message)
+            self._steps = steps
+            ended = self._steps_ended = asyncio.get_running_loop().create_future()
+        if not self._ear.call(steps.begin):
+            steps.close()
+        return ended
 
-    async def _opened_call(self) -> tuple[Call, pb.Opened]:
-        address, place = self.invitation.address, self._uplink.openings(self.invitation.address)
+    def _let_go(self) -> None:
+        with self._lock:
+            steps, self._steps, self._frames, self._control = self._steps, None, None, None
+        if steps is not None and not self._ear.call(steps.close):
+            steps.close()  # nobody computes any more
+
+    async def _opened_steps(self, opened: pb.Opened) -> StepSocket | None:
+        sock = await self._uplink.paths.open(self.invitation.address, opened)
+        if sock is None:
+            return None
+        return StepSocket(sock, pb.ToDevice, self._uplink.limits.max_message_bytes, self, self._ear)
+
+    async def _until_steps_end(self, call: Call, ended: "asyncio.Future[Exception | None]") -> None:
+        """Wait for the session's end on the lean stream; the gRPC stream tells why an edge ends it before."""
+        told = asyncio.ensure_future(_said_last(call))
+        try:
+            ends: set[asyncio.Future[Any]] = {told, ended}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and told.result() is None:  # what the edge said last is on its way
+                await asyncio.wait({ended}, timeout=self._uplink.limits.send_seconds)
+            elif not told.done():
+                await asyncio.wait({told}, timeout=0.0 if ended.result() is None else _STATUS)
+        finally:
+            told.cancel()
+        broken = ended.result() if ended.done() else OSError("the edge ended the stream")
+        if broken is None:
+            return
+        if told.done() and not told.cancelled() and (error := told.result()) is not None:
+            raise error
+        if not isinstance(broken, OSError):
+            raise broken
+        none = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(Code.UNAVAILABLE, none, none, str(broken))
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Wait for a place among the sessions that the node opens at the edge; AioRpcError where none comes free."""
+        place = self._uplink.openings(self.invitation.address)
         try:
             await asyncio.wait_for(place.acquire(), max(0.1, self._deadline - asyncio.get_running_loop().time()))
         except TimeoutError:
             none = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(Code.UNAVAILABLE, none, none, "others wait to be let in there") from None
-        call: Call | None = None
         try:
-            call = self._uplink.channel(address).stream_stream(METHOD)()
-            return call, await asyncio.wait_for(self._open(call), self._uplink.limits.handshake_seconds + 20)
-        except BaseException:
-            if call is not None:
-                call.cancel()
-            raise
+            yield
         finally:
             place.release()
 
@@ -247,6 +350,7 @@ class Line:
             served=self._served,
             secret=self._secret,
             left=0 if said.left is None or self._secret else said.left + 1,
+            steps=uplink.paths.worth_trying(said.address),
             protocol=PROTOCOL,
             version=__version__,
         )
@@ -263,15 +367,30 @@ class Line:
         if data is None:
             raise await ended(call)
         message, rest = read_frame(data, pb.ToDevice)
+        with self._lock:
+            return not self._heard(message, rest, len(data))
+
+    def _heard(self, message: pb.ToDevice, data: memoryview | Arrived, size: int) -> bool:
+        """Pass a message on; returns whether it is the last."""
         kind = message.WhichOneof("body")
         self._served = max(self._served, message.reply.served, message.served.served)
         while self._outbox and self._outbox[0][0] < self._served:
             self._outbox.popleft()
-        self._hear(Heard(self.invitation.device, self, message, rest))
-        return kind not in ("closed", "moved")
+        self._tell(Heard(self.invitation.device, self, message, data, size))
+        return kind in ("closed", "moved")
 
-    def _hear(self, event: Heard | LineEnded | Rewound) -> None:
+    def _tell(self, event: Heard | LineEnded | Rewound) -> None:
         self._ear.put(event)
+
+
+async def _said_last(call: Call) -> grpc.aio.AioRpcError | None:
+    """Wait for a stream's end; returns why an edge ended it, None where it has said all.
+
+    Nothing else may come there beside a lean stream.
+    """
+    if await receive(call, 0) is not None:
+        raise WireError("the edge said something beside the stream of steps")
+    return None if await call.code() is Code.OK else await ended(call)
 
 
 async def _write(frames: "asyncio.Queue[bytes]", call: Call) -> None:

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 import grpc
 
 from fsl.messages import messages_pb2 as pb
-from fsl.wire.edge.session import Inbox, Refusal, WireSession
+from fsl.wire.edge.refusal import Refusal
+from fsl.wire.edge.session import WireSession
+from fsl.wire.edge.session_events import Inbox
 from fsl.wire.edge.signed_calls import Peer, RoundPlace
 from fsl.wire.tokens import Claims, check_token
 

@@ -13,14 +13,18 @@ from fsl.errors import ConfigError, TrustError, WireError
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.peer_calls import PeerCalls
+from fsl.wire.edge.refusal import Refusal, refusal_of
 from fsl.wire.edge.served_rounds import ServedRounds
-from fsl.wire.edge.session import Refusal, SessionStream, WireSession
+from fsl.wire.edge.session import WireSession
+from fsl.wire.edge.session_stream import SessionStream
 from fsl.wire.edge.signed_calls import PeerLines
+from fsl.wire.edge.steps_door import StepsDoor
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.edge.welcome import Welcome
 from fsl.wire.frame_stream import TooLarge, receive, send
 from fsl.wire.loop import NetworkThread
-from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, server_options
+from fsl.wire.options import METHOD, PEER_METHOD, Certificates, Limits, server_credentials, server_options
+from fsl.wire.pem_files import PemFiles
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
@@ -40,18 +44,29 @@ class EdgeDoor:
         limits: Limits,
         meter: EdgeMeter | None = None,
         lines: PeerLines | None = None,
+        steps: str | None = None,
+        local: Path | None = None,
     ):
+        """`steps`: host:port of lean streams (None: steps travel over gRPC), and `local` their Unix socket."""
         self.edge = edge
         self.lines = lines  # to other edges
         self.limits = limits
         self.meter = meter or EdgeMeter()
         self.thread = NetworkThread(f"edge-{edge}")
         strangers = Strangers(limits)
+        files = None if certificates is None else certificates.edge_files()
+        self.steps = None if steps is None else StepsDoor(edge, files, limits)
         self._rounds = ServedRounds(edge, limits.handshake_seconds / 2)
-        self._welcome = Welcome(edge, self._rounds, strangers, journal, self.thread, limits, self.meter)
+        self._welcome = Welcome(edge, self._rounds, strangers, journal, self.thread, limits, self.meter, self.steps)
         self._peers = PeerCalls(edge, self._rounds, strangers, lines, limits)
         try:
-            self.port = self.thread.run(self._start(listen, certificates))
+            self.port = self.thread.run(self._start(listen, files))
+            if self.steps is not None and steps is not None:
+                try:
+                    self.thread.run(self.steps.start(steps, local))
+                except BaseException:
+                    self.thread.run(self._server.stop(None))
+                    raise
         except BaseException:
             self.thread.close()
             raise
@@ -71,12 +86,14 @@ class EdgeDoor:
 
     def close(self) -> None:
         """End the server."""
+        if self.steps is not None:
+            self.thread.run(self.steps.close())
         self.thread.run(self._server.stop(1.0))
         if self.lines is not None:
             self.thread.run(self.lines.close())
         self.thread.close()
 
-    async def _start(self, listen: str, certificates: Certificates | None) -> int:
+    async def _start(self, listen: str, files: PemFiles | None) -> int:
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._train)
         calls: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._peer)
         service, method = METHOD.strip("/").split("/")
@@ -84,10 +101,10 @@ class EdgeDoor:
         self._server = grpc.aio.server(options=server_options(self.limits))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         try:
-            if certificates is None:
+            if files is None:
                 port = self._server.add_insecure_port(listen)
             else:
-                port = self._server.add_secure_port(listen, certificates.server())
+                port = self._server.add_secure_port(listen, server_credentials(files))
         except RuntimeError:
             port = 0
         if not port:
@@ -143,7 +160,7 @@ class EdgeDoor:
     # Sessions that are open.
 
     async def _carry(self, session: WireSession, stream: SessionStream, context: Context) -> None:
-        reader = asyncio.create_task(self._listen(session, context))
+        reader = asyncio.create_task(self._listen(session, stream, context))
         writer = asyncio.create_task(_speak(stream, context))
         try:
             ends: set[asyncio.Future[Any]] = {reader, writer, stream.ended}
@@ -165,19 +182,13 @@ class EdgeDoor:
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
 
-    async def _listen(self, session: WireSession, context: Context) -> Refusal | None:
+    async def _listen(self, session: WireSession, stream: SessionStream, context: Context) -> Refusal | None:
         """Take frames until the stream ends; returns the refusal that ends the session, or None."""
         try:
             while (data := await receive(context, session.most)) is not None:
-                await session.take(data)
-        except Refusal as refusal:
-            return refusal
-        except TooLarge as error:
-            return Refusal(Code.RESOURCE_EXHAUSTED, str(error))
-        except TrustError as error:
-            return Refusal(Code.PERMISSION_DENIED, str(error))
-        except WireError as error:
-            return Refusal(Code.INVALID_ARGUMENT, str(error))
+                await session.take(stream, data)
+        except (Refusal, TooLarge, TrustError, WireError) as error:
+            return refusal_of(error)
         except grpc.aio.BaseError as error:
             extra = {"edge": self.edge, "device": session.claims.device, "peer": context.peer()}
             log.info("edge %d lost the stream of device %d: %s", self.edge, session.claims.device, error, extra=extra)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fsl.wire.edge.session import Refusal, WireSession
+from fsl.wire.edge.refusal import Refusal
+from fsl.wire.edge.session import WireSession
 from fsl.wire.tokens import Claims
 
 

@@ -14,7 +14,8 @@ import grpc
 
 from fsl.errors import FslError, LostError, RunError, StepError, WireError
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_close, read_upload, reply_frame
+from fsl.messages.frames import frame, read_close, read_upload
+from fsl.messages.step_messages import Outgoing, StepMessage
 from fsl.messages.steps import ReplyPacket, Upload, UploadPacket
 from fsl.privacy.reasons import failure_reason
 from fsl.round.deadline import Deadline
@@ -24,12 +25,13 @@ from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.lateness import holding_up, late, seconds_to_wait
 from fsl.wire.edge.meter import EdgeMeter, Reason
-from fsl.wire.edge.session import Event, Finished, Gone, Joined, Uploaded
+from fsl.wire.edge.session_events import Event, Finished, Gone, Joined, Uploaded
 from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
 Order = Literal["together", "in turn", "as they come"]
 Code = grpc.StatusCode
+_LAST_WORDS = 3.0  # seconds for the last messages of a round to leave
 _REASONS: dict[grpc.StatusCode, Reason] = {
     Code.DEADLINE_EXCEEDED: "straggler",
     Code.INVALID_ARGUMENT: "invalid",
@@ -73,13 +75,21 @@ class EdgeRound:
 
     def serve(self) -> EdgeOutcome:
         """Serve until every device is closed or lost."""
-        self.meter.round_began(self.admission.inbox.qsize)
+        self.meter.round_began(self.admission.round, self.admission.inbox.qsize)
         log.info("%s began with %d devices", self._where, len(self.all), extra=self._about())
-        outcome = self._serve()
+        try:
+            outcome = self._serve()
+        finally:
+            self.admission.inbox.flush(_LAST_WORDS)
+            self.admission.inbox.close()
         self.meter.round_ended(outcome.failed is not None)
         closed, lost = len(outcome.closed), len(outcome.lost)
         log.info("%s ended: %d devices closed, %d lost", self._where, closed, lost, extra=self._about())
         return outcome
+
+    def wake(self) -> None:
+        """Have it look at its deadline again; from any thread."""
+        self.admission.inbox.put(None)
 
     def _serve(self) -> EdgeOutcome:
         start = time.monotonic()
@@ -109,7 +119,7 @@ class EdgeRound:
             return None
         try:
             seconds = seconds_to_wait(self.all.values(), self.patience, self.deadline)
-            event: Event = self.admission.inbox.get(timeout=seconds)
+            event: Event | None = self.admission.inbox.get(timeout=seconds)
             return event
         except queue.Empty:
             if self.deadline is not None and self.deadline.left() <= 0:
@@ -264,18 +274,24 @@ class EdgeRound:
             next_step = self.all[device].served + 1
             self.admission.sessions[device].send(self._frames(others, served=0), next_step, done=False)
 
-    def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
+    def _send(self, attendance: Attendance, frames: list[Outgoing], step: int) -> None:
         """Send a device the frames that its upload led to."""
         self.admission.sessions[attendance.device].send(frames, step)
 
-    def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[bytes]:
-        last = len(replies) - 1
-        frames = [
-            reply_frame(r.device, self.admission.round, r.step, r.gradient, served if i == last else 0, r.norms)
-            for i, r in enumerate(replies)
-        ]
-        for data in frames:
-            self.meter.replied(len(data))
+    def _frames(self, replies: Sequence[ReplyPacket], served: int) -> list[Outgoing]:
+        last, frames = len(replies) - 1, list[Outgoing]()
+        for i, reply in enumerate(replies):
+            message = StepMessage(
+                kind="reply",
+                device=reply.device,
+                round=self.admission.round,
+                step=reply.step,
+                mark=served if i == last else 0,
+                payload=reply.gradient,
+                norms=reply.norms,
+            )
+            self.meter.replied(message.size)
+            frames.append(message)
         return frames
 
     def _close(self, attendance: Attendance) -> None:

@@ -11,8 +11,8 @@ Reason = Literal["absent", "straggler", "invalid", "out-of-turn", "gone", "edge-
 class EdgeMeter:
     """Counts nothing; a subclass counts. Both the network and the computing thread call it, so it must be quick."""
 
-    def round_began(self, waiting: Callable[[], int]) -> None:
-        """A round began; `waiting` returns how many events its inbox holds."""
+    def round_began(self, round: int, waiting: Callable[[], int]) -> None:
+        """Round number `round` began; `waiting` returns how many events its inbox holds."""
 
     def round_ended(self, failed: bool) -> None:
         """A round ended."""

@@ -14,6 +14,7 @@ import grpc
 from fsl.errors import CheckpointError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
+from fsl.messages.step_messages import Outgoing
 from fsl.privacy.reasons import failure_reason
 from fsl.round.edge_server import EdgeServer
 from fsl.round.handover import Passport, layout_device, pack, reported_size, unpack
@@ -24,7 +25,9 @@ from fsl.wire.edge.edge_round import EdgeRound, served_frame
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.meter import EdgeMeter
 from fsl.wire.edge.other_edges import OtherEdges
-from fsl.wire.edge.session import Event, Finished, Gone, Joined, Refusal, Uploaded, WireSession
+from fsl.wire.edge.refusal import Refusal
+from fsl.wire.edge.session import WireSession
+from fsl.wire.edge.session_events import Event, Finished, Gone, Joined, Uploaded
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits, Patience
 
@@ -60,7 +63,7 @@ class MovingEdgeRound(EdgeRound):
         self.layout = server.trainer.bench.back.layout
         self._at = dict(visitors)  # by device that is away, its edge
         self._home = dict(visitors)
-        self._held: dict[int, tuple[list[bytes], int]] = {}  # what a device hears if it stays after all
+        self._held: dict[int, tuple[list[Outgoing], int]] = {}  # what a device hears if it stays after all
         self._moved_bytes: dict[int, int] = {}
         self._late: dict[int, list[Event]] = {}  # what such a device sent meanwhile
         self._given: dict[int, tuple[int, bytes]] = {}  # by device that left: to which edge, and the session's bytes
@@ -126,7 +129,7 @@ class MovingEdgeRound(EdgeRound):
         device, attendance = event.device, self.all.get(event.device)
         session = self.admission.sessions.get(device)
         if attendance is None or attendance.settled or not attendance.away:
-            if session is not None and not session.moved and session.unheard:
+            if session is not None and not session.moved and session.unheard and not session.connected:
                 event.done(session)  # a repeated call: the answer was lost
             else:
                 reason = f"device {device} is not expected at edge {self.server.edge}"
@@ -162,10 +165,11 @@ class MovingEdgeRound(EdgeRound):
         self.thread.call(self._seat, event, step, frames)
         self._post()
 
-    def _seat(self, event: Handed, step: int, frames: list[bytes]) -> None:
+    def _seat(self, event: Handed, step: int, frames: list[Outgoing]) -> None:
         """Set up a session for a device that comes, on the network thread."""
         admission = self.admission
         session = WireSession(event.claims, event.token, admission.inbox, self.thread, self.limits.queue, self.meter)
+        session.most = admission.most(self.limits.max_message_bytes)
         session.take_over(step, frames)
         session.joined = True
         admission.sessions[event.device] = session
@@ -282,7 +286,7 @@ class MovingEdgeRound(EdgeRound):
 
     # What the edge does next.
 
-    def _send(self, attendance: Attendance, frames: list[bytes], step: int) -> None:
+    def _send(self, attendance: Attendance, frames: list[Outgoing], step: int) -> None:
         device, to = attendance.device, attendance.leaving
         if to is None or attendance.uploads or not self.server.caught_up(device):
             super()._send(attendance, frames, step)

@@ -5,7 +5,6 @@ It passes what concerns sessions to the computing thread as an event, with a fut
 
 import asyncio
 import logging
-import queue
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,8 @@ from fsl.messages import messages_pb2 as pb
 from fsl.quoting import one_line
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent
-from fsl.wire.edge.session import Refusal, WireSession
+from fsl.wire.edge.refusal import Refusal
+from fsl.wire.edge.session import WireSession
 from fsl.wire.edge.signed_calls import Peer, PeerLines, RoundPlace
 from fsl.wire.options import Limits, Patience
 from fsl.wire.tokens import Claims
@@ -66,11 +66,9 @@ class OtherEdges:
     def rest(self) -> None:
         """Stop asking, and let open calls end. (A cancelled call would be an error in the other edge's log.)"""
         self._resting = True
-        with suppress(queue.Empty):  # the round reads it no longer, and other edges wait for their answers
-            while True:
-                event = self.admission.inbox.get_nowait()
-                if isinstance(event, Handed | Asked):
-                    event.done(Refusal(Code.FAILED_PRECONDITION, f"the round is over at edge {self.here.edge}"))
+        for event in self.admission.inbox.left():  # the round reads it no longer, and other edges wait for answers
+            if isinstance(event, Handed | Asked):
+                event.done(Refusal(Code.FAILED_PRECONDITION, f"the round is over at edge {self.here.edge}"))
 
     def post(self, here: Sequence[int], settled: Sequence[int], over: bool) -> None:
         """Publish to the other edges which devices are `here`, which are `settled`, and whether the round is `over`."""

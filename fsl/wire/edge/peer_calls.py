@@ -5,8 +5,8 @@ from dataclasses import replace
 import grpc
 
 from fsl.errors import WireError
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.edge.served_rounds import ServedRounds
-from fsl.wire.edge.session import Refusal
 from fsl.wire.edge.signed_calls import PeerLines, check, head_of, messages, rest_of, sign
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.edge.welcome import first_words

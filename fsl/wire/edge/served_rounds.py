@@ -7,7 +7,7 @@ import grpc
 
 from fsl.errors import TrustError
 from fsl.wire.edge.admission import Admission
-from fsl.wire.edge.session import Refusal
+from fsl.wire.edge.refusal import Refusal
 
 Code = grpc.StatusCode
 

@@ -1,88 +1,40 @@
-"""One device's session at its edge, for the network thread; it outlives the streams that carry it."""
+"""One device's session at its edge; it outlives the connections that carry it."""
 
 import asyncio
 import hmac
-import queue
+import logging
 import secrets
+import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import grpc
 
 from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import read_frame
+from fsl.messages.frames import Arrived
+from fsl.messages.heads import read_frame
+from fsl.messages.step_messages import Outgoing
 from fsl.quoting import one_line
 from fsl.wire.edge.meter import EdgeMeter
+from fsl.wire.edge.refusal import Refusal, refusal_of
+from fsl.wire.edge.session_events import Finished, Gone, Inbox, Uploaded
+from fsl.wire.edge.session_stream import SessionStream
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Limits
+from fsl.wire.steps.step_socket import StepSocket
 from fsl.wire.tokens import Claims
 
-
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """Ends a stream with a gRPC status code and a reason, which the other end receives."""
-
-    def __init__(self, code: grpc.StatusCode, reason: str):
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """A device has a session."""
-
-    device: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Uploaded:
-    """A device sent a step: the message's head, and the tensors' bytes, not yet decoded."""
-
-    device: int
-    upload: pb.Upload
-    data: memoryview
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A device has uploaded its last step: its closing message, and the tensors' bytes behind it."""
-
-    device: int
-    close: pb.Close
-    data: memoryview
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gone:
-    """A device will not go on here; `reason` says why, `to` is the edge where it begins its round again, if any."""
-
-    device: int
-    reason: str
-    to: int | None = None
-
-
-Event = Joined | Uploaded | Finished | Gone
-Inbox = queue.SimpleQueue  # of events, from the network thread to the computing thread
-
-
-class SessionStream:
-    """One connection of a session: the frames to send over it, and how it ends."""
-
-    def __init__(self) -> None:
-        self.frames: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.ended: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
-
-    def end(self, refusal: Refusal | None) -> None:
-        """End it after the queued frames; `refusal`: with this status."""
-        if not self.ended.done():
-            self.ended.set_result(refusal)
-            self.frames.put_nowait(None)
+log = logging.getLogger(__name__)
 
 
 class WireSession:
-    """One device's session. Only `send`, `finish`, `move` and `refuse` are for the computing thread."""
+    """One device's session. The network thread attaches connections to it, and the computing thread answers.
+
+    What comes over the door's gRPC stream is taken on the network thread, what comes over a lean stream on the
+    computing one; a lock keeps them apart, and nothing of a connection counts once another has taken its place.
+    """
 
     def __init__(self, claims: Claims, token: bytes, inbox: Inbox, thread: NetworkThread, queue: int, meter: EdgeMeter):
         self.claims = claims
@@ -95,43 +47,92 @@ class WireSession:
         self.finished = False  # the edge has sent its last frame
         self.moved = False  # it is at another edge now
         self.most = Limits.max_message_bytes  # bytes of the largest frame that it takes
-        self._taken = 0  # uploads that came over this session's own streams
+        self._taken = 0  # uploads that came over this session's own connections
         self._left_to: int | None = None
         self._inbox = inbox
         self._thread = thread
-        self._room = asyncio.Semaphore(queue)  # free places for uploads that the round has not read
+        self._freed = asyncio.Event()  # a place for an upload that the round has not read
         self._stream: SessionStream | None = None
-        self._kept: deque[tuple[int, bytes]] = deque()  # frames by the upload that led to them
+        self._kept: deque[tuple[int, Outgoing]] = deque()  # messages by the upload that led to them
         self._queue = queue
         self._meter = meter
         self._arrivals: deque[float] = deque()  # arrival times of the unserved uploads
+        self._lock = threading.RLock()
         self.delivered = asyncio.Event()  # the last frame is on its way to the device
 
     # For the computing thread.
 
-    def send(self, frames: list[bytes], upload: int, done: bool = True) -> None:
-        """Send the frames that this upload led to (-1: none did); `done` frees its place in the queue."""
-        self._thread.call(self._send, frames, upload, done)
+    def send(self, messages: Sequence[Outgoing], upload: int, done: bool = True) -> None:
+        """Send the messages that this upload led to (-1: none did); `done` frees its place in the queue."""
+        with self._lock:
+            stream = self._stream
+            if done:
+                self._meter.served(time.perf_counter() - self._arrivals.popleft())
+            # A device has received all before its newest uploads, of which no more than `queue` are unserved.
+            while self._kept and self._kept[0][0] < self.received - self._queue:
+                self._kept.popleft()
+            self._kept.extend((upload, message) for message in messages)
+            if stream is not None:
+                for message in messages:
+                    stream.put(message)
+        if done and stream is not None and stream.steps is not None:
+            stream.steps.resume()
+        elif done:
+            self._thread.call(self._freed.set)
 
     def refuse(self, code: grpc.StatusCode, reason: str) -> None:
         """End the session without success."""
         self._thread.call(self.end, Refusal(code, reason))
 
-    def finish(self, frames: list[bytes]) -> None:
+    def finish(self, frames: Sequence[Outgoing]) -> None:
         """Send the last frames."""
-        self._thread.call(self._finish, frames)
+        with self._lock:
+            self.finished = True
+            self._kept.extend((self.received, frame) for frame in frames)
+            if (stream := self._stream) is not None:
+                for frame in frames:
+                    stream.put(frame)
+                self._thread.call(stream.end, None)
 
     def move(self, data: bytes) -> None:
         """Tell the device that another edge has its session now; `data` is the frame that says so."""
         self.moved = True
         self.finish([data])
 
+    def hear(self, steps: StepSocket, message: pb.ToEdge | pb.ToDevice, data: memoryview | Arrived, size: int) -> bool:
+        """Take a message of a lean stream; returns False where the device has to wait before it sends more."""
+        assert isinstance(message, pb.ToEdge)
+        with self._lock:
+            if self._stream is None or self._stream.steps is not steps:
+                return False  # another connection has taken its place, and brings this again
+            self._take(message, data, size)
+            return len(self._arrivals) < self._queue
+
+    def broke(self, steps: StepSocket, error: Exception) -> None:
+        """Hear that a lean stream has ended; the device comes back, unless it sent what it may not."""
+        refusal = refusal_of(error)
+        if refusal is None and not isinstance(error, OSError):  # no fault of a connection: it would come again
+            log.error("the stream of steps of device %d failed", self.claims.device, exc_info=error)
+            refusal = Refusal(grpc.StatusCode.INTERNAL, f"its edge failed to read what it sent: {type(error).__name__}")
+        with self._lock:
+            stream = self._stream
+            # A device whose lean stream broke may still say on the other one that it leaves.
+            if refusal is None or stream is None or stream.steps is not steps:
+                return
+            self.lose(refusal)
+        self._thread.call(stream.end, refusal)
+
     # On the network thread.
 
-    def take_over(self, received: int, frames: list[bytes]) -> None:
+    def take_over(self, received: int, frames: Sequence[Outgoing]) -> None:
         """Go on with a session that another edge handed over, whose device has not received these frames."""
         self.received = received
         self._kept.extend((received - 1, frame) for frame in frames)
+
+    @property
+    def box(self) -> Inbox:
+        """Returns the mailbox of the thread that computes."""
+        return self._inbox
 
     @property
     def connected(self) -> bool:
@@ -142,22 +143,38 @@ class WireSession:
         """Returns whether `secret` is the session's, so that the device may come back to it."""
         return hmac.compare_digest(secret, self.secret)
 
-    def attach(self, served: int) -> SessionStream:
-        """Carry the session over a new stream, and send again what the device has not received."""
-        if self._stream is not None:
-            self._stream.end(Refusal(grpc.StatusCode.ABORTED, "the device came back over another connection"))
-        self._stream = SessionStream()
-        for index, frame in self._kept:
-            if index >= served or index < 0:
-                self._stream.frames.put_nowait(frame)
-        if self.finished:
-            self._stream.end(None)
-        return self._stream
+    def attach(self, served: int, waits: bool = False) -> SessionStream:
+        """Carry the session over a new connection, and send again what the device has not received.
+
+        `waits`: the device may open a lean stream beside it.
+        """
+        with self._lock:
+            if self._stream is not None:
+                self._stream.end(Refusal(grpc.StatusCode.ABORTED, "the device came back over another connection"))
+                self._part(self._stream)
+            stream = self._stream = SessionStream(self._thread.call, waits and not self.finished)
+            for index, message in self._kept:
+                if index >= served or index < 0:
+                    stream.put(message)
+            if self.finished:
+                # After the frames, which reach the queue by a call.
+                self._thread.call(stream.end, None)
+            return stream
+
+    def carry(self, stream: SessionStream, steps: StepSocket) -> None:
+        """Have a lean stream carry what `stream` would; closes it where another connection has come meanwhile."""
+        with self._lock:
+            if self._stream is not stream or not stream.undecided:
+                steps.close()
+                return
+            stream.carry(steps)
+        if not self._inbox.call(steps.begin):
+            steps.close()
 
     @property
     def unheard(self) -> bool:
-        """Returns whether the device may never have received the secret: it sent no frame, and no stream is open."""
-        return self._stream is None and self._taken == 0 and not self.closing
+        """Returns whether the device may never have received the secret: nothing that it sent shows that it has."""
+        return self._taken == 0 and not self.closing and (self._stream is None or self._stream.steps is None)
 
     def is_on(self, stream: SessionStream) -> bool:
         """Returns whether this stream carries the session, and not a later one."""
@@ -165,12 +182,35 @@ class WireSession:
 
     def detach(self, stream: SessionStream) -> None:
         """Let go of a stream that has ended; the device may come back."""
-        if self.is_on(stream):
+        with self._lock:
+            if self._stream is not stream:
+                return
             self._stream = None
+            stream.ended.cancel()  # its ticket is of no use any more
+            if not self.finished:
+                self._part(stream)
 
-    async def take(self, data: bytes) -> None:
-        """Take a frame; waits while too many uploads are unread, which makes the sender wait."""
+    def _part(self, stream: SessionStream) -> None:
+        if stream.steps is not None:
+            self._inbox.call(stream.steps.close)
+
+    async def take(self, stream: SessionStream, data: bytes) -> None:
+        """Take a frame of the door's stream; waits while too many uploads are unread, which makes the sender wait."""
         message, rest = read_frame(data, pb.ToEdge)
+        kind = message.WhichOneof("body")
+        if kind == "stay" and stream.undecided:
+            stream.stay()
+            return
+        if kind != "leave" and (stream.undecided or stream.steps is not None):
+            raise WireError(f"a {kind or 'message of no kind'} came beside the stream of steps")
+        while kind == "upload" and len(self._arrivals) >= self._queue:
+            self._freed.clear()
+            await self._freed.wait()
+        with self._lock:
+            if self._stream is stream:  # else another one has taken its place, and brings this again
+                self._take(message, rest, len(data))
+
+    def _take(self, message: pb.ToEdge, data: memoryview | Arrived, size: int) -> None:
         kind = message.WhichOneof("body")
         device = self.claims.device
         if self.closing and kind == "close":
@@ -182,12 +222,11 @@ class WireSession:
             self.received += 1
             self._taken += 1
             self._arrivals.append(time.perf_counter())
-            self._meter.uploaded(len(data))
-            await self._room.acquire()
-            self._inbox.put(Uploaded(device=device, upload=message.upload, data=rest))
-        elif kind == "close":
+            self._meter.uploaded(size)
+            self._inbox.put(Uploaded(device=device, upload=message.upload, data=data))
+        elif kind == "close" and isinstance(data, memoryview):
             self.closing = True
-            self._inbox.put(Finished(device=device, close=message.close, data=rest))
+            self._inbox.put(Finished(device=device, close=message.close, data=data))
         elif kind == "leave":
             self._left_to = message.leave.to - 1 if message.leave.to else None
             raise Refusal(grpc.StatusCode.ABORTED, f"the device left: {_short(message.leave.reason)}")
@@ -196,10 +235,11 @@ class WireSession:
 
     def lose(self, refusal: Refusal) -> None:
         """End the session without success, because of what came over the network."""
-        if self.refusal is None:
-            self.refusal = refusal
-            self.moved = self._left_to is not None
-            self._inbox.put(Gone(device=self.claims.device, reason=refusal.reason, to=self._left_to))
+        with self._lock:
+            if self.refusal is None:
+                self.refusal = refusal
+                self.moved = self._left_to is not None
+                self._inbox.put(Gone(device=self.claims.device, reason=refusal.reason, to=self._left_to))
 
     def _check(self, upload: pb.Upload) -> None:
         claims = self.claims
@@ -212,27 +252,6 @@ class WireSession:
             raise WireError(f"upload {upload.step} came where {self.received} is next")
         if self.received >= claims.steps:
             raise WireError(f"the token allows {claims.steps} uploads, and one more came")
-
-    def _send(self, frames: list[bytes], upload: int, done: bool) -> None:
-        if done:
-            self._room.release()
-            self._meter.served(time.perf_counter() - self._arrivals.popleft())
-        # A device has received all before its newest uploads, of which no more than `queue` are unserved.
-        while self._kept and self._kept[0][0] < self.received - self._queue:
-            self._kept.popleft()
-        for frame in frames:
-            self._kept.append((upload, frame))
-            if self._stream is not None:
-                self._stream.frames.put_nowait(frame)
-
-    def _finish(self, frames: list[bytes]) -> None:
-        self.finished = True
-        for frame in frames:
-            self._kept.append((self.received, frame))
-            if self._stream is not None:
-                self._stream.frames.put_nowait(frame)
-        if self._stream is not None:
-            self._stream.end(None)
 
     def end(self, refusal: Refusal) -> None:
         """End the session without success, by this edge's decision."""

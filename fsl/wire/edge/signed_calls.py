@@ -15,13 +15,13 @@ from fsl.errors import TrustError, WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.versions import PROTOCOL, check_versions
+from fsl.wire.connections import Call, Connections, Dialler
 from fsl.wire.frame_stream import CHUNK, Reads, next_message
-from fsl.wire.options import PEER_METHOD, Certificates, Limits, client_options
+from fsl.wire.options import PEER_METHOD, Certificates, Limits
 
 _PEER = b"fsl peer 2\0"
 _LENGTH, _DIGEST, _SIZE = 4, 32, 8  # bytes
 _FIRST = 32 << 10  # bytes of a frame that is one message
-Call = grpc.aio.StreamStreamCall
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,17 @@ class PeerLines:
 
     def __init__(self, key: Ed25519PrivateKey, certificates: Certificates | None, limits: Limits):
         self.key = key
-        self._certificates = certificates
-        self._options = client_options(limits)
+        self._dialler = Dialler(certificates, limits)
         self._most = limits.max_message_bytes
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._connections: dict[str, Connections] = {}
 
     async def call(
         self, here: RoundPlace, peer: Peer, body: Mapping[str, Any], data: bytes, timeout: float
     ) -> tuple[pb.ToPeer, bytes]:
         """Call another edge; returns its answer and the data behind it. AioRpcError, TrustError or WireError."""
-        call: Call = self._channel(peer.address).stream_stream(PEER_METHOD)(timeout=timeout)
+        if peer.address not in self._connections:
+            self._connections[peer.address] = Connections(peer.address, self._dialler)
+        call = self._connections[peer.address].stream_stream(PEER_METHOD, timeout)()
         saying = asyncio.ensure_future(_say(call, sign(self.key, here, peer.edge, body, data)))
         try:
             there = RoundPlace(here.run, here.round, here.fence, peer.edge)
@@ -72,18 +73,9 @@ class PeerLines:
 
     async def close(self) -> None:
         """End all connections."""
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            if self._certificates is None:
-                self._channels[address] = grpc.aio.insecure_channel(address, options=self._options)
-            else:
-                credentials = self._certificates.channel()
-                self._channels[address] = grpc.aio.secure_channel(address, credentials, options=self._options)
-        return self._channels[address]
+        for connections in self._connections.values():
+            await connections.close()
+        self._connections.clear()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from fsl.wire.edge.session import Refusal
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.options import Limits
 
 Code = grpc.StatusCode
@@ -53,7 +53,7 @@ class Strangers:
         except TimeoutError:
             if place is not None and place.displaced:
                 raise self._full(len(self._places) + 1) from None
-            raise Refusal(Code.DEADLINE_EXCEEDED, "the session was not opened in time") from None
+            raise Refusal(Code.DEADLINE_EXCEEDED, "it was not said in time who is there") from None
         finally:
             if place in self._places:
                 self._places.remove(place)

@@ -10,13 +10,18 @@ import grpc
 from fsl.errors import TrustError, WireError
 from fsl.installed import __version__
 from fsl.messages import messages_pb2 as pb
-from fsl.messages.frames import frame, read_frame
+from fsl.messages.frames import frame
+from fsl.messages.heads import read_frame
 from fsl.messages.versions import PROTOCOL, VersionError, check_versions
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.journal import Journal
 from fsl.wire.edge.meter import EdgeMeter
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.edge.served_rounds import ServedRounds
-from fsl.wire.edge.session import Joined, Refusal, SessionStream, WireSession
+from fsl.wire.edge.session import WireSession
+from fsl.wire.edge.session_events import Joined
+from fsl.wire.edge.session_stream import SessionStream
+from fsl.wire.edge.steps_door import StepsDoor
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.frame_stream import CHUNK
 from fsl.wire.loop import NetworkThread
@@ -51,12 +56,14 @@ class Welcome:
         thread: NetworkThread,
         limits: Limits,
         meter: EdgeMeter,
+        steps: StepsDoor | None,
     ):
         self.edge = edge
         self.rounds = rounds
         self.strangers = strangers
         self.limits = limits
         self.meter = meter
+        self.steps = steps
         self._journal = Journal(journal)
         self._thread = thread
 
@@ -79,13 +86,15 @@ class Welcome:
         if not session.joined:
             session.joined = True
             admission.inbox.put(Joined(device=claims.device))
-        stream = session.attach(opening.served)
+        stream = session.attach(opening.served, waits=opening.steps and self.steps is not None)
         opened = pb.Opened(
             secret=session.secret,
             received=session.received,
             queue=self.limits.queue,
             max_bytes=admission.most(self.limits.max_message_bytes),
         )
+        if self.steps is not None and stream.undecided:
+            self.steps.offer(session, stream, opened)
         await context.write(frame(pb.ToDevice(opened=opened)))
         return session, stream
 
@@ -129,10 +138,12 @@ class Welcome:
             return None  # it comes back, and another edge has its session
         if session.refusal is not None:
             raise session.refusal
-        # A device that never received the secret, since the connection broke, has proven its key and may come in.
-        if not session.same(opening.secret) and not (session.unheard and not opening.secret):
-            raise Refusal(Code.ALREADY_EXISTS, f"device {claims.device} has a session at edge {self.edge} already")
-        return session
+        # A device that never received the secret, since the connection broke, has proven its key and may come in: at
+        # once where no stream is open, else as soon as the edge has seen that the broken one is.
+        if session.same(opening.secret) or (session.unheard and not opening.secret and not session.connected):
+            return session
+        code = Code.UNAVAILABLE if session.unheard and not opening.secret else Code.ALREADY_EXISTS
+        raise Refusal(code, f"device {claims.device} has a session at edge {self.edge} already")
 
     async def _new_session(self, admission: Admission, claims: Claims, opening: pb.Open) -> WireSession:
         session = WireSession(claims, opening.token, admission.inbox, self._thread, self.limits.queue, self.meter)
