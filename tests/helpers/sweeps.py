@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 MODEL = """
@@ -30,10 +31,24 @@ def all_gone(session: int) -> bool:
     return True
 
 
-def end_session(session: int) -> None:
-    """Kill what is left of a session, whatever became of the test."""
-    with suppress(ProcessLookupError):
-        os.killpg(session, signal.SIGKILL)
+def press_ctrl_c(running: subprocess.Popen[str], ready: Callable[[], bool]) -> str:
+    """Press Ctrl-C, as a terminal does for all of a session, once a program is `ready`; returns its standard error.
+
+    Whatever becomes of the test, nothing of the session is left.
+    """
+    try:
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert running.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        error = running.communicate(timeout=60)[1]
+        assert all_gone(running.pid)
+        return error
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
 
 
 def alive(session: int) -> list[str]:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -22,7 +21,7 @@ from optuna.trial import TrialState
 
 from fsl.errors import ConfigError, FslError
 from tests.helpers.places import ROOT
-from tests.helpers.sweeps import MODEL, all_gone, end_session
+from tests.helpers.sweeps import MODEL, press_ctrl_c
 
 pytestmark = pytest.mark.slow
 
@@ -370,16 +369,6 @@ def test_ctrl_c_ends_all_trials_with_one_line(tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("study/*/checkpoint/state.json"))) < 2:
-            assert running.poll() is None, "it ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-        _, error = running.communicate(timeout=60)
-        assert running.returncode == 130
-        assert error == "fsl-search: interrupted; go on with fsl-search --study study\n"
-        assert all_gone(running.pid)
-    finally:
-        end_session(running.pid)
+    error = press_ctrl_c(running, lambda: len(list(tmp_path.glob("study/*/checkpoint/state.json"))) >= 2)
+    assert running.returncode == 130
+    assert error == "fsl-search: interrupted; go on with fsl-search --study study\n"

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fsl.simulations.sweeps.jobs import JobRecord, read_record
 from fsl import files
 from fsl.quoting import override_value
 from tests.helpers.places import ROOT
-from tests.helpers.sweeps import MODEL, all_gone, end_session
+from tests.helpers.sweeps import MODEL, press_ctrl_c
 
 pytestmark = pytest.mark.slow
 
@@ -326,18 +325,8 @@ def test_ctrl_c_ends_all_jobs_with_one_line(tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("sweep/*/checkpoint/state.json")):
-            assert running.poll() is None, "it ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-        _, error = running.communicate(timeout=60)
-        assert running.returncode == 130
-        assert error.splitlines() == [
-            "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
-        ]
-        assert all_gone(running.pid)
-    finally:
-        end_session(running.pid)
+    error = press_ctrl_c(running, lambda: any(tmp_path.glob("sweep/*/checkpoint/state.json")))
+    assert running.returncode == 130
+    assert error.splitlines() == [
+        "fsl-simulate: interrupted; 0 of 2 jobs are done; go on with fsl-simulate -m resume=sweep"
+    ]

@@ -1,5 +1,6 @@
 """The lean stream of steps: it says what was said, refuses whatever else comes, and may be absent."""
 
+import asyncio
 import logging
 import queue
 import random
@@ -554,6 +555,26 @@ def test_every_carrier_gives_the_same_bits(carrier, strategy, tmp_path, monkeypa
     assert bool(opened) == (carrier in ("auto", "tcp"))
     assert ("gRPC carries them" in caplog.text) == (carrier == "port in the way")
     assert_same_result(run(strategy, **OPTIONS), found)
+
+
+def test_a_node_of_many_devices_opens_no_more_streams_at_once_than_a_door_takes(tmp_path, monkeypatch):
+    """The door refuses an address that opens more, and such a device would have to come again."""
+    opening, most = 0, 0
+    real = StepPaths.open
+
+    async def slow(paths, address, opened):
+        nonlocal opening, most
+        opening += 1
+        most = max(most, opening)
+        await asyncio.sleep(0.3)  # the others have time to come
+        opening -= 1
+        return await real(paths, address, opened)
+
+    monkeypatch.setattr(StepPaths, "open", slow)
+    one_node = Wired(folder=tmp_path, edges=1, device_nodes=1)
+    found = run(SplitFedV1(), devices=20, rounds=1, batch_size=10, backend=one_node)
+    assert found.metrics[0]["lost"] == {}
+    assert 1 < most <= Limits.connection_handshakes // 2
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -44,7 +45,7 @@ class Members:
         self._refused: dict[int, str] = {}
         self._again: dict[int, float] = {}  # when a refused node is asked again
         self._silent: set[int] = set()  # online, but they did not answer the last question in time
-        self._activated: dict[int, str] = {}  # of nodes that were asked: when Flower had counted them as online anew
+        self._activated: dict[int, str] = {}  # of nodes that were asked: when they had come online, by Flower
         self._questions = Questions(terms.query)
         self._missed = ""  # what the log said last of who is not there
 
@@ -142,7 +143,7 @@ class Members:
             try:
                 if reply.has_error():
                     raise WireError(one_line(str(reply.error.reason), 1000))
-                found.append(self._introduced(node, reply, *registered.get(node, _UNKNOWN)[:2]))
+                found.append(self._introduced(node, reply, registered.get(node, _UNKNOWN)))
             except WireError as error:
                 self._refuse(node, error)
         self._admit(sorted(found, key=lambda member: member.node), ids)
@@ -153,7 +154,8 @@ class Members:
         """Ask nodes what they host; returns what has come of all questions, having waited for each so many seconds."""
         questions = [Message(self._question(node), node, MessageType.QUERY, group_id="0") for node in patience]
         if patience:
-            self._activated |= {node: activated for node, (_, _, activated) in _registered(grid).items()}
+            registered = _registered(grid)
+            self._activated |= {node: registered.get(node, _UNKNOWN).activated for node in patience}
         self._questions.ask(grid, questions, patience)
         replies = self._questions.answers(grid)
         self._silent |= {node for node, seconds in patience.items() if seconds > 0}
@@ -165,12 +167,12 @@ class Members:
         if not (waiting := self._questions.nodes | self._silent):
             return
         now = _registered(grid)
-        restarted = {node for node in waiting if node in now and now[node][2] != self._activated.get(node)}
+        restarted = {node for node in waiting if node in now and now[node].activated != self._activated.get(node)}
         self._questions.forget(grid, restarted)
         self._silent -= restarted
 
-    def _introduced(self, node: int, reply: Message, registered: bytes, label: str) -> Member:
-        member = introduced(node, reply, registered, label, self.terms.bind_keys)
+    def _introduced(self, node: int, reply: Message, registered: "_Registered") -> Member:
+        member = introduced(node, reply, registered.key, registered.label, self.terms.bind_keys)
         if member.names and self.terms.bind_keys:
             self.enrolled.refuse(member.names, member.registered)
         return member
@@ -186,6 +188,7 @@ class Members:
             self._refused.pop(node, None)
             self._again.pop(node, None)
             self._silent.discard(node)
+            self._activated.pop(node, None)
 
     def _leave(self, member: Member) -> None:
         log.warning("%s is out: %s", member, _LEFT)
@@ -288,12 +291,20 @@ def _unreached(replies: Sequence[Message]) -> set[int]:
     return {reply.metadata.src_node_id for reply in replies if _reached_nobody(reply)}
 
 
-_UNKNOWN = (b"", "", "")
+class _Registered(NamedTuple):
+    """What Flower knows of a node."""
+
+    key: bytes  # public, PEM
+    label: str
+    activated: str  # when it came online last
 
 
-def _registered(grid: Grid) -> dict[int, tuple[bytes, str, str]]:
-    """Returns Flower's public keys, names and times of activation of its nodes; empty where the Grid does not tell."""
+_UNKNOWN = _Registered(b"", "", "")
+
+
+def _registered(grid: Grid) -> dict[int, _Registered]:
+    """Returns what Flower knows of its nodes; empty where the Grid does not tell."""
     get_nodes = getattr(grid, "get_nodes", None)
     if get_nodes is None:
         return {}
-    return {info.node_id: (info.public_key, info.name, info.last_activated_at) for info in get_nodes()}
+    return {info.node_id: _Registered(info.public_key, info.name, info.last_activated_at) for info in get_nodes()}
