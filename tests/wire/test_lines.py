@@ -1,5 +1,6 @@
 """A node's line to a run's cloud: work is answered once, whatever happens to the stream; a loss is known in seconds."""
 
+import asyncio
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.heads import headed
 from fsl.messages.versions import PROTOCOL
 from fsl.wire.frame_stream import CHUNK
-from fsl.wire.line import node_line
+from fsl.wire.line import cloud_lines, node_line
 from fsl.wire.line.line_meter import LineMeter
 from fsl.wire.line.line_options import LINE_METHOD
 from fsl.wire.line.offer import SERVER_NAME, LineOffer
@@ -57,6 +58,25 @@ def test_a_reason_comes_in_place_of_content(cloud, node):
     node.line.answer(1, b"", "it is\nbroken")
     answer = cloud.answer(1)
     assert (answer.content, answer.error, answer.lost) == (b"", "it is broken", False)
+
+
+def test_a_stream_that_ends_is_noticed_whatever_ends_first(cloud, node, monkeypatch):
+    """gRPC cancels who carries a stream that a node ends, perhaps while the cloud is still putting it away."""
+    entered = threading.Event()
+
+    async def slow_to_end(frames, context):
+        entered.set()
+        try:
+            await asyncio.sleep(20)
+        finally:
+            await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(cloud_lines, "_speak", slow_to_end)
+    cloud.proxy.cut()
+    cloud.proxy.restore()
+    assert entered.wait(10)
+    node.close()
+    assert wait_until(lambda: not cloud.open, 3 * TIMES.lost, 0.02)
 
 
 @pytest.mark.parametrize("when", ["at work", "answered meanwhile"])

@@ -263,11 +263,11 @@ class Line:
                 await self._until_steps_end(call, ended)
         finally:
             self._let_go()
+            if call is not None:
+                call.cancel()  # before anything is awaited, where a second cancellation may come
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
-            if call is not None:
-                call.cancel()
 
     def _take_up(
         self, opened: pb.Opened, frames: "asyncio.Queue[bytes]", steps: StepSocket | None

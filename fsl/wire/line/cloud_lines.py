@@ -191,11 +191,11 @@ class CloudLines:
             if ended.done():  # gRPC ends a stream with a reason only when nothing is being written
                 await asyncio.wait({writer}, timeout=_LEAVING)
                 await self._door.refuse(context, grpc.StatusCode.ABORTED, ended.result())
-        finally:
+        finally:  # before anything is awaited: gRPC cancels who carries a stream that the node ends
+            self._broke(line, frames)
             for task in (writer, reader):
                 task.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
-            self._broke(line, frames)
 
     def _offered(self, hello: pb.Hello) -> _Line:
         """Returns the line of who says this; TrustError for a stranger, VersionError for another fsl."""

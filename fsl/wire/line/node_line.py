@@ -159,10 +159,10 @@ class NodeLine:
             self._frames = None
             if opened:
                 self._meter.broke()
+            call.cancel()  # before anything is awaited, where a second cancellation may come
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
-            call.cancel()
 
     async def _open(self, call: Call) -> None:
         token = bytes.fromhex(self._offer.token)
