@@ -73,6 +73,10 @@ class NodePart:
         """What the node's own devices do, at an edge or alone."""
         return *self.alone, *(ticket.task for ticket in self.tickets)
 
+    def holds(self, segment: str) -> bool:
+        """Whether the node works on a segment: edges on the back, their devices on the rest, a device alone on all."""
+        return bool(self.alone or (self.edges if segment == "back" else self.tickets))
+
     def to_json(self) -> str:
         """The part as JSON."""
         return to_json(self)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fsl.flower.internals import stamp
-from fsl.flower.serde import record_bytes, record_from_bytes
+from fsl.flower.serde import SharedRecords, record_from_bytes
 from fsl.quoting import one_line
 from fsl.wire.line.cloud_lines import CloudLines, LineAnswer
 
@@ -70,7 +70,7 @@ class LineGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; returns their ids."""
         ids, others = [], []
-        messages = list(messages)
+        messages, records = list(messages), SharedRecords()
         self._lines.wait_open({m.metadata.dst_node_id for m in messages} & self._lines.expected)
         for message in messages:
             node = message.metadata.dst_node_id
@@ -82,7 +82,7 @@ class LineGrid(Grid):
             number = next(self._ids)
             id = stamp(message, self.run.run_id, f"line-{number}")
             self._sent[id] = (number, message)
-            self._lines.send(node, number, message.metadata.message_type, record_bytes(message.content))
+            self._lines.send(node, number, message.metadata.message_type, records.bytes_of(message.content))
             ids.append(id)
         return [*ids, *self._grid.push_messages(others)] if others else ids
 

@@ -19,6 +19,7 @@ from fsl.deployment.cloud.line_grid import LineGrid, pull_replies, wait_for_repl
 from fsl.deployment.cloud.member import Member
 from fsl.deployment.cloud.members import Members
 from fsl.deployment.cloud.refused_plans import refuse_plan
+from fsl.deployment.cloud.round_arrays import RoundArrays
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.cloud.terms import Terms
@@ -138,11 +139,12 @@ class Roster:
                     ticket = Ticket(task=task, edge=cohort.edge, address=edge.address, token=token, others=others)
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text, every = plan.to_json(), self.terms.replicate_every
-        messages = []
+        messages, arrays = [], RoundArrays()
         for node, whole in sorted(parts.items()):
             whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
             asked.shares[node] = Share.of(whole)
-            messages.append(self._message(node, MessageType.TRAIN, text, needed(_tasks(whole)), whole, plan.round))
+            mine = arrays.of(whole, needed(whole.own))
+            messages.append(self._message(node, MessageType.TRAIN, text, mine, whole, plan.round))
         return messages
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
@@ -304,11 +306,6 @@ class Roster:
         config = ConfigRecord({SETUP: self.setup, PLAN: plan, PART: "" if part is None else part.to_json()})
         content = RecordDict({CONFIG: config, ARRAYS: arrays or ArrayRecord()})
         return Message(content, node, kind, group_id=str(round))
-
-
-def _tasks(part: NodePart) -> list[DeviceTask]:
-    """Returns the devices whose fronts a message must bring; an edge needs none."""
-    return list(part.own)
 
 
 def _restarted(metrics: MetricRecord) -> dict[int, int]:
