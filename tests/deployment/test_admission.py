@@ -89,7 +89,34 @@ def test_a_node_that_joins_hosts_its_devices_from_the_next_round(three, lines, t
     assert f"node one (key {fingerprint_of(one.der)}) takes part: device-1" in caplog.text
 
 
-def test_a_node_that_left_is_out_from_the_next_round_and_its_line_is_closed(three, lines, tmp_path, caplog):
+def test_flower_is_asked_once_a_second_who_is_online_while_everybodys_line_is_open(three, lines, tmp_path, monkeypatch):
+    federation = Federation(tmp_path, lines, *three)
+    asked = []
+    real = federation.cloud.get_node_ids
+    monkeypatch.setattr(federation.cloud, "get_node_ids", lambda: asked.append(1) or real())
+    everybody = {"device-0": 1, "edge-0": 2, "device-1": 3}
+    monkeypatch.setattr(members, "_FRESH", 1000.0)
+    for _ in range(3):
+        assert federation.look() == everybody
+    assert len(asked) == 1
+    federation.enrol(*three[:2])  # an operator's change counts at once
+    assert federation.look() == {"device-0": 1, "edge-0": 2}
+    federation.enrol(*three)
+    assert federation.look() == everybody
+    del asked[:]
+    three[2].line.close()
+    assert wait_until(lambda: three[2].number not in lines.open, 10, 0.05)
+    assert federation.look() == everybody  # by a new line
+    assert asked
+    monkeypatch.setattr(members, "_FRESH", 0.0)
+    federation.cloud.nodes = list(three[:2])
+    assert federation.look() == {"device-0": 1, "edge-0": 2}
+
+
+def test_a_node_that_left_is_out_from_the_next_round_and_its_line_is_closed(
+    three, lines, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(members, "_FRESH", 0.0)
     zero, edge, one = three
     federation = Federation(tmp_path, lines, *three)
     federation.look(first=True)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _REACHED_NOBODY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 _RETURN = 15.0  # seconds to wait for a node whose line was lost: Flower's messages take some
 _AGAIN = 5.0  # seconds after which a node that was refused is asked again
+_FRESH = 1.0  # seconds for which a look holds while all lines are open: a question to the SuperLink takes milliseconds
 _LEFT = "it is not online at the SuperLink any more: it ended, or its key was unregistered"
 
 
@@ -48,6 +49,7 @@ class Members:
         self._activated: dict[int, str] = {}  # of nodes that were asked: when they had come online, by Flower
         self._questions = Questions(terms.query)
         self._missed = ""  # what the log said last of who is not there
+        self._looked = self._whole = -_FRESH  # when it last asked who is online, and when everybody was
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Ask new nodes what they host; returns False where no node has a role, so that each hosts whole cohorts.
@@ -64,7 +66,7 @@ class Members:
             missing = [f"device {d}" for d in range(devices) if d not in hosted]
             missing += [f"edge {e}" for e in range(edges) if e not in serving]
             if not missing:
-                self._missed = ""
+                self._missed, self._whole = "", self._looked
                 return True
             if time.monotonic() >= deadline:
                 self._miss(f"{', '.join(missing[:20])}{self._busy()}")
@@ -116,10 +118,14 @@ class Members:
         lost, since Flower counts a node that was killed as online for a minute; and not for those of nodes that were
         refused, or did not answer the last time.
         """
+        if changed := self.enrolled.read():
+            self._again.clear()
+        if not changed and self._stands():
+            self._lined = set(self._known)
+            return
+        self._looked = time.monotonic()
         ids = sorted(grid.get_node_ids())
         self._let_go(grid, set(ids))
-        if self.enrolled.read():
-            self._again.clear()
         for member in list(self._known.values()):  # an operator may have given a number to another key
             self._rightful(member)
         returning = self._ask_for_lines()
@@ -149,6 +155,13 @@ class Members:
         self._admit(sorted(found, key=lambda member: member.node), ids)
         self.online = [self._known[node] for node in ids if node in self._known]
         self.out = {}
+
+    def _stands(self) -> bool:
+        """Whether the last look holds: it found everybody, a moment ago, and nobody's line has broken since."""
+        if self.lines is None or time.monotonic() - self._whole >= _FRESH or self._questions.nodes:
+            return False
+        online = {member.node for member in self.online}
+        return not self.out and online == self._known.keys() and online <= self.lines.open
 
     def _ask(self, grid: Grid, patience: Mapping[int, float]) -> list[Message]:
         """Ask nodes what they host; returns what has come of all questions, having waited for each so many seconds."""
