@@ -87,22 +87,38 @@ def solve(target: float, cost: Callable[[float], float]) -> float:
 
     ConfigError where no noise is enough.
     """
-    high = 1.0
-    while cost(high) > target:
-        high *= 2
-        if high > _MOST:
+    low, high, step = (_LEAST, math.inf), (1.0, cost(1.0)), 4.0  # multipliers, each with its cost
+    while high[1] > target:
+        if high[0] == _MOST:
             raise ConfigError(
                 f"privacy.dp_sgd.target_epsilon={target}: it cannot be reached; noise_multiplier={_MOST:g} still costs "
-                f"{cost(_MOST):.3g}. Ask for a larger epsilon or delta, or choose another accountant"
+                f"{high[1]:.3g}. Ask for a larger epsilon or delta, or choose another accountant"
             )
-    low = high / 2 if high > 1 else _LEAST
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if cost(middle) <= target else (middle, high)
-    return high
+        low, multiplier, step = high, min(_MOST, high[0] * step), step * step
+        high = multiplier, cost(multiplier)
+    turn = 0
+    while high[0] / low[0] > 1.001:
+        multiplier = _between(low, high, target, turn)
+        found = multiplier, cost(multiplier)
+        low, high, turn = (low, found, turn + 1) if found[1] <= target else (found, high, turn + 1)
+    return high[0]
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], target: float, turn: int) -> float:
+    """Guess where the cost is the target: it falls almost as a power of the multiplier.
+
+    In turn a little above the guess, a little below it, and in the middle, so that both ends come closer.
+    """
+    whole = math.log(high[0] / low[0])
+    if turn % 3 == 2 or not (math.isfinite(low[1]) and 0 < high[1] < target < low[1]):
+        return low[0] * math.exp(whole / 2)
+    share = math.log(low[1] / target) / math.log(low[1] / high[1])
+    nudge = _NUDGE / whole * (1 if turn % 3 == 0 else -1)
+    return low[0] * math.exp(whole * min(0.99, max(0.01, share + nudge)))
 
 
 _PRV_MOST = 50.0  # epsilon by RDP
 _LONG = 20_000  # releases
 _MOST = float(2**14)
 _LEAST = 0.1  # accountants' sums overflow not far below
+_NUDGE = 4e-4  # by its logarithm, how far beside a guess the multiplier lies
