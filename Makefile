@@ -11,8 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/installed
 	$(BIN)/fsl-simulate
 
-# Two at a time: three took as long on two processors. tests/conftest.py says what runs where, and in which order.
-PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+# Three at a time, since federations mostly wait. tests/conftest.py says what runs where, and in which order.
+PYTEST := $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 test: .venv/installed-test
 	$(PYTEST) --durations 20

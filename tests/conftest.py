@@ -29,36 +29,42 @@ CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "c
 
 
 # Federations of real processes, ten each, run on one worker, one after another: side by side they slow each
-# other into timeouts.
+# other into timeouts. So do tests that want a Ray: starting one takes twenty seconds, and a worker starts it once.
 FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
-LONGEST = (  # those that need a Ray stand side by side: they share one
+RAYS = ("test_grids.py", "test_flower_run.py")  # and tests that have `ray` in their names
+LONGEST = (
     *FEDERATIONS,
+    *RAYS,
     "test_sessions.py",
     "test_own_strategy.py",
-    "test_flower_run.py",
-    "test_grids.py",
+    "test_sweep.py",
+    "test_attacks.py",
+    "test_moves.py",
     "test_equivalences.py",
     "test_private_training.py",
+    "test_command.py",
+    "test_search.py",
+    "test_private_wire.py",
+    "test_edge_fails.py",
     "test_fedfly.py",
     "test_kept.py",
-    "test_hostile.py",
-    "test_search.py",
-    "test_sweep.py",
-    "test_command.py",
+    "test_ledger.py",
     "test_poison.py",
-    "test_moves.py",
-    "test_private_wire.py",
+    "test_hostile.py",
+    "test_steps.py",
 )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests stay on one worker, and all federations' together."""
+    """A file's tests stay on one worker, all federations' together, and all that want a Ray."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
+            if Path(file).name in RAYS or "_ray" in nodeid.rpartition("::")[2].partition("[")[0]:
+                return "rays"
             return "federations" if Path(file).name in FEDERATIONS else file
 
     return Scheduling(config, log)

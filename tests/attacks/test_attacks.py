@@ -61,6 +61,7 @@ def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy, pictures
     assert (bare / "attacks" / "inversion.png").stat().st_size > 1000
 
 
+@pytest.mark.shows
 def test_noise_that_hides_one_sight_of_a_row_does_not_hide_many(tmp_path):
     arguments = ["privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=12", "optimizer.lr=0.05"]
     folder = trained(tmp_path / "run", *arguments)

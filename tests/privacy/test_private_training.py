@@ -68,16 +68,15 @@ def images(shape, samples, classes=4):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "clipping"),
-    [(SplitFedV1, "separate"), (SplitFedV2, "separate"), (PSL, "separate"), (SplitFedV1, "joint")],
-)
-@pytest.mark.parametrize(
-    ("model", "shape"),
+    ("strategy", "clipping", "model", "shape"),
     [
-        (lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
-        (lambda: VGG5((3, 32, 32), 4, norm="group"), (3, 32, 32)),
+        (SplitFedV1, "separate", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
+        (SplitFedV2, "separate", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
+        (PSL, "separate", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
+        (SplitFedV1, "joint", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
+        (SplitFedV1, "joint", lambda: VGG5((3, 32, 32), 4, norm="group"), (3, 32, 32)),
     ],
-    ids=["lenet", "vgg5"],
+    ids=["V1", "V2", "PSL", "V1-joint", "V1-joint-vgg5"],
 )
 def test_gradients_per_sample_are_those_of_the_unsplit_model(model, shape, strategy, clipping, monkeypatch):
     torch.manual_seed(0)

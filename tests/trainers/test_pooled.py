@@ -249,7 +249,7 @@ def test_psl_refuses_a_wrong_weight():
         PSL(weights="loss")
 
 
-@pytest.mark.slow
+@pytest.mark.shows
 def test_the_comparison_with_the_paper_runs_and_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["fsl-simulate"])
