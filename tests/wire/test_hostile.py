@@ -317,7 +317,7 @@ BATCH = 20  # messages of one example
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("messages", [1_000, pytest.param(10_000, marks=pytest.mark.shows)])
+@pytest.mark.parametrize("messages", [2_000, pytest.param(10_000, marks=pytest.mark.shows)])
 def test_thousands_of_hostile_messages_disturb_nobody(messages, tmp_path):
     plan, sessions = a_plan(epochs=messages // 25), messages * 12 // 100
     with Edge(tmp_path / "alone", plan, range(HONEST)) as quiet:
