@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,30 +18,44 @@ from tests.helpers.runs import assert_same_bits
 pytestmark = pytest.mark.slow
 
 
-class OneProxy(Federation):
-    """With a proxy between device 1 and its edge."""
+class BehindProxies(Federation):
+    """Edge 0 is reached by its devices and by edge 1, and reaches edge 1, over proxies; so does device 1 edge 1."""
 
     def __init__(self, folder: Path):
         self.proxy = Proxy()
-        super().__init__(folder, {"device-1": {"edge-addresses": f"1=127.0.0.1:{self.proxy.port}"}})
+        self.devices, self.inward, self.outward = self.around_edge_0 = [Proxy() for _ in range(3)]
+        config = {f"device-{k}": {"edge-addresses": f"0=127.0.0.1:{self.devices.port}"} for k in range(4)}
+        config["device-1"]["edge-addresses"] += f",1=127.0.0.1:{self.proxy.port}"
+        config["edge-0"] = {"edge-addresses": f"1=127.0.0.1:{self.outward.port}"}
+        config["edge-1"] = {"edge-addresses": f"0=127.0.0.1:{self.inward.port}"}
+        super().__init__(folder, config)
 
     def start(self):
         super().start()
+        self.devices.to(*self.address("edge-0"))
+        self.inward.to(*self.address("edge-0"))
+        self.outward.to(*self.address("edge-1"))
         self.proxy.to(*self.address("edge-1"))
+
+    def says(self, name: str, what: str) -> bool:
+        """Whether a process comes to say this."""
+        return wait_until(lambda: what in self.log(name).read_text(), 60, 0.1)
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    with OneProxy(tmp_path_factory.mktemp("federation")) as running:
+    """One for all tests: starting ten processes takes as long as a test."""
+    with BehindProxies(tmp_path_factory.mktemp("federation")) as running:
         yield running
-        running.proxy.close()
+        for proxy in (running.proxy, *running.around_edge_0):
+            proxy.close()
 
 
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
 
 
 class CloudKilled:
-    """Kills the process of a run's cloud, once, in the middle of a round after these."""
+    """Kills the process of a run's cloud, once, in the middle of a round after these, and restarts a device's node."""
 
     def __init__(self, federation: Federation, out: Path, rounds: int):
         self.federation = federation
@@ -49,12 +64,13 @@ class CloudKilled:
         self.at: list[int] = []  # rounds that were done by then
 
     def look(self):
-        done = len(rows(self.out))
+        done = len(rows(self.out)) if (self.out / "metrics.jsonl").exists() else 0
         if not self.at and done >= self.rounds:
             for cloud in self.federation.pids("superlink"):
                 if cloud.command.startswith("flwr-serverapp"):
                     self.at.append(done)
                     send(cloud, signal.SIGKILL)
+            self.federation.restart("device-0")
 
 
 # SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
@@ -62,11 +78,8 @@ def test_sglr_computes_what_a_simulation_does_though_a_device_and_the_cloud_die(
     """What devices keep survives their restart, and a supervised run goes on when its cloud is killed."""
     overrides = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
     out, run = tmp_path / "real", ["devices=4", "edges=2", *overrides]
-    end = federation.run([*run, "rounds=1"], out)
-    assert end.completed, end.details
-    federation.restart("device-0")
     killed, told = CloudKilled(federation, out, 2), []
-    end = federation.run([*run, "rounds=6", f"resume={out}"], out, killed.look, retries=1, tell=told.append)
+    end = federation.run([*run, "rounds=6"], out, killed.look, retries=1, tell=told.append)
     assert end.completed, end.details
     assert 2 <= killed.at[0] < 6
     (line,) = told
@@ -157,3 +170,95 @@ def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp
     chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
     simulated(tmp_path / "simulated", *common, "strategy._target_=tests.helpers.faulty.Chosen", chosen)
     assert_same_folder(tmp_path / "simulated", out)
+
+
+# Moves: what happens to a session on its way.
+
+
+def faults_of_moves(federation: BehindProxies, stage: Stage) -> list[Callable[[], None]]:
+    """What goes wrong while a session is on its way from edge 0 to edge 1, by round."""
+
+    def kill(name: str):
+        send(federation.resident(name), signal.SIGKILL)
+
+    def device_dies():
+        kill("device-0")
+        stage.go_on(3)
+
+    def edges_lose_each_other():
+        for proxy in (federation.inward, federation.outward):
+            proxy.cut()
+        stage.go_on(4)
+        assert federation.says("edge-0", "round 4: device 0 stays")
+        for proxy in (federation.inward, federation.outward):
+            proxy.restore()
+
+    def a_session_is_corrupted():
+        federation.outward.corrupt()
+        stage.go_on(5)
+
+    def the_source_is_away_and_comes_back():
+        for proxy in federation.around_edge_0:
+            proxy.cut()
+        assert federation.says("edge-1", "round 6: the session of device 0 cannot be had from edge 0")
+        for proxy in federation.around_edge_0:
+            proxy.restore()
+        stage.go_on(6)
+
+    return [
+        lambda: kill("edge-0"),
+        lambda: kill("edge-1"),
+        device_dies,
+        edges_lose_each_other,
+        a_session_is_corrupted,
+        the_source_is_away_and_comes_back,
+    ]
+
+
+def test_sessions_outlive_what_happens_while_they_move(federation, tmp_path):
+    out, folder, told = tmp_path / "moves", tmp_path / "stage", []
+    folder.mkdir()
+    stage = Stage(folder)
+
+    def sabotage():
+        for round, fault in enumerate(faults_of_moves(federation, stage), 1):
+            assert stage.wait(round)
+            fault()
+            told.append(round)
+
+    saboteur = threading.Thread(target=sabotage)
+    saboteur.start()
+    moves = [f"{{device:0,round:{round},fraction:0.5,edge:1}}" for round in range(1, 8)]
+    moves.append("{device:1,round:7,fraction:0.5,edge:0}")  # at once, in opposite directions
+    common = ["rounds=8", "optimizer=adam"]
+    staged = ["strategy._target_=tests.helpers.faulty.StagedFedFly", f"+strategy.folder={folder}", "~strategy.on_move"]
+    mobility = ["mobility=schedule", f"mobility.schedule=[{','.join(moves)}]"]
+    patience = ["deployment.straggler=15", "deployment.roaming=true"]
+    end = federation.run(["strategy=fedfly", *staged, *mobility, *patience, *common, "devices=4", "edges=2"], out)
+    saboteur.join(60)
+    assert end.completed, end.details
+    assert told == [1, 2, 3, 4, 5, 6]
+    found = rows(out)
+    why = [row["lost"] for row in found]
+    lost = [set(devices) for devices in why]
+    # Who was at the edge that died began again at the other; lost is at most who had finished there.
+    assert lost[0] <= {"2"}
+    assert lost[1] <= {"1", "3"}
+    assert lost[2] == {"0"}, why[2]
+    assert lost[3:] == [set()] * 5, why
+    assert found[0]["wasted_steps"] > 0
+    assert [row["moves"] for row in found[3:5]] == [0, 1]
+    assert found[5]["moves"] in (1, 2)  # whether device 2 was done when edge 0 went away
+    assert [row["moves"] for row in found[6:]] == [2, 0]
+    assert [row["wasted_steps"] > 0 for row in found[3:]] == [False, False, True, False, False]
+    assert federation.outward.corrupted == 1
+    finished = [sorted({0, 1, 2, 3} - {int(device) for device in devices}) for devices in lost]
+    chosen = f"+strategy.rounds={json.dumps(finished)}".replace(" ", "")
+    simulated(tmp_path / "simulated", *common, "strategy._target_=tests.helpers.faulty.Chosen", chosen)
+    assert (tmp_path / "simulated" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    for one, other in zip(rows(tmp_path / "simulated"), found, strict=True):
+        assert (one["devices"], one["examples"], one["train_loss"]) == (
+            other["devices"],
+            other["examples"],
+            other["train_loss"],
+        )
