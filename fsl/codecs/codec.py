@@ -15,10 +15,14 @@ _LIKE = "like"
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One tensor on its way across the cut: named arrays, and the name of the codec that reads them."""
+    """What a step passes, on its way across the cut: named arrays, and the name of the codec that reads them.
+
+    `structure`: how several tensors lie in what the model passes (see `fsl.segments.structures`); empty: one tensor.
+    """
 
     codec: str
     arrays: tuple[tuple[str, Tensor], ...]
+    structure: str = ""
 
     @property
     def dtype(self) -> torch.dtype:

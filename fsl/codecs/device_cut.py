@@ -3,6 +3,8 @@
 from torch import Tensor
 
 from fsl.codecs.codec import Codec, Payload
+from fsl.codecs.cut_codec import CutCodec
+from fsl.segments.tensor_trees import Values
 
 
 class DeviceCut:
@@ -11,21 +13,21 @@ class DeviceCut:
     A subclass changes what crosses the cut; devices and their edges do not notice.
     """
 
-    def __init__(self, up: Codec, down: Codec) -> None:
+    def __init__(self, up: Codec | CutCodec, down: Codec | CutCodec) -> None:
         self.up = up
         self.down = down
 
-    def leave(self, inputs: Tensor, smashed: Tensor) -> Tensor:
+    def leave(self, inputs: Values, smashed: Values) -> Values:
         """Returns smashed data (B, ...) as they may leave the front, which made them of `inputs` (B, ...).
 
         Gradients pass through.
         """
         return smashed
 
-    def encode(self, step: int, smashed: Tensor, targets: Tensor) -> Payload:
+    def encode(self, step: int, smashed: Values, targets: Tensor) -> Payload:
         """Encode a step's smashed data (B, ...), which go up with targets (B, ...)."""
         return self.up.encode(smashed)
 
-    def decode(self, step: int, gradient: Payload) -> Tensor:
+    def decode(self, step: int, gradient: Payload) -> Values:
         """Decode the cut gradient (B, ...) that came down for a step."""
         return self.down.decode(gradient)

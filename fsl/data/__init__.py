@@ -9,6 +9,7 @@ from fsl.data.own_partitions import Given, as_partitioner
 from fsl.data.partition import Partition, class_counts, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
+from fsl.data.tree_examples import TreeExamples, from_columns, from_dicts
 
 __all__ = [
     "IID",
@@ -26,6 +27,7 @@ __all__ = [
     "Shards",
     "TaskData",
     "TensorExamples",
+    "TreeExamples",
     "as_examples",
     "as_partitioner",
     "as_task",
@@ -33,7 +35,9 @@ __all__ = [
     "class_counts",
     "digits",
     "divide",
+    "from_columns",
     "from_dataset",
+    "from_dicts",
     "hold_out",
     "images",
     "limited",

@@ -9,6 +9,7 @@ from fsl.data.examples import DatasetExamples, Examples, TensorExamples
 from fsl.data.own_partitions import Fixed, Foreign, Given, as_partitioner
 from fsl.data.partition import Divided, Partition
 from fsl.data.partitioners import Partitioner
+from fsl.data.tree_examples import TreeExamples
 from fsl.importing.description import describe
 from fsl.importing.digests import digest_text, digest_values
 from fsl.importing.import_paths import public_path
@@ -26,6 +27,8 @@ def digest(examples: Examples) -> str:
     parts = [str(len(examples)), digest_values(examples.targets, whole=True)]
     if isinstance(examples, TensorExamples):
         parts.append(digest_values(examples.inputs))
+    elif isinstance(examples, TreeExamples):
+        parts += [f"{name} {digest_values(tensor)}" for name, tensor in examples.inputs.items()]
     elif isinstance(examples, DatasetExamples):
         parts.append(describe(examples.dataset))
     else:

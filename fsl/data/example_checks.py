@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from fsl.data.examples import Examples, TensorExamples
+from fsl.data.tree_examples import TreeExamples
 from fsl.errors import DataError
+from fsl.segments.tensor_trees import TensorTree, Values
 
 _BLOCK = 1 << 22  # numbers at a time, so that an intermediate copy stays small
 
@@ -24,9 +26,12 @@ def check_examples(train: Examples, test: Examples | None, validation: Examples 
             _check_finite(examples.targets, f"the {name} targets")
             if isinstance(examples, TensorExamples):
                 _check_finite(examples.inputs, f"the {name} inputs")
+            elif isinstance(examples, TreeExamples):
+                for key, tensor in examples.inputs.items():
+                    _check_finite(tensor, f"the {name} inputs '{key}'")
 
 
-def _first(examples: Examples, name: str) -> tuple[Tensor, Tensor]:
+def _first(examples: Examples, name: str) -> tuple[Values, Tensor]:
     """Returns the first row as a batch."""
     if not len(examples):
         remedy = "give some" + (f", or none at all: {name}_data=None" if name == "test" else "")
@@ -40,7 +45,15 @@ def _first(examples: Examples, name: str) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-def _check_alike(what: str, name: str, train: Tensor, other: Tensor) -> None:
+def _check_alike(what: str, name: str, train: Values, other: Values) -> None:
+    if isinstance(train, TensorTree) and isinstance(other, TensorTree) and train.structure == other.structure:
+        for key, one, another in zip(train.names, train.tensors, other.tensors, strict=True):
+            longer = one.dim() == another.dim() > 1  # sequences may be padded to another length
+            _check_alike(f"{what} '{key}'", name, *(each[:, :0] if longer else each for each in (one, another)))
+        return
+    if isinstance(train, TensorTree) or isinstance(other, TensorTree):
+        kinds = (", ".join(each.names) if isinstance(each, TensorTree) else "one tensor" for each in (train, other))
+        raise DataError(f"training and {name} {what} are {' and '.join(kinds)}; give both in one form")
     if train.shape[1:] != other.shape[1:]:
         shapes = " and ".join(str(tuple(each.shape[1:])) for each in (train, other))
         remedy = "resize, crop or pad them to one shape" if what == "inputs" else "give both in one form"

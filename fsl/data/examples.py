@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from fsl.data.items import Column, dense, length_of, read_items, read_rows, shared_tensor
 from fsl.errors import DataError
+from fsl.segments.tensor_trees import Values
 
 
 class Examples(ABC):
@@ -29,8 +30,13 @@ class Examples(ABC):
         """Shape of one input."""
 
     @abstractmethod
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns copies of inputs (B, ...) and targets (B, ...) of these rows (int64, (B,))."""
+    def batch(self, indices: Tensor) -> tuple[Any, Tensor]:
+        """Returns copies of inputs (B, ...), a tensor or a `TensorTree`, and targets (B, ...) of these rows (int64, (B,))."""
+
+    def blank(self, rows: int) -> Values:
+        """Returns so many inputs of zeros, of the shape and dtype that inputs have."""
+        dtype = self.batch(torch.arange(min(1, len(self))))[0].dtype
+        return torch.zeros(rows, *self.input_shape, dtype=dtype)
 
     @abstractmethod
     def subset(self, indices: Tensor) -> "Examples":
@@ -73,20 +79,26 @@ class TensorExamples(Examples):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As NumPy arrays, which pickle out of band: Ray's object store then gives every node the same memory.
-        return _from_arrays, (*_as_array(self.inputs), *_as_array(self.targets))
+        return _from_arrays, (*tensor_to_array(self.inputs), *tensor_to_array(self.targets))
 
 
-def _as_array(tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
+def tensor_to_array(tensor: Tensor) -> tuple[np.ndarray, torch.dtype]:
+    """Returns a tensor as an array, and its dtype: arrays pickle out of band."""
     tensor = tensor.contiguous()
     if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
         return tensor.view(torch.int16).numpy(), tensor.dtype
     return tensor.numpy(), tensor.dtype
 
 
+def tensor_from_array(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Returns the tensor that `tensor_to_array` took apart, on the array's memory."""
+    return shared_tensor(array).view(dtype)
+
+
 def _from_arrays(
     inputs: np.ndarray, input_dtype: torch.dtype, targets: np.ndarray, target_dtype: torch.dtype
 ) -> TensorExamples:
-    return TensorExamples(shared_tensor(inputs).view(input_dtype), shared_tensor(targets).view(target_dtype))
+    return TensorExamples(tensor_from_array(inputs, input_dtype), tensor_from_array(targets, target_dtype))
 
 
 class DatasetExamples(Examples):

@@ -1,7 +1,7 @@
 """Converts a user's data to examples; takes what is unambiguous, and refuses the rest with a way out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples
 from fsl.data.items import Draws, dense, input_tensor, length_of, read_rows, target_tensor
+from fsl.data.tree_examples import from_columns, from_dicts, looks_named
 from fsl.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ def _read(data: Any, double: bool) -> tuple[Examples, bool]:
     """Read a user's data into memory; returns the examples, and whether the items were drawn at random."""
     if _is_pair_of_arrays(data):
         return _from_arrays(data, double), False
+    if _is_columns(data):
+        return from_columns(data[0], data[1], double), False
+    if isinstance(data, Dataset | list) and looks_named(data):
+        return from_dicts(data, double), False
     _check_kind(data)
     found = _tensors(data)
     if found is not None:
@@ -76,6 +81,13 @@ def _is_pair_of_arrays(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2 or not _is_array(data[0]):
         return False
     return _is_array(data[1]) or (isinstance(data[1], Sequence) and len(data[1]) == len(data[0]))
+
+
+def _is_columns(data: Any) -> bool:
+    """Returns whether data are a dict of arrays, by the names of the model's inputs, and targets."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not isinstance(data[0], Mapping):
+        return False
+    return bool(data[0]) and all(_is_array(values) for values in data[0].values()) and not isinstance(data[1], Mapping)
 
 
 def _is_array(value: Any) -> bool:

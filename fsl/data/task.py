@@ -14,6 +14,7 @@ from fsl.data.class_names import names_of, refuse_others
 from fsl.data.examples import Examples
 from fsl.data.given_data import as_examples
 from fsl.errors import DataError
+from fsl.segments.tensor_trees import Values, tensors_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,14 @@ class TaskData:
         """Shape of one input."""
         return self.train.input_shape
 
+    def blank(self, rows: int) -> Values:
+        """Returns so many inputs of zeros, of the shape and dtype that inputs have."""
+        return self.train.blank(rows)
+
     @property
     def input_dtype(self) -> torch.dtype:
         """Dtype of inputs."""
-        return self.train.batch(torch.arange(min(1, len(self.train))))[0].dtype
+        return tensors_of(self.train.batch(torch.arange(min(1, len(self.train))))[0])[0].dtype
 
 
 def as_task(

@@ -137,7 +137,7 @@ def read_close(message: pb.Close, data: memoryview) -> Tensor | None:
 
 def describe(payload: Payload) -> pb.Payload:
     """A payload's codec, names, dtypes and shapes; WireError for a dtype or size that the wire does not carry."""
-    return _described(payload.codec, _signature(payload))
+    return _described(payload.codec, _signature(payload), payload.structure)
 
 
 def read_payload(message: pb.Payload, data: memoryview) -> tuple[Payload, memoryview]:
@@ -151,7 +151,7 @@ def read_payload(message: pb.Payload, data: memoryview) -> tuple[Payload, memory
     for tensor in message.tensors:
         values, data = _read(tensor, data)
         arrays.append((tensor.name, values))
-    return Payload(message.codec, tuple(arrays)), data
+    return Payload(message.codec, tuple(arrays), message.structure), data
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -182,13 +182,13 @@ def upload_bytes(
     """
     singles = [("targets", targets)] + ([] if factors is None else [("factors", factors)])
     rest = tuple([_resized(name, tensor, rows) for name, tensor in singles if tensor is not None])
-    return _upload_bytes(smashed.codec, _signature(smashed, rows), rest)
+    return _upload_bytes(smashed.codec, _signature(smashed, rows), rest, smashed.structure)
 
 
 def reply_bytes(gradient: Payload, norms: Tensor | None = None, rows: int | None = None) -> int:
     """The size in bytes of a reply's frame, headers included; as `upload_bytes`."""
     rest = () if norms is None else (_resized("norms", norms, rows),)
-    return _reply_bytes(gradient.codec, _signature(gradient, rows), rest)
+    return _reply_bytes(gradient.codec, _signature(gradient, rows), rest, gradient.structure)
 
 
 def single(name: str, tensor: Tensor | None) -> Payload | None:
@@ -218,15 +218,15 @@ def _resized(name: str, tensor: Tensor, rows: int | None) -> tuple[str, torch.dt
 
 
 @lru_cache(maxsize=4096)
-def _upload_bytes(codec: str, smashed: Signature, rest: Signature) -> int:
-    head = pb.Upload(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, smashed))
+def _upload_bytes(codec: str, smashed: Signature, rest: Signature, structure: str = "") -> int:
+    head = pb.Upload(device=_ANY, round=_ANY, step=_ANY).ByteSize() + _field(_payload_bytes(codec, smashed, structure))
     return _frame_bytes(head, smashed, rest)
 
 
 @lru_cache(maxsize=4096)
-def _reply_bytes(codec: str, gradient: Signature, rest: Signature) -> int:
+def _reply_bytes(codec: str, gradient: Signature, rest: Signature, structure: str = "") -> int:
     head = pb.Reply(device=_ANY, round=_ANY, step=_ANY, served=_ANY).ByteSize()
-    return _frame_bytes(head + _field(_payload_bytes(codec, gradient)), gradient, rest)
+    return _frame_bytes(head + _field(_payload_bytes(codec, gradient, structure)), gradient, rest)
 
 
 def _frame_bytes(head: int, payload: Signature, rest: Signature) -> int:
@@ -235,9 +235,9 @@ def _frame_bytes(head: int, payload: Signature, rest: Signature) -> int:
     return _LENGTH + _field(head) + _data_bytes(payload) + _data_bytes(rest)
 
 
-def _payload_bytes(codec: str, signature: Signature) -> int:
+def _payload_bytes(codec: str, signature: Signature, structure: str = "") -> int:
     tensors = (pb.Tensor(name=name, dtype=_name(name, dtype), shape=shape) for name, dtype, shape in signature)
-    return pb.Payload(codec=codec).ByteSize() + sum(_field(tensor.ByteSize()) for tensor in tensors)
+    return pb.Payload(codec=codec, structure=structure).ByteSize() + sum(_field(tensor.ByteSize()) for tensor in tensors)
 
 
 def _data_bytes(signature: Signature) -> int:
@@ -256,9 +256,9 @@ def _name(name: str, dtype: torch.dtype) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _described(codec: str, signature: Signature) -> pb.Payload:
+def _described(codec: str, signature: Signature, structure: str = "") -> pb.Payload:
     """Not to be changed by whoever gets it: a message that it is put into holds a copy."""
-    return pb.Payload(codec=codec, tensors=[_describe(*tensor) for tensor in signature])
+    return pb.Payload(codec=codec, tensors=[_describe(*tensor) for tensor in signature], structure=structure)
 
 
 def _describe(name: str, dtype: torch.dtype, shape: torch.Size) -> pb.Tensor:

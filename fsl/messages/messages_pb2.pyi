@@ -17,12 +17,14 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("codec", "tensors")
+    __slots__ = ("codec", "tensors", "structure")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURE_FIELD_NUMBER: _ClassVar[int]
     codec: str
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, codec: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    structure: str
+    def __init__(self, codec: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., structure: _Optional[str] = ...) -> None: ...
 
 class Upload(_message.Message):
     __slots__ = ("device", "round", "step", "smashed", "targets", "leaving", "factors")

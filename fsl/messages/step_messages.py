@@ -75,9 +75,10 @@ class StepMessage:
         return [*(tensor for _, tensor in self.payload.arrays), *(tensor for tensor in beside if tensor is not None)]
 
     def signature(self) -> Hashable:
-        """Returns what a description depends on: codec, names, dtypes, shapes."""
+        """Returns what a description depends on: codec, structure, names, dtypes, shapes."""
         beside = tuple(None if t is None else (t.dtype, t.shape) for t in (self.targets, self.factors, self.norms))
-        return self.payload.codec, tuple((n, t.dtype, t.shape) for n, t in self.payload.arrays), beside
+        tensors = tuple((n, t.dtype, t.shape) for n, t in self.payload.arrays)
+        return self.payload.codec, self.payload.structure, tensors, beside
 
 
 Outgoing = bytes | StepMessage  # a frame, or what is one where no lean stream carries it
@@ -123,6 +124,7 @@ class Description:
     device: int
     round: int
     codec: str
+    structure: str
     tensors: tuple[Spec, ...]  # of the payload
     beside: tuple[Spec, ...]  # named by the message's fields
     size: int  # bytes of its frame
@@ -144,6 +146,7 @@ class Description:
             message.device,
             message.round,
             payload.codec,
+            payload.structure,
             tuple((tensor.name, *checked_tensor(tensor)) for tensor in payload.tensors),
             tuple((field, *checked_tensor(tensor)) for field, tensor in beside),
             size,
@@ -154,7 +157,7 @@ class Description:
         tensors = [(name, torch.empty(shape, dtype=dtype)) for name, dtype, shape in self.tensors]
         beside = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in self.beside}
         views = [tensor_bytes(tensor) for tensor in (*(t for _, t in tensors), *beside.values())]
-        return Arrived(Payload(self.codec, tuple(tensors)), beside), [view for view in views if len(view)]
+        return Arrived(Payload(self.codec, tuple(tensors), self.structure), beside), [view for view in views if len(view)]
 
     def named(self, step: int, mark: int) -> "pb.ToEdge | pb.ToDevice":
         """Returns the message of one step, without a description. WireError for numbers that no message carries."""

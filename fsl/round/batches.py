@@ -11,6 +11,7 @@ from fsl.data import Augmentation, Examples
 from fsl.errors import ConfigError, DataError
 from fsl.messages.round_plan import RoundPlan
 from fsl.privacy.noise import noise_source
+from fsl.segments.tensor_trees import Values
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def load_batches(
     device: int,
     accelerator: torch.device,
     relabel: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Values, Tensor]]:
     """Yields the inputs (b, ...) and targets (b, ...) of each step, augmented.
 
     `relabel(rows, targets)` returns the targets that the device reveals instead of its own.
@@ -80,7 +81,7 @@ def load_batches(
     transforms = seeds.Stream(plan.seed, "transform", device=device, round=plan.round)
     for step, rows in enumerate(batches.rows):
         if not len(rows):  # an empty batch has the shape of any row
-            inputs, targets = (tensor[:0] for tensor in examples.batch(torch.zeros(1, dtype=torch.int64)))
+            inputs, targets = (values[:0] for values in examples.batch(torch.zeros(1, dtype=torch.int64)))
             yield inputs.to(accelerator), targets.to(accelerator)
             continue
         if examples.draws:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
+from fsl.codecs.cut_codec import CutCodec
 from fsl.errors import ConfigError, LostError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.privacy.whole_updates import shorten, update_square
@@ -96,7 +97,7 @@ class DeviceSide:
             objective=worker.workload.objective,
             layer_seeds=self._layer_seeds("front", device),
             head_layer_seeds=self._layer_seeds("head", device),
-            cut=device_cut(plan, device, self.up(), self.down(), secure),
+            cut=device_cut(plan, device, *self._codecs(), secure),
             loss_limit=limit_of(worker, plan),
         )
         opened = self._kind(bench, **plan.device.kwargs)
@@ -178,6 +179,10 @@ class DeviceSide:
     def _learners(self, device: Device) -> dict[str, Learner]:
         both = {"front": device.bench.front, "head": device.bench.head}
         return {name: learner for name, learner in both.items() if learner is not None}
+
+    def _codecs(self) -> tuple[CutCodec, CutCodec]:
+        allowed = self.worker.workload.allowed
+        return CutCodec(self.up, allowed), CutCodec(self.down, allowed)
 
     def _layer_seeds(self, segment: str, device: int) -> Stream:
         return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)

@@ -2,15 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
+from fsl.codecs.cut_codec import CutCodec
 from fsl.errors import ConfigError, LostError, WireError
+from fsl.importing.import_paths import ALLOWED
 from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.messages.steps import ReplyPacket, UploadPacket
 from fsl.privacy.joint_clip import JointClip
@@ -19,6 +22,7 @@ from fsl.quoting import short
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
+from fsl.segments.tensor_trees import Values, tensors_of
 from fsl.segments.sums import Total
 from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
 from fsl.trainers.edge_trainer import counts_of
@@ -90,9 +94,11 @@ class EdgeServer:
         memory: Memory | None = None,
         public_reason: str | None = None,
         checked: bool = True,
+        allowed: Iterable[str] = ALLOWED,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
+        `allowed`: packages whose dataclasses may be named by what a front passes.
         `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
         `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
@@ -100,12 +106,12 @@ class EdgeServer:
         """
         self.edge = edge
         self.trainer = trainer
-        self._up = up
-        self._down = down
+        self._up = partial(CutCodec, up, allowed)
+        self._down = partial(CutCodec, down, allowed)
         self.reported_batch_size = reported_batch_size
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
-        self._codecs: dict[int, tuple[Codec, Codec]] = {}  # up and down, by device
+        self._codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # up and down, by device
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
         self._checked = checked
@@ -132,7 +138,7 @@ class EdgeServer:
         """Returns a device's session here."""
         return self._sessions[device]
 
-    def codecs(self, device: int) -> tuple[Codec, Codec]:
+    def codecs(self, device: int) -> tuple[CutCodec, CutCodec]:
         """Returns the codecs of a device's session here, up and down."""
         return self._codecs[device]
 
@@ -294,11 +300,13 @@ class EdgeServer:
         """Returns why a reply is unusable, also where its trainer checks nothing; None where it is usable."""
         if not self._checked or (reply.judged and reply.refused is None):
             return None
-        return reply.refused or (None if finite([reply.loss, reply.gradient, reply.norms]) else REFUSED)
+        gradients = () if reply.gradient is None else tensors_of(reply.gradient)
+        return reply.refused or (None if finite([reply.loss, *gradients, reply.norms]) else REFUSED)
 
-    def _reported_bytes(self, batch: Tensor) -> int:
-        rows = len(batch) if self.reported_batch_size is None else self.reported_batch_size
-        return rows * math.prod(batch.shape[1:]) * batch.itemsize
+    def _reported_bytes(self, batch: Values) -> int:
+        if self.reported_batch_size is None:
+            return sum(tensor.nbytes for tensor in tensors_of(batch))
+        return sum(self.reported_batch_size * math.prod(t.shape[1:]) * t.itemsize for t in tensors_of(batch))
 
     def snapshot(self, device: int) -> SessionSnapshot:
         """Copy all that must follow a device that moves to another edge."""

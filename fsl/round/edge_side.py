@@ -46,6 +46,7 @@ class EdgeSide:
             memory=memory,
             public_reason=public_reason,
             checked=checked,
+            allowed=worker.workload.allowed,
         )
         back = worker.segments["back"]
         bench = EdgeBench(

@@ -8,7 +8,9 @@ from torch import nn
 
 from fsl.data import Examples
 from fsl.objective import Objective
+from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
+from fsl.segments.tensor_trees import received
 
 BATCH = 512  # rows; bounds the memory of an evaluation
 
@@ -29,7 +31,7 @@ def evaluate(modules: list[nn.Module], examples: Examples, objective: Objective,
             inputs, targets = examples.batch(rows)
             outputs, targets = inputs.to(accelerator), targets.to(accelerator)
             for module in modules:
-                outputs = module(outputs)
+                outputs = received(call(module, outputs))
             counts = objective.weight(targets)
             if counts:
                 total += float(objective.loss(outputs, targets)) * counts

@@ -14,6 +14,7 @@ from fsl.seeds import Stream
 from fsl.segments.backward import send_back
 from fsl.segments.finite import REFUSED, finite, usable
 from fsl.segments.learner import Learner
+from fsl.segments.tensor_trees import Values, activations_of, tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class DeviceBench:
     """What a node lends a device for one round: batches, learners, seeds, and its end of the cut."""
 
     device: int
-    batches: Iterator[tuple[Tensor, Tensor]]
+    batches: Iterator[tuple[Values, Tensor]]
     front: Learner
     head: Learner | None  # for the device's own loss, where the strategy has one
     objective: Objective
@@ -38,7 +39,7 @@ class Device:
         self.bench = bench
         self.device = bench.device
         self.step = 0
-        self._smashed: dict[int, Tensor] = {}
+        self._smashed: dict[int, Values] = {}
         self._answered = 0  # cut gradients since the last optimizer step
         self._clip_factors: Tensor | None = None  # of the last step, still to be sent to the edge
 
@@ -52,10 +53,10 @@ class Device:
         self._smashed[self.step] = smashed = self.bench.cut.leave(inputs, smashed)
         return self.upload(smashed, targets)
 
-    def upload(self, smashed: Tensor, targets: Tensor) -> UploadPacket:
+    def upload(self, smashed: Values, targets: Tensor) -> UploadPacket:
         """Encode this step's smashed data and targets for the edge."""
         sent = smashed.detach()
-        if self.bench.loss_limit is not None and not finite([sent]):
+        if self.bench.loss_limit is not None and not finite(activations_of(sent)):
             raise LostError(self.device, "its smashed data are not finite; its training has diverged")
         packet = UploadPacket(
             device=self.device,
@@ -74,7 +75,7 @@ class Device:
             raise RuntimeError(f"device {self.device} got a cut gradient for step {reply.step}, and waits for none")
         if smashed.requires_grad:
             gradient = self.bench.cut.decode(reply.step, reply.gradient)
-            if self.bench.loss_limit is not None and not finite([gradient]):
+            if self.bench.loss_limit is not None and not finite(tensors_of(gradient)):
                 raise LostError(self.device, f"the cut gradient of step {reply.step} is not finite")
             send_back(smashed, gradient)
         elif len(smashed):

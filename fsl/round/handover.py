@@ -58,6 +58,8 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
         tensors |= {f"{_PENDING}{i}": tensor for i, (_, tensor) in enumerate(gradient.arrays)}
         names = [name for name, _ in gradient.arrays]
         pending = {"step": session.pending.step, "codec": gradient.codec, "names": names}
+        if gradient.structure:
+            pending["structure"] = gradient.structure
     said = {
         "protocol": PROTOCOL,
         **passport.stamps(),
@@ -166,7 +168,9 @@ def _session(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Session:
     if (about := said["pending"]) is not None:
         arrays = tuple((str(name), tensors[f"{_PENDING}{i}"]) for i, name in enumerate(about["names"]))
         pending = ReplyPacket(
-            device=said["device"], step=_count(about["step"]), gradient=Payload(str(about["codec"]), arrays)
+            device=said["device"],
+            step=_count(about["step"]),
+            gradient=Payload(str(about["codec"]), arrays, str(about.get("structure", ""))),
         )
     return Session(
         said["device"],

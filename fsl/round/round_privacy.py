@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fsl.codecs.codec import Codec
+from fsl.codecs.cut_codec import CutCodec
 from fsl.codecs.device_cut import DeviceCut
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import RoundPlan
@@ -83,7 +83,7 @@ def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
     return EmptyBatchObjective(objective) if plan.privacy.poisson else objective
 
 
-def device_cut(plan: RoundPlan, device: int, up: Codec, down: Codec, secure: bool) -> DeviceCut:
+def device_cut(plan: RoundPlan, device: int, up: CutCodec, down: CutCodec, secure: bool) -> DeviceCut:
     """Returns a device's end of the cut, with what a plan's privacy does there."""
     privacy = plan.privacy
     if privacy is None:

@@ -24,9 +24,11 @@ from fsl.round.unusable import limit_of, lost_reason
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
 from fsl.segments.finite import REFUSED, finite, refuse_states, usable
+from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Replica, State
+from fsl.segments.tensor_trees import Values, received
 
 if TYPE_CHECKING:
     from fsl.privacy.private_learner import Privatizer
@@ -143,13 +145,13 @@ class WholeModelCohort:
     def _noise(self, segment: str) -> StepNoise:
         return StepNoise(self.secure, self.plan.seed, self.plan.round, segment)
 
-    def _step(self, inputs: Tensor, targets: Tensor, layer_seeds: list[int], noise: list[Draw], device: int) -> Tensor:
-        values, loss = inputs, inputs.new_zeros(())
+    def _step(self, inputs: Values, targets: Tensor, layer_seeds: list[int], noise: list[Draw], device: int) -> Tensor:
+        values, loss = inputs, torch.zeros((), device=self.worker.accelerator)
         if len(inputs):
             for segment, layer_seed in zip(self.segments, layer_seeds):
                 with DEFAULT_GENERATOR:
                     reseed(layer_seed, segment.accelerator)
-                    values = segment.module(values)
+                    values = received(call(segment.module, values))
             loss = self.worker.workload.objective.loss(values, targets)
             loss.backward()
             if self.limit is not None and not usable([loss], [p.grad for p in self.parameters], self.limit):

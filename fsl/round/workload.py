@@ -17,6 +17,7 @@ from fsl.round.node_store import Store
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import tables
+from fsl.segments.tensor_trees import Values
 from fsl.split.cutting import SplitModel, split
 
 
@@ -38,6 +39,9 @@ class Workload:
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
 
 
+_EXAMPLE = 3  # rows of a batch by which a model is traced
+
+
 class Worker:
     """A workload at work on one node: one live copy of the modules, into which devices' states are swapped.
 
@@ -48,8 +52,8 @@ class Worker:
         self.workload = workload
         self.accelerator = torch.device(workload.accelerator)
         # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
-        self.model = copied(workload.model)
-        self.split: SplitModel = split(self.model, workload.cut)
+        self.model = copied(workload.model).to(self.accelerator)
+        self.split: SplitModel = split(self.model, workload.cut, self._example())
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
         self.chain = dict(self.segments)  # the model's segments, in order
@@ -60,6 +64,11 @@ class Worker:
         self.store = Store(workload.store)
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
+
+
+    def _example(self) -> Values | None:
+        """Returns a batch for a cut that needs one: of blank inputs, so that every node cuts alike."""
+        return self.workload.data.blank(_EXAMPLE).to(self.accelerator)
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: torch.device) -> nn.Module:

@@ -53,7 +53,7 @@ def _smashed(worker: Worker) -> Tensor | None:
     training = front.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            smashed = front.eval()(torch.zeros(2, *data.input_shape, dtype=data.input_dtype, device=worker.accelerator))
+            smashed = received(call(front.eval(), data.blank(2).to(worker.accelerator)))
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place

@@ -16,12 +16,13 @@ from fsl.errors import NO_GRADIENT, SplitError
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, reseed
 from fsl.segments.backward import send_back
+from fsl.segments.calling import call, outputs_of
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import evaluating, start_training
 from fsl.segments.module_memories import count_on, remembered, same
 from fsl.segments.states import Replica
 from fsl.segments.tensor_places import tables
-from fsl.split.cutting import refuse_no_tensor
+from fsl.segments.tensor_trees import Values, gradient_of, mapped, received
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _SEED = 20
@@ -59,7 +60,7 @@ class PlainTrial:
         values = {name: self._found[name][1] for name in self._lasting}
         return {name: value for name, value in values.items() if value is not None}
 
-    def step(self, inputs: Tensor, targets: Tensor, loss: Loss) -> Step:
+    def step(self, inputs: Values, targets: Tensor, loss: Loss) -> Step:
         """One forward and backward from the first values. SplitError for what no copy of the model can do."""
         for name, (table, key) in self._slots.items():
             table[key], value = self._found[name]
@@ -68,7 +69,7 @@ class PlainTrial:
                     table[key].copy_(value)
                 table[key].grad = None
         with _Watch(inputs.device, self._original) as watch:
-            outputs = self.model(inputs.clone())
+            outputs = outputs_of(self.model, inputs.clone())
             value = loss(outputs, targets)
             _backward(value)
         if watch.touched:
@@ -114,7 +115,7 @@ class PlainTrial:
         """Let what steps have counted `since` then be what it would be after many more; whether there is any."""
         return count_on(self.model, since)
 
-    def evaluate(self, inputs: Tensor) -> Any:
+    def evaluate(self, inputs: Values) -> Any:
         """The outputs in evaluation mode."""
         self.model.eval()
         for name, (table, key) in self._slots.items():
@@ -123,7 +124,11 @@ class PlainTrial:
                 with torch.no_grad():
                     table[key].copy_(value)
         with _Watch(inputs.device, {}), torch.no_grad():
-            return _kept(self.model(inputs.clone()))
+            return _kept(outputs_of(self.model, inputs.clone()))
+
+
+def _collecting(tensor: Tensor) -> Tensor:
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
 
 class SplitTrial:
@@ -140,26 +145,24 @@ class SplitTrial:
         self._outside = _storages(pair for runtime in self.runtimes for pair in _named(runtime.module))
         self._states = [runtime.layout.pack(state, worker.accelerator) for runtime in self.runtimes]
 
-    def step(self, inputs: Tensor, targets: Tensor, loss: Loss) -> Step:
+    def step(self, inputs: Values, targets: Tensor, loss: Loss) -> Step:
         """One step as device and edge take it: the graph is cut, and a gradient comes back."""
         replicas = self._install()
-        ends: list[tuple[Tensor, Tensor]] = []
+        ends: list[tuple[Values, Values]] = []
         with _Watch(inputs.device, self._outside) as watch:
-            outputs = self.runtimes[0].module(inputs.clone())
-            for runtime, cut in zip(self.runtimes[1:], self._cuts, strict=True):
-                refuse_no_tensor(outputs, cut)
-                leaf = outputs.detach()
-                if leaf.is_floating_point():
-                    leaf.requires_grad_()
+            outputs = received(call(self.runtimes[0].module, inputs.clone()))
+            for runtime in self.runtimes[1:]:
+                leaf = mapped(_collecting, outputs.detach())
                 ends.append((outputs, leaf))
-                outputs = runtime.module(leaf.clone())
+                outputs = received(call(runtime.module, leaf.clone()))
             value = loss(outputs, targets)
             _backward(value)
             for (smashed, leaf), cut in reversed(list(zip(ends, self._cuts))):
-                if self._answered and value.requires_grad and leaf.requires_grad and leaf.grad is None:
+                gradient = gradient_of(leaf)
+                if self._answered and value.requires_grad and leaf.requires_grad and gradient is None:
                     raise SplitError(f"cut={cut!r}: {NO_GRADIENT}")
-                if smashed.requires_grad and leaf.grad is not None:
-                    send_back(smashed, leaf.grad)
+                if smashed.requires_grad and gradient is not None:
+                    send_back(smashed, gradient)
         if watch.touched:
             raise SplitError(
                 f"the model also holds '{watch.touched[0]}' where a device's own cannot be put (a tuple, an object, a "
@@ -177,14 +180,14 @@ class SplitTrial:
                         gradients[name] = _kept(tensor.grad)
         return Step(_kept(outputs), _kept(value), gradients, buffers)
 
-    def evaluate(self, inputs: Tensor) -> Any:
+    def evaluate(self, inputs: Values) -> Any:
         """The outputs in evaluation mode."""
         self._install()
         modules = [runtime.module for runtime in self.runtimes]
         values = inputs.clone()
         with evaluating(*modules), _Watch(inputs.device, {}), torch.no_grad():
             for module in modules:
-                values = module(values)
+                values = received(call(module, values))
         return _kept(values)
 
     def _install(self) -> list[Replica]:

@@ -15,9 +15,10 @@ from fsl.faults import said
 from fsl.round.workload import Worker
 from fsl.run.compared_steps import Loss, PlainTrial, SplitTrial, Step, generators
 from fsl.segments.module_memories import PROBED
+from fsl.segments.tensor_trees import Values
 
 
-def refuse_unfaithful(model: nn.Module, worker: Worker, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
+def refuse_unfaithful(model: nn.Module, worker: Worker, inputs: Values, targets: Tensor, loss: Loss) -> None:
     """SplitError, naming what differs, where the segments of `worker` are not what the plain `model` is.
 
     `inputs` (B, ...) and `targets` (B, ...) are a few rows, two at least where the model normalises over the batch.
@@ -68,13 +69,14 @@ def _copied(loss: Loss) -> Loss:
         return loss
 
 
-def _other(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _other(inputs: Values, targets: Tensor) -> tuple[Values, Tensor]:
     """Another batch of the same size: rows in its middle, closer to zero, so that no mean or maximum is the same."""
     rows = len(inputs) // 2 - torch.arange(len(inputs), device=inputs.device) % min(2, len(inputs))
-    return inputs[rows] * 0.5 if inputs.is_floating_point() else inputs[rows], targets[rows]
+    other = inputs[rows]
+    return other * 0.5 if isinstance(other, Tensor) and other.is_floating_point() else other, targets[rows]
 
 
-def _unless_it_fails(trial: PlainTrial | SplitTrial, inputs: Tensor, targets: Tensor, loss: Loss) -> Step | None:
+def _unless_it_fails(trial: PlainTrial | SplitTrial, inputs: Values, targets: Tensor, loss: Loss) -> Step | None:
     try:
         return trial.step(inputs, targets, loss)
     except Exception:
@@ -91,7 +93,7 @@ def _refuse_hooks(model: nn.Module) -> None:
 
 
 def _refuse_memory(
-    plain: PlainTrial, fresh: PlainTrial, first: Step, batch: tuple[Tensor, Tensor], loss: Loss, fresh_loss: Loss
+    plain: PlainTrial, fresh: PlainTrial, first: Step, batch: tuple[Values, Tensor], loss: Loss, fresh_loss: Loss
 ) -> None:
     """SplitError where a step depends on what an earlier one has left beside the buffers.
 

@@ -8,6 +8,7 @@ from torch import nn
 from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError
+from fsl.segments.calling import call
 from fsl.settings.federation_settings import CloudStrategy
 from fsl.split.cutting import refuse_no_tensor, split
 
@@ -19,7 +20,7 @@ def local_head(
     parts = split(copy.deepcopy(model), cut)
     modules = [segment.module.eval() for segment in parts]
     with torch.no_grad():
-        smashed = modules[0](examples.batch(torch.arange(min(2, len(examples))))[0])
+        smashed = call(modules[0], examples.batch(torch.arange(min(2, len(examples))))[0])
         refuse_no_tensor(smashed, parts.cuts[0])
         outputs = smashed
         for module in modules[1:]:

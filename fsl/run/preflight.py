@@ -27,7 +27,9 @@ from fsl.run.objective_trial import (
     tried_loss,
     warn_of_other_means,
 )
+from fsl.segments.calling import outputs_of
 from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.tensor_trees import Values
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def _rows(examples: Examples, accelerator: torch.device) -> tuple[Tensor, Tensor]:
+def _rows(examples: Examples, accelerator: torch.device) -> tuple[Values, Tensor]:
     count = min(ROWS, len(examples))
     spread = torch.linspace(0, len(examples) - 1, count).round().to(torch.int64)  # sorted data have all their kinds
     rows = spread if count > 1 else torch.zeros(2, dtype=torch.int64)
@@ -151,9 +153,9 @@ def _rows(examples: Examples, accelerator: torch.device) -> tuple[Tensor, Tensor
     return inputs.to(accelerator), targets.to(accelerator)
 
 
-def _outputs(model: nn.Module, inputs: Tensor, targets: Tensor, which: str) -> Tensor:
+def _outputs(model: nn.Module, inputs: Values, targets: Tensor, which: str) -> Tensor:
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if inputs.is_floating_point() and inputs.dtype not in kinds:
+    if isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dtype not in kinds:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise ConfigError(
             f"the model's parameters are {names}, and the {which} inputs {str(inputs.dtype).removeprefix('torch.')}; "
@@ -161,16 +163,13 @@ def _outputs(model: nn.Module, inputs: Tensor, targets: Tensor, which: str) -> T
         )
     with trying(f"a batch of {which} data of shape {tuple(inputs.shape)} does not go through the model"):
         try:
-            outputs = model(inputs)
+            outputs = outputs_of(model, inputs)
+        except ConfigError:
+            raise
         except Exception as error:
-            if remedy := _remedy(model, inputs, targets, error):
+            if isinstance(inputs, Tensor) and (remedy := _remedy(model, inputs, targets, error)):
                 raise ConfigError(f"the {which} {remedy}") from error
             raise
-    if not isinstance(outputs, Tensor):
-        raise ConfigError(
-            f"the model returns a {type(outputs).__name__}; a model gives one tensor of outputs (B, ...): wrap it in a "
-            "module that returns that"
-        )
     if not outputs.dim() or len(outputs) != len(inputs):
         raise ConfigError(
             f"the model gives outputs of shape {tuple(outputs.shape)} for {len(inputs)} inputs; it must give one row "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fsl.errors import LostError
 from fsl.segments.states import State
+from fsl.segments.tensor_trees import Values, mapped
 from fsl.segments.sums import DeviceStates, Total, WeightedSum
 
 # A training loss above this many times the divergence bound counts as lost: its step is refused.
@@ -28,8 +29,12 @@ def finite(tensors: Iterable[Tensor | None]) -> bool:
     return math.isfinite(float(reduce(torch.add, (norm.double().to(norms[0].device) for norm in norms))))
 
 
-def sound_rows(batch: Tensor) -> Tensor:
+def sound_rows(batch: Values) -> Values:
     """Returns rows (B, ...) with zeros in place of a row that is not finite; gradients pass through the others."""
+    return mapped(_sound, batch)
+
+
+def _sound(batch: Tensor) -> Tensor:
     if finite([batch.detach()]):
         return batch
     sound = batch.detach().isfinite().flatten(1).all(1)

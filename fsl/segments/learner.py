@@ -3,14 +3,16 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
+from fsl.segments.calling import call
 from fsl.segments.states import Layout, Replica, State
+from fsl.segments.tensor_trees import Values, received
 
 
 class SegmentRuntime:
@@ -106,12 +108,15 @@ class Learner:
         set_learning_rate(self.optimizer, learning_rate)
         load_optimizer(self.optimizer, kept)
 
-    def forward(self, inputs: Tensor, layer_seed: int) -> Tensor:
-        """Returns the segment's output; its random layers draw from the stream that starts at `layer_seed`."""
+    def forward(self, inputs: Values, layer_seed: int) -> Any:
+        """Returns the segment's output; its random layers draw from the stream that starts at `layer_seed`.
+
+        A tensor, or a `TensorTree` where the segment passes something else.
+        """
         self.runtime.install(self.replica)
         with seeds.DEFAULT_GENERATOR:
             seeds.reseed(layer_seed, self.runtime.accelerator)
-            return self.runtime.module(inputs)
+            return received(call(self.runtime.module, inputs))
 
     def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
         """Step the optimizer with the mean gradient of `backwards` backward passes, then clear the gradients.

@@ -1,7 +1,7 @@
 """Cuts a model into segments, and joins the segments' states again."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError, SplitError
-from fsl.segments.modes import training_modes
+from fsl.segments.calling import call, named_inputs
+from fsl.segments.modes import evaluating, training_modes
+from fsl.segments.tensor_trees import Values, as_values, received
 from fsl.split import traced_cut as tracing
+from fsl.split.exported_cut import export
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut, refuse_dropped
 
@@ -21,8 +24,6 @@ _PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
     1: (("front", "device"), ("back", "edge")),
     2: (("front", "device"), ("back", "edge"), ("tail", "device")),
 }
-
-_SEVERAL_OUTPUTS = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,28 @@ class SplitModel:
         return tuple(segment.name for segment in self.segments)
 
 
-def split(model: nn.Module, at: str | Sequence[str] | None = None) -> SplitModel:
+def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Values | None = None) -> SplitModel:
     """Cut a model after the modules named `at`; segments share the model's parameters, buffers and modules.
 
-    Works for any module whose children run in sequence and for skip connections that do not cross a cut. One cut
-    gives front and back, two give front, back and tail (U-shaped). `at=None` takes the model's `default_cut`.
-    Raises SplitError with the list of possible cuts.
+    Works for modules whose children run in sequence, for forwards that torch.fx can trace, and, with an `example`
+    batch, for those that torch.export can. What is computed in front of a cut and needed behind it crosses: the output
+    of the module at the cut, skip connections over it, masks. One cut gives front and back, two give front, back and
+    tail (U-shaped). `at=None` takes the model's `default_cut`. Raises SplitError with the list of possible cuts.
     """
+    example = as_values(example)
     cuts = _requested(model, at)
     parts: list[nn.Module] = []
     rest, trained = model, _trained(model)
     for cut in cuts:
         try:
-            part, rest = _cut(rest, cut, {}, trained)
+            part, rest = _cut(rest, cut, {}, trained, example)
             _refuse_shared(model, [*parts, part, rest])
         except CannotCut as error:
             exists = cut in dict(model.named_modules(remove_duplicate=False))
             reason = f"it is not behind '{cuts[len(parts) - 1]}'" if parts and exists and not _has(rest, cut) else error
             raise SplitError(f"cut={cut!r} cannot be made: {reason}; {_choices(model)}") from None
         parts.append(part)
+        example = None if example is None or len(cuts) == 1 else _through(part, example)
     parts.append(rest)
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
 
@@ -112,16 +116,23 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return whole
 
 
-def possible_cuts(model: nn.Module) -> list[str]:
+def possible_cuts(model: nn.Module, example: Values | None = None) -> list[str]:
     """List the names of modules after which the model can be cut: exactly those that `split` accepts."""
+    example = as_values(example)
     traces: dict[str, Trace | CannotCut] = {}
     trained, names = _trained(model), [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    return [name for name in names if _possible(model, name, traces, trained)]
+    return [name for name in names if _possible(model, name, traces, trained, example)]
 
 
 def _trained(model: nn.Module) -> dict[int, bool]:
     """Returns, by id, each module's mode in training."""
     return {id(module): training for module, training in training_modes(model)}
+
+
+def _through(part: nn.Module, example: Values) -> Values:
+    """Returns what a part makes of an example: the example of the next one."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(part):
+        return received(call(part, example))
 
 
 def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -137,38 +148,70 @@ def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, .
     return cuts
 
 
-def _possible(model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]) -> bool:
+def _possible(
+    model: nn.Module,
+    at: str,
+    traces: dict[str, Trace | CannotCut],
+    trained: Mapping[int, bool],
+    example: Values | None,
+) -> bool:
     try:
-        _refuse_shared(model, _cut(model, at, traces, trained))
+        _refuse_shared(model, _cut(model, at, traces, trained, example))
     except CannotCut:
         return False
     return True
 
 
 def _cut(
-    model: nn.Module, at: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]
+    model: nn.Module,
+    at: str,
+    traces: dict[str, Trace | CannotCut],
+    trained: Mapping[int, bool],
+    example: Values | None,
 ) -> tuple[nn.Module, nn.Module]:
     """Returns the parts up to `at` and behind it; `traces` caches traces by parent module."""
     if not at or not _has(model, at):
         raise CannotCut("the model has no module of that name")
-    if isinstance(_last(model.get_submodule(at)), _SEVERAL_OUTPUTS):
-        raise CannotCut(f"'{at}' returns several values")
     if _in_sequentials(model, at):
         halves = _slice(model, at.split("."))
     else:
-        halves = tracing.cut(model, at, _traced(model, at.rpartition(".")[0], traces, trained))
+        halves = _traced_halves(model, at, traces, trained, example)
     if tracing.does_nothing(halves[1]):
         raise CannotCut(f"there is nothing behind '{at}'")
     return halves
 
 
-def _traced(model: nn.Module, parent: str, traces: dict[str, Trace | CannotCut], trained: Mapping[int, bool]) -> Trace:
-    if parent not in traces:
+def _traced_halves(
+    model: nn.Module,
+    at: str,
+    traces: dict[str, Trace | CannotCut],
+    trained: Mapping[int, bool],
+    example: Values | None,
+) -> tuple[nn.Module, nn.Module]:
+    """Cut by a trace of torch.fx, or else by one of torch.export."""
+    inputs = () if example is None else named_inputs(model, example)
+    try:
+        parent = at.rpartition(".")[0]
+        return tracing.cut(model, at, _traced(parent, traces, lambda: tracing.trace(model, parent, trained, inputs)))
+    except CannotCut as error:
+        if example is None:
+            raise
         try:
-            traces[parent] = tracing.trace(model, parent, trained)
+            return tracing.cut(model, at, _traced(_EXPORTED, traces, lambda: export(model, example, trained)))
+        except CannotCut as other:
+            raise CannotCut(f"{error}; by torch.export: {other}") from None
+
+
+_EXPORTED = "torch.export"  # the key of its one trace; no module's name has a dot at this place
+
+
+def _traced(key: str, traces: dict[str, Trace | CannotCut], trace: Callable[[], Trace]) -> Trace:
+    if key not in traces:
+        try:
+            traces[key] = trace()
         except CannotCut as error:
-            traces[parent] = error
-    found = traces[parent]
+            traces[key] = error
+    found = traces[key]
     if isinstance(found, CannotCut):
         raise found
     return found
@@ -193,12 +236,6 @@ def _refuse_shared(model: nn.Module, parts: Sequence[nn.Module]) -> None:
 
 def _has(model: nn.Module, name: str) -> bool:
     return any(name == known for known, _ in model.named_modules(remove_duplicate=False))
-
-
-def _last(module: nn.Module) -> nn.Module:
-    while type(module).forward is nn.Sequential.forward and module._modules:
-        module = list(module.children())[-1]
-    return module
 
 
 def _in_sequentials(model: nn.Module, at: str) -> bool:

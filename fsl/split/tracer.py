@@ -33,7 +33,7 @@ class CannotCut(Exception):  # noqa: N818 - it is caught and told as a SplitErro
 
 
 def trace_modes(
-    model: nn.Module, parent: str, trained: Mapping[int, bool]
+    model: nn.Module, parent: str, trained: Mapping[int, bool], inputs: tuple[str, ...] = ()
 ) -> tuple[tuple[fx.Graph, fx.Graph], dict[str, Tensor]]:
     """Trace a forward into graphs for training and for evaluation, and the tensors that it makes.
 
@@ -49,7 +49,7 @@ def trace_modes(
             for module in model.modules():
                 module.training = training and trained.get(id(module), True)
             buffers = buffers_of(model)
-            graphs.append(_trace(model, parent))
+            graphs.append(_trace(model, parent, inputs))
             _refuse_replaced(put_back(buffers))
         constants = {n: value for n, value in vars(model).items() if n not in known and isinstance(value, Tensor)}
     return (graphs[0], graphs[1]), constants
@@ -94,9 +94,10 @@ def _ancestors(model: nn.Module, parent: str) -> list[tuple[str, nn.Module]]:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, parent: str):
+    def __init__(self, parent: str, inputs: tuple[str, ...]):
         super().__init__()
         self._parent = parent
+        self._inputs = inputs
         self._thread = threading.get_ident()
         self._context = _context()
 
@@ -111,16 +112,35 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Returns one traced input; other arguments keep their defaults."""
+        """Returns the traced inputs: those that a batch has by name, or else one; other arguments keep their defaults."""
         taken = list(inspect.signature(root_fn).parameters.values())[1:]
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         needed = [p for p in taken if p.default is p.empty and (p.kind in positional or p.kind is p.KEYWORD_ONLY)]
         first = next((p for p in taken if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)), None)
+        if self._inputs and set(self._inputs) <= {p.name for p in taken}:
+            return self._named(root_fn, taken, [p.name for p in needed])
         others = [p.name for p in needed if p is not first]
         if first is None or others:
             names = [p.name for p in needed] or [p.name for p in taken]
-            raise _Inputs(f"takes {len(names)} inputs ({', '.join(names)}), a segment takes one")
+            raise _Inputs(
+                f"takes {len(names)} inputs ({', '.join(names)}); give a batch that has them: split(model, at, "
+                "example=batch), a run takes one of its data"
+            )
         return root_fn, [self.root, self.create_proxy("placeholder", first.name, (), {})]
+
+    def _named(self, root_fn: Any, taken: list[inspect.Parameter], needed: list[str]) -> tuple[Any, list[Any]]:
+        """Returns a root that is called by the names of a batch's inputs."""
+        if missing := [name for name in needed if name not in self._inputs]:
+            raise _Inputs(f"takes {', '.join(missing)} too, which a batch has not")
+        signature = inspect.signature(root_fn)
+        names = [p.name for p in taken if p.name in self._inputs]
+
+        def root(module: Any, *values: Any) -> Any:
+            bound = signature.bind_partial(module)
+            bound.arguments.update(dict(zip(names, values, strict=True)))
+            return root_fn(*bound.args, **bound.kwargs)
+
+        return root, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Read buffers anew in every forward, like parameters."""
@@ -179,11 +199,11 @@ class _Eager(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _trace(model: nn.Module, parent: str) -> fx.Graph:
+def _trace(model: nn.Module, parent: str, inputs: tuple[str, ...]) -> fx.Graph:
     drawn = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     try:
         with _Eager(model):
-            graph = _Tracer(parent).trace(model)
+            graph = _Tracer(parent, inputs).trace(model)
         if (random.getstate(), np.random.get_state()[1].tolist()) != drawn:  # type: ignore[index]
             raise CannotCut(f"it draws random numbers by Python or NumPy, which would be drawn once: {_OWN_MODULE}")
         for node in list(graph.nodes):

@@ -8,6 +8,7 @@ from torch import Tensor
 from fsl.errors import NO_GRADIENT, SplitError
 from fsl.objective import Objective
 from fsl.segments.learner import Learner
+from fsl.segments.tensor_trees import TensorTree, Values, activations_of, gradient_of, mapped, tensors_of
 from fsl.trainers.judging import Trial, refusal
 from fsl.trainers.uploads import Reply, Upload
 
@@ -29,23 +30,27 @@ def train_back(
     with Trial(learner, upload, limit) as trial:
         loss = objective.loss(learner.forward(leaf.clone(), layer_seed), upload.targets)
         loss.backward()
-        if not trial.passes([loss], [leaf.grad]):
+        found = gradient_of(leaf)
+        if not trial.passes([loss], () if found is None else tensors_of(found)):
             return refusal(upload)
         learner.step(upload.step, device=upload.device)
-    gradient = cut_gradient(leaf, leaf.grad) if answers else None
+    gradient = cut_gradient(leaf, found) if answers else None
     return Reply(upload.device, upload.step, gradient, loss.detach(), judged=trial.judged)
 
 
-def cut_leaf(smashed: Tensor, collects: bool = True) -> Tensor:
-    """Smashed data (B, ...) as a leaf that collects the cut gradient, unless they are whole numbers.
+def cut_leaf(smashed: Values, collects: bool = True) -> Values:
+    """Smashed data (B, ...) as leaves that collect the cut gradient, unless they are whole numbers, or exact.
 
-    Run the back on a clone of it, so that an in-place activation behind the cut is no error.
+    Run the back on a clone of them, so that an in-place activation behind the cut is no error.
     """
-    leaf = smashed.detach()
-    return leaf.requires_grad_() if collects and leaf.is_floating_point() else leaf
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.requires_grad_() if collects and tensor.is_floating_point() else tensor
+
+    return mapped(leaf, smashed.detach())
 
 
-def cut_gradient(smashed: Tensor, gradient: Tensor | None) -> Tensor:
+def cut_gradient(smashed: Values, gradient: Values | None) -> Values:
     """Returns the cut gradient (B, ...) to send: `gradient`, or zeros where smashed data are empty or integers.
 
     SplitError where the loss does not depend on smashed data that could have a gradient: a front that were sent zeros
@@ -53,6 +58,7 @@ def cut_gradient(smashed: Tensor, gradient: Tensor | None) -> Tensor:
     """
     if gradient is not None:
         return gradient
-    if len(smashed) and smashed.is_floating_point():
+    activations = activations_of(smashed)
+    if len(smashed) and any(tensor.is_floating_point() for tensor in activations):
         raise SplitError(f"in this step {NO_GRADIENT}")
-    return torch.zeros_like(smashed)
+    return torch.zeros_like(smashed.leading if isinstance(smashed, TensorTree) else smashed)

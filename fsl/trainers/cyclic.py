@@ -9,6 +9,7 @@ from fsl import seeds
 from fsl.errors import ConfigError, StepError
 from fsl.segments.finite import usable
 from fsl.segments.states import State
+from fsl.segments.tensor_trees import activations_of, joined, of_activations, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.judging import judged
@@ -71,7 +72,7 @@ class Cyclic(SharedBack):
         replies = self._answer(uploads)
         if limit is None:
             return replies
-        made = [*(r.gradient for r in replies), *learner.state().flats.values(), *learner.optimizer_state().values()]
+        made = [*(t for r in replies if r.gradient is not None for t in tensors_of(r.gradient)), *learner.state().flats.values(), *learner.optimizer_state().values()]
         if usable([r.loss for r in replies], made, limit):
             return replies
         state, optimizer, transients = before
@@ -84,7 +85,7 @@ class Cyclic(SharedBack):
         return self._layer_seeds.at(self._trained + 1)
 
     def _train(self, uploads: Sequence[Upload]) -> None:
-        features = torch.cat([upload.smashed.detach() for upload in uploads])
+        features = joined([upload.smashed.detach() for upload in uploads])
         targets = torch.cat([upload.targets for upload in uploads])
         size = self.batch_size or max(len(upload.targets) for upload in uploads)
         for step in range(self._over):
@@ -110,7 +111,8 @@ class Cyclic(SharedBack):
         for upload in uploads:
             leaf = cut_leaf(upload.smashed)
             loss = self.bench.objective.loss(self.learner.forward(leaf.clone(), self._next_seed()), upload.targets)
-            found = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if leaf.requires_grad else None
+            asked = [tensor for tensor in activations_of(leaf) if tensor.requires_grad]
+            found = of_activations(torch.autograd.grad(loss, asked, allow_unused=True), leaf) if asked else None
             gradient = cut_gradient(leaf, found)
             replies.append(Reply(upload.device, upload.step, gradient, loss.detach()))
         if before is not None:

@@ -12,6 +12,7 @@ from fsl.errors import StepError
 from fsl.objective import Objective
 from fsl.segments.finite import REFUSED, usable
 from fsl.segments.learner import Learner
+from fsl.segments.tensor_trees import gradient_of, mapped, tensors_of
 from fsl.trainers.uploads import Reply, Upload
 
 
@@ -90,11 +91,14 @@ def refusal(upload: Upload) -> Reply:
 def usable_alone(learner: Learner, objective: Objective, upload: Upload, layer_seed: int, limit: float | None) -> bool:
     """Whether a step on this upload alone could be applied; the learner is left as it was."""
     mark = learner.mark()
-    leaf = upload.smashed.detach()
-    if leaf.is_floating_point():
-        leaf = leaf.clone().requires_grad_()
+    leaf = mapped(_collecting, upload.smashed.detach())
     loss = objective.loss(learner.forward(leaf.clone(), layer_seed), upload.targets)
     loss.backward()
-    found = usable([loss], [leaf.grad, *learner.made()], limit)
+    gradient = gradient_of(leaf)
+    found = usable([loss], [*(() if gradient is None else tensors_of(gradient)), *learner.made()], limit)
     learner.undo(mark)
     return found
+
+
+def _collecting(tensor: Tensor) -> Tensor:
+    return tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from fsl import seeds
 from fsl.errors import ConfigError, one_of
 from fsl.segments.optimizer import set_learning_rate
 from fsl.segments.states import State
+from fsl.segments.tensor_trees import Values, gradient_of, joined, mapped, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.judging import Trial, judged
@@ -71,17 +72,18 @@ class Pooled(SharedBack):
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply] | None:
         """One step of the back on all uploads together; to each device its own gradient, or the common one (SGLR)."""
         sizes, shares = self._sizes(messages)
-        smashed = cut_leaf(torch.cat([upload.smashed.detach() for upload in messages]))
+        smashed = cut_leaf(joined([upload.smashed.detach() for upload in messages]))
         with Trial(self.learner, messages[0], self.bench.loss_limit) as trial:
             outputs = self.learner.forward(smashed.clone(), self.layer_seed(messages))
             losses, loss = self._losses(outputs, messages, sizes, shares)  # sum_k share_k * mean loss of device k
             loss.backward()
-            if not trial.passes(losses, [smashed.grad]):
+            found = gradient_of(smashed)
+            if not trial.passes(losses, () if found is None else tensors_of(found)):
                 return None
             set_learning_rate(self.learner.optimizer, self.bench.learning_rate * self._scale(sizes))  # SplitLr
             self.learner.step(messages[0].step, batches=len(messages))
         self.examples += sum(sizes)
-        gradients = self._own(smashed, sizes, shares)  # of each device's own mean loss
+        gradients = self._own(smashed, found, sizes, shares)  # of each device's own mean loss
         common = self._common(messages[0].step, gradients) if smashed.requires_grad else {}  # SplitAvg
         return [
             Reply(upload.device, upload.step, common.get(k, gradients[k]), losses[k], common=k in common)
@@ -116,14 +118,14 @@ class Pooled(SharedBack):
         loss = own[0] if len(own) == 1 else torch.stack(own) @ torch.tensor(shares).to(own[0])
         return [one.detach() for one in own], loss
 
-    def _own(self, smashed: Tensor, sizes: list[int], shares: list[float]) -> list[Tensor]:
+    def _own(self, smashed: Values, found: Values | None, sizes: list[int], shares: list[float]) -> list[Values]:
         """Each device's rows of the pooled gradient, divided by its share."""
-        gradients = cut_gradient(smashed, smashed.grad).split(sizes)
+        gradients: list[Values] = list(cut_gradient(smashed, found).split(sizes))
         if not smashed.requires_grad:
-            return list(gradients)
-        return [rows if share == 1 else rows / share for rows, share in zip(gradients, shares)]
+            return gradients
+        return [rows if share == 1 else mapped(_over(share), rows) for rows, share in zip(gradients, shares)]
 
-    def _common(self, step: int, gradients: Sequence[Tensor]) -> dict[int, Tensor]:
+    def _common(self, step: int, gradients: Sequence[Values]) -> dict[int, Values]:
         """The common gradient of each position of the subset that gets it; empty where there is none to speak of."""
         common, ragged = split_avg(gradients, self._subset(step, len(gradients)), self.average, self.ragged)
         self._counts["ragged"] += ragged
@@ -140,3 +142,7 @@ class Pooled(SharedBack):
             self.bench.seed, "subset", segment=f"edge-{self.edge}", round=self.bench.round, step=step
         )
         return sorted(torch.randperm(live, generator=draw)[:size].tolist())
+
+
+def _over(share: float) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient / share

@@ -6,13 +6,15 @@ from typing import Literal
 
 from torch import Tensor
 
+from fsl.segments.tensor_trees import TensorTree, Values
+
 
 def split_avg(
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Values],
     chosen: Sequence[int],
     average: Literal["mean", "sum"],
     ragged: Literal["drop", "pad"],
-) -> tuple[dict[int, Tensor], int]:
+) -> tuple[dict[int, Values], int]:
     """Average the cut gradients (b_k, ...) of the chosen positions, row j with row j.
 
     Returns the common gradient by position, nothing where fewer than two are left, and how many batches differed in
@@ -29,9 +31,23 @@ def split_avg(
         other = len(sizes) - len(chosen)
     if len(chosen) < 2:
         return {}, other
-    total = gradients[chosen[0]].new_zeros(longest, *gradients[chosen[0]].shape[1:])
-    for k in chosen:
-        total[: sizes[k]] += gradients[k]
-    if average == "mean":
-        total /= len(chosen)
+    first = gradients[chosen[0]]
+    if isinstance(first, Tensor):
+        total: Values = _total([_tensor(gradients[k]) for k in chosen], longest, average)
+    else:  # several activations, each on its own
+        places = range(len(first.tensors))
+        total = first.like([_total([_tensor(gradients[k], p) for k in chosen], longest, average) for p in places])
     return {k: total[: sizes[k]] for k in chosen}, other
+
+
+def _total(gradients: Sequence[Tensor], rows: int, average: Literal["mean", "sum"]) -> Tensor:
+    total = gradients[0].new_zeros(rows, *gradients[0].shape[1:])
+    for gradient in gradients:
+        total[: len(gradient)] += gradient
+    if average == "mean":
+        total /= len(gradients)
+    return total
+
+
+def _tensor(gradient: Values, place: int = 0) -> Tensor:
+    return gradient.tensors[place] if isinstance(gradient, TensorTree) else gradient

@@ -4,10 +4,15 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
+from fsl.segments.tensor_trees import Values
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
     """What an edge trainer gets: smashed data (B, ...) and targets (B, ...) of one device's step.
+
+    Smashed data are a tensor where the front passes one, else a `TensorTree`, which can be joined, split and trained on
+    alike (`fsl.segments.tensor_trees`).
 
     `factors` (B', from 0 to 1): clip factors for the samples of the previous step, where privacy clips front and back
     together; else None.
@@ -15,7 +20,7 @@ class Upload:
 
     device: int
     step: int
-    smashed: Tensor
+    smashed: Values
     targets: Tensor
     _: KW_ONLY
     factors: Tensor | None = None
@@ -24,6 +29,8 @@ class Upload:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What an edge trainer answers: the gradient of the device's own mean loss at the cut (B, ...).
+
+    It is a tensor where smashed data have one activation, else a `TensorTree` with one for each.
 
     `gradient` is None where nothing goes back; `loss` is the device's mean loss, a scalar without graph, and stays
     at the edge. `common`: other devices of this step get the same gradient, which a broadcasting link sends once.
@@ -34,7 +41,7 @@ class Reply:
 
     device: int
     step: int
-    gradient: Tensor | None
+    gradient: Values | None
     loss: Tensor
     _: KW_ONLY
     common: bool = False

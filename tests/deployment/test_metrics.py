@@ -146,7 +146,7 @@ class Edge:
     def serve(self, patience):
         trainer = Replicated()
         trainer.open = trainer.abandon = lambda *_: None
-        expected = Expected(torch.Size([4]), torch.float32, range(1, 9), 4)
+        expected = Expected(torch.zeros(2, 4), range(1, 9), 4)
         server = EdgeServer(0, trainer, Identity, Identity)
         edge_round = EdgeRound(server, self.admission, patience, expected, self.meter)
         self.door.begin(self.admission)

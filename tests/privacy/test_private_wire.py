@@ -225,7 +225,7 @@ def test_bytes_of_factors_and_norms_are_reported():
     assert reply_bytes(payload, factors, rows=9) == reply_bytes(larger, torch.ones(9))
 
 
-EXPECTED = Expected(torch.Size([3]), torch.float32, range(1, 5), 4)
+EXPECTED = Expected(torch.zeros(2, 3), range(1, 5), 4)
 
 
 def test_poisson_batches_may_be_empty_and_large(tmp_path):
@@ -254,7 +254,7 @@ def test_poisson_batches_may_be_empty_and_large(tmp_path):
     ],
 )
 def test_clip_factors_that_cannot_be_are_refused(factors, problem):
-    joint = Expected(torch.Size([3]), torch.float32, range(1, 5), 4, joint=True)
+    joint = Expected(torch.zeros(2, 3), range(1, 5), 4, joint=True)
     joint.check_factors(torch.rand(4), 4)
     joint.check_factors(torch.ones(0), 0)
     joint.check_factors(None, None)
@@ -263,14 +263,14 @@ def test_clip_factors_that_cannot_be_are_refused(factors, problem):
 
 
 def test_clip_factors_are_taken_only_where_they_belong():
-    for expected, rows in ((EXPECTED, 4), (Expected(torch.Size([3]), torch.float32, range(1, 5), 4, joint=True), None)):
+    for expected, rows in ((EXPECTED, 4), (Expected(torch.zeros(2, 3), range(1, 5), 4, joint=True), None)):
         with pytest.raises(WireError, match="where none are asked for"):
             expected.check_factors(torch.ones(4), rows)
 
 
 @pytest.mark.parametrize("square", [None, float("nan"), float("inf"), -1.0])
 def test_a_norm_that_cannot_be_is_refused(square):
-    whole = Expected(torch.Size([3]), torch.float32, range(1, 5), 4, whole=1.0)
+    whole = Expected(torch.zeros(2, 3), range(1, 5), 4, whole=1.0)
     whole.check_update(0.0)
     EXPECTED.check_update(square)
     with pytest.raises(WireError, match="it is a finite number, 0 or above"):

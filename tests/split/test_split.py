@@ -129,7 +129,7 @@ def doubled():
 CUTS = {
     Plain: ["a", "b"],
     FunctionalDropout: ["a", "b"],
-    Skip: ["a"],
+    Skip: ["a", "b"],
     Table: ["a", "b"],
     InPlace: ["a", "b"],
     FirstToken: ["a", "b"],
@@ -417,6 +417,17 @@ class InputAgain(Three):
         return self.c(self.b(self.a(x))).view(x.shape)
 
 
+class InputSkip(Three):
+    def forward(self, x):
+        return self.c(self.b(self.a(x)) + x)
+
+
+class DerivedSkip(Three):
+    def forward(self, x):
+        doubled = x * 2
+        return self.c(self.b(self.a(doubled)) + doubled)
+
+
 class Recurrent(Three):
     def __init__(self):
         super().__init__()
@@ -467,8 +478,8 @@ class OfADict(Three):
 
 ENDS_IN_IDENTITY = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Identity(), nn.Sequential())
 REFUSED = [
-    (Skip, "b", "the result of 'a' is needed behind 'b', and only the output of 'b' may cross; possible cuts: a"),
-    (InputAgain, "a", "the model's input is needed behind 'a', and only the output of 'a' may cross; it cannot be cut"),
+    (InputSkip, "a", "the model's input 'x' is needed behind 'a', and data never leave a device"),
+    (DerivedSkip, "b", "'mul', made of the model's input 'x', is needed behind 'b', and data never leave a device"),
     (Plain, "c", "there is nothing behind 'c'; possible cuts: a, b"),
     (Plain, "nope", "the model has no module of that name; possible cuts: a, b"),
     (Plain, "", "the model has no module of that name; possible cuts: a, b"),
@@ -478,19 +489,10 @@ REFUSED = [
     (tied_sequential, "1", "untie it or cut elsewhere; possible cuts: 2"),
     (TiedByUse, "a", "'a.weight' is used on both sides"),
     (SharedBuffer, "b", "'scale' is used on both sides"),
-    (TwoInputs, "a", "TwoInputs takes 2 inputs (x, mask), a segment takes one"),
+    (TwoInputs, "a", "TwoInputs takes 2 inputs (x, mask); give a batch that has them: split(model, at, example=batch)"),
     (Flow, "a", "the forward of Flow cannot be traced by torch.fx (symbolically traced variables"),
     (Draws, "a", "the forward of Draws cannot be traced by torch.fx (it draws random numbers"),
-    (Recurrent, "b", "'b' returns several values; possible cuts: a"),
-    (
-        lambda: OfADict(lambda o: o.hidden),
-        "b",
-        "'b' returns no tensor (.hidden of it is used), and a cut needs",
-    ),
-    (lambda: OfADict(lambda o: o["hidden"]), "b", "'b' returns no tensor (['hidden'] of it is used)"),
     (lambda: OfADict(lambda o: o.to_hidden()), "b", "'b' returns no tensor (.to_hidden of it is used)"),
-    (ReturnsPair, "b", "'b' returns several values; possible cuts: a"),
-    (lambda: nn.Sequential(nn.LSTM(4, 4), Pair()), "0", "'0' returns several values; it cannot be cut anywhere"),
 ]
 
 

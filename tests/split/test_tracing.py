@@ -358,7 +358,7 @@ def needs_a_mask(self, x, mask, scale=1.0):
         (chooses_in_a_check, "control flow"),
         (any_of_them, "control flow"),
         (chooses, "control flow"),
-        (needs_a_mask, r"takes 2 inputs \(x, mask\), a segment"),
+        (needs_a_mask, r"takes 2 inputs \(x, mask\); give a batch"),
     ],
 )
 def test_what_must_be_refused_still_is(forward, reason):

@@ -10,7 +10,10 @@ from fsl.errors import WireError
 from fsl.messages.frames import check_finite, check_labels
 from fsl.messages.round_plan import RoundPlan
 from fsl.round.workload import Worker
+from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
+from fsl.segments.structures import at_rows
+from fsl.segments.tensor_trees import TensorTree, Values, activations_of, received, tensors_of
 from fsl.trainers.uploads import Upload
 
 _HEADERS = 64 << 10  # bytes of a frame before its tensors, at most
@@ -19,14 +22,13 @@ _CODECS = 4  # times the tensors' own bytes, at most
 
 @dataclass(frozen=True)
 class Expected:
-    """What an edge expects of uploads: smashed data (rows, *shape) of a dtype, and targets (rows, *target_shape).
+    """What an edge expects of uploads: smashed data like `smashed` but in their rows, and targets (rows, *target_shape).
 
     `joint`: front and back share one clip, so that an upload brings the clip factors of the step before. `whole`: the
     norm to which privacy clips a device's whole update, of which the device names its part; None where it does not.
     """
 
-    shape: torch.Size
-    dtype: torch.dtype
+    smashed: Values  # of two blank inputs
     rows: range
     classes: int | None  # None: targets are no class labels
     target_shape: tuple[int, ...] = ()
@@ -36,6 +38,7 @@ class Expected:
     whole: float | None = None
     private: bool = False  # error messages name the kind of failure alone
     relayed: int = 0  # bytes of the fronts that a device passes on when it closes
+    three: str = ""  # the structure of smashed data of three blank inputs, where there are several
 
     @property
     def frame_bytes(self) -> int:
@@ -44,23 +47,25 @@ class Expected:
         A codec may take more than the tensors themselves, values with their places say; four times is beyond that.
         """
         rows = self.rows.stop - 1
-        tensors = self.shape.numel() * self.dtype.itemsize + math.prod(self.target_shape) * self.target_dtype.itemsize
+        smashed = sum(tensor.nbytes for tensor in tensors_of(self.smashed)) / 2
+        tensors = math.ceil(smashed) + math.prod(self.target_shape) * self.target_dtype.itemsize
         return _HEADERS + max(_CODECS * rows * (tensors + 4), 2 * self.relayed)  # 4: a clip factor
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
         """Derive what devices of this round upload, by running the front on two blank inputs."""
         front = worker.segments["front"].module
-        with evaluating(front), torch.no_grad():
-            data = worker.workload.data
-            blank = torch.zeros(2, *data.input_shape, dtype=data.input_dtype, device=worker.accelerator)
-            smashed = front(blank)
+        with evaluating(front):  # with gradients, which tell activations from masks
+            blank = worker.workload.data.blank(2).to(worker.accelerator)
+            smashed = received(call(front, blank)).detach()
+            more = received(call(front, worker.workload.data.blank(3).to(worker.accelerator)))
+        three = more.structure if isinstance(more, TensorTree) else ""
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
-        targets, objective = data.train.targets, worker.workload.objective
+        targets, objective = worker.workload.data.train.targets, worker.workload.objective
         kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
         fronts = [s.layout.bytes + 200 * len(s.layout.fields) for name, s in worker.segments.items() if name != "back"]
         relayed = sum(fronts) if plan.fronts == "relayed" else 0
-        expected = Expected(smashed.shape[1:], smashed.dtype, rows, data.classes, *kind, relayed=relayed)
+        expected = Expected(smashed, rows, worker.workload.data.classes, *kind, relayed=relayed, three=three)
         if (privacy := plan.privacy) is None:
             return expected
         whole = None if privacy.client is None else privacy.client.clip
@@ -71,16 +76,16 @@ class Expected:
     def check(self, upload: Upload) -> None:
         """Raise WireError for an upload that no device of this round makes."""
         smashed, targets = upload.smashed, upload.targets
-        if smashed.shape[1:] != self.shape or smashed.dim() != 1 + len(self.shape) or smashed.dtype != self.dtype:
-            raise WireError(
-                f"smashed data are {smashed.dtype} of shape {tuple(smashed.shape)}; the cut gives {self.dtype} of "
-                f"shape (rows, {', '.join(map(str, self.shape))})"
-            )
+        self._check_kind(smashed)
         if len(smashed) not in self.rows:
             raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
         if targets.dim() < 1 or len(targets) != len(smashed) or tuple(targets.shape[1:]) != self.target_shape:
             raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
-        check_finite("smashed data", smashed)
+        for tensor in activations_of(smashed):
+            check_finite("smashed data", tensor)
+        for tensor in tensors_of(smashed):
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                raise WireError("smashed data have a value that is not a number; the sender's training has diverged")
         if self.classes is not None and not self.target_dtype.is_floating_point:
             told = targets.flatten()
             check_labels(told if self.ignored is None else told[told != self.ignored], self.classes)
@@ -88,6 +93,31 @@ class Expected:
             check_finite("targets", targets)
         if targets.dtype != self.target_dtype:
             raise WireError(f"targets are {targets.dtype}, this run's {self.target_dtype}")
+
+    def _check_kind(self, smashed: Values) -> None:
+        """Raise WireError where smashed data are not of the structure, dtypes and shapes that this cut gives."""
+        wanted = self.smashed
+        if isinstance(smashed, Tensor) and isinstance(wanted, Tensor):
+            self._check_tensor("smashed data", smashed, wanted, shared=False)
+        elif isinstance(smashed, TensorTree) and isinstance(wanted, TensorTree):
+            structure = at_rows(wanted.structure, self.three, len(smashed))
+            if (smashed.structure, smashed.exact) != (structure, wanted.exact):
+                raise WireError("smashed data are of another structure than this cut gives; both ends need one model")
+            for place, (tensor, like) in enumerate(zip(smashed.tensors, wanted.tensors, strict=True)):
+                self._check_tensor(f"'{wanted.names[place]}' of the smashed data", tensor, like, place in wanted.shared)
+            if smashed.shared != wanted.shared and len(smashed) > 1:
+                raise WireError("smashed data do not have a row per sample where this cut gives one")
+        else:
+            sent, gives = ("a tensor" if isinstance(each, Tensor) else "several" for each in (smashed, wanted))
+            raise WireError(f"smashed data are {sent}; this cut gives {gives}")
+
+    def _check_tensor(self, what: str, tensor: Tensor, like: Tensor, shared: bool) -> None:
+        shape = tensor.shape if shared else tensor.shape[1:]
+        if tensor.dtype != like.dtype or tensor.dim() != like.dim() or shape != (like.shape if shared else like.shape[1:]):
+            rows = ", ".join(map(str, like.shape)) if shared else ", ".join(["rows", *map(str, like.shape[1:])])
+            raise WireError(
+                f"{what} are {tensor.dtype} of shape {tuple(tensor.shape)}; the cut gives {like.dtype} of shape ({rows})"
+            )
 
     def check_factors(self, factors: Tensor | None, rows: int | None) -> None:
         """Raise WireError for clip factors that do not fit a step of `rows` rows (None: there was no step)."""

@@ -1,0 +1,114 @@
+"""Calls a model, or its first segment, with a batch: a tensor, several inputs in a row, or inputs by name."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from fsl.errors import ConfigError
+from fsl.segments.tensor_trees import Values, passed
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_IN_A_ROW = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What a forward takes: inputs by name (`wanted` ones must be there), or so many in a row."""
+
+    names: tuple[str, ...]
+    wanted: tuple[str, ...]
+    any_name: bool
+    in_a_row: float
+
+    @staticmethod
+    def of(forward: Callable[..., Any]) -> "Takes":
+        """Read a forward's signature, without `self`; one that cannot be read takes one input."""
+        try:
+            parameters = list(inspect.signature(forward).parameters.values())[1:]
+        except (TypeError, ValueError):
+            return Takes((), (), False, 1)
+        named = [p for p in parameters if p.kind in _NAMED]
+        any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        return Takes(
+            tuple(p.name for p in named),
+            tuple(p.name for p in named if p.default is p.empty),
+            any(p.kind is p.VAR_KEYWORD for p in parameters),
+            math.inf if any_number else sum(p.kind in _IN_A_ROW for p in parameters),
+        )
+
+
+def takes(module: nn.Module) -> Takes:
+    """Returns what a module's forward takes; a part of a cut model says so itself."""
+    own = getattr(module, "takes", None)
+    return own if isinstance(own, Takes) else _by_class(type(module))
+
+
+@lru_cache(maxsize=256)
+def _by_class(kind: type[nn.Module]) -> Takes:
+    return Takes.of(kind.forward)
+
+
+def call(module: nn.Module, values: Values) -> Any:
+    """Returns what a module makes of a batch, or of what the segment before it passed.
+
+    A dict whose keys the module's forward names is given by name, as `model(**batch)`; a tuple, where forward takes
+    several inputs, in a row. Anything else is one argument.
+    """
+    if isinstance(values, Tensor):
+        return module(values)
+    given, known = passed(values), takes(module)
+    if isinstance(given, dict) and (known.any_name or not set(known.names).isdisjoint(given)):
+        _refuse_keys(module, list(given), known)
+        return module(**given)
+    if type(given) is tuple and 1 < len(given) <= known.in_a_row:
+        return module(*given)
+    return module(given)
+
+
+def named_inputs(module: nn.Module, batch: Values) -> tuple[str, ...]:
+    """Returns the names of a forward's inputs that a batch gives; none where it gives one input alone."""
+    if isinstance(batch, Tensor):
+        return ()
+    given, known = passed(batch), takes(module)
+    if isinstance(given, dict) and not set(known.names).isdisjoint(given):
+        return tuple(given)
+    if type(given) is tuple and 1 < len(given) <= known.in_a_row:
+        return known.names[: len(given)]
+    return ()
+
+
+def outputs_of(module: nn.Module, values: Values) -> Tensor:
+    """Returns a whole model's outputs for a batch: the tensor that it returns, or the `logits` of what it returns.
+
+    ConfigError for anything else.
+    """
+    return picked(call(module, values), type(module).__name__)
+
+
+def picked(given: Any, model: str) -> Tensor:
+    """Returns the outputs among what a model returns; ConfigError where it returns neither a tensor nor logits."""
+    found = given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", given)
+    if not isinstance(found, Tensor):
+        raise ConfigError(
+            f"{model} returns a {type(given).__name__}; a model gives one tensor of outputs (B, ...), or an object "
+            "with one called logits: wrap it in a module that returns that"
+        )
+    return found
+
+
+def _refuse_keys(module: nn.Module, given: list[str], known: Takes) -> None:
+    name = getattr(module, "model_name", type(module).__name__)
+    if missing := [key for key in known.wanted if key not in given]:
+        raise ConfigError(
+            f"a batch has {', '.join(given)}, and {name} wants {', '.join(missing)} too; give it in each item"
+        )
+    if not known.any_name and (other := [key for key in given if key not in known.names]):
+        raise ConfigError(
+            f"a batch has {', '.join(other)}, which {name} does not take; it takes {', '.join(sorted(known.names))}: "
+            "leave the others out of the items"
+        )
