@@ -183,8 +183,15 @@ class Algorithm:
 
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""
-        if self.planned(1) is not None:
+        if (spec := self.planned(1)) is None:
+            return
+        if not spec.build().tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
+        if "tail" in self.federation.layouts and self.federation.placement is not None:
+            raise ConfigError(
+                "cut: two cuts give front, back and tail, and a real federation does not carry what passes between "
+                "back and tail; give one cut, or simulate"
+            )
 
     def _refuse_moves(self) -> None:
         """Raise ConfigError where devices would move that cannot."""

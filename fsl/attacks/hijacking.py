@@ -94,6 +94,8 @@ class Hijacker(EdgeTrainer):
         return self.folder / f"edge-{self.edge}.safetensors"
 
     def _answer(self, upload: Upload) -> Reply:
+        if not isinstance(upload.smashed, Tensor):
+            raise ConfigError("attacks on several tensors at a cut are not built; cut where one crosses")
         networks = self._networks or self._ready(upload.smashed)
         stream = seeds.Stream(self.bench.seed, "hijack", device=upload.device, round=self.bench.round)
         draw = torch.Generator().manual_seed(stream.at(upload.step))

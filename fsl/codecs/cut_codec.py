@@ -56,15 +56,15 @@ class CutCodec:
             parts.setdefault(int(place), []).append((rest, array))
         if sorted(parts) != list(range(structures.count(payload.structure))):
             raise WireError(f"a payload's structure and its arrays do not fit together: it has {described(payload)}")
-        tensors, exact = [], set()
-        for place in range(len(parts)):
-            arrays = parts[place]
+        tensors: list[Tensor] = []
+        exact: set[int] = set()
+        for number in range(len(parts)):
+            arrays = parts[number]
             if [name for name, _ in arrays] == [""]:
-                exact.add(place)
+                exact.add(number)
                 tensors.append(arrays[0][1])
             else:
-                decoded = self._of(place - len(exact)).decode(Payload(payload.codec, tuple(arrays)))
-                tensors.append(decoded)
+                tensors.append(self._of(number - len(exact)).decode(Payload(payload.codec, tuple(arrays))))
         return TensorTree(tuple(tensors), payload.structure, frozenset(exact))
 
     def _check(self, structure: str) -> None:

@@ -13,9 +13,9 @@ class DeviceCut:
     A subclass changes what crosses the cut; devices and their edges do not notice.
     """
 
-    def __init__(self, up: Codec | CutCodec, down: Codec | CutCodec) -> None:
-        self.up = up
-        self.down = down
+    def __init__(self, up: CutCodec | Codec, down: CutCodec | Codec) -> None:
+        self.up = _for_all(up)
+        self.down = _for_all(down)
 
     def leave(self, inputs: Values, smashed: Values) -> Values:
         """Returns smashed data (B, ...) as they may leave the front, which made them of `inputs` (B, ...).
@@ -31,3 +31,7 @@ class DeviceCut:
     def decode(self, step: int, gradient: Payload) -> Values:
         """Decode the cut gradient (B, ...) that came down for a step."""
         return self.down.decode(gradient)
+
+
+def _for_all(codec: CutCodec | Codec) -> CutCodec:
+    return codec if isinstance(codec, CutCodec) else CutCodec(lambda: codec)

@@ -2,10 +2,9 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsl.data import Examples
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
+from fsl.segments.calling import call, outputs_of
 from fsl.segments.modes import start_training
 from fsl.segments.states import Layout
+from fsl.segments.tensor_trees import Values, received, tensors_of
 from fsl.split.cutting import Place, possible_cuts, split
 
 
@@ -35,7 +36,7 @@ class StageCost:
     backward_flops: float
     parameter_bytes: int  # with buffers, as they are sent
     output_shape: tuple[int, ...]  # without the batch dimension
-    output_bytes: float  # of one sample, before any codec
+    output_bytes: float  # of one sample, all that crosses there, before any codec
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def stage_costs(
     """
     copied = copy.deepcopy(model).cpu()
     start_training(copied)
-    wanted = possible_cuts(copied) if cuts is None else list(cuts)
+    example = examples.blank(_ROWS)
+    wanted = possible_cuts(copied, example) if cuts is None else list(cuts)
     # Runs in other threads may be reseeding the generators that dropout draws from.
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
         inputs, targets = examples.batch(torch.tensor([0, 0]))
@@ -75,11 +77,14 @@ def stage_costs(
     stages, before = [], _Running()
     for cut, mark in marks.items():
         behind = total - forward if mark.backward is None else mark.backward
-        now = _Running(mark.forward, total - forward - behind, Layout(split(copied, cut)["front"]).bytes)
-        stages.append(_stage(cut, now, before, mark.output))
+        front = split(copied, cut, example)["front"]
+        now = _Running(mark.forward, total - forward - behind, Layout(front).bytes)
+        with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]), torch.no_grad():
+            crossing = tensors_of(received(call(front, inputs)))
+        stages.append(_stage(cut, now, before, mark.output, sum(tensor.nbytes for tensor in crossing) / _ROWS))
         before = now
     now = _Running(forward, total - forward, Layout(copied).bytes)
-    return (*stages, _stage("output", now, before, outputs))
+    return (*stages, _stage("output", now, before, outputs, outputs.nbytes / _ROWS))
 
 
 def segment_costs(
@@ -93,7 +98,7 @@ def segment_costs(
 
     With a `head` devices train by their own loss: it runs before the front's backward, and counts with it.
     """
-    parts = split(copy.deepcopy(model), cut)
+    parts = split(copy.deepcopy(model), cut, examples.blank(_ROWS))
     stages = stage_costs(model, examples, objective, parts.cuts)
     own = 0.0
     if head is not None:
@@ -117,7 +122,7 @@ class _Running:
 _ROWS = 2
 
 
-def _stage(name: str, now: _Running, before: _Running, output: Tensor) -> StageCost:
+def _stage(name: str, now: _Running, before: _Running, output: Tensor, crossing: float) -> StageCost:
     shape = tuple(output.shape[1:])
     return StageCost(
         name,
@@ -125,18 +130,28 @@ def _stage(name: str, now: _Running, before: _Running, output: Tensor) -> StageC
         (now.backward - before.backward) / _ROWS,
         now.parameter_bytes - before.parameter_bytes,
         shape,
-        prod(shape) * output.element_size(),
+        crossing,
     )
 
 
+def _tensor_of(given: Any) -> Tensor | None:
+    """Returns what a module gives, or the first tensor of it; None where it has none."""
+    if isinstance(given, Tensor):
+        return given
+    values = given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
 def _count(
-    model: nn.Module, cuts: Sequence[str], inputs: Tensor, targets: Tensor, objective: Objective
+    model: nn.Module, cuts: Sequence[str], inputs: Values, targets: Tensor, objective: Objective
 ) -> tuple[dict[str, _Mark], int, int, Tensor]:
     counter = FlopCounterMode(display=False)
     marks: dict[str, _Mark] = {}
 
     def watch(cut: str) -> None:
-        def at_output(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        def at_output(module: nn.Module, arguments: Any, given: Any) -> None:
+            if (output := _tensor_of(given)) is None:
+                return
             same = next((name for name, mark in marks.items() if mark.output is output), None)
             if same is not None:  # a container ends with its last child
                 marks[cut] = marks.pop(same)
@@ -155,7 +170,7 @@ def _count(
     with ExitStack() as hooks, counter:
         for cut in cuts:
             watch(cut)
-        outputs = model(inputs)
+        outputs = outputs_of(model, inputs)
         loss = objective.loss(outputs, targets)
         forward = counter.get_total_flops()
         loss.backward()

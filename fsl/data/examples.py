@@ -31,7 +31,7 @@ class Examples(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor) -> tuple[Any, Tensor]:
-        """Returns copies of inputs (B, ...), a tensor or a `TensorTree`, and targets (B, ...) of these rows (int64, (B,))."""
+        """Returns copies of inputs (B, ...), a tensor or a `TensorTree`, and targets of these rows (int64, (B,))."""
 
     def blank(self, rows: int) -> Values:
         """Returns so many inputs of zeros, of the shape and dtype that inputs have."""

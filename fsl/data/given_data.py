@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples
 from fsl.data.items import Draws, dense, input_tensor, length_of, read_rows, target_tensor
-from fsl.data.tree_examples import from_columns, from_dicts, looks_named
+from fsl.data.tree_examples import from_columns, from_dicts, holds_numbers, looks_named
 from fsl.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def _read(data: Any, double: bool) -> tuple[Examples, bool]:
         return _from_arrays(data, double), False
     if _is_columns(data):
         return from_columns(data[0], data[1], double), False
-    if isinstance(data, Dataset | list) and looks_named(data):
+    hugging_face = type(data).__module__.partition(".")[0] == "datasets"
+    if (isinstance(data, Dataset | list) and looks_named(data)) or (hugging_face and holds_numbers(data)):
         return from_dicts(data, double), False
     _check_kind(data)
     found = _tensors(data)

@@ -39,8 +39,8 @@ class TreeExamples(Examples):
                 raise DataError(f"input '{name}' is a {type(given).__name__}: {error}") from error
             if not tensor.dim() or len(tensor) != len(self.targets):
                 raise DataError(
-                    f"input '{name}' has {len(tensor) if tensor.dim() else 'no'} rows, and there are {len(self.targets)} "
-                    "targets; give a row of each for every example"
+                    f"input '{name}' has {len(tensor) if tensor.dim() else 'no'} rows, and there are "
+                    f"{len(self.targets)} targets; give a row of each for every example"
                 )
             checked[name] = tensor
         object.__setattr__(self, "targets", checked.pop("the targets"))
@@ -59,8 +59,10 @@ class TreeExamples(Examples):
     def blank(self, rows: int) -> Values:
         """Returns so many inputs of zeros; masks are of ones, so that something can be attended to."""
         return TensorTree.of(
-            {name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
-             for name, t in self.inputs.items()}
+            {
+                name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
+                for name, t in self.inputs.items()
+            }
         )
 
     def subset(self, indices: Tensor) -> "TreeExamples":
@@ -73,7 +75,9 @@ class TreeExamples(Examples):
         return _restored, (arrays, tensor_to_array(self.targets))
 
 
-def _restored(inputs: Mapping[str, tuple[np.ndarray, torch.dtype]], targets: tuple[np.ndarray, torch.dtype]) -> TreeExamples:
+def _restored(
+    inputs: Mapping[str, tuple[np.ndarray, torch.dtype]], targets: tuple[np.ndarray, torch.dtype]
+) -> TreeExamples:
     return TreeExamples({name: tensor_from_array(*kept) for name, kept in inputs.items()}, tensor_from_array(*targets))
 
 
@@ -93,7 +97,9 @@ def from_columns(
     return TreeExamples(inputs, _column("targets", targets, double, -100, masked, target=True))
 
 
-def from_dicts(dataset: Any, double: bool = False, target: str | None = None, padding: Mapping[str, float] | None = None) -> TreeExamples:
+def from_dicts(
+    dataset: Any, double: bool = False, target: str | None = None, padding: Mapping[str, float] | None = None
+) -> TreeExamples:
     """Convert a map-style Dataset, or a list, of dicts (or of pairs of a dict and a target).
 
     `target` names the key of the target; by default the one that is called labels, label, targets or target.
@@ -107,8 +113,8 @@ def from_dicts(dataset: Any, double: bool = False, target: str | None = None, pa
             columns = {name: [] for name in item}
         if item.keys() != columns.keys():
             raise DataError(
-                f"item {index} of {type(dataset).__name__} has {', '.join(item)}, item 0 has {', '.join(columns)}; give "
-                "every item the same keys"
+                f"item {index} of {type(dataset).__name__} has {', '.join(item)}, item 0 has {', '.join(columns)}; "
+                "give every item the same keys"
             )
         for name, value in item.items():
             columns[name].append(value)
@@ -120,11 +126,15 @@ def _item(dataset: Any, index: int, target: str | None) -> tuple[dict[str, Any],
     try:
         item = dataset[index]
     except Exception as error:
-        raise DataError(f"item {index} of {type(dataset).__name__} cannot be read ({error}); mend its __getitem__") from error
+        raise DataError(
+            f"item {index} of {type(dataset).__name__} cannot be read ({error}); mend its __getitem__"
+        ) from error
     if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Mapping):
         return dict(item[0]), item[1]
     if not isinstance(item, Mapping):
-        raise DataError(f"item {index} of {type(dataset).__name__} is a {type(item).__name__}, item 0 is a dict; give one kind")
+        raise DataError(
+            f"item {index} of {type(dataset).__name__} is a {type(item).__name__}, item 0 is a dict; give one kind"
+        )
     key = target or next((name for name in TARGETS if name in item), None)
     if key is None or key not in item:
         wanted = f"'{target}'" if target else f"one called {', '.join(TARGETS)}"
@@ -135,9 +145,7 @@ def _item(dataset: Any, index: int, target: str | None) -> tuple[dict[str, Any],
     return {name: value for name, value in item.items() if name != key}, item[key]
 
 
-def _column(
-    name: str, values: Any, double: bool, padding: float, masked: bool, target: bool = False
-) -> Tensor:
+def _column(name: str, values: Any, double: bool, padding: float, masked: bool, target: bool = False) -> Tensor:
     what = name if name == "targets" else f"input '{name}'"
     convert = target_tensor if target else input_tensor
     try:
@@ -171,3 +179,14 @@ def looks_named(data: Any) -> bool:
     return isinstance(first, Mapping) or (
         isinstance(first, Sequence) and not isinstance(first, str) and len(first) == 2 and isinstance(first[0], Mapping)
     )
+
+
+def holds_numbers(data: Any) -> bool:
+    """Returns whether the first item is a dict with a target among its keys, and numbers alone under the others."""
+    try:
+        item, _ = _item(data, 0, None)
+        for value in item.values():
+            dense(value)
+    except (DataError, TypeError, ValueError):
+        return False
+    return bool(item)

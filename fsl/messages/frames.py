@@ -237,7 +237,9 @@ def _frame_bytes(head: int, payload: Signature, rest: Signature) -> int:
 
 def _payload_bytes(codec: str, signature: Signature, structure: str = "") -> int:
     tensors = (pb.Tensor(name=name, dtype=_name(name, dtype), shape=shape) for name, dtype, shape in signature)
-    return pb.Payload(codec=codec, structure=structure).ByteSize() + sum(_field(tensor.ByteSize()) for tensor in tensors)
+    return pb.Payload(codec=codec, structure=structure).ByteSize() + sum(
+        _field(tensor.ByteSize()) for tensor in tensors
+    )
 
 
 def _data_bytes(signature: Signature) -> int:

@@ -157,7 +157,9 @@ class Description:
         tensors = [(name, torch.empty(shape, dtype=dtype)) for name, dtype, shape in self.tensors]
         beside = {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in self.beside}
         views = [tensor_bytes(tensor) for tensor in (*(t for _, t in tensors), *beside.values())]
-        return Arrived(Payload(self.codec, tuple(tensors), self.structure), beside), [view for view in views if len(view)]
+        return Arrived(Payload(self.codec, tuple(tensors), self.structure), beside), [
+            view for view in views if len(view)
+        ]
 
     def named(self, step: int, mark: int) -> "pb.ToEdge | pb.ToDevice":
         """Returns the message of one step, without a description. WireError for numbers that no message carries."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from fsl.codecs import Payload
 from fsl.trainers.uploads import Reply, Upload
 
-__all__ = ["Reply", "ReplyPacket", "Upload", "UploadPacket"]
+__all__ = ["Reply", "ReplyPacket", "TailAnswer", "TailCall", "Upload", "UploadPacket"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class UploadPacket:
     device: int
     step: int
     smashed: Payload
-    targets: Tensor
+    targets: Tensor | None  # None: they stay on the device
     factors: Tensor | None = None
 
 
@@ -32,3 +32,22 @@ class ReplyPacket:
     step: int
     gradient: Payload
     norms: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailCall:
+    """The back's outputs of one step on the wire, on their way to a device's tail (U-shaped split)."""
+
+    device: int
+    step: int
+    outputs: Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailAnswer:
+    """What a device's tail found: the gradient at the back's outputs, and `told` (2,): mean loss, and its weight."""
+
+    device: int
+    step: int
+    gradient: Payload
+    told: Tensor

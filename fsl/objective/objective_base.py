@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from typing import ClassVar, Self
 
@@ -23,6 +24,10 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the mean loss over a batch, a scalar: outputs (B, ...), targets (B, ...)."""
+
+    def losses(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the mean loss of each of several batches, outputs (B, ...) with targets (B, ...)."""
+        return [self.loss(one, target) for one, target in zip(outputs, targets, strict=True)]
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Returns the loss of each row (B,), whose mean is `loss`; None where rows have no loss of their own.

@@ -1,6 +1,7 @@
 """Poisson draws: a batch may be empty, and its size is private."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from fsl.objective import Objective
 from fsl.segments.learner import Learner
 from fsl.segments.states import State
 from fsl.segments.sums import Total
+from fsl.segments.tensor_trees import Values
 from fsl.trainers.around import AroundTrainer
 from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, SharedBack
 from fsl.trainers.pooled import Pooled
@@ -20,9 +22,9 @@ class EmptyBatchLearner(Learner):
 
     empty_batches = 0
 
-    def forward(self, inputs: Tensor, layer_seed: int) -> Tensor:
+    def forward(self, inputs: Values, layer_seed: int) -> Any:
         """Returns the segment's output (B, ...) for inputs (B, ...); an empty batch changes no buffer."""
-        if len(inputs):
+        if len(inputs) or not isinstance(inputs, Tensor):
             return super().forward(inputs, layer_seed)
         with torch.no_grad():
             return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), layer_seed)[:0]

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from fsl.codecs.codec import Codec, Payload
+from fsl.codecs.cut_codec import CutCodec
 from fsl.codecs.device_cut import DeviceCut
+from fsl.errors import ConfigError
 from fsl.privacy.detector import Watch
 from fsl.privacy.leakage import distance_correlation
 from fsl.privacy.noise import Noise
 from fsl.privacy.settings import CutNoise, NoPeek
 from fsl.segments.finite import sound_rows
+from fsl.segments.tensor_trees import Values
 
 
 class PrivateCut(DeviceCut):
@@ -24,8 +27,8 @@ class PrivateCut(DeviceCut):
 
     def __init__(
         self,
-        up: Codec,
-        down: Codec,
+        up: CutCodec | Codec,
+        down: CutCodec | Codec,
         *,
         noise: CutNoise | None,
         source: Noise,
@@ -40,18 +43,20 @@ class PrivateCut(DeviceCut):
         self._nopeek = nopeek
         self._watch = watch
 
-    def leave(self, inputs: Tensor, smashed: Tensor) -> Tensor:
+    def leave(self, inputs: Values, smashed: Values) -> Tensor:
         """Clip the rows, and add NoPeek's gradient to what passes back through them."""
+        inputs, smashed = _one(inputs, "the inputs are"), _one(smashed, "what crosses the cut is")
         if self._noise is not None:
             smashed = clipped(smashed, self._noise.clip)
         elif self._bounded and len(smashed):
-            smashed = sound_rows(smashed)
+            smashed = _one(sound_rows(smashed), "what crosses the cut is")
         if self._nopeek is None or len(smashed) < 2 or not smashed.requires_grad:
             return smashed
         return penalized(smashed, self._nopeek.weight * distance_correlation(inputs, smashed))
 
-    def encode(self, step: int, smashed: Tensor, targets: Tensor) -> Payload:
+    def encode(self, step: int, smashed: Values, targets: Tensor) -> Payload:
         """Add the step's noise, then encode; the watch learns which labels the edge is told."""
+        smashed = _one(smashed, "what crosses the cut is")
         if self._watch is not None:
             self._watch.note_labels(step, targets)
         if self._noise is not None:
@@ -60,10 +65,20 @@ class PrivateCut(DeviceCut):
 
     def decode(self, step: int, gradient: Payload) -> Tensor:
         """Decode, and show the gradient to the watch; HijackedError where it stops the device."""
-        decoded = super().decode(step, gradient)
+        decoded = _one(super().decode(step, gradient), "the cut gradient is")
         if self._watch is not None:
             self._watch.look(step, decoded)
         return decoded
+
+
+def _one(values: Values, what: str) -> Tensor:
+    """Returns a tensor alone; ConfigError for several, which no clip of this room bounds together."""
+    if isinstance(values, Tensor):
+        return values
+    raise ConfigError(
+        f"privacy: {what} several tensors ({', '.join(values.names)}), and what privacy does at the cut is built for "
+        "one; cut where one crosses, or leave privacy out"
+    )
 
 
 def clipped(smashed: Tensor, clip: float) -> Tensor:

@@ -138,6 +138,7 @@ def train(devices: list[Device], edge: EdgeServer, plan: RoundPlan) -> dict[int,
     """
     by_id = {device.device: device for device in devices}
     lost: dict[int, str] = {}
+    edge.tails = lambda calls: [by_id[call.device].end(call) for call in calls]
 
     def lose(device: int, reason: str) -> None:
         lost[device] = lost_reason(plan, reason)

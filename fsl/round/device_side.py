@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
 from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.device_cut import DeviceCut
 from fsl.errors import ConfigError, LostError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.privacy.whole_updates import shorten, update_square
@@ -23,7 +24,6 @@ from fsl.segments.finite import refuse_states
 from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
-from fsl.split.cutting import refuse_tail
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DeviceCopy:
 
 
 class DeviceSide:
-    """The devices of one round on this node, with their segments: front, and a head where they have their own loss.
+    """The devices of one round on this node, with their segments: front, tail if any, head for a loss of their own.
 
     With relayed fronts, `relayed` holds the states that the next device starts from.
     """
@@ -43,13 +43,12 @@ class DeviceSide:
     def __init__(
         self, tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
     ) -> None:
-        refuse_tail(worker.chain, "this round trains")  # also where a user's strategy does not check
         refuse_unmeasured(worker, plan)
         self.plan = plan
         self.worker = worker
         self.states = states
         self.tasks = {task.device: task for task in tasks}
-        self.segments = {name: segment for name, segment in worker.segments.items() if name in ("front", "head")}
+        self.segments = {name: segment for name, segment in worker.segments.items() if name != "back"}
         self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
         self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
@@ -94,10 +93,13 @@ class DeviceSide:
             ),
             front=learners["front"],
             head=learners.get("head"),
+            tail=learners.get("tail"),
             objective=worker.workload.objective,
             layer_seeds=self._layer_seeds("front", device),
             head_layer_seeds=self._layer_seeds("head", device),
+            tail_layer_seeds=self._layer_seeds("tail", device),
             cut=device_cut(plan, device, *self._codecs(), secure),
+            tail_cut=DeviceCut(*self._codecs()),
             loss_limit=limit_of(worker, plan),
         )
         opened = self._kind(bench, **plan.device.kwargs)
@@ -177,8 +179,8 @@ class DeviceSide:
         return 2 * sum(segment.layout.bytes for segment in self.segments.values())
 
     def _learners(self, device: Device) -> dict[str, Learner]:
-        both = {"front": device.bench.front, "head": device.bench.head}
-        return {name: learner for name, learner in both.items() if learner is not None}
+        all_of_them = {"front": device.bench.front, "tail": device.bench.tail, "head": device.bench.head}
+        return {name: learner for name, learner in all_of_them.items() if learner is not None}
 
     def _codecs(self) -> tuple[CutCodec, CutCodec]:
         allowed = self.worker.workload.allowed

@@ -15,15 +15,15 @@ from fsl.codecs.cut_codec import CutCodec
 from fsl.errors import ConfigError, LostError, WireError
 from fsl.importing.import_paths import ALLOWED
 from fsl.messages.frames import reply_bytes, upload_bytes
-from fsl.messages.steps import ReplyPacket, UploadPacket
+from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
 from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.quoting import short
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
-from fsl.segments.tensor_trees import Values, tensors_of
 from fsl.segments.sums import Total
+from fsl.segments.tensor_trees import Values, activations_of, tensors_of
 from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
 from fsl.trainers.edge_trainer import counts_of
 
@@ -112,6 +112,8 @@ class EdgeServer:
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # up and down, by device
+        self._tail_codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # the same, of the cut before the tails
+        self.tails: Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None = None  # carries outputs to devices
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
         self._checked = checked
@@ -133,6 +135,7 @@ class EdgeServer:
     def _seat(self, session: Session) -> None:
         self._sessions[session.device] = session
         self._codecs[session.device] = self._up(), self._down()
+        self._tail_codecs[session.device] = self._up(), self._down()
 
     def session(self, device: int) -> Session:
         """Returns a device's session here."""
@@ -157,7 +160,10 @@ class EdgeServer:
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
-        upload = Upload(packet.device, packet.step, smashed, packet.targets, factors=packet.factors)
+        targets = packet.targets
+        if targets is None:  # its tail has them: whose rows these are stands in their place
+            targets = torch.full((len(smashed),), packet.device)
+        upload = Upload(packet.device, packet.step, smashed, targets, factors=packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
@@ -172,6 +178,26 @@ class EdgeServer:
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
         """Decode a step's uploads, let the trainer answer, encode its replies."""
         return self.answer([self.receive(packet) for packet in packets])
+
+    def ask_tails(self, parts: Sequence[tuple[int, Values]]) -> Sequence[tuple[Tensor, Values]]:
+        """Send each device the back's outputs of its present step; returns the mean losses, and gradients at these."""
+        assert self.tails is not None
+        calls = []
+        for device, outputs in parts:
+            session = self._sessions[device]
+            payload = self._tail_codecs[device][1].encode(outputs)
+            session.down_bytes += reply_bytes(payload, None, self.reported_batch_size)
+            calls.append(TailCall(device=device, step=session.step - 1, outputs=payload))
+        found = []
+        for answer in self.tails(calls):
+            session = self._sessions[answer.device]
+            session.up_bytes += upload_bytes(answer.gradient, answer.told, None, self.reported_batch_size)
+            loss, weight = answer.told.tolist()
+            batch = session.waiting[answer.step]
+            session.waiting[answer.step] = replace(batch, loss_weight=weight)
+            gradient = self._tail_codecs[answer.device][0].decode(answer.gradient)
+            found.append((answer.told.new_tensor(loss, dtype=activations_of(gradient)[0].dtype), gradient))
+        return found
 
     def flush(self) -> Sequence[ReplyPacket]:
         """Returns the trainer's last replies, once no device uploads any more."""
@@ -210,13 +236,13 @@ class EdgeServer:
             self.trainer.close(device)
         except LostError as error:
             raise LostError(device, self._public_reason or error.reason) from error
-        del self._codecs[device]
+        del self._codecs[device], self._tail_codecs[device]
         return self._sessions.pop(device)
 
     def lose(self, device: int) -> None:
         """Drop a device in the middle of the round; its own back does not count."""
         if self._sessions.pop(device, None) is not None:
-            del self._codecs[device]
+            del self._codecs[device], self._tail_codecs[device]
             self.trainer.abandon(device)
 
     def result(self) -> Total:

@@ -20,6 +20,7 @@ from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 from fsl.split.cutting import refuse_tail
 from fsl.trainers import EdgeBench, EdgeTrainer
+from fsl.trainers.remote_tails import RemoteTails
 
 
 class EdgeSide:
@@ -27,13 +28,15 @@ class EdgeSide:
 
     def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
         assert plan.trainer is not None
-        refuse_tail(worker.chain, "this round trains")
+        tails = "tail" in worker.chain
         self.task = task
         self.plan = plan
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         trainer = protected(self._trainer(plan.trainer), plan)
+        if tails and not trainer.tails:
+            refuse_tail(worker.chain, f"{type(trainer).__name__} trains")
         memory = TrainerMemory(plan, worker)
         public_reason = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
@@ -53,7 +56,7 @@ class EdgeSide:
             seed=plan.seed,
             round=plan.round,
             back=back,
-            objective=edge_objective(worker.workload.objective, plan),
+            objective=RemoteTails(self.server.ask_tails) if tails else edge_objective(worker.workload.objective, plan),
             optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
             learning_rate=plan.learning_rates["back"],
             kept=self._kept,

@@ -4,17 +4,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fsl.codecs.device_cut import DeviceCut
 from fsl.errors import LostError, RunError
-from fsl.messages.steps import ReplyPacket, UploadPacket
+from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
 from fsl.objective import Objective
 from fsl.seeds import Stream
 from fsl.segments.backward import send_back
 from fsl.segments.finite import REFUSED, finite, usable
-from fsl.segments.learner import Learner
-from fsl.segments.tensor_trees import Values, activations_of, tensors_of
+from fsl.segments.learner import Learner, Mark
+from fsl.segments.tensor_trees import Values, activations_of, gradient_of, tensors_of
+from fsl.trainers.back_steps import cut_gradient, cut_leaf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,13 @@ class DeviceBench:
     batches: Iterator[tuple[Values, Tensor]]
     front: Learner
     head: Learner | None  # for the device's own loss, where the strategy has one
+    tail: Learner | None = None  # of a U-shaped split: it computes the loss, and labels stay here
     objective: Objective
     layer_seeds: Stream  # seeds of the front's random layers
     head_layer_seeds: Stream
     cut: DeviceCut
+    tail_layer_seeds: Stream | None = None
+    tail_cut: DeviceCut | None = None  # the cut before the tail, whose codecs run the other way
     loss_limit: float | None = math.inf  # the largest usable loss of its own; None: it refuses no step
 
 
@@ -40,6 +45,8 @@ class Device:
         self.device = bench.device
         self.step = 0
         self._smashed: dict[int, Values] = {}
+        self._targets: dict[int, Tensor] = {}  # of steps whose outputs come back to the tail
+        self._tail_mark: Mark | None = None  # the tail before the step that it has answered
         self._answered = 0  # cut gradients since the last optimizer step
         self._clip_factors: Tensor | None = None  # of the last step, still to be sent to the edge
 
@@ -58,15 +65,38 @@ class Device:
         sent = smashed.detach()
         if self.bench.loss_limit is not None and not finite(activations_of(sent)):
             raise LostError(self.device, "its smashed data are not finite; its training has diverged")
+        if self.bench.tail is not None:
+            self._targets[self.step] = targets
         packet = UploadPacket(
             device=self.device,
             step=self.step,
             smashed=self.bench.cut.encode(self.step, sent, targets),
-            targets=targets,
+            targets=targets if self.bench.tail is None else None,
             factors=self.take_clip_factors(),
         )
         self.step += 1
         return packet
+
+    def end(self, call: TailCall) -> TailAnswer:
+        """Run the tail and the loss on the back's outputs of a step; labels stay here.
+
+        The tail steps when the cut gradient comes: until then the edge may ask again, without the uploads of a device
+        whose step it refused. A loss or a gradient that is not finite goes up as it is, and the edge loses this device.
+        """
+        bench, targets = self.bench, self._targets.get(call.step)
+        if bench.tail is None or bench.tail_cut is None or bench.tail_layer_seeds is None or targets is None:
+            raise RunError(f"device {self.device} got outputs of step {call.step}, and has no tail or labels for them")
+        if self._tail_mark is not None:
+            bench.tail.undo(self._tail_mark)
+        self._tail_mark = bench.tail.mark()
+        outputs = cut_leaf(bench.tail_cut.decode(call.step, call.outputs))
+        found = bench.tail.forward(outputs.clone(), bench.tail_layer_seeds.at(call.step))
+        loss = bench.objective.loss(found, targets)
+        loss.backward()
+        gradient = cut_gradient(outputs, gradient_of(outputs))
+        told = torch.tensor([float(loss.detach()), bench.objective.weight(targets)], dtype=torch.float64)
+        payload = bench.tail_cut.up.encode(gradient.detach())
+        return TailAnswer(device=self.device, step=call.step, gradient=payload, told=told)
 
     def backward(self, reply: ReplyPacket) -> None:
         """Send a cut gradient back through the front; step its optimizer when no other gradient is awaited."""
@@ -80,6 +110,10 @@ class Device:
             send_back(smashed, gradient)
         elif len(smashed):
             return  # a reply without a gradient trains nothing
+        if self.bench.tail is not None:
+            self.bench.tail.step(reply.step)
+            self._tail_mark = None
+            del self._targets[reply.step]
         self._answered += 1
         if not self._smashed:
             self.bench.front.step(reply.step, backwards=self._answered)

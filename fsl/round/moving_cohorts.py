@@ -1,14 +1,14 @@
 """Trains cohorts side by side in one process while devices move between their edges."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fsl.codecs.codec_maker import CANNOT_MOVE
 from fsl.errors import ConfigError, LostError
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, RoundPlan
-from fsl.messages.steps import ReplyPacket, UploadPacket
+from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
 from fsl.mobility import Move, route
 from fsl.round.cohort import closed, result_of, stepping, train
 from fsl.round.device_side import DeviceSide
@@ -71,6 +71,8 @@ class MovingCohorts:
             if plan.fronts == "relayed" or not trainer.movable:
                 raise ConfigError(f"devices cannot move in the middle of a round of {kind}; use mobility=none")
 
+    _tails: "Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None" = None  # of U-shaped splits
+
     def run(self) -> CohortResult:
         """Train every device of the cohorts once."""
         first = next(iter(self.sides.values())).server.trainer
@@ -127,6 +129,9 @@ class MovingCohorts:
     def _train(self, roamers: Sequence[Roamer]) -> None:
         """Run the training loop: each device uploads a step, its edge answers; a due device moves before it hears."""
         by_id = {roamer.device.device: roamer for roamer in roamers}
+        self._tails = lambda calls: [by_id[call.device].device.end(call) for call in calls]
+        for side in self.sides.values():
+            side.server.tails = self._tails
         with stepping(self.plan) as at:
             while True:
                 uploads: dict[int, list[UploadPacket]] = {}
@@ -211,6 +216,7 @@ class MovingCohorts:
         """Returns an edge's server; begins one without a cohort here when the first device comes to it."""
         if edge not in self.sides:
             self.sides[edge] = EdgeSide(CohortTask(edge=edge, devices=()), self.plan, self.worker, self.states)
+            self.sides[edge].server.tails = self._tails
         return self.sides[edge].server
 
     def _report(self, roamer: Roamer, report: DeviceReport) -> DeviceReport:

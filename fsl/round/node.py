@@ -90,8 +90,11 @@ class Node:
             if front is None:
                 raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
             replicas["front"].load(front)
+            tail = None if "tail" not in segments else load_private(self.worker, "tail", task) or states.get("tail")
+            if tail is not None:
+                replicas["tail"].load(tail)
             for name, segment in segments.items():
-                if name in states and name != "front" and segment.layout.has_buffers:
+                if name in states and name not in ("front", "tail") and segment.layout.has_buffers:
                     replicas[name].load(states[name])  # the previous device may have changed them
                 segment.install(replicas[name])
             modules = [segment.module for segment in segments.values()]

@@ -17,7 +17,7 @@ from fsl.private_files import private_folder
 from fsl.segments.finite import finite
 
 log = logging.getLogger(__name__)
-_MODELS = ("fronts/", "heads/")  # for these an older generation is better than none
+_MODELS = ("fronts/", "tails/", "heads/")  # for these an older generation is better than none
 KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can do without
 
 

@@ -51,6 +51,11 @@ def refuse_mixed_rows(privacy: Privacy, workload: Workload, split: bool, up: Spe
     what = "privacy.dp_sgd" if dp_sgd else "privacy.cut" if cut else "privacy.client"
     with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw random numbers
         inputs, targets = workload.data.train.batch(_chosen(workload))
+    if not isinstance(inputs, Tensor):
+        raise ConfigError(
+            f"{what}: the inputs are several tensors ({', '.join(inputs.names)}), and whether rows are samples is "
+            "measured for one; give the model one tensor, or leave privacy out"
+        )
     if dp_sgd or cut:
         _refuse_batches(workload, what)
         _refuse_augmentation(workload, inputs, what)

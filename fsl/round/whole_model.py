@@ -1,7 +1,7 @@
 """Trains the whole model on devices, without a cut and without an edge: FedAvg's device half, the control."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from fsl.round.rows import refuse_unmeasured
 from fsl.round.unusable import limit_of, lost_reason
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
-from fsl.segments.finite import REFUSED, finite, refuse_states, usable
 from fsl.segments.calling import call
+from fsl.segments.finite import REFUSED, finite, refuse_states, usable
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Replica, State
@@ -146,7 +146,8 @@ class WholeModelCohort:
         return StepNoise(self.secure, self.plan.seed, self.plan.round, segment)
 
     def _step(self, inputs: Values, targets: Tensor, layer_seeds: list[int], noise: list[Draw], device: int) -> Tensor:
-        values, loss = inputs, torch.zeros((), device=self.worker.accelerator)
+        values: Any = inputs
+        loss = inputs.new_zeros(()) if isinstance(inputs, Tensor) else torch.zeros((), device=self.worker.accelerator)
         if len(inputs):
             for segment, layer_seed in zip(self.segments, layer_seeds):
                 with DEFAULT_GENERATOR:

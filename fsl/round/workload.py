@@ -65,7 +65,6 @@ class Worker:
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
 
-
     def _example(self) -> Values | None:
         """Returns a batch for a cut that needs one: of blank inputs, so that every node cuts alike."""
         return self.workload.data.blank(_EXAMPLE).to(self.accelerator)

@@ -10,6 +10,8 @@ from fsl.errors import ConfigError, FslError, WireError
 from fsl.faults import said
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
+from fsl.segments.calling import call
+from fsl.segments.tensor_trees import Values, activations_of, received
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.wire_settings import IDENTITY
 from fsl.trainers import EdgeTrainer
@@ -40,20 +42,22 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
             make = codec_maker(codec, worker.workload.allowed)
         except WireError as error:
             raise ConfigError(f"{what}: {error}; name a Codec") from None
-        if smashed is None or (way == "down" and not smashed.is_floating_point()):
-            continue
+        activations = () if smashed is None else activations_of(smashed)
+        if way == "down":
+            activations = tuple(tensor for tensor in activations if tensor.is_floating_point())
         poisson = federation.privacy is not None and federation.privacy.poisson
         for rows in (_ROWS, *([] if worker.skip_single else [1]), *([0] if poisson else [])):
-            try_codec(what, make, _values(rows, smashed))
+            for activation in activations:
+                try_codec(what, make, _values(rows, activation))
 
 
-def _smashed(worker: Worker) -> Tensor | None:
+def _smashed(worker: Worker) -> Values | None:
     """What the cut gives for two blank inputs; None, with a warning, where the front does not take them."""
     data, front = worker.workload.data, worker.segments["front"].module
     training = front.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            smashed = received(call(front.eval(), data.blank(2).to(worker.accelerator)))
+            return received(call(front.eval(), data.blank(2).to(worker.accelerator)))
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place
@@ -62,7 +66,6 @@ def _smashed(worker: Worker) -> Tensor | None:
         return None
     finally:
         front.train(training)
-    return smashed if isinstance(smashed, Tensor) else None
 
 
 def _values(rows: int, like: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class SplitTrial:
         replicas = self._install()
         ends: list[tuple[Values, Values]] = []
         with _Watch(inputs.device, self._outside) as watch:
-            outputs = received(call(self.runtimes[0].module, inputs.clone()))
+            outputs: Any = received(call(self.runtimes[0].module, inputs.clone()))
             for runtime in self.runtimes[1:]:
                 leaf = mapped(_collecting, outputs.detach())
                 ends.append((outputs, leaf))

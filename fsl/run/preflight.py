@@ -109,7 +109,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
     with _own_randomness():
         model = copied(worker.model)
         inputs, targets = _rows(data.train, worker.accelerator)
-        if workload.augmentation is not None:
+        if workload.augmentation is not None and isinstance(inputs, Tensor):
             augmented = workload.augmentation(inputs.cpu(), torch.Generator().manual_seed(0))
             inputs = augmented.to(worker.accelerator)
         outputs = _outputs(model, inputs, targets, "training")

@@ -23,7 +23,7 @@ from fsl.run.label import Label
 from fsl.run.local_heads import local_head
 from fsl.run.observers import Observer
 from fsl.run.preflight import fit, preflight
-from fsl.run.privacy_check import private_run
+from fsl.run.privacy_check import private_run, refuse_several
 from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
 from fsl.segments.optimizer import OptimizerRecipe
@@ -79,7 +79,7 @@ def prepared(
     """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not."""
     workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
     federation = _bound(federation, strategy, workload, worker, hardware)
-    federation = _protected(federation, strategy, workload, folder, origin.init_from)
+    federation = _protected(federation, strategy, workload, worker, folder, origin.init_from)
     cuts = worker.split.cuts
     settings = provenance.settings(
         federation, workload, strategy, origin.identity, origin.partition, cuts, origin.init_from
@@ -115,11 +115,17 @@ def _bound(
 
 
 def _protected(
-    federation: Federation, strategy: CloudStrategy, workload: Workload, folder: RunFolder, init_from: Path | None
+    federation: Federation,
+    strategy: CloudStrategy,
+    workload: Workload,
+    worker: Worker,
+    folder: RunFolder,
+    init_from: Path | None,
 ) -> Federation:
     """The federation with the ledger of its privacy, if it has any, and its strategy bound again."""
     if federation.privacy is None:
         return federation
+    refuse_several(worker)
     real = federation.placement is not None
     federation = private_run(
         federation,

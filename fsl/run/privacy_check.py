@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fsl.errors import ConfigError
 from fsl.objective import CrossEntropy, Objective
@@ -16,12 +17,33 @@ from fsl.privacy.ledger import EpsilonTarget, Ledger
 from fsl.privacy.settings import DPSGD, Privacy
 from fsl.privacy.trainer_accounts import declares_private, fronts_moved, has_private_step, unaccountable
 from fsl.round.batches import sample_rate
+from fsl.round.workload import Worker
 from fsl.run.private_rounds import fixed_segments, trainers_of
-from fsl.segments.modes import modes_of, normalises_over_rows, put_back, training_modes
+from fsl.segments.calling import call
+from fsl.segments.modes import evaluating, modes_of, normalises_over_rows, put_back, training_modes
+from fsl.segments.tensor_trees import received
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
+
+
+def refuse_several(worker: Worker) -> None:
+    """Raise ConfigError where several tensors go in or cross the cut: no privacy is built for them."""
+    data, front = worker.workload.data, worker.segments["front"].module
+    inputs = data.blank(2).to(worker.accelerator)
+    try:
+        with evaluating(front), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            smashed = received(call(front, inputs))
+    except Exception as error:
+        log.debug("the front takes no blank input: %s", error)  # then the trial of rows says what is wrong
+        return
+    for what, values in (("the model takes", inputs), ("at the cut cross", smashed)):
+        if not isinstance(values, Tensor):
+            raise ConfigError(
+                f"privacy: {what} several tensors ({', '.join(values.names)}), and what privacy bounds is worked out "
+                "for one; use a model and a cut with one, or leave privacy out"
+            )
 
 
 def private_run(
@@ -45,6 +67,11 @@ def private_run(
     assert privacy is not None
     trainers = trainers_of(strategy, federation.training.rounds)
     refuse_model(privacy, model)
+    if "tail" in federation.layouts and any(trainer is not None for trainer in trainers.values()):
+        raise ConfigError(
+            "privacy: accounts are of a front and a back, and two cuts make a tail, whose gradients are a release of "
+            "their own; give one cut"
+        )
     for trainer in trainers.values():
         refuse_training(privacy, strategy, trainer, federation)
         refuse_labels(privacy, trainer, objective, classes)

@@ -306,7 +306,10 @@ class Simulation:
             if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
                 continue  # it stays on its device
             path = self.folder.fronts / f"{device}.safetensors"
-            save_tensors(path, self.worker.store.load(f"fronts/{device}", round) or {}, durable=False)
+            tensors = dict(self.worker.store.load(f"fronts/{device}", round) or {})
+            if "tail" in self.worker.chain:
+                tensors |= self.worker.store.load(f"tails/{device}", round) or {}
+            save_tensors(path, tensors, durable=False)
             written.append(path)
         sync(written)
 

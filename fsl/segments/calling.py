@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -49,8 +49,8 @@ def takes(module: nn.Module) -> Takes:
 
 
 @lru_cache(maxsize=256)
-def _by_class(kind: type[nn.Module]) -> Takes:
-    return Takes.of(kind.forward)
+def _by_class(kind: Hashable) -> Takes:
+    return Takes.of(getattr(kind, "forward"))  # noqa: B009 - a class, which mypy does not take for hashable
 
 
 def call(module: nn.Module, values: Values) -> Any:

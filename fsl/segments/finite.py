@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fsl.errors import LostError
 from fsl.segments.states import State
-from fsl.segments.tensor_trees import Values, mapped
 from fsl.segments.sums import DeviceStates, Total, WeightedSum
+from fsl.segments.tensor_trees import Values, mapped
 
 # A training loss above this many times the divergence bound counts as lost: its step is refused.
 FAR = 1e6

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.calling import call
+from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Layout, Replica, State
 from fsl.segments.tensor_trees import Values, received
 

@@ -74,7 +74,9 @@ def _at_rows(two: Any, three: Any, rows: int) -> Any:
 def check_received(text: str, locate: Locate) -> None:
     """Check a description from the network, and look its classes up by `locate`; WireError for what cannot be."""
     if len(text) > MAX_TEXT:
-        raise WireError(f"a description of what crosses the cut has {len(text)} characters; at most {MAX_TEXT} may come")
+        raise WireError(
+            f"a description of what crosses the cut has {len(text)} characters; at most {MAX_TEXT} may come"
+        )
     try:
         plan = json.loads(text)
         found = _check(plan, 0, locate)
@@ -109,8 +111,8 @@ def _described(values: Any, tensors: list[Tensor], depth: int) -> Any:
         return ["dict", *([key, _described(value, tensors, depth + 1)] for key, value in values.items())]
     else:
         raise SplitError(
-            f"what the front passes holds a {kind.__name__}, and only tensors, numbers, texts and None can cross a cut, "
-            "in tuples, lists, dicts with texts as keys, and dataclasses"
+            f"what the front passes holds a {kind.__name__}, and only tensors, numbers, texts and None can cross a "
+            "cut, in tuples, lists, dicts with texts as keys, and dataclasses"
         )
     path = f"{kind.__module__}.{kind.__qualname__}"
     _KINDS[path] = kind

@@ -108,7 +108,9 @@ class TensorTree:
 
     def split(self, sizes: Sequence[int]) -> list["TensorTree"]:
         """Returns parts of so many rows."""
-        parts = [[t] * len(sizes) if p in self.shared else list(t.split(list(sizes))) for p, t in enumerate(self.tensors)]
+        parts = [
+            [t] * len(sizes) if p in self.shared else list(t.split(list(sizes))) for p, t in enumerate(self.tensors)
+        ]
         return [self.like(list(part)) for part in zip(*parts, strict=True)]
 
 
@@ -165,8 +167,8 @@ def joined(parts: Sequence[Values]) -> Values:
     first = trees[0]
     if len(trees) < len(parts) or any((t.structure, t.exact) != (first.structure, first.exact) for t in trees):
         raise SplitError(
-            "devices of one step passed values of different structures, which cannot be pooled; pad their inputs to one "
-            "shape, or use a strategy with a back per device, as splitfed_v1"
+            "devices of one step passed values of different structures, which cannot be pooled; pad their inputs to "
+            "one shape, or use a strategy with a back per device, as splitfed_v1"
         )
     shared = frozenset[int]().union(*(tree.shared for tree in trees))
     found = []

@@ -98,7 +98,7 @@ def refuse_tail(segments: Iterable[str], who: str) -> None:
     if "tail" in segments:
         raise ConfigError(
             f"cut: two cuts give front, back and tail, and {who} only a front and a back, so that the tail would never "
-            "be trained; give one cut, or use fedavg"
+            "be trained; give one cut, or use splitfed_v1, splitfed_v2, splitfed_v3, vanilla, psl, sglr or fedavg"
         )
 
 

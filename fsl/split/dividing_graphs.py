@@ -34,7 +34,9 @@ def divide(graph: fx.Graph, at: str, inside: Inside, weights: frozenset[str]) ->
         raise CannotCut(f"forward does not call '{at}'")
     boundary = within[-1]
     if asked := next((node.target for node in boundary.users if _is_foreign(node)), None):
-        raise CannotCut(f"'{at}' returns no tensor (.{asked} of it is used), and a cut needs one, or some in a structure")
+        raise CannotCut(
+            f"'{at}' returns no tensor (.{asked} of it is used), and a cut needs one, or some in a structure"
+        )
     before = _before(nodes, boundary)
     _take_parts(nodes, boundary, before)
     later = [node for node in nodes if node not in before]
@@ -46,7 +48,8 @@ def divide(graph: fx.Graph, at: str, inside: Inside, weights: frozenset[str]) ->
         if node is not boundary:
             _refuse_data(node, at, weights)
 
-    front, copies = fx.Graph(), {}
+    front = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         if node in before or node in questions:
             copies[node] = _copy(front, node, copies)
@@ -89,9 +92,9 @@ def _copy(into: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> f
 
 
 def _take_parts(nodes: list[fx.Node], boundary: fx.Node, before: set[fx.Node]) -> None:
-    """Let the front take a structured output apart (`out, _ = lstm(x)`, `.hidden`), so that only what is used crosses.
+    """Let the front take a structured output apart (`out, _ = lstm(x)`, `.hidden`), so that less crosses.
 
-    It also answers later questions for a shape, of which one length crosses as a number; rows are asked of what crosses.
+    It also answers later questions for a shape, of which a length crosses as a number; rows are asked of what crosses.
     """
     taken, fronts = {boundary}, before - {boundary}
     for node in nodes:
@@ -136,7 +139,9 @@ def _made_again(nodes: list[fx.Node], before: set[fx.Node]) -> set[fx.Node]:
             drawn = known and torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
             used = node.all_input_nodes
             plain = known and not drawn and all(n in found or _asked(n) is not None for n in used)
-            plain = plain or (_is_number(node) and bool(used) and all(n in found or _asked(n) is not None for n in used))
+            plain = plain or (
+                _is_number(node) and bool(used) and all(n in found or _asked(n) is not None for n in used)
+            )
         if plain:
             found.add(node)
     return found
@@ -184,10 +189,12 @@ def _refuse_data(node: fx.Node, at: str, weights: frozenset[str]) -> None:
     weighted = any(n.op in ("get_attr", "call_module") and str(n.target) in weights for n in needs)
     if inputs and not weighted:
         name = inputs[0].target
-        what = f"the model's input '{name}'" if node in inputs else f"'{node.name}', made of the model's input '{name}',"
+        what = (
+            f"the model's input '{name}'" if node in inputs else f"'{node.name}', made of the model's input '{name}',"
+        )
         raise CannotCut(
-            f"{what} is needed behind '{at}', and data never leave a device (masks and positions may: inputs whose names "
-            f"end with {', '.join(_MASKS)})"
+            f"{what} is needed behind '{at}', and data never leave a device (masks and positions may: inputs whose "
+            f"names end with {', '.join(_MASKS)})"
         )
 
 

@@ -24,7 +24,8 @@ _CHECKS = ("_assert", "sym_constrain", "_guards")  # parts of names of operation
 
 def export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Trace:
     """Trace a model in both modes on an example batch; CannotCut, in one line, where it cannot be exported."""
-    graphs, modules, constants = [], [], {}
+    graphs, modules = [], []
+    constants: dict[str, Tensor] = {}
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]), left_as_found(model):
         before = [(module, module.training) for module in model.modules()]
         try:
@@ -41,9 +42,7 @@ def export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Tr
     return Trace((graphs[0], graphs[1]), constants, tuple(modules))
 
 
-def _exported(
-    model: nn.Module, example: Values
-) -> tuple[fx.Graph, dict[str, frozenset[str]], dict[str, Tensor]]:
+def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, frozenset[str]], dict[str, Tensor]]:
     args, kwargs = _arguments(model, example)
     free = {name: _free(value) for name, value in kwargs.items()} or tuple(map(_free, args))
     log = logging.getLogger("torch.export")
@@ -64,9 +63,9 @@ def _exported(
     constants: dict[str, Tensor] = {}
     modules: dict[str, frozenset[str]] = {}
     for node in list(graph.nodes):
-        if node.op == "call_function" and not node.users and any(part in str(node.target) for part in _CHECKS):
-            graph.erase_node(node)
-        elif node.op == "call_module" and not node.users:
+        if (node.op == "call_function" and not node.users and any(part in str(node.target) for part in _CHECKS)) or (
+            node.op == "call_module" and not node.users
+        ):
             graph.erase_node(node)
         elif node.op == "get_attr" and str(node.target) not in names:
             value = _attribute(whole, str(node.target))

@@ -112,7 +112,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Returns the traced inputs: those that a batch has by name, or else one; other arguments keep their defaults."""
+        """Returns the traced inputs: those that a batch names, or else one; other arguments keep their defaults."""
         taken = list(inspect.signature(root_fn).parameters.values())[1:]
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         needed = [p for p in taken if p.default is p.empty and (p.kind in positional or p.kind is p.KEYWORD_ONLY)]

@@ -17,7 +17,7 @@ class AroundTrainer(EdgeTrainer):
         self.trainer = trainer
         self.lockstep, self.divisible, self.window = trainer.lockstep, trainer.divisible, trainer.window
         self.passes, self.movable = trainer.passes, trainer.movable
-        self.answers, self.keeps = trainer.answers, trainer.keeps
+        self.answers, self.keeps, self.tails = trainer.answers, trainer.keeps, trainer.tails
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

@@ -72,7 +72,11 @@ class Cyclic(SharedBack):
         replies = self._answer(uploads)
         if limit is None:
             return replies
-        made = [*(t for r in replies if r.gradient is not None for t in tensors_of(r.gradient)), *learner.state().flats.values(), *learner.optimizer_state().values()]
+        made = [
+            *(t for r in replies if r.gradient is not None for t in tensors_of(r.gradient)),
+            *learner.state().flats.values(),
+            *learner.optimizer_state().values(),
+        ]
         if usable([r.loss for r in replies], made, limit):
             return replies
         state, optimizer, transients = before

@@ -70,6 +70,8 @@ class EdgeTrainer(ABC):
     `keeps`: it remembers something from round to round. A trainer object lives for one round; what `kept` returns at
     its end is given to the next one's `restore`, and is in checkpoints.
     `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
+    `tails`: it computes each device's loss by `objective.loss` or `losses` on that device's rows, once a step and in
+    the step of their upload, so that the tail of a U-shaped split may compute it on the device instead.
     """
 
     lockstep: bool = False
@@ -79,6 +81,7 @@ class EdgeTrainer(ABC):
     movable: bool = False
     answers: bool = True
     keeps: bool = False
+    tails: bool = False
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

@@ -23,6 +23,7 @@ class Sequential(SharedBack):
     released code. `order="fixed"` trains device after device in order of id (vanilla split learning).
     """
 
+    tails = True
     ORDERS = ("step", "round", "fixed")
 
     def __init__(self, order: Literal["step", "round", "fixed"] = "step"):

@@ -10,4 +10,5 @@ class Decoupled(Replicated):
     """
 
     answers = False
+    tails = False
     window = 0

@@ -73,7 +73,7 @@ def test_a_setup_survives_its_way():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"run": "../up"}, {"groups": {}}, {"input_dtype": "object"}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"run": "../up"}, {"groups": {}}, {"inputs": []}, {"more": 1}])
 def test_what_is_no_setup_is_refused(change):
     raw = json.loads(setup_of().to_json()) | change
     with pytest.raises(WireError, match="this is no run's setup"):
@@ -138,7 +138,7 @@ def test_an_edge_needs_no_data():
     setup = setup_of("strategy=decoupled")
     workload = build_workload(setup, NodeSettings.read(EDGE))
     assert len(workload.data.train) == 0
-    assert workload.data.input_shape == setup.input_shape
+    assert [tuple(workload.data.input_shape)] == [one.shape for one in setup.inputs]
     assert workload.head is None
 
 

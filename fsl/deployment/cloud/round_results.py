@@ -100,6 +100,7 @@ class RoundResults:
         }
         if self.plan.fronts == "private":
             layouts.pop("front", None)
+            layouts.pop("tail", None)
             layouts.pop("head", None)
         finished = sorted((self._trained.keys() & self._served.keys()) - self._void)
         for device, reason in too_long(self._own, record_to_states(start, layouts), finished, max_norm).items():

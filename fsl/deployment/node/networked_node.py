@@ -36,6 +36,7 @@ from fsl.round.node_store import KEPT
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State
+from fsl.split.cutting import refuse_tail
 from fsl.wire.device.device_round import DeviceRound
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.line import Uplink
@@ -136,6 +137,8 @@ class NetworkedNode:
     def _train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
+        if plan.trainer is not None:
+            refuse_tail(worker.chain, "a real federation trains")
         refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)

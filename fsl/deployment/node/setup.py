@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from fsl.data import Partition, TaskData, TensorExamples, divide
+from fsl.data import Examples, Partition, TaskData, TensorExamples, TreeExamples, divide
 from fsl.data.same_classes import by_name
 from fsl.data.task import Scaling
 from fsl.deployment.node.node_settings import NodeSettings
@@ -33,8 +33,46 @@ from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
 _GROUPS = ("strategy", "model", "data", "partition", "objective")
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool", "float16", "bfloat16")
+}
 Dtype = Annotated[str, Meta(pattern=rf"\A(?:{'|'.join(_DTYPES)})\Z")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputKind:
+    """What one input of the model is: its name (empty: the model takes one tensor), its shape and its dtype."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: Dtype
+
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """Returns what a node's own input has in common with the run's: of several inputs the length may differ."""
+        return self.name, self.dtype, self.shape[1:] if self.name and self.shape else self.shape
+
+
+def kinds_of(task: TaskData) -> tuple[InputKind, ...]:
+    """Returns what the inputs of a task are."""
+    blank = task.blank(1)
+    named = [("", blank)] if isinstance(blank, Tensor) else list(zip(blank.names, blank.tensors))
+    return tuple(
+        InputKind(name=name, shape=tuple(tensor.shape[1:]), dtype=str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in named
+    )
+
+
+def _no_examples(setup: "Setup") -> Examples:
+    """Returns a set without examples, of the run's kind: an edge has no data."""
+    labels = torch.empty(0, *setup.target_shape, dtype=_DTYPES[setup.target_dtype])
+    inputs = {one.name: torch.empty(0, *one.shape, dtype=_DTYPES[one.dtype]) for one in setup.inputs}
+    return TensorExamples(inputs[""], labels) if list(inputs) == [""] else TreeExamples(inputs, labels)
+
+
+def _said(inputs: Sequence[InputKind]) -> str:
+    return ", ".join(f"{one.name} {tuple(one.shape)}".strip() for one in inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +85,7 @@ class Setup:
     samples_per_device: Positive | None
     threads: Annotated[int, Meta(gt=0, le=1024)]
     groups: Mapping[str, Mapping[str, Any]]
-    input_shape: tuple[Count, ...]
-    input_dtype: Dtype
+    inputs: tuple["InputKind", ...]  # one without a name, or several by name
     classes: Positive | None
     target_shape: tuple[Count, ...]  # of one sample's target
     target_dtype: Dtype
@@ -75,8 +112,7 @@ class Setup:
             samples_per_device=config.training.samples_per_device,
             threads=config.backend.get("threads", 1),
             groups=groups,
-            input_shape=task.input_shape,
-            input_dtype=str(task.input_dtype).removeprefix("torch."),
+            inputs=kinds_of(task),
             classes=task.classes if objective.takes_classes else None,
             target_shape=tuple(targets.shape[1:]),
             target_dtype=str(targets.dtype).removeprefix("torch."),
@@ -117,6 +153,7 @@ def _wrong(setup: Setup) -> str | None:
     names = setup.class_names
     fine = {
         "groups": set(setup.groups) == set(_GROUPS),
+        "inputs (each once)": len({one.name for one in setup.inputs}) == len(setup.inputs) > 0,
         "class_names (each once)": names is None or len(set(names)) == len(names),
         "classes (as many as class_names)": names is None or setup.classes in (None, len(names)),
         "mean or std (one without the other)": (setup.mean is None) == (setup.std is None),
@@ -147,9 +184,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     edge_only = settings.role == "edge"
     augmentation = None
     if edge_only:
-        empty = torch.empty(0, *setup.input_shape, dtype=_DTYPES[setup.input_dtype])
-        labels = torch.empty(0, *setup.target_shape, dtype=_DTYPES[setup.target_dtype])
-        task = TaskData("", TensorExamples(empty, labels), None, setup.classes)
+        task = TaskData("", _no_examples(setup), None, setup.classes)
     else:
         task, augmentation = build_data(_own_data(setup, settings), setup.seed)
         task = _as_the_runs(task, setup, settings)
@@ -198,10 +233,11 @@ def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskDa
             "this node's data were not normalised by the run's mean and std; let the loader take parameters mean and "
             "std, which the cloud tells, and return them as scaling in its TaskData"
         )
-    if task.input_shape != setup.input_shape or task.classes != setup.classes:
+    own = kinds_of(task)
+    if [one.alike for one in own] != [one.alike for one in setup.inputs] or task.classes != setup.classes:
         raise ConfigError(
-            f"this node's data are {task.input_shape} of {task.classes} classes, the run's "
-            f"{setup.input_shape} of {setup.classes}; check data-path in the node configuration"
+            f"this node's data are {_said(own)} of {task.classes} classes, the run's {_said(setup.inputs)} of "
+            f"{setup.classes}; check data-path in the node configuration"
         )
     if kind != (setup.target_shape, setup.target_dtype):
         raise ConfigError(

@@ -22,7 +22,7 @@ _CODECS = 4  # times the tensors' own bytes, at most
 
 @dataclass(frozen=True)
 class Expected:
-    """What an edge expects of uploads: smashed data like `smashed` but in their rows, and targets (rows, *target_shape).
+    """What an edge expects of uploads: smashed data like `smashed`, of other rows, and targets (rows, *target_shape).
 
     `joint`: front and back share one clip, so that an upload brings the clip factors of the step before. `whole`: the
     norm to which privacy clips a device's whole update, of which the device names its part; None where it does not.
@@ -113,10 +113,15 @@ class Expected:
 
     def _check_tensor(self, what: str, tensor: Tensor, like: Tensor, shared: bool) -> None:
         shape = tensor.shape if shared else tensor.shape[1:]
-        if tensor.dtype != like.dtype or tensor.dim() != like.dim() or shape != (like.shape if shared else like.shape[1:]):
+        if (
+            tensor.dtype != like.dtype
+            or tensor.dim() != like.dim()
+            or shape != (like.shape if shared else like.shape[1:])
+        ):
             rows = ", ".join(map(str, like.shape)) if shared else ", ".join(["rows", *map(str, like.shape[1:])])
             raise WireError(
-                f"{what} are {tensor.dtype} of shape {tuple(tensor.shape)}; the cut gives {like.dtype} of shape ({rows})"
+                f"{what} are {tensor.dtype} of shape {tuple(tensor.shape)}; the cut gives {like.dtype} of shape "
+                f"({rows})"
             )
 
     def check_factors(self, factors: Tensor | None, rows: int | None) -> None:

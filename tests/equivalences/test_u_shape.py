@@ -1,0 +1,171 @@
+"""U-shaped splits: labels stay on devices, whose tails end what fronts begin; to the bit as one cut, and as none."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fsl.strategies import (
+    PSL,
+    SGLR,
+    CycleSL,
+    DecoupledSL,
+    FedAvg,
+    FedFly,
+    SplitFedV1,
+    SplitFedV2,
+    SplitFedV3,
+    VanillaSL,
+)
+
+import fsl
+from fsl.codecs import Float16
+from fsl.errors import ConfigError
+from fsl.mobility import RandomMobility
+from fsl.privacy import DPSGD, Privacy
+from fsl.round.edge_server import EdgeServer
+from fsl.split.cutting import split
+from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_run, run
+from tests.helpers.small import small_model, small_task
+from tests.helpers.wired import Wired
+
+pytestmark = pytest.mark.slow
+
+LAST = [name for name, _ in small_model().named_children()][-1]
+BEFORE = [name for name, _ in small_model().named_children()][-2]
+U = ("pool", BEFORE)  # the tail is the last layer
+STRATEGIES = [SplitFedV1(), SplitFedV2(), SplitFedV2(order="round"), SplitFedV3(), VanillaSL(), PSL(), SGLR(phi=0.5)]
+strategies = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__ + getattr(s, "order", ""))
+
+
+def merged(found):
+    """All segments' states, as averaged over devices."""
+    return {key: tensor for state in found.states.values() for key, tensor in state.items()}
+
+
+def test_the_tail_is_on_the_device():
+    places = {segment.name: segment.place for segment in split(small_model(), U)}
+    assert places == {"front": "device", "back": "edge", "tail": "device"}
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_u_shaped_v1_equals_fedavg_on_the_model_cut_alike(norm):
+    """Dropout draws by segment: both have the same three."""
+    options = {"model": small_model(norm, 0.3), "devices": 4, "edges": 2, "optimizer": ADAM, "cut": U}
+    one, other = run(SplitFedV1(), **options), run(FedAvg(), **options)
+    assert_same_bits(one.weights(), other.weights())
+    for mine, theirs in zip(one.metrics, other.metrics, strict=True):
+        assert (mine["train_loss"], mine["loss"]) == (theirs["train_loss"], theirs["loss"])
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), VanillaSL()], ids=lambda s: type(s).__name__)
+def test_it_equals_one_cut_where_who_holds_the_last_layer_changes_nothing(strategy):
+    """One device: its tail is trained on its batches alone, as the back of one cut is."""
+    options = {"model": small_model("batch"), "devices": 1, "optimizer": KEPT}
+    one, two = run(strategy, cut="pool", **options), run(strategy, cut=U, **options)
+    assert_same_bits(one.weights(), two.weights())
+    assert two.metrics[0]["train_loss"] == one.metrics[0]["train_loss"]
+
+
+def test_v1_equals_one_cut_with_many_devices():
+    options = {"devices": 4, "edges": 2, "optimizer": ADAM, "partition": fsl.data.Dirichlet(alpha=1.0, min_samples=4)}
+    assert_same_bits(run(SplitFedV1(), cut="pool", **options).weights(), run(SplitFedV1(), cut=U, **options).weights())
+
+
+@strategies
+def test_inline_equals_ray(strategy, ray_cluster):
+    options = {"devices": 4, "edges": 2, "cut": U, "model": small_model("batch", 0.3)}
+    assert_same_run(run(strategy, **options), run(strategy, backend=fsl.Backend("ray"), nodes=2, **options))
+
+
+@strategies
+def test_stopped_and_resumed_equals_never_stopped(strategy, tmp_path):
+    options = {"cut": U, "optimizer": KEPT, "devices": 2}
+    whole = run(strategy, rounds=3, **options)
+    run(strategy, rounds=1, out=tmp_path / "run", **options)
+    assert_same_run(whole, run(strategy, rounds=3, out=tmp_path / "run", resume=True, **options))
+
+
+def test_a_move_changes_nothing():
+    options = {"cut": U, "devices": 4, "edges": 2, "batch_size": 4, "optimizer": KEPT}
+    moved = run(FedFly(), mobility=RandomMobility(p=1.0), **options)
+    assert moved.metrics[0]["moves"] == 4
+    assert_same_bits(run(FedFly(), **options).weights(), moved.weights())
+
+
+@strategies
+def test_labels_never_leave_a_device(strategy, monkeypatch):
+    seen = []
+    receive = EdgeServer.receive
+    monkeypatch.setattr(EdgeServer, "receive", lambda self, packet: seen.append(packet) or receive(self, packet))
+    run(strategy, cut=U, rounds=1)
+    assert seen
+    assert all(packet.targets is None for packet in seen)
+
+
+def test_other_labels_of_all_devices_change_what_goes_up_by_gradients_alone():
+    task = small_task()
+    other = replace(task, train=replace(task.train, targets=task.train.targets.flip(0)))
+    one, two = (run(SplitFedV1(), data=data, cut=U, rounds=1) for data in (task, other))
+    for key in ("up_bytes", "down_bytes"):
+        assert one.metrics[0][key] == two.metrics[0][key]
+
+
+def test_both_cuts_cost_bytes_and_both_take_codecs():
+    one, two, half = (
+        run(SplitFedV1(), rounds=1, **options).metrics[0]
+        for options in ({"cut": "pool"}, {"cut": U}, {"cut": U, "up": Float16, "down": Float16})
+    )
+    assert two["down_bytes"] > one["down_bytes"]
+    assert half["down_bytes"] < 0.75 * two["down_bytes"]
+    assert half["up_bytes"] < 0.75 * two["up_bytes"]
+
+
+def test_private_fronts_have_private_tails(tmp_path):
+    found = run(SGLR(), cut=U, devices=2, out=tmp_path / "run")
+    files = sorted((tmp_path / "run" / "fronts").iterdir())
+    assert len(files) == 2
+    from safetensors.torch import load_file
+
+    one, other = map(load_file, files)
+    keys = [key for key in one if key.startswith(f"{LAST}.")]
+    assert keys
+    assert not torch.equal(one[keys[0]], other[keys[0]])
+    assert set(one) | set(found.states["back"]) == set(small_model().state_dict())
+
+
+def test_a_device_whose_tail_diverges_is_lost_alone(monkeypatch):
+    from fsl.round.front_device import Device
+
+    end = Device.end
+
+    def spoiled(self, call):
+        answer = end(self, call)
+        if self.device == 1 and call.step == 1:
+            answer.told[0] = float("nan")
+        return answer
+
+    monkeypatch.setattr(Device, "end", spoiled)
+    for strategy in (SplitFedV1(), PSL()):
+        found = run(strategy, cut=U, rounds=1)
+        assert set(found.metrics[0]["lost"]) == {"1"}
+    monkeypatch.setattr(Device, "end", end)
+    assert run(PSL(), cut=U, rounds=1).metrics[0]["devices"] == 3
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "line"),
+    [
+        (CycleSL(), {}, r"CycleSL trains only a front and a back"),
+        (DecoupledSL(), {}, r"DecoupledSL trains only a front and a back"),
+        (SplitFedV1(), {"privacy": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))}, "two cuts make a tail"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_built_is_refused(strategy, options, line):
+    with pytest.raises(ConfigError, match=line):
+        run(strategy, cut=U, **options)
+
+
+def test_a_real_federation_refuses_it(tmp_path):
+    with pytest.raises(ConfigError, match="a real federation does not carry what passes between back and tail"):
+        run(SplitFedV1(), cut=U, backend=Wired(folder=tmp_path))
