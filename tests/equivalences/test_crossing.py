@@ -63,13 +63,13 @@ def test_one_device_equals_training_the_unsplit_model(kind):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(**batch).logits, task.train.targets[rows]).backward()
             optimizer.step()
-    assert_same_bits(model.state_dict(), found.weights())
+    assert_same_bits(model.state_dict(), found.model.state_dict())
 
 
 @models
 def test_splitfed_v1_equals_fedavg(kind):
     one, other = (trained(strategy, kind, 0.3, edges=2, devices=4) for strategy in (SplitFedV1(), FedAvg()))
-    assert_same_bits(one.weights(), other.weights())
+    assert_same_bits(one.model.state_dict(), other.model.state_dict())
 
 
 @strategies
@@ -102,7 +102,7 @@ def test_a_session_moves_with_what_crosses(tmp_path):
     still = trained(FedFly(), **options)
     moved = trained(FedFly(), mobility=moves, **options)
     assert moved.metrics[0]["moves"] == 4
-    assert_same_bits(still.weights(), moved.weights())
+    assert_same_bits(still.model.state_dict(), moved.model.state_dict())
 
 
 def test_inline_equals_ray(ray_cluster):
