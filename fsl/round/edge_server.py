@@ -23,7 +23,7 @@ from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
 from fsl.segments.sums import Total
-from fsl.segments.tensor_trees import Values, activations_of, tensors_of
+from fsl.segments.tensor_trees import TensorTree, Values, activations_of, tensors_of
 from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
 from fsl.trainers.edge_trainer import counts_of
 
@@ -95,10 +95,12 @@ class EdgeServer:
         public_reason: str | None = None,
         checked: bool = True,
         allowed: Iterable[str] = ALLOWED,
+        shared: frozenset[int] = frozenset(),
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
-        `allowed`: packages whose dataclasses may be named by what a front passes.
+        `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: which of the tensors that
+        it passes have no row per sample.
         `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
         `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
@@ -117,6 +119,7 @@ class EdgeServer:
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
         self._checked = checked
+        self._shared = shared
         self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
 
     def begin(self, bench: EdgeBench, back: State) -> None:
@@ -158,6 +161,8 @@ class EdgeServer:
                 + ("no such device" if session is None else f"step {session.step}")
             )
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
+        if isinstance(smashed, TensorTree):
+            smashed = replace(smashed, shared=self._shared)
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
         targets = packet.targets

@@ -50,6 +50,7 @@ class EdgeSide:
             public_reason=public_reason,
             checked=checked,
             allowed=worker.workload.allowed,
+            shared=worker.segments["front"].shared,
         )
         back = worker.segments["back"]
         bench = EdgeBench(

@@ -8,17 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fsl import seeds
 from fsl.data import Augmentation, Partition, TaskData
 from fsl.errors import SplitError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED
 from fsl.objective import Objective
 from fsl.round.node_store import Store
+from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import tables
-from fsl.segments.tensor_trees import Values
-from fsl.split.cutting import SplitModel, split
+from fsl.segments.tensor_trees import Values, received, shared_of
+from fsl.split.cutting import SplitModel, passes_one, split
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Worker:
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
         self.chain = dict(self.segments)  # the model's segments, in order
+        self._find_shared()
         if workload.head is not None:
             head = copy.deepcopy(workload.head)
             start_training(head)
@@ -65,9 +68,31 @@ class Worker:
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
 
+    def _find_shared(self) -> None:
+        """Find, by blank batches of two rows and of three, what segments pass on without a row per sample.
+
+        Copies of the segments run, since a forward may change what a module keeps; none where one tensor is passed.
+        """
+        segments = list(self.chain.values())[:-1]
+        if all(passes_one(segment.module) for segment in segments):
+            return
+        two, three = self._blank(2), self._blank(3)
+        for segment in segments:
+            copy_of_it = copied(segment.module).eval()
+            try:
+                with torch.no_grad(), seeds.left_as_found():
+                    two, three = (received(call(copy_of_it, blank)) for blank in (two, three))
+            except Exception:  # a user's model that takes no zeros: its training says so, or goes well
+                return
+            segment.shared = shared_of(two, three)
+
     def _example(self) -> Values | None:
         """Returns a batch for a cut that needs one: of blank inputs, so that every node cuts alike."""
-        return self.workload.data.blank(_EXAMPLE).to(self.accelerator)
+        return self._blank(_EXAMPLE)
+
+    def _blank(self, rows: int) -> Values:
+        with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw its items at random
+            return self.workload.data.blank(rows).to(self.accelerator)
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: torch.device) -> nn.Module:

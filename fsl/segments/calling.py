@@ -2,10 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -48,9 +48,13 @@ def takes(module: nn.Module) -> Takes:
     return own if isinstance(own, Takes) else _by_class(type(module))
 
 
-@lru_cache(maxsize=256)
-def _by_class(kind: Hashable) -> Takes:
-    return Takes.of(getattr(kind, "forward"))  # noqa: B009 - a class, which mypy does not take for hashable
+def _by_class(kind: type[nn.Module]) -> Takes:
+    if kind not in _KNOWN:
+        _KNOWN[kind] = Takes.of(kind.forward)
+    return _KNOWN[kind]
+
+
+_KNOWN: "WeakKeyDictionary[type[nn.Module], Takes]" = WeakKeyDictionary()
 
 
 def call(module: nn.Module, values: Values) -> Any:

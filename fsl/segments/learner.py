@@ -22,6 +22,7 @@ class SegmentRuntime:
         self.name = name
         self.module = module.to(accelerator)
         self.accelerator = accelerator
+        self.shared: frozenset[int] = frozenset()  # of the tensors that it passes on, those without a row per sample
         self.layout = Layout(self.module)
         self._installed: Replica | None = None
         self._idle: dict[object, list[Learner]] = {}
@@ -116,7 +117,7 @@ class Learner:
         self.runtime.install(self.replica)
         with seeds.DEFAULT_GENERATOR:
             seeds.reseed(layer_seed, self.runtime.accelerator)
-            return received(call(self.runtime.module, inputs))
+            return received(call(self.runtime.module, inputs), self.runtime.shared)
 
     def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
         """Step the optimizer with the mean gradient of `backwards` backward passes, then clear the gradients.

@@ -5,7 +5,6 @@ Where a model passes one tensor, that tensor stands for itself: `Values` is eith
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,13 +21,14 @@ class TensorTree:
     `exact`: the positions of those that are not activations: integers and truth values (ids, masks), and floats that
     nothing trainable made (a mask with large negative numbers). They cross a cut as they are, and get no gradient.
 
-    A tensor with as many rows as the first one that is not exact has a row per sample; any other is shared by all of
-    them, as an embedding of positions (1, T, D) is.
+    `shared`: the positions of those that all samples share, as an embedding of positions (1, T, D); the others have a
+    row per sample. Only who knows the cut can tell: a batch may have as many rows as there are positions.
     """
 
     tensors: tuple[Tensor, ...]
     structure: str
     exact: frozenset[int] = frozenset()
+    shared: frozenset[int] = frozenset()
 
     @staticmethod
     def of(values: Any) -> "TensorTree":
@@ -54,9 +54,15 @@ class TensorTree:
         return structures.names(self.structure)
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """Returns what trees that can be joined have in common."""
+        return self.structure, self.exact, self.shared
+
+    @property
     def leading(self) -> Tensor:
         """Returns the tensor whose rows are the samples: the first activation, or else the first of all."""
-        return next((t for place, t in enumerate(self.tensors) if place not in self.exact), self.tensors[0])
+        own = [place for place in range(len(self.tensors)) if place not in self.shared] or [0]
+        return self.tensors[next((place for place in own if place not in self.exact), own[0])]
 
     def __len__(self) -> int:
         return len(self.leading)
@@ -79,12 +85,6 @@ class TensorTree:
     def requires_grad(self) -> bool:
         """Returns whether any of its tensors takes part in a backward pass."""
         return any(tensor.requires_grad for tensor in self.tensors)
-
-    @cached_property
-    def shared(self) -> frozenset[int]:
-        """Returns the positions of tensors that all samples share."""
-        rows = len(self)
-        return frozenset(p for p, t in enumerate(self.tensors) if not t.dim() or len(t) != rows)
 
     def like(self, tensors: Sequence[Tensor]) -> "TensorTree":
         """Returns other tensors in the same structure."""
@@ -165,16 +165,15 @@ def joined(parts: Sequence[Values]) -> Values:
         return torch.cat(list(parts))  # type: ignore[arg-type]
     trees = [part for part in parts if isinstance(part, TensorTree)]
     first = trees[0]
-    if len(trees) < len(parts) or any((t.structure, t.exact) != (first.structure, first.exact) for t in trees):
+    if len(trees) < len(parts) or any(t.kind != first.kind for t in trees):
         raise SplitError(
             "devices of one step passed values of different structures, which cannot be pooled; pad their inputs to "
             "one shape, or use a strategy with a back per device, as splitfed_v1"
         )
-    shared = frozenset[int]().union(*(tree.shared for tree in trees))
     found = []
     for place, tensors in enumerate(zip(*(tree.tensors for tree in trees), strict=True)):
         name = first.names[place]
-        if place in shared and len(trees) > 1:
+        if place in first.shared and len(trees) > 1:
             if place not in first.exact or any(not torch.equal(tensors[0], other) for other in tensors[1:]):
                 raise SplitError(
                     f"'{name}' has no row per sample, and is trained or differs between the devices of a step, which "
@@ -197,9 +196,17 @@ def as_values(batch: Any) -> Values | None:
     return batch if batch is None or isinstance(batch, Tensor | TensorTree) else TensorTree.of(batch)
 
 
-def received(values: Any) -> Values:
-    """Returns what a segment passed: a tensor as it is, anything else as a tree."""
-    return values if isinstance(values, Tensor) else TensorTree.of(values)
+def received(values: Any, shared: frozenset[int] = frozenset()) -> Values:
+    """Returns what a segment passed: a tensor as it is, anything else as a tree, of which these tensors are shared."""
+    return values if isinstance(values, Tensor) else replace(TensorTree.of(values), shared=shared)
+
+
+def shared_of(two: Values, three: Values) -> frozenset[int]:
+    """Returns the positions of shared tensors, from what a segment passes for two rows and for three."""
+    if isinstance(two, Tensor) or isinstance(three, Tensor):
+        return frozenset()
+    pairs = enumerate(zip(two.tensors, three.tensors, strict=True))
+    return frozenset(place for place, (one, other) in pairs if not one.dim() or len(one) == len(other))
 
 
 def passed(values: Values) -> Any:

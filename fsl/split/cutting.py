@@ -81,6 +81,19 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Valu
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
 
 
+def passes_one(part: nn.Module) -> bool:
+    """Returns whether a part of a cut model is known, from its modules or its graph, to pass one tensor on."""
+    if isinstance(part, tracing.Traced):
+        return part.passes_one
+    last = part
+    while type(last).forward is nn.Sequential.forward and last._modules:
+        last = list(last.children())[-1]
+    return type(last).__module__.startswith("torch.nn.") and not isinstance(last, _SEVERAL_OUTPUTS)
+
+
+_SEVERAL_OUTPUTS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
 def refuse_no_tensor(output: object, cut: str) -> None:
     """Raise SplitError where the module before a cut returns anything but one tensor."""
     if not isinstance(output, Tensor):

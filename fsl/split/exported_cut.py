@@ -7,13 +7,14 @@ module lies behind its last operation. Sizes stay free: batches may have other r
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fsl.seeds import DEFAULT_GENERATOR
-from fsl.segments.calling import picked, takes
+from fsl.segments.calling import call, picked, takes
 from fsl.segments.tensor_places import left_as_found
 from fsl.segments.tensor_trees import Values, passed
 from fsl.split.traced_cut import Trace
@@ -44,6 +45,7 @@ def export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Tr
 
 def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, frozenset[str]], dict[str, Tensor]]:
     args, kwargs = _arguments(model, example)
+    _register(model, example)
     free = {name: _free(value) for name, value in kwargs.items()} or tuple(map(_free, args))
     log = logging.getLogger("torch.export")
     level = log.level
@@ -87,6 +89,14 @@ def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, fr
         if node.op == "placeholder":
             copies[node].args = ()
     return plain, modules, constants
+
+
+def _register(model: nn.Module, example: Values) -> None:
+    """Tell torch of the dataclass that a model returns, if it is one of the user's: an export takes it apart."""
+    with torch.no_grad():
+        given = type(call(model, example))
+    if is_dataclass(given) and given not in torch.utils._pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(given)
 
 
 def _keeps(node: fx.Node) -> bool:

@@ -57,6 +57,9 @@ class Traced(nn.Module):
         inputs = tuple(str(node.target).lstrip("*") for node in graphs[0].nodes if node.op == "placeholder")
         self.takes = Takes(inputs, inputs, False, len(inputs))
         self.model_name = type(source).__name__
+        ends = [node.args[0] for graph in graphs for node in graph.nodes if node.op == "output"]
+        # One node: a module's or an operation's result, most likely a tensor; several values are a tuple of nodes.
+        self.passes_one = all(isinstance(end, fx.Node) and end.op != "call_module" for end in ends)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the graph of the present mode."""

@@ -206,6 +206,7 @@ def _trace(model: nn.Module, parent: str, inputs: tuple[str, ...]) -> fx.Graph:
             graph = _Tracer(parent, inputs).trace(model)
         if (random.getstate(), np.random.get_state()[1].tolist()) != drawn:  # type: ignore[index]
             raise CannotCut(f"it draws random numbers by Python or NumPy, which would be drawn once: {_OWN_MODULE}")
+        _pick_logits(graph)
         for node in list(graph.nodes):
             if node.op == "get_attr" and not node.users:  # the forward asked only for its shape
                 graph.erase_node(node)
@@ -215,6 +216,18 @@ def _trace(model: nn.Module, parent: str, inputs: tuple[str, ...]) -> fx.Graph:
         line = " ".join(str(error).split())
         raise CannotCut(f"the forward of {type(model).__name__} cannot be traced by torch.fx ({line})") from None
     return graph
+
+
+def _pick_logits(graph: fx.Graph) -> None:
+    """Let a graph that ends by making a dict or an object with `logits` return these alone: they are its outputs."""
+    (end,) = (node for node in graph.nodes if node.op == "output")
+    given = end.args[0]
+    if isinstance(given, fx.Node) and isinstance(given.target, type) and "logits" in given.kwargs:
+        end.args = (given.kwargs["logits"],)
+        if not given.users:
+            graph.erase_node(given)
+    elif isinstance(given, Mapping) and "logits" in given:
+        end.args = (given["logits"],)
 
 
 def _context() -> dict[str, Any]:

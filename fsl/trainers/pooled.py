@@ -115,7 +115,7 @@ class Pooled(SharedBack):
             means = torch.stack([part.mean() for part in rows.detach().split(sizes)])
             per_row = torch.tensor([share / size for share, size in zip(shares, sizes)])
             return list(means.unbind()), rows @ per_row.repeat_interleave(torch.tensor(sizes)).to(rows)
-        own = objective.losses(outputs.split(sizes), targets.split(sizes))
+        own = list(objective.losses(outputs.split(sizes), targets.split(sizes)))
         loss = own[0] if len(own) == 1 else torch.stack(own) @ torch.tensor(shares).to(own[0])
         return [one.detach() for one in own], loss
 

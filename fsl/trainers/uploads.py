@@ -1,10 +1,9 @@
 """What an edge trainer gets, and what it answers."""
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from torch import Tensor
-
-from fsl.segments.tensor_trees import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Upload:
 
     device: int
     step: int
-    smashed: Values
+    smashed: Any  # a Tensor or a TensorTree
     targets: Tensor
     _: KW_ONLY
     factors: Tensor | None = None
@@ -41,7 +40,7 @@ class Reply:
 
     device: int
     step: int
-    gradient: Values | None
+    gradient: Any  # a Tensor or a TensorTree; None: nothing goes back
     loss: Tensor
     _: KW_ONLY
     common: bool = False

@@ -17,7 +17,7 @@ from fsl.privacy import Privacy
 from fsl.privacy.settings import NoPeek
 from fsl.segments.tensor_trees import TensorTree
 from fsl.split.cutting import split
-from tests.helpers.crossing import Reader, Untraceable, reader, sentence_task, sentences
+from tests.helpers.crossing import Answer, Reader, Untraceable, reader, sentence_task, sentences
 from tests.helpers.runs import KEPT, assert_same_bits, assert_same_result, assert_same_run, run
 from tests.helpers.wired import Wired
 
@@ -126,12 +126,7 @@ class ReadsAgain(Reader):
 
     def forward(self, input_ids, attention_mask=None):
         answer = super().forward(input_ids, attention_mask)
-        return Answered(answer.logits + (input_ids == 0).sum(1, keepdim=True))
-
-
-class Answered:
-    def __init__(self, logits):
-        self.logits = logits
+        return Answer(answer.logits + (input_ids == 0).sum(1, keepdim=True), answer.hidden)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fsl.strategies import PSL, SGLR, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies import CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import fsl
+from fsl import Spec
 from fsl.costs import price
 from fsl.data import IID, as_task, divide
 from fsl.errors import ConfigError
@@ -17,13 +18,13 @@ from fsl.messages.round_plan import CohortTask
 from fsl.objective import CrossEntropy
 from fsl.privacy.leak_probe import leaks
 from fsl.privacy.settings import DPSGD, Privacy, Probe
-from fsl.round.device_side import DeviceSide
 from fsl.round.edge_side import EdgeSide
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload
 from fsl.run.privacy_check import refuse_model
 from fsl.segments.modes import evaluating, modes_of, needs_two_rows, start_training, training_modes
 from fsl.split.cutting import split
+from fsl.trainers import Replicated
 from fsl.wire.edge.expected import Expected
 from tests.helpers.lowlevel import a_plan
 
@@ -208,11 +209,20 @@ def two_cuts():
     return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+class Untold(Replicated):
+    """A trainer of the user's that does not say that tails may compute its losses."""
+
+    tails = False
+
+
 class Own(SplitFedV1):
     """A strategy of the user's."""
 
+    def trainer(self, round):
+        return Spec(Untold)
 
-@pytest.mark.parametrize("strategy", [SplitFedV1, SplitFedV2, SplitFedV3, PSL, SGLR, VanillaSL, Own])
+
+@pytest.mark.parametrize("strategy", [CycleSL, DecoupledSL, Own])
 def test_two_cuts_are_refused_where_the_tail_would_not_be_trained(strategy, tmp_path):
     with pytest.raises(ConfigError, match=rf"{strategy.__name__} trains only a front and a back.*one cut"):
         simulate(two_cuts(), strategy(), ["0", "1"], out=tmp_path / "run")
@@ -221,10 +231,9 @@ def test_two_cuts_are_refused_where_the_tail_would_not_be_trained(strategy, tmp_
 
 def test_a_node_refuses_a_round_that_would_leave_the_tail(tmp_path):
     worker = worker_of(two_cuts(), tmp_path, ("0", "1"))
-    plan = replace(a_plan(), learning_rates=dict.fromkeys(("front", "back", "tail"), 0.1))
-    with pytest.raises(ConfigError, match="this round trains only a front and a back"):
-        DeviceSide([], plan, worker, {})
-    with pytest.raises(ConfigError, match="this round trains only a front and a back"):
+    rates = dict.fromkeys(("front", "back", "tail"), 0.1)
+    plan = replace(a_plan(), learning_rates=rates, trainer=Spec("fsl.trainers.Cyclic"))
+    with pytest.raises(ConfigError, match="Cyclic trains only a front and a back"):
         EdgeSide(CohortTask(edge=0, devices=()), plan, worker, {})
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsl.errors import SplitError, WireError
 from fsl.segments import structures
-from fsl.segments.tensor_trees import TensorTree, gradient_of, joined, mapped
+from fsl.segments.tensor_trees import TensorTree, gradient_of, joined, mapped, shared_of
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -64,27 +64,28 @@ def test_gradients_are_of_activations_alone():
 
 
 def test_rows_are_joined_and_split_and_what_all_share_stays_one():
-    trees = [
-        TensorTree.of((torch.randn(rows, 2), torch.arange(5), torch.ones(rows, dtype=torch.bool))) for rows in (2, 3)
-    ]
-    whole = joined(trees)
-    assert [len(t) for t in whole.tensors] == [5, 5, 5]
-    assert whole.shared == set()  # as many places as rows: nobody is hurt, see the next
-    parts = joined([TensorTree.of((torch.randn(rows, 2), torch.arange(7))) for rows in (2, 3)]).split([2, 3])
-    assert [[len(t) for t in part.tensors] for part in parts] == [[2, 7], [3, 7]]
+    def tree(rows):
+        return TensorTree.of((torch.randn(rows, 2), torch.arange(3), torch.ones(rows, dtype=torch.bool)))
+
+    shared = shared_of(tree(2), tree(3))
+    assert shared == {1}
+    whole = joined([replace(tree(rows), shared=shared) for rows in (3, 2)])  # as many rows as places, in one
+    assert [len(t) for t in whole.tensors] == [5, 3, 5]
+    assert [[len(t) for t in part.tensors] for part in whole.split([3, 2])] == [[3, 3, 3], [2, 3, 2]]
+    assert [len(t) for t in whole[torch.tensor([4])].tensors] == [1, 3, 1]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "line"),
+    ("one", "other", "shared", "line"),
     [
-        ((A, B), (A, B, B), "values of different structures"),
-        ((A, torch.arange(7)), (A, torch.arange(1, 8)), "'1' has no row per sample, and is trained or differs"),
-        ((A, B), (A, torch.ones(3, 5, dtype=torch.long)), r"passed '1' of shapes \(3, 4\), \(3, 5\)"),
+        ((A, B), (A, B, B), [], "values of different structures"),
+        ((A, torch.arange(7)), (A, torch.arange(1, 8)), [1], "'1' has no row per sample, and is trained or differs"),
+        ((A, B), (A, torch.ones(3, 5, dtype=torch.long)), [], r"passed '1' of shapes \(3, 4\), \(3, 5\)"),
     ],
 )
-def test_what_does_not_fit_together_is_not_pooled(one, other, line):
+def test_what_does_not_fit_together_is_not_pooled(one, other, shared, line):
     with pytest.raises(SplitError, match=line):
-        joined([TensorTree.of(one), TensorTree.of(other)])
+        joined([replace(TensorTree.of(each), shared=frozenset(shared)) for each in (one, other)])
 
 
 @pytest.mark.parametrize("values", [(A, {1: B}), (A, object()), {"a": A, "b": {B}}, ()])

@@ -18,7 +18,8 @@ from fsl.wire.edge.expected import Expected
 def passed(rows, width=4):
     """Hidden states, a mask as a summand, ids that no sample owns, and the number of rows."""
     hidden = torch.randn(rows, width, requires_grad=True) * 1
-    return TensorTree.of((hidden, {"mask": torch.full((rows, 1), -1e30), "places": torch.arange(9)}, rows))
+    tree = TensorTree.of((hidden, {"mask": torch.full((rows, 1), -1e30), "places": torch.arange(9)}, rows))
+    return replace(tree, shared=frozenset({2}))
 
 
 EXPECTED = Expected(passed(2).detach(), range(1, 9), 3, three=passed(3).structure)
@@ -76,7 +77,6 @@ PAYLOAD = CutCodec(Identity).encode(passed(5))
         replace(PAYLOAD, arrays=(*PAYLOAD.arrays, ("7", torch.zeros(1)))),
         replace(PAYLOAD, arrays=(("x/values", torch.zeros(5, 4)), *PAYLOAD.arrays[1:])),
         replace(PAYLOAD, arrays=(("0/", torch.zeros(5, 4)), *PAYLOAD.arrays[1:])),
-        replace(PAYLOAD, arrays=(("0/more", torch.zeros(5, 4)), *PAYLOAD.arrays[1:])),
         CutCodec(Int8).encode(passed(5)),
         Payload("identity", PAYLOAD.arrays, ""),
     ],
