@@ -187,10 +187,10 @@ class Algorithm:
             return
         if not spec.build().tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
-        if "tail" in self.federation.layouts and self.federation.placement is not None:
+        if "tail" in self.federation.layouts and self.federation.placement is not None and self.federation.mobility:
             raise ConfigError(
-                "cut: two cuts give front, back and tail, and a real federation does not carry what passes between "
-                "back and tail; give one cut, or simulate"
+                "cut: two cuts give front, back and tail, and in a real federation a session with a tail does not "
+                "move; give one cut, use mobility=none, or simulate"
             )
 
     def _refuse_moves(self) -> None:

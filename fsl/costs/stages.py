@@ -18,7 +18,8 @@ from fsl.segments.calling import call, outputs_of
 from fsl.segments.modes import start_training
 from fsl.segments.states import Layout
 from fsl.segments.tensor_trees import Values, received, tensors_of
-from fsl.split.cutting import Place, possible_cuts, split
+from fsl.split.cutting import Place, SplitModel, possible_cuts, split
+from fsl.trainers.back_steps import cut_leaf
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,12 @@ def stage_costs(
     stages, before = [], _Running()
     for cut, mark in marks.items():
         behind = total - forward if mark.backward is None else mark.backward
-        front = split(copied, cut, example)["front"]
-        now = _Running(mark.forward, total - forward - behind, Layout(front).bytes)
-        with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]), torch.no_grad():
-            crossing = tensors_of(received(call(front, inputs)))
+        parts = split(copied, cut, example)
+        with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
+            crossing, measured = _measured(parts, inputs, targets, objective)
+        if len(crossing) > 1:  # the gradient of the module's output says nothing of what else crosses
+            mark.forward, behind = measured
+        now = _Running(mark.forward, total - forward - behind, Layout(parts["front"]).bytes)
         stages.append(_stage(cut, now, before, mark.output, sum(tensor.nbytes for tensor in crossing) / _ROWS))
         before = now
     now = _Running(forward, total - forward, Layout(copied).bytes)
@@ -132,6 +135,23 @@ def _stage(name: str, now: _Running, before: _Running, output: Tensor, crossing:
         shape,
         crossing,
     )
+
+
+def _measured(
+    parts: SplitModel, inputs: Values, targets: Tensor, objective: Objective
+) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+    """Returns what crosses the cut, and the FLOPs of the front's forward and of the back's backward, each alone."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        smashed = received(call(parts["front"], inputs))
+        front = counter.get_total_flops()
+        if isinstance(smashed, Tensor):
+            return (smashed,), (front, 0)
+        outputs = call(parts["back"], cut_leaf(smashed).clone())
+        loss = objective.loss(outputs, targets)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return tensors_of(smashed), (front, counter.get_total_flops() - forward)
 
 
 def _tensor_of(given: Any) -> Tensor | None:

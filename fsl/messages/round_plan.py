@@ -73,6 +73,11 @@ class RoundPlan:
             if not (is_count(move.device) and is_count(move.edge) and 0 < move.fraction <= 1):
                 raise ValueError(f"{move} is no move: fraction lies in (0, 1], device and edge are numbers from 0 on")
 
+    @property
+    def tails(self) -> bool:
+        """Whether devices have tails, which compute the loss (U-shaped split)."""
+        return self.trainer is not None and "tail" in self.learning_rates
+
     def to_json(self) -> str:
         """The plan as JSON."""
         return to_json(self)

@@ -115,6 +115,8 @@ class EdgeServer:
         self._sessions: dict[int, Session] = {}
         self._codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # up and down, by device
         self._tail_codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # the same, of the cut before the tails
+        self._sent: dict[int, list[tuple[torch.Size, torch.dtype]]] = {}  # shapes of the outputs, by device
+        self._told: dict[int, tuple[int, Tensor, Values]] = {}  # by device: step, mean loss, gradient
         self.tails: Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None = None  # carries outputs to devices
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
@@ -185,24 +187,48 @@ class EdgeServer:
         return self.answer([self.receive(packet) for packet in packets])
 
     def ask_tails(self, parts: Sequence[tuple[int, Values]]) -> Sequence[tuple[Tensor, Values]]:
-        """Send each device the back's outputs of its present step; returns the mean losses, and gradients at these."""
+        """Send each device the back's outputs of its present step; returns the mean losses, and gradients at these.
+
+        What a tail has said of a step stands: a trainer that tries the step again, without a device whose upload was
+        unusable, gets the same answers.
+        """
         assert self.tails is not None
         calls = []
         for device, outputs in parts:
             session = self._sessions[device]
+            if self._told.get(device, (-1,))[0] == session.step - 1:
+                continue
             payload = self._tail_codecs[device][1].encode(outputs)
+            self._sent[device] = [(tensor.shape, tensor.dtype) for tensor in activations_of(outputs)]
             session.down_bytes += reply_bytes(payload, None, self.reported_batch_size)
             calls.append(TailCall(device=device, step=session.step - 1, outputs=payload))
-        found = []
-        for answer in self.tails(calls):
+        for answer in self.tails(calls) if calls else ():
             session = self._sessions[answer.device]
             session.up_bytes += upload_bytes(answer.gradient, answer.told, None, self.reported_batch_size)
             loss, weight = answer.told.tolist()
             batch = session.waiting[answer.step]
             session.waiting[answer.step] = replace(batch, loss_weight=weight)
+            gradient = self._tail_gradient(answer)
+            if gradient is None:  # no step can be made of it
+                loss, gradient = math.nan, self._zeros(answer.device)
+            mean = answer.told.new_tensor(loss, dtype=activations_of(gradient)[0].dtype)
+            self._told[answer.device] = answer.step, mean, gradient
+        return [self._told[device][1:] for device, _ in parts]
+
+    def _tail_gradient(self, answer: TailAnswer) -> Values | None:
+        """Decode a tail's gradient; None where it is not of the outputs' shapes and dtypes, or never came."""
+        if not answer.gradient.arrays:
+            return None
+        try:
             gradient = self._tail_codecs[answer.device][0].decode(answer.gradient)
-            found.append((answer.told.new_tensor(loss, dtype=activations_of(gradient)[0].dtype), gradient))
-        return found
+        except WireError:
+            return None
+        came = [(tensor.shape, tensor.dtype) for tensor in tensors_of(gradient)]
+        return gradient if came == self._sent[answer.device] else None
+
+    def _zeros(self, device: int) -> Values:
+        zeros = [torch.zeros(shape, dtype=dtype) for shape, dtype in self._sent[device]]
+        return zeros[0] if len(zeros) == 1 else TensorTree.of(tuple(zeros))
 
     def flush(self) -> Sequence[ReplyPacket]:
         """Returns the trainer's last replies, once no device uploads any more."""

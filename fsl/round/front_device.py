@@ -14,7 +14,7 @@ from fsl.objective import Objective
 from fsl.seeds import Stream
 from fsl.segments.backward import send_back
 from fsl.segments.finite import REFUSED, finite, usable
-from fsl.segments.learner import Learner, Mark
+from fsl.segments.learner import Learner
 from fsl.segments.tensor_trees import Values, activations_of, gradient_of, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
 
@@ -46,7 +46,6 @@ class Device:
         self.step = 0
         self._smashed: dict[int, Values] = {}
         self._targets: dict[int, Tensor] = {}  # of steps whose outputs come back to the tail
-        self._tail_mark: Mark | None = None  # the tail before the step that it has answered
         self._answered = 0  # cut gradients since the last optimizer step
         self._clip_factors: Tensor | None = None  # of the last step, still to be sent to the edge
 
@@ -80,15 +79,12 @@ class Device:
     def end(self, call: TailCall) -> TailAnswer:
         """Run the tail and the loss on the back's outputs of a step; labels stay here.
 
-        The tail steps when the cut gradient comes: until then the edge may ask again, without the uploads of a device
-        whose step it refused. A loss or a gradient that is not finite goes up as it is, and the edge loses this device.
+        The tail steps when the cut gradient comes. A loss or a gradient that is not finite goes up as it is, and the
+        edge loses this device.
         """
-        bench, targets = self.bench, self._targets.get(call.step)
+        bench, targets = self.bench, self._targets.pop(call.step, None)
         if bench.tail is None or bench.tail_cut is None or bench.tail_layer_seeds is None or targets is None:
             raise RunError(f"device {self.device} got outputs of step {call.step}, and has no tail or labels for them")
-        if self._tail_mark is not None:
-            bench.tail.undo(self._tail_mark)
-        self._tail_mark = bench.tail.mark()
         outputs = cut_leaf(bench.tail_cut.decode(call.step, call.outputs))
         found = bench.tail.forward(outputs.clone(), bench.tail_layer_seeds.at(call.step))
         loss = bench.objective.loss(found, targets)
@@ -112,8 +108,6 @@ class Device:
             return  # a reply without a gradient trains nothing
         if self.bench.tail is not None:
             self.bench.tail.step(reply.step)
-            self._tail_mark = None
-            del self._targets[reply.step]
         self._answered += 1
         if not self._smashed:
             self.bench.front.step(reply.step, backwards=self._answered)

@@ -1,5 +1,6 @@
 """U-shaped splits: labels stay on devices, whose tails end what fronts begin; to the bit as one cut, and as none."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,12 +20,16 @@ from fsl.strategies import (
 
 import fsl
 from fsl.codecs import Float16
-from fsl.errors import ConfigError
+from fsl.codecs.codec import Payload
+from fsl.errors import ConfigError, LostError
 from fsl.mobility import RandomMobility
 from fsl.privacy import DPSGD, Privacy
 from fsl.round.edge_server import EdgeServer
+from fsl.round.front_device import Device
 from fsl.split.cutting import split
-from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_run, run
+from fsl.wire.options import Patience
+from tests.helpers.flaky import At, Weather
+from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_result, assert_same_run, run
 from tests.helpers.small import small_model, small_task
 from tests.helpers.wired import Wired
 
@@ -132,8 +137,6 @@ def test_private_fronts_have_private_tails(tmp_path):
 
 
 def test_a_device_whose_tail_diverges_is_lost_alone(monkeypatch):
-    from fsl.round.front_device import Device
-
     end = Device.end
 
     def spoiled(self, call):
@@ -164,6 +167,98 @@ def test_what_is_not_built_is_refused(strategy, options, line):
         run(strategy, cut=U, **options)
 
 
-def test_a_real_federation_refuses_it(tmp_path):
-    with pytest.raises(ConfigError, match="a real federation does not carry what passes between back and tail"):
-        run(SplitFedV1(), cut=U, backend=Wired(folder=tmp_path))
+# Over the wire.
+
+
+@strategies
+def test_over_the_wire_equals_in_one_process(strategy, tmp_path):
+    options = {"devices": 4, "edges": 2, "cut": U, "model": small_model("batch", 0.3), "optimizer": KEPT}
+    wired = run(strategy, backend=Wired(folder=tmp_path), **options)
+    assert_same_result(run(strategy, **options), wired)
+    assert all(row["lost"] == {} for row in wired.metrics)
+
+
+@pytest.mark.parametrize("steps", ["tcp", "grpc"])
+def test_codecs_and_streams_change_nothing(steps, tmp_path):
+    options = {"cut": U, "up": Float16, "down": Float16}
+    backend = Wired(folder=tmp_path, device_more={"steps": steps})
+    assert_same_result(run(SplitFedV1(), **options), run(SplitFedV1(), backend=backend, **options))
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), VanillaSL(), PSL()], ids=lambda s: type(s).__name__)
+def test_a_device_that_ends_while_its_tail_is_asked_is_lost_alone(strategy, tmp_path, monkeypatch):
+    end = Device.end
+
+    def leaves(self, call):
+        if (self.device, call.step) == (1, 1):
+            raise LostError(1, "no such luck")
+        return end(self, call)
+
+    monkeypatch.setattr(Device, "end", leaves)
+    found = run(strategy, cut=U, devices=4, edges=1, rounds=2, backend=Wired(folder=tmp_path, edges=1))
+    assert [set(row["lost"]) for row in found.metrics] == [{"1"}, {"1"}]
+    assert all(row["devices"] == 3 for row in found.metrics)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda told, payload: (told.float(), payload),
+        lambda told, payload: (told[:1], payload),
+        lambda told, payload: (torch.tensor([0.1, -1.0], dtype=torch.float64), payload),
+        lambda told, payload: (told, Payload(payload.codec, (("values", payload.arrays[0][1][:1]),))),
+        lambda told, payload: (told, Payload("int8", payload.arrays)),
+        lambda told, payload: (told, Payload(payload.codec, (("values", payload.arrays[0][1] * float("nan")),))),
+    ],
+)
+def test_a_device_that_answers_nonsense_is_lost_alone(spoil, tmp_path, monkeypatch):
+    end = Device.end
+
+    def lies(self, call):
+        answer = end(self, call)
+        if self.device == 1:
+            told, gradient = spoil(answer.told, answer.gradient)
+            answer = replace(answer, told=told, gradient=gradient)
+        return answer
+
+    monkeypatch.setattr(Device, "end", lies)
+    found = run(SplitFedV1(), cut=U, rounds=1, backend=Wired(folder=tmp_path, edges=1))
+    assert set(found.metrics[0]["lost"]) == {"1"}
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2(), PSL()], ids=lambda s: type(s).__name__)
+def test_connections_that_break_anywhere_change_nothing(strategy, tmp_path, monkeypatch):
+    """Before smashed data, a tail's answer, outputs or a cut gradient; and as sessions open and close."""
+    steps = [At(k % 4, does, kind, k) for k in range(8) for does, kind in (("says", "upload"), ("hears", "reply"))]
+    ends = [At(0, "says", "open"), At(1, "hears", "opened"), At(2, "says", "close"), At(3, "hears", "closed")]
+    options = {"devices": 4, "edges": 2, "cut": U, "batch_size": 4, "rounds": 1, "model": small_model("batch", 0.3)}
+    expected = run(strategy, **options)
+    weather = Weather(cuts=[*steps, *ends]).over(monkeypatch)
+    found = run(strategy, backend=Wired(folder=tmp_path), **options)
+    assert set(weather.met) == set(weather.cuts)
+    assert_same_result(expected, found)
+    assert all(row["lost"] == {} for row in found.metrics)
+
+
+def test_a_device_whose_tail_is_too_slow_is_lost_alone(tmp_path, monkeypatch):
+    end, over = Device.end, threading.Event()
+
+    def waits(self, call):
+        if (self.device, call.step) == (1, 1):
+            over.wait(20)
+        return end(self, call)
+
+    monkeypatch.setattr(Device, "end", waits)
+    patience = Patience(join=20, straggler=1, answer=20)
+    backend = Wired(folder=tmp_path, edges=1, device_nodes=3, patience=patience)
+    try:
+        found = run(PSL(), cut=U, devices=3, rounds=1, backend=backend)
+    finally:
+        over.set()
+    assert set(found.metrics[0]["lost"]) == {"1"}
+    assert found.metrics[0]["devices"] == 2
+
+
+def test_moves_are_refused_over_the_wire(tmp_path):
+    with pytest.raises(ConfigError, match="in a real federation a session with a tail does not move"):
+        run(FedFly(), cut=U, edges=2, mobility=RandomMobility(p=1.0), backend=Wired(folder=tmp_path))

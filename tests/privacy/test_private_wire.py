@@ -231,7 +231,7 @@ EXPECTED = Expected(torch.zeros(2, 3), range(1, 5), 4)
 def test_poisson_batches_may_be_empty_and_large(tmp_path):
     worker, plan = a_worker(tmp_path), a_plan()  # of batches of 16
     fixed, drawn = Expected.of(worker, plan), Expected.of(worker, replace(plan, privacy=DP))
-    shape = tuple(fixed.shape)
+    shape = tuple(fixed.smashed.shape[1:])
     for rows in (0, 40):
         upload = Upload(0, 0, torch.zeros(rows, *shape), torch.zeros(rows, dtype=torch.int64))
         drawn.check(upload)

@@ -520,8 +520,14 @@ class Picks(nn.Module):
         return output["hidden"]
 
 
-@pytest.mark.parametrize("strategy", [SplitFedV1, DecoupledSL])
-def test_a_cut_after_a_module_that_returns_a_dict_is_refused(strategy):
+def test_a_dict_may_cross_the_cut_and_a_loss_of_the_devices_own_refuses_it():
+    torch.manual_seed(0)
     model = nn.Sequential(Dictionary(4, 8), Picks(), nn.Linear(8, 3))
+    options = {"cut": "0", "devices": 2, "rounds": 2}
+    split, whole = (
+        fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=by, **options).model.state_dict()
+        for by in (SplitFedV1(), FedAvg())
+    )
+    assert all(torch.equal(split[name], whole[name]) for name in whole)
     with pytest.raises(SplitError, match="cut='0': '0' returns a dict, and a cut needs one tensor"):
-        fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=strategy(), cut="0", devices=2)
+        fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=DecoupledSL(), **options)

@@ -105,10 +105,13 @@ CASES = {
     "a share for a count": ({"objective": Share()}, r"correct\(\) gives .* no share"),
     "a weight that is no number": ({"objective": Weightless()}, r"weight\(\) gives tensor"),
     "a score for each row": ({"objective": ByClass()}, r"correct\(\) gives .* a scalar"),
-    "a model that returns several": ({"m": Returning(lambda z: (z, z)), "cut": "front"}, "the model returns a tuple"),
+    "a model that returns several": (
+        {"m": Returning(lambda z: (z, z)), "cut": "front"},
+        "returns a tuple; a model gives",
+    ),
     "a model that returns a mapping": (
         {"m": Returning(lambda z: {"z": z}), "cut": "front"},
-        "the model returns a dict",
+        "Returning returns a dict; a model gives one",
     ),
     "a model that mixes up its rows": ({"m": Returning(lambda z: z.reshape(-1)), "cut": "front"}, "one row for each"),
     "a class for a model": ({"m": nn.Linear}, r"model=Linear: that is a class; give an object, Linear\(\.\.\.\)"),

@@ -281,6 +281,7 @@ class Roster:
 
     def _token(self, plan: RoundPlan, member: Member, device: int, edges: tuple[int, ...]) -> bytes:
         steps = plan.local_epochs * math.ceil(member.samples[device] / plan.batch_size)
+        steps *= 2 if plan.tails else 1  # smashed data, and what the tail answers
         return self.signer.sign(
             Claims(
                 plan.run,

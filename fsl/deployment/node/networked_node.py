@@ -36,18 +36,19 @@ from fsl.round.node_store import KEPT
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State
-from fsl.split.cutting import refuse_tail
 from fsl.wire.device.device_round import DeviceRound
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.line import Uplink
 from fsl.wire.device.moving_device_round import MovingDeviceRound
 from fsl.wire.device.sealed_fronts import Relay
+from fsl.wire.device.u_shaped_device_round import UShapedDeviceRound
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import EdgeOutcome
 from fsl.wire.edge.door import EdgeDoor
 from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.signed_calls import PeerLines
+from fsl.wire.edge.u_shaped_edge_round import UShapedEdgeRound
 from fsl.wire.options import Patience
 from fsl.wire.tokens import load_private_key, public_bytes
 
@@ -137,8 +138,9 @@ class NetworkedNode:
     def _train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
-        if plan.trainer is not None:
-            refuse_tail(worker.chain, "a real federation trains")
+        roams = any(edge.peers for edge in part.edges) or any(ticket.others for ticket in part.tickets)
+        if plan.tails and (plan.moves or roams):
+            raise ConfigError("this round has tails and devices that may move; sessions with tails stay at their edge")
         refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
@@ -229,7 +231,8 @@ class NetworkedNode:
                 plan, part, side, admission, expected, self.door, self.settings, self.patience, whole.replicate_every
             )
         else:
-            edge_round = EdgeRound(server, admission, self.patience, expected, self.door.meter)
+            kind = UShapedEdgeRound if plan.tails else EdgeRound
+            edge_round = kind(server, admission, self.patience, expected, self.door.meter)
         edge_round.deadline = work.deadline(whole.deadline, wake=edge_round.wake)
         self.door.begin(admission)
         try:
@@ -295,7 +298,8 @@ class NetworkedNode:
                 side, invitations, self.uplink, self.patience, others, where, every, again
             )
         else:
-            devices = DeviceRound(side, invitations, self.uplink, self.patience, relay)
+            kind = UShapedDeviceRound if plan.tails else DeviceRound
+            devices = kind(side, invitations, self.uplink, self.patience, relay)
         devices.deadline = work.deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})

@@ -147,10 +147,7 @@ class DeviceRound:
             step = message.reply.step
             if step in attending.waiting:
                 self.meter.replied(event.size, time.perf_counter() - attending.waiting.pop(step))
-                gradient, norms = read_reply(message.reply, event.data)
-                packet = ReplyPacket(device=event.device, step=step, gradient=gradient, norms=norms)
-                self._replied(packet)
-                attending.device.backward(packet)
+                self._hear_reply(attending, event, message.reply)
             attending.served = max(attending.served, message.reply.served)
         elif kind == "served":
             attending.served = max(attending.served, message.served.served)
@@ -160,6 +157,22 @@ class DeviceRound:
         else:
             raise WireError(f"the edge said {kind}, which has no place in a session that is open")
         self._advance(attending)
+
+    def _hear_reply(self, attending: Attending, event: Heard, reply: pb.Reply) -> None:
+        """Go on with a reply that a device waited for."""
+        assert attending.device is not None
+        gradient, norms = read_reply(reply, event.data)
+        packet = ReplyPacket(device=event.device, step=self._step(reply.step), gradient=gradient, norms=norms)
+        self._replied(packet)
+        attending.device.backward(packet)
+
+    def _number(self, step: int) -> int:
+        """Returns the number of the message that brings a step's smashed data."""
+        return step
+
+    def _step(self, number: int) -> int:
+        """Returns the step to which a message of this number belongs."""
+        return number
 
     def _open(self, device: int, relay: bytes) -> Device:
         if relay:
@@ -178,7 +191,7 @@ class DeviceRound:
         """Upload as long as the trainer's window and the edge's queue allow."""
         device = attending.device
         assert device is not None
-        while not attending.closing and self._may_upload(device.step, attending.served):
+        while not attending.closing and self._may_upload(self._number(device.step), attending.served):
             packet = device.forward()
             if packet is None:
                 attending.closing = True
@@ -186,7 +199,7 @@ class DeviceRound:
                     self.side.check(device)
                 square = None if self.side.clip is None else self.side.update_square(device)
                 data = close_frame(self._sealed(device), device.take_clip_factors(), square)
-                attending.line.close(device.step, data, attending.epoch)
+                attending.line.close(self._number(device.step), data, attending.epoch)
             else:
                 self._upload(attending, packet)
 
@@ -201,15 +214,15 @@ class DeviceRound:
             kind="upload",
             device=packet.device,
             round=round,
-            step=packet.step,
+            step=self._number(packet.step),
             mark=0 if to is None else to + 1,
             payload=packet.smashed,
             targets=packet.targets,
             factors=packet.factors,
         )
         self.meter.uploaded(message.size)
-        attending.waiting[packet.step] = time.perf_counter()
-        attending.line.upload(packet.step, message, attending.epoch)
+        attending.waiting[message.step] = time.perf_counter()
+        attending.line.upload(message.step, message, attending.epoch)
 
     def _replied(self, packet: ReplyPacket) -> None:
         """A device goes on with the reply that it waited for."""

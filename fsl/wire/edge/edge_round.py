@@ -151,22 +151,32 @@ class EdgeRound:
         if not attendance.opened:
             self._lose(event.device, Code.FAILED_PRECONDITION, "it uploaded before it was its turn")
             return
-        device, step = event.device, event.upload.step
         try:
-            smashed, targets, factors = read_upload(event.upload, event.data)
-            if targets is None:
-                raise WireError("an upload without labels; this edge computes the loss")
-            self.expected.check_factors(factors, self.server.rows_of(device, step - 1))
-            upload = self.server.receive(
-                UploadPacket(device=device, step=step, smashed=smashed, targets=targets, factors=factors)
-            )
+            upload = self.server.receive(self._packet(event))
             self.expected.check(upload)
         except Exception as error:  # also a codec's own error on bytes that no encoder made
-            self._lose_invalid(device, error)
+            self._lose_invalid(event.device, error)
             return
         attendance.due = None
         attendance.leaving = event.upload.leaving - 1 if event.upload.leaving else attendance.leaving
         attendance.uploads.append(upload)
+
+    def _packet(self, event: Uploaded) -> UploadPacket:
+        """Read an upload; WireError for what is none."""
+        device, step = event.device, event.upload.step
+        smashed, targets, factors = read_upload(event.upload, event.data)
+        if targets is None:
+            raise WireError("an upload without labels; this edge computes the loss")
+        self.expected.check_factors(factors, self.server.rows_of(device, step - 1))
+        return UploadPacket(device=device, step=step, smashed=smashed, targets=targets, factors=factors)
+
+    def _number(self, step: int) -> int:
+        """Returns the number of the message that a step's last reply answers."""
+        return step
+
+    def _abandon(self, device: int) -> None:
+        """Drop what a lost device alone had."""
+        self.server.lose(device)
 
     def _finish(self, attendance: Attendance, event: Finished) -> None:
         device = event.device
@@ -253,7 +263,8 @@ class EdgeRound:
         """Step the trainer on these uploads, or flush it where there are none, and send its replies."""
         replies = self.server.answer(uploads) if uploads else self.server.flush()
         for device, reason in self.server.refused().items():
-            self._lose(device, Code.INVALID_ARGUMENT, reason)
+            if not self.all[device].settled:
+                self._lose(device, Code.INVALID_ARGUMENT, reason)
         by_device: dict[int, list[ReplyPacket]] = {}
         for reply in replies:
             by_device.setdefault(reply.device, []).append(reply)
@@ -262,12 +273,12 @@ class EdgeRound:
             attendance = self.all[upload.device]
             if attendance.settled:
                 continue
-            attendance.served = upload.step
-            served = upload.step + 1
+            number = attendance.served = self._number(upload.step)
+            served = number + 1
             frames = self._frames(by_device.pop(upload.device, []), served) or [served_frame(served)]
             if not attendance.uploads and not attendance.finished:
                 attendance.due = now + self.patience.straggler
-            self._send(attendance, frames, upload.step)
+            self._send(attendance, frames, number)
         for device, others in by_device.items():
             if self.all[device].settled:
                 continue
@@ -285,7 +296,7 @@ class EdgeRound:
                 kind="reply",
                 device=reply.device,
                 round=self.admission.round,
-                step=reply.step,
+                step=self._number(reply.step),
                 mark=served if i == last else 0,
                 payload=reply.gradient,
                 norms=reply.norms,
@@ -337,7 +348,7 @@ class EdgeRound:
         self.meter.device_lost(_REASONS[code] if attendance.joined else "absent", attendance.joined)
         log.warning("%s: device %d lost: %s", self._where, device, reason, extra=self._about(device))
         if attendance.opened:
-            self.server.lose(device)
+            self._abandon(device)
         if (session := self.admission.sessions.get(device)) is not None:
             session.refuse(code, f"edge {self.server.edge} goes on without device {device}: {reason}")
 

@@ -38,6 +38,8 @@ class Expected:
     whole: float | None = None
     private: bool = False  # error messages name the kind of failure alone
     relayed: int = 0  # bytes of the fronts that a device passes on when it closes
+    tails: bool = False  # labels stay on devices
+    outputs: int = 0  # bytes of one row of the back's outputs, whose gradient a tail sends
     three: str = ""  # the structure of smashed data of three blank inputs, where there are several
 
     @property
@@ -49,7 +51,7 @@ class Expected:
         rows = self.rows.stop - 1
         smashed = sum(tensor.nbytes for tensor in tensors_of(self.smashed)) / 2
         tensors = math.ceil(smashed) + math.prod(self.target_shape) * self.target_dtype.itemsize
-        return _HEADERS + max(_CODECS * rows * (tensors + 4), 2 * self.relayed)  # 4: a clip factor
+        return _HEADERS + max(_CODECS * rows * (max(tensors, self.outputs) + 4), 2 * self.relayed)  # 4: a clip factor
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
@@ -60,12 +62,26 @@ class Expected:
             smashed = received(call(front, blank), worker.segments["front"].shared).detach()
             more = received(call(front, worker.workload.data.blank(3).to(worker.accelerator)))
         three = more.structure if isinstance(more, TensorTree) else ""
+        outputs = 0
+        if tails := "tail" in worker.chain:
+            back = worker.segments["back"].module
+            with evaluating(back), torch.no_grad():
+                outputs = sum(t.nbytes for t in tensors_of(received(call(back, smashed)))) // 2
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
         targets, objective = worker.workload.data.train.targets, worker.workload.objective
         kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
         fronts = [s.layout.bytes + 200 * len(s.layout.fields) for name, s in worker.segments.items() if name != "back"]
         relayed = sum(fronts) if plan.fronts == "relayed" else 0
-        expected = Expected(smashed, rows, worker.workload.data.classes, *kind, relayed=relayed, three=three)
+        expected = Expected(
+            smashed,
+            rows,
+            worker.workload.data.classes,
+            *kind,
+            relayed=relayed,
+            tails=tails,
+            outputs=outputs,
+            three=three,
+        )
         if (privacy := plan.privacy) is None:
             return expected
         whole = None if privacy.client is None else privacy.client.clip
@@ -79,13 +95,16 @@ class Expected:
         self._check_kind(smashed)
         if len(smashed) not in self.rows:
             raise WireError(f"an upload of {len(smashed)} rows; {self.rows.start} to {self.rows.stop - 1} are allowed")
-        if targets.dim() < 1 or len(targets) != len(smashed) or tuple(targets.shape[1:]) != self.target_shape:
+        labelled = not self.tails
+        if labelled and (targets.dim() < 1 or len(targets) != len(smashed) or targets.shape[1:] != self.target_shape):
             raise WireError(f"targets of shape {tuple(targets.shape)} came with {len(smashed)} rows")
         for tensor in activations_of(smashed):
             check_finite("smashed data", tensor)
         for tensor in tensors_of(smashed):
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
                 raise WireError("smashed data have a value that is not a number; the sender's training has diverged")
+        if not labelled:
+            return
         if self.classes is not None and not self.target_dtype.is_floating_point:
             told = targets.flatten()
             check_labels(told if self.ignored is None else told[told != self.ignored], self.classes)
