@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fsl.codecs.codec_maker import codec_of
+from fsl.codecs.cut_codec import CutCodec
 from fsl.costs.cost_model import CostModel
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.round_cost import DeviceLoad
@@ -21,6 +23,7 @@ from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.objective import Objective, as_objective
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import in_double
+from fsl.segments.tensor_trees import Values, activations_of, of_activations, tensors_of
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
@@ -142,14 +145,22 @@ class _Batches:
 
 
 def _load(batches: _Batches, stage: StageCost, serving: Serving, wire: Wire, label: torch.Tensor) -> DeviceLoad:
-    codecs = codec_of(wire.up_spec), codec_of(wire.down_spec)
+    codecs = [CutCodec(partial(codec_of, spec)) for spec in (wire.up_spec, wire.down_spec)]
     up = down = 0
     for count, rows in batches.sizes if serving.kind != "none" else ():
-        values, targets = torch.zeros(rows, *stage.output_shape), label.expand(rows, *label.shape[1:])
+        values, targets = _blank(stage.crossing, rows), label.expand(rows, *label.shape[1:])
+        gradient = of_activations(activations_of(values), values)
+        assert gradient is not None
         up += count * upload_bytes(codecs[0].encode(values), targets)
-        down += count * reply_bytes(codecs[1].encode(values)) if serving.kind != "stream" else 0
+        down += count * reply_bytes(codecs[1].encode(gradient)) if serving.kind != "stream" else 0
     steps = sum(count for count, _ in batches.sizes)
     return DeviceLoad(0, 0, steps, sum(count * rows for count, rows in batches.sizes), up, down, 0)
+
+
+def _blank(crossing: Values, rows: int) -> Values:
+    """Returns zeros of the shapes that cross a cut, for so many samples."""
+    zeros = [tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in tensors_of(crossing)]
+    return zeros[0] if isinstance(crossing, Tensor) else crossing.like(zeros)
 
 
 def _sum(stages: Sequence[StageCost], name: str) -> float:

@@ -4,7 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fsl.seeds import DEFAULT_GENERATOR
 from fsl.segments.calling import call, outputs_of
 from fsl.segments.modes import start_training
 from fsl.segments.states import Layout
-from fsl.segments.tensor_trees import Values, received, tensors_of
+from fsl.segments.tensor_trees import TensorTree, Values, received, tensors_of
 from fsl.split.cutting import Place, SplitModel, possible_cuts, split
 from fsl.trainers.back_steps import cut_leaf
 
@@ -38,6 +38,7 @@ class StageCost:
     parameter_bytes: int  # with buffers, as they are sent
     output_shape: tuple[int, ...]  # without the batch dimension
     output_bytes: float  # of one sample, all that crosses there, before any codec
+    crossing: Values = field(compare=False, repr=False)  # what crosses there, of two samples
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ def stage_costs(
         parts = split(copied, cut, example)
         with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
             crossing, measured = _measured(parts, inputs, targets, objective)
-        if len(crossing) > 1:  # the gradient of the module's output says nothing of what else crosses
+        if isinstance(crossing, TensorTree):  # the gradient of the module's output says nothing of what else crosses
             mark.forward, behind = measured
         now = _Running(mark.forward, total - forward - behind, Layout(parts["front"]).bytes)
-        stages.append(_stage(cut, now, before, mark.output, sum(tensor.nbytes for tensor in crossing) / _ROWS))
+        stages.append(_stage(cut, now, before, mark.output, crossing.detach()))
         before = now
     now = _Running(forward, total - forward, Layout(copied).bytes)
-    return (*stages, _stage("output", now, before, outputs, outputs.nbytes / _ROWS))
+    return (*stages, _stage("output", now, before, outputs, outputs.detach()))
 
 
 def segment_costs(
@@ -125,7 +126,7 @@ class _Running:
 _ROWS = 2
 
 
-def _stage(name: str, now: _Running, before: _Running, output: Tensor, crossing: float) -> StageCost:
+def _stage(name: str, now: _Running, before: _Running, output: Tensor, crossing: Values) -> StageCost:
     shape = tuple(output.shape[1:])
     return StageCost(
         name,
@@ -133,25 +134,26 @@ def _stage(name: str, now: _Running, before: _Running, output: Tensor, crossing:
         (now.backward - before.backward) / _ROWS,
         now.parameter_bytes - before.parameter_bytes,
         shape,
+        sum(tensor.nbytes for tensor in tensors_of(crossing)) / _ROWS,
         crossing,
     )
 
 
 def _measured(
     parts: SplitModel, inputs: Values, targets: Tensor, objective: Objective
-) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+) -> tuple[Values, tuple[int, int]]:
     """Returns what crosses the cut, and the FLOPs of the front's forward and of the back's backward, each alone."""
     counter = FlopCounterMode(display=False)
     with counter:
         smashed = received(call(parts["front"], inputs))
         front = counter.get_total_flops()
         if isinstance(smashed, Tensor):
-            return (smashed,), (front, 0)
+            return smashed, (front, 0)
         outputs = call(parts["back"], cut_leaf(smashed).clone())
         loss = objective.loss(outputs, targets)
         forward = counter.get_total_flops()
         loss.backward()
-    return tensors_of(smashed), (front, counter.get_total_flops() - forward)
+    return smashed, (front, counter.get_total_flops() - forward)
 
 
 def _tensor_of(given: Any) -> Tensor | None:

@@ -267,14 +267,18 @@ class EdgeServer:
             self.trainer.close(device)
         except LostError as error:
             raise LostError(device, self._public_reason or error.reason) from error
-        del self._codecs[device], self._tail_codecs[device]
+        self._forget(device)
         return self._sessions.pop(device)
 
     def lose(self, device: int) -> None:
         """Drop a device in the middle of the round; its own back does not count."""
         if self._sessions.pop(device, None) is not None:
-            del self._codecs[device], self._tail_codecs[device]
+            self._forget(device)
             self.trainer.abandon(device)
+
+    def _forget(self, device: int) -> None:
+        del self._codecs[device], self._tail_codecs[device]
+        self._told.pop(device, None)  # it may come back, and begin the round again
 
     def result(self) -> Total:
         """Returns the weighted backs of this round, and stores what a shared back's trainer keeps."""

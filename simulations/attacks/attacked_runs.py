@@ -24,6 +24,7 @@ from fsl.messages.round_plan import Fronts
 from fsl.quoting import override_value, shell_line
 from fsl.run.config import RunConfig, build_data, build_model, build_objective, build_privacy, read_config
 from fsl.run.run_folder import RunFolder
+from fsl.segments.calling import call
 from fsl.settings.federation_settings import Federation
 from fsl.split.cutting import split
 
@@ -57,6 +58,11 @@ def read_target(folder: Path, device: int) -> Target:
     private = strategy.fronts == "private"
     cut = strategy.trainer(1) is not None
     front, *backs = _trained(run, top, data, device if private else None)
+    if cut and len(backs) > 1:
+        raise ConfigError(f"{folder}: its two cuts make a tail, and attacks on U-shaped splits are not built")
+    with torch.no_grad():
+        if not isinstance(call(front, data.blank(2)), Tensor):
+            raise ConfigError(f"{folder}: several tensors cross its cut, and attacks are built for one")
     every = [rows] if private else [partition.indices(k) for k in range(training.devices)]
 
     def blank() -> nn.Module:

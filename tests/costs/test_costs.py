@@ -402,6 +402,18 @@ def test_the_price_of_a_cut_is_what_a_run_with_it_takes(strategy):
         assert row["energy_joules"] == pytest.approx(priced.energy_joules, rel=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("cut", "codec"), [("block2.body.0", "identity"), ("block1.body.0", "int8")])
+def test_a_price_counts_all_that_crosses(cut, codec):
+    """A skip connection crosses these cuts, beside the output of the module that they name."""
+    model, data = ResNet8((3, 16, 16), 3, norm="group"), examples(3, 16, 16)
+    options = {"strategy": SplitFedV1(), "devices": 2, "batch_size": 3, "up": codec, "down": codec}
+    (told,) = price(model, data, cuts=[cut], **options)
+    row = fsl.simulate(model, data, cut=cut, rounds=1, **options).metrics[0]
+    assert (told.up_bytes, told.down_bytes) == (row["up_bytes"], row["down_bytes"])
+
+
+
 def test_every_possible_cut_is_priced():
     prices = price(VGG5((3, 16, 16), 3), examples(3, 16, 16), strategy=SplitFedV1(), devices=2)
     assert [p.cut for p in prices if "." not in p.cut] == ["conv1", "pool1", "conv2", "pool2", "conv3", "fc1"]
