@@ -106,6 +106,8 @@ class Learner:
         `transients`: those of a session that goes on elsewhere.
         """
         self.replica.load(state, transients)
+        for parameter in self.replica.parameters:
+            parameter.grad = None  # of a step that whoever had it before never took
         set_learning_rate(self.optimizer, learning_rate)
         load_optimizer(self.optimizer, kept)
 

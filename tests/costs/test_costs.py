@@ -413,7 +413,6 @@ def test_a_price_counts_all_that_crosses(cut, codec):
     assert (told.up_bytes, told.down_bytes) == (row["up_bytes"], row["down_bytes"])
 
 
-
 def test_every_possible_cut_is_priced():
     prices = price(VGG5((3, 16, 16), 3), examples(3, 16, 16), strategy=SplitFedV1(), devices=2)
     assert [p.cut for p in prices if "." not in p.cut] == ["conv1", "pool1", "conv2", "pool2", "conv3", "fc1"]

@@ -74,13 +74,13 @@ def test_v1_equals_one_cut_with_many_devices():
     )
 
 
-@strategies
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SGLR(phi=0.5)], ids=lambda s: type(s).__name__)
 def test_inline_equals_ray(strategy, ray_cluster):
     options = {"devices": 4, "edges": 2, "cut": U, "model": small_model("batch", 0.3)}
     assert_same_run(run(strategy, **options), run(strategy, backend=fsl.Backend("ray"), nodes=2, **options))
 
 
-@strategies
+@pytest.mark.parametrize("strategy", [SplitFedV3(), VanillaSL(), SGLR(phi=0.5)], ids=lambda s: type(s).__name__)
 def test_stopped_and_resumed_equals_never_stopped(strategy, tmp_path):
     options = {"cut": U, "optimizer": KEPT, "devices": 2}
     whole = run(strategy, rounds=3, **options)
@@ -88,9 +88,10 @@ def test_stopped_and_resumed_equals_never_stopped(strategy, tmp_path):
     assert_same_run(whole, run(strategy, rounds=3, out=tmp_path / "run", resume=True, **options))
 
 
-def test_a_move_changes_nothing():
+@pytest.mark.parametrize("on_move", ["migrate", "restart"])
+def test_a_move_changes_nothing(on_move):
     options = {"cut": U, "devices": 4, "edges": 2, "batch_size": 4, "optimizer": KEPT}
-    moved = run(FedFly(), mobility=RandomMobility(p=1.0), **options)
+    moved = run(FedFly(on_move=on_move), mobility=RandomMobility(p=1.0), **options)
     assert moved.metrics[0]["moves"] == 4
     assert_same_bits(run(FedFly(), **options).model.state_dict(), moved.model.state_dict())
 
