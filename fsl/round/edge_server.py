@@ -140,7 +140,6 @@ class EdgeServer:
     def _seat(self, session: Session) -> None:
         self._sessions[session.device] = session
         self._codecs[session.device] = self._up(), self._down()
-        self._tail_codecs[session.device] = self._up(), self._down()
 
     def session(self, device: int) -> Session:
         """Returns a device's session here."""
@@ -198,6 +197,8 @@ class EdgeServer:
             session = self._sessions[device]
             if self._told.get(device, (-1,))[0] == session.step - 1:
                 continue
+            if device not in self._tail_codecs:
+                self._tail_codecs[device] = self._up(), self._down()
             payload = self._tail_codecs[device][1].encode(outputs)
             self._sent[device] = [(tensor.shape, tensor.dtype) for tensor in activations_of(outputs)]
             session.down_bytes += reply_bytes(payload, None, self.reported_batch_size)
@@ -277,7 +278,8 @@ class EdgeServer:
             self.trainer.abandon(device)
 
     def _forget(self, device: int) -> None:
-        del self._codecs[device], self._tail_codecs[device]
+        del self._codecs[device]
+        self._tail_codecs.pop(device, None)
         self._told.pop(device, None)  # it may come back, and begin the round again
 
     def result(self) -> Total:

@@ -181,13 +181,18 @@ def _crossing(
 
 
 def _refuse_data(node: fx.Node, at: str, weights: frozenset[str]) -> None:
-    """Raise CannotCut where what crosses is an input of the model, or was made of one without any weight."""
-    if _is_number(node):
+    """Raise CannotCut where what crosses is an input of the model, or a way leads there from one without a weight."""
+
+    def weighted(other: fx.Node) -> bool:
+        if other.op == "call_module":
+            return str(other.target) in weights
+        return any(n.op == "get_attr" and str(n.target) in weights for n in other.all_input_nodes)
+
+    if _is_number(node) or weighted(node):
         return
-    needs = reach([node], through=lambda n: not _is_number(n))
+    needs = reach([node], through=lambda n: not (_is_number(n) or weighted(n)))
     inputs = [n for n in needs if n.op == "placeholder" and not is_mask(str(n.target))]
-    weighted = any(n.op in ("get_attr", "call_module") and str(n.target) in weights for n in needs)
-    if inputs and not weighted:
+    if inputs:
         name = inputs[0].target
         what = (
             f"the model's input '{name}'" if node in inputs else f"'{node.name}', made of the model's input '{name}',"

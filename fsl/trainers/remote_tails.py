@@ -52,9 +52,6 @@ class _Told(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (gradient if _is_one(grad) else gradient * grad.to(gradient) for gradient in ctx.gradients)
-        return None, None, *scaled
-
-
-def _is_one(grad: Tensor) -> bool:
-    return bool(grad == 1)
+        if grad == 1:  # a loss of its own
+            return None, None, *ctx.gradients
+        return None, None, *(gradient * grad.to(gradient) for gradient in ctx.gradients)

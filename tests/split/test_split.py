@@ -422,6 +422,14 @@ class InputSkip(Three):
         return self.c(self.b(self.a(x)) + x)
 
 
+class MixedSkip(Three):
+    """What crosses is made of a weight, too, and has the data in it all the same."""
+
+    def forward(self, x):
+        both = torch.cat([x, self.a(x)], 1)
+        return self.c(self.b(both[:, 4:]) + both[:, :4])
+
+
 class DerivedSkip(Three):
     def forward(self, x):
         doubled = x * 2
@@ -479,6 +487,7 @@ class OfADict(Three):
 ENDS_IN_IDENTITY = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Identity(), nn.Sequential())
 REFUSED = [
     (InputSkip, "a", "the model's input 'x' is needed behind 'a', and data never leave a device"),
+    (MixedSkip, "b", "'cat', made of the model's input 'x', is needed behind 'b', and data never leave a device"),
     (DerivedSkip, "b", "'mul', made of the model's input 'x', is needed behind 'b', and data never leave a device"),
     (Plain, "c", "there is nothing behind 'c'; possible cuts: a, b"),
     (Plain, "nope", "the model has no module of that name; possible cuts: a, b"),
