@@ -56,6 +56,8 @@ def settings(
         values |= {f"privacy.{k}": v for k, v in flat(asdict(federation.privacy)).items()}
     if federation.mobility is not None:
         values["mobility"] = describe(federation.mobility)
+    if federation.cuts is not None:
+        values |= federation.cuts.settings()
     layouts, kinds = federation.layouts, _own_classes(federation, strategy)
     values |= {
         **given,
