@@ -48,7 +48,7 @@ class CutPlanner(Protocol):
     def at(self, round: int, devices: Sequence[int], edge_of: Callable[[int], int], start: float) -> Mapping[int, int]:
         """The number of each device's cut in a round that begins at second `start` of the run."""
 
-    def priced(self, costs: Any, loads: Any) -> "CutPlanner":
+    def priced(self, costs: Any, loads: Any, serving: Any) -> "CutPlanner":
         """The same, with what rounds are predicted by."""
 
     def settings(self) -> Mapping[str, Any]:
