@@ -64,7 +64,13 @@ def new_figures(title: str, plots: int, height: float = 4.2, width: float = 7.2)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    class ShownFigure(Figure):
+        """A figure that notebooks show, which know those of pyplot alone."""
+
+        def _repr_png_(self) -> bytes:
+            return to_bytes(self, "png")
+
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     places = list(figure.subplots(1, plots, squeeze=False)[0])
     if title:

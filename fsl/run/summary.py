@@ -6,6 +6,7 @@ from typing import Any
 from fsl.run import provenance
 from fsl.run.divergence import diverged_in
 from fsl.run.label import Label
+from fsl.settings.federation_settings import Federation
 
 COLUMNS = [
     "train_loss",
@@ -57,6 +58,20 @@ def summary_of(
         "versions": provenance.versions(),
         "command": provenance.command(),
     }
+
+
+def remarks_on(federation: Federation) -> tuple[str, ...]:
+    """Returns in what a trained model alone is not what devices and edges ran: codecs and noise at the cut."""
+    found = []
+    if federation.privacy is not None and federation.privacy.cut is not None:
+        found.append(
+            "smashed data leave this front without the clip and the noise of privacy.cut: whoever serves it adds them, "
+            "or does without that protection"
+        )
+    codec = federation.wire.up_spec.target.rpartition(".")[2]
+    if codec != "Identity":
+        found.append(f"smashed data leave this front as they are; in the run the codec {codec} changed them")
+    return tuple(found)
 
 
 def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
