@@ -59,6 +59,8 @@ def export_trained(
     flats = flat_segments(parts, inputs.two, inputs.three)
     with written_whole(folder, MANIFEST, overwrite) as new:
         programs = {name: exported_program(name, flat, given) for name, (flat, given, _) in _named(parts, flats)}
+        if formats is None and "onnx" in chosen and (fault := _not_onnx(programs, parts, flats, new)) is not None:
+            chosen, left_out = ["pt2"], [f"no ONNX models: {fault}"]
         checks = _write_programs(programs, parts, flats, chosen, inputs.rows, new)
         chained = {form: _chained(parts, form, whole, inputs.rows, new) for form in chosen}
         save_tensors(new / WHOLE, trained.weights(device), {"format": "pt"}, durable=False)
@@ -142,12 +144,12 @@ def _write_programs(
     batches = [tensors_of(rows[:1]), tensors_of(rows)]
     for name, (flat, given, outputs) in _named(parts, flats):
         with torch.no_grad():
-            expected = [flat(*batch) for batch in batches]
+            expected = [flat(*_copies(batch)) for batch in batches]
         for form in formats:
             path = new / f"{name}.{form}"
-            if form == "onnx":
+            if form == "onnx" and not path.exists():
                 onnx_programs.save_onnx(name, programs[name], given, outputs, path)
-            else:
+            elif form == "pt2":
                 save_program(programs[name], path)
             checks[name, form] = Difference()
             for batch, right in zip(batches, expected, strict=True):
@@ -156,17 +158,39 @@ def _write_programs(
     return checks
 
 
+def _not_onnx(
+    programs: dict[str, ExportedProgram],
+    parts: SplitModel,
+    flats: Sequence[tuple[FlatSegment, Passed, Passed]],
+    new: Path,
+) -> str | None:
+    """Write all segments as ONNX models; returns why it cannot be, and leaves none then."""
+    try:
+        for name, (_, given, outputs) in _named(parts, flats):
+            onnx_programs.save_onnx(name, programs[name], given, outputs, new / f"{name}.onnx")
+    except ConfigError as error:
+        for path in new.glob("*.onnx*"):
+            path.unlink()
+        return str(error)
+    return None
+
+
 def _chained(parts: SplitModel, form: str, whole: nn.Module, rows: Values, new: Path) -> Difference:
     """Returns how far all programs in a row are from the whole model."""
     passed = tensors_of(rows)
     for name in parts.names:
         passed = _run(new / f"{name}.{form}", passed)
     with torch.no_grad():
-        return compared(f"{' and '.join(parts.names)} ({form}) in a row", passed, (outputs_of(whole, rows),))
+        return compared(f"{' and '.join(parts.names)} ({form}) in a row", passed, (outputs_of(whole, rows.clone()),))
 
 
 def _run(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return onnx_programs.run_onnx(path, inputs) if path.suffix == ".onnx" else run_program(path, inputs)
+    return onnx_programs.run_onnx(path, inputs) if path.suffix == ".onnx" else run_program(path, _copies(inputs))
+
+
+def _copies(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Returns copies, for a segment whose first layer works in place."""
+    return tuple(tensor.clone() for tensor in tensors)
 
 
 def _structure(values: Values) -> Any:

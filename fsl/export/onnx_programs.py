@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,23 +26,29 @@ def save_onnx(segment: str, program: ExportedProgram, inputs: Passed, outputs: P
 
     ConfigError, in one line, for an operation that ONNX does not have.
     """
-    try:
-        with quietly(), torch.no_grad():
-            made = torch.onnx.export(
-                program,
-                inputs.tensors,
-                input_names=list(inputs.names),
-                output_names=list(outputs.names),
-                dynamo=True,
-                verbose=False,
-            )
-            assert made is not None
-            size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-            made.save(path, external_data=size > _ONE_FILE)
-    except Exception as error:
-        raise ConfigError(
-            f"{segment} cannot be written as ONNX: {reason(error)}; leave it out with formats=pt2"
-        ) from None
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    with quietly(), torch.no_grad():
+        try:
+            made = _converted(program, inputs, outputs)
+        except Exception as error:
+            try:  # an operation that ONNX has in some forms only, as attention, is made of simpler ones
+                made = _converted(program.run_decompositions(), inputs, outputs)
+            except Exception:
+                raise ConfigError(f"{segment} cannot be written as ONNX: {reason(error)}") from None
+        made.save(path, external_data=size > _ONE_FILE)
+
+
+def _converted(program: ExportedProgram, inputs: Passed, outputs: Passed) -> Any:
+    rows = torch.export.Dim("batch")
+    return torch.onnx.export(
+        program,
+        inputs.tensors,
+        input_names=list(inputs.names),
+        output_names=list(outputs.names),
+        dynamic_shapes={"tensors": tuple({0: rows} if by_row else None for by_row in inputs.by_row)},
+        dynamo=True,
+        verbose=False,
+    )
 
 
 def run_onnx(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """Segments as programs of `torch.export` (.pt2), which torch alone runs, in Python or in C++."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,9 +42,11 @@ def run_program(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(torch.export.load(path).module()(*inputs))
 
 
-def reason(error: Exception) -> str:
-    """Returns the first sentences of an error of torch's, which goes on for pages."""
-    text = " ".join(str(error).partition("\n\n")[0].split())
+def reason(error: BaseException) -> str:
+    """Returns what an error of torch's goes back to, in one line; torch itself goes on for pages."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+    text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).partition("\n\n")[0].split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

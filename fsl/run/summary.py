@@ -6,7 +6,6 @@ from typing import Any
 from fsl.run import provenance
 from fsl.run.divergence import diverged_in
 from fsl.run.label import Label
-from fsl.settings.federation_settings import Federation
 
 COLUMNS = [
     "train_loss",
@@ -60,17 +59,16 @@ def summary_of(
     }
 
 
-def remarks_on(federation: Federation) -> tuple[str, ...]:
-    """Returns in what a trained model alone is not what devices and edges ran: codecs and noise at the cut."""
+def remarks_on(noisy_cut: bool, codec: str) -> tuple[str, ...]:
+    """Returns in what a trained model alone is not what the run had: noise at the cut, the codec of smashed data."""
     found = []
-    if federation.privacy is not None and federation.privacy.cut is not None:
+    if noisy_cut:
         found.append(
             "smashed data leave this front without the clip and the noise of privacy.cut: whoever serves it adds them, "
             "or does without that protection"
         )
-    codec = federation.wire.up_spec.target.rpartition(".")[2]
-    if codec != "Identity":
-        found.append(f"smashed data leave this front as they are; in the run the codec {codec} changed them")
+    if (name := codec.rpartition(".")[2]) != "Identity":
+        found.append(f"smashed data leave this front as they are; in the run the codec {name} changed them")
     return tuple(found)
 
 

@@ -289,7 +289,10 @@ class Simulation:
                 "strategy": str(public_path(type(self.strategy))),
                 "rounds": self.rows[-1]["round"] if self.rows else 0,
             },
-            remarks=remarks_on(self.federation),
+            remarks=remarks_on(
+                self.federation.privacy is not None and self.federation.privacy.cut is not None,
+                self.federation.wire.up_spec.target,
+            ),
         )
 
     def _install(self, states: Mapping[str, State]) -> list[nn.Module]:
