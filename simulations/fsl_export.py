@@ -10,6 +10,7 @@ from typing import Any
 from fsl.simulations.attacks.attacked_runs import config_of
 from fsl.simulations.error_lines import one_line
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.codecs.codec_choice import build_codecs
@@ -92,11 +93,13 @@ def command(arguments: Sequence[str]) -> int:
 def read_trained(folder: Path) -> TrainedModel:
     """Returns the model of a finished run of fsl-simulate; ConfigError where the folder has none."""
     run = RunFolder(folder)
-    top = read_config(config_of(run))
+    config = OmegaConf.load(run.federation_config) if run.federation_config.exists() else config_of(run)
+    top = read_config(DictConfig(config))
     data, _ = build_data(top.data, top.training.seed)
     objective = build_objective(top.objective)
     module, _ = build_model(top.model, data, top.training.seed, objective)
-    summary = run.read_summary()
+    if not (summary := run.read_summary()):
+        raise ConfigError(f"{folder} has not finished: it has no {run.summary_path.name}; go on with it first")
     settings = summary["settings"]
     private = not run.model_path.exists()
     if private and not run.back_path.exists():

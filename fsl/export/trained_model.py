@@ -60,6 +60,11 @@ class TrainedModel:
             if device is not None:
                 raise ConfigError(f"device={device}: this run has one model for all its devices; leave device out")
             return join({name: state for name, state in self.states.items() if name != "head"})
+        if not self.devices:
+            raise ConfigError(
+                "fronts of this run are private, and none is here: in a real federation they stay on their devices; "
+                "the back alone is in back.safetensors"
+            )
         if device is None or isinstance(device, bool) or device not in self.devices:
             given = "each device has a front of its own" if device is None else f"device={device!r}: it has no front"
             raise ConfigError(f"{given}; give device=, one of {listed(self.devices)}")

@@ -24,6 +24,7 @@ class RunFolder:
         self.best_path = path / "best.safetensors"
         self.back_path = path / "back.safetensors"
         self.head_path = path / "head.safetensors"
+        self.federation_config = path / "federation.yaml"
         self.fronts = path / "fronts"
         self.figures = path / "figures"
         self.checkpoint = path / "checkpoint"
