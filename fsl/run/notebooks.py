@@ -3,7 +3,6 @@
 import html
 import sys
 import time
-from collections.abc import Callable
 
 _OFTEN = 0.25  # seconds between two updates: a browser is told of some rounds a second, not of thousands
 
@@ -18,9 +17,9 @@ def in_notebook() -> bool:
 class NotebookBar:
     """A bar in a notebook's output, redrawn in its place; it needs no widgets, and stays when the run is over."""
 
-    def __init__(self, heading: str, rounds: int, done: int, clock: Callable[[], float] = time.monotonic):
-        self._heading, self._rounds, self._first, self._clock = heading, rounds, done, clock
-        self._began = self._told = clock()
+    def __init__(self, heading: str, rounds: int, done: int):
+        self._heading, self._rounds, self._first = heading, rounds, done
+        self._began = self._told = time.monotonic()
         self._last: tuple[int, str] = (done, "")
         self._shown = self._last
         from IPython.display import HTML, display
@@ -31,7 +30,7 @@ class NotebookBar:
     def move(self, round: int, words: str) -> None:
         """Show a round, if the last was not shown just now."""
         self._last = (round, words)
-        if self._clock() - self._told >= _OFTEN:
+        if time.monotonic() - self._told >= _OFTEN:
             self._update()
 
     def stop(self) -> None:
@@ -40,13 +39,13 @@ class NotebookBar:
             self._update()
 
     def _update(self) -> None:
-        self._told, self._shown = self._clock(), self._last
+        self._told, self._shown = time.monotonic(), self._last
         if self._handle is not None:
             self._handle.update(self._html(self._drawn()))
 
     def _drawn(self) -> str:
         done, words = self._last
-        seconds = self._clock() - self._began
+        seconds = time.monotonic() - self._began
         left = seconds / (done - self._first) * (self._rounds - done) if done > self._first else None
         said = [f"{done} of {self._rounds} rounds", words, "" if not left else f"{time_in_words(left)} left"]
         text = html.escape(" · ".join(filter(None, said)))

@@ -20,7 +20,7 @@ from fsl.errors import ConfigError
 from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
-from fsl.importing.import_paths import public_path
+from fsl.importing.import_paths import path_of
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_weights
@@ -286,7 +286,7 @@ class Simulation:
             facts={
                 "classes": data.classes,
                 "seed": self.federation.training.seed,
-                "strategy": str(public_path(type(self.strategy))),
+                "strategy": str(path_of(type(self.strategy))),
                 "rounds": self.rows[-1]["round"] if self.rows else 0,
             },
             remarks=remarks_on(

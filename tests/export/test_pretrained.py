@@ -53,7 +53,7 @@ def test_the_configuration_says_what_the_model_is(one, tmp_path):
     made_with = {"input_shape": [1, 8, 8], "classes": 4, "hidden": [6, 5], "dropout": 0.1}
     assert said["model"] == {"class": "fsl.models.MLP", "arguments": made_with, "hugging_face": False}
     assert (said["cut"], said["classes"], said["seed"], said["rounds"]) == (["stage1"], 4, 0, 1)
-    assert (said["fsl"], said["strategy"]) == (fsl.__version__, "fsl.strategies.SplitFedV1")
+    assert (said["fsl"], said["strategy"]) == (fsl.__version__, "fsl.strategies.splitfed.SplitFedV1")
     keys = {name: (part["place"], part["keys"][0]) for name, part in said["segments"].items()}
     assert keys == {"front": ("device", "stage1.1.weight"), "back": ("edge", "stage2.0.weight")}
 
