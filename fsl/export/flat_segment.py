@@ -60,6 +60,7 @@ class FlatSegment(nn.Module):
 
     def __init__(self, segment: nn.Module, inputs: Passed, last: bool):
         super().__init__()
+        self._segment: nn.Module
         # Not a child: its keys would get a prefix, and those of the unsplit model are wanted.
         self.__dict__["_segment"] = segment
         self._parameters, self._buffers, self._modules = segment._parameters, segment._buffers, segment._modules
@@ -94,10 +95,10 @@ def flat_segments(split: SplitModel, two: Values, three: Values) -> list[tuple[F
         flat = FlatSegment(segment.module, inputs, last)
         with torch.no_grad(), seeds.left_as_found():
             if last:
-                out = [flat(*tensors_of(values))[0] for values in (inputs.two, inputs.three)]
+                two, three = (flat(*tensors_of(values))[0] for values in (inputs.two, inputs.three))
             else:
-                out = [received(call(segment.module, values)) for values in (inputs.two, inputs.three)]
-        outputs = Passed.of(*out, "outputs" if last else _CROSSING[place])
+                two, three = (received(call(segment.module, values)) for values in (inputs.two, inputs.three))
+        outputs = Passed.of(two, three, "outputs" if last else _CROSSING[place])
         found.append((flat, inputs, outputs))
         inputs = outputs
     return found
