@@ -58,9 +58,13 @@ def test_the_configuration_says_what_the_model_is(one, tmp_path):
     assert keys == {"front": ("device", "stage1.1.weight"), "back": ("edge", "stage2.0.weight")}
 
 
-def test_a_model_that_somebody_changed_is_of_no_known_arguments(tmp_path):
-    model = MLP((1, 8, 8), 4, hidden=[6])
-    model.head = nn.Linear(6, 4, bias=False)
+@pytest.mark.parametrize("stage", ["head", "stage1"])
+def test_a_model_that_somebody_changed_is_of_no_known_arguments(tmp_path, stage):
+    model = MLP((1, 8, 8), 4, hidden=[6], dropout=0.1)
+    if stage == "head":
+        model.head = nn.Linear(6, 4, bias=False)
+    else:
+        model.stage1[-1].p = 0.5
     run(SplitFedV1(), model, cut="stage1", **SMALL).save_pretrained(tmp_path / "saved")
     with pytest.raises(ConfigError, match="does not say with which arguments"):
         fsl.load_pretrained(tmp_path / "saved")

@@ -8,8 +8,11 @@ import pytest
 import torch
 from fsl.simulations.fsl_export import command
 from fsl.simulations.fsl_simulate import command as simulate
+from fsl.simulations.hydra_folder import FederationConfig
+from omegaconf import OmegaConf
 
 import fsl
+from fsl.run.observers import RunInfo
 from tests.helpers.runs import assert_same_bits
 
 pytestmark = pytest.mark.slow
@@ -85,5 +88,7 @@ def test_a_cut_that_cannot_be_made_is_one_line(runs, capsys):
 
 def test_a_real_federations_run_is_read_by_its_own_configuration(runs, capsys):
     folder = Path(shutil.copytree(runs / "one", "run"))
-    (folder / ".hydra" / "config.yaml").rename(folder / "federation.yaml")
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    shutil.rmtree(folder / ".hydra")
+    FederationConfig(config).on_start(RunInfo("SplitFedV1", "MLP", "digits", 2, 1, 1, folder))
     assert command([str(folder), "formats=pt2"]) == 0
