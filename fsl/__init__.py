@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.costs.pricing import CutPrice as CutPrice
     from fsl.costs.pricing import price as price
     from fsl.deployment.local.local_federation import LocalFederation as LocalFederation
+    from fsl.export.pretrained import load_pretrained as load_pretrained
     from fsl.importing.spec import Spec as Spec
     from fsl.messages.reports import DeviceReport as DeviceReport
     from fsl.privacy.settings import Privacy as Privacy
@@ -93,6 +94,7 @@ __all__ = [
     "device",
     "errors",
     "join",
+    "load_pretrained",
     "mobility",
     "models",
     "objective",
@@ -128,6 +130,7 @@ _WHERE = {
     "Training": "fsl.settings.training_settings",
     "Wire": "fsl.settings.wire_settings",
     "join": "fsl.split.cutting",
+    "load_pretrained": "fsl.export.pretrained",
     "possible_cuts": "fsl.split.cutting",
     "price": "fsl.costs.pricing",
     "simulate": "fsl.run.simulate",

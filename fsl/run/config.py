@@ -206,6 +206,13 @@ def build_model(
     return model, cut
 
 
+def given_arguments(config: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """The arguments that a configuration's model is made with; of those `known` besides, what it has parameters for."""
+    own = {name: value for name, value in config.items() if name not in ("_target_", "cut")}
+    takes = inspect.signature(locate(str(config["_target_"]))).parameters
+    return {name: value for name, value in _known(**known).items() if name in takes} | own
+
+
 def _known(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 

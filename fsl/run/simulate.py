@@ -203,7 +203,7 @@ def simulate(
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()
-    return Run(result.metrics, result.model, result.states, folder, temporary)
+    return Run(result.metrics, result.model, result.states, folder, temporary, result.trained)
 
 
 def _results_folder(out: str | Path | None) -> tuple[RunFolder, tempfile.TemporaryDirectory[str] | None]:

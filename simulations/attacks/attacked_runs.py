@@ -44,7 +44,7 @@ class AdversaryEdges(SplitStrategy):
 def read_target(folder: Path, device: int) -> Target:
     """Read a finished run and one of its devices; ConfigError where there is no such run or device."""
     run = RunFolder(folder)
-    config = _config(run)
+    config = config_of(run)
     top = read_config(config)
     training = top.training
     if top.cuts is not None:
@@ -127,7 +127,8 @@ def _with(modules: list[nn.Module], tensors: Mapping[str, Tensor]) -> list[nn.Mo
     return modules
 
 
-def _config(run: RunFolder) -> DictConfig:
+def config_of(run: RunFolder) -> DictConfig:
+    """Returns the configuration of a finished run; ConfigError where a folder has none, or is of no finished one."""
     path = run.path / ".hydra" / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{run.path} is no run of fsl-simulate: it has no .hydra/config.yaml; give the folder of one")
