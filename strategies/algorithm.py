@@ -171,7 +171,7 @@ class Algorithm:
         self._protected_by = Protection(federation)
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved, self._losses = {}, {}, []
-        refuse_stepping(federation, self.planned(1), type(self).__name__)
+        refuse_stepping(federation, self.planned, self.device_rule, type(self).__name__)
         for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
             one_of(f"{type(self).__name__}.{name}", getattr(self, name), allowed)
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))

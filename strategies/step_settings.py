@@ -1,7 +1,7 @@
 """How a run's settings say that gradients become steps: what is planned of it, and what cannot be."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsl.errors import ConfigError
@@ -47,13 +47,34 @@ def told_loss(federation: Federation, metrics: Mapping[str, Any]) -> list[float]
 _LARGEST = 1e300
 
 
-def refuse_stepping(federation: Federation, trainer: Spec | None, name: str) -> None:
-    """Raise ConfigError for settings of steps that this strategy, or this run, cannot follow."""
+def _refuse_own_losses(specs: Sequence[Spec]) -> None:
+    """Raise ConfigError for classes that may compute a loss beside the objective that they are lent."""
+    for spec in specs:
+        kind = spec.locate()
+        if not kind.__module__.startswith("fsl."):
+            raise ConfigError(
+                f"precision=float16 with {kind.__name__}: gradients are scaled by the objective that fsl lends, and a "
+                "class of one's own may compute another loss, whose gradients would be divided all the same; use "
+                "precision=bfloat16"
+            )
+
+
+def refuse_stepping(
+    federation: Federation, planned: Callable[[int], Spec | None], device: Callable[[int], Spec], name: str
+) -> None:
+    """Raise ConfigError for settings of steps that this strategy, or this run, cannot follow.
+
+    `planned` and `device` give the edge trainer and the devices' class of each round.
+    """
     schedule, training = federation.optimizer.schedule, federation.training
+    if training.accumulate > 1 or training.precision == "float16":
+        specs = {spec.text: spec for round in range(1, training.rounds + 1) if (spec := planned(round)) is not None}
+        for spec in specs.values():
+            refuse_accumulation(spec.build(), training.accumulate)
+        if training.precision == "float16" and specs:
+            _refuse_own_losses([*specs.values(), device(1)])
     if federation.layouts:  # unknown where a run is priced
         refuse_control(control_of(federation), federation.privacy)
-    if trainer is not None:
-        refuse_accumulation(trainer.build(), training.accumulate)
     if schedule.spec is None:
         return
     if schedule.needs_loss and not federation.evaluation.every:
