@@ -124,7 +124,7 @@ class Algorithm:
         """Returns additional metrics of the round, from the devices' reports and the edges' counts."""
         return {}
 
-    def scored(self, metrics: Mapping[str, Any]) -> None:
+    def _scored(self, metrics: Mapping[str, Any]) -> None:
         """Note what a round's evaluation found, where the learning rate follows it."""
         self._losses += told_loss(self.federation, metrics)
 

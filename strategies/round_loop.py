@@ -57,7 +57,7 @@ class RoundLoop(Strategy):
             ):
                 result.evaluate_metrics_serverapp[current] = scores
                 metrics = MetricRecord({**metrics, **scores})
-            self.scored(metrics)
+            self._scored(metrics)
             if on_round is not None:
                 on_round(current, result.arrays, MetricRecord({**metrics, "seconds": seconds}))
         return result
@@ -66,7 +66,7 @@ class RoundLoop(Strategy):
         """Send a round's messages, and wait for the replies."""
         return grid.send_and_receive(messages, timeout=timeout) if messages else []
 
-    def scored(self, metrics: MetricRecord) -> None:
+    def _scored(self, metrics: MetricRecord) -> None:
         """Note a round's metrics, before its checkpoint is written."""
 
     def _trained_nothing(self, metrics: MetricRecord) -> bool:

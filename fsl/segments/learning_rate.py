@@ -83,10 +83,7 @@ class Schedule:
                 f"optimizer.scheduler={self.spec.target} with optimizer.per=step: it follows evaluations, and there is "
                 "one a round at most; use optimizer.per=round"
             )
-        if self.needs_loss:
-            after(_kind(self.spec), self.spec, rate, [])
-        else:
-            course_of(_kind(self.spec), self.spec, rate).at(0)
+        self.rate(rate, 0, 1)
 
     def factor(self, round: int, rounds: int) -> float:
         """Returns the factor on a base learning rate of 1 in `round` (from 1) of `rounds`."""

@@ -20,7 +20,7 @@ LOSS_SCALE = 1024.0
 
 def check_precision(precision: object) -> Precision:
     """Returns a precision; ConfigError for anything else."""
-    return one_of("precision", precision, PRECISIONS)  # type: ignore[arg-type, return-value]
+    return one_of("precision", precision, PRECISIONS)  # type: ignore[arg-type]
 
 
 def refuse_precision(precision: Precision, accelerator: torch.device) -> None:

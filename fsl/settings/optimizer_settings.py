@@ -62,12 +62,13 @@ class Optimizer:
         self._check_clip_norm()
 
     def _check_clip_norm(self) -> None:
-        by_segment = isinstance(self.clip_norm, Mapping)
-        norms = self.clip_norm if by_segment else {} if self.clip_norm is None else {"": self.clip_norm}
-        for segment, norm in norms.items():  # type: ignore[union-attr]
+        if self.clip_norm is None:
+            return
+        key, given = "optimizer.clip_norm", self.clip_norm
+        norms = {f"{key}.{one}": norm for one, norm in given.items()} if isinstance(given, Mapping) else {key: given}
+        for name, norm in norms.items():
             number = isinstance(norm, int | float) and not isinstance(norm, bool)
             if not (number and math.isfinite(norm) and norm > 0):
-                name = f"optimizer.clip_norm{f'.{segment}' if by_segment else ''}"
                 raise ConfigError(f"{name}={norm!r}: the largest norm of a segment's gradient, a finite number above 0")
 
     def clip_norms(self, segments: Collection[str]) -> dict[str, float]:
