@@ -200,9 +200,9 @@ def test_inline_equals_ray(ray_cluster):
     ("strategy", "control", "more"),
     [
         (SplitFedV1(), "all in bfloat16", {"cut": U}),
-        (VanillaSL(), "all", {}),
+        pytest.param(VanillaSL(), "all", {}, marks=pytest.mark.shows),
         (SGLR(phi=0.5, alpha=0.5), "torch's by step", {"precision": "bfloat16"}),
-        (FedAvg(), "all", {}),
+        pytest.param(FedAvg(), "all", {}, marks=pytest.mark.shows),
     ],
     ids=lambda one: type(one).__name__ if isinstance(one, fsl.strategies.SplitStrategy) else "",
 )

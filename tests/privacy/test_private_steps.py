@@ -15,7 +15,7 @@ CLIPPED = replace(SGD, clip_norm={"front": 0.05, "back": 0.1})
 BY_STEP = replace(CLIPPED, schedule=Schedule(cosine=True, per="step"))
 
 
-@pytest.mark.parametrize("clipping", ["separate", "joint"])
+@pytest.mark.parametrize("clipping", ["separate", pytest.param("joint", marks=pytest.mark.shows)])
 def test_without_noise_and_with_a_clip_no_sample_reaches_it_is_the_clip_of_the_mean(clipping):
     privacy = Privacy(dp_sgd=DPSGD(noise_multiplier=0.0, clip=1e6, clipping=clipping, sampling="shuffle"), losses=True)
     private = run(SplitFedV1(), optimizer=BY_STEP, privacy=privacy)
