@@ -59,8 +59,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.run.observers import RunInfo as RunInfo
     from fsl.run.observers import StopRun as StopRun
     from fsl.run.simulate import simulate as simulate
+    from fsl.segments.learning_rate import Schedule as Schedule
     from fsl.settings.evaluation_settings import Evaluation as Evaluation
-    from fsl.settings.learning_rate import Schedule as Schedule
     from fsl.settings.optimizer_settings import Optimizer as Optimizer
     from fsl.settings.training_settings import Training as Training
     from fsl.settings.wire_settings import Wire as Wire
@@ -123,7 +123,7 @@ _WHERE = {
     "Privacy": "fsl.privacy.settings",
     "Run": "fsl.run.finished_run",
     "RunInfo": "fsl.run.observers",
-    "Schedule": "fsl.settings.learning_rate",
+    "Schedule": "fsl.segments.learning_rate",
     "Spec": "fsl.importing.spec",
     "SplitModel": "fsl.split.cutting",
     "StopRun": "fsl.run.observers",

@@ -14,6 +14,7 @@ from fsl.strategies.algorithm import Algorithm
 from fsl.strategies.node_messages import added_up, assign, chunks, mean_scores, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
 from fsl.strategies.round_metrics import movements, simulated, sums
+from fsl.strategies.step_settings import control_of
 
 from fsl import seeds
 from fsl.errors import RunError
@@ -87,6 +88,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             down=federation.wire.down_spec,
             on_move=self.on_move,
             privacy=federation.privacy,
+            control=control_of(federation),
         )
         self._protection.charge(server_round, spec, [d for d in chosen if not placed or d in self._placement.samples])
         if placed:

@@ -69,6 +69,11 @@ def price(
     training, wire = Training.of(training, options), Wire.of(wire, options)
     if training.devices_per_round is not None:
         raise ConfigError(f"devices_per_round={training.devices_per_round}: price has all devices train; leave it out")
+    if training.precision != "float32":
+        raise ConfigError(
+            f"precision={training.precision}: price counts what crosses in the model's own type; leave it out, "
+            "and read the bytes of a run's first round"
+        )
     if "backhaul_profile" in options:
         raise ConfigError("backhaul_profile: price has no device move between edges; leave it out")
     hardware = Hardware.of(hardware, options)

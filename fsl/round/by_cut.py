@@ -37,7 +37,7 @@ class ByCut(EdgeTrainer):
                 "use splitfed_v1 or fedfly, or give one cut"
             )
         self.window, self.passes, self.movable, self.answers = first.window, first.passes, first.movable, first.answers
-        self.keeps = first.keeps
+        self.keeps, self.accumulates = first.keeps, first.accumulates
         self._trainers: dict[int, EdgeTrainer] = {}
         self._cuts: dict[int, int] = {}  # by device
 

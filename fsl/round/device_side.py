@@ -18,6 +18,7 @@ from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
 from fsl.round.round_privacy import device_cut, edge_objective, lender, relabelling, reported_batch_size
 from fsl.round.rows import refuse_unmeasured
+from fsl.round.step_rules import lend_by, objective_of, step_rule
 from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
 from fsl.seeds import Stream
@@ -74,9 +75,11 @@ class DeviceSide:
         rows = worker.workload.partition.indices(device)
         secure = worker.workload.secure
         self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
+        segments = self.view(device).segments
+        rules = {name: step_rule(plan, name, worker, lambda _: len(batches.rows)) for name in segments}
         learners = {
-            name: lender(plan, name, worker.workload)(segment, self.recipe, device)
-            for name, segment in self.view(device).segments.items()
+            name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
+            for name, segment in segments.items()
         }
         for name, learner in learners.items():
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
@@ -95,7 +98,11 @@ class DeviceSide:
             front=learners["front"],
             head=learners.get("head"),
             tail=learners.get("tail"),
-            objective=edge_objective(worker.workload.objective, plan) if plan.tails else worker.workload.objective,
+            objective=objective_of(
+                plan,
+                edge_objective(worker.workload.objective, plan) if plan.tails else worker.workload.objective,
+                worker.accelerator,
+            ),
             layer_seeds=self._layer_seeds("front", device),
             head_layer_seeds=self._layer_seeds("head", device),
             tail_layer_seeds=self._layer_seeds("tail", device),

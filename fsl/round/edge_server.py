@@ -73,6 +73,11 @@ def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
     return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), counts, strict=True))
 
 
+def _told_in(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of a loss beside outputs of this dtype: no coarser than float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 @dataclass(frozen=True)
 class SessionSnapshot:
     """A session on its way to another edge."""
@@ -150,6 +155,10 @@ class EdgeServer:
         """Returns a device's session here."""
         return self._sessions[device]
 
+    def most_samples(self) -> float:
+        """Returns the largest n_k of the devices that are attached here."""
+        return max((session.weight for session in self._sessions.values()), default=0.0)
+
     def codecs(self, device: int) -> tuple[CutCodec, CutCodec]:
         """Returns the codecs of a device's session here, up and down."""
         return self._codecs[device]
@@ -217,7 +226,7 @@ class EdgeServer:
             gradient = self._tail_gradient(answer)
             if gradient is None:  # no step can be made of it
                 loss, gradient = math.nan, self._zeros(answer.device)
-            mean = answer.told.new_tensor(loss, dtype=activations_of(gradient)[0].dtype)
+            mean = answer.told.new_tensor(loss, dtype=_told_in(activations_of(gradient)[0].dtype))
             self._told[answer.device] = answer.step, mean, gradient
         return [self._told[device][1:] for device, _ in parts]
 

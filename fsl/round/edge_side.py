@@ -8,11 +8,13 @@ from torch import Tensor
 from fsl.codecs.codec_maker import codec_maker
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.batches import batches_in_round
 from fsl.round.by_cut import ByCut
 from fsl.round.cut_views import CutView, CutViews
 from fsl.round.edge_server import EdgeServer
 from fsl.round.kept_states import keep, load_kept, new_total
 from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
+from fsl.round.step_rules import lend_by, objective_of, refuse_accumulation, step_rule
 from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
 from fsl.round.workload import Worker
@@ -41,6 +43,7 @@ class EdgeSide:
             trainer: EdgeTrainer = ByCut(partial(self._trainer, plan.trainer), self._at, self.views.in_pieces)
         else:
             trainer = protected(self._trainer(plan.trainer), plan)
+        refuse_accumulation(trainer, plan.control.accumulate)
         if tails and not trainer.tails:
             refuse_tail(worker.chain, f"{type(trainer).__name__} trains")
         memory = TrainerMemory(plan, worker)
@@ -66,18 +69,22 @@ class EdgeSide:
     def _bench(self, worker: Worker) -> EdgeBench:
         """Returns what a trainer works with whose devices' models are cut as this worker's."""
         plan, back = self.plan, worker.segments["back"]
-        tails = "tail" in worker.chain
+        if "tail" in worker.chain:
+            objective = edge_objective(RemoteTails(self.server.ask_tails), plan)
+        else:
+            objective = objective_of(plan, edge_objective(worker.workload.objective, plan), worker.accelerator)
+        rule = step_rule(plan, "back", worker, self._batches)
         return EdgeBench(
             seed=plan.seed,
             round=plan.round,
             back=back,
-            objective=edge_objective(RemoteTails(self.server.ask_tails) if tails else worker.workload.objective, plan),
+            objective=objective,
             optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
             learning_rate=plan.learning_rates["back"],
             kept=self._kept,
             keep=self._keep,
             total=partial(new_total, back.layout, plan),
-            lender=lender(plan, "back", worker.workload, self.task.edge),
+            lender=lend_by(rule, lender(plan, "back", worker.workload, self.task.edge)),
             loss_limit=limit_of(worker, plan, "back"),
         )
 
@@ -93,6 +100,11 @@ class EdgeSide:
     def welcome(self, task: DeviceTask) -> None:
         """Prepare for a device that may come from another edge; `task` names its kept states' generations."""
         self.tasks[task.device] = task
+
+    def _batches(self, device: int | None) -> int:
+        """Returns how many batches a device has in this round; None: the most that any device here has."""
+        samples = self.server.most_samples() if device is None else self.server.session(device).weight
+        return batches_in_round(int(samples), self.plan, self.worker.skip_single)
 
     # The trainer names the owner of an optimizer state that it keeps: a device, or the edge.
 

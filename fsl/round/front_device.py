@@ -150,6 +150,6 @@ class LocalLossDevice(Device):
         loss.backward()
         if not usable([loss], [], bench.loss_limit):
             raise LostError(self.device, REFUSED)
-        bench.front.step()
-        bench.head.step()
+        bench.front.step(self.step)
+        bench.head.step(self.step)
         return self.upload(smashed, targets)

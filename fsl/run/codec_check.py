@@ -11,6 +11,7 @@ from fsl.faults import said
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
 from fsl.segments.calling import call
+from fsl.segments.precision import Precision, computing
 from fsl.segments.tensor_trees import Values, activations_of, received
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.wire_settings import IDENTITY
@@ -35,7 +36,7 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
             del used[way]
         elif federation.mobility is not None and codec_of(codec).stateful:
             raise ConfigError(f"{what}: {CANNOT_MOVE}")
-    smashed = _smashed(worker) if used else None
+    smashed = _smashed(worker, federation.training.precision) if used else None
     for way, codec in used.items():
         what = f"codec.{way}={codec.text}"
         try:
@@ -51,12 +52,12 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
                 try_codec(what, make, _values(rows, activation))
 
 
-def _smashed(worker: Worker) -> Values | None:
+def _smashed(worker: Worker, precision: Precision) -> Values | None:
     """What the cut gives for two blank inputs; None, with a warning, where the front does not take them."""
     data, front = worker.workload.data, worker.segments["front"].module
     training = front.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), computing(precision, worker.accelerator):
             return received(call(front.eval(), data.blank(2).to(worker.accelerator)))
     except FslError:
         raise

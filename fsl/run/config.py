@@ -25,8 +25,8 @@ from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
 from fsl.run.observers import Observer
+from fsl.segments.learning_rate import Schedule
 from fsl.settings.evaluation_settings import Evaluation
-from fsl.settings.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import OptionGroup
 from fsl.settings.training_settings import Training
@@ -227,7 +227,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={target} is no torch optimizer; name a class such as torch.optim.SGD")
     of_schedule = {field.name: hint for field, hint in _typed(Schedule)}
-    own = {"lr": float, "reset": bool, **of_schedule}
+    own = {"lr": float, "reset": bool, "clip_norm": float | Mapping[str, float] | None, **of_schedule}
     taken = {name: checked(f"optimizer.{name}", values.pop(name), hint) for name, hint in own.items() if name in values}
     known = [n for n in inspect.signature(kind).parameters if n != "params"]
     for name in values:

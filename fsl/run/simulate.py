@@ -122,6 +122,8 @@ def simulate(
         local_epochs: Passes of each device over its data in a round.
         batch_size: Samples of a device in a step.
         samples_per_device: Samples that a device holds at most; `partition=resample` draws so many.
+        accumulate: Batches of a device whose mean gradient makes one step, of every segment.
+        precision: What forward passes and losses are computed in: float32, bfloat16, or on CUDA float16.
 
     Options of `evaluation`, an `Evaluation`:
         evaluate_every: Rounds between evaluations; 0: never.

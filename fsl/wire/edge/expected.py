@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.round.workload import Worker
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
+from fsl.segments.precision import computing
 from fsl.segments.structures import at_rows
 from fsl.segments.tensor_trees import TensorTree, Values, activations_of, received, tensors_of
 from fsl.trainers.uploads import Upload
@@ -69,7 +71,8 @@ class Expected:
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
         """Derive what devices of this round upload, by running the front on two blank inputs."""
         front = worker.segments["front"].module
-        with evaluating(front):  # with gradients, which tell activations from masks
+        lowered = partial(computing, plan.control.precision, worker.accelerator)
+        with evaluating(front), lowered():  # with gradients, which tell activations from masks
             blank = worker.workload.data.blank(2).to(worker.accelerator)
             smashed = received(call(front, blank), worker.segments["front"].shared).detach()
             more = received(call(front, worker.workload.data.blank(3).to(worker.accelerator)))
@@ -77,7 +80,7 @@ class Expected:
         outputs = 0
         if tails := "tail" in worker.chain:
             back = worker.segments["back"].module
-            with evaluating(back), torch.no_grad():
+            with evaluating(back), torch.no_grad(), lowered():
                 outputs = sum(t.nbytes for t in tensors_of(received(call(back, smashed)))) // 2
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
         targets, objective = worker.workload.data.train.targets, worker.workload.objective
