@@ -107,7 +107,7 @@ def read_trained(folder: Path) -> TrainedModel:
     privacy = build_privacy(top.privacy)
     return TrainedModel(
         module=module,
-        cuts=tuple(str(settings["model.cut"]).split(", ")),
+        cuts=() if top.cuts is not None else tuple(str(settings["model.cut"]).split(", ")),
         states={"back": load_tensors(run.back_path)} if private else {"whole": load_tensors(run.model_path)},
         devices=run.front_owners() if private else None,
         front_of=run.front,

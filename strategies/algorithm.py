@@ -240,8 +240,8 @@ class Algorithm:
             )
         if federation.optimizer.clip_norm is not None:
             raise ConfigError(
-                "optimizer.clip_norm: it is of a whole segment's gradient, and devices that are cut at different places "
-                "have different segments; give one cut, or leave it out"
+                "optimizer.clip_norm: it is of a whole segment's gradient, and devices that are cut at different "
+                "places have different segments; give one cut, or leave it out"
             )
         if federation.cuts.choice.changes and not federation.optimizer.reset:
             raise ConfigError(

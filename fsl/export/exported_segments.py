@@ -119,6 +119,8 @@ def _cut(whole: nn.Module, trained: TrainedModel, cut: str | Sequence[str] | Non
             f"cut={cut!r}: fronts of this run are private, and only fit the back they were trained with, cut after "
             f"{', '.join(trained.cuts)}; leave cut out"
         )
+    if cut is None and not trained.cuts:
+        raise ConfigError("devices of this run were cut at different places, and an export is of one cut: say cut=...")
     parts = split(whole, trained.cuts if cut is None else cut, inputs.three)
     for part in parts:
         part.module.eval()

@@ -137,6 +137,8 @@ def _second_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _segments(trained: TrainedModel, whole: nn.Module) -> dict[str, Any]:
+    if not trained.cuts:  # devices were cut at different places
+        return {}
     parts = split(whole, trained.cuts, trained.inputs().three)
     return {part.name: {"place": part.place, "keys": list(part.module.state_dict())} for part in parts}
 

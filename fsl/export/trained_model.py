@@ -38,9 +38,9 @@ class Inputs:
 class TrainedModel:
     """A model after training: the module that was given, its final states by segment, and where it was cut.
 
-    `states` has the whole model by segment, or the back alone where fronts are private (`devices` has their owners);
-    `front_of` gives a private front, with the tail where there is one. `facts`: what a
-    configuration says of it. `remarks`: in what the model alone is not what the run had.
+    `cuts` is empty where devices were cut at different places. `states` has the whole model by segment, or the back
+    alone where fronts are private (`devices` has their owners); `front_of` gives a private front, with the tail where
+    there is one. `facts`: what a configuration says of it. `remarks`: in what the model alone is not what the run had.
     """
 
     module: nn.Module

@@ -279,7 +279,7 @@ class Simulation:
         data, private = self.workload.data, self.strategy.fronts == "private"
         return TrainedModel(
             module=self.workload.model,
-            cuts=self.worker.cuts,
+            cuts=() if self.workload.cuts else self.worker.cuts,
             states=states,
             devices=self.folder.front_owners() if private else None,
             front_of=self.folder.front,

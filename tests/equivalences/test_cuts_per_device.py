@@ -116,6 +116,7 @@ def test_strategies_without_a_back_for_each_device_refuse_by_name(strategy):
         ({"cuts": "slowest"}, "'fastest'"),
         ({"cuts": FastestRound, "optimizer": KEPT}, "optimizer.reset=false"),
         ({"privacy": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))}, "no account is kept of privacy"),
+        ({"optimizer": fsl.Optimizer("torch.optim.SGD", lr=0.1, clip_norm=1.0)}, "optimizer.clip_norm"),
         ({"evaluate_leakage": 10}, "one front's smashed data"),
     ],
 )
@@ -129,6 +130,17 @@ def test_what_cannot_be_is_refused_in_one_line(options, message):
 def test_a_cut_that_the_model_does_not_have_is_refused(cut, message):
     with pytest.raises(SplitError, match=message):
         run(SplitFedV1(), **{**MIXED, "cuts": {"pi4": cut, 0: "pool"}})
+
+
+def test_an_export_is_of_one_cut(tmp_path):
+    found = run(SplitFedV1(), **MIXED, rounds=1)
+    with pytest.raises(ConfigError, match=r"say cut=\.\.\."):
+        found.export(tmp_path / "run")
+    manifest = found.export(tmp_path / "run", cut="pool", formats=["pt2"])
+    assert manifest["cut"] == ["pool"]
+    found.save_pretrained(tmp_path / "kept")
+    kept = fsl.load_pretrained(tmp_path / "kept", model=small_model())
+    assert_same_bits(kept.state_dict(), found.model.state_dict())
 
 
 def test_heads_of_devices_fit_one_cut():
