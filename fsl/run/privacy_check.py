@@ -65,6 +65,7 @@ def private_run(
     """
     privacy = federation.privacy
     assert privacy is not None
+    refuse_counts(privacy, objective)
     trainers = trainers_of(strategy, federation.training.rounds)
     refuse_model(privacy, model)
     if "tail" in federation.layouts and any(trainer is not None for trainer in trainers.values()):
@@ -109,6 +110,15 @@ def private_run(
     ledger = Ledger(setting, samples, path, frozenset(trainers))
     ledger.target = target
     return replace(federation, privacy=setting.privacy, ledger=ledger)
+
+
+def refuse_counts(privacy: Privacy, objective: Objective) -> None:
+    """ConfigError for weights that are exact counts of the targets: everybody gets them, and no account has them."""
+    if objective.counted and (privacy.private or privacy.labels is not None):
+        raise ConfigError(
+            "objective: balanced weights are exact counts of the training targets, which everybody would get and no "
+            "account covers; give public numbers as a list, or leave privacy out"
+        )
 
 
 def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> EpsilonTarget:
