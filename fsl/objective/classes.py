@@ -54,9 +54,7 @@ class CrossEntropy(Objective):
             raise ConfigError("objective.label_smoothing: it needs logits, not log probabilities")
         if class_dim == 0:
             raise ConfigError("objective.class_dim=0: that is the batch; 1 is usual, -1 for outputs (B, T, C)")
-        self.balanced = self.counted = isinstance(
-            class_weights, str
-        )  # until `fit` has seen targets
+        self.balanced = self.counted = isinstance(class_weights, str)  # until `fit` has seen targets
         if isinstance(class_weights, str) and class_weights != BALANCED:
             raise ConfigError(f"objective.class_weights={class_weights!r}: give a list of numbers, or balanced")
         self.class_weights = None if self.balanced or class_weights is None else _checked(class_weights)

@@ -122,9 +122,7 @@ class BCE(Elementwise):
             raise ConfigError("objective.pos_weight: it needs logits; give the model's outputs before the sigmoid")
         if isinstance(pos_weight, str) and pos_weight != BALANCED:
             raise ConfigError(f"objective.pos_weight={pos_weight!r}: give a number, a list of numbers, or balanced")
-        self.balanced = self.counted = isinstance(
-            pos_weight, str
-        )  # until `fit` has seen targets
+        self.balanced = self.counted = isinstance(pos_weight, str)  # until `fit` has seen targets
         self.pos_weight = None if self.balanced or pos_weight is None else _checked(pos_weight)
         self.probabilities = probabilities
 

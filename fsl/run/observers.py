@@ -36,6 +36,7 @@ class RunInfo:
     folder: Path | None  # None: nothing is to be written
     class_counts: np.ndarray | None = None  # (devices, classes), of a sample of devices where there are many
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the result depends on, as in summary.json
+    metrics: tuple[str, ...] = ()  # the columns of metrics beside loss and accuracy
 
 
 class Observer:

@@ -66,6 +66,7 @@ def private_run(
     privacy = federation.privacy
     assert privacy is not None
     refuse_counts(privacy, objective)
+    refuse_own_tests(federation)
     trainers = trainers_of(strategy, federation.training.rounds)
     refuse_model(privacy, model)
     if "tail" in federation.layouts and any(trainer is not None for trainer in trainers.values()):
@@ -118,6 +119,15 @@ def refuse_counts(privacy: Privacy, objective: Objective) -> None:
         raise ConfigError(
             "objective: balanced weights are exact counts of the training targets, which everybody would get and no "
             "account covers; give public numbers as a list, or leave privacy out"
+        )
+
+
+def refuse_own_tests(federation: Federation) -> None:
+    """ConfigError for scores on devices' own rows: they are exact, and no account has them."""
+    if federation.evaluation.own:
+        raise ConfigError(
+            "evaluate_own: scores on devices' own rows are exact, and no account of privacy covers them; leave it out "
+            "of a private run, or evaluate the finished model on each device"
         )
 
 

@@ -13,7 +13,6 @@ from fsl.flower.records import metrics_to_reports
 from fsl.messages.identifiers import is_owner
 from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, METRICS
-from fsl.privacy.leak_probe import LEAKS
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
 SERVED = "served."  # prefixes the columns of an edge's reports on the devices that it served
@@ -62,15 +61,16 @@ def check_scores(asked: frozenset[int], content: RecordDict) -> None:
     metrics = content.metric_records.get(METRICS)
     if metrics is None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")
-    leaked = [name for name in LEAKS if name in metrics]
-    columns = [
-        column for name in ("device", "loss", "accuracy", *leaked) if isinstance(column := metrics.get(name), list)
-    ]
-    if len(columns) != 3 + len(leaked):
+    columns = dict(metrics)
+    devices = columns.pop("device", None)
+    if not isinstance(devices, list) or not any(name in columns for name in ("loss", "own_loss")):
         raise WireError(_NO_SCORES)
-    devices, losses, accuracies = columns[:3]
-    if len(devices) != len(losses) or len(accuracies) not in (0, len(devices)):
-        raise WireError(_NO_SCORES)
+    for name, column in columns.items():
+        # A metric of an objective without it has no numbers.
+        if not isinstance(column, list) or len(column) not in (
+            (len(devices),) if name.endswith("loss") else (0, len(devices))
+        ):
+            raise WireError(_NO_SCORES)
     _refuse(devices, asked, "scored")
 
 
