@@ -33,7 +33,7 @@ def device_figures(replies: Sequence[Message], metrics: Mapping[str, bool | None
     result: dict[str, int | float] = {"evaluated_devices": len(scores)}
     for name in (*directions, *LEAKS):
         values = [scores[device][name] for device in sorted(scores) if name in scores[device]]
-        if name.endswith("accuracy") and name.removeprefix(OWN) == "accuracy" and len(values) < len(scores):
+        if name.removeprefix(OWN) == "accuracy" and len(values) < len(scores):
             continue  # an objective has an accuracy on all devices, or on none
         if values:
             result |= _of(name, values, directions.get(name), spread=name not in LEAKS)

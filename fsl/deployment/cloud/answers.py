@@ -63,13 +63,13 @@ def check_scores(asked: frozenset[int], content: RecordDict) -> None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")
     columns = dict(metrics)
     devices = columns.pop("device", None)
-    if not isinstance(devices, list) or not any(name in columns for name in ("loss", "own_loss")):
+    scored = [prefix for prefix in ("", "own_") if f"{prefix}loss" in columns]
+    if not isinstance(devices, list) or not scored or any(f"{prefix}accuracy" not in columns for prefix in scored):
         raise WireError(_NO_SCORES)
     for name, column in columns.items():
-        # A metric of an objective without it has no numbers.
-        if not isinstance(column, list) or len(column) not in (
-            (len(devices),) if name.endswith("loss") else (0, len(devices))
-        ):
+        # An objective without accuracy has no numbers of it.
+        lengths = (0, len(devices)) if name.endswith("accuracy") else (len(devices),)
+        if not isinstance(column, list) or len(column) not in lengths:
             raise WireError(_NO_SCORES)
     _refuse(devices, asked, "scored")
 
