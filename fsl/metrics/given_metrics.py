@@ -28,7 +28,7 @@ class FunctionMetric(Metric):
     """A function of all outputs (N, ...) and targets (N, ...) of an evaluation, which it keeps until then."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Any]):
-        self.function = function
+        self.given = function
         self.higher_is_better = _direction(function)
         self._batches: list[tuple[Tensor, Tensor]] = []
 
@@ -41,7 +41,7 @@ class FunctionMetric(Metric):
         if not self._batches:
             return math.nan
         outputs, targets = (torch.cat(each) for each in zip(*self._batches))
-        return _number(self.function(outputs, targets), self.function)
+        return _number(self.given(outputs, targets), self.given)
 
 
 class ObjectMetric(Metric):

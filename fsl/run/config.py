@@ -55,7 +55,7 @@ class RunConfig:
     data: Mapping[str, Any]
     partition: Mapping[str, Any]
     objective: Mapping[str, Any]
-    metrics: list[Any] | None
+    metrics: str | list[Any] | None
     stop: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fsl.errors import ConfigError
 from fsl.faults import trying
-from fsl.metrics import Metrics
+from fsl.metrics import NAMES, Metrics
 from fsl.metrics.metric_set import scored
 from fsl.objective import Objective
 from fsl.round.workload import Workload
@@ -54,10 +54,9 @@ def stop_that_can_be(
     """
     if stop is None:
         return None
-    stop = stop.with_mode(federation.metrics)
     columns = columns_of(federation, strategy, workload, accurate)
     if stop.metric in columns or _has_own(strategy):
-        return stop
+        return stop.with_mode(federation.metrics)
     why = _why_not(stop.metric, federation, workload, accurate)
     raise ConfigError(f"stop.metric={stop.metric}: no round of this run has it{why}; there are {', '.join(columns)}")
 
@@ -98,7 +97,7 @@ def _why_not(metric: str, federation: Federation, workload: Workload, accurate: 
         return " (nothing is evaluated)"
     if metric.endswith("accuracy") and not accurate:
         return " (the objective has no accuracy)"
-    return ""
+    return f" (metrics=[{metric}] computes it)" if metric in NAMES else ""
 
 
 def _has_own(strategy: CloudStrategy) -> bool:

@@ -46,8 +46,10 @@ def of_given(
 def _metrics(metrics: Metrics) -> Iterator[str]:
     """Metrics by their names; those of the user's own with what they are."""
     for name, metric in metrics.by_name.items():
-        own = not type(metric).__module__.startswith("fsl.") or isinstance(metric, FunctionMetric | ObjectMetric)
-        yield f"{name} = {describe(metric)}" if own else name
+        if isinstance(metric, FunctionMetric | ObjectMetric):
+            yield f"{name} = {describe(metric.given)}"
+        else:
+            yield name if type(metric).__module__.startswith("fsl.") else f"{name} = {describe(metric)}"
 
 
 def weights_of(state: Mapping[str, Tensor]) -> str:

@@ -91,8 +91,8 @@ def test_a_run_that_has_stopped_trains_no_further_unless_the_rule_changes(tmp_pa
     [
         ({"metric": "validation_loss", "patience": 2}, r"no round of this run has it \(there are no validation data"),
         ({"metric": "own_loss", "patience": 2}, r"\(evaluate_own=0\.2 has devices hold out rows"),
-        ({"metric": "auc", "patience": 2}, r"stop\.mode: nobody says whether lower or higher is better of auc"),
-        ({"metric": "auc", "patience": 2, "mode": "max"}, "no round of this run has it; there are train_loss, loss"),
+        ({"metric": "auc", "patience": 2}, r"no round of this run has it \(metrics=\[auc\] computes it\); there are"),
+        ({"metric": "devices", "patience": 2}, r"stop\.mode: nobody says whether lower or higher is better of devices"),
         ({"metric": "loss", "patience": 0}, r"stop\.patience=0: it must be at least 1"),
         ({"metric": "loss", "patience": 2, "mode": "low"}, r"stop\.mode='low'"),
         ({"metric": "loss"}, r"stop\.patience must be given"),

@@ -109,6 +109,7 @@ class Setup:
         targets = task.train.targets
         groups["objective"] |= objective.fitted(targets)  # only the cloud has all targets
         groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
+        metrics = [config.metrics] if isinstance(config.metrics, str) else config.metrics
         own = config.evaluation.own
         if not isinstance(own, float):
             raise ConfigError(
@@ -131,7 +132,7 @@ class Setup:
             mean=None if task.scaling is None else task.scaling.mean,
             std=None if task.scaling is None else task.scaling.std,
             outputs=outputs_of(task, objective),
-            metrics=None if config.metrics is None else tuple(config.metrics),
+            metrics=metrics if metrics is None else tuple(metrics),
             own=own,
         )
 
