@@ -21,7 +21,7 @@ def device_figures(replies: Sequence[Message], metrics: Mapping[str, bool | None
     the population's standard deviation. `_worst` is the mean over the tenth of devices, rounded up, that fares worst.
     Devices on which a metric has no meaning (NaN) are left out of it; a loss that is not finite counts.
     """
-    directions = {f"{prefix}{name}": up for prefix in ("", OWN) for name, up in (_ALWAYS | dict(metrics)).items()}
+    directions = {f"{prefix}{name}": up for prefix in ("", OWN) for name, up in {**_ALWAYS, **metrics}.items()}
     scores: dict[int, dict[str, float]] = {}
     for reply in replies:
         record: Any = reply.content.metric_records[METRICS]
@@ -30,7 +30,7 @@ def device_figures(replies: Sequence[Message], metrics: Mapping[str, bool | None
             scores[device] = {name: values[place] for name, values in columns.items()}
     if not scores:
         return None
-    result: dict[str, int | float] = {"evaluated_devices": len(scores)}
+    result: dict[str, int | float | list[int] | list[float]] = {"evaluated_devices": len(scores)}
     for name in (*directions, *LEAKS):
         values = [scores[device][name] for device in sorted(scores) if name in scores[device]]
         if name.removeprefix(OWN) == "accuracy" and len(values) < len(scores):

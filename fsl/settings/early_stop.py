@@ -63,12 +63,12 @@ class EarlyStop:
         sign = -1.0 if self.mode == "max" else 1.0
         best, best_round, since = math.inf, 0, 0
         for row in rows:
-            value = row.get(self.metric)
-            known = isinstance(value, int | float) and math.isfinite(value)
-            if not known and self.metric != "train_loss" and not evaluates(int(row["round"])):
+            told = row.get(self.metric)
+            value = sign * told if isinstance(told, int | float) and math.isfinite(told) else None
+            if value is None and self.metric != "train_loss" and not evaluates(int(row["round"])):
                 continue
-            if known and sign * value < best - self.min_delta:
-                best, best_round, since = sign * value, int(row["round"]), 0
+            if value is not None and value < best - self.min_delta:
+                best, best_round, since = value, int(row["round"]), 0
             else:
                 since += 1
             if since >= self.patience:
