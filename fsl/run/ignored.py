@@ -36,6 +36,8 @@ def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
     schedule = federation.optimizer.schedule
     if schedule.gamma != Schedule.gamma and not schedule.milestones:
         log.warning("optimizer.gamma=%g changes nothing: there are no milestones after which it counts", schedule.gamma)
+    if federation.evaluation.own and not federation.evaluation.every:
+        log.warning("evaluate_own holds rows out that nothing is evaluated on, since evaluate_every=0")
     if strategy.trainer(1) is not None:
         return
     name = type(strategy).__name__

@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from flwr.app import ArrayRecord
 
 from fsl.data.own_tests import OwnTests
+from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import ConfigError, WireError
+from fsl.messages.round_plan import DeviceTask, EvaluatePlan
 from tests.helpers.node_setups import DEVICE, EDGE, setup_of
 
 SMALL = ("data=digits", "devices=4", "model=mlp")
@@ -82,6 +85,15 @@ def test_a_node_builds_nothing_else_as_a_metric(one, setup, tmp_path):
 def test_an_edge_needs_no_metrics(setup, tmp_path):
     workload = build_workload(setup, NodeSettings.read({**EDGE, "state": str(tmp_path)}))
     assert not workload.metrics
+
+
+def test_a_node_scores_no_own_rows_in_a_private_run(setup, tmp_path):
+    """Before its first round it does not know that a run is bare; after a private one it knows that it is not."""
+    settings = NodeSettings.read({**EDGE, "state": str(tmp_path)})
+    node = NetworkedNode(build_workload(setup, settings), replace(settings, role="device", devices=(0,)))
+    plan = EvaluatePlan(run="run", round=1, devices=(DeviceTask(device=0),), private=False, on=("own",))
+    with pytest.raises(ConfigError, match="exact and in no account; in a private run this node gives none"):
+        node.evaluate(plan, ArrayRecord())
 
 
 def test_rows_by_device_do_not_go_over_the_wire():
