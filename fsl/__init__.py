@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl import data as data
     from fsl import device as device
     from fsl import errors as errors
+    from fsl import metrics as metrics
     from fsl import mobility as mobility
     from fsl import models as models
     from fsl import objective as objective
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.run.observers import StopRun as StopRun
     from fsl.run.simulate import simulate as simulate
     from fsl.segments.learning_rate import Schedule as Schedule
+    from fsl.settings.early_stop import EarlyStop as EarlyStop
     from fsl.settings.evaluation_settings import Evaluation as Evaluation
     from fsl.settings.optimizer_settings import Optimizer as Optimizer
     from fsl.settings.training_settings import Training as Training
@@ -73,6 +75,7 @@ __all__ = [
     "Backend",
     "CutPrice",
     "DeviceReport",
+    "EarlyStop",
     "Evaluation",
     "Hardware",
     "LocalFederation",
@@ -95,6 +98,7 @@ __all__ = [
     "errors",
     "join",
     "load_pretrained",
+    "metrics",
     "mobility",
     "models",
     "objective",
@@ -115,6 +119,7 @@ _WHERE = {
     "Backend": "fsl.run.backend",
     "CutPrice": "fsl.costs.pricing",
     "DeviceReport": "fsl.messages.reports",
+    "EarlyStop": "fsl.settings.early_stop",
     "Evaluation": "fsl.settings.evaluation_settings",
     "Hardware": "fsl.costs.hardware",
     "LocalFederation": "fsl.deployment.local.local_federation",

@@ -31,6 +31,7 @@ from fsl.run.config import (
     build_objective,
     build_optimizer,
     build_privacy,
+    build_stop,
     build_trackers,
     build_wire,
     read_config,
@@ -99,6 +100,8 @@ def _simulate(
         cuts=build_cuts(top.cuts),
         partition=build("partition", top.partition),
         objective=objective,
+        metrics=top.metrics,
+        stop=build_stop(top.stop),
         optimizer=build_optimizer(top.optimizer),
         augmentation=augmentation,
         aggregator=build_aggregator(top.aggregator),
@@ -141,15 +144,15 @@ def check_resume(resume: str | None) -> None:
 
 def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
     """Returns the lines that end a run: its results, and its folder."""
-    return f"{scores(metrics)}\nresults: {_short(folder.path)}\nfigures: {_short(folder.figures)}"
+    names = folder.read_summary().get("metrics") or ()
+    return f"{scores(metrics, names)}\nresults: {_short(folder.path)}\nfigures: {_short(folder.figures)}"
 
 
-def scores(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Describe the last round's results in words."""
+def scores(metrics: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
+    """Describe the last round's results in words; `names`: those of metrics beside loss and accuracy."""
     last = metrics[-1] if metrics else {}
-    return ", ".join(
-        f"{name} {last[name]:.4f}" for name in ("train_loss", "loss", "accuracy") if last.get(name) is not None
-    )
+    told = ("train_loss", "loss", "accuracy", *names, "own_accuracy")
+    return ", ".join(f"{name} {last[name]:.4f}" for name in told if last.get(name) is not None)
 
 
 def accuracy(run: Run) -> float | None:

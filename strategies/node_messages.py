@@ -5,10 +5,9 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, pstdev
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fsl.errors import RunError
@@ -17,7 +16,6 @@ from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PLAN, REMAR
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, joined
 from fsl.mobility import Move
-from fsl.privacy.leak_probe import LEAKS
 from fsl.segments.finite import finite_total
 from fsl.segments.states import Layout
 from fsl.segments.sums import Total, merge_totals
@@ -106,27 +104,6 @@ def added_up(replies: Sequence[Message], round: int, layouts: Mapping[str, Layou
         counts.update(said.counts)
     reports.sort(key=lambda report: report.device)
     return Collected(totals, reports, counts, lost, len(replies) - len(good))
-
-
-def mean_scores(replies: Sequence[Message]) -> MetricRecord | None:
-    """Returns means over devices of loss and accuracy, and accuracy's standard deviation; None without a score."""
-    scores: dict[int, tuple[float, float | None]] = {}
-    leaked: dict[str, list[float]] = {}
-    for reply in replies:
-        record: Any = reply.content.metric_records[METRICS]
-        accuracies = record["accuracy"] or [None] * len(record["device"])
-        scores.update(zip(record["device"], zip(record["loss"], accuracies)))
-        for name in LEAKS:
-            if name in record:
-                leaked.setdefault(name, []).extend(record[name])
-    if not scores:
-        return None
-    losses, accuracies = zip(*(scores[device] for device in sorted(scores)))
-    result = MetricRecord({"loss": fmean(losses), "evaluated_devices": len(scores)})
-    if None not in accuracies:
-        result.update({"accuracy": fmean(accuracies), "accuracy_std": pstdev(accuracies)})
-    result.update({name: fmean(values) for name, values in leaked.items()})
-    return result
 
 
 def reasons(lost: Mapping[int, str]) -> str:

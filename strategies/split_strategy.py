@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
-from fsl.strategies.node_messages import added_up, assign, chunks, mean_scores, message, reasons, succeeded
+from fsl.strategies.device_figures import device_figures, score_columns
+from fsl.strategies.node_messages import added_up, assign, chunks, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
 from fsl.strategies.round_metrics import movements, simulated, sums
 from fsl.strategies.step_settings import control_of
@@ -137,9 +138,8 @@ class SplitStrategy(Algorithm, RoundLoop):
             measured |= movements(reports, counts)
         self._protection.note(reports, collected.again)
         own = self.metrics(server_round, reports, counts)
-        return arrays, MetricRecord(
-            {**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, measured.keys())}
-        )
+        taken = {*measured, *score_columns(self.federation.metrics)}
+        return arrays, MetricRecord({**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, taken)})
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
         """Send a round's messages, and wait for the replies; the placement knows when waiting makes no sense."""
@@ -179,8 +179,8 @@ class SplitStrategy(Algorithm, RoundLoop):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nodes to evaluate private fronts; send nothing for others, which the cloud evaluates."""
-        if self.fronts != "private" or not self.evaluates(server_round):
+        """Ask nodes to evaluate private fronts, and all fronts on devices' own rows; the cloud does the rest."""
+        if not self._scored_on() or not self.evaluates(server_round):
             return
         tasks = [self._task(device) for device in self._evaluated()]
         if self._placed:
@@ -196,11 +196,22 @@ class SplitStrategy(Algorithm, RoundLoop):
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
         return EvaluatePlan(
-            run=self.federation.run, round=round, devices=tuple(tasks), probe=self.federation.probe
+            run=self.federation.run,
+            round=round,
+            devices=tuple(tasks),
+            probe=self.federation.probe if self.fronts == "private" else None,
+            private=self.fronts == "private",
+            on=self._scored_on(),
         ).to_json()
 
+    def _scored_on(self) -> tuple[Literal["test", "own"], ...]:
+        """Returns what nodes score devices on."""
+        evaluation = self.federation.evaluation
+        tested = self.fronts == "private" and self.federation.tested
+        return (*(("test",) if tested else ()), *(("own",) if evaluation.own else ()))
+
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Returns means over devices of loss and accuracy, and accuracy's standard deviation."""
+        """Returns each score's mean over devices, its spread, and the worst devices' mean."""
         replies = list(replies)
         if self._placed:
             good = [reply for reply in replies if not reply.has_error()]
@@ -208,7 +219,7 @@ class SplitStrategy(Algorithm, RoundLoop):
                 log.warning("round %d: a node did not evaluate: %s", server_round, reason)
         else:
             good = succeeded(replies, server_round) if replies else []
-        return mean_scores(good)
+        return device_figures(good, self.federation.metrics)
 
     def summary(self) -> None:
         """Log the strategy and its settings."""

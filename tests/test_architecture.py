@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "seeds", "quoting", "installed"),
     ("files", "private_files", "mobility", "models", "importing"),
-    ("faults", "segments", "objective", "codecs", "data"),
+    ("faults", "segments", "objective", "metrics", "codecs", "data"),
     ("split", "trainers"),
     ("privacy",),
     ("messages",),

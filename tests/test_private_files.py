@@ -262,7 +262,17 @@ def test_a_part_survives_its_way():
     assert NodePart.from_json(NodePart().to_json()) == NodePart()
 
 
-_OTHERS = ("deadline", "learning_rates", "seed", "one_by_one", "reset_optimizer", "privacy", "probe", "kwargs")
+_OTHERS = (
+    "deadline",
+    "learning_rates",
+    "seed",
+    "one_by_one",
+    "reset_optimizer",
+    "privacy",
+    "private",
+    "probe",
+    "kwargs",
+)
 
 
 def taken(read, text):

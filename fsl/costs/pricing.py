@@ -83,7 +83,7 @@ def price(
     strategy.bind(Federation(run="price", training=training, wire=wire))
     spec = strategy.trainer(1)
     serving = serving_of(None if spec is None else spec.build(), strategy.fronts)
-    stages = stage_costs(model, task.train, as_objective(objective), cuts)
+    stages = stage_costs(model, task.train, as_objective(objective).fit(task.train.targets), cuts)
     places = hardware.machines(moving=False)
     edge_of = getattr(strategy, "edge_of", lambda device: device % training.edges)
     sizes = [divided.size(device) for device in range(training.devices)]

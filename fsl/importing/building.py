@@ -149,7 +149,7 @@ def described_type(hint: Any) -> str:
         return "a group of keys"
     if origin in (list, tuple) or origin is not None:
         return "a list of " + (_plural(arguments[0]) if arguments else "values")
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {Any: "a value", int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return "null" if hint in (None, type(None)) else names.get(hint, str(hint))
 
 

@@ -96,15 +96,23 @@ class RoundPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatePlan:
-    """Private fronts to evaluate on the test set, for one node."""
+    """Devices to evaluate, for one node.
+
+    `private`: each with its own front, else all with the front that the message brings. `on`: "test", the node's test
+    data; "own", the rows that a device holds out for itself.
+    """
 
     run: str
     round: Count
     devices: tuple[DeviceTask, ...]
     probe: Probe | None = None
+    private: bool = True
+    on: tuple[Literal["test", "own"], ...] = ("test",)
 
     def __post_init__(self) -> None:
         _check_run(self.run)
+        if not self.on or len(set(self.on)) < len(self.on):
+            raise ValueError(f"on={self.on}: it names test, own or both, each once")
         if self.probe is not None and self.probe.rows < 1:
             raise ValueError(f"probe.rows={self.probe.rows}: it must be at least 1")
 

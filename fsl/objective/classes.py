@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsl.errors import ConfigError, DataError
+from fsl.errors import ConfigError, DataError, one_of
+from fsl.objective.balance import BALANCED, class_weights
 from fsl.objective.objective_base import Objective, shape_of
+from fsl.objective.predictions import Kind, Predictions
 
 _IGNORED = -100  # torch's default
 
@@ -23,37 +25,40 @@ class CrossEntropy(Objective):
 
     `class_weights` (C,), `label_smoothing` and `ignore_index` as in torch: a mean divides by the sum of the weights of
     targets that are not ignored, within a batch and over batches. A batch of ignored targets has loss 0 and no
-    gradient. `log_probabilities`: outputs come from log_softmax (`torch.nn.NLLLoss`).
+    gradient. `log_probabilities`: outputs come from log_softmax (`torch.nn.NLLLoss`). `class_weights="balanced"`: from
+    the counts of the training targets, once per run. `mean_over="targets"`: a mean divides by the number of targets
+    instead of by their weights, ignored ones included, so that no row's share depends on its batch (as privacy needs).
 
     A run finds out by itself whether some targets have torch's default `ignore_index` (`ignores`), and whether integers
     of the outputs' shape are one-hot labels (`probabilities`).
     """
 
     takes_classes: ClassVar[bool] = True
+    kind: ClassVar[Kind] = "classes"
 
     def __init__(
         self,
-        class_weights: Sequence[float] | Tensor | None = None,
+        class_weights: Sequence[float] | Tensor | Literal["balanced"] | None = None,
         ignore_index: int = _IGNORED,
         label_smoothing: float = 0.0,
         class_dim: int = 1,
         log_probabilities: bool = False,
         ignores: bool = False,
         probabilities: bool = False,
+        mean_over: Literal["weights", "targets"] = "weights",
     ):
+        one_of("objective.mean_over", mean_over, ("weights", "targets"))
         if not 0 <= label_smoothing <= 1:
             raise ConfigError(f"objective.label_smoothing={label_smoothing}: it must lie between 0 and 1")
         if log_probabilities and label_smoothing:
             raise ConfigError("objective.label_smoothing: it needs logits, not log probabilities")
         if class_dim == 0:
             raise ConfigError("objective.class_dim=0: that is the batch; 1 is usual, -1 for outputs (B, T, C)")
-        if class_weights is not None:
-            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
-            if class_weights.dim() != 1 or not bool((class_weights.isfinite() & (class_weights >= 0)).all()):
-                raise ConfigError(
-                    f"objective.class_weights={class_weights.tolist()}: give a finite number >= 0 for each class"
-                )
-        self.class_weights = class_weights
+        self.balanced = self.counted = isinstance(class_weights, str)  # until `fit` has seen targets
+        if isinstance(class_weights, str) and class_weights != BALANCED:
+            raise ConfigError(f"objective.class_weights={class_weights!r}: give a list of numbers, or balanced")
+        self.class_weights = None if self.balanced or class_weights is None else _checked(class_weights)
+        self.mean_over = mean_over
         self.ignore_index = self.ignored = ignore_index
         self.label_smoothing = label_smoothing
         self.class_dim = class_dim
@@ -65,24 +70,28 @@ class CrossEntropy(Objective):
     def plain(self) -> bool:
         """True for cross-entropy of labels (B,) without any option."""
         others = self.ignores or self.label_smoothing or self.log_probabilities or self.class_dim not in (1, -1)
-        return not others and self.class_weights is None and not self.probabilities
+        return not others and self.class_weights is None and not self.balanced and not self.probabilities
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the mean cross-entropy over the targets that count, a scalar."""
         if self.ignores and not self._soft(targets) and not bool((targets != self.ignore_index).any()):
             return outputs.sum() * 0.0  # torch would divide 0 by 0
+        if self.mean_over == "targets":
+            losses = self._cross_entropy(outputs, targets, "none")
+            return losses.mean() if losses.numel() else outputs.sum() * 0.0
         return self._cross_entropy(outputs, targets, "mean")
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Returns the cross-entropy of each row (B,), a mean over its further dimensions; None for unequal weights."""
-        if self.ignores or self.class_weights is not None:
+        if self.mean_over == "weights" and (self.ignores or self.class_weights is not None):
             return None
         losses = self._cross_entropy(outputs, targets, "none")
         return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
     def weight(self, targets: Tensor) -> float:
         """Returns the sum of the weights of the targets that count; the rows where all weigh the same."""
-        if self._soft(targets) or not (self.ignores or self.class_weights is not None):
+        plain = self.mean_over == "targets" or not (self.ignores or self.class_weights is not None)
+        if self._soft(targets) or plain:
             return float(len(targets))
         counted = targets[targets != self.ignore_index]
         return float(len(counted) if self.class_weights is None else self._weights(counted)[counted].double().sum())
@@ -98,6 +107,16 @@ class CrossEntropy(Objective):
         if self._soft(targets):
             return targets.numel() // targets.shape[self.class_dim]
         return int((targets != self.ignore_index).sum()) if self.ignores else targets.numel()
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Predictions:
+        """Returns the logits (M, C) and labels (M,) of the targets that count."""
+        if self._as_probabilities(outputs, targets):
+            targets = targets.argmax(dim=self.class_dim)
+        scores, labels = outputs.movedim(self.class_dim, -1).flatten(0, -2), targets.flatten()
+        if self.ignores:
+            counted = labels != self.ignore_index
+            scores, labels = scores[counted], labels[counted]
+        return Predictions(self.kind, scores, labels, parts=outputs.dim() > 2)
 
     def classes(self, targets: Tensor, outputs: Tensor | None = None) -> int | None:
         """Returns the number of classes from labels (N,); from the outputs, if given, for other targets."""
@@ -118,11 +137,32 @@ class CrossEntropy(Objective):
         return targets.shape[1] if self._soft(targets) and targets.dim() > 1 else self.classes(targets)
 
     def fitted(self, targets: Tensor, outputs: Tensor | None = None) -> dict[str, object]:
-        """Find out whether targets are one-hot labels, and whether some of them are ignored."""
+        """Find out whether targets are one-hot labels, whether some are ignored, and weights that balance classes."""
+        balanced: dict[str, object] = {}
+        if self.balanced:
+            balanced["class_weights"] = self._balanced(targets, outputs)
         if outputs is not None and self._as_probabilities(outputs, targets):
-            return {} if targets.is_floating_point() else {"probabilities": True}
+            return balanced if targets.is_floating_point() else balanced | {"probabilities": True}
         ignores = not self.ignores and not self._soft(targets) and bool((targets == self.ignore_index).any())
-        return {"ignores": True} if ignores else {}
+        return balanced | ({"ignores": True} if ignores else {})
+
+    def fit(self, targets: Tensor, outputs: Tensor | None = None) -> Self:
+        """Returns the objective with the arguments of `fitted`; the first targets it sees balance its classes."""
+        found = super().fit(targets, outputs)
+        if found.balanced:
+            found.class_weights, found.balanced = _checked(found.class_weights or []), False
+        return found
+
+    def _balanced(self, targets: Tensor, outputs: Tensor | None) -> list[float]:
+        if self._soft(targets) or (outputs is not None and self._as_probabilities(outputs, targets)):
+            if targets.dim() < 2:
+                raise ConfigError(_no_labels(targets, "(B,)", "(B, classes)"))
+            targets = targets.argmax(dim=self.class_dim)
+        counted = targets[targets != self.ignore_index]
+        known = outputs.shape[self.class_dim] if outputs is not None and outputs.dim() > 1 else 0
+        if not len(counted) or int(counted.min()) < 0 or (known and int(counted.max()) >= known):
+            return [1.0] * max(known, 2)  # `check_targets` says what is wrong
+        return class_weights(counted, max(known, int(counted.max()) + 1))
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ConfigError for outputs without a dimension of classes, and for targets of another shape or type."""
@@ -207,6 +247,11 @@ class CrossEntropy(Objective):
         )
 
     def _cross_entropy(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        if self.balanced:
+            raise ConfigError(
+                "objective.class_weights=balanced: no training targets have been counted yet; call fit(targets, "
+                "outputs) first, as a run does"
+            )
         weights = None if self.class_weights is None else self._weights(outputs)
         if self._as_probabilities(outputs, targets):
             targets = targets.to(outputs.dtype).movedim(self.class_dim, 1)
@@ -233,6 +278,13 @@ class CrossEntropy(Objective):
 
     def _soft(self, targets: Tensor) -> bool:
         return self.probabilities or targets.is_floating_point()
+
+
+def _checked(weights: Sequence[float] | Tensor | str) -> Tensor:
+    found = torch.as_tensor(weights, dtype=torch.float32)
+    if found.dim() != 1 or not bool((found.isfinite() & (found >= 0)).all()):
+        raise ConfigError(f"objective.class_weights={found.tolist()}: give a finite number >= 0 for each class")
+    return found
 
 
 def _no_labels(targets: Tensor, labels: str, probabilities: str) -> str:

@@ -12,6 +12,14 @@ from fsl.errors import ConfigError
 from fsl.importing.building import built
 from fsl.objective.classes import CrossEntropy
 from fsl.objective.objective_base import Objective
+from fsl.objective.tasks import (
+    Classification,
+    MultiLabel,
+    NextToken,
+    Regression,
+    Segmentation,
+    TokenClassification,
+)
 from fsl.objective.values import BCE, L1, MSE, Huber, LossFunction
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -22,6 +30,12 @@ NAMES: dict[str, Callable[[], Objective]] = {
     "l1": L1,
     "huber": Huber,
     "bce": BCE,
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "token_classification": TokenClassification,
+    "causal_lm": NextToken,
+    "multi_label": MultiLabel,
+    "regression": Regression,
 }
 
 _MODULES: dict[type, Callable[[Any], Objective]] = {

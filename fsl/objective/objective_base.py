@@ -8,6 +8,8 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
+from fsl.objective.predictions import Predictions
+
 
 class Objective(ABC):
     """A loss as a mean over targets, and the score of outputs; your own objective overrides what it needs.
@@ -17,8 +19,10 @@ class Objective(ABC):
     (`check`, `check_targets`).
     """
 
+    usual_metrics: ClassVar[tuple[str, ...]] = ()  # computed beside loss and accuracy where a run names no metrics
     takes_classes: ClassVar[bool] = False  # targets name classes, one for each sample or for each of its parts
     ignored: int | None = None  # the target without weight; None: there is none
+    counted: bool = False  # whether it was given exact counts of training targets, which no privacy covers
     ignores: bool = False  # whether some targets have that value
 
     @abstractmethod
@@ -47,6 +51,10 @@ class Objective(ABC):
     def scored(self, targets: Tensor) -> int:
         """Returns the number of targets that `correct` is out of: by default the rows."""
         return len(targets)
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Predictions | None:
+        """Returns what a batch's outputs predict, for metrics by name; None: only metrics of the user's own apply."""
+        return None
 
     def classes(self, targets: Tensor, outputs: Tensor | None = None) -> int | None:
         """Returns the number of classes, from all targets (N, ...) or a batch's outputs; None: no classes."""

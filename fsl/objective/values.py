@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fsl.errors import ConfigError, DataError
+from fsl.objective.balance import BALANCED, positive_weights
 from fsl.objective.objective_base import Objective, shape_of
+from fsl.objective.predictions import Predictions
 
 
 class Elementwise(Objective):
@@ -29,6 +31,11 @@ class Elementwise(Objective):
         """Returns the mean over each row's elements (B,)."""
         losses = self.compute(*_paired(outputs, targets), "none")
         return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Predictions:
+        """Returns outputs and targets as numbers (B, K)."""
+        outputs, targets = (_columns(values).double() for values in _paired(outputs, targets))
+        return Predictions("numbers", outputs, targets)
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Returns the loss of outputs and targets of one shape and dtype: of each element ("none"), or their "mean"."""
@@ -100,23 +107,56 @@ class BCE(Elementwise):
 
     One label a sample, outputs (B,) or (B, 1), or several that do not exclude each other, (B, L). Accuracy is the
     share of labels on the right side of 0.5. `pos_weight`: weight of positive labels, one for all or one for each
-    label (L,). `probabilities`: outputs come from a sigmoid (`torch.nn.BCELoss`).
+    label (L,); "balanced": samples without a label over those with it, from the training targets, once per run.
+    `probabilities`: outputs come from a sigmoid (`torch.nn.BCELoss`).
     """
 
     name: ClassVar[str] = "bce"
 
-    def __init__(self, pos_weight: float | list[float] | Tensor | None = None, probabilities: bool = False):
-        if pos_weight is not None:
-            pos_weight = torch.as_tensor(pos_weight, dtype=torch.float32)
-            if not bool((pos_weight.isfinite() & (pos_weight > 0)).all()):
-                raise ConfigError(f"objective.pos_weight={pos_weight.tolist()}: it must be finite and above 0")
-            if probabilities:
-                raise ConfigError("objective.pos_weight: it needs logits; give the model's outputs before the sigmoid")
-        self.pos_weight = pos_weight
+    def __init__(
+        self,
+        pos_weight: float | list[float] | Tensor | Literal["balanced"] | None = None,
+        probabilities: bool = False,
+    ):
+        if pos_weight is not None and probabilities:
+            raise ConfigError("objective.pos_weight: it needs logits; give the model's outputs before the sigmoid")
+        if isinstance(pos_weight, str) and pos_weight != BALANCED:
+            raise ConfigError(f"objective.pos_weight={pos_weight!r}: give a number, a list of numbers, or balanced")
+        self.balanced = self.counted = isinstance(pos_weight, str)  # until `fit` has seen targets
+        self.pos_weight = None if self.balanced or pos_weight is None else _checked(pos_weight)
         self.probabilities = probabilities
+
+    def fitted(self, targets: Tensor, outputs: Tensor | None = None) -> dict[str, object]:
+        """Returns the weights that balance labels, where they are asked for."""
+        if not self.balanced or not len(targets) or bool(((targets < 0) | (targets > 1)).any()):
+            return {}
+        if targets.dim() > 2:
+            raise ConfigError(
+                f"objective.pos_weight=balanced: it is for labels (B,) or (B, L), and targets have shape "
+                f"{shape_of(targets)}; give a number"
+            )
+        return {"pos_weight": positive_weights(_columns(targets))}
+
+    def fit(self, targets: Tensor, outputs: Tensor | None = None) -> Self:
+        """Returns the objective with the arguments of `fitted`; the first targets it sees balance its labels."""
+        found = super().fit(targets, outputs)
+        if found.balanced and found.pos_weight is not None:
+            weights = _checked(found.pos_weight)
+            found.pos_weight, found.balanced = weights.reshape(targets.shape[1:]), False
+        return found
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> Predictions:
+        """Returns each label's probability and truth (B, L)."""
+        outputs, targets = (_columns(values) for values in _paired(outputs, targets))
+        return Predictions("labels", outputs if self.probabilities else outputs.sigmoid(), targets > 0.5)
 
     def compute(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Returns the binary cross-entropy of each label."""
+        if self.balanced:
+            raise ConfigError(
+                "objective.pos_weight=balanced: no training targets have been counted yet; call fit(targets) first, as "
+                "a run does"
+            )
         if self.probabilities:
             return F.binary_cross_entropy(outputs, targets, reduction=reduction)
         weight = None if self.pos_weight is None else self.pos_weight.to(outputs)
@@ -133,7 +173,7 @@ class BCE(Elementwise):
 
     def divergence_bound(self, classes: int | None) -> float | None:
         """Returns twice the loss of guessing, 2 ln 2; None with `pos_weight`."""
-        return 2 * math.log(2) if self.pos_weight is None else None
+        return 2 * math.log(2) if self.pos_weight is None and not self.balanced else None
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ConfigError like every Elementwise, and for a `pos_weight` that does not fit the labels."""
@@ -158,6 +198,13 @@ class BCE(Elementwise):
             )
 
 
+def _checked(weights: float | list[float] | Tensor | str) -> Tensor:
+    found = torch.as_tensor(weights, dtype=torch.float32)
+    if not bool((found.isfinite() & (found > 0)).all()):
+        raise ConfigError(f"objective.pos_weight={found.tolist()}: it must be finite and above 0")
+    return found
+
+
 class LossFunction(Objective):
     """Any `loss(outputs, targets)` that returns a mean over rows; without accuracy, and without checks of targets."""
 
@@ -174,6 +221,11 @@ def _paired(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if targets.dtype != outputs.dtype:
         targets = targets.to(outputs.dtype)
     return (outputs if outputs.shape == targets.shape else outputs.reshape(targets.shape)), targets
+
+
+def _columns(values: Tensor) -> Tensor:
+    """Returns a batch as (B, K), a row per sample."""
+    return values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
 
 
 def _bare(tensor: Tensor) -> list[int]:

@@ -1,30 +1,24 @@
 """Trains and evaluates on a Flower node, as a round's message asks."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fsl.errors import ConfigError
 from fsl.flower.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan, joined
-from fsl.privacy.leak_probe import leaks
 from fsl.round.cohort import Cohort, stepping
+from fsl.round.device_scores import device_scores
 from fsl.round.device_weights import refuse_other_counts
-from fsl.round.evaluation import evaluate
-from fsl.round.kept_states import load_private
 from fsl.round.moving_cohorts import MovingCohorts
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
-from fsl.segments.states import Replica, State
+from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum, merge_totals
-
-log = logging.getLogger(__name__)
 
 
 class Node:
@@ -65,46 +59,6 @@ class Node:
         return [MovingCohorts(group, plan, self.worker, states).run() for group in groups]
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        """Score each device's private front, with the shared back, on the test set."""
+        """Score devices, each with its private front or all with one, on the test set and on rows of their own."""
         with stepping(plan):
-            return self._evaluate(plan, arrays)
-
-    def _evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
-        states = record_to_states(arrays, self.layouts, self.worker.accelerator)
-        segments = self.worker.chain
-        replicas = {name: Replica(s.layout, self.worker.accelerator) for name, s in segments.items()}
-        for name, replica in replicas.items():
-            if name in states:
-                replica.load(states[name])
-        workload = self.worker.workload
-        if workload.data.test is None:
-            raise ConfigError("this node has no test data to evaluate on")
-        devices: list[int] = []
-        losses, accuracies = [], []
-        leaked: dict[str, list[float]] = {}
-        for task in plan.devices:
-            front = load_private(self.worker, "front", task) or states.get("front")
-            if front is None and self.worker.store.forgives:
-                log.warning("round %d: device %d has lost its front, and is not evaluated", plan.round, task.device)
-                continue
-            if front is None:
-                raise ConfigError(f"device {task.device} has no front yet, and the message brought none")
-            replicas["front"].load(front)
-            tail = None if "tail" not in segments else load_private(self.worker, "tail", task) or states.get("tail")
-            if tail is not None:
-                replicas["tail"].load(tail)
-            for name, segment in segments.items():
-                if name in states and name not in ("front", "tail") and segment.layout.has_buffers:
-                    replicas[name].load(states[name])  # the previous device may have changed them
-                segment.install(replicas[name])
-            modules = [segment.module for segment in segments.values()]
-            score = evaluate(modules, workload.data.test, workload.objective, self.worker.accelerator)
-            losses.append(score.loss)
-            if score.accuracy is not None:
-                accuracies.append(score.accuracy)
-            if plan.probe is not None:
-                found = leaks(modules[0], workload.data.test, plan.probe, plan.round, task.device)
-                for name, value in found.items():
-                    leaked.setdefault(name, []).append(value)
-            devices.append(task.device)
-        return MetricRecord({"device": devices, "loss": losses, "accuracy": accuracies, **leaked})
+            return device_scores(self.worker, plan, record_to_states(arrays, self.layouts, self.worker.accelerator))

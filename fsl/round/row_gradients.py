@@ -94,11 +94,12 @@ def _no_mean(objective: Objective) -> str:
     remedy = "give the mean over rows of a loss of each row"
     if weighted:
         remedy = (
-            "weigh rows by numbers that do not depend on the batch: in Python objective=lambda outputs, targets: "
+            "weigh rows by numbers that do not depend on the batch: objective.mean_over=targets, or in Python "
+            "objective=lambda outputs, targets: "
             "(weights[targets] * torch.nn.functional.cross_entropy(outputs, targets, reduction='none')).mean()"
         )
     elif objective.ignores:
-        remedy = "leave samples whose targets are ignored out of the data"
+        remedy = "leave samples whose targets are ignored out of the data, or use objective.mean_over=targets"
     return (
         f"privacy.dp_sgd: objective={_named(objective)}: it is no mean over rows, what a sample counts depends on the "
         f"others that are drawn with it, so that no clip bounds what a sample does; {remedy}"

@@ -13,6 +13,7 @@ from fsl.data import Augmentation, Partition, TaskData
 from fsl.errors import SplitError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED
+from fsl.metrics import Metrics
 from fsl.objective import Objective
 from fsl.round.node_store import Store
 from fsl.segments.calling import call
@@ -35,6 +36,7 @@ class Workload:
     partition: Partition
     objective: Objective
     store: Path
+    metrics: Metrics = field(default_factory=Metrics)  # of evaluations, beside loss and accuracy
     head: nn.Module | None = None  # for devices that train by their own loss
     augmentation: Augmentation | None = None
     threads: int = 1

@@ -13,8 +13,9 @@ from fsl.mobility import Mobility
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.quoting import short
 from fsl.run.backend import Backend
-from fsl.run.config import build_optimizer, build_privacy
+from fsl.run.config import build_optimizer, build_privacy, build_stop
 from fsl.run.observers import Observer
+from fsl.settings.early_stop import EarlyStop
 from fsl.settings.optimizer_settings import Optimizer
 
 
@@ -55,6 +56,17 @@ def as_aggregator(given: Any) -> FlowerStrategy | None:
             f"{', '.join(names('aggregator'))}"
         )
     return given
+
+
+def as_stop(given: Any) -> EarlyStop | None:
+    """A rule that ends a run early, from itself or a mapping of its fields; ConfigError for anything else."""
+    if given is None or isinstance(given, EarlyStop):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"stop={short(given, 80)}: give {{'metric': 'validation_loss', 'patience': 3}}, or an fsl.EarlyStop"
+        )
+    return build_stop({str(key): value for key, value in given.items()})
 
 
 def as_backend(given: Any) -> Backend:

@@ -26,6 +26,7 @@ from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
 from fsl.run.observers import Observer
 from fsl.segments.learning_rate import Schedule
+from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import OptionGroup
@@ -56,6 +57,8 @@ class RunConfig:
     data: Mapping[str, Any]
     partition: Mapping[str, Any]
     objective: Mapping[str, Any]
+    metrics: str | list[Any] | None
+    stop: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     codec: Mapping[str, Any]
     aggregator: Mapping[str, Any]
@@ -173,6 +176,17 @@ def build_objective(config: Mapping[str, Any]) -> Objective:
     if callable(found) and not isinstance(found, type) and len(values) == 1 and takes_batch(found):
         return as_objective(found)  # a loss function itself, not one that makes a loss
     return as_objective(build("objective", config))
+
+
+def build_stop(config: Mapping[str, Any]) -> EarlyStop | None:
+    """When the run ends before its last round; None without a metric."""
+    given = {name: value for name, value in config.items() if value is not None}
+    if "metric" not in given:
+        idle = next((name for name, value in given.items() if name != "min_delta" or value), None)
+        if idle is not None:
+            raise ConfigError(f"stop.{idle}={given[idle]!r}: it changes nothing without stop.metric; name a column")
+        return None
+    return build_kind("stop", {"_target_": path_of(EarlyStop), **given}, EarlyStop)
 
 
 def outputs_of(data: TaskData, objective: Objective | None) -> int | None:

@@ -39,6 +39,8 @@ def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
         log.warning("optimizer.gamma=%g changes nothing: there are no milestones after which it counts", schedule.gamma)
     if schedule.per == "step" and replace(schedule, per="round") == Schedule():
         log.warning("optimizer.per=step changes nothing: the learning rate is the same in every step")
+    if federation.evaluation.own and not federation.evaluation.every:
+        log.warning("evaluate_own holds rows out that nothing is evaluated on, since evaluate_every=0")
     if strategy.trainer(1) is not None:
         return
     name = type(strategy).__name__

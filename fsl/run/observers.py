@@ -7,7 +7,7 @@ unseen, and what was written stays.
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ class RunInfo:
     folder: Path | None  # None: nothing is to be written
     class_counts: np.ndarray | None = None  # (devices, classes), of a sample of devices where there are many
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the result depends on, as in summary.json
+    metrics: tuple[str, ...] = ()  # the columns of metrics beside loss and accuracy
 
 
 class Observer:
@@ -80,7 +81,7 @@ class RoundLines(Observer):
 
     def on_start(self, info: RunInfo) -> None:
         """Say what runs."""
-        self._rounds, self._told = info.rounds, 0
+        self._rounds, self._told, self._metrics = info.rounds, 0, info.metrics
         self._waiting: str | None = None
         self._next = 0.0
         of = f"{info.devices:,} device{'' if info.devices == 1 else 's'}"
@@ -90,7 +91,7 @@ class RoundLines(Observer):
         """Tell this round, or keep it until it is known to be the last."""
         lost = lost_in_words(row.get("lost") or {})
         seconds = "" if row.get("seconds") is None else f"{row['seconds']:.3g} s"
-        said = (f"round {row['round']}/{self._rounds}", round_in_words(row), seconds, lost)
+        said = (f"round {row['round']}/{self._rounds}", round_in_words(row, self._metrics), seconds, lost)
         self._waiting = " · ".join(filter(None, said))
         if self._told < self._first or self._clock() >= self._next or row["round"] == self._rounds or lost:
             self._tell()
@@ -127,7 +128,7 @@ class ProgressBar(Observer):
         if sys.stderr is None or not sys.stderr.isatty():
             return
         with harmless("the progress bar"):
-            self._progress = _bar(info.rounds)
+            self._progress, self._metrics = _bar(info.rounds), info.metrics
             self._task = self._progress.add_task("", total=info.rounds, completed=info.first_round - 1, figures="")
             heading = f"{info.strategy} · {info.model} · {info.data}"
             self._progress.console.print(heading, markup=False, highlight=False)
@@ -140,7 +141,7 @@ class ProgressBar(Observer):
                 self._notebook.move(row["round"], round_in_words(row))
         if self._progress is not None:
             with harmless("the progress bar"):
-                self._progress.update(self._task, completed=row["round"], figures=round_in_words(row))
+                self._progress.update(self._task, completed=row["round"], figures=round_in_words(row, self._metrics))
 
     def on_end(self) -> None:
         """Leave the bar as it stands."""
@@ -187,11 +188,11 @@ class Figures(Observer):
                 run_figures(rows, folder.figures, title)
 
 
-def round_in_words(row: Mapping[str, Any]) -> str:
+def round_in_words(row: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
     """A round's row in a few words: `20 devices · loss 0.412 · accuracy 0.871 · 24.8 MB up+down`.
 
     Where devices were lost it says `18 of 20 devices`. What was not measured is left out; the loss is that on test
-    data, else the devices' own ("train loss").
+    data, else the devices' own ("train loss"). `metrics`: names of others.
     """
     words = []
     if (finished := row.get("devices")) is not None:
@@ -204,6 +205,9 @@ def round_in_words(row: Mapping[str, Any]) -> str:
         words.append(f"train loss {row['train_loss']:.3f}")
     if row.get("accuracy") is not None:
         words.append(f"accuracy {row['accuracy']:.3f}")
+    words += [f"{name} {row[name]:.3f}" for name in metrics if row.get(name) is not None]
+    if row.get("own_accuracy") is not None:
+        words.append(f"own accuracy {row['own_accuracy']:.3f}")
     traffic = [row[key] for key in ("up_bytes", "down_bytes") if row.get(key) is not None]
     if traffic:
         words.append(f"{human_bytes(sum(traffic))} up+down")

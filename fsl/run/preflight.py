@@ -15,10 +15,12 @@ from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError, DataError
 from fsl.faults import trying
+from fsl.metrics import Metrics
 from fsl.objective import Objective
 from fsl.quoting import short
 from fsl.round.workload import Worker, Workload, copied
 from fsl.run.faithful import refuse_unfaithful
+from fsl.run.metric_trial import try_metrics
 from fsl.run.objective_trial import (
     named,
     refuse_pairs,
@@ -33,6 +35,7 @@ from fsl.segments.tensor_trees import Values
 
 log = logging.getLogger(__name__)
 
+METRIC_ROWS = 64  # of a batch that metrics are tried on: a score may need several of each class
 ROWS = 8  # of a small batch: more than batch normalisation needs, and few enough to cost nothing
 
 
@@ -99,11 +102,12 @@ def _refuse_classes(given: int | None, objective: Objective, targets: Tensor, ou
         raise DataError(f"the data say classes={given}, and the model has {scores} outputs; give it one for each class")
 
 
-def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> None:
-    """A few rows of training, test and validation data through model, loss, optimizer and score, on a copy.
+def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe, own: bool = False) -> bool:
+    """A few rows of training, test and validation data through model, loss, optimizer and scores, on a copy.
 
-    ConfigError, in one line, for what would fail in a round or be wrong without a word. No random stream
-    and no module of the run is touched.
+    Returns whether the objective has an accuracy. `own`: devices are evaluated on training rows, too. ConfigError, in
+    one line, for what would fail in a round or be wrong without a word. No random stream and no module of the run is
+    touched.
     """
     data, objective = workload.data, _copied(workload.objective)  # one with a memory stays as it was
     with _own_randomness():
@@ -122,11 +126,15 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe) -> No
         warn_of_other_means(objective, outputs.detach(), targets, loss.detach())
         _try_step(model, loss, recipe)
         model.eval()
-        for which, examples in (("test", data.test), ("validation", data.validation)):
+        evaluated = {"test": data.test, "validation": data.validation, "devices' own": data.train if own else None}
+        for which, examples in evaluated.items():
             if examples is not None:
-                _try_evaluation(model, examples, which, objective, outputs, worker)
+                _try_evaluation(model, examples, which, objective, outputs, worker, workload.metrics)
+        with torch.no_grad():
+            accurate = objective.correct(outputs, targets) is not None
     few = slice(max(2, ROWS // 2))  # several steps are taken
     refuse_unfaithful(workload.model, worker, inputs[few], targets[few], workload.objective.loss)
+    return accurate
 
 
 def _copied(objective: Objective) -> Objective:
@@ -145,8 +153,8 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def _rows(examples: Examples, accelerator: torch.device) -> tuple[Values, Tensor]:
-    count = min(ROWS, len(examples))
+def _rows(examples: Examples, accelerator: torch.device, most: int = ROWS) -> tuple[Values, Tensor]:
+    count = min(most, len(examples))
     spread = torch.linspace(0, len(examples) - 1, count).round().to(torch.int64)  # sorted data have all their kinds
     rows = spread if count > 1 else torch.zeros(2, dtype=torch.int64)
     inputs, targets = examples.batch(rows)
@@ -218,13 +226,20 @@ def _try_step(model: nn.Module, loss: Tensor, recipe: OptimizerRecipe) -> None:
 
 
 def _try_evaluation(
-    model: nn.Module, examples: Examples, which: str, objective: Objective, trained: Tensor, worker: Worker
+    model: nn.Module,
+    examples: Examples,
+    which: str,
+    objective: Objective,
+    trained: Tensor,
+    worker: Worker,
+    metrics: Metrics,
 ) -> None:
     with torch.no_grad():
-        inputs, targets = _rows(examples, worker.accelerator)
+        inputs, targets = _rows(examples, worker.accelerator, METRIC_ROWS if metrics else ROWS)
         outputs = _outputs(model, inputs, targets, which)
         objective.check(outputs, targets)
         objective.check_targets(trained, examples.targets, which)
         with trying(f"objective={named(objective)} does not take the outputs of {which} data"):
             objective.loss(outputs, targets)
             objective.correct(outputs, targets)
+        try_metrics(metrics, objective, outputs, targets)

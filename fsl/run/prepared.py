@@ -23,6 +23,7 @@ from fsl.run import provenance
 from fsl.run.ignored import warn_of_ignored
 from fsl.run.label import Label
 from fsl.run.local_heads import local_head
+from fsl.run.metric_trial import stop_that_can_be
 from fsl.run.mixed_cuts import cut_costs, priced, with_cuts
 from fsl.run.observers import Observer
 from fsl.run.precision_check import check_precision_of
@@ -32,6 +33,7 @@ from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_places import in_double
+from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
 
 log = logging.getLogger(__name__)
@@ -80,39 +82,46 @@ def prepared(
     observers: tuple[Observer, ...],
     label: Label,
     cuts: CutChoice | None = None,
+    stop: EarlyStop | None = None,
 ) -> Simulation:
     """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not.
 
-    `cuts`: where each device's model is cut, where devices are cut at different places.
+    `cuts`: where each device's model is cut, where devices are cut at different places. `stop`: ends it early.
     """
     if cuts is not None:
         federation, workload = with_cuts(federation, workload, hardware, cuts, strategy)
-    workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
+    workload, worker, accurate = _split_and_tried(workload, strategy, federation, origin.classes)
     federation = _bound(federation, strategy, workload, worker, hardware)
     federation = _protected(federation, strategy, workload, worker, folder, origin.init_from)
     settings = provenance.settings(
         federation, workload, strategy, origin.identity, origin.partition, worker.cuts, origin.init_from
     )
     _refuse_schedule(federation, workload)
-    simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label)
+    stop = stop_that_can_be(stop, federation, strategy, workload, accurate)
+    simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label, stop)
     simulation.check()
     return simulation
 
 
 def _split_and_tried(
     workload: Workload, strategy: CloudStrategy, federation: Federation, classes: int | None
-) -> tuple[Workload, Worker]:
-    """The workload fitted to its data, and its model split; a few rows of all data have gone through every part."""
+) -> tuple[Workload, Worker, bool]:
+    """The workload fitted to its data, its model split, and whether it has an accuracy.
+
+    A few rows of all data have gone through every part.
+    """
     workload = fit(workload, classes)
     if strategy.local_loss:
         seed, train = federation.training.seed, workload.data.train
         workload = replace(workload, head=local_head(strategy, workload.model, workload.cut, train, seed))
     worker = Worker(workload)
     recipe = OptimizerRecipe(federation.optimizer.spec, workload.allowed)
-    for number in range(max(1, len(workload.cuts))):
-        preflight(workload, worker.at(number), recipe)
+    every = [
+        preflight(workload, worker.at(number), recipe, bool(federation.evaluation.own))
+        for number in range(max(1, len(workload.cuts)))
+    ]
     check_precision_of(worker, federation.training.precision, here=federation.placement is None)
-    return workload, worker
+    return workload, worker, all(every)
 
 
 def _bound(

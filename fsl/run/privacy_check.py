@@ -65,6 +65,8 @@ def private_run(
     """
     privacy = federation.privacy
     assert privacy is not None
+    refuse_counts(privacy, objective)
+    refuse_own_tests(federation)
     trainers = trainers_of(strategy, federation.training.rounds)
     refuse_model(privacy, model)
     tail = "tail" in federation.layouts
@@ -129,6 +131,24 @@ def _with_tail(privacy: Privacy, federation: Federation) -> Privacy:
             "or simulate"
         )
     return privacy if privacy.dp_sgd is None else replace(privacy, dp_sgd=privacy.dp_sgd.with_tail())
+
+
+def refuse_counts(privacy: Privacy, objective: Objective) -> None:
+    """ConfigError for weights that are exact counts of the targets: everybody gets them, and no account has them."""
+    if objective.counted and (privacy.private or privacy.labels is not None):
+        raise ConfigError(
+            "objective: balanced weights are exact counts of the training targets, which everybody would get and no "
+            "account covers; give public numbers as a list, or leave privacy out"
+        )
+
+
+def refuse_own_tests(federation: Federation) -> None:
+    """ConfigError for scores on devices' own rows: they are exact, and no account has them."""
+    if federation.evaluation.own:
+        raise ConfigError(
+            "evaluate_own: scores on devices' own rows are exact, and no account of privacy covers them; leave it out "
+            "of a private run, or evaluate the finished model on each device"
+        )
 
 
 def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> EpsilonTarget:

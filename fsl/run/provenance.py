@@ -39,6 +39,8 @@ def settings(
 ) -> dict[str, Any]:
     """What the result depends on, flat, as JSON values."""
     values = federation.training.values() | federation.evaluation.values()
+    if not isinstance(values["evaluate_own"], float):
+        values["evaluate_own"] = describe(values["evaluate_own"])  # may be many rows
     del values["samples_per_device"]  # `partition` says it
     if not federation.optimizer.schedule.needs_rounds:
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended

@@ -10,6 +10,8 @@ from fsl.data.data_digest import digest
 from fsl.importing.description import describe
 from fsl.importing.digests import digest_text, digest_values
 from fsl.importing.import_paths import path_of
+from fsl.metrics import Metrics
+from fsl.metrics.given_metrics import FunctionMetric, ObjectMetric
 from fsl.models.layers import Stages
 from fsl.objective import Objective
 from fsl.segments.modes import training_modes
@@ -20,7 +22,11 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def of_given(
-    model: nn.Module, data: TaskData, objective: Objective, augmentation: Augmentation | None
+    model: nn.Module,
+    data: TaskData,
+    objective: Objective,
+    augmentation: Augmentation | None,
+    metrics: Metrics | None = None,
 ) -> dict[str, Any]:
     """Settings of what a user hands over, flat. First weights are none of them: see `weights_of`."""
     return {
@@ -34,7 +40,17 @@ def of_given(
         "data.validation": None if data.validation is None or data.origin is not None else digest(data.validation),
         "augmentation": None if augmentation is None else describe(augmentation),
         "objective": describe(objective),
+        **({} if metrics is None else {"metrics": ", ".join(_metrics(metrics))}),
     }
+
+
+def _metrics(metrics: Metrics) -> Iterator[str]:
+    """Metrics by their names; those of the user's own with what they are."""
+    for name, metric in metrics.by_name.items():
+        if isinstance(metric, FunctionMetric | ObjectMetric):
+            yield f"{name} = {describe(metric.given)}"
+        else:
+            yield name if type(metric).__module__.startswith("fsl.") else f"{name} = {describe(metric)}"
 
 
 def weights_of(state: Mapping[str, Tensor]) -> str:

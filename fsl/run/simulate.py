@@ -18,8 +18,10 @@ from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.profiles import DeviceProfile
 from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, as_partitioner, divide
 from fsl.data.data_digest import describe_partition
+from fsl.data.own_tests import with_own_tests
 from fsl.errors import ConfigError
 from fsl.faults import traced_into_out
+from fsl.metrics import Metrics, as_metrics, metrics_of
 from fsl.mobility import Mobility
 from fsl.objective import Loss, Objective, as_objective
 from fsl.privacy.settings import Privacy
@@ -31,17 +33,20 @@ from fsl.run.arguments import (
     as_observers,
     as_optimizer,
     as_privacy,
+    as_stop,
     as_tags,
 )
 from fsl.run.backend import Backend, torch_threads
 from fsl.run.finished_run import Run
 from fsl.run.ignored import refuse_ignored
 from fsl.run.label import Label
+from fsl.run.metric_trial import refuse_unscored
 from fsl.run.observers import Observer, ProgressBar
 from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
+from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
@@ -69,6 +74,8 @@ def simulate(
     cuts: CutChoice | type | str | Mapping[int | str, str] | Callable[[DeviceProfile], str] | None = None,
     partition: Partitioner | Partition | type | str | Any = None,
     objective: Objective | Loss | type | str | None = None,
+    metrics: Metrics | Mapping[str, Any] | Sequence[Any] | str | Any = None,
+    stop: EarlyStop | Mapping[str, Any] | None = None,
     optimizer: Optimizer | type | str | None = None,
     augmentation: Augmentation | None = None,
     aggregator: FlowerStrategy | type | str | None = None,
@@ -107,6 +114,10 @@ def simulate(
         partition: Who holds which rows: a partitioner of `fsl.data` or flwr-datasets, or rows by device.
         objective: What training minimises: a loss of torch's with its arguments, any function of (outputs, targets)
             that gives a mean, or an `Objective`.
+        metrics: What evaluations compute beside loss and accuracy: names ("f1"), functions of (outputs, targets),
+            objects with update, compute and reset, or a mapping of columns to such; by default those that are usual
+            for the objective.
+        stop: When to end before the last round: `{"metric": "validation_loss", "patience": 3}`, or an `EarlyStop`.
         optimizer: How devices and edges step: an `Optimizer`, or a class of `torch.optim`.
         augmentation: How training batches of images are cropped and flipped.
         aggregator: A Flower strategy (FedAdam, Krum, ...) that combines, device by device, what is otherwise averaged.
@@ -127,8 +138,9 @@ def simulate(
 
     Options of `evaluation`, an `Evaluation`:
         evaluate_every: Rounds between evaluations; 0: never.
-        evaluate_devices: Private fronts: how many devices to evaluate, at most.
+        evaluate_devices: Private fronts, and own rows: how many devices to evaluate, at most.
         evaluate_leakage: Test rows over which evaluations measure what smashed data tell of inputs; 0: not at all.
+        evaluate_own: Share of a device's rows held out to evaluate it on, or these rows by device; 0: none.
 
     Options of `wire`, a `Wire`:
         up: Codec of smashed data: a name ("int8"), a class, its import path, or an object such as `TopK(k=0.1)`.
@@ -166,11 +178,16 @@ def simulate(
     training = Training.of(training, options)
     evaluation = Evaluation.of(evaluation, options)
     refuse_ignored(task, augmentation, evaluation, out, resume)
+    given, early = as_metrics(metrics), as_stop(stop)
+    refuse_unscored(given, evaluation, task.test is not None)
+    scored = metrics_of(given, loss)
     folder, temporary = _results_folder(out)
     federation = Federation(
         run=folder.path.name,
         training=training,
-        evaluation=evaluation if task.test is not None else replace(evaluation, every=0),
+        evaluation=evaluation if task.test is not None or evaluation.own else replace(evaluation, every=0),
+        tested=task.test is not None,
+        metrics=scored.directions,
         wire=Wire.of(wire, options),
         optimizer=as_optimizer(optimizer),
         aggregator=as_aggregator(aggregator),
@@ -181,17 +198,24 @@ def simulate(
     hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
     partitioner = as_partitioner(partition, train_data)
     origin = Origin(
-        identity=of_given(model, task, loss, augmentation),
+        identity=of_given(model, task, loss, augmentation, given),
         partition=f"{describe_partition(partitioner)} {training.samples_per_device}",
         init_from=None if init_from is None else _path("init_from", init_from),
         classes=train_data.classes if isinstance(train_data, TaskData) else None,
+    )
+    divided = with_own_tests(
+        divide(task, partitioner, training.devices, training.samples_per_device, training.seed),
+        evaluation.own,
+        training.seed,
+        len(task.train),
     )
     workload = Workload(
         model=model,
         cut=tuple(cut) if cut is not None and not isinstance(cut, str) else cut,
         data=task,
-        partition=divide(task, partitioner, training.devices, training.samples_per_device, training.seed),
+        partition=divided,
         objective=loss,
+        metrics=scored,
         store=(folder.checkpoint / "devices").absolute(),
         augmentation=augmentation,
         threads=backend.threads,
@@ -201,7 +225,9 @@ def simulate(
     watching = (*([ProgressBar()] if progress else []), *seen_by)
     label = Label(name if name is None else str(name), as_tags(tags or {}))
     with torch_threads(backend.threads), seeds.left_as_found():
-        simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label, chosen)
+        simulation = prepared(
+            federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
+        )
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()

@@ -32,18 +32,21 @@ def summary_of(
     bound: float | None,
     stopped: Mapping[str, Any] | None,
     label: Label,
+    metrics: Sequence[str],
     weights: str,
     settings: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
     """Returns a run's final figures from its rows, and what one needs to know to run it again.
 
-    `bound`: the loss above which the run has diverged. `weights`: a digest of the first ones. `seconds`: of wall time.
+    `metrics`: the names of those beside loss and accuracy. `bound`: the loss above which the run has diverged.
+    `weights`: a digest of the first ones. `seconds`: of wall time.
     """
     last = rows[-1] if rows else {}
     return {
         **label.to_json(),
-        "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")},
+        "final": {key: last.get(key) for key in ("round", "train_loss", "loss", "accuracy")} | _others(last, metrics),
+        "metrics": list(metrics),
         "best_round": best["round"] if best else None,
         "diverged": diverged_in(list(rows), bound) is not None,
         "divergence_bound": bound,
@@ -70,6 +73,18 @@ def remarks_on(noisy_cut: bool, codec: str) -> tuple[str, ...]:
     if (name := codec.rpartition(".")[2]) != "Identity":
         found.append(f"smashed data leave this front as they are; in the run the codec {name} changed them")
     return tuple(found)
+
+
+def _others(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """Returns the columns of a row with these metrics, and with figures over devices and of validation data."""
+    names = ("loss", "accuracy", *metrics)
+    found = {
+        f"{prefix}{name}{figure}" for prefix in ("", "validation_", "own_") for name in names for figure in _FIGURES
+    }
+    return {key: value for key, value in row.items() if key in found and key not in ("loss", "accuracy")}
+
+
+_FIGURES = ("", "_std", "_worst")
 
 
 def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:

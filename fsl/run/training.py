@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fsl.data import class_counts
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, RunError
 from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
@@ -34,6 +34,7 @@ from fsl.run.run_log import RunLog
 from fsl.run.summary import COLUMNS, remarks_on, summary_of
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import Replica, State
+from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.split.cutting import join
 from fsl.trainers import EdgeTrainer
@@ -64,6 +65,7 @@ class Simulation:
         observers: tuple[Observer, ...],
         settings: dict[str, Any],
         label: Label | None = None,
+        stop: EarlyStop | None = None,
     ):
         self.federation = federation
         self.workload = workload
@@ -77,6 +79,7 @@ class Simulation:
         self.rows: list[dict[str, Any]] = []
         self.settings = settings
         self.label = label or Label()
+        self.stop = stop
         self.weights = ""  # a digest of those that the run began with
         self.checkpoints = CheckpointWriter(folder.checkpoint)
         self.started = time.perf_counter()
@@ -149,7 +152,9 @@ class Simulation:
             folder=self.folder.path,
             class_counts=self.class_counts(),
             settings=self.settings,
+            metrics=tuple(federation.metrics),
         )
+        self._stop_early()  # where a run goes on that had ended, or was about to
         with ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             if self.first_round <= federation.training.rounds:
@@ -183,6 +188,19 @@ class Simulation:
     def _note_stop(self, who: object, stop: StopRun, round: int) -> None:
         if self.stopped is None:
             self.stopped = {"by": type(who).__name__, "round": round, "reason": " ".join(str(stop).split())}
+
+    def _stop_early(self) -> None:
+        """Note where a figure of the rounds so far has stopped getting better; RunError where no round can have it."""
+        if self.stop is None or not self.rows:
+            return
+        metric = self.stop.metric
+        if any(self.strategy.evaluates(row["round"]) for row in self.rows) and not any(metric in r for r in self.rows):
+            known = ", ".join(key for key, value in self.rows[-1].items() if isinstance(value, int | float))
+            raise RunError(
+                f"stop.metric={metric}: no round so far has it, so that it would never stop; there are {known}"
+            )
+        if (reason := self.stop.reason(self.rows, self.strategy.evaluates)) is not None:
+            self._note_stop(self.stop, StopRun(reason), self.rows[-1]["round"])
 
     def _stop_if_asked(self) -> None:
         if self.stopped is not None:
@@ -218,10 +236,9 @@ class Simulation:
         for prefix, examples in (("", data.test), ("validation_", data.validation)):
             if examples is None:
                 continue
-            score = evaluate(modules, examples, self.workload.objective, self.worker.accelerator)
-            scores[f"{prefix}loss"] = score.loss
-            if score.accuracy is not None:
-                scores[f"{prefix}accuracy"] = score.accuracy
+            workload = self.workload
+            score = evaluate(modules, examples, workload.objective, self.worker.accelerator, workload.metrics)
+            scores |= score.columns(prefix)
         if data.test is not None and self.federation.probe is not None and self.strategy.trainer(round) is not None:
             scores |= leaks(modules[0], data.test, self.federation.probe, round)
         return MetricRecord(scores)
@@ -242,6 +259,7 @@ class Simulation:
         self.rows.append(row)
         for observer in self.observers:
             self._ask(observer, partial(observer.on_round, dict(row)), round)  # one may write into it
+        self._stop_early()
         self._stop_if_asked()
 
     def finish(self) -> Result:
@@ -266,6 +284,7 @@ class Simulation:
                 bound=self.workload.objective.divergence_bound(self.workload.data.classes),
                 stopped=self.stopped,
                 label=self.label,
+                metrics=tuple(self.federation.metrics),
                 weights=self.weights,
                 settings=self.settings,
                 seconds=time.perf_counter() - self.started,

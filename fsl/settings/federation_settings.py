@@ -72,6 +72,8 @@ class Federation:
     costs: "RoundPricer | None" = None  # None: rounds have no simulated time
     cuts: "CutPlanner | None" = None  # None: all devices are cut alike
     ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
+    tested: bool = True  # whether there are test data besides devices' own rows
+    metrics: Mapping[str, bool | None] = field(default_factory=dict)  # by name, whether higher is better
     named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
 
     @property

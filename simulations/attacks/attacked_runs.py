@@ -16,6 +16,7 @@ from fsl.attacks import Target
 from fsl.codecs.codec_choice import build_codecs
 from fsl.codecs.codec_maker import codec_of
 from fsl.data import TaskData, divide
+from fsl.data.own_tests import with_own_tests
 from fsl.errors import ConfigError
 from fsl.files import load_tensors
 from fsl.importing.building import build
@@ -55,7 +56,12 @@ def read_target(folder: Path, device: int) -> Target:
     strategy.bind(Federation(run=folder.name, training=training))
     data, _ = build_data(top.data, training.seed)
     rule = build("partition", top.partition)
-    partition = divide(data, rule, training.devices, training.samples_per_device, training.seed)
+    partition = with_own_tests(
+        divide(data, rule, training.devices, training.samples_per_device, training.seed),
+        top.evaluation.own,
+        training.seed,
+        len(data.train),
+    )
     rows = partition.indices(device)
     private = strategy.fronts == "private"
     cut = strategy.trainer(1) is not None
@@ -111,6 +117,7 @@ def _quiet(config: DictConfig, rounds: int) -> DictConfig:
     with open_dict(again):
         again.rounds = rounds
         again.evaluate_every, again.trackers, again.resume = 0, {}, None
+        again.metrics, again.stop = None, {}
         again.backend = {"name": "inline"}
     return again
 

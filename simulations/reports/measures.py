@@ -20,6 +20,9 @@ _TITLES = {
     "train_loss": "training loss",
     "validation_accuracy": "validation accuracy",
     "validation_loss": "validation loss",
+    "own_accuracy": "accuracy on devices' own rows",
+    "own_accuracy_worst": "worst tenth's accuracy on own rows",
+    "accuracy_worst": "worst tenth's test accuracy",
     "up_bytes": "smashed data, up",
     "down_bytes": "cut gradients, down",
     "model_bytes": "model states",
@@ -28,10 +31,13 @@ _TITLES = {
     "sim_seconds": "simulated time",
     "energy_joules": "energy",
 }
-_SHARE = re.compile(r"(^|_)(accuracy|f1|precision|recall|auc|auroc|iou|dice)(_macro|_micro)?$")
-_HIGHER = re.compile(r"(^|_)(r2|psnr|ssim|bleu)$")
+_SHARE = re.compile(
+    r"(^|_)(accuracy|f1|precision|recall|auc|auroc|iou|dice|exact_match|top\d+)(_macro|_micro)?(_worst)?$"
+)
+_HIGHER = re.compile(r"(^|_)(r2|psnr|ssim|bleu)(_worst)?$")
 _LOWER = re.compile(
-    r"(^|_)(loss|bytes|seconds|joules|error|errors|mae|mse|rmse|nll|perplexity|std|skipped|nodes|steps|moves)$"
+    r"(^|_)(loss|error|errors|mae|mse|rmse|nll|perplexity)(_worst)?$"
+    r"|(^|_)(bytes|seconds|joules|std|skipped|nodes|steps|moves)$"
     r"|(^|_)epsilon(_|$)|^failed_"
 )
 _ADDS_UP = re.compile(r"(^|_)(bytes|seconds|joules|moves|skipped)$|^wasted_steps$|^failed_nodes$")

@@ -41,6 +41,7 @@ class RunRecord:
     bound: float | None = None
     named: Mapping[str, str | None] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)  # sources of its cost profiles' numbers
+    metrics: tuple[str, ...] = ()  # names of those beside loss and accuracy, of a finished run
     command: str = ""
     written: float = 0.0  # seconds since 1970
     diverged_in: int | None = None  # the round in which it diverged
@@ -122,6 +123,7 @@ def _read(folder: Path) -> RunRecord:
         bound=_bound(summary),
         named=_named(summary or state.get("label") or {}, composed or {}),
         sources=sources_of(composed or {}),
+        metrics=tuple(map(str, summary.get("metrics") or ())),
         command=command_of(
             summary.get("command"), _extended(overrides, composed, last), _hydra(folder / ".hydra" / "hydra.yaml")
         ),

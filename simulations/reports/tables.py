@@ -107,7 +107,7 @@ def _results(comparison: Comparison) -> list[_Column]:
     if not comparison.accurate:
         others = [key for key in ("loss", "train_loss") if key != comparison.metric]
         best = [_Column("best loss", lambda g: _words("loss", g, best=True), "results")]
-        return [runs, *first, *best, *(_plain(key) for key in others)]
+        return [runs, *first, *best, *(_plain(key) for key in others), *_other_metrics(comparison)]
     others = [key for key in ("accuracy", "loss") if key != comparison.metric]
     return [
         runs,
@@ -115,9 +115,17 @@ def _results(comparison: Comparison) -> list[_Column]:
         *(_plain(key) for key in others if key == "accuracy"),
         _Column("best accuracy (%)", lambda g: _words("accuracy", g, best=True), "results"),
         *(_plain(key) for key in others if key == "loss"),
+        *_other_metrics(comparison),
         *_target_columns(comparison),
         _Column("std over devices (%)", lambda g: percent(g.spread(Figure("accuracy_std")), False), "results"),
     ]
+
+
+def _other_metrics(comparison: Comparison) -> list[_Column]:
+    """Returns a column for each metric beside loss and accuracy, and for accuracy on devices' own rows."""
+    names = dict.fromkeys(name for group in comparison.groups for run in group.runs for name in run.metrics)
+    keys = [*names, "own_accuracy", "own_accuracy_worst"]
+    return [_plain(key) for key in keys if key != comparison.metric]
 
 
 def _metric_columns(key: str) -> list[_Column]:

@@ -30,6 +30,14 @@ def test_v1_with_mixed_cuts_equals_fedavg(norm, optimizer):
         assert mine["cuts"] == {"conv": 1, "pool": 2, "conv2": 1}
 
 
+def test_devices_are_scored_on_their_own_rows_by_the_whole_model():
+    options = {"devices": 4, "evaluate_own": 0.25, "metrics": ["f1"], "rounds": 1}
+    mixed, whole = run(SplitFedV1(), cut=None, cuts=CUTS, **options), run(FedAvg(), **options)
+    own = {key: value for key, value in whole.metrics[0].items() if key.startswith(("own", "f1"))}
+    assert own
+    assert own.items() <= mixed.metrics[0].items()
+
+
 def test_masks_and_skips_cross_wherever_a_device_is_cut():
     options = {"model": Reader(), "data": sentences(), "devices": 3}
     mixed = run(SplitFedV1(), cut=None, cuts={0: "embed", 1: "first", 2: "second"}, **options)

@@ -13,7 +13,6 @@ from fsl.flower.records import metrics_to_reports
 from fsl.messages.identifiers import is_owner
 from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, METRICS
-from fsl.privacy.leak_probe import LEAKS
 from fsl.split.pieces import number_of_middle
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
@@ -76,15 +75,16 @@ def check_scores(asked: frozenset[int], content: RecordDict) -> None:
     metrics = content.metric_records.get(METRICS)
     if metrics is None:
         raise WireError("its answer has no metrics; cloud and node must run the same version of fsl")
-    leaked = [name for name in LEAKS if name in metrics]
-    columns = [
-        column for name in ("device", "loss", "accuracy", *leaked) if isinstance(column := metrics.get(name), list)
-    ]
-    if len(columns) != 3 + len(leaked):
+    columns = dict(metrics)
+    devices = columns.pop("device", None)
+    scored = [prefix for prefix in ("", "own_") if f"{prefix}loss" in columns]
+    if not isinstance(devices, list) or not scored or any(f"{prefix}accuracy" not in columns for prefix in scored):
         raise WireError(_NO_SCORES)
-    devices, losses, accuracies = columns[:3]
-    if len(devices) != len(losses) or len(accuracies) not in (0, len(devices)):
-        raise WireError(_NO_SCORES)
+    for name, column in columns.items():
+        # An objective without accuracy has no numbers of it.
+        lengths = (0, len(devices)) if name.endswith("accuracy") else (len(devices),)
+        if not isinstance(column, list) or len(column) not in lengths:
+            raise WireError(_NO_SCORES)
     _refuse(devices, asked, "scored")
 
 

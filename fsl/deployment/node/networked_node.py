@@ -185,6 +185,11 @@ class NetworkedNode:
                 "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
                 "evaluates nothing: use evaluate_every=0, or evaluate the finished fronts here"
             )
+        if "own" in plan.on and not self._bare:
+            raise ConfigError(
+                "scores on devices' own rows are exact and in no account; in a private run this node gives none: leave "
+                "evaluate_own out"
+            )
         return self.node.evaluate(plan, arrays)
 
     def _refuse_plain(self, plan: RoundPlan) -> None:

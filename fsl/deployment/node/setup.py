@@ -14,11 +14,12 @@ from msgspec import Meta
 from torch import Tensor
 
 from fsl.data import Examples, Partition, TaskData, TensorExamples, TreeExamples, divide
+from fsl.data.own_tests import OwnTests, with_own_tests
 from fsl.data.same_classes import by_name
 from fsl.data.task import Scaling
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.scratch import scratch_folder
-from fsl.deployment.node.setup_names import OWN, check_groups
+from fsl.deployment.node.setup_names import OWN, check_groups, check_metrics
 from fsl.errors import ConfigError, WireError
 from fsl.importing.building import build
 from fsl.importing.import_paths import ALLOWED, locate
@@ -26,6 +27,7 @@ from fsl.installed import __version__
 from fsl.messages.identifiers import Count, Positive
 from fsl.messages.strict_json import from_values, json_values, to_json
 from fsl.messages.versions import PROTOCOL, check_versions
+from fsl.metrics import Metrics, as_metrics, metrics_of
 from fsl.round.workload import Workload, copied
 from fsl.run.config import (
     RunConfig,
@@ -105,6 +107,8 @@ class Setup:
     std: tuple[float, ...] | None = None
     outputs: Positive | None = None  # of the model, for one sample
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in any order
+    metrics: tuple[str | Mapping[str, Any], ...] | None = None  # None: those that are usual for the objective
+    own: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # the share of its rows on which a device is evaluated
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -116,6 +120,13 @@ class Setup:
         targets = task.train.targets
         groups["objective"] |= objective.fitted(targets)  # only the cloud has all targets
         groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
+        metrics = [config.metrics] if isinstance(config.metrics, str) else config.metrics
+        own = config.evaluation.own
+        if not isinstance(own, float):
+            raise ConfigError(
+                "evaluate_own: rows by device are numbers of the cloud's data, and nodes of a real federation have "
+                "their own; give a share, as evaluate_own=0.2"
+            )
         return Setup(
             run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
             seed=config.training.seed,
@@ -133,6 +144,8 @@ class Setup:
             std=None if task.scaling is None else task.scaling.std,
             outputs=outputs_of(task, objective),
             cuts=named_cuts(build_cuts(config.cuts), config.training, build_hardware(config)),
+            metrics=metrics if metrics is None else tuple(metrics),
+            own=own,
         )
 
     def to_json(self) -> str:
@@ -208,15 +221,23 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     if strategy.local_loss and not edge_only:
         head = local_head(strategy, model, cuts, task.train, setup.seed)
     partition: Partition = AllRows(setup.devices, len(task.train))
-    if not edge_only and settings.rows == "partition":
-        rule = build("partition", setup.groups["partition"])
-        partition = divide(task, rule, setup.devices, setup.samples_per_device, setup.seed)
+    metrics = Metrics()
+    if not edge_only:
+        check_metrics(setup.metrics or (), allowed)
+        metrics = metrics_of(as_metrics(setup.metrics), objective)
+        if settings.rows == "partition":
+            rule = build("partition", setup.groups["partition"])
+            whole = divide(task, rule, setup.devices, setup.samples_per_device, setup.seed)
+            partition = with_own_tests(whole, setup.own, setup.seed, len(task.train))
+        elif setup.own:
+            partition = OwnTests(setup.devices, partition, setup.own, setup.seed)
     return Workload(
         model=model,
         cut=cuts,
         data=task,
         partition=partition,
         objective=objective,
+        metrics=metrics,
         store=store_of(setup, settings),
         head=head,
         augmentation=augmentation,
@@ -265,7 +286,8 @@ def store_of(setup: Setup, settings: NodeSettings) -> Path:
 
     Randomized labels are drawn once a row, and ledgers count rows: a run of the same name with other rows begins anew.
     """
-    dealt = (setup.seed, setup.devices, setup.samples_per_device, setup.groups["data"], setup.groups["partition"])
+    dealt: tuple[object, ...] = (setup.seed, setup.devices, setup.samples_per_device)
+    dealt += (setup.groups["data"], setup.groups["partition"], *((setup.own,) if setup.own else ()))
     rows = hashlib.sha256(json.dumps(dealt, sort_keys=True, default=dict).encode()).hexdigest()[:8]
     return (settings.state or scratch_folder()) / "runs" / f"{setup.run}-{rows}"
 

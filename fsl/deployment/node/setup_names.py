@@ -3,7 +3,7 @@
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -55,6 +55,41 @@ def check_group(group: str, config: Mapping[str, Any], allowed: tuple[str, ...])
         locate_allowed(str(target), allowed, _KINDS[group])
     except WireError:
         raise _refusal(group, target, allowed, named_kind(_KINDS[group])) from None
+
+
+def check_metrics(metrics: Sequence[Any], allowed: tuple[str, ...]) -> None:
+    """Raise WireError for a metric that is neither one of fsl's by name nor of an allowed package.
+
+    Of an allowed package it takes classes with update and compute, and functions that are annotated -> float. Options
+    are plain values.
+    """
+    for one in metrics:
+        target = one.get("_target_") if isinstance(one, Mapping) else one
+        if isinstance(one, Mapping):
+            if not all(isinstance(name, str) for name in one):
+                raise WireError("a metric of the run is no mapping of options")
+            _refuse_instructions("metrics", {name: value for name, value in one.items() if name != "_target_"})
+        if isinstance(one, str) and "." not in one:
+            continue  # a name of fsl's: building it refuses others
+        if not within(target, allowed) or not _is_metric(str(target), allowed):
+            kind = "a class with update and compute, or a function that is annotated -> float"
+            raise _refusal("metrics", target, allowed, kind)
+
+
+def _is_metric(target: str, allowed: tuple[str, ...]) -> bool:
+    try:
+        found = locate(target)
+    except ConfigError:
+        return False
+    if isinstance(found, type):
+        accumulates = all(callable(getattr(found, name, None)) for name in ("update", "compute"))
+        return accumulates and within(f"{found.__module__}.{found.__name__}", allowed)
+    if not inspect.isfunction(found) or not within(f"{found.__module__}.{found.__name__}", allowed):
+        return False
+    try:
+        return typing.get_type_hints(found).get("return") is float
+    except Exception:  # an unresolvable annotation counts as none
+        return False
 
 
 def _checked_loader(target: Any, allowed: tuple[str, ...]) -> Callable[..., Any]:
