@@ -42,6 +42,7 @@ class Node:
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)
+            self.worker.refuse_changed()
         self.worker.store.sync()
         totals: dict[str, Total] = {}
         reports = [report for result in results for report in result.reports]

@@ -86,6 +86,11 @@ class Worker:
                 return
             segment.shared = shared_of(two, three)
 
+    def refuse_changed(self) -> None:
+        """RunError where a model's forward has changed a frozen parameter, which all devices of this node share."""
+        for segment in self.segments.values():
+            segment.layout.frozen.refuse_changed()
+
     def _example(self) -> Values | None:
         """Returns a batch for a cut that needs one: of blank inputs, so that every node cuts alike."""
         return self._blank(_EXAMPLE)
@@ -106,6 +111,16 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: t
     with torch.no_grad():
         for name, (table, key) in tables(model)[0].items():
             table[key].copy_(weights[name])
+    return model
+
+
+def with_frozen(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a model with these weights (state_dict keys) in place of some of its own, its modes as they are."""
+    model = copied(model)
+    with torch.no_grad():
+        for name, (table, key) in tables(model)[0].items():
+            if name in weights:
+                table[key].copy_(weights[name])
     return model
 
 

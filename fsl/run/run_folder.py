@@ -25,6 +25,7 @@ class RunFolder:
         self.fronts = path / "fronts"
         self.figures = path / "figures"
         self.checkpoint = path / "checkpoint"
+        self.frozen_path = self.checkpoint / "frozen.safetensors"
 
     @property
     def is_used(self) -> bool:
