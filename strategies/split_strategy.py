@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
+from fsl.strategies.frozen_in_messages import digests, with_replaced
 from fsl.strategies.node_messages import added_up, assign, chunks, mean_scores, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
 from fsl.strategies.round_metrics import movements, simulated, sums
@@ -45,6 +46,8 @@ class SplitStrategy(Algorithm, RoundLoop):
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         super().bind(federation)
+        if federation.placement is not None:
+            federation.placement.know_frozen({name: layout.frozen for name, layout in federation.layouts.items()})
         self._placed, self._lost, self._restarted = None, {}, {}
 
     def configure_train(
@@ -84,6 +87,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             down=federation.wire.down_spec,
             on_move=self.on_move,
             privacy=federation.privacy,
+            frozen=digests(self.federation),
         )
         self._protection.charge(server_round, spec, [d for d in chosen if not placed or d in self._placement.samples])
         if placed:
@@ -97,7 +101,8 @@ class SplitStrategy(Algorithm, RoundLoop):
             moves = tuple(move for move in self._moves if move.device in here)
             kept = self._generations_kept(spec, tasks)
             text = replace(plan, cohorts=tuple(tasks), moves=moves, kept=kept).to_json()
-            yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
+            needed = with_replaced(federation, self._needed(arrays, devices))
+            yield message(text, needed, node, MessageType.TRAIN, server_round, self._setup)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -185,11 +190,16 @@ class SplitStrategy(Algorithm, RoundLoop):
         for node, chunk in zip(nodes, chunks(tasks, len(nodes))):
             if chunk:
                 text = self._evaluation(server_round, chunk)
-                yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
+                needed = with_replaced(self.federation, self._needed(arrays, chunk))
+                yield message(text, needed, node, MessageType.EVALUATE, server_round, self._setup)
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
         return EvaluatePlan(
-            run=self.federation.run, round=round, devices=tuple(tasks), probe=self.federation.probe
+            run=self.federation.run,
+            round=round,
+            devices=tuple(tasks),
+            probe=self.federation.probe,
+            frozen=digests(self.federation),
         ).to_json()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

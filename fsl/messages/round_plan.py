@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from fsl.errors import WireError
 from fsl.importing.spec import Spec
-from fsl.messages.identifiers import Count, Owner, Positive, is_count, is_label
+from fsl.messages.identifiers import Count, Digest, Owner, Positive, is_count, is_label
 from fsl.messages.strict_json import from_json, to_json
 from fsl.mobility import Move, OnMove
 from fsl.privacy.settings import Privacy, Probe
@@ -66,6 +66,7 @@ class RoundPlan:
     privacy: Privacy | None = None
     # What the trainer keeps, by owner ("edge-0", "device-3"): version and saved, as in `DeviceTask`.
     kept: Mapping[Owner, tuple[Count, Count]] = field(default_factory=dict)
+    frozen: Mapping[str, Digest] = field(default_factory=dict)  # of frozen parameters, by segment; none in simulation
 
     def __post_init__(self) -> None:
         _check_run(self.run)
@@ -96,6 +97,7 @@ class EvaluatePlan:
     round: Count
     devices: tuple[DeviceTask, ...]
     probe: Probe | None = None
+    frozen: Mapping[str, Digest] = field(default_factory=dict)  # as in `RoundPlan`
 
     def __post_init__(self) -> None:
         _check_run(self.run)

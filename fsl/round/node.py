@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fsl.errors import ConfigError
+from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
@@ -34,11 +35,13 @@ class Node:
         torch.set_num_threads(workload.threads)
         self.worker = Worker(workload)
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
+        self.frozen = {name: layout.frozen for name, layout in self.layouts.items()}
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
         """Train this node's cohorts for one round; returns sums of n_k * w_k, device reports, and lost devices."""
         for cohort in plan.cohorts:
             refuse_other_counts(cohort.devices, self.worker.workload.partition)
+        take_frozen(arrays, plan.frozen, self.frozen, self.layouts)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)
@@ -71,6 +74,7 @@ class Node:
             return self._evaluate(plan, arrays)
 
     def _evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
+        take_frozen(arrays, plan.frozen, self.frozen, self.worker.chain)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         segments = self.worker.chain
         replicas = {name: Replica(s.layout, self.worker.accelerator) for name, s in segments.items()}

@@ -1,15 +1,22 @@
 """Frozen parameters: they do not travel, and training is what it is on the unsplit model, to the bit."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 import fsl
-from fsl.errors import RunError, SplitError
-from fsl.messages.record_names import ARRAYS
+from fsl.deployment.cloud.frozen_weights import FrozenWeights
+from fsl.deployment.cloud.member import Member
+from fsl.deployment.node.networked_node import NetworkedNode
+from fsl.errors import RunError, SplitError, WireError
+from fsl.flower.frozen_records import take_frozen, with_frozen_arrays
+from fsl.flower.records import to_array
+from fsl.segments.states import Layout
 from tests.helpers.runs import (
     ADAM,
     KEPT,
@@ -163,3 +170,58 @@ def test_one_that_changes_in_the_middle_of_a_run_ends_it(strategy):
         run(strategy, ending_with(Teacher(late=True)), observers=[Late()])
     with pytest.raises(RunError, match=r"'head\.2\.two\.weight' was frozen when the run began"):
         run(strategy, ending_with(Unfreezes()), observers=[Late()])
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV3(), FedAvg()], ids=name_of)
+@pytest.mark.parametrize("both", [False, True], ids=["apart", "together"])
+def test_nodes_that_built_other_frozen_weights_get_the_runs(strategy, both, tmp_path, caplog):
+    """As where a run begins from a file that only the cloud has: each node gets them once, and none gets others."""
+    caplog.set_level("INFO")
+    options = {"model": frozen_model("batch"), "edges": 2, "devices": 4}
+    backend = Wired(folder=tmp_path, model=frozen_model("batch", seed=3), both=both)
+    assert_same_result(run(strategy, **options), run(strategy, backend=backend, **options))
+    told = [record.getMessage() for record in caplog.records if "frozen weights" in record.getMessage()]
+    assert told
+    assert len(told) == len(set(told))
+
+
+def test_a_node_with_other_frozen_weights_does_not_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(FrozenWeights, "lacking", lambda self, member, segments: {})
+    backend = Wired(folder=tmp_path, model=frozen_model(seed=3))
+    with pytest.raises(RunError, match="this node's frozen weights of the front are not the run's"):
+        run(SplitFedV1(), frozen_model(), backend=backend)
+
+
+def test_a_node_that_restarts_with_its_own_gets_the_runs_again(tmp_path, monkeypatch):
+    """It loses one round, as any node that restarts in the middle of one; the next question finds what it has."""
+    trained = NetworkedNode.train
+
+    def restarts_in_round_two(node, plan, part, arrays):
+        if plan.round == 2 and 0 in node.settings.devices:
+            for frozen in node.node.frozen.values():
+                frozen.load(frozen_model(seed=3).state_dict())
+        return trained(node, plan, part, arrays)
+
+    monkeypatch.setattr(NetworkedNode, "train", restarts_in_round_two)
+    found = run(FedAvg(), frozen_model(), backend=Wired(folder=tmp_path), devices=2, rounds=3)
+    assert [list(row["lost"]) for row in found.metrics] == [[], ["0"], []]
+    assert "this node's frozen weights of the front are not the run's" in found.metrics[1]["lost"]["0"]
+
+
+def test_a_member_that_is_asked_again_says_what_it_has():
+    frozen = {"front": Layout(frozen_model()).frozen}
+    weights, told = FrozenWeights(frozen), {"front": frozen["front"].digest}
+    member = Member(1, "device", {0: 4}, None, "", b"", "")
+    assert [list(weights.lacking(member, ["front"])) for _ in range(2)] == [["front"], []]
+    assert not weights.lacking(replace(member, frozen=told), ["front"])
+    assert list(weights.lacking(replace(member), ["front"])) == ["front"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"no file", save({"x": torch.ones(1)}), save({n: torch.full((1,), torch.nan) for n in FROZEN})]
+)
+def test_frozen_weights_that_cannot_be_used_are_refused(data):
+    frozen = {"front": Layout(frozen_model()).frozen}
+    array = to_array(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    with pytest.raises(WireError, match="the frozen weights of the front that came cannot be used"):
+        take_frozen(with_frozen_arrays(ArrayRecord(), {"front": array}), {}, frozen, [])

@@ -30,7 +30,8 @@ def test_a_segment_of_which_everything_is_frozen_has_an_empty_state():
     model = nn.Linear(2, 2).requires_grad_(False)
     layout = Layout(model)
     record = states_to_record({"front": layout}, {"front": layout.pack({})})
-    assert not record and layout.bytes == 0
+    assert not record
+    assert layout.bytes == 0
     assert record_to_states(record, {"front": layout})["front"].flats == {}
 
 
@@ -40,7 +41,8 @@ def test_a_digest_tells_other_frozen_weights():
     assert one.frozen.digest == other.frozen.digest != trained.frozen.digest
     assert not one.frozen.replaced
     one.frozen.load(frozen_model(seed=1).state_dict())
-    assert one.frozen.replaced and one.frozen.digest == trained.frozen.digest
+    assert one.frozen.replaced
+    assert one.frozen.digest == trained.frozen.digest
     assert Layout(nn.Linear(1, 1)).frozen.digest == ""
 
 
@@ -49,7 +51,8 @@ def test_tied_frozen_parameters_are_one_tensor_with_two_names():
     model[1].weight = model[0].weight
     model[0].weight.requires_grad_(False)
     layout = Layout(model)
-    assert set(layout.frozen.tensors) == {"0.weight", "1.weight"} and layout.frozen.bytes == 36
+    assert set(layout.frozen.tensors) == {"0.weight", "1.weight"}
+    assert layout.frozen.bytes == 36
 
 
 @pytest.mark.parametrize("state", [{}, {"conv.0.weight": torch.zeros(1)}], ids=["missing", "another shape"])
