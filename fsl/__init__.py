@@ -51,6 +51,10 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.deployment.local.local_federation import LocalFederation as LocalFederation
     from fsl.importing.spec import Spec as Spec
     from fsl.messages.reports import DeviceReport as DeviceReport
+    from fsl.models.lora import Lora as Lora
+    from fsl.models.lora import lora as lora
+    from fsl.models.lora import merged as merged
+    from fsl.models.lora import save_adapter as save_adapter
     from fsl.privacy.settings import Privacy as Privacy
     from fsl.run.backend import Backend as Backend
     from fsl.run.finished_run import Run as Run
@@ -75,6 +79,7 @@ __all__ = [
     "Evaluation",
     "Hardware",
     "LocalFederation",
+    "Lora",
     "Observer",
     "Optimizer",
     "Privacy",
@@ -93,12 +98,15 @@ __all__ = [
     "device",
     "errors",
     "join",
+    "lora",
+    "merged",
     "mobility",
     "models",
     "objective",
     "possible_cuts",
     "price",
     "privacy",
+    "save_adapter",
     "seeds",
     "simulate",
     "split",
@@ -116,6 +124,7 @@ _WHERE = {
     "Evaluation": "fsl.settings.evaluation_settings",
     "Hardware": "fsl.costs.hardware",
     "LocalFederation": "fsl.deployment.local.local_federation",
+    "Lora": "fsl.models.lora",
     "Observer": "fsl.run.observers",
     "Optimizer": "fsl.settings.optimizer_settings",
     "Privacy": "fsl.privacy.settings",
@@ -127,6 +136,9 @@ _WHERE = {
     "StopRun": "fsl.run.observers",
     "Training": "fsl.settings.training_settings",
     "Wire": "fsl.settings.wire_settings",
+    "lora": "fsl.models.lora",
+    "merged": "fsl.models.lora",
+    "save_adapter": "fsl.models.lora",
     "join": "fsl.split.cutting",
     "possible_cuts": "fsl.split.cutting",
     "price": "fsl.costs.pricing",

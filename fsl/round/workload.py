@@ -16,7 +16,7 @@ from fsl.importing.import_paths import ALLOWED
 from fsl.objective import Objective
 from fsl.round.node_store import Store
 from fsl.segments.calling import call
-from fsl.segments.learner import SegmentRuntime
+from fsl.segments.learner import SegmentRuntime, runtimes_of
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import tables
 from fsl.segments.tensor_trees import Values, received, shared_of
@@ -57,7 +57,7 @@ class Worker:
         self.model = copied(workload.model).to(self.accelerator)
         self.split: SplitModel = split(self.model, workload.cut, self._example())
         start_training(self.model, [segment.module for segment in self.split])
-        self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
+        self.segments = runtimes_of({s.name: s.module for s in self.split.segments}, self.accelerator)
         self.chain = dict(self.segments)  # the model's segments, in order
         self._find_shared()
         if workload.head is not None:

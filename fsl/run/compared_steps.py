@@ -17,7 +17,7 @@ from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, reseed
 from fsl.segments.backward import send_back
 from fsl.segments.calling import call, outputs_of
-from fsl.segments.learner import SegmentRuntime
+from fsl.segments.learner import runtimes_of
 from fsl.segments.modes import evaluating, start_training
 from fsl.segments.module_memories import count_on, remembered, same
 from fsl.segments.states import Replica
@@ -145,10 +145,8 @@ class SplitTrial:
     """Copies of a worker's segments, apart from each other as on device and edge; each step is of a new device."""
 
     def __init__(self, worker: Worker, state: Mapping[str, Tensor]):
-        self.runtimes = [
-            SegmentRuntime(name, copy.deepcopy(segment.module), worker.accelerator)
-            for name, segment in worker.chain.items()
-        ]
+        modules = copy.deepcopy({name: segment.module for name, segment in worker.chain.items()})  # ties are kept
+        self.runtimes = list(runtimes_of(modules, worker.accelerator).values())
         self._cuts = worker.split.cuts
         self._answered = worker.workload.head is None  # devices wait for cut gradients
         # What modules have before anything is put into them: nobody should be using it.

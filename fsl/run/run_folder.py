@@ -19,6 +19,7 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.summary_path = path / "summary.json"
         self.model_path = path / "model.safetensors"
+        self.adapter_path = path / "adapter"  # of a model with LoRA
         self.best_path = path / "best.safetensors"
         self.back_path = path / "back.safetensors"
         self.head_path = path / "head.safetensors"

@@ -19,6 +19,7 @@ from fsl.data import class_counts
 from fsl.errors import ConfigError
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
+from fsl.models.lora import has_adapters, save_adapter
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_frozen, with_weights
@@ -260,6 +261,8 @@ class Simulation:
             whole = self._whole(states)
             save_tensors(self.folder.model_path, whole)
             model = with_weights(self.workload.model, whole, self.worker.accelerator)
+            if has_adapters(model):
+                save_adapter(model, self.folder.adapter_path)
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(

@@ -4,7 +4,7 @@ Swapping a device's state in, and adding it to a weighted sum, is then one pass 
 at a multiple of 64 elements, so that kernels see the alignment that a freshly allocated tensor has.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +48,12 @@ class Layout:
     stay in the module. Buffers that are not in it, because they are not persistent or not set yet, are `transients`:
     each replica has its own, which begin every session as the module has them first. A tensor that is also held in a
     list, a dict or an attribute is swapped there as well, as in the `_flat_weights` of an LSTM.
+
+    `borrower`: another segment's module on the same machine that uses trained parameters of this one (tied weights):
+    they are swapped in both, and are fields of this layout alone. `lent`: their ids, for the borrower's layout.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, borrower: nn.Module | None = None, lent: Collection[int] = ()):
         lasting, transient = tables(module)
         state = module.state_dict(keep_vars=True)
         _refuse_other_keys(type(module).__name__, state, lasting)
@@ -60,8 +63,12 @@ class Layout:
         self.sizes: dict[torch.dtype, int] = {}
         fields, slots = [], []
         frozen: list[tuple[list[str], nn.Parameter, list[Slot]]] = []
+        elsewhere = {} if borrower is None else _held(borrower)
         for identity, names in list(by_identity.items()):
             tensor = state[names[0]]
+            if identity in lent:
+                del by_identity[identity]
+                continue
             if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
                 frozen.append((names, tensor, [lasting[name] for name in names]))
                 del by_identity[identity]
@@ -69,8 +76,10 @@ class Layout:
             start = self.sizes.get(tensor.dtype, 0)
             self.sizes[tensor.dtype] = start + -(-tensor.numel() // _ALIGN) * _ALIGN
             trainable = tensor.requires_grad if isinstance(tensor, nn.Parameter) else None
-            fields.append(Field(names[0], tensor.shape, tensor.dtype, start, trainable, tuple(names[1:])))
-            slots.append([lasting[name] for name in names])
+            others, other_slots = elsewhere.get(identity, ((), ())) if trainable else ((), ())
+            aliases = dict.fromkeys([*names[1:], *(name for name in others if name not in names)])
+            fields.append(Field(names[0], tensor.shape, tensor.dtype, start, trainable, tuple(aliases)))
+            slots.append([*(lasting[name] for name in names), *other_slots])
         self.fields = tuple(fields)
         self.frozen = Frozen(frozen)
         self.has_buffers = any(field.trainable is None for field in fields) or bool(transient)
@@ -225,6 +234,18 @@ class Replica:
             for (name, first), now in named
             if now is not None and (first is None or now.shape != first.shape or not torch.equal(now, first))
         }
+
+
+def _held(module: nn.Module) -> dict[int, tuple[list[str], list[Slot]]]:
+    """Returns, by id, the names of a module's parameters, and where it holds them."""
+    found: dict[int, tuple[list[str], list[Slot]]] = {}
+    for name, (table, key) in tables(module)[0].items():
+        names, slots = found.setdefault(id(table[key]), ([], []))
+        names.append(name)
+        slots.append((table, key))
+    for identity, plain in plain_slots(module, found).items():
+        found[identity][1].extend(plain)
+    return found
 
 
 def _refuse_other_keys(model: str, state: Mapping[str, Tensor], tables: Mapping[str, object]) -> None:
