@@ -195,8 +195,8 @@ def build_model(
 ) -> tuple[torch.nn.Module, str | list[str] | None]:
     """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
 
-    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `lora` among its options
-    the model gets adapters.
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `lora` among the
+    options the model gets adapters.
     """
     values = dict(config)
     outputs = outputs_of(data, objective) if outputs is None else outputs

@@ -23,7 +23,7 @@ from fsl.run.label import Label
 from fsl.run.local_heads import local_head
 from fsl.run.observers import Observer
 from fsl.run.preflight import fit, preflight
-from fsl.run.privacy_check import private_run, refuse_several
+from fsl.run.privacy_check import private_run, refuse_several, refuse_tied
 from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
 from fsl.segments.optimizer import OptimizerRecipe
@@ -125,6 +125,7 @@ def _protected(
     """The federation with the ledger of its privacy, if it has any, and its strategy bound again."""
     if federation.privacy is None:
         return federation
+    refuse_tied(worker)
     refuse_several(worker)
     real = federation.placement is not None
     federation = private_run(
