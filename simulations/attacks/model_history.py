@@ -34,6 +34,8 @@ def states_by_round(
             if private:
                 path = folder.checkpoint / "devices" / "fronts" / str(device) / f"{strategy.kept()[device]}.safetensors"
                 tensors |= load_tensors(path)
+            if folder.frozen_path.exists():
+                tensors |= load_tensors(folder.frozen_path)
             kept.append(tensors)
 
         return start(*arguments, on_round=ended, **options)

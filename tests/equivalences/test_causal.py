@@ -153,12 +153,8 @@ def test_a_tied_gpt2_learns_by_adapters_and_whole(tmp_path):
     model = transformers.GPT2LMHeadModel(config)
     assert model.lm_head.weight is model.transformer.wte.weight
     task = text_task(TEXT, 32, samples=300)
-    rows = task.train.targets
-    data = fsl.data.TaskData(
-        "text",
-        fsl.data.as_task(({"input_ids": rows}, rows), None).train,
-        fsl.data.as_task(({"input_ids": task.test.targets}, task.test.targets), None).train,
-    )
+    train, test = (({"input_ids": rows}, rows) for rows in (task.train.targets, task.test.targets))
+    data = fsl.data.as_task(train, test)
     options = {"cut": ("transformer.h.0", "transformer.h.2"), "devices": 3, "batch_size": 10, "objective": next_letter}
     options |= {"rounds": 6, "optimizer": fsl.Optimizer("torch.optim.AdamW", lr=5e-3)}
     split = run(SplitFedV1(), model, data=data, **options)
