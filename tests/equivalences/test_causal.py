@@ -11,7 +11,7 @@ from fsl.errors import ConfigError, SplitError
 from fsl.mobility import RandomMobility
 from fsl.models.lora import has_adapters, with_adapters
 from fsl.privacy import DPSGD, Privacy
-from tests.helpers.causal import CUTS, decoder, next_letter, text_task
+from tests.helpers.causal import ALPHABET, CUTS, decoder, next_letter, text_task
 from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_result, assert_same_run, name_of, run
 from tests.helpers.wired import Wired
 
@@ -143,7 +143,7 @@ def test_adapters_stopped_and_resumed(tmp_path):
 def test_a_tied_gpt2_learns_by_adapters_and_whole(tmp_path):
     """GPT-2's code with two blocks a segment: as the unsplit model to the bit, and well below its first loss."""
     transformers = pytest.importorskip("transformers")
-    from tests.helpers.causal import ALPHABET, TEXT
+    from pydoc_data.topics import topics
 
     config = transformers.GPT2Config(
         vocab_size=len(ALPHABET), n_positions=32, n_embd=32, n_layer=4, n_head=2, use_cache=False,
@@ -152,17 +152,17 @@ def test_a_tied_gpt2_learns_by_adapters_and_whole(tmp_path):
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
     assert model.lm_head.weight is model.transformer.wte.weight
-    task = text_task(TEXT, 32, samples=300)
+    task = text_task("".join(topics.values()), 32, samples=600)
     train, test = (({"input_ids": rows}, rows) for rows in (task.train.targets, task.test.targets))
     data = fsl.data.as_task(train, test)
     options = {"cut": ("transformer.h.0", "transformer.h.2"), "devices": 3, "batch_size": 10, "objective": next_letter}
-    options |= {"rounds": 6, "optimizer": fsl.Optimizer("torch.optim.AdamW", lr=5e-3)}
+    options |= {"rounds": 8, "optimizer": fsl.Optimizer("torch.optim.AdamW", lr=5e-3)}
     split = run(SplitFedV1(), model, data=data, **options)
     whole = run(FedAvg(), model, data=data, **options)
     assert_same_bits(split.model.state_dict(), whole.model.state_dict())
     with torch.no_grad():
         first = float(next_letter(model.eval()(input_ids=task.test.targets).logits, task.test.targets))
-    assert split.metrics[-1]["loss"] < first - 1.2
+    assert split.metrics[-1]["loss"] < first - 1.0
     tuned = run(SplitFedV1(), fsl.lora(split.model, r=4), data=data, **{**options, "rounds": 2})
     assert tuned.metrics[-1]["loss"] < split.metrics[-1]["loss"]
     assert tuned.metrics[0]["model_bytes"] < split.metrics[0]["model_bytes"] / 10
