@@ -120,7 +120,7 @@ def merged(model: nn.Module) -> nn.Module:
         from peft.tuners.lora import LoraLayer
     model = copy.deepcopy(model)
     if hasattr(model, "merge_and_unload"):  # a PeftModel
-        return model.merge_and_unload(safe_merge=True).requires_grad_(True)  # type: ignore[no-any-return, operator]
+        return model.merge_and_unload(safe_merge=True).requires_grad_(True)  # type: ignore[operator]
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge(safe_merge=True)

@@ -106,7 +106,8 @@ class PlainTrial:
     def _refuse_frozen(self, now: Mapping[str, Any]) -> None:
         for name, tensor in now.items():
             first = self._found[name][1]
-            if name in self._parameters and not tensor.requires_grad and not torch.equal(tensor, first):
+            frozen = name in self._parameters and not tensor.requires_grad
+            if frozen and first is not None and not torch.equal(tensor, first):
                 raise SplitError(
                     f"forward changes the frozen parameter '{name}' (requires_grad=False), which all devices of a node "
                     "share; register it as a buffer, which each device has for itself and which is averaged"
