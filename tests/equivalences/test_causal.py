@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fsl.strategies import FedAvg, FedFly, SplitFedV1, SplitFedV3, VanillaSL
+from fsl.strategies import PSL, FedAvg, FedFly, SplitFedV1, SplitFedV3, VanillaSL
 from safetensors.torch import load_file
 
 import fsl
@@ -72,6 +72,12 @@ def test_tied_weights_stay_tied(strategy, tmp_path):
     if not private:
         assert found.model.head.weight is found.model.letters.weight
         assert file.keys() == decoder(tied=True).state_dict().keys()
+
+
+def test_devices_in_lockstep_have_their_own_tied_weights(tmp_path):
+    """In one process each device's tail follows the fronts of all; on nodes of their own none meets another's."""
+    apart = Wired(folder=tmp_path, device_nodes=3, edges=1)
+    assert_same_result(trained(PSL(), decoder(tied=True)), trained(PSL(), decoder(tied=True), backend=apart))
 
 
 @pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV3()], ids=name_of)
