@@ -53,6 +53,10 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.export.pretrained import load_pretrained as load_pretrained
     from fsl.importing.spec import Spec as Spec
     from fsl.messages.reports import DeviceReport as DeviceReport
+    from fsl.models.lora import Lora as Lora
+    from fsl.models.lora import lora as lora
+    from fsl.models.lora import merged as merged
+    from fsl.models.lora import save_adapter as save_adapter
     from fsl.privacy.settings import Privacy as Privacy
     from fsl.run.backend import Backend as Backend
     from fsl.run.finished_run import Run as Run
@@ -79,6 +83,7 @@ __all__ = [
     "Evaluation",
     "Hardware",
     "LocalFederation",
+    "Lora",
     "Observer",
     "Optimizer",
     "Privacy",
@@ -98,6 +103,8 @@ __all__ = [
     "errors",
     "join",
     "load_pretrained",
+    "lora",
+    "merged",
     "metrics",
     "mobility",
     "models",
@@ -105,6 +112,7 @@ __all__ = [
     "possible_cuts",
     "price",
     "privacy",
+    "save_adapter",
     "seeds",
     "simulate",
     "split",
@@ -123,6 +131,7 @@ _WHERE = {
     "Evaluation": "fsl.settings.evaluation_settings",
     "Hardware": "fsl.costs.hardware",
     "LocalFederation": "fsl.deployment.local.local_federation",
+    "Lora": "fsl.models.lora",
     "Observer": "fsl.run.observers",
     "Optimizer": "fsl.settings.optimizer_settings",
     "Privacy": "fsl.privacy.settings",
@@ -134,6 +143,9 @@ _WHERE = {
     "StopRun": "fsl.run.observers",
     "Training": "fsl.settings.training_settings",
     "Wire": "fsl.settings.wire_settings",
+    "lora": "fsl.models.lora",
+    "merged": "fsl.models.lora",
+    "save_adapter": "fsl.models.lora",
     "join": "fsl.split.cutting",
     "load_pretrained": "fsl.export.pretrained",
     "possible_cuts": "fsl.split.cutting",

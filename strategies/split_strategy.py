@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
 from fsl.strategies.device_figures import device_figures, score_columns
+from fsl.strategies.frozen_in_messages import digests, with_replaced
 from fsl.strategies.node_messages import added_up, assign, chunks, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
 from fsl.strategies.round_metrics import movements, simulated, sums
@@ -49,6 +50,8 @@ class SplitStrategy(Algorithm, RoundLoop):
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         super().bind(federation)
+        if federation.placement is not None:
+            federation.placement.know_frozen({name: layout.frozen for name, layout in federation.layouts.items()})
         self._placed, self._lost, self._restarted = None, {}, {}
 
     def configure_train(
@@ -90,6 +93,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             on_move=self.on_move,
             privacy=federation.privacy,
             control=control_of(federation),
+            frozen=digests(self.federation),
         )
         self._protection.charge(server_round, spec, [d for d in chosen if not placed or d in self._placement.samples])
         if placed:
@@ -103,7 +107,8 @@ class SplitStrategy(Algorithm, RoundLoop):
             moves = tuple(move for move in self._moves if move.device in here)
             kept = self._generations_kept(spec, tasks)
             text = replace(plan, cohorts=tuple(tasks), moves=moves, kept=kept).to_json()
-            yield message(text, self._needed(arrays, devices), node, MessageType.TRAIN, server_round, self._setup)
+            needed = with_replaced(federation, self._needed(arrays, devices))
+            yield message(text, needed, node, MessageType.TRAIN, server_round, self._setup)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -192,7 +197,8 @@ class SplitStrategy(Algorithm, RoundLoop):
         for node, chunk in zip(nodes, chunks(tasks, len(nodes))):
             if chunk:
                 text = self._evaluation(server_round, chunk)
-                yield message(text, self._needed(arrays, chunk), node, MessageType.EVALUATE, server_round, self._setup)
+                needed = with_replaced(self.federation, self._needed(arrays, chunk))
+                yield message(text, needed, node, MessageType.EVALUATE, server_round, self._setup)
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
         return EvaluatePlan(
@@ -202,6 +208,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             probe=self.federation.probe if self.fronts == "private" else None,
             private=self.fronts == "private",
             on=self._scored_on(),
+            frozen=digests(self.federation),
         ).to_json()
 
     def _scored_on(self) -> tuple[Literal["test", "own"], ...]:

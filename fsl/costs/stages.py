@@ -79,7 +79,7 @@ def stage_costs(
     stages, before = [], _Running()
     for cut, mark in marks.items():
         behind = total - forward if mark.backward is None else mark.backward
-        parts = split(copied, cut, example)
+        parts = split(copied, cut, example, tied=True)
         with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
             crossing, measured = _measured(parts, inputs, targets, objective)
         if isinstance(crossing, TensorTree):  # the gradient of the module's output says nothing of what else crosses

@@ -30,6 +30,8 @@ Hex = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{2})*\Z", max_length=8192)]
 HexKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 # The same, or nothing where there is no key.
 OptionalHexKey = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
+# A digest of contents, or nothing where there are none.
+Digest = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{16})?\Z")]
 
 
 def is_count(value: Any) -> bool:
@@ -55,6 +57,11 @@ def is_hex(value: Any) -> bool:
 def is_hex_key(value: Any) -> bool:
     """Whether a value is a `HexKey`."""
     return _is(value, HexKey)
+
+
+def is_digest(value: Any) -> bool:
+    """Whether a value is a `Digest`."""
+    return _is(value, Digest)
 
 
 def is_label(value: Any) -> bool:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
-from fsl.messages.identifiers import Count, Owner, Positive, is_count, is_label
+from fsl.messages.identifiers import Count, Digest, Owner, Positive, is_count, is_label
 from fsl.messages.strict_json import from_json, to_json
 from fsl.mobility import Move, OnMove
 from fsl.privacy.refused_steps import refuse_control
@@ -71,6 +71,7 @@ class RoundPlan:
     # What the trainer keeps, by owner ("edge-0", "device-3"): version and saved, as in `DeviceTask`.
     kept: Mapping[Owner, tuple[Count, Count]] = field(default_factory=dict)
     control: StepControl = field(default_factory=StepControl)  # how gradients become steps
+    frozen: Mapping[str, Digest] = field(default_factory=dict)  # of frozen parameters, by segment; none in simulation
 
     def __post_init__(self) -> None:
         _check_run(self.run)
@@ -108,6 +109,7 @@ class EvaluatePlan:
     probe: Probe | None = None
     private: bool = True
     on: tuple[Literal["test", "own"], ...] = ("test",)
+    frozen: Mapping[str, Digest] = field(default_factory=dict)  # as in `RoundPlan`
 
     def __post_init__(self) -> None:
         _check_run(self.run)

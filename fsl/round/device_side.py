@@ -84,6 +84,8 @@ class DeviceSide:
         for name, learner in learners.items():
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
             learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        if "tail" in learners and segments["tail"].borrows:
+            learners["tail"].lender = learners["front"]
         bench = DeviceBench(
             device=device,
             batches=load_batches(

@@ -104,8 +104,8 @@ class Device:
             if self.bench.loss_limit is not None and not finite(tensors_of(gradient)):
                 raise LostError(self.device, f"the cut gradient of step {reply.step} is not finite")
             send_back(smashed, gradient)
-        elif len(smashed):
-            return  # a reply without a gradient trains nothing
+        elif len(smashed) and self.bench.tail is None:
+            return  # a frozen front learns nothing from it
         if self.bench.tail is not None:
             self._targets.pop(reply.step, None)  # of a batch without rows, whose outputs the edge never sent
             self.bench.tail.step(reply.step)

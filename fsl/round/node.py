@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
@@ -28,14 +29,17 @@ class Node:
         torch.set_num_threads(workload.threads)
         self.worker = Worker(workload)
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
+        self.frozen = {name: layout.frozen for name, layout in self.layouts.items()}
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
         """Train this node's cohorts for one round; returns sums of n_k * w_k, device reports, and lost devices."""
         for cohort in plan.cohorts:
             refuse_other_counts(cohort.devices, self.worker.workload.partition)
+        take_frozen(arrays, plan.frozen, self.frozen, self.layouts)
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         with stepping(plan):
             results = self._train(plan, states)
+            self.worker.refuse_changed()
         self.worker.store.sync()
         totals: dict[str, Total] = {}
         reports = [report for result in results for report in result.reports]
@@ -61,4 +65,5 @@ class Node:
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Score devices, each with its private front or all with one, on the test set and on rows of their own."""
         with stepping(plan):
+            take_frozen(arrays, plan.frozen, self.frozen, self.worker.chain)
             return device_scores(self.worker, plan, record_to_states(arrays, self.layouts, self.worker.accelerator))

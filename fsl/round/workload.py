@@ -17,7 +17,7 @@ from fsl.metrics import Metrics
 from fsl.objective import Objective
 from fsl.round.node_store import Store
 from fsl.segments.calling import call
-from fsl.segments.learner import SegmentRuntime
+from fsl.segments.learner import SegmentRuntime, runtimes_of
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.states import Layout
 from fsl.segments.tensor_places import tables
@@ -68,7 +68,7 @@ class Worker:
             parts: SplitModel = split(self.model, workload.cut, self._example())
             self.cuts = parts.cuts
             start_training(self.model, [segment.module for segment in parts])
-            self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in parts.segments}
+            self.segments = runtimes_of({s.name: s.module for s in parts.segments}, self.accelerator)
         self.chain = dict(self.segments)  # the model's segments, in order
         self.modules = list(dict.fromkeys(segment.module for segment in self.chain.values()))  # run one after another
         if not workload.cuts:
@@ -93,13 +93,28 @@ class Worker:
         if cut not in self._at:
             self._at[cut] = worker = Worker(replace(self.workload, cut=cuts[cut], cuts=()))
             worker.store = self.store
+        self._at[cut].take_frozen_of(self)
         return self._at[cut]
+
+    def take_frozen_of(self, other: "Worker") -> None:
+        """Take over frozen parameters that came to another worker of this model in place of the model's own."""
+        if not any(segment.layout.frozen.replaced for segment in other.segments.values()):
+            return
+        tensors = {
+            name: tensor
+            for segment in other.segments.values()
+            for name, tensor in segment.layout.frozen.tensors.items()
+        }
+        for segment in self.segments.values():
+            segment.layout.frozen.load(tensors)
 
     def _pieces(self) -> dict[str, SegmentRuntime]:
         """Returns the pieces in which the cloud keeps a model that is cut here or there: parts of one module."""
         found = pieces(self.model, self.workload.cuts, self._example())
         return {
-            name: SegmentRuntime(name, self.model, self.accelerator, Layout(self.model, keys, name == "front"))
+            name: SegmentRuntime(
+                name, self.model, self.accelerator, layout=Layout(self.model, keys=keys, transients=name == "front")
+            )
             for name, keys in found.items()
         }
 
@@ -121,6 +136,12 @@ class Worker:
                 return
             segment.shared = shared_of(two, three)
 
+    def refuse_changed(self) -> None:
+        """RunError where a model's forward has changed a frozen parameter, which all devices of this node share."""
+        for worker in (self, *self._at.values()):
+            for segment in worker.segments.values():
+                segment.layout.frozen.refuse_changed()
+
     def _example(self) -> Values | None:
         """Returns a batch for a cut that needs one: of blank inputs, so that every node cuts alike."""
         return self._blank(_EXAMPLE)
@@ -141,6 +162,16 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor], accelerator: t
     with torch.no_grad():
         for name, (table, key) in tables(model)[0].items():
             table[key].copy_(weights[name])
+    return model
+
+
+def with_frozen(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a model with these weights (state_dict keys) in place of some of its own, its modes as they are."""
+    model = copied(model)
+    with torch.no_grad():
+        for name, (table, key) in tables(model)[0].items():
+            if name in weights:
+                table[key].copy_(weights[name])
     return model
 
 

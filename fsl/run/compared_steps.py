@@ -17,7 +17,7 @@ from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, reseed
 from fsl.segments.backward import send_back
 from fsl.segments.calling import call, outputs_of
-from fsl.segments.learner import SegmentRuntime
+from fsl.segments.learner import runtimes_of
 from fsl.segments.modes import evaluating, start_training
 from fsl.segments.module_memories import count_on, remembered, same
 from fsl.segments.states import Replica
@@ -79,6 +79,7 @@ class PlainTrial:
             )
         now = {name: table[key] for name, (table, key) in self._lasting.items()}
         self._refuse_buffers(now)
+        self._refuse_frozen(now)
         return Step(
             _kept(outputs),
             _kept(value),
@@ -101,6 +102,16 @@ class PlainTrial:
             raise SplitError(
                 f"forward adds '{new}' to the model's state; register it with its shape, or with persistent=False"
             )
+
+    def _refuse_frozen(self, now: Mapping[str, Any]) -> None:
+        for name, tensor in now.items():
+            first = self._found[name][1]
+            frozen = name in self._parameters and not tensor.requires_grad
+            if frozen and first is not None and not torch.equal(tensor, first):
+                raise SplitError(
+                    f"forward changes the frozen parameter '{name}' (requires_grad=False), which all devices of a node "
+                    "share; register it as a buffer, which each device has for itself and which is averaged"
+                )
 
     @property
     def changed(self) -> list[str]:
@@ -135,14 +146,16 @@ class SplitTrial:
     """Copies of a worker's segments, apart from each other as on device and edge; each step is of a new device."""
 
     def __init__(self, worker: Worker, state: Mapping[str, Tensor]):
-        self.runtimes = [
-            SegmentRuntime(name, copy.deepcopy(segment.module), worker.accelerator)
-            for name, segment in worker.chain.items()
-        ]
+        modules = copy.deepcopy({name: segment.module for name, segment in worker.chain.items()})  # ties are kept
+        self.runtimes = list(runtimes_of(modules, worker.accelerator).values())
         self._cuts = worker.cuts
         self._answered = worker.workload.head is None  # devices wait for cut gradients
         # What modules have before anything is put into them: nobody should be using it.
-        self._outside = _storages(pair for runtime in self.runtimes for pair in _named(runtime.module))
+        frozen = {id(tensor) for runtime in self.runtimes for tensor in runtime.layout.frozen.tensors.values()}
+        named = (pair for runtime in self.runtimes for pair in _named(runtime.module))
+        self._outside = _storages((name, tensor) for name, tensor in named if id(tensor) not in frozen)
+        for runtime in self.runtimes:
+            runtime.layout.frozen.load(state)
         self._states = [runtime.layout.pack(state, worker.accelerator) for runtime in self.runtimes]
 
     def step(self, inputs: Values, targets: Tensor, loss: Loss) -> Step:

@@ -21,6 +21,7 @@ from fsl.errors import ConfigError
 from fsl.importing.building import build, build_kind, checked, from_another, no_class, unknown
 from fsl.importing.import_paths import locate, path_of
 from fsl.mobility import Mobility
+from fsl.models.lora import Lora, with_adapters
 from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
@@ -54,6 +55,7 @@ class RunConfig:
     allowed: list[str]
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
+    lora: Mapping[str, Any]
     data: Mapping[str, Any]
     partition: Mapping[str, Any]
     objective: Mapping[str, Any]
@@ -101,6 +103,8 @@ def read_config(config: DictConfig) -> RunConfig:
             raise ConfigError(f"the configuration has no '{name}'; compose it from fsl's config.yaml")
     values = {name: checked(name, values[name], hint) for name, hint in known.items()}
     options: dict[str, Any] = {name: kind().updated(values) for name, kind in _OPTIONS.items()}
+    if not _is_off("lora", values["lora"], "none"):
+        values["model"] = {**values["model"], "lora": values["lora"]}  # nodes build both from the model's options
     own = {field.name: values[field.name] for field in fields(RunConfig) if field.name not in options}
     return RunConfig(**options, **own)
 
@@ -207,16 +211,20 @@ def build_model(
 ) -> tuple[torch.nn.Module, str | list[str] | None]:
     """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
 
-    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's.
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `lora` among the
+    options the model gets adapters.
     """
     values = dict(config)
     outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
+    adapters = checked("lora", values.pop("lora", None), Mapping[str, Any] | None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
         model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+        if not isinstance(model, torch.nn.Module):
+            raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+        if adapters is not None:
+            model = with_adapters(model, build_kind("lora", {"_target_": path_of(Lora), **adapters}, Lora))
     return model, cut
 
 

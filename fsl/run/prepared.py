@@ -28,7 +28,7 @@ from fsl.run.mixed_cuts import cut_costs, priced, with_cuts
 from fsl.run.observers import Observer
 from fsl.run.precision_check import check_precision_of
 from fsl.run.preflight import fit, preflight
-from fsl.run.privacy_check import private_run, refuse_several
+from fsl.run.privacy_check import private_run, refuse_several, refuse_tied
 from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
 from fsl.segments.optimizer import OptimizerRecipe
@@ -150,6 +150,7 @@ def _protected(
     """The federation with the ledger of its privacy, if it has any, and its strategy bound again."""
     if federation.privacy is None:
         return federation
+    refuse_tied(worker)
     refuse_several(worker)
     real = federation.placement is not None
     federation = private_run(

@@ -28,6 +28,15 @@ from fsl.trainers import EdgeTrainer
 log = logging.getLogger(__name__)
 
 
+def refuse_tied(worker: Worker) -> None:
+    """Raise ConfigError where front and tail share trained weights: no account is of both uses."""
+    if any(segment.borrows for segment in worker.segments.values()):
+        raise ConfigError(
+            "privacy: front and tail share trained weights, and what privacy bounds is worked out for weights of one "
+            "segment; untie them (in models of transformers tie_word_embeddings=False), or leave privacy out"
+        )
+
+
 def refuse_several(worker: Worker) -> None:
     """Raise ConfigError where several tensors go in or cross the cut: no privacy is built for them."""
     data, front = worker.workload.data, worker.segments["front"].module

@@ -20,7 +20,7 @@ from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
 from fsl.round.workload import Workload
 from fsl.run.run_identity import code_of, weights_of
-from fsl.segments.states import Field
+from fsl.segments.states import Field, Layout
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.optimizer_settings import Optimizer
 
@@ -65,7 +65,7 @@ def settings(
         "code": code_of(workload.model, kinds),
         "strategy": path_of(type(strategy)),
         "model.cut": ", ".join(cuts),
-        "model.tensors": digest_text(repr([(n, *_field(f)) for n, la in layouts.items() for f in la.fields])),
+        "model.tensors": digest_text(repr(_tensors(layouts))),
         "partition": partition,
         "init_from": None if init_from is None else f"{init_from.name}#{weights_of(load_tensors(init_from))}",
         "backend.threads": workload.threads,
@@ -104,6 +104,12 @@ def _own_classes(federation: Federation, strategy: CloudStrategy) -> list[type]:
         specs.append(rule(1))
     found = [spec.locate() for spec in specs if isinstance(spec, Spec)]
     return [type(strategy), *(kind for kind in found if isinstance(kind, type))]
+
+
+def _tensors(layouts: Mapping[str, Layout]) -> list[tuple[object, ...]]:
+    trained = [(name, *_field(field)) for name, layout in layouts.items() for field in layout.fields]
+    held = [(name, key, t) for name, layout in layouts.items() for key, t in layout.frozen.tensors.items()]
+    return [*trained, *((name, key, tuple(tensor.shape), tensor.dtype, False) for name, key, tensor in held)]
 
 
 def _field(field: Field) -> tuple[object, ...]:

@@ -21,6 +21,7 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.summary_path = path / "summary.json"
         self.model_path = path / "model.safetensors"
+        self.adapter_path = path / "adapter"  # of a model with LoRA
         self.best_path = path / "best.safetensors"
         self.back_path = path / "back.safetensors"
         self.head_path = path / "head.safetensors"
@@ -28,6 +29,7 @@ class RunFolder:
         self.fronts = path / "fronts"
         self.figures = path / "figures"
         self.checkpoint = path / "checkpoint"
+        self.frozen_path = self.checkpoint / "frozen.safetensors"
 
     @property
     def is_used(self) -> bool:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
 from fsl.importing.import_paths import path_of
+from fsl.models.lora import has_adapters, save_adapter
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
-from fsl.round.workload import Worker, Workload, with_weights
+from fsl.round.workload import Worker, Workload, with_frozen, with_weights
 from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.run.codec_check import check_codecs
 from fsl.run.label import Label
@@ -77,6 +78,7 @@ class Simulation:
         self.first_round = 1
         self.best: dict[str, Any] | None = None
         self.rows: list[dict[str, Any]] = []
+        self._frozen_saved = False
         self.settings = settings
         self.label = label or Label()
         self.stop = stop
@@ -123,8 +125,11 @@ class Simulation:
                     checkpoint.round,
                     self.federation.training.rounds,
                 )
+            frozen = self.folder.frozen_path
+            once = load_tensors(frozen) if frozen.exists() else {}
             tensors = {
                 name: {k.removeprefix(f"{name}."): v for k, v in checkpoint.tensors.items() if k.startswith(f"{name}.")}
+                | once
                 for name in self.layouts
             }
             self.strategy.load_state(checkpoint.strategy)
@@ -137,6 +142,10 @@ class Simulation:
         else:
             self.folder.refuse_if_used()
         states = {name: layout.pack(tensors[name]) for name, layout in self.layouts.items()}
+        for name, layout in self.layouts.items():
+            layout.frozen.load(tensors[name])
+        if any(layout.frozen.replaced for layout in self.layouts.values()):
+            self.workload = replace(self.workload, model=with_frozen(self.workload.model, self._frozen()))
         self.arrays = states_to_record(self.layouts, states)
 
     def run(self, open_grid: Callable[[], AbstractContextManager[Grid]], timeout: float) -> None:
@@ -251,6 +260,7 @@ class Simulation:
         row = {"round": round, **{key: named.pop(key, None) for key in COLUMNS}, **named}
         self._keep_best(row)
         self.folder.append_metrics(row)
+        self._save_frozen()
         state = self.strategy.state()
         checkpoint = Checkpoint(round, self._tensors(), state, self.settings, self.best, self.label.to_json())
         self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
@@ -273,6 +283,8 @@ class Simulation:
             whole = self._whole(states)
             save_tensors(self.folder.model_path, whole)
             model = with_weights(self.workload.model, whole, self.worker.accelerator)
+            if has_adapters(model):
+                save_adapter(model, self.folder.adapter_path)
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(
@@ -325,10 +337,23 @@ class Simulation:
 
     def _states(self) -> dict[str, dict[str, Tensor]]:
         states = record_to_states(self.arrays, self.layouts)
-        return {name: self.layouts[name].unpack(state) for name, state in states.items()}
+        return {name: self.layouts[name].whole(state) for name, state in states.items()}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {key: tensor for name in self.layouts for key, tensor in self._frozen_of(name).items()}
+
+    def _save_frozen(self) -> None:
+        """Write the frozen parameters beside the checkpoints, once: no round changes them."""
+        if not self._frozen_saved and (frozen := self._frozen()):
+            self.folder.frozen_path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(self.folder.frozen_path, frozen)
+        self._frozen_saved = True
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"{name}.{key}": t for name, state in self._states().items() for key, t in state.items()}
+        """What a checkpoint holds of each round: what is trained, and the strategy's own tensors."""
+        states = record_to_states(self.arrays, self.layouts)
+        named = {name: self.layouts[name].unpack(state) for name, state in states.items()}
+        tensors = {f"{name}.{key}": t for name, state in named.items() for key, t in state.items()}
         return tensors | {f"{STRATEGY}{key}": tensor for key, tensor in self.strategy.tensors().items()}
 
     def _whole(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -343,6 +368,9 @@ class Simulation:
             self.best = {"round": row["round"], "score": better}
             save_tensors(self.folder.best_path, self._whole(self._states()), {"round": str(row["round"])})
 
+    def _frozen_of(self, segment: str) -> dict[str, Tensor]:
+        return {key: tensor.detach() for key, tensor in self.layouts[segment].frozen.tensors.items()}
+
     def _publish_fronts(self) -> None:
         self.folder.fronts.mkdir(parents=True, exist_ok=True)
         written = []
@@ -350,9 +378,10 @@ class Simulation:
             if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
                 continue  # it stays on its device
             path = self.folder.front_path(device)
-            tensors = dict(self.worker.store.load(f"fronts/{device}", round) or {})
+            tensors = dict(self.worker.store.load(f"fronts/{device}", round) or {}) | self._frozen_of("front")
             if "tail" in self.worker.chain:
                 tensors |= self.worker.store.load(f"tails/{device}", round) or {}
+                tensors |= self._frozen_of("tail")
             save_tensors(path, tensors, durable=False)
             written.append(path)
         sync(written)

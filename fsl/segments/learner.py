@@ -1,7 +1,7 @@
 """Trains one copy of a segment: its tensors, its optimizer, and the seeds of its random layers."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,15 +18,27 @@ from fsl.segments.tensor_trees import Values, received
 
 
 class SegmentRuntime:
-    """A segment's module on this worker; replicas take turns in it."""
+    """A segment's module on this worker; replicas take turns in it.
 
-    def __init__(self, name: str, module: nn.Module, accelerator: torch.device, layout: Layout | None = None):
-        """`layout`: of the tensors that are the segment's, where they are not all that `module` has."""
+    `borrower` and `lent` are as in `Layout`; see `runtimes_of`. `layout`: of the tensors that are the segment's, where
+    they are not all that `module` has.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        accelerator: torch.device,
+        borrower: nn.Module | None = None,
+        lent: Collection[int] = (),
+        layout: Layout | None = None,
+    ):
         self.name = name
         self.module = module.to(accelerator)
         self.accelerator = accelerator
         self.shared: frozenset[int] = frozenset()  # of the tensors that it passes on, those without a row per sample
-        self.layout = layout or Layout(self.module)
+        self.borrows = bool(lent)  # it runs with weights that another segment's replica puts into it
+        self.layout = layout or Layout(self.module, borrower, lent)
         self._installed: Replica | None = None
         self._idle: dict[object, list[Learner]] = {}
 
@@ -55,6 +67,28 @@ class SegmentRuntime:
     def give_back(self, learner: "Learner") -> None:
         """Hand a learner back for the next session."""
         self._idle[learner.key].append(learner)
+
+
+def runtimes_of(segments: Mapping[str, nn.Module], accelerator: torch.device) -> dict[str, SegmentRuntime]:
+    """Returns the runtimes of a model's segments; front and tail may be tied by parameters that both use.
+
+    Such a parameter is the front's: it is sent, averaged and stepped there, with the sum of both uses' gradients.
+    """
+    front, tail = segments.get("front"), segments.get("tail")
+    lent: frozenset[int] = frozenset()
+    if front is not None and tail is not None:
+        theirs = {id(parameter) for parameter in tail.parameters()}
+        lent = frozenset(id(p) for p in front.parameters() if p.requires_grad and id(p) in theirs)
+    return {
+        name: SegmentRuntime(
+            name,
+            module,
+            accelerator,
+            borrower=tail if lent and module is front else None,
+            lent=lent if module is tail else (),
+        )
+        for name, module in segments.items()
+    }
 
 
 class LearnerKind(Protocol):
@@ -94,6 +128,7 @@ class Learner:
     rate = 0.0  # the learning rate that the rule goes out from
     lent_to: int | None = None  # the device whose learner it is; None: the edge's
     _paced = False  # whether it has been told a step's rate
+    lender: "Learner | None" = None  # the same device's learner whose weights this one's segment borrows
 
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
         self.runtime = runtime
@@ -146,6 +181,8 @@ class Learner:
         A tensor, or a `TensorTree` where the segment passes something else.
         """
         self.runtime.install(self.replica)
+        if self.lender is not None:
+            self.lender.runtime.install(self.lender.replica)
         with seeds.DEFAULT_GENERATOR, self.rule.computing(self.runtime.accelerator):
             seeds.reseed(layer_seed, self.runtime.accelerator)
             return received(call(self.runtime.module, inputs), self.runtime.shared)

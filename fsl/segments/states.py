@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fsl.errors import CheckpointError, RunError, SplitError
-from fsl.segments.tensor_places import plain_slots, tables
+from fsl.segments.frozen import Frozen
+from fsl.segments.tensor_places import Slot, plain_slots, tables
 
 _ALIGN = 64  # elements; a multiple of every SIMD width, so no tensor starts in the middle of a vector
 
@@ -25,7 +26,7 @@ class Field:
     shape: torch.Size
     dtype: torch.dtype
     start: int
-    trainable: bool | None  # None for buffers
+    trainable: bool | None  # None for buffers; frozen parameters are no fields
     aliases: tuple[str, ...]  # further state_dict keys of the same tensor (tied weights)
 
 
@@ -43,13 +44,23 @@ class State:
 class Layout:
     """Where a segment's module keeps its tensors, and where they lie in packed buffers.
 
-    Its `fields` are what is trained, sent and averaged: the module's state_dict. Buffers that are not in it, because
-    they are not persistent or not set yet, are `transients`: each replica has its own, which begin every session as the
-    module has them first. A tensor that is also held in a list, a dict or an attribute is swapped there as well, as in
-    the `_flat_weights` of an LSTM.
+    Its `fields` are what is trained, sent and averaged: the module's state_dict without its `frozen` parameters, which
+    stay in the module. Buffers that are not in it, because they are not persistent or not set yet, are `transients`:
+    each replica has its own, which begin every session as the module has them first. A tensor that is also held in a
+    list, a dict or an attribute is swapped there as well, as in the `_flat_weights` of an LSTM.
+
+    `borrower`: another segment's module on the same machine that uses trained parameters of this one (tied weights):
+    they are swapped in both, and are fields of this layout alone. `lent`: their ids, for the borrower's layout.
     """
 
-    def __init__(self, module: nn.Module, keys: Collection[str] | None = None, transients: bool = True):
+    def __init__(
+        self,
+        module: nn.Module,
+        borrower: nn.Module | None = None,
+        lent: Collection[int] = (),
+        keys: Collection[str] | None = None,
+        transients: bool = True,
+    ):
         """`keys`: the state_dict keys of the tensors that belong to it; None: all. `transients`: whether these do."""
         lasting, transient = tables(module)
         state = module.state_dict(keep_vars=True)
@@ -62,14 +73,26 @@ class Layout:
             by_identity.setdefault(id(tensor), []).append(name)
         self.sizes: dict[torch.dtype, int] = {}
         fields, slots = [], []
-        for names in by_identity.values():
+        frozen: list[tuple[list[str], nn.Parameter, list[Slot]]] = []
+        elsewhere = {} if borrower is None else _held(borrower)
+        for identity, names in list(by_identity.items()):
             tensor = state[names[0]]
+            if identity in lent:
+                del by_identity[identity]
+                continue
+            if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+                frozen.append((names, tensor, [lasting[name] for name in names]))
+                del by_identity[identity]
+                continue
             start = self.sizes.get(tensor.dtype, 0)
             self.sizes[tensor.dtype] = start + -(-tensor.numel() // _ALIGN) * _ALIGN
             trainable = tensor.requires_grad if isinstance(tensor, nn.Parameter) else None
-            fields.append(Field(names[0], tensor.shape, tensor.dtype, start, trainable, tuple(names[1:])))
-            slots.append([lasting[name] for name in names])
+            others, other_slots = elsewhere.get(identity, ((), ())) if trainable else ((), ())
+            aliases = dict.fromkeys([*names[1:], *(name for name in others if name not in names)])
+            fields.append(Field(names[0], tensor.shape, tensor.dtype, start, trainable, tuple(aliases)))
+            slots.append([*(lasting[name] for name in names), *other_slots])
         self.fields = tuple(fields)
+        self.frozen = Frozen(frozen)
         self.has_buffers = any(field.trainable is None for field in fields) or bool(transient)
         self.bytes = sum(state[f.name].numel() * state[f.name].element_size() for f in fields)
         owners = dict(zip(by_identity, slots))
@@ -116,8 +139,12 @@ class Layout:
             view.copy_(tensor)
         return state
 
+    def whole(self, state: State) -> dict[str, Tensor]:
+        """The segment's whole state_dict: a packed state's tensors, as views, and the module's frozen parameters."""
+        return self.unpack(state) | {name: tensor.detach() for name, tensor in self.frozen.tensors.items()}
+
     def unpack(self, state: State) -> dict[str, Tensor]:
-        """The state_dict of a packed state; its tensors are views."""
+        """The tensors of a packed state by state_dict key; they are views."""
         named = {}
         for field, view in self.views(state):
             for name in (field.name, *field.aliases):
@@ -182,10 +209,11 @@ class Replica:
     def collect(self) -> State:
         """The values as they are now, not copied; call it while the replica is in its module.
 
-        RunError where forward has put in a buffer's place what is no such tensor.
+        RunError where forward has put in a buffer's place what is no such tensor, or has frozen or unfrozen parameters.
         """
         if self._loaded:
             return self.state
+        self.layout.frozen.refuse_touched()
         now = self.layout.installed()
         self._transients = now[len(self.tensors) :]
         moved = False
@@ -200,6 +228,11 @@ class Replica:
                 with torch.no_grad():
                     ours.copy_(used)
                 moved = True
+            if field.trainable and not (used.requires_grad and ours.requires_grad):
+                raise RunError(
+                    f"the parameter '{field.name}' was trained when the run began, and has requires_grad=False now; "
+                    "freeze and unfreeze parameters before the run, not in forward"
+                )
         if moved:
             self.install()
         return self.state
@@ -212,6 +245,18 @@ class Replica:
             for (name, first), now in named
             if now is not None and (first is None or now.shape != first.shape or not torch.equal(now, first))
         }
+
+
+def _held(module: nn.Module) -> dict[int, tuple[list[str], list[Slot]]]:
+    """Returns, by id, the names of a module's parameters, and where it holds them."""
+    found: dict[int, tuple[list[str], list[Slot]]] = {}
+    for name, (table, key) in tables(module)[0].items():
+        names, slots = found.setdefault(id(table[key]), ([], []))
+        names.append(name)
+        slots.append((table, key))
+    for identity, plain in plain_slots(module, found).items():
+        found[identity][1].extend(plain)
+    return found
 
 
 def _refuse_other_keys(model: str, state: Mapping[str, Tensor], tables: Mapping[str, object]) -> None:

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.segments.frozen import Frozen
 from fsl.segments.states import Layout
 from fsl.segments.sums import Total
 
@@ -41,6 +42,9 @@ class Placement(Protocol):
     @property
     def samples(self) -> Mapping[int, int]:
         """The n_k of each online device, as its node says."""
+
+    def know_frozen(self, frozen: Mapping[str, Frozen]) -> None:
+        """Take the model's frozen parameters, by segment, to send them once to each node that has others."""
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""

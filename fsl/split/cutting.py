@@ -55,22 +55,27 @@ class SplitModel:
         return tuple(segment.name for segment in self.segments)
 
 
-def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Values | None = None) -> SplitModel:
+def split(
+    model: nn.Module, at: str | Sequence[str] | None = None, example: Values | None = None, *, tied: bool = False
+) -> SplitModel:
     """Cut a model after the modules named `at`; segments share the model's parameters, buffers and modules.
 
     Works for modules whose children run in sequence, for forwards that torch.fx can trace, and, with an `example`
     batch, for those that torch.export can. What is computed in front of a cut and needed behind it crosses: the output
     of the module at the cut, skip connections over it, masks. One cut gives front and back, two give front, back and
     tail (U-shaped). `at=None` takes the model's `default_cut`. Raises SplitError with the list of possible cuts.
+
+    `tied` lets device and edge hold one trained tensor: for parts that are measured, and not trained.
     """
     example = as_values(example)
     cuts = _requested(model, at)
     parts: list[nn.Module] = []
     rest, trained = model, _trained(model)
-    for cut in cuts:
+    for number, cut in enumerate(cuts, start=1):
         try:
             part, rest = _cut(rest, cut, {}, trained, example)
-            _refuse_shared(model, [*parts, part, rest])
+            if number == len(cuts) and not tied:
+                _refuse_shared(model, [*parts, part, rest])
         except CannotCut as error:
             exists = cut in dict(model.named_modules(remove_duplicate=False))
             reason = f"it is not behind '{cuts[len(parts) - 1]}'" if parts and exists and not _has(rest, cut) else error
@@ -202,6 +207,8 @@ def _traced_halves(
     example: Values | None,
 ) -> tuple[nn.Module, nn.Module]:
     """Cut by a trace of torch.fx, or else by one of torch.export."""
+    if isinstance(model, tracing.Traced) and (known := model.traced_again()) is not None:
+        return tracing.cut(model, at, known)
     inputs = () if example is None else named_inputs(model, example)
     try:
         parent = at.rpartition(".")[0]
@@ -236,15 +243,24 @@ def _choices(model: nn.Module) -> str:
 
 
 def _refuse_shared(model: nn.Module, parts: Sequence[nn.Module]) -> None:
-    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    """Raise CannotCut where device and edge would both train a tensor.
+
+    Both may hold a frozen one, and front and tail, which a device has both, may be tied by one that is trained.
+    """
+    owned = {id(tensor) for tensor in (*(p for p in model.parameters() if p.requires_grad), *model.buffers())}
+    places = _PLACES[len(parts) - 1]
     seen: dict[int, tuple[int, str]] = {}
     for index, part in enumerate(parts):
         parameters = part.named_parameters(remove_duplicate=False)
         for name, tensor in (*parameters, *part.named_buffers(remove_duplicate=False)):
             owner, first = seen.setdefault(id(tensor), (index, name))
-            if owner != index and id(tensor) in owned:
+            both_here = places[owner][1] == places[index][1] == "device" and isinstance(tensor, nn.Parameter)
+            if owner != index and id(tensor) in owned and not both_here:
                 tied = f"'{name}' is used" if name == first else f"'{first}' and '{name}' are one tensor that is used"
-                raise CannotCut(f"{tied} on both sides, and cannot be trained in two places; untie it or cut elsewhere")
+                raise CannotCut(
+                    f"{tied} on both sides, and cannot be trained in two places; untie it (in models of transformers "
+                    "tie_word_embeddings=False), freeze it, cut twice so that front and tail hold it, or cut elsewhere"
+                )
 
 
 def _has(model: nn.Module, name: str) -> bool:

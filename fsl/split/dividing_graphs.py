@@ -19,6 +19,8 @@ from fsl.split.tracer import CannotCut
 
 Inside = Callable[[fx.Node], bool]  # whether a node belongs to the module at the cut
 _MASKS = ("mask", "position_ids", "token_type_ids")  # ends of names of inputs that say nothing of a sample's content
+MODULES = "fsl_modules"  # in a node's meta: the names of the modules in which it was computed, of an exported graph
+_CROSSED = "fsl_crossed"  # in a placeholder's meta: what it stands for has crossed a cut in front of this one
 _SIZES = (torch.ops.aten.sym_size.int,)
 
 
@@ -55,6 +57,7 @@ def divide(graph: fx.Graph, at: str, inside: Inside, weights: frozenset[str]) ->
             copies[node] = _copy(front, node, copies)
     back = fx.Graph()
     smashed = back.placeholder("smashed")
+    smashed.meta[_CROSSED] = True
     behind: dict[fx.Node, fx.Node] = {}
     for place, node in enumerate(crossing):
         behind[node] = smashed if len(crossing) == 1 else back.call_function(operator.getitem, (smashed, place))
@@ -87,7 +90,7 @@ def divide(graph: fx.Graph, at: str, inside: Inside, weights: frozenset[str]) ->
 
 def _copy(into: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
     made = into.node_copy(node, lambda used: copies[used])
-    made.meta = {}
+    made.meta = {key: node.meta[key] for key in (MODULES, _CROSSED) if key in node.meta}
     return made
 
 
@@ -191,7 +194,7 @@ def _refuse_data(node: fx.Node, at: str, weights: frozenset[str]) -> None:
     if _is_number(node) or weighted(node):
         return
     needs = reach([node], through=lambda n: not (_is_number(n) or weighted(n)))
-    inputs = [n for n in needs if n.op == "placeholder" and not is_mask(str(n.target))]
+    inputs = [n for n in needs if n.op == "placeholder" and not is_mask(str(n.target)) and _CROSSED not in n.meta]
     if inputs:
         name = inputs[0].target
         what = (

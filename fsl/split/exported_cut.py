@@ -17,6 +17,7 @@ from fsl.seeds import DEFAULT_GENERATOR
 from fsl.segments.calling import call, picked, takes
 from fsl.segments.tensor_places import left_as_found
 from fsl.segments.tensor_trees import Values, passed
+from fsl.split.dividing_graphs import MODULES
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut
 
@@ -25,7 +26,7 @@ _CHECKS = ("_assert", "sym_constrain", "_guards")  # parts of names of operation
 
 def export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Trace:
     """Trace a model in both modes on an example batch; CannotCut, in one line, where it cannot be exported."""
-    graphs, modules = [], []
+    graphs = []
     constants: dict[str, Tensor] = {}
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]), left_as_found(model):
         before = [(module, module.training) for module in model.modules()]
@@ -33,17 +34,16 @@ def export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Tr
             for training in (True, False):
                 for module in model.modules():
                     module.training = training and trained.get(id(module), True)
-                graph, computed, held = _exported(model, example)
+                graph, held = _exported(model, example)
                 graphs.append(graph)
-                modules.append(computed)
                 constants |= held
         finally:
             for module, mode in before:
                 module.training = mode
-    return Trace((graphs[0], graphs[1]), constants, tuple(modules))
+    return Trace((graphs[0], graphs[1]), constants, exported=True)
 
 
-def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, frozenset[str]], dict[str, Tensor]]:
+def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, Tensor]]:
     args, kwargs = _arguments(model, example)
     _register(model, example)
     free = {name: _free(value) for name, value in kwargs.items()} or tuple(map(_free, args))
@@ -63,7 +63,6 @@ def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, fr
     names = {*(n for n, _ in model.named_parameters(remove_duplicate=False)), *(n for n, _ in model.named_buffers())}
     graph = whole.graph
     constants: dict[str, Tensor] = {}
-    modules: dict[str, frozenset[str]] = {}
     for node in list(graph.nodes):
         if (node.op == "call_function" and not node.users and any(part in str(node.target) for part in _CHECKS)) or (
             node.op == "call_module" and not node.users
@@ -84,11 +83,10 @@ def _exported(model: nn.Module, example: Values) -> tuple[fx.Graph, dict[str, fr
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copies[node] = plain.node_copy(node, lambda used: copies[used])
-        modules[copies[node].name] = _modules_of(node)
-        copies[node].meta = {}
+        copies[node].meta = {MODULES: _modules_of(node)}
         if node.op == "placeholder":
             copies[node].args = ()
-    return plain, modules, constants
+    return plain, constants
 
 
 def _register(model: nn.Module, example: Values) -> None:

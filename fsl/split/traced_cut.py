@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fsl.segments.calling import Takes
-from fsl.split.dividing_graphs import divide, reach
+from fsl.split.dividing_graphs import MODULES, divide, reach
 from fsl.split.traced_checks import require
 from fsl.split.tracer import trace_modes
 
@@ -21,19 +21,18 @@ from fsl.split.tracer import trace_modes
 class Trace:
     """A model's forward as graphs, one for training and one for evaluation, and the tensors made in forward.
 
-    `modules`: of an exported graph, the names of the modules in which each node was computed, by the node's name.
+    `exported`: nodes are operations, which say in which modules they were computed, instead of calls of modules.
     """
 
     graphs: tuple[fx.Graph, fx.Graph]
     constants: Mapping[str, Tensor]
-    modules: tuple[Mapping[str, frozenset[str]], ...] = ()
+    exported: bool = False
 
-    def inside(self, graph: int, at: str) -> Callable[[fx.Node], bool]:
+    def inside(self, at: str) -> Callable[[fx.Node], bool]:
         """Returns a function that says whether a node of a graph is a call of the module `at`, or a part of one."""
-        if not self.modules:
+        if not self.exported:
             return lambda node: node.op == "call_module" and node.target == at
-        known = self.modules[graph]
-        return lambda node: at in known.get(node.name, ())
+        return lambda node: at in node.meta.get(MODULES, ())
 
 
 class Traced(nn.Module):
@@ -48,11 +47,13 @@ class Traced(nn.Module):
         graphs: tuple[fx.Graph, fx.Graph],
         names: Iterable[str],
         constants: Mapping[str, Tensor],
+        exported: bool = False,
     ):
         super().__init__()
         for name in names:
             _adopt(self, source, name, constants)
         self._graphs = graphs
+        self._exported = exported
         self.training = source.training
         inputs = tuple(str(node.target).lstrip("*") for node in graphs[0].nodes if node.op == "placeholder")
         self.takes = Takes(inputs, inputs, False, len(inputs))
@@ -65,6 +66,10 @@ class Traced(nn.Module):
         """Run the graph of the present mode."""
         modes = self.__dict__.get("_modes") or self.compile_graphs()
         return modes[0 if self.training else 1].forward(*inputs, **named)
+
+    def traced_again(self) -> Trace | None:
+        """Returns the trace by which a part of an exported model is cut again; None for others, to be traced anew."""
+        return Trace(self._graphs, {}, exported=True) if self._exported else None
 
     def does_nothing(self) -> bool:
         """True where the part computes nothing between its ends."""
@@ -101,7 +106,7 @@ def cut(model: nn.Module, at: str, traced: Trace) -> tuple[Traced, Traced]:
     """Cut a traced model after the last call of the module `at`; CannotCut says why it is impossible."""
     weights = _weighted(model)
     (train_front, train_back), (eval_front, eval_back) = (
-        divide(graph, at, traced.inside(number, at), weights) for number, graph in enumerate(traced.graphs)
+        divide(graph, at, traced.inside(at), weights) for graph in traced.graphs
     )
     front, back = _targets(train_front, eval_front), _targets(train_back, eval_back)
     used_in_front = {id(tensor) for _, tensor in _tensors(model, front)}
@@ -110,8 +115,8 @@ def cut(model: nn.Module, at: str, traced: Trace) -> tuple[Traced, Traced]:
     for name, tensor in _tensors(model, _without(model, front + back)):
         (front if id(tensor) in used_in_front else back).append(name)
     return (
-        Traced(model, (train_front, eval_front), front, traced.constants),
-        Traced(model, (train_back, eval_back), back, traced.constants),
+        Traced(model, (train_front, eval_front), front, traced.constants, traced.exported),
+        Traced(model, (train_back, eval_back), back, traced.constants, traced.exported),
     )
 
 

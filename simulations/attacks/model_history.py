@@ -35,6 +35,8 @@ def states_by_round(
                 for kind in ("fronts", "tails"):
                     path = folder.checkpoint / "devices" / kind / str(device) / f"{strategy.kept()[device]}.safetensors"
                     tensors |= load_tensors(path) if path.exists() or kind == "fronts" else {}
+            if folder.frozen_path.exists():
+                tensors |= load_tensors(folder.frozen_path)
             kept.append(tensors)
 
         return start(*arguments, on_round=ended, **options)

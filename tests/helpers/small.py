@@ -34,3 +34,14 @@ def small_model(norm: str = "none", dropout: float = 0.0, seed: int = 0) -> nn.S
     model.add_module("conv2", nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), *normed(8), nn.ReLU(inplace=True), *drop))
     model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(8 * 4 * 4, 4)))
     return model
+
+
+FROZEN = ("conv.0.weight", "conv2.0.weight", "head.1.bias")
+
+
+def frozen_model(norm: str = "none", dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
+    """`small_model` with frozen parameters in its first, middle and last layers."""
+    model = small_model(norm, dropout, seed)
+    for name in FROZEN:
+        model.get_parameter(name).requires_grad_(False)
+    return model

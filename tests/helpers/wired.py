@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from torch import nn
 
 import fsl
 from fsl.deployment.cloud.roster import Roster
@@ -66,6 +67,7 @@ class WiredGrid(SimulationGrid):
 
     def _host(self, workload, backend, config, store):
         settings = replace(NodeSettings.read(config), state=store, limit=backend.limit)
+        workload = workload if backend.model is None else replace(workload, model=backend.model)
         node = NetworkedNode(replace(workload, store=store), settings, backend.patience, self._meters(settings))
         self.nodes[len(self.nodes) + 1] = node
 
@@ -109,6 +111,7 @@ class Wired(fsl.Backend):
     edge_more: dict[str, str] = field(default_factory=dict)
     device_more: dict[str, str] = field(default_factory=dict)
     limit: Limit | None = None
+    model: nn.Module | None = None  # that nodes build, where it is not the run's own
     patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))
     roster: Roster = field(default_factory=lambda: Roster("", Terms(wait=5, bind_keys=False)))
 

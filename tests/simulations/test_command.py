@@ -385,3 +385,21 @@ def test_the_wheel_runs_from_a_folder_with_packages_of_the_same_names(tmp_path, 
     assert (folder / "run" / "model.safetensors").exists()
     where = installed_wheel.run("-c", "import fsl.strategies; print(fsl.strategies.__file__)", folder=folder)
     assert Path(where.strip()).is_relative_to(installed_wheel.packages)
+
+
+def test_lora_on_the_command_line(capsys):
+    """Adapters alone are trained; a sum of what is frozen and trained is the whole model."""
+    pytest.importorskip("peft")
+    whole = run_into("whole", "rounds=1")
+    lora = run_into("lora", "rounds=1", "lora=lora", "lora.r=2", "lora.targets=[stage1.1]", "lora.train=[head]")
+    sent = [json.loads((folder / "metrics.jsonl").read_text())["model_bytes"] for folder in (whole, lora)]
+    assert sent[1] < sent[0] / 10
+    assert {path.name for path in (lora / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    again = load_file(lora / "checkpoint" / "model.1.safetensors").keys()
+    assert len(again) == 2 + 2
+    resumed = [f"resume={lora}", "rounds=2", "lora=lora", "lora.r=2", "lora.targets=[stage1.1]", "lora.train=[head]"]
+    assert command([*SMOKE, *resumed]) == 0
+    assert command([*SMOKE, "lora=lora", "lora.targets=[conv9]", "hydra.run.dir=no"]) == 2
+    assert "lora.targets: no module's name ends with 'conv9'; those that may: " in capsys.readouterr().err
+    assert command([*SMOKE, "lora.r=4", "hydra.run.dir=no"]) == 2
+    assert not Path("no").exists()

@@ -495,7 +495,7 @@ REFUSED = [
     (Table, "auxiliary", "forward does not call 'auxiliary'; possible cuts: a, b"),
     (lambda: ENDS_IN_IDENTITY, "1", "there is nothing behind '1'; possible cuts: 0"),
     (tied_sequential, "0", "'0.weight' and '2.weight' are one tensor that is used on both sides"),
-    (tied_sequential, "1", "untie it or cut elsewhere; possible cuts: 2"),
+    (tied_sequential, "1", "so that front and tail hold it, or cut elsewhere; possible cuts: 2"),
     (TiedByUse, "a", "'a.weight' is used on both sides"),
     (SharedBuffer, "b", "'scale' is used on both sides"),
     (TwoInputs, "a", "TwoInputs takes 2 inputs (x, mask); give a batch that has them: split(model, at, example=batch)"),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from flwr.app import Message
@@ -10,7 +10,7 @@ from flwr.app import Message
 from fsl.deployment.cloud.enrolled import fingerprint_of, names_of
 from fsl.deployment.node.node_settings import Role
 from fsl.errors import TrustError, WireError
-from fsl.messages.identifiers import is_address, is_count, is_hex, is_hex_key, is_owner
+from fsl.messages.identifiers import is_address, is_count, is_digest, is_hex, is_hex_key, is_owner
 from fsl.messages.record_names import CONFIG, MEMBER
 from fsl.messages.versions import check_versions
 from fsl.quoting import one_line
@@ -31,6 +31,7 @@ class Member:
     edge_key: str = ""  # hex; the public key of its edge's signatures to other edges
     registered: bytes = b""  # its SuperNode's public key, DER; empty where keys do not bind
     line: bool = False  # it opens the line that it was offered
+    frozen: Mapping[str, str] = field(default_factory=dict)  # digests of its model's frozen parameters, by segment
 
     @property
     def names(self) -> list[str]:
@@ -56,8 +57,10 @@ def introduced(node: int, reply: Message, registered: bytes, label: str, bind_ke
             raise ValueError(f"{wrong}={said[wrong]!r}")
         key = bytes.fromhex(said["key"])
         role, edge_key, label = said["role"], said["edge_key"], one_line(label, 100)
-        line = said["line"]
-        member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key, line=line)
+        line, frozen = said["line"], dict(said.get("frozen", {}))
+        member = Member(
+            node, role, samples, said["edge"], said["address"], key, label, edge_key, line=line, frozen=frozen
+        )
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
     if few := [device for device, count in samples.items() if count < 1]:
@@ -103,6 +106,7 @@ def _wrong(said: Mapping[str, Any]) -> str | None:
         "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
         "key": is_hex(said["key"]),
         "line": isinstance(said["line"], bool),
+        "frozen": all(is_digest(digest) for digest in dict(said.get("frozen", {})).values()),
         "edge_key": said["edge_key"] == "" if said["edge"] is None else is_hex_key(said["edge_key"]),
     }
     return next((name for name, holds in fine.items() if not holds), None)

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fsl.deployment.cloud.answers import Share, check_answer, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
+from fsl.deployment.cloud.frozen_weights import FrozenWeights
 from fsl.deployment.cloud.line_grid import LineGrid, pull_replies, wait_for_reply
 from fsl.deployment.cloud.member import Member
 from fsl.deployment.cloud.members import Members
@@ -25,11 +26,13 @@ from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
+from fsl.flower.frozen_records import with_frozen_arrays
 from fsl.messages.identifiers import is_count, is_owner
 from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.quoting import one_line
+from fsl.segments.frozen import Frozen
 from fsl.settings.placement import Collected
 from fsl.wire.device.sealed_fronts import new_key
 from fsl.wire.line.cloud_lines import CloudLines
@@ -66,8 +69,13 @@ class Roster:
         self.signer = Signer()
         self.members = Members(setup, terms, None if folder is None else folder / TABLE, lines)
         self._fence = 0
+        self._weights = FrozenWeights({})
         self._asked: _AskedRound | None = None
         self._scored: dict[int, frozenset[int]] = {}  # the devices that each node was last asked to evaluate
+
+    def know_frozen(self, frozen: Mapping[str, Frozen]) -> None:
+        """Take the model's frozen parameters, by segment, to send them once to each node that has others."""
+        self._weights = FrozenWeights(frozen)
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
@@ -140,10 +148,13 @@ class Roster:
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
         text, every = plan.to_json(), self.terms.replicate_every
         messages, arrays = [], RoundArrays()
+        here = {member.node: member for member in self.members.online}
         for node, whole in sorted(parts.items()):
             whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
             asked.shares[node] = Share.of(whole)
             mine = arrays.of(whole, needed(whole.own))
+            lacks = self._weights.lacking(here[node], filter(whole.holds, self._weights.segments))
+            mine = with_frozen_arrays(mine, lacks)
             messages.append(self._message(node, MessageType.TRAIN, text, mine, whole, plan.round))
         return messages
 
@@ -273,7 +284,8 @@ class Roster:
             here = [task for task in tasks if task.device in member.samples]
             if here:
                 self._scored[member.node] = frozenset(task.device for task in here)
-                messages.append(self._message(member.node, MessageType.EVALUATE, text(here), needed(here), None, round))
+                arrays = with_frozen_arrays(needed(here), self._weights.lacking(member, self._weights.segments))
+                messages.append(self._message(member.node, MessageType.EVALUATE, text(here), arrays, None, round))
         return messages
 
     def _counted(self, samples: int) -> int:

@@ -95,9 +95,8 @@ class RoundResults:
 
     def measure(self, start: ArrayRecord, max_norm: float) -> None:
         """Lose the devices whose update from the round's first arrays, `start`, is longer than `max_norm` allows."""
-        layouts = {
-            name: self.layouts[name] for name in self._own if f"{name}.{self.layouts[name].fields[0].name}" in start
-        }
+        held = {name.partition(".")[0] for name in start}
+        layouts = {name: self.layouts[name] for name in self._own if name in held}
         if self.plan.fronts == "private":
             layouts.pop("front", None)
             layouts.pop("tail", None)

@@ -21,6 +21,7 @@ from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
+from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states
 from fsl.installed import __version__
 from fsl.messages.node_part import EdgePart, NodePart
@@ -117,6 +118,7 @@ class NetworkedNode:
             "protocol": PROTOCOL,
             "version": __version__,
             "line": False,
+            "frozen": {name: frozen.digest for name, frozen in self.node.frozen.items()},
             "edge_key": self.edge_key.public_key().public_bytes_raw().hex() if settings.hosts_edge else "",
         }
 
@@ -148,6 +150,7 @@ class NetworkedNode:
             )
         refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
+        take_frozen(arrays, plan.frozen, self.node.frozen, filter(part.holds, self.node.layouts))
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
         work = self._work = Work()
         self._bare = plan.privacy is None or not plan.privacy.private
@@ -165,6 +168,7 @@ class NetworkedNode:
         for thread in edges:
             thread.join()
         self._work = None
+        worker.refuse_changed()
         worker.store.sync()
         work.restarted = restarted(worker.store.restarts)
         return work
