@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
+from fsl.strategies.participation import Participation, finish_seconds
 from fsl.strategies.protection import Protection
 from torch import Tensor, nn
 
-from fsl import seeds
+from fsl.costs import DeviceLoad, Serving, serving_of
 from fsl.errors import ConfigError, RunError, one_of
 from fsl.flower.aggregation import Aggregator
 from fsl.flower.records import record_to_states
@@ -23,6 +24,7 @@ from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum
 from fsl.settings.federation_settings import Federation
+from fsl.settings.taking_part import may_have_fewer
 from fsl.split.cutting import refuse_tail
 
 
@@ -40,6 +42,7 @@ class Algorithm:
     def __init__(self) -> None:
         self._federation: Federation | None = None
         self._protected_by: Protection | None = None
+        self._taken_part: Participation | None = None
         self._aggregator: Aggregator | None = None
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
@@ -62,17 +65,30 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} has local_loss = True and must say what head devices train")
 
     def select(self, round: int) -> Sequence[int]:
-        """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
-        training = self.federation.training
-        if training.devices_per_round is None:
-            return range(training.devices)
-        draw = seeds.numpy_generator(training.seed, "participants", round=round)
-        chosen = draw.choice(training.devices, training.devices_per_round, replace=False)
-        return sorted(int(device) for device in chosen)
+        """The devices of this round, of those that are `available`, as the run's selection chooses them."""
+        return self._participation.select(round, self._held(), partial(self._predicted_seconds, round))
+
+    def available(self, round: int) -> Sequence[int]:
+        """Returns the devices that are there in this round, in order of id, as the run's availability says."""
+        return self._participation.available(round)
+
+    @property
+    def selects_itself(self) -> bool:
+        """Whether an algorithm overrides `select`; then the run's selection cannot be another than the default."""
+        return type(self).select is not Algorithm.select
 
     def chosen(self, round: int) -> list[int]:
-        """What `select` chose, in order of id; RunError where that cannot train."""
-        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.training.devices)
+        """What `select` chose of the devices that are available, in order of id; RunError where that cannot train."""
+        own, devices = self.selects_itself, self.federation.training.devices
+        name = self._hook("select") if own else self._participation.name
+        there = self.available(round)
+        found = asked.devices_of(round, name, self.select(round), devices, none=not own) if there else []
+        absent = [device for device in found if device not in there]
+        if absent and not own:
+            raise RunError(
+                f"round {round}: {name} chose device {absent[0]}, which is not available; choose of candidates.devices"
+            )
+        return [device for device in found if device in there]
 
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
@@ -136,6 +152,26 @@ class Algorithm:
             round, self._hook("learning_rates"), self.learning_rates(round), self.federation.layouts, one
         )
 
+    def _held(self) -> Mapping[int, int] | None:
+        """Returns the n_k of the devices that are online, where nodes host fixed ones; None in a simulation."""
+        return None
+
+    def _forecast(self, round: int, devices: Sequence[int]) -> tuple[list[DeviceLoad], Serving]:
+        """Returns each device's predicted load in this round, and how edges serve it."""
+        spec, costs = self.planned(round), self.federation.costs
+        if costs is None:
+            raise RunError(f"round {round}: nothing predicts the work of devices; run it with a cost model")
+        serving = serving_of(None if spec is None else spec.build(), self.fronts)
+        edges = {device: self.attached(device, round) for device in devices}
+        return list(costs.predicted(edges, serving, self.fronts)), serving
+
+    def _predicted_seconds(self, round: int, devices: Sequence[int]) -> Mapping[int, float]:
+        """Returns the second at which each of these devices is done in a round of them all, as predicted."""
+        loads, serving = self._forecast(round, devices)
+        costs = self.federation.costs
+        assert costs is not None
+        return finish_seconds(costs.round(loads, serving, self._clock))
+
     def _hook(self, name: str) -> str:
         return f"{type(self).__name__}.{name}()"
 
@@ -154,6 +190,13 @@ class Algorithm:
         return self._protected_by
 
     @property
+    def _participation(self) -> Participation:
+        """Who takes part in the run's rounds; RunError before `bind`."""
+        if self._taken_part is None:
+            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
+        return self._taken_part
+
+    @property
     def federation(self) -> Federation:
         """Settings of the run."""
         if self._federation is None:
@@ -164,6 +207,7 @@ class Algorithm:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
         self._protected_by = Protection(federation)
+        self._taken_part = Participation(federation)
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved = {}, {}
         for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
@@ -180,6 +224,9 @@ class Algorithm:
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
         self._aggregator.refuse_too_few(federation.training.devices_per_round or federation.training.devices)
+        self._aggregator.refuse_fewer(
+            may_have_fewer(federation.training, federation.selection, federation.availability)
+        )
 
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""
@@ -217,7 +264,8 @@ class Algorithm:
         """Returns what a checkpoint needs besides tensors, as JSON values; extend it where an algorithm remembers."""
         spent = {} if self._protected_by is None else self._protected_by.state()
         kept = {"kept": dict(self._kept)} if self._kept else {}
-        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **spent}
+        remembered = {} if self._taken_part is None else self._taken_part.state()
+        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **spent, **remembered}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
@@ -225,6 +273,7 @@ class Algorithm:
         self._kept = {owner: int(round) for owner, round in state.get("kept", {}).items()}
         self._clock = float(state["sim_clock"])
         self._protection.load_state(state)
+        self._participation.load_state(state)
         self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:

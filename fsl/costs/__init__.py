@@ -1,7 +1,9 @@
 """Simulates seconds and joules of rounds, from profiles of devices, edges and links and the costs of stages."""
 
 from fsl.costs.cost_model import CostModel, Machines, machines
+from fsl.costs.forecast import Forecast
 from fsl.costs.hardware import Hardware
+from fsl.costs.latecomers import late_devices
 from fsl.costs.pricing import CutPrice, price
 from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
 from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
@@ -14,6 +16,7 @@ __all__ = [
     "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "Forecast",
     "Hardware",
     "LinkChoice",
     "LinkProfile",
@@ -23,6 +26,7 @@ __all__ = [
     "SegmentCost",
     "Serving",
     "StageCost",
+    "late_devices",
     "load_profile",
     "machines",
     "price",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.availability import Availability
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, as_partitioner, divide
 from fsl.data.data_digest import describe_partition
@@ -24,11 +25,13 @@ from fsl.privacy.settings import Privacy
 from fsl.round.workload import Workload
 from fsl.run.arguments import (
     as_aggregator,
+    as_availability,
     as_backend,
     as_mobility,
     as_observers,
     as_optimizer,
     as_privacy,
+    as_selection,
     as_tags,
 )
 from fsl.run.backend import Backend, torch_threads
@@ -40,6 +43,7 @@ from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
+from fsl.selection import Selection
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
@@ -70,6 +74,8 @@ def simulate(
     augmentation: Augmentation | None = None,
     aggregator: FlowerStrategy | type | str | None = None,
     mobility: Mobility | type | str | None = None,
+    selection: Selection | type | str | None = None,
+    availability: Availability | Mapping[int, Sequence[int]] | type | str | None = None,
     privacy: Privacy | type | str | Sequence[str] | Any = None,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
@@ -105,6 +111,8 @@ def simulate(
         augmentation: How training batches of images are cropped and flipped.
         aggregator: A Flower strategy (FedAdam, Krum, ...) that combines, device by device, what is otherwise averaged.
         mobility: Which devices move between edges in the middle of a round; None: they stay.
+        selection: Which of the available devices take part in a round, `devices_per_round` of them; uniform by default.
+        availability: Which devices are there in a round, also as their rounds by device id; None: all, always.
         privacy: How devices' data are protected: a `Privacy`, or one mechanism. `privacy.json` says what that comes to.
 
     Options of `training`, a `Training`:
@@ -113,6 +121,7 @@ def simulate(
         devices: Devices that hold data.
         edges: Edge servers; device k is attached to edge k mod `edges`.
         devices_per_round: Devices drawn for each round; all by default.
+        deadline: Simulated seconds of a round, after which who is not done does not count; None: no deadline.
         local_epochs: Passes of each device over its data in a round.
         batch_size: Samples of a device in a step.
         samples_per_device: Samples that a device holds at most; `partition=resample` draws so many.
@@ -167,6 +176,8 @@ def simulate(
         optimizer=as_optimizer(optimizer),
         aggregator=as_aggregator(aggregator),
         mobility=as_mobility(mobility),
+        selection=as_selection(selection),
+        availability=as_availability(availability),
         privacy=as_privacy(privacy),
         placement=backend.placement,
     )

@@ -42,6 +42,10 @@ class Placement(Protocol):
     def samples(self) -> Mapping[int, int]:
         """The n_k of each online device, as its node says."""
 
+    @property
+    def counted(self) -> Mapping[int, int]:
+        """The n_k by which each online device counts, at most as many as the run lets it."""
+
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
 
