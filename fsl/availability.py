@@ -61,8 +61,8 @@ class TraceAvailability(Availability):
 
     A CSV file has the columns `device,round`, a line for each round (from 1) in which a device is available; a JSON
     file is an object of lists, `{"0": [1, 2], "3": [2]}`, as `rounds` is a mapping. A device that is not named is
-    always available. With a `period` of P rounds, round r is as round (r - 1) mod P + 1; without one a device is away after
-    its last round.
+    always available. With a `period` of P rounds, round r is as round (r - 1) mod P + 1; without one a device is away
+    after its last round.
     """
 
     def __init__(

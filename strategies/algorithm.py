@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
-from fsl.strategies.participation import Participation, finish_seconds
+from fsl.strategies.forecasts import Forecasts
+from fsl.strategies.participation import Participation
 from fsl.strategies.protection import Protection
 from torch import Tensor, nn
 
-from fsl.costs import DeviceLoad, Serving, serving_of
 from fsl.errors import ConfigError, RunError, one_of
 from fsl.flower.aggregation import Aggregator
 from fsl.flower.records import record_to_states
@@ -26,6 +26,8 @@ from fsl.segments.sums import Total, WeightedSum
 from fsl.settings.federation_settings import Federation
 from fsl.settings.taking_part import may_have_fewer
 from fsl.split.cutting import refuse_tail
+
+Part = TypeVar("Part")
 
 
 class Algorithm:
@@ -66,7 +68,7 @@ class Algorithm:
 
     def select(self, round: int) -> Sequence[int]:
         """The devices of this round, of those that are `available`, as the run's selection chooses them."""
-        return self._participation.select(round, self._held(), partial(self._predicted_seconds, round))
+        return self._participation.select(round, self._held(), partial(self._forecasts.seconds, round, self._clock))
 
     def available(self, round: int) -> Sequence[int]:
         """Returns the devices that are there in this round, in order of id, as the run's availability says."""
@@ -156,22 +158,6 @@ class Algorithm:
         """Returns the n_k of the devices that are online, where nodes host fixed ones; None in a simulation."""
         return None
 
-    def _forecast(self, round: int, devices: Sequence[int]) -> tuple[list[DeviceLoad], Serving]:
-        """Returns each device's predicted load in this round, and how edges serve it."""
-        spec, costs = self.planned(round), self.federation.costs
-        if costs is None:
-            raise RunError(f"round {round}: nothing predicts the work of devices; run it with a cost model")
-        serving = serving_of(None if spec is None else spec.build(), self.fronts)
-        edges = {device: self.attached(device, round) for device in devices}
-        return list(costs.predicted(edges, serving, self.fronts)), serving
-
-    def _predicted_seconds(self, round: int, devices: Sequence[int]) -> Mapping[int, float]:
-        """Returns the second at which each of these devices is done in a round of them all, as predicted."""
-        loads, serving = self._forecast(round, devices)
-        costs = self.federation.costs
-        assert costs is not None
-        return finish_seconds(costs.round(loads, serving, self._clock))
-
     def _hook(self, name: str) -> str:
         return f"{type(self).__name__}.{name}()"
 
@@ -185,23 +171,27 @@ class Algorithm:
     @property
     def _protection(self) -> Protection:
         """What the run's privacy does at the cloud; RunError before `bind`."""
-        if self._protected_by is None:
-            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
-        return self._protected_by
+        return self._bound(self._protected_by)
 
     @property
     def _participation(self) -> Participation:
         """Who takes part in the run's rounds; RunError before `bind`."""
-        if self._taken_part is None:
-            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
-        return self._taken_part
+        return self._bound(self._taken_part)
+
+    @property
+    def _forecasts(self) -> Forecasts:
+        """What is foreseen of the run's rounds."""
+        return Forecasts(self.federation, self.fronts, self.planned, self.attached)
 
     @property
     def federation(self) -> Federation:
         """Settings of the run."""
-        if self._federation is None:
+        return self._bound(self._federation)
+
+    def _bound(self, part: Part | None) -> Part:
+        if part is None:
             raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
-        return self._federation
+        return part
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
@@ -215,6 +205,7 @@ class Algorithm:
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()
+        self._forecasts.refuse_short_deadline()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fsl.strategies import asked
 
-from fsl.costs import DeviceLoad, RoundCost, late_devices
-from fsl.costs.serving import Serving
 from fsl.messages.reports import DeviceReport
 from fsl.selection import Candidates
 from fsl.settings.federation_settings import Federation
@@ -69,17 +67,6 @@ class Participation:
             )
         )
 
-    def late(self, loads: Sequence[DeviceLoad], serving: Serving, start: float) -> frozenset[int]:
-        """Returns which of these devices would not be done by the run's deadline, in a round that begins then."""
-        costs, deadline = self._federation.costs, self._federation.training.deadline
-        assert costs is not None
-        assert deadline is not None
-
-        def price(some: Sequence[DeviceLoad]) -> RoundCost:
-            return costs.round(some, serving, start)
-
-        return late_devices(loads, serving, price, deadline)
-
     def say(self, round: int, available: int, chosen: int, late: int) -> None:
         """Log a round that has fewer devices than the run asks for, in one line."""
         training, told = self._federation.training, self._federation.availability is not None
@@ -112,8 +99,3 @@ class Participation:
         if kept := state.get("selection"):
             assert isinstance(kept, Mapping)
             self._selection.load_state(kept)
-
-
-def finish_seconds(cost: RoundCost) -> dict[int, float]:
-    """Returns the second at which each device is done, from a round's cost."""
-    return {device.device: device.done_s for device in cost.devices}

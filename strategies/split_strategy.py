@@ -268,12 +268,9 @@ class SplitStrategy(Algorithm, RoundLoop):
 
     def _in_time(self, round: int, chosen: list[int]) -> list[int]:
         """Leave out the devices that would be late; they are not begun, so that nothing of theirs changes."""
-        self._late = []
-        if self.federation.training.deadline is not None and chosen:
-            loads, serving = self._forecast(round, chosen)
-            late = self._participation.late(loads, serving, self._clock)
-            self._late = [load for load in loads if load.device in late]
-            chosen = [device for device in chosen if device not in late]
+        self._late = self._forecasts.late(round, self._clock, chosen)
+        late = {load.device for load in self._late}
+        chosen = [device for device in chosen if device not in late]
         there = len(self.available(round))
         self._counted = {"available": there, "late": len(self._late)}
         self._participation.say(round, there, len(chosen) + len(self._late), len(self._late))

@@ -30,6 +30,11 @@ class CostModel:
     segments: tuple[SegmentCost, ...]
     forecast: Forecast | None = None  # None: rounds are priced from what was measured alone
 
+    @property
+    def steady(self) -> bool:
+        """Whether equal rounds cost the same at any time of the run: no link has a trace."""
+        return not any(link.trace for link in self.machines.links.profiles)
+
     def predicted(self, edges: Mapping[int, int], serving: Serving, fronts: str) -> list[DeviceLoad]:
         """Returns the load of each device of `edges`, which says at which edge it trains, as known before a round."""
         assert self.forecast is not None

@@ -121,7 +121,7 @@ def simulate(
         devices: Devices that hold data.
         edges: Edge servers; device k is attached to edge k mod `edges`.
         devices_per_round: Devices drawn for each round; all by default.
-        deadline: Simulated seconds of a round, after which who is not done does not count; None: no deadline.
+        deadline: Simulated seconds of a round, after which who is not done does not count; no deadline by default.
         local_epochs: Passes of each device over its data in a round.
         batch_size: Samples of a device in a step.
         samples_per_device: Samples that a device holds at most; `partition=resample` draws so many.

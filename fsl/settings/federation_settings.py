@@ -36,6 +36,10 @@ class RoundPricer(Protocol):
     ) -> Any:
         """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run, and closes for who is late."""
 
+    @property
+    def steady(self) -> bool:
+        """Whether equal rounds cost the same at any time of the run."""
+
     def predicted(self, edges: Mapping[int, int], serving: Any, fronts: Fronts) -> Sequence[Any]:
         """The `fsl.costs.DeviceLoad` of each device, whose edge is given, as far as it is known before a round."""
 

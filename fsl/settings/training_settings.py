@@ -42,7 +42,7 @@ class Training(OptionGroup):
     """Devices drawn for each round; all by default."""
 
     deadline: float | None = None
-    """Simulated seconds of a round, after which who is not done does not count; None: no deadline."""
+    """Simulated seconds of a round, after which who is not done does not count; no deadline by default."""
 
     local_epochs: int = 1
     """Passes of each device over its data in a round."""
