@@ -149,7 +149,7 @@ class Algorithm:
 
     def _rates(self, round: int) -> dict[str, float]:
         """Check `learning_rates`, and return a number for each segment."""
-        one = self.planned(round) is None
+        one = self.planned(round) is None or self.federation.cuts is not None
         return asked.rates_of(
             round, self._hook("learning_rates"), self.learning_rates(round), self.federation.layouts, one
         )
@@ -205,6 +205,7 @@ class Algorithm:
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()
+        self._refuse_cuts()
         self._forecasts.refuse_short_deadline()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
@@ -245,6 +246,39 @@ class Algorithm:
             raise ConfigError(
                 f"on_move=restart: devices of {name} share a back, which has learnt from the steps that would be done "
                 "again; use on_move=migrate or drop"
+            )
+
+    def _refuse_cuts(self) -> None:
+        """Raise ConfigError where devices are cut at different places and cannot be, beside the other settings."""
+        federation, name, spec = self.federation, type(self).__name__, self.planned(1)
+        if federation.cuts is None:
+            return
+        if spec is None:
+            raise ConfigError(f"cuts: {name} trains the whole model on the devices, without a cut; leave cuts out")
+        if self.fronts != "averaged" or not spec.locate().divisible or self.local_loss:
+            raise ConfigError(
+                f"cuts: {name} does not average fronts and backs device by device, so that layers which some devices "
+                "run and others leave to the edge have no common average; use splitfed_v1 or fedfly, or give one cut"
+            )
+        if federation.privacy is not None:
+            raise ConfigError(
+                "cuts: no account is kept of privacy where devices are cut at different places; give one cut, or leave "
+                "privacy out"
+            )
+        if federation.evaluation.leakage:
+            raise ConfigError(
+                f"evaluate_leakage={federation.evaluation.leakage}: it measures one front's smashed data, and devices "
+                "have different fronts; give one cut, or leave it out"
+            )
+        if federation.cuts.choice.changes and not federation.optimizer.reset:
+            raise ConfigError(
+                "optimizer.reset=false: a device's cut may change from round to round, and its optimizer's state with "
+                "it; use optimizer.reset=true, or cuts that stay"
+            )
+        if federation.placement is not None and federation.mobility is not None:
+            raise ConfigError(
+                "cuts: in a real federation a session of devices that are cut at different places does not move; give "
+                "one cut, use mobility=none, or simulate"
             )
 
     def settings(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def simulated(
     start: float,
     moves: Sequence[Move] = (),
     on_move: OnMove = "migrate",
+    cuts: Mapping[int, int] | None = None,
     late: Sequence[DeviceLoad] = (),
     deadline: float | None = None,
 ) -> dict[str, float]:
@@ -50,6 +51,7 @@ def simulated(
             r.down_bytes,
             r.model_bytes,
             stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
+            (cuts or {}).get(r.device, 0),
         )
         for r in reports
     ]

@@ -1,6 +1,7 @@
 """Runs an algorithm's cloud half under Flower: sends plans to the nodes each round, and combines their replies."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._asked = False  # whether anybody was asked to train in this round
         self._counted = {"available": 0, "late": 0}  # devices of this round
         self._late: list[DeviceLoad] = []  # what the late ones of this round would do
+        self._cuts: Mapping[int, int] = {}  # at which of the run's cuts this round's devices are cut, where they differ
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
@@ -137,7 +139,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         if (costs := self.federation.costs) is not None:
             trainer = self.planned(server_round)
             spent = simulated(
-                *(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move),
+                *(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._cuts),
                 late=self._late,
                 deadline=self.federation.training.deadline,
             )
@@ -241,6 +243,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
         if self._restarted:
             lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
+        if self.federation.cuts is not None:
+            counts = Counter(self._cuts.values())
+            lost["cuts"] = {cut: counts[number] for number, cut in enumerate(self.federation.cuts.cuts)}
         return {**lost, **self._protection.remarks()}
 
     # Planning.
@@ -267,10 +272,15 @@ class SplitStrategy(Algorithm, RoundLoop):
         return self._placement.counted if self._placed else None
 
     def _in_time(self, round: int, chosen: list[int]) -> list[int]:
-        """Leave out the devices that would be late; they are not begun, so that nothing of theirs changes."""
-        self._late = self._forecasts.late(round, self._clock, chosen)
+        """Leave out the devices that would be late, and note the others' cuts.
+
+        Late devices are not begun, so that nothing of theirs changes.
+        """
+        cuts = self._forecasts.cuts(round, self._clock, chosen)
+        self._late = self._forecasts.late(round, self._clock, chosen, cuts)
         late = {load.device for load in self._late}
         chosen = [device for device in chosen if device not in late]
+        self._cuts = {device: cut for device, cut in cuts.items() if device not in late}
         there = len(self.available(round))
         self._counted = {"available": there, "late": len(self._late)}
         self._participation.say(round, there, len(chosen) + len(self._late), len(self._late))
@@ -304,7 +314,8 @@ class SplitStrategy(Algorithm, RoundLoop):
 
     def _task(self, device: int) -> DeviceTask:
         held = self._protection.samples(device)
-        return DeviceTask(device=device, samples=held, **self._generations(f"device-{device}"))
+        cut = self._cuts.get(device, 0)
+        return DeviceTask(device=device, samples=held, cut=cut, **self._generations(f"device-{device}"))
 
     def _generations(self, owner: str) -> dict[str, int]:
         return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}

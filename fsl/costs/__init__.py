@@ -1,6 +1,7 @@
 """Simulates seconds and joules of rounds, from profiles of devices, edges and links and the costs of stages."""
 
 from fsl.costs.cost_model import CostModel, Machines, machines
+from fsl.costs.cut_choice import CutChoice, CutRound, CutsByProfile, FastestRound, GivenCuts
 from fsl.costs.forecast import Forecast
 from fsl.costs.hardware import Hardware
 from fsl.costs.latecomers import late_devices
@@ -12,11 +13,16 @@ from fsl.costs.stages import SegmentCost, StageCost, segment_costs, stage_costs
 
 __all__ = [
     "CostModel",
+    "CutChoice",
     "CutPrice",
+    "CutRound",
+    "CutsByProfile",
     "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "FastestRound",
     "Forecast",
+    "GivenCuts",
     "Hardware",
     "LinkChoice",
     "LinkProfile",

@@ -28,6 +28,7 @@ class CostModel:
     seed: int
     machines: Machines
     segments: tuple[SegmentCost, ...]
+    by_cut: tuple[tuple[SegmentCost, ...], ...] = ()  # where devices are cut at different places: of each cut
     forecast: Forecast | None = None  # None: rounds are priced from what was measured alone
 
     @property
@@ -59,6 +60,7 @@ class CostModel:
             {edge: machines.edges.of(edge, seed) for edge in _edges(loads)},
             start,
             None if machines.backhaul is None else machines.backhaul.of(0, seed),
+            self.by_cut,
             late,
             deadline,
         )

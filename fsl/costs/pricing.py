@@ -2,30 +2,27 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Unpack
 
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from fsl.costs.cost_model import CostModel
-from fsl.costs.forecast import RoundBatches, step_bytes, traffic
 from fsl.costs.hardware import Hardware, HardwareOptions
+from fsl.costs.predicted_loads import CutCost, PredictedLoads
 from fsl.costs.round_cost import DeviceLoad
 from fsl.costs.serving import Serving, serving_of
-from fsl.costs.stages import SegmentCost, StageCost, stage_costs
-from fsl.data import Examples, Partition, Partitioner, TaskData, as_partitioner, as_task, divide
+from fsl.costs.stages import stage_costs
+from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
 from fsl.objective import Objective, as_objective
-from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import in_double
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
-from fsl.split.cutting import Place
 
 
 @dataclass(frozen=True)
@@ -86,39 +83,15 @@ def price(
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
     places = hardware.machines(moving=False)
     edge_of = getattr(strategy, "edge_of", lambda device: device % training.edges)
-    batches = _batches(model, divided, training)
+    sizes = [divided.size(device) for device in range(training.devices)]
+    at = [CutCost.of(stages, number) for number in range(len(stages) - 1)]
+    loads = PredictedLoads(model, at, sizes, training, wire, serving, strategy.fronts, task.train.targets[:1])
     prices = []
     for index, stage in enumerate(stages[:-1]):
-        front, back = stages[: index + 1], stages[index + 1 :]
-        segments = (_segment("front", "device", front), _segment("back", "edge", back))
-        sent = stages if serving.kind == "none" else front
-        model_bytes = 0 if strategy.fronts == "private" else 2 * int(_sum(sent, "parameter_bytes"))
-        loads = [
-            replace(
-                _load(own, stage, serving, wire, task.train.targets[:1]),
-                device=device,
-                edge=edge_of(device),
-                model_bytes=model_bytes,
-            )
-            for device, own in enumerate(batches)
-        ]
-        prices.append(_priced(stage.name, CostModel(training.seed, places, segments), loads, serving))
+        costs = CostModel(training.seed, places, at[index].halves)
+        every = [loads.of(device, index, edge_of(device)) for device in range(training.devices)]
+        prices.append(_priced(stage.name, costs, every, serving))
     return prices
-
-
-def _segment(name: str, place: Place, stages: Sequence[StageCost]) -> SegmentCost:
-    return SegmentCost(name, place, _sum(stages, "forward_flops"), _sum(stages, "backward_flops"))
-
-
-def _batches(model: nn.Module, divided: Partition, training: Training) -> list[RoundBatches]:
-    """Each device's batches of a round, as this model takes them."""
-    trained = copy.deepcopy(model)
-    start_training(trained)
-    skip = needs_two_rows([trained])
-    return [
-        RoundBatches.of(divided.size(device), training.batch_size, training.local_epochs, skip)
-        for device in range(training.devices)
-    ]
 
 
 def _priced(cut: str, costs: CostModel, loads: Sequence[DeviceLoad], serving: Serving) -> CutPrice:
@@ -126,14 +99,3 @@ def _priced(cut: str, costs: CostModel, loads: Sequence[DeviceLoad], serving: Se
     sums = [sum(getattr(load, name) for load in loads) for name in ("up_bytes", "down_bytes", "model_bytes")]
     flops = [segment.forward_flops + segment.backward_flops for segment in costs.segments]
     return CutPrice(cut, cost.seconds, cost.joules, *sums, *flops)
-
-
-def _load(batches: RoundBatches, stage: StageCost, serving: Serving, wire: Wire, label: torch.Tensor) -> DeviceLoad:
-    up, down = traffic(
-        batches, serving, lambda rows: step_bytes([stage.crossing], label, rows, wire.up_spec, wire.down_spec)
-    )
-    return DeviceLoad(0, 0, batches.steps, batches.rows, up, down, 0)
-
-
-def _sum(stages: Sequence[StageCost], name: str) -> float:
-    return float(sum(getattr(stage, name) for stage in stages))

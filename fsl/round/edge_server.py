@@ -19,6 +19,7 @@ from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
 from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.quoting import short
+from fsl.round.by_cut import ByCut
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
@@ -80,6 +81,10 @@ class SessionSnapshot:
     trainer: Snapshot
 
 
+def _none_shared(device: int) -> frozenset[int]:
+    return frozenset()
+
+
 class EdgeServer:
     """Runs the back for the devices attached to it, by the rule of its trainer."""
 
@@ -95,12 +100,12 @@ class EdgeServer:
         public_reason: str | None = None,
         checked: bool = True,
         allowed: Iterable[str] = ALLOWED,
-        shared: frozenset[int] = frozenset(),
+        shared: Callable[[int], frozenset[int]] = _none_shared,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
-        `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: which of the tensors that
-        it passes have no row per sample.
+        `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: tells which of the tensors
+        that a device's front passes have no row per sample.
         `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
         `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
@@ -163,7 +168,7 @@ class EdgeServer:
             )
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
         if isinstance(smashed, TensorTree):
-            smashed = replace(smashed, shared=self._shared)
+            smashed = replace(smashed, shared=self._shared(packet.device))
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
         targets = packet.targets
@@ -288,6 +293,12 @@ class EdgeServer:
             self._remember(None)
             self._counts[f"{KEPT}{self.edge}"] = 1
         return self.trainer.result()
+
+    def totals(self) -> dict[str, Total]:
+        """Returns the weighted backs of this round, by the segments that the cloud averages."""
+        if isinstance(self.trainer, ByCut):
+            return self.trainer.totals()
+        return {"back": self.result()}
 
     # The trainer's memory between rounds: one of the edge, or one of each device with a back of its own.
 

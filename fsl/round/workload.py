@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import tables
 from fsl.segments.tensor_trees import Values, received, shared_of
-from fsl.split.cutting import SplitModel, passes_one, split
+from fsl.split.cutting import SplitModel, passes_one, split, split_between
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Workload:
     accelerator: str = "cpu"
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
+    cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
 
 
 _EXAMPLE = 3  # rows of a batch by which a model is traced
@@ -55,7 +56,10 @@ class Worker:
         self.accelerator = torch.device(workload.accelerator)
         # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
         self.model = copied(workload.model).to(self.accelerator)
-        self.split: SplitModel = split(self.model, workload.cut, self._example())
+        if workload.cuts:
+            self.split: SplitModel = split_between(self.model, workload.cuts, self._example())
+        else:
+            self.split = split(self.model, workload.cut, self._example())
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
         self.chain = dict(self.segments)  # the model's segments, in order
@@ -67,6 +71,20 @@ class Worker:
         self.store = Store(workload.store)
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
+        self._at: dict[int, Worker] = {}
+
+    def at(self, cut: int) -> "Worker":
+        """Returns the worker for devices that are cut at this one of the workload's `cuts`; this one where it has none.
+
+        It has modules of its own: a worker's segments hold one replica at a time.
+        """
+        cuts = self.workload.cuts
+        if not cuts:
+            return self
+        if cut not in self._at:
+            self._at[cut] = worker = Worker(replace(self.workload, cut=cuts[cut], cuts=()))
+            worker.store = self.store
+        return self._at[cut]
 
     def _find_shared(self) -> None:
         """Find, by blank batches of two rows and of three, what segments pass on without a row per sample.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fsl.costs import CostModel, Forecast, segment_costs
+from fsl.costs.cut_choice import CutChoice
 from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, as_task
 from fsl.data.example_checks import check_examples
@@ -21,6 +22,7 @@ from fsl.run import provenance
 from fsl.run.ignored import refuse_unheard, warn_of_ignored
 from fsl.run.label import Label
 from fsl.run.local_heads import local_head
+from fsl.run.mixed_cuts import cut_costs, priced, with_cuts
 from fsl.run.observers import Observer
 from fsl.run.preflight import fit, preflight
 from fsl.run.privacy_check import private_run, refuse_several
@@ -76,14 +78,19 @@ def prepared(
     folder: RunFolder,
     observers: tuple[Observer, ...],
     label: Label,
+    cuts: CutChoice | None = None,
 ) -> Simulation:
-    """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not."""
+    """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not.
+
+    `cuts`: where each device's model is cut, where devices are cut at different places.
+    """
+    if cuts is not None:
+        federation, workload = with_cuts(federation, workload, hardware, cuts)
     workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
     federation = _bound(federation, strategy, workload, worker, hardware)
     federation = _protected(federation, strategy, workload, worker, folder, origin.init_from)
-    cuts = worker.split.cuts
     settings = provenance.settings(
-        federation, workload, strategy, origin.identity, origin.partition, cuts, origin.init_from
+        federation, workload, strategy, origin.identity, origin.partition, worker.split.cuts, origin.init_from
     )
     simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label)
     simulation.check()
@@ -99,7 +106,10 @@ def _split_and_tried(
         seed, train = federation.training.seed, workload.data.train
         workload = replace(workload, head=local_head(strategy, workload.model, workload.cut, train, seed))
     worker = Worker(workload)
-    preflight(workload, worker, OptimizerRecipe(federation.optimizer.spec, workload.allowed))
+    recipe = OptimizerRecipe(federation.optimizer.spec, workload.allowed)
+    preflight(workload, worker, recipe)
+    for number in range(len(workload.cuts)):
+        preflight(workload, worker.at(number), recipe)
     return workload, worker
 
 
@@ -114,6 +124,8 @@ def _bound(
         costs=_cost_model(federation, hardware, workload, worker),
         samples=workload.partition.size,
     )
+    if federation.cuts is not None:
+        federation = replace(federation, cuts=priced(federation, workload))
     refuse_unheard(federation, strategy)
     strategy.bind(federation)
     name_classes(federation.named, _named(federation, strategy))
@@ -157,6 +169,9 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, 
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
     places = hardware.machines(moving=federation.mobility is not None)
     try:
+        if workload.cuts:
+            by_cut = tuple(cost.halves for cost in cut_costs(workload))
+            return CostModel(federation.training.seed, places, by_cut[0], by_cut)
         data, objective = workload.data.train, workload.objective
         costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)
         forecast = Forecast(
@@ -169,7 +184,7 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, 
             skip_single=worker.skip_single,
             poisson=federation.privacy is not None and federation.privacy.poisson,
         )
-        return CostModel(federation.training.seed, places, costs, forecast)
+        return CostModel(federation.training.seed, places, costs, forecast=forecast)
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place

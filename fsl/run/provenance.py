@@ -61,6 +61,8 @@ def settings(
         values["selection"] = describe(federation.selection)
     if federation.availability is not None:
         values["availability"] = describe(federation.availability)
+    if federation.cuts is not None:
+        values |= federation.cuts.settings()
     layouts, kinds = federation.layouts, _own_classes(federation, strategy)
     values |= {
         **given,

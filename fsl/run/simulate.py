@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 
 from fsl import seeds
 from fsl.availability import Availability
+from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware, HardwareOptions
+from fsl.costs.profiles import DeviceProfile
 from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, as_partitioner, divide
 from fsl.data.data_digest import describe_partition
 from fsl.errors import ConfigError
@@ -68,6 +70,7 @@ def simulate(
     strategy: CloudStrategy | type | str,
     test_data: Examples | Dataset[Any] | Sequence[Any] | None = None,
     cut: str | Sequence[str] | None = None,
+    cuts: CutChoice | type | str | Mapping[int | str, str] | Callable[[DeviceProfile], str] | None = None,
     partition: Partitioner | Partition | type | str | Any = None,
     objective: Objective | Loss | type | str | None = None,
     optimizer: Optimizer | type | str | None = None,
@@ -104,6 +107,9 @@ def simulate(
         strategy: The algorithm: one of `fsl.strategies`, or your own.
         test_data: Examples to evaluate on, as `train_data`; without them nothing is evaluated.
         cut: Names of modules after which the model is cut; the model's `default_cut` by default.
+        cuts: Where each device's model is cut, in place of `cut`: names of modules by device id or by profile, as in
+            `{"pi3": "pool1", "jetson_nano": "conv3"}`, a function of a profile, "fastest", which chooses by the
+            predicted time of a round, or a `fsl.costs.CutChoice`.
         partition: Who holds which rows: a partitioner of `fsl.data` or flwr-datasets, or rows by device.
         objective: What training minimises: a loss of torch's with its arguments, any function of (outputs, targets)
             that gives a mean, or an `Objective`.
@@ -161,7 +167,7 @@ def simulate(
     could not go on.
     """
     refuse_model(model)
-    strategy, backend = as_strategy(strategy), as_backend(backend)
+    strategy, backend, chosen = as_strategy(strategy), as_backend(backend), as_cuts(cuts)
     loss, seen_by, nodes = as_objective(objective), as_observers(observers), whole("nodes", nodes, least=1)
     task = checked_task(model, train_data, test_data)
     training = Training.of(training, options)
@@ -204,7 +210,7 @@ def simulate(
     watching = (*([ProgressBar()] if progress else []), *seen_by)
     label = Label(name if name is None else str(name), as_tags(tags or {}))
     with torch_threads(backend.threads), seeds.left_as_found():
-        simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label)
+        simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label, chosen)
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()

@@ -96,7 +96,8 @@ class Simulation:
         trainer = self.strategy.trainer(1)
         if trainer is not None:
             trainer.locate(allowed, EdgeTrainer)
-        check_codecs(federation, self.strategy, self.worker)
+        for number in range(max(1, len(self.workload.cuts))):
+            check_codecs(federation, self.strategy, self.worker.at(number))
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""

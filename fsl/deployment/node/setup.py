@@ -94,6 +94,7 @@ class Setup:
     mean: tuple[float, ...] | None = None  # every node normalises inputs by it
     std: tuple[float, ...] | None = None
     outputs: Positive | None = None  # of the model, for one sample
+    cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -212,6 +213,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         accelerator=settings.accelerator,
         allowed=allowed,
         secure=True,
+        cuts=setup.cuts,
     )
 
 

@@ -1,14 +1,15 @@
 """Checks a device's messages before they reach a trainer."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fsl.errors import WireError
 from fsl.messages.frames import check_finite, check_labels
-from fsl.messages.round_plan import RoundPlan
+from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.round.workload import Worker
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
@@ -41,6 +42,7 @@ class Expected:
     tails: bool = False  # labels stay on devices
     outputs: int = 0  # bytes of one row of the back's outputs, whose gradient a tail sends
     three: str = ""  # the structure of smashed data of three blank inputs, where there are several
+    by_device: Mapping[int, "Expected"] = field(default_factory=dict)  # of devices that are cut elsewhere
 
     @property
     def frame_bytes(self) -> int:
@@ -48,10 +50,20 @@ class Expected:
 
         A codec may take more than the tensors themselves, values with their places say; four times is beyond that.
         """
+        return max([self._frame_bytes(), *(other._frame_bytes() for other in self.by_device.values())])
+
+    def _frame_bytes(self) -> int:
         rows = self.rows.stop - 1
         smashed = sum(tensor.nbytes for tensor in tensors_of(self.smashed)) / 2
         tensors = math.ceil(smashed) + math.prod(self.target_shape) * self.target_dtype.itemsize
         return _HEADERS + max(_CODECS * rows * (max(tensors, self.outputs) + 4), 2 * self.relayed)  # 4: a clip factor
+
+    @staticmethod
+    def of_devices(worker: Worker, plan: RoundPlan, tasks: Iterable[DeviceTask]) -> "Expected":
+        """Derive what each of these devices uploads, cut where the plan cuts it."""
+        cuts = {task.device: task.cut for task in tasks}
+        at = {cut: Expected.of(worker.at(cut), plan) for cut in sorted({0, *cuts.values()})}
+        return replace(at[0], by_device={device: at[cut] for device, cut in cuts.items() if cut})
 
     @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
@@ -91,6 +103,9 @@ class Expected:
 
     def check(self, upload: Upload) -> None:
         """Raise WireError for an upload that no device of this round makes."""
+        if (other := self.by_device.get(upload.device)) is not None:
+            other.check(upload)
+            return
         smashed, targets = upload.smashed, upload.targets
         self._check_kind(smashed)
         if len(smashed) not in self.rows:
