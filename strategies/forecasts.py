@@ -56,7 +56,9 @@ class Forecasts:
     def refuse_short_deadline(self) -> None:
         """Raise ConfigError for a deadline by which no device would ever be done."""
         limit, costs = self._federation.training.deadline, self._federation.costs
-        if limit is None or costs is None or not costs.steady:
+        planner = self._federation.cuts
+        unknown = costs is None or not costs.steady or (planner is not None and not planner.predicts)
+        if limit is None or unknown:
             return
         fastest = math.inf
         for device in range(self._federation.training.devices):

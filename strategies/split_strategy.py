@@ -245,7 +245,8 @@ class SplitStrategy(Algorithm, RoundLoop):
             lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
         if self.federation.cuts is not None:
             counts = Counter(self._cuts.values())
-            lost["cuts"] = {cut: counts[number] for number, cut in enumerate(self.federation.cuts.cuts)}
+            names = enumerate(self.federation.cuts.cuts)
+            lost["cuts"] = {cut: counts[number] for number, cut in names if counts[number]}
         return {**lost, **self._protection.remarks()}
 
     # Planning.

@@ -19,7 +19,7 @@ from fsl.quoting import short
 class CutRound:
     """What a choice of cuts may go by in one round.
 
-    `cuts`: the names to choose from, in the model's order. `devices`: who trains, in order of id, with `profiles` by id.
+    `cuts`: the names to choose from, in the model's order. `devices`: who trains, in order of id; `profiles`: of all.
     """
 
     round: int
@@ -125,8 +125,9 @@ class FastestRound(CutChoice):
 
     Begins with the cut at which each device alone would be done first, then goes on as long as another cut for the
     device that is done last makes the round shorter: devices at one edge share its slots, so that what is best for each
-    alone need not be best for all. After FedAdapt (Wu et al. 2022, arXiv 2107.04271) and S2FL (Yan et al. 2023, arXiv
-    2311.13163), with the cost model in place of measured rounds: the links' traces and who takes part change the choice.
+    alone need not be best for all. FedAdapt (Wu et al. 2022, arXiv 2107.04271) and S2FL (Yan et al. 2023, arXiv
+    2311.13163) choose by measured times; here the cost model predicts them, so that links' traces and who takes part
+    change the choice.
     """
 
     changes = True
@@ -191,7 +192,7 @@ class CutPlan:
     profiles: Mapping[int, DeviceProfile]
     costs: CostModel | None = None
     loads: PredictedLoads | None = None
-    serving: Serving = Serving("queue")
+    serving: Serving | None = None
 
     def at(self, round: int, devices: Sequence[int], edge_of: Callable[[int], int], start: float) -> dict[int, int]:
         """Returns the number of each device's cut in a round that begins at second `start` of the run."""
@@ -199,13 +200,19 @@ class CutPlan:
             return {}
 
         def predict(cuts: Mapping[int, str]) -> RoundCost:
-            assert self.costs is not None and self.loads is not None
+            assert self.costs is not None
+            assert self.loads is not None
             loads = [self.loads.of(device, self._number(cut), edge_of(device)) for device, cut in cuts.items()]
             return self.costs.round(loads, self.serving, start)
 
         there = CutRound(round, self.cuts, devices, self.profiles, None if self.loads is None else predict)
         chosen = self.choice.choose(there)
         return {device: self._number(chosen.get(device)) for device in devices}
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it knows what rounds are predicted by."""
+        return self.loads is not None
 
     def load(self, device: int, cut: int, edge: int) -> DeviceLoad:
         """Returns what a device would load at the cut of this number, and at this edge."""
@@ -220,9 +227,9 @@ class CutPlan:
             )
         return self.cuts.index(str(cut))
 
-    def priced(self, costs: CostModel | None, loads: PredictedLoads | None) -> "CutPlan":
+    def priced(self, costs: CostModel, loads: PredictedLoads, serving: Serving) -> "CutPlan":
         """Returns the same plan, with what rounds are predicted by."""
-        return replace(self, costs=costs, loads=None if costs is None else loads)
+        return replace(self, costs=costs, loads=loads, serving=serving)
 
     def settings(self) -> dict[str, Any]:
         """Returns what a run's settings say of it."""

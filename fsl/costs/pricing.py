@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from fsl.costs.cost_model import CostModel
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.predicted_loads import CutCost, PredictedLoads
-from fsl.costs.round_cost import DeviceLoad
-from fsl.costs.serving import Serving, serving_of
+from fsl.costs.round_cost import DeviceLoad, RoundCost
+from fsl.costs.serving import serving_of
 from fsl.costs.stages import stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
@@ -86,16 +86,15 @@ def price(
     sizes = [divided.size(device) for device in range(training.devices)]
     at = [CutCost.of(stages, number) for number in range(len(stages) - 1)]
     loads = PredictedLoads(model, at, sizes, training, wire, serving, strategy.fronts, task.train.targets[:1])
+    costs = CostModel(training.seed, places, (), tuple(cut.halves for cut in at))
     prices = []
-    for index, stage in enumerate(stages[:-1]):
-        costs = CostModel(training.seed, places, at[index].halves)
-        every = [loads.of(device, index, edge_of(device)) for device in range(training.devices)]
-        prices.append(_priced(stage.name, costs, every, serving))
+    for number, stage in enumerate(stages[:-1]):
+        every = [loads.of(device, number, edge_of(device)) for device in range(training.devices)]
+        prices.append(_priced(stage.name, costs.round(every, serving), every, at[number]))
     return prices
 
 
-def _priced(cut: str, costs: CostModel, loads: Sequence[DeviceLoad], serving: Serving) -> CutPrice:
-    cost = costs.round(loads, serving)
+def _priced(cut: str, cost: RoundCost, loads: Sequence[DeviceLoad], at: CutCost) -> CutPrice:
     sums = [sum(getattr(load, name) for load in loads) for name in ("up_bytes", "down_bytes", "model_bytes")]
-    flops = [segment.forward_flops + segment.backward_flops for segment in costs.segments]
+    flops = [half.forward_flops + half.backward_flops for half in at.halves]
     return CutPrice(cut, cost.seconds, cost.joules, *sums, *flops)

@@ -111,7 +111,7 @@ def round_cost(
     """
     steps = [legs(one) for one in by_cut or (segments,)]
     if serving.kind == "none":
-        steps = [Legs((), (), sum(s.forward_flops + s.backward_flops for s in segments))]
+        steps = [Legs((), (), sum(s.forward_flops + s.backward_flops for s in one)) for one in by_cut or (segments,)]
     parties = [
         _Party(
             load,

@@ -10,7 +10,7 @@ from fsl.errors import WireError
 from fsl.messages.identifiers import Address, Count, Hex, HexKey, OptionalHexKey
 from fsl.messages.round_plan import CohortTask, DeviceTask
 from fsl.messages.strict_json import from_json, to_json
-from fsl.split.cutting import number_of_middle
+from fsl.split.pieces import number_of_middle
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 

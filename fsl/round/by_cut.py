@@ -25,7 +25,7 @@ class ByCut(EdgeTrainer):
         at: Callable[[int], tuple[int, EdgeBench, State]],
         in_pieces: Callable[[Mapping[str, Total]], dict[str, Total]],
     ):
-        """`make`: a new trainer of the plan's kind. `at`: a device's cut, with the bench and the back that belong to it.
+        """`make`: makes a trainer of the plan's kind. `at`: tells a device's cut, with the bench and the back for it.
 
         `in_pieces`: totals of fronts and backs as those of the segments that the cloud averages.
         """

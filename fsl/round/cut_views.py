@@ -1,7 +1,7 @@
 """What devices work on that are cut at one place, where a run cuts devices at different places.
 
-The cloud keeps the model in pieces, from each cut to the next: "front", "middle-1", ..., "back". A device that is cut at
-the run's cut number k runs the first k + 1 of them as its front, and its edge the others as its back. Each piece is
+The cloud keeps the model in pieces, from each cut to the next: "front", "middle-1", ..., "back". A device that is cut
+at the run's cut number k runs the first k + 1 of them as its front, and its edge the others as its back. Each piece is
 averaged over whoever ran it, so over all devices, wherever it ran.
 """
 

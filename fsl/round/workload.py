@@ -18,9 +18,11 @@ from fsl.round.node_store import Store
 from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import needs_two_rows, start_training
+from fsl.segments.states import Layout
 from fsl.segments.tensor_places import tables
 from fsl.segments.tensor_trees import Values, received, shared_of
-from fsl.split.cutting import SplitModel, passes_one, split, split_between
+from fsl.split.cutting import SplitModel, passes_one, split
+from fsl.split.pieces import pieces
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,19 @@ class Worker:
         self.accelerator = torch.device(workload.accelerator)
         # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
         self.model = copied(workload.model).to(self.accelerator)
+        self.cuts = workload.cuts
         if workload.cuts:
-            self.split: SplitModel = split_between(self.model, workload.cuts, self._example())
+            start_training(self.model)
+            self.segments = self._pieces()
         else:
-            self.split = split(self.model, workload.cut, self._example())
-        start_training(self.model, [segment.module for segment in self.split])
-        self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
+            parts: SplitModel = split(self.model, workload.cut, self._example())
+            self.cuts = parts.cuts
+            start_training(self.model, [segment.module for segment in parts])
+            self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in parts.segments}
         self.chain = dict(self.segments)  # the model's segments, in order
-        self._find_shared()
+        self.modules = list(dict.fromkeys(segment.module for segment in self.chain.values()))  # run one after another
+        if not workload.cuts:
+            self._find_shared()
         if workload.head is not None:
             head = copy.deepcopy(workload.head)
             start_training(head)
@@ -85,6 +92,14 @@ class Worker:
             self._at[cut] = worker = Worker(replace(self.workload, cut=cuts[cut], cuts=()))
             worker.store = self.store
         return self._at[cut]
+
+    def _pieces(self) -> dict[str, SegmentRuntime]:
+        """Returns the pieces in which the cloud keeps a model that is cut here or there: parts of one module."""
+        found = pieces(self.model, self.workload.cuts, self._example())
+        return {
+            name: SegmentRuntime(name, self.model, self.accelerator, Layout(self.model, keys, name == "front"))
+            for name, keys in found.items()
+        }
 
     def _find_shared(self) -> None:
         """Find, by blank batches of two rows and of three, what segments pass on without a row per sample.

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl import seeds
 from fsl.availability import Availability
 from fsl.codecs.codec_choice import build_codecs
+from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.data.data_digest import digest
@@ -46,6 +47,7 @@ class RunConfig:
     training: Training
     evaluation: Evaluation
     nodes: int
+    cuts: Mapping[Any, Any] | str | None
     init_from: str | None
     resume: str | None
     name: str | int | float | None
@@ -243,6 +245,13 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
             raise ConfigError(unknown("option of optimizer", name, options) + from_another("optimizer", name, kind))
     schedule = Schedule(**{name: taken.pop(name) for name in of_schedule if name in taken})
     return Optimizer(target, options=values, schedule=schedule, **{"lr": Optimizer().rate, **taken})
+
+
+def build_cuts(config: Mapping[Any, Any] | str | None) -> CutChoice | None:
+    """Where each device's model is cut; None where all are cut alike, by `model.cut`."""
+    if isinstance(config, Mapping) and "_target_" in config:
+        return build_kind("cuts", config, CutChoice)  # type: ignore[type-abstract]
+    return as_cuts(config)
 
 
 def build_wire(config: Mapping[str, Any]) -> Wire:

@@ -85,12 +85,12 @@ def prepared(
     `cuts`: where each device's model is cut, where devices are cut at different places.
     """
     if cuts is not None:
-        federation, workload = with_cuts(federation, workload, hardware, cuts)
+        federation, workload = with_cuts(federation, workload, hardware, cuts, strategy)
     workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
     federation = _bound(federation, strategy, workload, worker, hardware)
     federation = _protected(federation, strategy, workload, worker, folder, origin.init_from)
     settings = provenance.settings(
-        federation, workload, strategy, origin.identity, origin.partition, worker.split.cuts, origin.init_from
+        federation, workload, strategy, origin.identity, origin.partition, worker.cuts, origin.init_from
     )
     simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label)
     simulation.check()
@@ -107,8 +107,7 @@ def _split_and_tried(
         workload = replace(workload, head=local_head(strategy, workload.model, workload.cut, train, seed))
     worker = Worker(workload)
     recipe = OptimizerRecipe(federation.optimizer.spec, workload.allowed)
-    preflight(workload, worker, recipe)
-    for number in range(len(workload.cuts)):
+    for number in range(max(1, len(workload.cuts))):
         preflight(workload, worker.at(number), recipe)
     return workload, worker
 
@@ -124,10 +123,11 @@ def _bound(
         costs=_cost_model(federation, hardware, workload, worker),
         samples=workload.partition.size,
     )
-    if federation.cuts is not None:
-        federation = replace(federation, cuts=priced(federation, workload))
     refuse_unheard(federation, strategy)
     strategy.bind(federation)
+    if federation.cuts is not None:
+        federation = replace(federation, cuts=priced(federation, workload, strategy))
+        strategy.bind(federation)
     name_classes(federation.named, _named(federation, strategy))
     warn_of_ignored(federation, strategy)
     return federation

@@ -278,7 +278,7 @@ class Simulation:
             replica = Replica(segment.layout, self.worker.accelerator)
             replica.load(states[name])
             segment.install(replica)
-        return [segment.module for segment in self.worker.chain.values()]
+        return self.worker.modules
 
     def _states(self) -> dict[str, dict[str, Tensor]]:
         states = record_to_states(self.arrays, self.layouts)

@@ -18,12 +18,13 @@ from fsl.segments.tensor_trees import Values, received
 class SegmentRuntime:
     """A segment's module on this worker; replicas take turns in it."""
 
-    def __init__(self, name: str, module: nn.Module, accelerator: torch.device):
+    def __init__(self, name: str, module: nn.Module, accelerator: torch.device, layout: Layout | None = None):
+        """`layout`: of the tensors that are the segment's, where they are not all that `module` has."""
         self.name = name
         self.module = module.to(accelerator)
         self.accelerator = accelerator
         self.shared: frozenset[int] = frozenset()  # of the tensors that it passes on, those without a row per sample
-        self.layout = Layout(self.module)
+        self.layout = layout or Layout(self.module)
         self._installed: Replica | None = None
         self._idle: dict[object, list[Learner]] = {}
 

@@ -61,10 +61,14 @@ class CutPlanner(Protocol):
     def at(self, round: int, devices: Sequence[int], edge_of: Callable[[int], int], start: float) -> Mapping[int, int]:
         """The number of each device's cut in a round that begins at second `start` of the run."""
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it knows what rounds are predicted by."""
+
     def load(self, device: int, cut: int, edge: int) -> Any:
         """The `fsl.costs.DeviceLoad` of a device at the cut of this number, attached to this edge."""
 
-    def priced(self, costs: Any, loads: Any) -> "CutPlanner":
+    def priced(self, costs: Any, loads: Any, serving: Any) -> "CutPlanner":
         """The same, with what rounds are predicted by."""
 
     def settings(self) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from fsl.split.exported_cut import export
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut, refuse_dropped
 
-Place = Literal["device", "edge", "either"]
+Place = Literal["device", "edge"]
 
 # Names and places of the segments, by number of cuts. The tail is on the device again, so that labels stay there.
 _PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
@@ -63,39 +63,8 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Valu
     of the module at the cut, skip connections over it, masks. One cut gives front and back, two give front, back and
     tail (U-shaped). `at=None` takes the model's `default_cut`. Raises SplitError with the list of possible cuts.
     """
+    example = as_values(example)
     cuts = _requested(model, at)
-    return _split(model, cuts, _PLACES[len(cuts)], as_values(example))
-
-
-def split_between(model: nn.Module, cuts: Sequence[str], example: Values | None = None) -> SplitModel:
-    """Cut a model after each of `cuts`, in the order of its forward, where devices are cut at different ones of them.
-
-    Gives "front", which every device runs, "middle-1", "middle-2", ..., which a device runs or else its edge, and
-    "back", which every edge runs. Otherwise as `split`.
-    """
-    cuts = tuple(dict.fromkeys(cuts))
-    between: list[tuple[str, Place]] = [(middle(number), "either") for number in range(1, len(cuts))]
-    return _split(model, cuts, (("front", "device"), *between, ("back", "edge")), as_values(example))
-
-
-def middle(number: int) -> str:
-    """Returns the name of a segment between two cuts, counted from 1 on."""
-    return f"{_MIDDLE}{number}"
-
-
-def number_of_middle(segment: str) -> int | None:
-    """Returns which segment between two cuts this is, from 1 on; None for any other."""
-    number = segment.removeprefix(_MIDDLE)
-    return int(number) if segment.startswith(_MIDDLE) and number.isdecimal() else None
-
-
-_MIDDLE = "middle-"
-
-
-def _split(
-    model: nn.Module, cuts: tuple[str, ...], places: Sequence[tuple[str, Place]], example: Values | None
-) -> SplitModel:
-    """Cut a model at these places; SplitError with the list of possible cuts."""
     parts: list[nn.Module] = []
     rest, trained = model, _trained(model)
     for cut in cuts:
@@ -109,9 +78,7 @@ def _split(
         parts.append(part)
         example = None if example is None or len(cuts) == 1 else _through(part, example)
     parts.append(rest)
-    return SplitModel(
-        tuple(Segment(name, place, part) for (name, place), part in zip(places, parts, strict=True)), cuts
-    )
+    return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
 
 
 def passes_one(part: nn.Module) -> bool:

@@ -47,6 +47,8 @@ def read_target(folder: Path, device: int) -> Target:
     config = _config(run)
     top = read_config(config)
     training = top.training
+    if top.cuts is not None:
+        raise ConfigError(f"{folder}: its devices are cut at different places, and attacks are built for one cut")
     if not 0 <= device < training.devices:
         raise ConfigError(f"victim={device}: {folder} has devices 0 to {training.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)

@@ -14,7 +14,7 @@ from fsl.messages.identifiers import is_owner
 from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.privacy.leak_probe import LEAKS
-from fsl.split.cutting import number_of_middle
+from fsl.split.pieces import number_of_middle
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
 SERVED = "served."  # prefixes the columns of an edge's reports on the devices that it served
