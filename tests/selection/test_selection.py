@@ -16,11 +16,12 @@ from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.errors import CheckpointError, ConfigError, RunError
 from fsl.privacy import DPSGD
+from fsl.run.private_rounds import most_ahead, rounds_ahead
 from fsl.selection import BySamples, Candidates, FedCS, PowerOfChoice, RoundRobin, Selection, Uniform
 from fsl.settings.federation_settings import Federation
 from fsl.settings.training_settings import Training
 from tests.helpers.runs import KillAfter, KilledError, assert_same_bits, assert_same_result, assert_same_run, run
-from tests.helpers.wired import Wired
+from tests.helpers.wired import Wired, WiredGrid
 
 FEW = {"devices": 6, "devices_per_round": 2, "rounds": 4, "partition": Dirichlet(0.5, min_samples=4)}
 
@@ -184,8 +185,6 @@ class Fewer(Wired):
     """Hosts all devices but the last."""
 
     def open(self, workload, nodes):
-        from tests.helpers.wired import WiredGrid
-
         return WiredGrid(workload, self, workload.partition.devices - 1)
 
 
@@ -331,11 +330,25 @@ def test_a_real_federation_refuses_predictions():
         Federation(run="a", selection=FedCS(9.0), placement=Roster("", Terms()))
 
 
-@pytest.mark.slow
-def test_noise_for_a_target_counts_every_round_where_nobody_knows_who_takes_part():
-    options = FEW | {"batch_size": 2, "privacy": DPSGD(target_epsilon=20.0), "rounds": 2, "evaluate_every": 0}
-    own = run(SplitFedV1(), selection=rule_with((0, 1)), **options)
-    all_of_them = run(SplitFedV1(), **options | {"devices_per_round": None})
-    noise = [found.folder.read_summary()["settings"]["privacy.dp_sgd.noise_multiplier"] for found in (own, all_of_them)]
-    assert noise[0] == noise[1]
-    assert Training().deadline is None
+@pytest.mark.parametrize(
+    ("selection", "real", "rounds"),
+    [
+        (Uniform(), False, 2),
+        (RoundRobin(), True, 2),
+        (BySamples(), False, 2),
+        (BySamples(), True, 6),
+        (Stalest(), False, 6),
+    ],
+    ids=lambda value: str(value)[-20:],
+)
+def test_noise_for_a_target_counts_every_round_where_nobody_knows_who_takes_part(selection, real, rounds):
+    training = Training(devices=3, devices_per_round=1, rounds=6)
+    strategy = SplitFedV1()
+    placement = Roster("", Terms()) if real else None
+    federation = Federation(
+        run="a", training=training, selection=selection, placement=placement, samples=lambda device: 5
+    )
+    strategy.bind(federation)
+    found = rounds_ahead(strategy, federation)
+    assert sum(found.values()) == (18 if rounds == 6 else 6)
+    assert most_ahead(strategy, federation) == (3 if rounds == 6 else 1)
