@@ -5,9 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from fsl.simulations.one_run import simulate_config
 from fsl.strategies import PSL, FedAvg, SplitFedV1
-from hydra import compose, initialize_config_module
 
 import fsl
 from fsl import seeds
@@ -226,16 +224,6 @@ def test_a_rule_of_ones_own_remembers(tmp_path):
         run(SplitFedV1(), out=tmp_path, observers=[KillAfter(2)], selection=Stalest, **FEW)
     resumed = run(SplitFedV1(), out=tmp_path, resume=True, selection=f"{__name__}.Stalest", **FEW)
     assert_same_run(whole, resumed)
-
-
-@pytest.mark.slow
-def test_a_rule_of_ones_own_by_the_command_line(tmp_path):
-    overrides = ["rounds=2", "devices=4", "devices_per_round=2", "batch_size=400", "evaluate_every=0", "model=mlp"]
-    with initialize_config_module("fsl.configs", version_base="1.3"):
-        own = [f"selection._target_={__name__}.Stalest", "selection=custom"]
-        config = compose("config", overrides=[*overrides, *own, "availability=random", "availability.p=1"])
-    finished = simulate_config(config, tmp_path, progress=False)
-    assert [row["devices"] for row in finished.metrics] == [2, 2]
 
 
 def rule_with(answer=(0, 1), **attributes):
