@@ -202,6 +202,7 @@ class CutPlan:
         def predict(cuts: Mapping[int, str]) -> RoundCost:
             assert self.costs is not None
             assert self.loads is not None
+            assert self.serving is not None
             loads = [self.loads.of(device, self._number(cut), edge_of(device)) for device, cut in cuts.items()]
             return self.costs.round(loads, self.serving, start)
 

@@ -55,7 +55,7 @@ class CutViews:
 
     def _assembled(self, worker: Worker) -> dict[str, State]:
         """Returns the states of a front and a back, as far as the pieces that they consist of are here."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, state in self.states.items():
             tensors |= self.worker.segments[name].layout.unpack(state)
         found = {}

@@ -16,7 +16,7 @@ from fsl.round.cut_views import CutView, CutViews
 from fsl.round.device_weights import device_weight
 from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
-from fsl.round.round_privacy import device_cut, lender, relabelling, reported_batch_size
+from fsl.round.round_privacy import device_cut, edge_objective, lender, relabelling, reported_batch_size
 from fsl.round.rows import refuse_unmeasured
 from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
@@ -95,7 +95,7 @@ class DeviceSide:
             front=learners["front"],
             head=learners.get("head"),
             tail=learners.get("tail"),
-            objective=worker.workload.objective,
+            objective=edge_objective(worker.workload.objective, plan) if plan.tails else worker.workload.objective,
             layer_seeds=self._layer_seeds("front", device),
             head_layer_seeds=self._layer_seeds("head", device),
             tail_layer_seeds=self._layer_seeds("tail", device),
@@ -113,7 +113,7 @@ class DeviceSide:
 
         LostError, before any of that, where they are unusable.
         """
-        task = self.tasks[device.device]
+        task, segments = self.tasks[device.device], self.view(device.device).segments
         self.check(device)
         for name, learner in self._learners(device).items():
             state = learner.state()
@@ -122,10 +122,10 @@ class DeviceSide:
             if self.plan.fronts == "relayed":
                 self.relayed[name] = state.clone()
             elif self.plan.fronts == "private":
-                tensors = learner.runtime.layout.unpack(state)
+                tensors = segments[name].layout.unpack(state)
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
-            learner.runtime.give_back(learner)
+            segments[name].give_back(learner)
 
     def view(self, device: int) -> CutView:
         """Returns the segments and the starting states of a device's model, cut where the plan cuts it."""
@@ -160,8 +160,8 @@ class DeviceSide:
 
     def abandon(self, device: Device) -> None:
         """Drop all work of a device that is lost in the middle of its round."""
-        for learner in self._learners(device).values():
-            learner.runtime.give_back(learner)
+        for name, learner in self._learners(device).items():
+            self.view(device.device).segments[name].give_back(learner)
 
     def copy(self, device: Device) -> "DeviceCopy":
         """Copy a device between two of its steps."""

@@ -71,7 +71,7 @@ class EdgeSide:
             seed=plan.seed,
             round=plan.round,
             back=back,
-            objective=RemoteTails(self.server.ask_tails) if tails else edge_objective(worker.workload.objective, plan),
+            objective=edge_objective(RemoteTails(self.server.ask_tails) if tails else worker.workload.objective, plan),
             optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
             learning_rate=plan.learning_rates["back"],
             kept=self._kept,

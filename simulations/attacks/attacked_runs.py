@@ -60,8 +60,6 @@ def read_target(folder: Path, device: int) -> Target:
     private = strategy.fronts == "private"
     cut = strategy.trainer(1) is not None
     front, *backs = _trained(run, top, data, device if private else None)
-    if cut and len(backs) > 1:
-        raise ConfigError(f"{folder}: its two cuts make a tail, and attacks on U-shaped splits are not built")
     with torch.no_grad():
         if not isinstance(call(front, data.blank(2)), Tensor):
             raise ConfigError(f"{folder}: several tensors cross its cut, and attacks are built for one")
@@ -103,6 +101,7 @@ def read_target(folder: Path, device: int) -> Target:
         total_rounds=training.rounds,
         folder=folder / "attacks",
         up=partial(codec_of, build_codecs(top.codec)["up"]),
+        tail=cut and len(backs) > 1,
     )
 
 
