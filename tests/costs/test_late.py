@@ -117,6 +117,7 @@ class Checked(fsl.Observer):
         *((strategy, {"local_epochs": 2, "rounds": 1}) for strategy in PRECISE),
         (SplitFedV1(), {"up": "int8", "down": "float16"}),
         (PSL(), {"cut": ["pool", "conv2"], "up": "int8"}),
+        (SplitFedV1(), {"privacy": "dp_sgd", "batch_size": 4, "rounds": 1}),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else type(value).__name__,
 )
@@ -128,7 +129,8 @@ def test_the_forecast_of_a_round_is_what_is_measured(strategy, options, monkeypa
         return configure(self, round, *given)
 
     monkeypatch.setattr(SplitStrategy, "configure_train", foresee)
-    run(strategy, small_model("batch"), observers=[Checked(foreseen)], **SKEWED | options)
+    model = small_model("none" if "privacy" in options else "batch")
+    run(strategy, model, observers=[Checked(foreseen)], **SKEWED | options)
     assert foreseen == []
 
 
