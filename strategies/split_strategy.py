@@ -133,9 +133,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._note_restarts(server_round, collected)
         counts = self._note_kept(server_round, collected.reports, collected.counts)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
-        if not self._asked:
-            del measured["train_loss"]  # nobody had one
         self._protection.withhold(measured)
+        if not self._asked:
+            measured.pop("train_loss", None)  # nobody had one
         if (costs := self.federation.costs) is not None:
             trainer = self.planned(server_round)
             spent = simulated(

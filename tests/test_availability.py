@@ -11,6 +11,7 @@ from fsl.availability import Availability, RandomAvailability, TraceAvailability
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.errors import CheckpointError, ConfigError, RunError
+from fsl.privacy import DPSGD
 from fsl.selection import RoundRobin
 from fsl.settings.federation_settings import Federation
 from tests.helpers.runs import KEPT, KillAfter, KilledError, assert_same_bits, assert_same_run, run
@@ -133,6 +134,14 @@ def test_a_round_without_anybody_keeps_everything(strategy, caplog):
     for segment in first.states:
         assert_same_bits(first.states[segment], two.states[segment])
     assert found.metrics[2]["devices"] == 4
+
+
+@pytest.mark.slow
+def test_an_empty_round_costs_no_privacy():
+    options = FEW | {"batch_size": 4, "privacy": DPSGD(), "rounds": 2, "evaluate_every": 0}
+    found = run(SplitFedV1(), availability={device: [1] for device in range(4)}, **options)
+    assert [row["devices"] for row in found.metrics] == [4, 0]
+    assert found.metrics[0]["epsilon_model"] == found.metrics[1]["epsilon_model"] > 0
 
 
 @pytest.mark.slow
