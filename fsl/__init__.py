@@ -32,6 +32,7 @@ if _TOP != _HOME:
 
 if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Python, and a test compares them
     from fsl import attacks as attacks
+    from fsl import availability as availability
     from fsl import codecs as codecs
     from fsl import costs as costs
     from fsl import data as data
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl import objective as objective
     from fsl import privacy as privacy
     from fsl import seeds as seeds
+    from fsl import selection as selection
     from fsl import strategies as strategies
     from fsl import trackers as trackers
     from fsl import trainers as trainers
@@ -96,6 +98,7 @@ __all__ = [
     "Training",
     "Wire",
     "attacks",
+    "availability",
     "codecs",
     "costs",
     "data",
@@ -114,6 +117,7 @@ __all__ = [
     "privacy",
     "save_adapter",
     "seeds",
+    "selection",
     "simulate",
     "split",
     "strategies",

@@ -15,7 +15,15 @@ from fsl.quoting import printable
 from fsl.run.config import key_types
 
 # What null stands for in groups that a run can do without.
-_NONE = {"experiment": "[]", "privacy": "[]", "trackers": "[]", "mobility": "none", "aggregator": "mean"}
+_NONE = {
+    "experiment": "[]",
+    "privacy": "[]",
+    "trackers": "[]",
+    "mobility": "none",
+    "availability": "always",
+    "selection": "uniform",
+    "aggregator": "mean",
+}
 
 
 def with_choices(arguments: Sequence[str]) -> list[str]:

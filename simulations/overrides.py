@@ -15,13 +15,16 @@ from fsl.quoting import override_value
 from fsl.run.config import (
     RunConfig,
     build_aggregator,
+    build_availability,
     build_backend,
     build_objective,
     build_optimizer,
     build_privacy,
+    build_selection,
     build_trackers,
     read_config,
 )
+from fsl.settings.taking_part import refuse_simulated
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     build_objective(top.objective)
     build_optimizer(top.optimizer)
     build_aggregator(top.aggregator)
+    refuse_simulated(top.training, build_selection(top.selection), build_availability(top.availability))
     build_backend(top.backend)
     build_trackers(top.trackers)
     build_privacy(top.privacy)

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
+from fsl.strategies.forecasts import Forecasts
+from fsl.strategies.participation import Participation
 from fsl.strategies.protection import Protection
 from fsl.strategies.step_settings import base_rate, refuse_stepping, told_loss
 from torch import Tensor, nn
 
-from fsl import seeds
 from fsl.errors import ConfigError, RunError, one_of
 from fsl.flower.aggregation import Aggregator
 from fsl.flower.records import record_to_states
@@ -24,7 +25,10 @@ from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum
 from fsl.settings.federation_settings import Federation
+from fsl.settings.taking_part import may_have_fewer
 from fsl.split.cutting import refuse_tail
+
+Part = TypeVar("Part")
 
 
 class Algorithm:
@@ -41,6 +45,7 @@ class Algorithm:
     def __init__(self) -> None:
         self._federation: Federation | None = None
         self._protected_by: Protection | None = None
+        self._taken_part: Participation | None = None
         self._aggregator: Aggregator | None = None
         self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
         self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
@@ -64,17 +69,30 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} has local_loss = True and must say what head devices train")
 
     def select(self, round: int) -> Sequence[int]:
-        """The devices of this round in order of id: `devices_per_round` of them, drawn without replacement."""
-        training = self.federation.training
-        if training.devices_per_round is None:
-            return range(training.devices)
-        draw = seeds.numpy_generator(training.seed, "participants", round=round)
-        chosen = draw.choice(training.devices, training.devices_per_round, replace=False)
-        return sorted(int(device) for device in chosen)
+        """The devices of this round, of those that are `available`, as the run's selection chooses them."""
+        return self._participation.select(round, self._held(), partial(self._forecasts.seconds, round, self._clock))
+
+    def available(self, round: int) -> Sequence[int]:
+        """Returns the devices that are there in this round, in order of id, as the run's availability says."""
+        return self._participation.available(round)
+
+    @property
+    def selects_itself(self) -> bool:
+        """Whether an algorithm overrides `select`; then the run's selection cannot be another than the default."""
+        return type(self).select is not Algorithm.select
 
     def chosen(self, round: int) -> list[int]:
-        """What `select` chose, in order of id; RunError where that cannot train."""
-        return asked.devices_of(round, self._hook("select"), self.select(round), self.federation.training.devices)
+        """What `select` chose of the devices that are available, in order of id; RunError where that cannot train."""
+        own, devices = self.selects_itself, self.federation.training.devices
+        name = self._hook("select") if own else self._participation.name
+        there = self.available(round)
+        found = asked.devices_of(round, name, self.select(round), devices, none=not own) if there else []
+        absent = [device for device in found if device not in there]
+        if absent and not own:
+            raise RunError(
+                f"round {round}: {name} chose device {absent[0]}, which is not available; choose of candidates.devices"
+            )
+        return [device for device in found if device in there]
 
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
@@ -141,6 +159,10 @@ class Algorithm:
             round, self._hook("learning_rates"), self.learning_rates(round), self.federation.layouts, one
         )
 
+    def _held(self) -> Mapping[int, int] | None:
+        """Returns the n_k of the devices that are online, where nodes host fixed ones; None in a simulation."""
+        return None
+
     def _hook(self, name: str) -> str:
         return f"{type(self).__name__}.{name}()"
 
@@ -154,21 +176,33 @@ class Algorithm:
     @property
     def _protection(self) -> Protection:
         """What the run's privacy does at the cloud; RunError before `bind`."""
-        if self._protected_by is None:
-            raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
-        return self._protected_by
+        return self._bound(self._protected_by)
+
+    @property
+    def _participation(self) -> Participation:
+        """Who takes part in the run's rounds; RunError before `bind`."""
+        return self._bound(self._taken_part)
+
+    @property
+    def _forecasts(self) -> Forecasts:
+        """What is foreseen of the run's rounds."""
+        return Forecasts(self.federation, self.fronts, self.planned, self.attached)
 
     @property
     def federation(self) -> Federation:
         """Settings of the run."""
-        if self._federation is None:
+        return self._bound(self._federation)
+
+    def _bound(self, part: Part | None) -> Part:
+        if part is None:
             raise RunError(f"{type(self).__name__} has no run yet: call bind(federation) before start")
-        return self._federation
+        return part
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
         self._federation = federation
         self._protected_by = Protection(federation)
+        self._taken_part = Participation(federation)
         self._versions, self._saved, self._clock = {}, {}, 0.0
         self._kept, self._kept_saved, self._losses = {}, {}, []
         refuse_stepping(federation, self.planned, self.device_rule, type(self).__name__)
@@ -178,6 +212,7 @@ class Algorithm:
         self._refuse_tail()
         self._refuse_moves()
         self._refuse_cuts()
+        self._forecasts.refuse_short_deadline()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return
@@ -187,6 +222,9 @@ class Algorithm:
                 "devices, so there is nothing that it could act on; use aggregator=mean, or another strategy"
             )
         self._aggregator.refuse_too_few(federation.training.devices_per_round or federation.training.devices)
+        self._aggregator.refuse_fewer(
+            may_have_fewer(federation.training, federation.selection, federation.availability)
+        )
 
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""
@@ -263,7 +301,8 @@ class Algorithm:
         spent = {} if self._protected_by is None else self._protected_by.state()
         kept = {"kept": dict(self._kept)} if self._kept else {}
         told = {"losses": list(self._losses)} if self._losses else {}
-        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **told, **spent}
+        remembered = {} if self._taken_part is None else self._taken_part.state()
+        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **told, **spent, **remembered}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
@@ -272,6 +311,7 @@ class Algorithm:
         self._clock = float(state["sim_clock"])
         self._losses = [float(loss) for loss in state.get("losses", ())]
         self._protection.load_state(state)
+        self._participation.load_state(state)
         self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:

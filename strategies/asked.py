@@ -34,6 +34,8 @@ RESERVED = frozenset(
         "energy_joules",
         "lost",
         "restarted",
+        "available",
+        "late",
         "losses_withheld",
         *LEAKS,
         *map(epsilon_metric, ADVERSARIES),
@@ -41,8 +43,8 @@ RESERVED = frozenset(
 )
 
 
-def devices_of(round: int, name: str, found: Any, devices: int) -> list[int]:
-    """Check a round's devices, and return them in order of id: at least one, each once."""
+def devices_of(round: int, name: str, found: Any, devices: int, none: bool = False) -> list[int]:
+    """Check a round's devices, and return them in order of id: at least one, unless `none` will do, and each once."""
     allowed = f"devices are whole numbers 0 to {devices - 1}"
     if isinstance(found, str | bytes) or not isinstance(found, Iterable):
         raise RunError(f"round {round}: {name} gave {short(found)}, no list; {allowed}, and it gives those that train")
@@ -50,12 +52,30 @@ def devices_of(round: int, name: str, found: Any, devices: int) -> list[int]:
     for device in chosen:
         if not _is_index(device, devices):
             raise RunError(f"round {round}: {name} chose {short(device)}; {allowed}")
-    if not chosen:
+    if not chosen and not none:
         raise RunError(f"round {round}: {name} chose no device; it must choose at least one of 0 to {devices - 1}")
     if len(set(chosen)) < len(chosen):
         twice = next(device for device in chosen if chosen.count(device) > 1)
         raise RunError(f"round {round}: {name} chose device {twice} twice; a device trains once in a round")
     return sorted(map(int, chosen))
+
+
+def truth_of(round: int, name: str, device: int, found: Any) -> bool:
+    """Check whether a device is available, and return it."""
+    if not isinstance(found, bool | np.bool_):
+        raise RunError(f"round {round}: {name} gave {short(found)} for device {device}; give True or False")
+    return bool(found)
+
+
+def memory_of(name: str, found: Any) -> dict[str, Any]:
+    """Check what a selection remembers, and return it: a mapping of JSON values."""
+    try:
+        return dict(json.loads(json.dumps(dict(found))))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"{name}.state() gave {short(found)}, which a checkpoint cannot keep ({error}); give a mapping of texts to "
+            "numbers, texts, true or false, None, and lists or mappings of them"
+        ) from None
 
 
 def edge_of(round: int, name: str, device: int, edge: Any, edges: int) -> int:

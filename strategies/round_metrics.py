@@ -1,5 +1,6 @@
 """Computes a round's metrics from its devices' reports: what metrics.jsonl gets for each round."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from fsl.costs import DeviceLoad, serving_of
@@ -32,8 +33,13 @@ def simulated(
     moves: Sequence[Move] = (),
     on_move: OnMove = "migrate",
     cuts: Mapping[int, int] | None = None,
+    late: Sequence[DeviceLoad] = (),
+    deadline: float | None = None,
 ) -> dict[str, float]:
-    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
+    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run.
+
+    Of `late` devices it counts what they would do until `deadline`, bytes too, which are then among the figures.
+    """
     trainer = None if spec is None else spec.build()
     loads = [
         DeviceLoad(
@@ -49,8 +55,15 @@ def simulated(
         )
         for r in reports
     ]
-    cost = costs.round(loads, serving_of(trainer, fronts), start)
+    names = {load.device for load in late}
+    limit = math.inf if deadline is None else deadline
+    cost = costs.round([*loads, *late], serving_of(trainer, fronts), start, names, limit)
     measured = {"sim_seconds": cost.seconds} | ({} if cost.joules is None else {"energy_joules": cost.joules})
+    if late:
+        spent = [device for device in cost.devices if device.device in names]
+        measured |= {
+            name: sum(getattr(one, name) for one in spent) for name in ("up_bytes", "down_bytes", "model_bytes")
+        }
     return measured | ({"migration_seconds": cost.moving_s} if moves else {})
 
 

@@ -19,6 +19,7 @@ from fsl.strategies.round_metrics import movements, simulated, sums
 from fsl.strategies.step_settings import control_of
 
 from fsl import seeds
+from fsl.costs import DeviceLoad
 from fsl.errors import RunError
 from fsl.flower.records import states_to_record
 from fsl.importing.import_paths import name_classes
@@ -45,6 +46,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._restarted: dict[int, int] = {}  # devices of this round that went on from an older front, with its round
         self._left_out: dict[int, str] = {}  # devices of this round without an account of their n_k
         self._moves: tuple[Move, ...] = ()  # moves of this round
+        self._asked = False  # whether anybody was asked to train in this round
+        self._counted = {"available": 0, "late": 0}  # devices of this round
+        self._late: list[DeviceLoad] = []  # what the late ones of this round would do
         self._cuts: Mapping[int, int] = {}  # at which of the run's cuts this round's devices are cut, where they differ
 
     def bind(self, federation: Federation) -> None:
@@ -53,6 +57,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         if federation.placement is not None:
             federation.placement.know_frozen({name: layout.frozen for name, layout in federation.layouts.items()})
         self._placed, self._lost, self._restarted = None, {}, {}
+        self._asked, self._late = False, []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -65,12 +70,16 @@ class SplitStrategy(Algorithm, RoundLoop):
         device = asked.spec_of(server_round, self._hook("device_rule"), self.device_rule(server_round))
         assert device is not None  # it is not optional
         divisible = spec is None or bool(spec.locate().divisible)
-        chosen = self.chosen(server_round)
-        placed, chosen = self._there(grid, chosen)
+        placed, chosen = self._there(grid, server_round)
+        chosen = self._in_time(server_round, chosen)
+        self._asked = bool(chosen)
+        if not chosen:
+            self._moves = ()
+            self._protection.charge(server_round, spec, [])
+            return
         self._moves = asked.moves_of(
             server_round, self._hook("moves"), self.moves(server_round, chosen), training.devices, training.edges
         )
-        self._cuts = self._cut_at(server_round, chosen)
         visited = () if divisible else [move.edge for move in self._moves]
         cohorts = self._cohorts(chosen, server_round, visited)
         plan = RoundPlan(
@@ -115,7 +124,7 @@ class SplitStrategy(Algorithm, RoundLoop):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the nodes' sums in order of node id, and divide once; an untrained segment keeps its arrays."""
         layouts = self.federation.layouts
-        collected = self._collected(server_round, list(replies))
+        collected = self._collected(server_round, list(replies)) if self._asked else self._nobody()
         reports, totals = collected.reports, collected.totals
         arrays = ArrayRecord(dict(self._previous))
         new = self.combine(server_round, totals, self._previous) if reports else {}
@@ -133,15 +142,22 @@ class SplitStrategy(Algorithm, RoundLoop):
         counts = self._note_kept(server_round, collected.reports, collected.counts)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
         self._protection.withhold(measured)
+        if not self._asked:
+            measured.pop("train_loss", None)  # nobody had one
         if (costs := self.federation.costs) is not None:
             trainer = self.planned(server_round)
-            measured |= simulated(
-                costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._cuts
+            spent = simulated(
+                *(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._cuts),
+                late=self._late,
+                deadline=self.federation.training.deadline,
             )
+            measured |= {name: measured.get(name, 0) + more for name, more in spent.items()}
             self._clock += measured["sim_seconds"]
+        measured |= self._participation.columns(**self._counted)
         if self.federation.mobility is not None:
             measured |= movements(reports, counts)
         self._protection.note(reports, collected.again)
+        self._participation.note(server_round, reports)
         own = self.metrics(server_round, reports, counts)
         taken = {*measured, *score_columns(self.federation.metrics)}
         return arrays, MetricRecord({**measured, **asked.metrics_of(server_round, self._hook("metrics"), own, taken)})
@@ -273,10 +289,35 @@ class SplitStrategy(Algorithm, RoundLoop):
             self._placed = federation.placement.look(grid, training.devices, training.edges, first)
         return bool(self._placed)
 
-    def _there(self, grid: Grid, chosen: list[int]) -> tuple[bool, list[int]]:
-        """Look for nodes and account for privacy by their n_k; leaves out, by name, devices without an account."""
+    def _held(self) -> Mapping[int, int] | None:
+        return self._placement.counted if self._placed else None
+
+    def _in_time(self, round: int, chosen: list[int]) -> list[int]:
+        """Leave out the devices that would be late, and note the others' cuts.
+
+        Late devices are not begun, so that nothing of theirs changes.
+        """
+        cuts = self._forecasts.cuts(round, self._clock, chosen)
+        self._late = self._forecasts.late(round, self._clock, chosen, cuts)
+        late = {load.device for load in self._late}
+        chosen = [device for device in chosen if device not in late]
+        self._cuts = {device: cut for device, cut in cuts.items() if device not in late}
+        there = len(self.available(round))
+        self._counted = {"available": there, "late": len(self._late)}
+        self._participation.say(round, there, len(chosen) + len(self._late), len(self._late))
+        return chosen
+
+    def _nobody(self) -> Collected:
+        """Returns the outcome of a round in which nobody trains."""
+        self._lost = dict(self._left_out)
+        return Collected({}, (), {}, dict(self._lost), 0)
+
+    def _there(self, grid: Grid, round: int) -> tuple[bool, list[int]]:
+        """Look for nodes, choose, and account for privacy by n_k; leaves out, by name, devices without an account."""
         first, self._left_out = self._placed is None, {}
-        if placed := self._look(grid):
+        placed = self._look(grid)
+        chosen = self.chosen(round)
+        if placed:
             refused = self._protection.refused(self._placement.samples, first)
             self._left_out = {device: reason for device, reason in refused.items() if device in chosen}
             chosen = [device for device in chosen if device not in refused]
@@ -296,13 +337,6 @@ class SplitStrategy(Algorithm, RoundLoop):
         held = self._protection.samples(device)
         cut = self._cuts.get(device, 0)
         return DeviceTask(device=device, samples=held, cut=cut, **self._generations(f"device-{device}"))
-
-    def _cut_at(self, round: int, devices: Sequence[int]) -> Mapping[int, int]:
-        """Returns the number of each device's cut, where devices are cut at different places."""
-        planner = self.federation.cuts
-        if planner is None:
-            return {}
-        return planner.at(round, devices, partial(self.attached, round=round), self._clock)
 
     def _generations(self, owner: str) -> dict[str, int]:
         return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}

@@ -2,7 +2,9 @@
 
 from fsl.costs.cost_model import CostModel, Machines, machines
 from fsl.costs.cut_choice import CutChoice, CutRound, CutsByProfile, FastestRound, GivenCuts
+from fsl.costs.forecast import Forecast
 from fsl.costs.hardware import Hardware
+from fsl.costs.latecomers import late_devices
 from fsl.costs.pricing import CutPrice, price
 from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
 from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
@@ -19,6 +21,7 @@ __all__ = [
     "DeviceLoad",
     "DeviceProfile",
     "FastestRound",
+    "Forecast",
     "GivenCuts",
     "Hardware",
     "LinkChoice",
@@ -29,6 +32,7 @@ __all__ = [
     "SegmentCost",
     "Serving",
     "StageCost",
+    "late_devices",
     "load_profile",
     "machines",
     "price",

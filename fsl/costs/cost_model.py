@@ -1,8 +1,10 @@
 """Prices a run's rounds from its segments, machines and links."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from fsl.costs.forecast import Forecast
 from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
 from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
 from fsl.costs.serving import Serving
@@ -27,9 +29,27 @@ class CostModel:
     machines: Machines
     segments: tuple[SegmentCost, ...]
     by_cut: tuple[tuple[SegmentCost, ...], ...] = ()  # where devices are cut at different places: of each cut
+    forecast: Forecast | None = None  # None: rounds are priced from what was measured alone
 
-    def round(self, loads: Sequence[DeviceLoad], serving: Serving, start: float = 0.0) -> RoundCost:
-        """Returns the cost of a round that begins at second `start` of the run."""
+    @property
+    def steady(self) -> bool:
+        """Whether equal rounds cost the same at any time of the run: no link has a trace."""
+        return not any(link.trace for link in self.machines.links.profiles)
+
+    def predicted(self, edges: Mapping[int, int], serving: Serving, fronts: str) -> list[DeviceLoad]:
+        """Returns the load of each device of `edges`, which says at which edge it trains, as known before a round."""
+        assert self.forecast is not None
+        return self.forecast.loads(edges, serving, fronts)
+
+    def round(
+        self,
+        loads: Sequence[DeviceLoad],
+        serving: Serving,
+        start: float = 0.0,
+        late: Collection[int] = (),
+        deadline: float = math.inf,
+    ) -> RoundCost:
+        """Returns the cost of a round from second `start` of the run on; of `late` devices until the deadline."""
         machines, seed = self.machines, self.seed
         return round_cost(
             loads,
@@ -41,6 +61,8 @@ class CostModel:
             start,
             None if machines.backhaul is None else machines.backhaul.of(0, seed),
             self.by_cut,
+            late,
+            deadline,
         )
 
     def settings(self) -> dict[str, str]:

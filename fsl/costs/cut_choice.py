@@ -8,7 +8,7 @@ from typing import Any
 from fsl.costs.cost_model import CostModel
 from fsl.costs.predicted_loads import PredictedLoads
 from fsl.costs.profiles import DeviceProfile
-from fsl.costs.round_cost import RoundCost
+from fsl.costs.round_cost import DeviceLoad, RoundCost
 from fsl.costs.serving import Serving
 from fsl.errors import ConfigError
 from fsl.faults import said
@@ -209,6 +209,16 @@ class CutPlan:
         there = CutRound(round, self.cuts, devices, self.profiles, None if self.loads is None else predict)
         chosen = self.choice.choose(there)
         return {device: self._number(chosen.get(device)) for device in devices}
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it knows what rounds are predicted by."""
+        return self.loads is not None
+
+    def load(self, device: int, cut: int, edge: int) -> DeviceLoad:
+        """Returns what a device would load at the cut of this number, and at this edge."""
+        assert self.loads is not None
+        return self.loads.of(device, cut, edge)
 
     def _number(self, cut: object) -> int:
         if cut not in self.cuts:

@@ -7,15 +7,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fsl.codecs.codec_maker import codec_of
-from fsl.codecs.cut_codec import CutCodec
+from fsl.costs.forecast import RoundBatches, step_bytes, traffic
 from fsl.costs.round_cost import DeviceLoad
 from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost, StageCost
-from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.states import Layout
-from fsl.segments.tensor_trees import Values, activations_of, of_activations, tensors_of
+from fsl.segments.tensor_trees import Values
 from fsl.settings.training_settings import Training
 from fsl.settings.wire_settings import Wire
 from fsl.split.cutting import Place
@@ -61,56 +59,25 @@ class PredictedLoads:
         start_training(trained)
         skip = needs_two_rows([trained])
         size, epochs = training.batch_size, training.local_epochs
-        self._batches = [_Batches.of(count, size, epochs, skip) for count in samples]
-        self._bytes: dict[tuple[_Batches, int], tuple[int, int]] = {}
+        self._batches = [RoundBatches.of(count, size, epochs, skip) for count in samples]
+        self._bytes: dict[tuple[RoundBatches, int], tuple[int, int]] = {}
 
     def of(self, device: int, cut: int, edge: int) -> DeviceLoad:
         """Returns the load of a device that is cut at this one of the cuts, in order, and attached to this edge."""
         batches = self._batches[device]
         if (batches, cut) not in self._bytes:
-            self._bytes[batches, cut] = self._crossing(batches, self._cuts[cut].crossing)
+            step = partial(
+                step_bytes, [self._cuts[cut].crossing], self._label, up=self._wire.up_spec, down=self._wire.down_spec
+            )
+            self._bytes[batches, cut] = traffic(batches, self._serving, step)
         up, down = self._bytes[batches, cut]
         sent = self._model_bytes if self._serving.kind == "none" else self._cuts[cut].front_bytes
         model_bytes = 0 if self._fronts == "private" else 2 * sent
-        steps = sum(count for count, _ in batches.sizes)
-        rows = sum(count * rows for count, rows in batches.sizes)
-        return DeviceLoad(device, edge, steps, rows, up, down, model_bytes, cut=cut)
-
-    def _crossing(self, batches: "_Batches", crossing: Values) -> tuple[int, int]:
-        """Returns the bytes up and down of a round's steps."""
-        codecs = [CutCodec(partial(codec_of, spec)) for spec in (self._wire.up_spec, self._wire.down_spec)]
-        up = down = 0
-        for count, rows in batches.sizes if self._serving.kind != "none" else ():
-            values, targets = _blank(crossing, rows), self._label.expand(rows, *self._label.shape[1:])
-            gradient = of_activations(activations_of(values), values)
-            assert gradient is not None
-            up += count * upload_bytes(codecs[0].encode(values), targets)
-            down += count * reply_bytes(codecs[1].encode(gradient)) if self._serving.kind != "stream" else 0
-        return up, down
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """A device's batches in a round: so many full ones, and a smaller last one in each epoch."""
-
-    sizes: tuple[tuple[int, int], ...]  # how many batches, of how many rows
-
-    @staticmethod
-    def of(samples: int, batch_size: int, epochs: int, skip_single: bool) -> "_Batches":
-        """As `fsl.round.batches.plan_batches` cuts them."""
-        full, rest = divmod(samples, batch_size)
-        rest = 0 if rest == 1 and skip_single else rest
-        return _Batches(tuple((n, rows) for n, rows in ((full * epochs, batch_size), (epochs, rest)) if n and rows))
+        return DeviceLoad(device, edge, batches.steps, batches.rows, up, down, model_bytes, cut=cut)
 
 
 def _segment(name: str, place: Place, stages: Sequence[StageCost]) -> SegmentCost:
     return SegmentCost(name, place, _sum(stages, "forward_flops"), _sum(stages, "backward_flops"))
-
-
-def _blank(crossing: Values, rows: int) -> Values:
-    """Returns zeros of the shapes that cross a cut, for so many samples."""
-    zeros = [tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in tensors_of(crossing)]
-    return zeros[0] if isinstance(crossing, Tensor) else crossing.like(zeros)
 
 
 def _sum(stages: Sequence[StageCost], name: str) -> float:

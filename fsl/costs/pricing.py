@@ -74,6 +74,8 @@ def price(
             f"precision={training.precision}: price counts what crosses in the model's own type; leave it out, "
             "and read the bytes of a run's first round"
         )
+    if training.deadline is not None:
+        raise ConfigError(f"deadline={training.deadline:g}: price has all devices finish; leave it out")
     if "backhaul_profile" in options:
         raise ConfigError("backhaul_profile: price has no device move between edges; leave it out")
     hardware = Hardware.of(hardware, options)

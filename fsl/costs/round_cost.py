@@ -1,6 +1,7 @@
 """Simulates a round's seconds and joules: a pure function of each device's work and the machines' profiles."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 
@@ -27,7 +28,11 @@ class DeviceLoad:
 
 @dataclass(frozen=True)
 class DeviceCost:
-    """One device's part in a round. `seconds`: from the round's start until its model is back."""
+    """One device's part in a round. `seconds`: from the round's start until its model is back.
+
+    `done_s`: until nothing of its work is left to do, at its edge either. A device that is late stops at the deadline:
+    its figures are of what it did until then.
+    """
 
     device: int
     seconds: float
@@ -36,6 +41,10 @@ class DeviceCost:
     down_s: float
     joules: float | None
     moving_s: float = 0.0  # seconds in which its session moved between edges
+    done_s: float = 0.0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    model_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,8 @@ def round_cost(
     start: float = 0.0,
     backhaul: LinkProfile | None = None,
     by_cut: Sequence[Sequence[SegmentCost]] = (),
+    late: Collection[int] = (),
+    deadline: float = math.inf,
 ) -> RoundCost:
     """Simulate a round that begins at second `start` of the run; profiles are by id of device and edge.
 
@@ -94,38 +105,61 @@ def round_cost(
     Every step of a device counts the average rows and bytes of its steps. A moving session takes its bytes' time over
     `backhaul`, and its device opens a new connection. In lockstep and in turn a device's steps are priced at the edge
     where its round began.
+
+    Devices that are `late` work until `deadline`, seconds after the start, at which the round is closed for them: in an
+    edge's queue with the others, and where a back is shared each for itself, since nobody waits for them there.
     """
     steps = [legs(one) for one in by_cut or (segments,)]
     if serving.kind == "none":
         steps = [Legs((), (), sum(s.forward_flops + s.backward_flops for s in one)) for one in by_cut or (segments,)]
     parties = [
-        _Party(load, steps[load.cut], devices[load.device], links[load.device], edges, serving.passes, start, backhaul)
+        _Party(
+            load,
+            steps[load.cut],
+            devices[load.device],
+            links[load.device],
+            edges,
+            serving.passes,
+            start,
+            backhaul,
+            start + deadline if load.device in late else math.inf,
+        )
         for load in sorted(loads, key=lambda load: load.device)
     ]
     cohorts: dict[int, list[_Party]] = {}
     for party in parties:
-        cohorts.setdefault(party.load.edge, []).append(party)
-    end = start
+        if serving.shared and party.load.device in late:
+            party.fetch()
+            _queue([party], {party.load.edge: 1})
+            party.deliver()
+        else:
+            cohorts.setdefault(party.load.edge, []).append(party)
     if serving.kind == "turn":
         for cohort in cohorts.values():
             _in_turn(cohort, serving.relayed, start)
     else:
-        for party in parties:
+        together = [party for cohort in cohorts.values() for party in cohort]
+        together.sort(key=lambda party: party.load.device)
+        for party in together:
             party.fetch()
         slots = {edge: profile.slots for edge, profile in edges.items()}
         if serving.kind == "queue":
-            _queue(parties, slots)
+            _queue(together, slots)
         elif serving.kind == "stream":
-            end = _stream(parties, slots, start)
+            _stream(together, slots, start)
         elif serving.kind == "lockstep":
             for cohort in cohorts.values():
                 _lockstep(cohort, serving.window)
         else:
-            for party in parties:
-                party.now += party.load.steps * party.after
-        for party in parties:
+            for party in together:
+                party.finish(party.load.steps)
+        for party in together:
             party.deliver()
-    seconds = max([end, *(party.now for party in parties)]) - start
+    counted = [party for party in parties if party.load.device not in late]
+    ends = [*(party.now for party in counted), *(party.served_by for party in counted)]
+    if len(counted) < len(parties):
+        ends.append(start + deadline)
+    seconds = max(ends, default=start) - start
     costs = tuple(party.cost(start, seconds) for party in parties)
     known = [cost.joules for cost in costs if cost.joules is not None]
     return RoundCost(seconds, sum(known) if len(known) == len(costs) else None, costs)
@@ -144,6 +178,7 @@ class _Party:
         passes: float,
         start: float,
         backhaul: LinkProfile | None,
+        until: float = math.inf,
     ):
         rows = load.examples / load.steps if load.steps else 0.0
         self.load, self.device, self.link = load, device, link
@@ -158,7 +193,10 @@ class _Party:
         self.moving_s = 0.0
         self.after = rows * step.after / device.flops_per_second
         self.now = start
-        self.up_s = self.down_s = 0.0
+        self.served_by = start  # the second at which an edge that it does not wait for has served all of it
+        self.until = until  # the second at which it stops
+        self.up_s = self.down_s = self.computed_s = 0.0
+        self.sent = self.heard = self.model = 0.0  # bytes until it stops
         transfers = max(1, load.steps * len(self.service))
         self.up_size, self.down_size = load.up_bytes / transfers, load.down_bytes / transfers
         # Without a trace equal transfers take equally long, and a round has tens of thousands.
@@ -167,11 +205,13 @@ class _Party:
 
     def upload(self, visit: int) -> float:
         """Compute up to the edge's `visit`, and send; returns the second at which the edge has it all."""
-        self.now += self.before[visit]
+        self._compute(self.before[visit])
         taken = self.up_fixed
         if taken is None:
             taken = self.link.seconds(self.up_size, self.link.up_mbit, self.now)
-        self.up_s += taken
+        share = self._share(self.now, taken)
+        self.up_s += taken * share
+        self.sent += self.up_size * share
         self.now += taken
         return self.now + self.link.latency_s
 
@@ -181,27 +221,46 @@ class _Party:
             taken = self.down_fixed
             if taken is None:
                 taken = self.link.seconds(self.down_size, self.link.down_mbit, sent)
-            self.down_s += taken
+            share = self._share(sent, taken)
+            self.down_s += taken * share
+            self.heard += self.down_size * share
             sent += taken
         self.now = sent + self.link.latency_s
+
+    def finish(self, steps: int = 1) -> None:
+        """Compute what comes after the last visit to the edge, of so many steps."""
+        self._compute(steps * self.after)
+
+    def _compute(self, seconds: float) -> None:
+        self.computed_s += seconds * self._share(self.now, seconds)
+        self.now += seconds
+
+    def _share(self, begin: float, seconds: float) -> float:
+        """Returns how much of something that begins then, and takes so long, it does before it stops."""
+        if begin + seconds <= self.until:
+            return 1.0
+        return max(0.0, self.until - begin) / seconds if seconds else 0.0
 
     def fetch(self) -> None:
         """Receive the model."""
         if self.load.model_bytes:
             taken = self.link.seconds(self.load.model_bytes / 2, self.link.down_mbit, self.now)
-            self.down_s += taken
+            self.down_s += taken * self._share(self.now, taken)
+            self.model += self.load.model_bytes / 2 * self._share(self.now, taken)
             self.now += taken + self.link.latency_s
 
     def deliver(self) -> None:
         """Send the model back."""
         if self.load.model_bytes:
             taken = self.link.seconds(self.load.model_bytes / 2, self.link.up_mbit, self.now)
-            self.up_s += taken
+            self.up_s += taken * self._share(self.now, taken)
+            self.model += self.load.model_bytes / 2 * self._share(self.now, taken)
             self.now += taken + self.link.latency_s
 
     def cost(self, start: float, round_s: float) -> DeviceCost:
         """Returns its cost; it idles, at idle power, whenever it does not compute, until the round ends for all."""
-        compute = self.load.steps * (sum(self.before) + self.after)
+        late = not math.isinf(self.until)
+        compute = self.computed_s if late else self.load.steps * (sum(self.before) + self.after)
         powers = [
             (self.device.power_active_watts, compute),
             (self.device.power_idle_watts, max(0.0, round_s - compute)),
@@ -212,7 +271,12 @@ class _Party:
         for watts, seconds in powers:
             if seconds:
                 joules = None if joules is None or watts is None else joules + watts * seconds
-        return DeviceCost(self.load.device, self.now - start, compute, self.up_s, self.down_s, joules, self.moving_s)
+        sizes = (self.sent, self.heard, self.model)
+        sizes = sizes if late else (self.load.up_bytes, self.load.down_bytes, self.load.model_bytes)
+        ended = min(self.now, self.until) - start
+        done = min(max(self.now, self.served_by), self.until) - start
+        spent = (ended, compute, self.up_s, self.down_s, joules, self.moving_s, done)
+        return DeviceCost(self.load.device, *spent, *(round(size) for size in sizes))
 
     def follow(self) -> None:
         """Move the session after a served upload, before the device hears of it, if that was the last at its edge."""
@@ -246,7 +310,7 @@ def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:
             heappush(arrivals, (party.upload(visit + 1), device, step, visit + 1))
             continue
         party.follow()
-        party.now += party.after
+        party.finish()
         if step + 1 < party.load.steps:
             heappush(arrivals, (party.upload(0), device, step + 1, 0))
 
@@ -278,19 +342,21 @@ def _lockstep(cohort: Sequence[_Party], window: int) -> None:
             for _ in range(count):
                 party.follow()
                 party.edge, party.service = party.load.edge, party.served[party.load.edge]
-            party.now += party.after * count
+            party.finish(count)
             left[party.load.device] -= count
 
 
-def _stream(parties: Sequence[_Party], slots: Mapping[int, int], start: float) -> float:
-    """Let devices go on at once; returns the second at which the last edge has served all its uploads."""
+def _stream(parties: Sequence[_Party], slots: Mapping[int, int], start: float) -> None:
+    """Let devices go on at once, and the edges work off what they uploaded."""
+    by_id = {party.load.device: party for party in parties}
     arrivals = []
     for party in parties:
         for _ in range(party.load.steps):
             arrivals.append((party.upload(0), party.load.device, party.edge, sum(party.service)))
             party.follow()
-            party.now += party.after
+            party.finish()
     free = {edge: [start] * count for edge, count in slots.items()}
-    for arrival, _, edge, service in sorted(arrivals):
-        heapreplace(free[edge], max(arrival, free[edge][0]) + service)
-    return max([start, *(max(servers) for servers in free.values())])
+    for arrival, device, edge, service in sorted(arrivals):
+        done = max(arrival, free[edge][0]) + service
+        heapreplace(free[edge], done)
+        by_id[device].served_by = max(by_id[device].served_by, done)

@@ -24,6 +24,11 @@ class Serving:
     window: int = 1
     passes: float = 1.0
 
+    @property
+    def shared(self) -> bool:
+        """Whether devices wait for each other, since one back learns from all of them."""
+        return self.kind in ("turn", "lockstep")
+
 
 def serving_of(trainer: EdgeTrainer | None, fronts: str = "averaged") -> Serving:
     """Derive how an edge trainer serves its devices from its declarations; `trainer` is None without an edge.

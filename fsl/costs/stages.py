@@ -49,6 +49,7 @@ class SegmentCost:
     place: Place
     forward_flops: float
     backward_flops: float
+    crossing: Values | None = field(default=None, compare=False, repr=False)  # what leaves it, of two samples
 
 
 @dataclass
@@ -109,7 +110,13 @@ def segment_costs(
         trained = nn.Sequential(OrderedDict(front=parts["front"], head=head))
         own = sum(s.forward_flops + s.backward_flops for s in stage_costs(trained, examples, objective, ["front"])[1:])
     return tuple(
-        SegmentCost(segment.name, segment.place, stage.forward_flops, stage.backward_flops + (0.0 if index else own))
+        SegmentCost(
+            segment.name,
+            segment.place,
+            stage.forward_flops,
+            stage.backward_flops + (0.0 if index else own),
+            stage.crossing,
+        )
         for index, (segment, stage) in enumerate(zip(parts.segments, stages, strict=True))
     )
 

@@ -72,6 +72,14 @@ class Aggregator:
                 f"{least} devices a round, and has {devices}; lower num_malicious_nodes, or take more devices"
             )
 
+    def refuse_fewer(self, setting: str) -> None:
+        """Raise ConfigError where a setting may leave a round fewer devices than the rule's guarantee asks for."""
+        if setting and getattr(self.rule, "num_malicious_nodes", None) is not None:
+            raise ConfigError(
+                f"aggregator={type(self.rule).__name__} with {setting}: a round may have fewer devices than its "
+                "guarantee asks for; leave that out, or use aggregator=median or trimmed_mean"
+            )
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that the result depends on."""
         plain = {name: value for name, value in vars(self.rule).items() if isinstance(value, bool | int | float | str)}

@@ -6,15 +6,18 @@ from typing import Any
 import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+from fsl.availability import Availability, TraceAvailability
 from fsl.errors import ConfigError
 from fsl.importing.building import built, from_name
 from fsl.importing.config_groups import named, names
+from fsl.importing.import_paths import locate
 from fsl.mobility import Mobility
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.quoting import short
 from fsl.run.backend import Backend
 from fsl.run.config import build_optimizer, build_privacy, build_stop
 from fsl.run.observers import Observer
+from fsl.selection import Selection, Uniform
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.optimizer_settings import Optimizer
 
@@ -111,6 +114,41 @@ def as_mobility(given: Any) -> Mobility | None:
             f"mobility={short(given, 80)}: give one of fsl.mobility, or one of {', '.join(names('mobility'))}"
         )
     return given
+
+
+def as_selection(given: Any) -> Selection:
+    """The rule that chooses a round's devices, from itself, its name ("by_samples"), its class or its import path."""
+    if given is None:
+        return Uniform()
+    found = _made("selection", given, Selection)
+    if not isinstance(found, Selection):
+        raise ConfigError(
+            f"selection={short(given, 80)}: give one of fsl.selection, one of your own derived from fsl.selection."
+            f"Selection, its import path, or one of {', '.join(names('selection'))}"
+        )
+    return found
+
+
+def as_availability(given: Any) -> Availability | None:
+    """Which devices are there in a round, from itself, its name, class or import path, or rounds by device."""
+    if given is None or given == "always":
+        return None
+    found = (
+        TraceAvailability(rounds=given) if isinstance(given, Mapping) else _made("availability", given, Availability)
+    )
+    if not isinstance(found, Availability):
+        raise ConfigError(
+            f"availability={short(given, 80)}: give one of fsl.availability, a mapping from devices to their rounds, "
+            f"an import path, or one of {', '.join(names('availability'))}"
+        )
+    return found
+
+
+def _made(group: str, given: Any, kind: type) -> Any:
+    """The object that a name of a group, an import path or a class of this kind stands for; anything else as it is."""
+    if isinstance(given, str):
+        given = locate(given) if "." in given else from_name(group, given)
+    return built(group, given) if isinstance(given, type) and issubclass(given, kind) else given
 
 
 def as_observers(given: Any) -> tuple[Observer, ...]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl import seeds
+from fsl.availability import Availability
 from fsl.codecs.codec_choice import build_codecs
 from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware
@@ -27,6 +28,7 @@ from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
 from fsl.run.observers import Observer
 from fsl.segments.learning_rate import Schedule
+from fsl.selection import Selection
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.optimizer_settings import Optimizer
@@ -68,6 +70,8 @@ class RunConfig:
     edge: Mapping[str, Any]
     link: Mapping[str, Any]
     mobility: Mapping[str, Any]
+    selection: Mapping[str, Any]
+    availability: Mapping[str, Any]
     backhaul: Mapping[str, Any]
     privacy: Mapping[str, Any]
     backend: Mapping[str, Any]
@@ -139,6 +143,18 @@ def build_mobility(config: Mapping[str, Any]) -> Mobility | None:
     if not isinstance(mobility, Mobility):
         raise ConfigError(f"mobility._target_={config['_target_']} is no fsl.mobility.Mobility; derive it from one")
     return mobility
+
+
+def build_selection(config: Mapping[str, Any]) -> Selection:
+    """Which of the available devices take part in a round."""
+    return build_kind("selection", config, Selection)  # type: ignore[type-abstract]
+
+
+def build_availability(config: Mapping[str, Any]) -> Availability | None:
+    """Which devices are there in a round; None where all always are."""
+    if _is_off("availability", config, "always"):
+        return None
+    return build_kind("availability", config, Availability)  # type: ignore[type-abstract]
 
 
 def build_privacy(config: Mapping[str, Any]) -> Privacy | None:

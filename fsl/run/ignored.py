@@ -9,6 +9,7 @@ from fsl.errors import ConfigError
 from fsl.segments.learning_rate import Schedule
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.taking_part import is_plain
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,27 @@ def refuse_ignored(
         raise ConfigError(f"evaluate_leakage={evaluation.leakage}: no test data to measure it on; give test_data")
     if resume and out is None:
         raise ConfigError("resume=True without out: give the folder of the run that is to go on")
+
+
+def refuse_unheard(federation: Federation, strategy: CloudStrategy) -> None:
+    """ConfigError where a run says who takes part, and its strategy would not hear of it."""
+    name, given = type(strategy).__name__, _said_of_rounds(federation)
+    if given and not hasattr(strategy, "selects_itself"):
+        raise ConfigError(
+            f"{given}: {name} is not derived from SplitStrategy, and chooses devices itself; leave it out"
+        )
+    if not is_plain(federation.selection) and strategy.selects_itself:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"{given}: {name} overrides select(), and so chooses devices itself; leave out selection, or the method"
+        )
+
+
+def _said_of_rounds(federation: Federation) -> str:
+    if not is_plain(federation.selection):
+        return f"selection={type(federation.selection).__name__}"
+    if federation.availability is not None:
+        return f"availability={type(federation.availability).__name__}"
+    return "" if federation.training.deadline is None else f"deadline={federation.training.deadline:g}"
 
 
 def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:

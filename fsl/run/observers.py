@@ -199,6 +199,8 @@ def round_in_words(row: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
         asked = finished + len(row.get("lost") or ())
         of = "" if asked == finished else f"{finished:,} of "
         words.append(f"{of}{asked:,} device{'' if asked == 1 else 's'}")
+    if row.get("late"):
+        words.append(f"{row['late']:,} late")
     if row.get("loss") is not None:
         words.append(f"loss {row['loss']:.3f}")
     elif row.get("train_loss") is not None:

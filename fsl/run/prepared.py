@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fsl.costs import CostModel, segment_costs
+from fsl.costs import CostModel, Forecast, segment_costs
 from fsl.costs.cut_choice import CutChoice
 from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, as_task
@@ -20,7 +20,7 @@ from fsl.importing.spec import Spec
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
 from fsl.run import provenance
-from fsl.run.ignored import warn_of_ignored
+from fsl.run.ignored import refuse_unheard, warn_of_ignored
 from fsl.run.label import Label
 from fsl.run.local_heads import local_head
 from fsl.run.metric_trial import stop_that_can_be
@@ -35,6 +35,7 @@ from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_places import in_double
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.settings.taking_part import predicts
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,13 @@ def _bound(
 ) -> Federation:
     """The federation with the split model's layouts and its costs; the strategy is bound to it."""
     layouts = {name: segment.layout for name, segment in worker.segments.items()}
-    federation = replace(federation, layouts=layouts, costs=_cost_model(federation, hardware, workload))
+    federation = replace(
+        federation,
+        layouts=layouts,
+        costs=_cost_model(federation, hardware, workload, worker),
+        samples=workload.partition.size,
+    )
+    refuse_unheard(federation, strategy)
     strategy.bind(federation)
     if federation.cuts is not None:
         federation = replace(federation, cuts=priced(federation, workload, strategy))
@@ -186,7 +193,7 @@ def _refuse_schedule(federation: Federation, workload: Workload) -> None:
     schedule.rate(federation.optimizer.rate, min(steps, _TRIED) - 1, steps)
 
 
-def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) -> CostModel | None:
+def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, worker: Worker) -> CostModel | None:
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
     places = hardware.machines(moving=federation.mobility is not None)
     try:
@@ -195,11 +202,26 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) 
             return CostModel(federation.training.seed, places, by_cut[0], by_cut)
         data, objective = workload.data.train, workload.objective
         costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)
-        return CostModel(federation.training.seed, places, costs)
+        forecast = Forecast(
+            training=federation.training,
+            wire=federation.wire,
+            samples=workload.partition.size,
+            crossing=[segment.crossing for segment in costs[:-1] if segment.crossing is not None],
+            target=data.targets[:1],
+            segment_bytes={name: segment.layout.bytes for name, segment in worker.segments.items()},
+            skip_single=worker.skip_single,
+            poisson=federation.privacy is not None and federation.privacy.poisson,
+        )
+        return CostModel(federation.training.seed, places, costs, forecast=forecast)
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place
         reason = said(error)
+        if predicts(federation.training, federation.selection):
+            raise ConfigError(
+                f"the model's work cannot be counted ({reason}), and neither deadline nor a selection by seconds can "
+                "go by what it takes; leave them out"
+            ) from error
         log.warning("sim_seconds and energy_joules stay null: the model's work cannot be counted (%s)", reason)
         return None
 

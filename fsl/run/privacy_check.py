@@ -18,7 +18,7 @@ from fsl.privacy.settings import DPSGD, Privacy
 from fsl.privacy.trainer_accounts import declares_private, fronts_moved, has_private_step, unaccountable
 from fsl.round.batches import sample_rate
 from fsl.round.workload import Worker
-from fsl.run.private_rounds import fixed_segments, trainers_of
+from fsl.run.private_rounds import fixed_segments, most_ahead, rounds_ahead, trainers_of
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating, modes_of, normalises_over_rows, put_back, training_modes
 from fsl.segments.tensor_trees import received
@@ -111,8 +111,7 @@ def private_run(
     )
     target = None
     if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
-        every = range(1, federation.training.rounds + 1)
-        rounds = Counter(device for round in every for device in strategy.chosen(round))
+        rounds = rounds_ahead(strategy, federation)
         target = _target(setting, samples, rounds)
         setting = replace(setting, privacy=_solved(setting, samples, rounds))
         log.info("noise multiplier %g for the epsilon asked for", setting.privacy.dp_sgd.noise_multiplier)  # type: ignore[union-attr]
@@ -178,9 +177,7 @@ def _spread(trainers: Sequence[EdgeTrainer], strategy: CloudStrategy, federation
     """How many devices' fronts one sample moves in a step, in the worst of all rounds."""
     if all(fronts_moved(trainer, federation.training.devices) == 1 for trainer in trainers):
         return 1
-    # A strategy may choose more of them than `devices_per_round`.
-    most = max(len(strategy.chosen(round)) for round in range(1, federation.training.rounds + 1))
-    return max(fronts_moved(trainer, most) for trainer in trainers)
+    return max(fronts_moved(trainer, most_ahead(strategy, federation)) for trainer in trainers)
 
 
 def _solved(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> Privacy:

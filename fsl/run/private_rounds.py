@@ -1,5 +1,6 @@
 """What an account must know of all rounds of a run: their edge trainers, and which segments train at all."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
@@ -8,7 +9,7 @@ from fsl.errors import RunError
 from fsl.importing.spec import Spec
 from fsl.segments.modes import modes_of, normalises_over_rows, put_back, training_modes
 from fsl.segments.states import Layout
-from fsl.settings.federation_settings import CloudStrategy
+from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.trainers import EdgeTrainer
 
 
@@ -21,6 +22,29 @@ def trainers_of(strategy: CloudStrategy, rounds: int) -> dict[str, EdgeTrainer |
         if (text := described(spec)) not in found:
             found[text] = None if spec is None else spec.build()
     return found
+
+
+def rounds_ahead(strategy: CloudStrategy, federation: Federation) -> Counter[int]:
+    """Returns in how many rounds each device trains at most: all, where who is chosen cannot be known ahead."""
+    training = federation.training
+    if not _foreseen(federation):
+        return Counter(dict.fromkeys(range(training.devices), training.rounds))
+    return Counter(device for round in range(1, training.rounds + 1) for device in strategy.chosen(round))
+
+
+def most_ahead(strategy: CloudStrategy, federation: Federation) -> int:
+    """Returns how many devices train in one round at most."""
+    training = federation.training
+    if not _foreseen(federation):
+        return training.devices
+    # A strategy may choose more of them than `devices_per_round`.
+    return max(1, *(len(strategy.chosen(round)) for round in range(1, training.rounds + 1)))
+
+
+def _foreseen(federation: Federation) -> bool:
+    """Whether a selection chooses ahead as it does in its round; n_k of a real federation's members come later."""
+    selection = federation.selection
+    return selection.foreseen and not (federation.placement is not None and "samples" in selection.needs)
 
 
 def described(spec: Spec | None) -> str:

@@ -23,6 +23,7 @@ from fsl.run.run_identity import code_of, weights_of
 from fsl.segments.states import Field, Layout
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.optimizer_settings import Optimizer
+from fsl.settings.taking_part import is_plain
 
 _SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
@@ -57,6 +58,10 @@ def settings(
         values |= {f"privacy.{k}": v for k, v in flat(asdict(federation.privacy)).items()}
     if federation.mobility is not None:
         values["mobility"] = describe(federation.mobility)
+    if not is_plain(federation.selection):
+        values["selection"] = describe(federation.selection)
+    if federation.availability is not None:
+        values["availability"] = describe(federation.availability)
     if federation.cuts is not None:
         values |= federation.cuts.settings()
     layouts, kinds = federation.layouts, _own_classes(federation, strategy)
@@ -103,7 +108,8 @@ def _own_classes(federation: Federation, strategy: CloudStrategy) -> list[type]:
     if (rule := getattr(strategy, "device_rule", None)) is not None:
         specs.append(rule(1))
     found = [spec.locate() for spec in specs if isinstance(spec, Spec)]
-    return [type(strategy), *(kind for kind in found if isinstance(kind, type))]
+    taking_part = [type(one) for one in (federation.selection, federation.availability) if one is not None]
+    return [type(strategy), *taking_part, *(kind for kind in found if isinstance(kind, type))]
 
 
 def _tensors(layouts: Mapping[str, Layout]) -> list[tuple[object, ...]]:

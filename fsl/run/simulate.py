@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.availability import Availability
 from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.profiles import DeviceProfile
@@ -28,11 +29,13 @@ from fsl.privacy.settings import Privacy
 from fsl.round.workload import Workload
 from fsl.run.arguments import (
     as_aggregator,
+    as_availability,
     as_backend,
     as_mobility,
     as_observers,
     as_optimizer,
     as_privacy,
+    as_selection,
     as_stop,
     as_tags,
 )
@@ -46,6 +49,7 @@ from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
+from fsl.selection import Selection
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
 from fsl.settings.federation_settings import CloudStrategy, Federation
@@ -80,6 +84,8 @@ def simulate(
     augmentation: Augmentation | None = None,
     aggregator: FlowerStrategy | type | str | None = None,
     mobility: Mobility | type | str | None = None,
+    selection: Selection | type | str | None = None,
+    availability: Availability | Mapping[int, Sequence[int]] | type | str | None = None,
     privacy: Privacy | type | str | Sequence[str] | Any = None,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
@@ -122,6 +128,8 @@ def simulate(
         augmentation: How training batches of images are cropped and flipped.
         aggregator: A Flower strategy (FedAdam, Krum, ...) that combines, device by device, what is otherwise averaged.
         mobility: Which devices move between edges in the middle of a round; None: they stay.
+        selection: Which of the available devices take part in a round, `devices_per_round` of them; uniform by default.
+        availability: Which devices are there in a round, also as their rounds by device id; None: all, always.
         privacy: How devices' data are protected: a `Privacy`, or one mechanism. `privacy.json` says what that comes to.
 
     Options of `training`, a `Training`:
@@ -130,6 +138,7 @@ def simulate(
         devices: Devices that hold data.
         edges: Edge servers; device k is attached to edge k mod `edges`.
         devices_per_round: Devices drawn for each round; all by default.
+        deadline: Simulated seconds of a round, after which who is not done does not count; no deadline by default.
         local_epochs: Passes of each device over its data in a round.
         batch_size: Samples of a device in a step.
         samples_per_device: Samples that a device holds at most; `partition=resample` draws so many.
@@ -192,6 +201,8 @@ def simulate(
         optimizer=as_optimizer(optimizer),
         aggregator=as_aggregator(aggregator),
         mobility=as_mobility(mobility),
+        selection=as_selection(selection),
+        availability=as_availability(availability),
         privacy=as_privacy(privacy),
         placement=backend.placement,
     )

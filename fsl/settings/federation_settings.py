@@ -1,7 +1,8 @@
 """The settings of a run that a strategy plans rounds from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -9,14 +10,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
+from fsl.availability import Availability
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import Fronts
 from fsl.mobility import Mobility
 from fsl.privacy.settings import Privacy, Probe
 from fsl.segments.states import Layout
+from fsl.selection import Selection, Uniform
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.placement import Placement
+from fsl.settings.taking_part import refuse_not_taking_part
 from fsl.settings.training_settings import Training
 from fsl.settings.wire_settings import Wire
 
@@ -27,8 +31,17 @@ if TYPE_CHECKING:
 class RoundPricer(Protocol):
     """Predicts the seconds and joules of a round; `fsl.costs.CostModel` implements it."""
 
-    def round(self, loads: Sequence[Any], serving: Any, start: float = 0.0) -> Any:
-        """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run."""
+    def round(
+        self, loads: Sequence[Any], serving: Any, start: float = 0.0, late: Collection[int] = (), deadline: float = inf
+    ) -> Any:
+        """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run, and closes for who is late."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether equal rounds cost the same at any time of the run."""
+
+    def predicted(self, edges: Mapping[int, int], serving: Any, fronts: Fronts) -> Sequence[Any]:
+        """The `fsl.costs.DeviceLoad` of each device, whose edge is given, as far as it is known before a round."""
 
     def settings(self) -> Mapping[str, str]:
         """The machines as text."""
@@ -48,6 +61,13 @@ class CutPlanner(Protocol):
     def at(self, round: int, devices: Sequence[int], edge_of: Callable[[int], int], start: float) -> Mapping[int, int]:
         """The number of each device's cut in a round that begins at second `start` of the run."""
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it knows what rounds are predicted by."""
+
+    def load(self, device: int, cut: int, edge: int) -> Any:
+        """The `fsl.costs.DeviceLoad` of a device at the cut of this number, attached to this edge."""
+
     def priced(self, costs: Any, loads: Any, serving: Any) -> "CutPlanner":
         """The same, with what rounds are predicted by."""
 
@@ -66,11 +86,14 @@ class Federation:
     optimizer: Optimizer = field(default_factory=Optimizer)
     aggregator: Strategy | None = None  # one of Flower's rules, applied per device; None: the weighted mean
     mobility: Mobility | None = None  # None: devices stay where they are
+    selection: Selection = field(default_factory=Uniform)  # which available devices take part in a round
+    availability: Availability | None = None  # None: all devices are there in every round
     privacy: Privacy | None = None  # None: nothing is protected
     placement: Placement | None = None  # None: any node may host any device and edge
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
     costs: "RoundPricer | None" = None  # None: rounds have no simulated time
     cuts: "CutPlanner | None" = None  # None: all devices are cut alike
+    samples: Callable[[int], int] | None = None  # a device's n_k, as the run's own partition says; None: not known yet
     ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
     tested: bool = True  # whether there are test data besides devices' own rows
     metrics: Mapping[str, bool | None] = field(default_factory=dict)  # by name, whether higher is better
@@ -85,6 +108,9 @@ class Federation:
     def __post_init__(self) -> None:
         if self.mobility is not None:
             self.mobility.check(self.training.devices, self.training.edges)
+        refuse_not_taking_part(
+            self.training, self.selection, self.availability, self.privacy, self.mobility, self.placement is not None
+        )
 
     if not TYPE_CHECKING:  # a type checker is to find names that are misspelt
 
@@ -117,7 +143,7 @@ class CloudStrategy(Protocol):
         """The devices of a round."""
 
     def chosen(self, round: int) -> Sequence[int]:
-        """What `select` says; RunError where that cannot train."""
+        """What `select` says, of who is available; RunError where that cannot train."""
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings."""

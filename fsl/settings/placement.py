@@ -46,6 +46,10 @@ class Placement(Protocol):
     def know_frozen(self, frozen: Mapping[str, Frozen]) -> None:
         """Take the model's frozen parameters, by segment, to send them once to each node that has others."""
 
+    @property
+    def counted(self) -> Mapping[int, int]:
+        """The n_k by which each online device counts, at most as many as the run lets it."""
+
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
 

@@ -1,5 +1,6 @@
 """How a federation trains: its size, and what its devices do in a round."""
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -16,6 +17,7 @@ class TrainingOptions(TypedDict, total=False):
     devices: int
     edges: int
     devices_per_round: int | None
+    deadline: float | None
     local_epochs: int
     batch_size: int
     samples_per_device: int | None
@@ -42,6 +44,9 @@ class Training(OptionGroup):
     devices_per_round: int | None = None
     """Devices drawn for each round; all by default."""
 
+    deadline: float | None = None
+    """Simulated seconds of a round, after which who is not done does not count; no deadline by default."""
+
     local_epochs: int = 1
     """Passes of each device over its data in a round."""
 
@@ -67,3 +72,11 @@ class Training(OptionGroup):
         value = self.devices_per_round
         if value is not None and not 1 <= value <= self.devices:
             raise ConfigError(f"devices_per_round={value}: it must lie between 1 and devices={self.devices}")
+        self._check_deadline()
+
+    def _check_deadline(self) -> None:
+        if (limit := self.deadline) is None:
+            return
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not (math.isfinite(limit) and limit > 0):
+            raise ConfigError(f"deadline={limit!r}: simulated seconds of a round, above 0, or null for none")
+        object.__setattr__(self, "deadline", float(limit))

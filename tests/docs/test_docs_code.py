@@ -1,4 +1,4 @@
-"""Code of the pages on codecs and on trainers that remember, done as they say: in a folder of the user's."""
+"""Code of the pages on codecs, trainers that remember and selections, done as they say: in a folder of the user's."""
 
 import importlib
 import json
@@ -32,6 +32,7 @@ def folder(tmp_path, monkeypatch):
         ("codecs.md", "topk.py"),
         ("codecs.md", "conf/codec/topk.yaml"),
         ("own-strategy.md", "replay.py"),
+        ("selection.md", "stalest.py"),
     ):
         (tmp_path / title).write_text(block(page, title))
     monkeypatch.chdir(tmp_path)
@@ -74,3 +75,18 @@ def test_the_pages_trainer_remembers(folder):
     assert_same_run(whole, run(strategy(rows=8), rounds=3, nodes=2))
     run(strategy(rows=8), rounds=1, out=folder / "run")
     assert_same_run(whole, run(strategy(rows=8), rounds=3, out=folder / "run", resume=True))
+
+
+def test_the_pages_selection_takes_who_waited_longest(folder):
+    kind = importlib.import_module("stalest").Stalest
+    options = {"devices": 4, "devices_per_round": 2, "rounds": 3}
+    by_class, by_path = (run(selection=rule, **options) for rule in (kind, "stalest.Stalest"))
+    assert_same_run(by_class, by_path)
+    assert_same_run(by_class, run(selection="round_robin", **options))
+
+
+@pytest.mark.slow
+def test_the_pages_selection_chooses_from_the_command_line(folder):
+    own = ("selection=custom", "selection._target_=stalest.Stalest", "devices_per_round=1")
+    assert command.command([*SMOKE, *own, "hydra.run.dir=run"]) == 0
+    assert "stalest.Stalest" in settings(folder / "run")["selection"]

@@ -22,8 +22,9 @@ LOGGERS = {"fsl.rounds"}  # of Python's logging: names that nothing is imported 
 
 # What a strategy has for whoever runs it, and no author overrides.
 RUNS_IT = {
-    "aggregate_evaluate", "aggregate_train", "attached", "bind", "checkpointed", "chosen", "configure_evaluate",
-    "configure_train", "evaluates", "federation", "kept", "path", "planned", "remarks", "settings", "start", "summary",
+    "aggregate_evaluate", "aggregate_train", "attached", "available", "bind", "checkpointed", "chosen",
+    "configure_evaluate", "configure_train", "evaluates", "federation", "kept", "path", "planned", "remarks",
+    "selects_itself", "settings", "start", "summary",
 }  # fmt: skip
 # What of an edge trainer is asked about privacy: docs/privacy.md has it.
 OF_PRIVACY = {"private", "declares_private", "unaccountable", "spread", "settle", "update"}

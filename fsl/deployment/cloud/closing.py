@@ -29,6 +29,11 @@ def check_closing(deadline: float | None, quorum: int | float | None, max_norm: 
 def refuse_without_nodes(**keys: float | None) -> None:
     """Raise ConfigError where a simulation sets one of these keys, which would have no effect."""
     for name, value in keys.items():
+        if value is not None and name == "deadline":
+            raise ConfigError(
+                f"deployment.deadline={value}: only a real federation, whose nodes have roles, has it; a simulation "
+                f"has deadline={value:g}, in simulated seconds"
+            )
         if value is not None:
             raise ConfigError(
                 f"deployment.{name}={value}: only a real federation, whose nodes have roles, has it; in a simulation "

@@ -89,13 +89,17 @@ class Roster:
         """The n_k of each device that is there, as its node says; not capped, since privacy accounts need it."""
         return {device: count for member in self.members.online for device, count in member.samples.items()}
 
+    @property
+    def counted(self) -> Mapping[int, int]:
+        """The n_k by which each device that is there counts."""
+        return {device: self._counted(count) for device, count in self.samples.items()}
+
     def train_messages(self, plan: RoundPlan, cohorts: Sequence[CohortTask], needed: Needed) -> list[Message]:
         """Build one message for each node with a part in the round."""
         refuse_plan(plan, self.terms)
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
-        samples = {device: self._counted(count) for device, count in self.samples.items()}
-        asked = self._asked = _AskedRound(plan, [], samples)
+        asked = self._asked = _AskedRound(plan, [], dict(self.counted))
         asked.start = needed([DeviceTask(device=0)]) if self.terms.max_norm is not None else None
         nodes_by_role = asked.nodes_by_role
         hosts = {d: member for member in self.members.online for d in member.samples}

@@ -1,0 +1,60 @@
+"""Rules that look at nothing but devices' ids and sizes: uniform draws, draws by n_k, and one after another."""
+
+from collections.abc import Sequence
+
+from fsl.selection.selection import Candidates, Selection, refuse_all
+
+
+class Uniform(Selection):
+    """Draws the round's devices uniformly, without replacement; all where the run names no number."""
+
+    foreseen = True
+
+    def select(self, candidates: Candidates) -> Sequence[int]:
+        """Returns `count` devices; without a draw where these are all."""
+        if candidates.count == len(candidates.devices):
+            return candidates.devices
+        draw = candidates.generator("participants")
+        chosen = draw.choice(candidates.devices, candidates.count, replace=False)
+        return sorted(int(device) for device in chosen)
+
+
+class BySamples(Selection):
+    """Draws one device after another, without replacement, each with probability proportional to its n_k.
+
+    So the first is of each device with probability n_k / n. Who holds much then counts twice: it is drawn more often,
+    and the mean weighs it by n_k.
+    """
+
+    needs = ("samples",)
+    foreseen = True
+
+    def select(self, candidates: Candidates) -> Sequence[int]:
+        """Returns `count` devices."""
+        draw = candidates.generator("by_samples")
+        chosen = draw.choice(candidates.devices, candidates.count, replace=False, p=candidates.shares())
+        return sorted(int(device) for device in chosen)
+
+    def check(self, devices: int, devices_per_round: int | None, deadline: float | None) -> None:
+        """Refuse a run in which all take part."""
+        refuse_all("by_samples", devices, devices_per_round)
+
+
+class RoundRobin(Selection):
+    """Takes devices in turn, by id: round r begins with number (r - 1) * devices_per_round, and starts over at the end.
+
+    A device that is not available misses its turn, and the next one takes it.
+    """
+
+    foreseen = True
+
+    def select(self, candidates: Candidates) -> Sequence[int]:
+        """Returns `count` devices, from the round's first on."""
+        per_round = candidates.per_round
+        first = (candidates.round - 1) * per_round % candidates.total
+        in_turn = sorted(candidates.devices, key=lambda device: (device - first) % candidates.total)
+        return sorted(in_turn[: candidates.count])
+
+    def check(self, devices: int, devices_per_round: int | None, deadline: float | None) -> None:
+        """Refuse a run in which all take part."""
+        refuse_all("round_robin", devices, devices_per_round)
