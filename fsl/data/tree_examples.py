@@ -21,12 +21,15 @@ class TreeExamples(Examples):
     """Examples in memory whose inputs are several tensors: `inputs[name]` (N, ...), and targets (N, ...).
 
     A model gets a batch by name, as `model(**batch)`, where its forward has these names, and else as one dict.
+    `trimmed`: a batch ends with the last place that counts in one of its rows, as the input says whose name ends with
+    mask; so its length goes by its rows alone, wherever they are computed.
     """
 
     draws: ClassVar[bool] = False
 
     inputs: Mapping[str, Tensor]
     targets: Tensor
+    trimmed: bool = False
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -45,6 +48,12 @@ class TreeExamples(Examples):
             checked[name] = tensor
         object.__setattr__(self, "targets", checked.pop("the targets"))
         object.__setattr__(self, "inputs", checked)
+        masks = [tensor for name, tensor in checked.items() if name.endswith("mask") and tensor.dim() == 2]
+        if self.trimmed and len(masks) != 1:
+            raise DataError(
+                f"the inputs {', '.join(checked)} have {len(masks)} masks (N, T), and batches that are trimmed need "
+                "one to go by; give one whose name ends with mask"
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -54,7 +63,16 @@ class TreeExamples(Examples):
     def batch(self, indices: Tensor) -> tuple[Values, Tensor]:
         """Returns copies of the rows' inputs, as a tree, and targets."""
         inputs = {name: tensor.index_select(0, indices) for name, tensor in self.inputs.items()}
-        return TensorTree.of(inputs), self.targets.index_select(0, indices)
+        targets = self.targets.index_select(0, indices)
+        if self.trimmed and len(targets):
+            (mask,) = (tensor for name, tensor in inputs.items() if name.endswith("mask") and tensor.dim() == 2)
+            counted = mask.ne(0).any(0).nonzero()
+            length = max(2, int(counted[-1]) + 1 if len(counted) else 0)  # a trace of two places holds for any number
+            inputs = {
+                name: tensor[:, :length].contiguous() if tensor.shape[1:2] == mask.shape[1:] else tensor
+                for name, tensor in inputs.items()
+            }
+        return TensorTree.of(inputs), targets
 
     def blank(self, rows: int) -> Values:
         """Returns so many inputs of zeros; masks are of ones, so that something can be attended to."""
@@ -68,17 +86,18 @@ class TreeExamples(Examples):
     def subset(self, indices: Tensor) -> "TreeExamples":
         """Returns a copy of these rows."""
         inputs = {name: tensor.index_select(0, indices) for name, tensor in self.inputs.items()}
-        return TreeExamples(inputs, self.targets.index_select(0, indices))
+        return TreeExamples(inputs, self.targets.index_select(0, indices), self.trimmed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = {name: tensor_to_array(tensor) for name, tensor in self.inputs.items()}
-        return _restored, (arrays, tensor_to_array(self.targets))
+        return _restored, (arrays, tensor_to_array(self.targets), self.trimmed)
 
 
 def _restored(
-    inputs: Mapping[str, tuple[np.ndarray, torch.dtype]], targets: tuple[np.ndarray, torch.dtype]
+    inputs: Mapping[str, tuple[np.ndarray, torch.dtype]], targets: tuple[np.ndarray, torch.dtype], trimmed: bool
 ) -> TreeExamples:
-    return TreeExamples({name: tensor_from_array(*kept) for name, kept in inputs.items()}, tensor_from_array(*targets))
+    tensors = {name: tensor_from_array(*kept) for name, kept in inputs.items()}
+    return TreeExamples(tensors, tensor_from_array(*targets), trimmed)
 
 
 def from_columns(

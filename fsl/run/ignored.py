@@ -31,6 +31,15 @@ def refuse_ignored(
         raise ConfigError("resume=True without out: give the folder of the run that is to go on")
 
 
+def refuse_ragged(task: TaskData, trainer: type, strategy: CloudStrategy) -> None:
+    """ConfigError where batches have lengths of their own, and an edge trainer pools those of several devices."""
+    if getattr(task.train, "trimmed", False) and getattr(trainer, "pools", False):
+        raise ConfigError(
+            f"data.padding=batch: batches have lengths of their own, and {type(strategy).__name__} pools those of "
+            "several devices; use padding=longest or fixed, or a strategy with a back per device, as splitfed_v1"
+        )
+
+
 def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
     """A line for each setting that changes nothing beside the others, or under this strategy."""
     schedule = federation.optimizer.schedule

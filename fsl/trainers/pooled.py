@@ -36,6 +36,7 @@ class Pooled(SharedBack):
     """
 
     lockstep = True
+    pools = True
     movable = True
     tails = True
 
