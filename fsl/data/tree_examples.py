@@ -13,6 +13,7 @@ from fsl.data.items import dense, input_tensor, length_of, target_tensor
 from fsl.errors import DataError
 from fsl.segments.tensor_trees import TensorTree, Values
 
+_LEAST = 2  # places of a batch: a trace of two holds for any number, one of a single place may not
 TARGETS = ("labels", "label", "targets", "target")
 
 
@@ -65,23 +66,40 @@ class TreeExamples(Examples):
         inputs = {name: tensor.index_select(0, indices) for name, tensor in self.inputs.items()}
         targets = self.targets.index_select(0, indices)
         if self.trimmed and len(targets):
-            (mask,) = (tensor for name, tensor in inputs.items() if name.endswith("mask") and tensor.dim() == 2)
+            mask = self._mask(inputs)
             counted = mask.ne(0).any(0).nonzero()
-            length = max(2, int(counted[-1]) + 1 if len(counted) else 0)  # a trace of two places holds for any number
+            length = max(_LEAST, int(counted[-1]) + 1 if len(counted) else 0)
             inputs = {
-                name: tensor[:, :length].contiguous() if tensor.shape[1:2] == mask.shape[1:] else tensor
+                name: tensor[:, :length].contiguous() if self._is_long(name, mask.shape[1]) else tensor
                 for name, tensor in inputs.items()
             }
         return TensorTree.of(inputs), targets
 
+    @staticmethod
+    def _mask(inputs: Mapping[str, Tensor]) -> Tensor:
+        return next(tensor for name, tensor in inputs.items() if name.endswith("mask") and tensor.dim() == 2)
+
+    def _is_long(self, name: str, length: int) -> bool:
+        """Returns whether an input has a place for each of the mask's."""
+        return self.inputs[name].shape[1:2] == (length,)
+
     def blank(self, rows: int) -> Values:
         """Returns so many inputs of zeros; masks are of ones, so that something can be attended to."""
-        return TensorTree.of(
-            {
-                name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
-                for name, t in self.inputs.items()
-            }
-        )
+        return TensorTree.of(self._blank(rows))
+
+    def _blank(self, rows: int) -> dict[str, Tensor]:
+        return {
+            name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
+            for name, t in self.inputs.items()
+        }
+
+    def shortest(self, rows: int) -> Values | None:
+        """Returns blank inputs of the least length that a batch may have; None where all have one length."""
+        if not self.trimmed:
+            return None
+        length = self._mask(self.inputs).shape[1]
+        blank = self._blank(rows)
+        return TensorTree.of({n: t[:, :_LEAST] if self._is_long(n, length) else t for n, t in blank.items()})
 
     def subset(self, indices: Tensor) -> "TreeExamples":
         """Returns a copy of these rows."""

@@ -90,7 +90,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(texts, tokenizer, options, l
 def test_rows_without_text_are_refused_by_their_number(tmp_path, tokenizer):
     (tmp_path / "train.csv").write_text("text,label\ngood,0\n,1\nbad,0\n")
     (tmp_path / "test.csv").write_text("text,label\ngood,0\n")
-    with pytest.raises(FslError, match="data.text_column=text: row 1 of .* has no text"):
+    with pytest.raises(FslError, match=r"data.text_column=text: row 1 of .* has no text"):
         from_text(str(tmp_path), tokenizer=tokenizer)
 
 

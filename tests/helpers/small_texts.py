@@ -37,12 +37,9 @@ def save_tokenizer(folder, words=WORDS, pad="[PAD]"):
 def save_texts(folder, rows=32, name="train.jsonl"):
     """Write texts of one to eight words, whose label says whether they begin with `good`."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {
-            "text": " ".join([WORDS[k % 2], *(WORDS[(k * 7 + j) % 10] for j in range(k % 8))]),
-            "label": ["yes", "no"][k % 2],
-        }
-        for k in range(rows)
-    ]
+    lines = []
+    for k in range(rows):
+        words = [WORDS[k % 2], *(WORDS[(k * 7 + j) % 10] for j in range(k % 8))]
+        lines.append({"text": " ".join(words), "label": ["yes", "no"][k % 2]})
     (folder / name).write_text("\n".join(map(json.dumps, lines)) + "\n")
     return folder

@@ -70,7 +70,7 @@ def test_splitfed_v1_equals_fedavg_on_batches_of_their_own_lengths(tiny, task):
 
 
 def test_strategies_that_pool_refuse_batches_of_their_own_lengths(tiny, task):
-    with pytest.raises(ConfigError, match="data.padding=batch: batches have lengths of their own, and PSL pools"):
+    with pytest.raises(ConfigError, match=r"data\.padding=batch: batches have lengths of their own, and PSL pools"):
         fsl.simulate(tiny, task, strategy=PSL(), devices=2, rounds=1)
 
 

@@ -69,7 +69,7 @@ def _no_examples(setup: "Setup") -> Examples:
     """Returns a set without examples, of the run's kind: an edge has no data."""
     labels = torch.empty(0, *setup.target_shape, dtype=_DTYPES[setup.target_dtype])
     inputs = {one.name: torch.empty(0, *one.shape, dtype=_DTYPES[one.dtype]) for one in setup.inputs}
-    return TensorExamples(inputs[""], labels) if list(inputs) == [""] else TreeExamples(inputs, labels)
+    return TensorExamples(inputs[""], labels) if list(inputs) == [""] else TreeExamples(inputs, labels, setup.trimmed)
 
 
 def _said(inputs: Sequence[InputKind]) -> str:
@@ -94,6 +94,7 @@ class Setup:
     class_names: tuple[str, ...] | None = None  # class k has this name on every node
     mean: tuple[float, ...] | None = None  # every node normalises inputs by it
     std: tuple[float, ...] | None = None
+    trimmed: bool = False  # batches end with their own longest row
     recipe: str | None = None  # how the run's loader prepared its data, and every node prepares its own
     outputs: Positive | None = None  # of the model, for one sample
     protocol: int = PROTOCOL
@@ -129,6 +130,7 @@ class Setup:
             class_names=task.class_names,
             mean=None if task.scaling is None else task.scaling.mean,
             std=None if task.scaling is None else task.scaling.std,
+            trimmed=getattr(task.train, "trimmed", False),
             recipe=task.recipe,
             outputs=outputs_of(task, objective),
         )
