@@ -58,7 +58,7 @@ def test_a_table_that_does_not_fit_is_refused(setup, tmp_path, text, line):
 
 def test_a_regressions_nodes_have_numbers_too(tmp_path):
     cloud = tables(tmp_path / "cloud", CLOUD)
-    setup = setup_of("data=table", f"data.path={cloud}", "data.target=age", "model=mlp", "objective=mse")
+    setup = setup_of("data=table", f"data.path={cloud}", "data.target=age", "data.task=regression", "objective=mse")
     train = workload(Setup.from_json(setup.to_json()), tables(tmp_path / "mine", MINE)).data.train
     assert train.targets.tolist() == [[70.0], [30.0]]
 
@@ -77,9 +77,8 @@ def test_nodes_use_tokenizers_of_their_own_and_build_the_model_by_its_configurat
     texts = save_texts(tmp_path / "texts", 8, "test.jsonl")
     save_texts(texts, 12)
     huggingface(config=TINY, classes=2).save_pretrained(save_tokenizer(tmp_path / "model"))
-    said = setup_of(
-        "data=text", f"data.path={texts}", "model=huggingface", f"model.pretrained={tmp_path}/model"
-    ).to_json()
+    options = ["data=text", f"data.path={texts}", "data.padding=batch"]
+    said = setup_of(*options, "model=huggingface", f"model.pretrained={tmp_path}/model").to_json()
     assert str(tmp_path) not in said
     setup = Setup.from_json(said)
     own = {"data-tokenizer": str(save_tokenizer(tmp_path / "tokenizer"))}
@@ -98,5 +97,5 @@ def test_nodes_use_tokenizers_of_their_own_and_build_the_model_by_its_configurat
 
 def test_the_network_names_no_place_to_load_a_model_from():
     check_group("model", {"_target_": "fsl.models.huggingface", "config": TINY}, ALLOWED)
-    with pytest.raises(WireError, match="the run's model names a place to load from"):
+    with pytest.raises(WireError, match="the run's model names a place to load it from"):
         check_group("model", {"_target_": "fsl.models.huggingface", "pretrained": "someone/model"}, ALLOWED)
