@@ -23,7 +23,7 @@ _MOST = 20  # different whole numbers that count as classes, where nobody says w
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetColumn:
     """What a column holds: the names of classes in their order, or numbers (no names). `option` names it in errors."""
 
     column: str
@@ -39,7 +39,7 @@ class Target:
         task: str = "auto",
         classes: Sequence[str] | None = None,
         declared: Sequence[str] | None = None,
-    ) -> "Target":
+    ) -> "TargetColumn":
         """Decide by a training column, and log what was decided; DataError for a column that can be no target.
 
         Texts and truth values are classes, numbers with fractions are not; whole numbers are classes where there are
@@ -61,12 +61,12 @@ class Target:
                     "needs two; name another column, or data.task=regression for numbers"
                 )
             log.info("%s=%s: %d classes (%s)", option, name, len(names), listed(names))
-            return Target(name, option, names)
+            return TargetColumn(name, option, names)
         if numbers is None:
             row, text = first_text(cells)
             raise DataError(f"data.task=regression: {option}={name} has '{text[:60]}' in row {row}, which is no number")
         log.info("%s=%s: numbers, a regression; objective=mse (or l1, huber) goes with it", option, name)
-        return Target(name, option, None)
+        return TargetColumn(name, option, None)
 
     def read(self, column: "pa.ChunkedArray", where: str, declared: Sequence[str] | None = None) -> Tensor:
         """Returns class indices int64 (N,), or numbers float32 (N, 1); DataError for what was not so in training."""

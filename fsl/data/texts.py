@@ -13,10 +13,10 @@ import torch
 from fsl.data.cells import is_text
 from fsl.data.loaders import open_hub, train_and_test
 from fsl.data.table_files import column_of, listed, read_splits
-from fsl.data.target_columns import Target, Task
+from fsl.data.target_columns import TargetColumn, Task
 from fsl.data.task import TaskData
 from fsl.data.test_rows import test_rows
-from fsl.data.tokens import Tokenizer, refuse_other
+from fsl.data.text_tokens import Tokenizer, refuse_other
 from fsl.data.tree_examples import TreeExamples
 from fsl.errors import DataError, one_of
 
@@ -73,7 +73,7 @@ def from_text(
     `path` is a .csv, .parquet or .jsonl file, a folder with train.* and test.* (or validation.*), a DataFrame or an
     Arrow table; `name` a data set on the Hub instead. `tokenizer` is a folder or a name on the Hub. `text_column` is
     found where only one column has texts; two make pairs, with `token_type_ids` where the tokenizer has them. Labels:
-    see `fsl.data.target_columns.Target`.
+    see `fsl.data.target_columns.TargetColumn`.
 
     Rows are cut at `max_length` tokens, and padded behind: to the longest of all rows (`longest`), to `max_length`
     (`fixed`), or each batch to its own longest row (`batch`), which strategies that pool devices' rows cannot take.
@@ -96,7 +96,7 @@ def from_text(
     column = column_of(train, label_column, "data.label_column", where)
     known = None if recipe is None else TextRecipe.read(recipe)
     of_task = task if known is None else known.task
-    aims = Target.of(column, label_column, "data.label_column", where, of_task, classes, declared)
+    aims = TargetColumn.of(column, label_column, "data.label_column", where, of_task, classes, declared)
     own_test = test is not None
     if test is None:
         labels = aims.read(column, where, declared).numpy()

@@ -58,7 +58,9 @@ def test_a_table_that_does_not_fit_is_refused(setup, tmp_path, text, line):
 
 def test_a_regressions_nodes_have_numbers_too(tmp_path):
     cloud = tables(tmp_path / "cloud", CLOUD)
-    setup = setup_of("data=table", f"data.path={cloud}", "data.target=age", "data.task=regression", "objective=mse")
+    setup = setup_of(
+        "data=table", f"data.path={cloud}", "data.target=age", "data.task=regression", "model=mlp", "objective=mse"
+    )
     train = workload(Setup.from_json(setup.to_json()), tables(tmp_path / "mine", MINE)).data.train
     assert train.targets.tolist() == [[70.0], [30.0]]
 

@@ -11,7 +11,7 @@ from fsl.data.cells import MISSING
 from fsl.data.examples import Examples, TensorExamples
 from fsl.data.table_files import column_of, read_splits
 from fsl.data.table_recipe import Choice, Encoding, Missing, TableRecipe
-from fsl.data.target_columns import Target, Task
+from fsl.data.target_columns import TargetColumn, Task
 from fsl.data.task import TaskData
 from fsl.data.test_rows import test_rows
 from fsl.data.tree_examples import TreeExamples
@@ -53,7 +53,7 @@ def from_table(
     unless `standardise=False`. Categories become a number each, 1 in the rows that have it (`onehot`), or one whole
     number a column (`codes`): then the model gets `numbers` (B, F) and `codes` (B, C), 0 for a category that is missing
     or that no training row has. Missing cells (empty, or one of `na`) are refused, filled (the training rows' mean, no
-    category), or their rows dropped. Targets: see `fsl.data.target_columns.Target`; a regression's are (N, 1), as they
+    category), or their rows dropped. Targets: see `fsl.data.target_columns.TargetColumn`; a regression's are (N, 1), as they
     are.
 
     `recipe` is `TaskData.recipe` of an earlier call: columns, statistics and categories are then those, and nothing is
@@ -75,7 +75,7 @@ def from_table(
     column = column_of(train, target, "data.target", where)
     known = None if recipe is None else TableRecipe.read(recipe)
     of_task = task if known is None else known.task
-    aims = Target.of(column, target, "data.target", where, of_task, classes)
+    aims = TargetColumn.of(column, target, "data.target", where, of_task, classes)
     own_test = test is not None
     if known is None:
         choice = Choice(
@@ -123,7 +123,7 @@ def from_table(
     )
 
 
-def _examples(recipe: TableRecipe, table: "pa.Table", aims: Target, where: str) -> Examples:
+def _examples(recipe: TableRecipe, table: "pa.Table", aims: TargetColumn, where: str) -> Examples:
     inputs: dict[str, Tensor] = recipe.inputs(table, where)
     targets = aims.read(column_of(table, aims.column, "data.target", where), where)
     return TreeExamples(inputs, targets) if recipe.encoding == "codes" else TensorExamples(inputs["numbers"], targets)
