@@ -53,8 +53,8 @@ def from_table(
     unless `standardise=False`. Categories become a number each, 1 in the rows that have it (`onehot`), or one whole
     number a column (`codes`): then the model gets `numbers` (B, F) and `codes` (B, C), 0 for a category that is missing
     or that no training row has. Missing cells (empty, or one of `na`) are refused, filled (the training rows' mean, no
-    category), or their rows dropped. Targets: see `fsl.data.target_columns.TargetColumn`; a regression's are (N, 1), as they
-    are.
+    category), or their rows dropped. Targets: see `fsl.data.target_columns.TargetColumn`; a regression's are
+    (N, 1), as they are.
 
     `recipe` is `TaskData.recipe` of an earlier call: columns, statistics and categories are then those, and nothing is
     taken from these rows. `limit` and `test_limit` take the first rows; `group_column` has natural ids, and is no

@@ -111,8 +111,8 @@ def from_text(
         length, padding = known.length, known.padding
     elif padding != "fixed":
         length = max(found.longest(each, max_length) for each in texts.values())
-    task_name = "regression" if aims.names is None else "classification"
-    own = TextRecipe("text", found.digest, len(columns), length, padding, task_name, own_test)
+    kind: Literal["classification", "regression"] = "regression" if aims.names is None else "classification"
+    own = TextRecipe("text", found.digest, len(columns), length, padding, kind, own_test)
     if known is not None:
         refuse_other(asdict(known), asdict(own), where)
     examples = [
@@ -130,7 +130,8 @@ def from_text(
     count = None if aims.names is None else len(aims.names)
     return TaskData(
         title,
-        *examples,
+        examples[0],
+        examples[1],
         count,
         groups=groups,
         class_names=aims.names,

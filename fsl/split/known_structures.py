@@ -19,7 +19,8 @@ def structure_of(model: nn.Module, example: Values, trained: Mapping[int, bool])
 
     In doubt are modules of anybody's own, hooks, and attributes that are not plain values: those are traced anew.
     """
-    modules, first = [], {}
+    modules: list[Hashable] = []
+    first: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if type(module).__module__.partition(".")[0] not in _PACKAGES or any(
             value for key, value in vars(module).items() if "hook" in key and isinstance(value, dict)
