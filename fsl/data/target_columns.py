@@ -40,7 +40,7 @@ class TargetColumn:
         classes: Sequence[str] | None = None,
         declared: Sequence[str] | None = None,
     ) -> "TargetColumn":
-        """Decide by a training column, and log what was decided; DataError for a column that can be no target.
+        """Decide by a training column; log what numbers are taken for. DataError for a column that can be no target.
 
         Texts and truth values are classes, numbers with fractions are not; whole numbers are classes where there are
         at most 20 different ones. `task` decides otherwise. `classes` names all classes in their order (without it:
@@ -60,12 +60,19 @@ class TargetColumn:
                     f"{option}={name}: the column has one class in {where} ({listed(names)}), and a classification "
                     "needs two; name another column, or data.task=regression for numbers"
                 )
-            log.info("%s=%s: %d classes (%s)", option, name, len(names), listed(names))
+            if task == "auto" and classes is None and declared is None and numbers is not None:
+                log.warning(
+                    "%s=%s: whole numbers of %d kinds, taken as classes; data.task=regression takes them as numbers",
+                    *(option, name, len(names)),
+                )
             return TargetColumn(name, option, names)
         if numbers is None:
             row, text = first_text(cells)
             raise DataError(f"data.task=regression: {option}={name} has '{text[:60]}' in row {row}, which is no number")
-        log.info("%s=%s: numbers, a regression; objective=mse (or l1, huber) goes with it", option, name)
+        if task == "auto":
+            log.warning(
+                "%s=%s: numbers, taken for a regression, with which objective=mse goes, or l1, huber", option, name
+            )
         return TargetColumn(name, option, None)
 
     def read(self, column: "pa.ChunkedArray", where: str, declared: Sequence[str] | None = None) -> Tensor:

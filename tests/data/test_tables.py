@@ -103,12 +103,13 @@ def test_missing_values_are_filled_or_their_rows_left_out(tmp_path, missing, exp
         ("true false true", "auto", 2, torch.int64),
     ],
 )
-def test_what_a_target_is_goes_by_its_values_unless_somebody_says(tmp_path, values, task, classes, kind):
+def test_what_a_target_is_goes_by_its_values_unless_somebody_says(tmp_path, caplog, values, task, classes, kind):
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text("x,y\n" + "".join(f"{k},{value}\n" for k, value in enumerate(values.split())))
     found = from_table(tmp_path, target="y", task=task)
     assert (found.classes, found.train.targets.dtype) == (classes, kind)
     assert found.train.targets.shape[1:] == (() if classes else (1,))
+    assert bool(caplog.records) == (task == "auto" and values != "true false true")
     if classes == 21:  # by size, not by letters
         assert found.class_names[:11] == tuple(map(str, range(11)))
 
