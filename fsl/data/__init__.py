@@ -8,7 +8,9 @@ from fsl.data.loaders import cifar10, digits, images
 from fsl.data.own_partitions import Given, as_partitioner
 from fsl.data.partition import Partition, class_counts, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
+from fsl.data.table_data import from_table
 from fsl.data.task import TaskData, as_task, hold_out
+from fsl.data.texts import from_text
 from fsl.data.tree_examples import TreeExamples, from_columns, from_dicts
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "from_columns",
     "from_dataset",
     "from_dicts",
+    "from_table",
+    "from_text",
     "hold_out",
     "images",
     "limited",

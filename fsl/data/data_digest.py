@@ -29,6 +29,7 @@ def digest(examples: Examples) -> str:
         parts.append(digest_values(examples.inputs))
     elif isinstance(examples, TreeExamples):
         parts += [f"{name} {digest_values(tensor)}" for name, tensor in examples.inputs.items()]
+        parts += ["trimmed"] if examples.trimmed else []
     elif isinstance(examples, DatasetExamples):
         parts.append(describe(examples.dataset))
     else:

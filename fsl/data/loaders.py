@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fsl import seeds
 from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
 from fsl.data.pixels import ImageDecoder, normalised, scaling_of
 from fsl.data.task import Scaling, TaskData
+from fsl.data.test_rows import test_rows
 from fsl.errors import DataError
 from fsl.private_files import private_umask
 
@@ -28,7 +28,7 @@ def digits(test_share: float = 0.2) -> TaskData:
     """
     pixels, labels = _digits()
     images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
-    kept, held = _test_rows(labels, test_share, "digits")
+    kept, held = test_rows(labels, test_share, "digits")
     return _task("digits", (images[kept], labels[kept]), (images[held], labels[held]), tuple(map(str, range(10))))
 
 
@@ -110,13 +110,13 @@ def images(
             raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")
     where = str(path if path is not None else name)
     splits = (
-        _open_folder(Path(where).expanduser(), classes is not None) if path is not None else _open_hub(where, subset)
+        _open_folder(Path(where).expanduser(), classes is not None) if path is not None else open_hub(where, subset)
     )
-    train, test = _train_and_test(splits, test_split, where)
+    train, test = train_and_test(splits, test_split, where)
     image_column = find_column(train, image_column, "Image", "image", where)
     labels = Labels.of(train, find_column(train, label_column, "ClassLabel", "label", where), where, classes)
     if test is None:
-        kept, held = _test_rows(labels.indices(train), test_share, where)
+        kept, held = test_rows(labels.indices(train), test_share, where)
         log.warning("%s has no test split: %d of its %d rows are held out for tests", where, len(held), len(train))
         train, test = train.select(kept), train.select(held)
     of_train, of_test = labels.indices(train), labels.indices(test)
@@ -162,7 +162,8 @@ def _open_folder(path: Path, given: bool = False) -> Any:
     return splits
 
 
-def _open_hub(name: str, subset: str | None) -> Any:
+def open_hub(name: str, subset: str | None) -> Any:
+    """Returns the splits of a data set on the Hub; DataError, in one line, where it cannot be had."""
     import datasets
 
     try:
@@ -196,7 +197,7 @@ class _quiet:  # noqa: N801 - reads as a statement
             enable_progress_bar()
 
 
-def _train_and_test(splits: Any, test_split: str | None, where: str) -> tuple[Any, Any | None]:
+def train_and_test(splits: Any, test_split: str | None, where: str) -> tuple[Any, Any | None]:
     """Returns the training split, and the test split if there is one."""
     found = ", ".join(splits)
     if "train" not in splits:
@@ -208,18 +209,6 @@ def _train_and_test(splits: Any, test_split: str | None, where: str) -> tuple[An
         if split is not None and not len(splits[split]):
             raise DataError(f"the split {split} of {where} has no rows; give other data")
     return splits["train"], None if name is None else splits[name]
-
-
-def _test_rows(labels: np.ndarray, share: float, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Divide rows into training and test rows, with `share` of each class in the latter."""
-    if not 0 < share < 1:
-        raise DataError(f"data.test_share={share}: {where} has no test split; give a share in (0, 1)")
-    order = seeds.numpy_generator(0, "test").permutation(len(labels))
-    of_class = (order[labels[order] == label] for label in np.unique(labels))
-    held = np.sort(np.concatenate([rows[: int(len(rows) * share)] for rows in of_class]))
-    if not len(held):
-        raise DataError(f"data.test_share={share}: no class of {where} has rows enough to hold one out; give more")
-    return np.setdiff1d(np.arange(len(labels)), held), held
 
 
 def _task(

@@ -10,6 +10,7 @@ from fsl.data.class_names import some
 from fsl.data.examples import Examples, TensorExamples
 from fsl.data.task import TaskData
 from fsl.errors import DataError
+from fsl.segments.tensor_trees import Values
 
 
 class Renumbered(Examples):
@@ -29,6 +30,10 @@ class Renumbered(Examples):
         """Returns the items with renumbered labels."""
         inputs, targets = self.examples.batch(indices)
         return inputs, _looked_up(targets, self.table)
+
+    def blank(self, rows: int) -> Values:
+        """Returns so many inputs of zeros, as the examples' own."""
+        return self.examples.blank(rows)
 
     def subset(self, indices: Tensor) -> "Renumbered":
         """Returns these rows as a set of their own."""

@@ -51,6 +51,7 @@ class TaskData:
     class_names: tuple[str, ...] | None = None
     scaling: Scaling | None = None
     scaled: bool = False
+    recipe: str | None = None  # how the loader prepared the data, as JSON: a federation's nodes prepare theirs by it
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from fsl.data.items import dense, input_tensor, length_of, target_tensor
 from fsl.errors import DataError
 from fsl.segments.tensor_trees import TensorTree, Values
 
+_LEAST = 2  # places of a batch: a trace of two holds for any number, one of a single place may not
 TARGETS = ("labels", "label", "targets", "target")
 
 
@@ -21,12 +22,15 @@ class TreeExamples(Examples):
     """Examples in memory whose inputs are several tensors: `inputs[name]` (N, ...), and targets (N, ...).
 
     A model gets a batch by name, as `model(**batch)`, where its forward has these names, and else as one dict.
+    `trimmed`: a batch ends with the last place that counts in one of its rows, as the input says whose name ends with
+    mask; so its length goes by its rows alone, wherever they are computed.
     """
 
     draws: ClassVar[bool] = False
 
     inputs: Mapping[str, Tensor]
     targets: Tensor
+    trimmed: bool = False
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -45,6 +49,12 @@ class TreeExamples(Examples):
             checked[name] = tensor
         object.__setattr__(self, "targets", checked.pop("the targets"))
         object.__setattr__(self, "inputs", checked)
+        masks = [tensor for name, tensor in checked.items() if name.endswith("mask") and tensor.dim() == 2]
+        if self.trimmed and len(masks) != 1:
+            raise DataError(
+                f"the inputs {', '.join(checked)} have {len(masks)} masks (N, T), and batches that are trimmed need "
+                "one to go by; give one whose name ends with mask"
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -54,31 +64,58 @@ class TreeExamples(Examples):
     def batch(self, indices: Tensor) -> tuple[Values, Tensor]:
         """Returns copies of the rows' inputs, as a tree, and targets."""
         inputs = {name: tensor.index_select(0, indices) for name, tensor in self.inputs.items()}
-        return TensorTree.of(inputs), self.targets.index_select(0, indices)
+        targets = self.targets.index_select(0, indices)
+        if self.trimmed and len(targets):
+            mask = self._mask(inputs)
+            counted = mask.ne(0).any(0).nonzero()
+            length = max(_LEAST, int(counted[-1]) + 1 if len(counted) else 0)
+            inputs = {
+                name: tensor[:, :length].contiguous() if self._is_long(name, mask.shape[1]) else tensor
+                for name, tensor in inputs.items()
+            }
+        return TensorTree.of(inputs), targets
+
+    @staticmethod
+    def _mask(inputs: Mapping[str, Tensor]) -> Tensor:
+        return next(tensor for name, tensor in inputs.items() if name.endswith("mask") and tensor.dim() == 2)
+
+    def _is_long(self, name: str, length: int) -> bool:
+        """Returns whether an input has a place for each of the mask's."""
+        return self.inputs[name].shape[1:2] == (length,)
 
     def blank(self, rows: int) -> Values:
         """Returns so many inputs of zeros; masks are of ones, so that something can be attended to."""
-        return TensorTree.of(
-            {
-                name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
-                for name, t in self.inputs.items()
-            }
-        )
+        return TensorTree.of(self._blank(rows))
+
+    def _blank(self, rows: int) -> dict[str, Tensor]:
+        return {
+            name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
+            for name, t in self.inputs.items()
+        }
+
+    def shortest(self, rows: int) -> Values | None:
+        """Returns blank inputs of the least length that a batch may have; None where all have one length."""
+        if not self.trimmed:
+            return None
+        length = self._mask(self.inputs).shape[1]
+        blank = self._blank(rows)
+        return TensorTree.of({n: t[:, :_LEAST] if self._is_long(n, length) else t for n, t in blank.items()})
 
     def subset(self, indices: Tensor) -> "TreeExamples":
         """Returns a copy of these rows."""
         inputs = {name: tensor.index_select(0, indices) for name, tensor in self.inputs.items()}
-        return TreeExamples(inputs, self.targets.index_select(0, indices))
+        return TreeExamples(inputs, self.targets.index_select(0, indices), self.trimmed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = {name: tensor_to_array(tensor) for name, tensor in self.inputs.items()}
-        return _restored, (arrays, tensor_to_array(self.targets))
+        return _restored, (arrays, tensor_to_array(self.targets), self.trimmed)
 
 
 def _restored(
-    inputs: Mapping[str, tuple[np.ndarray, torch.dtype]], targets: tuple[np.ndarray, torch.dtype]
+    inputs: Mapping[str, tuple[np.ndarray, torch.dtype]], targets: tuple[np.ndarray, torch.dtype], trimmed: bool
 ) -> TreeExamples:
-    return TreeExamples({name: tensor_from_array(*kept) for name, kept in inputs.items()}, tensor_from_array(*targets))
+    tensors = {name: tensor_from_array(*kept) for name, kept in inputs.items()}
+    return TreeExamples(tensors, tensor_from_array(*targets), trimmed)
 
 
 def from_columns(

@@ -54,6 +54,15 @@ def _said_of_rounds(federation: Federation) -> str:
     return "" if federation.training.deadline is None else f"deadline={federation.training.deadline:g}"
 
 
+def refuse_ragged(task: TaskData, trainer: type, strategy: CloudStrategy) -> None:
+    """ConfigError where batches have lengths of their own, and an edge trainer pools those of several devices."""
+    if getattr(task.train, "trimmed", False) and getattr(trainer, "pools", False):
+        raise ConfigError(
+            f"data.padding=batch: batches have lengths of their own, and {type(strategy).__name__} pools those of "
+            "several devices; use padding=longest or fixed, or a strategy with a back per device, as splitfed_v1"
+        )
+
+
 def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
     """A line for each setting that changes nothing beside the others, or under this strategy."""
     schedule = federation.optimizer.schedule

@@ -29,7 +29,7 @@ from fsl.run.objective_trial import (
     tried_loss,
     warn_of_other_means,
 )
-from fsl.segments.calling import outputs_of
+from fsl.segments.calling import outputs_of, takes
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_trees import Values
 
@@ -169,7 +169,11 @@ def _outputs(model: nn.Module, inputs: Values, targets: Tensor, which: str) -> T
             f"the model's parameters are {names}, and the {which} inputs {str(inputs.dtype).removeprefix('torch.')}; "
             "give them one type: model.float() for float32, or inputs of the model's type"
         )
-    with trying(f"a batch of {which} data of shape {tuple(inputs.shape)} does not go through the model"):
+    what = f"of shape {tuple(inputs.shape)}"
+    if not isinstance(inputs, Tensor):
+        wanted = ", ".join(takes(model).names) or "one input"
+        what = f"with the inputs {', '.join(inputs.names)} (the model's forward takes {wanted})"
+    with trying(f"a batch of {which} data {what} does not go through the model"):
         try:
             outputs = outputs_of(model, inputs)
         except ConfigError:

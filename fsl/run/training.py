@@ -27,6 +27,7 @@ from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_frozen, with_weights
 from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.run.codec_check import check_codecs
+from fsl.run.ignored import refuse_ragged
 from fsl.run.label import Label
 from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.run.run_folder import RunFolder
@@ -103,7 +104,7 @@ class Simulation:
         OptimizerRecipe(federation.optimizer.spec, allowed).build([nn.Parameter(torch.zeros(1))])
         trainer = self.strategy.trainer(1)
         if trainer is not None:
-            trainer.locate(allowed, EdgeTrainer)
+            refuse_ragged(self.workload.data, trainer.locate(allowed, EdgeTrainer), self.strategy)
         for number in range(max(1, len(self.workload.cuts))):
             check_codecs(federation, self.strategy, self.worker.at(number))
 

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,12 +18,16 @@ _IN_A_ROW = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 @dataclass(frozen=True)
 class Takes:
-    """What a forward takes: inputs by name (`wanted` ones must be there), or so many in a row."""
+    """What a forward takes: inputs by name (`wanted` ones must be there), or so many in a row.
+
+    `main`: the input that a model of Hugging Face cannot do without, though its forward has a default for it.
+    """
 
     names: tuple[str, ...]
     wanted: tuple[str, ...]
     any_name: bool
     in_a_row: float
+    main: str | None = None
 
     @staticmethod
     def of(forward: Callable[..., Any]) -> "Takes":
@@ -50,7 +54,8 @@ def takes(module: nn.Module) -> Takes:
 
 def _by_class(kind: type[nn.Module]) -> Takes:
     if kind not in _KNOWN:
-        _KNOWN[kind] = Takes.of(kind.forward)
+        found, main = Takes.of(kind.forward), getattr(kind, "main_input_name", None)
+        _KNOWN[kind] = replace(found, main=main) if isinstance(main, str) and main in found.names else found
     return _KNOWN[kind]
 
 
@@ -108,13 +113,22 @@ def picked(given: Any, model: str) -> Tensor:
     return found
 
 
+_OUTPUTS = ("labels", "use_cache", "output_attentions", "output_hidden_states", "return_dict", "logits_to_keep")
+
+
 def _refuse_keys(module: nn.Module, given: list[str], known: Takes) -> None:
     name = getattr(module, "model_name", type(module).__name__)
+    if known.main is not None and not {known.main, "inputs_embeds"} & set(given):
+        others = ", ".join(name for name in known.names if name != known.main and name not in _OUTPUTS)
+        raise ConfigError(
+            f"a batch has the keys {', '.join(given)}, and {name} wants {known.main} (and takes {others}); rename the "
+            "keys of the items"
+        )
     if missing := [key for key in known.wanted if key not in given]:
         raise ConfigError(
             f"a batch has {', '.join(given)}, and {name} wants {', '.join(missing)} too; give it in each item"
         )
-    if not known.any_name and (other := [key for key in given if key not in known.names]):
+    if (known.main is not None or not known.any_name) and (other := [key for key in given if key not in known.names]):
         raise ConfigError(
             f"a batch has {', '.join(other)}, which {name} does not take; it takes {', '.join(sorted(known.names))}: "
             "leave the others out of the items"

@@ -207,7 +207,7 @@ def _traced_halves(
     example: Values | None,
 ) -> tuple[nn.Module, nn.Module]:
     """Cut by a trace of torch.fx, or else by one of torch.export."""
-    if isinstance(model, tracing.Traced) and (known := model.traced_again()) is not None:
+    if isinstance(model, tracing.Traced) and (known := model.traced_again(at)) is not None:
         return tracing.cut(model, at, known)
     inputs = () if example is None else named_inputs(model, example)
     try:

@@ -6,7 +6,7 @@ module lies behind its last operation. Sizes stay free: batches may have other r
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fsl.segments.calling import call, picked, takes
 from fsl.segments.tensor_places import left_as_found
 from fsl.segments.tensor_trees import Values, passed
 from fsl.split.dividing_graphs import MODULES
+from fsl.split.known_structures import structure_of
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut
 
@@ -25,7 +26,25 @@ _CHECKS = ("_assert", "sym_constrain", "_guards")  # parts of names of operation
 
 
 def export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Trace:
-    """Trace a model in both modes on an example batch; CannotCut, in one line, where it cannot be exported."""
+    """Trace a model in both modes on an example batch; CannotCut, in one line, where it cannot be exported.
+
+    A run cuts several copies of one model, and an export takes seconds: those of the last models are kept.
+    """
+    structure = structure_of(model, example, trained)
+    if structure is None:
+        return _export(model, example, trained)
+    if structure not in _KNOWN:
+        if len(_KNOWN) == _KEPT:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[structure] = _export(model, example, trained)
+    return _KNOWN[structure]
+
+
+_KEPT = 4
+_KNOWN: dict[Hashable, Trace] = {}
+
+
+def _export(model: nn.Module, example: Values, trained: Mapping[int, bool]) -> Trace:
     graphs = []
     constants: dict[str, Tensor] = {}
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]), left_as_found(model):

@@ -67,9 +67,15 @@ class Traced(nn.Module):
         modes = self.__dict__.get("_modes") or self.compile_graphs()
         return modes[0 if self.training else 1].forward(*inputs, **named)
 
-    def traced_again(self) -> Trace | None:
-        """Returns the trace by which a part of an exported model is cut again; None for others, to be traced anew."""
-        return Trace(self._graphs, {}, exported=True) if self._exported else None
+    def traced_again(self, at: str) -> Trace | None:
+        """Returns the trace by which this part is cut again after `at`; None where that is inside of a called module.
+
+        Then it is traced anew. The trace knows what has crossed the cut in front, and may cross the next one too.
+        """
+        called = all(
+            any(node.op == "call_module" and node.target == at for node in graph.nodes) for graph in self._graphs
+        )
+        return Trace(self._graphs, {}, self._exported) if self._exported or called else None
 
     def does_nothing(self) -> bool:
         """True where the part computes nothing between its ends."""

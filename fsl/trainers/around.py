@@ -16,7 +16,7 @@ class AroundTrainer(EdgeTrainer):
     def __init__(self, trainer: EdgeTrainer):
         self.trainer = trainer
         self.lockstep, self.divisible, self.window = trainer.lockstep, trainer.divisible, trainer.window
-        self.passes, self.movable = trainer.passes, trainer.movable
+        self.passes, self.movable, self.pools = trainer.passes, trainer.movable, trainer.pools
         self.answers, self.keeps, self.tails = trainer.answers, trainer.keeps, trainer.tails
         self.accumulates = trainer.accumulates
 

@@ -26,6 +26,7 @@ class Cyclic(SharedBack):
     """
 
     lockstep = True
+    pools = True
     movable = True  # when its window is answered
 
     def __init__(self, passes: int = 1, window: int = 1, batch_size: int | None = None):

@@ -67,6 +67,7 @@ class EdgeTrainer(ABC):
     `window`: the steps that a device uploads before it waits for the replies; 0: it never waits.
     `passes`: how often the back runs forward and backward over an upload, for simulated time.
     `movable`: a device may move to another edge in the middle of a round.
+    `pools`: it joins the values of several uploads in one batch, so that all must have one shape beside their rows.
     `keeps`: it remembers something from round to round. A trainer object lives for one round; what `kept` returns at
     its end is given to the next one's `restore`, and is in checkpoints.
     `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
@@ -85,6 +86,7 @@ class EdgeTrainer(ABC):
     keeps: bool = False
     tails: bool = False
     accumulates: bool = False
+    pools: bool = False
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

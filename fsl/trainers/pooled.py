@@ -35,6 +35,7 @@ class Pooled(SharedBack):
     """
 
     lockstep = True
+    pools = True
     movable = True
     tails = True
 

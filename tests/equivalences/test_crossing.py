@@ -158,3 +158,10 @@ def test_what_cannot_be_is_refused_in_one_line(change, line):
     with pytest.raises((ConfigError, SplitError), match=line) as refused:
         run(SplitFedV1(), model, data=task, cut="first", **change)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cut", [["embed", "second"], ["first", "second"]], ids="-".join)
+def test_what_has_crossed_one_cut_may_cross_the_next(cut):
+    """The skip over both cuts, and the mask, are data's no more: they have crossed the first."""
+    options = {"model": reader(dropout=0.2), "data": sentence_task(), "devices": 3, "cut": cut}
+    assert_same_bits(run(SplitFedV1(), **options).model.state_dict(), run(FedAvg(), **options).model.state_dict())

@@ -59,6 +59,28 @@ def test_what_it_does_not_give_is_refused(smashed, line):
         EXPECTED.check(upload(smashed))
 
 
+def lengthy(rows, length, mask=None):
+    """Hidden states and a mask of a batch that ends with its own longest row."""
+    hidden = torch.randn(rows, length, 4, requires_grad=True) * 1
+    return TensorTree.of((hidden, torch.ones(rows, mask or length, dtype=torch.int64)))
+
+
+OF_ANY_LENGTH = Expected(
+    lengthy(2, 10).detach(), range(1, 9), 3, three=lengthy(3, 10).structure, shortest=lengthy(2, 2)
+)
+
+
+@pytest.mark.parametrize("length", [2, 7, 10])
+def test_batches_of_their_own_lengths_pass(length):
+    OF_ANY_LENGTH.check(upload(lengthy(5, length)))
+
+
+@pytest.mark.parametrize(("length", "mask"), [(1, None), (11, None), (7, 6), (7, 10)])
+def test_lengths_that_no_batch_has_and_tensors_of_different_lengths_are_refused(length, mask):
+    with pytest.raises(WireError, match="of the smashed data are torch"):
+        OF_ANY_LENGTH.check(upload(lengthy(5, length, mask)))
+
+
 def test_one_tensor_is_no_tree():
     with pytest.raises(WireError, match="smashed data are a tensor; this cut gives several"):
         EXPECTED.check(upload(torch.zeros(5, 4)))

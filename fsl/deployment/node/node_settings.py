@@ -39,6 +39,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "keep-bytes": (int, str),
     "data-path": str,
     "data-name": str,
+    "data-tokenizer": str,
     "rows": str,
     "allow": str,
     "accelerator": str,
@@ -86,6 +87,7 @@ class NodeSettings:
     keep: Keep = field(default_factory=Keep)  # what old runs leave on disk, besides the present one's
     data_path: str | None = None
     data_name: str | None = None
+    data_tokenizer: str | None = None
     rows: Literal["partition", "all"] = "partition"
     allow: tuple[str, ...] = ()
     accelerator: str = "cpu"
@@ -146,6 +148,7 @@ class NodeSettings:
             keep=Keep.read(given),
             data_path=given.get("data-path", os.environ.get("FSL_DATA_PATH")),
             data_name=given.get("data-name"),
+            data_tokenizer=given.get("data-tokenizer", os.environ.get("FSL_DATA_TOKENIZER")),
             rows=one_of("rows", given.get("rows", "partition"), ("partition", "all")),
             allow=tuple(given["allow"].split(",")) if given.get("allow") else (),
             accelerator=given.get("accelerator", "cpu"),

@@ -19,7 +19,7 @@ from fsl.data.same_classes import by_name
 from fsl.data.task import Scaling
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.scratch import scratch_folder
-from fsl.deployment.node.setup_names import OWN, check_groups, check_metrics
+from fsl.deployment.node.setup_names import BY_CONFIGURATION, OWN, check_groups, check_metrics
 from fsl.errors import ConfigError, WireError
 from fsl.importing.building import build
 from fsl.importing.import_paths import ALLOWED, locate
@@ -28,6 +28,7 @@ from fsl.messages.identifiers import Count, Positive
 from fsl.messages.strict_json import from_values, json_values, to_json
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.metrics import Metrics, as_metrics, metrics_of
+from fsl.models.hugging_face import told_to_nodes
 from fsl.round.workload import Workload, copied
 from fsl.run.config import (
     RunConfig,
@@ -80,7 +81,7 @@ def _no_examples(setup: "Setup") -> Examples:
     """Returns a set without examples, of the run's kind: an edge has no data."""
     labels = torch.empty(0, *setup.target_shape, dtype=_DTYPES[setup.target_dtype])
     inputs = {one.name: torch.empty(0, *one.shape, dtype=_DTYPES[one.dtype]) for one in setup.inputs}
-    return TensorExamples(inputs[""], labels) if list(inputs) == [""] else TreeExamples(inputs, labels)
+    return TensorExamples(inputs[""], labels) if list(inputs) == [""] else TreeExamples(inputs, labels, setup.trimmed)
 
 
 def _said(inputs: Sequence[InputKind]) -> str:
@@ -105,6 +106,8 @@ class Setup:
     class_names: tuple[str, ...] | None = None  # class k has this name on every node
     mean: tuple[float, ...] | None = None  # every node normalises inputs by it
     std: tuple[float, ...] | None = None
+    trimmed: bool = False  # batches end with their own longest row
+    recipe: str | None = None  # how the run's loader prepared its data, and every node prepares its own
     outputs: Positive | None = None  # of the model, for one sample
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in any order
     metrics: tuple[str | Mapping[str, Any], ...] | None = None  # None: those that are usual for the objective
@@ -119,6 +122,11 @@ class Setup:
         objective = build_objective(config.objective)
         targets = task.train.targets
         groups["objective"] |= objective.fitted(targets)  # only the cloud has all targets
+        if (other := groups["data"].get("test_path")) is not None:
+            raise ConfigError(
+                f"data.test_path={other}: a federation's nodes have training and test files in one folder; give "
+                "data.path a folder with train.* and test.*, as each node's data-path"
+            )
         groups["data"] = {name: value for name, value in groups["data"].items() if name not in OWN}
         metrics = [config.metrics] if isinstance(config.metrics, str) else config.metrics
         own = config.evaluation.own
@@ -127,6 +135,8 @@ class Setup:
                 "evaluate_own: rows by device are numbers of the cloud's data, and nodes of a real federation have "
                 "their own; give a share, as evaluate_own=0.2"
             )
+        if groups["model"].get("_target_") == BY_CONFIGURATION:
+            groups["model"] = told_to_nodes(groups["model"])
         return Setup(
             run=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
             seed=config.training.seed,
@@ -142,6 +152,8 @@ class Setup:
             class_names=task.class_names,
             mean=None if task.scaling is None else task.scaling.mean,
             std=None if task.scaling is None else task.scaling.std,
+            trimmed=getattr(task.train, "trimmed", False),
+            recipe=task.recipe,
             outputs=outputs_of(task, objective),
             cuts=named_cuts(build_cuts(config.cuts), config.training, build_hardware(config)),
             metrics=metrics if metrics is None else tuple(metrics),
@@ -262,6 +274,11 @@ def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskDa
         )
     if setup.classes is None:
         task = replace(task, classes=None)  # the run's objective has no classes
+    if task.recipe != setup.recipe:
+        raise ConfigError(
+            "this node's data were not prepared as the run's (recipe); let the loader take a parameter recipe, which "
+            "the cloud tells, and return it in its TaskData"
+        )
     if task.scaling != setup.scaling:
         raise ConfigError(
             "this node's data were not normalised by the run's mean and std; let the loader take parameters mean and "
@@ -295,8 +312,13 @@ def store_of(setup: Setup, settings: NodeSettings) -> Path:
 def _own_data(setup: Setup, settings: NodeSettings) -> dict[str, Any]:
     """Returns the options of this node's data loader: the run's, with this node's path and the cloud's class names."""
     config = setup.groups["data"]
-    own = {"path": settings.data_path, "name": settings.data_name}
-    told: dict[str, Any] = {"classes": setup.class_names, "mean": setup.mean, "std": setup.std}
+    own = {"path": settings.data_path, "name": settings.data_name, "tokenizer": settings.data_tokenizer}
+    told: dict[str, Any] = {
+        "classes": setup.class_names,
+        "mean": setup.mean,
+        "std": setup.std,
+        "recipe": setup.recipe,
+    }
     if setup.mean is not None:
         told["channels"] = len(setup.mean)
     takes = signature(locate(str(config["_target_"]))).parameters

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fsl.data import Partitioner, TaskData, cifar10, digits, images
+from fsl.data import Partitioner, TaskData, cifar10, digits, from_table, from_text, images
 from fsl.errors import ConfigError, WireError
 from fsl.importing.import_paths import locate, locate_allowed, named_kind, shown, within
 from fsl.objective import Objective
@@ -21,11 +21,12 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "partition": Partitioner,
     "objective": (Objective, nn.Module),
 }
-_LOADERS = (digits, cifar10, images)  # fsl's own
+_LOADERS = (digits, cifar10, images, from_table, from_text)  # fsl's own
 _INSTRUCTION = re.compile(r"_.*_")  # Hydra's: _target_, _args_, _partial_, _recursive_, _convert_
 _PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|[A-Za-z][\w+.-]*://|file:|(?:.*[\\/])?\.\.(?:[\\/]|$)")
 _DEEPEST = 20
-OWN = ("path", "name")  # options that say where data lie, which only the node itself may
+BY_CONFIGURATION = "fsl.models.huggingface"  # the one model that a function builds
+OWN = ("path", "name", "tokenizer")  # options that say where data and a tokenizer lie, which only the node itself may
 
 
 def check_groups(groups: Mapping[str, Mapping[str, Any]], allowed: tuple[str, ...]) -> None:
@@ -48,6 +49,12 @@ def check_group(group: str, config: Mapping[str, Any], allowed: tuple[str, ...])
     if group == "data":
         given = {name: value for name, value in options.items() if name not in OWN}
         _refuse_places(target, _checked_loader(target, allowed), given)
+        return
+    if group == "model" and target == BY_CONFIGURATION:
+        if options.get("pretrained") is not None:
+            raise WireError(
+                "the run's model names a place to load it from, and a node builds it from its configuration"
+            )
         return
     try:
         if not within(target, allowed):
@@ -102,7 +109,10 @@ def _checked_loader(target: Any, allowed: tuple[str, ...]) -> Callable[..., Any]
         ours = f"{home}.".startswith("fsl.")
         if found in _LOADERS if ours else within(home, allowed) and _gives_data(found):
             return found
-    kind = "a loader of data: fsl.data.digits, cifar10, images, or a function that is annotated -> fsl.data.TaskData"
+    kind = (
+        "a loader of data: fsl.data.digits, cifar10, images, from_table, from_text, or a function that is annotated -> "
+        "fsl.data.TaskData"
+    )
     raise _refusal("data", target, allowed, kind)
 
 

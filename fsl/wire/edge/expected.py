@@ -45,6 +45,7 @@ class Expected:
     outputs: int = 0  # bytes of one row of the back's outputs, whose gradient a tail sends
     three: str = ""  # the structure of smashed data of three blank inputs, where there are several
     by_device: Mapping[int, "Expected"] = field(default_factory=dict)  # of devices that are cut elsewhere
+    shortest: Values | None = None  # of two blank inputs of the least length, where batches have lengths of their own
 
     @property
     def frame_bytes(self) -> int:
@@ -76,6 +77,8 @@ class Expected:
             blank = worker.workload.data.blank(2).to(worker.accelerator)
             smashed = received(call(front, blank), worker.segments["front"].shared).detach()
             more = received(call(front, worker.workload.data.blank(3).to(worker.accelerator)))
+            least = getattr(worker.workload.data.train, "shortest", lambda rows: None)(2)
+            shortest = None if least is None else received(call(front, least.to(worker.accelerator))).detach()
         three = more.structure if isinstance(more, TensorTree) else ""
         outputs = 0
         if tails := "tail" in worker.chain:
@@ -96,6 +99,7 @@ class Expected:
             tails=tails,
             outputs=outputs,
             three=three,
+            shortest=shortest,
         )
         if (privacy := plan.privacy) is None:
             return expected
@@ -133,7 +137,7 @@ class Expected:
 
     def _check_kind(self, smashed: Values) -> None:
         """Raise WireError where smashed data are not of the structure, dtypes and shapes that this cut gives."""
-        wanted = self.smashed
+        wanted = self._at_length(smashed)
         if isinstance(smashed, Tensor) and isinstance(wanted, Tensor):
             self._check_tensor("smashed data", smashed, wanted, shared=False)
         elif isinstance(smashed, TensorTree) and isinstance(wanted, TensorTree):
@@ -147,6 +151,32 @@ class Expected:
         else:
             sent, gives = ("a tensor" if isinstance(each, Tensor) else "several" for each in (smashed, wanted))
             raise WireError(f"smashed data are {sent}; this cut gives {gives}")
+
+    def _at_length(self, smashed: Values) -> Values:
+        """Returns what the cut gives for a batch as long as this one, which is the leading tensor's to say.
+
+        Every size that changes with the length does so place by place, and by as many places.
+        """
+        if self.shortest is None:
+            return self.smashed
+        longest, shortest = tensors_of(self.smashed), tensors_of(self.shortest)
+        places = [
+            (one, dim)
+            for one, (tall, short) in enumerate(zip(longest, shortest, strict=True))
+            for dim in range(1, tall.dim())
+            if tall.shape[dim] != short.shape[dim]
+        ]
+        sent = tensors_of(smashed)
+        if not places or len(sent) != len(longest) or sent[places[0][0]].dim() != longest[places[0][0]].dim():
+            return self.smashed
+        one, dim = places[0]
+        size, tall, short = (tensors[one].shape[dim] for tensors in (sent, longest, shortest))
+        if not short <= size <= tall:
+            return self.smashed
+        cut = list(longest)
+        for place, along in places:
+            cut[place] = cut[place].narrow(along, 0, max(0, cut[place].shape[along] - (tall - size)))
+        return cut[0] if isinstance(self.smashed, Tensor) else self.smashed.like(cut)
 
     def _check_tensor(self, what: str, tensor: Tensor, like: Tensor, shared: bool) -> None:
         shape = tensor.shape if shared else tensor.shape[1:]

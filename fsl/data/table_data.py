@@ -1,0 +1,129 @@
+"""Loads tables: CSV, Parquet and JSON-lines files, DataFrames."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from fsl.data.cells import MISSING
+from fsl.data.examples import Examples, TensorExamples
+from fsl.data.table_files import column_of, read_splits
+from fsl.data.table_recipe import Choice, Encoding, Missing, TableRecipe
+from fsl.data.target_columns import TargetColumn, Task
+from fsl.data.task import TaskData
+from fsl.data.test_rows import test_rows
+from fsl.data.tree_examples import TreeExamples
+from fsl.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+
+def from_table(
+    path: Any = None,
+    target: str | None = None,
+    test_path: Any = None,
+    columns: list[str] | None = None,
+    ignore: list[str] | None = None,
+    categorical: list[str] | None = None,
+    encoding: Encoding = "onehot",
+    standardise: bool = True,
+    missing: Missing = "refuse",
+    na: list[str] | None = None,
+    task: Task = "auto",
+    classes: list[str] | None = None,
+    group_column: str | None = None,
+    limit: int | None = None,
+    test_limit: int | None = None,
+    test_share: float = 0.2,
+    recipe: str | None = None,
+) -> TaskData:
+    """Load a table whose column `target` is to be predicted from the others.
+
+    `path` is a .csv, .parquet or .jsonl file, a folder with train.* and test.* (or validation.*), a DataFrame, or an
+    Arrow table; `test_path` another of these, with the test rows. Without test rows, `test_share` of the rows are held
+    out (of each class), the same whatever the seed.
+
+    Inputs are all other columns, or `columns`, less `ignore`: numbers where every cell is one, categories else, and
+    where `categorical` says so. Numbers have the training rows' mean taken off and are divided by their deviation,
+    unless `standardise=False`. Categories become a number each, 1 in the rows that have it (`onehot`), or one whole
+    number a column (`codes`): then the model gets `numbers` (B, F) and `codes` (B, C), 0 for a category that is missing
+    or that no training row has. Missing cells (empty, or one of `na`) are refused, filled (the training rows' mean, no
+    category), or their rows dropped. Targets: see `fsl.data.target_columns.TargetColumn`; a regression's are
+    (N, 1), as they are.
+
+    `recipe` is `TaskData.recipe` of an earlier call: columns, statistics and categories are then those, and nothing is
+    taken from these rows. `limit` and `test_limit` take the first rows; `group_column` has natural ids, and is no
+    input. DataError for a table that cannot be used.
+    """
+    for option, value in (("path", path), ("target", target)):
+        if value is None:
+            raise DataError(f"data.{option} must be given: data=table data.path=adult.csv data.target=income")
+    assert target is not None
+    for option, rows in (("limit", limit), ("test_limit", test_limit)):
+        if rows is not None and rows < 1:
+            raise DataError(f"data.{option}={rows}: the number of rows must be at least 1")
+    train, test, name = read_splits(path, test_path)
+    where = str(path) if isinstance(path, str | Path) else name
+    others = [target, *([] if group_column is None else [group_column])]
+    if group_column is not None:
+        column_of(train, group_column, "data.group_column", where)
+    column = column_of(train, target, "data.target", where)
+    known = None if recipe is None else TableRecipe.read(recipe)
+    of_task = task if known is None else known.task
+    aims = TargetColumn.of(column, target, "data.target", where, of_task, classes)
+    own_test = test is not None
+    if known is None:
+        choice = Choice(
+            None if columns is None else tuple(columns),
+            tuple(ignore or ()),
+            tuple(categorical or ()),
+            encoding,
+            standardise,
+            missing,
+            tuple(MISSING if na is None else ("", *na)),
+        )
+        plan = choice.plan(train, others, where, "regression" if aims.names is None else "classification", own_test)
+    else:
+        choice, plan = None, known
+    if plan.own_test != own_test:
+        which = "the run's data have" if plan.own_test else "the run's data do not have"
+        raise DataError(
+            f"{where}: {which} test rows in a file of their own; give data of the same form, train.* and test.*"
+        )
+    train = plan.complete(train, where)
+    if test is None:
+        labels = aims.read(column_of(train, target, "data.target", where), where).numpy()
+        kept, held = test_rows(labels if aims.names else np.zeros(len(labels)), test_share, where)
+        log.warning("%s has no test file: %d of its %d rows are held out for tests", where, len(held), len(labels))
+        train, test = train.take(kept), train.take(held)
+    else:
+        test = plan.complete(test, f"the test rows of {where}")
+    train, test = train.slice(0, limit), test.slice(0, test_limit)
+    known = plan if choice is None else choice.fitted(plan, train, where)
+    groups = None
+    if group_column is not None:
+        ids = column_of(train, group_column, "data.group_column", where)
+        if ids.null_count:
+            raise DataError(f"data.group_column={group_column}: {where} has rows without an id; leave them out")
+        groups = np.asarray(ids.to_pylist())
+    return TaskData(
+        name,
+        _examples(known, train, aims, where),
+        _examples(known, test, aims, f"the test rows of {where}"),
+        None if aims.names is None else len(aims.names),
+        groups=groups,
+        class_names=aims.names,
+        scaled=recipe is None,
+        recipe=known.written(),
+    )
+
+
+def _examples(recipe: TableRecipe, table: "pa.Table", aims: TargetColumn, where: str) -> Examples:
+    inputs: dict[str, Tensor] = recipe.inputs(table, where)
+    targets = aims.read(column_of(table, aims.column, "data.target", where), where)
+    return TreeExamples(inputs, targets) if recipe.encoding == "codes" else TensorExamples(inputs["numbers"], targets)
