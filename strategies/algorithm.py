@@ -171,6 +171,7 @@ class Algorithm:
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()
+        self._refuse_merging()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return
@@ -191,6 +192,16 @@ class Algorithm:
             raise ConfigError(
                 "cut: two cuts give front, back and tail, and in a real federation a session with a tail does not "
                 "move; give one cut, use mobility=none, or simulate"
+            )
+
+    def _refuse_merging(self) -> None:
+        """Raise ConfigError where fronts would be merged as they come and uploads not taken so, or the reverse."""
+        spec = self.planned(1)
+        taken = spec is not None and spec.build().asynchronous
+        if taken != (self.fronts == "merged"):
+            raise ConfigError(
+                f"{type(self).__name__}.fronts={self.fronts!r}: an asynchronous edge trainer, and no other, merges "
+                'fronts (fronts="merged"); use fsl.strategies.AsyncSL, or other fronts'
             )
 
     def _refuse_moves(self) -> None:

@@ -1,6 +1,7 @@
 """Computes a round's metrics from its devices' reports: what metrics.jsonl gets for each round."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fsl.costs import DeviceLoad, serving_of
 from fsl.importing.spec import Spec
@@ -31,8 +32,12 @@ def simulated(
     start: float,
     moves: Sequence[Move] = (),
     on_move: OnMove = "migrate",
+    merges: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
+    """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run.
+
+    `merges`: how often a device took the front and gave it back, if not once.
+    """
     trainer = None if spec is None else spec.build()
     loads = [
         DeviceLoad(
@@ -44,6 +49,7 @@ def simulated(
             r.down_bytes,
             r.model_bytes,
             stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
+            merges.get(r.device, 1),
         )
         for r in reports
     ]

@@ -64,7 +64,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             server_round, self._hook("moves"), self.moves(server_round, chosen), training.devices, training.edges
         )
         visited = () if divisible else [move.edge for move in self._moves]
-        cohorts = self._cohorts(chosen, server_round, visited)
+        cohorts = self._ordered(server_round, self._cohorts(chosen, server_round, visited))
         plan = RoundPlan(
             run=federation.run,
             seed=training.seed,
@@ -124,7 +124,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._protection.withhold(measured)
         if (costs := self.federation.costs) is not None:
             trainer = self.planned(server_round)
-            measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
+            measured |= simulated(
+                costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._merges()
+            )
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
             measured |= movements(reports, counts)
@@ -149,13 +151,17 @@ class SplitStrategy(Algorithm, RoundLoop):
             if not collected.reports:
                 raise RunError(f"round {round}: no device finished ({reasons(self._lost)}); resume when they are back")
             if self._aggregator is None or not self._aggregator.one_by_one:
-                return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
+                return self._added(collected)
             return collected
         collected = added_up(replies, round, layouts)
         self._lost = dict(collected.lost)
         for device, reason in self._lost.items():
             log.warning("round %d goes on without device %d: %s", round, device, reason)
         return collected
+
+    def _added(self, collected: Collected) -> Collected:
+        """Add up what each device of a real federation trained, as nodes of a simulation do."""
+        return replace(collected, totals={name: summed(total) for name, total in collected.totals.items()})
 
     def _note_restarts(self, round: int, collected: Collected) -> None:
         """Note devices whose node lost their private front; those without an older one get the first one anew."""
@@ -225,6 +231,14 @@ class SplitStrategy(Algorithm, RoundLoop):
         return {**lost, **self._protection.remarks()}
 
     # Planning.
+
+    def _ordered(self, round: int, cohorts: list[CohortTask]) -> list[CohortTask]:
+        """Returns the round's cohorts, with the order of arrival where the algorithm needs it before the round."""
+        return cohorts
+
+    def _merges(self) -> Mapping[int, int]:
+        """Returns how often each device took the front and gave it back in the last round, where not once."""
+        return {}
 
     @property
     def _placement(self) -> Placement:

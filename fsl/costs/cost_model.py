@@ -1,12 +1,17 @@
 """Prices a run's rounds from its segments, machines and links."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from fsl.costs.arrivals import Again
 from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
-from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
+from fsl.costs.round_cost import DeviceLoad, RoundCost, arrival_orders, round_cost
 from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
+
+if TYPE_CHECKING:
+    from fsl.costs.batch_loads import ExpectedLoads
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class CostModel:
     seed: int
     machines: Machines
     segments: tuple[SegmentCost, ...]
+    expected: "ExpectedLoads | None" = None  # where a round's order of arrival is needed before it is trained
 
     def round(self, loads: Sequence[DeviceLoad], serving: Serving, start: float = 0.0) -> RoundCost:
         """Returns the cost of a round that begins at second `start` of the run."""
@@ -39,6 +45,23 @@ class CostModel:
             {edge: machines.edges.of(edge, seed) for edge in _edges(loads)},
             start,
             None if machines.backhaul is None else machines.backhaul.of(0, seed),
+        )
+
+    def arrivals(
+        self, homes: Mapping[int, int], serving: Serving, again: Again, start: float = 0.0
+    ) -> dict[int, tuple[int, ...]]:
+        """Returns, by edge, the order of arrival of a round of these devices, each at its edge (`homes`)."""
+        assert self.expected is not None
+        machines, seed = self.machines, self.seed
+        return arrival_orders(
+            [self.expected.load(device, edge) for device, edge in homes.items()],
+            again,
+            serving,
+            self.segments,
+            {device: machines.devices.of(device, seed) for device in homes},
+            {device: machines.links.of(device, seed) for device in homes},
+            {edge: machines.edges.of(edge, seed) for edge in set(homes.values())},
+            start,
         )
 
     def settings(self) -> dict[str, str]:

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from fsl.codecs.codec_maker import codec_of
 from fsl.codecs.cut_codec import CutCodec
+from fsl.costs.batch_loads import Batches, batch_bytes
 from fsl.costs.cost_model import CostModel
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.round_cost import DeviceLoad
@@ -19,11 +20,9 @@ from fsl.costs.serving import Serving, serving_of
 from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partition, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
-from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.objective import Objective, as_objective
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import in_double
-from fsl.segments.tensor_trees import Values, activations_of, of_activations, tensors_of
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
@@ -82,6 +81,8 @@ def price(
     rule = as_partitioner(partition, train_data)
     divided = divide(task, rule, training.devices, training.samples_per_device, training.seed)
     strategy = copy.deepcopy(as_strategy(strategy))  # it is bound to a run of its own here
+    if (merges := getattr(strategy, "merges", 1)) != 1:
+        raise ConfigError(f"merges={merges}: price has each device take the cohort's front once; use merges=1")
     strategy.bind(Federation(run="price", training=training, wire=wire))
     spec = strategy.trainer(1)
     serving = serving_of(None if spec is None else spec.build(), strategy.fronts)
@@ -112,13 +113,13 @@ def _segment(name: str, place: Place, stages: Sequence[StageCost]) -> SegmentCos
     return SegmentCost(name, place, _sum(stages, "forward_flops"), _sum(stages, "backward_flops"))
 
 
-def _batches(model: nn.Module, divided: Partition, training: Training) -> list["_Batches"]:
+def _batches(model: nn.Module, divided: Partition, training: Training) -> list[Batches]:
     """Each device's batches of a round, as this model takes them."""
     trained = copy.deepcopy(model)
     start_training(trained)
     skip = needs_two_rows([trained])
     return [
-        _Batches.of(divided.size(device), training.batch_size, training.local_epochs, skip)
+        Batches.of(divided.size(device), training.batch_size, training.local_epochs, skip)
         for device in range(training.devices)
     ]
 
@@ -130,37 +131,14 @@ def _priced(cut: str, costs: CostModel, loads: Sequence[DeviceLoad], serving: Se
     return CutPrice(cut, cost.seconds, cost.joules, *sums, *flops)
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """A device's batches in a round: so many full ones, and a smaller last one in each epoch."""
-
-    sizes: tuple[tuple[int, int], ...]  # how many batches, of how many rows
-
-    @staticmethod
-    def of(samples: int, batch_size: int, epochs: int, skip_single: bool) -> "_Batches":
-        """As `fsl.round.batches.plan_batches` cuts them."""
-        full, rest = divmod(samples, batch_size)
-        rest = 0 if rest == 1 and skip_single else rest
-        return _Batches(tuple((n, rows) for n, rows in ((full * epochs, batch_size), (epochs, rest)) if n and rows))
-
-
-def _load(batches: _Batches, stage: StageCost, serving: Serving, wire: Wire, label: torch.Tensor) -> DeviceLoad:
-    codecs = [CutCodec(partial(codec_of, spec)) for spec in (wire.up_spec, wire.down_spec)]
+def _load(batches: Batches, stage: StageCost, serving: Serving, wire: Wire, label: torch.Tensor) -> DeviceLoad:
+    up_codec, down_codec = (CutCodec(partial(codec_of, spec)) for spec in (wire.up_spec, wire.down_spec))
     up = down = 0
     for count, rows in batches.sizes if serving.kind != "none" else ():
-        values, targets = _blank(stage.crossing, rows), label.expand(rows, *label.shape[1:])
-        gradient = of_activations(activations_of(values), values)
-        assert gradient is not None
-        up += count * upload_bytes(codecs[0].encode(values), targets)
-        down += count * reply_bytes(codecs[1].encode(gradient)) if serving.kind != "stream" else 0
-    steps = sum(count for count, _ in batches.sizes)
-    return DeviceLoad(0, 0, steps, sum(count * rows for count, rows in batches.sizes), up, down, 0)
-
-
-def _blank(crossing: Values, rows: int) -> Values:
-    """Returns zeros of the shapes that cross a cut, for so many samples."""
-    zeros = [tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in tensors_of(crossing)]
-    return zeros[0] if isinstance(crossing, Tensor) else crossing.like(zeros)
+        one_up, one_down = batch_bytes(stage.crossing, rows, label, up_codec, down_codec)
+        up += count * one_up
+        down += count * one_down if serving.kind != "stream" else 0
+    return DeviceLoad(0, 0, batches.steps, batches.examples, up, down, 0)
 
 
 def _sum(stages: Sequence[StageCost], name: str) -> float:

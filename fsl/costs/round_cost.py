@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 
+from fsl.costs.arrivals import Again, by_arrival
 from fsl.costs.profiles import DeviceProfile, LinkProfile
 from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
@@ -22,6 +23,7 @@ class DeviceLoad:
     down_bytes: int
     model_bytes: int  # half goes down before the first step, half up after the last
     stays: tuple[Stay, ...] = ()  # its edges in order, if it moved; together they serve all steps
+    merges: int = 1  # how often it fetched and delivered the model, where fronts are merged as they come
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,14 @@ def round_cost(
         _Party(load, step, devices[load.device], links[load.device], edges, serving.passes, start, backhaul)
         for load in sorted(loads, key=lambda load: load.device)
     ]
-    cohorts: dict[int, list[_Party]] = {}
-    for party in parties:
-        cohorts.setdefault(party.load.edge, []).append(party)
     end = start
     if serving.kind == "turn":
-        for cohort in cohorts.values():
+        for cohort in _by_edge(parties).values():
             _in_turn(cohort, serving.relayed, start)
+    elif serving.kind == "arrival":
+        merges = {party.device: party.load.merges for party in parties}
+        for cohort in _by_edge(parties).values():
+            by_arrival(cohort, start, lambda device, merged, waited_for: merged < merges[device])
     else:
         for party in parties:
             party.fetch()
@@ -114,7 +117,7 @@ def round_cost(
         elif serving.kind == "stream":
             end = _stream(parties, slots, start)
         elif serving.kind == "lockstep":
-            for cohort in cohorts.values():
+            for cohort in _by_edge(parties).values():
                 _lockstep(cohort, serving.window)
         else:
             for party in parties:
@@ -125,6 +128,28 @@ def round_cost(
     costs = tuple(party.cost(start, seconds) for party in parties)
     known = [cost.joules for cost in costs if cost.joules is not None]
     return RoundCost(seconds, sum(known) if len(known) == len(costs) else None, costs)
+
+
+def arrival_orders(
+    loads: Iterable[DeviceLoad],
+    again: Again,
+    serving: Serving,
+    segments: Sequence[SegmentCost],
+    devices: Mapping[int, DeviceProfile],
+    links: Mapping[int, LinkProfile],
+    edges: Mapping[int, DeviceProfile],
+    start: float = 0.0,
+) -> dict[int, tuple[int, ...]]:
+    """Returns, by edge, the order in which uploads and fronts will arrive in a round that begins at second `start`.
+
+    Arguments as for `round_cost`, which prices such a round by the same events; loads are of one pass each.
+    """
+    step = legs(segments)
+    parties = [
+        _Party(load, step, devices[load.device], links[load.device], edges, serving.passes, start, None)
+        for load in sorted(loads, key=lambda load: load.device)
+    ]
+    return {edge: by_arrival(cohort, start, again) for edge, cohort in _by_edge(parties).items()}
 
 
 class _Party:
@@ -142,7 +167,9 @@ class _Party:
         backhaul: LinkProfile | None,
     ):
         rows = load.examples / load.steps if load.steps else 0.0
-        self.load, self.device, self.link = load, device, link
+        self.load, self.profile, self.link = load, device, link
+        self.device, self.steps = load.device, load.steps // load.merges  # steps: of each pass
+        self.model_size = load.model_bytes / (2 * load.merges)
         self.before = [rows * flops / device.flops_per_second for flops in step.before]
         self.stays = list(load.stays) or [Stay(load.edge, load.steps)]
         self.served = {
@@ -184,14 +211,14 @@ class _Party:
     def fetch(self) -> None:
         """Receive the model."""
         if self.load.model_bytes:
-            taken = self.link.seconds(self.load.model_bytes / 2, self.link.down_mbit, self.now)
+            taken = self.link.seconds(self.model_size, self.link.down_mbit, self.now)
             self.down_s += taken
             self.now += taken + self.link.latency_s
 
     def deliver(self) -> None:
         """Send the model back."""
         if self.load.model_bytes:
-            taken = self.link.seconds(self.load.model_bytes / 2, self.link.up_mbit, self.now)
+            taken = self.link.seconds(self.model_size, self.link.up_mbit, self.now)
             self.up_s += taken
             self.now += taken + self.link.latency_s
 
@@ -199,8 +226,8 @@ class _Party:
         """Returns its cost; it idles, at idle power, whenever it does not compute, until the round ends for all."""
         compute = self.load.steps * (sum(self.before) + self.after)
         powers = [
-            (self.device.power_active_watts, compute),
-            (self.device.power_idle_watts, max(0.0, round_s - compute)),
+            (self.profile.power_active_watts, compute),
+            (self.profile.power_idle_watts, max(0.0, round_s - compute)),
             (self.link.transmit_watts, self.up_s),
             (self.link.receive_watts, self.down_s),
         ]
@@ -223,6 +250,13 @@ class _Party:
             taken += self.backhaul.seconds(to.bytes, self.backhaul.up_mbit, self.now) + 2 * self.backhaul.latency_s
         self.moving_s += taken
         self.now += taken
+
+
+def _by_edge(parties: Iterable[_Party]) -> dict[int, list[_Party]]:
+    cohorts: dict[int, list[_Party]] = {}
+    for party in parties:
+        cohorts.setdefault(party.load.edge, []).append(party)
+    return cohorts
 
 
 def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:

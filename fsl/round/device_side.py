@@ -114,13 +114,14 @@ class DeviceSide:
         """
         task = self.tasks[device.device]
         self.check(device)
+        private = self.plan.fronts == "private"
         for name, learner in self._learners(device).items():
             state = learner.state()
-            if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
+            if self.plan.fronts == "averaged" or (self.plan.one_by_one and not private):
                 self.totals[name].add(state, self.weight(device.device), device.device)
             if self.plan.fronts == "relayed":
                 self.relayed[name] = state.clone()
-            elif self.plan.fronts == "private":
+            elif private:
                 tensors = self.segments[name].layout.unpack(state)
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
@@ -137,6 +138,12 @@ class DeviceSide:
         """Drop all work of a device that is lost in the middle of its round."""
         for name, learner in self._learners(device).items():
             self.segments[name].give_back(learner)
+
+    def begin_again(self, device: Device, states: Mapping[str, State]) -> None:
+        """Have a device go on from other states; its optimizers start anew, or go on where the run keeps them."""
+        for name, learner in self._learners(device).items():
+            kept = None if self.plan.reset_optimizer else learner.optimizer_state()
+            learner.begin(states[name], self.plan.learning_rates[name], kept)
 
     def copy(self, device: Device) -> "DeviceCopy":
         """Copy a device between two of its steps."""

@@ -14,6 +14,7 @@ from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan, joined
 from fsl.privacy.leak_probe import leaks
+from fsl.round.asynchronous_cohort import AsynchronousCohort
 from fsl.round.cohort import Cohort, stepping
 from fsl.round.device_weights import refuse_other_counts
 from fsl.round.evaluation import evaluate
@@ -59,6 +60,8 @@ class Node:
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
             return [WholeModelCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+        if plan.fronts == "merged":
+            return [AsynchronousCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fsl.costs import CostModel, segment_costs
+from fsl.costs.batch_loads import ExpectedLoads
 from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, as_task
 from fsl.data.example_checks import check_examples
@@ -107,7 +108,10 @@ def _bound(
 ) -> Federation:
     """The federation with the split model's layouts and its costs; the strategy is bound to it."""
     layouts = {name: segment.layout for name, segment in worker.segments.items()}
-    federation = replace(federation, layouts=layouts, costs=_cost_model(federation, hardware, workload))
+    costs = _cost_model(federation, hardware, workload)
+    if costs is not None and strategy.fronts == "merged" and federation.placement is None:
+        costs = replace(costs, expected=ExpectedLoads.of(worker, federation))
+    federation = replace(federation, layouts=layouts, costs=costs)
     strategy.bind(federation)
     name_classes(federation.named, _named(federation, strategy))
     warn_of_ignored(federation, strategy)

@@ -30,6 +30,9 @@ class RoundPricer(Protocol):
     def round(self, loads: Sequence[Any], serving: Any, start: float = 0.0) -> Any:
         """The `fsl.costs.RoundCost` of a round that begins at second `start` of the run."""
 
+    def arrivals(self, homes: Mapping[int, int], serving: Any, again: Any, start: float = 0.0) -> Any:
+        """By edge, the order in which uploads and fronts will arrive in a round of these devices."""
+
     def settings(self) -> Mapping[str, str]:
         """The machines as text."""
 

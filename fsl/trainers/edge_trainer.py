@@ -70,6 +70,8 @@ class EdgeTrainer(ABC):
     `keeps`: it remembers something from round to round. A trainer object lives for one round; what `kept` returns at
     its end is given to the next one's `restore`, and is in checkpoints.
     `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
+    `asynchronous`: one back learns from each upload as it comes, and finished fronts are merged at once, by `weight`;
+    `arrived` is the order in which they came, a device for each upload and `finished(device)` for its front.
     `tails`: it computes each device's loss by `objective.loss` or `losses` on that device's rows, once a step and in
     the step of their upload, so that the tail of a U-shaped split may compute it on the device instead.
     """
@@ -82,6 +84,8 @@ class EdgeTrainer(ABC):
     answers: bool = True
     keeps: bool = False
     tails: bool = False
+    asynchronous: bool = False
+    arrived: Sequence[int] = ()
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

@@ -242,6 +242,7 @@ class NetworkedNode:
         # A shared back has also learnt from devices that have moved on.
         if outcome.failed is None and (outcome.closed or part.peers):
             work.totals["back"] = server.result()
+            work.arrived = tuple(server.trainer.arrived)
             work.counts.update(server.counts())
         return outcome
 
