@@ -21,7 +21,7 @@ from fsl.segments.sums import DeviceStates, Total, WeightedSum
 from fsl.settings.federation_settings import Federation
 from fsl.settings.placement import Collected
 from fsl.trainers import Asynchronous
-from fsl.trainers.asynchronous import finished, mixed
+from fsl.trainers.as_they_come import finished, mixed
 
 Order = tuple[int, ...]
 

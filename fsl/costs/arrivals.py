@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from fsl.trainers.asynchronous import finished
+from fsl.trainers.as_they_come import finished
 
 
 class Traveller(Protocol):

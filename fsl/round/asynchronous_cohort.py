@@ -14,7 +14,7 @@ from fsl.round.front_device import Device
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
-from fsl.trainers.asynchronous import Asynchronous, finished, mixed
+from fsl.trainers.as_they_come import Asynchronous, finished, mixed
 
 STALENESS = "staleness."  # prefixes, in an edge's counts, how many merged fronts had a staleness of this number
 UNFINISHED = "it did not finish in the round whose order this one repeats"

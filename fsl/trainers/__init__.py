@@ -3,7 +3,7 @@
 from fsl.segments.learner import Learner
 from fsl.segments.states import State
 from fsl.segments.sums import Total
-from fsl.trainers.asynchronous import Asynchronous
+from fsl.trainers.as_they_come import Asynchronous
 from fsl.trainers.back_steps import train_back
 from fsl.trainers.cyclic import Cyclic
 from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, Snapshot

@@ -70,6 +70,11 @@ def read_target(folder: Path, device: int) -> Target:
         return _segments(top, data, seed)[0]
 
     def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
+        if strategy.fronts == "merged":
+            raise ConfigError(
+                f"{folder}: its fronts are merged as they come, and an attack whose edges train by "
+                "a rule of their own is not built for that; attack a run of splitfed_v2 or vanilla"
+            )
         again = _quiet(config, rounds or training.rounds)
         found = simulate_config(again, out, progress=False, strategy=AdversaryEdges(strategy.fronts, edges))
         return found.front(device) if private else found.states["front"]

@@ -18,7 +18,7 @@ from fsl.round import asynchronous_cohort
 from fsl.segments.states import Layout, State
 from fsl.split.cutting import split
 from fsl.trainers import Asynchronous
-from fsl.trainers.asynchronous import mixed
+from fsl.trainers.as_they_come import mixed
 from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_run, optimizers, run
 from tests.helpers.small import small_model, small_task
 from tests.helpers.wired import Wired
