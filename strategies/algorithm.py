@@ -24,6 +24,7 @@ from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum
 from fsl.settings.federation_settings import Federation
 from fsl.split.cutting import refuse_tail
+from fsl.split.placing import TOP, refuse_top
 
 
 class Algorithm:
@@ -184,9 +185,23 @@ class Algorithm:
 
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""
-        if (spec := self.planned(1)) is None:
+        spec, federation = self.planned(1), self.federation
+        if TOP in federation.layouts and federation.placement is not None:
+            raise ConfigError(
+                "places=[device, edge, cloud]: in a real federation no server above the edges trains; simulate, or "
+                "leave places out, so that the last segment is on devices (U-shaped)"
+            )
+        if spec is None:
             return
-        if not spec.build().tails:
+        trainer = spec.build()
+        if not trainer.hops:
+            refuse_top(federation.layouts, f"{type(self).__name__} trains")
+        if TOP in federation.layouts and federation.mobility is not None:
+            raise ConfigError(
+                "mobility: a device that moves takes its session along, and in a split with two hops a part of it is "
+                "at the cloud; use mobility=none, or one cut"
+            )
+        if not trainer.tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
         if "tail" in self.federation.layouts and self.federation.placement is not None and self.federation.mobility:
             raise ConfigError(
@@ -279,6 +294,6 @@ class Algorithm:
     def _per_device(self, segment: str, round: int) -> bool:
         """Returns whether a segment's new state needs each device's state one by one."""
         spec = self.planned(round)
-        if segment != "back":
+        if segment not in ("back", TOP):
             return self.fronts == "averaged"
         return spec is None or bool(spec.locate().divisible)

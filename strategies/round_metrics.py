@@ -23,6 +23,12 @@ def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
     return {"train_loss": loss, "devices": len(reports), **columns}
 
 
+def hops(reports: Sequence[DeviceReport]) -> dict[str, int]:
+    """Add up the bytes between edges and the server above them, headers included: both ways, up, and down."""
+    up, down = (sum(getattr(r, name) for r in reports) for name in ("hop_up_bytes", "hop_down_bytes"))
+    return {"hop_bytes": up + down, "hop_up_bytes": up, "hop_down_bytes": down}
+
+
 def simulated(
     costs: RoundPricer,
     reports: Sequence[DeviceReport],
@@ -49,6 +55,8 @@ def simulated(
             r.down_bytes,
             r.model_bytes,
             stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
+            r.hop_up_bytes,
+            r.hop_down_bytes,
             merges.get(r.device, 1),
         )
         for r in reports

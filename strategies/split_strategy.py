@@ -12,7 +12,7 @@ from fsl.strategies import asked
 from fsl.strategies.algorithm import Algorithm
 from fsl.strategies.node_messages import added_up, assign, chunks, mean_scores, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
-from fsl.strategies.round_metrics import movements, simulated, sums
+from fsl.strategies.round_metrics import hops, movements, simulated, sums
 
 from fsl import seeds
 from fsl.errors import RunError
@@ -23,6 +23,7 @@ from fsl.mobility import Move
 from fsl.segments.sums import summed
 from fsl.settings.federation_settings import Federation
 from fsl.settings.placement import Collected, Placement
+from fsl.split.placing import TOP
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,8 @@ class SplitStrategy(Algorithm, RoundLoop):
                 costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._merges()
             )
             self._clock += measured["sim_seconds"]
+        if TOP in layouts and self.planned(server_round) is not None:
+            measured |= hops(reports)
         if self.federation.mobility is not None:
             measured |= movements(reports, counts)
         self._protection.note(reports, collected.again)

@@ -28,7 +28,7 @@ from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
-from fsl.split.cutting import Place
+from fsl.split.placing import Place
 
 
 @dataclass(frozen=True)

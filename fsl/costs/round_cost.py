@@ -23,6 +23,8 @@ class DeviceLoad:
     down_bytes: int
     model_bytes: int  # half goes down before the first step, half up after the last
     stays: tuple[Stay, ...] = ()  # its edges in order, if it moved; together they serve all steps
+    hop_up_bytes: int = 0  # between its edge and the server above
+    hop_down_bytes: int = 0
     merges: int = 1  # how often it fetched and delivered the model, where fronts are merged as they come
 
 
@@ -55,11 +57,15 @@ class RoundCost:
 
 @dataclass(frozen=True)
 class Legs:
-    """FLOPs of one sample by leg of a step: on the device before each visit to the edge, there, and after the last."""
+    """FLOPs of one sample by leg of a step: on the device before each visit to the edge, there, and after the last.
+
+    `above`: at a server above the edge, whose answer the one visit waits for.
+    """
 
     before: tuple[float, ...]
     edge: tuple[float, ...]
     after: float
+    above: float = 0.0
 
 
 def legs(segments: Sequence[SegmentCost]) -> Legs:
@@ -68,13 +74,16 @@ def legs(segments: Sequence[SegmentCost]) -> Legs:
     walk = [(s.place, s.forward_flops) for s in segments[:-1]]
     walk.append((last.place, last.forward_flops + last.backward_flops))
     walk += [(s.place, s.backward_flops) for s in reversed(segments[:-1])]
+    above = sum(flops for place, flops in walk if place == "cloud")
     merged: list[tuple[str, float]] = []
     for place, flops in walk:
+        if place == "cloud":
+            continue
         if merged and merged[-1][0] == place:
             flops += merged.pop()[1]
         merged.append((place, flops))
     device = [flops for place, flops in merged if place == "device"]
-    return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1])
+    return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1], above)
 
 
 def round_cost(
@@ -91,7 +100,8 @@ def round_cost(
 
     Every step of a device counts the average rows and bytes of its steps. A moving session takes its bytes' time over
     `backhaul`, and its device opens a new connection. In lockstep and in turn a device's steps are priced at the edge
-    where its round began.
+    where its round began. A step of two hops holds its edge's slot until the server above has answered, which is as
+    fast as the edge and speaks with it over `backhaul`.
     """
     step = legs(segments)
     if serving.kind == "none":
@@ -176,6 +186,9 @@ class _Party:
             stay.edge: [rows * flops * passes / edges[stay.edge].flops_per_second for flops in step.edge]
             for stay in (*self.stays, Stay(load.edge, 0))
         }
+        if step.above and backhaul is not None:
+            above = rows * step.above * passes / edges[load.edge].flops_per_second
+            self.served[load.edge][0] += above + self._hop_seconds(backhaul, start)
         self.edge, self.service = load.edge, self.served[load.edge]
         self.backhaul = backhaul
         self.moving_s = 0.0
@@ -187,6 +200,12 @@ class _Party:
         # Without a trace equal transfers take equally long, and a round has tens of thousands.
         self.up_fixed = None if link.trace else link.seconds(self.up_size, link.up_mbit, start)
         self.down_fixed = None if link.trace else link.seconds(self.down_size, link.down_mbit, start)
+
+    def _hop_seconds(self, backhaul: LinkProfile, start: float) -> float:
+        """Returns the seconds of a step's way to the server above and back, at the rates of the round's start."""
+        steps = max(1, self.load.steps)
+        ways = ((self.load.hop_up_bytes, backhaul.up_mbit), (self.load.hop_down_bytes, backhaul.down_mbit))
+        return sum(backhaul.seconds(size / steps, rate, start) + backhaul.latency_s for size, rate in ways)
 
     def upload(self, visit: int) -> float:
         """Compute up to the edge's `visit`, and send; returns the second at which the edge has it all."""

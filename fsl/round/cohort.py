@@ -19,6 +19,7 @@ from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
 from fsl.segments.sums import Total
+from fsl.split.placing import TOP
 
 
 class Cohort:
@@ -75,12 +76,12 @@ def result_of(
 ) -> tuple[dict[str, Total], Counter[str]]:
     """Returns an edge's back and counts, if any device's work counts; a lost back loses all its devices."""
     try:
-        total = edge.result()
+        totals = {"back": edge.result()} | ({} if edge.above is None else {TOP: edge.above.result()})
     except LostError as error:
         lost |= {report.device: error.reason for report in reports}
         reports.clear()
         return {}, Counter()
-    return ({"back": total}, edge.counts()) if reports else ({}, Counter())
+    return (totals, edge.counts()) if reports else ({}, Counter())
 
 
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
@@ -111,6 +112,8 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
         up_bytes=session.up_bytes,
         down_bytes=session.down_bytes,
         model_bytes=devices.model_bytes,
+        hop_up_bytes=session.hop_up_bytes,
+        hop_down_bytes=session.hop_down_bytes,
     )
 
 

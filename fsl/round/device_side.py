@@ -24,6 +24,7 @@ from fsl.segments.finite import refuse_states
 from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
+from fsl.split.placing import TOP
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class DeviceSide:
         self.worker = worker
         self.states = states
         self.tasks = {task.device: task for task in tasks}
-        self.segments = {name: segment for name, segment in worker.segments.items() if name != "back"}
+        self.segments = {name: segment for name, segment in worker.segments.items() if name not in ("back", TOP)}
         self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
         self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}

@@ -13,12 +13,14 @@ from fsl.round.kept_states import keep, load_kept, new_total
 from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
 from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
+from fsl.round.upper_side import upper_server
 from fsl.round.workload import Worker
 from fsl.segments.finite import UNUSABLE
 from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 from fsl.split.cutting import refuse_tail
+from fsl.split.placing import TOP, refuse_top
 from fsl.trainers import EdgeBench, EdgeTrainer
 from fsl.trainers.remote_tails import RemoteTails
 
@@ -28,7 +30,7 @@ class EdgeSide:
 
     def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
         assert plan.trainer is not None
-        tails = "tail" in worker.chain
+        tails, top = "tail" in worker.chain, TOP in worker.chain
         self.task = task
         self.plan = plan
         self.worker = worker
@@ -37,6 +39,8 @@ class EdgeSide:
         trainer = protected(self._trainer(plan.trainer), plan)
         if tails and not trainer.tails:
             refuse_tail(worker.chain, f"{type(trainer).__name__} trains")
+        if not trainer.hops:
+            refuse_top(worker.chain, f"{type(trainer).__name__} trains")
         memory = TrainerMemory(plan, worker)
         public_reason = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
@@ -52,12 +56,16 @@ class EdgeSide:
             allowed=worker.workload.allowed,
             shared=worker.segments["front"].shared,
         )
-        back = worker.segments["back"]
+        if top:
+            self.server.above = upper_server(task, plan, worker, states)
+        back, objective = worker.segments["back"], edge_objective(worker.workload.objective, plan)
+        if tails or top:
+            objective = RemoteTails(self.server.ask_tails if tails else self.server.ask_above)
         bench = EdgeBench(
             seed=plan.seed,
             round=plan.round,
             back=back,
-            objective=RemoteTails(self.server.ask_tails) if tails else edge_objective(worker.workload.objective, plan),
+            objective=objective,
             optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
             learning_rate=plan.learning_rates["back"],
             kept=self._kept,

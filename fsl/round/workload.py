@@ -37,6 +37,7 @@ class Workload:
     augmentation: Augmentation | None = None
     threads: int = 1
     accelerator: str = "cpu"
+    places: tuple[str, ...] | None = None  # of the segments; None: device, edge, and for a third one the device
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
 
@@ -55,7 +56,7 @@ class Worker:
         self.accelerator = torch.device(workload.accelerator)
         # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
         self.model = copied(workload.model).to(self.accelerator)
-        self.split: SplitModel = split(self.model, workload.cut, self._example())
+        self.split: SplitModel = split(self.model, workload.cut, self._example(), workload.places)
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
         self.chain = dict(self.segments)  # the model's segments, in order

@@ -196,12 +196,19 @@ def build_model(
     values = dict(config)
     outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
+    values.pop("places", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
         model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
     return model, cut
+
+
+def build_places(config: Mapping[str, Any]) -> list[str] | None:
+    """Where a model's segments run, as its group says; None: as usual."""
+    found: list[str] | None = checked("model.places", config.get("places"), list[str] | None)
+    return found
 
 
 def _known(**values: Any) -> dict[str, Any]:

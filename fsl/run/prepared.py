@@ -152,11 +152,12 @@ def _protected(
 
 def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) -> CostModel | None:
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
-    places = hardware.machines(moving=federation.mobility is not None)
+    hops = workload.places is not None and "cloud" in workload.places
+    machines = hardware.machines(moving=federation.mobility is not None or hops)
     try:
         data, objective = workload.data.train, workload.objective
-        costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)
-        return CostModel(federation.training.seed, places, costs)
+        costs = segment_costs(workload.model, workload.cut, data, objective, workload.head, workload.places)
+        return CostModel(federation.training.seed, machines, costs)
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place

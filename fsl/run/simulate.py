@@ -64,6 +64,7 @@ def simulate(
     strategy: CloudStrategy | type | str,
     test_data: Examples | Dataset[Any] | Sequence[Any] | None = None,
     cut: str | Sequence[str] | None = None,
+    places: Sequence[str] | None = None,
     partition: Partitioner | Partition | type | str | Any = None,
     objective: Objective | Loss | type | str | None = None,
     optimizer: Optimizer | type | str | None = None,
@@ -98,6 +99,8 @@ def simulate(
         strategy: The algorithm: one of `fsl.strategies`, or your own.
         test_data: Examples to evaluate on, as `train_data`; without them nothing is evaluated.
         cut: Names of modules after which the model is cut; the model's `default_cut` by default.
+        places: Where the segments run; by default on device and edge, and a third one on the device. With two cuts
+            `("device", "edge", "cloud")` puts the last one at a server above the edges.
         partition: Who holds which rows: a partitioner of `fsl.data` or flwr-datasets, or rows by device.
         objective: What training minimises: a loss of torch's with its arguments, any function of (outputs, targets)
             that gives a mean, or an `Objective`.
@@ -132,7 +135,8 @@ def simulate(
         device_profile: Profile of the devices.
         edge_profile: Profile of the edge servers.
         link_profile: Profile of the links between devices and their edges.
-        backhaul_profile: Profile of the links between edges, over which sessions of devices that move go.
+        backhaul_profile: Profile of the links between edges, over which sessions of devices that move go, and from
+            edges to the cloud.
 
     A group may be given as a whole, for several runs to share; a keyword of its fields goes before it.
 
@@ -181,6 +185,7 @@ def simulate(
     workload = Workload(
         model=model,
         cut=tuple(cut) if cut is not None and not isinstance(cut, str) else cut,
+        places=None if places is None else (places,) if isinstance(places, str) else tuple(places),
         data=task,
         partition=divide(task, partitioner, training.devices, training.samples_per_device, training.seed),
         objective=loss,

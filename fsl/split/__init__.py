@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from fsl.split.cutting import Place, SplitModel, join, possible_cuts, refuse_no_tensor, refuse_tail, split
+from fsl.split.cutting import SplitModel, join, possible_cuts, refuse_no_tensor, refuse_tail, split
+from fsl.split.placing import Place
 
 __all__ = ["Place", "SplitModel", "join", "possible_cuts", "refuse_no_tensor", "refuse_tail", "split"]
 

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,11 @@ from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
 from fsl.split import traced_cut as tracing
 from fsl.split.exported_cut import export
+from fsl.split.placing import Place, placed
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut, refuse_dropped
 
-Place = Literal["device", "edge"]
-
-# Names and places of the segments, by number of cuts. The tail is on the device again, so that labels stay there.
-_PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
-    1: (("front", "device"), ("back", "edge")),
-    2: (("front", "device"), ("back", "edge"), ("tail", "device")),
-}
+_MOST_CUTS = 2
 
 
 @dataclass(frozen=True)
@@ -55,16 +49,23 @@ class SplitModel:
         return tuple(segment.name for segment in self.segments)
 
 
-def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Values | None = None) -> SplitModel:
+def split(
+    model: nn.Module,
+    at: str | Sequence[str] | None = None,
+    example: Values | None = None,
+    places: Sequence[str] | None = None,
+) -> SplitModel:
     """Cut a model after the modules named `at`; segments share the model's parameters, buffers and modules.
 
     Works for modules whose children run in sequence, for forwards that torch.fx can trace, and, with an `example`
     batch, for those that torch.export can. What is computed in front of a cut and needed behind it crosses: the output
     of the module at the cut, skip connections over it, masks. One cut gives front and back, two give front, back and
-    tail (U-shaped). `at=None` takes the model's `default_cut`. Raises SplitError with the list of possible cuts.
+    tail (U-shaped), or with `places=("device", "edge", "cloud")` front, back and top (two hops). `at=None` takes the
+    model's `default_cut`. Raises SplitError with the list of possible cuts, ConfigError for other places.
     """
     example = as_values(example)
     cuts = _requested(model, at)
+    named = placed(len(cuts), places)
     parts: list[nn.Module] = []
     rest, trained = model, _trained(model)
     for cut in cuts:
@@ -78,7 +79,7 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Valu
         parts.append(part)
         example = None if example is None or len(cuts) == 1 else _through(part, example)
     parts.append(rest)
-    return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
+    return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(named, parts)), cuts)
 
 
 def passes_one(part: nn.Module) -> bool:
@@ -156,7 +157,7 @@ def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, .
     cuts = tuple(at) if isinstance(at, Sequence) and not isinstance(at, str) else (at,)
     if not all(isinstance(cut, str) for cut in cuts):
         raise SplitError(f"cut={at!r}: a cut is the name of a module, a string; {_choices(model)}")
-    if len(cuts) not in _PLACES:
+    if not 1 <= len(cuts) <= _MOST_CUTS:
         raise SplitError(f"cut={list(cuts)}: one cut (front, back) or two (front, back, tail) can be made")
     return cuts
 

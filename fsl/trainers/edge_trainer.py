@@ -74,6 +74,7 @@ class EdgeTrainer(ABC):
     `arrived` is the order in which they came, a device for each upload and `finished(device)` for its front.
     `tails`: it computes each device's loss by `objective.loss` or `losses` on that device's rows, once a step and in
     the step of their upload, so that the tail of a U-shaped split may compute it on the device instead.
+    `hops`: the same, and the last segment may be at a server above the edge, which trains it by this rule too.
     """
 
     lockstep: bool = False
@@ -84,6 +85,7 @@ class EdgeTrainer(ABC):
     answers: bool = True
     keeps: bool = False
     tails: bool = False
+    hops: bool = False
     asynchronous: bool = False
     arrived: Sequence[int] = ()
 

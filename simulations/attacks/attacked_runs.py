@@ -59,7 +59,7 @@ def read_target(folder: Path, device: int) -> Target:
     cut = strategy.trainer(1) is not None
     front, *backs = _trained(run, top, data, device if private else None)
     if cut and len(backs) > 1:
-        raise ConfigError(f"{folder}: its two cuts make a tail, and attacks on U-shaped splits are not built")
+        raise ConfigError(f"{folder}: its two cuts make a third segment, and attacks on such splits are not built")
     with torch.no_grad():
         if not isinstance(call(front, data.blank(2)), Tensor):
             raise ConfigError(f"{folder}: several tensors cross its cut, and attacks are built for one")
