@@ -99,7 +99,7 @@ class AsyncSL(SplitStrategy):
     def _ordered(self, round: int, cohorts: list[CohortTask]) -> list[CohortTask]:
         """Returns the cohorts with the order of arrival that the costs predict, or that was recorded."""
         self._orders = {}
-        if self.federation.placement is not None:
+        if self._placed:  # uploads will come as they come
             return cohorts
         if self.replay is not None:
             self._orders = {edge: order for edge, order in self._recorded[round].items() if order}
@@ -124,7 +124,7 @@ class AsyncSL(SplitStrategy):
 
     def _collected(self, round: int, replies: list[Message]) -> Collected:
         collected = super()._collected(round, replies)
-        if self.federation.placement is not None:
+        if self._placed:
             self._orders = dict(collected.arrivals)
         return collected
 
@@ -162,9 +162,8 @@ class AsyncSL(SplitStrategy):
 
     def remarks(self) -> Mapping[str, Any]:
         """Returns, besides the usual, the order of arrival by edge in a real federation, for `replay`."""
-        real = self.federation.placement is not None
-        orders = {"arrivals": {str(edge): list(order) for edge, order in sorted(self._orders.items())}} if real else {}
-        return {**super().remarks(), **orders}
+        orders = {str(edge): list(order) for edge, order in sorted(self._orders.items())} if self._placed else {}
+        return {**super().remarks(), **({"arrivals": orders} if orders else {})}
 
 
 def recorded_orders(path: Path) -> dict[int, dict[int, Order]]:

@@ -1,6 +1,5 @@
 """A device's work in a round before it is done: batches, and their bytes by shapes and codecs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from fsl.codecs.codec_maker import codec_maker
 from fsl.codecs.cut_codec import CutCodec
 from fsl.costs.round_cost import DeviceLoad
+from fsl.data import Partition
 from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.round.workload import Worker
 from fsl.segments.calling import call
@@ -65,7 +65,7 @@ class ExpectedLoads:
     crossing: Values  # of two blank inputs
     label: Tensor
     codecs: tuple[CutCodec, CutCodec]
-    samples: Mapping[int, int]  # n_k by device
+    partition: Partition
     batch_size: int
     local_epochs: int
     skip_single: bool
@@ -86,7 +86,7 @@ class ExpectedLoads:
             crossing.detach(),
             workload.data.train.targets[:1],
             (up, down),
-            {device: workload.partition.size(device) for device in range(training.devices)},
+            workload.partition,
             training.batch_size,
             training.local_epochs,
             worker.skip_single,
@@ -95,7 +95,7 @@ class ExpectedLoads:
 
     def load(self, device: int, edge: int) -> DeviceLoad:
         """Returns a device's load in one pass of its local epochs at an edge."""
-        batches = Batches.of(self.samples[device], self.batch_size, self.local_epochs, self.skip_single)
+        batches = Batches.of(self.partition.size(device), self.batch_size, self.local_epochs, self.skip_single)
         up = down = 0
         for count, rows in batches.sizes:
             if rows not in self._bytes:

@@ -45,6 +45,8 @@ class AsynchronousCohort:
         if not isinstance(self.edge.trainer, Asynchronous):
             name = type(self.edge.trainer).__name__
             raise RunError(f"fronts are merged by fsl.trainers.Asynchronous, and the trainer of this plan is a {name}")
+        if not task.arrivals:
+            raise RunError(f"the plan has no order in which uploads arrive at edge {task.edge}")
         self.weight = self.edge.trainer.weight
         self.merges = Counter(event for event in task.arrivals if event < 0)
         self.sides: dict[int, DeviceSide] = {}  # by number of passes

@@ -109,7 +109,7 @@ def _bound(
     """The federation with the split model's layouts and its costs; the strategy is bound to it."""
     layouts = {name: segment.layout for name, segment in worker.segments.items()}
     costs = _cost_model(federation, hardware, workload)
-    if costs is not None and strategy.fronts == "merged" and federation.placement is None:
+    if costs is not None and strategy.fronts == "merged":
         costs = replace(costs, expected=ExpectedLoads.of(worker, federation))
     federation = replace(federation, layouts=layouts, costs=costs)
     strategy.bind(federation)
