@@ -276,8 +276,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         for device in devices:
             members.setdefault(self.attached(device, round), []).append(self._task(device))
         return [
-            CohortTask(edge=edge, devices=tuple(tasks), **self._generations(f"edge-{edge}"))
+            CohortTask(edge=edge, devices=tuple(tasks), version=kept["version"], saved=kept["saved"])
             for edge, tasks in sorted(members.items())
+            for kept in (self._generations(f"edge-{edge}"),)
         ]
 
     def _task(self, device: int) -> DeviceTask:

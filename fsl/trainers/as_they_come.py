@@ -12,8 +12,6 @@ from fsl.trainers.back_steps import train_back
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.uploads import Reply, Upload
 
-RULES = ("constant", "polynomial", "hinge")
-
 
 class Asynchronous(SharedBack):
     """One back for the cohort, updated by each upload in order of arrival: no lockstep, no turns.
@@ -35,7 +33,7 @@ class Asynchronous(SharedBack):
         b: int = 4,
         alpha: float = 1.0,
     ):
-        self.staleness = one_of("staleness", staleness, RULES)
+        self.staleness = one_of("staleness", staleness, ("constant", "polynomial", "hinge"))
         if a is not None and not 0 < a < float("inf"):
             raise ConfigError(f"a={a}: how fast the weight of stale fronts falls, a number above 0")
         if not b >= 0:

@@ -6,6 +6,7 @@ An enrolled node could otherwise answer for another node's device, and replace i
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
@@ -71,7 +72,7 @@ def check_arrivals(share: Share, content: RecordDict) -> tuple[int, ...]:
         whose = {event if event >= 0 else -1 - event for event in order if type(event) is int}
     except (KeyError, ValueError, TypeError, RecursionError):
         raise WireError("its answer has no order in which uploads came; it must run the same version of fsl") from None
-    served = content.metric_records[METRICS].get(f"{SERVED}device", [])
+    served: Any = content.metric_records[METRICS].get(f"{SERVED}device", [])
     if fronts != sorted(served) or not whose <= share.served or not all(type(event) is int for event in order):
         raise WireError("the order in which uploads came, as it tells it, is not one of its devices")
     return tuple(order)
