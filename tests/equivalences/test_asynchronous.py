@@ -9,7 +9,8 @@ from fsl.strategies import AsyncSL, SplitFedV2, SplitStrategy, VanillaSL
 
 import fsl
 from fsl.codecs import Float16
-from fsl.costs import LinkProfile
+from fsl.costs import DeviceLoad, DeviceProfile, LinkProfile, SegmentCost, Serving, round_cost
+from fsl.costs.round_cost import arrival_orders
 from fsl.errors import ConfigError, RunError
 from fsl.mobility import RandomMobility
 from fsl.objective import CrossEntropy
@@ -63,6 +64,27 @@ def test_the_order_is_that_of_the_clock_that_gives_the_rounds_time():
     found = run(Seen(), allowed=("tests",), up=Float16, **MANY)
     assert [row["sim_seconds"] for row in found.metrics] == seconds
     assert orders[0] == [(2, 0, 2, 0, -3, -1), (3, 1, 3, 1, -4, -2)]
+
+
+def test_the_clock_by_hand():
+    """A sample takes device 0 2 s forward and 4 s back, device 1 half of it, and the edge 3 s; links take no time."""
+    segments = (SegmentCost("front", "device", 2.0, 4.0), SegmentCost("back", "edge", 1.0, 2.0))
+    devices, link = {0: DeviceProfile("slow", 1.0), 1: DeviceProfile("fast", 2.0)}, LinkProfile("none", 1.0, 1.0)
+    loads = [DeviceLoad(device, 0, 2, 2, up_bytes=0, down_bytes=0, model_bytes=0) for device in (0, 1)]
+    hardware = (segments, devices, dict.fromkeys(devices, link), {0: DeviceProfile("edge", 1.0, slots=2)})
+    serving = Serving("arrival")
+
+    def order(again):
+        return arrival_orders(loads, again, serving, *hardware)[0]
+
+    # Uploads at 1 and 2, served until 4 and 7; at 7 and 13, until 10 and 16; fronts at 12 and 20.
+    assert order(lambda device, merged, waited_for: False) == (1, 0, 1, -2, 0, -1)
+    # The fast one goes on at 12: uploads at 13, together with the slow one's, and at 22; its second front at 27.
+    assert order(lambda device, merged, waited_for: waited_for) == (1, 0, 1, -2, 0, 1, -1, 1, -2)
+    cost = round_cost(loads, serving, *hardware)
+    assert [device.seconds for device in cost.devices] == [20, 12]
+    twice = round_cost([loads[0], replace(loads[1], steps=4, examples=4, merges=2)], serving, *hardware)
+    assert [device.seconds for device in twice.devices] == [20, 27]
 
 
 def test_a_link_that_slows_down_in_the_middle_of_the_run_changes_the_order():
@@ -219,7 +241,8 @@ def test_merged_fronts_go_with_asynchronous_trainers_alone():
 
 
 def test_a_federation_is_repeated_from_its_order_of_arrival(tmp_path):
-    options = {**MANY, "batch_size": 4, "optimizer": KEPT}
+    rows = [list(range(a, b)) for a, b in ((0, 36), (36, 72), (72, 84), (84, 96))]  # so 2 and 3 finish before 0 and 1
+    options = {**MANY, "batch_size": 4, "optimizer": KEPT, "partition": rows}
     wired = run(AsyncSL(), backend=Wired(folder=tmp_path / "nodes"), out=tmp_path / "run", **options)
     again = run(AsyncSL(replay=tmp_path / "run"), nodes=2, **options)
     for segment in wired.states:
@@ -231,9 +254,10 @@ def test_a_federation_is_repeated_from_its_order_of_arrival(tmp_path):
         }
         assert row["lost"] == {}
         assert [sorted(order) for order in row["arrivals"].values()] == [
-            [-3, -1, *[0] * 6, *[2] * 6],
-            [-4, -2, *[1] * 6, *[3] * 6],
+            [-3, -1, *[0] * 9, *[2] * 3],
+            [-4, -2, *[1] * 9, *[3] * 3],
         ]
+        assert [[n for n in order if n < 0] for order in row["arrivals"].values()] == [[-3, -1], [-4, -2]]
 
 
 def test_a_lost_device_is_lost_again_and_what_it_taught_the_back_stays(tmp_path):

@@ -24,6 +24,7 @@ from fsl.costs import DeviceLoad, DeviceProfile, LinkProfile, SegmentCost, Servi
 from fsl.errors import CheckpointError, ConfigError, SplitError
 from fsl.mobility import RandomMobility
 from fsl.round.edge_server import EdgeServer
+from fsl.round.upper_server import UpperServer
 from fsl.split.cutting import split
 from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
@@ -145,10 +146,13 @@ def test_a_device_whose_top_diverges_is_lost_alone(strategy, monkeypatch):
             replies = [replace(r, loss=r.loss * float("nan"), judged=False) if r.device == 1 else r for r in replies]
         return answers(self, replies)
 
+    left, lose = [], UpperServer.lose
+    monkeypatch.setattr(UpperServer, "lose", lambda self, device: left.append(device) or lose(self, device))
     monkeypatch.setattr(EdgeServer, "_answers", spoiled)
     found = run(strategy, rounds=1, **TWO)
     assert set(found.metrics[0]["lost"]) == {"1"}
     assert found.metrics[0]["devices"] == 2
+    assert left == [1]
 
 
 def test_an_aggregator_sees_each_devices_top():
