@@ -1,5 +1,6 @@
 """Flower strategies for federated split learning, one file per algorithm family."""
 
+from fsl.strategies.asynchronous import AsyncSL
 from fsl.strategies.cyclesl import CycleSL
 from fsl.strategies.decoupled import DecoupledSL
 from fsl.strategies.fedavg import FedAvg
@@ -12,6 +13,7 @@ from fsl.strategies.vanilla import VanillaSL
 __all__ = [
     "PSL",
     "SGLR",
+    "AsyncSL",
     "CycleSL",
     "DecoupledSL",
     "FedAvg",

@@ -25,8 +25,9 @@ from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum
 from fsl.settings.federation_settings import Federation
-from fsl.settings.taking_part import may_have_fewer
+from fsl.settings.taking_part import may_have_fewer, predicts
 from fsl.split.cutting import refuse_tail
+from fsl.split.placing import TOP, refuse_top
 
 Part = TypeVar("Part")
 
@@ -213,6 +214,8 @@ class Algorithm:
         self._refuse_moves()
         self._refuse_cuts()
         self._forecasts.refuse_short_deadline()
+        self._refuse_merging()
+        self._refuse_hops()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return
@@ -228,14 +231,46 @@ class Algorithm:
 
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""
-        if (spec := self.planned(1)) is None:
+        spec, federation = self.planned(1), self.federation
+        if TOP in federation.layouts and federation.placement is not None:
+            raise ConfigError(
+                "places=[device, edge, cloud]: in a real federation no server above the edges trains; simulate, or "
+                "leave places out, so that the last segment is on devices (U-shaped)"
+            )
+        if spec is None:
             return
-        if not spec.build().tails:
+        trainer = spec.build()
+        if not trainer.hops:
+            refuse_top(federation.layouts, f"{type(self).__name__} trains")
+        if TOP in federation.layouts and federation.mobility is not None:
+            raise ConfigError(
+                "mobility: a device that moves takes its session along, and in a split with two hops a part of it is "
+                "at the cloud; use mobility=none, or one cut"
+            )
+        if not trainer.tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
         if "tail" in self.federation.layouts and self.federation.placement is not None and self.federation.mobility:
             raise ConfigError(
                 "cut: two cuts give front, back and tail, and in a real federation a session with a tail does not "
                 "move; give one cut, use mobility=none, or simulate"
+            )
+
+    def _refuse_hops(self) -> None:
+        """Raise ConfigError where a round's time is to be predicted whose second hop no forecast has."""
+        if TOP in self.federation.layouts and predicts(self.federation.training, self.federation.selection):
+            raise ConfigError(
+                "deadline, or a selection by seconds: no forecast of a round has the way to a server above the edges; "
+                "leave it out, or give one cut"
+            )
+
+    def _refuse_merging(self) -> None:
+        """Raise ConfigError where fronts would be merged as they come and uploads not taken so, or the reverse."""
+        spec = self.planned(1)
+        taken = spec is not None and spec.build().asynchronous
+        if taken != (self.fronts == "merged"):
+            raise ConfigError(
+                f"{type(self).__name__}.fronts={self.fronts!r}: an asynchronous edge trainer, and no other, merges "
+                'fronts (fronts="merged"); use fsl.strategies.AsyncSL, or other fronts'
             )
 
     def _refuse_moves(self) -> None:
@@ -355,6 +390,6 @@ class Algorithm:
     def _per_device(self, segment: str, round: int) -> bool:
         """Returns whether a segment's new state needs each device's state one by one."""
         spec = self.planned(round)
-        if segment != "back":
+        if segment not in ("back", TOP):
             return self.fronts == "averaged"
         return spec is None or bool(spec.locate().divisible)

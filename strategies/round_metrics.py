@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fsl.costs import DeviceLoad, serving_of
 from fsl.importing.spec import Spec
@@ -23,6 +24,12 @@ def sums(reports: Sequence[DeviceReport]) -> dict[str, float | int]:
     return {"train_loss": loss, "devices": len(reports), **columns}
 
 
+def hops(reports: Sequence[DeviceReport]) -> dict[str, int]:
+    """Add up the bytes between edges and the server above them, headers included: both ways, up, and down."""
+    up, down = (sum(getattr(r, name) for r in reports) for name in ("hop_up_bytes", "hop_down_bytes"))
+    return {"hop_bytes": up + down, "hop_up_bytes": up, "hop_down_bytes": down}
+
+
 def simulated(
     costs: RoundPricer,
     reports: Sequence[DeviceReport],
@@ -35,10 +42,12 @@ def simulated(
     cuts: Mapping[int, int] | None = None,
     late: Sequence[DeviceLoad] = (),
     deadline: float | None = None,
+    merges: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[str, float]:
     """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run.
 
     Of `late` devices it counts what they would do until `deadline`, bytes too, which are then among the figures.
+    `merges`: how often a device took the front and gave it back, if not once.
     """
     trainer = None if spec is None else spec.build()
     loads = [
@@ -52,6 +61,9 @@ def simulated(
             r.model_bytes,
             stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
             (cuts or {}).get(r.device, 0),
+            r.hop_up_bytes,
+            r.hop_down_bytes,
+            merges.get(r.device, 1),
         )
         for r in reports
     ]

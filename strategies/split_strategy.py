@@ -15,7 +15,7 @@ from fsl.strategies.device_figures import device_figures, score_columns
 from fsl.strategies.frozen_in_messages import digests, with_replaced
 from fsl.strategies.node_messages import added_up, assign, chunks, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
-from fsl.strategies.round_metrics import movements, simulated, sums
+from fsl.strategies.round_metrics import hops, movements, simulated, sums
 from fsl.strategies.step_settings import control_of
 
 from fsl import seeds
@@ -28,6 +28,7 @@ from fsl.mobility import Move
 from fsl.segments.sums import summed
 from fsl.settings.federation_settings import Federation
 from fsl.settings.placement import Collected, Placement
+from fsl.split.placing import TOP
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             server_round, self._hook("moves"), self.moves(server_round, chosen), training.devices, training.edges
         )
         visited = () if divisible else [move.edge for move in self._moves]
-        cohorts = self._cohorts(chosen, server_round, visited)
+        cohorts = self._ordered(server_round, self._cohorts(chosen, server_round, visited))
         plan = RoundPlan(
             run=federation.run,
             seed=training.seed,
@@ -150,9 +151,12 @@ class SplitStrategy(Algorithm, RoundLoop):
                 *(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._cuts),
                 late=self._late,
                 deadline=self.federation.training.deadline,
+                merges=self._merges(),
             )
             measured |= {name: measured.get(name, 0) + more for name, more in spent.items()}
             self._clock += measured["sim_seconds"]
+        if TOP in layouts and self.planned(server_round) is not None:
+            measured |= hops(reports)
         measured |= self._participation.columns(**self._counted)
         if self.federation.mobility is not None:
             measured |= movements(reports, counts)
@@ -177,13 +181,17 @@ class SplitStrategy(Algorithm, RoundLoop):
             if not collected.reports:
                 raise RunError(f"round {round}: no device finished ({reasons(self._lost)}); resume when they are back")
             if self._aggregator is None or not self._aggregator.one_by_one:
-                return replace(collected, totals={name: summed(t) for name, t in collected.totals.items()})
+                return self._added(collected)
             return collected
         collected = added_up(replies, round, layouts)
         self._lost = dict(collected.lost)
         for device, reason in self._lost.items():
             log.warning("round %d goes on without device %d: %s", round, device, reason)
         return collected
+
+    def _added(self, collected: Collected) -> Collected:
+        """Add up what each device of a real federation trained, as nodes of a simulation do."""
+        return replace(collected, totals={name: summed(total) for name, total in collected.totals.items()})
 
     def _note_restarts(self, round: int, collected: Collected) -> None:
         """Note devices whose node lost their private front; those without an older one get the first one anew."""
@@ -271,6 +279,14 @@ class SplitStrategy(Algorithm, RoundLoop):
 
     # Planning.
 
+    def _ordered(self, round: int, cohorts: list[CohortTask]) -> list[CohortTask]:
+        """Returns the round's cohorts, with the order of arrival where the algorithm needs it before the round."""
+        return cohorts
+
+    def _merges(self) -> Mapping[int, int]:
+        """Returns how often each device took the front and gave it back in the last round, where not once."""
+        return {}
+
     @property
     def _placement(self) -> Placement:
         placement = self.federation.placement
@@ -329,8 +345,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         for device in devices:
             members.setdefault(self.attached(device, round), []).append(self._task(device))
         return [
-            CohortTask(edge=edge, devices=tuple(tasks), **self._generations(f"edge-{edge}"))
+            CohortTask(edge=edge, devices=tuple(tasks), version=kept["version"], saved=kept["saved"])
             for edge, tasks in sorted(members.items())
+            for kept in (self._generations(f"edge-{edge}"),)
         ]
 
     def _task(self, device: int) -> DeviceTask:

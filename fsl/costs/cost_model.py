@@ -4,9 +4,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from fsl.costs.arrivals import Again
 from fsl.costs.forecast import Forecast
 from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
-from fsl.costs.round_cost import DeviceLoad, RoundCost, round_cost
+from fsl.costs.round_cost import DeviceLoad, RoundCost, arrival_orders, round_cost
 from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
 
@@ -63,6 +64,22 @@ class CostModel:
             self.by_cut,
             late,
             deadline,
+        )
+
+    def arrivals(
+        self, homes: Mapping[int, int], serving: Serving, again: Again, start: float = 0.0
+    ) -> dict[int, tuple[int, ...]]:
+        """Returns, by edge, the order of arrival of a round of these devices, each at its edge (`homes`)."""
+        machines, seed = self.machines, self.seed
+        return arrival_orders(
+            self.predicted(homes, serving, "merged"),
+            again,
+            serving,
+            self.segments,
+            {device: machines.devices.of(device, seed) for device in homes},
+            {device: machines.links.of(device, seed) for device in homes},
+            {edge: machines.edges.of(edge, seed) for edge in set(homes.values())},
+            start,
         )
 
     def settings(self) -> dict[str, str]:

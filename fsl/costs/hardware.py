@@ -37,7 +37,7 @@ class Hardware(OptionGroup):
     """Profile of the links between devices and their edges."""
 
     backhaul: LinkChoice = "lan"
-    """Profile of the links between edges, over which sessions of devices that move go."""
+    """Profile of the links between edges, over which sessions of devices that move go, and from edges to the cloud."""
 
     def __post_init__(self) -> None:
         assignment("backhaul", self.backhaul, "link")  # None would mean to `machines` that nothing moves

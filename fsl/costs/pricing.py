@@ -82,6 +82,8 @@ def price(
     rule = as_partitioner(partition, train_data)
     divided = divide(task, rule, training.devices, training.samples_per_device, training.seed)
     strategy = copy.deepcopy(as_strategy(strategy))  # it is bound to a run of its own here
+    if (merges := getattr(strategy, "merges", 1)) != 1:
+        raise ConfigError(f"merges={merges}: price has each device take the cohort's front once; use merges=1")
     strategy.bind(Federation(run="price", training=training, wire=wire))
     spec = strategy.trainer(1)
     serving = serving_of(None if spec is None else spec.build(), strategy.fronts)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 
+from fsl.costs.arrivals import Again, by_arrival
 from fsl.costs.profiles import DeviceProfile, LinkProfile
 from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
@@ -24,6 +25,9 @@ class DeviceLoad:
     model_bytes: int  # half goes down before the first step, half up after the last
     stays: tuple[Stay, ...] = ()  # its edges in order, if it moved; together they serve all steps
     cut: int = 0  # at which of the run's cuts it is cut, where devices are cut at different places
+    hop_up_bytes: int = 0  # between its edge and the server above
+    hop_down_bytes: int = 0
+    merges: int = 1  # how often it fetched and delivered the model, where fronts are merged as they come
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,15 @@ class RoundCost:
 
 @dataclass(frozen=True)
 class Legs:
-    """FLOPs of one sample by leg of a step: on the device before each visit to the edge, there, and after the last."""
+    """FLOPs of one sample by leg of a step: on the device before each visit to the edge, there, and after the last.
+
+    `above`: at a server above the edge, whose answer the one visit waits for.
+    """
 
     before: tuple[float, ...]
     edge: tuple[float, ...]
     after: float
+    above: float = 0.0
 
 
 def legs(segments: Sequence[SegmentCost]) -> Legs:
@@ -76,13 +84,16 @@ def legs(segments: Sequence[SegmentCost]) -> Legs:
     walk = [(s.place, s.forward_flops) for s in segments[:-1]]
     walk.append((last.place, last.forward_flops + last.backward_flops))
     walk += [(s.place, s.backward_flops) for s in reversed(segments[:-1])]
+    above = sum(flops for place, flops in walk if place == "cloud")
     merged: list[tuple[str, float]] = []
     for place, flops in walk:
+        if place == "cloud":
+            continue
         if merged and merged[-1][0] == place:
             flops += merged.pop()[1]
         merged.append((place, flops))
     device = [flops for place, flops in merged if place == "device"]
-    return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1])
+    return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1], above)
 
 
 def round_cost(
@@ -104,7 +115,8 @@ def round_cost(
 
     Every step of a device counts the average rows and bytes of its steps. A moving session takes its bytes' time over
     `backhaul`, and its device opens a new connection. In lockstep and in turn a device's steps are priced at the edge
-    where its round began.
+    where its round began. A step of two hops holds its edge's slot until the server above has answered, which is as
+    fast as the edge and speaks with it over `backhaul`.
 
     Devices that are `late` work until `deadline`, seconds after the start, at which the round is closed for them: in an
     edge's queue with the others, and where a back is shared each for itself, since nobody waits for them there.
@@ -137,6 +149,10 @@ def round_cost(
     if serving.kind == "turn":
         for cohort in cohorts.values():
             _in_turn(cohort, serving.relayed, start)
+    elif serving.kind == "arrival":
+        merges = {party.device: party.load.merges for party in parties}
+        for cohort in cohorts.values():
+            by_arrival(cohort, start, lambda device, merged, waited_for: merged < merges[device])
     else:
         together = [party for cohort in cohorts.values() for party in cohort]
         together.sort(key=lambda party: party.load.device)
@@ -165,6 +181,28 @@ def round_cost(
     return RoundCost(seconds, sum(known) if len(known) == len(costs) else None, costs)
 
 
+def arrival_orders(
+    loads: Iterable[DeviceLoad],
+    again: Again,
+    serving: Serving,
+    segments: Sequence[SegmentCost],
+    devices: Mapping[int, DeviceProfile],
+    links: Mapping[int, LinkProfile],
+    edges: Mapping[int, DeviceProfile],
+    start: float = 0.0,
+) -> dict[int, tuple[int, ...]]:
+    """Returns, by edge, the order in which uploads and fronts will arrive in a round that begins at second `start`.
+
+    Arguments as for `round_cost`, which prices such a round by the same events; loads are of one pass each.
+    """
+    step = legs(segments)
+    parties = [
+        _Party(load, step, devices[load.device], links[load.device], edges, serving.passes, start, None)
+        for load in sorted(loads, key=lambda load: load.device)
+    ]
+    return {edge: by_arrival(cohort, start, again) for edge, cohort in _by_edge(parties).items()}
+
+
 class _Party:
     """A device on its way through a round; `now` is the second of the run that it has reached."""
 
@@ -181,13 +219,18 @@ class _Party:
         until: float = math.inf,
     ):
         rows = load.examples / load.steps if load.steps else 0.0
-        self.load, self.device, self.link = load, device, link
+        self.load, self.profile, self.link = load, device, link
+        self.device, self.steps = load.device, load.steps // load.merges  # steps: of each pass
+        self.model_size = load.model_bytes / (2 * load.merges)
         self.before = [rows * flops / device.flops_per_second for flops in step.before]
         self.stays = list(load.stays) or [Stay(load.edge, load.steps)]
         self.served = {
             stay.edge: [rows * flops * passes / edges[stay.edge].flops_per_second for flops in step.edge]
             for stay in (*self.stays, Stay(load.edge, 0))
         }
+        if step.above and backhaul is not None:
+            above = rows * step.above * passes / edges[load.edge].flops_per_second
+            self.served[load.edge][0] += above + self._hop_seconds(backhaul, start)
         self.edge, self.service = load.edge, self.served[load.edge]
         self.backhaul = backhaul
         self.moving_s = 0.0
@@ -202,6 +245,12 @@ class _Party:
         # Without a trace equal transfers take equally long, and a round has tens of thousands.
         self.up_fixed = None if link.trace else link.seconds(self.up_size, link.up_mbit, start)
         self.down_fixed = None if link.trace else link.seconds(self.down_size, link.down_mbit, start)
+
+    def _hop_seconds(self, backhaul: LinkProfile, start: float) -> float:
+        """Returns the seconds of a step's way to the server above and back, at the rates of the round's start."""
+        steps = max(1, self.load.steps)
+        ways = ((self.load.hop_up_bytes, backhaul.up_mbit), (self.load.hop_down_bytes, backhaul.down_mbit))
+        return sum(backhaul.seconds(size / steps, rate, start) + backhaul.latency_s for size, rate in ways)
 
     def upload(self, visit: int) -> float:
         """Compute up to the edge's `visit`, and send; returns the second at which the edge has it all."""
@@ -244,17 +293,17 @@ class _Party:
     def fetch(self) -> None:
         """Receive the model."""
         if self.load.model_bytes:
-            taken = self.link.seconds(self.load.model_bytes / 2, self.link.down_mbit, self.now)
+            taken = self.link.seconds(self.model_size, self.link.down_mbit, self.now)
             self.down_s += taken * self._share(self.now, taken)
-            self.model += self.load.model_bytes / 2 * self._share(self.now, taken)
+            self.model += self.model_size * self._share(self.now, taken)
             self.now += taken + self.link.latency_s
 
     def deliver(self) -> None:
         """Send the model back."""
         if self.load.model_bytes:
-            taken = self.link.seconds(self.load.model_bytes / 2, self.link.up_mbit, self.now)
+            taken = self.link.seconds(self.model_size, self.link.up_mbit, self.now)
             self.up_s += taken * self._share(self.now, taken)
-            self.model += self.load.model_bytes / 2 * self._share(self.now, taken)
+            self.model += self.model_size * self._share(self.now, taken)
             self.now += taken + self.link.latency_s
 
     def cost(self, start: float, round_s: float) -> DeviceCost:
@@ -262,8 +311,8 @@ class _Party:
         late = not math.isinf(self.until)
         compute = self.computed_s if late else self.load.steps * (sum(self.before) + self.after)
         powers = [
-            (self.device.power_active_watts, compute),
-            (self.device.power_idle_watts, max(0.0, round_s - compute)),
+            (self.profile.power_active_watts, compute),
+            (self.profile.power_idle_watts, max(0.0, round_s - compute)),
             (self.link.transmit_watts, self.up_s),
             (self.link.receive_watts, self.down_s),
         ]
@@ -291,6 +340,13 @@ class _Party:
             taken += self.backhaul.seconds(to.bytes, self.backhaul.up_mbit, self.now) + 2 * self.backhaul.latency_s
         self.moving_s += taken
         self.now += taken
+
+
+def _by_edge(parties: Iterable[_Party]) -> dict[int, list[_Party]]:
+    cohorts: dict[int, list[_Party]] = {}
+    for party in parties:
+        cohorts.setdefault(party.load.edge, []).append(party)
+    return cohorts
 
 
 def _queue(parties: Sequence[_Party], slots: Mapping[int, int]) -> None:

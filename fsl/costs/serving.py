@@ -5,7 +5,7 @@ from typing import Literal
 
 from fsl.trainers import EdgeTrainer
 
-Kind = Literal["none", "queue", "turn", "lockstep", "stream"]
+Kind = Literal["none", "queue", "turn", "lockstep", "stream", "arrival"]
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,11 @@ class Serving:
 
     "none": without an edge, devices train the whole model. "queue": the edge serves uploads first in first out, as many
     at once as it has slots. "turn": one device after another, in order of id. "lockstep": a step waits for every live
-    device, and the replies for the whole step. "stream": devices wait for no reply. `relayed`: in turn, a device gets
-    its front when the one before has sent it. `window`: in lockstep, the uploads of a device that the edge answers
-    together. `passes`: how often the back runs over an upload.
+    device, and the replies for the whole step. "stream": devices wait for no reply. "arrival": one back learns from
+    uploads first in first out, one at a time, and fronts are merged as devices finish.
+
+    `relayed`: in turn, a device gets its front when the one before has sent it. `window`: in lockstep, the uploads of a
+    device that the edge answers together. `passes`: how often the back runs over an upload.
     """
 
     kind: Kind
@@ -39,6 +41,8 @@ def serving_of(trainer: EdgeTrainer | None, fronts: str = "averaged") -> Serving
         return Serving("none")
     if not trainer.window:
         return Serving("stream", passes=trainer.passes)
+    if trainer.asynchronous:
+        return Serving("arrival", passes=trainer.passes)
     if trainer.lockstep:
         return Serving("lockstep", window=trainer.window, passes=trainer.passes)
     if trainer.divisible:

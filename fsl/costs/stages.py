@@ -18,7 +18,8 @@ from fsl.segments.calling import call, outputs_of
 from fsl.segments.modes import start_training
 from fsl.segments.states import Layout
 from fsl.segments.tensor_trees import TensorTree, Values, received, tensors_of
-from fsl.split.cutting import Place, SplitModel, possible_cuts, split
+from fsl.split.cutting import SplitModel, possible_cuts, split
+from fsl.split.placing import Place
 from fsl.trainers.back_steps import cut_leaf
 
 
@@ -98,12 +99,13 @@ def segment_costs(
     examples: Examples,
     objective: Objective,
     head: nn.Module | None = None,
+    places: Sequence[str] | None = None,
 ) -> tuple[SegmentCost, ...]:
-    """Measure the costs of the segments that a model is cut into, as in `stage_costs`.
+    """Measure the costs of the segments that a model is cut into, as in `stage_costs`; `places`: where they run.
 
     With a `head` devices train by their own loss: it runs before the front's backward, and counts with it.
     """
-    parts = split(copy.deepcopy(model), cut, examples.blank(_ROWS))
+    parts = split(copy.deepcopy(model), cut, examples.blank(_ROWS), places)
     stages = stage_costs(model, examples, objective, parts.cuts)
     own = 0.0
     if head is not None:

@@ -190,6 +190,7 @@ _FIELDS = (
 )
 _NUMBERS, _LOSSES = ("device", "samples", "edge"), ("loss_sum", "loss_weight")
 _MOST = 1 << 63
+_HOPS = ("hop_up_bytes", "hop_down_bytes")  # of splits with two hops
 _MOVED = ("edge", "moves", "moved_bytes", "wasted_steps", "restarts")  # only nodes with devices that moved send them
 
 
@@ -203,6 +204,8 @@ def reports_to_metrics(
     }
     if any(report.moves or report.wasted_steps for report in reports):
         columns |= {name: [getattr(report, name) for report in reports] for name in _MOVED}
+    if any(report.hop_up_bytes for report in reports):
+        columns |= {name: [getattr(report, name) for report in reports] for name in _HOPS}
     columns |= {f"weight.{name}": float(weight) for name, weight in weights.items()}
     return MetricRecord(columns | {f"count.{name}": count for name, count in counts.items()})
 
@@ -219,7 +222,7 @@ class NodeReport:
 def metrics_to_reports(metrics: MetricRecord) -> NodeReport:
     """Read what `reports_to_metrics` wrote; WireError for anything else, and for invalid numbers."""
     try:
-        names = _FIELDS if "moves" not in metrics else (*_FIELDS, *_MOVED)
+        names = (*_FIELDS, *(_MOVED if "moves" in metrics else ()), *(_HOPS if _HOPS[0] in metrics else ()))
         columns = [_column(name, metrics[name]) for name in names]
         rows = [DeviceReport(**dict(zip(names, values))) for values in zip(*columns, strict=True)]
         weights = {name: _weight(value) for name, value in _named(metrics, "weight.")}

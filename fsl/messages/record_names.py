@@ -2,3 +2,4 @@
 
 PLAN, ARRAYS, METRICS, CONFIG = "plan", "arrays", "metrics", "config"
 SETUP, PART, REMARKS, MEMBER, LOST, LINE = "setup", "part", "remarks", "member", "lost", "line"
+ARRIVALS = "arrivals"

@@ -26,6 +26,8 @@ class DeviceReport:
     moved_bytes: int = 0  # between edges
     wasted_steps: int = 0  # served, and done again after a move; their bytes are in up_bytes and down_bytes
     restarts: int = 0  # how often it went back to an earlier step
+    hop_up_bytes: int = 0  # between its edge and the server above, in a split with two hops
+    hop_down_bytes: int = 0
 
     @property
     def mean_loss(self) -> float:

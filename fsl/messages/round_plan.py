@@ -15,7 +15,7 @@ from fsl.privacy.refused_steps import refuse_control
 from fsl.privacy.settings import Privacy, Probe
 from fsl.segments.step_control import StepControl
 
-Fronts = Literal["averaged", "private", "relayed"]
+Fronts = Literal["averaged", "private", "relayed", "merged"]
 Message = TypeVar("Message")
 
 
@@ -38,12 +38,17 @@ class DeviceTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CohortTask:
-    """The devices that one edge trains together in one round; versions as in `DeviceTask`."""
+    """The devices that one edge trains together in one round; versions as in `DeviceTask`.
+
+    `arrivals`: where fronts are merged, and the cloud knows before in which order uploads and fronts arrive: the device
+    of each upload, and -1 - device for its finished front.
+    """
 
     edge: Count
     devices: tuple[DeviceTask, ...]
     version: Count = 0
     saved: Count = 0
+    arrivals: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

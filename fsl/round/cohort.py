@@ -19,6 +19,7 @@ from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
 from fsl.segments.sums import Total, merge_totals
+from fsl.split.placing import TOP
 
 
 class Cohort:
@@ -40,7 +41,7 @@ class Cohort:
         if not reports:
             return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
         if self.plan.fronts == "relayed":
-            self.devices.add_relayed(sum(r.samples for r in reports))
+            self.devices.add_for_all(self.devices.relayed, sum(r.samples for r in reports))
         if self.plan.fronts != "private":
             merge_totals(totals, self.devices.totals)
         return CohortResult(
@@ -74,7 +75,7 @@ def result_of(
 ) -> tuple[dict[str, Total], Counter[str]]:
     """Returns an edge's back and counts, if any device's work counts; a lost back loses all its devices."""
     try:
-        totals = edge.totals()
+        totals = edge.totals() | ({} if edge.above is None else {TOP: edge.above.result()})
     except LostError as error:
         lost |= {report.device: error.reason for report in reports}
         reports.clear()
@@ -110,6 +111,8 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
         up_bytes=session.up_bytes,
         down_bytes=session.down_bytes,
         model_bytes=devices.model_bytes(session.device),
+        hop_up_bytes=session.hop_up_bytes,
+        hop_down_bytes=session.hop_down_bytes,
     )
 
 

@@ -16,6 +16,7 @@ from fsl.round.workload import Worker
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.states import Layout, State
 from fsl.segments.sums import DeviceStates, Total, WeightedSum, merge_totals
+from fsl.split.placing import TOP
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CutView:
     @property
     def segments(self) -> dict[str, SegmentRuntime]:
         """The segments that run on devices: front, tail if any, head for a loss of their own."""
-        return {name: segment for name, segment in self.worker.segments.items() if name != "back"}
+        return {name: segment for name, segment in self.worker.segments.items() if name not in ("back", TOP)}
 
 
 class CutViews:

@@ -27,6 +27,7 @@ from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 from fsl.segments.sums import Total, merge_totals
+from fsl.split.placing import TOP
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class DeviceSide:
         self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
         self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         self._totals: dict[int, dict[str, Total]] = {}  # by cut, of each segment
-        self.relayed: dict[str, State] = {name: state for name, state in states.items() if name != "back"}
+        self.relayed: dict[str, State] = {k: state for k, state in states.items() if k not in ("back", TOP)}
         self.batches: dict[int, BatchPlan] = {}
         whole = None if plan.privacy is None else plan.privacy.client
         self.clip = None if whole is None else whole.clip  # the norm to which privacy clips a device's whole update
@@ -124,13 +125,14 @@ class DeviceSide:
         """
         task, segments = self.tasks[device.device], self.view(device.device).segments
         self.check(device)
+        private = self.plan.fronts == "private"
         for name, learner in self._learners(device).items():
             state = learner.state()
-            if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
+            if self.plan.fronts == "averaged" or (self.plan.one_by_one and not private):
                 self._total(device.device, name).add(state, self.weight(device.device), device.device)
             if self.plan.fronts == "relayed":
                 self.relayed[name] = state.clone()
-            elif self.plan.fronts == "private":
+            elif private:
                 tensors = segments[name].layout.unpack(state)
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
@@ -147,9 +149,9 @@ class DeviceSide:
             totals[segment] = new_total(self.views.at(cut).segments[segment].layout, self.plan)
         return totals[segment]
 
-    def add_relayed(self, samples: int) -> None:
-        """Add what the last device relayed to the totals, where it stands for all of them and their samples."""
-        for name, state in self.relayed.items():
+    def add_for_all(self, states: Mapping[str, State], samples: int) -> None:
+        """Add states to the totals that stand for all devices and their samples, as where fronts are relayed."""
+        for name, state in states.items():
             self._total(next(iter(self.tasks)), name).add(state, samples)
 
     @property
@@ -171,6 +173,12 @@ class DeviceSide:
         """Drop all work of a device that is lost in the middle of its round."""
         for name, learner in self._learners(device).items():
             self.view(device.device).segments[name].give_back(learner)
+
+    def begin_again(self, device: Device, states: Mapping[str, State]) -> None:
+        """Have a device go on from other states; its optimizers start anew, or go on where the run keeps them."""
+        for name, learner in self._learners(device).items():
+            kept = None if self.plan.reset_optimizer else learner.optimizer_state()
+            learner.begin(states[name], self.plan.learning_rates[name], kept)
 
     def copy(self, device: Device) -> "DeviceCopy":
         """Copy a device between two of its steps."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Session:
     batches: list[Batch] = field(default_factory=list)  # one for each answered step
     waiting: dict[int, Batch] = field(default_factory=dict)  # steps that the trainer has not answered
     pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
+    hop_up_bytes: int = 0  # between this edge and a server above it
+    hop_down_bytes: int = 0
 
     @property
     def examples(self) -> int:
@@ -90,6 +92,30 @@ def _none_shared(device: int) -> frozenset[int]:
     return frozenset()
 
 
+class Above(Protocol):
+    """The server above an edge in a split with two hops; `fsl.round.upper_server.UpperServer` is the one there is."""
+
+    labels: dict[int, Tensor]
+
+    def open(self, device: int, samples: float, weight: float | None) -> None:
+        """Attach a device, as the edge does."""
+
+    def ask(self, device: int, step: int, outputs: Values) -> tuple[Tensor, Values, float]:
+        """Returns mean loss of a step, the gradient at the back's outputs, and the loss's weight."""
+
+    def check(self, device: int) -> None:
+        """LostError where the device's work there is unusable."""
+
+    def close(self, device: int) -> Session:
+        """Close a device's session there and return it."""
+
+    def lose(self, device: int) -> None:
+        """Drop a device in the middle of the round."""
+
+    def result(self) -> Total:
+        """Returns the weighted segments of this round."""
+
+
 class EdgeServer:
     """Runs the back for the devices attached to it, by the rule of its trainer."""
 
@@ -128,6 +154,7 @@ class EdgeServer:
         self._sent: dict[int, list[tuple[torch.Size, torch.dtype]]] = {}  # shapes of the outputs, by device
         self._told: dict[int, tuple[int, Tensor, Values]] = {}  # by device: step, mean loss, gradient
         self.tails: Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None = None  # carries outputs to devices
+        self.above: Above | None = None  # where the last segment and the loss are, in a split with two hops
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
         self._checked = checked
@@ -146,6 +173,8 @@ class EdgeServer:
         if self.trainer.divisible:
             self._recall(device)
         self._seat(Session(device, samples))
+        if self.above is not None:
+            self.above.open(device, samples, weight)
 
     def _seat(self, session: Session) -> None:
         self._sessions[session.device] = session
@@ -181,7 +210,9 @@ class EdgeServer:
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
         targets = packet.targets
-        if targets is None:  # its tail has them: whose rows these are stands in their place
+        if self.above is not None and targets is not None:
+            self.above.labels[packet.device] = targets
+        if targets is None or self.above is not None:  # who has the loss has them: whose rows these are stands there
             targets = torch.full((len(smashed),), packet.device)
         upload = Upload(packet.device, packet.step, smashed, targets, factors=packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
@@ -245,6 +276,17 @@ class EdgeServer:
         zeros = [torch.zeros(shape, dtype=dtype) for shape, dtype in self._sent[device]]
         return zeros[0] if len(zeros) == 1 else TensorTree.of(tuple(zeros))
 
+    def ask_above(self, parts: Sequence[tuple[int, Values]]) -> Sequence[tuple[Tensor, Values]]:
+        """Send the server above the back's outputs of steps; returns the mean losses, and gradients at these."""
+        assert self.above is not None
+        found = []
+        for device, outputs in parts:
+            session = self._sessions[device]
+            loss, gradient, weight = self.above.ask(device, session.step - 1, outputs)
+            session.waiting[session.step - 1] = replace(session.waiting[session.step - 1], loss_weight=weight)
+            found.append((loss, gradient))
+        return found
+
     def flush(self) -> Sequence[ReplyPacket]:
         """Returns the trainer's last replies, once no device uploads any more."""
         return self._answers(self._given("flush", self.trainer.flush()))
@@ -279,17 +321,25 @@ class EdgeServer:
         if self.trainer.divisible:
             self._remember(device)
         try:
+            if self.above is not None:
+                self.above.check(device)
             self.trainer.close(device)
         except LostError as error:
             raise LostError(device, self._public_reason or error.reason) from error
         self._forget(device)
-        return self._sessions.pop(device)
+        session = self._sessions.pop(device)
+        if self.above is not None:
+            hop = self.above.close(device)
+            session.hop_up_bytes, session.hop_down_bytes = hop.up_bytes, hop.down_bytes
+        return session
 
     def lose(self, device: int) -> None:
         """Drop a device in the middle of the round; its own back does not count."""
         if self._sessions.pop(device, None) is not None:
             self._forget(device)
             self.trainer.abandon(device)
+            if self.above is not None:
+                self.above.lose(device)
 
     def _forget(self, device: int) -> None:
         del self._codecs[device]

@@ -17,12 +17,14 @@ from fsl.round.round_privacy import edge_objective, lender, protected, reported_
 from fsl.round.step_rules import lend_by, objective_of, refuse_accumulation, step_rule
 from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
+from fsl.round.upper_side import upper_server
 from fsl.round.workload import Worker
 from fsl.segments.finite import UNUSABLE
 from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 from fsl.split.cutting import refuse_tail
+from fsl.split.placing import TOP, refuse_top
 from fsl.trainers import EdgeBench, EdgeTrainer
 from fsl.trainers.remote_tails import RemoteTails
 
@@ -32,7 +34,7 @@ class EdgeSide:
 
     def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
         assert plan.trainer is not None
-        tails = "tail" in worker.chain
+        tails, top = "tail" in worker.chain, TOP in worker.chain
         self.task = task
         self.plan = plan
         self.worker = worker
@@ -46,6 +48,8 @@ class EdgeSide:
         refuse_accumulation(trainer, plan.control.accumulate)
         if tails and not trainer.tails:
             refuse_tail(worker.chain, f"{type(trainer).__name__} trains")
+        if not trainer.hops:
+            refuse_top(worker.chain, f"{type(trainer).__name__} trains")
         memory = TrainerMemory(plan, worker)
         public_reason = UNUSABLE if plan.privacy is not None and plan.privacy.private else None
         checked = limit_of(worker, plan, "back") is not None
@@ -61,6 +65,8 @@ class EdgeSide:
             allowed=worker.workload.allowed,
             shared=lambda device: self._view(device).worker.segments["front"].shared,
         )
+        if top:
+            self.server.above = upper_server(task, plan, worker, states)
         self.server.begin(self._bench(worker), states["back"])
 
     def _view(self, device: int) -> CutView:
@@ -71,6 +77,8 @@ class EdgeSide:
         plan, back = self.plan, worker.segments["back"]
         if "tail" in worker.chain:
             objective = edge_objective(RemoteTails(self.server.ask_tails), plan)
+        elif TOP in worker.chain:
+            objective = RemoteTails(self.server.ask_above)
         else:
             objective = objective_of(plan, edge_objective(worker.workload.objective, plan), worker.accelerator)
         rule = step_rule(plan, "back", worker, self._batches)

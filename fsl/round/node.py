@@ -12,6 +12,7 @@ from fsl.flower.records import record_to_states, reports_to_metrics, totals_to_r
 from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan, joined
+from fsl.round.asynchronous_cohort import AsynchronousCohort
 from fsl.round.cohort import Cohort, stepping
 from fsl.round.device_scores import device_scores
 from fsl.round.device_weights import refuse_other_counts
@@ -57,6 +58,8 @@ class Node:
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
             return [WholeModelCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+        if plan.fronts == "merged":
+            return [AsynchronousCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)

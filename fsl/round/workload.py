@@ -41,6 +41,7 @@ class Workload:
     augmentation: Augmentation | None = None
     threads: int = 1
     accelerator: str = "cpu"
+    places: tuple[str, ...] | None = None  # of the segments; None: device, edge, and for a third one the device
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
@@ -65,7 +66,7 @@ class Worker:
             start_training(self.model)
             self.segments = self._pieces()
         else:
-            parts: SplitModel = split(self.model, workload.cut, self._example())
+            parts: SplitModel = split(self.model, workload.cut, self._example(), workload.places)
             self.cuts = parts.cuts
             start_training(self.model, [segment.module for segment in parts])
             self.segments = runtimes_of({s.name: s.module for s in parts.segments}, self.accelerator)

@@ -234,6 +234,7 @@ def build_model(
     outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
     adapters = checked("lora", values.pop("lora", None), Mapping[str, Any] | None)
+    values.pop("places", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
         model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
@@ -246,9 +247,15 @@ def build_model(
 
 def given_arguments(config: Mapping[str, Any], **known: Any) -> dict[str, Any]:
     """The arguments that a configuration's model is made with; of those `known` besides, what it has parameters for."""
-    own = {name: value for name, value in config.items() if name not in ("_target_", "cut")}
+    own = {name: value for name, value in config.items() if name not in ("_target_", "cut", "places")}
     takes = inspect.signature(locate(str(config["_target_"]))).parameters
     return {name: value for name, value in _known(**known).items() if name in takes} | own
+
+
+def build_places(config: Mapping[str, Any]) -> list[str] | None:
+    """Where a model's segments run, as its group says; None: as usual."""
+    found: list[str] | None = checked("model.places", config.get("places"), list[str] | None)
+    return found
 
 
 def _known(**values: Any) -> dict[str, Any]:

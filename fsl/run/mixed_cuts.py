@@ -37,6 +37,8 @@ def with_cuts(
     """Returns both with every cut that the choice may make, in the model's order; ConfigError for what cannot be."""
     if workload.cut is not None:
         raise ConfigError(f"cut={workload.cut!r}: cuts says where each device's model is cut; give one of the two")
+    if workload.places is not None:
+        raise ConfigError(f"places={list(workload.places)}: cuts knows devices and edges; give one of the two")
     if strategy.local_loss:
         raise ConfigError(
             f"cuts: devices of {type(strategy).__name__} train by a loss of their own, whose head fits one cut; use "

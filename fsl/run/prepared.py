@@ -195,13 +195,14 @@ def _refuse_schedule(federation: Federation, workload: Workload) -> None:
 
 def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, worker: Worker) -> CostModel | None:
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
-    places = hardware.machines(moving=federation.mobility is not None)
+    hops = workload.places is not None and "cloud" in workload.places
+    machines = hardware.machines(moving=federation.mobility is not None or hops)
     try:
         if workload.cuts:
             by_cut = tuple(cost.halves for cost in cut_costs(workload))
-            return CostModel(federation.training.seed, places, by_cut[0], by_cut)
+            return CostModel(federation.training.seed, machines, by_cut[0], by_cut)
         data, objective = workload.data.train, workload.objective
-        costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)
+        costs = segment_costs(workload.model, workload.cut, data, objective, workload.head, workload.places)
         forecast = Forecast(
             training=federation.training,
             wire=federation.wire,
@@ -212,7 +213,7 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, 
             skip_single=worker.skip_single,
             poisson=federation.privacy is not None and federation.privacy.poisson,
         )
-        return CostModel(federation.training.seed, places, costs, forecast=forecast)
+        return CostModel(federation.training.seed, machines, costs, forecast=forecast)
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place

@@ -23,6 +23,7 @@ from fsl.segments.calling import call
 from fsl.segments.modes import evaluating, modes_of, normalises_over_rows, put_back, training_modes
 from fsl.segments.tensor_trees import received
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.split.placing import TOP
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,11 @@ def private_run(
     tail = "tail" in federation.layouts
     if tail:
         privacy = _with_tail(privacy, federation)
+    if TOP in federation.layouts:
+        raise ConfigError(
+            "privacy: accounts are of a front and a back, and places=[device, edge, cloud] has a third segment; give "
+            "one cut"
+        )
     for trainer in trainers.values():
         refuse_training(privacy, strategy, trainer, federation)
         refuse_labels(privacy, trainer, objective, classes)

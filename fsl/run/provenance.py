@@ -70,6 +70,7 @@ def settings(
         "code": code_of(workload.model, kinds),
         "strategy": path_of(type(strategy)),
         "model.cut": ", ".join(cuts),
+        **({"model.places": ", ".join(workload.places)} if workload.places and "cloud" in workload.places else {}),
         "model.tensors": digest_text(repr(_tensors(layouts))),
         "partition": partition,
         "init_from": None if init_from is None else f"{init_from.name}#{weights_of(load_tensors(init_from))}",

@@ -76,6 +76,7 @@ def simulate(
     test_data: Examples | Dataset[Any] | Sequence[Any] | None = None,
     cut: str | Sequence[str] | None = None,
     cuts: CutChoice | type | str | Mapping[int | str, str] | Callable[[DeviceProfile], str] | None = None,
+    places: Sequence[str] | None = None,
     partition: Partitioner | Partition | type | str | Any = None,
     objective: Objective | Loss | type | str | None = None,
     metrics: Metrics | Mapping[str, Any] | Sequence[Any] | str | Any = None,
@@ -117,6 +118,8 @@ def simulate(
         cuts: Where each device's model is cut, in place of `cut`: names of modules by device id or by profile, as in
             `{"pi3": "pool1", "jetson_nano": "conv3"}`, a function of a profile, "fastest", which chooses by the
             predicted time of a round, or a `fsl.costs.CutChoice`.
+        places: Where the segments run; by default on device and edge, and a third one on the device. With two cuts
+            `("device", "edge", "cloud")` puts the last one at a server above the edges.
         partition: Who holds which rows: a partitioner of `fsl.data` or flwr-datasets, or rows by device.
         objective: What training minimises: a loss of torch's with its arguments, any function of (outputs, targets)
             that gives a mean, or an `Objective`.
@@ -161,7 +164,8 @@ def simulate(
         device_profile: Profile of the devices.
         edge_profile: Profile of the edge servers.
         link_profile: Profile of the links between devices and their edges.
-        backhaul_profile: Profile of the links between edges, over which sessions of devices that move go.
+        backhaul_profile: Profile of the links between edges, over which sessions of devices that move go, and from
+            edges to the cloud.
 
     A group may be given as a whole, for several runs to share; a keyword of its fields goes before it.
 
@@ -223,6 +227,7 @@ def simulate(
     workload = Workload(
         model=model,
         cut=tuple(cut) if cut is not None and not isinstance(cut, str) else cut,
+        places=None if places is None else (places,) if isinstance(places, str) else tuple(places),
         data=task,
         partition=divided,
         objective=loss,

@@ -39,6 +39,7 @@ from fsl.segments.states import Replica, State
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.split.cutting import join
+from fsl.split.placing import TOP
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ class Simulation:
         states = self._states()
         model = None
         if self.strategy.fronts == "private":
-            save_tensors(self.folder.back_path, states["back"])
+            save_tensors(self.folder.back_path, join({n: states[n] for n in ("back", TOP) if n in states}))
             self._publish_fronts()
         else:
             whole = self._whole(states)

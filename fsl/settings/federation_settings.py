@@ -43,6 +43,9 @@ class RoundPricer(Protocol):
     def predicted(self, edges: Mapping[int, int], serving: Any, fronts: Fronts) -> Sequence[Any]:
         """The `fsl.costs.DeviceLoad` of each device, whose edge is given, as far as it is known before a round."""
 
+    def arrivals(self, homes: Mapping[int, int], serving: Any, again: Any, start: float = 0.0) -> Any:
+        """By edge, the order in which uploads and fronts will arrive in a round of these devices."""
+
     def settings(self) -> Mapping[str, str]:
         """The machines as text."""
 

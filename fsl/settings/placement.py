@@ -20,6 +20,7 @@ class Collected:
 
     `again`: how often each lost device may have begun its round anew before. `restarted`: devices whose node lost their
     front, with the round of the one that they went on from; 0: they begin anew in the next round.
+    `arrivals`: by edge, the order in which uploads and fronts came, where they are taken as they come.
     """
 
     totals: Mapping[str, Total]
@@ -29,6 +30,7 @@ class Collected:
     failed_nodes: int
     again: Mapping[int, int] = field(default_factory=dict)
     restarted: Mapping[int, int] = field(default_factory=dict)
+    arrivals: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Placement(Protocol):

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from fsl.split.cutting import Place, SplitModel, join, possible_cuts, refuse_no_tensor, refuse_tail, split
+from fsl.split.cutting import SplitModel, join, possible_cuts, refuse_no_tensor, refuse_tail, split
+from fsl.split.placing import Place
 
 __all__ = ["Place", "SplitModel", "join", "possible_cuts", "refuse_no_tensor", "refuse_tail", "split"]
 
@@ -23,9 +24,15 @@ class _CallablePackage(ModuleType):
     `fsl` would be there or not by the order of imports.
     """
 
-    def __call__(self, model: nn.Module, at: str | Sequence[str] | None = None, example: Any = None) -> SplitModel:
+    def __call__(
+        self,
+        model: nn.Module,
+        at: str | Sequence[str] | None = None,
+        example: Any = None,
+        places: Sequence[str] | None = None,
+    ) -> SplitModel:
         """Cut a model after the modules named `at`, see `fsl.split.cutting.split`."""
-        return split(model, at, example)
+        return split(model, at, example, places)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return import_module, (self.__name__,)  # by name, as any module that a pickled function names (Ray)

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,11 @@ from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
 from fsl.split import traced_cut as tracing
 from fsl.split.exported_cut import export
+from fsl.split.placing import Place, placed
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut, refuse_dropped
 
-Place = Literal["device", "edge"]
-
-# Names and places of the segments, by number of cuts. The tail is on the device again, so that labels stay there.
-_PLACES: dict[int, tuple[tuple[str, Place], ...]] = {
-    1: (("front", "device"), ("back", "edge")),
-    2: (("front", "device"), ("back", "edge"), ("tail", "device")),
-}
+_MOST_CUTS = 2
 
 
 @dataclass(frozen=True)
@@ -56,26 +50,33 @@ class SplitModel:
 
 
 def split(
-    model: nn.Module, at: str | Sequence[str] | None = None, example: Values | None = None, *, tied: bool = False
+    model: nn.Module,
+    at: str | Sequence[str] | None = None,
+    example: Values | None = None,
+    places: Sequence[str] | None = None,
+    *,
+    tied: bool = False,
 ) -> SplitModel:
     """Cut a model after the modules named `at`; segments share the model's parameters, buffers and modules.
 
     Works for modules whose children run in sequence, for forwards that torch.fx can trace, and, with an `example`
     batch, for those that torch.export can. What is computed in front of a cut and needed behind it crosses: the output
     of the module at the cut, skip connections over it, masks. One cut gives front and back, two give front, back and
-    tail (U-shaped). `at=None` takes the model's `default_cut`. Raises SplitError with the list of possible cuts.
+    tail (U-shaped), or with `places=("device", "edge", "cloud")` front, back and top (two hops). `at=None` takes the
+    model's `default_cut`. Raises SplitError with the list of possible cuts, ConfigError for other places.
 
     `tied` lets device and edge hold one trained tensor: for parts that are measured, and not trained.
     """
     example = as_values(example)
     cuts = _requested(model, at)
+    named = placed(len(cuts), places)
     parts: list[nn.Module] = []
     rest, trained = model, _trained(model)
     for number, cut in enumerate(cuts, start=1):
         try:
             part, rest = _cut(rest, cut, {}, trained, example)
             if number == len(cuts) and not tied:
-                _refuse_shared(model, [*parts, part, rest])
+                _refuse_shared(model, [*parts, part, rest], [place for _, place in named])
         except CannotCut as error:
             exists = cut in dict(model.named_modules(remove_duplicate=False))
             reason = f"it is not behind '{cuts[len(parts) - 1]}'" if parts and exists and not _has(rest, cut) else error
@@ -83,7 +84,7 @@ def split(
         parts.append(part)
         example = None if example is None or len(cuts) == 1 else _through(part, example)
     parts.append(rest)
-    return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
+    return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(named, parts)), cuts)
 
 
 def passes_one(part: nn.Module) -> bool:
@@ -161,7 +162,7 @@ def _requested(model: nn.Module, at: str | Sequence[str] | None) -> tuple[str, .
     cuts = tuple(at) if isinstance(at, Sequence) and not isinstance(at, str) else (at,)
     if not all(isinstance(cut, str) for cut in cuts):
         raise SplitError(f"cut={at!r}: a cut is the name of a module, a string; {_choices(model)}")
-    if len(cuts) not in _PLACES:
+    if not 1 <= len(cuts) <= _MOST_CUTS:
         raise SplitError(f"cut={list(cuts)}: one cut (front, back) or two (front, back, tail) can be made")
     return cuts
 
@@ -174,7 +175,7 @@ def _possible(
     example: Values | None,
 ) -> bool:
     try:
-        _refuse_shared(model, _cut(model, at, traces, trained, example))
+        _refuse_shared(model, _cut(model, at, traces, trained, example), ("device", "edge"))
     except CannotCut:
         return False
     return True
@@ -242,19 +243,18 @@ def _choices(model: nn.Module) -> str:
     return f"possible cuts: {', '.join(names)}" if names else "it cannot be cut anywhere"
 
 
-def _refuse_shared(model: nn.Module, parts: Sequence[nn.Module]) -> None:
+def _refuse_shared(model: nn.Module, parts: Sequence[nn.Module], places: Sequence[Place]) -> None:
     """Raise CannotCut where device and edge would both train a tensor.
 
     Both may hold a frozen one, and front and tail, which a device has both, may be tied by one that is trained.
     """
     owned = {id(tensor) for tensor in (*(p for p in model.parameters() if p.requires_grad), *model.buffers())}
-    places = _PLACES[len(parts) - 1]
     seen: dict[int, tuple[int, str]] = {}
     for index, part in enumerate(parts):
         parameters = part.named_parameters(remove_duplicate=False)
         for name, tensor in (*parameters, *part.named_buffers(remove_duplicate=False)):
             owner, first = seen.setdefault(id(tensor), (index, name))
-            both_here = places[owner][1] == places[index][1] == "device" and isinstance(tensor, nn.Parameter)
+            both_here = places[owner] == places[index] == "device" and isinstance(tensor, nn.Parameter)
             if owner != index and id(tensor) in owned and not both_here:
                 tied = f"'{name}' is used" if name == first else f"'{first}' and '{name}' are one tensor that is used"
                 raise CannotCut(

@@ -3,6 +3,7 @@
 from fsl.segments.learner import Learner
 from fsl.segments.states import State
 from fsl.segments.sums import Total
+from fsl.trainers.as_they_come import Asynchronous
 from fsl.trainers.back_steps import train_back
 from fsl.trainers.cyclic import Cyclic
 from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, Snapshot
@@ -13,6 +14,7 @@ from fsl.trainers.unanswered import Decoupled
 from fsl.trainers.uploads import Reply, Upload
 
 __all__ = [
+    "Asynchronous",
     "Cyclic",
     "Decoupled",
     "EdgeBench",

@@ -19,6 +19,7 @@ class AroundTrainer(EdgeTrainer):
         self.passes, self.movable, self.pools = trainer.passes, trainer.movable, trainer.pools
         self.answers, self.keeps, self.tails = trainer.answers, trainer.keeps, trainer.tails
         self.accumulates = trainer.accumulates
+        self.asynchronous, self.hops = trainer.asynchronous, trainer.hops
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

@@ -71,10 +71,13 @@ class EdgeTrainer(ABC):
     `keeps`: it remembers something from round to round. A trainer object lives for one round; what `kept` returns at
     its end is given to the next one's `restore`, and is in checkpoints.
     `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
+    `asynchronous`: one back learns from each upload as it comes, and finished fronts are merged at once, by `weight`;
+    `arrived` is the order in which they came, a device for each upload and `finished(device)` for its front.
     `tails`: it computes each device's loss by `objective.loss` or `losses` on that device's rows, once a step and in
     the step of their upload, so that the tail of a U-shaped split may compute it on the device instead.
     `accumulates`: each upload is followed by `learner.step(upload.step, device=upload.device)`, and no other device's
     comes before its device is done, so that several batches of a device may make one step of the back.
+    `hops`: the same, and the last segment may be at a server above the edge, which trains it by this rule too.
     """
 
     lockstep: bool = False
@@ -87,6 +90,9 @@ class EdgeTrainer(ABC):
     tails: bool = False
     accumulates: bool = False
     pools: bool = False
+    hops: bool = False
+    asynchronous: bool = False
+    arrived: Sequence[int] = ()
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

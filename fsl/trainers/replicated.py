@@ -30,6 +30,7 @@ class Replicated(EdgeTrainer):
     movable = True
     tails = True
     accumulates = True
+    hops = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round: no device has a replica yet."""

@@ -24,6 +24,7 @@ class Sequential(SharedBack):
     """
 
     tails = True
+    hops = True
     ORDERS = ("step", "round", "fixed")
 
     def __init__(self, order: Literal["step", "round", "fixed"] = "step"):

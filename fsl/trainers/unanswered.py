@@ -11,4 +11,5 @@ class Decoupled(Replicated):
 
     answers = False
     tails = False
+    hops = False
     window = 0

@@ -23,7 +23,15 @@ from fsl.importing.building import build
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import Fronts
 from fsl.quoting import override_value, shell_line
-from fsl.run.config import RunConfig, build_data, build_model, build_objective, build_privacy, read_config
+from fsl.run.config import (
+    RunConfig,
+    build_data,
+    build_model,
+    build_objective,
+    build_places,
+    build_privacy,
+    read_config,
+)
 from fsl.run.run_folder import RunFolder
 from fsl.segments.calling import call
 from fsl.settings.federation_settings import Federation
@@ -66,6 +74,10 @@ def read_target(folder: Path, device: int) -> Target:
     private = strategy.fronts == "private"
     cut = strategy.trainer(1) is not None
     front, *backs = _trained(run, top, data, device if private else None)
+    if cut and "cloud" in (build_places(top.model) or ()):
+        raise ConfigError(
+            f"{folder}: its last segment is at a server above the edges, and attacks on such are not built"
+        )
     with torch.no_grad():
         if not isinstance(call(front, data.blank(2)), Tensor):
             raise ConfigError(f"{folder}: several tensors cross its cut, and attacks are built for one")
@@ -76,6 +88,11 @@ def read_target(folder: Path, device: int) -> Target:
         return _segments(top, data, seed)[0]
 
     def rerun(edges: Spec, out: Path, rounds: int | None) -> Mapping[str, Tensor]:
+        if strategy.fronts == "merged":
+            raise ConfigError(
+                f"{folder}: its fronts are merged as they come, and an attack whose edges train by "
+                "a rule of their own is not built for that; attack a run of splitfed_v2 or vanilla"
+            )
         again = _quiet(config, rounds or training.rounds)
         found = simulate_config(again, out, progress=False, strategy=AdversaryEdges(strategy.fronts, edges))
         return found.front(device) if private else found.states["front"]

@@ -33,8 +33,7 @@ def answered(kind, content, node) -> RecordDict:
         plan, part = RoundPlan.from_json(config[PLAN]), NodePart.from_json(config[PART])
         work = node.train(plan, part, content.array_records[ARRAYS])
         arrays, metrics = work.records()
-        remarks = ConfigRecord({"lost": json.dumps(work.lost)})
-        return RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: remarks})
+        return RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: work.remarks()})
     plan = EvaluatePlan.from_json(config[PLAN])
     return RecordDict({METRICS: node.evaluate(plan, content.array_records[ARRAYS])})
 

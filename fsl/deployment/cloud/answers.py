@@ -3,8 +3,10 @@
 An enrolled node could otherwise answer for another node's device, and replace its front, loss or counts.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
@@ -12,7 +14,7 @@ from fsl.errors import TrustError, WireError
 from fsl.flower.records import metrics_to_reports
 from fsl.messages.identifiers import is_owner
 from fsl.messages.node_part import NodePart
-from fsl.messages.record_names import ARRAYS, METRICS
+from fsl.messages.record_names import ARRAYS, ARRIVALS, METRICS, REMARKS
 from fsl.split.pieces import number_of_middle
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
@@ -68,6 +70,25 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
     if sums := sorted(name for name in said.weights if name != "back" or not share.edge):
         raise TrustError(f"it tells a sum of {sums[0]}s, which it was not asked for; its whole answer is left out")
     return arrays, metrics
+
+
+def check_arrivals(share: Share, content: RecordDict) -> tuple[int, ...]:
+    """Returns the order in which uploads and fronts came to a node's edge, which merges those fronts.
+
+    WireError where it is not an order of its devices' uploads, with each device's front once that its edge served.
+    """
+    if not share.edge:
+        return ()
+    try:
+        order = json.loads(str(content.config_records[REMARKS].get(ARRIVALS, "[]")))
+        fronts = sorted(-1 - event for event in order if event < 0)
+        whose = {event if event >= 0 else -1 - event for event in order if type(event) is int}
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise WireError("its answer has no order in which uploads came; it must run the same version of fsl") from None
+    served: Any = content.metric_records[METRICS].get(f"{SERVED}device", [])
+    if fronts != sorted(served) or not whose <= share.served or not all(type(event) is int for event in order):
+        raise WireError("the order in which uploads came, as it tells it, is not one of its devices")
+    return tuple(order)
 
 
 def check_scores(asked: frozenset[int], content: RecordDict) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fsl.deployment.cloud.answers import Share, check_answer, check_scores
+from fsl.deployment.cloud.answers import Share, check_answer, check_arrivals, check_scores
 from fsl.deployment.cloud.closing import least, refuse_without_nodes
 from fsl.deployment.cloud.enrolled import TABLE
 from fsl.deployment.cloud.frozen_weights import FrozenWeights
@@ -58,6 +58,7 @@ class _AskedRound:
     start: ArrayRecord | None = None  # the round's first arrays, to measure updates from; None without max_norm
     shares: dict[int, Share] = field(default_factory=dict)  # by node
     others: dict[int, int] = field(default_factory=dict)  # by device, how many more edges it may go to
+    edges: dict[int, int] = field(default_factory=dict)  # by node, the edge that it hosts
 
 
 class Roster:
@@ -134,6 +135,7 @@ class Roster:
                 old = parts.get(edge.node, NodePart())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
+                asked.edges[edge.node] = cohort.edge
                 nodes_by_role["edges"].add(edge.node)
             for task in there:
                 host = hosts[task.device]
@@ -219,7 +221,8 @@ class Roster:
         if self.terms.deadline is None or self._asked is None:
             return None
         trainer = self._asked.plan.trainer
-        return self.terms.deadline * (1 if trainer is None or trainer.locate().divisible else 2)
+        kind = None if trainer is None else trainer.locate()
+        return self.terms.deadline * (1 if kind is None or kind.divisible or kind.asynchronous else 2)
 
     def collect(self, replies: Iterable[Message], layouts: Mapping[str, Any]) -> Collected:
         """Add up the work of devices that finished at both ends of the wire, and say why the others did not."""
@@ -228,6 +231,7 @@ class Roster:
         results = RoundResults(asked.plan, asked.cohorts, asked.samples, layouts, asked.lost)
         answered, failed = set(), 0
         restarted: dict[int, int] = {}
+        arrivals: dict[int, tuple[int, ...]] = {}
         ill: list[int] = []  # failed nodes, which may have restarted: asked again what they host
         for reply in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node = reply.metadata.src_node_id
@@ -242,7 +246,10 @@ class Roster:
             try:
                 share = asked.shares[node]
                 rows = sum(self.samples.get(device, 0) for device in share.served) * asked.plan.local_epochs
-                results.add(*check_answer(share, content), HEAVIEST * rows)
+                arrays, metrics = check_answer(share, content)
+                if asked.plan.fronts == "merged" and node in asked.edges:
+                    arrivals[asked.edges[node]] = check_arrivals(share, content)
+                results.add(arrays, metrics, HEAVIEST * rows)
             except WireError as error:
                 failed += 1
                 ill.append(node)
@@ -265,7 +272,9 @@ class Roster:
         collected = results.collected(failed)
         self._refuse_few(asked, collected)
         again = {d: n for d in collected.lost if (n := asked.others.get(d))}
-        return replace(collected, again=again, restarted=restarted)
+        counted = {report.device for report in collected.reports}
+        arrivals = {e: tuple(n for n in order if n >= 0 or -1 - n in counted) for e, order in arrivals.items()}
+        return replace(collected, again=again, restarted=restarted, arrivals=arrivals)
 
     def _refuse_few(self, asked: _AskedRound, collected: Collected) -> None:
         """Raise RunError for a round in which fewer devices finished than the quorum; the run can resume before it."""

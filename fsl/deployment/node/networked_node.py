@@ -256,6 +256,7 @@ class NetworkedNode:
         # A shared back has also learnt from devices that have moved on.
         if outcome.failed is None and (outcome.closed or part.peers):
             work.add(server.totals())
+            work.arrived = tuple(server.trainer.arrived)
             work.counts.update(server.counts())
         return outcome
 

@@ -18,7 +18,7 @@ from fsl.deployment.node.owner_allows import refuse_kind, refuse_no_part
 from fsl.deployment.node.setup import Setup, build_workload
 from fsl.errors import WireError
 from fsl.messages.node_part import NodePart
-from fsl.messages.record_names import ARRAYS, CONFIG, LINE, LOST, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
+from fsl.messages.record_names import ARRAYS, CONFIG, LINE, MEMBER, METRICS, PART, PLAN, REMARKS, SETUP
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
 from fsl.round.workload import Workload
 from fsl.wire.line.line_meter import LineMeter
@@ -60,7 +60,7 @@ class NodeHost:
             return networked.node.train(plan, arrays)
         work = networked.train(plan, NodePart.from_json(str(part)), arrays)
         totals, metrics = work.records()
-        return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: ConfigRecord({LOST: json.dumps(work.lost)})})
+        return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: work.remarks()})
 
     def give_up(self, reason: str) -> None:
         """Lose the devices of the round that a node works on; from any thread."""

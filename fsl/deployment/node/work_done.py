@@ -1,13 +1,15 @@
 """Collects a node's work in a round, and packs it for the cloud."""
 
+import json
 import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fsl.flower.records import reports_to_metrics, totals_to_record
+from fsl.messages.record_names import ARRIVALS, LOST
 from fsl.messages.reports import DeviceReport
 from fsl.round.deadline import Deadline
 from fsl.segments.sums import Total, WeightedSum, merge_totals
@@ -25,6 +27,7 @@ class Work:
     counts: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     restarted: dict[int, int] = field(default_factory=dict)  # by device, the round of the front that it went on from
+    arrived: tuple[int, ...] = ()  # at this node's edge: uploads and fronts in order, where it takes them as they come
 
     _given_up: str = ""
     _deadlines: list[Deadline] = field(default_factory=list)
@@ -63,6 +66,11 @@ class Work:
         """Note devices that did not finish here, and why; on a node with both ends, either may say so."""
         for device, reason in reasons.items():
             self.lost[device] = f"{self.lost[device]}; {reason}" if device in self.lost else reason
+
+    def remarks(self) -> ConfigRecord:
+        """Returns why devices were lost, and in which order uploads came where that says what was learnt."""
+        arrived = {ARRIVALS: json.dumps(list(self.arrived))} if self.arrived else {}
+        return ConfigRecord({LOST: json.dumps(self.lost), **arrived})
 
     def records(self) -> tuple[ArrayRecord, MetricRecord]:
         """Returns the totals, and the metrics beside them; not why devices were lost."""

@@ -72,7 +72,7 @@ class DeviceRound:
         self.relay = relay
         trainer: EdgeTrainer = plan.trainer.build(side.worker.workload.allowed, EdgeTrainer)
         self.window: int = trainer.window
-        self.divisible: bool = trainer.divisible
+        self.divisible: bool = trainer.divisible or trainer.asynchronous
         self.ear: Ear = Ear()
         self.attending = {i.device: Attending(uplink.attend(i, self.ear, patience)) for i in invitations}
         self.queue = uplink.limits.queue

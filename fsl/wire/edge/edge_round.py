@@ -45,7 +45,8 @@ class EdgeRound:
     """Serves one cohort's sessions until each is closed or lost.
 
     The trainer decides how: all together (`lockstep`), each upload as it comes where each device has a back of its own
-    (`divisible`), and otherwise one device after another, in the trainer's order.
+    (`divisible`) or one back takes them so (`asynchronous`), and otherwise one device after another, in the trainer's
+    order.
     """
 
     def __init__(
@@ -63,7 +64,13 @@ class EdgeRound:
         self.expected = expected
         self.meter = meter or EdgeMeter()
         trainer = server.trainer
-        self.order: Order = "together" if trainer.lockstep else "as they come" if trainer.divisible else "in turn"
+        self.order: Order = (
+            "together"
+            if trainer.lockstep
+            else "as they come"
+            if trainer.divisible or trainer.asynchronous
+            else "in turn"
+        )
         self.all = {device: Attendance(device) for device in sorted(admission.devices)}
         self.turns = list(trainer.arrange(sorted(self.all)))
         self.began = False  # lockstep: everybody is here, or given up
@@ -204,7 +211,7 @@ class EdgeRound:
         elif self.order == "in turn":
             self._advance_in_turn()
         elif (attendance := self._heard) is not None and attendance.joined:
-            # Each device has its own back, so this event changes nothing for the others.
+            # Nobody waits for anybody, so this event changes nothing for the others.
             if attendance.settled or attendance.away:
                 return
             self._open(attendance)
