@@ -1,5 +1,6 @@
 """Loads data by `datasets`, divides them by `flwr-datasets`, and takes a user's own Dataset."""
 
+from fsl.data.alignment import PSI, Alignment, Clear
 from fsl.data.augment import Augmentation
 from fsl.data.dividing import divide
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples
@@ -10,17 +11,23 @@ from fsl.data.partition import Partition, class_counts, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
 from fsl.data.task import TaskData, as_task, hold_out
 from fsl.data.tree_examples import TreeExamples, from_columns, from_dicts
+from fsl.data.vertical_data import EdgeLabels, PartyTable, VerticalData, VerticalTask, vertical
 
 __all__ = [
     "IID",
+    "PSI",
+    "Alignment",
     "Augmentation",
+    "Clear",
     "DatasetExamples",
     "Dirichlet",
+    "EdgeLabels",
     "Examples",
     "Given",
     "Natural",
     "Partition",
     "Partitioner",
+    "PartyTable",
     "Pathological",
     "Proportional",
     "Resample",
@@ -28,6 +35,8 @@ __all__ = [
     "TaskData",
     "TensorExamples",
     "TreeExamples",
+    "VerticalData",
+    "VerticalTask",
     "as_examples",
     "as_partitioner",
     "as_task",
@@ -41,4 +50,5 @@ __all__ = [
     "hold_out",
     "images",
     "limited",
+    "vertical",
 ]

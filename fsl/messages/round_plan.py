@@ -96,6 +96,7 @@ class EvaluatePlan:
     round: Count
     devices: tuple[DeviceTask, ...]
     probe: Probe | None = None
+    subsets: tuple[tuple[Count, ...], ...] = ()  # of parties, to be scored without the others (vertical split learning)
 
     def __post_init__(self) -> None:
         _check_run(self.run)

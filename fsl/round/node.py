@@ -19,6 +19,8 @@ from fsl.round.device_weights import refuse_other_counts
 from fsl.round.evaluation import evaluate
 from fsl.round.kept_states import load_private
 from fsl.round.moving_cohorts import MovingCohorts
+from fsl.round.vertical_cohort import VerticalCohort
+from fsl.round.vertical_evaluation import evaluate_parties
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from fsl.segments.states import Replica, State
@@ -59,6 +61,8 @@ class Node:
     def _train(self, plan: RoundPlan, states: Mapping[str, State]) -> list[CohortResult]:
         if plan.trainer is None:
             return [WholeModelCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+        if self.worker.parties:
+            return [VerticalCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)
@@ -67,6 +71,10 @@ class Node:
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Score each device's private front, with the shared back, on the test set."""
         with stepping(plan):
+            if self.worker.parties:
+                return evaluate_parties(
+                    self.worker, plan, record_to_states(arrays, self.layouts, self.worker.accelerator)
+                )
             return self._evaluate(plan, arrays)
 
     def _evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:

@@ -13,6 +13,7 @@ from fsl.data import Augmentation, Partition, TaskData
 from fsl.errors import SplitError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED
+from fsl.models.vertical_model import VerticalModel
 from fsl.objective import Objective
 from fsl.round.node_store import Store
 from fsl.segments.calling import call
@@ -55,6 +56,10 @@ class Worker:
         self.accelerator = torch.device(workload.accelerator)
         # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
         self.model = copied(workload.model).to(self.accelerator)
+        self.parties: tuple[str, ...] = ()  # of a model of vertically partitioned features
+        if isinstance(self.model, VerticalModel):
+            self.parties = self.model.parties
+            self.model.measure(self._blank(_EXAMPLE).values())  # type: ignore[union-attr]
         self.split: SplitModel = split(self.model, workload.cut, self._example())
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}

@@ -198,7 +198,11 @@ def build_model(
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
-        model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
+        model = build(
+            "model",
+            values,
+            _known(input_shape=data.input_shape, classes=outputs, party_shapes=getattr(data, "party_shapes", None)),
+        )
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
     return model, cut

@@ -10,11 +10,12 @@ from torch import nn
 
 from fsl.costs import CostModel, segment_costs
 from fsl.costs.hardware import Hardware
-from fsl.data import TaskData, as_task
+from fsl.data import TaskData, VerticalData, as_task
 from fsl.data.example_checks import check_examples
 from fsl.errors import ConfigError, FslError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
+from fsl.models.vertical_model import VerticalModel
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
 from fsl.run import provenance
@@ -26,6 +27,7 @@ from fsl.run.preflight import fit, preflight
 from fsl.run.privacy_check import private_run, refuse_several
 from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
+from fsl.run.vertical_check import refuse_vertical
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_places import in_double
 from fsl.settings.federation_settings import CloudStrategy, Federation
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 def checked_task(model: nn.Module, train_data: Any, test_data: Any) -> TaskData:
     """What a user gives as data, as a task of the model's precision; DataError for examples that cannot be."""
+    if isinstance(train_data, VerticalData):
+        return train_data.task(test_data, in_double(model))
     task = as_task(train_data, test_data, in_double(model))
     check_examples(task.train, task.test, task.validation)
     return task
@@ -107,7 +111,13 @@ def _bound(
 ) -> Federation:
     """The federation with the split model's layouts and its costs; the strategy is bound to it."""
     layouts = {name: segment.layout for name, segment in worker.segments.items()}
-    federation = replace(federation, layouts=layouts, costs=_cost_model(federation, hardware, workload))
+    federation = replace(
+        federation,
+        layouts=layouts,
+        costs=_cost_model(federation, hardware, workload),
+        label_party=getattr(workload.data, "label_party", None),
+    )
+    refuse_vertical(federation, strategy, workload, worker.parties)
     strategy.bind(federation)
     name_classes(federation.named, _named(federation, strategy))
     warn_of_ignored(federation, strategy)
@@ -149,6 +159,9 @@ def _protected(
 def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) -> CostModel | None:
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
     places = hardware.machines(moving=federation.mobility is not None)
+    if isinstance(workload.model, VerticalModel):
+        log.warning("sim_seconds and energy_joules stay null: rounds of vertical split learning are not priced")
+        return None
     try:
         data, objective = workload.data.train, workload.objective
         costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from fsl import seeds
 from fsl.costs.hardware import Hardware, HardwareOptions
-from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, as_partitioner, divide
+from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, divide
 from fsl.data.data_digest import describe_partition
 from fsl.errors import ConfigError
 from fsl.faults import traced_into_out
@@ -40,6 +40,7 @@ from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
+from fsl.run.vertical_check import of_parties, partitioner_of
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
@@ -155,7 +156,7 @@ def simulate(
     strategy, backend = as_strategy(strategy), as_backend(backend)
     loss, seen_by, nodes = as_objective(objective), as_observers(observers), whole("nodes", nodes, least=1)
     task = checked_task(model, train_data, test_data)
-    training = Training.of(training, options)
+    task, training = of_parties(task, strategy, training, options)
     evaluation = Evaluation.of(evaluation, options)
     refuse_ignored(task, augmentation, evaluation, out, resume)
     folder, temporary = _results_folder(out)
@@ -171,7 +172,7 @@ def simulate(
         placement=backend.placement,
     )
     hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
-    partitioner = as_partitioner(partition, train_data)
+    partitioner = partitioner_of(task, strategy, partition, train_data)
     origin = Origin(
         identity=of_given(model, task, loss, augmentation),
         partition=f"{describe_partition(partitioner)} {training.samples_per_device}",

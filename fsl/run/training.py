@@ -247,6 +247,8 @@ class Simulation:
         if self.strategy.fronts == "private":
             save_tensors(self.folder.back_path, states["back"])
             self._publish_fronts()
+            if self.worker.parties:
+                model = self._of_all_parties(states)
         else:
             whole = self._whole(states)
             save_tensors(self.folder.model_path, whole)
@@ -289,6 +291,16 @@ class Simulation:
 
     def _whole(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return join({name: states[name] for name in self.worker.chain})
+
+    def _of_all_parties(self, states: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
+        """Write and return the model with every party's front as it is: a simulation may put them together."""
+        whole = dict(self._whole(states))  # first fronts of parties that never trained
+        for device, round in self.strategy.kept().items():
+            for segment in ("fronts", "tails"):
+                if self.worker.store.path(f"{segment}/{device}", round).exists():
+                    whole |= self.worker.store.load(f"{segment}/{device}", round) or {}
+        save_tensors(self.folder.model_path, whole)
+        return with_weights(self.worker.model, whole, self.worker.accelerator)
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         score = row.get("validation_accuracy", row.get("validation_loss"))

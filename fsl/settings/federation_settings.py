@@ -50,6 +50,7 @@ class Federation:
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
     costs: "RoundPricer | None" = None  # None: rounds have no simulated time
     ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
+    label_party: str | None = None  # vertical split learning: the party that has the labels; None: the edge
     named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
 
     @property

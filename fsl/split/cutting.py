@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError, SplitError
+from fsl.models.vertical_model import VerticalModel
 from fsl.segments.calling import call, named_inputs
 from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
@@ -63,6 +64,8 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Valu
     of the module at the cut, skip connections over it, masks. One cut gives front and back, two give front, back and
     tail (U-shaped). `at=None` takes the model's `default_cut`. Raises SplitError with the list of possible cuts.
     """
+    if isinstance(model, VerticalModel):
+        return _by_party(model, at)
     example = as_values(example)
     cuts = _requested(model, at)
     parts: list[nn.Module] = []
@@ -79,6 +82,15 @@ def split(model: nn.Module, at: str | Sequence[str] | None = None, example: Valu
         example = None if example is None or len(cuts) == 1 else _through(part, example)
     parts.append(rest)
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(_PLACES[len(cuts)], parts)), cuts)
+
+
+def _by_party(model: VerticalModel, at: str | Sequence[str] | None) -> SplitModel:
+    """A model of vertically partitioned features is in its segments already: a front for each party, back, and tail."""
+    if at is not None:
+        raise SplitError(f"cut={at!r}: a VerticalModel is cut behind its parties' fronts; leave the cut out")
+    parts = [Segment(*part) for part in model.segments()]
+    fronts = [f"fronts.{party}" for party in model.parties]
+    return SplitModel(tuple(parts), (*fronts, "back") if model.tail is not None else tuple(fronts))
 
 
 def passes_one(part: nn.Module) -> bool:
