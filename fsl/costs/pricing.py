@@ -20,6 +20,7 @@ from fsl.costs.stages import SegmentCost, StageCost, stage_costs
 from fsl.data import Examples, Partition, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
 from fsl.messages.frames import reply_bytes, upload_bytes
+from fsl.models.vertical_model import VerticalModel
 from fsl.objective import Objective, as_objective
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import in_double
@@ -72,6 +73,10 @@ def price(
     Arguments, groups and their short keywords mean what they mean to `fsl.simulate`. Nothing is trained: bytes follow
     from shapes and codecs, exactly as they would be sent. ConfigError for `devices_per_round`: all devices are priced.
     """
+    if isinstance(model, VerticalModel):
+        raise ConfigError(
+            "price: a VerticalModel is cut behind its parties' fronts, and rounds of parties are not priced"
+        )
     task = as_task(train_data, double=in_double(model))
     training, wire = Training.of(training, options), Wire.of(wire, options)
     if training.devices_per_round is not None:

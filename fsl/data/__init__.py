@@ -12,6 +12,7 @@ from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Patholog
 from fsl.data.task import TaskData, as_task, hold_out
 from fsl.data.tree_examples import TreeExamples, from_columns, from_dicts
 from fsl.data.vertical_data import EdgeLabels, PartyTable, VerticalData, VerticalTask, vertical
+from fsl.data.vertical_tables import breast_cancer, vertical_csv
 
 __all__ = [
     "IID",
@@ -40,6 +41,7 @@ __all__ = [
     "as_examples",
     "as_partitioner",
     "as_task",
+    "breast_cancer",
     "cifar10",
     "class_counts",
     "digits",
@@ -51,4 +53,5 @@ __all__ = [
     "images",
     "limited",
     "vertical",
+    "vertical_csv",
 ]

@@ -66,7 +66,7 @@ class Resampled(Partition):
 
 
 @dataclass(frozen=True, eq=False)
-class AllRows(Partition):
+class AlignedRows(Partition):
     """Every party has its features of every row."""
 
     devices: int

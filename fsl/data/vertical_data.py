@@ -173,6 +173,24 @@ class VerticalTask(TaskData):
         inputs = self.train.inputs  # type: ignore[attr-defined]
         return {party: tuple(inputs[party].shape[1:]) for party in self.parties}
 
+    def scaled_by_training(self) -> "VerticalTask":
+        """Returns the task with each column minus its mean, over its deviation, in the training rows."""
+        train = self.train
+        assert isinstance(train, TreeExamples)
+        means = {party: values.mean(dim=0) for party, values in train.inputs.items()}
+        deviations = {party: values.std(dim=0, correction=0) for party, values in train.inputs.items()}
+
+        def scaled(examples: Examples) -> TreeExamples:
+            assert isinstance(examples, TreeExamples)
+            inputs = {
+                party: (values - means[party]) / torch.where(deviations[party] > 0, deviations[party], 1.0)
+                for party, values in examples.inputs.items()
+            }
+            return TreeExamples(inputs, examples.targets)
+
+        tested = None if self.test is None else scaled(self.test)
+        return replace(self, train=scaled(train), test=tested, scaled=True)
+
     def shuffled(self, seed: int) -> "VerticalTask":
         """Returns the task with training rows in the order that this seed gives."""
         order = torch.randperm(len(self.train), generator=seeds.torch_generator(seed, "alignment"))
@@ -269,8 +287,8 @@ def inputs_of(examples: Examples, party: str) -> Tensor:
     return examples.inputs[party]
 
 
-def without(examples: Examples, parties: Sequence[str]) -> Examples:
-    """Returns aligned examples with the features of these parties alone."""
+def of_parties_alone(examples: Examples, parties: Sequence[str]) -> Examples:
+    """Returns aligned examples with the features of these parties, and of no others."""
     assert isinstance(examples, TreeExamples)
     return TreeExamples(
         {party: examples.inputs[party] for party in examples.inputs if party in parties}, examples.targets

@@ -6,7 +6,8 @@ average, maximum and product; attention weighs parties by what they sent.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from functools import reduce
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,19 @@ class Concatenation(Fusion):
             smashed[party] if party in smashed else some.new_zeros(len(some), *shapes[party]) for party in everybody
         ]
         _refuse_unlike([part.shape[2:] for part in parts], list(everybody), "beside the first dimension")
-        return torch.cat(parts, dim=1)
+        return torch.cat([_Apart.apply(part) for part in parts], dim=1)
+
+
+class _Apart(torch.autograd.Function):
+    """Gives each part a gradient in memory of its own, as one that came over a wire is: kernels then round alike."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 class _Elementwise(Fusion):
@@ -97,7 +110,8 @@ class Product(_Elementwise):
 
     def merged(self, parties: Tensor) -> Tensor:
         """Returns the product."""
-        return parties.prod(dim=0)
+        ones = torch.ones_like(parties[0])  # `prod` forbids a back that begins in place
+        return reduce(torch.mul, parties.unbind(), ones)
 
 
 class Attention(_Elementwise):

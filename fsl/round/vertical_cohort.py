@@ -72,6 +72,8 @@ class VerticalCohort:
         """One step: all parties that are there send what their fronts make of these people, and learn from it."""
         packets = []
         for number, device in list(devices.items()):
+            if number not in devices:  # lost with the labels
+                continue
             at(number, step)
             try:
                 packet = device.forward()
@@ -82,6 +84,7 @@ class VerticalCohort:
                 self.edge.session(number).step += 1
             else:
                 packets.append(packet)
+        packets = [packet for packet in packets if packet.device in devices]
         missing = [p for p in self.worker.parties if p not in {self.worker.parties[k.device] for k in packets}]
         self.counts.update({"absent_steps": len(missing)}, **{f"absent_{party}": 1 for party in missing})
         if not packets:

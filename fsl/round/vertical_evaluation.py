@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from flwr.app import MetricRecord
 
 from fsl.data import Examples
-from fsl.data.vertical_data import without
+from fsl.data.vertical_data import of_parties_alone
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import EvaluatePlan
 from fsl.models.vertical_model import FRONT
@@ -37,7 +37,7 @@ def evaluate_parties(worker: Worker, plan: EvaluatePlan, states: Mapping[str, St
         replica = Replica(segment.layout, worker.accelerator)
         replica.load(state)
         segment.install(replica)
-    scores = [_score(worker, test), *(_score(worker, without(test, _names(worker, s))) for s in plan.subsets)]
+    scores = [_score(worker, test), *(_score(worker, of_parties_alone(test, _names(worker, s))) for s in plan.subsets)]
     found: dict[str, list[int] | list[float]] = {
         "device": [0],
         "loss": [scores[0].loss],

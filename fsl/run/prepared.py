@@ -111,13 +111,13 @@ def _bound(
 ) -> Federation:
     """The federation with the split model's layouts and its costs; the strategy is bound to it."""
     layouts = {name: segment.layout for name, segment in worker.segments.items()}
+    refuse_vertical(federation, strategy, workload, worker.parties)
     federation = replace(
         federation,
         layouts=layouts,
         costs=_cost_model(federation, hardware, workload),
         label_party=getattr(workload.data, "label_party", None),
     )
-    refuse_vertical(federation, strategy, workload, worker.parties)
     strategy.bind(federation)
     name_classes(federation.named, _named(federation, strategy))
     warn_of_ignored(federation, strategy)

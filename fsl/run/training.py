@@ -294,13 +294,20 @@ class Simulation:
 
     def _of_all_parties(self, states: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
         """Write and return the model with every party's front as it is: a simulation may put them together."""
-        whole = dict(self._whole(states))  # first fronts of parties that never trained
+        whole = dict(self._whole(states))  # with the first fronts of parties that never trained
         for device, round in self.strategy.kept().items():
-            for segment in ("fronts", "tails"):
-                if self.worker.store.path(f"{segment}/{device}", round).exists():
-                    whole |= self.worker.store.load(f"{segment}/{device}", round) or {}
+            whole |= self._private(device, round)
         save_tensors(self.folder.model_path, whole)
         return with_weights(self.worker.model, whole, self.worker.accelerator)
+
+    def _private(self, device: int, round: int) -> dict[str, Tensor]:
+        """A device's private front, with its tail if it has one."""
+        store = self.worker.store
+        tensors = dict(store.load(f"fronts/{device}", round) or {})
+        has_tail = "tail" in self.worker.chain and (
+            not self.worker.parties or store.path(f"tails/{device}", round).exists()
+        )
+        return tensors | ((store.load(f"tails/{device}", round) or {}) if has_tail else {})
 
     def _keep_best(self, row: dict[str, Any]) -> None:
         score = row.get("validation_accuracy", row.get("validation_loss"))
@@ -318,10 +325,7 @@ class Simulation:
             if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
                 continue  # it stays on its device
             path = self.folder.fronts / f"{device}.safetensors"
-            tensors = dict(self.worker.store.load(f"fronts/{device}", round) or {})
-            if "tail" in self.worker.chain:
-                tensors |= self.worker.store.load(f"tails/{device}", round) or {}
-            save_tensors(path, tensors, durable=False)
+            save_tensors(path, self._private(device, round), durable=False)
             written.append(path)
         sync(written)
 
