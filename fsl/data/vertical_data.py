@@ -258,7 +258,7 @@ def _ids(party: str, given: Any) -> list[str]:
     """Returns a party's ids as texts: 7 and "7" are one person."""
     values = given.tolist() if hasattr(given, "tolist") else list(given)
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
             raise DataError(f"'{party}' has the id {short(value)}; ids are texts or whole numbers")
     texts = [str(value) for value in values]
     if len(set(texts)) < len(texts):

@@ -81,6 +81,7 @@ def prepared(
     label: Label,
 ) -> Simulation:
     """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not."""
+    refuse_vertical(federation, strategy, workload)
     workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
     federation = _bound(federation, strategy, workload, worker, hardware)
     federation = _protected(federation, strategy, workload, worker, folder, origin.init_from)
@@ -111,7 +112,6 @@ def _bound(
 ) -> Federation:
     """The federation with the split model's layouts and its costs; the strategy is bound to it."""
     layouts = {name: segment.layout for name, segment in worker.segments.items()}
-    refuse_vertical(federation, strategy, workload, worker.parties)
     federation = replace(
         federation,
         layouts=layouts,

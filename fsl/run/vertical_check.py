@@ -63,21 +63,22 @@ def partitioner_of(task: TaskData, strategy: CloudStrategy, partition: Any, data
     return Everybody()
 
 
-def refuse_vertical(
-    federation: Federation, strategy: CloudStrategy, workload: Workload, parties: tuple[str, ...]
-) -> None:
+def refuse_vertical(federation: Federation, strategy: CloudStrategy, workload: Workload) -> None:
     """ConfigError where model, data, strategy and options of vertical split learning do not go together."""
-    vertical, name, data = is_vertical(strategy), type(strategy).__name__, workload.data
+    vertical, name, data, model = is_vertical(strategy), type(strategy).__name__, workload.data, workload.model
+    parties = model.parties if isinstance(model, VerticalModel) else ()
     if parties and not vertical and strategy.trainer(1) is not None:
         raise ConfigError(
             f"strategy={name}: it trains one front and one back, and a VerticalModel has a front for each party; use "
             "strategy=vertical, or fedavg with devices=1 for the whole model on joined rows"
         )
+    if parties and federation.privacy is not None:
+        raise ConfigError("privacy: no account of it is built for a VerticalModel's parties; leave it out")
     if not vertical:
         return
-    if not isinstance(workload.model, VerticalModel):
+    if not isinstance(model, VerticalModel):
         raise ConfigError(
-            f"strategy=vertical: the model is a {type(workload.model).__name__}; give an fsl.models.VerticalModel, "
+            f"strategy=vertical: the model is a {type(model).__name__}; give an fsl.models.VerticalModel, "
             "with a front for each party"
         )
     if not isinstance(data, VerticalTask):
@@ -87,7 +88,7 @@ def refuse_vertical(
             f"the model's parties are {', '.join(parties)}, and the data's {', '.join(data.parties)}; name the same "
             "ones in the same order"
         )
-    if workload.model.tail is not None and data.label_party is None:
+    if model.tail is not None and data.label_party is None:
         raise ConfigError(
             "the model has a tail, which runs where the labels are, and those are at the edge; give labels to a party "
             "(labels='bank'), or a model without a tail"
@@ -104,7 +105,6 @@ def _refuse_options(federation: Federation, workload: Workload) -> None:
             "use strategy.absent for parties that are absent",
         ),
         "samples_per_device": (training.samples_per_device is not None, "all parties train on the same people"),
-        "privacy": (federation.privacy is not None, "no account of it is built for parties; leave it out"),
         "evaluate_leakage": (federation.evaluation.leakage > 0, "it is not built for parties; use 0"),
         "augmentation": (workload.augmentation is not None, "it is of images, and parties have features; leave it out"),
         "deployment": (
