@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.deployment.local.local_federation import LocalFederation as LocalFederation
     from fsl.importing.spec import Spec as Spec
     from fsl.messages.reports import DeviceReport as DeviceReport
+    from fsl.models.vertical_model import VerticalModel as VerticalModel
     from fsl.privacy.settings import Privacy as Privacy
     from fsl.run.backend import Backend as Backend
     from fsl.run.finished_run import Run as Run
@@ -85,6 +86,7 @@ __all__ = [
     "SplitModel",
     "StopRun",
     "Training",
+    "VerticalModel",
     "Wire",
     "attacks",
     "codecs",
@@ -126,6 +128,7 @@ _WHERE = {
     "SplitModel": "fsl.split.cutting",
     "StopRun": "fsl.run.observers",
     "Training": "fsl.settings.training_settings",
+    "VerticalModel": "fsl.models.vertical_model",
     "Wire": "fsl.settings.wire_settings",
     "join": "fsl.split.cutting",
     "possible_cuts": "fsl.split.cutting",

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 from fsl.errors import ConfigError, DataError
@@ -23,7 +22,7 @@ class Clear(Alignment):
 
     def common(self, ids: Mapping[str, Sequence[str]]) -> Sequence[str]:
         """Returns the intersection of all parties' ids."""
-        return sorted(reduce(lambda one, other: one & other, (set(party) for party in ids.values())))
+        return sorted(set.intersection(*(set(party) for party in ids.values())))
 
 
 class PSI(Alignment):

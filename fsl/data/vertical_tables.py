@@ -102,7 +102,7 @@ def _breast_cancer() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(party: str, path: str, id: str) -> Any:
-    import pandas
+    import pandas  # type: ignore[import-untyped]
 
     try:
         frame = pandas.read_csv(path, dtype={id: str})

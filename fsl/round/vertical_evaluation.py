@@ -38,7 +38,7 @@ def evaluate_parties(worker: Worker, plan: EvaluatePlan, states: Mapping[str, St
         replica.load(state)
         segment.install(replica)
     scores = [_score(worker, test), *(_score(worker, of_parties_alone(test, _names(worker, s))) for s in plan.subsets)]
-    found: dict[str, list[int] | list[float]] = {
+    found: dict[str, int | float | list[int] | list[float]] = {
         "device": [0],
         "loss": [scores[0].loss],
         "accuracy": [] if scores[0].accuracy is None else [scores[0].accuracy],

@@ -20,7 +20,7 @@ from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import tables
-from fsl.segments.tensor_trees import Values, received, shared_of
+from fsl.segments.tensor_trees import Values, passed, received, shared_of
 from fsl.split.cutting import SplitModel, passes_one, split
 
 
@@ -59,7 +59,7 @@ class Worker:
         self.parties: tuple[str, ...] = ()  # of a model of vertically partitioned features
         if isinstance(self.model, VerticalModel):
             self.parties = self.model.parties
-            self.model.measure(self._blank(_EXAMPLE).values())  # type: ignore[union-attr]
+            self.model.measure(passed(self._blank(_EXAMPLE)))
         self.split: SplitModel = split(self.model, workload.cut, self._example())
         start_training(self.model, [segment.module for segment in self.split])
         self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}

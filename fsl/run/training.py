@@ -19,6 +19,7 @@ from fsl.data import class_counts
 from fsl.errors import ConfigError
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
+from fsl.models.vertical_model import VerticalModel
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_weights
@@ -32,6 +33,7 @@ from fsl.run.run_log import RunLog
 from fsl.run.summary import COLUMNS, summary_of
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import Replica, State
+from fsl.segments.tensor_trees import passed
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.split.cutting import join
 from fsl.trainers import EdgeTrainer
@@ -253,6 +255,8 @@ class Simulation:
             whole = self._whole(states)
             save_tensors(self.folder.model_path, whole)
             model = with_weights(self.workload.model, whole, self.worker.accelerator)
+        if isinstance(model, VerticalModel):  # it takes batches without a party, too
+            model.measure(passed(self.workload.data.blank(2).to(self.worker.accelerator)))
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(
@@ -298,7 +302,7 @@ class Simulation:
         for device, round in self.strategy.kept().items():
             whole |= self._private(device, round)
         save_tensors(self.folder.model_path, whole)
-        return with_weights(self.worker.model, whole, self.worker.accelerator)
+        return with_weights(self.workload.model, whole, self.worker.accelerator)
 
     def _private(self, device: int, round: int) -> dict[str, Tensor]:
         """A device's private front, with its tail if it has one."""

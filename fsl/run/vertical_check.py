@@ -105,6 +105,10 @@ def _refuse_options(federation: Federation, workload: Workload) -> None:
             "use strategy.absent for parties that are absent",
         ),
         "samples_per_device": (training.samples_per_device is not None, "all parties train on the same people"),
+        "evaluate_devices": (
+            federation.evaluation.devices < training.devices,
+            f"one model is scored, of all parties; use {training.devices} or more",
+        ),
         "evaluate_leakage": (federation.evaluation.leakage > 0, "it is not built for parties; use 0"),
         "augmentation": (workload.augmentation is not None, "it is of images, and parties have features; leave it out"),
         "deployment": (

@@ -8,7 +8,7 @@ from torch import Tensor
 from fsl.errors import ConfigError
 from fsl.models.vertical_model import FusedBack
 from fsl.segments.states import State
-from fsl.segments.tensor_trees import TensorTree
+from fsl.segments.tensor_trees import TensorTree, Values
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.judging import Trial, refusal
@@ -60,6 +60,7 @@ class Fused(SharedBack):
         ]
 
 
-def _gradient(leaf: Tensor) -> Tensor:
+def _gradient(leaf: Values) -> Tensor:
     """Returns a party's cut gradient; zeros where the loss does not depend on what it sent, beside others'."""
+    assert isinstance(leaf, Tensor)  # a party's front gives one
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

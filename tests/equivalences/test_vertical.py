@@ -217,7 +217,6 @@ def test_subsets_are_scored_on_demand():
     found = run(Vertical(evaluate_subsets=[["shop"]]), data=data, test_data=test, rounds=1)
     assert found.metrics[0]["loss_only_shop"] == row["loss_without_bank"]
     task = data.task(test)
-    found.model.measure(task.test.inputs)
     outputs = found.model.eval()({"shop": task.test.inputs["shop"]})
     loss = float(nn.functional.cross_entropy(outputs, task.test.targets))
     assert row["loss_without_bank"] == pytest.approx(loss, rel=1e-6)
@@ -257,6 +256,7 @@ def test_codecs_act_on_every_partys_cut():
         (DecoupledSL(), {"devices": 2}, "DecoupledSL: it trains one front and one back"),
         (FedAvg(), {"devices": 1, "privacy": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))}, "no account of it is built"),
         (Vertical(), {"evaluate_leakage": 8}, "evaluate_leakage"),
+        (Vertical(), {"evaluate_devices": 1}, "evaluate_devices"),
         (Vertical(), {"devices": 3}, r"the data are of 2 parties \(bank, shop\)"),
         (Vertical(), {"edges": 2}, "edges: strategy=vertical does not take it"),
         (Vertical(), {"devices_per_round": 1}, "devices_per_round: strategy=vertical does not take it"),
