@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.costs.pricing import CutPrice as CutPrice
     from fsl.costs.pricing import price as price
     from fsl.deployment.local.local_federation import LocalFederation as LocalFederation
+    from fsl.export.pretrained import load_pretrained as load_pretrained
     from fsl.importing.spec import Spec as Spec
     from fsl.messages.reports import DeviceReport as DeviceReport
     from fsl.models.vertical_model import VerticalModel as VerticalModel
@@ -59,8 +60,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.run.observers import RunInfo as RunInfo
     from fsl.run.observers import StopRun as StopRun
     from fsl.run.simulate import simulate as simulate
+    from fsl.segments.learning_rate import Schedule as Schedule
     from fsl.settings.evaluation_settings import Evaluation as Evaluation
-    from fsl.settings.learning_rate import Schedule as Schedule
     from fsl.settings.optimizer_settings import Optimizer as Optimizer
     from fsl.settings.training_settings import Training as Training
     from fsl.settings.wire_settings import Wire as Wire
@@ -95,6 +96,7 @@ __all__ = [
     "device",
     "errors",
     "join",
+    "load_pretrained",
     "mobility",
     "models",
     "objective",
@@ -123,7 +125,7 @@ _WHERE = {
     "Privacy": "fsl.privacy.settings",
     "Run": "fsl.run.finished_run",
     "RunInfo": "fsl.run.observers",
-    "Schedule": "fsl.settings.learning_rate",
+    "Schedule": "fsl.segments.learning_rate",
     "Spec": "fsl.importing.spec",
     "SplitModel": "fsl.split.cutting",
     "StopRun": "fsl.run.observers",
@@ -131,6 +133,7 @@ _WHERE = {
     "VerticalModel": "fsl.models.vertical_model",
     "Wire": "fsl.settings.wire_settings",
     "join": "fsl.split.cutting",
+    "load_pretrained": "fsl.export.pretrained",
     "possible_cuts": "fsl.split.cutting",
     "price": "fsl.costs.pricing",
     "simulate": "fsl.run.simulate",

@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from fsl.simulations.endings import failure_in_words
 from fsl.simulations.error_lines import one_line, with_choices
+from fsl.simulations.hydra_folder import FederationConfig
 from fsl.simulations.one_run import scores, simulate_config
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
@@ -101,7 +102,8 @@ def _run(grid: Grid, overrides: str) -> None:
 
     try:
         with ends_when_stopped(grid), stack:
-            finished = simulate_config(config, folder, progress=False, observers=(watch,), backend_of=backend)
+            seen_by = (watch, FederationConfig(config))
+            finished = simulate_config(config, folder, progress=False, observers=seen_by, backend_of=backend)
     except Exception as error:
         if is_fault(error):  # in one line, since Flower reports one line
             raise CodeError(failure_in_words(error), passing=is_temporary(error)) from error

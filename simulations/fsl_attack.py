@@ -77,6 +77,8 @@ def attack_run(target: Target, name: str, attack: Attack) -> Finding:
     """Attack a run, and write the finding into its folder."""
     if attack.needs_cut and not target.cut:
         raise ConfigError(f"attack={name}: devices of this run train the whole model, without a cut; use membership")
+    if target.tail and not attack.tails:
+        raise ConfigError(f"attack={name}: it is not built for runs with a tail; use labels, inversion or membership")
     found = attack.run(target)
     folder = target.folder
     folder.mkdir(parents=True, exist_ok=True)

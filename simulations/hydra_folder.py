@@ -58,6 +58,18 @@ class Composed(Observer):
             write_text(folder / HYDRA / name, text)
 
 
+class FederationConfig(Observer):
+    """Keeps the composed configuration of a real federation's run in its folder, for fsl-export."""
+
+    def __init__(self, config: DictConfig):
+        self._text = OmegaConf.to_yaml(config)
+
+    def on_start(self, info: RunInfo) -> None:
+        """Write it once the run has its folder."""
+        if info.first_round == 1 and info.folder is not None:
+            write_text(RunFolder(info.folder).federation_config, self._text)
+
+
 @dataclass
 class Before:
     """A folder before a command: the missing folders on its way, and the length of its log."""

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from flwr.app import ArrayRecord
 from fsl.strategies import asked
 from fsl.strategies.protection import Protection
+from fsl.strategies.step_settings import base_rate, refuse_stepping, told_loss
 from torch import Tensor, nn
 
 from fsl import seeds
@@ -46,6 +47,7 @@ class Algorithm:
         self._kept: dict[str, int] = {}  # "<trainer>/edge-<id>" or "/device-<id>" -> round of its newest state
         self._kept_saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
         self._clock = 0.0  # simulated seconds of the rounds so far
+        self._losses: list[float] = []  # of the evaluations so far, where the learning rate follows them
 
     # Hooks that an algorithm overrides.
 
@@ -100,8 +102,7 @@ class Algorithm:
     def learning_rates(self, round: int) -> Mapping[str, float]:
         """Returns each segment's learning rate in this round."""
         federation = self.federation
-        rate = federation.optimizer.rate * federation.optimizer.schedule.factor(round, federation.training.rounds)
-        return dict.fromkeys(federation.layouts, rate)
+        return dict.fromkeys(federation.layouts, base_rate(federation, round, self._losses))
 
     def combine(self, round: int, totals: Mapping[str, Total], previous: ArrayRecord) -> dict[str, State]:
         """Returns the segments' new states, from the devices' totals and the arrays that they started from.
@@ -123,6 +124,10 @@ class Algorithm:
         """Returns additional metrics of the round, from the devices' reports and the edges' counts."""
         return {}
 
+    def _scored(self, metrics: Mapping[str, Any]) -> None:
+        """Note what a round's evaluation found, where the learning rate follows it."""
+        self._losses += told_loss(self.federation, metrics)
+
     # Checked answers of the hooks.
 
     def planned(self, round: int) -> Spec | None:
@@ -131,7 +136,7 @@ class Algorithm:
 
     def _rates(self, round: int) -> dict[str, float]:
         """Check `learning_rates`, and return a number for each segment."""
-        one = self.planned(round) is None
+        one = self.planned(round) is None or self.federation.cuts is not None
         return asked.rates_of(
             round, self._hook("learning_rates"), self.learning_rates(round), self.federation.layouts, one
         )
@@ -165,12 +170,14 @@ class Algorithm:
         self._federation = federation
         self._protected_by = Protection(federation)
         self._versions, self._saved, self._clock = {}, {}, 0.0
-        self._kept, self._kept_saved = {}, {}
+        self._kept, self._kept_saved, self._losses = {}, {}, []
+        refuse_stepping(federation, self.planned, self.device_rule, type(self).__name__)
         for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
             one_of(f"{type(self).__name__}.{name}", getattr(self, name), allowed)
         asked.spec_of(1, self._hook("device_rule"), self.device_rule(1))
         self._refuse_tail()
         self._refuse_moves()
+        self._refuse_cuts()
         self._aggregator = None if federation.aggregator is None else Aggregator(federation.aggregator)
         if self._aggregator is None:
             return
@@ -209,6 +216,44 @@ class Algorithm:
                 "again; use on_move=migrate or drop"
             )
 
+    def _refuse_cuts(self) -> None:
+        """Raise ConfigError where devices are cut at different places and cannot be, beside the other settings."""
+        federation, name, spec = self.federation, type(self).__name__, self.planned(1)
+        if federation.cuts is None:
+            return
+        if spec is None:
+            raise ConfigError(f"cuts: {name} trains the whole model on the devices, without a cut; leave cuts out")
+        if self.fronts != "averaged" or not spec.locate().divisible or self.local_loss:
+            raise ConfigError(
+                f"cuts: {name} does not average fronts and backs device by device, so that layers which some devices "
+                "run and others leave to the edge have no common average; use splitfed_v1 or fedfly, or give one cut"
+            )
+        if federation.privacy is not None:
+            raise ConfigError(
+                "cuts: no account is kept of privacy where devices are cut at different places; give one cut, or leave "
+                "privacy out"
+            )
+        if federation.evaluation.leakage:
+            raise ConfigError(
+                f"evaluate_leakage={federation.evaluation.leakage}: it measures one front's smashed data, and devices "
+                "have different fronts; give one cut, or leave it out"
+            )
+        if federation.optimizer.clip_norm is not None:
+            raise ConfigError(
+                "optimizer.clip_norm: it is of a whole segment's gradient, and devices that are cut at different places "
+                "have different segments; give one cut, or leave it out"
+            )
+        if federation.cuts.choice.changes and not federation.optimizer.reset:
+            raise ConfigError(
+                "optimizer.reset=false: a device's cut may change from round to round, and its optimizer's state with "
+                "it; use optimizer.reset=true, or cuts that stay"
+            )
+        if federation.placement is not None and federation.mobility is not None:
+            raise ConfigError(
+                "cuts: in a real federation a session of devices that are cut at different places does not move; give "
+                "one cut, use mobility=none, or simulate"
+            )
+
     def settings(self) -> dict[str, Any]:
         """Returns the algorithm's own settings, its public attributes; a run resumes only with equal ones."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -217,13 +262,15 @@ class Algorithm:
         """Returns what a checkpoint needs besides tensors, as JSON values; extend it where an algorithm remembers."""
         spent = {} if self._protected_by is None else self._protected_by.state()
         kept = {"kept": dict(self._kept)} if self._kept else {}
-        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **spent}
+        told = {"losses": list(self._losses)} if self._losses else {}
+        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **told, **spent}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self._versions = {owner: int(round) for owner, round in state["versions"].items()}
         self._kept = {owner: int(round) for owner, round in state.get("kept", {}).items()}
         self._clock = float(state["sim_clock"])
+        self._losses = [float(loss) for loss in state.get("losses", ())]
         self._protection.load_state(state)
         self.checkpointed(state)
 

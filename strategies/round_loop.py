@@ -57,6 +57,7 @@ class RoundLoop(Strategy):
             ):
                 result.evaluate_metrics_serverapp[current] = scores
                 metrics = MetricRecord({**metrics, **scores})
+            self._scored(metrics)
             if on_round is not None:
                 on_round(current, result.arrays, MetricRecord({**metrics, "seconds": seconds}))
         return result
@@ -64,6 +65,9 @@ class RoundLoop(Strategy):
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
         """Send a round's messages, and wait for the replies."""
         return grid.send_and_receive(messages, timeout=timeout) if messages else []
+
+    def _scored(self, metrics: MetricRecord) -> None:
+        """Note a round's metrics, before its checkpoint is written."""
 
     def _trained_nothing(self, metrics: MetricRecord) -> bool:
         """Whether a round with these training metrics left the model as it was, so that it needs no evaluation."""

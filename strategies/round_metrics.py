@@ -31,6 +31,7 @@ def simulated(
     start: float,
     moves: Sequence[Move] = (),
     on_move: OnMove = "migrate",
+    cuts: Mapping[int, int] | None = None,
 ) -> dict[str, float]:
     """What a round would take on the run's devices, edges and links, when it begins at second `start` of the run."""
     trainer = None if spec is None else spec.build()
@@ -44,6 +45,7 @@ def simulated(
             r.down_bytes,
             r.model_bytes,
             stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
+            (cuts or {}).get(r.device, 0),
         )
         for r in reports
     ]

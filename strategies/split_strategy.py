@@ -1,6 +1,7 @@
 """Runs an algorithm's cloud half under Flower: sends plans to the nodes each round, and combines their replies."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from fsl.strategies.algorithm import Algorithm
 from fsl.strategies.node_messages import added_up, assign, chunks, mean_scores, message, reasons, succeeded
 from fsl.strategies.round_loop import RoundLoop
 from fsl.strategies.round_metrics import movements, simulated, sums
+from fsl.strategies.step_settings import control_of
 
 from fsl import seeds
 from fsl.errors import RunError
@@ -41,6 +43,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._restarted: dict[int, int] = {}  # devices of this round that went on from an older front, with its round
         self._left_out: dict[int, str] = {}  # devices of this round without an account of their n_k
         self._moves: tuple[Move, ...] = ()  # moves of this round
+        self._cuts: Mapping[int, int] = {}  # at which of the run's cuts this round's devices are cut, where they differ
 
     def bind(self, federation: Federation) -> None:
         """Take the run's settings, and forget an earlier run."""
@@ -63,6 +66,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._moves = asked.moves_of(
             server_round, self._hook("moves"), self.moves(server_round, chosen), training.devices, training.edges
         )
+        self._cuts = self._cut_at(server_round, chosen)
         visited = () if divisible else [move.edge for move in self._moves]
         cohorts = self._cohorts(chosen, server_round, visited)
         plan = RoundPlan(
@@ -84,6 +88,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             down=federation.wire.down_spec,
             on_move=self.on_move,
             privacy=federation.privacy,
+            control=control_of(federation),
         )
         self._protection.charge(server_round, spec, [d for d in chosen if not placed or d in self._placement.samples])
         if placed:
@@ -124,7 +129,9 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._protection.withhold(measured)
         if (costs := self.federation.costs) is not None:
             trainer = self.planned(server_round)
-            measured |= simulated(costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move)
+            measured |= simulated(
+                costs, reports, trainer, self.fronts, home, self._clock, self._moves, self.on_move, self._cuts
+            )
             self._clock += measured["sim_seconds"]
         if self.federation.mobility is not None:
             measured |= movements(reports, counts)
@@ -222,6 +229,10 @@ class SplitStrategy(Algorithm, RoundLoop):
         lost: dict[str, Any] = {"lost": told} if self._placed or told else {}
         if self._restarted:
             lost["restarted"] = {str(device): round for device, round in sorted(self._restarted.items())}
+        if self.federation.cuts is not None:
+            counts = Counter(self._cuts.values())
+            names = enumerate(self.federation.cuts.cuts)
+            lost["cuts"] = {cut: counts[number] for number, cut in names if counts[number]}
         return {**lost, **self._protection.remarks()}
 
     # Planning.
@@ -265,7 +276,15 @@ class SplitStrategy(Algorithm, RoundLoop):
 
     def _task(self, device: int) -> DeviceTask:
         held = self._protection.samples(device)
-        return DeviceTask(device=device, samples=held, **self._generations(f"device-{device}"))
+        cut = self._cuts.get(device, 0)
+        return DeviceTask(device=device, samples=held, cut=cut, **self._generations(f"device-{device}"))
+
+    def _cut_at(self, round: int, devices: Sequence[int]) -> Mapping[int, int]:
+        """Returns the number of each device's cut, where devices are cut at different places."""
+        planner = self.federation.cuts
+        if planner is None:
+            return {}
+        return planner.at(round, devices, partial(self.attached, round=round), self._clock)
 
     def _generations(self, owner: str) -> dict[str, int]:
         return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}

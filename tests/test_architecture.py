@@ -24,6 +24,7 @@ FLOORS = (
     ("flower",),
     ("settings", "round"),
     ("costs", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
+    ("export",),
     ("run",),
     ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
     ("strategies",),

@@ -46,7 +46,8 @@ class Finding:
 class Target:
     """A finished run as an adversary finds it, and one of its devices whose samples it is after.
 
-    `front` and `back` are in evaluation mode, with the run's last weights; `cut`: there is one between them. `rows`
+    `front` and `back`, the rest of the model, are in evaluation mode, with the run's last weights; `cut`: there is one
+    between them. `rows`
     are the attacked device's training rows, `members` all that the released model learnt from. What the adversary
     knows besides are the run's test data, which are of the same kind. `rerun` trains the run's devices again, with
     other edges (for so many rounds; None: its own), into a folder, and returns the attacked device's front. `history`
@@ -74,6 +75,7 @@ class Target:
     total_rounds: int
     folder: Path  # for what an attack leaves
     up: Callable[[], Codec] = Identity  # makes a session's codec of smashed data
+    tail: bool = False  # the last of what `back` consists of runs on the device, and labels stay there
     pixels: Pixels = field(init=False)
     _history: list[tuple[nn.Module, nn.Module]] = field(init=False, default_factory=list)
 
@@ -156,11 +158,13 @@ class Target:
 class Attack(ABC):
     """One way to find out what a run gives away.
 
-    `adversary`: who could do it, as the ledger names them. `needs_cut`: it makes no sense without a cut.
+    `adversary`: who could do it, as the ledger names them. `needs_cut`: it makes no sense without a cut. `tails`: it
+    knows what an edge sees of a run with a tail.
     """
 
     adversary: ClassVar[str]
     needs_cut: ClassVar[bool] = True
+    tails: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, target: Target) -> Finding:

@@ -29,6 +29,7 @@ class Inversion(Attack):
     sights: int | None = None
 
     adversary: ClassVar[str] = "edge"
+    tails: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least_one(steps=self.steps, batch_size=self.batch_size, samples=self.samples, sights=self.sights)

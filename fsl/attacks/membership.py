@@ -22,6 +22,7 @@ class MembershipInference(Attack):
     rows: int = 2000
 
     adversary: ClassVar[str] = "model"
+    tails: ClassVar[bool] = True
     needs_cut: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Simulates seconds and joules of rounds, from profiles of devices, edges and links and the costs of stages."""
 
 from fsl.costs.cost_model import CostModel, Machines, machines
+from fsl.costs.cut_choice import CutChoice, CutRound, CutsByProfile, FastestRound, GivenCuts
 from fsl.costs.hardware import Hardware
 from fsl.costs.pricing import CutPrice, price
 from fsl.costs.profiles import DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, Mixed, load_profile
@@ -10,10 +11,15 @@ from fsl.costs.stages import SegmentCost, StageCost, segment_costs, stage_costs
 
 __all__ = [
     "CostModel",
+    "CutChoice",
     "CutPrice",
+    "CutRound",
+    "CutsByProfile",
     "DeviceChoice",
     "DeviceLoad",
     "DeviceProfile",
+    "FastestRound",
+    "GivenCuts",
     "Hardware",
     "LinkChoice",
     "LinkProfile",

@@ -26,6 +26,7 @@ class CostModel:
     seed: int
     machines: Machines
     segments: tuple[SegmentCost, ...]
+    by_cut: tuple[tuple[SegmentCost, ...], ...] = ()  # where devices are cut at different places: of each cut
 
     def round(self, loads: Sequence[DeviceLoad], serving: Serving, start: float = 0.0) -> RoundCost:
         """Returns the cost of a round that begins at second `start` of the run."""
@@ -39,6 +40,7 @@ class CostModel:
             {edge: machines.edges.of(edge, seed) for edge in _edges(loads)},
             start,
             None if machines.backhaul is None else machines.backhaul.of(0, seed),
+            self.by_cut,
         )
 
     def settings(self) -> dict[str, str]:

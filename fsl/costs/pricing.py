@@ -2,35 +2,28 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
-from fsl.codecs.codec_maker import codec_of
-from fsl.codecs.cut_codec import CutCodec
 from fsl.costs.cost_model import CostModel
 from fsl.costs.hardware import Hardware, HardwareOptions
-from fsl.costs.round_cost import DeviceLoad
-from fsl.costs.serving import Serving, serving_of
-from fsl.costs.stages import SegmentCost, StageCost, stage_costs
-from fsl.data import Examples, Partition, Partitioner, TaskData, as_partitioner, as_task, divide
+from fsl.costs.predicted_loads import CutCost, PredictedLoads
+from fsl.costs.round_cost import DeviceLoad, RoundCost
+from fsl.costs.serving import serving_of
+from fsl.costs.stages import stage_costs
+from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
-from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.models.vertical_model import VerticalModel
 from fsl.objective import Objective, as_objective
-from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.tensor_places import in_double
-from fsl.segments.tensor_trees import Values, activations_of, of_activations, tensors_of
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
-from fsl.split.cutting import Place
 
 
 @dataclass(frozen=True)
@@ -81,6 +74,11 @@ def price(
     training, wire = Training.of(training, options), Wire.of(wire, options)
     if training.devices_per_round is not None:
         raise ConfigError(f"devices_per_round={training.devices_per_round}: price has all devices train; leave it out")
+    if training.precision != "float32":
+        raise ConfigError(
+            f"precision={training.precision}: price counts what crosses in the model's own type; leave it out, "
+            "and read the bytes of a run's first round"
+        )
     if "backhaul_profile" in options:
         raise ConfigError("backhaul_profile: price has no device move between edges; leave it out")
     hardware = Hardware.of(hardware, options)
@@ -93,80 +91,18 @@ def price(
     stages = stage_costs(model, task.train, as_objective(objective), cuts)
     places = hardware.machines(moving=False)
     edge_of = getattr(strategy, "edge_of", lambda device: device % training.edges)
-    batches = _batches(model, divided, training)
+    sizes = [divided.size(device) for device in range(training.devices)]
+    at = [CutCost.of(stages, number) for number in range(len(stages) - 1)]
+    loads = PredictedLoads(model, at, sizes, training, wire, serving, strategy.fronts, task.train.targets[:1])
+    costs = CostModel(training.seed, places, (), tuple(cut.halves for cut in at))
     prices = []
-    for index, stage in enumerate(stages[:-1]):
-        front, back = stages[: index + 1], stages[index + 1 :]
-        segments = (_segment("front", "device", front), _segment("back", "edge", back))
-        sent = stages if serving.kind == "none" else front
-        model_bytes = 0 if strategy.fronts == "private" else 2 * int(_sum(sent, "parameter_bytes"))
-        loads = [
-            replace(
-                _load(own, stage, serving, wire, task.train.targets[:1]),
-                device=device,
-                edge=edge_of(device),
-                model_bytes=model_bytes,
-            )
-            for device, own in enumerate(batches)
-        ]
-        prices.append(_priced(stage.name, CostModel(training.seed, places, segments), loads, serving))
+    for number, stage in enumerate(stages[:-1]):
+        every = [loads.of(device, number, edge_of(device)) for device in range(training.devices)]
+        prices.append(_priced(stage.name, costs.round(every, serving), every, at[number]))
     return prices
 
 
-def _segment(name: str, place: Place, stages: Sequence[StageCost]) -> SegmentCost:
-    return SegmentCost(name, place, _sum(stages, "forward_flops"), _sum(stages, "backward_flops"))
-
-
-def _batches(model: nn.Module, divided: Partition, training: Training) -> list["_Batches"]:
-    """Each device's batches of a round, as this model takes them."""
-    trained = copy.deepcopy(model)
-    start_training(trained)
-    skip = needs_two_rows([trained])
-    return [
-        _Batches.of(divided.size(device), training.batch_size, training.local_epochs, skip)
-        for device in range(training.devices)
-    ]
-
-
-def _priced(cut: str, costs: CostModel, loads: Sequence[DeviceLoad], serving: Serving) -> CutPrice:
-    cost = costs.round(loads, serving)
+def _priced(cut: str, cost: RoundCost, loads: Sequence[DeviceLoad], at: CutCost) -> CutPrice:
     sums = [sum(getattr(load, name) for load in loads) for name in ("up_bytes", "down_bytes", "model_bytes")]
-    flops = [segment.forward_flops + segment.backward_flops for segment in costs.segments]
+    flops = [half.forward_flops + half.backward_flops for half in at.halves]
     return CutPrice(cut, cost.seconds, cost.joules, *sums, *flops)
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """A device's batches in a round: so many full ones, and a smaller last one in each epoch."""
-
-    sizes: tuple[tuple[int, int], ...]  # how many batches, of how many rows
-
-    @staticmethod
-    def of(samples: int, batch_size: int, epochs: int, skip_single: bool) -> "_Batches":
-        """As `fsl.round.batches.plan_batches` cuts them."""
-        full, rest = divmod(samples, batch_size)
-        rest = 0 if rest == 1 and skip_single else rest
-        return _Batches(tuple((n, rows) for n, rows in ((full * epochs, batch_size), (epochs, rest)) if n and rows))
-
-
-def _load(batches: _Batches, stage: StageCost, serving: Serving, wire: Wire, label: torch.Tensor) -> DeviceLoad:
-    codecs = [CutCodec(partial(codec_of, spec)) for spec in (wire.up_spec, wire.down_spec)]
-    up = down = 0
-    for count, rows in batches.sizes if serving.kind != "none" else ():
-        values, targets = _blank(stage.crossing, rows), label.expand(rows, *label.shape[1:])
-        gradient = of_activations(activations_of(values), values)
-        assert gradient is not None
-        up += count * upload_bytes(codecs[0].encode(values), targets)
-        down += count * reply_bytes(codecs[1].encode(gradient)) if serving.kind != "stream" else 0
-    steps = sum(count for count, _ in batches.sizes)
-    return DeviceLoad(0, 0, steps, sum(count * rows for count, rows in batches.sizes), up, down, 0)
-
-
-def _blank(crossing: Values, rows: int) -> Values:
-    """Returns zeros of the shapes that cross a cut, for so many samples."""
-    zeros = [tensor.new_zeros(rows, *tensor.shape[1:]) for tensor in tensors_of(crossing)]
-    return zeros[0] if isinstance(crossing, Tensor) else crossing.like(zeros)
-
-
-def _sum(stages: Sequence[StageCost], name: str) -> float:
-    return float(sum(getattr(stage, name) for stage in stages))

@@ -22,6 +22,7 @@ class DeviceLoad:
     down_bytes: int
     model_bytes: int  # half goes down before the first step, half up after the last
     stays: tuple[Stay, ...] = ()  # its edges in order, if it moved; together they serve all steps
+    cut: int = 0  # at which of the run's cuts it is cut, where devices are cut at different places
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,21 @@ def round_cost(
     edges: Mapping[int, DeviceProfile],
     start: float = 0.0,
     backhaul: LinkProfile | None = None,
+    by_cut: Sequence[Sequence[SegmentCost]] = (),
 ) -> RoundCost:
     """Simulate a round that begins at second `start` of the run; profiles are by id of device and edge.
+
+    `by_cut`: where devices are cut at different places, the segments for each cut, of which a device's load names one.
 
     Every step of a device counts the average rows and bytes of its steps. A moving session takes its bytes' time over
     `backhaul`, and its device opens a new connection. In lockstep and in turn a device's steps are priced at the edge
     where its round began.
     """
-    step = legs(segments)
+    steps = [legs(one) for one in by_cut or (segments,)]
     if serving.kind == "none":
-        step = Legs((), (), sum(s.forward_flops + s.backward_flops for s in segments))
+        steps = [Legs((), (), sum(s.forward_flops + s.backward_flops for s in one)) for one in by_cut or (segments,)]
     parties = [
-        _Party(load, step, devices[load.device], links[load.device], edges, serving.passes, start, backhaul)
+        _Party(load, steps[load.cut], devices[load.device], links[load.device], edges, serving.passes, start, backhaul)
         for load in sorted(loads, key=lambda load: load.device)
     ]
     cohorts: dict[int, list[_Party]] = {}

@@ -10,6 +10,7 @@ from fsl.errors import WireError
 from fsl.messages.identifiers import Address, Count, Hex, HexKey, OptionalHexKey
 from fsl.messages.round_plan import CohortTask, DeviceTask
 from fsl.messages.strict_json import from_json, to_json
+from fsl.split.pieces import number_of_middle
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
@@ -74,8 +75,17 @@ class NodePart:
         return *self.alone, *(ticket.task for ticket in self.tickets)
 
     def holds(self, segment: str) -> bool:
-        """Whether the node works on a segment: edges on the back, their devices on the rest, a device alone on all."""
-        return bool(self.alone or (self.edges if segment == "back" else self.tickets))
+        """Whether the node works on a segment: edges on the back, their devices on the rest, a device alone on all.
+
+        A segment between two cuts runs on devices that are cut behind it, and at the edges of the others.
+        """
+        if self.alone:
+            return True
+        number = number_of_middle(segment)
+        if number is None:
+            return bool(self.edges if segment == "back" else self.tickets)
+        served = (task for edge in self.edges for task in edge.cohort.devices)
+        return any(t.task.cut >= number for t in self.tickets) or any(task.cut < number for task in served)
 
     def to_json(self) -> str:
         """The part as JSON."""

@@ -6,12 +6,14 @@ from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
-from fsl.errors import WireError
+from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
 from fsl.messages.identifiers import Count, Owner, Positive, is_count, is_label
 from fsl.messages.strict_json import from_json, to_json
 from fsl.mobility import Move, OnMove
+from fsl.privacy.refused_steps import refuse_control
 from fsl.privacy.settings import Privacy, Probe
+from fsl.segments.step_control import StepControl
 
 Fronts = Literal["averaged", "private", "relayed"]
 Message = TypeVar("Message")
@@ -23,13 +25,15 @@ class DeviceTask:
 
     `version` is the round whose private state (front, kept optimizer) counts, 0 before the first; `saved` is the
     one that the last complete checkpoint names. Every other version may be deleted. `samples`: its n_k as the cloud
-    counts it, 0 where it counts none; a device that holds others does not train.
+    counts it, 0 where it counts none; a device that holds others does not train. `cut`: at which of the run's cuts its
+    model is cut, from 0 on, where devices are cut at different places.
     """
 
     device: Count
     version: Count = 0
     saved: Count = 0
     samples: Count = 0
+    cut: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +70,11 @@ class RoundPlan:
     privacy: Privacy | None = None
     # What the trainer keeps, by owner ("edge-0", "device-3"): version and saved, as in `DeviceTask`.
     kept: Mapping[Owner, tuple[Count, Count]] = field(default_factory=dict)
+    control: StepControl = field(default_factory=StepControl)  # how gradients become steps
 
     def __post_init__(self) -> None:
         _check_run(self.run)
+        refuse_control(self.control, self.privacy)
         for move in self.moves:
             if not (is_count(move.device) and is_count(move.edge) and 0 < move.fraction <= 1):
                 raise ValueError(f"{move} is no move: fraction lies in (0, 1], device and edge are numbers from 0 on")
@@ -121,7 +127,7 @@ def _check_run(run: str) -> None:
 def _read(text: str, kind: type[Message]) -> Message:
     try:
         return from_json(text, kind)
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
         raise WireError(
             f"this is not a round's plan: {error}; cloud and node must run the same version of fsl"
         ) from None

@@ -1,8 +1,9 @@
 """Building blocks of the models."""
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -13,9 +14,23 @@ Norm = Literal["batch", "group", "none"]
 
 
 class Stages(nn.Sequential):
-    """A model as a sequence of named stages; any stage but the last is a cut, `default_cut` the paper's."""
+    """A model as a sequence of named stages; any stage but the last is a cut, `default_cut` the paper's.
+
+    `made_with`: its constructor's arguments, by which a saved model is made again.
+    """
 
     default_cut: ClassVar[str]
+    made_with: Mapping[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Stages":
+        """Remember the arguments; wrong ones are left to the constructor."""
+        made = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs).arguments
+        except TypeError:
+            bound = {}
+        made.__dict__["made_with"] = dict(list(bound.items())[1:])  # without self
+        return made
 
     def __init__(self, stages: Sequence[tuple[str, nn.Module]]):
         super().__init__(OrderedDict(stages))

@@ -30,7 +30,8 @@ class Setting:
 
     `spread`: the devices whose fronts one sample moves in a step (SGLR's averaged gradients). `secure`: the noise is
     of the machines' secure generators. `encrypted`: the wire is. `fixed`: the segments in which nothing is trained.
-    `fitted`: why a fixed front may know these data all the same, in words; empty where nothing speaks for it.
+    `fitted`: why a fixed front may know these data all the same, in words; empty where nothing speaks for it. `tail`:
+    the model's last segment runs on devices, so that labels stay there.
     """
 
     privacy: Privacy
@@ -43,11 +44,17 @@ class Setting:
     encrypted: bool = False
     fixed: tuple[str, ...] = ()
     fitted: str = ""
+    tail: bool = False
 
     @property
     def local(self) -> bool:
         """Whether rows and labels reach the edge with noise."""
         return self.edge and self.privacy.cut is not None and self.privacy.labels is not None
+
+    @property
+    def segments(self) -> list[str]:
+        """The segments of the model."""
+        return ["front", "back", *(["tail"] if self.tail else [])]
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,12 @@ class _Account:
                 f"smashed data: clipped, noise multiplier {privacy.cut.noise_multiplier:.4g} (half of it counts, for "
                 f"a replaced sample), {releases} releases of a sample at most"
             )
-        if privacy.labels is None:
+        if setting.tail:
+            self.unbounded.append(
+                "gradients at the back's outputs, which depend on labels and on the tail, and mean losses reach the "
+                "edge as they are"
+            )
+        elif privacy.labels is None:
             self.unbounded.append("labels reach the edge as they are")
         else:
             self.pure += privacy.labels.epsilon
@@ -247,7 +259,7 @@ def _received(account: _Account, adversary: str) -> None:
     elif privacy.client is not None:
         account.updates()
     else:
-        account.gradients(["front", "back"])
+        account.gradients(setting.segments)
 
 
 def _effective(multiplier: float, segment: str, spread: int) -> float:

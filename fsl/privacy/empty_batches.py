@@ -43,6 +43,12 @@ class EmptyBatchObjective(Objective):
             return self.inner.loss(outputs, targets)
         return outputs.new_zeros((), requires_grad=True)
 
+    def losses(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The mean loss of each of several batches."""
+        if all(len(each) for each in targets):
+            return self.inner.losses(outputs, targets)
+        return super().losses(outputs, targets)
+
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """The loss of each row (B,), or None."""
         return self.inner.rows(outputs, targets)

@@ -180,7 +180,13 @@ class PrivateLearner(EmptyBatchLearner):
         Its noise is that of this `step` of the device it is lent to (or of `device`), divided by what so many
         `batches`, and those that came empty, are expected to have.
         """
-        self._release(self._draw(step, device), batches)
+        draw = self._draw(step, device)
+        self._pace(step, device)
+        self._release(draw, batches)
+
+    def _pace(self, step: int | None, device: int | None) -> None:
+        if step is not None:
+            self.pace(step, device)
 
     def _draw(self, step: int | None, device: int | None) -> Draw:
         """The noise of a step; RunError where a step does not say which it is."""
@@ -215,6 +221,7 @@ class JointLearner(PrivateLearner):
         assert self.privatizer is not None
         self.norms = self.privatizer.norms()
         self._waiting = self._draw(step, device), batches
+        self._pace(step, device)
 
     def apply_clip_factors(self, factors: Tensor) -> None:
         """Make the step that was put off, each sample's gradient multiplied by its factor (B,)."""

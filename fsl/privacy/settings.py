@@ -33,7 +33,7 @@ class DPSGD:
     `noise_multiplier` is that of the release as a whole, for whoever sees front and back (1 where nothing is said); or
     `target_epsilon` has it solved for. `clipping="separate"` clips front and back each for itself; `front_share` of
     the budget is then the front's: s_f^-2 = front_share * s^-2, and the rest the back's (1: only the front is private;
-    0: only the back).
+    0: only the back). Where the model has a tail, that has `tail_share` of the budget, and the back what is left.
     "joint" clips a sample's gradient over both, for which its norms travel between device and edge. A subclass of
     `fsl.privacy.ClipRule`, or its import path, clips them each for itself by that rule.
     `sampling="poisson"` draws each sample with rate batch_size / n_k in each step; "shuffle" uses fixed batches,
@@ -46,6 +46,7 @@ class DPSGD:
     back_clip: float | None = None  # None: as `clip`
     clipping: Clipping = "separate"
     front_share: float = 0.5
+    tail_share: float | None = None  # None: where there is a tail, half of what the front leaves
     sampling: Literal["poisson", "shuffle"] = "poisson"
 
     def __post_init__(self) -> None:
@@ -70,6 +71,11 @@ class DPSGD:
         one_of("privacy.dp_sgd.sampling", self.sampling, ("poisson", "shuffle"))
         if not 0 <= self.front_share <= 1:
             raise ConfigError(f"privacy.dp_sgd.front_share={self.front_share}: a share of the budget, from 0 to 1")
+        if self.tail_share is not None and not 0 <= self.tail_share <= 1 - self.front_share:
+            raise ConfigError(
+                f"privacy.dp_sgd.tail_share={self.tail_share}: a share of the budget, from 0 to what front_share="
+                f"{self.front_share} leaves"
+            )
         if self.clipping == "joint" and (self.front_share != 0.5 or self.back_clip is not None):
             raise ConfigError("privacy.dp_sgd.clipping=joint: there is one clip; leave back_clip and front_share out")
 
@@ -84,8 +90,16 @@ class DPSGD:
         assert self.noise_multiplier is not None
         if self.clipping == "joint":
             return self.noise_multiplier
-        share = self.front_share if segment == "front" else 1 - self.front_share
-        return self.noise_multiplier / math.sqrt(share) if share else None
+        tail = self.tail_share or 0.0
+        shares = {"front": self.front_share, "tail": tail, "back": 1 - self.front_share - tail}
+        share = shares[segment]
+        return self.noise_multiplier / math.sqrt(share) if share > 0 else None
+
+    def with_tail(self) -> Self:
+        """The same for a model with a tail, whose share of the budget is said."""
+        if self.tail_share is not None:
+            return self
+        return replace(self, tail_share=(1 - self.front_share) / 2)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def plan_batches(rows: Tensor, plan: RoundPlan, device: int, skip_single: bool, 
     """
     if not len(rows):
         raise DataError(f"device {device} holds no samples; a partition must give every device at least one")
-    if plan.privacy is not None and plan.privacy.poisson:
+    if _draws(plan):
         return _poisson(rows, plan, device, secure)
     steps: list[Tensor] = []
     skipped = 0
@@ -63,6 +63,16 @@ def sample_rate(samples: int, batch_size: int, device: int) -> float:
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Returns the steps of one pass over a device's rows, with Poisson draws or without."""
     return -(-samples // batch_size)
+
+
+def batches_in_round(samples: int, plan: RoundPlan, skip_single: bool) -> int:
+    """Returns how many batches `plan_batches` gives a device of so many samples, as an edge can tell, too."""
+    skipped = 1 if skip_single and samples % plan.batch_size == 1 and not _draws(plan) else 0
+    return plan.local_epochs * (steps_per_epoch(samples, plan.batch_size) - skipped)
+
+
+def _draws(plan: RoundPlan) -> bool:
+    return plan.privacy is not None and plan.privacy.poisson
 
 
 def load_batches(

@@ -18,7 +18,7 @@ from fsl.round.round_privacy import reported_batch_size
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State
-from fsl.segments.sums import Total
+from fsl.segments.sums import Total, merge_totals
 
 
 class Cohort:
@@ -40,10 +40,9 @@ class Cohort:
         if not reports:
             return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
         if self.plan.fronts == "relayed":
-            for name, state in self.devices.relayed.items():
-                self.devices.totals[name].add(state, sum(r.samples for r in reports))
+            self.devices.add_relayed(sum(r.samples for r in reports))
         if self.plan.fronts != "private":
-            totals |= self.devices.totals
+            merge_totals(totals, self.devices.totals)
         return CohortResult(
             totals=totals, reports=tuple(sorted(reports, key=lambda r: r.device)), counts=counts, lost=self.lost
         )
@@ -75,12 +74,12 @@ def result_of(
 ) -> tuple[dict[str, Total], Counter[str]]:
     """Returns an edge's back and counts, if any device's work counts; a lost back loses all its devices."""
     try:
-        total = edge.result()
+        totals = edge.totals()
     except LostError as error:
         lost |= {report.device: error.reason for report in reports}
         reports.clear()
         return {}, Counter()
-    return ({"back": total}, edge.counts()) if reports else ({}, Counter())
+    return (totals, edge.counts()) if reports else ({}, Counter())
 
 
 def closed(devices: DeviceSide, device: Device, edge: EdgeServer) -> DeviceReport:
@@ -110,7 +109,7 @@ def report_of(devices: DeviceSide, session: Session) -> DeviceReport:
         loss_weight=reported_weight(devices.plan, session.loss_weight, session.step),
         up_bytes=session.up_bytes,
         down_bytes=session.down_bytes,
-        model_bytes=devices.model_bytes,
+        model_bytes=devices.model_bytes(session.device),
     )
 
 

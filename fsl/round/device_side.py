@@ -12,11 +12,13 @@ from fsl.errors import ConfigError, LostError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.round.batches import BatchPlan, load_batches, plan_batches
+from fsl.round.cut_views import CutView, CutViews
 from fsl.round.device_weights import device_weight
 from fsl.round.front_device import Device, DeviceBench
 from fsl.round.kept_states import keep, load_kept, load_private, new_total
-from fsl.round.round_privacy import device_cut, lender, relabelling, reported_batch_size
+from fsl.round.round_privacy import device_cut, edge_objective, lender, relabelling, reported_batch_size
 from fsl.round.rows import refuse_unmeasured
+from fsl.round.step_rules import lend_by, objective_of, step_rule
 from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
 from fsl.seeds import Stream
@@ -24,6 +26,7 @@ from fsl.segments.finite import refuse_states
 from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
+from fsl.segments.sums import Total, merge_totals
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,12 @@ class DeviceSide:
         refuse_unmeasured(worker, plan)
         self.plan = plan
         self.worker = worker
-        self.states = states
         self.tasks = {task.device: task for task in tasks}
-        self.segments = {name: segment for name, segment in worker.segments.items() if name != "back"}
+        self.views = CutViews(worker, states)
         self.recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
         self.up, self.down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
-        self.totals = {name: new_total(segment.layout, plan) for name, segment in self.segments.items()}
-        self.relayed: dict[str, State] = {name: states[name] for name in self.segments if name in states}
+        self._totals: dict[int, dict[str, Total]] = {}  # by cut, of each segment
+        self.relayed: dict[str, State] = {name: state for name, state in states.items() if name != "back"}
         self.batches: dict[int, BatchPlan] = {}
         whole = None if plan.privacy is None else plan.privacy.client
         self.clip = None if whole is None else whole.clip  # the norm to which privacy clips a device's whole update
@@ -73,9 +75,11 @@ class DeviceSide:
         rows = worker.workload.partition.indices(device)
         secure = worker.workload.secure
         self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
+        segments = self.view(device).segments
+        rules = {name: step_rule(plan, name, worker, lambda _: len(batches.rows)) for name in segments}
         learners = {
-            name: lender(plan, name, worker.workload)(segment, self.recipe, device)
-            for name, segment in self.segments.items()
+            name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
+            for name, segment in segments.items()
         }
         for name, learner in learners.items():
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
@@ -94,7 +98,11 @@ class DeviceSide:
             front=learners["front"],
             head=learners.get("head"),
             tail=learners.get("tail"),
-            objective=worker.workload.objective,
+            objective=objective_of(
+                plan,
+                edge_objective(worker.workload.objective, plan) if plan.tails else worker.workload.objective,
+                worker.accelerator,
+            ),
             layer_seeds=self._layer_seeds("front", device),
             head_layer_seeds=self._layer_seeds("head", device),
             tail_layer_seeds=self._layer_seeds("tail", device),
@@ -112,19 +120,43 @@ class DeviceSide:
 
         LostError, before any of that, where they are unusable.
         """
-        task = self.tasks[device.device]
+        task, segments = self.tasks[device.device], self.view(device.device).segments
         self.check(device)
         for name, learner in self._learners(device).items():
             state = learner.state()
             if self.plan.fronts == "averaged" or (self.plan.fronts == "relayed" and self.plan.one_by_one):
-                self.totals[name].add(state, self.weight(device.device), device.device)
+                self._total(device.device, name).add(state, self.weight(device.device), device.device)
             if self.plan.fronts == "relayed":
                 self.relayed[name] = state.clone()
             elif self.plan.fronts == "private":
-                tensors = self.segments[name].layout.unpack(state)
+                tensors = segments[name].layout.unpack(state)
                 self.worker.store.save(f"{name}s/{task.device}", self.plan.round, tensors, (task.version, task.saved))
             keep(self.worker, self.plan, f"{name}s/{device.device}", learner, task)
-            self.segments[name].give_back(learner)
+            segments[name].give_back(learner)
+
+    def view(self, device: int) -> CutView:
+        """Returns the segments and the starting states of a device's model, cut where the plan cuts it."""
+        return self.views.at(self.tasks[device].cut)
+
+    def _total(self, device: int, segment: str) -> Total:
+        cut = self.tasks[device].cut
+        totals = self._totals.setdefault(cut, {})
+        if segment not in totals:
+            totals[segment] = new_total(self.views.at(cut).segments[segment].layout, self.plan)
+        return totals[segment]
+
+    def add_relayed(self, samples: int) -> None:
+        """Add what the last device relayed to the totals, where it stands for all of them and their samples."""
+        for name, state in self.relayed.items():
+            self._total(next(iter(self.tasks)), name).add(state, samples)
+
+    @property
+    def totals(self) -> dict[str, Total]:
+        """Returns the totals of the segments that the cloud averages."""
+        found: dict[str, Total] = {}
+        for totals in self._totals.values():
+            merge_totals(found, self.views.in_pieces(totals))
+        return found
 
     def check(self, device: Device) -> None:
         """Raise LostError where a device's trained segments, or optimizer states to keep, are unusable."""
@@ -136,7 +168,7 @@ class DeviceSide:
     def abandon(self, device: Device) -> None:
         """Drop all work of a device that is lost in the middle of its round."""
         for name, learner in self._learners(device).items():
-            self.segments[name].give_back(learner)
+            self.view(device.device).segments[name].give_back(learner)
 
     def copy(self, device: Device) -> "DeviceCopy":
         """Copy a device between two of its steps."""
@@ -159,24 +191,25 @@ class DeviceSide:
 
     def update_square(self, device: Device) -> float:
         """Returns the squared norm of the update of a device's own segments."""
-        return sum(update_square(self.states[name], state) for name, state in self.states_of(device).items())
+        starts = self.view(device.device).states
+        return sum(update_square(starts[name], state) for name, state in self.states_of(device).items())
 
     def shorten(self, device: Device, square: float) -> None:
         """Clip a device's update; `square` is its squared norm over all segments, the edge's included."""
         assert self.clip is not None
+        starts = self.view(device.device).states
         for name, state in self.states_of(device).items():
-            shorten(self.states[name], state, square, self.clip)
+            shorten(starts[name], state, square, self.clip)
 
     def states_of(self, device: Device) -> dict[str, State]:
         """Returns the present states of a device's segments, not copied."""
         return {name: learner.state() for name, learner in self._learners(device).items()}
 
-    @property
-    def model_bytes(self) -> int:
+    def model_bytes(self, device: int) -> int:
         """Bytes of the model that travel to a device and back in a round."""
         if self.plan.fronts == "private":
             return 0
-        return 2 * sum(segment.layout.bytes for segment in self.segments.values())
+        return 2 * sum(segment.layout.bytes for segment in self.view(device).segments.values())
 
     def _learners(self, device: Device) -> dict[str, Learner]:
         all_of_them = {"front": device.bench.front, "tail": device.bench.tail, "head": device.bench.head}
@@ -194,7 +227,7 @@ class DeviceSide:
             private = load_private(self.worker, name, self.tasks[device])
             if private is not None:
                 return private
-        start = (self.relayed if self.plan.fronts == "relayed" else self.states).get(name)
+        start = (self.relayed if self.plan.fronts == "relayed" else self.view(device).states).get(name)
         if start is None and self.worker.store.restarts.get(f"{name}s/{device}") == 0:
             raise LostError(
                 device, f"its {name} is lost on its node; it begins anew from the first one in the next round"

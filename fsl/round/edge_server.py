@@ -19,6 +19,7 @@ from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
 from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.quoting import short
+from fsl.round.by_cut import ByCut
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
@@ -72,12 +73,21 @@ def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
     return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), counts, strict=True))
 
 
+def _told_in(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of a loss beside outputs of this dtype: no coarser than float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 @dataclass(frozen=True)
 class SessionSnapshot:
     """A session on its way to another edge."""
 
     session: Session
     trainer: Snapshot
+
+
+def _none_shared(device: int) -> frozenset[int]:
+    return frozenset()
 
 
 class EdgeServer:
@@ -95,12 +105,12 @@ class EdgeServer:
         public_reason: str | None = None,
         checked: bool = True,
         allowed: Iterable[str] = ALLOWED,
-        shared: frozenset[int] = frozenset(),
+        shared: Callable[[int], frozenset[int]] = _none_shared,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
-        `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: which of the tensors that
-        it passes have no row per sample.
+        `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: tells which of the tensors
+        that a device's front passes have no row per sample.
         `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
         `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
@@ -145,6 +155,10 @@ class EdgeServer:
         """Returns a device's session here."""
         return self._sessions[device]
 
+    def most_samples(self) -> float:
+        """Returns the largest n_k of the devices that are attached here."""
+        return max((session.weight for session in self._sessions.values()), default=0.0)
+
     def codecs(self, device: int) -> tuple[CutCodec, CutCodec]:
         """Returns the codecs of a device's session here, up and down."""
         return self._codecs[device]
@@ -163,7 +177,7 @@ class EdgeServer:
             )
         smashed = self.codecs(packet.device)[0].decode(packet.smashed)
         if isinstance(smashed, TensorTree):
-            smashed = replace(smashed, shared=self._shared)
+            smashed = replace(smashed, shared=self._shared(packet.device))
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
         targets = packet.targets
@@ -212,7 +226,7 @@ class EdgeServer:
             gradient = self._tail_gradient(answer)
             if gradient is None:  # no step can be made of it
                 loss, gradient = math.nan, self._zeros(answer.device)
-            mean = answer.told.new_tensor(loss, dtype=activations_of(gradient)[0].dtype)
+            mean = answer.told.new_tensor(loss, dtype=_told_in(activations_of(gradient)[0].dtype))
             self._told[answer.device] = answer.step, mean, gradient
         return [self._told[device][1:] for device, _ in parts]
 
@@ -288,6 +302,12 @@ class EdgeServer:
             self._remember(None)
             self._counts[f"{KEPT}{self.edge}"] = 1
         return self.trainer.result()
+
+    def totals(self) -> dict[str, Total]:
+        """Returns the weighted backs of this round, by the segments that the cloud averages."""
+        if isinstance(self.trainer, ByCut):
+            return self.trainer.totals()
+        return {"back": self.result()}
 
     # The trainer's memory between rounds: one of the edge, or one of each device with a back of its own.
 

@@ -8,9 +8,13 @@ from torch import Tensor
 from fsl.codecs.codec_maker import codec_maker
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.batches import batches_in_round
+from fsl.round.by_cut import ByCut
+from fsl.round.cut_views import CutView, CutViews
 from fsl.round.edge_server import EdgeServer
 from fsl.round.kept_states import keep, load_kept, new_total
 from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
+from fsl.round.step_rules import lend_by, objective_of, refuse_accumulation, step_rule
 from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
 from fsl.round.workload import Worker
@@ -33,8 +37,13 @@ class EdgeSide:
         self.plan = plan
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
+        self.views = CutViews(worker, states)
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
-        trainer = protected(self._trainer(plan.trainer), plan)
+        if self.views.mixed:
+            trainer: EdgeTrainer = ByCut(partial(self._trainer, plan.trainer), self._at, self.views.in_pieces)
+        else:
+            trainer = protected(self._trainer(plan.trainer), plan)
+        refuse_accumulation(trainer, plan.control.accumulate)
         if tails and not trainer.tails:
             refuse_tail(worker.chain, f"{type(trainer).__name__} trains")
         memory = TrainerMemory(plan, worker)
@@ -50,23 +59,39 @@ class EdgeSide:
             public_reason=public_reason,
             checked=checked,
             allowed=worker.workload.allowed,
-            shared=worker.segments["front"].shared,
+            shared=lambda device: self._view(device).worker.segments["front"].shared,
         )
-        back = worker.segments["back"]
-        bench = EdgeBench(
+        self.server.begin(self._bench(worker), states["back"])
+
+    def _view(self, device: int) -> CutView:
+        return self.views.at(self.tasks[device].cut if device in self.tasks else 0)
+
+    def _bench(self, worker: Worker) -> EdgeBench:
+        """Returns what a trainer works with whose devices' models are cut as this worker's."""
+        plan, back = self.plan, worker.segments["back"]
+        if "tail" in worker.chain:
+            objective = edge_objective(RemoteTails(self.server.ask_tails), plan)
+        else:
+            objective = objective_of(plan, edge_objective(worker.workload.objective, plan), worker.accelerator)
+        rule = step_rule(plan, "back", worker, self._batches)
+        return EdgeBench(
             seed=plan.seed,
             round=plan.round,
             back=back,
-            objective=RemoteTails(self.server.ask_tails) if tails else edge_objective(worker.workload.objective, plan),
+            objective=objective,
             optimizer=OptimizerRecipe(plan.optimizer, worker.workload.allowed),
             learning_rate=plan.learning_rates["back"],
             kept=self._kept,
             keep=self._keep,
             total=partial(new_total, back.layout, plan),
-            lender=lender(plan, "back", worker.workload, task.edge),
+            lender=lend_by(rule, lender(plan, "back", worker.workload, self.task.edge)),
             loss_limit=limit_of(worker, plan, "back"),
         )
-        self.server.begin(bench, states["back"])
+
+    def _at(self, device: int) -> tuple[int, EdgeBench, State]:
+        """Returns the cut of a device, with the bench and the back as the round begins that belong to it."""
+        view = self._view(device)
+        return self.tasks[device].cut, self._bench(view.worker), view.states["back"]
 
     def _trainer(self, spec: Spec) -> EdgeTrainer:
         trainer: EdgeTrainer = spec.build(self.worker.workload.allowed, EdgeTrainer)
@@ -75,6 +100,11 @@ class EdgeSide:
     def welcome(self, task: DeviceTask) -> None:
         """Prepare for a device that may come from another edge; `task` names its kept states' generations."""
         self.tasks[task.device] = task
+
+    def _batches(self, device: int | None) -> int:
+        """Returns how many batches a device has in this round; None: the most that any device here has."""
+        samples = self.server.most_samples() if device is None else self.server.session(device).weight
+        return batches_in_round(int(samples), self.plan, self.worker.skip_single)
 
     # The trainer names the owner of an optimizer state that it keeps: a device, or the edge.
 

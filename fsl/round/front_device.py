@@ -107,6 +107,7 @@ class Device:
         elif len(smashed):
             return  # a reply without a gradient trains nothing
         if self.bench.tail is not None:
+            self._targets.pop(reply.step, None)  # of a batch without rows, whose outputs the edge never sent
             self.bench.tail.step(reply.step)
         self._answered += 1
         if not self._smashed:
@@ -149,6 +150,6 @@ class LocalLossDevice(Device):
         loss.backward()
         if not usable([loss], [], bench.loss_limit):
             raise LostError(self.device, REFUSED)
-        bench.front.step()
-        bench.head.step()
+        bench.front.step(self.step)
+        bench.head.step(self.step)
         return self.upload(smashed, targets)

@@ -90,7 +90,7 @@ class MovingCohorts:
         if not reports:
             return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
         if self.plan.fronts != "private":
-            totals |= self.devices.totals
+            merge_totals(totals, self.devices.totals)
         return CohortResult(
             totals=totals, reports=tuple(sorted(reports, key=lambda r: r.device)), counts=counts, lost=self.lost
         )
@@ -187,7 +187,7 @@ class MovingCohorts:
         device = roamer.device.device
         assert self.plan.trainer is not None
         passport = Passport(self.plan.run, self.plan.round, device, self.plan.trainer.target)
-        layout = self.worker.segments["back"].layout
+        layout = self.devices.view(device).worker.segments["back"].layout
         self.sides[to.edge].welcome(self.devices.tasks[device])
         roamer.moved_bytes += hand_over(roamer.edge, to, passport, layout)
         roamer.edge = to

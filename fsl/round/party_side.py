@@ -15,6 +15,7 @@ from fsl.round.device_side import DeviceSide
 from fsl.round.kept_states import load_kept
 from fsl.round.party_device import PartyBench, PartyDevice
 from fsl.round.round_privacy import device_cut, lender
+from fsl.round.step_rules import lend_by, objective_of, step_rule
 from fsl.round.unusable import limit_of
 from fsl.round.workload import Worker
 from fsl.seeds import Stream
@@ -57,7 +58,10 @@ class PartySide(DeviceSide):
         own = {"front": states[name]} if name in states else {}
         if "tail" in states:
             own["tail"] = states["tail"]
-        super().__init__([task], replace(plan, learning_rates=rates), seen_by(worker, self.party), own)
+        norms = dict(plan.control.clip_norms)
+        control = replace(plan.control, clip_norms={**norms, "front": norms[name]} if name in norms else norms)
+        plan = replace(plan, learning_rates=rates, control=control)
+        super().__init__([task], plan, seen_by(worker, self.party), own)
         self.shares_labels = task_of(worker).label_party == self.party and "tail" not in worker.segments
 
     def open(self, device: int) -> PartyDevice:
@@ -65,9 +69,11 @@ class PartySide(DeviceSide):
         plan, worker = self.plan, self.worker
         rows = worker.workload.partition.indices(device)
         self.batches[device] = batches = plan_batches(rows, plan, PEOPLE, worker.skip_single)
+        segments = self.view(device).segments
+        rules = {name: step_rule(plan, name, worker, lambda _: len(batches.rows)) for name in segments}
         learners = {
-            name: lender(plan, name, worker.workload)(segment, self.recipe, device)
-            for name, segment in self.segments.items()
+            name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
+            for name, segment in segments.items()
         }
         for name, learner in learners.items():
             kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
@@ -79,7 +85,7 @@ class PartySide(DeviceSide):
             front=learners["front"],
             head=None,
             tail=learners.get("tail"),
-            objective=worker.workload.objective,
+            objective=objective_of(plan, worker.workload.objective, worker.accelerator),
             layer_seeds=self._draws(f"{FRONT}{self.party}"),
             head_layer_seeds=self._draws("head"),
             tail_layer_seeds=self._draws("tail"),

@@ -76,7 +76,7 @@ def relabelling(worker: Worker, plan: RoundPlan, device: int, rows: Tensor) -> R
 
 
 def edge_objective(objective: Objective, plan: RoundPlan) -> Objective:
-    """What a back minimises: the run's objective, corrected where labels are randomized; batches may be empty."""
+    """What a back minimises, or a tail: the run's objective, corrected for randomized labels; batches may be empty."""
     if plan.privacy is None:
         return objective
     objective = corrected(objective, plan.privacy.labels)

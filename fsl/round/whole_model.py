@@ -20,6 +20,7 @@ from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
 from fsl.round.rows import refuse_unmeasured
+from fsl.round.step_rules import objective_of, step_rule
 from fsl.round.unusable import limit_of, lost_reason
 from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
@@ -28,6 +29,7 @@ from fsl.segments.finite import REFUSED, finite, refuse_states, usable
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Replica, State
+from fsl.segments.step_control import mean_gradient
 from fsl.segments.tensor_trees import Values, received
 
 if TYPE_CHECKING:
@@ -55,7 +57,11 @@ class WholeModelCohort:
         self.parameters = [p for replica in self.replicas for p in replica.parameters]
         self.limit = limit_of(worker, plan)
         self.optimizer = OptimizerRecipe(plan.optimizer, worker.workload.allowed).build(self.parameters)
-        set_learning_rate(self.optimizer, plan.learning_rates[self.segments[0].name])
+        self.rate = plan.learning_rates[self.segments[0].name]
+        set_learning_rate(self.optimizer, self.rate)
+        self.batches = 0  # of the present device
+        self.rules = [step_rule(plan, s.name, worker, lambda _: self.batches) for s in self.segments]
+        self.objective = objective_of(plan, worker.workload.objective, worker.accelerator)
         for segment, replica in zip(self.segments, self.replicas):
             segment.install(replica)
         self.privatizers = privatizers(self.segments, self.replicas, self.private, worker.workload.allowed)
@@ -105,6 +111,8 @@ class WholeModelCohort:
         plan, workload, device = self.plan, self.worker.workload, task.device
         rows = workload.partition.indices(device)
         batches = plan_batches(rows, plan, device, self.worker.skip_single, self.secure)
+        self.batches = len(batches.rows)
+        self._drop()  # what a device that was lost has left of a step
         for segment, replica in zip(self.segments, self.replicas):
             replica.load(self.states[segment.name])
             segment.install(replica)
@@ -122,7 +130,7 @@ class WholeModelCohort:
                 at = [stream.at(len(losses)) for stream in streams]
                 noise = [self._noise(name).of(device, len(losses)) for name in self.privatizers]
                 counts.append(workload.objective.weight(targets))
-                losses.append(self._step(inputs, targets, at, noise, device))
+                losses.append(self._step(inputs, targets, at, noise, device, len(losses)))
                 here(device, len(losses))
                 if deadline is not None and deadline.left() <= 0:
                     raise LostError(device, deadline.reason)
@@ -145,25 +153,34 @@ class WholeModelCohort:
     def _noise(self, segment: str) -> StepNoise:
         return StepNoise(self.secure, self.plan.seed, self.plan.round, segment)
 
-    def _step(self, inputs: Values, targets: Tensor, layer_seeds: list[int], noise: list[Draw], device: int) -> Tensor:
+    def _step(
+        self, inputs: Values, targets: Tensor, layer_seeds: list[int], noise: list[Draw], device: int, step: int
+    ) -> Tensor:
         values: Any = inputs
         loss = inputs.new_zeros(()) if isinstance(inputs, Tensor) else torch.zeros((), device=self.worker.accelerator)
         if len(inputs):
-            for segment, layer_seed in zip(self.segments, layer_seeds):
-                with DEFAULT_GENERATOR:
+            for segment, rule, layer_seed in zip(self.segments, self.rules, layer_seeds):
+                with DEFAULT_GENERATOR, rule.computing(segment.accelerator):
                     reseed(layer_seed, segment.accelerator)
                     values = received(call(segment.module, values))
-            loss = self.worker.workload.objective.loss(values, targets)
+            loss = self.objective.loss(values, targets)
             loss.backward()
             if self.limit is not None and not usable([loss], [p.grad for p in self.parameters], self.limit):
-                for parameter in self.parameters:
-                    parameter.grad = None
                 raise LostError(device, REFUSED)
         privatize(list(self.privatizers.values()), noise)
-        if self.optimizer is not None:
+        gathered = self.rules[0].gathered(step, device)
+        if self.optimizer is not None and gathered:
+            set_learning_rate(self.optimizer, self.rules[0].rate(self.rate, step, device))
+            mean_gradient(self.parameters, self.rules[0].divisor(gathered))
+            for rule, replica in zip(self.rules, self.replicas):  # each segment for itself, as in split training
+                rule.clip(replica.parameters)
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop()
         return loss.detach()
+
+    def _drop(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def privately(segment: SegmentRuntime, privacy: SegmentPrivacy | None) -> SegmentRuntime:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from fsl.round.node_store import Store
 from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import needs_two_rows, start_training
+from fsl.segments.states import Layout
 from fsl.segments.tensor_places import tables
 from fsl.segments.tensor_trees import Values, passed, received, shared_of
 from fsl.split.cutting import SplitModel, passes_one, split
+from fsl.split.pieces import pieces
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Workload:
     accelerator: str = "cpu"
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
+    cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
 
 
 _EXAMPLE = 3  # rows of a batch by which a model is traced
@@ -60,11 +63,19 @@ class Worker:
         if isinstance(self.model, VerticalModel):
             self.parties = self.model.parties
             self.model.measure(passed(self._blank(_EXAMPLE)))
-        self.split: SplitModel = split(self.model, workload.cut, self._example())
-        start_training(self.model, [segment.module for segment in self.split])
-        self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in self.split.segments}
+        self.cuts = workload.cuts
+        if workload.cuts:
+            start_training(self.model)
+            self.segments = self._pieces()
+        else:
+            parts: SplitModel = split(self.model, workload.cut, self._example())
+            self.cuts = parts.cuts
+            start_training(self.model, [segment.module for segment in parts])
+            self.segments = {s.name: SegmentRuntime(s.name, s.module, self.accelerator) for s in parts.segments}
         self.chain = dict(self.segments)  # the model's segments, in order
-        self._find_shared()
+        self.modules = list(dict.fromkeys(segment.module for segment in self.chain.values()))  # run one after another
+        if not workload.cuts:
+            self._find_shared()
         if workload.head is not None:
             head = copy.deepcopy(workload.head)
             start_training(head)
@@ -72,6 +83,28 @@ class Worker:
         self.store = Store(workload.store)
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
+        self._at: dict[int, Worker] = {}
+
+    def at(self, cut: int) -> "Worker":
+        """Returns the worker for devices that are cut at this one of the workload's `cuts`; this one where it has none.
+
+        It has modules of its own: a worker's segments hold one replica at a time.
+        """
+        cuts = self.workload.cuts
+        if not cuts:
+            return self
+        if cut not in self._at:
+            self._at[cut] = worker = Worker(replace(self.workload, cut=cuts[cut], cuts=()))
+            worker.store = self.store
+        return self._at[cut]
+
+    def _pieces(self) -> dict[str, SegmentRuntime]:
+        """Returns the pieces in which the cloud keeps a model that is cut here or there: parts of one module."""
+        found = pieces(self.model, self.workload.cuts, self._example())
+        return {
+            name: SegmentRuntime(name, self.model, self.accelerator, Layout(self.model, keys, name == "front"))
+            for name, keys in found.items()
+        }
 
     def _find_shared(self) -> None:
         """Find, by blank batches of two rows and of three, what segments pass on without a row per sample.

@@ -13,6 +13,7 @@ from fsl.models.vertical_model import FRONT, PartyFront
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
 from fsl.segments.calling import call
+from fsl.segments.precision import Precision, computing
 from fsl.segments.tensor_trees import Values, activations_of, passed, received
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.wire_settings import IDENTITY
@@ -38,7 +39,7 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
         elif federation.mobility is not None and codec_of(codec).stateful:
             raise ConfigError(f"{what}: {CANNOT_MOVE}")
     fronts = [name for name in worker.segments if name == "front" or name.startswith(FRONT)]
-    made = [_smashed(worker, front) for front in fronts] if used else []
+    made = [_smashed(worker, front, federation.training.precision) for front in fronts] if used else []
     for (way, codec), smashed in product(used.items(), made):
         what = f"codec.{way}={codec.text}"
         try:
@@ -54,12 +55,12 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
                 try_codec(what, make, _values(rows, activation))
 
 
-def _smashed(worker: Worker, name: str) -> Values | None:
+def _smashed(worker: Worker, name: str, precision: Precision) -> Values | None:
     """What a front gives for two blank inputs; None, with a warning, where it does not take them."""
     data, front = worker.workload.data, worker.segments[name].module
     training = front.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), computing(precision, worker.accelerator):
             blank = data.blank(2).to(worker.accelerator)
             if isinstance(front, PartyFront):
                 return received(front.eval()(passed(blank)[front.party]))

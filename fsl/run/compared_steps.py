@@ -139,7 +139,7 @@ class SplitTrial:
             SegmentRuntime(name, copy.deepcopy(segment.module), worker.accelerator)
             for name, segment in worker.chain.items()
         ]
-        self._cuts = worker.split.cuts
+        self._cuts = worker.cuts
         self._answered = worker.workload.head is None  # devices wait for cut gradients
         # What modules have before anything is put into them: nobody should be using it.
         self._outside = _storages(pair for runtime in self.runtimes for pair in _named(runtime.module))

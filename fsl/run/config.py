@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl import seeds
 from fsl.codecs.codec_choice import build_codecs
+from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.data.data_digest import digest
@@ -24,8 +25,8 @@ from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
 from fsl.run.observers import Observer
+from fsl.segments.learning_rate import Schedule
 from fsl.settings.evaluation_settings import Evaluation
-from fsl.settings.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import OptionGroup
 from fsl.settings.training_settings import Training
@@ -44,6 +45,7 @@ class RunConfig:
     training: Training
     evaluation: Evaluation
     nodes: int
+    cuts: Mapping[Any, Any] | str | None
     init_from: str | None
     resume: str | None
     name: str | int | float | None
@@ -208,6 +210,13 @@ def build_model(
     return model, cut
 
 
+def given_arguments(config: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """The arguments that a configuration's model is made with; of those `known` besides, what it has parameters for."""
+    own = {name: value for name, value in config.items() if name not in ("_target_", "cut")}
+    takes = inspect.signature(locate(str(config["_target_"]))).parameters
+    return {name: value for name, value in _known(**known).items() if name in takes} | own
+
+
 def _known(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -222,7 +231,7 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ConfigError(f"optimizer._target_={target} is no torch optimizer; name a class such as torch.optim.SGD")
     of_schedule = {field.name: hint for field, hint in _typed(Schedule)}
-    own = {"lr": float, "reset": bool, **of_schedule}
+    own = {"lr": float, "reset": bool, "clip_norm": float | Mapping[str, float] | None, **of_schedule}
     taken = {name: checked(f"optimizer.{name}", values.pop(name), hint) for name, hint in own.items() if name in values}
     known = [n for n in inspect.signature(kind).parameters if n != "params"]
     for name in values:
@@ -231,6 +240,13 @@ def build_optimizer(config: Mapping[str, Any]) -> Optimizer:
             raise ConfigError(unknown("option of optimizer", name, options) + from_another("optimizer", name, kind))
     schedule = Schedule(**{name: taken.pop(name) for name in of_schedule if name in taken})
     return Optimizer(target, options=values, schedule=schedule, **{"lr": Optimizer().rate, **taken})
+
+
+def build_cuts(config: Mapping[Any, Any] | str | None) -> CutChoice | None:
+    """Where each device's model is cut; None where all are cut alike, by `model.cut`."""
+    if isinstance(config, Mapping) and "_target_" in config:
+        return build_kind("cuts", config, CutChoice)  # type: ignore[type-abstract]
+    return as_cuts(config)
 
 
 def build_wire(config: Mapping[str, Any]) -> Wire:

@@ -71,14 +71,15 @@ def run_figures(rows: Rows, folder: Path, title: str, formats: Sequence[str] = (
 
 
 def plot(rows: Rows, title: str = "") -> "Figure":
-    """Accuracy and loss by round side by side, as a figure of matplotlib's; one alone where the other is not known.
+    """Accuracy, loss and bytes by round side by side, as a figure of matplotlib's; what is not known is left out.
 
-    Needs no pyplot; `figure.savefig(path)` writes it. ConfigError where the rows have neither.
+    Needs no pyplot; a notebook shows it, and `figure.savefig(path)` writes it. ConfigError where the rows know nothing.
     """
-    drawings = [draw for known, draw in ((_accuracies, _draw_accuracy), (_losses, _draw_loss)) if known(rows)]
+    all_drawings = ((_accuracies, _draw_accuracy), (_losses, _draw_loss), (_traffic, _draw_traffic))
+    drawings = [draw for known, draw in all_drawings if known(rows)]
     if not drawings:
         raise ConfigError("there is nothing to plot: no round has an accuracy or a loss; train a round first")
-    figure, places = new_figures(title, len(drawings), width=7.2 if len(drawings) == 1 else 12.0)
+    figure, places = new_figures(title, len(drawings), width=(7.2, 12.0, 15.6)[len(drawings) - 1])
     for axes, draw in zip(places, drawings):
         draw(axes, rows)
     return figure
@@ -140,6 +141,25 @@ def _draw_loss(axes: "Axes", rows: Rows) -> None:
     _draw(axes, lines, "loss (mean over examples)")
     _legend(axes)
     _from_zero(axes, lines)
+
+
+def _traffic(rows: Rows) -> list[Curve]:
+    """What each round sent, as far as anything was."""
+    lines = _known(
+        _line(rows, "up_bytes", "smashed, up"),
+        _line(rows, "down_bytes", "gradients, down"),
+        _line(rows, "model_bytes", "models"),
+    )
+    return [line for line in lines if any(line.values)]
+
+
+def _draw_traffic(axes: "Axes", rows: Rows) -> None:
+    lines = _traffic(rows)
+    size, unit = unit_for(_top(lines), BYTE_UNITS)
+    scaled = [line.scaled(1 / size) for line in lines]
+    _draw(axes, scaled, f"sent in a round ({unit})")
+    _legend(axes)
+    _from_zero(axes, scaled)
 
 
 def _bytes(rows: Rows, title: str) -> "Figure | None":

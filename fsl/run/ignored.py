@@ -1,13 +1,14 @@
 """Refuses arguments that a run would ignore, where that misleads, and warns of the others."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
+from fsl.segments.learning_rate import Schedule
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
-from fsl.settings.learning_rate import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def warn_of_ignored(federation: Federation, strategy: CloudStrategy) -> None:
     schedule = federation.optimizer.schedule
     if schedule.gamma != Schedule.gamma and not schedule.milestones:
         log.warning("optimizer.gamma=%g changes nothing: there are no milestones after which it counts", schedule.gamma)
+    if schedule.per == "step" and replace(schedule, per="round") == Schedule():
+        log.warning("optimizer.per=step changes nothing: the learning rate is the same in every step")
     if strategy.trainer(1) is not None:
         return
     name = type(strategy).__name__

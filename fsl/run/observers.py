@@ -17,6 +17,7 @@ import numpy as np
 
 from fsl.faults import said
 from fsl.run.lost_words import lost_in_words
+from fsl.run.notebooks import NotebookBar, in_notebook
 from fsl.run.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -108,15 +109,21 @@ class RoundLines(Observer):
 class ProgressBar(Observer):
     """A line on the terminal that moves on: rounds, devices, loss, accuracy, bytes, time left.
 
-    It is drawn on stderr, and nothing is where stderr is no terminal.
+    It is drawn on stderr, or in a notebook's output; nothing is where stderr is neither.
     """
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        self._notebook: NotebookBar | None = None
 
     def on_start(self, info: RunInfo) -> None:
         """Show the bar."""
-        self._progress = None
+        self._progress = self._notebook = None
+        if in_notebook():
+            with harmless("the progress bar"):
+                heading = f"{info.strategy} · {info.model} · {info.data} · {info.devices:,} devices"
+                self._notebook = NotebookBar(heading, info.rounds, info.first_round - 1)
+            return
         if sys.stderr is None or not sys.stderr.isatty():
             return
         with harmless("the progress bar"):
@@ -128,12 +135,19 @@ class ProgressBar(Observer):
 
     def on_round(self, row: Mapping[str, Any]) -> None:
         """Move the bar on."""
+        if self._notebook is not None:
+            with harmless("the progress bar"):
+                self._notebook.move(row["round"], round_in_words(row))
         if self._progress is not None:
             with harmless("the progress bar"):
                 self._progress.update(self._task, completed=row["round"], figures=round_in_words(row))
 
     def on_end(self) -> None:
         """Leave the bar as it stands."""
+        if self._notebook is not None:
+            with harmless("the progress bar"):
+                self._notebook.stop()
+            self._notebook = None
         if self._progress is not None:
             with harmless("the progress bar"):
                 self._progress.stop()

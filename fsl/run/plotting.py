@@ -64,7 +64,13 @@ def new_figures(title: str, plots: int, height: float = 4.2, width: float = 7.2)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    class ShownFigure(Figure):
+        """A figure that notebooks show, which know those of pyplot alone."""
+
+        def _repr_png_(self) -> bytes:
+            return to_bytes(self, "png", dpi=100)
+
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     places = list(figure.subplots(1, plots, squeeze=False)[0])
     if title:
@@ -92,14 +98,14 @@ def to_svg(figure: "Figure") -> bytes:
     return to_bytes(figure, "svg")
 
 
-def to_bytes(figure: "Figure", form: str) -> bytes:
+def to_bytes(figure: "Figure", form: str, dpi: int = 150) -> bytes:
     """A figure as a file's content, equal for equal data; a PDF has its fonts as text that can be found and edited."""
     from matplotlib import rc_context
 
     buffer = BytesIO()
     with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path", "pdf.fonttype": 42}):
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(buffer, format=form, dpi=150, metadata=undated.get(form))
+        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated.get(form))
     return buffer.getvalue()
 
 

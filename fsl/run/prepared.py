@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 from fsl.costs import CostModel, segment_costs
+from fsl.costs.cut_choice import CutChoice
 from fsl.costs.hardware import Hardware
 from fsl.data import TaskData, VerticalData, as_task
 from fsl.data.example_checks import check_examples
 from fsl.errors import ConfigError, FslError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
+from fsl.importing.spec import Spec
 from fsl.models.vertical_model import VerticalModel
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
@@ -22,7 +24,9 @@ from fsl.run import provenance
 from fsl.run.ignored import warn_of_ignored
 from fsl.run.label import Label
 from fsl.run.local_heads import local_head
+from fsl.run.mixed_cuts import cut_costs, priced, with_cuts
 from fsl.run.observers import Observer
+from fsl.run.precision_check import check_precision_of
 from fsl.run.preflight import fit, preflight
 from fsl.run.privacy_check import private_run, refuse_several
 from fsl.run.run_folder import RunFolder
@@ -47,7 +51,7 @@ def checked_task(model: nn.Module, train_data: Any, test_data: Any) -> TaskData:
 def allowed_classes(packages: Sequence[str], strategy: CloudStrategy, federation: Federation) -> Allowed:
     """The classes that a simulation's plans may name: of fsl, these packages, the strategy's, and those of settings."""
     packages = check_packages(packages)
-    targets = [spec.target for spec in (federation.optimizer.spec, *federation.wire.ways.values())]
+    targets = [spec.target for spec in _of_settings(federation)]
     dp_sgd = None if federation.privacy is None else federation.privacy.dp_sgd
     name_classes(federation.named, targets)
     if dp_sgd is not None and dp_sgd.rule is not None:
@@ -79,16 +83,24 @@ def prepared(
     folder: RunFolder,
     observers: tuple[Observer, ...],
     label: Label,
+    cuts: CutChoice | None = None,
 ) -> Simulation:
-    """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not."""
+    """A simulation that may begin: nothing is written yet, and whatever could be refused before a round was not.
+
+    `cuts`: where each device's model is cut, where devices are cut at different places.
+    """
     refuse_vertical(federation, strategy, workload)
+    if cuts is not None and isinstance(workload.model, VerticalModel):
+        raise ConfigError("cuts: a VerticalModel is cut behind its parties' fronts; leave cuts out")
+    if cuts is not None:
+        federation, workload = with_cuts(federation, workload, hardware, cuts, strategy)
     workload, worker = _split_and_tried(workload, strategy, federation, origin.classes)
     federation = _bound(federation, strategy, workload, worker, hardware)
     federation = _protected(federation, strategy, workload, worker, folder, origin.init_from)
-    cuts = worker.split.cuts
     settings = provenance.settings(
-        federation, workload, strategy, origin.identity, origin.partition, cuts, origin.init_from
+        federation, workload, strategy, origin.identity, origin.partition, worker.cuts, origin.init_from
     )
+    _refuse_schedule(federation, workload)
     simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label)
     simulation.check()
     return simulation
@@ -103,7 +115,10 @@ def _split_and_tried(
         seed, train = federation.training.seed, workload.data.train
         workload = replace(workload, head=local_head(strategy, workload.model, workload.cut, train, seed))
     worker = Worker(workload)
-    preflight(workload, worker, OptimizerRecipe(federation.optimizer.spec, workload.allowed))
+    recipe = OptimizerRecipe(federation.optimizer.spec, workload.allowed)
+    for number in range(max(1, len(workload.cuts))):
+        preflight(workload, worker.at(number), recipe)
+    check_precision_of(worker, federation.training.precision, here=federation.placement is None)
     return workload, worker
 
 
@@ -119,6 +134,9 @@ def _bound(
         label_party=getattr(workload.data, "label_party", None),
     )
     strategy.bind(federation)
+    if federation.cuts is not None:
+        federation = replace(federation, cuts=priced(federation, workload, strategy))
+        strategy.bind(federation)
     name_classes(federation.named, _named(federation, strategy))
     warn_of_ignored(federation, strategy)
     return federation
@@ -156,6 +174,20 @@ def _protected(
     return federation
 
 
+_TRIED = 20_000  # steps of a scheduler that are tried before a run
+
+
+def _refuse_schedule(federation: Federation, workload: Workload) -> None:
+    """ConfigError for a scheduler that goes by steps and ends, or fails, before the run does."""
+    schedule, training = federation.optimizer.schedule, federation.training
+    if schedule.per != "step" or schedule.spec is None or federation.placement is not None:
+        return
+    most = max(workload.partition.size(device) for device in range(training.devices))
+    each = training.local_epochs * -(-most // training.batch_size)
+    steps = training.rounds * -(-each // training.accumulate)
+    schedule.rate(federation.optimizer.rate, min(steps, _TRIED) - 1, steps)
+
+
 def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) -> CostModel | None:
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
     places = hardware.machines(moving=federation.mobility is not None)
@@ -163,6 +195,9 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload) 
         log.warning("sim_seconds and energy_joules stay null: rounds of vertical split learning are not priced")
         return None
     try:
+        if workload.cuts:
+            by_cut = tuple(cost.halves for cost in cut_costs(workload))
+            return CostModel(federation.training.seed, places, by_cut[0], by_cut)
         data, objective = workload.data.train, workload.objective
         costs = segment_costs(workload.model, workload.cut, data, objective, workload.head)
         return CostModel(federation.training.seed, places, costs)
@@ -181,9 +216,15 @@ def _fitted(task: TaskData, init_from: Path | None) -> str:
     return "inputs are normalised by the mean of the training data" if task.scaled else ""
 
 
+def _of_settings(federation: Federation) -> list[Spec]:
+    scheduler = federation.optimizer.schedule.spec
+    own = [federation.optimizer.spec, *federation.wire.ways.values()]
+    return own if scheduler is None else [*own, scheduler]
+
+
 def _named(federation: Federation, strategy: CloudStrategy) -> list[str]:
     """The classes that the caller's own objects name: in a simulation they are trusted, whatever their package."""
-    specs: list[Any] = [federation.optimizer.spec, *federation.wire.ways.values(), strategy.trainer(1)]
+    specs: list[Any] = [*_of_settings(federation), strategy.trainer(1)]
     if (rule := getattr(strategy, "device_rule", None)) is not None:
         specs.append(rule(1))
     return [getattr(one, "target", one) for one in specs if one is not None]

@@ -67,11 +67,9 @@ def private_run(
     assert privacy is not None
     trainers = trainers_of(strategy, federation.training.rounds)
     refuse_model(privacy, model)
-    if "tail" in federation.layouts and any(trainer is not None for trainer in trainers.values()):
-        raise ConfigError(
-            "privacy: accounts are of a front and a back, and two cuts make a tail, whose gradients are a release of "
-            "their own; give one cut"
-        )
+    tail = "tail" in federation.layouts
+    if tail:
+        privacy = _with_tail(privacy, federation)
     for trainer in trainers.values():
         refuse_training(privacy, strategy, trainer, federation)
         refuse_labels(privacy, trainer, objective, classes)
@@ -98,6 +96,7 @@ def private_run(
         encrypted,
         fixed_segments(model, federation.layouts),
         "" if privacy.public_front else fitted,
+        tail,
     )
     target = None
     if privacy.dp_sgd is not None and privacy.dp_sgd.target_epsilon is not None:
@@ -109,6 +108,27 @@ def private_run(
     ledger = Ledger(setting, samples, path, frozenset(trainers))
     ledger.target = target
     return replace(federation, privacy=setting.privacy, ledger=ledger)
+
+
+def _with_tail(privacy: Privacy, federation: Federation) -> Privacy:
+    """Returns the privacy of a model with a tail; ConfigError for mechanisms that have no form or account for one."""
+    for name in ("cut", "labels", "nopeek", "detector"):
+        if getattr(privacy, name) is not None:
+            raise ConfigError(
+                f"privacy.{name}: two cuts make a tail, whose gradients reach the edge as they are, so {name} would "
+                "bound nothing that it sees; give one cut, or use dp_sgd or client"
+            )
+    if privacy.joint:
+        raise ConfigError(
+            "privacy.dp_sgd.clipping=joint: one clip is over a front and a back, and two cuts make a tail; use "
+            "clipping=separate, or give one cut"
+        )
+    if federation.placement is not None:
+        raise ConfigError(
+            "privacy: in a real federation accounts are of a front and a back, and two cuts make a tail; give one cut, "
+            "or simulate"
+        )
+    return privacy if privacy.dp_sgd is None else replace(privacy, dp_sgd=privacy.dp_sgd.with_tail())
 
 
 def _target(setting: Setting, samples: Sequence[int], rounds: Counter[int]) -> EpsilonTarget:
@@ -239,10 +259,6 @@ def refuse_training(
 def _refuse_dp_sgd(
     privacy: Privacy, dp_sgd: DPSGD, name: str, trainer: EdgeTrainer | None, federation: Federation
 ) -> None:
-    if "tail" in federation.layouts:
-        raise ConfigError(
-            "privacy.dp_sgd: the account is of a front and a back, and two cuts make a tail; give one cut"
-        )
     if privacy.nopeek is not None:
         raise ConfigError(
             "privacy: with nopeek a sample's gradient depends on the others of its batch, so that a clip of its own "

@@ -22,7 +22,6 @@ from fsl.round.workload import Workload
 from fsl.run.run_identity import code_of, weights_of
 from fsl.segments.states import Field
 from fsl.settings.federation_settings import CloudStrategy, Federation
-from fsl.settings.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
 
 _SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
@@ -41,7 +40,7 @@ def settings(
     """What the result depends on, flat, as JSON values."""
     values = federation.training.values() | federation.evaluation.values()
     del values["samples_per_device"]  # `partition` says it
-    if federation.optimizer.schedule == Schedule():
+    if not federation.optimizer.schedule.needs_rounds:
         del values["rounds"]  # then no round depends on how many there are, and a run may be extended
     for way, codec in federation.wire.ways.items():
         values |= {way: codec.target, **flat(codec.kwargs, f"{way}.")}
@@ -56,6 +55,8 @@ def settings(
         values |= {f"privacy.{k}": v for k, v in flat(asdict(federation.privacy)).items()}
     if federation.mobility is not None:
         values["mobility"] = describe(federation.mobility)
+    if federation.cuts is not None:
+        values |= federation.cuts.settings()
     layouts, kinds = federation.layouts, _own_classes(federation, strategy)
     values |= {
         **given,
@@ -91,7 +92,12 @@ def _options(optimizer: Optimizer) -> dict[str, Any]:
 
 def _own_classes(federation: Federation, strategy: CloudStrategy) -> list[type]:
     """The classes that decide what is computed, beside the model's."""
-    specs = [federation.optimizer.spec, *federation.wire.ways.values(), strategy.trainer(1)]
+    specs = [
+        federation.optimizer.spec,
+        federation.optimizer.schedule.spec,
+        *federation.wire.ways.values(),
+        strategy.trainer(1),
+    ]
     if (rule := getattr(strategy, "device_rule", None)) is not None:
         specs.append(rule(1))
     found = [spec.locate() for spec in specs if isinstance(spec, Spec)]

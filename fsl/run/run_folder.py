@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fsl.errors import CheckpointError, ConfigError
-from fsl.files import to_json, write_json, write_text
+from fsl.files import load_tensors, to_json, write_json, write_text
 from fsl.quoting import override_value, shell_word
 
 
@@ -22,6 +24,7 @@ class RunFolder:
         self.best_path = path / "best.safetensors"
         self.back_path = path / "back.safetensors"
         self.head_path = path / "head.safetensors"
+        self.federation_config = path / "federation.yaml"
         self.fronts = path / "fronts"
         self.figures = path / "figures"
         self.checkpoint = path / "checkpoint"
@@ -42,6 +45,20 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be made a folder ({error.strerror}); choose another") from None
+
+    def front_path(self, device: int) -> Path:
+        """Where a device's private front lies, with its tail where there is one."""
+        return self.fronts / f"{device}.safetensors"
+
+    def front_owners(self) -> tuple[int, ...]:
+        """The devices that have a private front here, in order."""
+        return tuple(sorted(int(path.stem) for path in self.fronts.glob("*.safetensors") if path.stem.isdecimal()))
+
+    def front(self, device: int) -> dict[str, Tensor]:
+        """A device's private front; ConfigError if it has none."""
+        if not self.front_path(device).exists():
+            raise ConfigError(f"device {device} has no private front in {self.path}: it never trained")
+        return load_tensors(self.front_path(device))
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add a round's row to metrics.jsonl; a line that a kill or a full disk had cut off goes first."""

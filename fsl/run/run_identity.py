@@ -10,6 +10,7 @@ from fsl.data.data_digest import digest
 from fsl.importing.description import describe
 from fsl.importing.digests import digest_text, digest_values
 from fsl.importing.import_paths import path_of
+from fsl.models.layers import Stages
 from fsl.objective import Objective
 from fsl.segments.modes import training_modes
 
@@ -53,6 +54,8 @@ def _modules(model: nn.Module) -> Iterator[tuple[object, ...]]:
     modes = {id(module): training for module, training in training_modes(model)}
     for name, module in model.named_modules(remove_duplicate=False):
         plain = {key: value for key, value in vars(module).items() if key not in _KEPT}
+        if isinstance(module, Stages):
+            del plain["made_with"]  # what it came to is told by the rest
         if type(module).__module__.startswith("torch."):  # which keep tensors of theirs, and functions, there too
             plain = {key: value for key, value in plain.items() if isinstance(value, _PLAIN) or callable(value)}
         hooks = [describe(list(getattr(module, table).values())) for table in _HOOKS]

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware, HardwareOptions
+from fsl.costs.profiles import DeviceProfile
 from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, divide
 from fsl.data.data_digest import describe_partition
 from fsl.errors import ConfigError
@@ -65,6 +67,7 @@ def simulate(
     strategy: CloudStrategy | type | str,
     test_data: Examples | Dataset[Any] | Sequence[Any] | None = None,
     cut: str | Sequence[str] | None = None,
+    cuts: CutChoice | type | str | Mapping[int | str, str] | Callable[[DeviceProfile], str] | None = None,
     partition: Partitioner | Partition | type | str | Any = None,
     objective: Objective | Loss | type | str | None = None,
     optimizer: Optimizer | type | str | None = None,
@@ -99,6 +102,9 @@ def simulate(
         strategy: The algorithm: one of `fsl.strategies`, or your own.
         test_data: Examples to evaluate on, as `train_data`; without them nothing is evaluated.
         cut: Names of modules after which the model is cut; the model's `default_cut` by default.
+        cuts: Where each device's model is cut, in place of `cut`: names of modules by device id or by profile, as in
+            `{"pi3": "pool1", "jetson_nano": "conv3"}`, a function of a profile, "fastest", which chooses by the
+            predicted time of a round, or a `fsl.costs.CutChoice`.
         partition: Who holds which rows: a partitioner of `fsl.data` or flwr-datasets, or rows by device.
         objective: What training minimises: a loss of torch's with its arguments, any function of (outputs, targets)
             that gives a mean, or an `Objective`.
@@ -117,6 +123,8 @@ def simulate(
         local_epochs: Passes of each device over its data in a round.
         batch_size: Samples of a device in a step.
         samples_per_device: Samples that a device holds at most; `partition=resample` draws so many.
+        accumulate: Batches of a device whose mean gradient makes one step, of every segment.
+        precision: What forward passes and losses are computed in: float32, bfloat16, or on CUDA float16.
 
     Options of `evaluation`, an `Evaluation`:
         evaluate_every: Rounds between evaluations; 0: never.
@@ -153,7 +161,7 @@ def simulate(
     could not go on.
     """
     refuse_model(model)
-    strategy, backend = as_strategy(strategy), as_backend(backend)
+    strategy, backend, chosen = as_strategy(strategy), as_backend(backend), as_cuts(cuts)
     loss, seen_by, nodes = as_objective(objective), as_observers(observers), whole("nodes", nodes, least=1)
     task = checked_task(model, train_data, test_data)
     task, training = of_parties(task, strategy, training, options)
@@ -194,11 +202,11 @@ def simulate(
     watching = (*([ProgressBar()] if progress else []), *seen_by)
     label = Label(name if name is None else str(name), as_tags(tags or {}))
     with torch_threads(backend.threads), seeds.left_as_found():
-        simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label)
+        simulation = prepared(federation, strategy, workload, hardware, origin, folder, watching, label, chosen)
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()
-    return Run(result.metrics, result.model, result.states, folder, temporary)
+    return Run(result.metrics, result.model, result.states, folder, temporary, result.trained)
 
 
 def _results_folder(out: str | Path | None) -> tuple[RunFolder, tempfile.TemporaryDirectory[str] | None]:

@@ -59,6 +59,19 @@ def summary_of(
     }
 
 
+def remarks_on(noisy_cut: bool, codec: str) -> tuple[str, ...]:
+    """Returns in what a trained model alone is not what the run had: noise at the cut, the codec of smashed data."""
+    found = []
+    if noisy_cut:
+        found.append(
+            "smashed data leave this front without the clip and the noise of privacy.cut: whoever serves it adds them, "
+            "or does without that protection"
+        )
+    if (name := codec.rpartition(".")[2]) != "Identity":
+        found.append(f"smashed data leave this front as they are; in the run the codec {name} changed them")
+    return tuple(found)
+
+
 def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """The sum over rounds; None where a round does not have it."""
     values = [row[key] for row in rows if row.get(key) is not None]

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from fsl.data import class_counts
 from fsl.errors import ConfigError
+from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
+from fsl.importing.import_paths import path_of
 from fsl.models.vertical_model import VerticalModel
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
@@ -30,7 +32,7 @@ from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import weights_of
 from fsl.run.run_log import RunLog
-from fsl.run.summary import COLUMNS, summary_of
+from fsl.run.summary import COLUMNS, remarks_on, summary_of
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import Replica, State
 from fsl.segments.tensor_trees import passed
@@ -48,6 +50,7 @@ class Result:
     metrics: list[dict[str, Any]]
     model: nn.Module | None
     states: dict[str, dict[str, Tensor]]
+    trained: TrainedModel
 
 
 class Simulation:
@@ -98,7 +101,8 @@ class Simulation:
         trainer = self.strategy.trainer(1)
         if trainer is not None:
             trainer.locate(allowed, EdgeTrainer)
-        check_codecs(federation, self.strategy, self.worker)
+        for number in range(max(1, len(self.workload.cuts))):
+            check_codecs(federation, self.strategy, self.worker.at(number))
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""
@@ -275,7 +279,28 @@ class Simulation:
         )
         if self.late is not None:
             raise self.late
-        return Result(self.rows, model, states)
+        return Result(self.rows, model, states, self._trained(states))
+
+    def _trained(self, states: Mapping[str, Mapping[str, Tensor]]) -> TrainedModel:
+        data, private = self.workload.data, self.strategy.fronts == "private"
+        return TrainedModel(
+            module=self.workload.model,
+            cuts=self.worker.cuts,
+            states=states,
+            devices=self.folder.front_owners() if private else None,
+            front_of=self.folder.front,
+            inputs=partial(Inputs.of, data.train if data.test is None else data.test),
+            facts={
+                "classes": data.classes,
+                "seed": self.federation.training.seed,
+                "strategy": str(path_of(type(self.strategy))),
+                "rounds": self.rows[-1]["round"] if self.rows else 0,
+            },
+            remarks=remarks_on(
+                self.federation.privacy is not None and self.federation.privacy.cut is not None,
+                self.federation.wire.up_spec.target,
+            ),
+        )
 
     def _install(self, states: Mapping[str, State]) -> list[nn.Module]:
         """Put states into the model's segments; their modules in order."""
@@ -283,7 +308,7 @@ class Simulation:
             replica = Replica(segment.layout, self.worker.accelerator)
             replica.load(states[name])
             segment.install(replica)
-        return [segment.module for segment in self.worker.chain.values()]
+        return self.worker.modules
 
     def _states(self) -> dict[str, dict[str, Tensor]]:
         states = record_to_states(self.arrays, self.layouts)
@@ -328,7 +353,7 @@ class Simulation:
         for device, round in self.strategy.kept().items():
             if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
                 continue  # it stays on its device
-            path = self.folder.fronts / f"{device}.safetensors"
+            path = self.folder.front_path(device)
             save_tensors(path, self._private(device, round), durable=False)
             written.append(path)
         sync(written)

@@ -63,9 +63,12 @@ def call(module: nn.Module, values: Values) -> Any:
     A dict whose keys the module's forward names is given by name, as `model(**batch)`; a tuple, where forward takes
     several inputs, in a row. Anything else is one argument.
     """
-    if isinstance(values, Tensor):
-        return module(values)
-    given, known = passed(values), takes(module)
+    return module(values) if isinstance(values, Tensor) else call_given(module, passed(values))
+
+
+def call_given(module: nn.Module, given: Any) -> Any:
+    """As `call`, for values in the structure in which the model passes them."""
+    known = takes(module)
     if isinstance(given, dict) and (known.any_name or not set(known.names).isdisjoint(given)):
         _refuse_keys(module, list(given), known)
         return module(**given)

@@ -9,21 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from fsl import seeds
+from fsl.errors import RunError
 from fsl.segments.calling import call
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Layout, Replica, State
+from fsl.segments.step_control import AS_THEY_ARE, NO_STEP, StepRule, mean_gradient
 from fsl.segments.tensor_trees import Values, received
 
 
 class SegmentRuntime:
     """A segment's module on this worker; replicas take turns in it."""
 
-    def __init__(self, name: str, module: nn.Module, accelerator: torch.device):
+    def __init__(self, name: str, module: nn.Module, accelerator: torch.device, layout: Layout | None = None):
+        """`layout`: of the tensors that are the segment's, where they are not all that `module` has."""
         self.name = name
         self.module = module.to(accelerator)
         self.accelerator = accelerator
         self.shared: frozenset[int] = frozenset()  # of the tensors that it passes on, those without a row per sample
-        self.layout = Layout(self.module)
+        self.layout = layout or Layout(self.module)
         self._installed: Replica | None = None
         self._idle: dict[object, list[Learner]] = {}
 
@@ -87,6 +90,10 @@ class Learner:
     """A replica of one segment with its optimizer, in one device's session (or in a cohort's)."""
 
     key: object = None  # learners with equal keys are interchangeable
+    rule: StepRule = AS_THEY_ARE  # of the round that it is lent for
+    rate = 0.0  # the learning rate that the rule goes out from
+    lent_to: int | None = None  # the device whose learner it is; None: the edge's
+    _paced = False  # whether it has been told a step's rate
 
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
         self.runtime = runtime
@@ -106,10 +113,32 @@ class Learner:
         `transients`: those of a session that goes on elsewhere.
         """
         self.replica.load(state, transients)
-        for parameter in self.replica.parameters:
-            parameter.grad = None  # of a step that whoever had it before never took
-        set_learning_rate(self.optimizer, learning_rate)
+        self.drop()
+        self.set_rate(learning_rate)
+        kept = {} if kept is None else dict(kept)
+        for index, parameter in enumerate(self.replica.parameters):
+            if (gathered := kept.pop(f"{index}{_GATHERED}", None)) is not None:
+                parameter.grad = gathered.to(parameter.device, copy=True)
         load_optimizer(self.optimizer, kept)
+
+    def drop(self) -> None:
+        """Drop the gradients since the last step, of a step that will never be taken."""
+        for parameter in self.replica.parameters:
+            parameter.grad = None
+
+    def set_rate(self, rate: float) -> None:
+        """Step at this learning rate from now on; a rate by step goes out from it."""
+        self.rate, self._paced = rate, False
+        set_learning_rate(self.optimizer, rate)
+
+    def pace(self, step: int, device: int | None = None) -> None:
+        """Take the learning rate of the step after batch `step` of the round, where the run has a rate by step."""
+        if self.rule.pace is not None:
+            set_learning_rate(self.optimizer, self.rule.rate(self.rate, step, self._whose(device)))
+            self._paced = True
+
+    def _whose(self, device: int | None) -> int | None:
+        return self.lent_to if device is None else device
 
     def forward(self, inputs: Values, layer_seed: int) -> Any:
         """Returns the segment's output; its random layers draw from the stream that starts at `layer_seed`.
@@ -117,25 +146,31 @@ class Learner:
         A tensor, or a `TensorTree` where the segment passes something else.
         """
         self.runtime.install(self.replica)
-        with seeds.DEFAULT_GENERATOR:
+        with seeds.DEFAULT_GENERATOR, self.rule.computing(self.runtime.accelerator):
             seeds.reseed(layer_seed, self.runtime.accelerator)
             return received(call(self.runtime.module, inputs), self.runtime.shared)
 
     def step(self, step: int | None = None, *, device: int | None = None, batches: int = 1, backwards: int = 1) -> None:
         """Step the optimizer with the mean gradient of `backwards` backward passes, then clear the gradients.
 
-        `step`: which of the round it is. `device`: whose batch it is over, where the learner is lent to no single
-        device. `batches`: the number of devices' batches in the step. Private learners use these three for their noise;
-        this one ignores them.
+        `step`: which batch of the round it is over. `device`: whose batch, where the learner is lent to no single
+        device. `batches`: the number of devices' batches in the step. Private learners use these three for their noise.
+        By the run's rule the gradient is clipped, the rate is that of the step, and where several batches make a step
+        the call after each but the last only keeps what it added to the gradient.
         """
-        if self.optimizer is not None:
-            if backwards > 1:
-                for parameter in self.replica.parameters:
-                    if parameter.grad is not None:
-                        parameter.grad /= backwards
-            self.optimizer.step()
-            for parameter in self.replica.parameters:
-                parameter.grad = None
+        if self.optimizer is None:
+            return
+        gathered = self.rule.gathered(step, self._whose(device))
+        if not gathered:
+            return
+        if step is not None:
+            self.pace(step, device)
+        elif self.rule.pace is not None and not self._paced:
+            raise RunError(f"optimizer.per=step: {NO_STEP}")
+        mean_gradient(self.replica.parameters, backwards * self.rule.divisor(gathered))
+        self.rule.clip(self.replica.parameters)
+        self.optimizer.step()
+        self.drop()
 
     def exchange(self, norms: Tensor | None) -> Tensor | None:
         """Exchange norms for clip factors after a step whose clip spans front and back; otherwise do nothing.
@@ -155,9 +190,11 @@ class Learner:
         return Mark(buffers, self.replica.transients())
 
     def undo(self, mark: Mark) -> None:
-        """Forget the forward and backward passes since `mark`, of which none was stepped by."""
-        for parameter in self.replica.parameters:
-            parameter.grad = None
+        """Forget the forward and backward passes since `mark`, of which none was stepped by.
+
+        So are gradients of batches before it that were to make one step: their device is lost.
+        """
+        self.drop()
         if self.runtime.layout.has_buffers:
             state = self.state()
             for field, view in self.runtime.layout.views(state):
@@ -185,5 +222,13 @@ class Learner:
         self.replica.load(state, transients)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's state as named tensors, copied."""
-        return dump_optimizer(self.optimizer)
+        """The optimizer's state as named tensors, copied, with the gradients of batches that are to make a step."""
+        tensors = dump_optimizer(self.optimizer)
+        if self.rule.accumulate > 1:
+            for index, parameter in enumerate(self.replica.parameters):
+                if parameter.grad is not None:
+                    tensors[f"{index}{_GATHERED}"] = parameter.grad.detach().clone()
+        return tensors
+
+
+_GATHERED = ".accumulated"  # ends the name of a gradient in what `Learner.optimizer_state` gives

@@ -4,7 +4,7 @@ Swapping a device's state in, and adding it to a weighted sum, is then one pass 
 at a multiple of 64 elements, so that kernels see the alignment that a freshly allocated tensor has.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +49,14 @@ class Layout:
     the `_flat_weights` of an LSTM.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, keys: Collection[str] | None = None, transients: bool = True):
+        """`keys`: the state_dict keys of the tensors that belong to it; None: all. `transients`: whether these do."""
         lasting, transient = tables(module)
         state = module.state_dict(keep_vars=True)
         _refuse_other_keys(type(module).__name__, state, lasting)
+        if keys is not None:
+            state = {name: tensor for name, tensor in state.items() if name in keys}
+        transient = transient if transients else {}
         by_identity: dict[int, list[str]] = {}
         for name, tensor in state.items():
             by_identity.setdefault(id(tensor), []).append(name)

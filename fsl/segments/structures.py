@@ -61,6 +61,24 @@ def at_rows(two: str, three: str, rows: int) -> str:
     return json.dumps(_at_rows(json.loads(two), json.loads(three), rows), separators=(",", ":"))
 
 
+def tensors_in(values: Any) -> list[Tensor]:
+    """Returns the tensors of what a model passes, in the order of `described`, whatever else is beside them."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        parts = list(values.values())
+    elif is_dataclass(values) and not isinstance(values, type):
+        parts = [getattr(values, each.name, None) for each in fields(values) if each.init]
+    else:
+        parts = list(values) if isinstance(values, tuple | list) else []
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def rebuilt_at_rows(two: str, three: str, rows: Any, tensors: Sequence[Any]) -> Any:
+    """Returns what a model passes for so many rows, which may be a symbol of an export's; see `at_rows`."""
+    return _rebuilt(_at_rows(json.loads(two), json.loads(three), rows), iter(tensors))
+
+
 def _at_rows(two: Any, three: Any, rows: int) -> Any:
     if isinstance(two, dict) and isinstance(three, dict):
         before, after = two["="], three["="]

@@ -34,6 +34,27 @@ class RoundPricer(Protocol):
         """The machines as text."""
 
 
+class CutPlanner(Protocol):
+    """Chooses where each device's model is cut; `fsl.costs.cut_choice.CutPlan` implements it."""
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The names of all cuts, in the model's order."""
+
+    @property
+    def choice(self) -> Any:
+        """The rule that chooses; its `changes` says whether a device's cut may be another one from round to round."""
+
+    def at(self, round: int, devices: Sequence[int], edge_of: Callable[[int], int], start: float) -> Mapping[int, int]:
+        """The number of each device's cut in a round that begins at second `start` of the run."""
+
+    def priced(self, costs: Any, loads: Any, serving: Any) -> "CutPlanner":
+        """The same, with what rounds are predicted by."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What a run's settings say of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Federation:
     """Everything about a run that its strategy may depend on."""
@@ -49,6 +70,7 @@ class Federation:
     placement: Placement | None = None  # None: any node may host any device and edge
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
     costs: "RoundPricer | None" = None  # None: rounds have no simulated time
+    cuts: "CutPlanner | None" = None  # None: all devices are cut alike
     ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
     label_party: str | None = None  # vertical split learning: the party that has the labels; None: the edge
     named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path

@@ -2,13 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fsl.errors import ConfigError
 from fsl.importing.import_paths import locate, public_path
 from fsl.importing.spec import Spec
-from fsl.settings.learning_rate import Schedule
+from fsl.segments.learning_rate import Schedule
 
 # The defaults of configs/optimizer/sgd.yaml, which the command line takes.
 _TARGET, _RATE, _OPTIONS = "torch.optim.SGD", 0.05, {"momentum": 0.9}
@@ -33,6 +33,8 @@ class Optimizer:
     Without a `target` it is what the command line takes by default: SGD at a rate of 0.05 with momentum 0.9, which
     `lr` and `options` change one by one. A target that is named has its own class's defaults where none are given.
     `reset`: the state is dropped at the end of each round; otherwise each device's and edge's is kept on its node.
+    `clip_norm`: the norm to which every step's gradient of a segment is clipped, for each segment by itself: a number
+    for all, or by segment, as `{"back": 1.0}`, where the others are not clipped.
     """
 
     target: str | type | None = None
@@ -40,6 +42,7 @@ class Optimizer:
     options: Mapping[str, object] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
     reset: bool = True
+    clip_norm: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.options, Mapping):
@@ -55,6 +58,31 @@ class Optimizer:
         rate = self.lr
         if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
             raise ConfigError(f"optimizer.lr={rate!r}: a learning rate is a finite number >= 0")
+        self.schedule.check(float(rate))
+        self._check_clip_norm()
+
+    def _check_clip_norm(self) -> None:
+        if self.clip_norm is None:
+            return
+        key, given = "optimizer.clip_norm", self.clip_norm
+        norms = {f"{key}.{one}": norm for one, norm in given.items()} if isinstance(given, Mapping) else {key: given}
+        for name, norm in norms.items():
+            number = isinstance(norm, int | float) and not isinstance(norm, bool)
+            if not (number and math.isfinite(norm) and norm > 0):
+                raise ConfigError(f"{name}={norm!r}: the largest norm of a segment's gradient, a finite number above 0")
+
+    def clip_norms(self, segments: Collection[str]) -> dict[str, float]:
+        """Returns the norm by segment, of those that are clipped; ConfigError for one that the model has not."""
+        if self.clip_norm is None:
+            return {}
+        if not isinstance(self.clip_norm, Mapping):
+            return dict.fromkeys(segments, float(self.clip_norm))
+        for segment in self.clip_norm:
+            if segment not in segments:
+                raise ConfigError(
+                    f"optimizer.clip_norm.{segment}: the model has no such segment; there are {', '.join(segments)}"
+                )
+        return {segment: float(norm) for segment, norm in self.clip_norm.items()}
 
     @property
     def rate(self) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from fsl.errors import ConfigError
+from fsl.segments.precision import Precision, check_precision
 from fsl.settings.option_groups import OptionGroup
 
 
@@ -18,6 +19,8 @@ class TrainingOptions(TypedDict, total=False):
     local_epochs: int
     batch_size: int
     samples_per_device: int | None
+    accumulate: int
+    precision: Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +51,17 @@ class Training(OptionGroup):
     samples_per_device: int | None = None
     """Samples that a device holds at most; `partition=resample` draws so many."""
 
+    accumulate: int = 1
+    """Batches of a device whose mean gradient makes one step, of every segment."""
+
+    precision: Precision = "float32"
+    """What forward passes and losses are computed in: float32, bfloat16, or on CUDA float16."""
+
     def __post_init__(self) -> None:
         self._make_whole("seed", "devices_per_round")
         self._make_whole("rounds", "devices", "edges", "local_epochs", "batch_size", "samples_per_device", least=1)
+        self._make_whole("accumulate", least=1)
+        check_precision(self.precision)
         if self.edges > self.devices:
             raise ConfigError(f"edges={self.edges}: there are only {self.devices} devices, and an edge needs one")
         value = self.devices_per_round

@@ -18,6 +18,7 @@ class AroundTrainer(EdgeTrainer):
         self.lockstep, self.divisible, self.window = trainer.lockstep, trainer.divisible, trainer.window
         self.passes, self.movable = trainer.passes, trainer.movable
         self.answers, self.keeps, self.tails = trainer.answers, trainer.keeps, trainer.tails
+        self.accumulates = trainer.accumulates
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

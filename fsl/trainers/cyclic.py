@@ -92,6 +92,7 @@ class Cyclic(SharedBack):
         features = joined([upload.smashed.detach() for upload in uploads])
         targets = torch.cat([upload.targets for upload in uploads])
         size = self.batch_size or max(len(upload.targets) for upload in uploads)
+        self.learner.pace(uploads[0].step)
         for step in range(self._over):
             for rows in self._resampled(len(targets), size, uploads[0].step, step):
                 outputs = self.learner.forward(features[rows], self._next_seed())

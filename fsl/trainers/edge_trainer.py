@@ -72,6 +72,8 @@ class EdgeTrainer(ABC):
     `answers`: its replies have cut gradients; where they never have, nothing goes down to a device.
     `tails`: it computes each device's loss by `objective.loss` or `losses` on that device's rows, once a step and in
     the step of their upload, so that the tail of a U-shaped split may compute it on the device instead.
+    `accumulates`: each upload is followed by `learner.step(upload.step, device=upload.device)`, and no other device's
+    comes before its device is done, so that several batches of a device may make one step of the back.
     """
 
     lockstep: bool = False
@@ -82,6 +84,7 @@ class EdgeTrainer(ABC):
     answers: bool = True
     keeps: bool = False
     tails: bool = False
+    accumulates: bool = False
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

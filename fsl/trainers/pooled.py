@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fsl import seeds
 from fsl.errors import ConfigError, one_of
-from fsl.segments.optimizer import set_learning_rate
 from fsl.segments.states import State
 from fsl.segments.tensor_trees import Values, gradient_of, joined, mapped, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
@@ -81,7 +80,7 @@ class Pooled(SharedBack):
             found = gradient_of(smashed)
             if not trial.passes(losses, () if found is None else tensors_of(found)):
                 return None
-            set_learning_rate(self.learner.optimizer, self.bench.learning_rate * self._scale(sizes))  # SplitLr
+            self.learner.set_rate(self.bench.learning_rate * self._scale(sizes))  # SplitLr
             self.learner.step(messages[0].step, batches=len(messages))
         self.examples += sum(sizes)
         gradients = self._own(smashed, found, sizes, shares)  # of each device's own mean loss

@@ -29,6 +29,7 @@ class Replicated(EdgeTrainer):
     divisible = True
     movable = True
     tails = True
+    accumulates = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round: no device has a replica yet."""

@@ -31,6 +31,7 @@ class Sequential(SharedBack):
             raise ConfigError(f"order={order!r} is not an order of uploads; allowed: {', '.join(self.ORDERS)}")
         self.order = order
         self.lockstep = self.movable = order == "step"  # in turn, a device cannot join in the middle
+        self.accumulates = order != "step"  # there, uploads of other devices come between those of one
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for the whole cohort."""
@@ -61,6 +62,11 @@ class Sequential(SharedBack):
             if reply.refused is None:
                 self.examples += len(upload.targets)
         return replies
+
+    def abandon(self, device: int) -> None:
+        """Drop what the device's batches have added to a step of several that is not made yet."""
+        if self.accumulates:
+            self.learner.drop()
 
     def _shuffled(self, items: Sequence[T], step: int) -> list[T]:
         generator = seeds.torch_generator(

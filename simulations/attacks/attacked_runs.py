@@ -44,9 +44,11 @@ class AdversaryEdges(SplitStrategy):
 def read_target(folder: Path, device: int) -> Target:
     """Read a finished run and one of its devices; ConfigError where there is no such run or device."""
     run = RunFolder(folder)
-    config = _config(run)
+    config = config_of(run)
     top = read_config(config)
     training = top.training
+    if top.cuts is not None:
+        raise ConfigError(f"{folder}: its devices are cut at different places, and attacks are built for one cut")
     if not 0 <= device < training.devices:
         raise ConfigError(f"victim={device}: {folder} has devices 0 to {training.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)
@@ -62,8 +64,6 @@ def read_target(folder: Path, device: int) -> Target:
     private = strategy.fronts == "private"
     cut = strategy.trainer(1) is not None
     front, *backs = _trained(run, top, data, device if private else None)
-    if cut and len(backs) > 1:
-        raise ConfigError(f"{folder}: its two cuts make a tail, and attacks on U-shaped splits are not built")
     with torch.no_grad():
         if not isinstance(call(front, data.blank(2)), Tensor):
             raise ConfigError(f"{folder}: several tensors cross its cut, and attacks are built for one")
@@ -105,6 +105,7 @@ def read_target(folder: Path, device: int) -> Target:
         total_rounds=training.rounds,
         folder=folder / "attacks",
         up=partial(codec_of, build_codecs(top.codec)["up"]),
+        tail=cut and len(backs) > 1,
     )
 
 
@@ -130,7 +131,8 @@ def _with(modules: list[nn.Module], tensors: Mapping[str, Tensor]) -> list[nn.Mo
     return modules
 
 
-def _config(run: RunFolder) -> DictConfig:
+def config_of(run: RunFolder) -> DictConfig:
+    """Returns the configuration of a finished run; ConfigError where a folder has none, or is of no finished one."""
     path = run.path / ".hydra" / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{run.path} is no run of fsl-simulate: it has no .hydra/config.yaml; give the folder of one")

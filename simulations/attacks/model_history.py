@@ -32,8 +32,9 @@ def states_by_round(
                 return
             tensors = _named(arrays)
             if private:
-                path = folder.checkpoint / "devices" / "fronts" / str(device) / f"{strategy.kept()[device]}.safetensors"
-                tensors |= load_tensors(path)
+                for kind in ("fronts", "tails"):
+                    path = folder.checkpoint / "devices" / kind / str(device) / f"{strategy.kept()[device]}.safetensors"
+                    tensors |= load_tensors(path) if path.exists() or kind == "fronts" else {}
             kept.append(tensors)
 
         return start(*arguments, on_round=ended, **options)

@@ -72,6 +72,20 @@ def test_noise_that_hides_one_sight_of_a_row_does_not_hide_many(tmp_path):
     assert always["ssim"] > once["ssim"] + 0.1
 
 
+def test_labels_that_stay_are_not_told_and_can_be_guessed_all_the_same(tmp_path):
+    u_shaped = trained(tmp_path / "run", "model.cut=[pool1,fc2]", "strategy=splitfed_v3")
+    figures = found(u_shaped, "labels")
+    assert set(figures) == {"norm_auc", "direction_accuracy", "chance"}
+    assert figures["chance"] < 0.2
+    assert figures["direction_accuracy"] > 0.9
+
+
+def test_an_attack_that_knows_no_tail_refuses_one(tmp_path, capsys):
+    u_shaped = trained(tmp_path / "run", "model.cut=[pool1,fc2]", "rounds=1", "evaluate_every=1")
+    assert attack([str(u_shaped), "attack=unsplit"]) == 2
+    assert "not built for runs with a tail; use labels, inversion or membership" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v3"])
 def test_an_adversary_has_the_fronts_of_the_rounds_that_its_victim_trained_in(strategy, tmp_path):
     folder = trained(tmp_path / "run", f"strategy={strategy}", "devices=3", "devices_per_round=2", "rounds=6")

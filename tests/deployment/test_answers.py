@@ -27,6 +27,7 @@ def answer(own=(), served=(), arrays=(), weights=None):
 
 DEVICE = Share(own=frozenset({0}), served=frozenset(), edge=False)
 EDGE = Share(own=frozenset(), served=frozenset({0, 1}), edge=True)
+DEEP = Share(own=frozenset({0}), served=frozenset(), edge=False, cuts={0: 1})  # it runs the first piece behind a cut
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ EDGE = Share(own=frozenset(), served=frozenset({0, 1}), edge=True)
         (EDGE, answer(served=[0, 2]), "it served device 2"),
         (EDGE, answer(own=[0], served=[0]), "it trained device 0"),
         (EDGE, answer(served=[0], arrays=["0:front.0.weight"]), "it tells a front of device 0"),
+        (DEVICE, answer(own=[0], arrays=["0:middle-1.0.weight"]), "it tells a middle-1 of device 0"),
+        (DEEP, answer(own=[0], arrays=["0:middle-2.0.weight"]), "it tells a middle-2 of device 0"),
     ],
 )
 def test_others_work_is_not_taken(share, said, problem):
@@ -58,6 +61,8 @@ def test_what_is_no_answer_is_one_line():
 def test_an_own_answer_is_taken():
     said = answer(own=[0], arrays=["0:front.0.weight"])
     assert check_answer(DEVICE, said)[0] is said.array_records[ARRAYS]
+    for share, arrays in ((DEEP, ["0:front.0.weight", "0:middle-1.0.weight"]), (EDGE, ["1:middle-1.0.weight"])):
+        assert check_answer(share, answer(arrays=arrays))
     check_answer(EDGE, answer(served=[1], arrays=["1:back.0.weight"], weights={"back": 2.0}))
 
 

@@ -23,7 +23,6 @@ from fsl.codecs import Float16
 from fsl.codecs.codec import Payload
 from fsl.errors import ConfigError, LostError
 from fsl.mobility import RandomMobility
-from fsl.privacy import DPSGD, Privacy
 from fsl.round.edge_server import EdgeServer
 from fsl.round.front_device import Device
 from fsl.split.cutting import split
@@ -159,7 +158,6 @@ def test_a_device_whose_tail_diverges_is_lost_alone(monkeypatch):
     [
         (CycleSL(), {}, r"CycleSL trains only a front and a back"),
         (DecoupledSL(), {}, r"DecoupledSL trains only a front and a back"),
-        (SplitFedV1(), {"privacy": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))}, "two cuts make a tail"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -21,6 +21,7 @@ from fsl.models import Attention, VerticalModel
 from fsl.privacy import DPSGD, Privacy
 from fsl.round.edge_server import EdgeServer
 from fsl.round.party_device import PartyDevice
+from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.parties import model, run, tables
 from tests.helpers.runs import ADAM, KEPT, MOMENTUM, assert_same_bits, assert_same_run
 from tests.helpers.wired import Wired
@@ -267,6 +268,8 @@ def test_codecs_act_on_every_partys_cut():
         (Vertical(), {"partition": fsl.data.Dirichlet(alpha=1.0)}, "divides features, not rows"),
         (Vertical(), {"privacy": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))}, "no account of it is built"),
         (Vertical(), {"cut": "fronts.bank"}, "leave the cut out"),
+        (Vertical(), {"cuts": lambda profile: "fronts.bank"}, "leave cuts out"),
+        (Vertical(), {"accumulate": 2}, "accumulate=2: a step of Fused"),
         (Vertical(), {"mobility": "random", "edges": 2}, "edges: strategy=vertical"),
         (Vertical(), {"aggregator": "fedadam"}, "averages nothing over devices"),
         (Vertical(absent={"hotel": 0.1}), {}, "there is no party 'hotel'; there are bank, shop"),
@@ -316,6 +319,20 @@ def test_options_that_cannot_be_are_refused(options):
 def test_a_real_federation_is_refused_before_anything_is_sent(tmp_path):
     with pytest.raises(ConfigError, match="a real federation of parties is not built; simulate"):
         run(Vertical(), backend=Wired(folder=tmp_path))
+
+
+def test_clipping_and_precision_are_those_of_the_joined_model():
+    clipped = Optimizer("torch.optim.SGD", lr=0.05, clip_norm=0.05)
+    for options in ({"optimizer": clipped}, {"precision": "bfloat16"}):
+        one, other = run(Vertical(), rounds=1, **options), run(FedAvg(), rounds=1, devices=1, **options)
+        assert_same_bits(one.model.state_dict(), other.model.state_dict())
+
+
+def test_saving_and_exporting_are_refused(tmp_path):
+    found = run(Vertical(), rounds=1)
+    for write in (found.save_pretrained, found.export):
+        with pytest.raises(ConfigError, match="saving or exporting them is not built"):
+            write(tmp_path / "model")
 
 
 def test_price_refuses_parties():

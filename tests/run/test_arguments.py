@@ -218,4 +218,15 @@ def test_a_run_says_in_a_line_what_it_came_to(tmp_path):
 def test_a_run_can_be_plotted():
     run = fsl.simulate(model(), DATA, test_data=DATA, strategy="psl", cut="0", devices=3, rounds=2)
     figure = run.plot()
-    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "loss (mean over examples)"]
+    assert [axes.get_ylabel()[:4] for axes in figure.axes] == ["accu", "loss", "sent"]
+
+
+def test_a_notebook_shows_a_runs_final_figures_in_a_table(tmp_path):
+    run = fsl.simulate(
+        model(), DATA, test_data=DATA, strategy="psl", cut="0", devices=3, rounds=1, out=tmp_path / "<b>"
+    )
+    shown = run._repr_html_()
+    assert f">{100 * run.metrics[-1]['accuracy']:.1f}" in shown
+    assert ">rounds</th>" in shown
+    assert "/&lt;b&gt;</td>" in shown
+    assert "None" not in shown

@@ -148,10 +148,12 @@ def test_a_sample_of_many_devices_is_called_a_sample(tmp_path, drawn):
     assert axes.get_images()[0].get_array().shape == (100, 10)
 
 
-def test_a_plot_has_accuracy_and_loss_side_by_side_and_legends_off_the_data(tmp_path):
+def test_a_plot_has_accuracy_loss_and_bytes_side_by_side_and_legends_off_the_data(tmp_path):
     figure = plot([row(i) for i in (1, 2, 3)], "SGLR on digits")
-    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "loss (mean over examples)"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["round", "round"]
+    labels = ["accuracy (%)", "loss (mean over examples)", "sent in a round (MB)"]
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
+    assert [axes.get_xlabel() for axes in figure.axes] == ["round"] * 3
+    assert [line.get_ydata().tolist() for line in figure.axes[2].get_lines()] == [[12] * 3, [12] * 3, [3] * 3]
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
@@ -159,8 +161,14 @@ def test_a_plot_has_accuracy_and_loss_side_by_side_and_legends_off_the_data(tmp_
 
 
 def test_a_plot_of_a_regression_is_its_loss_alone():
-    (axes,) = plot([row(i, accuracy=None) for i in (1, 2)]).axes
+    silent = {"up_bytes": 0, "down_bytes": 0, "model_bytes": 0}
+    (axes,) = plot([row(i, accuracy=None, **silent) for i in (1, 2)]).axes
     assert axes.get_ylabel() == "loss (mean over examples)"
+
+
+def test_a_notebook_shows_a_plot_without_pyplot():
+    shown = plot([row(1)])._repr_png_()
+    assert shown.startswith(b"\x89PNG")
 
 
 def test_there_is_no_plot_of_nothing():

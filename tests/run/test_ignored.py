@@ -14,7 +14,7 @@ from fsl.deployment.cloud.terms import build_terms
 from fsl.errors import ConfigError
 from fsl.run.backend import Backend
 from fsl.run.config import build_aggregator, build_backend, build_data, build_mobility, build_privacy
-from fsl.settings.learning_rate import Schedule
+from fsl.segments.learning_rate import Schedule
 from tests.helpers.small import small_model, small_task
 from tests.helpers.vectors import run, vectors
 

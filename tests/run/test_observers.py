@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fsl
+from fsl.run import notebooks
 from fsl.run.lost_words import lost_in_words
 from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines, RunInfo, human_bytes, round_in_words
 from fsl.run.run_log import RunLog
@@ -73,6 +75,54 @@ def test_the_progress_bar_shows_rounds_and_figures_on_a_terminal(monkeypatch, ca
     assert "3/3" in shown
     assert "20 devices · loss 0.412 · accuracy 0.871 · 24.8 MB up+down" in shown
     assert capsys.readouterr().out == ""
+
+
+class Handle:
+    """Stands for a place in a notebook's output."""
+
+    def __init__(self):
+        self.shown = []
+
+    def update(self, html):
+        self.shown.append(html)
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """A notebook's kernel, as far as a bar asks for it; returns what it showed, and what it put in its place."""
+    handle, displayed = Handle(), []
+    shell = SimpleNamespace(kernel=object())
+
+    def display(html, display_id):
+        displayed.append(html)
+        return handle
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))
+    return displayed, handle.shown
+
+
+def test_a_notebook_has_one_bar_that_is_redrawn_in_its_place(notebook, monkeypatch, capfd):
+    displayed, updates = notebook
+    times = iter([0.0, 0.0, *(value for n in range(1, 9) for value in (n / 10, n / 10, n / 10, n / 10))])
+    monkeypatch.setattr(notebooks.time, "monotonic", lambda: next(times))
+    bar = ProgressBar()
+    bar.on_start(RunInfo("SplitFedV1", "<MLP>", "digits", 20, 500, 1, None))
+    for round in range(1, 5):
+        bar.on_round(row(round))
+    bar.on_end()
+    assert len(displayed) == 1
+    assert "SplitFedV1 · &lt;MLP&gt; · digits · 20 devices" in displayed[0]
+    assert 0 < len(updates) < 4
+    assert 'value="4" max="500"' in updates[-1]
+    assert "4 of 500 rounds · 20 devices · loss 0.412" in updates[-1]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_notebooks_bar_that_fails_ends_no_run(notebook, monkeypatch):
+    monkeypatch.setattr(Handle, "update", lambda *_: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="the progress bar stopped"):
+        watch(ProgressBar(), info(None), row(1), row(2), row(3))
 
 
 def test_output_that_is_piped_away_stays_in_the_pipe_beside_a_bar(monkeypatch, capsys):

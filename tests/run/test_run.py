@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 import fsl
 from fsl.data import Augmentation, Dirichlet, Partition, Partitioner, Resample
 from fsl.errors import CheckpointError, ConfigError, DataError
-from fsl.settings.learning_rate import Schedule
+from fsl.segments.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.runs import assert_same_bits, run, strategies
 from tests.helpers.small import small_model, small_task

@@ -241,8 +241,3 @@ def test_fedavg_trains_all_three_segments_as_it_trains_two():
     one, two = (simulate(two_cuts(), FedAvg(), cut).model.state_dict() for cut in ("0", ["0", "1"]))
     assert all(torch.equal(value, two[key]) for key, value in one.items())
     assert not torch.equal(two["3.weight"], two_cuts()[3].weight)
-
-
-def test_a_private_account_of_three_segments_is_refused():
-    with pytest.raises(ConfigError, match="two cuts make a tail; give one cut"):
-        simulate(two_cuts(), FedAvg(), ["0", "1"], privacy=Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, clip=1.0)))

@@ -30,8 +30,8 @@ from fsl.plan import Spec
 from fsl.run.backend import Backend
 from fsl.run.config import build_optimizer, key_types, read_config
 from fsl.run.simulate import SimulateOptions
+from fsl.segments.learning_rate import Schedule
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
-from fsl.settings.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions

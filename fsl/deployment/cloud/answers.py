@@ -3,8 +3,8 @@
 An enrolled node could otherwise answer for another node's device, and replace its front, loss or counts.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
@@ -14,6 +14,7 @@ from fsl.messages.identifiers import is_owner
 from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, METRICS
 from fsl.privacy.leak_probe import LEAKS
+from fsl.split.pieces import number_of_middle
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
 SERVED = "served."  # prefixes the columns of an edge's reports on the devices that it served
@@ -21,11 +22,15 @@ SERVED = "served."  # prefixes the columns of an edge's reports on the devices t
 
 @dataclass(frozen=True)
 class Share:
-    """A node's share of a round: `own` devices train there, `served` ones may have sessions at its edge."""
+    """A node's share of a round: `own` devices train there, `served` ones may have sessions at its edge.
+
+    `cuts`: at which of the run's cuts devices are cut, where that is not the first.
+    """
 
     own: frozenset[int]
     served: frozenset[int]
     edge: bool
+    cuts: Mapping[int, int] = field(default_factory=dict)
 
     @staticmethod
     def of(part: NodePart) -> "Share":
@@ -33,7 +38,15 @@ class Share:
         served = {task.device for edge in part.edges for task in edge.cohort.devices}
         served |= {visitor.task.device for edge in part.edges for visitor in edge.visitors}
         served |= {task.device for task in part.alone}  # without an edge their node reports both ends
-        return Share(frozenset(task.device for task in part.own), frozenset(served), bool(part.edges))
+        tasks = [*part.own, *(task for edge in part.edges for task in edge.cohort.devices)]
+        cuts = {task.device: task.cut for task in tasks if task.cut}
+        return Share(frozenset(task.device for task in part.own), frozenset(served), bool(part.edges), cuts)
+
+    def may_tell(self, segment: str, device: int) -> bool:
+        """Whether a segment that the node tells of a device is one that it trains: its own device's, or its edge's."""
+        number = number_of_middle(segment)
+        at_edge = segment == "back" if number is None else self.cuts.get(device, 0) < number
+        return device in (self.served if at_edge else self.own)
 
 
 def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, MetricRecord]:
@@ -50,8 +63,9 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
         device, colon, key = name.partition(":")
         segment = key.partition(".")[0]
         if colon and device.isdecimal():
-            number = int(device) if is_owner(f"device-{device}") else device[:20]
-            _refuse([number], share.served if segment == "back" else share.own, f"tells a {segment} of")
+            known = is_owner(f"device-{device}")
+            if not known or not share.may_tell(segment, int(device)):
+                _refuse([int(device) if known else device[:20]], frozenset(), f"tells a {segment} of")
     if sums := sorted(name for name in said.weights if name != "back" or not share.edge):
         raise TrustError(f"it tells a sum of {sums[0]}s, which it was not asked for; its whole answer is left out")
     return arrays, metrics

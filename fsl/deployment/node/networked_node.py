@@ -141,6 +141,11 @@ class NetworkedNode:
         roams = any(edge.peers for edge in part.edges) or any(ticket.others for ticket in part.tickets)
         if plan.tails and (plan.moves or roams):
             raise ConfigError("this round has tails and devices that may move; sessions with tails stay at their edge")
+        if worker.workload.cuts and (plan.moves or roams):
+            raise ConfigError(
+                "this round has devices that are cut at different places, and devices that may move; in a real "
+                "federation their sessions stay at their edge"
+            )
         refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
@@ -225,7 +230,7 @@ class NetworkedNode:
         side = EdgeSide(part.cohort, plan, worker, states)
         server = side.server
         admission = _admission(plan, part)
-        expected = Expected.of(worker, plan)
+        expected = Expected.of_devices(worker, plan, part.cohort.devices)
         if part.peers:
             edge_round: EdgeRound = build_moving_round(
                 plan, part, side, admission, expected, self.door, self.settings, self.patience, whole.replicate_every
@@ -241,7 +246,7 @@ class NetworkedNode:
             self.door.end(_LAST_WORDS)
         # A shared back has also learnt from devices that have moved on.
         if outcome.failed is None and (outcome.closed or part.peers):
-            work.totals["back"] = server.result()
+            work.add(server.totals())
             work.counts.update(server.counts())
         return outcome
 
@@ -259,7 +264,7 @@ class NetworkedNode:
         for _ in alone.lost:
             meter.device_lost("deadline" if deadline.left() <= 0 else "unusable")
         work.lose({device: f"device {device}: {reason}" for device, reason in alone.lost.items()})
-        work.totals |= alone.totals
+        work.add(alone.totals)
         work.reports.extend(alone.reports)
         work.served.extend(alone.reports)
         meter.round_ended(time.monotonic() - began)
@@ -274,7 +279,7 @@ class NetworkedNode:
         side = DeviceSide([ticket.task for ticket in part.tickets], plan, worker, states)
         relay = None
         if plan.fronts == "relayed":
-            layouts = {name: segment.layout for name, segment in side.segments.items()}
+            layouts = {name: s.layout for name, s in worker.segments.items() if name != "back"}
             relay = Relay(bytes.fromhex(part.relay_key), f"{plan.run}/{plan.round}", layouts)
         invitations = [
             Invitation(
@@ -305,7 +310,7 @@ class NetworkedNode:
         work.lose({device: f"device {device}: {reason}" for device, reason in outcome.lost.items()})
         work.reports.extend(own_reports(side, outcome))
         if plan.fronts != "private":
-            work.totals |= side.totals
+            work.add(side.totals)
 
 
 def _admission(plan: RoundPlan, part: EdgePart) -> Admission:

@@ -44,7 +44,7 @@ def own_reports(side: DeviceSide, outcome: DeviceOutcome) -> Iterator[DeviceRepo
             loss_weight=0.0,
             up_bytes=wasted.get("up_bytes", 0),
             down_bytes=wasted.get("down_bytes", 0),
-            model_bytes=side.model_bytes,
+            model_bytes=side.model_bytes(device),
             moves=outcome.moves.get(device, 0),
             wasted_steps=wasted.get("steps", 0),
             restarts=wasted.get("times", 0),

@@ -26,9 +26,19 @@ from fsl.installed import __version__
 from fsl.messages.identifiers import Count, Positive
 from fsl.messages.strict_json import from_values, json_values, to_json
 from fsl.messages.versions import PROTOCOL, check_versions
-from fsl.round.workload import Workload
-from fsl.run.config import RunConfig, build_data, build_model, build_objective, outputs_of
+from fsl.round.workload import Workload, copied
+from fsl.run.config import (
+    RunConfig,
+    build_cuts,
+    build_data,
+    build_hardware,
+    build_model,
+    build_objective,
+    outputs_of,
+)
 from fsl.run.local_heads import local_head
+from fsl.run.mixed_cuts import named_cuts
+from fsl.split.cut_order import in_order
 from fsl.wire.options import Patience
 
 log = logging.getLogger(__name__)
@@ -94,6 +104,7 @@ class Setup:
     mean: tuple[float, ...] | None = None  # every node normalises inputs by it
     std: tuple[float, ...] | None = None
     outputs: Positive | None = None  # of the model, for one sample
+    cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in any order
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -121,6 +132,7 @@ class Setup:
             mean=None if task.scaling is None else task.scaling.mean,
             std=None if task.scaling is None else task.scaling.std,
             outputs=outputs_of(task, objective),
+            cuts=named_cuts(build_cuts(config.cuts), config.training, build_hardware(config)),
         )
 
     def to_json(self) -> str:
@@ -212,6 +224,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         accelerator=settings.accelerator,
         allowed=allowed,
         secure=True,
+        cuts=in_order(copied(model), setup.cuts, task.blank(2)) if setup.cuts else (),
     )
 
 

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from fsl.flower.records import reports_to_metrics, totals_to_record
 from fsl.messages.reports import DeviceReport
 from fsl.round.deadline import Deadline
-from fsl.segments.sums import Total, WeightedSum
+from fsl.segments.sums import Total, WeightedSum, merge_totals
 
 RESTARTED = "restarted."  # prefixes a device's number in a reply's metrics
 
@@ -53,6 +53,11 @@ class Work:
                 deadline.end(reason)
             for wake in self._wakes:
                 wake()
+
+    def add(self, totals: Mapping[str, Total]) -> None:
+        """Add what one part of the round trained; from any thread."""
+        with self._lock:
+            merge_totals(self.totals, totals)
 
     def lose(self, reasons: Mapping[int, str]) -> None:
         """Note devices that did not finish here, and why; on a node with both ends, either may say so."""

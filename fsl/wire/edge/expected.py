@@ -1,17 +1,20 @@
 """Checks a device's messages before they reach a trainer."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fsl.errors import WireError
 from fsl.messages.frames import check_finite, check_labels
-from fsl.messages.round_plan import RoundPlan
+from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.round.workload import Worker
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
+from fsl.segments.precision import computing
 from fsl.segments.structures import at_rows
 from fsl.segments.tensor_trees import TensorTree, Values, activations_of, received, tensors_of
 from fsl.trainers.uploads import Upload
@@ -41,6 +44,7 @@ class Expected:
     tails: bool = False  # labels stay on devices
     outputs: int = 0  # bytes of one row of the back's outputs, whose gradient a tail sends
     three: str = ""  # the structure of smashed data of three blank inputs, where there are several
+    by_device: Mapping[int, "Expected"] = field(default_factory=dict)  # of devices that are cut elsewhere
 
     @property
     def frame_bytes(self) -> int:
@@ -48,16 +52,27 @@ class Expected:
 
         A codec may take more than the tensors themselves, values with their places say; four times is beyond that.
         """
+        return max([self._frame_bytes(), *(other._frame_bytes() for other in self.by_device.values())])
+
+    def _frame_bytes(self) -> int:
         rows = self.rows.stop - 1
         smashed = sum(tensor.nbytes for tensor in tensors_of(self.smashed)) / 2
         tensors = math.ceil(smashed) + math.prod(self.target_shape) * self.target_dtype.itemsize
         return _HEADERS + max(_CODECS * rows * (max(tensors, self.outputs) + 4), 2 * self.relayed)  # 4: a clip factor
 
     @staticmethod
+    def of_devices(worker: Worker, plan: RoundPlan, tasks: Iterable[DeviceTask]) -> "Expected":
+        """Derive what each of these devices uploads, cut where the plan cuts it."""
+        cuts = {task.device: task.cut for task in tasks}
+        at = {cut: Expected.of(worker.at(cut), plan) for cut in sorted({0, *cuts.values()})}
+        return replace(at[0], by_device={device: at[cut] for device, cut in cuts.items() if cut})
+
+    @staticmethod
     def of(worker: Worker, plan: RoundPlan) -> "Expected":
         """Derive what devices of this round upload, by running the front on two blank inputs."""
         front = worker.segments["front"].module
-        with evaluating(front):  # with gradients, which tell activations from masks
+        lowered = partial(computing, plan.control.precision, worker.accelerator)
+        with evaluating(front), lowered():  # with gradients, which tell activations from masks
             blank = worker.workload.data.blank(2).to(worker.accelerator)
             smashed = received(call(front, blank), worker.segments["front"].shared).detach()
             more = received(call(front, worker.workload.data.blank(3).to(worker.accelerator)))
@@ -65,7 +80,7 @@ class Expected:
         outputs = 0
         if tails := "tail" in worker.chain:
             back = worker.segments["back"].module
-            with evaluating(back), torch.no_grad():
+            with evaluating(back), torch.no_grad(), lowered():
                 outputs = sum(t.nbytes for t in tensors_of(received(call(back, smashed)))) // 2
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
         targets, objective = worker.workload.data.train.targets, worker.workload.objective
@@ -91,6 +106,9 @@ class Expected:
 
     def check(self, upload: Upload) -> None:
         """Raise WireError for an upload that no device of this round makes."""
+        if (other := self.by_device.get(upload.device)) is not None:
+            other.check(upload)
+            return
         smashed, targets = upload.smashed, upload.targets
         self._check_kind(smashed)
         if len(smashed) not in self.rows:
