@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.models.lora import lora as lora
     from fsl.models.lora import merged as merged
     from fsl.models.lora import save_adapter as save_adapter
+    from fsl.models.vertical_model import VerticalModel as VerticalModel
     from fsl.privacy.settings import Privacy as Privacy
     from fsl.run.backend import Backend as Backend
     from fsl.run.finished_run import Run as Run
@@ -96,6 +97,7 @@ __all__ = [
     "SplitModel",
     "StopRun",
     "Training",
+    "VerticalModel",
     "Wire",
     "attacks",
     "availability",
@@ -146,6 +148,7 @@ _WHERE = {
     "SplitModel": "fsl.split.cutting",
     "StopRun": "fsl.run.observers",
     "Training": "fsl.settings.training_settings",
+    "VerticalModel": "fsl.models.vertical_model",
     "Wire": "fsl.settings.wire_settings",
     "lora": "fsl.models.lora",
     "merged": "fsl.models.lora",

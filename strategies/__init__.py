@@ -9,6 +9,7 @@ from fsl.strategies.psl import PSL, SGLR
 from fsl.strategies.split_strategy import SplitStrategy
 from fsl.strategies.splitfed import SplitFedV1, SplitFedV2, SplitFedV3
 from fsl.strategies.vanilla import VanillaSL
+from fsl.strategies.vertical import Vertical
 
 __all__ = [
     "PSL",
@@ -23,4 +24,5 @@ __all__ = [
     "SplitFedV3",
     "SplitStrategy",
     "VanillaSL",
+    "Vertical",
 ]

@@ -16,6 +16,7 @@ from fsl.costs.serving import serving_of
 from fsl.costs.stages import stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
+from fsl.models.vertical_model import VerticalModel
 from fsl.objective import Objective, as_objective
 from fsl.segments.tensor_places import in_double
 from fsl.settings.federation_settings import CloudStrategy, Federation
@@ -65,6 +66,10 @@ def price(
     Arguments, groups and their short keywords mean what they mean to `fsl.simulate`. Nothing is trained: bytes follow
     from shapes and codecs, exactly as they would be sent. ConfigError for `devices_per_round`: all devices are priced.
     """
+    if isinstance(model, VerticalModel):
+        raise ConfigError(
+            "price: a VerticalModel is cut behind its parties' fronts, and rounds of parties are not priced"
+        )
     task = as_task(train_data, double=in_double(model))
     training, wire = Training.of(training, options), Wire.of(wire, options)
     if training.devices_per_round is not None:

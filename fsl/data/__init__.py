@@ -1,5 +1,6 @@
 """Loads data by `datasets`, divides them by `flwr-datasets`, and takes a user's own Dataset."""
 
+from fsl.data.alignment import PSI, Alignment, Clear
 from fsl.data.augment import Augmentation
 from fsl.data.dividing import divide
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples
@@ -12,17 +13,24 @@ from fsl.data.table_data import from_table
 from fsl.data.task import TaskData, as_task, hold_out
 from fsl.data.texts import from_text
 from fsl.data.tree_examples import TreeExamples, from_columns, from_dicts
+from fsl.data.vertical_data import EdgeLabels, PartyTable, VerticalData, VerticalTask, vertical
+from fsl.data.vertical_tables import breast_cancer, vertical_csv
 
 __all__ = [
     "IID",
+    "PSI",
+    "Alignment",
     "Augmentation",
+    "Clear",
     "DatasetExamples",
     "Dirichlet",
+    "EdgeLabels",
     "Examples",
     "Given",
     "Natural",
     "Partition",
     "Partitioner",
+    "PartyTable",
     "Pathological",
     "Proportional",
     "Resample",
@@ -30,9 +38,12 @@ __all__ = [
     "TaskData",
     "TensorExamples",
     "TreeExamples",
+    "VerticalData",
+    "VerticalTask",
     "as_examples",
     "as_partitioner",
     "as_task",
+    "breast_cancer",
     "cifar10",
     "class_counts",
     "digits",
@@ -45,4 +56,6 @@ __all__ = [
     "hold_out",
     "images",
     "limited",
+    "vertical",
+    "vertical_csv",
 ]

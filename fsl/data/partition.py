@@ -66,6 +66,22 @@ class Resampled(Partition):
 
 
 @dataclass(frozen=True, eq=False)
+class AlignedRows(Partition):
+    """Every party has its features of every row."""
+
+    devices: int
+    rows: int
+
+    def indices(self, device: int) -> Tensor:
+        """Returns all rows."""
+        return torch.arange(self.rows)
+
+    def size(self, device: int) -> int:
+        """Returns the number of rows."""
+        return self.rows
+
+
+@dataclass(frozen=True, eq=False)
 class _Limited(Partition):
     devices: int
     whole: Partition

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError
+from fsl.models.vertical_model import VerticalModel
 from fsl.round.workload import copied, with_weights
 from fsl.segments.tensor_trees import Values
 from fsl.split.cutting import join
@@ -56,6 +57,7 @@ class TrainedModel:
 
     def weights(self, device: int | None) -> dict[str, Tensor]:
         """Returns the whole model's state_dict; ConfigError where `device` does not name a private front, or must."""
+        self._refuse_parties()
         if self.devices is None:
             if device is not None:
                 raise ConfigError(f"device={device}: this run has one model for all its devices; leave device out")
@@ -72,7 +74,15 @@ class TrainedModel:
 
     def plain(self) -> nn.Module:
         """Returns a copy of the module as it was given, on the CPU, in evaluation mode."""
+        self._refuse_parties()
         return copied(self.module).cpu().eval()
+
+    def _refuse_parties(self) -> None:
+        if isinstance(self.module, VerticalModel):
+            raise ConfigError(
+                "a VerticalModel's segments are with its parties, and saving or exporting them is not built; load "
+                "model.safetensors of the run's folder into the model, or use run.model"
+            )
 
     def whole(self, device: int | None) -> nn.Module:
         """Returns a copy of the module with its final weights, on the CPU, in evaluation mode."""

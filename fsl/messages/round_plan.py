@@ -115,6 +115,7 @@ class EvaluatePlan:
     private: bool = True
     on: tuple[Literal["test", "own"], ...] = ("test",)
     frozen: Mapping[str, Digest] = field(default_factory=dict)  # as in `RoundPlan`
+    subsets: tuple[tuple[Count, ...], ...] = ()  # of parties, to be scored without the others (vertical split learning)
 
     def __post_init__(self) -> None:
         _check_run(self.run)

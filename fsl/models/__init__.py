@@ -1,10 +1,31 @@
-"""Models for small images, each a sequence of named stages with its paper's cut as default; transformers by name."""
+"""Models for small images, each a sequence of named stages with its paper's cut as default; transformers; parties'."""
 
 from fsl.models.alexnet import AlexNet
+from fsl.models.fusions import Attention, Concatenation, Fusion, Max, Mean, Product, Sum
 from fsl.models.hugging_face import huggingface
 from fsl.models.lenet import LeNet
 from fsl.models.mlp import MLP
 from fsl.models.resnet import ResNet8, ResNet18
+from fsl.models.vertical_mlp import VerticalMLP
+from fsl.models.vertical_model import VerticalModel
 from fsl.models.vgg import VGG5, VGG16
 
-__all__ = ["MLP", "VGG5", "VGG16", "AlexNet", "LeNet", "ResNet8", "ResNet18", "huggingface"]
+__all__ = [
+    "MLP",
+    "VGG5",
+    "VGG16",
+    "AlexNet",
+    "Attention",
+    "Concatenation",
+    "Fusion",
+    "LeNet",
+    "Max",
+    "Mean",
+    "Product",
+    "ResNet8",
+    "ResNet18",
+    "Sum",
+    "VerticalMLP",
+    "VerticalModel",
+    "huggingface",
+]

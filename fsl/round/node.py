@@ -17,6 +17,8 @@ from fsl.round.cohort import Cohort, stepping
 from fsl.round.device_scores import device_scores
 from fsl.round.device_weights import refuse_other_counts
 from fsl.round.moving_cohorts import MovingCohorts
+from fsl.round.vertical_cohort import VerticalCohort
+from fsl.round.vertical_evaluation import evaluate_parties
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Worker, Workload
 from fsl.segments.states import State
@@ -60,6 +62,8 @@ class Node:
             return [WholeModelCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if plan.fronts == "merged":
             return [AsynchronousCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+        if self.worker.parties:
+            return [VerticalCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
             return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)
@@ -69,4 +73,5 @@ class Node:
         """Score devices, each with its private front or all with one, on the test set and on rows of their own."""
         with stepping(plan):
             take_frozen(arrays, plan.frozen, self.frozen, self.worker.chain)
-            return device_scores(self.worker, plan, record_to_states(arrays, self.layouts, self.worker.accelerator))
+            states = record_to_states(arrays, self.layouts, self.worker.accelerator)
+            return (evaluate_parties if self.worker.parties else device_scores)(self.worker, plan, states)

@@ -14,6 +14,7 @@ from fsl.errors import SplitError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED
 from fsl.metrics import Metrics
+from fsl.models.vertical_model import VerticalModel
 from fsl.objective import Objective
 from fsl.round.node_store import Store
 from fsl.segments.calling import call
@@ -21,7 +22,7 @@ from fsl.segments.learner import SegmentRuntime, runtimes_of
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.states import Layout
 from fsl.segments.tensor_places import tables
-from fsl.segments.tensor_trees import Values, received, shared_of
+from fsl.segments.tensor_trees import Values, passed, received, shared_of
 from fsl.split.cutting import SplitModel, passes_one, split
 from fsl.split.pieces import pieces
 
@@ -61,6 +62,10 @@ class Worker:
         self.accelerator = torch.device(workload.accelerator)
         # A node puts its own tensors into the modules, so it cannot share them with the caller or another node.
         self.model = copied(workload.model).to(self.accelerator)
+        self.parties: tuple[str, ...] = ()  # of a model of vertically partitioned features
+        if isinstance(self.model, VerticalModel):
+            self.parties = self.model.parties
+            self.model.measure(passed(self._blank(_EXAMPLE)))
         self.cuts = workload.cuts
         if workload.cuts:
             start_training(self.model)

@@ -1,6 +1,7 @@
 """What is refused of a run's codecs before its first round."""
 
 import logging
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -8,11 +9,12 @@ from torch import Tensor
 from fsl.codecs.codec_maker import CANNOT_MOVE, codec_maker, codec_of
 from fsl.errors import ConfigError, FslError, WireError
 from fsl.faults import said
+from fsl.models.vertical_model import FRONT, PartyFront
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
 from fsl.segments.calling import call
 from fsl.segments.precision import Precision, computing
-from fsl.segments.tensor_trees import Values, activations_of, received
+from fsl.segments.tensor_trees import Values, activations_of, passed, received
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.wire_settings import IDENTITY
 from fsl.trainers import EdgeTrainer
@@ -36,8 +38,9 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
             del used[way]
         elif federation.mobility is not None and codec_of(codec).stateful:
             raise ConfigError(f"{what}: {CANNOT_MOVE}")
-    smashed = _smashed(worker, federation.training.precision) if used else None
-    for way, codec in used.items():
+    fronts = [name for name in worker.segments if name == "front" or name.startswith(FRONT)]
+    made = [_smashed(worker, front, federation.training.precision) for front in fronts] if used else []
+    for (way, codec), smashed in product(used.items(), made):
         what = f"codec.{way}={codec.text}"
         try:
             make = codec_maker(codec, worker.workload.allowed)
@@ -52,13 +55,16 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
                 try_codec(what, make, _values(rows, activation))
 
 
-def _smashed(worker: Worker, precision: Precision) -> Values | None:
-    """What the cut gives for two blank inputs; None, with a warning, where the front does not take them."""
-    data, front = worker.workload.data, worker.segments["front"].module
+def _smashed(worker: Worker, name: str, precision: Precision) -> Values | None:
+    """What a front gives for two blank inputs; None, with a warning, where it does not take them."""
+    data, front = worker.workload.data, worker.segments[name].module
     training = front.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), computing(precision, worker.accelerator):
-            return received(call(front.eval(), data.blank(2).to(worker.accelerator)))
+            blank = data.blank(2).to(worker.accelerator)
+            if isinstance(front, PartyFront):
+                return received(front.eval()(passed(blank)[front.party]))
+            return received(call(front.eval(), blank))
     except FslError:
         raise
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place

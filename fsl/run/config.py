@@ -237,7 +237,8 @@ def build_model(
     values.pop("places", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
-        model = build("model", values, _known(input_shape=data.input_shape, classes=outputs))
+        shapes = {"input_shape": data.input_shape, "party_shapes": getattr(data, "party_shapes", None)}
+        model = build("model", values, _known(classes=outputs, **shapes))
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
         if adapters is not None:
@@ -247,7 +248,7 @@ def build_model(
 
 def given_arguments(config: Mapping[str, Any], **known: Any) -> dict[str, Any]:
     """The arguments that a configuration's model is made with; of those `known` besides, what it has parameters for."""
-    own = {name: value for name, value in config.items() if name not in ("_target_", "cut", "places")}
+    own = {name: value for name, value in config.items() if name not in ("_target_", "cut", "places", "lora")}
     takes = inspect.signature(locate(str(config["_target_"]))).parameters
     return {name: value for name, value in _known(**known).items() if name in takes} | own
 

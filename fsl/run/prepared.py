@@ -11,12 +11,13 @@ from torch import nn
 from fsl.costs import CostModel, Forecast, segment_costs
 from fsl.costs.cut_choice import CutChoice
 from fsl.costs.hardware import Hardware
-from fsl.data import TaskData, as_task
+from fsl.data import TaskData, VerticalData, as_task
 from fsl.data.example_checks import check_examples
 from fsl.errors import ConfigError, FslError
 from fsl.faults import said
 from fsl.importing.import_paths import ALLOWED, Allowed, check_packages, name_classes
 from fsl.importing.spec import Spec
+from fsl.models.vertical_model import VerticalModel
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
 from fsl.run import provenance
@@ -31,6 +32,7 @@ from fsl.run.preflight import fit, preflight
 from fsl.run.privacy_check import private_run, refuse_several, refuse_tied
 from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
+from fsl.run.vertical_check import refuse_vertical
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_places import in_double
 from fsl.settings.early_stop import EarlyStop
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 def checked_task(model: nn.Module, train_data: Any, test_data: Any) -> TaskData:
     """What a user gives as data, as a task of the model's precision; DataError for examples that cannot be."""
+    if isinstance(train_data, VerticalData):
+        return train_data.task(test_data, in_double(model))
     task = as_task(train_data, test_data, in_double(model))
     check_examples(task.train, task.test, task.validation)
     return task
@@ -89,6 +93,9 @@ def prepared(
 
     `cuts`: where each device's model is cut, where devices are cut at different places. `stop`: ends it early.
     """
+    refuse_vertical(federation, strategy, workload)
+    if cuts is not None and isinstance(workload.model, VerticalModel):
+        raise ConfigError("cuts: a VerticalModel is cut behind its parties' fronts; leave cuts out")
     if cuts is not None:
         federation, workload = with_cuts(federation, workload, hardware, cuts, strategy)
     workload, worker, accurate = _split_and_tried(workload, strategy, federation, origin.classes)
@@ -135,6 +142,7 @@ def _bound(
         layouts=layouts,
         costs=_cost_model(federation, hardware, workload, worker),
         samples=workload.partition.size,
+        label_party=getattr(workload.data, "label_party", None),
     )
     refuse_unheard(federation, strategy)
     strategy.bind(federation)
@@ -195,6 +203,9 @@ def _refuse_schedule(federation: Federation, workload: Workload) -> None:
 
 def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, worker: Worker) -> CostModel | None:
     """What rounds are priced by; None, with a warning, for a model whose work cannot be counted."""
+    if isinstance(workload.model, VerticalModel):
+        log.warning("sim_seconds and energy_joules stay null: rounds of vertical split learning are not priced")
+        return None
     hops = workload.places is not None and "cloud" in workload.places
     machines = hardware.machines(moving=federation.mobility is not None or hops)
     try:

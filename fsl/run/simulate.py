@@ -17,7 +17,7 @@ from fsl.availability import Availability
 from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.profiles import DeviceProfile
-from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, as_partitioner, divide
+from fsl.data import Augmentation, Examples, Partition, Partitioner, TaskData, divide
 from fsl.data.data_digest import describe_partition
 from fsl.data.own_tests import with_own_tests
 from fsl.errors import ConfigError
@@ -49,6 +49,7 @@ from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
+from fsl.run.vertical_check import of_parties, partitioner_of
 from fsl.selection import Selection
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation, EvaluationOptions
@@ -188,7 +189,7 @@ def simulate(
     strategy, backend, chosen = as_strategy(strategy), as_backend(backend), as_cuts(cuts)
     loss, seen_by, nodes = as_objective(objective), as_observers(observers), whole("nodes", nodes, least=1)
     task = checked_task(model, train_data, test_data)
-    training = Training.of(training, options)
+    task, training = of_parties(task, strategy, training, options)
     evaluation = Evaluation.of(evaluation, options)
     refuse_ignored(task, augmentation, evaluation, out, resume)
     given, early = as_metrics(metrics), as_stop(stop)
@@ -211,7 +212,7 @@ def simulate(
         placement=backend.placement,
     )
     hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
-    partitioner = as_partitioner(partition, train_data)
+    partitioner = partitioner_of(task, strategy, partition, train_data)
     origin = Origin(
         identity=of_given(model, task, loss, augmentation, given),
         partition=f"{describe_partition(partitioner)} {training.samples_per_device}",

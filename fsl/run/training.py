@@ -22,6 +22,7 @@ from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
 from fsl.importing.import_paths import path_of
 from fsl.models.lora import has_adapters, save_adapter
+from fsl.models.vertical_model import FRONT, VerticalModel
 from fsl.privacy.leak_probe import leaks
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_frozen, with_weights
@@ -36,6 +37,7 @@ from fsl.run.run_log import RunLog
 from fsl.run.summary import COLUMNS, remarks_on, summary_of
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import Replica, State
+from fsl.segments.tensor_trees import passed
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.split.cutting import join
@@ -281,12 +283,16 @@ class Simulation:
         if self.strategy.fronts == "private":
             save_tensors(self.folder.back_path, join({n: states[n] for n in ("back", TOP) if n in states}))
             self._publish_fronts()
+            if self.worker.parties:
+                model = self._of_all_parties(states)
         else:
             whole = self._whole(states)
             save_tensors(self.folder.model_path, whole)
             model = with_weights(self.workload.model, whole, self.worker.accelerator)
             if has_adapters(model):
                 save_adapter(model, self.folder.adapter_path)
+        if isinstance(model, VerticalModel):  # it takes batches without a party, too
+            model.measure(passed(self.workload.data.blank(2).to(self.worker.accelerator)))
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
         self.folder.write_summary(
@@ -361,6 +367,23 @@ class Simulation:
     def _whole(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return join({name: states[name] for name in self.worker.chain})
 
+    def _of_all_parties(self, states: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
+        """Write and return the model with every party's front as it is: a simulation may put them together."""
+        whole = dict(self._whole(states))  # with the first fronts of parties that never trained
+        for device, round in self.strategy.kept().items():
+            whole |= self._private(device, round)
+        save_tensors(self.folder.model_path, whole)
+        return with_weights(self.workload.model, whole, self.worker.accelerator)
+
+    def _private(self, device: int, round: int) -> dict[str, Tensor]:
+        """A device's private front, with its tail if it has one."""
+        store, parties = self.worker.store, self.worker.parties
+        front = f"{FRONT}{parties[device]}" if parties else "front"
+        tensors = dict(store.load(f"fronts/{device}", round) or {}) | self._frozen_of(front)
+        if "tail" in self.worker.chain and (not parties or store.path(f"tails/{device}", round).exists()):
+            tensors |= dict(store.load(f"tails/{device}", round) or {}) | self._frozen_of("tail")
+        return tensors
+
     def _keep_best(self, row: dict[str, Any]) -> None:
         score = row.get("validation_accuracy", row.get("validation_loss"))
         if score is None:
@@ -380,11 +403,7 @@ class Simulation:
             if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
                 continue  # it stays on its device
             path = self.folder.front_path(device)
-            tensors = dict(self.worker.store.load(f"fronts/{device}", round) or {}) | self._frozen_of("front")
-            if "tail" in self.worker.chain:
-                tensors |= self.worker.store.load(f"tails/{device}", round) or {}
-                tensors |= self._frozen_of("tail")
-            save_tensors(path, tensors, durable=False)
+            save_tensors(path, self._private(device, round), durable=False)
             written.append(path)
         sync(written)
 

@@ -100,6 +100,7 @@ class Federation:
     ledger: "Ledger | None" = None  # the privacy spent so far, by adversary; None without privacy
     tested: bool = True  # whether there are test data besides devices' own rows
     metrics: Mapping[str, bool | None] = field(default_factory=dict)  # by name, whether higher is better
+    label_party: str | None = None  # vertical split learning: the party that has the labels; None: the edge
     named: dict[str, type] = field(default_factory=dict)  # classes that a simulation's own plans name, by path
 
     @property

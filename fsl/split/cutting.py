@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl.errors import ConfigError, SplitError
+from fsl.models.vertical_model import VerticalModel
 from fsl.segments.calling import call, named_inputs
 from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
@@ -67,6 +68,10 @@ def split(
 
     `tied` lets device and edge hold one trained tensor: for parts that are measured, and not trained.
     """
+    if isinstance(model, VerticalModel):
+        if places is not None:
+            raise SplitError(f"places={list(places)}: a VerticalModel's fronts run at its parties; leave places out")
+        return _by_party(model, at)
     example = as_values(example)
     cuts = _requested(model, at)
     named = placed(len(cuts), places)
@@ -85,6 +90,15 @@ def split(
         example = None if example is None or len(cuts) == 1 else _through(part, example)
     parts.append(rest)
     return SplitModel(tuple(Segment(name, place, part) for (name, place), part in zip(named, parts)), cuts)
+
+
+def _by_party(model: VerticalModel, at: str | Sequence[str] | None) -> SplitModel:
+    """A model of vertically partitioned features is in its segments already: a front for each party, back, and tail."""
+    if at is not None:
+        raise SplitError(f"cut={at!r}: a VerticalModel is cut behind its parties' fronts; leave the cut out")
+    parts = [Segment(*part) for part in model.segments()]
+    fronts = [f"fronts.{party}" for party in model.parties]
+    return SplitModel(tuple(parts), (*fronts, "back") if model.tail is not None else tuple(fronts))
 
 
 def passes_one(part: nn.Module) -> bool:

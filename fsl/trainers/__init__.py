@@ -7,6 +7,7 @@ from fsl.trainers.as_they_come import Asynchronous
 from fsl.trainers.back_steps import train_back
 from fsl.trainers.cyclic import Cyclic
 from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer, Snapshot
+from fsl.trainers.fused import Fused
 from fsl.trainers.pooled import Pooled
 from fsl.trainers.replicated import Replicated
 from fsl.trainers.sequential import Sequential
@@ -19,6 +20,7 @@ __all__ = [
     "Decoupled",
     "EdgeBench",
     "EdgeTrainer",
+    "Fused",
     "Learner",
     "Pooled",
     "Replicated",

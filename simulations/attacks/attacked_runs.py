@@ -61,6 +61,10 @@ def read_target(folder: Path, device: int) -> Target:
     if not 0 <= device < training.devices:
         raise ConfigError(f"victim={device}: {folder} has devices 0 to {training.devices - 1}")
     strategy: SplitStrategy = build("strategy", top.strategy)
+    if getattr(strategy, "vertical", False):
+        raise ConfigError(
+            f"{folder}: it is vertical split learning, and attacks on what several parties send are not built"
+        )
     strategy.bind(Federation(run=folder.name, training=training))
     data, _ = build_data(top.data, training.seed)
     rule = build("partition", top.partition)
