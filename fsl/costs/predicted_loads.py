@@ -16,7 +16,7 @@ from fsl.segments.states import Layout
 from fsl.segments.tensor_trees import Values
 from fsl.settings.training_settings import Training
 from fsl.settings.wire_settings import Wire
-from fsl.split.cutting import Place
+from fsl.split.placing import Place
 
 
 @dataclass(frozen=True)
