@@ -3,18 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsl.data import Examples
 from fsl.metrics import Metrics
 from fsl.objective import Objective
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
-from fsl.segments.tensor_trees import received
+from fsl.segments.tensor_trees import Values, received, tensors_of
 
 BATCH = 512  # rows; bounds the memory of an evaluation
+_OUTPUTS = 1 << 28  # bytes of outputs at once, where a row has many: a language model's, or a picture's
+_PROBED = 8  # rows, by which the outputs of others are weighed
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,39 @@ def evaluate(
     metrics: Metrics | None = None,
 ) -> Score:
     """Run segments behind each other over all examples in evaluation mode, and restore each module's mode."""
-    total, weight, right, scored = 0.0, 0.0, 0, 0
+    total, weight, right, scored, at_once = 0.0, 0.0, 0, 0, None
     metrics = Metrics() if metrics is None else metrics.fresh()
     with evaluating(*modules), torch.no_grad():
         for rows in torch.arange(len(examples)).split(BATCH):
             inputs, targets = examples.batch(rows)
-            outputs, targets = inputs.to(accelerator), targets.to(accelerator)
-            for module in modules:
-                outputs = received(call(module, outputs))
-            counts = objective.weight(targets)
-            if counts:
-                total += float(objective.loss(outputs, targets)) * counts
-                weight += counts
-            if (correct := objective.correct(outputs, targets)) is not None:
-                right += int(correct)
-                scored += objective.scored(targets)
-            metrics.update(outputs, targets, objective)
+            inputs, targets = inputs.to(accelerator), targets.to(accelerator)
+            at_once = _at_once(modules, inputs, targets) if at_once is None else at_once
+            for some in torch.arange(len(targets)).split(at_once):
+                few = slice(int(some[0]), int(some[-1]) + 1)
+                outputs, wanted = _outputs(modules, inputs[few]), targets[few]
+                counts = objective.weight(wanted)
+                if counts:
+                    total += float(objective.loss(outputs, wanted)) * counts
+                    weight += counts
+                if (correct := objective.correct(outputs, wanted)) is not None:
+                    right += int(correct)
+                    scored += objective.scored(wanted)
+                metrics.update(outputs, wanted, objective)
         loss, accuracy = total / weight if weight else math.nan, right / scored if scored else None
         return Score(loss, accuracy, metrics.compute())
+
+
+def _outputs(modules: list[nn.Module], inputs: Values) -> Any:
+    values: Any = inputs
+    for module in modules:
+        values = received(call(module, values))
+    return values
+
+
+def _at_once(modules: list[nn.Module], inputs: Values, targets: Tensor) -> int:
+    """Returns how many rows to run at once: all of a batch, unless the outputs of a row's many targets are large."""
+    if targets.dim() == 1 or not len(targets):
+        return BATCH
+    few = min(_PROBED, len(targets))
+    size = sum(tensor.nbytes for tensor in tensors_of(_outputs(modules, inputs[:few])))
+    return max(1, min(BATCH, _OUTPUTS * few // max(1, size)))
