@@ -24,6 +24,7 @@ from fsl.run.config import (
     build_data,
     build_model,
     build_objective,
+    build_places,
     build_privacy,
     given_arguments,
     outputs_of,
@@ -108,6 +109,7 @@ def read_trained(folder: Path) -> TrainedModel:
     return TrainedModel(
         module=module,
         cuts=() if top.cuts is not None else tuple(str(settings["model.cut"]).split(", ")),
+        places=None if (places := build_places(top.model)) is None else tuple(places),
         states={"back": load_tensors(run.back_path)} if private else {"whole": load_tensors(run.model_path)},
         devices=run.front_owners() if private else None,
         front_of=run.front,
@@ -120,7 +122,10 @@ def read_trained(folder: Path) -> TrainedModel:
         },
         remarks=remarks_on(privacy is not None and privacy.cut is not None, build_codecs(top.codec)["up"].target),
         target=str(top.model["_target_"]),
-        arguments=given_arguments(top.model, input_shape=data.input_shape, classes=outputs_of(data, objective)),
+        # A model with adapters is not made by its arguments alone.
+        arguments=None
+        if top.model.get("lora")
+        else given_arguments(top.model, input_shape=data.input_shape, classes=outputs_of(data, objective)),
     )
 
 

@@ -249,11 +249,16 @@ class Algorithm:
             )
         if not trainer.tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
-        if "tail" in self.federation.layouts and self.federation.placement is not None and self.federation.mobility:
+        if "tail" in self.federation.layouts and self._may_move():
             raise ConfigError(
                 "cut: two cuts give front, back and tail, and in a real federation a session with a tail does not "
-                "move; give one cut, use mobility=none, or simulate"
+                "move; give one cut, use mobility=none and deployment.roaming=false, or simulate"
             )
+
+    def _may_move(self) -> bool:
+        """Whether sessions of a real federation may go to another edge."""
+        placement = self.federation.placement
+        return placement is not None and (self.federation.mobility is not None or getattr(placement, "roams", False))
 
     def _refuse_hops(self) -> None:
         """Raise ConfigError where a round's time is to be predicted whose second hop no forecast has."""
@@ -321,10 +326,10 @@ class Algorithm:
                 "optimizer.reset=false: a device's cut may change from round to round, and its optimizer's state with "
                 "it; use optimizer.reset=true, or cuts that stay"
             )
-        if federation.placement is not None and federation.mobility is not None:
+        if self._may_move():
             raise ConfigError(
                 "cuts: in a real federation a session of devices that are cut at different places does not move; give "
-                "one cut, use mobility=none, or simulate"
+                "one cut, use mobility=none and deployment.roaming=false, or simulate"
             )
 
     def settings(self) -> dict[str, Any]:

@@ -34,11 +34,11 @@ def base_rate(federation: Federation, round: int, losses: Sequence[float]) -> fl
 
 
 def told_loss(federation: Federation, metrics: Mapping[str, Any]) -> list[float]:
-    """Returns the loss that the learning rate follows, of the validation data where there are any; else nothing.
+    """Returns the loss that the learning rate follows: of validation data, test data, or devices' own rows, if any.
 
     One that is not finite counts as the largest number, which JSON can hold.
     """
-    loss = metrics.get("validation_loss", metrics.get("loss"))
+    loss = metrics.get("validation_loss", metrics.get("loss", metrics.get("own_loss")))
     if loss is None or not federation.optimizer.schedule.needs_loss:
         return []
     return [float(loss) if math.isfinite(loss) else _LARGEST]

@@ -55,7 +55,7 @@ class Vertical(SplitStrategy):
         self.absent_per = one_of("absent_per", absent_per, ("step", "round"))
         for party, value in (self.absent if isinstance(self.absent, dict) else {"": self.absent}).items():
             _check_absent(party, value, listed=isinstance(absent, Mapping), least=int(self.absent_per == "round"))
-        if isinstance(evaluate_subsets, str):
+        if isinstance(evaluate_subsets, str) or not isinstance(evaluate_subsets, Sequence):
             one_of("evaluate_subsets", evaluate_subsets, ("none", "each", "alone", "all"))
         self.evaluate_subsets = (
             evaluate_subsets if isinstance(evaluate_subsets, str) else [list(subset) for subset in evaluate_subsets]

@@ -67,7 +67,7 @@ class VerticalData:
             return
         holders = [party for party, table in self.parties.items() if table.labels is not None]
         had = f"labels are at {', '.join(holders)}" if holders else "no party has any; give PartyTable(..., labels=...)"
-        if self.labels not in self.parties:
+        if not isinstance(self.labels, str) or self.labels not in self.parties:
             raise DataError(
                 f"labels={short(self.labels)}: it is a party's name ({', '.join(self.parties)}) or an "
                 f"fsl.data.EdgeLabels(ids, labels); {had}"

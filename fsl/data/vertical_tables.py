@@ -68,12 +68,18 @@ def vertical_csv(
         known = ", ".join(map(str, frames[labels_at].columns))
         raise DataError(f"data.label={label!r}: {paths[labels_at]} has no such column; it has {known}")
     names, labels = _labels(frames[labels_at][label], paths[labels_at])
+    parties = [party for party in paths if party != EDGE]
+    if unknown := [party for party in columns or {} if party not in parties]:
+        raise DataError(f"data.columns: there is no party {unknown[0]!r}; there are {', '.join(parties)}")
     tables = {}
     for party, frame in frames.items():
         if party == EDGE:
             continue
         given = (columns or {}).get(party)
         used = [name for name in frame.columns if name not in (id, label)] if given is None else list(given)
+        for name, what in ((label, "of labels, which the model is to predict"), (id, "of ids")):
+            if name in used:
+                raise DataError(f"data.columns.{party}: {name!r} is the column {what}; leave it out")
         own = labels if party == labels_at else None
         tables[party] = PartyTable(list(frame[id]), _numbers(frame, used, paths[party]), own)
     at: str | EdgeLabels = EdgeLabels(list(frames[EDGE][id]), labels) if labels_at == EDGE else labels_at

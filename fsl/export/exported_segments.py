@@ -121,7 +121,8 @@ def _cut(whole: nn.Module, trained: TrainedModel, cut: str | Sequence[str] | Non
         )
     if cut is None and not trained.cuts:
         raise ConfigError("devices of this run were cut at different places, and an export is of one cut: say cut=...")
-    parts = split(whole, trained.cuts if cut is None else cut, inputs.three)
+    own = cut is None
+    parts = split(whole, trained.cuts if own else cut, inputs.three, trained.places if own else None)
     for part in parts:
         part.module.eval()
     return parts

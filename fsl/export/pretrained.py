@@ -22,6 +22,7 @@ from fsl.export.trained_model import Folder, TrainedModel, listed
 from fsl.export.whole_folder import written_whole
 from fsl.files import load_tensors, save_tensors, write_json
 from fsl.installed import __version__
+from fsl.models.lora import has_adapters, merged
 from fsl.split.cutting import split
 
 CONFIG, MODEL, BACK, FRONTS = "fsl_config.json", "model.safetensors", "back.safetensors", "fronts"
@@ -60,7 +61,9 @@ def save_trained(
             if is_hugging_face(whole):
                 whole.config.save_pretrained(new)  # type: ignore[operator, union-attr]
         elif is_hugging_face(whole):
-            whole.save_pretrained(new)  # type: ignore[operator]
+            # Adapters are put into the weights: transformers would leave them out without a word.
+            plain = merged(whole) if has_adapters(whole) else whole
+            plain.save_pretrained(new)  # type: ignore[operator]
         else:
             save_tensors(new / MODEL, weights, {"format": "pt"}, durable=False)
         write_json(new / CONFIG, config)
@@ -114,7 +117,10 @@ def read_pretrained(path: Path) -> dict[str, Any]:
 
 
 def _from_pretrained(described: Mapping[str, Any], path: Path, allowed: Sequence[str]) -> nn.Module:
-    return trusted(str(described["class"]), path, allowed).from_pretrained(path).eval()
+    model, told = trusted(str(described["class"]), path, allowed).from_pretrained(path, output_loading_info=True)
+    if wrong := [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told.get(kind, ())]:
+        raise CheckpointError(f"{path}: '{wrong[0]}' is in the file or in the model, and not in both; save it anew")
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def _weights(path: Path, device: int | None, model: nn.Module) -> dict[str, Tensor]:
@@ -139,13 +145,13 @@ def _second_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 def _segments(trained: TrainedModel, whole: nn.Module) -> dict[str, Any]:
     if not trained.cuts:  # devices were cut at different places
         return {}
-    parts = split(whole, trained.cuts, trained.inputs().three)
+    parts = split(whole, trained.cuts, trained.inputs().three, trained.places)
     return {part.name: {"place": part.place, "keys": list(part.module.state_dict())} for part in parts}
 
 
 def _write_parts(trained: TrainedModel, new: Path) -> None:
     assert trained.devices is not None
-    save_tensors(new / BACK, trained.states["back"], {"format": "pt"}, durable=False)
+    save_tensors(new / BACK, trained.shared(), {"format": "pt"}, durable=False)
     (new / FRONTS).mkdir()
     for device in trained.devices:
         save_tensors(new / FRONTS / f"{device}.safetensors", trained.front_of(device), {"format": "pt"}, durable=False)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Inputs:
         """Take them from a set of examples."""
         rows = torch.arange(ROWS) % len(examples)
         with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw its items at random
+            if getattr(examples, "trimmed", False):  # blank inputs are of the greatest length
+                examples = replace(examples, trimmed=False)  # type: ignore[type-var]
             return Inputs(examples.blank(2), examples.blank(3), examples.batch(rows)[0])
 
 
@@ -46,6 +48,7 @@ class TrainedModel:
 
     module: nn.Module
     cuts: tuple[str, ...]
+    places: tuple[str, ...] | None = None  # where the segments ran, if not as usual
     states: Mapping[str, Mapping[str, Tensor]]
     devices: tuple[int, ...] | None
     front_of: Callable[[int], Mapping[str, Tensor]]
@@ -70,7 +73,11 @@ class TrainedModel:
         if device is None or isinstance(device, bool) or device not in self.devices:
             given = "each device has a front of its own" if device is None else f"device={device!r}: it has no front"
             raise ConfigError(f"{given}; give device=, one of {listed(self.devices)}")
-        return join({"front": self.front_of(device), "back": self.states["back"]})
+        return join({"front": self.front_of(device), "back": self.shared()})
+
+    def shared(self) -> dict[str, Tensor]:
+        """Returns the weights that devices with private fronts have in common: the back's, and a top's."""
+        return join({name: state for name, state in self.states.items() if name not in ("front", "tail", "head")})
 
     def plain(self) -> nn.Module:
         """Returns a copy of the module as it was given, on the CPU, in evaluation mode."""

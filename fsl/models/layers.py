@@ -60,7 +60,9 @@ def conv_block(inputs: int, outputs: int, kernel: int, norm: Norm, stride: int =
 def check_images(model: str, input_shape: Sequence[int], classes: int | None, halvings: int) -> tuple[int, int]:
     """Returns channels and classes; ConfigError where images (C, H, W) are too small for so many halvings."""
     if len(input_shape) != 3:
-        raise ConfigError(f"{model} takes images (channels, height, width), not inputs of shape {tuple(input_shape)}")
+        raise ConfigError(
+            f"{model} takes images (channels, height, width), not inputs of shape {tuple(input_shape)}; use model=mlp"
+        )
     if min(input_shape[1:]) < 2**halvings:
         raise ConfigError(
             f"{model} halves images {halvings} times and needs at least {2**halvings} pixels a side; these are "

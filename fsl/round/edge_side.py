@@ -40,6 +40,7 @@ class EdgeSide:
         self.worker = worker
         self.tasks = {task.device: task for task in task.devices}
         self.views = CutViews(worker, states)
+        self._most = 0.0  # n_k of the device with the most samples, when the back was first stepped
         up, down = (codec_maker(spec, worker.workload.allowed) for spec in (plan.up, plan.down))
         if self.views.mixed:
             trainer: EdgeTrainer = ByCut(partial(self._trainer, plan.trainer), self._at, self.views.in_pieces)
@@ -111,7 +112,9 @@ class EdgeSide:
 
     def _batches(self, device: int | None) -> int:
         """Returns how many batches a device has in this round; None: the most that any device here has."""
-        samples = self.server.most_samples() if device is None else self.server.session(device).weight
+        if device is None:  # as the first step found it: who comes or goes later changes no rate in the middle
+            self._most = self._most or self.server.most_samples()
+        samples = self._most if device is None else self.server.session(device).weight
         return batches_in_round(int(samples), self.plan, self.worker.skip_single)
 
     # The trainer names the owner of an optimizer state that it keeps: a device, or the edge.

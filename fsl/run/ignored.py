@@ -4,12 +4,16 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
+from fsl.costs.cut_choice import FastestRound
 from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
+from fsl.round.workload import Workload
 from fsl.segments.learning_rate import Schedule
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
-from fsl.settings.taking_part import is_plain
+from fsl.settings.taking_part import is_plain, predicts
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +33,37 @@ def refuse_ignored(
         )
     if evaluation.leakage and task.test is None:
         raise ConfigError(f"evaluate_leakage={evaluation.leakage}: no test data to measure it on; give test_data")
+    if evaluation.leakage and not isinstance(task.blank(1), Tensor):
+        raise ConfigError(
+            f"evaluate_leakage={evaluation.leakage}: it measures what one tensor tells of another, and the inputs are "
+            "several; leave it out"
+        )
     if resume and out is None:
         raise ConfigError("resume=True without out: give the folder of the run that is to go on")
+
+
+def refuse_unpredicted(federation: Federation, strategy: CloudStrategy, workload: Workload) -> None:
+    """ConfigError where a run goes by predicted rounds, and what crosses in a step is not what a forecast counts."""
+    training, cuts = federation.training, federation.cuts
+    order = strategy.fronts == "merged" and federation.placement is None and not getattr(strategy, "replay", None)
+    if predicts(training, federation.selection):
+        what = "deadline, or a selection by seconds"
+    elif cuts is not None and isinstance(cuts.choice, FastestRound):
+        what = "cuts=fastest"
+    elif order and training.devices > 1:
+        what = "strategy=asynchronous"
+    else:
+        return
+    if training.precision != "float32":
+        raise ConfigError(
+            f"precision={training.precision}: {what} goes by predicted rounds, which count what crosses in float32; "
+            "use precision=float32, or leave it out"
+        )
+    if getattr(workload.data.train, "trimmed", False):
+        raise ConfigError(
+            f"data.padding=batch: {what} goes by predicted rounds, and batches have lengths of their own; use "
+            "padding=longest or fixed, or leave it out"
+        )
 
 
 def refuse_unheard(federation: Federation, strategy: CloudStrategy) -> None:

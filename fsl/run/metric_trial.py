@@ -12,9 +12,11 @@ from fsl.objective import Objective
 from fsl.round.workload import Workload
 from fsl.run.objective_trial import named
 from fsl.run.summary import COLUMNS
+from fsl.run.vertical_check import is_vertical
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.split.placing import TOP
 
 
 def try_metrics(metrics: Metrics, objective: Objective, outputs: Tensor, targets: Tensor) -> None:
@@ -68,14 +70,26 @@ def columns_of(federation: Federation, strategy: CloudStrategy, workload: Worklo
     columns: list[str] = [] if federation.privacy is not None and federation.privacy.withheld else ["train_loss"]
     if evaluation.every:
         if federation.tested:
-            columns += _by_devices(scores) if private else scores
+            columns += _by_devices(scores) if private and not is_vertical(strategy) else scores
         if workload.data.validation is not None and not private:
             columns += [f"validation_{name}" for name in scores]
         if evaluation.own:
             columns += [f"own_{name}" for name in _by_devices(scores)]
     costs = ("seconds", "sim_seconds", "energy_joules")
+    columns += [name for name, has in _of_settings(federation).items() if has]
     priced = COLUMNS if federation.costs is not None else [name for name in COLUMNS if name not in costs[1:]]
     return [*columns, *(name for name in priced if name not in ("train_loss", "loss", "accuracy"))]
+
+
+def _of_settings(federation: Federation) -> dict[str, bool]:
+    """Returns the columns that some settings bring, and whether a run has these."""
+    moves, hops = federation.mobility is not None, TOP in federation.layouts
+    return {
+        "available": federation.availability is not None,
+        "late": federation.training.deadline is not None,
+        **dict.fromkeys(("moves", "migration_bytes", "wasted_steps", "dropped"), moves),
+        **dict.fromkeys(("hop_bytes", "hop_up_bytes", "hop_down_bytes"), hops),
+    }
 
 
 def _by_devices(scores: Mapping[str, bool | None]) -> list[str]:
@@ -101,6 +115,8 @@ def _why_not(metric: str, federation: Federation, workload: Workload, accurate: 
 
 
 def _has_own(strategy: CloudStrategy) -> bool:
-    """Returns whether a strategy has a hook `metrics` that is not fsl's own."""
+    """Returns whether a strategy has columns that this file does not know."""
     hook = getattr(type(strategy), "metrics", None)
+    if is_vertical(strategy) or strategy.fronts == "merged":  # fsl's own, whose columns go by parties and merges
+        return True
     return hook is not None and not str(getattr(hook, "__module__", "")).startswith("fsl.")

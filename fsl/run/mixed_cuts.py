@@ -1,5 +1,6 @@
 """Prepares a run whose devices are cut at different places."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fsl.costs import CostModel, DeviceProfile, serving_of, stage_costs
@@ -11,6 +12,7 @@ from fsl.round.workload import Workload, copied
 from fsl.settings.federation_settings import CloudStrategy, CutPlanner, Federation
 from fsl.settings.training_settings import Training
 from fsl.split.cut_order import in_order
+from fsl.split.cutting import split
 
 
 def profiles_of(training: Training, hardware: Hardware) -> dict[int, DeviceProfile]:
@@ -48,10 +50,22 @@ def with_cuts(
     names = choice.names(profiles)
     if names is None:
         stages = stage_costs(workload.model, workload.data.train, workload.objective)
-        names = [stage.name for stage in stages[:-1]]
+        names = _one_behind_another(workload, [stage.name for stage in stages[:-1]])
     cuts = in_order(copied(workload.model), names, workload.data.blank(2))
     plan = CutPlan(choice=choice, cuts=cuts, profiles=profiles)
     return replace(federation, cuts=plan), replace(workload, cuts=cuts)
+
+
+def _one_behind_another(workload: Workload, names: Sequence[str]) -> list[str]:
+    """Returns those of these cuts, in order, whose fronts have all that the front of the one before has."""
+    model, example = copied(workload.model), workload.data.blank(3)
+    found, before = [], frozenset[str]()
+    for name in names:
+        front = frozenset(split(model, name, example)["front"].state_dict())
+        if before <= front:
+            found.append(name)
+            before = front
+    return found
 
 
 def cut_costs(workload: Workload) -> list[CutCost]:

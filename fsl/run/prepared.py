@@ -21,7 +21,7 @@ from fsl.models.vertical_model import VerticalModel
 from fsl.round.rows import refuse_mixed_rows
 from fsl.round.workload import Worker, Workload
 from fsl.run import provenance
-from fsl.run.ignored import refuse_unheard, warn_of_ignored
+from fsl.run.ignored import refuse_unheard, refuse_unpredicted, warn_of_ignored
 from fsl.run.label import Label
 from fsl.run.local_heads import local_head
 from fsl.run.metric_trial import stop_that_can_be
@@ -145,6 +145,7 @@ def _bound(
         label_party=getattr(workload.data, "label_party", None),
     )
     refuse_unheard(federation, strategy)
+    refuse_unpredicted(federation, strategy, workload)
     strategy.bind(federation)
     if federation.cuts is not None:
         federation = replace(federation, cuts=priced(federation, workload, strategy))

@@ -82,6 +82,11 @@ def private_run(
     tail = "tail" in federation.layouts
     if tail:
         privacy = _with_tail(privacy, federation)
+    elif privacy.dp_sgd is not None and privacy.dp_sgd.tail_share:
+        raise ConfigError(
+            f"privacy.dp_sgd.tail_share={privacy.dp_sgd.tail_share}: this model has no tail, which two cuts make; "
+            "leave it out"
+        )
     if TOP in federation.layouts:
         raise ConfigError(
             "privacy: accounts are of a front and a back, and places=[device, edge, cloud] has a third segment; give "

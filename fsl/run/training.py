@@ -319,6 +319,7 @@ class Simulation:
         return TrainedModel(
             module=self.workload.model,
             cuts=() if self.workload.cuts else self.worker.cuts,
+            places=None if self.workload.places is None else tuple(self.workload.places),
             states=states,
             devices=self.folder.front_owners() if private else None,
             front_of=self.folder.front,

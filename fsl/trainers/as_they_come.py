@@ -34,6 +34,11 @@ class Asynchronous(SharedBack):
         alpha: float = 1.0,
     ):
         self.staleness = one_of("staleness", staleness, ("constant", "polynomial", "hinge"))
+        for name, value in (("a", a), ("b", b), ("alpha", alpha)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ConfigError(f"{name}={value!r}: it is a number")
+        if a is not None and staleness == "constant":
+            raise ConfigError(f"a={a}: staleness=constant has no such number; leave it out, or use polynomial or hinge")
         if a is not None and not 0 < a < float("inf"):
             raise ConfigError(f"a={a}: how fast the weight of stale fronts falls, a number above 0")
         if not b >= 0:

@@ -86,6 +86,11 @@ class Roster:
         return placed
 
     @property
+    def roams(self) -> bool:
+        """Whether devices may go to another edge in the middle of a round."""
+        return self.terms.roaming
+
+    @property
     def samples(self) -> Mapping[int, int]:
         """The n_k of each device that is there, as its node says; not capped, since privacy accounts need it."""
         return {device: count for member in self.members.online for device, count in member.samples.items()}

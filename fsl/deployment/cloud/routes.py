@@ -18,9 +18,10 @@ class Routes:
         self._home = {task.device: cohort.edge for cohort in cohorts for task in cohort.devices}
         self._tasks = {task.device: task for cohort in cohorts for task in cohort.devices}
         self._reach: dict[int, set[int]] = {device: set() for device in self._home}
+        roams = roaming and plan.fronts != "relayed" and plan.trainer is not None and plan.trainer.build().movable
         for device, home in self._home.items():
             planned = {move.edge for move in plan.moves if move.device == device}
-            reach = set(edges) if roaming and plan.fronts != "relayed" and plan.trainer is not None else planned
+            reach = set(edges) if roams else planned
             if reach - {home}:
                 self._reach[device] = (reach & set(edges)) | {home}
         self.visited = {edge for reach in self._reach.values() for edge in reach}
