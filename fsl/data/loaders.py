@@ -14,7 +14,7 @@ from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
 from fsl.data.pixels import ImageDecoder, normalised, scaling_of
 from fsl.data.task import Scaling, TaskData
-from fsl.data.test_rows import test_rows
+from fsl.data.rows_for_tests import test_rows
 from fsl.errors import DataError
 from fsl.private_files import private_umask
 
