@@ -205,3 +205,9 @@ def test_tests_mirror_the_rooms():
     for file in (ROOT / "tests").glob("test_*.py"):
         name = file.stem.removeprefix("test_")
         assert name == "architecture" or (ROOT / "fsl" / f"{name}.py").exists(), f"{file.name} belongs into a folder"
+
+
+def test_no_shipped_file_is_named_as_a_test():
+    """Flower's app bundles leave files of such names out, and a federation's nodes would not find them."""
+    named = [name for name in SOURCES if name.rpartition(".")[2].startswith("test_") or name.endswith("_test")]
+    assert named == []

@@ -72,9 +72,12 @@ def test_a_sweep_runs_all_its_jobs_though_one_fails(capsys):
 
 
 BAD = [
-    (["strategy=foo"], "strategy=foo: there is no such strategy; available are: cyclesl, decoupled, fedavg"),
+    (
+        ["strategy=foo"],
+        "strategy=foo: there is no such strategy; available are: asynchronous, cyclesl, decoupled, fedavg",
+    ),
     (["model=foo"], "model=foo: there is no such model; available are: alexnet"),
-    (["data=foo"], "data=foo: there is no such data; available are: cifar10, custom, digits, images"),
+    (["data=foo"], "data=foo: there is no such data; available are: breast_cancer, cifar10, custom, digits"),
     (["experiment=foo"], "experiment=foo: there is no such experiment"),
     (["model.cut=foo"], "cut='foo' cannot be made: the model has no module of that name; possible cuts: stage1"),
     (["data=images", "data.path=nowhere"], "nowhere"),
