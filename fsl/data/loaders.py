@@ -13,8 +13,8 @@ from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
 from fsl.data.pixels import ImageDecoder, normalised, scaling_of
-from fsl.data.task import Scaling, TaskData
 from fsl.data.rows_for_tests import test_rows
+from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
 from fsl.private_files import private_umask
 

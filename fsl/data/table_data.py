@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fsl.data.cells import MISSING
 from fsl.data.examples import Examples, TensorExamples
+from fsl.data.rows_for_tests import test_rows
 from fsl.data.table_files import column_of, read_splits
 from fsl.data.table_recipe import Choice, Encoding, Missing, TableRecipe
 from fsl.data.target_columns import TargetColumn, Task
 from fsl.data.task import TaskData
-from fsl.data.rows_for_tests import test_rows
 from fsl.data.tree_examples import TreeExamples
 from fsl.errors import DataError
 

@@ -12,10 +12,10 @@ import torch
 
 from fsl.data.cells import is_text
 from fsl.data.loaders import open_hub, train_and_test
+from fsl.data.rows_for_tests import test_rows
 from fsl.data.table_files import column_of, listed, read_splits
 from fsl.data.target_columns import TargetColumn, Task
 from fsl.data.task import TaskData
-from fsl.data.rows_for_tests import test_rows
 from fsl.data.text_tokens import Tokenizer, refuse_other
 from fsl.data.tree_examples import TreeExamples
 from fsl.errors import DataError, one_of

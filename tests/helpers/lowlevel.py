@@ -138,7 +138,8 @@ class Edge:
             outcome = devices_round.run()
         finally:
             uplink.close()
-        return side.totals["front"].states, outcome
+        fronts = side.totals.get("front")
+        return {} if fronts is None else fronts.states, outcome
 
 
 class Stranger:
