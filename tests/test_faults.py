@@ -105,7 +105,7 @@ def test_the_place_is_the_users_innermost_line_not_that_of_a_library_it_calls():
 
 def test_where_no_line_is_the_users_the_place_is_fsls_own(monkeypatch):
     monkeypatch.setattr("fsl.faults._is_users", lambda frame: False)
-    assert re.search(r"fsl/round/batches.py, line \d+, in plan_batches$", place_of(raised_by(lambda: _bad_batches())))
+    assert re.search(r"fsl/round/batches.py, line \d+, in _draws$", place_of(raised_by(lambda: _bad_batches())))
 
 
 def _bad_batches():
