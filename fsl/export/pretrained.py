@@ -120,7 +120,8 @@ def _from_pretrained(described: Mapping[str, Any], path: Path, allowed: Sequence
     model, told = trusted(str(described["class"]), path, allowed).from_pretrained(path, output_loading_info=True)
     if wrong := [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in told.get(kind, ())]:
         raise CheckpointError(f"{path}: '{wrong[0]}' is in the file or in the model, and not in both; save it anew")
-    return model.eval()  # type: ignore[no-any-return]
+    loaded: nn.Module = model.eval()
+    return loaded
 
 
 def _weights(path: Path, device: int | None, model: nn.Module) -> dict[str, Tensor]:
