@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl.data.partition import AlignedRows, Divided, Partition, Resampled, limited
+from fsl.data.partition import AllRows, Divided, Partition, Resampled, limited
 from fsl.data.partitioners import Partitioner
 from fsl.data.task import TaskData
 from fsl.errors import DataError
@@ -20,7 +20,7 @@ def divide(task: TaskData, rule: "Partitioner", devices: int, samples: int | Non
     It logs rows that no device holds, or several. DataError where a rule's partition is not for these devices and rows.
     """
     divided = rule.divide(task.train.targets.numpy(), devices, seed, task.groups)
-    if not isinstance(divided, AlignedRows | Resampled):
+    if not isinstance(divided, AllRows | Resampled):
         _check_partition(divided, type(rule).__name__, devices, len(task.train))
     return divided if samples is None else limited(divided, samples, seed)
 

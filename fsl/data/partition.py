@@ -66,8 +66,8 @@ class Resampled(Partition):
 
 
 @dataclass(frozen=True, eq=False)
-class AlignedRows(Partition):
-    """Every party has its features of every row."""
+class AllRows(Partition):
+    """Gives all rows to every device: to parties, which have features of every row, and to a node that is one."""
 
     devices: int
     rows: int

@@ -23,7 +23,7 @@ from fsl.round.unusable import limit_of, refuse_optimizer
 from fsl.round.workload import Worker
 from fsl.seeds import Stream
 from fsl.segments.finite import refuse_states
-from fsl.segments.learner import Learner
+from fsl.segments.learner import Learner, SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 from fsl.segments.sums import Total, merge_totals
@@ -77,14 +77,7 @@ class DeviceSide:
         secure = worker.workload.secure
         self.batches[device] = batches = plan_batches(rows, plan, device, worker.skip_single, secure)
         segments = self.view(device).segments
-        rules = {name: step_rule(plan, name, worker, lambda _: len(batches.rows)) for name in segments}
-        learners = {
-            name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
-            for name, segment in segments.items()
-        }
-        for name, learner in learners.items():
-            kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
-            learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        learners = self._open_learners(segments, device, len(batches.rows))
         if "tail" in learners and segments["tail"].borrows:
             learners["tail"].lender = learners["front"]
         bench = DeviceBench(
@@ -117,6 +110,19 @@ class DeviceSide:
         if not isinstance(opened, Device):
             raise ConfigError(f"{plan.device.target} is not a Device")
         return opened
+
+    def _open_learners(self, segments: Mapping[str, SegmentRuntime], device: int, steps: int) -> dict[str, Learner]:
+        """Returns a learner for each segment of the device, as it begins a round of `steps` batches."""
+        plan, worker = self.plan, self.worker
+        rules = {name: step_rule(plan, name, worker, lambda _: steps) for name in segments}
+        learners = {
+            name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
+            for name, segment in segments.items()
+        }
+        for name, learner in learners.items():
+            kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
+            learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        return learners
 
     def close(self, device: Device) -> None:
         """Close a device: add its segments to the totals, relay them, or store them.

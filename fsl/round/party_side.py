@@ -12,10 +12,9 @@ from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.models.vertical_model import FRONT
 from fsl.round.batches import load_batches, plan_batches
 from fsl.round.device_side import DeviceSide
-from fsl.round.kept_states import load_kept
 from fsl.round.party_device import PartyBench, PartyDevice
-from fsl.round.round_privacy import device_cut, lender
-from fsl.round.step_rules import lend_by, objective_of, step_rule
+from fsl.round.round_privacy import device_cut
+from fsl.round.step_rules import objective_of
 from fsl.round.unusable import limit_of
 from fsl.round.workload import Worker
 from fsl.seeds import Stream
@@ -69,15 +68,7 @@ class PartySide(DeviceSide):
         plan, worker = self.plan, self.worker
         rows = worker.workload.partition.indices(device)
         self.batches[device] = batches = plan_batches(rows, plan, PEOPLE, worker.skip_single)
-        segments = self.view(device).segments
-        rules = {name: step_rule(plan, name, worker, lambda _: len(batches.rows)) for name in segments}
-        learners = {
-            name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
-            for name, segment in segments.items()
-        }
-        for name, learner in learners.items():
-            kept = load_kept(worker, plan, f"{name}s/{device}", self.tasks[device])
-            learner.begin(self._starting_state(name, device), plan.learning_rates[name], kept)
+        learners = self._open_learners(self.view(device).segments, device, len(batches.rows))
         data = worker.workload.data.train
         bench = PartyBench(
             device=device,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fsl.data import IID, Partition, Partitioner, TaskData, VerticalTask, as_partitioner
-from fsl.data.partition import AlignedRows
+from fsl.data.partition import AllRows
 from fsl.errors import ConfigError
 from fsl.models.vertical_model import VerticalModel
 from fsl.round.workload import Workload
@@ -21,7 +21,7 @@ class Everybody(Partitioner):
 
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Returns all rows for each party."""
-        return AlignedRows(devices, len(targets))
+        return AllRows(devices, len(targets))
 
 
 def is_vertical(strategy: CloudStrategy) -> bool:

@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fsl.data import IID, divide
+from fsl.data.partition import AllRows
 from fsl.deployment.node.device_metrics import SpentEpsilon
 from fsl.deployment.node.node_host import NodeHost
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit, OwnLedger, spent
-from fsl.deployment.node.setup import AllRows, build_workload
+from fsl.deployment.node.setup import build_workload
 from fsl.errors import ConfigError, FslError, TrustError
 from fsl.flower.internals import enter_identity, exit_identity
 from fsl.flower.records import states_to_record

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsl.data import Examples, Partition, TaskData, TensorExamples, TreeExamples, divide
 from fsl.data.own_tests import OwnTests, with_own_tests
+from fsl.data.partition import AllRows
 from fsl.data.same_classes import by_name
 from fsl.data.task import Scaling
 from fsl.deployment.node.node_settings import NodeSettings
@@ -196,22 +197,6 @@ def _wrong(setup: Setup) -> str | None:
         "mean or std (one without the other)": (setup.mean is None) == (setup.std is None),
     }
     return next((name for name, holds in fine.items() if not holds), None)
-
-
-@dataclass(frozen=True, eq=False)
-class AllRows(Partition):
-    """Gives all of a node's rows to each of its devices: the node is one device, and the rows are its own."""
-
-    devices: int
-    rows: int
-
-    def indices(self, device: int) -> Tensor:
-        """All rows."""
-        return torch.arange(self.rows)
-
-    def size(self, device: int) -> int:
-        """All rows."""
-        return self.rows
 
 
 def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
