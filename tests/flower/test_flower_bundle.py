@@ -14,6 +14,8 @@ from flwr.cli.build import build_fab_from_disk
 import fsl
 from tests.helpers.places import ROOT
 
+KINDS = {"py", "toml", "yaml", "LICENSE", "info/CONTENT"}
+
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # of a library that Flower uses
 
 
@@ -42,7 +44,9 @@ def test_the_bundle_holds_the_library_and_no_tests(bundle):
         "strategies/split_strategy.py",
         "pyproject.toml",
     } <= names
-    # Flower stores the files uncompressed: the sources, and nothing beside them.
+    kinds = {name.rsplit(".", 1)[-1] for name in names}
+    assert kinds <= KINDS, kinds - KINDS  # sources, and nothing beside them
+    # Flower stores them uncompressed.
     sources = sum((ROOT / name).stat().st_size for name in names if (ROOT / name).is_file())
     assert sources < len(bundle) < 1.1 * sources
     assert len(bundle) < 10_000_000  # as much as Flower's SuperLink takes
