@@ -8,7 +8,6 @@ import torch
 from fsl import seeds
 from fsl.errors import ConfigError, one_of
 from fsl.segments.states import State
-from fsl.trainers.back_steps import train_back
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.uploads import Reply, Upload
 
@@ -69,15 +68,8 @@ class Asynchronous(SharedBack):
 
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
         """Train the back on each upload, in the order in which they came."""
-        bench, replies = self.bench, []
-        for upload in messages:
-            self.arrived.append(upload.device)
-            layer_seed = self._layer_seeds[upload.device].at(upload.step)
-            reply = train_back(self.learner, bench.objective, upload, layer_seed, limit=bench.loss_limit)
-            replies.append(reply)
-            if reply.refused is None:
-                self.examples += len(upload.targets)
-        return replies
+        self.arrived += [upload.device for upload in messages]
+        return [self.train_on(upload, self._layer_seeds[upload.device].at(upload.step)) for upload in messages]
 
     def close(self, device: int) -> None:
         """The device's front is the next to be merged."""

@@ -15,6 +15,7 @@ from fsl.segments.learner import Learner, Lender, SegmentRuntime, lend_plain
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum
+from fsl.trainers.back_steps import train_back
 from fsl.trainers.judging import usable_alone
 from fsl.trainers.uploads import Reply, Upload
 
@@ -183,6 +184,13 @@ class SharedBack(EdgeTrainer):
     def layer_seed(self, uploads: Sequence[Upload]) -> int:
         """Returns the seed of the back's random layers in a step on all of these uploads."""
         return self.bench.pooled_layer_seeds(self.edge).at(uploads[0].step)
+
+    def train_on(self, upload: Upload, layer_seed: int) -> Reply:
+        """Returns the reply to a step of the back on one upload; an applied step's examples count at once."""
+        reply = train_back(self.learner, self.bench.objective, upload, layer_seed, limit=self.bench.loss_limit)
+        if reply.refused is None:
+            self.examples += len(upload.targets)
+        return reply
 
     def usable_alone(self, upload: Upload, uploads: Sequence[Upload]) -> bool:
         """Whether a step on one of these uploads alone could be applied."""

@@ -8,7 +8,6 @@ import torch
 from fsl import seeds
 from fsl.errors import ConfigError
 from fsl.segments.states import State
-from fsl.trainers.back_steps import train_back
 from fsl.trainers.edge_trainer import EdgeBench, SharedBack
 from fsl.trainers.uploads import Reply, Upload
 
@@ -55,14 +54,7 @@ class Sequential(SharedBack):
         """
         if self.order == "step":
             messages = self._shuffled(messages, step=messages[0].step)
-        bench, replies = self.bench, []
-        for upload in messages:
-            layer_seed = self._layer_seeds[upload.device].at(upload.step)
-            reply = train_back(self.learner, bench.objective, upload, layer_seed, limit=bench.loss_limit)
-            replies.append(reply)
-            if reply.refused is None:
-                self.examples += len(upload.targets)
-        return replies
+        return [self.train_on(upload, self._layer_seeds[upload.device].at(upload.step)) for upload in messages]
 
     def abandon(self, device: int) -> None:
         """Drop what the device's batches have added to a step of several that is not made yet."""
