@@ -10,7 +10,8 @@ from torch import Tensor
 from fsl.codecs import Payload
 from fsl.trainers.uploads import Reply, Upload
 
-__all__ = ["Reply", "ReplyPacket", "TailAnswer", "TailCall", "Upload", "UploadPacket"]
+__all__ = ["NOTHING", "Reply", "ReplyPacket", "TailAnswer", "TailCall", "Upload", "UploadPacket"]
+NOTHING = Payload("", ())  # in place of what somebody does not send in a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,11 @@ class UploadPacket:
     smashed: Payload
     targets: Tensor | None  # None: they stay on the device
     factors: Tensor | None = None
+
+    @property
+    def absent(self) -> bool:
+        """Whether the step goes on without this device (vertical split learning)."""
+        return self.smashed == NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,7 @@ class Session:
     @property
     def loss_weight(self) -> float:
         """Sum of the losses' weights."""
-        return sum(batch.loss_weight for batch in self.batches)
+        return sum((batch.loss_weight for batch in self.batches), 0.0)
 
     def loss_sum(self) -> float:
         """Returns the sum over steps of the loss times its weight, in float64."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fsl.errors import RunError
-from fsl.messages.steps import UploadPacket
+from fsl.messages.steps import NOTHING, UploadPacket
 from fsl.round.front_device import Device, DeviceBench
 from fsl.seeds import Stream
 from fsl.segments.tensor_trees import Values
@@ -36,13 +35,13 @@ class PartyDevice(Device):
         self._absent = (absent or {}).get(bench.party, 0.0)
 
     def forward(self) -> UploadPacket | None:
-        """Run the front on the next batch; None where this step is without the party."""
+        """Run the front on the next batch; a step without the party takes the batch, and sends nothing of it."""
         if not away(self._absent, self.bench.absences, self.step):
             return super().forward()
         if next(self.bench.batches, None) is None:
-            raise RunError(f"party '{self.bench.party}' has no batch left for step {self.step}")
+            return None
         self.step += 1
-        return None
+        return UploadPacket(device=self.device, step=self.step - 1, smashed=NOTHING, targets=None)
 
     def upload(self, smashed: Values, targets: Tensor) -> UploadPacket:
         """Encode this step's smashed data, with targets where the party has labels and shares them."""

@@ -283,7 +283,7 @@ class Simulation:
         if self.strategy.fronts == "private":
             save_tensors(self.folder.back_path, join({n: states[n] for n in ("back", TOP) if n in states}))
             self._publish_fronts()
-            if self.worker.parties:
+            if self.worker.parties and self.federation.placement is None:
                 model = self._of_all_parties(states)
         else:
             whole = self._whole(states)

@@ -117,10 +117,6 @@ def _refuse_options(federation: Federation, workload: Workload) -> None:
         "availability": (federation.availability is not None, "use strategy.absent"),
         "deadline": (training.deadline is not None, "rounds of parties are not priced; leave it out"),
         "places": (workload.places is not None, "fronts run at parties, and the back at the edge; leave it out"),
-        "deployment": (
-            federation.placement is not None,
-            "a real federation of parties is not built; simulate (fsl.simulate, fsl-simulate)",
-        ),
     }
     for option, (given, what) in refused.items():
         if given:

@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
+from fsl.deployment.node.party_node import the_party, vertical_round
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
@@ -25,7 +26,7 @@ from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states
 from fsl.installed import __version__
 from fsl.messages.node_part import EdgePart, NodePart
-from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import failure_reason
 from fsl.private_files import own_folder
@@ -236,9 +237,11 @@ class NetworkedNode:
         if self.settings.edge != part.cohort.edge:
             raise RunError(f"this node does not host edge {part.cohort.edge}")
         worker = self.node.worker
-        side = EdgeSide(part.cohort, plan, worker, states)
-        server = side.server
         admission = _admission(plan, part)
+        if worker.parties:
+            fused = vertical_round(plan, part.cohort, worker, states, admission, self.patience, self.door.meter)
+            return self._served(fused, whole, part, work)
+        side = EdgeSide(part.cohort, plan, worker, states)
         expected = Expected.of_devices(worker, plan, part.cohort.devices)
         if part.peers:
             edge_round: EdgeRound = build_moving_round(
@@ -246,9 +249,14 @@ class NetworkedNode:
             )
         else:
             kind = UShapedEdgeRound if plan.tails else EdgeRound
-            edge_round = kind(server, admission, self.patience, expected, self.door.meter)
+            edge_round = kind(side.server, admission, self.patience, expected, self.door.meter)
+        return self._served(edge_round, whole, part, work)
+
+    def _served(self, edge_round: EdgeRound, whole: NodePart, part: EdgePart, work: Work) -> EdgeOutcome:
+        """Serve a round at the door, and add what its devices taught the edge."""
+        server = edge_round.server
         edge_round.deadline = work.deadline(whole.deadline, wake=edge_round.wake)
-        self.door.begin(admission)
+        self.door.begin(edge_round.admission)
         try:
             outcome = edge_round.serve()
         finally:
@@ -257,10 +265,14 @@ class NetworkedNode:
         if outcome.failed is None and (outcome.closed or part.peers):
             work.add(server.totals())
             work.arrived = tuple(server.trainer.arrived)
-            work.counts.update(server.counts())
+            work.counts.update(edge_round.counts())
         return outcome
 
     # The devices' part.
+
+    def _side(self, tasks: Sequence[DeviceTask], plan: RoundPlan, states: Mapping[str, State]) -> DeviceSide:
+        worker = self.node.worker
+        return the_party(tasks, plan, worker, states) if worker.parties else DeviceSide(tasks, plan, worker, states)
 
     def _train_alone(self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work) -> None:
         """Train the devices without an edge."""
@@ -286,7 +298,7 @@ class NetworkedNode:
         if self.uplink is None:
             raise RunError("this node hosts no devices")
         worker = self.node.worker
-        side = DeviceSide([ticket.task for ticket in part.tickets], plan, worker, states)
+        side = self._side([ticket.task for ticket in part.tickets], plan, states)
         relay = None
         if plan.fronts == "relayed":
             layouts = {name: s.layout for name, s in worker.segments.items() if name != "back"}
@@ -313,7 +325,7 @@ class NetworkedNode:
                 side, invitations, self.uplink, self.patience, others, where, every, again
             )
         else:
-            kind = UShapedDeviceRound if plan.tails else DeviceRound
+            kind = UShapedDeviceRound if "tail" in side.worker.chain else DeviceRound
             devices = kind(side, invitations, self.uplink, self.patience, relay)
         devices.deadline = work.deadline(part.deadline, _LAST_WORDS)
         outcome = devices.run()

@@ -221,7 +221,8 @@ class DeviceRound:
             factors=packet.factors,
         )
         self.meter.uploaded(message.size)
-        attending.waiting[message.step] = time.perf_counter()
+        if not packet.absent:
+            attending.waiting[message.step] = time.perf_counter()
         attending.line.upload(message.step, message, attending.epoch)
 
     def _replied(self, packet: ReplyPacket) -> None:

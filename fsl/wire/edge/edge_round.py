@@ -7,6 +7,7 @@ finishes early holds nobody up for longer than the round's patience.
 import logging
 import queue
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -94,6 +95,10 @@ class EdgeRound:
         log.info("%s ended: %d devices closed, %d lost", self._where, closed, lost, extra=self._about())
         return outcome
 
+    def counts(self) -> Counter[str]:
+        """Returns the counts of the round."""
+        return self.server.counts()
+
     def wake(self) -> None:
         """Have it look at its deadline again; from any thread."""
         self.admission.inbox.put(None)
@@ -159,14 +164,19 @@ class EdgeRound:
             self._lose(event.device, Code.FAILED_PRECONDITION, "it uploaded before it was its turn")
             return
         try:
-            upload = self.server.receive(self._packet(event))
-            self.expected.check(upload)
+            upload = self._receive(attendance, self._packet(event))
         except Exception as error:  # also a codec's own error on bytes that no encoder made
             self._lose_invalid(event.device, error)
             return
         attendance.due = None
         attendance.leaving = event.upload.leaving - 1 if event.upload.leaving else attendance.leaving
         attendance.uploads.append(upload)
+
+    def _receive(self, attendance: Attendance, packet: UploadPacket) -> Upload:
+        """Decode an upload and check it; WireError for what this round does not take."""
+        upload = self.server.receive(packet)
+        self.expected.check(upload)
+        return upload
 
     def _packet(self, event: Uploaded) -> UploadPacket:
         """Read an upload; WireError for what is none."""
@@ -177,8 +187,8 @@ class EdgeRound:
         self.expected.check_factors(factors, self.server.rows_of(device, step - 1))
         return UploadPacket(device=device, step=step, smashed=smashed, targets=targets, factors=factors)
 
-    def _number(self, step: int) -> int:
-        """Returns the number of the message that a step's last reply answers."""
+    def _number(self, device: int, step: int) -> int:
+        """Returns the number of the device's message that a step's last reply answers."""
         return step
 
     def _abandon(self, device: int) -> None:
@@ -275,22 +285,25 @@ class EdgeRound:
         by_device: dict[int, list[ReplyPacket]] = {}
         for reply in replies:
             by_device.setdefault(reply.device, []).append(reply)
-        now = time.monotonic()
         for upload in uploads:
             attendance = self.all[upload.device]
             if attendance.settled:
                 continue
-            number = attendance.served = self._number(upload.step)
+            number = attendance.served = self._number(upload.device, upload.step)
             served = number + 1
             frames = self._frames(by_device.pop(upload.device, []), served) or [served_frame(served)]
-            if not attendance.uploads and not attendance.finished:
-                attendance.due = now + self.patience.straggler
+            self._await(attendance)
             self._send(attendance, frames, number)
         for device, others in by_device.items():
             if self.all[device].settled:
                 continue
             next_step = self.all[device].served + 1
             self.admission.sessions[device].send(self._frames(others, served=0), next_step, done=False)
+
+    def _await(self, attendance: Attendance) -> None:
+        """Wait for a device's next message, where none is here yet."""
+        if not attendance.uploads and not attendance.finished:
+            attendance.due = time.monotonic() + self.patience.straggler
 
     def _send(self, attendance: Attendance, frames: list[Outgoing], step: int) -> None:
         """Send a device the frames that its upload led to."""
@@ -303,7 +316,7 @@ class EdgeRound:
                 kind="reply",
                 device=reply.device,
                 round=self.admission.round,
-                step=self._number(reply.step),
+                step=self._number(reply.device, reply.step),
                 mark=served if i == last else 0,
                 payload=reply.gradient,
                 norms=reply.norms,

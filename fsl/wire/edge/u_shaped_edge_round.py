@@ -36,11 +36,15 @@ class UShapedEdgeRound(EdgeRound):
         self._left: list[int] = []  # devices that were lost while the trainer was in a step
         self._missed: dict[int, Attendance] = {}  # heard while it was
 
-    def _number(self, step: int) -> int:
-        return 2 * step + 1
+    def _tailed(self, device: int) -> bool:
+        """Whether the device has a tail, and so sends two messages a step."""
+        return True
+
+    def _number(self, device: int, step: int) -> int:
+        return 2 * step + 1 if self._tailed(device) else step
 
     def _upload(self, attendance: Attendance, event: Uploaded) -> None:
-        if event.upload.step % 2 == 0:
+        if event.upload.step % 2 == 0 or not self._tailed(event.device):
             super()._upload(attendance, event)
             return
         try:

@@ -1,0 +1,97 @@
+"""Serves a round of vertical split learning: all parties upload what they make of the same people, step by step."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import torch
+
+from fsl.errors import WireError
+from fsl.messages.frames import read_upload
+from fsl.messages.steps import NOTHING, Upload, UploadPacket
+from fsl.round.fused_steps import FusedSteps
+from fsl.round.vertical_cohort import NOBODY
+from fsl.wire.edge.attendance import Attendance, EdgeOutcome
+from fsl.wire.edge.edge_round import served_frame
+from fsl.wire.edge.session_events import Uploaded
+from fsl.wire.edge.u_shaped_edge_round import UShapedEdgeRound
+
+Code = grpc.StatusCode
+
+
+class VerticalEdgeRound(UShapedEdgeRound):
+    """An edge's round whose uploads of a step are of the same people, and are fused.
+
+    A party that a step is without says so by an upload of nothing. Where a tail has the labels, its party alone sends
+    two messages a step.
+    """
+
+    def __init__(self, *arguments: Any, steps: FusedSteps, **named: Any):
+        super().__init__(*arguments, **named)
+        self.steps = steps
+
+    def counts(self) -> Counter[str]:
+        """Returns the counts of the round, with the steps that parties missed."""
+        return super().counts() + self.steps.counts
+
+    def _tailed(self, device: int) -> bool:
+        return self.steps.tails and device == self.steps.holder
+
+    def _serve(self) -> EdgeOutcome:
+        if (holder := self.steps.holder) is not None and holder not in self.all:
+            for device in self.all:
+                self._lose(device, Code.FAILED_PRECONDITION, f"{NOBODY}: party {holder} takes no part in this round")
+        outcome = super()._serve()
+        closed = self.steps.told(outcome.closed)
+        return EdgeOutcome(closed, outcome.lost, outcome.failed)
+
+    def _packet(self, event: Uploaded) -> UploadPacket:
+        device = event.device
+        smashed, targets, factors = read_upload(event.upload, event.data)
+        shares = device == self.steps.holder and not self.steps.tails
+        if factors is not None or (targets is not None and not shares):
+            raise WireError("an upload with labels or factors, which this party does not send")
+        step = event.upload.step // 2 if self._tailed(device) else event.upload.step
+        if smashed == NOTHING and device == self.steps.holder:
+            raise WireError("an upload of nothing, and nobody else has the labels")
+        if smashed != NOTHING and targets is None and shares:
+            raise WireError("an upload without labels, which this party has")
+        return UploadPacket(device=device, step=step, smashed=smashed, targets=targets)
+
+    def _receive(self, attendance: Attendance, packet: UploadPacket) -> Upload:
+        """Take an upload, of as many people as its step has; one of nothing has no rows."""
+        rows = self.steps.rows(packet.step)
+        if not packet.absent:
+            upload = super()._receive(attendance, packet)
+            if len(upload.smashed) != rows:
+                raise WireError(f"an upload of {len(upload.smashed)} rows; the people of step {packet.step} are {rows}")
+            return upload
+        self.server.session(packet.device).step += 1
+        nothing = torch.empty(0)
+        return Upload(packet.device, packet.step, nothing, nothing)
+
+    def _step(self, uploads: Sequence[Upload]) -> None:
+        if not uploads:
+            super()._step(uploads)
+            return
+        here = [upload for upload in uploads if len(upload.smashed)]
+        for upload in uploads:
+            if not len(upload.smashed):
+                attendance = self.all[upload.device]
+                attendance.served = self._number(upload.device, upload.step)
+                self._await(attendance)
+                self._send(attendance, [served_frame(attendance.served + 1)], attendance.served)
+        self.steps.count({upload.device for upload in here})
+        if not here:
+            return
+        super()._step(self.steps.labelled(here))
+        learnt = [upload.device for upload in here if not self.all[upload.device].settled]
+        self.steps.note(learnt, self.steps.rows(here[0].step))
+
+    def _lose(self, device: int, code: Code, reason: str) -> None:
+        """Lose a party for the rest of the round; where it had the labels, all are lost."""
+        super()._lose(device, code, reason)
+        if device == self.steps.holder:
+            for attendance in self._live():
+                super()._lose(attendance.device, Code.ABORTED, f"{NOBODY}: {reason}")
