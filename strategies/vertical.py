@@ -1,28 +1,36 @@
 """Vertical split learning: parties hold different features of the same people, and the edge fuses what they send."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
+from fsl.strategies.frozen_in_messages import digests
 from fsl.strategies.node_messages import message, succeeded
 from fsl.strategies.split_strategy import SplitStrategy
 
 from fsl import seeds
+from fsl.codecs import Identity
 from fsl.errors import ConfigError, one_of
 from fsl.importing.spec import Spec
 from fsl.messages.record_names import METRICS
 from fsl.messages.reports import DeviceReport
-from fsl.messages.round_plan import DeviceTask, EvaluatePlan
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.models.vertical_model import FRONT
 from fsl.quoting import short
+from fsl.round.evaluation import BATCH
 from fsl.round.party_device import PartyDevice
+from fsl.round.scored_parties import ScoredTogether
 from fsl.settings.federation_settings import Federation
 from fsl.trainers import Fused
 
+log = logging.getLogger(__name__)
 Absent = float | Mapping[str, float | Sequence[int]]
 
 
@@ -89,6 +97,11 @@ class Vertical(SplitStrategy):
             )
         self._parties = parties
         super().bind(federation)
+        if federation.placement is not None and "tail" in federation.layouts and self.evaluate_subsets != "none":
+            raise ConfigError(
+                f"evaluate_subsets={short(self.evaluate_subsets)}: in a real federation with a tail the model is "
+                "scored with all parties alone; use none"
+            )
         if self.evaluate_subsets == "all" and len(parties) > _MOST:
             raise ConfigError(
                 f"evaluate_subsets=all: {len(parties)} parties have {2 ** len(parties) - 2} subsets; list those "
@@ -133,22 +146,57 @@ class Vertical(SplitStrategy):
             return
         tasks = tuple(self._task(device) for device in range(len(self._parties)))
         subsets = tuple(tuple(self._parties.index(party) for party in subset) for subset in self._subsets())
-        plan = EvaluatePlan(run=self.federation.run, round=server_round, devices=tasks, subsets=subsets).to_json()
-        node = min(grid.get_node_ids())
-        yield message(plan, self._needed(arrays, tasks), node, MessageType.EVALUATE, server_round, self._setup)
+        plan = EvaluatePlan(run=self.federation.run, round=server_round, devices=tasks, subsets=subsets)
+        if self._placed:
+            plan = replace(plan, sessions=self._scoring(server_round, subsets), frozen=digests(self.federation))
+            cohort = CohortTask(edge=0, devices=tasks, **self._generations("edge-0"))
+            yield from self._placement.scoring_messages(plan, cohort, partial(self._needed, arrays))
+            return
+        node, needed = min(grid.get_node_ids()), self._needed(arrays, tasks)
+        yield message(plan.to_json(), needed, node, MessageType.EVALUATE, server_round, self._setup)
+
+    def _scoring(self, round: int, subsets: Sequence[Sequence[int]]) -> RoundPlan:
+        """Returns the plan of sessions in which parties send what they make of test people, and learn nothing."""
+        plain = Spec(self.path(Identity))
+        return RoundPlan(
+            run=self.federation.run,
+            seed=self.federation.training.seed,
+            round=round,
+            cohorts=(),
+            fronts=self.fronts,
+            trainer=Spec(self.path(ScoredTogether), {"subsets": [list(subset) for subset in subsets]}),
+            device=Spec(self.path(PartyDevice)),
+            one_by_one=True,
+            optimizer=self.federation.optimizer.spec,
+            learning_rates=self._rates(round),
+            reset_optimizer=True,
+            batch_size=BATCH,
+            local_epochs=1,
+            up=plain,
+            down=plain,
+            frozen=digests(self.federation),
+        )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns scores with all parties, and with subsets as `loss_only_<parties>` or `accuracy_without_<party>`."""
         replies = list(replies)
-        if not replies:
+        if self._placed:
+            for reason in sorted({str(reply.error.reason) for reply in replies if reply.has_error()}):
+                log.warning("round %d: the model is not scored: %s", server_round, reason)
+            good = [reply for reply in replies if not reply.has_error()]
+        else:
+            good = succeeded(replies, server_round) if replies else []
+        records: list[Any] = [reply.content.metric_records[METRICS] for reply in good]
+        record = next((record for record in records if record["loss"]), None)  # of whoever has the labels
+        if record is None:
             return None
-        record: Any = succeeded(replies, server_round)[0].content.metric_records[METRICS]
         found = MetricRecord()
         for kind in ("loss", "accuracy", *self.federation.metrics):
             if record.get(kind):
                 found[kind] = fmean(record[kind])
-            for subset, value in zip(self._subsets(), record.get(f"subset_{kind}", ())):
-                found[f"{kind}_{self._called(subset)}"] = value
+            for place, subset in enumerate(self._subsets()):
+                for value in record.get(f"subset{place}_{kind}", ()):
+                    found[f"{kind}_{self._called(subset)}"] = value
         return found
 
     def _subsets(self) -> list[list[str]]:

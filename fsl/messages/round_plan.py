@@ -116,6 +116,7 @@ class EvaluatePlan:
     on: tuple[Literal["test", "own"], ...] = ("test",)
     frozen: Mapping[str, Digest] = field(default_factory=dict)  # as in `RoundPlan`
     subsets: tuple[tuple[Count, ...], ...] = ()  # of parties, to be scored without the others (vertical split learning)
+    sessions: RoundPlan | None = None  # those in which parties of a real federation are scored, together at their edge
 
     def __post_init__(self) -> None:
         _check_run(self.run)

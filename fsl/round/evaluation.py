@@ -36,6 +36,34 @@ class Score:
         }
 
 
+class Tally:
+    """Adds up loss, right answers and metrics, batch by batch."""
+
+    def __init__(self, objective: Objective, metrics: Metrics | None = None):
+        self._objective = objective
+        self._metrics = Metrics() if metrics is None else metrics.fresh()
+        self._total, self._weight, self._right, self._scored = 0.0, 0.0, 0, 0
+
+    def add(self, outputs: Any, wanted: Tensor) -> tuple[float, float]:
+        """Take in outputs (B, ...) and targets (B, ...); returns their mean loss (0 if none counts) and its weight."""
+        objective = self._objective
+        counts, loss = objective.weight(wanted), 0.0
+        if counts:
+            loss = float(objective.loss(outputs, wanted))
+            self._total += loss * counts
+            self._weight += counts
+        if (correct := objective.correct(outputs, wanted)) is not None:
+            self._right += int(correct)
+            self._scored += objective.scored(wanted)
+        self._metrics.update(outputs, wanted, objective)
+        return loss, counts
+
+    def score(self) -> Score:
+        """Returns the score of all batches."""
+        loss = self._total / self._weight if self._weight else math.nan
+        return Score(loss, self._right / self._scored if self._scored else None, self._metrics.compute())
+
+
 def evaluate(
     modules: list[nn.Module],
     examples: Examples,
@@ -44,8 +72,7 @@ def evaluate(
     metrics: Metrics | None = None,
 ) -> Score:
     """Run segments behind each other over all examples in evaluation mode, and restore each module's mode."""
-    total, weight, right, scored, at_once = 0.0, 0.0, 0, 0, None
-    metrics = Metrics() if metrics is None else metrics.fresh()
+    tally, at_once = Tally(objective, metrics), None
     with evaluating(*modules), torch.no_grad():
         for rows in torch.arange(len(examples)).split(BATCH):
             inputs, targets = examples.batch(rows)
@@ -53,17 +80,8 @@ def evaluate(
             at_once = _at_once(modules, inputs, targets) if at_once is None else at_once
             for some in torch.arange(len(targets)).split(at_once):
                 few = slice(int(some[0]), int(some[-1]) + 1)
-                outputs, wanted = _outputs(modules, inputs[few]), targets[few]
-                counts = objective.weight(wanted)
-                if counts:
-                    total += float(objective.loss(outputs, wanted)) * counts
-                    weight += counts
-                if (correct := objective.correct(outputs, wanted)) is not None:
-                    right += int(correct)
-                    scored += objective.scored(wanted)
-                metrics.update(outputs, wanted, objective)
-        loss, accuracy = total / weight if weight else math.nan, right / scored if scored else None
-        return Score(loss, accuracy, metrics.compute())
+                tally.add(_outputs(modules, inputs[few]), targets[few])
+        return tally.score()
 
 
 def _outputs(modules: list[nn.Module], inputs: Values) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fsl.errors import WireError
 from fsl.messages.round_plan import RoundPlan
 from fsl.messages.steps import Upload
-from fsl.round.batches import plan_batches
+from fsl.round.batches import BatchPlan, plan_batches
 from fsl.round.edge_server import Batch, EdgeServer, Session
 from fsl.round.party_side import PEOPLE, task_of
 from fsl.round.workload import Worker
@@ -19,15 +19,14 @@ from fsl.round.workload import Worker
 class FusedSteps:
     """The steps of one round of vertical split learning, as the edge keeps count of them.
 
-    `people`: how many people all parties have in common; each step's are drawn from the run's seed, as parties draw
-    them. `holder`: the number of the party with the labels; None where the edge has them.
+    `holder`: the number of the party with the labels; None where the edge has them.
     """
 
-    def __init__(self, edge: EdgeServer, plan: RoundPlan, worker: Worker, people: int):
+    def __init__(self, edge: EdgeServer, worker: Worker, batches: BatchPlan):
         self.edge = edge
         self.worker = worker
         self.data = task_of(worker)
-        self.batches = plan_batches(torch.arange(people), plan, PEOPLE, worker.skip_single)
+        self.batches = batches
         party = self.data.label_party
         self.holder = None if party is None else worker.parties.index(party)
         self.tails = "tail" in worker.chain
@@ -36,11 +35,17 @@ class FusedSteps:
         self._weights: list[float] = []
         self._rows = 0
 
-    def rows(self, step: int) -> int:
-        """Returns the number of people of a step; WireError for a step that the round does not have."""
+    @property
+    def targets(self) -> Tensor:
+        """Labels of the people (N, ...), where the edge has them."""
+        return self.data.train.targets
+
+    def check(self, step: int, rows: int | None) -> None:
+        """Raise WireError for an upload of other people than the step has; None: of nobody."""
         if step >= len(self.batches.rows):
             raise WireError(f"an upload of step {step}; the round has {len(self.batches.rows)}")
-        return len(self.batches.rows[step])
+        if rows is not None and rows != (people := len(self.batches.rows[step])):
+            raise WireError(f"an upload of {rows} rows; the people of step {step} are {people}")
 
     def count(self, here: Collection[int], anybody: bool = True) -> None:
         """Count the parties that a step is without, and a step without anybody where there still is `anybody`."""
@@ -52,7 +57,7 @@ class FusedSteps:
         """Returns the uploads of a step, each with the labels of its people, or with who has them behind a tail."""
         if self.holder is None:
             people = self.batches.rows[uploads[0].step]
-            targets = self.data.train.targets.index_select(0, people).to(self.worker.accelerator)
+            targets = self.targets.index_select(0, people).to(self.worker.accelerator)
         else:
             targets = next(upload.targets for upload in uploads if upload.device == self.holder)
         if not self.tails:
@@ -62,16 +67,16 @@ class FusedSteps:
                 waiting[upload.step] = replace(waiting[upload.step], loss_weight=weight)
         return [replace(upload, targets=targets) for upload in uploads]
 
-    def note(self, learnt: Sequence[int], rows: int) -> None:
+    def note(self, step: int, learnt: Sequence[int]) -> None:
         """Note a step's loss, which all parties that learnt from it have in common, once."""
         if learnt:
             session = self.edge.session(self.holder if self.holder in learnt else learnt[0])
             self._losses.append(session.losses[-1])
             self._weights.append(session.batches[-1].loss_weight)
-            self._rows += rows
+            self._rows += len(self.batches.rows[step])
 
     def told(self, closed: Sequence[Session]) -> list[Session]:
-        """Returns finished sessions, in order of device; the first has the rows and losses, which are of all parties."""
+        """Returns finished sessions, in order of device; the first has the rows and losses of all."""
         found = []
         for session in sorted(closed, key=lambda one: one.device):
             steps, losses, batches = len(session.batches), list[Tensor](), list[Batch]()
@@ -81,3 +86,8 @@ class FusedSteps:
                 batches[:1] = [replace(batch, rows=self._rows) for batch in batches[:1]]
             found.append(replace(session, step=steps, losses=losses, batches=batches))
         return found
+
+
+def people_of(plan: RoundPlan, worker: Worker, people: int) -> BatchPlan:
+    """Returns the people of each step, of so many that all parties know, as every party draws them from the seed."""
+    return plan_batches(torch.arange(people), plan, PEOPLE, worker.skip_single)

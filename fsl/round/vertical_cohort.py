@@ -11,7 +11,7 @@ from fsl.models.vertical_model import FRONT
 from fsl.round.cohort import StepWatcher, result_of, stepping
 from fsl.round.edge_server import Session
 from fsl.round.edge_side import EdgeSide
-from fsl.round.fused_steps import FusedSteps
+from fsl.round.fused_steps import FusedSteps, people_of
 from fsl.round.party_device import PartyDevice
 from fsl.round.party_side import PartySide
 from fsl.round.unusable import lost_reason
@@ -32,7 +32,8 @@ class VerticalCohort:
         self.worker = worker
         self.sides = {one.device: PartySide(one, plan, worker, states) for one in task.devices}
         self.edge = EdgeSide(task, plan, with_front(worker), states).server
-        self.steps = FusedSteps(self.edge, plan, worker, worker.workload.partition.size(0))
+        people = people_of(plan, worker, worker.workload.partition.size(0))
+        self.steps = FusedSteps(self.edge, worker, people)
         self.lost: dict[int, str] = {}
 
     def run(self) -> CohortResult:
@@ -95,7 +96,7 @@ class VerticalCohort:
                 devices[reply.device].backward(reply)
             except LostError as error:
                 self._lose(reply.device, error.reason, devices)
-        self.steps.note([packet.device for packet in packets if packet.device in devices], self.steps.rows(step))
+        self.steps.note(step, [packet.device for packet in packets if packet.device in devices])
 
     def _closed(self, devices: dict[int, PartyDevice], at: StepWatcher) -> list[DeviceReport]:
         """Close all parties; the first report has the rows and losses of the round, which are of all parties."""

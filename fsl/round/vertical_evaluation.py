@@ -11,8 +11,9 @@ from fsl.errors import ConfigError
 from fsl.messages.round_plan import EvaluatePlan
 from fsl.models.vertical_model import FRONT
 from fsl.round.evaluation import Score, evaluate
+from fsl.round.scored_parties import columns_of, install
 from fsl.round.workload import Worker
-from fsl.segments.states import Replica, State
+from fsl.segments.states import State
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,10 @@ def evaluate_parties(worker: Worker, plan: EvaluatePlan, states: Mapping[str, St
             state = state if kept is None else segment.layout.pack(kept, worker.accelerator)
         if state is None:
             raise ConfigError(f"segment '{name}' has no state yet, and the message brought none")
-        replica = Replica(segment.layout, worker.accelerator)
-        replica.load(state)
-        segment.install(replica)
+        install(segment, state)
     scores = [_score(worker, test), *(_score(worker, of_parties_alone(test, _names(worker, s))) for s in plan.subsets)]
-    columns = [score.columns() for score in scores]
     found: dict[str, int | float | list[int] | list[float]] = {"device": [0], "accuracy": []}
-    found |= {name: [value] for name, value in columns[0].items()}
-    if plan.subsets:
-        found |= {f"subset_{name}": [each[name] for each in columns[1:]] for name in columns[0]}
-    return MetricRecord(found)
+    return MetricRecord(found | {name: [value] for name, value in columns_of(scores).items()})
 
 
 def _owner(worker: Worker, segment: str) -> int | None:

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fsl.messages.reports import DeviceReport
-from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.segments.frozen import Frozen
 from fsl.segments.states import Layout
 from fsl.segments.sums import Total
@@ -74,3 +74,8 @@ class Placement(Protocol):
         round: int,
     ) -> list[Message]:
         """Build messages that ask nodes to evaluate their devices' private fronts."""
+
+    def scoring_messages(
+        self, plan: EvaluatePlan, cohort: CohortTask, needed: Callable[[Sequence[DeviceTask]], ArrayRecord]
+    ) -> list[Message]:
+        """Build messages that ask parties and their edge to score the model together (vertical split learning)."""

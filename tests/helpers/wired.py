@@ -34,8 +34,9 @@ def answered(kind, content, node) -> RecordDict:
         work = node.train(plan, part, content.array_records[ARRAYS])
         arrays, metrics = work.records()
         return RecordDict({ARRAYS: arrays, METRICS: metrics, REMARKS: work.remarks()})
-    plan = EvaluatePlan.from_json(config[PLAN])
-    return RecordDict({METRICS: node.evaluate(plan, content.array_records[ARRAYS])})
+    plan, part = EvaluatePlan.from_json(config[PLAN]), config.get(PART)
+    part = NodePart.from_json(part) if part else None
+    return RecordDict({METRICS: node.evaluate(plan, content.array_records[ARRAYS], part)})
 
 
 class WiredGrid(SimulationGrid):

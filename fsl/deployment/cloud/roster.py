@@ -30,7 +30,7 @@ from fsl.flower.frozen_records import with_frozen_arrays
 from fsl.messages.identifiers import is_count, is_owner
 from fsl.messages.node_part import EdgePart, NodePart, Ticket
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PART, PLAN, REMARKS, SETUP
-from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
 from fsl.quoting import one_line
 from fsl.segments.frozen import Frozen
 from fsl.settings.placement import Collected
@@ -107,7 +107,25 @@ class Roster:
         plan = replace(plan, one_by_one=True)
         asked = self._asked = _AskedRound(plan, [], dict(self.counted))
         asked.start = needed([DeviceTask(device=0)]) if self.terms.max_norm is not None else None
-        nodes_by_role = asked.nodes_by_role
+        parts = self._parts(asked, cohorts, self.samples)
+        text, every = plan.to_json(), self.terms.replicate_every
+        messages, arrays = [], RoundArrays()
+        here = {member.node: member for member in self.members.online}
+        for node, whole in sorted(parts.items()):
+            whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
+            asked.shares[node] = Share.of(whole)
+            mine = arrays.of(whole, needed(whole.own))
+            lacks = self._weights.lacking(here[node], filter(whole.holds, self._weights.segments))
+            mine = with_frozen_arrays(mine, lacks)
+            messages.append(self._message(node, MessageType.TRAIN, text, mine, whole, plan.round))
+        return messages
+
+    def _parts(self, asked: _AskedRound, cohorts: Sequence[CohortTask], rows: Mapping[int, int]) -> dict[int, NodePart]:
+        """Returns each node's part in a round, by node; notes in `asked` who depends on whom, and who is not there.
+
+        `rows`: those of each device, of which the round's uploads are.
+        """
+        plan, nodes_by_role = asked.plan, asked.nodes_by_role
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
         routes = Routes(plan, cohorts, edges, self.terms.roaming)
@@ -118,11 +136,7 @@ class Roster:
         parts: dict[int, NodePart] = {}
         relay_key = new_key().hex() if plan.fronts == "relayed" else ""
         for cohort in cohorts:
-            there = tuple(
-                replace(task, samples=hosts[task.device].samples[task.device])
-                for task in cohort.devices
-                if task.device in hosts
-            )
+            there = tuple(replace(task, samples=rows[task.device]) for task in cohort.devices if task.device in hosts)
             absent = [task.device for task in cohort.devices if task.device not in hosts]
             asked.lost.update(dict.fromkeys(absent, "no node that hosts it is online"))
             edge = edges.get(cohort.edge)
@@ -154,20 +168,10 @@ class Roster:
                     others = routes.others(task.device, cohort.edge)
                     asked.others[task.device] = len(others)
                     allowed = (cohort.edge, *(number for number, _ in others))
-                    token = self._token(plan, host, task.device, allowed).hex()
+                    token = self._token(plan, host, task.device, rows[task.device], allowed).hex()
                     ticket = Ticket(task=task, edge=cohort.edge, address=edge.address, token=token, others=others)
                     parts[node] = replace(old, tickets=(*old.tickets, ticket), relay_key=relay_key)
-        text, every = plan.to_json(), self.terms.replicate_every
-        messages, arrays = [], RoundArrays()
-        here = {member.node: member for member in self.members.online}
-        for node, whole in sorted(parts.items()):
-            whole = replace(whole, replicate_every=every, deadline=self.terms.deadline)
-            asked.shares[node] = Share.of(whole)
-            mine = arrays.of(whole, needed(whole.own))
-            lacks = self._weights.lacking(here[node], filter(whole.holds, self._weights.segments))
-            mine = with_frozen_arrays(mine, lacks)
-            messages.append(self._message(node, MessageType.TRAIN, text, mine, whole, plan.round))
-        return messages
+        return parts
 
     def exchange(self, grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message]:
         """Send a round's messages and wait for the replies.
@@ -306,11 +310,32 @@ class Roster:
                 messages.append(self._message(member.node, MessageType.EVALUATE, text(here), arrays, None, round))
         return messages
 
+    def scoring_messages(self, plan: EvaluatePlan, cohort: CohortTask, needed: Needed) -> list[Message]:
+        """Build messages that ask parties and their edge to score the model together, in sessions as those of training.
+
+        Tasks count test rows. RunError where a party or the edge is not there.
+        """
+        assert plan.sessions is not None
+        self._fence = max(self._fence + 1, time.time_ns())
+        tested = {device: member.tested for member in self.members.online for device in member.samples}
+        asked = _AskedRound(plan.sessions, [], tested)
+        parts = self._parts(asked, [cohort], tested)
+        if asked.lost:
+            device, reason = next(iter(asked.lost.items()))
+            raise RunError(f"round {plan.round}: the model is not scored without device {device}: {reason}")
+        messages = []
+        for node, part in sorted(parts.items()):
+            part = replace(part, deadline=self.terms.deadline)
+            self._scored[node] = frozenset({0})  # what they find is of all of them; it stands as device 0's
+            arrays = RoundArrays().of(part, needed(part.own))
+            messages.append(self._message(node, MessageType.EVALUATE, plan.to_json(), arrays, part, plan.round))
+        return messages
+
     def _counted(self, samples: int) -> int:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
 
-    def _token(self, plan: RoundPlan, member: Member, device: int, edges: tuple[int, ...]) -> bytes:
-        steps = plan.local_epochs * math.ceil(member.samples[device] / plan.batch_size)
+    def _token(self, plan: RoundPlan, member: Member, device: int, rows: int, edges: tuple[int, ...]) -> bytes:
+        steps = plan.local_epochs * math.ceil(rows / plan.batch_size)
         steps *= 2 if plan.tails else 1  # smashed data, and what the tail answers
         return self.signer.sign(
             Claims(
@@ -319,7 +344,7 @@ class Roster:
                 device,
                 edges,
                 steps,
-                self._counted(member.samples[device]),
+                self._counted(rows),
                 self._fence,
                 fingerprint(member.key),
             )

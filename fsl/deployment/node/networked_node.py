@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
-from fsl.deployment.node.party_node import the_party, vertical_round
+from fsl.deployment.node.party_node import scores_of, scores_parties, the_party, vertical_round
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
@@ -26,7 +26,7 @@ from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states
 from fsl.installed import __version__
 from fsl.messages.node_part import EdgePart, NodePart
-from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
+from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import failure_reason
 from fsl.private_files import own_folder
@@ -113,6 +113,7 @@ class NetworkedNode:
         return {
             "role": settings.role,
             "samples": {str(device): partition.size(device) for device in devices if device < partition.devices},
+            "tested": 0 if (test := self.node.worker.workload.data.test) is None else len(test),
             "edge": settings.edge if settings.hosts_edge else None,
             "address": self._address(),
             "key": self.public_key.hex(),
@@ -149,7 +150,8 @@ class NetworkedNode:
                 "this round has devices that are cut at different places, and devices that may move; in a real "
                 "federation their sessions stay at their edge"
             )
-        refuse_other_counts(part.own, worker.workload.partition)
+        if not scores_parties(plan):  # then tasks count test rows
+            refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
         take_frozen(arrays, plan.frozen, self.node.frozen, filter(part.holds, self.node.layouts))
         states = record_to_states(arrays, self.node.layouts, worker.accelerator)
@@ -179,12 +181,14 @@ class NetworkedNode:
         if (work := self._work) is not None:
             work.give_up(reason)
 
-    def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
+    def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord, part: NodePart | None = None) -> MetricRecord:
         """Score this node's devices; TrustError, or ConfigError, where its owner does not allow it.
 
-        No account covers test rows. With `rows="all"` they are the device's own, as its training rows are.
+        No account covers test rows. With `rows="all"` they are the device's own, as its training rows are. Parties are
+        scored together at their edge: `part` is this node's part in that.
         """
-        refuse_evaluation(self.settings, plan, self.node.worker.workload.partition.devices)
+        own = plan if part is None else replace(plan, devices=part.own)
+        refuse_evaluation(self.settings, own, self.node.worker.workload.partition.devices)
         if self.settings.rows == "all" and (self.settings.limit is not None or not self._bare):
             raise ConfigError(
                 "this node's test rows are its own (rows='all'), and scores on them are exact; in a private run it "
@@ -195,7 +199,14 @@ class NetworkedNode:
                 "scores on devices' own rows are exact and in no account; in a private run this node gives none: leave "
                 "evaluate_own out"
             )
-        return self.node.evaluate(plan, arrays)
+        if (sessions := plan.sessions) is None:
+            return self.node.evaluate(plan, arrays)
+        if part is None or not self.node.worker.parties:
+            raise ConfigError("this evaluation is of parties, each with its part in it; this node has none")
+        work = self._train(sessions, part, arrays)
+        if work.lost:
+            raise RunError("; ".join(dict.fromkeys(work.lost.values())))
+        return MetricRecord(work.scored())
 
     def _refuse_plain(self, plan: RoundPlan) -> None:
         plain = self.settings.device_certificates is None and self.settings.edge_certificates is None
@@ -240,7 +251,10 @@ class NetworkedNode:
         admission = _admission(plan, part)
         if worker.parties:
             fused = vertical_round(plan, part.cohort, worker, states, admission, self.patience, self.door.meter)
-            return self._served(fused, whole, part, work)
+            outcome = self._served(fused, whole, part, work)
+            if not outcome.lost:
+                work.scores.update(scores_of(fused))
+            return outcome
         side = EdgeSide(part.cohort, plan, worker, states)
         expected = Expected.of_devices(worker, plan, part.cohort.devices)
         if part.peers:
@@ -270,10 +284,6 @@ class NetworkedNode:
 
     # The devices' part.
 
-    def _side(self, tasks: Sequence[DeviceTask], plan: RoundPlan, states: Mapping[str, State]) -> DeviceSide:
-        worker = self.node.worker
-        return the_party(tasks, plan, worker, states) if worker.parties else DeviceSide(tasks, plan, worker, states)
-
     def _train_alone(self, plan: RoundPlan, part: NodePart, states: Mapping[str, State], work: Work) -> None:
         """Train the devices without an edge."""
         meter, began = self.meters.devices, time.monotonic()
@@ -298,7 +308,11 @@ class NetworkedNode:
         if self.uplink is None:
             raise RunError("this node hosts no devices")
         worker = self.node.worker
-        side = self._side([ticket.task for ticket in part.tickets], plan, states)
+        tasks = [ticket.task for ticket in part.tickets]
+        if worker.parties:
+            side: DeviceSide = the_party(tasks, plan, worker, states, work.scores)
+        else:
+            side = DeviceSide(tasks, plan, worker, states)
         relay = None
         if plan.fronts == "relayed":
             layouts = {name: s.layout for name, s in worker.segments.items() if name != "back"}

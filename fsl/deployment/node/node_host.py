@@ -52,13 +52,16 @@ class NodeHost:
                 self.open_line(node, LineOffer.from_json(str(offer)), networked.meters.line)
                 said["line"] = True
             return RecordDict({CONFIG: ConfigRecord({MEMBER: json.dumps(said)})})
+        text = str(content.config_records[CONFIG].get(PART, ""))
+        part = NodePart.from_json(text) if text else None
         if kind == "evaluate":
-            return RecordDict({METRICS: networked.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays)})
-        plan, part = RoundPlan.from_json(_text(content, PLAN)), content.config_records[CONFIG].get(PART, "")
-        if not part:
+            scores = networked.evaluate(EvaluatePlan.from_json(_text(content, PLAN)), arrays, part)
+            return RecordDict({METRICS: scores})
+        plan = RoundPlan.from_json(_text(content, PLAN))
+        if part is None:
             refuse_no_part(networked.settings)
             return networked.node.train(plan, arrays)
-        work = networked.train(plan, NodePart.from_json(str(part)), arrays)
+        work = networked.train(plan, part, arrays)
         totals, metrics = work.records()
         return RecordDict({ARRAYS: totals, METRICS: metrics, REMARKS: work.remarks()})
 

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.batches import BatchPlan
 from fsl.round.edge_side import EdgeSide
-from fsl.round.fused_steps import FusedSteps
+from fsl.round.fused_steps import FusedSteps, people_of
 from fsl.round.party_side import PartySide, task_of
+from fsl.round.scored_parties import ScoredSide, ScoredSteps, ScoredTogether, Scores
 from fsl.round.vertical_cohort import with_front
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -18,15 +22,20 @@ from fsl.wire.options import Patience
 
 
 def the_party(
-    tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State]
+    tasks: Sequence[DeviceTask], plan: RoundPlan, worker: Worker, states: Mapping[str, State], scores: Scores
 ) -> PartySide:
-    """Returns the side of the one party that a node hosts; ConfigError for several."""
+    """Returns the side of the one party that a node hosts; ConfigError for several.
+
+    `scores`: where it leaves what its tail finds, in a round in which the model is scored.
+    """
     if len(tasks) > 1:
         names = ", ".join(worker.parties[task.device] for task in tasks)
         raise ConfigError(
             f"this node hosts devices {', '.join(str(task.device) for task in tasks)}, which are the parties {names}; "
             "a party has a node of its own: give it one number in devices"
         )
+    if scores_parties(plan):
+        return ScoredSide(tasks[0], plan, worker, states, scores)
     return PartySide(tasks[0], plan, worker, states)
 
 
@@ -39,15 +48,40 @@ def vertical_round(
     patience: Patience,
     meter: EdgeMeter,
 ) -> VerticalEdgeRound:
-    """Build the round of an edge that fuses; ConfigError where parties hold different numbers of people."""
+    """Build the round of an edge that fuses; ConfigError where parties hold different numbers of people.
+
+    In a round in which the model is scored, a task's `samples` are test people.
+    """
+    scored = scores_parties(plan)
     counts = {worker.parties[task.device]: task.samples for task in cohort.devices}
     data = task_of(worker)
     if data.label_party is None:
-        counts["edge"] = len(data.train)
+        held = data.test if scored else data.train
+        counts["edge"] = 0 if held is None else len(held)
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{party} {count}" for party, count in counts.items())
-        raise ConfigError(f"parties hold different numbers of people ({told}); align their rows first")
+        raise ConfigError(
+            f"parties hold different numbers of {'test ' if scored else ''}people ({told}); align their rows first"
+        )
+    people = next(iter(counts.values()))
     server = EdgeSide(cohort, plan, with_front(worker), states).server
-    steps = FusedSteps(server, plan, worker, next(iter(counts.values())))
     expected = expected_of_parties(worker, plan, cohort.devices)
-    return VerticalEdgeRound(server, admission, patience, expected, meter, steps=steps)
+    if not scored:
+        steps = FusedSteps(server, worker, people_of(plan, worker, people))
+        return VerticalEdgeRound(server, admission, patience, expected, meter, steps=steps)
+    assert isinstance(server.trainer, ScoredTogether)
+    if "tail" not in worker.chain:
+        server.trainer.count(worker.workload.objective, worker.workload.metrics)
+    steps = ScoredSteps(server, worker, BatchPlan(torch.arange(people).split(plan.batch_size), 0))
+    return VerticalEdgeRound(server, admission, patience, expected, meter, steps=steps, all_or_none=True)
+
+
+def scores_of(edge_round: VerticalEdgeRound) -> Scores:
+    """Returns the scores of a round in which the edge found them; none of any other round."""
+    trainer = edge_round.server.trainer
+    return trainer.scores() if isinstance(trainer, ScoredTogether) else {}
+
+
+def scores_parties(plan: RoundPlan) -> bool:
+    """Whether a plan is one in which the model of all parties is scored, not trained."""
+    return plan.trainer is not None and plan.trainer.locate() is ScoredTogether

@@ -27,6 +27,7 @@ class Work:
     counts: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     restarted: dict[int, int] = field(default_factory=dict)  # by device, the round of the front that it went on from
+    scores: dict[str, float] = field(default_factory=dict)  # of a model whose parties are scored together, by column
     arrived: tuple[int, ...] = ()  # at this node's edge: uploads and fronts in order, where it takes them as they come
 
     _given_up: str = ""
@@ -71,6 +72,12 @@ class Work:
         """Returns why devices were lost, and in which order uploads came where that says what was learnt."""
         arrived = {ARRIVALS: json.dumps(list(self.arrived))} if self.arrived else {}
         return ConfigRecord({LOST: json.dumps(self.lost), **arrived})
+
+    def scored(self) -> dict[str, list[int] | list[float]]:
+        """Returns the scores as a node tells those of one device; none where others have them."""
+        if not self.scores:
+            return {"device": [], "loss": [], "accuracy": []}
+        return {"device": [0], "accuracy": [], **{name: [value] for name, value in self.scores.items()}}
 
     def records(self) -> tuple[ArrayRecord, MetricRecord]:
         """Returns the totals, and the metrics beside them; not why devices were lost."""

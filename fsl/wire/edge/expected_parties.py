@@ -16,7 +16,7 @@ from fsl.wire.edge.expected import Expected
 
 
 def expected_of_parties(worker: Worker, plan: RoundPlan, tasks: Iterable[DeviceTask]) -> Expected:
-    """Derive what each party uploads, by running its front on two blank inputs; labels come from who has and shares them.
+    """Derive what each party uploads, by running its front on two blank inputs; labels come from who shares them.
 
     Of batch sizes only the largest is checked here: how many people a step has is the round's to say.
     """

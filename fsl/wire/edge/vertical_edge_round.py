@@ -24,12 +24,13 @@ class VerticalEdgeRound(UShapedEdgeRound):
     """An edge's round whose uploads of a step are of the same people, and are fused.
 
     A party that a step is without says so by an upload of nothing. Where a tail has the labels, its party alone sends
-    two messages a step.
+    two messages a step. `all_or_none`: without one party nobody goes on, as where the model is scored.
     """
 
-    def __init__(self, *arguments: Any, steps: FusedSteps, **named: Any):
+    def __init__(self, *arguments: Any, steps: FusedSteps, all_or_none: bool = False, **named: Any):
         super().__init__(*arguments, **named)
         self.steps = steps
+        self.all_or_none = all_or_none
 
     def counts(self) -> Counter[str]:
         """Returns the counts of the round, with the steps that parties missed."""
@@ -39,9 +40,11 @@ class VerticalEdgeRound(UShapedEdgeRound):
         return self.steps.tails and device == self.steps.holder
 
     def _serve(self) -> EdgeOutcome:
-        if (holder := self.steps.holder) is not None and holder not in self.all:
-            for device in self.all:
-                self._lose(device, Code.FAILED_PRECONDITION, f"{NOBODY}: party {holder} takes no part in this round")
+        parties = self.steps.worker.parties
+        missing = [number for number in range(len(parties)) if number not in self.all and self._needed(number)]
+        for device in self.all if missing else ():
+            reason = f"{self._without(missing[0])}: party '{parties[missing[0]]}' takes no part in this round"
+            super()._lose(device, Code.FAILED_PRECONDITION, reason)
         outcome = super()._serve()
         closed = self.steps.told(outcome.closed)
         return EdgeOutcome(closed, outcome.lost, outcome.failed)
@@ -61,12 +64,11 @@ class VerticalEdgeRound(UShapedEdgeRound):
 
     def _receive(self, attendance: Attendance, packet: UploadPacket) -> Upload:
         """Take an upload, of as many people as its step has; one of nothing has no rows."""
-        rows = self.steps.rows(packet.step)
         if not packet.absent:
             upload = super()._receive(attendance, packet)
-            if len(upload.smashed) != rows:
-                raise WireError(f"an upload of {len(upload.smashed)} rows; the people of step {packet.step} are {rows}")
+            self.steps.check(packet.step, len(upload.smashed))
             return upload
+        self.steps.check(packet.step, None)
         self.server.session(packet.device).step += 1
         nothing = torch.empty(0)
         return Upload(packet.device, packet.step, nothing, nothing)
@@ -86,12 +88,17 @@ class VerticalEdgeRound(UShapedEdgeRound):
         if not here:
             return
         super()._step(self.steps.labelled(here))
-        learnt = [upload.device for upload in here if not self.all[upload.device].settled]
-        self.steps.note(learnt, self.steps.rows(here[0].step))
+        self.steps.note(here[0].step, [upload.device for upload in here if not self.all[upload.device].settled])
 
     def _lose(self, device: int, code: Code, reason: str) -> None:
-        """Lose a party for the rest of the round; where it had the labels, all are lost."""
+        """Lose a party for the rest of the round; where it was needed, as for its labels, all are lost."""
         super()._lose(device, code, reason)
-        if device == self.steps.holder:
+        if self._needed(device):
             for attendance in self._live():
-                super()._lose(attendance.device, Code.ABORTED, f"{NOBODY}: {reason}")
+                super()._lose(attendance.device, Code.ABORTED, f"{self._without(device)}: {reason}")
+
+    def _needed(self, device: int) -> bool:
+        return self.all_or_none or device == self.steps.holder
+
+    def _without(self, device: int) -> str:
+        return NOBODY if device == self.steps.holder else "scores are of all parties together"
