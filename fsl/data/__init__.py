@@ -9,6 +9,7 @@ from fsl.data.loaders import cifar10, digits, images
 from fsl.data.own_partitions import Given, as_partitioner
 from fsl.data.partition import Partition, class_counts, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
+from fsl.data.party_tables import party_csv
 from fsl.data.table_data import from_table
 from fsl.data.task import TaskData, as_task, hold_out
 from fsl.data.texts import from_text
@@ -56,6 +57,7 @@ __all__ = [
     "hold_out",
     "images",
     "limited",
+    "party_csv",
     "vertical",
     "vertical_csv",
 ]

@@ -1,5 +1,7 @@
 """Vertically partitioned data: several parties hold different features of the same people, and one has the labels."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -82,8 +84,10 @@ class VerticalData:
         """
         if test is not None:
             self._refuse_unlike(test)
-        train, shared = self._aligned(double)
-        tested = None if test is None else test._aligned(double)[0]
+        train, shared, people = self._aligned(double)
+        tested, others = None, list[str]()
+        if test is not None:
+            tested, _, others = test._aligned(double)
         holder = self.labels if isinstance(self.labels, str) else None
         labels = train.targets.dim() == 1 and not train.targets.is_floating_point()
         classes = int(train.targets.max()) + 1 if labels else None
@@ -96,6 +100,7 @@ class VerticalData:
             parties=tuple(self.parties),
             label_party=holder,
             left_out=shared,
+            people=_digest(people, others),
         )
 
     def divided(self, test_share: float, seed: int = 0) -> "tuple[VerticalData, VerticalData]":
@@ -127,7 +132,7 @@ class VerticalData:
             found[EDGE] = _ids(EDGE, self.labels.ids)
         return found
 
-    def _aligned(self, double: bool) -> tuple[TreeExamples, dict[str, int]]:
+    def _aligned(self, double: bool) -> tuple[TreeExamples, dict[str, int], list[str]]:
         ids = self._ids()
         common = common_ids(as_alignment(self.alignment), ids)
         places = {party: {one: row for row, one in enumerate(own)} for party, own in ids.items()}
@@ -143,7 +148,7 @@ class VerticalData:
         holder = EDGE if isinstance(self.labels, EdgeLabels) else self.labels
         given = self.labels.labels if isinstance(self.labels, EdgeLabels) else self.parties[self.labels].labels
         targets = _tensor(f"the labels of '{holder}'", given, len(ids[holder]), double, target=True)[rows[holder]]
-        return TreeExamples(inputs, targets), left_out
+        return TreeExamples(inputs, targets), left_out, common
 
     def _refuse_unlike(self, test: "VerticalData") -> None:
         if not isinstance(test, VerticalData):
@@ -160,12 +165,16 @@ class VerticalTask(TaskData):
     """A task whose inputs are features by party, aligned: row j of every party is of one person.
 
     `label_party`: the party that has the labels; None: the edge has them. `left_out`: rows of each party that are of
-    nobody whom all parties know.
+    nobody whom all parties know. `people`: a digest of the ids in their order, by which parties on several machines
+    tell that they hold the same; empty where the task holds nobody's rows. `held`: the party whose features these are,
+    or "edge", where those of others are zeros in their shape, and labels of others zeros, too; None: all are here.
     """
 
     parties: tuple[str, ...] = ()
     label_party: str | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    people: str = ""
+    held: str | None = None
 
     @property
     def party_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -190,6 +199,20 @@ class VerticalTask(TaskData):
 
         tested = None if self.test is None else scaled(self.test)
         return replace(self, train=scaled(train), test=tested, scaled=True)
+
+    def seen_at(self, who: str) -> "VerticalTask":
+        """Returns what one party holds, or the edge: its own features and labels, zeros in the place of others'."""
+        if who != EDGE and who not in self.parties:
+            raise DataError(f"party={short(who)}: there are {', '.join(self.parties)}, and {EDGE}")
+        labelled = who == (EDGE if self.label_party is None else self.label_party)
+
+        def own(examples: Examples) -> TreeExamples:
+            assert isinstance(examples, TreeExamples)
+            inputs = {p: v if p == who else torch.zeros_like(v[:1]).expand_as(v) for p, v in examples.inputs.items()}
+            return TreeExamples(inputs, examples.targets if labelled else torch.zeros_like(examples.targets))
+
+        tested = None if self.test is None else own(self.test)
+        return replace(self, train=own(self.train), test=tested, held=who)
 
     def shuffled(self, seed: int) -> "VerticalTask":
         """Returns the task with training rows in the order that this seed gives."""
@@ -252,6 +275,10 @@ def _column(table: Any, party: str, column: Any) -> Tensor:
         return dense(values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)).to(torch.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"column {column!r} of '{party}' holds no numbers ({error}); encode it as numbers") from None
+
+
+def _digest(train: Sequence[str], test: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([list(train), list(test)]).encode()).hexdigest()[:16]
 
 
 def _ids(party: str, given: Any) -> list[str]:

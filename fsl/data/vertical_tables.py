@@ -29,18 +29,22 @@ _MEASURES = (
 _TISSUE = ("texture", "smoothness", "symmetry", "fractal_dimension")
 
 
-def breast_cancer(labels_at: str = EDGE, test_share: float = 0.25, alignment: str = "clear") -> VerticalTask:
+def breast_cancer(
+    labels_at: str = EDGE, test_share: float = 0.25, alignment: str = "clear", party: str | None = None
+) -> VerticalTask:
     """Load scikit-learn's embedded breast cancer table over two parties: 569 people, 2 classes.
 
     `imaging` has 18 columns on size and outline of cells (radius, perimeter, area, compactness, concavity, concave
     points), `laboratory` 12 on tissue (texture, smoothness, symmetry, fractal dimension). Columns are scaled by their
     training rows. `labels_at`: imaging, laboratory or edge. The test people are the same whatever the run's seed.
+    `party`: what a node of a real federation holds, imaging, laboratory or edge; by default all.
     """
     table, labels = _breast_cancer()
     tissue = [column for column in range(30) if _MEASURES[column % 10] in _TISSUE]
     parties = {"imaging": [column for column in range(30) if column not in tissue], "laboratory": tissue}
     data = vertical(table, labels, parties=parties, labels_at=labels_at, name="breast_cancer")
-    return _task(data, alignment, test_share, scale=True)
+    task = aligned_task(data, alignment, test_share, scale=True)
+    return task if party is None else task.seen_at(party)
 
 
 def vertical_csv(
@@ -63,11 +67,11 @@ def vertical_csv(
         raise DataError("data.paths: give each party's file, as data.paths={bank: bank.csv, shop: shop.csv}")
     if labels_at not in paths:
         raise DataError(f"data.labels_at={labels_at!r}: there is no file of it; data.paths has {', '.join(paths)}")
-    frames = {party: _read(party, path, id) for party, path in paths.items()}
+    frames = {party: read_csv(party, path, id) for party, path in paths.items()}
     if label not in frames[labels_at].columns:
         known = ", ".join(map(str, frames[labels_at].columns))
         raise DataError(f"data.label={label!r}: {paths[labels_at]} has no such column; it has {known}")
-    names, labels = _labels(frames[labels_at][label], paths[labels_at])
+    names, labels = labels_of(frames[labels_at][label], paths[labels_at])
     parties = [party for party in paths if party != EDGE]
     if unknown := [party for party in columns or {} if party not in parties]:
         raise DataError(f"data.columns: there is no party {unknown[0]!r}; there are {', '.join(parties)}")
@@ -81,12 +85,13 @@ def vertical_csv(
             if name in used:
                 raise DataError(f"data.columns.{party}: {name!r} is the column {what}; leave it out")
         own = labels if party == labels_at else None
-        tables[party] = PartyTable(list(frame[id]), _numbers(frame, used, paths[party]), own)
+        tables[party] = PartyTable(list(frame[id]), numbers_of(frame, used, paths[party]), own)
     at: str | EdgeLabels = EdgeLabels(list(frames[EDGE][id]), labels) if labels_at == EDGE else labels_at
-    return _task(VerticalData(tables, at, name="vertical", class_names=names), alignment, test_share, scale)
+    return aligned_task(VerticalData(tables, at, name="vertical", class_names=names), alignment, test_share, scale)
 
 
-def _task(data: VerticalData, alignment: str, test_share: float, scale: bool) -> VerticalTask:
+def aligned_task(data: VerticalData, alignment: str, test_share: float, scale: bool) -> VerticalTask:
+    """Returns training and test people of aligned data, its columns scaled if asked for."""
     train, test = replace(data, alignment=alignment).divided(test_share)
     # Their people are known to all parties, which need not compare them again.
     task = replace(train, alignment="clear").task(replace(test, alignment="clear"))
@@ -107,7 +112,8 @@ def _breast_cancer() -> tuple[np.ndarray, np.ndarray]:
     return features, labels
 
 
-def _read(party: str, path: str, id: str) -> Any:
+def read_csv(party: str, path: str, id: str) -> Any:
+    """Read a party's file with its ids as texts; DataError where that cannot be."""
     import pandas  # type: ignore[import-untyped]
 
     try:
@@ -122,7 +128,7 @@ def _read(party: str, path: str, id: str) -> Any:
     return frame
 
 
-def _labels(column: Any, path: str) -> tuple[tuple[str, ...] | None, Tensor]:
+def labels_of(column: Any, path: str) -> tuple[tuple[str, ...] | None, Tensor]:
     """Returns the names of classes, and labels: numbers as they are, texts by their place in the sorted names."""
     if column.isna().any():
         raise DataError(f"{path} has rows without a label; leave them out")
@@ -132,7 +138,8 @@ def _labels(column: Any, path: str) -> tuple[tuple[str, ...] | None, Tensor]:
     return tuple(map(str, names)), torch.from_numpy(places.astype(np.int64))
 
 
-def _numbers(frame: Any, columns: Sequence[str], path: str) -> Tensor:
+def numbers_of(frame: Any, columns: Sequence[str], path: str) -> Tensor:
+    """Returns columns of numbers (N, columns), float64; DataError for others."""
     if not columns:
         raise DataError(f"{path} has no column of features; give one at least")
     for name in columns:

@@ -89,6 +89,10 @@ def refuse_vertical(federation: Federation, strategy: CloudStrategy, workload: W
             f"the model's parties are {', '.join(parties)}, and the data's {', '.join(data.parties)}; name the same "
             "ones in the same order"
         )
+    if data.held is not None and federation.placement is None:
+        raise ConfigError(
+            f"the data are what {data.held} alone holds; a simulation plays all parties: give data of all of them"
+        )
     if model.tail is not None and data.label_party is None:
         raise ConfigError(
             "the model has a tail, which runs where the labels are, and those are at the edge; give labels to a party "

@@ -24,7 +24,6 @@ from fsl.round.party_device import PartyDevice
 from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.parties import model, run, tables
 from tests.helpers.runs import ADAM, KEPT, MOMENTUM, assert_same_bits, assert_same_run
-from tests.helpers.wired import Wired
 
 pytestmark = pytest.mark.slow
 FUSIONS = ["concatenation", "sum", "mean", "max", "product", Attention(6)]
@@ -314,11 +313,6 @@ def test_models_and_data_without_parties_are_refused():
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ConfigError, match=r"absent|evaluate_subsets"):
         Vertical(**options)
-
-
-def test_a_real_federation_is_refused_before_anything_is_sent(tmp_path):
-    with pytest.raises(ConfigError, match="a real federation of parties is not built; simulate"):
-        run(Vertical(), backend=Wired(folder=tmp_path))
 
 
 def test_clipping_and_precision_are_those_of_the_joined_model():

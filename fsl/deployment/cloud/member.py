@@ -33,6 +33,7 @@ class Member:
     line: bool = False  # it opens the line that it was offered
     frozen: Mapping[str, str] = field(default_factory=dict)  # digests of its model's frozen parameters, by segment
     tested: int = 0  # rows of its test data
+    people: str = ""  # a digest of whose rows it holds, where all parties must hold the same people's
 
     @property
     def names(self) -> list[str]:
@@ -59,6 +60,7 @@ def introduced(node: int, reply: Message, registered: bytes, label: str, bind_ke
         key = bytes.fromhex(said["key"])
         role, edge_key, label = said["role"], said["edge_key"], one_line(label, 100)
         beside = {"line": said["line"], "frozen": dict(said.get("frozen", {})), "tested": said.get("tested", 0)}
+        beside["people"] = said.get("people", "")
         member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key, **beside)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
@@ -105,6 +107,7 @@ def _wrong(said: Mapping[str, Any]) -> str | None:
         "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
         "key": is_hex(said["key"]),
         "line": isinstance(said["line"], bool),
+        "people": said.get("people", "") == "" or is_digest(said["people"]),
         "tested": is_count(said.get("tested", 0)),
         "frozen": all(is_digest(digest) for digest in dict(said.get("frozen", {})).values()),
         "edge_key": said["edge_key"] == "" if said["edge"] is None else is_hex_key(said["edge_key"]),

@@ -23,6 +23,7 @@ from fsl.deployment.cloud.refused_plans import refuse_plan
 from fsl.deployment.cloud.round_arrays import RoundArrays
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
+from fsl.deployment.cloud.same_people import refuse_other_people
 from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
@@ -106,6 +107,7 @@ class Roster:
         self._fence = max(self._fence + 1, time.time_ns())
         plan = replace(plan, one_by_one=True)
         asked = self._asked = _AskedRound(plan, [], dict(self.counted))
+        refuse_other_people(self.members.online)
         asked.start = needed([DeviceTask(device=0)]) if self.terms.max_norm is not None else None
         parts = self._parts(asked, cohorts, self.samples)
         text, every = plan.to_json(), self.terms.replicate_every

@@ -115,6 +115,7 @@ class NetworkedNode:
             "samples": {str(device): partition.size(device) for device in devices if device < partition.devices},
             "tested": 0 if (test := self.node.worker.workload.data.test) is None else len(test),
             "edge": settings.edge if settings.hosts_edge else None,
+            "people": getattr(self.node.worker.workload.data, "people", ""),
             "address": self._address(),
             "key": self.public_key.hex(),
             "protocol": PROTOCOL,

@@ -18,6 +18,7 @@ from fsl.data.own_tests import OwnTests, with_own_tests
 from fsl.data.partition import AllRows
 from fsl.data.same_classes import by_name
 from fsl.data.task import Scaling
+from fsl.data.vertical_data import EDGE, VerticalTask
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.setup_names import BY_CONFIGURATION, OWN, check_groups, check_metrics
@@ -113,6 +114,7 @@ class Setup:
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in any order
     metrics: tuple[str | Mapping[str, Any], ...] | None = None  # None: those that are usual for the objective
     own: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # the share of its rows on which a device is evaluated
+    parties: tuple[str, ...] = ()  # device k is the k-th, with features of its own (vertical split learning)
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -159,6 +161,7 @@ class Setup:
             cuts=named_cuts(build_cuts(config.cuts), config.training, build_hardware(config)),
             metrics=metrics if metrics is None else tuple(metrics),
             own=own,
+            parties=task.parties if isinstance(task, VerticalTask) else (),
         )
 
     def to_json(self) -> str:
@@ -205,7 +208,13 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     check_groups(setup.groups, allowed)
     edge_only = settings.role == "edge"
     augmentation = None
-    if edge_only:
+    if setup.parties:
+        task, augmentation = build_data(_partys_data(setup, settings), setup.seed)
+        task = _as_the_runs(task, setup, settings)
+        if not isinstance(task, VerticalTask) or task.parties != setup.parties:
+            raise ConfigError(f"this node's data are not of the run's parties, {', '.join(setup.parties)}")
+        task = task.shuffled(setup.seed)
+    elif edge_only:
         task = TaskData("", _no_examples(setup), None, setup.classes)
     else:
         task, augmentation = build_data(_own_data(setup, settings), setup.seed)
@@ -219,9 +228,10 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         head = local_head(strategy, model, cuts, task.train, setup.seed)
     partition: Partition = AllRows(setup.devices, len(task.train))
     metrics = Metrics()
-    if not edge_only:
+    if not edge_only or setup.parties:
         check_metrics(setup.metrics or (), allowed)
         metrics = metrics_of(as_metrics(setup.metrics), objective)
+    if not edge_only and not setup.parties:  # a party holds all rows
         if settings.rows == "partition":
             rule = build("partition", setup.groups["partition"])
             whole = divide(task, rule, setup.devices, setup.samples_per_device, setup.seed)
@@ -244,6 +254,24 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         secure=True,
         cuts=in_order(copied(model), setup.cuts, task.blank(2)) if setup.cuts else (),
     )
+
+
+def _partys_data(setup: Setup, settings: NodeSettings) -> dict[str, Any]:
+    """Returns the options of a party's data loader, or of the edge's, which hold features or labels of their own."""
+    config, devices = _own_data(setup, settings), [d for d in settings.devices if d < len(setup.parties)]
+    if settings.role == "any":  # it hosts all of them, as a simulation does
+        return config
+    if settings.role == "both" or (settings.role == "device" and len(devices) != 1):
+        raise ConfigError(
+            f"role={settings.role}, devices={', '.join(map(str, settings.devices))}: this run's devices are parties, "
+            f"{', '.join(setup.parties)}, in this order; a party has a node of its own, and so has the edge"
+        )
+    if "party" not in signature(locate(str(config["_target_"]))).parameters:
+        raise ConfigError(
+            f"the run's data loader {config['_target_']} takes no parameter party, by which each node holds its own "
+            "party's rows alone; use fsl.data.party_csv (data=party), or let it take one"
+        )
+    return config | {"party": EDGE if settings.role == "edge" else setup.parties[devices[0]]}
 
 
 def _as_the_runs(task: TaskData, setup: Setup, settings: NodeSettings) -> TaskData:

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fsl.data import Partitioner, TaskData, cifar10, digits, from_table, from_text, images
+from fsl.data import Partitioner, TaskData, breast_cancer, cifar10, digits, from_table, from_text, images, party_csv
 from fsl.errors import ConfigError, WireError
 from fsl.importing.import_paths import locate, locate_allowed, named_kind, shown, within
 from fsl.objective import Objective
@@ -21,7 +21,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "partition": Partitioner,
     "objective": (Objective, nn.Module),
 }
-_LOADERS = (digits, cifar10, images, from_table, from_text)  # fsl's own
+_LOADERS = (digits, cifar10, images, from_table, from_text, breast_cancer, party_csv)  # fsl's own
 _INSTRUCTION = re.compile(r"_.*_")  # Hydra's: _target_, _args_, _partial_, _recursive_, _convert_
 _PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|[A-Za-z][\w+.-]*://|file:|(?:.*[\\/])?\.\.(?:[\\/]|$)")
 _DEEPEST = 20
@@ -110,8 +110,8 @@ def _checked_loader(target: Any, allowed: tuple[str, ...]) -> Callable[..., Any]
         if found in _LOADERS if ours else within(home, allowed) and _gives_data(found):
             return found
     kind = (
-        "a loader of data: fsl.data.digits, cifar10, images, from_table, from_text, or a function that is annotated -> "
-        "fsl.data.TaskData"
+        "a loader of data: fsl.data.digits, cifar10, images, from_table, from_text, breast_cancer, party_csv, or a "
+        "function that is annotated -> fsl.data.TaskData"
     )
     raise _refusal("data", target, allowed, kind)
 
