@@ -12,6 +12,8 @@ from fsl.data.vertical_data import EDGE, EdgeLabels, PartyTable, VerticalData, V
 from fsl.data.vertical_tables import aligned_task, labels_of, numbers_of, read_csv
 from fsl.errors import DataError
 
+_BLANK = 2  # rows for who has none: by them a run checks that model, loss and metrics go together
+
 
 def party_csv(
     columns: Mapping[str, Sequence[str]],
@@ -28,7 +30,7 @@ def party_csv(
 
     `columns`: the features of every party, for the sizes of their fronts. `classes`: how many there are, or the names
     of those that the label column has; None: labels are numbers to be predicted. `party`: whose file `path` is, a
-    party's or the edge's; who reads none (the cloud, and an edge without labels) gets a task of sizes, without rows.
+    party's or the edge's; who reads none (the cloud, and an edge without labels) gets blank rows of these sizes.
     Rows are in the order of ids, and the same people are held out everywhere.
     """
     parties = _named_columns(columns, labels_at)
@@ -38,7 +40,7 @@ def party_csv(
     if path is None or (party == EDGE and not labelled):
         if party is not None and party != EDGE:
             raise DataError(f"party {party!r} has no file; give its node data-path, the path of its CSV")
-        return _without_rows(columns, labels_at, classes, party)
+        return _blank_rows(columns, labels_at, classes, party)
     if party is None:
         raise DataError(f"data.path={path}: whose file it is is not said; give data.party, one of {', '.join(parties)}")
     frame = read_csv(party, path, id)
@@ -73,15 +75,15 @@ def _named_columns(columns: Any, labels_at: str) -> list[str]:
     return list(columns)
 
 
-def _without_rows(
+def _blank_rows(
     columns: Mapping[str, Sequence[str]], labels_at: str, classes: int | Sequence[str] | None, party: str | None
 ) -> VerticalTask:
-    inputs = {name: torch.zeros(0, len(own)) for name, own in columns.items()}
-    empty = TreeExamples(inputs, _no_labels(0, classes))
+    inputs = {name: torch.zeros(_BLANK, len(own)) for name, own in columns.items()}
+    blank = TreeExamples(inputs, _no_labels(_BLANK, classes))
     return VerticalTask(
         "vertical",
-        empty,
-        empty,
+        blank,
+        blank,
         _count(classes),
         class_names=None if classes is None or isinstance(classes, int) else tuple(classes),
         parties=tuple(columns),

@@ -91,7 +91,8 @@ def refuse_vertical(federation: Federation, strategy: CloudStrategy, workload: W
         )
     if data.held is not None and federation.placement is None:
         raise ConfigError(
-            f"the data are what {data.held} alone holds; a simulation plays all parties: give data of all of them"
+            f"the data are what {data.held} alone holds; a simulation plays all parties: give data of all of them "
+            "(data=vertical)"
         )
     if model.tail is not None and data.label_party is None:
         raise ConfigError(
