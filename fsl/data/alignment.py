@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from fsl.data.psi_messages import answer, common, question
 from fsl.errors import ConfigError, DataError
 from fsl.importing.import_paths import locate
 from fsl.quoting import short
@@ -35,27 +35,12 @@ class PSI(Alignment):
 
     def common(self, ids: Mapping[str, Sequence[str]]) -> Sequence[str]:
         """Returns what is left of the first party's ids after an intersection with each other party's."""
-        psi = _openmined()
         first, *others = ids
         left = list(ids[first])
         for party in others:
-            asking, answering = psi.client.CreateWithNewKey(True), psi.server.CreateWithNewKey(True)
-            # Raw: exact. Filters are smaller, and take ids for common that are not.
-            setup = answering.CreateSetupMessage(0.0, len(left), list(ids[party]), psi.DataStructure.RAW)
-            answer = answering.ProcessRequest(asking.CreateRequest(left))
-            left = [left[place] for place in asking.GetIntersection(setup, answer)]
+            asked, key = question(left)
+            left = common(left, key, answer(ids[party], asked))
         return left
-
-
-def _openmined() -> Any:
-    try:
-        import private_set_intersection.python as psi
-    except ImportError as error:
-        raise ConfigError(
-            f"alignment=psi: the package openmined_psi is not there ({error}); pip install 'fsl-flower[psi]', or use "
-            "alignment=clear"
-        ) from None
-    return psi
 
 
 _NAMED: Mapping[str, type[Alignment]] = {"clear": Clear, "psi": PSI}

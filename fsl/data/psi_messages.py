@@ -1,0 +1,75 @@
+"""Private set intersection in two messages, between parties on machines of their own (package openmined_psi)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fsl.errors import ConfigError, DataError
+
+_MARK = b"fsl-psi1"  # before a message; then, of each part, its length in 8 bytes and itself
+
+
+def question(ids: Sequence[str]) -> tuple[bytes, bytes]:
+    """Returns a party's question, which tells others how many ids it has, and the key that reads their answers."""
+    client = _openmined().client.CreateWithNewKey(True)
+    return _packed(client.CreateRequest(list(ids))), bytes(client.GetPrivateKeyBytes())
+
+
+def answer(ids: Sequence[str], asked: bytes) -> bytes:
+    """Returns another party's answer, by a key of its own that nobody keeps; DataError for no question."""
+    psi = _openmined()
+    request = _parsed(psi.Request(), *_parts(asked, 1, "question"))
+    server = psi.server.CreateWithNewKey(True)
+    # Raw: exact. Filters are smaller, and take ids for common that are not.
+    setup = server.CreateSetupMessage(0.0, len(request.encrypted_elements), list(ids), psi.DataStructure.RAW)
+    try:
+        return _packed(setup, server.ProcessRequest(request))
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"this question cannot be answered ({error}); ask for it once more") from None
+
+
+def common(ids: Sequence[str], key: bytes, answered: bytes) -> list[str]:
+    """Returns which of the ids that a question was about the other party has; DataError for no answer to it."""
+    psi = _openmined()
+    setup, response = _parts(answered, 2, "answer")
+    try:
+        client = psi.client.CreateFromKey(key, True)
+        places = client.GetIntersection(_parsed(psi.ServerSetup(), setup), _parsed(psi.Response(), response))
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"this answer cannot be read with this key ({error}); both belong to one question") from None
+    if places and max(places) >= len(ids):
+        raise DataError("this answer is to a question about more ids; give the file that the question was made from")
+    return [ids[place] for place in places]
+
+
+def _packed(*messages: Any) -> bytes:
+    parts = [message.SerializeToString() for message in messages]
+    return _MARK + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+def _parts(data: bytes, count: int, what: str) -> list[bytes]:
+    found, rest = list[bytes](), data[len(_MARK) :]
+    while data[: len(_MARK)] == _MARK and len(rest) >= 8 + (size := int.from_bytes(rest[:8], "little")) > 8:
+        found.append(rest[8 : 8 + size])
+        rest = rest[8 + size :]
+    if len(found) != count or rest:
+        raise DataError(f"this is no {what} of fsl-align, or not all of it; have it sent again")
+    return found
+
+
+def _parsed(message: Any, data: bytes) -> Any:
+    try:
+        message.ParseFromString(data)
+    except Exception as error:  # protobuf has an error of its own in each of its implementations
+        raise DataError(f"this is no message of fsl-align ({error}); have it sent again") from None
+    return message
+
+
+def _openmined() -> Any:
+    try:
+        import private_set_intersection.python as psi
+    except ImportError as error:
+        raise ConfigError(
+            f"alignment=psi: the package openmined_psi is not there ({error}); pip install 'fsl-flower[psi]', or use "
+            "alignment=clear"
+        ) from None
+    return psi
