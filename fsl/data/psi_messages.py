@@ -1,17 +1,20 @@
 """Private set intersection in two messages, between parties on machines of their own (package openmined_psi)."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 from fsl.errors import ConfigError, DataError
 
 _MARK = b"fsl-psi1"  # before a message; then, of each part, its length in 8 bytes and itself
+_DIGEST = 32  # bytes of a question's digest, which begins its key and its answers
 
 
 def question(ids: Sequence[str]) -> tuple[bytes, bytes]:
     """Returns a party's question, which tells others how many ids it has, and the key that reads their answers."""
     client = _openmined().client.CreateWithNewKey(True)
-    return _packed(client.CreateRequest(list(ids))), bytes(client.GetPrivateKeyBytes())
+    asked = _packed(client.CreateRequest(list(ids)).SerializeToString())
+    return asked, sha256(asked).digest() + bytes(client.GetPrivateKeyBytes())
 
 
 def answer(ids: Sequence[str], asked: bytes) -> bytes:
@@ -22,7 +25,8 @@ def answer(ids: Sequence[str], asked: bytes) -> bytes:
     # Raw: exact. Filters are smaller, and take ids for common that are not.
     setup = server.CreateSetupMessage(0.0, len(request.encrypted_elements), list(ids), psi.DataStructure.RAW)
     try:
-        return _packed(setup, server.ProcessRequest(request))
+        response = server.ProcessRequest(request).SerializeToString()
+        return _packed(sha256(asked).digest(), setup.SerializeToString(), response)
     except (RuntimeError, ValueError) as error:
         raise DataError(f"this question cannot be answered ({error}); ask for it once more") from None
 
@@ -30,19 +34,22 @@ def answer(ids: Sequence[str], asked: bytes) -> bytes:
 def common(ids: Sequence[str], key: bytes, answered: bytes) -> list[str]:
     """Returns which of the ids that a question was about the other party has; DataError for no answer to it."""
     psi = _openmined()
-    setup, response = _parts(answered, 2, "answer")
+    about, setup, response = _parts(answered, 3, "answer")
+    if about != key[:_DIGEST]:
+        raise DataError(
+            "this answer is to another question than the one of this key; give the two that belong together"
+        )
     try:
-        client = psi.client.CreateFromKey(key, True)
+        client = psi.client.CreateFromKey(key[_DIGEST:], True)
         places = client.GetIntersection(_parsed(psi.ServerSetup(), setup), _parsed(psi.Response(), response))
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"this answer cannot be read with this key ({error}); both belong to one question") from None
+        raise DataError(f"this answer cannot be read with this key ({error}); have it sent again") from None
     if places and max(places) >= len(ids):
         raise DataError("this answer is to a question about more ids; give the file that the question was made from")
     return [ids[place] for place in places]
 
 
-def _packed(*messages: Any) -> bytes:
-    parts = [message.SerializeToString() for message in messages]
+def _packed(*parts: bytes) -> bytes:
     return _MARK + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
