@@ -149,7 +149,8 @@ class Vertical(SplitStrategy):
         plan = EvaluatePlan(run=self.federation.run, round=server_round, devices=tasks, subsets=subsets)
         if self._placed:
             plan = replace(plan, sessions=self._scoring(server_round, subsets), frozen=digests(self.federation))
-            cohort = CohortTask(edge=0, devices=tasks, **self._generations("edge-0"))
+            kept = self._generations("edge-0")
+            cohort = CohortTask(edge=0, devices=tasks, version=kept["version"], saved=kept["saved"])
             yield from self._placement.scoring_messages(plan, cohort, partial(self._needed, arrays))
             return
         node, needed = min(grid.get_node_ids()), self._needed(arrays, tasks)

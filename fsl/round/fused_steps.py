@@ -70,14 +70,15 @@ class FusedSteps:
     def note(self, step: int, learnt: Sequence[int]) -> None:
         """Note a step's loss, which all parties that learnt from it have in common, once."""
         if learnt:
-            session = self.edge.session(self.holder if self.holder in learnt else learnt[0])
+            holder = self.holder
+            session = self.edge.session(holder if holder is not None and holder in learnt else learnt[0])
             self._losses.append(session.losses[-1])
             self._weights.append(session.batches[-1].loss_weight)
             self._rows += len(self.batches.rows[step])
 
     def told(self, closed: Sequence[Session]) -> list[Session]:
         """Returns finished sessions, in order of device; the first has the rows and losses of all."""
-        found = []
+        found: list[Session] = []
         for session in sorted(closed, key=lambda one: one.device):
             steps, losses, batches = len(session.batches), list[Tensor](), list[Batch]()
             if not found:

@@ -12,6 +12,7 @@ from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.models.vertical_model import FRONT
 from fsl.round.batches import load_batches, plan_batches
 from fsl.round.device_side import DeviceSide
+from fsl.round.front_device import Device
 from fsl.round.party_device import PartyBench, PartyDevice
 from fsl.round.round_privacy import device_cut
 from fsl.round.step_rules import objective_of
@@ -63,7 +64,7 @@ class PartySide(DeviceSide):
         super().__init__([task], plan, seen_by(worker, self.party), own)
         self.shares_labels = task_of(worker).label_party == self.party and "tail" not in worker.segments
 
-    def open(self, device: int) -> PartyDevice:
+    def open(self, device: int) -> Device:
         """Open the party with its batches and its front as they begin the round."""
         plan, worker = self.plan, self.worker
         rows = worker.workload.partition.indices(device)

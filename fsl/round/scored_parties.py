@@ -1,6 +1,7 @@
 """Scores a vertically split model whose fronts lie on several machines: parties send what they make of test people."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,8 @@ class ScoredTogether(EdgeTrainer):
                     here = [self.parties[number] for number in subset]
                     tally.add(_passed(runtime, {p: v for p, v in sent.items() if p in here}), first.targets)
             else:
-                loss = self.bench.objective.loss(outputs, first.targets)
+                asked: Any = outputs
+                loss = self.bench.objective.loss(asked, first.targets)
         return [Reply(upload.device, upload.step, None, loss) for upload in messages]
 
     def result(self) -> WeightedSum:

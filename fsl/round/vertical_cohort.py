@@ -11,8 +11,8 @@ from fsl.models.vertical_model import FRONT
 from fsl.round.cohort import StepWatcher, result_of, stepping
 from fsl.round.edge_server import Session
 from fsl.round.edge_side import EdgeSide
+from fsl.round.front_device import Device
 from fsl.round.fused_steps import FusedSteps, people_of
-from fsl.round.party_device import PartyDevice
 from fsl.round.party_side import PartySide
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
@@ -51,7 +51,7 @@ class VerticalCohort:
             return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
         return CohortResult(totals=totals, reports=tuple(reports), counts=counts + self.steps.counts, lost=self.lost)
 
-    def _opened(self, at: StepWatcher) -> dict[int, PartyDevice]:
+    def _opened(self, at: StepWatcher) -> dict[int, Device]:
         devices = {}
         for number, side in sorted(self.sides.items()):
             at(number)
@@ -59,7 +59,7 @@ class VerticalCohort:
             self.edge.open(number, side.samples(number))
         return devices
 
-    def _step(self, step: int, devices: dict[int, PartyDevice], at: StepWatcher) -> None:
+    def _step(self, step: int, devices: dict[int, Device], at: StepWatcher) -> None:
         """One step: all parties that are there send what their fronts make of these people, and learn from it."""
         packets = []
         for number, device in list(devices.items()):
@@ -81,9 +81,7 @@ class VerticalCohort:
         if packets:
             self._answer(step, packets, devices, at)
 
-    def _answer(
-        self, step: int, packets: Sequence[UploadPacket], devices: dict[int, PartyDevice], at: StepWatcher
-    ) -> None:
+    def _answer(self, step: int, packets: Sequence[UploadPacket], devices: dict[int, Device], at: StepWatcher) -> None:
         uploads = [self.edge.receive(packet) for packet in packets]
         replies = self.edge.answer(self.steps.labelled(uploads))
         for number, reason in self.edge.refused().items():
@@ -98,7 +96,7 @@ class VerticalCohort:
                 self._lose(reply.device, error.reason, devices)
         self.steps.note(step, [packet.device for packet in packets if packet.device in devices])
 
-    def _closed(self, devices: dict[int, PartyDevice], at: StepWatcher) -> list[DeviceReport]:
+    def _closed(self, devices: dict[int, Device], at: StepWatcher) -> list[DeviceReport]:
         """Close all parties; the first report has the rows and losses of the round, which are of all parties."""
         closed: list[Session] = []
         for number, device in sorted(devices.items()):
@@ -129,7 +127,7 @@ class VerticalCohort:
             for place, session in enumerate(self.steps.told(closed))
         ]
 
-    def _lose(self, number: int, reason: str, devices: dict[int, PartyDevice]) -> None:
+    def _lose(self, number: int, reason: str, devices: dict[int, Device]) -> None:
         """Lose a party for the rest of the round; where it had the labels, all are lost."""
         self.lost[number] = lost_reason(self.plan, reason)
         self.edge.lose(number)

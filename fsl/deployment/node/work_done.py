@@ -73,7 +73,7 @@ class Work:
         arrived = {ARRIVALS: json.dumps(list(self.arrived))} if self.arrived else {}
         return ConfigRecord({LOST: json.dumps(self.lost), **arrived})
 
-    def scored(self) -> dict[str, list[int] | list[float]]:
+    def scored(self) -> dict[str, int | float | list[int] | list[float]]:
         """Returns the scores as a node tells those of one device; none where others have them."""
         if not self.scores:
             return {"device": [], "loss": [], "accuracy": []}
