@@ -155,6 +155,8 @@ class EdgeServer:
         self._told: dict[int, tuple[int, Tensor, Values]] = {}  # by device: step, mean loss, gradient
         self._before: dict[int, tuple[int, int, int]] = {}  # bytes up and down before a device's newest upload; its own
         self.tails: Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None = None  # carries outputs to devices
+        # Gives the back's outputs for smashed data without rows, where batches are Poisson draws and tails are asked.
+        self.no_outputs: Callable[[Values], Values] | None = None
         self.above: Above | None = None  # where the last segment and the loss are, in a split with two hops
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
@@ -227,6 +229,11 @@ class EdgeServer:
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
         """Step the trainer on received uploads; returns its replies, encoded."""
+        if (no_outputs := self.no_outputs) is not None:
+            # No loss is there to ask for, but a tail that is not asked would tell everybody who counts bytes or
+            # messages that this draw is empty.
+            empty = [upload for upload in uploads if not len(upload.smashed)]
+            self.ask_tails([(upload.device, no_outputs(upload.smashed)) for upload in empty])
         return self._answers(self._given("step", self.trainer.step(uploads)))
 
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:

@@ -53,6 +53,16 @@ def test_the_tail_gets_noise_of_its_own():
         assert long > 2.5 * short > 0
 
 
+@pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=["V1", "PSL"])
+def test_no_figure_tells_how_many_draws_were_empty(strategy):
+    """Tails are asked of those too: other draws, of which others are empty, give the same bytes and rows."""
+    rows = [
+        run(strategy, **private(noise_multiplier=0.5), devices=2, rounds=1, batch_size=2, seed=seed).metrics[0]
+        for seed in range(3)
+    ]
+    assert len({(row["up_bytes"], row["down_bytes"], row["examples"], row["train_loss"]) for row in rows}) == 1
+
+
 def claims(dp_sgd, *, tail=True, **more):
     setting = Setting(Privacy(dp_sgd=dp_sgd, **more), "averaged", True, 16, 2, tail=tail)
     released = ReleaseCounts(160).more(100, 20)
