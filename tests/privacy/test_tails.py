@@ -12,7 +12,6 @@ from fsl.privacy.claims import ReleaseCounts, Setting, claim
 from fsl.privacy.epsilon import Gaussian, epsilon
 from tests.helpers.runs import assert_same_bits, run
 from tests.helpers.small import small_model
-from tests.helpers.wired import Wired
 
 pytestmark = pytest.mark.slow
 
@@ -122,11 +121,6 @@ def test_whole_updates_are_clipped_over_all_three(tmp_path):
 def test_what_has_no_form_for_a_tail_is_refused_by_name(privacy, message):
     with pytest.raises(ConfigError, match=message):
         run(SplitFedV1(), cut=CUTS, privacy=privacy)
-
-
-def test_a_real_federation_has_no_account_of_tails(tmp_path):
-    with pytest.raises(ConfigError, match="in a real federation accounts are of a front and a back"):
-        run(SplitFedV1(), **private(), backend=Wired(folder=tmp_path))
 
 
 def test_a_share_beyond_the_budget_is_refused():
