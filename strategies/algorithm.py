@@ -249,11 +249,6 @@ class Algorithm:
             )
         if not trainer.tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")
-        if "tail" in self.federation.layouts and self._may_move():
-            raise ConfigError(
-                "cut: two cuts give front, back and tail, and in a real federation a session with a tail does not "
-                "move; give one cut, use mobility=none and deployment.roaming=false, or simulate"
-            )
 
     def _may_move(self) -> bool:
         """Whether sessions of a real federation may go to another edge."""

@@ -153,7 +153,10 @@ class EdgeServer:
         self._tail_codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # the same, of the cut before the tails
         self._sent: dict[int, list[tuple[torch.Size, torch.dtype]]] = {}  # shapes of the outputs, by device
         self._told: dict[int, tuple[int, Tensor, Values]] = {}  # by device: step, mean loss, gradient
+        self._before: dict[int, tuple[int, int, int]] = {}  # bytes up and down before a device's newest upload; its own
         self.tails: Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None = None  # carries outputs to devices
+        # Gives the back's outputs for smashed data without rows, where batches are Poisson draws and tails are asked.
+        self.no_outputs: Callable[[Values], Values] | None = None
         self.above: Above | None = None  # where the last segment and the loss are, in a split with two hops
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
@@ -216,14 +219,21 @@ class EdgeServer:
             targets = torch.full((len(smashed),), packet.device)
         upload = Upload(packet.device, packet.step, smashed, targets, factors=packet.factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
+        smashed_bytes = self._reported_bytes(upload.smashed)
+        self._before[packet.device] = session.up_bytes, session.down_bytes, smashed_bytes
         session.waiting[session.step] = Batch(len(upload.targets), counts)
         session.step += 1
         session.up_bytes += upload_bytes(packet.smashed, packet.targets, packet.factors, self.reported_batch_size)
-        self._counts["smashed_bytes"] += self._reported_bytes(upload.smashed)
+        self._counts["smashed_bytes"] += smashed_bytes
         return upload
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
         """Step the trainer on received uploads; returns its replies, encoded."""
+        if (no_outputs := self.no_outputs) is not None:
+            # No loss is there to ask for, but a tail that is not asked would tell everybody who counts bytes or
+            # messages that this draw is empty.
+            empty = [upload for upload in uploads if not len(upload.smashed)]
+            self.ask_tails([(upload.device, no_outputs(upload.smashed)) for upload in empty])
         return self._answers(self._given("step", self.trainer.step(uploads)))
 
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
@@ -345,6 +355,7 @@ class EdgeServer:
         del self._codecs[device]
         self._tail_codecs.pop(device, None)
         self._told.pop(device, None)  # it may come back, and begin the round again
+        self._before.pop(device, None)
 
     def result(self) -> Total:
         """Returns the weighted backs of this round, and stores what a shared back's trainer keeps."""
@@ -447,6 +458,23 @@ class EdgeServer:
         losses, batches, waiting = list(session.losses), list(session.batches), dict(session.waiting)
         copied = replace(session, losses=losses, batches=batches, waiting=waiting)
         return SessionSnapshot(copied, self.trainer.snapshot(device))
+
+    def withdraw(self, device: int) -> Session:
+        """Returns a copy of a session as it was before its newest upload, which is not answered and counts no more.
+
+        Its device moves to another edge, which gets that upload again; the caller must lose it here.
+        """
+        session, (up_bytes, down_bytes, smashed_bytes) = self._sessions[device], self._before[device]
+        self._counts["smashed_bytes"] -= smashed_bytes
+        return replace(
+            session,
+            step=session.step - 1,
+            up_bytes=up_bytes,
+            down_bytes=down_bytes,
+            losses=list(session.losses),
+            batches=list(session.batches),
+            waiting={},
+        )
 
     def adopt(self, snapshot: SessionSnapshot) -> None:
         """Take over a session that another edge handed over."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
@@ -19,10 +20,14 @@ from fsl.round.trainer_memory import TrainerMemory
 from fsl.round.unusable import limit_of
 from fsl.round.upper_side import upper_server
 from fsl.round.workload import Worker
+from fsl.segments.calling import call
 from fsl.segments.finite import UNUSABLE
 from fsl.segments.learner import Learner
+from fsl.segments.modes import evaluating
 from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.precision import computing
 from fsl.segments.states import State
+from fsl.segments.tensor_trees import Values, received
 from fsl.split.cutting import refuse_tail
 from fsl.split.placing import TOP, refuse_top
 from fsl.trainers import EdgeBench, EdgeTrainer
@@ -68,7 +73,17 @@ class EdgeSide:
         )
         if top:
             self.server.above = upper_server(task, plan, worker, states)
+        if tails and plan.privacy is not None and plan.privacy.poisson:
+            self.server.no_outputs = self._no_outputs
         self.server.begin(self._bench(worker), states["back"])
+
+    def _no_outputs(self, smashed: Values) -> Values:
+        """Returns the back's outputs for smashed data without rows, in the shape and dtype of any batch's."""
+        assert isinstance(smashed, Tensor)  # where privacy is, one tensor crosses the cut
+        back = self.worker.segments["back"].module
+        with evaluating(back), torch.no_grad(), computing(self.plan.control.precision, self.worker.accelerator):
+            found: Values = received(call(back, smashed.new_zeros(1, *smashed.shape[1:])))[:0]
+        return found
 
     def _view(self, device: int) -> CutView:
         return self.views.at(self.tasks[device].cut if device in self.tasks else 0)

@@ -14,7 +14,7 @@ from fsl.objective import Objective
 from fsl.seeds import Stream
 from fsl.segments.backward import send_back
 from fsl.segments.finite import REFUSED, finite, usable
-from fsl.segments.learner import Learner
+from fsl.segments.learner import Learner, Mark
 from fsl.segments.tensor_trees import Values, activations_of, gradient_of, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
 
@@ -82,7 +82,7 @@ class Device:
         The tail steps when the cut gradient comes. A loss or a gradient that is not finite goes up as it is, and the
         edge loses this device.
         """
-        bench, targets = self.bench, self._targets.pop(call.step, None)
+        bench, targets = self.bench, self._targets.get(call.step)
         if bench.tail is None or bench.tail_cut is None or bench.tail_layer_seeds is None or targets is None:
             raise RunError(f"device {self.device} got outputs of step {call.step}, and has no tail or labels for them")
         outputs = cut_leaf(bench.tail_cut.decode(call.step, call.outputs))
@@ -93,6 +93,14 @@ class Device:
         told = torch.tensor([float(loss.detach()), bench.objective.weight(targets)], dtype=torch.float64)
         payload = bench.tail_cut.up.encode(gradient.detach())
         return TailAnswer(device=self.device, step=call.step, gradient=payload, told=told)
+
+    def take_back(self, mark: Mark) -> None:
+        """Forget what the tail made of outputs since `mark`: another back's outputs of the same step follow."""
+        tail = self.bench.tail
+        assert tail is not None
+        tail.undo(mark)
+        if tail.lender is not None:  # the tail's use of the front's weights is all that their gradient has yet
+            tail.lender.drop()
 
     def backward(self, reply: ReplyPacket) -> None:
         """Send a cut gradient back through the front; step its optimizer when no other gradient is awaited."""
@@ -107,7 +115,7 @@ class Device:
         elif len(smashed) and self.bench.tail is None:
             return  # a frozen front learns nothing from it
         if self.bench.tail is not None:
-            self._targets.pop(reply.step, None)  # of a batch without rows, whose outputs the edge never sent
+            self._targets.pop(reply.step, None)
             self.bench.tail.step(reply.step)
         self._answered += 1
         if not self._smashed:

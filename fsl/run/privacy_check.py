@@ -81,7 +81,8 @@ def private_run(
     refuse_model(privacy, model)
     tail = "tail" in federation.layouts
     if tail:
-        privacy = _with_tail(privacy, federation)
+        refuse_with_tail(privacy)
+        privacy = privacy if privacy.dp_sgd is None else replace(privacy, dp_sgd=privacy.dp_sgd.with_tail())
     elif privacy.dp_sgd is not None and privacy.dp_sgd.tail_share:
         raise ConfigError(
             f"privacy.dp_sgd.tail_share={privacy.dp_sgd.tail_share}: this model has no tail, which two cuts make; "
@@ -131,8 +132,8 @@ def private_run(
     return replace(federation, privacy=setting.privacy, ledger=ledger)
 
 
-def _with_tail(privacy: Privacy, federation: Federation) -> Privacy:
-    """Returns the privacy of a model with a tail; ConfigError for mechanisms that have no form or account for one."""
+def refuse_with_tail(privacy: Privacy) -> None:
+    """Raise ConfigError for mechanisms that have no form or account where the model has a tail."""
     for name in ("cut", "labels", "nopeek", "detector"):
         if getattr(privacy, name) is not None:
             raise ConfigError(
@@ -144,12 +145,6 @@ def _with_tail(privacy: Privacy, federation: Federation) -> Privacy:
             "privacy.dp_sgd.clipping=joint: one clip is over a front and a back, and two cuts make a tail; use "
             "clipping=separate, or give one cut"
         )
-    if federation.placement is not None:
-        raise ConfigError(
-            "privacy: in a real federation accounts are of a front and a back, and two cuts make a tail; give one cut, "
-            "or simulate"
-        )
-    return privacy if privacy.dp_sgd is None else replace(privacy, dp_sgd=privacy.dp_sgd.with_tail())
 
 
 def refuse_counts(privacy: Privacy, objective: Objective) -> None:

@@ -231,7 +231,7 @@ def rows_of(devices=2):
 
 
 def spend(ledger, plan, devices=(0,), partition=None):
-    return ledger.before(plan, partition or rows_of(), list(devices), ALLOWED)
+    return ledger.before(plan, partition or rows_of(), list(devices), ALLOWED, tail=False)
 
 
 def private(privacy=DP, **changed):

@@ -256,8 +256,3 @@ def test_a_device_whose_tail_is_too_slow_is_lost_alone(tmp_path, monkeypatch):
         over.set()
     assert set(found.metrics[0]["lost"]) == {"1"}
     assert found.metrics[0]["devices"] == 2
-
-
-def test_moves_are_refused_over_the_wire(tmp_path):
-    with pytest.raises(ConfigError, match="in a real federation a session with a tail does not move"):
-        run(FedFly(), cut=U, edges=2, mobility=RandomMobility(p=1.0), backend=Wired(folder=tmp_path))

@@ -16,6 +16,7 @@ from fsl.wire.device.step_paths import StepPaths
 from fsl.wire.steps.step_socket import StepSocket
 
 _DEVICE = contextvars.ContextVar("device")
+UNAVAILABLE = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
 _UNSEEN = 0.3  # seconds until an edge sees that a connection broke; a device tries again after 0.1
 
 
@@ -61,6 +62,19 @@ class Weather:
             monkeypatch.setattr(StepPaths, "worth_trying", lambda paths, address: False)
         monkeypatch.setattr(Uplink, "channel", lambda uplink, address: _Channel(channel(uplink, address), self))
         return self
+
+
+def out_of_reach(monkeypatch, at: At, edge: int = 0) -> Weather:
+    """The device cannot reach this edge any more from this place of its session on."""
+    weather, stream = Weather(cuts=[at]).over(monkeypatch), Line._stream
+
+    async def streaming(line):
+        if weather.met and (line.invitation.device, line.invitation.edge) == (at.device, edge):
+            raise UNAVAILABLE
+        await stream(line)
+
+    monkeypatch.setattr(Line, "_stream", streaming)
+    return weather
 
 
 class _Steps(StepSocket):

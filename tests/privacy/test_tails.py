@@ -12,7 +12,6 @@ from fsl.privacy.claims import ReleaseCounts, Setting, claim
 from fsl.privacy.epsilon import Gaussian, epsilon
 from tests.helpers.runs import assert_same_bits, run
 from tests.helpers.small import small_model
-from tests.helpers.wired import Wired
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +50,16 @@ def test_the_tail_gets_noise_of_its_own():
     for key in ("conv.0.weight", "conv2.0.weight", "head.1.weight"):
         short, long = (float((model.state_dict()[key] - start[key]).std()) for model in (one, other))
         assert long > 2.5 * short > 0
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=["V1", "PSL"])
+def test_no_figure_tells_how_many_draws_were_empty(strategy):
+    """Tails are asked of those too: other draws, of which others are empty, give the same bytes and rows."""
+    rows = [
+        run(strategy, **private(noise_multiplier=0.5), devices=2, rounds=1, batch_size=2, seed=seed).metrics[0]
+        for seed in range(3)
+    ]
+    assert len({(row["up_bytes"], row["down_bytes"], row["examples"], row["train_loss"]) for row in rows}) == 1
 
 
 def claims(dp_sgd, *, tail=True, **more):
@@ -112,11 +121,6 @@ def test_whole_updates_are_clipped_over_all_three(tmp_path):
 def test_what_has_no_form_for_a_tail_is_refused_by_name(privacy, message):
     with pytest.raises(ConfigError, match=message):
         run(SplitFedV1(), cut=CUTS, privacy=privacy)
-
-
-def test_a_real_federation_has_no_account_of_tails(tmp_path):
-    with pytest.raises(ConfigError, match="in a real federation accounts are of a front and a back"):
-        run(SplitFedV1(), **private(), backend=Wired(folder=tmp_path))
 
 
 def test_a_share_beyond_the_budget_is_refused():

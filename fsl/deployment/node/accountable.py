@@ -15,7 +15,7 @@ from fsl.privacy.trainer_accounts import declares_private, unaccountable
 from fsl.round.front_device import Device
 from fsl.round.rows import refuse_codecs
 from fsl.round.workload import Worker
-from fsl.run.privacy_check import refuse_labels, refuse_model
+from fsl.run.privacy_check import refuse_labels, refuse_model, refuse_with_tail
 from fsl.trainers import EdgeTrainer
 
 
@@ -30,7 +30,7 @@ def charged(settings: NodeSettings, plan: RoundPlan, worker: Worker, devices: Se
     workload = worker.workload
     same = settings.rows == "all"
     own = OwnLedger(settings.state / LEDGERS, workload.store.name, settings.limit, settings.accountant, same)
-    return own.before(plan, workload.partition, devices, workload.allowed)
+    return own.before(plan, workload.partition, devices, workload.allowed, tail="tail" in worker.chain)
 
 
 def refuse_unaccountable(plan: RoundPlan, worker: Worker) -> None:
@@ -48,8 +48,8 @@ def refuse_unaccountable(plan: RoundPlan, worker: Worker) -> None:
     trainer = None if plan.trainer is None else plan.trainer.build(worker.workload.allowed, EdgeTrainer)
     _refuse_trainer(plan, privacy, trainer)
     _refuse_codecs(plan, privacy, worker)
-    if privacy.dp_sgd is not None and "tail" in worker.chain:
-        raise _refused("privacy.dp_sgd: the account is of a front and a back, and this model has a tail")
+    if "tail" in worker.chain:
+        _refuse_with_tail(privacy)
     refuse_model(privacy, worker.model)
     refuse_labels(privacy, trainer, worker.workload.objective, worker.workload.data.classes)
 
@@ -74,6 +74,13 @@ def _refuse_trainer(plan: RoundPlan, privacy: Privacy, trainer: EdgeTrainer | No
         raise _refused(f"privacy.dp_sgd: {reason}")
     if privacy.joint and (not trainer.divisible or plan.moves):
         raise _refused("privacy.dp_sgd.clipping=joint: it needs a back per device, and devices that do not move")
+
+
+def _refuse_with_tail(privacy: Privacy) -> None:
+    try:
+        refuse_with_tail(privacy)
+    except ConfigError as error:
+        raise _refused(str(error)) from error
 
 
 def _refuse_codecs(plan: RoundPlan, privacy: Privacy, worker: Worker) -> None:

@@ -11,6 +11,7 @@ from fsl.wire.edge.expected import Expected
 from fsl.wire.edge.moving_edge_round import MovingEdgeRound
 from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.signed_calls import Peer
+from fsl.wire.edge.u_shaped_moving_edge_round import UShapedMovingEdgeRound
 from fsl.wire.options import Patience
 
 
@@ -43,7 +44,8 @@ def build_moving_round(
         return None if plan.reset_optimizer or not path.exists() else path.read_bytes()
 
     other_edges = admission.other_edges = OtherEdges(admission, door.lines, peers, settings.limits, patience, keep)
-    return MovingEdgeRound(
+    kind = UShapedMovingEdgeRound if plan.tails else MovingEdgeRound
+    return kind(
         side.server,
         admission,
         patience,

@@ -44,6 +44,7 @@ from fsl.wire.device.line import Uplink
 from fsl.wire.device.moving_device_round import MovingDeviceRound
 from fsl.wire.device.sealed_fronts import Relay
 from fsl.wire.device.u_shaped_device_round import UShapedDeviceRound
+from fsl.wire.device.u_shaped_moving_device_round import UShapedMovingDeviceRound
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import EdgeOutcome
 from fsl.wire.edge.door import EdgeDoor
@@ -144,8 +145,6 @@ class NetworkedNode:
         worker = self.node.worker
         refuse_part(self.settings, plan, part, worker.workload.partition.devices)
         roams = any(edge.peers for edge in part.edges) or any(ticket.others for ticket in part.tickets)
-        if plan.tails and (plan.moves or roams):
-            raise ConfigError("this round has tails and devices that may move; sessions with tails stay at their edge")
         if worker.workload.cuts and (plan.moves or roams):
             raise ConfigError(
                 "this round has devices that are cut at different places, and devices that may move; in a real "
@@ -336,9 +335,8 @@ class NetworkedNode:
         if any(others.values()):
             where, every = self.settings.current_edge, part.replicate_every
             again = None if spent is None else spent.again
-            devices: DeviceRound = MovingDeviceRound(
-                side, invitations, self.uplink, self.patience, others, where, every, again
-            )
+            moving = UShapedMovingDeviceRound if plan.tails else MovingDeviceRound
+            devices: DeviceRound = moving(side, invitations, self.uplink, self.patience, others, where, every, again)
         else:
             kind = UShapedDeviceRound if "tail" in side.worker.chain else DeviceRound
             devices = kind(side, invitations, self.uplink, self.patience, relay)

@@ -70,9 +70,17 @@ class OwnLedger:
         self.same_rows = same_rows
 
     def before(
-        self, plan: RoundPlan, partition: Partition, devices: Sequence[int], allowed: tuple[str, ...]
+        self,
+        plan: RoundPlan,
+        partition: Partition,
+        devices: Sequence[int],
+        allowed: tuple[str, ...],
+        *,
+        tail: bool,
     ) -> "RoundAccount | None":
         """Charge these devices for a round that they are about to train; None without privacy.
+
+        `tail`: whether the model has a tail, as this node cut it.
 
         LimitError where a device would pass its limit; then it charges nobody.
         """
@@ -86,7 +94,8 @@ class OwnLedger:
                 sample_rate(held, plan.batch_size, device)
         if self.limit is not None and not self.same_rows:
             _refuse_shared_rows(partition, devices)
-        setting = _setting(plan, replace(plan.privacy, accountant=self.accountant), partition.devices, allowed)
+        privacy = replace(plan.privacy, accountant=self.accountant)
+        setting = replace(_setting(plan, privacy, partition.devices, allowed), tail=tail)
         # A run that comes back with other settings gets another account.
         path = self.folder / f"{self.run}-{sha256(repr(setting).encode()).hexdigest()[:8]}.json"
         account = RoundAccount(self, setting, samples, path)

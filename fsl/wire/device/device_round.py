@@ -167,7 +167,7 @@ class DeviceRound:
         attending.device.backward(packet)
 
     def _number(self, step: int) -> int:
-        """Returns the number of the message that brings a step's smashed data."""
+        """Returns the number of the message that brings a step's smashed data: so many come before it."""
         return step
 
     def _step(self, number: int) -> int:

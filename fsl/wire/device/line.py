@@ -121,7 +121,7 @@ class Uplink:
 
 
 class Line:
-    """One session of one device; `upload`, `close`, `leave`, `hear` and `broke` are for the thread that computes."""
+    """One session of one device; its public methods are for the thread that computes."""
 
     def __init__(
         self, uplink: Uplink, invitation: Invitation, ear: Ear, patience: Patience, after: "Line | None" = None
@@ -166,6 +166,11 @@ class Line:
     def close(self, step: int, data: bytes, epoch: int = 0) -> None:
         """Tell the edge that no upload follows; `data` is the frame that says so."""
         self.upload(step, data, epoch)
+
+    def take_back(self, step: int) -> None:
+        """Drop an upload of a line that has ended: the line after it does not send it again."""
+        with self._lock:
+            self._outbox = deque((number, message) for number, message in self._outbox if number != step)
 
     def leave(self, reason: str, to: int | None = None) -> None:
         """Tell the edge that the device stops here (`to`: it begins again at that edge), and end the line."""

@@ -76,7 +76,7 @@ class MovingDeviceRound(DeviceRound):
         attending, way = self.attending[event.device], self.ways[event.device]
         if isinstance(event, Rewound):
             if event.step:
-                self._back_to(event.step, attending, way)
+                self._back_to(self._step(event.step), attending, way)
             else:
                 self._back_to_start(attending, way)
         elif isinstance(event, LineEnded):
@@ -121,7 +121,8 @@ class MovingDeviceRound(DeviceRound):
         way.wasted.update(steps=device.step - step, times=1, **(way.sent - sent))
         way.sent = sent.copy()
         self.side.abandon(device)
-        attending.device, attending.served, attending.closing = self.side.restore(device.device, copy), step, False
+        attending.device, attending.closing = self.side.restore(device.device, copy), False
+        attending.served = self._number(step)
         attending.waiting.clear()
         attending.epoch += 1
         self._advance(attending)
@@ -146,7 +147,7 @@ class MovingDeviceRound(DeviceRound):
             # The other edge may not have received the newest copy yet, so the device keeps two.
             way.copies = dict([*way.copies.items()][-1:])
             way.copies[device.step] = (self.side.copy(device), way.sent.copy())
-        due = way.left and device.step >= way.left[0][0] and attending.served >= device.step
+        due = way.left and device.step >= way.left[0][0] and attending.served >= self._number(device.step)
         if on_move == "migrate" or not way.left or not due:
             super()._advance(attending)
             return

@@ -5,10 +5,11 @@ A device sends two messages a step: see `fsl.wire.edge.u_shaped_edge_round`.
 
 import time
 
+from fsl.codecs.codec import Payload
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import read_reply
 from fsl.messages.step_messages import StepMessage
-from fsl.messages.steps import TailCall
+from fsl.messages.steps import TailAnswer, TailCall
 from fsl.wire.device.device_round import Attending, DeviceRound
 from fsl.wire.device.line import Heard
 
@@ -36,9 +37,13 @@ class UShapedDeviceRound(DeviceRound):
             payload=answer.gradient,
             targets=answer.told,
         )
+        self._tail_answered(outputs, answer)
         self.meter.uploaded(message.size)
         attending.waiting[reply.step + 1] = time.perf_counter()
         attending.line.upload(reply.step + 1, message, attending.epoch)
+
+    def _tail_answered(self, outputs: Payload, answer: TailAnswer) -> None:
+        """A device goes on with the back's outputs that it waited for, and its tail has answered."""
 
     def _step(self, number: int) -> int:
         return number // 2

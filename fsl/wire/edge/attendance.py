@@ -28,6 +28,11 @@ class Attendance:
     update: float = 0.0  # squared norm of its part of its update, where privacy protects whole devices
     uploads: deque[Upload] = field(default_factory=deque)
 
+    @property
+    def here(self) -> bool:
+        """Whether its session is at this edge, and not over."""
+        return not self.settled and not self.away
+
 
 @dataclass(frozen=True)
 class EdgeOutcome:

@@ -191,6 +191,10 @@ class EdgeRound:
         """Returns the number of the device's message that a step's last reply answers."""
         return step
 
+    def _step_of(self, number: int) -> int:
+        """Returns the step to which a message of this number belongs."""
+        return number
+
     def _abandon(self, device: int) -> None:
         """Drop what a lost device alone had."""
         self.server.lose(device)
@@ -265,7 +269,7 @@ class EdgeRound:
             self._close(attendance)
 
     def _live(self) -> list[Attendance]:
-        return [a for a in self.all.values() if not a.settled and not a.away]
+        return [a for a in self.all.values() if a.here]
 
     def _open(self, attendance: Attendance) -> None:
         if not attendance.opened:
@@ -280,14 +284,14 @@ class EdgeRound:
         """Step the trainer on these uploads, or flush it where there are none, and send its replies."""
         replies = self.server.answer(uploads) if uploads else self.server.flush()
         for device, reason in self.server.refused().items():
-            if not self.all[device].settled:
+            if self.all[device].here:
                 self._lose(device, Code.INVALID_ARGUMENT, reason)
         by_device: dict[int, list[ReplyPacket]] = {}
         for reply in replies:
             by_device.setdefault(reply.device, []).append(reply)
         for upload in uploads:
             attendance = self.all[upload.device]
-            if attendance.settled:
+            if not attendance.here:
                 continue
             number = attendance.served = self._number(upload.device, upload.step)
             served = number + 1

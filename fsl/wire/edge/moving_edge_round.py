@@ -16,7 +16,7 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
 from fsl.messages.step_messages import Outgoing
 from fsl.privacy.reasons import failure_reason
-from fsl.round.edge_server import EdgeServer
+from fsl.round.edge_server import EdgeServer, SessionSnapshot
 from fsl.round.handover import Passport, layout_device, pack, reported_size, unpack
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
@@ -139,7 +139,8 @@ class MovingEdgeRound(EdgeRound):
             passport = Passport(self.admission.run, self.admission.round, device, self.trainer)
             snapshot = unpack(event.data, passport, self.layout, layout_device(self.server))
             step, pending = snapshot.session.step, snapshot.session.pending
-            if step > event.claims.steps or snapshot.session.weight != event.claims.samples or not step:
+            served = self._number(step - 1) + 1  # messages
+            if served > event.claims.steps or snapshot.session.weight != event.claims.samples:
                 raise WireError(f"a session came with {step} steps and weight {snapshot.session.weight}")
             self.server.adopt(snapshot)
         except WireError as error:
@@ -153,24 +154,24 @@ class MovingEdgeRound(EdgeRound):
             )
             raise
         answered = pending is not None and pending.step == step - 1
-        frames = self._frames([pending], step) if pending is not None and answered else [served_frame(step)]
+        frames = self._frames([pending], served) if pending is not None and answered else [served_frame(served)]
         attendance.away, attendance.joined, attendance.opened = False, True, True
-        attendance.finished, attendance.leaving, attendance.served = False, None, step - 1
+        attendance.finished, attendance.leaving, attendance.served = False, None, served - 1
         attendance.due = time.monotonic() + self.patience.straggler
         self._at.pop(device, None)
         reported = reported_size(event.data, snapshot, passport, self.layout, self.server.reported_batch_size)
         self._moved_bytes[device] = event.moved_bytes + reported
         self.meter.session_opened()
         log.info("%s: device %d came at step %d", self._where, device, step, extra=self._about(device))
-        self.thread.call(self._seat, event, step, frames)
+        self.thread.call(self._seat, event, served, frames)
         self._post()
 
-    def _seat(self, event: Handed, step: int, frames: list[Outgoing]) -> None:
+    def _seat(self, event: Handed, served: int, frames: list[Outgoing]) -> None:
         """Set up a session for a device that comes, on the network thread."""
         admission = self.admission
         session = WireSession(event.claims, event.token, admission.inbox, self.thread, self.limits.queue, self.meter)
         session.most = admission.most(self.limits.max_message_bytes)
-        session.take_over(step, frames)
+        session.take_over(served, frames)
         session.joined = True
         admission.sessions[event.device] = session
         event.done(session)
@@ -195,9 +196,12 @@ class MovingEdgeRound(EdgeRound):
             return Refusal(Code.NOT_FOUND, f"device {device} is not at edge {self.server.edge}")
         if attendance.uploads or attendance.served < 0 or not self.server.caught_up(device):
             return Refusal(Code.FAILED_PRECONDITION, f"device {device} has done nothing yet, or is not answered")
-        data = self._packed(device)
-        self._given[device] = (event.edge, data)
-        self._left(device, event.edge)
+        return self._give(device, event.edge, self._packed(device))
+
+    def _give(self, device: int, edge: int, data: bytes) -> tuple[bytes, int]:
+        """Give another edge the session of a device that has come there by itself."""
+        self._given[device] = (edge, data)
+        self._left(device, edge)
         return data, self._moved_bytes.get(device, 0)
 
     def _delivered(self, event: Delivered) -> None:
@@ -222,7 +226,7 @@ class MovingEdgeRound(EdgeRound):
 
     def _left(self, device: int, edge: int) -> None:
         """Mark a device whose session another edge has taken over."""
-        self.server.lose(device)
+        self._abandon(device)
         self.admission.sessions[device].move(frame(pb.ToDevice(moved=pb.Moved(edge=edge))))
         log.info("%s: device %d left for edge %d", self._where, device, edge, extra=self._about(device))
         self._mark_away(device, edge)
@@ -232,7 +236,7 @@ class MovingEdgeRound(EdgeRound):
         log.warning("%s: device %d has settled at edge %d", self._where, device, edge, extra=self._about(device))
         self._held.pop(device, None)
         self._late.pop(device, None)
-        self.server.lose(device)
+        self._abandon(device)
         if (session := self.admission.sessions.get(device)) is not None:
             session.move(frame(pb.ToDevice(moved=pb.Moved(edge=edge))))
         self._mark_away(device, edge)
@@ -241,7 +245,7 @@ class MovingEdgeRound(EdgeRound):
     def _away(self, device: int, edge: int) -> None:
         """Mark a device that begins its round again at another edge."""
         if self.all[device].opened:
-            self.server.lose(device)
+            self._abandon(device)
         self._mark_away(device, edge)
 
     def _mark_away(self, device: int, edge: int) -> None:
@@ -299,7 +303,9 @@ class MovingEdgeRound(EdgeRound):
 
     def _copy(self, attendance: Attendance, step: int) -> None:
         device, every = attendance.device, self.replicate_every
-        if not every or (step + 1) % every or attendance.uploads or not self.server.caught_up(device):
+        if not every or (self._step_of(step) + 1) % every:
+            return
+        if attendance.uploads or not self.server.caught_up(device):
             return
         session = self.admission.sessions[device]
         others = sorted(set(session.claims.edges) & self.other_edges.peers.keys())
@@ -307,9 +313,9 @@ class MovingEdgeRound(EdgeRound):
             moved = self._moved_bytes.get(device, 0)
             self.thread.call(self.other_edges.copy, device, others[0], session.token, self._packed(device), moved)
 
-    def _packed(self, device: int) -> bytes:
+    def _packed(self, device: int, snapshot: SessionSnapshot | None = None) -> bytes:
         passport = Passport(self.admission.run, self.admission.round, device, self.trainer)
-        return pack(self.server.snapshot(device), passport, self.layout)
+        return pack(snapshot or self.server.snapshot(device), passport, self.layout)
 
     def _open(self, attendance: Attendance) -> None:
         try:

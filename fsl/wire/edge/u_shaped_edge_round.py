@@ -1,7 +1,8 @@
 """Serves a round of a U-shaped split: each step's loss is computed by the tails of devices, which have the labels.
 
 A device sends two messages a step, numbered one after another: 2s has the smashed data of step s, 2s + 1 the gradient
-at the back's outputs. So sessions, connections that break and limits are those of any round.
+at the back's outputs. So sessions, connections that break and limits are those of any round. An edge says that both are
+served once it has done the step: until then a device keeps them, and can repeat them to another edge.
 """
 
 import time
@@ -17,7 +18,7 @@ from fsl.messages.step_messages import StepMessage
 from fsl.messages.steps import TailAnswer, TailCall, Upload, UploadPacket
 from fsl.wire.edge.attendance import Attendance
 from fsl.wire.edge.edge_round import EdgeRound
-from fsl.wire.edge.session_events import Event, Uploaded
+from fsl.wire.edge.session_events import Uploaded
 
 
 class UShapedEdgeRound(EdgeRound):
@@ -29,11 +30,11 @@ class UShapedEdgeRound(EdgeRound):
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
-        self.server.tails = self._ask
-        self._asked: dict[int, TailCall] = {}
+        self.server.tails = self._ask_tails
+        self._called: dict[int, TailCall] = {}
         self._answered: dict[int, TailAnswer] = {}
-        self._asking = False
-        self._left: list[int] = []  # devices that were lost while the trainer was in a step
+        self._stepping = False
+        self._gone_meanwhile: list[int] = []  # devices that were lost while the trainer was in a step
         self._missed: dict[int, Attendance] = {}  # heard while it was
 
     def _tailed(self, device: int) -> bool:
@@ -42,6 +43,9 @@ class UShapedEdgeRound(EdgeRound):
 
     def _number(self, device: int, step: int) -> int:
         return 2 * step + 1 if self._tailed(device) else step
+
+    def _step_of(self, number: int) -> int:
+        return number // 2
 
     def _upload(self, attendance: Attendance, event: Uploaded) -> None:
         if event.upload.step % 2 == 0 or not self._tailed(event.device):
@@ -60,64 +64,79 @@ class UShapedEdgeRound(EdgeRound):
 
     def _take_answer(self, attendance: Attendance, event: Uploaded) -> None:
         device, step = event.device, event.upload.step // 2
-        call = self._asked.get(device)
-        gradient, told, factors = read_upload(event.upload, event.data)
-        if call is None or call.step != step or factors is not None:
+        call = self._called.get(device)
+        if call is None or call.step != step:
             raise WireError(f"a tail answered for step {step}, of which it was not asked")
+        answer = self._answer(event)
+        del self._called[device]
+        attendance.due = None
+        self._answered[device] = answer
+
+    def _answer(self, event: Uploaded) -> TailAnswer:
+        """Read what a tail answers; WireError for what is no answer."""
+        gradient, told, factors = read_upload(event.upload, event.data)
+        if factors is not None:
+            raise WireError("a tail's answer with clip factors, which nobody asks it for")
         if told is None or told.dtype is not torch.float64 or told.shape != (2,) or not float(told[1]) >= 0:
             raise WireError("a tail's answer has no mean loss and weight")
         check_finite("the weight of a loss", told[1:])
-        del self._asked[device]
-        attendance.due = None
-        self._answered[device] = TailAnswer(device=device, step=step, gradient=gradient, told=told)
+        return TailAnswer(device=event.device, step=event.upload.step // 2, gradient=gradient, told=told)
 
-    def _ask(self, calls: Sequence[TailCall]) -> Sequence[TailAnswer]:
+    def _ask_tails(self, calls: Sequence[TailCall]) -> Sequence[TailAnswer]:
         """Send devices the back's outputs, and wait for what their tails say; a device that is lost says nothing."""
         for call in calls:
             attendance = self.all[call.device]
-            if attendance.settled:
-                continue
-            number = attendance.served = 2 * call.step
-            message = StepMessage(
-                kind="reply",
-                device=call.device,
-                round=self.admission.round,
-                step=number,
-                mark=number + 1,
-                payload=call.outputs,
-            )
-            self.meter.replied(message.size)
-            self._asked[call.device] = call
-            attendance.due = time.monotonic() + self.patience.straggler
-            self._send(attendance, [message], number)
-        while any(not self.all[device].settled for device in self._asked):
+            if attendance.here:
+                self._ask_tail(attendance, call)
+        while any(self.all[device].here for device in self._called):
             self._hear()
-        self._asked.clear()
+        self._called.clear()
         found = [self._answered.get(call.device) or _nothing(call) for call in calls]
         self._answered.clear()
         return found
 
+    def _ask_tail(self, attendance: Attendance, call: TailCall) -> None:
+        """Send a device the back's outputs of its present step."""
+        number = attendance.served = 2 * call.step
+        message = StepMessage(
+            kind="reply",
+            device=call.device,
+            round=self.admission.round,
+            step=number,
+            mark=number,
+            payload=call.outputs,
+        )
+        self.meter.replied(message.size)
+        self._called[call.device] = call
+        attendance.due = time.monotonic() + self.patience.straggler
+        self._send(attendance, [message], number)
+
     def _hear(self) -> None:
-        event: Event | None = self._next_event()
-        if event is not None:
-            self._missed[event.device] = self.all[event.device]
-        self._take(event)
+        """Take the next event in the middle of a step."""
+        self._take_meanwhile(self._next_event())
         if self.deadline is not None and (phase := self.deadline.passed()):
             self._close_round(last=phase == "last" or self.order == "as they come")
 
+    def _take_meanwhile(self, event: Any) -> None:
+        """Take an event, and remember whose it is: what it makes possible is done after the step."""
+        self._heard = None
+        self._take(event)
+        if self._heard is not None:
+            self._missed[self._heard.device] = self._heard
+
     def _step(self, uploads: Sequence[Upload]) -> None:
-        self._asking = True
+        self._stepping = True
         try:
             super()._step(uploads)
         finally:
-            self._asking = False
-            for device in self._left:
+            self._stepping = False
+            for device in self._gone_meanwhile:
                 self.server.lose(device)
-            self._left.clear()
+            self._gone_meanwhile.clear()
 
     def _abandon(self, device: int) -> None:
-        if self._asking:
-            self._left.append(device)
+        if self._stepping:
+            self._gone_meanwhile.append(device)
         else:
             super()._abandon(device)
 
