@@ -6,6 +6,7 @@ look here refuses that.
 """
 
 import json
+import threading
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import msgspec
 from fsl.quoting import one_line
 
 T = TypeVar("T")
+_CONVERTING = threading.Lock()  # msgspec learns a class when it first reads one, and threads that do so at once crash
 
 
 def to_json(message: Any) -> str:
@@ -41,7 +43,8 @@ def json_values(text: str | bytes) -> Any:
 def from_values(values: Any, kind: type[T]) -> T:
     """As `from_json`, from the plain values of a JSON text."""
     try:
-        found = msgspec.convert(values, kind, strict=True)
+        with _CONVERTING:
+            found = msgspec.convert(values, kind, strict=True)
         _refuse_differences(values, found, "$")
     except (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise ValueError(one_line(str(error), 200)) from None

@@ -139,7 +139,7 @@ class MovingEdgeRound(EdgeRound):
             passport = Passport(self.admission.run, self.admission.round, device, self.trainer)
             snapshot = unpack(event.data, passport, self.layout, layout_device(self.server))
             step, pending = snapshot.session.step, snapshot.session.pending
-            served = self._number(step - 1) + 1  # messages
+            served = self._number(device, step - 1) + 1  # messages
             if served > event.claims.steps or snapshot.session.weight != event.claims.samples:
                 raise WireError(f"a session came with {step} steps and weight {snapshot.session.weight}")
             self.server.adopt(snapshot)
