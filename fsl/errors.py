@@ -15,7 +15,10 @@ class FslError(Exception):
 
 
 class ConfigError(FslError, ValueError):
-    """A value that was asked for cannot be used."""
+    """A value that was asked for cannot be used; told in one line, also where the value's own text has several."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(" ".join(message.split()) if "\n" in message else message)
 
 
 class LimitError(ConfigError):

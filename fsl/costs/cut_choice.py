@@ -1,10 +1,11 @@
 """Chooses where each device's model is cut: weak devices run a little of it, strong ones more."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fsl.argument_types import checks_types
 from fsl.costs.cost_model import CostModel
 from fsl.costs.predicted_loads import PredictedLoads
 from fsl.costs.profiles import DeviceProfile
@@ -15,6 +16,7 @@ from fsl.faults import said
 from fsl.quoting import short
 
 
+@checks_types()
 @dataclass(frozen=True)
 class CutRound:
     """What a choice of cuts may go by in one round.
@@ -59,6 +61,7 @@ class CutChoice(ABC):
 class GivenCuts(CutChoice):
     """Cuts by device id, or by the name of a device's profile; an id goes before a profile."""
 
+    @checks_types()
     def __init__(self, of: Mapping[int | str, str]):
         """`of`: the cut for each device id or profile, as {"pi3": "pool1", "jetson_nano": "conv3", 7: "pool2"}."""
         self.of: dict[str, str] = {}
@@ -97,6 +100,7 @@ class GivenCuts(CutChoice):
 class CutsByProfile(CutChoice):
     """Cuts by a function of a device's profile, as `lambda profile: "pool1" if profile.flops_per_second < 1e9 ...`."""
 
+    @checks_types()
     def __init__(self, rule: Callable[[DeviceProfile], str]):
         self.rule = rule
 
@@ -134,7 +138,8 @@ class FastestRound(CutChoice):
 
     def __init__(self, cuts: Sequence[str] | None = None):
         """`cuts`: names to choose from; all that the model has by default."""
-        if cuts is not None and (isinstance(cuts, str) or not cuts or not all(isinstance(c, str) for c in cuts)):
+        listed = isinstance(cuts, Collection) and not isinstance(cuts, str)
+        if cuts is not None and not (listed and len(cuts) and all(isinstance(cut, str) for cut in cuts)):
             raise ConfigError(f"cuts={short(cuts)}: give the names of at least one cut to choose from, or leave it out")
         self.cuts = None if cuts is None else list(cuts)
 

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from torch import nn
 from torch.utils.data import Dataset
 
+from fsl.argument_types import checks_types
 from fsl.costs.cost_model import CostModel
 from fsl.costs.hardware import Hardware, HardwareOptions
 from fsl.costs.predicted_loads import CutCost, PredictedLoads
@@ -48,6 +49,7 @@ class PriceOptions(TrainingOptions, WireOptions, HardwareOptions, total=False):
 
 
 @takes_options(Training, Wire, Hardware)
+@checks_types(only=("model", "cuts"))
 def price(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],

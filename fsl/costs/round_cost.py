@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 
+from fsl.argument_types import checks_types
 from fsl.costs.arrivals import Again, by_arrival
 from fsl.costs.profiles import DeviceProfile, LinkProfile
 from fsl.costs.serving import Serving
@@ -12,6 +13,7 @@ from fsl.costs.stages import SegmentCost
 from fsl.mobility import Stay
 
 
+@checks_types()
 @dataclass(frozen=True)
 class DeviceLoad:
     """One device's measured work in one round, summed over its steps."""
@@ -96,6 +98,7 @@ def legs(segments: Sequence[SegmentCost]) -> Legs:
     return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1], above)
 
 
+@checks_types()
 def round_cost(
     loads: Iterable[DeviceLoad],
     serving: Serving,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fsl.argument_types import checks_types
 from fsl.data import Examples
+from fsl.errors import SplitError
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
 from fsl.segments.calling import call, outputs_of
@@ -42,6 +44,7 @@ class StageCost:
     crossing: Values = field(compare=False, repr=False)  # what crosses there, of two samples
 
 
+@checks_types()
 @dataclass(frozen=True)
 class SegmentCost:
     """One segment of a split model and where it runs, for one sample."""
@@ -62,6 +65,7 @@ class _Mark:
     backward: int | None = None  # FLOPs behind the cut; None where no gradient reaches it
 
 
+@checks_types()
 def stage_costs(
     model: nn.Module, examples: Examples, objective: Objective, cuts: Sequence[str] | None = None
 ) -> tuple[StageCost, ...]:
@@ -74,6 +78,12 @@ def stage_costs(
     start_training(copied)
     example = examples.blank(_ROWS)
     wanted = possible_cuts(copied, example) if cuts is None else list(cuts)
+    names = {name for name, _ in copied.named_modules(remove_duplicate=False)}
+    if unknown := [cut for cut in wanted if cut not in names]:
+        raise SplitError(
+            f"cuts={wanted}: the model has no module '{unknown[0]}'; possible cuts: "
+            f"{', '.join(possible_cuts(copied, example)) or 'none'}"
+        )
     # Runs in other threads may be reseeding the generators that dropout draws from.
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
         inputs, targets = examples.batch(torch.tensor([0, 0]))
@@ -93,6 +103,7 @@ def stage_costs(
     return (*stages, _stage("output", now, before, outputs, outputs.detach()))
 
 
+@checks_types()
 def segment_costs(
     model: nn.Module,
     cut: str | Sequence[str] | None,

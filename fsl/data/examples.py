@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from fsl.argument_types import checks_types
 from fsl.data.items import Column, dense, length_of, read_items, read_rows, shared_tensor
 from fsl.errors import DataError
 from fsl.segments.tensor_trees import Values
@@ -107,6 +108,7 @@ class DatasetExamples(Examples):
     Floats become float32; with `double`, float64 stays as it is.
     """
 
+    @checks_types(error=DataError, leave=("dataset",))
     def __init__(self, dataset: Dataset[Any], targets: Tensor | None = None, double: bool = False):
         self.dataset = dataset
         self.double = double

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fsl.argument_types import checks_types
 from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
@@ -21,6 +22,7 @@ from fsl.private_files import private_umask
 log = logging.getLogger(__name__)
 
 
+@checks_types("data.", DataError)
 def digits(test_share: float = 0.2) -> TaskData:
     """Load scikit-learn's embedded handwritten digits: 1,797 images, (1, 8, 8), 10 classes.
 
@@ -46,6 +48,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
+@checks_types("data.", DataError)
 def cifar10(
     path: str | None = None,
     limit: int | None = None,
@@ -76,6 +79,7 @@ def cifar10(
     )
 
 
+@checks_types("data.", DataError)
 def images(
     path: str | None = None,
     name: str | None = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.cells import MISSING
 from fsl.data.examples import Examples, TensorExamples
 from fsl.data.rows_for_tests import test_rows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@checks_types("data.", DataError)
 def from_table(
     path: Any = None,
     target: str | None = None,

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import torch
 
+from fsl.argument_types import checks_types
 from fsl.data.cells import is_text
 from fsl.data.loaders import open_hub, train_and_test
 from fsl.data.rows_for_tests import test_rows
@@ -49,6 +50,7 @@ class TextRecipe:
             raise DataError(f"data.recipe is no recipe of texts ({error}); give TaskData.recipe of from_text") from None
 
 
+@checks_types("data.", DataError)
 def from_text(
     path: Any = None,
     name: str | None = None,

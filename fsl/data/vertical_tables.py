@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.vertical_data import EDGE, EdgeLabels, PartyTable, VerticalData, VerticalTask, vertical
 from fsl.errors import DataError
 
@@ -29,6 +30,7 @@ _MEASURES = (
 _TISSUE = ("texture", "smoothness", "symmetry", "fractal_dimension")
 
 
+@checks_types("data.", DataError)
 def breast_cancer(labels_at: str = EDGE, test_share: float = 0.25, alignment: str = "clear") -> VerticalTask:
     """Load scikit-learn's embedded breast cancer table over two parties: 569 people, 2 classes.
 
@@ -43,6 +45,7 @@ def breast_cancer(labels_at: str = EDGE, test_share: float = 0.25, alignment: st
     return _task(data, alignment, test_share, scale=True)
 
 
+@checks_types("data.", DataError)
 def vertical_csv(
     paths: Mapping[str, str],
     id: str,

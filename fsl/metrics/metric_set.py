@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.metrics.metric_base import Metric, Scored
 from fsl.objective import Objective
@@ -20,6 +21,7 @@ _TAKEN = re.compile(
 )
 
 
+@checks_types("metrics: ")
 @dataclass(frozen=True)
 class Metrics:
     """Metrics by name. ConfigError for a name that is no word, or that a round's row has already."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.availability import Availability
 from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware, HardwareOptions
@@ -69,6 +70,7 @@ class SimulateOptions(TrainingOptions, EvaluationOptions, WireOptions, HardwareO
 
 @traced_into_out
 @takes_options(Training, Evaluation, Wire, Hardware)
+@checks_types(only=("cut", "places", "resume", "progress"))
 def simulate(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
@@ -240,7 +242,7 @@ def simulate(
         allowed=allowed,
     )
     watching = (*([ProgressBar()] if progress else []), *seen_by)
-    label = Label(name if name is None else str(name), as_tags(tags or {}))
+    label = Label(name if name is None else str(name), as_tags({} if tags is None else tags))
     with torch_threads(backend.threads), seeds.left_as_found():
         simulation = prepared(
             federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early

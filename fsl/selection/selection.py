@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import numpy as np
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, RunError
 
 Need = Literal["samples", "losses", "seconds"]
 NEEDS: tuple[Need, ...] = get_args(Need)
 
 
+@checks_types()
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     """The devices that a round may choose from, and what is known of them.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
 from fsl.models.vertical_model import VerticalModel
 from fsl.segments.calling import call, named_inputs
@@ -50,6 +51,7 @@ class SplitModel:
         return tuple(segment.name for segment in self.segments)
 
 
+@checks_types(leave=("at", "example"))
 def split(
     model: nn.Module,
     at: str | Sequence[str] | None = None,
@@ -135,6 +137,7 @@ def refuse_tail(segments: Iterable[str], who: str) -> None:
         )
 
 
+@checks_types()
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Join segments' states, in order of the segments, into the unsplit model's state_dict.
 
@@ -149,6 +152,7 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return whole
 
 
+@checks_types(leave=("example",))
 def possible_cuts(model: nn.Module, example: Values | None = None) -> list[str]:
     """List the names of modules after which the model can be cut: exactly those that `split` accepts."""
     example = as_values(example)
