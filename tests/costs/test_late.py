@@ -13,6 +13,7 @@ from fsl.deployment.cloud.closing import refuse_without_nodes
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.errors import CheckpointError, ConfigError
+from fsl.mobility import BackAndForth
 from fsl.settings.federation_settings import Federation
 from fsl.settings.training_settings import Training
 from tests.helpers.runs import KEPT, KillAfter, KilledError, assert_same_bits, assert_same_run, run
@@ -253,6 +254,9 @@ REFUSED = [
     ({"deadline": True}, "deadline=True: simulated seconds"),
     ({"deadline": 1e-6}, "deadline=1e-06: the fastest device takes"),
     ({"deadline": 5.0, "mobility": "random"}, "deadline=5 with mobility: it goes by predicted times"),
+    ({"deadline": 5.0, "mobility": "random", "edges": 1}, "deadline=5 with mobility"),
+    ({"deadline": 5.0, "mobility": BackAndForth([99])}, "deadline=5 with mobility"),
+    ({"deadline": 5.0, "mobility": "random", "selection": "by_samples"}, "deadline=5 with mobility"),
     ({"deadline": 5.0, "aggregator": "krum"}, "aggregator=Krum with deadline=5"),
 ]
 

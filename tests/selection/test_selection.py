@@ -293,6 +293,13 @@ REFUSED = [
         "selection=PowerOfChoice in a run with privacy",
     ),
     ({"selection": FedCS(9.0), "mobility": "random", "edges": 2}, "selection=FedCS with mobility"),
+    # What does not go together comes before values to mend: with them mended it would be refused all the same.
+    ({"selection": FedCS(1e-6), "mobility": "random", "edges": 2}, "selection=FedCS with mobility"),
+    ({"selection": "fedcs", "mobility": "random", "edges": 2}, "selection=FedCS with mobility"),
+    ({"selection": FedCS(9.0), "mobility": "random"}, "selection=FedCS with mobility"),
+    ({"selection": FedCS(1e-6)}, "selection.deadline=1e-06: the fastest device takes 0."),
+    ({"selection": FedCS(1e-6), "deadline": 9.0}, "selection.deadline=1e-06: the fastest device takes 0."),
+    ({"selection": FedCS(9.0), "deadline": 1e-6}, "deadline=1e-06: the fastest device takes 0."),
     ({"selection": rule_with(needs=("loss",))}, "Mine.needs=('loss',): give some of samples, losses, seconds"),
     ({"selection": rule_with(needs="samples")}, "Mine.needs='samples': give some of samples, losses, seconds"),
     ({"selection": FedCS(9.0), "aggregator": "krum", "devices_per_round": 5}, "aggregator=Krum with selection=FedCS"),
