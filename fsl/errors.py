@@ -49,6 +49,17 @@ class RunError(FslError):
     """A run could not go on."""
 
 
+class UntrainedError(RunError):
+    """A run came to its end, and no device finished a round of it: there is nothing to resume from.
+
+    `diverged`: since what they trained could not be computed with.
+    """
+
+    def __init__(self, message: str, diverged: bool = False):
+        super().__init__(message)
+        self.diverged = diverged
+
+
 class CodeError(RunError):
     """Code that a run calls (a model, a trainer, a data set, a strategy) raised; the message names file and line.
 

@@ -66,7 +66,7 @@ class Selection(ABC):
 
     `needs`: what the rule must know of devices: "samples" (their n_k), "losses" (those that they report) or "seconds"
     (predicted ones). A run in which that is not known refuses the rule before it starts. `foreseen`: the choice follows
-    from seed, round and candidates alone, so that a private run may count ahead who takes part how often. `done_by`: the
+    from seed, round and candidates alone, so that a private run may count ahead who takes part how often. `done_by`:
     simulated seconds after which a device must be done, alone in its round, to be ever chosen; None: any may be.
 
     A rule that remembers something sets it in `note`, and gives it to checkpoints by `state`. A run works on a copy.
