@@ -1,7 +1,6 @@
 """Measures a model's stages: FLOPs as torch counts them, parameters, and the bytes that cross a cut behind each."""
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -118,10 +117,7 @@ def segment_costs(
     """
     parts = split(copy.deepcopy(model), cut, examples.blank(_ROWS), places)
     stages = stage_costs(model, examples, objective, parts.cuts)
-    own = 0.0
-    if head is not None:
-        trained = nn.Sequential(OrderedDict(front=parts["front"], head=head))
-        own = sum(s.forward_flops + s.backward_flops for s in stage_costs(trained, examples, objective, ["front"])[1:])
+    own = 0.0 if head is None else _head_flops(parts["front"], head, examples, objective)
     return tuple(
         SegmentCost(
             segment.name,
@@ -174,6 +170,21 @@ def _measured(
         forward = counter.get_total_flops()
         loss.backward()
     return smashed, (front, counter.get_total_flops() - forward)
+
+
+def _head_flops(front: nn.Module, head: nn.Module, examples: Examples, objective: Objective) -> float:
+    """Returns forward and backward of a head for one sample, behind a front that passes one tensor."""
+    front, head = copy.deepcopy(front).cpu(), copy.deepcopy(head).cpu()
+    for module in (front, head):
+        start_training(module)
+    counter = FlopCounterMode(display=False)
+    with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
+        inputs, targets = examples.batch(torch.zeros(_ROWS, dtype=torch.int64))
+        with torch.no_grad():
+            smashed = received(call(front, inputs))
+        with counter:
+            objective.loss(outputs_of(head, cut_leaf(smashed).clone()), targets).backward()
+    return counter.get_total_flops() / _ROWS
 
 
 def _tensor_of(given: Any) -> Tensor | None:

@@ -3,28 +3,37 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.data import Examples
 from fsl.errors import ConfigError
-from fsl.segments.calling import call
+from fsl.segments.calling import call, outputs_of
 from fsl.settings.federation_settings import CloudStrategy
-from fsl.split.cutting import refuse_no_tensor, split
+from fsl.split.cutting import split
 
 
 def local_head(
     strategy: CloudStrategy, model: nn.Module, cut: str | tuple[str, ...] | None, examples: Examples, seed: int
 ) -> nn.Module:
-    """The head that devices train beside their front, its weights drawn from the seed."""
-    parts = split(copy.deepcopy(model), cut)
+    """The head that devices train beside their front, its weights drawn from the seed.
+
+    ConfigError where several tensors cross the cut, of which it would see one.
+    """
+    parts = split(copy.deepcopy(model), cut, examples.blank(2))
     modules = [segment.module.eval() for segment in parts]
     with torch.no_grad():
         smashed = call(modules[0], examples.batch(torch.arange(min(2, len(examples))))[0])
-        refuse_no_tensor(smashed, parts.cuts[0])
+        if not isinstance(smashed, Tensor):
+            raise ConfigError(
+                f"cut={parts.cuts[0]}: several tensors cross there, and the head by which devices of "
+                f"{type(strategy).__name__} train learns from one; cut where one crosses, or use a strategy without a "
+                "head, as splitfed_v1"
+            )
         outputs = smashed
-        for module in modules[1:]:
+        for module in modules[1:-1]:
             outputs = module(outputs)
+        outputs = outputs_of(modules[-1], outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init", segment="head"))
         head = strategy.head(smashed, outputs)

@@ -116,15 +116,6 @@ def passes_one(part: nn.Module) -> bool:
 _SEVERAL_OUTPUTS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
-def refuse_no_tensor(output: object, cut: str) -> None:
-    """Raise SplitError where the module before a cut returns anything but one tensor."""
-    if not isinstance(output, Tensor):
-        raise SplitError(
-            f"cut={cut!r}: '{cut}' returns a {type(output).__name__}, and a cut needs one tensor; cut after a module "
-            "that returns one, such as a module inside of it, or wrap it in a module that picks the tensor"
-        )
-
-
 def refuse_tail(segments: Iterable[str], who: str) -> None:
     """Raise ConfigError where these segments have a tail, which would stay untrained: edges train fronts and backs.
 
