@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -17,8 +18,11 @@ from fsl.costs.serving import serving_of
 from fsl.costs.stages import stage_costs
 from fsl.data import Examples, Partitioner, TaskData, as_partitioner, as_task, divide
 from fsl.errors import ConfigError
+from fsl.faults import trying
 from fsl.models.vertical_model import VerticalModel
 from fsl.objective import Objective, as_objective
+from fsl.seeds import DEFAULT_GENERATOR
+from fsl.segments.calling import tried_outputs
 from fsl.segments.tensor_places import in_double
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.given_strategy import as_strategy
@@ -85,6 +89,7 @@ def price(
         raise ConfigError(f"deadline={training.deadline:g}: price has all devices finish; leave it out")
     if "backhaul_profile" in options:
         raise ConfigError("backhaul_profile: price has no device move between edges; leave it out")
+    _refuse_unfit_data(model, task)
     hardware = Hardware.of(hardware, options)
     rule = as_partitioner(partition, train_data)
     divided = divide(task, rule, training.devices, training.samples_per_device, training.seed)
@@ -106,6 +111,15 @@ def price(
         every = [loads.of(device, number, edge_of(device)) for device in range(training.devices)]
         prices.append(_priced(stage.name, costs.round(every, serving), every, at[number]))
     return prices
+
+
+def _refuse_unfit_data(model: nn.Module, task: TaskData) -> None:
+    """Raise ConfigError where the data do not go through the model."""
+    copied, what = copy.deepcopy(model).cpu().eval(), "a batch of training data"
+    with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]), torch.no_grad():
+        inputs, _ = task.train.batch(torch.tensor([0, 0]))
+        with trying(f"{what} does not go through the model"):
+            tried_outputs(copied, inputs, what)
 
 
 def _priced(cut: str, cost: RoundCost, loads: Sequence[DeviceLoad], at: CutCost) -> CutPrice:

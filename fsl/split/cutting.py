@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
 from fsl.models.vertical_model import VerticalModel
-from fsl.segments.calling import call, named_inputs
+from fsl.segments.calling import call, named_inputs, refuse_unfit
 from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
 from fsl.split import traced_cut as tracing
@@ -74,7 +74,7 @@ def split(
         if places is not None:
             raise SplitError(f"places={list(places)}: a VerticalModel's fronts run at its parties; leave places out")
         return _by_party(model, at)
-    example = as_values(example)
+    example = _fitting(model, example)
     cuts = _requested(model, at)
     named = placed(len(cuts), places)
     parts: list[nn.Module] = []
@@ -146,10 +146,18 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 @checks_types(leave=("example",))
 def possible_cuts(model: nn.Module, example: Values | None = None) -> list[str]:
     """List the names of modules after which the model can be cut: exactly those that `split` accepts."""
-    example = as_values(example)
+    example = _fitting(model, example)
     traces: dict[str, Trace | CannotCut] = {}
     trained, names = _trained(model), [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     return [name for name in names if _possible(model, name, traces, trained, example)]
+
+
+def _fitting(model: nn.Module, example: Values | None) -> Values | None:
+    """Returns an example batch in the structure that a model takes; ConfigError where it lacks inputs."""
+    found = as_values(example)
+    if found is not None:
+        refuse_unfit(model, found, "the example")
+    return found
 
 
 def _trained(model: nn.Module) -> dict[int, bool]:
