@@ -53,6 +53,10 @@ class CutChoice(ABC):
     def choose(self, round: CutRound) -> Mapping[int, str]:
         """Returns the name of the cut of each device of a round."""
 
+    def written(self, cut: str) -> str:
+        """Returns where the user named a cut, and the cut, for an error's line."""
+        return f"cuts: '{cut}'"
+
     def settings(self) -> Mapping[str, Any]:
         """Returns what a run's settings say of it; a run resumes only with the same."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -61,9 +65,10 @@ class CutChoice(ABC):
 class GivenCuts(CutChoice):
     """Cuts by device id, or by the name of a device's profile; an id goes before a profile."""
 
-    @checks_types()
     def __init__(self, of: Mapping[int | str, str]):
         """`of`: the cut for each device id or profile, as {"pi3": "pool1", "jetson_nano": "conv3", 7: "pool2"}."""
+        if not isinstance(of, Mapping):
+            raise ConfigError(f"cuts={short(of)}: give a mapping from devices' ids or profiles to cuts' names")
         self.of: dict[str, str] = {}
         for key, cut in of.items():
             if isinstance(key, bool) or not isinstance(key, int | str) or not isinstance(cut, str):
@@ -83,6 +88,11 @@ class GivenCuts(CutChoice):
         for device, profile in profiles.items():
             self._of(device, profile)
         return list(dict.fromkeys(self.of.values()))
+
+    def written(self, cut: str) -> str:
+        """Returns the first id or profile with this cut, and the cut."""
+        key = next((key for key, given in self.of.items() if given == cut), None)
+        return super().written(cut) if key is None else f"cuts.{key}={cut!r}"
 
     def choose(self, round: CutRound) -> Mapping[int, str]:
         """Returns the same cut for a device in each round."""

@@ -29,6 +29,7 @@ from fsl.settings.given_strategy import as_strategy
 from fsl.settings.option_groups import takes_options
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
+from fsl.split.cutting import told_as
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def price(
     strategy.bind(Federation(run="price", training=training, wire=wire))
     spec = strategy.trainer(1)
     serving = serving_of(None if spec is None else spec.build(), strategy.fronts)
-    stages = stage_costs(model, task.train, as_objective(objective).fit(task.train.targets), cuts)
+    with told_as("cuts: '{}'".format):
+        stages = stage_costs(model, task.train, as_objective(objective).fit(task.train.targets), cuts)
     places = hardware.machines(moving=False)
     edge_of = getattr(strategy, "edge_of", lambda device: device % training.edges)
     sizes = [divided.size(device) for device in range(training.devices)]

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import takes_options, whole
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
+from fsl.split.cutting import told_as
 
 __all__ = ["Run", "SimulateOptions", "simulate"]
 
@@ -244,9 +246,10 @@ def simulate(
     watching = (*([ProgressBar()] if progress else []), *seen_by)
     label = Label(name if name is None else str(name), as_tags({} if tags is None else tags))
     with torch_threads(backend.threads), seeds.left_as_found():
-        simulation = prepared(
-            federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
-        )
+        with nullcontext() if chosen is None else told_as(chosen.written):
+            simulation = prepared(
+                federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
+            )
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()

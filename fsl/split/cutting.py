@@ -1,7 +1,9 @@
 """Cuts a model into segments, and joins the segments' states again."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +103,20 @@ def _by_party(model: VerticalModel, at: str | Sequence[str] | None) -> SplitMode
     parts = [Segment(*part) for part in model.segments()]
     fronts = [f"fronts.{party}" for party in model.parties]
     return SplitModel(tuple(parts), (*fronts, "back") if model.tail is not None else tuple(fronts))
+
+
+@contextmanager
+def told_as(written: Callable[[str], str]) -> Iterator[None]:
+    """Have a line on a cut that cannot be made begin as the user wrote it, where that was not `cut=`."""
+    try:
+        yield
+    except SplitError as error:
+        if (named := _TOLD.match(line := str(error))) is None:
+            raise
+        raise SplitError(f"{written(named[1])}{line[named.end() :]}") from error.__cause__
+
+
+_TOLD = re.compile(r"cut='([^']+)'")
 
 
 def passes_one(part: nn.Module) -> bool:
