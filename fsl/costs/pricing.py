@@ -78,6 +78,11 @@ def price(
             "price: a VerticalModel is cut behind its parties' fronts, and rounds of parties are not priced"
         )
     task = as_task(train_data, double=in_double(model))
+    if task.train.trimmed:
+        raise ConfigError(
+            "data.padding=batch: price counts bytes before any batch is drawn, and batches have lengths of their own; "
+            "use padding=longest or fixed, or read the bytes of a run's first round"
+        )
     training, wire = Training.of(training, options), Wire.of(wire, options)
     if training.devices_per_round is not None:
         raise ConfigError(f"devices_per_round={training.devices_per_round}: price has all devices train; leave it out")

@@ -71,11 +71,12 @@ def stage_costs(
     """Measure the costs between `cuts` (default: every possible cut; of cuts at one place only the outermost).
 
     Runs one forward and backward of a copy of the model on the first example, twice in a batch (batch normalisation
-    needs two rows). It touches neither the model nor any random stream of a run.
+    needs two rows), at the length of the longest where batches have lengths of their own. It touches neither the model
+    nor any random stream of a run.
     """
     copied = copy.deepcopy(model).cpu()
     start_training(copied)
-    example = examples.blank(_ROWS)
+    examples, example = examples.of_one_length(), examples.blank(_ROWS)
     wanted = possible_cuts(copied, example) if cuts is None else list(cuts)
     names = {name for name, _ in copied.named_modules(remove_duplicate=False)}
     if unknown := [cut for cut in wanted if cut not in names]:
@@ -179,7 +180,7 @@ def _head_flops(front: nn.Module, head: nn.Module, examples: Examples, objective
         start_training(module)
     counter = FlopCounterMode(display=False)
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
-        inputs, targets = examples.batch(torch.zeros(_ROWS, dtype=torch.int64))
+        inputs, targets = examples.of_one_length().batch(torch.zeros(_ROWS, dtype=torch.int64))
         with torch.no_grad():
             smashed = received(call(front, inputs))
         with counter:

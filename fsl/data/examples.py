@@ -21,6 +21,7 @@ class Examples(ABC):
     draws: ClassVar[bool] = True  # reading a row may draw random numbers
 
     targets: Tensor
+    trimmed: bool = False  # batches end with their own longest row
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -38,6 +39,10 @@ class Examples(ABC):
         """Returns so many inputs of zeros, of the shape and dtype that inputs have."""
         dtype = self.batch(torch.arange(min(1, len(self))))[0].dtype
         return torch.zeros(rows, *self.input_shape, dtype=dtype)
+
+    def of_one_length(self) -> "Examples":
+        """Returns the same examples, whose batches all have the length of the longest row."""
+        return self
 
     @abstractmethod
     def subset(self, indices: Tensor) -> "Examples":

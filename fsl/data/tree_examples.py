@@ -1,7 +1,7 @@
 """Examples of several inputs by name, as tokenizers and tables make them; sequences are padded to one length."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,6 +94,10 @@ class TreeExamples(Examples):
             name: (torch.ones if name.endswith("mask") else torch.zeros)(rows, *t.shape[1:], dtype=t.dtype)
             for name, t in self.inputs.items()
         }
+
+    def of_one_length(self) -> "TreeExamples":
+        """Returns the same examples, of which no batch is trimmed."""
+        return replace(self, trimmed=False) if self.trimmed else self
 
     def shortest(self, rows: int) -> Values | None:
         """Returns blank inputs of the least length that a batch may have; None where all have one length."""
