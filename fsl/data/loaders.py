@@ -14,7 +14,7 @@ from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
 from fsl.data.pixels import ImageDecoder, normalised, scaling_of
-from fsl.data.rows_for_tests import test_rows
+from fsl.data.rows_for_tests import refuse_no_rows, test_rows
 from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
 from fsl.private_files import private_umask
@@ -109,9 +109,7 @@ def images(
     """
     if (path is None) == (name is None):
         raise DataError("data.path (a local folder) or data.name (on the Hub) must be given, and not both")
-    for option, rows, kind in (("limit", limit, "training"), ("test_limit", test_limit, "test")):
-        if rows is not None and rows < 1:
-            raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")
+    refuse_no_rows(limit, test_limit)
     where = str(path if path is not None else name)
     splits = (
         _open_folder(Path(where).expanduser(), classes is not None) if path is not None else open_hub(where, subset)
