@@ -37,8 +37,8 @@ def checks_types(
     def decorate(given: T) -> T:
         if isinstance(given, type):
             given.__init__ = _checked(given.__init__, prefix, error, leave, only)  # type: ignore[misc]
-            return given  # type: ignore[return-value]
-        return _checked(given, prefix, error, leave, only)  # type: ignore[no-any-return]
+            return given
+        return _checked(given, prefix, error, leave, only)
 
     return decorate
 
