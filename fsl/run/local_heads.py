@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.data import Examples
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, SplitError
 from fsl.segments.calling import call, outputs_of
 from fsl.settings.federation_settings import CloudStrategy
 from fsl.split.cutting import split
@@ -18,17 +18,17 @@ def local_head(
 ) -> nn.Module:
     """The head that devices train beside their front, its weights drawn from the seed.
 
-    ConfigError where several tensors cross the cut, of which it would see one.
+    SplitError where something else than one tensor crosses the cut.
     """
     parts = split(copy.deepcopy(model), cut, examples.blank(2))
     modules = [segment.module.eval() for segment in parts]
     with torch.no_grad():
         smashed = call(modules[0], examples.batch(torch.arange(min(2, len(examples))))[0])
         if not isinstance(smashed, Tensor):
-            raise ConfigError(
-                f"cut={parts.cuts[0]}: several tensors cross there, and the head by which devices of "
-                f"{type(strategy).__name__} train learns from one; cut where one crosses, or use a strategy without a "
-                "head, as splitfed_v1"
+            raise SplitError(
+                f"cut={parts.cuts[0]!r}: what crosses there is a {type(smashed).__name__}, and the head by which devices "
+                f"of {type(strategy).__name__} train learns from one tensor; cut where one crosses, or use a strategy "
+                "without a head, as splitfed_v1"
             )
         outputs = smashed
         for module in modules[1:-1]:
