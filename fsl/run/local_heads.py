@@ -26,9 +26,9 @@ def local_head(
         smashed = call(modules[0], examples.batch(torch.arange(min(2, len(examples))))[0])
         if not isinstance(smashed, Tensor):
             raise SplitError(
-                f"cut={parts.cuts[0]!r}: what crosses there is a {type(smashed).__name__}, and the head by which devices "
-                f"of {type(strategy).__name__} train learns from one tensor; cut where one crosses, or use a strategy "
-                "without a head, as splitfed_v1"
+                f"cut={parts.cuts[0]!r}: what crosses there is a {type(smashed).__name__}, and the head by which "
+                f"devices of {type(strategy).__name__} train learns from one tensor; cut where one crosses, or use a "
+                "strategy without a head, as splitfed_v1"
             )
         outputs = smashed
         for module in modules[1:-1]:
