@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 
 Chance = float | Sequence[float] | Mapping[int, float]
@@ -65,13 +66,14 @@ class TraceAvailability(Availability):
     after its last round.
     """
 
+    @checks_types("availability.", leave=("rounds",))
     def __init__(
         self,
         path: str | None = None,
         rounds: Mapping[Any, Sequence[int]] | None = None,
         period: int | None = None,
     ):
-        if bool(path) == bool(rounds):
+        if bool(path) == (rounds is not None and rounds != {}):
             raise ConfigError("availability=trace: give either path, a CSV or JSON file, or rounds, lists by device id")
         if period is not None and period < 1:
             raise ConfigError(f"availability.period={period}: rounds after which the trace starts over, at least 1")

@@ -15,7 +15,10 @@ class FslError(Exception):
 
 
 class ConfigError(FslError, ValueError):
-    """A value that was asked for cannot be used."""
+    """A value that was asked for cannot be used; told in one line, also where the value's own text has several."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(" ".join(message.split()) if "\n" in message else message)
 
 
 class LimitError(ConfigError):
@@ -44,6 +47,17 @@ class TrustError(WireError):
 
 class RunError(FslError):
     """A run could not go on."""
+
+
+class UntrainedError(RunError):
+    """A run came to its end, and no device finished a round of it: there is nothing to resume from.
+
+    `diverged`: since what they trained could not be computed with.
+    """
+
+    def __init__(self, message: str, diverged: bool = False):
+        super().__init__(message)
+        self.diverged = diverged
 
 
 class CodeError(RunError):

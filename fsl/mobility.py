@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 
 OnMove = Literal["migrate", "restart", "drop"]
@@ -74,6 +75,7 @@ class Mobility(ABC):
 class ScheduledMobility(Mobility):
     """Lists moves one by one: mappings with `device`, `round`, `fraction` of the round, and `edge` to move to."""
 
+    @checks_types("mobility.")
     def __init__(self, schedule: Sequence[Mapping[str, Any]]):
         self.schedule = [dict(entry) for entry in schedule]
         self._moves: dict[tuple[int, int], list[Move]] = {}
@@ -106,6 +108,7 @@ class ScheduledMobility(Mobility):
 class BackAndForth(Mobility):
     """Moves these devices from their home edge to the next one at this fraction of every round; each begins at home."""
 
+    @checks_types("mobility.")
     def __init__(self, devices: Sequence[int], fraction: float = 0.5):
         self.devices = [int(device) for device in devices]
         self.fraction = _fraction("mobility.fraction", fraction)
@@ -125,6 +128,7 @@ class BackAndForth(Mobility):
 class RandomMobility(Mobility):
     """Moves each device with probability `p` in each round, at a random fraction of it, to a random other edge."""
 
+    @checks_types("mobility.")
     def __init__(self, p: float = 0.1):
         if not 0 <= p <= 1:
             raise ConfigError(f"mobility.p={p}: it is a probability, from 0 to 1")
@@ -148,6 +152,7 @@ class TraceMobility(Mobility):
     that the file does not name stay with the edge that the strategy gives them.
     """
 
+    @checks_types("mobility.")
     def __init__(self, path: str, round_seconds: float = 60.0):
         if not (math.isfinite(round_seconds) and round_seconds > 0):
             raise ConfigError(f"mobility.round_seconds={round_seconds}: a number of seconds above 0")

@@ -11,7 +11,7 @@ from types import FrameType
 
 from fsl.simulations.error_lines import one_line
 
-from fsl.errors import CodeError, FslError
+from fsl.errors import CodeError, FslError, UntrainedError
 from fsl.faults import described, is_ending, is_fault, is_temporary, traceback_path
 from fsl.quoting import override_value, shell_word
 
@@ -77,6 +77,8 @@ def failure_in_words(error: BaseException) -> str:
 
 def may_go_on(error: BaseException) -> bool:
     """Returns whether a retry of the same command may succeed: not after wrong code or wrong input."""
+    if isinstance(error, UntrainedError):
+        return False  # no round is left
     return is_temporary(error) if isinstance(error, OSError | CodeError) or not isinstance(error, FslError) else True
 
 

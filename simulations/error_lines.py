@@ -9,8 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 from hydra.errors import HydraException
 
+from fsl.argument_types import described_type
 from fsl.errors import ConfigError
-from fsl.importing.building import described_type, unknown
+from fsl.importing.building import unknown
 from fsl.quoting import printable
 from fsl.run.config import key_types
 

@@ -25,7 +25,7 @@ from fsl.deployment.cloud.stopped import ends_when_stopped
 from fsl.deployment.cloud.terms import Terms, build_terms
 from fsl.deployment.local.flower_runs import NOT_AGAIN
 from fsl.deployment.node.setup import Setup
-from fsl.errors import CodeError, ConfigError, TrustError
+from fsl.errors import CodeError, ConfigError, TrustError, UntrainedError
 from fsl.faults import is_fault, is_temporary
 from fsl.flower.internals import is_simulated
 from fsl.round.workload import Workload
@@ -67,7 +67,7 @@ def run(grid: Grid, overrides: str) -> None:
     """
     try:
         _run(grid, overrides)
-    except (ConfigError, TrustError) as error:
+    except (ConfigError, TrustError, UntrainedError) as error:
         raise type(error)(f"{error}{NOT_AGAIN}") from error
     except CodeError as error:
         raise CodeError(f"{error}{'' if error.passing else NOT_AGAIN}", error.passing) from error

@@ -55,8 +55,16 @@ class Forecasts:
 
     def refuse_short_deadline(self) -> None:
         """Raise ConfigError for a deadline by which no device would ever be done."""
-        limit, costs = self._federation.training.deadline, self._federation.costs
-        planner = self._federation.cuts
+        costs, planner = self._federation.costs, self._federation.cuts
+        limits = {
+            "deadline": self._federation.training.deadline,
+            "selection.deadline": self._federation.selection.done_by,
+        }
+        key, limit = min(
+            ((key, limit) for key, limit in limits.items() if limit is not None),
+            key=lambda known: known[1],
+            default=("", None),
+        )
         unknown = costs is None or not costs.steady or (planner is not None and not planner.predicts)
         if limit is None or unknown:
             return
@@ -66,7 +74,7 @@ class Forecasts:
             if fastest <= limit:
                 return
         raise ConfigError(
-            f"deadline={limit:g}: the fastest device takes {fastest:.4g} simulated seconds for a round, so that nobody "
+            f"{key}={limit:g}: the fastest device takes {fastest:.4g} simulated seconds for a round, so that nobody "
             "would ever be done; give more"
         )
 

@@ -70,7 +70,7 @@ def refuse_stepping(
     if training.accumulate > 1 or training.precision == "float16":
         specs = {spec.text: spec for round in range(1, training.rounds + 1) if (spec := planned(round)) is not None}
         for spec in specs.values():
-            refuse_accumulation(spec.build(), training.accumulate)
+            refuse_accumulation(spec.build(), training.accumulate, name)
         if training.precision == "float16" and specs:
             _refuse_own_losses([*specs.values(), device(1)])
     if federation.layouts:  # unknown where a run is priced

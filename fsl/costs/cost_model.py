@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from fsl.argument_types import checks_types
 from fsl.costs.arrivals import Again
 from fsl.costs.forecast import Forecast
 from fsl.costs.profiles import Assignment, DeviceChoice, DeviceProfile, LinkChoice, LinkProfile, assignment
@@ -12,6 +13,7 @@ from fsl.costs.serving import Serving
 from fsl.costs.stages import SegmentCost
 
 
+@checks_types()
 @dataclass(frozen=True)
 class Machines:
     """The profiles of a run's devices, edges and links."""
@@ -22,6 +24,7 @@ class Machines:
     backhaul: Assignment[LinkProfile] | None = None  # between edges, the same for every pair
 
 
+@checks_types()
 @dataclass(frozen=True)
 class CostModel:
     """Prices rounds; draws mixed profiles from `seed`, the run's."""
@@ -42,6 +45,7 @@ class CostModel:
         assert self.forecast is not None
         return self.forecast.loads(edges, serving, fronts)
 
+    @checks_types()
     def round(
         self,
         loads: Sequence[DeviceLoad],

@@ -1,10 +1,11 @@
 """Chooses where each device's model is cut: weak devices run a little of it, strong ones more."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fsl.argument_types import checks_types
 from fsl.costs.cost_model import CostModel
 from fsl.costs.predicted_loads import PredictedLoads
 from fsl.costs.profiles import DeviceProfile
@@ -15,6 +16,7 @@ from fsl.faults import said
 from fsl.quoting import short
 
 
+@checks_types()
 @dataclass(frozen=True)
 class CutRound:
     """What a choice of cuts may go by in one round.
@@ -51,6 +53,10 @@ class CutChoice(ABC):
     def choose(self, round: CutRound) -> Mapping[int, str]:
         """Returns the name of the cut of each device of a round."""
 
+    def written(self, cut: str) -> str:
+        """Returns where the user named a cut, and the cut, for an error's line."""
+        return f"cuts: '{cut}'"
+
     def settings(self) -> Mapping[str, Any]:
         """Returns what a run's settings say of it; a run resumes only with the same."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -61,6 +67,8 @@ class GivenCuts(CutChoice):
 
     def __init__(self, of: Mapping[int | str, str]):
         """`of`: the cut for each device id or profile, as {"pi3": "pool1", "jetson_nano": "conv3", 7: "pool2"}."""
+        if not isinstance(of, Mapping):
+            raise ConfigError(f"cuts={short(of)}: give a mapping from devices' ids or profiles to cuts' names")
         self.of: dict[str, str] = {}
         for key, cut in of.items():
             if isinstance(key, bool) or not isinstance(key, int | str) or not isinstance(cut, str):
@@ -81,6 +89,11 @@ class GivenCuts(CutChoice):
             self._of(device, profile)
         return list(dict.fromkeys(self.of.values()))
 
+    def written(self, cut: str) -> str:
+        """Returns the first id or profile with this cut, and the cut."""
+        key = next((key for key, given in self.of.items() if given == cut), None)
+        return super().written(cut) if key is None else f"cuts.{key}={cut!r}"
+
     def choose(self, round: CutRound) -> Mapping[int, str]:
         """Returns the same cut for a device in each round."""
         return {device: self._of(device, round.profiles[device]) for device in round.devices}
@@ -97,6 +110,7 @@ class GivenCuts(CutChoice):
 class CutsByProfile(CutChoice):
     """Cuts by a function of a device's profile, as `lambda profile: "pool1" if profile.flops_per_second < 1e9 ...`."""
 
+    @checks_types()
     def __init__(self, rule: Callable[[DeviceProfile], str]):
         self.rule = rule
 
@@ -134,7 +148,8 @@ class FastestRound(CutChoice):
 
     def __init__(self, cuts: Sequence[str] | None = None):
         """`cuts`: names to choose from; all that the model has by default."""
-        if cuts is not None and (isinstance(cuts, str) or not cuts or not all(isinstance(c, str) for c in cuts)):
+        listed = isinstance(cuts, Collection) and not isinstance(cuts, str)
+        if cuts is not None and not (listed and len(cuts) and all(isinstance(cut, str) for cut in cuts)):
             raise ConfigError(f"cuts={short(cuts)}: give the names of at least one cut to choose from, or leave it out")
         self.cuts = None if cuts is None else list(cuts)
 

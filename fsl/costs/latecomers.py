@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+from fsl.argument_types import checks_types
 from fsl.costs.round_cost import DeviceLoad, RoundCost
 from fsl.costs.serving import Serving
 
 
+@checks_types()
 def late_devices(
     loads: Sequence[DeviceLoad], serving: Serving, price: Callable[[Sequence[DeviceLoad]], RoundCost], deadline: float
 ) -> frozenset[int]:

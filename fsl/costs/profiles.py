@@ -12,10 +12,12 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from fsl import seeds
-from fsl.errors import ConfigError
+from fsl.argument_types import checks_types
+from fsl.errors import ConfigError, one_of
 from fsl.importing.building import build
 
 
+@checks_types()
 @dataclass(frozen=True)
 class DeviceProfile:
     """A machine that trains: a device, or an edge server.
@@ -40,6 +42,7 @@ class DeviceProfile:
             raise ConfigError(f"slots={self.slots} of {self.name}: an edge serves at least one step at a time")
 
 
+@checks_types()
 @dataclass(frozen=True)
 class LinkProfile:
     """The link between a device and its edge, in both directions; it also leads to the cloud.
@@ -106,6 +109,7 @@ class LinkProfile:
 Profile = TypeVar("Profile", DeviceProfile, LinkProfile)
 
 
+@checks_types()
 @dataclass(frozen=True)
 class Mixed:
     """Mixes profiles in one run: draws from the seed by `shares` (name to weight), or goes by id through `assign`.
@@ -163,7 +167,7 @@ def assignment(kind: str, given: Any, group: str) -> "Assignment[Any]":
     if not isinstance(given, Mixed):
         return Assignment(kind, (_profile(kind, given, group),))
     if given.assign is not None:
-        if not given.assign:
+        if not len(given.assign):
             raise ConfigError(f"{kind}.assign=[]: list at least one profile; there are: {', '.join(names(group))}")
         return Assignment(kind, tuple(_profile(kind, entry, group) for entry in given.assign))
     shares = {name: share for name, share in given.shares.items() if share}
@@ -179,9 +183,11 @@ def names(group: str) -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name not in ("mixed.yaml",))
 
 
+@checks_types()
 @lru_cache(maxsize=64)
 def load_profile(group: str, name: str) -> Any:
     """Load the profile of this name, of group "device" or "link"; ConfigError if there is none."""
+    one_of("group", group, ("device", "link"))
     if name not in names(group):
         raise ConfigError(f"there is no {group} profile '{name}'. There are: {', '.join(names(group))}")
     text = (resources.files("fsl.configs") / group / f"{name}.yaml").read_text()

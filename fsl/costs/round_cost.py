@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 
+from fsl.argument_types import checks_types
 from fsl.costs.arrivals import Again, by_arrival
 from fsl.costs.profiles import DeviceProfile, LinkProfile
 from fsl.costs.serving import Serving
@@ -12,6 +13,7 @@ from fsl.costs.stages import SegmentCost
 from fsl.mobility import Stay
 
 
+@checks_types()
 @dataclass(frozen=True)
 class DeviceLoad:
     """One device's measured work in one round, summed over its steps."""
@@ -96,6 +98,7 @@ def legs(segments: Sequence[SegmentCost]) -> Legs:
     return Legs(tuple(device[:-1]), tuple(flops for place, flops in merged if place == "edge"), device[-1], above)
 
 
+@checks_types()
 def round_cost(
     loads: Iterable[DeviceLoad],
     serving: Serving,
@@ -138,40 +141,14 @@ def round_cost(
         )
         for load in sorted(loads, key=lambda load: load.device)
     ]
-    cohorts: dict[int, list[_Party]] = {}
+    alone = set(late) if serving.shared else set()  # nobody waits for them
     for party in parties:
-        if serving.shared and party.load.device in late:
+        if party.device in alone:
             party.fetch()
             _queue([party], {party.load.edge: 1})
             party.deliver()
-        else:
-            cohorts.setdefault(party.load.edge, []).append(party)
-    if serving.kind == "turn":
-        for cohort in cohorts.values():
-            _in_turn(cohort, serving.relayed, start)
-    elif serving.kind == "arrival":
-        merges = {party.device: party.load.merges for party in parties}
-        for cohort in cohorts.values():
-            by_arrival(cohort, start, lambda device, merged, waited_for: merged < merges[device])
-    else:
-        together = [party for cohort in cohorts.values() for party in cohort]
-        together.sort(key=lambda party: party.load.device)
-        for party in together:
-            party.fetch()
-        slots = {edge: profile.slots for edge, profile in edges.items()}
-        if serving.kind == "queue":
-            _queue(together, slots)
-        elif serving.kind == "stream":
-            _stream(together, slots, start)
-        elif serving.kind == "lockstep":
-            for cohort in cohorts.values():
-                _lockstep(cohort, serving.window)
-        else:
-            for party in together:
-                party.finish(party.load.steps)
-        for party in together:
-            party.deliver()
-    counted = [party for party in parties if party.load.device not in late]
+    _serve([party for party in parties if party.device not in alone], serving, edges, start)
+    counted = [party for party in parties if party.device not in late]
     ends = [*(party.now for party in counted), *(party.served_by for party in counted)]
     if len(counted) < len(parties):
         ends.append(start + deadline)
@@ -179,6 +156,35 @@ def round_cost(
     costs = tuple(party.cost(start, seconds) for party in parties)
     known = [cost.joules for cost in costs if cost.joules is not None]
     return RoundCost(seconds, sum(known) if len(known) == len(costs) else None, costs)
+
+
+def _serve(parties: Sequence["_Party"], serving: Serving, edges: Mapping[int, DeviceProfile], start: float) -> None:
+    """Let devices, in order of id, fetch the model, train as edges serve them, and deliver it."""
+    cohorts = _by_edge(parties)
+    if serving.kind == "turn":
+        for cohort in cohorts.values():
+            _in_turn(cohort, serving.relayed, start)
+        return
+    if serving.kind == "arrival":
+        merges = {party.device: party.load.merges for party in parties}
+        for cohort in cohorts.values():
+            by_arrival(cohort, start, lambda device, merged, waited_for: merged < merges[device])
+        return
+    for party in parties:
+        party.fetch()
+    slots = {edge: profile.slots for edge, profile in edges.items()}
+    if serving.kind == "queue":
+        _queue(parties, slots)
+    elif serving.kind == "stream":
+        _stream(parties, slots, start)
+    elif serving.kind == "lockstep":
+        for cohort in cohorts.values():
+            _lockstep(cohort, serving.window)
+    else:
+        for party in parties:
+            party.finish(party.load.steps)
+    for party in parties:
+        party.deliver()
 
 
 def arrival_orders(

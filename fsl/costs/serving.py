@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from fsl.argument_types import checks_types
 from fsl.trainers import EdgeTrainer
 
 Kind = Literal["none", "queue", "turn", "lockstep", "stream", "arrival"]
 
 
+@checks_types()
 @dataclass(frozen=True)
 class Serving:
     """How an edge serves the devices of a round.
@@ -32,6 +34,7 @@ class Serving:
         return self.kind in ("turn", "lockstep")
 
 
+@checks_types()
 def serving_of(trainer: EdgeTrainer | None, fronts: str = "averaged") -> Serving:
     """Derive how an edge trainer serves its devices from its declarations; `trainer` is None without an edge.
 

@@ -1,7 +1,6 @@
 """Measures a model's stages: FLOPs as torch counts them, parameters, and the bytes that cross a cut behind each."""
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fsl.argument_types import checks_types
 from fsl.data import Examples
+from fsl.errors import SplitError
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
 from fsl.segments.calling import call, outputs_of
@@ -42,6 +43,7 @@ class StageCost:
     crossing: Values = field(compare=False, repr=False)  # what crosses there, of two samples
 
 
+@checks_types()
 @dataclass(frozen=True)
 class SegmentCost:
     """One segment of a split model and where it runs, for one sample."""
@@ -62,18 +64,26 @@ class _Mark:
     backward: int | None = None  # FLOPs behind the cut; None where no gradient reaches it
 
 
+@checks_types()
 def stage_costs(
     model: nn.Module, examples: Examples, objective: Objective, cuts: Sequence[str] | None = None
 ) -> tuple[StageCost, ...]:
     """Measure the costs between `cuts` (default: every possible cut; of cuts at one place only the outermost).
 
     Runs one forward and backward of a copy of the model on the first example, twice in a batch (batch normalisation
-    needs two rows). It touches neither the model nor any random stream of a run.
+    needs two rows), at the length of the longest where batches have lengths of their own. It touches neither the model
+    nor any random stream of a run.
     """
     copied = copy.deepcopy(model).cpu()
     start_training(copied)
-    example = examples.blank(_ROWS)
+    examples, example = examples.of_one_length(), examples.blank(_ROWS)
     wanted = possible_cuts(copied, example) if cuts is None else list(cuts)
+    names = {name for name, _ in copied.named_modules(remove_duplicate=False)}
+    if unknown := [cut for cut in wanted if cut not in names]:
+        raise SplitError(
+            f"cuts={wanted}: the model has no module '{unknown[0]}'; possible cuts: "
+            f"{', '.join(possible_cuts(copied, example)) or 'none'}"
+        )
     # Runs in other threads may be reseeding the generators that dropout draws from.
     with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
         inputs, targets = examples.batch(torch.tensor([0, 0]))
@@ -93,6 +103,7 @@ def stage_costs(
     return (*stages, _stage("output", now, before, outputs, outputs.detach()))
 
 
+@checks_types()
 def segment_costs(
     model: nn.Module,
     cut: str | Sequence[str] | None,
@@ -107,10 +118,7 @@ def segment_costs(
     """
     parts = split(copy.deepcopy(model), cut, examples.blank(_ROWS), places)
     stages = stage_costs(model, examples, objective, parts.cuts)
-    own = 0.0
-    if head is not None:
-        trained = nn.Sequential(OrderedDict(front=parts["front"], head=head))
-        own = sum(s.forward_flops + s.backward_flops for s in stage_costs(trained, examples, objective, ["front"])[1:])
+    own = 0.0 if head is None else _head_flops(parts["front"], head, examples, objective)
     return tuple(
         SegmentCost(
             segment.name,
@@ -163,6 +171,21 @@ def _measured(
         forward = counter.get_total_flops()
         loss.backward()
     return smashed, (front, counter.get_total_flops() - forward)
+
+
+def _head_flops(front: nn.Module, head: nn.Module, examples: Examples, objective: Objective) -> float:
+    """Returns forward and backward of a head for one sample, behind a front that passes one tensor."""
+    front, head = copy.deepcopy(front).cpu(), copy.deepcopy(head).cpu()
+    for module in (front, head):
+        start_training(module)
+    counter = FlopCounterMode(display=False)
+    with DEFAULT_GENERATOR, torch.random.fork_rng(devices=[]):
+        inputs, targets = examples.of_one_length().batch(torch.zeros(_ROWS, dtype=torch.int64))
+        with torch.no_grad():
+            smashed = received(call(front, inputs))
+        with counter:
+            objective.loss(outputs_of(head, cut_leaf(smashed).clone()), targets).backward()
+    return counter.get_total_flops() / _ROWS
 
 
 def _tensor_of(given: Any) -> Tensor | None:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 
 
+@checks_types("augment.")
 @dataclass(frozen=True)
 class Augmentation:
     """Random crops of the image padded by `crop` zeros on each side, and horizontal flips (half of the images)."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.partition import AllRows, Divided, Partition, Resampled, limited
 from fsl.data.partitioners import Partitioner
 from fsl.data.task import TaskData
@@ -14,6 +15,7 @@ from fsl.errors import DataError
 log = logging.getLogger(__name__)
 
 
+@checks_types(error=DataError)
 def divide(task: TaskData, rule: "Partitioner", devices: int, samples: int | None, seed: int) -> Partition:
     """Divide a task's training rows among devices, at most `samples` for each.
 

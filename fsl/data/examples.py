@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from fsl.argument_types import checks_types
 from fsl.data.items import Column, dense, length_of, read_items, read_rows, shared_tensor
 from fsl.errors import DataError
 from fsl.segments.tensor_trees import Values
@@ -20,6 +21,7 @@ class Examples(ABC):
     draws: ClassVar[bool] = True  # reading a row may draw random numbers
 
     targets: Tensor
+    trimmed: bool = False  # batches end with their own longest row
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -37,6 +39,10 @@ class Examples(ABC):
         """Returns so many inputs of zeros, of the shape and dtype that inputs have."""
         dtype = self.batch(torch.arange(min(1, len(self))))[0].dtype
         return torch.zeros(rows, *self.input_shape, dtype=dtype)
+
+    def of_one_length(self) -> "Examples":
+        """Returns the same examples, whose batches all have the length of the longest row."""
+        return self
 
     @abstractmethod
     def subset(self, indices: Tensor) -> "Examples":
@@ -107,6 +113,7 @@ class DatasetExamples(Examples):
     Floats become float32; with `double`, float64 stays as it is.
     """
 
+    @checks_types(error=DataError, leave=("dataset",))
     def __init__(self, dataset: Dataset[Any], targets: Tensor | None = None, double: bool = False):
         self.dataset = dataset
         self.double = double

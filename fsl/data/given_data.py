@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from fsl.argument_types import checks_types
 from fsl.data.examples import DatasetExamples, Examples, TensorExamples
 from fsl.data.items import Draws, dense, input_tensor, length_of, read_rows, target_tensor
 from fsl.data.tree_examples import from_columns, from_dicts, holds_numbers, looks_named
@@ -23,6 +24,7 @@ _DRAWN = (
 )
 
 
+@checks_types(error=DataError)
 def as_examples(data: Any, double: bool = False) -> Examples:
     """Convert a user's data: Examples, two tensors or arrays (inputs, targets), a map-style Dataset or list of pairs.
 
@@ -42,6 +44,7 @@ def as_examples(data: Any, double: bool = False) -> Examples:
     return examples
 
 
+@checks_types(error=DataError, leave=("dataset",))
 def from_dataset(dataset: Dataset[Any], materialize: bool = True, double: bool = False) -> Examples:
     """Convert a map-style Dataset of (input, target): floats become float32, integer targets int64.
 

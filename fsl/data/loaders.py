@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fsl.argument_types import checks_types
 from fsl.data.colours import Channels
 from fsl.data.columns import Labels, find_column, natural_ids
 from fsl.data.examples import TensorExamples
 from fsl.data.folders import check_all_read, check_folder, look
 from fsl.data.pixels import ImageDecoder, normalised, scaling_of
-from fsl.data.rows_for_tests import test_rows
+from fsl.data.rows_for_tests import refuse_no_rows, test_rows
 from fsl.data.task import Scaling, TaskData
 from fsl.errors import DataError
 from fsl.private_files import private_umask
@@ -21,6 +22,7 @@ from fsl.private_files import private_umask
 log = logging.getLogger(__name__)
 
 
+@checks_types("data.", DataError)
 def digits(test_share: float = 0.2) -> TaskData:
     """Load scikit-learn's embedded handwritten digits: 1,797 images, (1, 8, 8), 10 classes.
 
@@ -46,6 +48,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
+@checks_types("data.", DataError)
 def cifar10(
     path: str | None = None,
     limit: int | None = None,
@@ -76,6 +79,7 @@ def cifar10(
     )
 
 
+@checks_types("data.", DataError)
 def images(
     path: str | None = None,
     name: str | None = None,
@@ -105,9 +109,7 @@ def images(
     """
     if (path is None) == (name is None):
         raise DataError("data.path (a local folder) or data.name (on the Hub) must be given, and not both")
-    for option, rows, kind in (("limit", limit, "training"), ("test_limit", test_limit, "test")):
-        if rows is not None and rows < 1:
-            raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")
+    refuse_no_rows(limit, test_limit)
     where = str(path if path is not None else name)
     splits = (
         _open_folder(Path(where).expanduser(), classes is not None) if path is not None else open_hub(where, subset)

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
+from fsl.argument_types import checks_types
 from fsl.data.origin import Rows
 from fsl.data.partition import Partition
 from fsl.data.partitioners import (
@@ -30,6 +31,7 @@ from fsl.data.partitioners import (
 from fsl.errors import ConfigError, DataError, FslError
 from fsl.faults import said
 from fsl.importing.building import built
+from fsl.quoting import short
 
 _NAMED = {
     kind.__name__.lower(): kind for kind in (IID, Dirichlet, Shards, Pathological, Natural, Proportional, Resample)
@@ -92,6 +94,7 @@ class Given(Partitioner):
         known = Rows(data)
         return Given([known.of(self._subsets.get(device), own, device) for device, own in enumerate(self.rows)])
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Returns the given rows; DataError where the training data has no such row."""
         if len(self.rows) != devices:
@@ -200,6 +203,8 @@ def _is_foreign(kind: type) -> bool:
 
 def _by_device(rows: Any) -> list[Any]:
     if not isinstance(rows, Mapping):
+        if not isinstance(rows, Iterable) or isinstance(rows, str | bytes | type):
+            raise DataError(f"partition: {short(rows)} names no rows; give a list of row numbers for each device")
         return list(rows)
     ids = sorted(rows) if all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in rows) else []
     if ids != list(range(len(rows))):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class _Limited(Partition):
         return min(self.samples, self.whole.size(device))
 
 
+@checks_types()
 def limited(partition: Partition, samples: int, seed: int) -> Partition:
     """Limit a partition to `samples` rows a device, drawn from the device's rows."""
     if samples < 1:
@@ -106,10 +108,13 @@ def limited(partition: Partition, samples: int, seed: int) -> Partition:
     return _Limited(partition.devices, partition, samples, seed)
 
 
+@checks_types()
 def class_counts(
     partition: Partition, targets: np.ndarray, devices: Sequence[int], classes: int | None = None
 ) -> np.ndarray:
     """Count these devices' samples of each class, (devices, classes); leaves out targets of no class."""
+    if classes is not None and classes < 1:
+        raise ConfigError(f"classes={classes}: give the number of classes, at least 1, or None to read it from targets")
     classes = int(targets.max()) + 1 if classes is None else classes
     counts = np.zeros((len(devices), classes), dtype=np.int64)
     for row, device in zip(counts, devices):

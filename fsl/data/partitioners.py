@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.data.partition import Divided, Partition, Resampled
 from fsl.errors import ConfigError, DataError
 
@@ -76,6 +77,7 @@ def _named(devices: Sequence[int]) -> str:
 class IID(Partitioner):
     """Shuffles rows and divides them into equal parts, which differ by one sample at most."""
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide without regard to targets."""
         check_devices(devices, len(targets))
@@ -84,6 +86,7 @@ class IID(Partitioner):
         return divided([np.sort(part) for part in np.array_split(order, devices)])
 
 
+@checks_types("partition.")
 @dataclass(frozen=True)
 class Proportional(Partitioner):
     """Shuffles rows and divides them in proportion to `shares`, a number above 0 per device: [0.5, 0.25, 0.25]."""
@@ -94,6 +97,7 @@ class Proportional(Partitioner):
         if not self.shares or not all(math.isfinite(share) and share > 0 for share in self.shares):
             raise ConfigError(f"partition.shares={list(self.shares)}: give each device a share above 0")
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide without regard to targets."""
         check_devices(devices, len(targets))
@@ -104,6 +108,7 @@ class Proportional(Partitioner):
         return divided([np.sort(part) for part in np.split(order, bounds[:-1])])
 
 
+@checks_types("partition.")
 @dataclass(frozen=True)
 class Dirichlet(Partitioner):
     """Divides each class by proportions drawn from a Dirichlet(alpha): the smaller alpha, the more skewed.
@@ -121,6 +126,7 @@ class Dirichlet(Partitioner):
         if self.min_samples < 1:
             raise ConfigError(f"partition.min_samples={self.min_samples}: it must be at least 1")
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide class by class."""
         check_devices(devices, len(targets))
@@ -155,6 +161,7 @@ class Dirichlet(Partitioner):
         )
 
 
+@checks_types("partition.")
 @dataclass(frozen=True)
 class Shards(Partitioner):
     """Sorts rows by class, cuts equal shards, and gives each device `shards_per_device` (McMahan et al. 2017).
@@ -168,6 +175,7 @@ class Shards(Partitioner):
         if self.shards_per_device < 1:
             raise ConfigError(f"partition.shards_per_device={self.shards_per_device}: it must be at least 1")
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide by shards."""
         from flwr_datasets.partitioner import ShardPartitioner
@@ -192,6 +200,7 @@ class Shards(Partitioner):
         return divided([np.sort(np.concatenate([shards[i] for i in hand])) for hand in hands])
 
 
+@checks_types("partition.")
 @dataclass(frozen=True)
 class Pathological(Partitioner):
     """Gives each device samples of only `classes_per_device` classes, drawn at random.
@@ -205,6 +214,7 @@ class Pathological(Partitioner):
         if self.classes_per_device < 1:
             raise ConfigError(f"partition.classes_per_device={self.classes_per_device}: it must be at least 1")
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide each class among the devices that drew it."""
         from flwr_datasets.partitioner import PathologicalPartitioner
@@ -238,6 +248,7 @@ class Pathological(Partitioner):
 class Natural(Partitioner):
     """Makes each natural id (a writer, a user) of the data set a device: the first `devices` ids in sorted order."""
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Divide by the ids in `groups`, one for each row."""
         from flwr_datasets.partitioner import NaturalIdPartitioner
@@ -255,6 +266,7 @@ class Natural(Partitioner):
         return divided(_parts(NaturalIdPartitioner(partition_by="label"), groups, devices))
 
 
+@checks_types()
 @dataclass(frozen=True)
 class Resample(Partitioner):
     """Lets every device draw `samples_per_device` rows with replacement, so that devices may outnumber samples."""
@@ -268,6 +280,7 @@ class Resample(Partitioner):
                 "set samples_per_device=64, for example"
             )
 
+    @checks_types(error=DataError)
     def divide(self, targets: np.ndarray, devices: int, seed: int, groups: np.ndarray | None = None) -> Partition:
         """Returns a partition that draws rows when they are asked for."""
         assert self.samples_per_device is not None

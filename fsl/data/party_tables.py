@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.tree_examples import TreeExamples
 from fsl.data.vertical_data import EDGE, EdgeLabels, PartyTable, VerticalData, VerticalTask
 from fsl.data.vertical_tables import aligned_task, labels_of, numbers_of, read_csv
@@ -15,6 +16,7 @@ from fsl.errors import DataError
 _BLANK = 2  # rows for who has none: by them a run checks that model, loss and metrics go together
 
 
+@checks_types("data.", DataError)
 def party_csv(
     columns: Mapping[str, Sequence[str]],
     id: str,

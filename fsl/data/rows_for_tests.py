@@ -1,4 +1,4 @@
-"""Holds rows out for tests where a data set has no test split."""
+"""Holds rows out for tests where a data set has no test split, and says how many rows may be asked for."""
 
 import numpy as np
 
@@ -16,3 +16,10 @@ def test_rows(labels: np.ndarray, share: float, where: str) -> tuple[np.ndarray,
     if not len(held):
         raise DataError(f"data.test_share={share}: no class of {where} has rows enough to hold one out; give more")
     return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def refuse_no_rows(limit: int | None, test_limit: int | None) -> None:
+    """Raise DataError for a number of training or test rows to take that leaves none."""
+    for option, rows, kind in (("limit", limit, "training"), ("test_limit", test_limit, "test")):
+        if rows is not None and rows < 1:
+            raise DataError(f"data.{option}={rows}: the number of {kind} rows must be at least 1")

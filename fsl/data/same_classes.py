@@ -19,6 +19,7 @@ class Renumbered(Examples):
     def __init__(self, examples: Examples, table: Tensor):
         self.examples = examples
         self.table = table
+        self.trimmed = examples.trimmed
         self.targets = _looked_up(examples.targets, table)
 
     @property
@@ -34,6 +35,10 @@ class Renumbered(Examples):
     def blank(self, rows: int) -> Values:
         """Returns so many inputs of zeros, as the examples' own."""
         return self.examples.blank(rows)
+
+    def of_one_length(self) -> "Renumbered":
+        """Returns the same examples, whose batches all have the length of the longest row."""
+        return Renumbered(self.examples.of_one_length(), self.table)
 
     def subset(self, indices: Tensor) -> "Renumbered":
         """Returns these rows as a set of their own."""

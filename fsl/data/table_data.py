@@ -2,16 +2,17 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.cells import MISSING
 from fsl.data.examples import Examples, TensorExamples
-from fsl.data.rows_for_tests import test_rows
+from fsl.data.rows_for_tests import refuse_no_rows
 from fsl.data.table_files import column_of, read_splits
 from fsl.data.table_recipe import Choice, Encoding, Missing, TableRecipe
+from fsl.data.table_rows import groups_of, held_out
 from fsl.data.target_columns import TargetColumn, Task
 from fsl.data.task import TaskData
 from fsl.data.tree_examples import TreeExamples
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@checks_types("data.", DataError)
 def from_table(
     path: Any = None,
     target: str | None = None,
@@ -64,9 +66,7 @@ def from_table(
         if value is None:
             raise DataError(f"data.{option} must be given: data=table data.path=adult.csv data.target=income")
     assert target is not None
-    for option, rows in (("limit", limit), ("test_limit", test_limit)):
-        if rows is not None and rows < 1:
-            raise DataError(f"data.{option}={rows}: the number of rows must be at least 1")
+    refuse_no_rows(limit, test_limit)
     train, test, name = read_splits(path, test_path)
     where = str(path) if isinstance(path, str | Path) else name
     others = [target, *([] if group_column is None else [group_column])]
@@ -76,51 +76,45 @@ def from_table(
     known = None if recipe is None else TableRecipe.read(recipe)
     of_task = task if known is None else known.task
     aims = TargetColumn.of(column, target, "data.target", where, of_task, classes)
-    own_test = test is not None
-    if known is None:
-        choice = Choice(
-            None if columns is None else tuple(columns),
-            tuple(ignore or ()),
-            tuple(categorical or ()),
-            encoding,
-            standardise,
-            missing,
-            tuple(MISSING if na is None else ("", *na)),
-        )
-        plan = choice.plan(train, others, where, "regression" if aims.names is None else "classification", own_test)
-    else:
-        choice, plan = None, known
-    if plan.own_test != own_test:
+    choice = Choice(
+        None if columns is None else tuple(columns),
+        tuple(ignore or ()),
+        tuple(categorical or ()),
+        encoding,
+        standardise,
+        missing,
+        tuple(MISSING if na is None else ("", *na)),
+    )
+    kind: Literal["classification", "regression"] = "regression" if aims.names is None else "classification"
+    plan = choice.plan(train, others, where, kind, test is not None) if known is None else known
+    train, test = _complete(plan, train, test, aims, test_share, where)
+    train, test = train.slice(0, limit), test.slice(0, test_limit)
+    used = choice.fitted(plan, train, where) if known is None else known
+    return TaskData(
+        name,
+        _examples(used, train, aims, where),
+        _examples(used, test, aims, f"the test rows of {where}"),
+        None if aims.names is None else len(aims.names),
+        groups=groups_of(train, group_column, where),
+        class_names=aims.names,
+        scaled=recipe is None,
+        recipe=used.written(),
+    )
+
+
+def _complete(
+    plan: TableRecipe, train: "pa.Table", test: "pa.Table | None", aims: TargetColumn, share: float, where: str
+) -> "tuple[pa.Table, pa.Table]":
+    """Returns the training and test rows that count; DataError where a recipe is of data of another form."""
+    if plan.own_test != (test is not None):
         which = "the run's data have" if plan.own_test else "the run's data do not have"
         raise DataError(
             f"{where}: {which} test rows in a file of their own; give data of the same form, train.* and test.*"
         )
     train = plan.complete(train, where)
     if test is None:
-        labels = aims.read(column_of(train, target, "data.target", where), where).numpy()
-        kept, held = test_rows(labels if aims.names else np.zeros(len(labels)), test_share, where)
-        log.warning("%s has no test file: %d of its %d rows are held out for tests", where, len(held), len(labels))
-        train, test = train.take(kept), train.take(held)
-    else:
-        test = plan.complete(test, f"the test rows of {where}")
-    train, test = train.slice(0, limit), test.slice(0, test_limit)
-    known = plan if choice is None else choice.fitted(plan, train, where)
-    groups = None
-    if group_column is not None:
-        ids = column_of(train, group_column, "data.group_column", where)
-        if ids.null_count:
-            raise DataError(f"data.group_column={group_column}: {where} has rows without an id; leave them out")
-        groups = np.asarray(ids.to_pylist())
-    return TaskData(
-        name,
-        _examples(known, train, aims, where),
-        _examples(known, test, aims, f"the test rows of {where}"),
-        None if aims.names is None else len(aims.names),
-        groups=groups,
-        class_names=aims.names,
-        scaled=recipe is None,
-        recipe=known.written(),
-    )
+        return held_out(train, aims, share, where)
+    return train, plan.complete(test, f"the test rows of {where}")
 
 
 def _examples(recipe: TableRecipe, table: "pa.Table", aims: TargetColumn, where: str) -> Examples:

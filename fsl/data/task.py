@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.data.class_names import names_of, refuse_others
 from fsl.data.examples import Examples
 from fsl.data.given_data import as_examples
@@ -17,6 +18,7 @@ from fsl.errors import DataError
 from fsl.segments.tensor_trees import Values, tensors_of
 
 
+@checks_types(error=DataError)
 @dataclass(frozen=True)
 class Scaling:
     """Normalisation of inputs, channel by channel: minus `mean`, over `std`, in the inputs' original units."""
@@ -33,6 +35,7 @@ class Scaling:
             )
 
 
+@checks_types(error=DataError)
 @dataclass(frozen=True)
 class TaskData:
     """The examples of a task; `groups` are natural ids of the training rows, for the natural partition.
@@ -68,6 +71,7 @@ class TaskData:
         return tensors_of(self.train.batch(torch.arange(min(1, len(self.train))))[0])[0].dtype
 
 
+@checks_types(error=DataError, leave=("train", "test"))
 def as_task(
     train: "TaskData | Examples | Dataset[Any] | Sequence[Any]",
     test: "Examples | Dataset[Any] | Sequence[Any] | None" = None,
@@ -94,6 +98,7 @@ def as_task(
     return TaskData(type(train).__name__, examples, tested, classes, class_names=named)
 
 
+@checks_types(error=DataError)
 def hold_out(data: TaskData, share: float, seed: int) -> TaskData:
     """Take a share of the training rows for validation, drawn from the seed."""
     count = round(len(data.train) * share) if 0 <= share < 1 else 0

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
-import numpy as np
 import torch
 
+from fsl.argument_types import checks_types
 from fsl.data.cells import is_text
 from fsl.data.loaders import open_hub, train_and_test
-from fsl.data.rows_for_tests import test_rows
+from fsl.data.rows_for_tests import refuse_no_rows
 from fsl.data.table_files import column_of, listed, read_splits
+from fsl.data.table_rows import groups_of, held_out
 from fsl.data.target_columns import TargetColumn, Task
 from fsl.data.task import TaskData
 from fsl.data.text_tokens import Tokenizer, refuse_other
@@ -49,6 +50,7 @@ class TextRecipe:
             raise DataError(f"data.recipe is no recipe of texts ({error}); give TaskData.recipe of from_text") from None
 
 
+@checks_types("data.", DataError)
 def from_text(
     path: Any = None,
     name: str | None = None,
@@ -86,9 +88,7 @@ def from_text(
         raise DataError("data.path (a file, or a folder) or data.name (on the Hub) must be given, and not both")
     if max_length < 2:
         raise DataError(f"data.max_length={max_length}: give at least 2 tokens")
-    for option, rows in (("limit", limit), ("test_limit", test_limit)):
-        if rows is not None and rows < 1:
-            raise DataError(f"data.{option}={rows}: the number of rows must be at least 1")
+    refuse_no_rows(limit, test_limit)
     found = Tokenizer.load(tokenizer)
     train, test, title = _rows(path, name, subset, test_path, test_split)
     where = str(path if isinstance(path, str) else name or title)
@@ -99,10 +99,7 @@ def from_text(
     aims = TargetColumn.of(column, label_column, "data.label_column", where, of_task, classes, declared)
     own_test = test is not None
     if test is None:
-        labels = aims.read(column, where, declared).numpy()
-        kept, held = test_rows(labels if aims.names else np.zeros(len(labels)), test_share, where)
-        log.warning("%s has no test rows: %d of its %d rows are held out for tests", where, len(held), len(labels))
-        train, test = train.take(kept), train.take(held)
+        train, test = held_out(train, aims, test_share, where, declared)
     parts = {where: train.slice(0, limit), f"the test rows of {where}": test.slice(0, test_limit)}
     columns = _text_columns(train, text_column, [label_column, *([group_column] if group_column else [])], where)
     texts = {place: [_texts(part, each, place) for each in columns] for place, part in parts.items()}
@@ -123,17 +120,13 @@ def from_text(
         )
         for place, part in parts.items()
     ]
-    groups = None
-    if group_column is not None:
-        ids = column_of(parts[where], group_column, "data.group_column", where)
-        groups = np.asarray(ids.to_pylist())
     count = None if aims.names is None else len(aims.names)
     return TaskData(
         title,
         examples[0],
         examples[1],
         count,
-        groups=groups,
+        groups=groups_of(parts[where], group_column, where),
         class_names=aims.names,
         recipe=msgspec.json.encode(own).decode(),
     )

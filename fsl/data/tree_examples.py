@@ -1,13 +1,14 @@
 """Examples of several inputs by name, as tokenizers and tables make them; sequences are padded to one length."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.examples import Examples, tensor_from_array, tensor_to_array
 from fsl.data.items import dense, input_tensor, length_of, target_tensor
 from fsl.errors import DataError
@@ -17,6 +18,7 @@ _LEAST = 2  # places of a batch: a trace of two holds for any number, one of a s
 TARGETS = ("labels", "label", "targets", "target")
 
 
+@checks_types(error=DataError)
 @dataclass(frozen=True, eq=False)
 class TreeExamples(Examples):
     """Examples in memory whose inputs are several tensors: `inputs[name]` (N, ...), and targets (N, ...).
@@ -93,6 +95,10 @@ class TreeExamples(Examples):
             for name, t in self.inputs.items()
         }
 
+    def of_one_length(self) -> "TreeExamples":
+        """Returns the same examples, of which no batch is trimmed."""
+        return replace(self, trimmed=False) if self.trimmed else self
+
     def shortest(self, rows: int) -> Values | None:
         """Returns blank inputs of the least length that a batch may have; None where all have one length."""
         if not self.trimmed:
@@ -118,6 +124,7 @@ def _restored(
     return TreeExamples(tensors, tensor_from_array(*targets), trimmed)
 
 
+@checks_types(error=DataError)
 def from_columns(
     columns: Mapping[str, Any], targets: Any, double: bool = False, padding: Mapping[str, float] | None = None
 ) -> TreeExamples:
@@ -134,6 +141,7 @@ def from_columns(
     return TreeExamples(inputs, _column("targets", targets, double, -100, masked, target=True))
 
 
+@checks_types(error=DataError)
 def from_dicts(
     dataset: Any, double: bool = False, target: str | None = None, padding: Mapping[str, float] | None = None
 ) -> TreeExamples:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.data.alignment import Alignment, as_alignment, common_ids
 from fsl.data.examples import Examples
 from fsl.data.items import dense, input_tensor, target_tensor
@@ -42,6 +43,7 @@ class EdgeLabels:
     labels: Any
 
 
+@checks_types(error=DataError, leave=("parties", "labels", "alignment"))
 @dataclass(frozen=True, eq=False)
 class VerticalData:
     """What each party holds, in any order of rows; `labels` are at a party, by its name, or at the edge.
@@ -77,6 +79,7 @@ class VerticalData:
         if self.labels not in holders:
             raise DataError(f"labels={self.labels!r}: that party has no labels; {had}")
 
+    @checks_types(error=DataError, leave=("test",))
     def task(self, test: "VerticalData | None" = None, double: bool = False) -> "VerticalTask":
         """Align the rows of training and, if given, test data; returns them as a task, in order of ids.
 
@@ -103,6 +106,7 @@ class VerticalData:
             people=_digest(people, others),
         )
 
+    @checks_types(error=DataError)
     def divided(self, test_share: float, seed: int = 0) -> "tuple[VerticalData, VerticalData]":
         """Divide the people that all parties have into training and test data, drawn from the seed by id."""
         ids = common_ids(as_alignment(self.alignment), self._ids())
@@ -116,14 +120,17 @@ class VerticalData:
     def _only(self, wanted: set[str]) -> "VerticalData":
         parties = {}
         for party, table in self.parties.items():
-            rows = [row for row, one in enumerate(_ids(party, table.ids)) if one in wanted]
-            own = None if table.labels is None else dense(table.labels)[rows]
-            parties[party] = PartyTable([_ids(party, table.ids)[row] for row in rows], dense(table.features)[rows], own)
+            ids = _ids(party, table.ids)
+            rows = [row for row, one in enumerate(ids) if one in wanted]
+            features = _dense(f"the features of '{party}'", table.features, len(ids))[rows]
+            own = None if table.labels is None else _dense(f"the labels of '{party}'", table.labels, len(ids))[rows]
+            parties[party] = PartyTable([ids[row] for row in rows], features, own)
         labels = self.labels
         if isinstance(labels, EdgeLabels):
             ids = _ids(EDGE, labels.ids)
             rows = [row for row, one in enumerate(ids) if one in wanted]
-            labels = EdgeLabels([ids[row] for row in rows], dense(labels.labels)[rows])
+            given = _dense(f"the labels of '{EDGE}'", labels.labels, len(ids))
+            labels = EdgeLabels([ids[row] for row in rows], given[rows])
         return replace(self, parties=parties, labels=labels)
 
     def _ids(self) -> dict[str, list[str]]:
@@ -160,6 +167,7 @@ class VerticalData:
             )
 
 
+@checks_types(error=DataError)
 @dataclass(frozen=True)
 class VerticalTask(TaskData):
     """A task whose inputs are features by party, aligned: row j of every party is of one person.
@@ -220,6 +228,7 @@ class VerticalTask(TaskData):
         return replace(self, train=self.train.subset(order))
 
 
+@checks_types(error=DataError)
 def vertical(
     table: Any,
     labels: Any,
@@ -265,6 +274,8 @@ def _column(table: Any, party: str, column: Any) -> Tensor:
             raise DataError(f"parties: '{party}' is given column {column!r}; the table has columns 0 to {width - 1}")
         values: Any = table[:, column]
     else:
+        if not isinstance(table, Mapping) and not hasattr(table, "columns"):
+            raise DataError(f"table={short(table)}: give arrays by column name, a data frame, or an array (N, columns)")
         names = list(getattr(table, "columns", table))
         if column not in names:
             raise DataError(
@@ -283,7 +294,9 @@ def _digest(train: Sequence[str], test: Sequence[str]) -> str:
 
 def _ids(party: str, given: Any) -> list[str]:
     """Returns a party's ids as texts: 7 and "7" are one person."""
-    values = given.tolist() if hasattr(given, "tolist") else list(given)
+    values = given.tolist() if hasattr(given, "tolist") else list(given) if isinstance(given, Iterable) else None
+    if not isinstance(values, list):
+        raise DataError(f"the ids of '{party}' are a {type(given).__name__}; give a list, with an id for each row")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
             raise DataError(f"'{party}' has the id {short(value)}; ids are texts or whole numbers")
@@ -295,10 +308,10 @@ def _ids(party: str, given: Any) -> list[str]:
     return texts
 
 
-def _tensor(what: str, given: Any, count: int, double: bool, target: bool = False) -> Tensor:
+def _dense(what: str, given: Any, count: int) -> Tensor:
+    """Returns values as a tensor of so many rows."""
     try:
-        values = dense(given.to_numpy() if hasattr(given, "to_numpy") else given)
-        found = (target_tensor if target else input_tensor)(values, double)
+        found = dense(given.to_numpy() if hasattr(given, "to_numpy") else given)
     except (TypeError, ValueError) as error:
         raise DataError(f"{what} cannot be used: {error}; give numbers") from None
     if not found.dim() or len(found) != count:
@@ -306,6 +319,14 @@ def _tensor(what: str, given: Any, count: int, double: bool, target: bool = Fals
             f"{what} have {len(found) if found.dim() else 'no'} rows, and there are {count} ids; give one each"
         )
     return found
+
+
+def _tensor(what: str, given: Any, count: int, double: bool, target: bool = False) -> Tensor:
+    values = _dense(what, given, count)
+    try:
+        return (target_tensor if target else input_tensor)(values, double)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} cannot be used: {error}; give numbers") from None
 
 
 def inputs_of(examples: Examples, party: str) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.data.vertical_data import EDGE, EdgeLabels, PartyTable, VerticalData, VerticalTask, vertical
 from fsl.errors import DataError
 
@@ -29,6 +30,7 @@ _MEASURES = (
 _TISSUE = ("texture", "smoothness", "symmetry", "fractal_dimension")
 
 
+@checks_types("data.", DataError)
 def breast_cancer(
     labels_at: str = EDGE, test_share: float = 0.25, alignment: str = "clear", party: str | None = None
 ) -> VerticalTask:
@@ -47,6 +49,7 @@ def breast_cancer(
     return task if party is None else task.seen_at(party)
 
 
+@checks_types("data.", DataError)
 def vertical_csv(
     paths: Mapping[str, str],
     id: str,

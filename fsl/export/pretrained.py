@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import CheckpointError, ConfigError
 from fsl.export.architecture import built_model, described_model, fill, is_hugging_face, trusted
 from fsl.export.trained_model import Folder, TrainedModel, listed
@@ -70,6 +71,7 @@ def save_trained(
     return Path(folder)
 
 
+@checks_types(leave=("model",))
 def load_pretrained(
     folder: Folder, *, model: nn.Module | None = None, device: int | None = None, allowed: Sequence[str] = ()
 ) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,8 +32,7 @@ class Inputs:
         """Take them from a set of examples."""
         rows = torch.arange(ROWS) % len(examples)
         with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw its items at random
-            if getattr(examples, "trimmed", False):  # blank inputs are of the greatest length
-                examples = replace(examples, trimmed=False)  # type: ignore[type-var]
+            examples = examples.of_one_length()  # as blank inputs are
             return Inputs(examples.blank(2), examples.blank(3), examples.batch(rows)[0])
 
 

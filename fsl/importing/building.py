@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from fsl.argument_types import described_type
 from fsl.errors import ConfigError
 from fsl.importing.config_groups import is_group, named, names
 from fsl.importing.import_paths import locate, public_path
@@ -136,26 +137,6 @@ def _fits(value: Any, hint: Any) -> bool:
         inner = [a for a in arguments if a is not Ellipsis]
         return isinstance(value, list | tuple) and (not inner or all(_fits(v, inner[0]) for v in value))
     return True  # a type of somebody else's: its constructor decides
-
-
-def described_type(hint: Any) -> str:
-    """What a value of this type is, in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(described_type(option) for option in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is not None and issubclass(origin, Mapping):
-        return "a group of keys"
-    if origin in (list, tuple) or origin is not None:
-        return "a list of " + (_plural(arguments[0]) if arguments else "values")
-    names = {Any: "a value", int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return "null" if hint in (None, type(None)) else names.get(hint, str(hint))
-
-
-def _plural(hint: Any) -> str:
-    one = described_type(hint).removeprefix("a ")
-    return one.replace("list of ", "lists of ", 1) if one.startswith("list of ") else f"{one}s"
 
 
 def _hints(kind: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.importing.building import build, built
 from fsl.importing.import_paths import locate
@@ -89,6 +90,7 @@ def as_metrics(given: Any) -> Metrics | None:
     return Metrics(found)
 
 
+@checks_types()
 def metrics_of(given: Metrics | None, objective: Objective) -> Metrics:
     """The metrics that were given, or those that are usual for the objective."""
     return Metrics({name: metric_named(name) for name in objective.usual_metrics}) if given is None else given

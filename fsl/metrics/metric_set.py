@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.metrics.metric_base import Metric, Scored
 from fsl.objective import Objective
 
 _NAME = re.compile(r"[A-Za-z]\w{0,99}")
 _TAKEN = re.compile(
-    r"(validation_|own_|epsilon_|best_).*|.*_(std|worst|bytes|seconds|joules|devices|nodes)"
-    r"|round|train_loss|devices|examples|seconds|lost|restarted|losses_withheld|skipped|moves|uploads|wasted_steps"
+    r"(validation_|own_|epsilon_|best_).*|.*_(std|worst|bytes|seconds|joules|devices|nodes|broadcast|paper)"
+    r"|loss|accuracy|averaged|ragged|round|train_loss|devices|examples|seconds|lost|restarted|losses_withheld|skipped|moves|uploads|wasted_steps"
     r"|dropped|distance_correlation|mutual_information|available|late|merges|cuts|arrivals|staleness_(mean|max)"
     r"|absent_.*|skipped_steps|(loss|accuracy)_(only|without)_.*|stopped_early"
 )
 
 
+@checks_types("metrics: ")
 @dataclass(frozen=True)
 class Metrics:
     """Metrics by name. ConfigError for a name that is no word, or that a round's row has already."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.metrics.by_class import ByClass, ExactMatch, Perplexity, TopK, f1, iou, precision, recall
 from fsl.metrics.errors_of_numbers import R2, MeanError
@@ -31,6 +32,7 @@ ALWAYS = ("loss", "accuracy")  # computed with or without being asked for, where
 _TOP = re.compile(r"top([1-9]\d{0,5})")
 
 
+@checks_types()
 def metric_named(name: str) -> Metric:
     """The metric of this name, empty; ConfigError for a name that there is not."""
     if name in NAMES:

@@ -5,9 +5,11 @@ from typing import ClassVar
 
 from torch import nn
 
+from fsl.argument_types import checks_types
 from fsl.models.layers import Norm, Stages, check_images, conv_block, dropout_layers, flat_size
 
 
+@checks_types()
 class AlexNet(Stages):
     """Five convolutions, three pools, two linear layers. Cut: after the second layer, pool1 (Thapa et al., recalled).
 

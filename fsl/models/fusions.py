@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 
 
@@ -114,6 +115,7 @@ class Product(_Elementwise):
         return reduce(torch.mul, parties.unbind(), ones)
 
 
+@checks_types()
 class Attention(_Elementwise):
     """A weighted average, whose weights come from what each party sent; a missing one is masked out.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, one_of
 from fsl.models.hub import place_of, quiet, transformers
 
@@ -26,6 +27,7 @@ _CODE = (
 _NOT_TOLD = ("architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels")
 
 
+@checks_types("model.")
 def huggingface(
     pretrained: str | None = None,
     task: HeadTask = "sequence_classification",

@@ -5,9 +5,11 @@ from typing import ClassVar
 
 from torch import nn
 
+from fsl.argument_types import checks_types
 from fsl.models.layers import Norm, Stages, check_images, conv_block, dropout_layers, flat_size
 
 
+@checks_types()
 class LeNet(Stages):
     """conv1 (C6), pool1, conv2 (C16), pool2, fc1 (120), fc2 (84), head. Cut: after the second layer, pool1.
 

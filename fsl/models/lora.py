@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.files import save_tensors, write_json
 
@@ -22,6 +23,7 @@ _PREFIX = "base_model.model."  # before keys in peft's files
 _MARK = ".lora_"  # in the names of adapters' parameters
 
 
+@checks_types("lora.")
 @dataclass(frozen=True)
 class Lora:
     """How a model gets adapters; ConfigError for values that cannot be.
@@ -34,8 +36,8 @@ class Lora:
     r: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: Sequence[str] | None = None
-    train: Sequence[str] = ()
+    targets: str | Sequence[str] | None = None
+    train: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("targets", "train"):
@@ -52,14 +54,16 @@ class Lora:
             raise ConfigError("lora.targets=[]: no module would get an adapter; name some, or leave it out")
 
 
+@checks_types(only=("model",))
+@checks_types("lora.", leave=("model",))
 def lora(
     model: nn.Module,
     r: int = 8,
     *,
     alpha: float = 16.0,
     dropout: float = 0.0,
-    targets: Sequence[str] | None = None,
-    train: Sequence[str] = (),
+    targets: str | Sequence[str] | None = None,
+    train: str | Sequence[str] = (),
 ) -> nn.Module:
     """Returns a copy of a model with adapters, of which only these (and the modules `train`) are trained.
 
@@ -109,6 +113,7 @@ def has_adapters(model: nn.Module) -> bool:
     return any(_MARK in name for name, _ in model.named_parameters())
 
 
+@checks_types()
 def merged(model: nn.Module) -> nn.Module:
     """Returns a copy of a model whose adapters are added into its weights: a plain model, with the keys it had first.
 
@@ -131,6 +136,7 @@ def merged(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
+@checks_types()
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write a model's adapters as `peft.PeftModel.from_pretrained(base, folder)` reads them, and what else was trained.
 

@@ -6,10 +6,12 @@ from typing import ClassVar
 
 from torch import nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.models.layers import Stages, check_classes, dropout_layers
 
 
+@checks_types()
 class MLP(Stages):
     """Linear layers with ReLU; stage<i> is the i-th hidden layer, `head` the classifier. Cut: after stage1."""
 
@@ -18,7 +20,7 @@ class MLP(Stages):
     def __init__(
         self, input_shape: Sequence[int], classes: int | None, hidden: Sequence[int] = (128,), dropout: float = 0.0
     ):
-        if isinstance(hidden, int) or not hidden or min(hidden) < 1:
+        if not len(hidden) or min(hidden) < 1:
             raise ConfigError(f"hidden={hidden}: give the width of at least one hidden layer, as in [128]")
         sizes = [prod(input_shape), *hidden]
         stages: list[tuple[str, nn.Module]] = []

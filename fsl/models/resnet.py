@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.models.layers import Norm, Stages, check_images, conv_block, norm_layers
 
 
@@ -26,6 +27,7 @@ class ResidualBlock(nn.Module):
         return self.relu(self.body(inputs) + self.shortcut(inputs))
 
 
+@checks_types()
 class _ResNet(Stages):
     """Stages: stem, block1 ... block<n>, head. SplitFed cuts behind the stem and the first block."""
 

@@ -5,6 +5,7 @@ from math import prod
 
 from torch import nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, one_of
 from fsl.models.fusions import Attention, Fusion
 from fsl.models.layers import check_classes
@@ -13,6 +14,7 @@ from fsl.models.vertical_model import VerticalModel
 _FUSIONS = ("concatenation", "sum", "mean", "max", "product", "attention")
 
 
+@checks_types()
 class VerticalMLP(VerticalModel):
     """A front of one hidden layer for each party, a fusion, and a back of linear layers with ReLU.
 
@@ -28,7 +30,7 @@ class VerticalMLP(VerticalModel):
         hidden: Sequence[int] = (16,),
     ):
         one_of("fusion", fusion, _FUSIONS)
-        if width < 1 or isinstance(hidden, int) or any(size < 1 for size in hidden):
+        if width < 1 or any(size < 1 for size in hidden):
             raise ConfigError(
                 f"width={width}, hidden={hidden}: widths of layers are at least 1, as width=16 hidden=[16]"
             )

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.models.fusions import Fusion, as_fusion
 
@@ -60,6 +61,7 @@ class VerticalModel(nn.Module):
         outputs: Tensor = self.back(fused(self.fusion, smashed, self.shapes, self.parties))
         return outputs if self.tail is None else self.tail(outputs)
 
+    @checks_types()
     def measure(self, features: Mapping[str, Tensor]) -> None:
         """Note the shapes of what the fronts give for a batch of all parties' features.
 

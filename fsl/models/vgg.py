@@ -5,9 +5,11 @@ from typing import ClassVar
 
 from torch import nn
 
+from fsl.argument_types import checks_types
 from fsl.models.layers import Norm, Stages, check_images, conv_block, dropout_layers, flat_size
 
 
+@checks_types()
 class VGG5(Stages):
     """FedFly's VGG5: C32-M-C64-M-C64-FC128-FC10, 3x3 convolutions (Ullah et al. 2022).
 
@@ -39,6 +41,7 @@ class VGG5(Stages):
         )
 
 
+@checks_types()
 class VGG16(Stages):
     """VGG16's thirteen convolutions with one linear layer behind them, as usual for 32x32 images.
 

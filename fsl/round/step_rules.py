@@ -51,16 +51,27 @@ def objective_of(plan: RoundPlan, objective: Objective, accelerator: torch.devic
     return objective if precision == "float32" else InPrecision(objective, precision, accelerator)
 
 
-def refuse_accumulation(trainer: EdgeTrainer, accumulate: int) -> None:
-    """Raise ConfigError where the meaning of a trainer's step forbids that several batches make one."""
+def refuse_accumulation(trainer: EdgeTrainer, accumulate: int, strategy: str = "") -> None:
+    """Raise ConfigError where the meaning of a trainer's step forbids that several batches make one.
+
+    `strategy`: the name of the one whose trainer it is, by which the user knows it; nodes do not.
+    """
     if accumulate == 1 or may_accumulate(trainer):
         return
     raise ConfigError(
-        f"accumulate={accumulate}: a step of {type(trainer).__name__} is no step over one device's batches in a row "
-        "(uploads of several devices are pooled, or come in between); use accumulate=1 and a larger batch_size, or a "
-        "strategy whose devices have backs of their own or come in turn: splitfed_v1, splitfed_v3, "
+        f"accumulate={accumulate}: a step of {trainer_in_words(trainer, strategy)} is no step over one device's "
+        "batches in a row (uploads of several devices are pooled, or come in between); use accumulate=1 and a larger "
+        "batch_size, or a strategy whose devices have backs of their own or come in turn: splitfed_v1, splitfed_v3, "
         "splitfed_v2 with order=round, vanilla, fedfly, decoupled, fedavg"
     )
+
+
+def trainer_in_words(trainer: EdgeTrainer, strategy: str) -> str:
+    """Returns a strategy's name for a trainer of fsl's, which its user has not named; else the trainer's own, too."""
+    name = type(trainer).__name__
+    if not strategy:
+        return name
+    return strategy if type(trainer).__module__.startswith("fsl.") else f"{name} (the trainer of {strategy})"
 
 
 def may_accumulate(trainer: EdgeTrainer) -> bool:

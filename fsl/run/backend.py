@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from flwr.serverapp import Grid
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.flower.inline_grid import InlineGrid
 from fsl.round.workload import Workload
@@ -16,6 +17,7 @@ from fsl.run.app import workload_app
 from fsl.settings.placement import Placement
 
 
+@checks_types("backend.")
 @dataclass(frozen=True)
 class Backend:
     """Where a simulation runs: in this process ("inline") or on Ray actors ("ray"), one per node.

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fsl.segments.finite import is_of_training
+
 PATIENCE = 3  # rounds
 
 
@@ -34,9 +36,10 @@ def diverged_in(rows: Iterable[Mapping[str, Any]], bound: float | None) -> int |
 
 def _is_not_finite(row: Mapping[str, Any]) -> bool:
     # A round in which nobody had a whole batch has no training loss either, and that is no divergence.
-    # Nor has one whose devices keep their losses to themselves. One that lost all its devices is.
-    if row.get("lost") and row.get("devices") == 0:
-        return True
+    # Nor has one whose devices keep their losses to themselves. One that lost all its devices is, where some were lost
+    # for what they trained.
+    if (lost := row.get("lost")) and row.get("devices") == 0:
+        return any(is_of_training(str(reason)) for reason in lost.values())
     trained = "train_loss" in row and row.get("examples", 1) != 0 and not row.get("losses_withheld")
     evaluated = row.get("accuracy") is not None and "loss" in row
     return (trained and not _finite(row["train_loss"])) or (evaluated and not _finite(row["loss"]))

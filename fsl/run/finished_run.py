@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.export.pretrained import save_trained
 from fsl.export.trained_model import TrainedModel
@@ -50,10 +51,12 @@ class Run:
 
         return plot(self.metrics, repr(self).partition(":")[0].removeprefix("Run("))
 
+    @checks_types()
     def front(self, device: int) -> dict[str, Tensor]:
         """A device's private front; ConfigError if it has none."""
         return self.folder.front(device)
 
+    @checks_types()
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],
@@ -78,6 +81,7 @@ class Run:
         """
         return save_trained(self._known(), folder, device=device, overwrite=overwrite, arguments=arguments)
 
+    @checks_types()
     def export(
         self,
         folder: str | os.PathLike[str],

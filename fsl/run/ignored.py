@@ -59,7 +59,7 @@ def refuse_unpredicted(federation: Federation, strategy: CloudStrategy, workload
             f"precision={training.precision}: {what} goes by predicted rounds, which count what crosses in float32; "
             "use precision=float32, or leave it out"
         )
-    if getattr(workload.data.train, "trimmed", False):
+    if workload.data.train.trimmed:
         raise ConfigError(
             f"data.padding=batch: {what} goes by predicted rounds, and batches have lengths of their own; use "
             "padding=longest or fixed, or leave it out"
@@ -89,7 +89,7 @@ def _said_of_rounds(federation: Federation) -> str:
 
 def refuse_ragged(task: TaskData, trainer: type, strategy: CloudStrategy) -> None:
     """ConfigError where batches have lengths of their own, and an edge trainer pools those of several devices."""
-    if getattr(task.train, "trimmed", False) and getattr(trainer, "pools", False):
+    if task.train.trimmed and getattr(trainer, "pools", False):
         raise ConfigError(
             f"data.padding=batch: batches have lengths of their own, and {type(strategy).__name__} pools those of "
             "several devices; use padding=longest or fixed, or a strategy with a back per device, as splitfed_v1"

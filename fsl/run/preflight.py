@@ -29,7 +29,7 @@ from fsl.run.objective_trial import (
     tried_loss,
     warn_of_other_means,
 )
-from fsl.segments.calling import outputs_of, takes
+from fsl.segments.calling import takes, tried_outputs
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_trees import Values
 
@@ -175,7 +175,7 @@ def _outputs(model: nn.Module, inputs: Values, targets: Tensor, which: str) -> T
         what = f"with the inputs {', '.join(inputs.names)} (the model's forward takes {wanted})"
     with trying(f"a batch of {which} data {what} does not go through the model"):
         try:
-            outputs = outputs_of(model, inputs)
+            outputs = tried_outputs(model, inputs, f"a batch of {which} data")
         except ConfigError:
             raise
         except Exception as error:

@@ -207,6 +207,11 @@ def _cost_model(federation: Federation, hardware: Hardware, workload: Workload, 
     if isinstance(workload.model, VerticalModel):
         log.warning("sim_seconds and energy_joules stay null: rounds of vertical split learning are not priced")
         return None
+    if workload.data.train.trimmed:
+        log.warning(
+            "sim_seconds and energy_joules are upper bounds: with data.padding=batch they count FLOPs at the longest "
+            "row, and bytes as they were sent"
+        )
     hops = workload.places is not None and "cloud" in workload.places
     machines = hardware.machines(moving=federation.mobility is not None or hops)
     try:

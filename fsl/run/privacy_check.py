@@ -17,6 +17,7 @@ from fsl.privacy.ledger import EpsilonTarget, Ledger
 from fsl.privacy.settings import DPSGD, Privacy
 from fsl.privacy.trainer_accounts import declares_private, fronts_moved, has_private_step, unaccountable
 from fsl.round.batches import sample_rate
+from fsl.round.step_rules import trainer_in_words
 from fsl.round.workload import Worker
 from fsl.run.private_rounds import fixed_segments, most_ahead, rounds_ahead, trainers_of
 from fsl.segments.calling import call
@@ -306,8 +307,8 @@ def _refuse_dp_sgd(
                 "spread() and unaccountable()"
             )
         raise ConfigError(
-            f"privacy.dp_sgd: the trainer {type(trainer).__name__} of {name} has no private step; use splitfed_v1, "
-            "splitfed_v2, splitfed_v3, vanilla, psl, sglr or fedavg, or say private = True in the body of a trainer of "
+            f"privacy.dp_sgd: {trainer_in_words(trainer, name)} has no private step; use splitfed_v1, splitfed_v2, "
+            "splitfed_v3, vanilla, psl, sglr or fedavg, or say private = True in the body of a trainer of "
             "your own whose learners come from bench.borrow()"
         )
     if (reason := unaccountable(trainer, privacy)) is not None:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.availability import Availability
 from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware, HardwareOptions
@@ -59,6 +61,7 @@ from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import takes_options, whole
 from fsl.settings.training_settings import Training, TrainingOptions
 from fsl.settings.wire_settings import Wire, WireOptions
+from fsl.split.cutting import told_as
 
 __all__ = ["Run", "SimulateOptions", "simulate"]
 
@@ -69,6 +72,7 @@ class SimulateOptions(TrainingOptions, EvaluationOptions, WireOptions, HardwareO
 
 @traced_into_out
 @takes_options(Training, Evaluation, Wire, Hardware)
+@checks_types(only=("cut", "places", "resume", "progress"))
 def simulate(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
@@ -240,11 +244,12 @@ def simulate(
         allowed=allowed,
     )
     watching = (*([ProgressBar()] if progress else []), *seen_by)
-    label = Label(name if name is None else str(name), as_tags(tags or {}))
+    label = Label(name if name is None else str(name), as_tags({} if tags is None else tags))
     with torch_threads(backend.threads), seeds.left_as_found():
-        simulation = prepared(
-            federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
-        )
+        with nullcontext() if chosen is None else told_as(chosen.written):
+            simulation = prepared(
+                federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
+            )
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()

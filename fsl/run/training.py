@@ -30,6 +30,7 @@ from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_chec
 from fsl.run.codec_check import check_codecs
 from fsl.run.ignored import refuse_ragged
 from fsl.run.label import Label
+from fsl.run.lost_words import refuse_untrained
 from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import weights_of
@@ -277,7 +278,7 @@ class Simulation:
         self._stop_if_asked()
 
     def finish(self) -> Result:
-        """Write the final model and the summary."""
+        """Write the final model and the summary; UntrainedError, then, where no device finished a round."""
         states = self._states()
         model = None
         if self.strategy.fronts == "private":
@@ -310,6 +311,7 @@ class Simulation:
                 seconds=time.perf_counter() - self.started,
             )
         )
+        refuse_untrained(self.rows)
         if self.late is not None:
             raise self.late
         return Result(self.rows, model, states, self._trained(states))

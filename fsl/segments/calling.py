@@ -102,6 +102,59 @@ def outputs_of(module: nn.Module, values: Values) -> Tensor:
     return picked(call(module, values), type(module).__name__)
 
 
+def tried_outputs(module: nn.Module, values: Values, what: str) -> Tensor:
+    """As `outputs_of`, for a first batch (`what`, in words): ConfigError where it is not what the module takes."""
+    refuse_unfit(module, values, what)
+    try:
+        return outputs_of(module, values)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(given := _by_name(values), dict) and _wants_a_tensor(module, given, error):
+            name, (wanted, *_) = _name_of(module), (*takes(module).names, "input")
+            raise ConfigError(
+                f"{what} has the keys {', '.join(given)}, and the forward of {name} takes one tensor, {wanted}: give "
+                f"(inputs, targets) with one tensor, call its key {wanted}, or wrap {name} in a module whose forward "
+                "takes these names"
+            ) from error
+        raise
+
+
+def refuse_unfit(module: nn.Module, values: Values, what: str) -> None:
+    """Raise ConfigError for a batch that lacks inputs which a module's forward has no default for."""
+    known, given = takes(module), _by_name(values)
+    count = len(known.wanted)
+    if count < 2 or isinstance(given, tuple | list):
+        return
+    if given is None:
+        shown = ", ".join(f"'{name}': ..." for name in known.wanted)
+        raise ConfigError(
+            f"{what} is one tensor, and the forward of {_name_of(module)} takes {count} inputs, "
+            f"{', '.join(known.wanted)}: give them by name, as ({{{shown}}}, targets)"
+        )
+    if isinstance(given, dict) and set(known.names).isdisjoint(given):
+        raise ConfigError(
+            f"{what} has the keys {', '.join(map(str, given))}, and the forward of {_name_of(module)} takes "
+            f"{', '.join(known.wanted)}: call the keys so"
+        )
+
+
+def _by_name(values: Values) -> Any:
+    """Returns what a batch passes; None for one tensor."""
+    return None if isinstance(values, Tensor) else passed(values)
+
+
+def _wants_a_tensor(module: nn.Module, given: dict[str, Any], error: Exception) -> bool:
+    """Returns whether a module failed on a dict, as this error tells, since it takes one tensor."""
+    if not set(takes(module).names).isdisjoint(given):
+        return False
+    return isinstance(error, TypeError | AttributeError) and "dict" in str(error)
+
+
+def _name_of(module: nn.Module) -> str:
+    return str(getattr(module, "model_name", type(module).__name__))
+
+
 def picked(given: Any, model: str) -> Tensor:
     """Returns the outputs among what a model returns; ConfigError where it returns neither a tensor nor logits."""
     found = given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", given)
@@ -117,7 +170,7 @@ _OUTPUTS = ("labels", "use_cache", "output_attentions", "output_hidden_states", 
 
 
 def _refuse_keys(module: nn.Module, given: list[str], known: Takes) -> None:
-    name = getattr(module, "model_name", type(module).__name__)
+    name = _name_of(module)
     if known.main is not None and not {known.main, "inputs_embeds"} & set(given):
         others = ", ".join(name for name in known.names if name != known.main and name not in _OUTPUTS)
         raise ConfigError(

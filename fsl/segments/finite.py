@@ -68,6 +68,11 @@ UNUSABLE = "what it trained cannot be used"  # the only reason given where anoth
 REFUSED = "its step cannot be used: a loss, or a gradient, that is not finite or far from all training"
 
 
+def is_of_training(reason: str) -> bool:
+    """Returns whether a device was lost for what it trained, as these reasons say, and not for how it was reached."""
+    return any(words in reason for words in (UNUSABLE, "not finite", "diverged"))
+
+
 def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float | None) -> bool:
     """Returns whether a step may be applied: its losses lie within the limit, and all that it made is finite.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, one_of
 from fsl.importing.import_paths import public_path
 from fsl.importing.spec import Spec
@@ -23,6 +24,7 @@ PER = ("round", "step")
 _TORCH = "torch.optim.lr_scheduler"
 
 
+@checks_types("optimizer.", leave=("scheduler",))
 @dataclass(frozen=True)
 class Schedule:
     """How the learning rate goes: times `gamma` after each milestone, a share of the run; a cosine to zero; or torch's.

@@ -27,7 +27,7 @@ class FedCS(Selection):
             and deadline > 0
         ):
             raise ConfigError(f"selection.deadline={deadline!r}: simulated seconds of a round, above 0, or null")
-        self.deadline = deadline
+        self.deadline = self.done_by = deadline
 
     def select(self, candidates: Candidates) -> Sequence[int]:
         """Returns those that are done in time; none where the fastest is not."""

@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import numpy as np
 
 from fsl import seeds
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, RunError
 
 Need = Literal["samples", "losses", "seconds"]
 NEEDS: tuple[Need, ...] = get_args(Need)
 
 
+@checks_types()
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     """The devices that a round may choose from, and what is known of them.
@@ -64,13 +66,15 @@ class Selection(ABC):
 
     `needs`: what the rule must know of devices: "samples" (their n_k), "losses" (those that they report) or "seconds"
     (predicted ones). A run in which that is not known refuses the rule before it starts. `foreseen`: the choice follows
-    from seed, round and candidates alone, so that a private run may count ahead who takes part how often.
+    from seed, round and candidates alone, so that a private run may count ahead who takes part how often. `done_by`:
+    simulated seconds after which a device must be done, alone in its round, to be ever chosen; None: any may be.
 
     A rule that remembers something sets it in `note`, and gives it to checkpoints by `state`. A run works on a copy.
     """
 
     needs: ClassVar[Sequence[Need]] = ()
     foreseen: ClassVar[bool] = False
+    done_by: float | None = None
 
     @abstractmethod
     def select(self, candidates: Candidates) -> Sequence[int]:

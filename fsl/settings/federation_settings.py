@@ -110,8 +110,6 @@ class Federation:
         return Probe(self.evaluation.leakage, self.training.seed, cut) if self.evaluation.leakage else None
 
     def __post_init__(self) -> None:
-        if self.mobility is not None:
-            self.mobility.check(self.training.devices, self.training.edges)
         refuse_not_taking_part(
             self.training, self.selection, self.availability, self.privacy, self.mobility, self.placement is not None
         )

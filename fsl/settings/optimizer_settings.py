@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.importing.import_paths import locate, public_path
 from fsl.importing.spec import Spec
@@ -26,6 +27,7 @@ def _own_rate(target: str) -> float:
     return float(default)
 
 
+@checks_types("optimizer.", leave=("target", "lr", "clip_norm"))
 @dataclass(frozen=True)
 class Optimizer:
     """How devices and edges step: a torch optimizer by import path, its learning rate, and what becomes of its state.

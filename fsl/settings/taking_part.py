@@ -19,24 +19,33 @@ def refuse_not_taking_part(
     mobility: Mobility | None,
     real: bool,
 ) -> None:
-    """Raise ConfigError for a run whose rounds nobody could choose as these say; `real`: on nodes of Flower."""
+    """Raise ConfigError for a run whose rounds nobody could choose as these say; `real`: on nodes of Flower.
+
+    What does not go together comes before the values of each: who mends those would be refused all the same.
+    """
     name = type(selection).__name__
     needs = _needs(selection)
+    if real:
+        refuse_simulated(training, selection, availability)
+    if mobility is not None:
+        _refuse_predicted_moves(training, needs, name)
+        mobility.check(training.devices, training.edges)
     selection.check(training.devices, training.devices_per_round, training.deadline)
     if availability is not None:
         availability.check(training.devices)
-    if real:
-        refuse_simulated(training, selection, availability)
     if "losses" in needs and privacy is not None and privacy.private:
         raise ConfigError(
             f"selection={name} in a run with privacy: who takes part would tell of devices' losses, which no account "
             "counts; use selection=uniform, by_samples or round_robin"
         )
-    if mobility is not None and (training.deadline is not None or "seconds" in needs):
+
+
+def _refuse_predicted_moves(training: Training, needs: Collection[str], name: str) -> None:
+    if training.deadline is not None or "seconds" in needs:
         what = f"deadline={training.deadline:g}" if training.deadline is not None else f"selection={name}"
         raise ConfigError(
             f"{what} with mobility: it goes by predicted times, and what a move takes is known only after it; use "
-            "mobility=none, or leave it out"
+            f"mobility=none, or leave {what.partition('=')[0]} out"
         )
 
 

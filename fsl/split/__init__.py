@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from fsl.split.cutting import SplitModel, join, possible_cuts, refuse_no_tensor, refuse_tail, split
+from fsl.split.cutting import SplitModel, join, possible_cuts, refuse_tail, split
 from fsl.split.placing import Place
 
-__all__ = ["Place", "SplitModel", "join", "possible_cuts", "refuse_no_tensor", "refuse_tail", "split"]
+__all__ = ["Place", "SplitModel", "join", "possible_cuts", "refuse_tail", "split"]
 
 
 class _CallablePackage(ModuleType):

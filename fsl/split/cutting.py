@@ -1,15 +1,18 @@
 """Cuts a model into segments, and joins the segments' states again."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
 from fsl.models.vertical_model import VerticalModel
-from fsl.segments.calling import call, named_inputs
+from fsl.segments.calling import call, named_inputs, refuse_unfit
 from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
 from fsl.split import traced_cut as tracing
@@ -50,6 +53,7 @@ class SplitModel:
         return tuple(segment.name for segment in self.segments)
 
 
+@checks_types(leave=("at", "example"))
 def split(
     model: nn.Module,
     at: str | Sequence[str] | None = None,
@@ -72,7 +76,7 @@ def split(
         if places is not None:
             raise SplitError(f"places={list(places)}: a VerticalModel's fronts run at its parties; leave places out")
         return _by_party(model, at)
-    example = as_values(example)
+    example = _fitting(model, example)
     cuts = _requested(model, at)
     named = placed(len(cuts), places)
     parts: list[nn.Module] = []
@@ -101,6 +105,20 @@ def _by_party(model: VerticalModel, at: str | Sequence[str] | None) -> SplitMode
     return SplitModel(tuple(parts), (*fronts, "back") if model.tail is not None else tuple(fronts))
 
 
+@contextmanager
+def told_as(written: Callable[[str], str]) -> Iterator[None]:
+    """Have a line on a cut that cannot be made begin as the user wrote it, where that was not `cut=`."""
+    try:
+        yield
+    except SplitError as error:
+        if (named := _TOLD.match(line := str(error))) is None:
+            raise
+        raise SplitError(f"{written(named[1])}{line[named.end() :]}") from error.__cause__
+
+
+_TOLD = re.compile(r"cut='([^']+)'")
+
+
 def passes_one(part: nn.Module) -> bool:
     """Returns whether a part of a cut model is known, from its modules or its graph, to pass one tensor on."""
     if isinstance(part, tracing.Traced):
@@ -112,15 +130,6 @@ def passes_one(part: nn.Module) -> bool:
 
 
 _SEVERAL_OUTPUTS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-
-
-def refuse_no_tensor(output: object, cut: str) -> None:
-    """Raise SplitError where the module before a cut returns anything but one tensor."""
-    if not isinstance(output, Tensor):
-        raise SplitError(
-            f"cut={cut!r}: '{cut}' returns a {type(output).__name__}, and a cut needs one tensor; cut after a module "
-            "that returns one, such as a module inside of it, or wrap it in a module that picks the tensor"
-        )
 
 
 def refuse_tail(segments: Iterable[str], who: str) -> None:
@@ -135,6 +144,7 @@ def refuse_tail(segments: Iterable[str], who: str) -> None:
         )
 
 
+@checks_types()
 def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Join segments' states, in order of the segments, into the unsplit model's state_dict.
 
@@ -149,12 +159,21 @@ def join(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return whole
 
 
+@checks_types(leave=("example",))
 def possible_cuts(model: nn.Module, example: Values | None = None) -> list[str]:
     """List the names of modules after which the model can be cut: exactly those that `split` accepts."""
-    example = as_values(example)
+    example = _fitting(model, example)
     traces: dict[str, Trace | CannotCut] = {}
     trained, names = _trained(model), [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     return [name for name in names if _possible(model, name, traces, trained, example)]
+
+
+def _fitting(model: nn.Module, example: Values | None) -> Values | None:
+    """Returns an example batch in the structure that a model takes; ConfigError where it lacks inputs."""
+    found = as_values(example)
+    if found is not None:
+        refuse_unfit(model, found, "the example")
+    return found
 
 
 def _trained(model: nn.Module) -> dict[int, bool]:

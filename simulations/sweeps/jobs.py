@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fsl.errors import CheckpointError, ConfigError, FslError
+from fsl.errors import CheckpointError, ConfigError, FslError, UntrainedError
 from fsl.faults import is_fault
 from fsl.files import write_json
 from fsl.run.run_folder import RunFolder
@@ -154,7 +154,13 @@ def _run(
     with open_dict(config):
         config.resume = str(run.path) if go_on else None
     # Two bars on one terminal are unreadable.
-    result = simulate_config(config, run.path, alone, [composed], title=f"job {job.number}")
+    try:
+        result = simulate_config(config, run.path, alone, [composed], title=f"job {job.number}")
+    except UntrainedError as error:
+        if not error.diverged:
+            raise
+        tell(f"{job.title}: {one_line(error)}; results: {os.path.relpath(run.path, directory)}")
+        return replace(job, state="finished")
     tell(f"{job.title}: {scores(result.metrics)}; results: {os.path.relpath(run.path, directory)}")
     return replace(job, state="finished", accuracy=accuracy(result))
 

@@ -3,10 +3,14 @@
 from itertools import product
 
 import pytest
+import torch
 from fsl.strategies import SplitFedV1
+from torch import nn
 
+import fsl
 from fsl.costs import DeviceProfile, FastestRound, LinkProfile
 from fsl.costs.cut_choice import CutRound
+from fsl.errors import ConfigError, SplitError
 from tests.helpers.runs import run
 
 SLOW = DeviceProfile(name="slow", flops_per_second=1e6)
@@ -57,3 +61,59 @@ def test_a_link_that_fades_changes_the_choice_between_rounds():
     found = run(SplitFedV1(), cut=None, cuts=FastestRound(["conv", "conv2", "head.0"]), devices=2, rounds=5, **options)
     first, *_, last = (row["cuts"] for row in found.metrics)
     assert (first, last) == ({"conv": 2}, {"head.0": 2})
+
+
+class WithoutGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.last(self.second(self.first(inputs).detach()))
+
+
+INPUTS = torch.zeros(12, 4)
+DATA = (INPUTS, torch.arange(12) % 3)
+
+
+def simulated(cuts, model=None):
+    options = {"device_profile": [SLOW, FAST], "devices": 2, "rounds": 1, "progress": False}
+    return fsl.simulate(model or plain(), DATA, strategy=SplitFedV1(), cuts=cuts, **options)
+
+
+def plain():
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("cuts", "model", "line"),
+    [
+        ({"slow": "9", "fast": "1"}, None, "cuts.slow='9' cannot be made: the model has no module of that name"),
+        ({"slow": "1", "fast": "2"}, None, "cuts.fast='2' cannot be made: there is nothing behind '2'"),
+        ({0: "9", 1: "9"}, None, "cuts.0='9' cannot be made"),
+        (
+            {"slow": "unused", "fast": "second"},
+            WithoutGradient(),
+            "cuts.slow='unused' cannot be made: the model's forw",
+        ),
+        ({"slow": "first", "fast": "second"}, WithoutGradient(), "cuts.slow='first': no gradient comes back from behi"),
+        (lambda profile: "9", None, "cuts: '9' cannot be made"),
+        (FastestRound(["9", "1"]), None, "cuts: '9' cannot be made"),
+        ({"slow": 3}, None, "cuts: 'slow': 3: give a device's id or profile, and a cut's name"),
+    ],
+)
+def test_a_cut_that_cannot_be_made_is_told_as_it_was_written(cuts, model, line):
+    with pytest.raises(ConfigError) as refused:
+        simulated(cuts, model)
+    assert str(refused.value).startswith(line)
+
+
+def test_a_cut_that_cannot_be_priced_is_told_as_it_was_written():
+    with pytest.raises(SplitError, match="cuts: '2' cannot be made: there is nothing behind '2'"):
+        fsl.price(plain(), DATA, strategy="psl", cuts=["2"], devices=2)
+
+
+def test_a_cut_for_all_devices_is_told_as_cut():
+    with pytest.raises(SplitError, match=r"^cut='9' cannot be made"):
+        fsl.simulate(plain(), DATA, strategy="psl", cut="9", devices=2, progress=False)

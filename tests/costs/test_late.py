@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from fsl.strategies import PSL, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies import PSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3
 from fsl.strategies.split_strategy import SplitStrategy
 
 import fsl
@@ -13,9 +13,10 @@ from fsl.deployment.cloud.closing import refuse_without_nodes
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.errors import CheckpointError, ConfigError
+from fsl.mobility import BackAndForth
 from fsl.settings.federation_settings import Federation
 from fsl.settings.training_settings import Training
-from tests.helpers.runs import KEPT, KillAfter, KilledError, assert_same_bits, assert_same_run, run
+from tests.helpers.runs import KEPT, STRATEGIES, KillAfter, KilledError, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
 
 # One byte takes a second over this link. A sample takes a slow device 2 s forward and 4 s backward, a fast one half of
@@ -85,17 +86,6 @@ def test_a_device_that_waits_for_no_reply_is_done_when_its_edge_is():
 # Before a round it is known what is measured after it.
 
 SKEWED = {"devices": 4, "edges": 2, "partition": Dirichlet(0.5, min_samples=5), "batch_size": 7, "rounds": 2}
-PRECISE = [
-    SplitFedV1(),
-    SplitFedV2(),
-    SplitFedV2(order="round"),
-    SplitFedV3(),
-    VanillaSL(),
-    FedAvg(),
-    PSL(),
-    CycleSL(),
-    DecoupledSL(),
-]
 
 
 class Checked(fsl.Observer):
@@ -114,7 +104,7 @@ class Checked(fsl.Observer):
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
-        *((strategy, {"local_epochs": 2, "rounds": 1}) for strategy in PRECISE),
+        *((strategy, {"local_epochs": 2, "rounds": 1}) for strategy in STRATEGIES),
         (SplitFedV1(), {"up": "int8", "down": "float16"}),
         (PSL(), {"cut": ["pool", "conv2"], "up": "int8"}),
         (SplitFedV1(), {"privacy": "dp_sgd", "batch_size": 4, "rounds": 1}),
@@ -253,6 +243,9 @@ REFUSED = [
     ({"deadline": True}, "deadline=True: simulated seconds"),
     ({"deadline": 1e-6}, "deadline=1e-06: the fastest device takes"),
     ({"deadline": 5.0, "mobility": "random"}, "deadline=5 with mobility: it goes by predicted times"),
+    ({"deadline": 5.0, "mobility": "random", "edges": 1}, "deadline=5 with mobility"),
+    ({"deadline": 5.0, "mobility": BackAndForth([99])}, "deadline=5 with mobility"),
+    ({"deadline": 5.0, "mobility": "random", "selection": "by_samples"}, "deadline=5 with mobility"),
     ({"deadline": 5.0, "aggregator": "krum"}, "aggregator=Krum with deadline=5"),
 ]
 

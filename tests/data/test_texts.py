@@ -94,6 +94,16 @@ def test_rows_without_text_are_refused_by_their_number(tmp_path, tokenizer):
         from_text(str(tmp_path), tokenizer=tokenizer)
 
 
+def test_rows_without_an_id_are_refused(tmp_path, tokenizer):
+    (tmp_path / "train.csv").write_text("text,label,user\ngood,0,ann\nbad,1,\n")
+    (tmp_path / "test.csv").write_text("text,label,user\ngood,0,ann\n")
+    options = {"tokenizer": tokenizer, "text_column": "text", "group_column": "user"}
+    with pytest.raises(FslError, match=r"data.group_column=user: .* has rows without an id; leave them out"):
+        from_text(str(tmp_path), **options)
+    (tmp_path / "train.csv").write_text("text,label,user\ngood,0,ann\nbad,1,bob\n")
+    assert from_text(str(tmp_path), **options).groups.tolist() == ["ann", "bob"]
+
+
 def test_another_tokenizer_than_the_runs_is_refused(texts, tokenizer, tmp_path_factory):
     recipe = from_text(texts, tokenizer=tokenizer).recipe
     other = str(save_tokenizer(tmp_path_factory.mktemp("other"), ["film", "good"]))

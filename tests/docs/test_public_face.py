@@ -24,7 +24,7 @@ KNOWN = {
     "main().model": "torch.nn.modules.module.Module | None",
     "fsl.split(nn.ReLU())": "fsl.split.cutting.SplitModel",
     "fsl.Optimizer().rate": "float",
-    "fsl.errors.ConfigError": "def (*args: object) -> fsl.errors.ConfigError",
+    "fsl.errors.ConfigError": "def (message: str =) -> fsl.errors.ConfigError",
     "fsl.strategies.SGLR(phi=0.5).fronts": "Literal['private']",
 }
 REFUSED = {

@@ -121,6 +121,14 @@ def confidence(outputs, targets):
     return outputs.softmax(1).max(1).values.mean()
 
 
+def named(name):
+    def function(outputs, targets):
+        return 0.0
+
+    function.__name__ = name
+    return function
+
+
 class Largest:
     """As torchmetrics' objects are, with an option."""
 
@@ -202,7 +210,10 @@ def test_what_does_not_fit_the_task_is_refused_in_one_line(name, outputs, target
         (["f1", "f1"], "'f1' is there twice"),
         ([lambda o, t: 0.0], "'<lambda>' names no column"),
         ({"own_share": len}, "may have, a column 'own_share'"),
-        ({"train_loss": len}, "may have, a column 'train_loss'"),
+        *(({name: len}, f"may have, a column '{name}'") for name in ("train_loss", "loss", "accuracy", "sim_seconds")),
+        *(({name: len}, f"may have, a column '{name}'") for name in ("ragged", "averaged", "up_bytes_paper")),
+        ([named("loss")], "may have, a column 'loss'"),
+        (named("accuracy"), "may have, a column 'accuracy'"),
         (["nowhere.Metric"], "there is no 'nowhere.Metric' to import"),
         (3, "metrics=3: give a list"),
         ([3], "metrics=3: it must be a name"),

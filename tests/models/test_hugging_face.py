@@ -1,6 +1,7 @@
 """Models of Hugging Face: loaded by folder or configuration, cut after their blocks, refused in one line."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from fsl.simulations.fsl_simulate import command
 from fsl.strategies import PSL, FedAvg, SplitFedV1
 
 import fsl
+from fsl.costs import DeviceProfile
 from fsl.data import from_text
 from fsl.errors import ConfigError, FslError
 from fsl.models import huggingface
@@ -72,6 +74,28 @@ def test_splitfed_v1_equals_fedavg_on_batches_of_their_own_lengths(tiny, task):
 def test_strategies_that_pool_refuse_batches_of_their_own_lengths(tiny, task):
     with pytest.raises(ConfigError, match=r"data\.padding=batch: batches have lengths of their own, and PSL pools"):
         fsl.simulate(tiny, task, strategy=PSL(), devices=2, rounds=1)
+
+
+def test_seconds_of_batches_of_their_own_lengths_count_the_longest_row_whichever_is_first(tiny, task, caplog):
+    lengths = task.train.inputs["attention_mask"].sum(1)
+    shortest = replace(task, train=task.train.subset(lengths.argsort()))
+    assert int(lengths.min()) < task.train.inputs["attention_mask"].shape[1]
+    whole = replace(shortest, train=shortest.train.of_one_length())
+    options = {"strategy": SplitFedV1(), "devices": 2, "rounds": 1, "batch_size": 6, "progress": False}
+    slow = {"device_profile": DeviceProfile("slow", 1.0)}  # its computing is all that counts
+    padded = fsl.simulate(tiny, whole, **options, **slow).metrics[0]
+    assert "upper bounds" not in caplog.text
+    trimmed = fsl.simulate(tiny, shortest, **options, **slow).metrics[0]
+    assert "sim_seconds and energy_joules are upper bounds: with data.padding=batch they count FLOPs" in caplog.text
+    assert trimmed["sim_seconds"] == pytest.approx(padded["sim_seconds"], rel=1e-6)
+    assert trimmed["up_bytes"] < padded["up_bytes"]
+
+
+def test_what_is_predicted_refuses_batches_of_their_own_lengths(tiny, task):
+    with pytest.raises(ConfigError, match=r"data\.padding=batch: price counts bytes before any batch is drawn"):
+        fsl.price(tiny, task, strategy=SplitFedV1(), devices=2)
+    with pytest.raises(ConfigError, match=r"data\.padding=batch: deadline, or a selection by"):
+        fsl.simulate(tiny, task, strategy=SplitFedV1(), devices=2, deadline=1.0, progress=False)
 
 
 @pytest.mark.parametrize(

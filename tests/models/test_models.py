@@ -163,7 +163,7 @@ def test_a_dropout_that_is_no_probability_is_refused(dropout):
         LeNet((1, 8, 8), 10, dropout=dropout)
 
 
-@pytest.mark.parametrize("hidden", [(), (0,), 128])
+@pytest.mark.parametrize("hidden", [(), (0,)])
 def test_an_mlp_needs_a_hidden_layer(hidden):
     with pytest.raises(ConfigError, match=r"hidden=.*: give the width of at least one hidden layer"):
         MLP((4,), 2, hidden=hidden)

@@ -37,6 +37,21 @@ def test_training_loss_diverges_when_not_finite_or_high_for_three_rounds(losses,
     assert diverged_in(rows(*losses), BOUND) == round
 
 
+@pytest.mark.parametrize(
+    ("reason", "round"),
+    [
+        ("its front is not finite; its training has diverged", 1),
+        ("what it trained cannot be used", 1),
+        ("its step cannot be used: a loss, or a gradient, that is not finite or far from all training", 1),
+        ("nothing came from it for 60 s", None),
+        ("no node that hosts it is online", None),
+    ],
+)
+def test_a_round_that_lost_everybody_is_one_where_that_was_for_what_they_trained(reason, round):
+    lost = {"0": "nothing came from it for 60 s", "1": reason}
+    assert diverged_in(rows(None, devices=0, examples=0, lost=lost), BOUND) == round
+
+
 def test_without_classes_there_is_no_bound():
     assert diverged_in(rows(1e9, 1e9, 1e9), None) is None
 
@@ -59,12 +74,13 @@ def test_the_test_loss_decides_where_there_is_no_training_loss():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "diverged"), [("1000", True), ("0.05", False)])
-def test_a_run_that_diverges_comes_to_its_end_and_says_so(tmp_path, monkeypatch, rate, diverged):
+@pytest.mark.parametrize(("rate", "diverged", "code"), [("1000", True, 1), ("30", True, 0), ("0.05", False, 0)])
+def test_a_run_that_diverges_comes_to_its_end_and_says_so(tmp_path, monkeypatch, rate, diverged, code):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fsl-simulate"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert command(["experiment=smoke", "rounds=3", f"optimizer.lr={rate}", "hydra.run.dir=run"]) == 0
+    assert command(["experiment=smoke", "rounds=3", f"optimizer.lr={rate}", "hydra.run.dir=run"]) == code
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 3
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["diverged"] is diverged
     assert summary["classes"] == 10

@@ -529,5 +529,5 @@ def test_a_dict_may_cross_the_cut_and_a_loss_of_the_devices_own_refuses_it():
         for by in (SplitFedV1(), FedAvg())
     )
     assert all(torch.equal(split[name], whole[name]) for name in whole)
-    with pytest.raises(SplitError, match="cut='0': '0' returns a dict, and a cut needs one tensor"):
+    with pytest.raises(SplitError, match="cut='0': what crosses there is a dict, and the head by which"):
         fsl.simulate(model, TensorDataset(INPUTS, TARGETS), strategy=DecoupledSL(), **options)

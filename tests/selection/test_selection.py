@@ -264,8 +264,9 @@ def test_a_rule_is_told_only_what_it_needs():
 
 
 def test_a_round_for_which_nobody_is_chosen_keeps_the_model(caplog):
-    found = run(SplitFedV1(), selection=rule_with(()), **FEW | {"rounds": 1})
-    assert found.metrics[0]["devices"] == 0
+    rule = rule_with(select=lambda self, given: given.devices[:1] if given.round == 2 else ())
+    found = run(SplitFedV1(), selection=rule, **FEW | {"rounds": 2})
+    assert [row["devices"] for row in found.metrics] == [0, 1]
     assert "round 1: nobody trains, and the model stays as it was: none was selected" in caplog.text
 
 
@@ -293,6 +294,13 @@ REFUSED = [
         "selection=PowerOfChoice in a run with privacy",
     ),
     ({"selection": FedCS(9.0), "mobility": "random", "edges": 2}, "selection=FedCS with mobility"),
+    # What does not go together comes before values to mend: with them mended it would be refused all the same.
+    ({"selection": FedCS(1e-6), "mobility": "random", "edges": 2}, "selection=FedCS with mobility"),
+    ({"selection": "fedcs", "mobility": "random", "edges": 2}, "selection=FedCS with mobility"),
+    ({"selection": FedCS(9.0), "mobility": "random"}, "selection=FedCS with mobility"),
+    ({"selection": FedCS(1e-6)}, "selection.deadline=1e-06: the fastest device takes 0."),
+    ({"selection": FedCS(1e-6), "deadline": 9.0}, "selection.deadline=1e-06: the fastest device takes 0."),
+    ({"selection": FedCS(9.0), "deadline": 1e-6}, "deadline=1e-06: the fastest device takes 0."),
     ({"selection": rule_with(needs=("loss",))}, "Mine.needs=('loss',): give some of samples, losses, seconds"),
     ({"selection": rule_with(needs="samples")}, "Mine.needs='samples': give some of samples, losses, seconds"),
     ({"selection": FedCS(9.0), "aggregator": "krum", "devices_per_round": 5}, "aggregator=Krum with selection=FedCS"),

@@ -90,10 +90,11 @@ def test_what_the_command_line_cannot_have_is_one_line(override, line):
 @pytest.mark.parametrize(
     ("strategy", "options", "line"),
     [
-        (PSL(), {"accumulate": 2}, "accumulate=2: a step of Pooled is no step over one device's batches in a row"),
-        (SGLR(), {"accumulate": 2}, "accumulate=2: a step of Pooled"),
-        (CycleSL(), {"accumulate": 2}, "accumulate=2: a step of Cyclic"),
-        (SplitFedV2(), {"accumulate": 2}, "accumulate=2: a step of Sequential .*splitfed_v2 with order=round"),
+        (PSL(), {"accumulate": 2}, "accumulate=2: a step of PSL is no step over one device's batches in a row"),
+        (SGLR(), {"accumulate": 2}, "accumulate=2: a step of SGLR"),
+        (CycleSL(), {"accumulate": 2}, "accumulate=2: a step of CycleSL"),
+        (SplitFedV2(), {"accumulate": 2}, "accumulate=2: a step of SplitFedV2 .*splitfed_v2 with order=round"),
+        (CycleSL(), {"privacy": Privacy(dp_sgd=DPSGD())}, "privacy.dp_sgd: CycleSL has no private step"),
         (SplitFedV1(), {"precision": "float16"}, "precision=float16: it is trained on CUDA alone"),
         (FedAvg(), {"precision": "float16"}, "precision=float16: it is trained on CUDA alone"),
         (
@@ -153,7 +154,7 @@ class WithOwnTrainer(SplitFedV1):
 
 
 def test_a_trainer_of_ones_own_accumulates_where_it_says_so():
-    with pytest.raises(ConfigError, match="accumulate=2: a step of OwnStep"):
+    with pytest.raises(ConfigError, match=r"accumulate=2: a step of OwnStep \(the trainer of WithOwnTrainer\)"):
         run(WithOwnTrainer(OwnStep), rounds=1, accumulate=2)
     found = run(WithOwnTrainer(OwnStepThatSaysSo), rounds=1, accumulate=2)
     expected = run(SplitFedV1(), rounds=1, accumulate=2)

@@ -15,6 +15,7 @@ from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Decoupled
 from tests.helpers.runs import KEPT, KillAfter, KilledError, assert_same_bits
 from tests.helpers.small import small_model, small_task
+from tests.helpers.wired import Wired
 
 OPTIONS = {"cut": "pool", "batch_size": 8}
 
@@ -117,6 +118,63 @@ class Unanswered(SplitFedV1):
 def test_a_device_that_waits_in_vain_says_so():
     with pytest.raises(RunError, match="waits for the cut gradient of step 0, which its edge trainer never gave"):
         run(Unanswered())
+
+
+class Sides(nn.Module):
+    """A front of two inputs, or of one that has them side by side; the mask goes over the cut where it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.norm = nn.Linear(4, 8), nn.Linear(4, 8), nn.Dropout(0.3)
+
+    def forward(self, left, right):
+        return self.norm(torch.relu(self.left(left) + self.right(right)))
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.front, self.back = Sides(), nn.Linear(8, 3)
+
+    def forward(self, left, right):
+        return self.back(self.front(left, right))
+
+
+class SideBySide(Several):
+    def forward(self, both):
+        return self.back(self.front(both[:, :4], both[:, 4:]))
+
+
+class Masked(Several):
+    def forward(self, left, mask):
+        return self.back(self.front(left, left) * mask)
+
+
+@pytest.mark.parametrize("wired", [False, True], ids=["simulated", "wired"])
+def test_a_model_of_several_inputs_trains_as_one_of_a_single_input_does(wired, tmp_path):
+    both = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    labels = both[:, :3].argmax(1)
+    several = ({"left": both[:, :4].contiguous(), "right": both[:, 4:].contiguous()}, labels)
+    options = {"strategy": DecoupledSL(), "cut": "front", "devices": 2, "rounds": 2, "batch_size": 8, "progress": False}
+    alone = fsl.simulate(SideBySide(), (both, labels), test_data=(both, labels), **options)
+    backend = {"backend": Wired(folder=tmp_path, edges=1)} if wired else {}
+    found = fsl.simulate(Several(), several, test_data=several, **options, **backend)
+    for segment in alone.states:
+        assert_same_bits(alone.states[segment], found.states[segment])
+    for one, other in zip(alone.metrics, found.metrics, strict=True):
+        assert (one["train_loss"], one["loss"]) == (other["train_loss"], other["loss"])
+        assert wired or one["sim_seconds"] == other["sim_seconds"]
+
+
+def test_a_head_that_would_see_one_of_several_tensors_is_refused():
+    inputs = torch.randn(20, 4)
+    data = ({"left": inputs, "mask": torch.ones(20, 8)}, inputs[:, :3].argmax(1))
+    message = (
+        "cut='front': what crosses there is a .*, and the head by which devices of DecoupledSL train learns from one"
+    )
+    with pytest.raises(ConfigError, match=message):
+        fsl.simulate(Masked(), data, strategy=DecoupledSL(), cut="front", devices=2, progress=False)
 
 
 @pytest.mark.shows

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fsl.argument_types import checks_types
 from fsl.deployment.certs import CertificateFolder, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.deployment.local import flower_programs as flower
@@ -46,6 +47,7 @@ class LocalFederation:
     online.
     """
 
+    @checks_types()
     def __init__(
         self,
         folder: Path,

@@ -155,7 +155,7 @@ class Setup:
             class_names=task.class_names,
             mean=None if task.scaling is None else task.scaling.mean,
             std=None if task.scaling is None else task.scaling.std,
-            trimmed=getattr(task.train, "trimmed", False),
+            trimmed=task.train.trimmed,
             recipe=task.recipe,
             outputs=outputs_of(task, objective),
             cuts=named_cuts(build_cuts(config.cuts), config.training, build_hardware(config)),

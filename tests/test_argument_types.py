@@ -1,0 +1,294 @@
+"""A value of a wrong type is one line that names it and what is allowed, in every function that users call."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fsl
+import fsl.data
+from fsl import costs, data, metrics, mobility, models, selection
+from fsl.argument_types import checks_types
+from fsl.availability import TraceAvailability
+from fsl.errors import ConfigError, DataError
+from fsl.export.pretrained import load_pretrained
+
+INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
+TASK = data.as_task((INPUTS, LABELS))
+PARTIES = data.VerticalData({"bank": data.PartyTable(range(6), INPUTS, LABELS)}, "bank")
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3))
+
+
+def party(ids=range(6), features=INPUTS, labels=LABELS):
+    return data.VerticalData({"bank": data.PartyTable(ids, features, labels)}, "bank")
+
+
+def edge(ids=range(6), labels=LABELS):
+    return data.VerticalData({"bank": data.PartyTable(range(6), INPUTS)}, data.EdgeLabels(ids, labels))
+
+
+CALLS = [
+    (lambda: fsl.lora(network(), r="x"), "lora.r='x': give a whole number"),
+    (lambda: fsl.lora(3), "model=3: give a Module of torch"),
+    (lambda: fsl.Lora(alpha=None), "lora.alpha=None: give a number"),
+    (lambda: fsl.Lora(train=3), "lora.train=3: give a text or a list of texts"),
+    (lambda: fsl.merged("x"), "model='x': give a Module of torch"),
+    (lambda: fsl.save_adapter(None, "x"), "model=None: give a Module of torch"),
+    (lambda: fsl.join([3]), "states=[3]: give a mapping from texts to mappings from texts to Tensors of t"),
+    (lambda: fsl.split(3, "0"), "model=3: give a Module of torch"),
+    (lambda: fsl.possible_cuts("x"), "model='x': give a Module of torch"),
+    (lambda: fsl.price(3, (INPUTS, LABELS), strategy="psl"), "model=3: give a Module of torch"),
+    (lambda: fsl.price(network(), (INPUTS, LABELS), strategy="psl", devices=2, cuts=["x"]), "has no module 'x'; possi"),
+    (lambda: fsl.simulate(network(), (INPUTS, LABELS), strategy="psl", cut=3), "cut=3: give a text or a list of texts"),
+    (lambda: fsl.simulate(network(), (INPUTS, LABELS), strategy="psl", cut="0", places=3), "places=3: give a list"),
+    (lambda: fsl.simulate(network(), (INPUTS, LABELS), strategy="psl", resume=3), "resume=3: give True or False"),
+    (lambda: fsl.Schedule(milestones=3), "optimizer.milestones=3: give a list of numbers"),
+    (lambda: fsl.Optimizer(schedule=3), "optimizer.schedule=3: give a Schedule of fsl"),
+    (lambda: fsl.Backend(threads="x"), "backend.threads='x': give a whole number"),
+    (lambda: fsl.Backend(accelerator=3), "backend.accelerator=3: give a text"),
+    (lambda: fsl.LocalFederation(3), "folder=3: give a path"),
+    (lambda: fsl.LocalFederation(Path(), devices="x"), "devices='x': give a whole number"),
+    (lambda: load_pretrained(3), "folder=3: give a text or"),
+    (lambda: party(ids=None).task(), "the ids of 'bank' are a NoneType; give a list, with an id for each row"),
+    (lambda: party(ids=3).divided(0.5), "the ids of 'bank' are a int; give a list"),
+    (lambda: party(features=None).divided(0.5), "the features of 'bank' cannot be used: it has none"),
+    (lambda: party(features=3).divided(0.5), "the features of 'bank' have no rows, and there are 6 ids; give one each"),
+    (lambda: party(labels=[1, 2]).divided(0.5), "the labels of 'bank' have 2 rows, and there are 6 ids; give one each"),
+    (lambda: edge(ids=None).task(), "the ids of 'edge' are a NoneType"),
+    (lambda: edge(labels="x").divided(0.5), "the labels of 'edge' cannot be used"),
+    (lambda: PARTIES.divided("x"), "test_share='x': give a number"),
+    (lambda: PARTIES.task(double="x"), "double='x': give True or False"),
+    (lambda: data.VerticalData({"bank": 3}, "bank"), "parties: 'bank' is 3; give an fsl.data.PartyTable"),
+    (lambda: data.vertical(3, LABELS, parties={"bank": ["a"]}), "table=3: give arrays by column name, a data frame"),
+    (lambda: data.vertical(FRAME, LABELS, parties={"bank": 3}), "parties={'bank': 3}: give a mapping from texts to li"),
+    (lambda: data.breast_cancer(test_share="x"), "data.test_share='x': give a number"),
+    (
+        lambda: data.vertical_csv({"bank": 3}, "id", "l", "bank"),
+        "data.paths={'bank': 3}: give a mapping from texts to t",
+    ),
+    (lambda: data.from_table(FRAME, "t", recipe=3), "data.recipe=3: give a text or None"),
+    (lambda: data.from_table(FRAME, "t", limit="x"), "data.limit='x': give a whole number or None"),
+    (lambda: data.from_table(FRAME, "t", columns="a"), "data.columns='a': give a list of texts or None"),
+    (lambda: data.from_text(FRAME, max_length="x"), "data.max_length='x': give a whole number"),
+    (lambda: data.from_text(FRAME, text_column=3), "data.text_column=3: give a text or a list of texts or None"),
+    (lambda: data.digits("x"), "data.test_share='x': give a number"),
+    (lambda: data.images("x", mean=3), "data.mean=3: give a list of numbers or None"),
+    (lambda: data.cifar10(3), "data.path=3: give a text or None"),
+    (lambda: data.hold_out(3, 0.5, 0), "data=3: give a TaskData of fsl"),
+    (lambda: data.from_columns(3, LABELS), "columns=3: give a mapping"),
+    (lambda: data.from_dicts([], target=3), "target=3: give a text or None"),
+    (lambda: data.TreeExamples(3, LABELS), "inputs=3: give a mapping"),
+    (lambda: data.TaskData("name", 3, None, 2), "train=3: give an Examples of fsl"),
+    (lambda: data.divide(TASK, "iid", 2, None, 0), "rule='iid': give a Partitioner of fsl"),
+    (lambda: data.limited(3, 2, 0), "partition=3: give a Partition of fsl"),
+    (lambda: data.class_counts(3, np.zeros(2), [0]), "partition=3: give a Partition of fsl"),
+    (lambda: data.IID().divide(3, 2, 0), "targets=3: give a ndarray of numpy"),
+    (lambda: data.Proportional(3), "partition.shares=3: give a list of numbers"),
+    (lambda: data.Dirichlet("x"), "partition.alpha='x': give a number"),
+    (lambda: data.Shards(None), "partition.shards_per_device=None: give a whole number"),
+    (lambda: data.Pathological([]), "partition.classes_per_device=[]: give a whole number"),
+    (lambda: data.Resample("x"), "samples_per_device='x': give a whole number or None"),
+    (lambda: data.Given(3), "partition: 3 names no rows; give a list of row numbers for each device"),
+    (lambda: data.Augmentation("x"), "augment.crop='x': give a whole number"),
+    (lambda: models.MLP((4,), 2, hidden=128), "hidden=128: give a list of whole numbers"),
+    (lambda: models.LeNet(3, 2), "input_shape=3: give a list of whole numbers"),
+    (lambda: models.AlexNet((1, 8, 8), "x"), "classes='x': give a whole number or None"),
+    (lambda: models.VGG5((1, 8, 8), 2, dropout="x"), "dropout='x': give a number"),
+    (lambda: models.VGG16((1, 8, 8), 2.5), "classes=2.5: give a whole number or None"),
+    (lambda: models.ResNet8("x", 2), "input_shape='x': give a list of whole numbers"),
+    (lambda: models.ResNet18((1, 8, 8), None, norm=3), "norm=3: give one of batch, group, none"),
+    (lambda: models.Attention("x"), "width='x': give a whole number"),
+    (
+        lambda: models.VerticalMLP({"bank": 3}, 2),
+        "party_shapes={'bank': 3}: give a mapping from texts to lists of whol",
+    ),
+    (
+        lambda: models.VerticalModel({"bank": nn.Linear(4, 2)}, nn.Linear(2, 2), "sum").measure(3),
+        "features=3: give a ma",
+    ),
+    (lambda: models.huggingface(config={}, classes="x"), "model.classes='x': give a whole number or None"),
+    (lambda: models.huggingface(config=3, classes=2), "model.config=3: give a mapping"),
+    (lambda: costs.DeviceProfile("x", "y"), "flops_per_second='y': give a number"),
+    (lambda: costs.LinkProfile("x", 1, 1, trace=3), "trace=3: give a list of lists of numbers"),
+    (lambda: costs.Mixed(3), "shares=3: give a mapping from texts to numbers"),
+    (lambda: costs.load_profile("x", "pi4"), "group='x': allowed are device, link"),
+    (lambda: costs.load_profile("device", []), "name=[]: give a text"),
+    (lambda: costs.GivenCuts(3), "cuts=3: give a mapping from devices' ids or profiles to cuts' names"),
+    (lambda: costs.CutsByProfile("x"), "rule='x': give a function"),
+    (lambda: costs.FastestRound(3), "cuts=3: give the names of at least one cut"),
+    (lambda: costs.stage_costs(3, TASK.train, None), "model=3: give a Module of torch"),
+    (lambda: costs.segment_costs(network(), "0", 3, None), "examples=3: give an Examples of fsl"),
+    (lambda: costs.Serving("queue", passes="x"), "passes='x': give a number"),
+    (lambda: costs.serving_of("x"), "trainer='x': give an EdgeTrainer of fsl or None"),
+    (lambda: costs.DeviceLoad(0, 0, "x", 1, 1, 1, 1), "steps='x': give a whole number"),
+    (
+        lambda: costs.round_cost([3], costs.Serving("queue"), (), {}, {}, {}),
+        "loads=[3]: give a list of DeviceLoads of fsl",
+    ),
+    (lambda: costs.late_devices([], costs.Serving("queue"), 3, 1.0), "price=3: give a function"),
+    (lambda: costs.CostModel("x", None, ()), "seed='x': give a whole number"),
+    (lambda: selection.FedCS("x"), "selection.deadline='x': simulated seconds"),
+    (lambda: selection.PowerOfChoice("x"), "selection.d='x': the number of candidates"),
+    (lambda: metrics.metric_named(3), "name=3: give a text"),
+    (lambda: metrics.metrics_of(None, 3), "objective=3: give an Objective of fsl"),
+    (lambda: metrics.Metrics(3), "metrics: by_name=3: give a mapping"),
+    (lambda: mobility.ScheduledMobility(3), "mobility.schedule=3: give a list of mappings"),
+    (lambda: mobility.BackAndForth(3), "mobility.devices=3: give a list of whole numbers"),
+    (lambda: mobility.RandomMobility("x"), "mobility.p='x': give a number"),
+    (lambda: mobility.TraceMobility("x", "y"), "mobility.round_seconds='y': give a number"),
+    (lambda: TraceAvailability(rounds={0: [1]}, period="x"), "availability.period='x': give a whole number or None"),
+]
+
+
+@pytest.mark.parametrize(("call", "line"), CALLS, ids=[line[:30] for _, line in CALLS])
+def test_a_wrong_type_is_one_line_that_names_it_and_what_is_allowed(call, line):
+    with pytest.raises(ConfigError) as refused:
+        call()
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+# What users do not call with values of their own, and what says for itself what it wants of any type.
+OTHERS = {
+    "data": {
+        *("Alignment", "Clear", "EdgeLabels", "Examples", "IID", "Natural", "PSI", "Partition", "Partitioner"),
+        *("PartyTable", "TensorExamples", "as_partitioner", "Given"),
+    },
+    "models": {"Concatenation", "Fusion", "Max", "Mean", "Product", "Sum", "VerticalModel"},
+    "costs": {
+        "CutChoice",
+        "CutPrice",
+        "FastestRound",
+        "Forecast",
+        "GivenCuts",
+        "Hardware",
+        "RoundCost",
+        "StageCost",
+        "machines",
+    },
+    "selection": {"BySamples", "FedCS", "PowerOfChoice", "RoundRobin", "Selection", "Uniform"},
+    "metrics": {"Metric", "Scored", "as_metrics"},
+}
+
+
+@pytest.mark.parametrize("room", [data, models, costs, selection, metrics], ids=OTHERS)
+def test_each_public_function_checks_its_arguments_types(room):
+    """A new one does so too, or its name is added to the list above with a call among `CALLS`."""
+    unchecked = set()
+    for name in room.__all__:
+        found = getattr(room, name)
+        if (callable(found) and inspect.isroutine(found)) or inspect.isclass(found):
+            function = found.__init__ if inspect.isclass(found) else found
+            if not hasattr(function, "__wrapped__"):
+                unchecked.add(name)
+    assert unchecked == OTHERS[room.__name__.removeprefix("fsl.")]
+
+
+def test_arguments_that_fit_pass_and_others_do_not():
+    @checks_types("group.", DataError, leave=("own",))
+    def function(
+        whole: int = 0,
+        share: float = 0.0,
+        flag: bool = False,
+        text: str = "",
+        choice: Literal["a", "b"] = "a",
+        names: Sequence[str] = (),
+        pairs: Sequence[Sequence[float]] = (),
+        by_name: Mapping[str, int] | None = None,
+        path: str | Path = "",
+        kind: type | None = None,
+        rule: Callable[[int], int] | None = None,
+        tensor: Tensor | None = None,
+        several: Iterable[int] = (),
+        anything: Any = None,
+        own: int = 0,
+        *,
+        last: tuple[int, ...] = (),
+    ) -> str:
+        """Says that it was called."""
+        return "called"
+
+    fitting: dict[str, list[Any]] = {
+        "whole": [3, np.int64(3), torch.tensor(3)],
+        "share": [3, 0.5, np.float32(0.5), torch.tensor(0.5)],
+        "flag": [True, np.True_],
+        "text": ["x"],
+        "choice": ["a", "c"],  # a choice that is none is the function's to refuse
+        "names": [[], ("a",), ["a", "b"], pd.Index(["a"]), np.array(["a"]), {"a": 1}.keys()],
+        "pairs": [[[0, 1.0]], np.zeros((2, 2)), torch.zeros(2, 2)],
+        "by_name": [None, {}, {"a": 1}],
+        "path": ["x", Path("x")],
+        "kind": [None, int],
+        "rule": [None, abs, lambda one: one],
+        "tensor": [torch.zeros(1)],
+        "several": [iter([1]), {1}, range(3)],
+        "anything": ["x", None, 3],
+        "own": ["x"],
+        "last": [[1], (1, 2)],
+    }
+    wrong: dict[str, list[Any]] = {
+        "whole": ["3", 3.5, True, None, [3], np.True_, torch.tensor(3.5), torch.zeros(2), int],
+        "share": ["3", True, None, [3], np.zeros(1), int],
+        "flag": [1, "true", None],
+        "text": [3, None, b"x", ["x"]],
+        "choice": [3, None, ["a"]],
+        "names": ["ab", 3, None, [3], {"a": 1}, b"ab", object(), iter(["a"]), np.zeros(2), np.array("a")],
+        "pairs": [[0, 1], ["ab"], np.zeros(2)],
+        "by_name": [[], "x", {1: 1}, {"a": "b"}],
+        "path": [3, None, b"x"],
+        "kind": [3, "int"],
+        "rule": [3, "abs"],
+        "tensor": [3, np.zeros(1)],
+        "several": [3, "12", None, ["x"]],
+        "last": [3, ["x"]],
+    }
+    assert fitting.keys() == inspect.signature(function).parameters.keys()
+    for name, values in fitting.items():
+        for value in values:
+            assert function(**{name: value}) == "called", (name, value)
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(DataError, match=rf"^group\.{name}=.*: give "):
+                function(**{name: value})
+    with pytest.raises(DataError, match=r"^group\.share='x': give a number$"):
+        function(1, "x")  # by its place
+    assert (function.__name__, function.__doc__) == ("function", "Says that it was called.")
+
+
+def test_only_some_arguments_may_be_checked():
+    @checks_types(only=("one",))
+    def function(one: int, other: int) -> tuple[object, object]:
+        return one, other
+
+    assert function(1, "x") == (1, "x")
+    with pytest.raises(ConfigError, match="one='x': give a whole number"):
+        function("x", 1)
+
+
+def test_a_class_is_checked_in_its_constructor_and_keeps_its_signature():
+    @checks_types()
+    class Pair:
+        def __init__(self, one: int, other: str = "x"):
+            self.both = SimpleNamespace(one=one, other=other)
+
+    assert Pair(1, other="y").both.other == "y"
+    assert list(inspect.signature(Pair).parameters) == ["one", "other"]
+    with pytest.raises(ConfigError, match="other=3: give a text"):
+        Pair(1, 3)
+
+
+def test_a_line_stays_one_line_whatever_is_given():
+    message = str(ConfigError(f"model={torch.zeros(3, 3)!r}: give another"))
+    assert message.startswith("model=tensor([[0., 0., 0.], [0.,")
+    assert "\n" not in message
