@@ -30,7 +30,9 @@ def upper_server(task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapp
     trainer: EdgeTrainer = plan.trainer.build(allowed, EdgeTrainer)
     checked = limit_of(worker, plan, TOP) is not None
     shared = worker.segments["back"].shared
-    server = EdgeServer(task.edge, trainer, up, down, checked=checked, allowed=allowed, shared=lambda _: shared)
+    server = EdgeServer(
+        task.edge, trainer, up, down, checked=checked, allowed=allowed, shared=lambda _: shared, tells=True
+    )
     tasks = {device.device: device for device in task.devices}
 
     def owner_task(owner: str) -> DeviceTask | CohortTask:

@@ -32,11 +32,12 @@ class Member:
     registered: bytes = b""  # its SuperNode's public key, DER; empty where keys do not bind
     line: bool = False  # it opens the line that it was offered
     frozen: Mapping[str, str] = field(default_factory=dict)  # digests of its model's frozen parameters, by segment
+    top: int | None = None  # the edge that it hosts the server above of
 
     @property
     def names(self) -> list[str]:
-        """Names of the devices and the edge that it hosts, as a table of members writes them."""
-        return names_of(self.samples, self.edge)
+        """Names of the devices and servers that it hosts, as a table of members writes them."""
+        return names_of(self.samples, self.edge, self.top)
 
     def __str__(self) -> str:
         """Name and key, for a log."""
@@ -61,6 +62,7 @@ def introduced(node: int, reply: Message, registered: bytes, label: str, bind_ke
         member = Member(
             node, role, samples, said["edge"], said["address"], key, label, edge_key, line=line, frozen=frozen
         )
+        member = replace(member, top=said.get("top"))
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
     if few := [device for device, count in samples.items() if count < 1]:
@@ -79,7 +81,8 @@ def refuse_both(member: Member, other: Member) -> None:
     """Raise TrustError where two nodes answer for one number."""
     for name in member.names:
         if name in other.names:
-            what, _, number = name.partition("-")
+            kind, _, number = name.partition("-")
+            what = "the server above edge" if kind == "top" else kind
             raise TrustError(
                 f"{what} {number} is hosted already by {other}; this is {member}; a table of members says whose it is "
                 "(deployment.members)"
@@ -100,10 +103,12 @@ def _count(value: Any) -> int:
 
 def _wrong(said: Mapping[str, Any]) -> str | None:
     """Returns the invalid field of a node's answer; None where all are valid."""
+    top = said.get("top")
     fine = {
         "role": said["role"] in get_args(Role),
         "edge": said["edge"] is None or is_count(said["edge"]),
-        "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
+        "top": top is None or (is_count(top) and said["edge"] is None),
+        "address": said["address"] == "" if said["edge"] is top is None else is_address(said["address"]),
         "key": is_hex(said["key"]),
         "line": isinstance(said["line"], bool),
         "frozen": all(is_digest(digest) for digest in dict(said.get("frozen", {})).values()),

@@ -8,6 +8,7 @@ import logging
 import queue
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import grpc
@@ -159,8 +160,9 @@ class EdgeRound:
             self._lose(event.device, Code.FAILED_PRECONDITION, "it uploaded before it was its turn")
             return
         try:
-            upload = self.server.receive(self._packet(event))
-            self.expected.check(upload)
+            upload = self.server.receive(packet := self._packet(event))
+            # With a server above, the labels are on their way there, and the trainer gets none.
+            self.expected.check(upload if self.server.above is None else replace(upload, targets=packet.targets))
         except Exception as error:  # also a codec's own error on bytes that no encoder made
             self._lose_invalid(event.device, error)
             return
@@ -307,6 +309,7 @@ class EdgeRound:
                 mark=served if i == last else 0,
                 payload=reply.gradient,
                 norms=reply.norms,
+                told=reply.told,
             )
             self.meter.replied(message.size)
             frames.append(message)
@@ -357,11 +360,15 @@ class EdgeRound:
         if attendance.opened:
             self._abandon(device)
         if (session := self.admission.sessions.get(device)) is not None:
-            session.refuse(code, f"edge {self.server.edge} goes on without device {device}: {reason}")
+            session.refuse(code, f"{self._who} goes on without device {device}: {reason}")
+
+    @property
+    def _who(self) -> str:
+        return f"edge {self.server.edge}"
 
     @property
     def _where(self) -> str:
-        return f"edge {self.server.edge}, round {self.admission.round}"
+        return f"{self._who}, round {self.admission.round}"
 
     def _about(self, device: int | None = None) -> dict[str, object]:
         """Returns the fields of a log line that its reader may search by."""
