@@ -43,7 +43,8 @@ class WiredGrid(SimulationGrid):
 
     def __init__(self, workload, backend, devices):
         groups = [range(devices)[i :: backend.device_nodes] for i in range(backend.device_nodes)]
-        tops = range(backend.edges if workload.places is not None and "cloud" in workload.places else 0)
+        hops = workload.places is not None and "cloud" in workload.places
+        tops = range(backend.edges) if hops and backend.tops is None else backend.tops or ()
         super().__init__(len(tops) + (backend.edges if backend.both else backend.edges + len(groups)))
         folder = backend.folder
         self.nodes = {}
@@ -115,6 +116,9 @@ class Wired(fsl.Backend):
     device_tls: dict[str, str] = field(default_factory=dict)
     edge_more: dict[str, str] = field(default_factory=dict)
     device_more: dict[str, str] = field(default_factory=dict)
+    tops: tuple[int, ...] | None = (
+        None  # the edges that have a server above them; None: all, where the split has two hops
+    )
     top_more: dict[str, str] = field(default_factory=dict)
     limit: Limit | None = None
     model: nn.Module | None = None  # that nodes build, where it is not the run's own

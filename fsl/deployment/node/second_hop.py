@@ -56,6 +56,7 @@ def remote_above(
         ],
         patience,
         work.deadline(whole.deadline),
+        edge=part.cohort.edge,
         round=plan.round,
         up=codec_maker(plan.up, allowed),
         down=codec_maker(plan.down, allowed),

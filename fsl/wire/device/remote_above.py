@@ -24,6 +24,7 @@ from fsl.wire.device.line import Ear, Heard, Line, LineEnded, Rewound, Uplink
 from fsl.wire.options import Patience
 
 _LOOK = 1.0  # seconds between two looks at the round's deadline
+_LAST_WORDS = 3.0  # seconds at a round's end to say which devices do not come
 
 
 @dataclass
@@ -57,6 +58,7 @@ class RemoteAbove:
         patience: Patience,
         deadline: Deadline,
         *,
+        edge: int,
         round: int,
         up: Callable[[], Codec],
         down: Callable[[], Codec],
@@ -69,16 +71,17 @@ class RemoteAbove:
         self._invitations = {invitation.device: invitation for invitation in invitations}
         self._patience = patience
         self._deadline = deadline
-        self._round = round
+        self._edge, self._round = edge, round
         self._up, self._down, self._allowed = up, down, tuple(allowed)
         self._ear: Ear = Ear()
         self._hops: dict[int, _Hop] = {}
+        self._leaving: dict[int, Line] = {}  # of devices that are lost, until their session is open and can be left
         self._told: dict[int, tuple[int, Tensor, Values, float]] = {}  # step, mean loss, gradient, weight of the loss
         self._over = ""  # why nobody waits any more
 
     def open(self, device: int, samples: float, weight: float | None) -> None:
         """Begin a device's session there; `ask` waits until all that are open here are open there, too."""
-        line = self._uplink.attend(self._invitations[device], self._ear, self._patience)
+        line = self._uplink.attend(self._invitations.pop(device), self._ear, self._patience)
         codecs = CutCodec(self._up, self._allowed), CutCodec(self._down, self._allowed)
         self._hops[device] = _Hop(line, Session(device, samples), *codecs)
         if self._over:
@@ -112,16 +115,30 @@ class RemoteAbove:
         """Leave a device's session there."""
         if device in self._hops:
             if device not in self.refusals and not self._hops[device].closed:
-                self._hops[device].line.leave("its edge goes on without it")
+                self._leave(device, self._hops[device], "its edge goes on without it")
             self._forget(device)
 
     def result(self) -> None:
         """Returns None: the server there tells the cloud what it has trained."""
 
     def end(self) -> None:
-        """Leave all sessions that are open, since the edge's round is over."""
+        """Leave all sessions that are open, and say who has not come, since the edge's round is over.
+
+        The server there would wait for them.
+        """
         for device in list(self._hops):
             self.lose(device)
+        if not self._over:
+            for device, invitation in self._invitations.items():
+                self._leaving[device] = self._uplink.attend(invitation, self._ear, self._patience)
+        until = time.monotonic() + _LAST_WORDS
+        while self._leaving and not self._over and (left := until - time.monotonic()) > 0:
+            try:
+                self._hear(self._ear.get(timeout=left))
+            except queue.Empty:
+                continue
+        for line in self._leaving.values():
+            line.leave("its edge's round is over")
         self._ear.close()
 
     def _forget(self, device: int) -> None:
@@ -143,7 +160,7 @@ class RemoteAbove:
             return unanswered(outputs)
         except Exception as error:  # also a codec's own error on bytes that no encoder made
             kind = "" if isinstance(error, WireError) else f"{type(error).__name__}: "
-            self._refuse(device, f"{self._who(device)}: {kind}{error}")
+            self._refuse(device, f"{self._who}: {kind}{error}")
             return unanswered(outputs)
 
     def _upload(self, hop: _Hop, step: int, outputs: Values, targets: Tensor) -> None:
@@ -198,7 +215,7 @@ class RemoteAbove:
             elif passed == "last":
                 self._give_up(self._deadline.reason)
             elif time.monotonic() >= until:
-                self._give_up(f"{self._who(device)} said nothing for {self._patience.answer:g} s")
+                self._give_up(f"{self._who} said nothing for {self._patience.answer:g} s")
             if device in self.refusals:
                 raise LostError(device, self.refusals[device])
             left = min(_LOOK, self._deadline.left(), max(0.0, until - time.monotonic()))
@@ -208,15 +225,20 @@ class RemoteAbove:
                 continue
 
     def _hear(self, event: Heard | LineEnded | Rewound) -> None:
+        if self._leaving.get(event.device) is event.line:
+            begun = isinstance(event, Heard) and event.message.WhichOneof("body") == "begin"
+            if begun or isinstance(event, LineEnded):
+                self._leaving.pop(event.device).leave("its edge goes on without it")
+            return
         device, hop = event.device, self._hops.get(event.device)
         if hop is None or event.line is not hop.line or device in self.refusals:
             return
         if isinstance(event, LineEnded):
-            self._refuse(device, event.reason, tell=False)
+            self.refusals[device] = one_line(event.reason, 500)
             return
         wrong = "it has lost what it had served" if isinstance(event, Rewound) else self._take(hop, event)
         if wrong:
-            self._refuse(device, f"{self._who(device)}: {wrong}")
+            self._refuse(device, f"{self._who}: {wrong}")
 
     def _take(self, hop: _Hop, event: Heard) -> str:
         """Take a message; returns what is wrong with it, or an empty text."""
@@ -235,10 +257,16 @@ class RemoteAbove:
             return f"it said {kind}, which is no answer to step {hop.asked}"
         return ""
 
-    def _refuse(self, device: int, reason: str, tell: bool = True) -> None:
-        self.refusals.setdefault(device, one_line(reason, 500))
-        if tell:
-            self._hops[device].line.leave(reason)
+    def _refuse(self, device: int, reason: str) -> None:
+        if device not in self.refusals:
+            self.refusals[device] = one_line(reason, 500)
+            self._leave(device, self._hops[device], reason)
+
+    def _leave(self, device: int, hop: _Hop, reason: str) -> None:
+        if hop.begun:
+            hop.line.leave(reason)
+        else:
+            self._leaving[device] = hop.line
 
     def _give_up(self, reason: str) -> None:
         self._over = reason
@@ -246,8 +274,9 @@ class RemoteAbove:
             if device not in self.refusals and not hop.closed:
                 self._refuse(device, reason)
 
-    def _who(self, device: int) -> str:
-        return self._invitations[device].who
+    @property
+    def _who(self) -> str:
+        return f"the server above edge {self._edge}"
 
 
 def _said(tensors: Sequence[tuple[torch.Size, torch.dtype]]) -> str:

@@ -1,0 +1,402 @@
+"""Two hops in a real federation: a server above each edge on a node of its own; to the bit as in simulation."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies.algorithm import Algorithm
+
+from fsl.codecs import Float16, Payload
+from fsl.data import Dirichlet
+from fsl.deployment.certs import CertificateFolder, identities, issue
+from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.cloud.terms import Terms
+from fsl.deployment.node.networked_node import NetworkedNode
+from fsl.deployment.node.work_done import Work
+from fsl.errors import ConfigError, LostError, RunError
+from fsl.messages.round_plan import RoundPlan
+from fsl.privacy import Privacy
+from fsl.privacy.settings import NoPeek
+from fsl.round.edge_server import EdgeServer
+from fsl.round.front_device import Device
+from fsl.segments.learning_rate import Schedule
+from fsl.wire.device.remote_above import RemoteAbove
+from fsl.wire.edge.upper_round import UpperRound
+from fsl.wire.options import Patience
+from tests.helpers.device_reports import report
+from tests.helpers.flaky import ABOVE, At, Weather
+from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_result, name_of, run
+from tests.helpers.small import frozen_model, small_model
+from tests.helpers.tls_options import tls
+from tests.helpers.wired import Wired
+
+pytestmark = pytest.mark.slow
+
+TWO = {"cut": ("pool", "conv2"), "places": ("device", "edge", "cloud")}
+FOUR = {"devices": 4, "edges": 2, **TWO}
+STRATEGIES = [SplitFedV1(), SplitFedV2(), SplitFedV2(order="round"), SplitFedV3(), VanillaSL()]
+strategies = pytest.mark.parametrize("strategy", STRATEGIES, ids=name_of)
+manners = pytest.mark.parametrize("strategy", [SplitFedV1(), SplitFedV2()], ids=name_of)
+QUICK = Patience(join=3, straggler=2, answer=4)
+
+
+def nobody_is_lost(found):
+    return all(row["lost"] == {} for row in found.metrics)
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, FedAvg()], ids=name_of)
+def test_over_the_wire_equals_in_one_process(strategy, tmp_path):
+    """Optimizers that are kept, BatchNorm, dropout; the bytes of the second hop, too."""
+    options = {"model": small_model("batch", 0.3), "optimizer": KEPT, **FOUR}
+    wired = run(strategy, backend=Wired(folder=tmp_path), **options)
+    assert_same_result(run(strategy, **options), wired)
+    assert nobody_is_lost(wired)
+
+
+@pytest.mark.parametrize("steps", ["auto", "tcp", "grpc"])
+def test_codecs_and_streams_change_nothing(steps, tmp_path):
+    options = {"up": Float16, "down": Float16, "model": small_model("batch"), "optimizer": KEPT, **FOUR}
+    backend = Wired(folder=tmp_path, device_more={"steps": steps}, edge_more={"steps": steps})
+    wired = run(SplitFedV2(), backend=backend, **options)
+    assert_same_result(run(SplitFedV2(), **options), wired)
+    assert nobody_is_lost(wired)
+
+
+def test_edges_may_host_their_devices(tmp_path):
+    wired = run(SplitFedV1(), backend=Wired(folder=tmp_path, both=True), **FOUR)
+    assert_same_result(run(SplitFedV1(), **FOUR), wired)
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV2(), SplitFedV2(order="round")], ids=name_of)
+def test_a_rate_by_step_is_that_of_the_whole_cohort_at_both_servers(strategy, tmp_path):
+    """The rate of a shared top follows the batches of the device that has most, as that of the back does."""
+    schedule = Schedule(cosine=True, warmup=0.2, per="step")
+    options = {"optimizer": replace(ADAM, schedule=schedule), "partition": Dirichlet(alpha=0.5), "batch_size": 4}
+    options |= {**FOUR, "edges": 1}
+    wired = run(strategy, backend=Wired(folder=tmp_path, edges=1), **options)
+    assert_same_result(run(strategy, **options), wired)
+
+
+def test_over_tls_with_certificates_on_both_ends_it_is_the_same(tmp_path):
+    issue(tmp_path / "certificates", identities(1, 1))
+    edge, device = tls(CertificateFolder(tmp_path / "certificates"), mutual=True)
+    more = {"ca": device["ca"], "steps": "tcp"}
+    backend = Wired(folder=tmp_path / "run", edges=1, edge_tls=edge, device_tls=device, edge_more=more)
+    options = {**TWO, "devices": 2}
+    assert_same_result(run(SplitFedV1(), **options), run(SplitFedV1(), backend=backend, **options))
+
+
+def test_an_edge_does_not_talk_to_a_server_of_another_authority(tmp_path):
+    for folder in ("ours", "others"):
+        issue(tmp_path / folder, identities(1, 1))
+    edge, device = tls(CertificateFolder(tmp_path / "ours"), mutual=False)
+    other, _ = tls(CertificateFolder(tmp_path / "others"), mutual=False)
+    more = {"edge_more": {"ca": device["ca"], "steps": "tcp"}, "top_more": other, "patience": QUICK}
+    backend = Wired(folder=tmp_path / "run", edges=1, device_nodes=1, edge_tls=edge, device_tls=device, **more)
+    with pytest.raises(RunError, match=r"round 1: no device finished.*the server above edge 0 at"):
+        run(SplitFedV1(), backend=backend, **TWO, devices=1)
+
+
+@pytest.mark.parametrize("strategy", [SplitFedV3(), VanillaSL()], ids=name_of)
+def test_a_resumed_federation_equals_one_that_never_stopped(strategy, tmp_path):
+    options = {"optimizer": KEPT, **FOUR}
+    whole = run(strategy, rounds=3, **options)
+    run(strategy, rounds=1, backend=Wired(folder=tmp_path / "nodes"), out=tmp_path / "run", **options)
+    backend = Wired(folder=tmp_path / "nodes")
+    resumed = run(strategy, rounds=3, backend=backend, out=tmp_path / "run", resume=True, **options)
+    assert_same_result(whole, resumed)
+
+
+def test_nodes_that_built_other_frozen_weights_get_the_runs(tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = {"model": frozen_model("batch"), **FOUR}
+    backend = Wired(folder=tmp_path, model=frozen_model("batch", seed=3))
+    assert_same_result(run(SplitFedV1(), **options), run(SplitFedV1(), backend=backend, **options))
+    told = [record.getMessage() for record in caplog.records if "frozen weights" in record.getMessage()]
+    assert any("frozen weights of top" in line for line in told)
+
+
+# Connections break.
+
+
+@strategies
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "grpc"])
+def test_connections_between_the_servers_that_break_anywhere_change_nothing(strategy, lean, tmp_path, monkeypatch):
+    """Before outputs and gradients of the second hop; and as its sessions open and close."""
+    steps = [At(ABOVE + k % 4, *what, k) for k in range(6) for what in (("says", "upload"), ("hears", "reply"))]
+    opens = [("says", "open"), ("hears", "challenge"), ("says", "proof"), ("hears", "opened"), ("hears", "begin")]
+    ends = [("says", "close"), ("hears", "closed")]
+    cuts = [*steps, *(At(ABOVE + k % 4, *what) for k, what in enumerate([*opens, *ends]))]
+    options = {**FOUR, "batch_size": 4, "rounds": 1, "model": small_model("batch", 0.3)}
+    expected = run(strategy, **options)
+    weather = Weather(cuts=cuts, lean=lean).over(monkeypatch)
+    found = run(strategy, backend=Wired(folder=tmp_path), **options)
+    assert set(weather.met) == set(weather.cuts)
+    assert_same_result(expected, found)
+    assert nobody_is_lost(found)
+
+
+# Devices are lost, and servers above edges lie or die.
+
+
+def is_top(server):
+    return server.trainer.bench.back.name == "top"
+
+
+def at_the_top(monkeypatch, device, spoil):
+    """Change what the server above an edge answers a device."""
+    answers = EdgeServer._answers
+
+    def spoiled(self, replies):
+        found = answers(self, replies)
+        if not is_top(self):
+            return found
+        return [spoil(answer) if answer.device == device else answer for answer in found]
+
+    monkeypatch.setattr(EdgeServer, "_answers", spoiled)
+
+
+def gradient(change):
+    def spoil(answer):
+        ((name, values),) = answer.gradient.arrays
+        return replace(answer, gradient=Payload(answer.gradient.codec, ((name, change(values)),)))
+
+    return spoil
+
+
+def told(change):
+    return lambda answer: replace(answer, told=change(answer.told))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (told(lambda values: None), "no mean loss and weight"),
+        (told(lambda values: values.float()), "no mean loss and weight"),
+        (told(lambda values: values[:1]), "no mean loss and weight"),
+        (told(lambda values: values * float("nan")), "a mean loss, or its weight, has a value that is not finite"),
+        (told(lambda values: torch.tensor([0.1, -1.0], dtype=torch.float64)), "the weight of its loss is -1"),
+        (gradient(lambda values: values[:1]), "its gradient is torch.float32 of shape"),
+        (gradient(lambda values: values.double()), "its gradient is torch.float64 of shape"),
+        (gradient(lambda values: values * float("nan")), "a gradient at the outputs has a value that is not finite"),
+        (lambda answer: replace(answer, gradient=Payload("int8", answer.gradient.arrays)), "int8"),
+        (lambda answer: replace(answer, norms=torch.zeros(16)), "its reply has norms"),
+        (lambda answer: replace(answer, step=answer.step + 1), "it said reply, which is no answer to step 0"),
+    ],
+)
+@manners
+def test_a_device_whose_server_above_answers_nonsense_is_lost_alone(strategy, spoil, reason, tmp_path, monkeypatch):
+    at_the_top(monkeypatch, 1, spoil)
+    (row,) = run(strategy, rounds=1, backend=Wired(folder=tmp_path, edges=1), **TWO).metrics
+    assert set(row["lost"]) == {"1"}
+    assert f"the server above edge 0: {reason}" in row["lost"]["1"] or reason in row["lost"]["1"]
+    assert row["devices"] == 2
+
+
+@manners
+def test_a_device_whose_top_diverges_is_lost_at_both_servers_as_in_simulation(strategy, tmp_path, monkeypatch):
+    answers = EdgeServer._answers
+
+    def spoiled(self, replies):
+        if is_top(self):
+            replies = [replace(r, loss=r.loss * float("nan"), judged=False) if r.device == 1 else r for r in replies]
+        return answers(self, replies)
+
+    monkeypatch.setattr(EdgeServer, "_answers", spoiled)
+    found = run(strategy, backend=Wired(folder=tmp_path, edges=1), **TWO)
+    expected = run(strategy, **TWO)
+    assert_same_result(expected, found)
+    for rows in zip(found.metrics, expected.metrics, strict=True):
+        for row in rows:
+            assert set(row["lost"]) == {"1"}
+            assert "the server above edge 0" in row["lost"]["1"]
+            assert "a loss, or a gradient, that is not finite" in row["lost"]["1"]
+
+
+@manners
+def test_a_device_that_ends_in_the_middle_is_lost_alone_at_both(strategy, tmp_path, monkeypatch):
+    forward = Device.forward
+
+    def leaves(self):
+        if (self.device, self.step) == (1, 1):
+            raise LostError(1, "no such luck")
+        return forward(self)
+
+    monkeypatch.setattr(Device, "forward", leaves)
+    found = run(strategy, backend=Wired(folder=tmp_path, edges=1), **TWO)
+    assert_same_result(run(strategy, **TWO), found)
+    assert [set(row["lost"]) for row in found.metrics] == [{"1"}, {"1"}]
+
+
+def test_labels_that_the_run_has_not_lose_a_device_at_its_edge(tmp_path, monkeypatch):
+    forward = Device.forward
+
+    def lies(self):
+        packet = forward(self)
+        return replace(packet, targets=packet.targets + 9) if packet is not None and self.device == 1 else packet
+
+    monkeypatch.setattr(Device, "forward", lies)
+    (row,) = run(SplitFedV2(), rounds=1, backend=Wired(folder=tmp_path, edges=1), **TWO).metrics
+    assert set(row["lost"]) == {"1"}
+    assert "edge 0: labels lie between" in row["lost"]["1"]
+
+
+class DiedError(BaseException):
+    """Ends a server's thread as the end of its process does: it says nothing more."""
+
+
+@manners
+def test_a_server_above_that_dies_loses_its_edges_devices_and_comes_back(strategy, tmp_path, monkeypatch):
+    serve, upload = NetworkedNode._serve, UpperRound._upload
+
+    def dies(self, attendance, event):
+        if self.server.edge == 1 and self.admission.round == 1 and event.upload.step == 1:
+            raise DiedError
+        upload(self, attendance, event)
+
+    def with_its_door(node, plan, whole, part, states, work):
+        try:
+            serve(node, plan, whole, part, states, work)
+        except DiedError:
+            door, node._door = node._door, None
+            node.settings = replace(node.settings, listen=f"127.0.0.1:{door.port}")  # where its next process listens
+            door.close()
+
+    monkeypatch.setattr(UpperRound, "_upload", dies)
+    monkeypatch.setattr(NetworkedNode, "_serve", with_its_door)
+    found = run(strategy, rounds=2, backend=Wired(folder=tmp_path, patience=QUICK), **FOUR)
+    first, second = found.metrics
+    assert set(first["lost"]) == {"1", "3"}
+    assert all("the server above edge 1 at" in reason for reason in first["lost"].values())
+    assert (first["devices"], second["devices"]) == (2, 4)
+
+
+@manners
+def test_a_server_above_that_says_nothing_loses_its_edges_devices(strategy, tmp_path, monkeypatch):
+    upload, over = UpperRound._upload, threading.Event()
+
+    def hangs(self, attendance, event):
+        if self.server.edge == 1 and self.admission.round == 1 and event.upload.step == 1:
+            over.wait(6)
+        upload(self, attendance, event)
+
+    monkeypatch.setattr(UpperRound, "_upload", hangs)
+    found = run(strategy, rounds=2, backend=Wired(folder=tmp_path, patience=QUICK), **FOUR)
+    first, second = found.metrics
+    assert set(first["lost"]) == {"1", "3"}
+    assert all("the server above edge 1 said nothing for 4 s" in reason for reason in first["lost"].values())
+    assert (first["devices"], second["devices"]) == (2, 4)
+
+
+def test_a_server_above_does_not_wait_for_an_edge_that_is_gone(tmp_path, monkeypatch):
+    """The edge's connections end, and it does not come back: its node restarts, say."""
+    told, lose, asked = [], UpperRound._lose, RemoteAbove.ask
+
+    def noted(self, device, code, reason):
+        told.append(reason)
+        lose(self, device, code, reason)
+
+    def gone(self, device, step, outputs):
+        if step == 1:
+            (hop,) = self._hops.values()
+            hop.line._thread.call(hop.line._task.cancel)
+            raise ArithmeticError("no such luck")
+        return asked(self, device, step, outputs)
+
+    monkeypatch.setattr(UpperRound, "_lose", noted)
+    monkeypatch.setattr(RemoteAbove, "ask", gone)
+    monkeypatch.setattr(RemoteAbove, "end", lambda self: None)
+    with pytest.raises(RunError, match="no such luck"):
+        run(SplitFedV1(), devices=1, backend=Wired(folder=tmp_path, edges=1, device_nodes=1, patience=QUICK), **TWO)
+    assert told == ["its edge did not come back to its session for 2 s"]
+
+
+def test_a_server_above_hears_of_devices_that_never_come(tmp_path, monkeypatch):
+    """By its edge, which has waited for them; it waits for nobody itself."""
+    told, lose, trains = [], UpperRound._lose, NetworkedNode.train
+
+    def noted(self, device, code, reason):
+        told.append((device, reason))
+        lose(self, device, code, reason)
+
+    def stays_away(node, plan, part, arrays):
+        if 1 in node.settings.devices:
+            raise ConfigError("no such luck")
+        return trains(node, plan, part, arrays)
+
+    monkeypatch.setattr(UpperRound, "_lose", noted)
+    monkeypatch.setattr(NetworkedNode, "train", stays_away)
+    patience = Patience(join=2, straggler=20, answer=60)
+    (row,) = run(SplitFedV1(), rounds=1, backend=Wired(folder=tmp_path, edges=1, patience=patience), **TWO).metrics
+    assert set(row["lost"]) == {"1"}
+    assert told == [(1, "the device left: its edge goes on without it")]
+
+
+def test_an_edge_without_a_server_above_it_loses_its_devices_by_name(tmp_path):
+    roster = Roster("", Terms(wait=1, bind_keys=False))
+    (row,) = run(SplitFedV1(), rounds=1, backend=Wired(folder=tmp_path, tops=(0,), roster=roster), **FOUR).metrics
+    assert set(row["lost"]) == {"1", "3"}
+    assert set(row["lost"].values()) == {"no node that hosts the server above edge 1 is online"}
+
+
+def test_a_round_closes_at_its_deadline_at_both_servers(tmp_path, monkeypatch):
+    upload, over = UpperRound._upload, threading.Event()
+
+    def hangs(self, attendance, event):
+        if self.server.edge == 1 and event.upload.step == 1:
+            over.wait(5)
+        upload(self, attendance, event)
+
+    monkeypatch.setattr(UpperRound, "_upload", hangs)
+    roster = Roster("", Terms(wait=5, bind_keys=False, deadline=3.0))
+    (row,) = run(SplitFedV1(), rounds=1, backend=Wired(folder=tmp_path, roster=roster), **FOUR).metrics
+    assert set(row["lost"]) == {"1", "3"}
+    assert all("deadline of 3 s" in reason for reason in row["lost"].values())
+
+
+# What a node tells, and what is refused.
+
+
+@pytest.mark.parametrize(
+    ("lie", "problem"),
+    [
+        (lambda work: work.topped.append(report(0)), "it trained a top of device 0, which is not its own"),
+        (lambda work: work.served.append(report(1)), "it served device 1, which is not its own"),
+        (lambda work: work.topped.clear(), "it finished not on all its nodes"),
+    ],
+    ids=["another's", "an edge's", "nothing"],
+)
+@manners
+def test_a_node_above_an_edge_answers_for_its_tops_alone(strategy, lie, problem, tmp_path, monkeypatch):
+    """The back that its edge trained without a top that counts does not count either."""
+    records = Work.records
+
+    def lying(work):
+        if {one.device for one in work.topped} == {1, 3}:
+            lie(work)
+        return records(work)
+
+    monkeypatch.setattr(Work, "records", lying)
+    found = run(strategy, rounds=1, backend=Wired(folder=tmp_path), **FOUR)
+    (row,) = found.metrics
+    assert set(row["lost"]) == {"1", "3"}
+    assert all(problem in reason for reason in row["lost"].values())
+    monkeypatch.setattr(Algorithm, "select", lambda self, round: [0, 2])
+    only = run(strategy, rounds=1, **FOUR)
+    assert_same_bits(only.states["back"], found.states["back"])
+    assert_same_bits(only.states["top"], found.states["top"])
+
+
+def test_roaming_is_refused(tmp_path):
+    roster = Roster("", Terms(wait=1, bind_keys=False, roaming=True))
+    with pytest.raises(ConfigError, match="a part of it is at the cloud; use mobility=none and deployment"):
+        run(SplitFedV1(), backend=Wired(folder=tmp_path, roster=roster), **FOUR)
+
+
+def test_a_node_refuses_privacy_with_two_hops_whatever_its_cloud_says(tmp_path, monkeypatch):
+    told_plan, privacy = RoundPlan.from_json, Privacy(nopeek=NoPeek(weight=0.5))
+    monkeypatch.setattr(RoundPlan, "from_json", lambda text: replace(told_plan(text), privacy=privacy))
+    with pytest.raises(RunError, match="privacy, and a third segment at the cloud, which no account covers"):
+        run(SplitFedV1(), rounds=1, backend=Wired(folder=tmp_path, edges=1), **TWO)
