@@ -158,6 +158,7 @@ class EdgeServer:
         self._told: dict[int, tuple[int, Tensor, Values]] = {}  # by device: step, mean loss, gradient
         self.tails: Callable[[Sequence[TailCall]], Sequence[TailAnswer]] | None = None  # carries outputs to devices
         self.above: Above | None = None  # where the last segment and the loss are, in a split with two hops
+        self._steps: dict[int, int] = {}  # by device, the step that the trainer is on: a device may upload ahead
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
         self._checked = checked
@@ -228,6 +229,7 @@ class EdgeServer:
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
         """Step the trainer on received uploads; returns its replies, encoded."""
+        self._steps = {upload.device: upload.step for upload in uploads}
         return self._answers(self._given("step", self.trainer.step(uploads)))
 
     def step(self, packets: Sequence[UploadPacket]) -> Sequence[ReplyPacket]:
@@ -285,9 +287,9 @@ class EdgeServer:
         assert self.above is not None
         found = []
         for device, outputs in parts:
-            session = self._sessions[device]
-            loss, gradient, weight = self.above.ask(device, session.step - 1, outputs)
-            session.waiting[session.step - 1] = replace(session.waiting[session.step - 1], loss_weight=weight)
+            session, step = self._sessions[device], self._steps[device]
+            loss, gradient, weight = self.above.ask(device, step, outputs)
+            session.waiting[step] = replace(session.waiting[step], loss_weight=weight)
             found.append((loss, gradient))
         return found
 

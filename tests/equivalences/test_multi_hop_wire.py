@@ -9,26 +9,35 @@ from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from fsl.strategies.algorithm import Algorithm
 
 from fsl.codecs import Float16, Payload
-from fsl.data import Dirichlet
+from fsl.data import IID, Dirichlet, divide
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.work_done import Work
-from fsl.errors import ConfigError, LostError, RunError
-from fsl.messages.round_plan import RoundPlan
+from fsl.errors import ConfigError, LostError, RunError, WireError
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.messages.steps import Upload, UploadPacket
+from fsl.objective import as_objective
 from fsl.privacy import Privacy
 from fsl.privacy.settings import NoPeek
 from fsl.round.edge_server import EdgeServer
+from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
+from fsl.round.workload import Worker, Workload
 from fsl.segments.learning_rate import Schedule
 from fsl.wire.device.remote_above import RemoteAbove
+from fsl.wire.edge.admission import Admission
+from fsl.wire.edge.expected import Expected
+from fsl.wire.edge.refusal import Refusal
 from fsl.wire.edge.upper_round import UpperRound
 from fsl.wire.options import Patience
+from fsl.wire.tokens import Claims, Signer
 from tests.helpers.device_reports import report
 from tests.helpers.flaky import ABOVE, At, Weather
+from tests.helpers.lowlevel import a_plan
 from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_result, name_of, run
-from tests.helpers.small import frozen_model, small_model
+from tests.helpers.small import frozen_model, small_model, small_task
 from tests.helpers.tls_options import tls
 from tests.helpers.wired import Wired
 
@@ -357,6 +366,57 @@ def test_a_round_closes_at_its_deadline_at_both_servers(tmp_path, monkeypatch):
 
 
 # What a node tells, and what is refused.
+
+
+def a_server(folder):
+    """An edge server with the one above it, for device 0."""
+    task, (cut, places) = small_task(), TWO.values()
+    partition = divide(task, IID(), 2, None, 0)
+    workload = Workload(small_model(), cut, task, partition, as_objective(None), folder, places=places)
+    worker, plan = Worker(workload), a_plan()
+    plan = replace(plan, learning_rates={**plan.learning_rates, "top": 0.05})
+    states = {name: segment.layout.capture() for name, segment in worker.segments.items()}
+    return EdgeSide(CohortTask(edge=0, devices=(DeviceTask(device=0),)), plan, worker, states).server, worker, plan
+
+
+def upload_of(step, rows, label):
+    smashed = Payload("identity", (("values", torch.rand(rows, 4, 4, 4)),))
+    return UploadPacket(device=0, step=step, smashed=smashed, targets=torch.full((rows,), label))
+
+
+def test_a_device_that_uploads_ahead_has_each_step_trained_with_its_own_labels(tmp_path):
+    """A stranger's device need not wait for its replies, and its edge takes some uploads before it trains on them."""
+    server, _, _ = a_server(tmp_path)
+    server.open(0, 10.0)
+    first, second = (server.receive(upload_of(*each)) for each in ((0, 4, 1), (1, 2, 3)))
+    assert [server.answer([upload])[0].step for upload in (first, second)] == [0, 1]
+    assert [batch.rows for batch in server.session(0).batches] == [4, 2]
+    assert server.refused() == {}
+
+
+def test_the_server_above_takes_what_the_back_makes_and_nothing_else(tmp_path):
+    _, worker, plan = a_server(tmp_path)
+    expected = Expected.of_edge(worker, plan)
+    upload = Upload(0, 0, torch.rand(3, 8, 4, 4), torch.tensor([0, 1, 2]))
+    expected.check(upload)
+    for wrong, line in (
+        ({"smashed": torch.rand(3, 4, 4, 4)}, "the cut gives torch.float32 of shape"),
+        ({"smashed": upload.smashed * float("inf")}, "a value that is not finite"),
+        ({"targets": torch.tensor([0, 1, 9])}, "labels lie between 0 and 9"),
+        ({"targets": torch.tensor([0, 1])}, "targets of shape"),
+    ):
+        with pytest.raises(WireError, match=line):
+            expected.check(replace(upload, **wrong))
+
+
+def test_a_devices_token_opens_no_session_at_the_server_above_its_edge():
+    """A device could otherwise train the top on outputs of its own, and shut its edge out."""
+    signer = Signer()
+    above = Admission("run", 1, 0, 7, signer.public_key, {0}, "up", "down", top=True)
+    claims = Claims("run", 1, 0, (0,), 10, 10, 7, b"x" * 32)
+    assert above.check(signer.sign(replace(claims, top=True))).top
+    with pytest.raises(Refusal, match="edge 0: the token is for the edge, and this is the server above it"):
+        above.check(signer.sign(claims))
 
 
 @pytest.mark.parametrize(
