@@ -205,7 +205,7 @@ def reply_bytes(
     gradient: Payload, norms: Tensor | None = None, rows: int | None = None, told: Tensor | None = None
 ) -> int:
     """The size in bytes of a reply's frame, headers included; as `upload_bytes`."""
-    rest = () if norms is None else (_resized("norms", norms, rows),)
+    rest: Signature = () if norms is None else (_resized("norms", norms, rows),)
     rest += () if told is None else (_resized("told", told, None),)
     return _reply_bytes(gradient.codec, _signature(gradient, rows), rest, gradient.structure)
 

@@ -74,6 +74,13 @@ def test_a_wrong_value_is_one_line(config, message):
         NodeSettings.read(config)
 
 
+def test_a_node_places_segments_where_the_run_does():
+    setup = setup_of("model=lenet", "model.cut=[pool1,fc2]", "model.places=[device,edge,cloud]")
+    for config in (TOP, EDGE, {}):
+        workload = build_workload(Setup.from_json(setup.to_json()), NodeSettings.read(config))
+        assert workload.places == ("device", "edge", "cloud")
+
+
 def test_a_setup_survives_its_way():
     setup = setup_of("strategy=sglr", "devices=3")
     assert Setup.from_json(setup.to_json()) == setup

@@ -249,7 +249,7 @@ def test_labels_that_the_run_has_not_lose_a_device_at_its_edge(tmp_path, monkeyp
     monkeypatch.setattr(Device, "forward", lies)
     (row,) = run(SplitFedV2(), rounds=1, backend=Wired(folder=tmp_path, edges=1), **TWO).metrics
     assert set(row["lost"]) == {"1"}
-    assert "edge 0: labels lie between" in row["lost"]["1"]
+    assert row["lost"]["1"].startswith("edge 0: labels lie between")
 
 
 class DiedError(BaseException):
@@ -297,6 +297,21 @@ def test_a_server_above_that_says_nothing_loses_its_edges_devices(strategy, tmp_
     assert set(first["lost"]) == {"1", "3"}
     assert all("the server above edge 1 said nothing for 4 s" in reason for reason in first["lost"].values())
     assert (first["devices"], second["devices"]) == (2, 4)
+
+
+@manners
+def test_a_server_above_that_fails_is_heard_by_its_edge(strategy, tmp_path, monkeypatch):
+    answer = EdgeServer.answer
+
+    def fails(self, uploads):
+        if is_top(self) and self.edge == 1:
+            raise ArithmeticError("no such luck")
+        return answer(self, uploads)
+
+    monkeypatch.setattr(EdgeServer, "answer", fails)
+    (row,) = run(strategy, rounds=1, backend=Wired(folder=tmp_path), **FOUR).metrics
+    assert set(row["lost"]) == {"1", "3"}
+    assert all("no such luck" in reason and "said nothing" not in reason for reason in row["lost"].values())
 
 
 def test_a_server_above_does_not_wait_for_an_edge_that_is_gone(tmp_path, monkeypatch):

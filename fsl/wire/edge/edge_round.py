@@ -161,8 +161,8 @@ class EdgeRound:
             return
         try:
             upload = self.server.receive(packet := self._packet(event))
-            # With a server above, the labels are on their way there, and the trainer gets none.
-            self.expected.check(upload if self.server.above is None else replace(upload, targets=packet.targets))
+            on_their_way = None if self.server.above is None else packet.targets  # up; the trainer gets no labels
+            self.expected.check(upload if on_their_way is None else replace(upload, targets=on_their_way))
         except Exception as error:  # also a codec's own error on bytes that no encoder made
             self._lose_invalid(event.device, error)
             return
