@@ -1,5 +1,6 @@
 """Two hops in a real federation: a server above each edge on a node of its own; to the bit as in simulation."""
 
+import asyncio
 import threading
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from fsl.data import IID, Dirichlet, divide
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
+from fsl.deployment.node import second_hop
 from fsl.deployment.node.networked_node import NetworkedNode
 from fsl.deployment.node.work_done import Work
 from fsl.errors import ConfigError, LostError, RunError, WireError
@@ -26,6 +28,7 @@ from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
 from fsl.round.workload import Worker, Workload
 from fsl.segments.learning_rate import Schedule
+from fsl.wire.device.line import Line
 from fsl.wire.device.remote_above import RemoteAbove
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.expected import Expected
@@ -79,10 +82,19 @@ def test_edges_may_host_their_devices(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", [SplitFedV2(), SplitFedV2(order="round")], ids=name_of)
-def test_a_rate_by_step_is_that_of_the_whole_cohort_at_both_servers(strategy, tmp_path):
-    """The rate of a shared top follows the batches of the device that has most, as that of the back does."""
+def test_a_rate_by_step_is_that_of_the_whole_cohort_at_both_servers(strategy, tmp_path, monkeypatch):
+    """The rate of a shared top follows the batches of the device that has most, also where its session opens last."""
+    partition, stream = Dirichlet(alpha=0.5), Line._stream
+    sizes = [divide(small_task(), partition, 4, None, 0).size(device) for device in range(4)]
+
+    async def late(line):
+        if line.invitation.top and line.invitation.device == sizes.index(max(sizes)):
+            await asyncio.sleep(0.5)
+        await stream(line)
+
+    monkeypatch.setattr(Line, "_stream", late)
     schedule = Schedule(cosine=True, warmup=0.2, per="step")
-    options = {"optimizer": replace(ADAM, schedule=schedule), "partition": Dirichlet(alpha=0.5), "batch_size": 4}
+    options = {"optimizer": replace(ADAM, schedule=schedule), "partition": partition, "batch_size": 4}
     options |= {**FOUR, "edges": 1}
     wired = run(strategy, backend=Wired(folder=tmp_path, edges=1), **options)
     assert_same_result(run(strategy, **options), wired)
@@ -284,18 +296,27 @@ def test_a_server_above_that_dies_loses_its_edges_devices_and_comes_back(strateg
 
 @manners
 def test_a_server_above_that_says_nothing_loses_its_edges_devices(strategy, tmp_path, monkeypatch):
-    upload, over = UpperRound._upload, threading.Event()
+    """Once, and for all: the edge waits for none of the others."""
+    upload, asks, end, over, asked = UpperRound._upload, RemoteAbove._upload, RemoteAbove.end, threading.Event(), []
 
     def hangs(self, attendance, event):
         if self.server.edge == 1 and self.admission.round == 1 and event.upload.step == 1:
-            over.wait(6)
+            over.wait(20)
         upload(self, attendance, event)
 
+    def noted(self, hop, step, outputs, targets):
+        if (self._edge, self._round, step) == (1, 1, 1):
+            asked.append(hop.session.device)
+        asks(self, hop, step, outputs, targets)
+
     monkeypatch.setattr(UpperRound, "_upload", hangs)
+    monkeypatch.setattr(RemoteAbove, "_upload", noted)
+    monkeypatch.setattr(RemoteAbove, "end", lambda self: (end(self), over.set() if self._edge == 1 else None))
     found = run(strategy, rounds=2, backend=Wired(folder=tmp_path, patience=QUICK), **FOUR)
     first, second = found.metrics
     assert set(first["lost"]) == {"1", "3"}
     assert all("the server above edge 1 said nothing for 4 s" in reason for reason in first["lost"].values())
+    assert len(asked) == 1
     assert (first["devices"], second["devices"]) == (2, 4)
 
 
@@ -365,19 +386,48 @@ def test_an_edge_without_a_server_above_it_loses_its_devices_by_name(tmp_path):
     assert set(row["lost"].values()) == {"no node that hosts the server above edge 1 is online"}
 
 
-def test_a_round_closes_at_its_deadline_at_both_servers(tmp_path, monkeypatch):
-    upload, over = UpperRound._upload, threading.Event()
+@manners
+def test_a_round_closes_at_its_deadline_though_a_server_above_hangs(strategy, tmp_path, monkeypatch):
+    """Where devices wait for each other, the second time as long after the first."""
+    upload, end, over, ended = UpperRound._upload, RemoteAbove.end, threading.Event(), []
 
     def hangs(self, attendance, event):
         if self.server.edge == 1 and event.upload.step == 1:
-            over.wait(5)
+            ended.append(over.wait(20))
         upload(self, attendance, event)
 
+    def told(self):
+        end(self)
+        if self._edge == 1:
+            over.set()
+
     monkeypatch.setattr(UpperRound, "_upload", hangs)
-    roster = Roster("", Terms(wait=5, bind_keys=False, deadline=3.0))
-    (row,) = run(SplitFedV1(), rounds=1, backend=Wired(folder=tmp_path, roster=roster), **FOUR).metrics
+    monkeypatch.setattr(RemoteAbove, "end", told)
+    roster = Roster("", Terms(wait=5, bind_keys=False, deadline=2.0))
+    (row,) = run(strategy, rounds=1, backend=Wired(folder=tmp_path, roster=roster), **FOUR).metrics
     assert set(row["lost"]) == {"1", "3"}
-    assert all("deadline of 3 s" in reason for reason in row["lost"].values())
+    assert all("deadline of 2 s" in reason for reason in row["lost"].values())
+    assert ended
+    assert all(ended)  # the edge has not waited for it
+
+
+def test_who_waited_for_a_device_goes_on_above_after_the_deadline(tmp_path, monkeypatch):
+    """The edge loses that device alone at the deadline; the server above gives the others as long again, as it does."""
+    forward, over = Device.forward, threading.Event()
+
+    def hangs(self):
+        if (self.device, self.step) == (1, 1):
+            over.wait(20)
+        return forward(self)
+
+    monkeypatch.setattr(second_hop, "_LATER", 0.0)
+    monkeypatch.setattr(Device, "forward", hangs)
+    roster = Roster("", Terms(wait=5, bind_keys=False, deadline=4.0))
+    backend = Wired(folder=tmp_path, edges=1, device_nodes=3, roster=roster)
+    monkeypatch.setattr(RemoteAbove, "end", lambda self, end=RemoteAbove.end: (end(self), over.set()))
+    (row,) = run(SplitFedV2(), rounds=1, backend=backend, **TWO).metrics
+    assert set(row["lost"]) == {"1"}
+    assert row["devices"] == 2
 
 
 # What a node tells, and what is refused.

@@ -151,6 +151,8 @@ class RemoteAbove:
 
     def _asked(self, device: int, step: int, outputs: Values) -> tuple[Tensor, Values, float]:
         hop, targets = self._hops[device], self.labels.pop((device, step))
+        if device in self.refusals:
+            return unanswered(outputs)
         try:
             self._wait(device, self._all_begun)
             self._upload(hop, step, outputs, targets)
@@ -208,6 +210,8 @@ class RemoteAbove:
 
     def _wait(self, device: int, done: Callable[[], bool]) -> None:
         """Hear what comes until it is `done`; LostError where the device's session has ended, or nobody waits more."""
+        if self._deadline.passed() == "last":  # what passed for the first time meanwhile was for the edge to judge
+            self._give_up(self._deadline.reason)
         until = time.monotonic() + self._patience.answer
         while not done():
             if (passed := self._deadline.passed()) == "first":

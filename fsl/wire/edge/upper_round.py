@@ -37,37 +37,38 @@ class UpperRound(EdgeRound):
 
     def _next_event(self) -> Event | None:
         if time.monotonic() - self._looked_at >= _LOOK:
-            self._lose_absent()
+            self._lose_cut_off()
         if all(attendance.settled for attendance in self.all.values()):
             return None
         try:
             left = math.inf if self.deadline is None else self.deadline.left()
             event: Event | None = self.admission.inbox.get(timeout=min(_LOOK, left))
-        except queue.Empty:
+        except queue.Empty:  # only now: it may have computed for long, and something may have come meanwhile
+            self._lose_unheard()
             return None
         self._heard_at = time.monotonic()
         self._came = self._came or isinstance(event, Joined)
         return event
 
-    def _lose_absent(self) -> None:
-        """Lose the devices whose session has been without a connection for too long; all, where the edge is silent."""
+    def _lose_cut_off(self) -> None:
+        """Lose the devices whose session has been without a connection for too long."""
         now = self._looked_at = time.monotonic()
-        patience = self.patience
-        # Before it opens the first session, the edge may itself wait for its devices.
-        limit = patience.answer + patience.join if self._came else 2 * patience.join
-        live = [attendance for attendance in self.all.values() if not attendance.settled]
-        if now - self._heard_at > limit:
-            what = "said nothing" if self._came else "did not come"
-            for attendance in live:
-                self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"its edge {what} for {limit:g} s")
-            return
-        for attendance in live:
-            if self._is_cut_off(attendance):
-                if now - self._cut_off.setdefault(attendance.device, now) > patience.straggler:
-                    reason = f"its edge did not come back to its session for {patience.straggler:g} s"
-                    self._lose(attendance.device, Code.DEADLINE_EXCEEDED, reason)
-            else:
+        for attendance in self._live():
+            if not self._is_cut_off(attendance):
                 self._cut_off.pop(attendance.device, None)
+            elif now - self._cut_off.setdefault(attendance.device, now) > self.patience.straggler:
+                reason = f"its edge did not come back to its session for {self.patience.straggler:g} s"
+                self._lose(attendance.device, Code.DEADLINE_EXCEEDED, reason)
+
+    def _lose_unheard(self) -> None:
+        """Lose all devices where the edge has said nothing for too long."""
+        # Before it opens the first session, the edge may itself wait for its devices.
+        patience = self.patience
+        limit = patience.answer + patience.join if self._came else 2 * patience.join
+        if time.monotonic() - self._heard_at > limit:
+            what = "said nothing" if self._came else "did not come"
+            for attendance in self._live():
+                self._lose(attendance.device, Code.DEADLINE_EXCEEDED, f"its edge {what} for {limit:g} s")
 
     def _is_cut_off(self, attendance: Attendance) -> bool:
         return attendance.joined and not self.admission.sessions[attendance.device].connected
