@@ -75,11 +75,12 @@ def asked(addresses: Sequence[str]) -> list[Told | None]:
 def parts_of(told: Told) -> Iterator[tuple[str, list[str]]]:
     """Yield each part of a process, such as "edge", with its columns of a table."""
     for part in ("edge", "device") if told.role == "both" else (told.role,):
-        names = [f"fsl_{part}_{name}" for name in _COLUMNS.get(part, ())]
+        kind = "edge" if part == "top" else part  # it counts as the edge does that it is above
+        names = [f"fsl_{kind}_{name}" for name in _COLUMNS.get(kind, ())]
         cells = [_cell(name, told.metrics[name]) if name in told.metrics else "" for name in names]
         if part == "cloud":
             cells[0] = f"{cells[0]}/{told.metrics.get('fsl_cloud_rounds', 0):.0f}"
-        if part in ("edge", "device") and not cells[-1]:
+        if part in ("edge", "top", "device") and not cells[-1]:
             cells[-1] = "0"  # a counter by reasons has no sample before the first
         yield part, cells
 

@@ -14,9 +14,10 @@ def command(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code: 0, 1 (a file could not be written) or 2 (bad input)."""
     options = _parser().parse_args(arguments)
     try:
-        if min(options.edges, options.devices) < 0:
-            raise ConfigError("--edges and --devices are counts: 0 or more")
-        wanted = identities(options.edges, options.devices, _hosts(options.host, options.edges))
+        if min(options.edges, options.devices, options.tops) < 0:
+            raise ConfigError("--edges, --devices and --tops are counts: 0 or more")
+        hosts = _hosts(options.host, options.edges, options.tops)
+        wanted = identities(options.edges, options.devices, hosts, options.tops)
         written = issue(options.folder, wanted, options.days, options.add, options.force)
         if options.force:
             (options.folder / TABLE).unlink(missing_ok=True)
@@ -34,9 +35,9 @@ def command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _hosts(given: Sequence[str], edges: int) -> dict[str, list[str]]:
+def _hosts(given: Sequence[str], edges: int, tops: int) -> dict[str, list[str]]:
     """Read host names: NAME is a host of every server, edge-0=NAME of that one."""
-    servers = ["superlink", *(f"edge-{i}" for i in range(edges))]
+    servers = ["superlink", *(f"edge-{i}" for i in range(edges)), *(f"top-{i}" for i in range(tops))]
     hosts: dict[str, list[str]] = {}
     for text in given:
         whose, assigned, name = text.rpartition("=")
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where they are written")
     parser.add_argument("--edges", type=int, default=1, help="how many edge servers (default: 1)")
     parser.add_argument("--devices", type=int, default=2, help="how many devices (default: 2)")
+    parser.add_argument("--tops", type=int, default=0, help="how many servers above edges, from edge 0 on (default: 0)")
     parser.add_argument(
         "--host",
         action="append",

@@ -44,6 +44,7 @@ def _up(options: argparse.Namespace) -> int:
         options.edges,
         options.devices,
         devices_per_node=options.devices_per_node,
+        tops=options.tops,
         data=options.data,
         mutual_tls=options.mutual_tls,
         timeout=options.timeout,
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--edges", type=int, default=2, help="how many edge servers (default: 2)")
     up.add_argument("--devices", type=int, default=4, help="how many devices (default: 4)")
     up.add_argument("--devices-per-node", type=int, default=1, help="how many share a SuperNode (default: 1)")
+    up.add_argument("--tops", action="store_true", help="a server above each edge, for a split with two hops")
     up.add_argument("--data", type=Path, help="the devices' data: a file or folder")
     up.add_argument("--mutual-tls", action="store_true", help="devices show edges a certificate, too")
     up.add_argument("--timeout", type=float, default=120.0, help="seconds until all are online (default: 120)")

@@ -232,20 +232,15 @@ class Algorithm:
     def _refuse_tail(self) -> None:
         """Raise ConfigError where the model has a segment that nobody would train."""
         spec, federation = self.planned(1), self.federation
-        if TOP in federation.layouts and federation.placement is not None:
-            raise ConfigError(
-                "places=[device, edge, cloud]: in a real federation no server above the edges trains; simulate, or "
-                "leave places out, so that the last segment is on devices (U-shaped)"
-            )
         if spec is None:
             return
         trainer = spec.build()
         if not trainer.hops:
             refuse_top(federation.layouts, f"{type(self).__name__} trains")
-        if TOP in federation.layouts and federation.mobility is not None:
+        if TOP in federation.layouts and (federation.mobility is not None or self._may_move()):
             raise ConfigError(
                 "mobility: a device that moves takes its session along, and in a split with two hops a part of it is "
-                "at the cloud; use mobility=none, or one cut"
+                "at the cloud; use mobility=none and deployment.roaming=false, or one cut"
             )
         if not trainer.tails:
             refuse_tail(self.federation.layouts, f"{type(self).__name__} trains")

@@ -77,11 +77,17 @@ class CertificateFolder:
         return self.folder / f"{name}-node.pub"
 
 
-def identities(edges: int, devices: int, hosts: Mapping[str, Sequence[str]] | None = None) -> list[CertificateOwner]:
-    """List the SuperLink, the edges and the devices; `hosts` adds host names to each, by its name."""
+def identities(
+    edges: int, devices: int, hosts: Mapping[str, Sequence[str]] | None = None, tops: int = 0
+) -> list[CertificateOwner]:
+    """List the SuperLink, the edges, the servers above the first `tops` of them, and the devices.
+
+    `hosts` adds host names to each, by its name.
+    """
     more = {name: tuple(names) for name, names in (hosts or {}).items()}
     found = [CertificateOwner("superlink", LOOPBACK, server=True)]
     found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    found += [CertificateOwner(f"top-{i}", LOOPBACK, server=True, node=True) for i in range(tops)]
     found += [CertificateOwner(f"device-{i}", (f"device-{i}",), client=True, node=True) for i in range(devices)]
     for name in more:
         if name not in {one.name for one in found}:

@@ -85,10 +85,16 @@ def upload_frame(
 
 
 def reply_frame(
-    device: int, round: int, step: int, gradient: Payload, served: int, norms: Tensor | None = None
+    device: int,
+    round: int,
+    step: int,
+    gradient: Payload,
+    served: int,
+    norms: Tensor | None = None,
+    told: Tensor | None = None,
 ) -> bytes:
     """One step's reply; `served` uploads are done with, 0 where more replies of the same step follow."""
-    lengths = single("norms", norms)
+    lengths, said = single("norms", norms), single("told", told)
     reply = pb.Reply(
         device=device,
         round=round,
@@ -96,8 +102,9 @@ def reply_frame(
         gradient=describe(gradient),
         served=served,
         norms=None if lengths is None else describe(lengths),
+        told=None if said is None else describe(said),
     )
-    return frame(pb.ToDevice(reply=reply), gradient, lengths)
+    return frame(pb.ToDevice(reply=reply), gradient, lengths, said)
 
 
 def close_frame(relay: bytes, factors: Tensor | None = None, update: float | None = None) -> bytes:
@@ -120,12 +127,21 @@ def read_upload(message: pb.Upload, data: memoryview | Arrived) -> tuple[Payload
 
 def read_reply(message: pb.Reply, data: memoryview | Arrived) -> tuple[Payload, Tensor | None]:
     """The cut gradient and the samples' norms of a reply; WireError for a dtype, shape or size that cannot be."""
+    gradient, norms, told = read_telling_reply(message, data)
+    if told is not None:
+        raise WireError("a reply tells a loss, which stays where it was computed")
+    return gradient, norms
+
+
+def read_telling_reply(message: pb.Reply, data: memoryview | Arrived) -> tuple[Payload, Tensor | None, Tensor | None]:
+    """The same with what a server above an edge tells: mean loss and its weight (2,), not checked here."""
     if isinstance(data, Arrived):
-        return data.payload, data.beside.get("norms")
+        return data.payload, data.beside.get("norms"), data.beside.get("told")
     gradient, data = read_payload(message.gradient, data)
     norms, data = _read_single(message, "norms", data)
+    told, data = _read_single(message, "told", data)
     _nothing_left(data)
-    return gradient, norms
+    return gradient, norms, told
 
 
 def read_close(message: pb.Close, data: memoryview) -> Tensor | None:
@@ -185,9 +201,12 @@ def upload_bytes(
     return _upload_bytes(smashed.codec, _signature(smashed, rows), rest, smashed.structure)
 
 
-def reply_bytes(gradient: Payload, norms: Tensor | None = None, rows: int | None = None) -> int:
+def reply_bytes(
+    gradient: Payload, norms: Tensor | None = None, rows: int | None = None, told: Tensor | None = None
+) -> int:
     """The size in bytes of a reply's frame, headers included; as `upload_bytes`."""
-    rest = () if norms is None else (_resized("norms", norms, rows),)
+    rest: Signature = () if norms is None else (_resized("norms", norms, rows),)
+    rest += () if told is None else (_resized("told", told, None),)
     return _reply_bytes(gradient.codec, _signature(gradient, rows), rest, gradient.structure)
 
 

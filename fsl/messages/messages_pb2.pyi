@@ -45,20 +45,22 @@ class Upload(_message.Message):
     def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., smashed: _Optional[_Union[Payload, _Mapping]] = ..., targets: _Optional[_Union[Payload, _Mapping]] = ..., leaving: _Optional[int] = ..., factors: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("device", "round", "step", "gradient", "served", "norms")
+    __slots__ = ("device", "round", "step", "gradient", "served", "norms", "told")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     NORMS_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
     device: int
     round: int
     step: int
     gradient: Payload
     served: int
     norms: Payload
-    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ..., norms: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
+    told: Payload
+    def __init__(self, device: _Optional[int] = ..., round: _Optional[int] = ..., step: _Optional[int] = ..., gradient: _Optional[_Union[Payload, _Mapping]] = ..., served: _Optional[int] = ..., norms: _Optional[_Union[Payload, _Mapping]] = ..., told: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("token", "public_key", "up", "down", "served", "secret", "left", "protocol", "version", "steps")
@@ -285,7 +287,7 @@ class SignedPeer(_message.Message):
     def __init__(self, message: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("run", "round", "device", "edges", "steps", "samples", "fence", "fingerprint")
+    __slots__ = ("run", "round", "device", "edges", "steps", "samples", "fence", "fingerprint", "top")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +296,7 @@ class Token(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     device: int
@@ -302,7 +305,8 @@ class Token(_message.Message):
     samples: int
     fence: int
     fingerprint: bytes
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., device: _Optional[int] = ..., edges: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., fence: _Optional[int] = ..., fingerprint: _Optional[bytes] = ...) -> None: ...
+    top: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., device: _Optional[int] = ..., edges: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ..., samples: _Optional[int] = ..., fence: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., top: _Optional[bool] = ...) -> None: ...
 
 class SignedToken(_message.Message):
     __slots__ = ("token", "signature")

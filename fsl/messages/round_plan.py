@@ -14,6 +14,7 @@ from fsl.mobility import Move, OnMove
 from fsl.privacy.refused_steps import refuse_control
 from fsl.privacy.settings import Privacy, Probe
 from fsl.segments.step_control import StepControl
+from fsl.split.placing import TOP
 
 Fronts = Literal["averaged", "private", "relayed", "merged"]
 Message = TypeVar("Message")
@@ -89,6 +90,11 @@ class RoundPlan:
     def tails(self) -> bool:
         """Whether devices have tails, which compute the loss (U-shaped split)."""
         return self.trainer is not None and "tail" in self.learning_rates
+
+    @property
+    def hops(self) -> bool:
+        """Whether servers above the edges train the last segment, with the loss."""
+        return self.trainer is not None and TOP in self.learning_rates
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -19,7 +19,7 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import (
     Arrived,
     checked_tensor,
-    read_reply,
+    read_telling_reply,
     read_upload,
     reply_bytes,
     reply_frame,
@@ -54,29 +54,31 @@ class StepMessage:
     targets: Tensor | None = None  # of an upload
     factors: Tensor | None = None  # of an upload
     norms: Tensor | None = None  # of a reply
+    told: Tensor | None = None  # of a reply of a server above an edge
 
     @property
     def size(self) -> int:
         """Returns the bytes of its frame."""
         if self.kind == "upload":
             return upload_bytes(self.payload, self.targets, self.factors)
-        return reply_bytes(self.payload, self.norms)
+        return reply_bytes(self.payload, self.norms, told=self.told)
 
     def frame(self) -> bytes:
         """Returns it as a frame of its own."""
         if self.kind == "upload":
             to = self.mark - 1 if self.mark else None
             return upload_frame(self.device, self.round, self.step, self.payload, self.targets, to, self.factors)
-        return reply_frame(self.device, self.round, self.step, self.payload, self.mark, self.norms)
+        return reply_frame(self.device, self.round, self.step, self.payload, self.mark, self.norms, self.told)
 
     def tensors(self) -> list[Tensor]:
         """Returns its tensors, in the order of its frame."""
-        beside = (self.targets, self.factors, self.norms)
+        beside = (self.targets, self.factors, self.norms, self.told)
         return [*(tensor for _, tensor in self.payload.arrays), *(tensor for tensor in beside if tensor is not None)]
 
     def signature(self) -> Hashable:
         """Returns what a description depends on: codec, structure, names, dtypes, shapes."""
-        beside = tuple(None if t is None else (t.dtype, t.shape) for t in (self.targets, self.factors, self.norms))
+        singles = (self.targets, self.factors, self.norms, self.told)
+        beside = tuple(None if t is None else (t.dtype, t.shape) for t in singles)
         tensors = tuple((n, t.dtype, t.shape) for n, t in self.payload.arrays)
         return self.payload.codec, self.payload.structure, tensors, beside
 
@@ -137,9 +139,9 @@ class Description:
         """
         if size - len(data) > MAX_DESCRIPTION:
             raise WireError(f"a description has {size - len(data)} bytes; at most {MAX_DESCRIPTION} are kept")
-        _ = read_upload(message, data) if isinstance(message, pb.Upload) else read_reply(message, data)
+        _ = read_upload(message, data) if isinstance(message, pb.Upload) else read_telling_reply(message, data)
         payload = message.smashed if isinstance(message, pb.Upload) else message.gradient
-        fields = ("targets", "factors") if isinstance(message, pb.Upload) else ("norms",)
+        fields = ("targets", "factors") if isinstance(message, pb.Upload) else ("norms", "told")
         beside = [(field, getattr(message, field).tensors[0]) for field in fields if message.HasField(field)]
         return Description(
             isinstance(message, pb.Upload),

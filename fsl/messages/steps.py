@@ -32,12 +32,16 @@ class UploadPacket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyPacket:
-    """One step's cut gradient on the wire."""
+    """One step's cut gradient on the wire.
+
+    `told` (2,) float64: mean loss and its weight, from a server above an edge.
+    """
 
     device: int
     step: int
     gradient: Payload
     norms: Tensor | None = None
+    told: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,8 @@ def result_of(
 ) -> tuple[dict[str, Total], Counter[str]]:
     """Returns an edge's back and counts, if any device's work counts; a lost back loses all its devices."""
     try:
-        totals = edge.totals() | ({} if edge.above is None else {TOP: edge.above.result()})
+        above = None if edge.above is None else edge.above.result()
+        totals = edge.totals() | ({} if above is None else {TOP: above})
     except LostError as error:
         lost |= {report.device: error.reason for report in reports}
         reports.clear()

@@ -93,9 +93,10 @@ def _none_shared(device: int) -> frozenset[int]:
 
 
 class Above(Protocol):
-    """The server above an edge in a split with two hops; `fsl.round.upper_server.UpperServer` is the one there is."""
+    """The server above an edge in a split with two hops: `UpperServer` beside it, or `RemoteAbove` over the wire."""
 
-    labels: dict[int, Tensor]
+    labels: dict[tuple[int, int], Tensor]  # by device and step, of steps that the edge has not trained
+    refusals: dict[int, str]  # by device, why a step of it was refused
 
     def open(self, device: int, samples: float, weight: float | None) -> None:
         """Attach a device, as the edge does."""
@@ -112,8 +113,8 @@ class Above(Protocol):
     def lose(self, device: int) -> None:
         """Drop a device in the middle of the round."""
 
-    def result(self) -> Total:
-        """Returns the weighted segments of this round."""
+    def result(self) -> Total | None:
+        """Returns the weighted segments of this round; None where the cloud gets them from another node."""
 
 
 class EdgeServer:
@@ -132,11 +133,13 @@ class EdgeServer:
         checked: bool = True,
         allowed: Iterable[str] = ALLOWED,
         shared: Callable[[int], frozenset[int]] = _none_shared,
+        tells: bool = False,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
         `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: tells which of the tensors
-        that a device's front passes have no row per sample.
+        that a device's front passes have no row per sample. `tells`: replies tell the loss and its weight, to an edge
+        below.
         `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
         `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
@@ -158,10 +161,12 @@ class EdgeServer:
         # Gives the back's outputs for smashed data without rows, where batches are Poisson draws and tails are asked.
         self.no_outputs: Callable[[Values], Values] | None = None
         self.above: Above | None = None  # where the last segment and the loss are, in a split with two hops
+        self._steps: dict[int, int] = {}  # by device, the step that the trainer is on: a device may upload ahead
         self._counts: Counter[str] = Counter()
         self._public_reason = public_reason
         self._checked = checked
         self._shared = shared
+        self._tells = tells
         self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
 
     def begin(self, bench: EdgeBench, back: State) -> None:
@@ -214,7 +219,7 @@ class EdgeServer:
             smashed = sound_rows(smashed)
         targets = packet.targets
         if self.above is not None and targets is not None:
-            self.above.labels[packet.device] = targets
+            self.above.labels[packet.device, packet.step] = targets
         if targets is None or self.above is not None:  # who has the loss has them: whose rows these are stands there
             targets = torch.full((len(smashed),), packet.device)
         upload = Upload(packet.device, packet.step, smashed, targets, factors=packet.factors)
@@ -229,6 +234,7 @@ class EdgeServer:
 
     def answer(self, uploads: Sequence[Upload]) -> Sequence[ReplyPacket]:
         """Step the trainer on received uploads; returns its replies, encoded."""
+        self._steps = {upload.device: upload.step for upload in uploads}
         if (no_outputs := self.no_outputs) is not None:
             # No loss is there to ask for, but a tail that is not asked would tell everybody who counts bytes or
             # messages that this draw is empty.
@@ -291,9 +297,9 @@ class EdgeServer:
         assert self.above is not None
         found = []
         for device, outputs in parts:
-            session = self._sessions[device]
-            loss, gradient, weight = self.above.ask(device, session.step - 1, outputs)
-            session.waiting[session.step - 1] = replace(session.waiting[session.step - 1], loss_weight=weight)
+            session, step = self._sessions[device], self._steps[device]
+            loss, gradient, weight = self.above.ask(device, step, outputs)
+            session.waiting[step] = replace(session.waiting[step], loss_weight=weight)
             found.append((loss, gradient))
         return found
 
@@ -413,21 +419,23 @@ class EdgeServer:
             if session is None:  # lost since its upload
                 continue
             if (reason := self._unusable(reply)) is not None:
-                self._refused[reply.device] = self._public_reason or reason
+                said = None if self.above is None else self.above.refusals.get(reply.device)
+                self._refused[reply.device] = self._public_reason or said or reason
                 continue
             loss, gradient = reply.loss, reply.gradient
             if not self._checked:  # where privacy forbids checks, infinite values must not lose the device
                 loss = loss.nan_to_num(nan=torch.finfo(loss.dtype).max)
                 gradient = gradient if gradient is None else sound_rows(gradient)
             session.losses.append(loss)
-            session.batches.append(session.waiting.pop(reply.step))
+            session.batches.append(batch := session.waiting.pop(reply.step))
             if gradient is None:
                 continue
             codec = self.codecs(reply.device)[1]
+            told = torch.tensor([float(loss), batch.loss_weight], dtype=torch.float64) if self._tells else None
             answer = ReplyPacket(
-                device=reply.device, step=reply.step, gradient=codec.encode(gradient), norms=reply.norms
+                device=reply.device, step=reply.step, gradient=codec.encode(gradient), norms=reply.norms, told=told
             )
-            sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size)
+            sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size, answer.told)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)

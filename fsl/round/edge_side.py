@@ -12,7 +12,7 @@ from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.round.batches import batches_in_round
 from fsl.round.by_cut import ByCut
 from fsl.round.cut_views import CutView, CutViews
-from fsl.round.edge_server import EdgeServer
+from fsl.round.edge_server import Above, EdgeServer
 from fsl.round.kept_states import keep, load_kept, new_total
 from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
 from fsl.round.step_rules import lend_by, objective_of, refuse_accumulation, step_rule
@@ -35,9 +35,19 @@ from fsl.trainers.remote_tails import RemoteTails
 
 
 class EdgeSide:
-    """One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps."""
+    """One edge in one round: its server with the plan's trainer, and the optimizer states that it keeps.
 
-    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> None:
+    `above`: the server above it, where that is another node's; None: the edge has it beside itself, as in simulation.
+    """
+
+    def __init__(
+        self,
+        task: CohortTask,
+        plan: RoundPlan,
+        worker: Worker,
+        states: Mapping[str, State],
+        above: Above | None = None,
+    ) -> None:
         assert plan.trainer is not None
         tails, top = "tail" in worker.chain, TOP in worker.chain
         self.task = task
@@ -72,7 +82,7 @@ class EdgeSide:
             shared=lambda device: self._view(device).worker.segments["front"].shared,
         )
         if top:
-            self.server.above = upper_server(task, plan, worker, states)
+            self.server.above = above or upper_server(task, plan, worker, states)
         if tails and plan.privacy is not None and plan.privacy.poisson:
             self.server.no_outputs = self._no_outputs
         self.server.begin(self._bench(worker), states["back"])

@@ -37,7 +37,8 @@ class UpperServer:
         """
         self._kept = kept
         self.server = server
-        self.labels: dict[int, Tensor] = {}  # by device, of the step that the edge trains
+        self.labels: dict[tuple[int, int], Tensor] = {}  # by device and step
+        self.refusals: dict[int, str] = {}
         self._up, self._down, self._allowed = up, down, allowed
         self._codecs: dict[int, tuple[CutCodec, CutCodec]] = {}
         self._told: dict[int, tuple[int, Tensor, Values, float]] = {}  # step, mean loss, gradient, weight of the loss
@@ -59,13 +60,15 @@ class UpperServer:
 
     def _trained(self, device: int, step: int, outputs: Values) -> tuple[Tensor, Values, float]:
         up, down = self._codecs[device]
-        packet = UploadPacket(device=device, step=step, smashed=up.encode(outputs), targets=self.labels.pop(device))
+        targets = self.labels.pop((device, step))
+        packet = UploadPacket(device=device, step=step, smashed=up.encode(outputs), targets=targets)
         replies = self.server.step([packet])
-        if self.server.refused():
-            return torch.tensor(float("nan")), _zeros(outputs), 0.0
+        if refused := self.server.refused():
+            self.refusals[device] = f"the server above edge {self.server.edge}: {refused[device]}"
+            return unanswered(outputs)
         (reply,) = replies
-        session = self.server.session(device)
-        return session.losses[-1], down.decode(reply.gradient), session.batches[-1].loss_weight
+        assert reply.told is not None
+        return reply.told[0], down.decode(reply.gradient), float(reply.told[1])
 
     def check(self, device: int) -> None:
         """Raise LostError where the device's own top cannot be averaged, before any of its work counts."""
@@ -87,7 +90,8 @@ class UpperServer:
         self.server.lose(device)
 
     def _forget(self, device: int) -> None:
-        for table in (self.labels, self._codecs, self._told):
+        self.labels = {of: labels for of, labels in self.labels.items() if of[0] != device}
+        for table in (self.refusals, self._codecs, self._told):
             table.pop(device, None)
 
     def result(self) -> Total:
@@ -98,6 +102,7 @@ class UpperServer:
             raise LostError(None, error.reason.replace("the back of edge", "the top above edge")) from None
 
 
-def _zeros(outputs: Values) -> Values:
+def unanswered(outputs: Values) -> tuple[Tensor, Values, float]:
+    """Returns loss, gradient and weight for a step that nobody answers: the edge's trainer refuses it."""
     zeros = [torch.zeros_like(tensor) for tensor in activations_of(outputs)]
-    return zeros[0] if len(zeros) == 1 else TensorTree.of(tuple(zeros))
+    return torch.tensor(float("nan")), zeros[0] if len(zeros) == 1 else TensorTree.of(tuple(zeros)), 0.0

@@ -30,7 +30,9 @@ def upper_server(task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapp
     trainer: EdgeTrainer = plan.trainer.build(allowed, EdgeTrainer)
     checked = limit_of(worker, plan, TOP) is not None
     shared = worker.segments["back"].shared
-    server = EdgeServer(task.edge, trainer, up, down, checked=checked, allowed=allowed, shared=lambda _: shared)
+    server = EdgeServer(
+        task.edge, trainer, up, down, checked=checked, allowed=allowed, shared=lambda _: shared, tells=True
+    )
     tasks = {device.device: device for device in task.devices}
 
     def owner_task(owner: str) -> DeviceTask | CohortTask:
@@ -43,8 +45,13 @@ def upper_server(task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapp
     def keep_it(owner: str, learner: Learner) -> None:
         keep(worker, plan, f"tops/{owner}", learner, owner_task(owner))
 
+    most = 0.0  # n_k of the device with the most samples, when the top was first stepped: as at the edge
+
     def batches(device: int | None) -> int:
-        samples = server.most_samples() if device is None else server.session(device).weight
+        nonlocal most
+        if device is None:
+            most = most or server.most_samples()
+        samples = most if device is None else server.session(device).weight
         return batches_in_round(int(samples), plan, worker.skip_single)
 
     segment, rule = worker.segments[TOP], step_rule(plan, TOP, worker, batches)

@@ -44,7 +44,8 @@ class Claims:
     steps: int  # at most so many uploads
     samples: int  # n_k, the device's weight in averages
     fence: int  # of two sessions for one round, the higher counts
-    fingerprint: bytes  # of the device's public key
+    fingerprint: bytes  # of the device's public key; for the top, of its edge's
+    top: bool = False  # at the server above the edge, and not at the edge
 
 
 class Signer:
@@ -81,6 +82,7 @@ def check_token(token: bytes, public_key: bytes) -> Claims:
         said.samples,
         said.fence,
         said.fingerprint,
+        said.top,
     )
 
 

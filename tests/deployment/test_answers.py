@@ -18,15 +18,18 @@ from tests.helpers.runs import run
 from tests.helpers.wired import Wired
 
 
-def answer(own=(), served=(), arrays=(), weights=None):
+def answer(own=(), served=(), arrays=(), weights=None, topped=()):
     metrics = reports_to_metrics([report(device) for device in own], weights or {}, {})
     edge = reports_to_metrics([report(device) for device in served], {}, {})
     metrics.update({f"served.{name}": column for name, column in edge.items()})
+    above = reports_to_metrics([report(device) for device in topped], {}, {}) if topped else {}
+    metrics.update({f"topped.{name}": column for name, column in above.items()})
     return RecordDict({ARRAYS: ArrayRecord({name: Array(np.zeros(1)) for name in arrays}), METRICS: metrics})
 
 
 DEVICE = Share(own=frozenset({0}), served=frozenset(), edge=False)
 EDGE = Share(own=frozenset(), served=frozenset({0, 1}), edge=True)
+ABOVE = Share(own=frozenset(), served=frozenset(), edge=False, topped=frozenset({0, 1}))
 DEEP = Share(own=frozenset({0}), served=frozenset(), edge=False, cuts={0: 1})  # it runs the first piece behind a cut
 
 
@@ -42,6 +45,13 @@ DEEP = Share(own=frozenset({0}), served=frozenset(), edge=False, cuts={0: 1})  #
         (EDGE, answer(served=[0, 2]), "it served device 2"),
         (EDGE, answer(own=[0], served=[0]), "it trained device 0"),
         (EDGE, answer(served=[0], arrays=["0:front.0.weight"]), "it tells a front of device 0"),
+        (EDGE, answer(topped=[0]), "it trained a top of device 0"),
+        (EDGE, answer(arrays=["0:top.0.weight"]), "it tells a top of device 0"),
+        (EDGE, answer(weights={"top": 1.0}), "it tells a sum of tops, which it was not asked for"),
+        (ABOVE, answer(topped=[0, 2]), "it trained a top of device 2"),
+        (ABOVE, answer(served=[0]), "it served device 0"),
+        (ABOVE, answer(arrays=["0:back.0.weight"]), "it tells a back of device 0"),
+        (ABOVE, answer(weights={"back": 1.0}), "it tells a sum of backs, which it was not asked for"),
         (DEVICE, answer(own=[0], arrays=["0:middle-1.0.weight"]), "it tells a middle-1 of device 0"),
         (DEEP, answer(own=[0], arrays=["0:middle-2.0.weight"]), "it tells a middle-2 of device 0"),
     ],
@@ -64,6 +74,7 @@ def test_an_own_answer_is_taken():
     for share, arrays in ((DEEP, ["0:front.0.weight", "0:middle-1.0.weight"]), (EDGE, ["1:middle-1.0.weight"])):
         assert check_answer(share, answer(arrays=arrays))
     check_answer(EDGE, answer(served=[1], arrays=["1:back.0.weight"], weights={"back": 2.0}))
+    check_answer(ABOVE, answer(topped=[1], arrays=["1:top.0.weight"], weights={"top": 2.0}))
 
 
 @pytest.mark.slow

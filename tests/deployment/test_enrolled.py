@@ -24,8 +24,8 @@ def identity():
 TERMS = Terms(wait=1e-9)
 
 
-def look(members, *nodes, devices=1, edges=1):
-    members.look(KeyedCloud(*nodes), devices, edges, first=True)
+def look(members, *nodes, devices=1, edges=1, tops=0):
+    members.look(KeyedCloud(*nodes), devices, edges, first=True, tops=tops)
     return {name: member.node for member in members.online for name in member.names}
 
 
@@ -52,6 +52,17 @@ def test_by_the_operators_table_only_the_rightful_node_answers(three, tmp_path, 
     said = caplog.text
     assert f"node 3 takes no part: device-0 belongs to key {fingerprint_of(rightful.der)} by" in said
     assert f"this node's key is {fingerprint_of(other.der)}" in said
+
+
+def test_a_server_above_an_edge_has_a_name_of_its_own(three, tmp_path, caplog):
+    device, edge, _ = three
+    above, stranger = KeyedNode(4, top=0), KeyedNode(5, top=0)
+    lines = [f"device-0 {device.ssh}", f"edge-0 {edge.ssh}", f"top-0 {above.ssh}"]
+    members = Members("", table_of(tmp_path, *lines))
+    assert look(members, device, edge, above, stranger, tops=1) == {"device-0": 1, "edge-0": 2, "top-0": 4}
+    assert f"node 5 takes no part: top-0 belongs to key {fingerprint_of(above.der)} by" in caplog.text
+    look(Members("", TERMS), device, edge, tops=1)
+    assert "not there: the server above edge 0" in caplog.text
 
 
 def test_who_is_not_in_the_operators_table_is_refused(three, tmp_path, caplog):
@@ -144,7 +155,7 @@ def test_a_device_that_holds_nothing_is_refused(samples, said, three):
     [
         ("device-0", r"line 3: there is no public key behind the names"),
         ("device-0 ssh-rsa AAAA", r"line 3: there is no public key"),
-        ("phone-0 {key}", r"line 3: 'phone-0' names no device or edge"),
+        ("phone-0 {key}", r"line 3: 'phone-0' names no device, edge or top"),
         ("devices-9-0 {key}", r"line 3: 'devices-9-0' is no range"),
         ("devices-0-999999999 {key}", r"is no range of devices"),
         ("device-0,device-0 {key}", r"line 3: device-0 has a line already"),

@@ -12,7 +12,7 @@ from fsl.deployment.node.own_ledger import Limit
 from fsl.deployment.node.setup import Setup, build_workload, store_of
 from fsl.errors import ConfigError, WireError
 from fsl.wire.options import Patience
-from tests.helpers.node_setups import DEVICE, EDGE, setup_of
+from tests.helpers.node_setups import DEVICE, EDGE, TOP, setup_of
 
 
 def test_a_node_reads_its_configuration():
@@ -22,13 +22,16 @@ def test_a_node_reads_its_configuration():
     assert settings.patience == {"straggler": 3.0}
     assert NodeSettings.read({**DEVICE, "max-epsilon": 3}).limit == Limit(3, "model")
     assert (settings.hosts_devices, settings.hosts_edge) == (True, False)
+    assert NodeSettings.read({**EDGE, "steps": "grpc"}).steps == "grpc"  # of its lines to a server above it
+    above = NodeSettings.read(TOP)
+    assert (above.hosts_devices, above.hosts_edge, above.hosts_top, above.edge) == (False, False, True, 1)
     assert NodeSettings.read({"partition-id": 3, "num-partitions": 10}).role == "any"
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"role": "phone"}, r"role='phone': allowed are any, device, edge, both"),
+        ({"role": "phone"}, r"role='phone': allowed are any, device, edge, both, top"),
         ({"roel": "device"}, r"there is no key 'roel'. There are: role, devices"),
         ({**DEVICE, "devices": "0,x"}, r"devices='0,x': give ids as in '3', '0,2' or '0-9'"),
         ({**DEVICE, "devices": "1,0-2"}, r"names a device twice"),
@@ -48,13 +51,18 @@ def test_a_node_reads_its_configuration():
         ({**EDGE, "devices": "0-3"}, r"devices='0-3' is of a node that hosts devices; this one has role='edge'"),
         (
             {**DEVICE, "listen": "host:1"},
-            r"listen='host:1' is of a node that hosts an edge; this one has role='device'",
+            r"listen='host:1' is of a node that hosts an edge, or the server above one; this one has role='device'",
         ),
         ({"devices": "0-3"}, r"devices='0-3' is of a node that hosts devices; this one has role='any'"),
         ({**EDGE, "cert": "edge.pem"}, r"insecure=true with cert='edge.pem': nothing would be encrypted"),
         ({**DEVICE, "max-epsilon-against": "edge"}, r"max-epsilon-against without max-epsilon limits nothing"),
         ({**DEVICE, "edge-addresses": "here"}, r"edge-addresses='here': give it as in"),
         ({**EDGE, "listen": ""}, r"role='edge' needs listen"),
+        ({**TOP, "listen": ""}, r"role='top' needs listen"),
+        ({**TOP, "edge": -1}, r"edge=-1: an edge's id is a number from 0 on"),
+        ({**TOP, "devices": "0"}, r"devices='0' is of a node that hosts devices; this one has role='top'"),
+        ({**TOP, "steps": "tcp"}, r"steps='tcp' is of a node that hosts devices or an edge; this one has role='top'"),
+        ({**TOP, "insecure": False}, r"an edge needs cert and cert-key"),
         ({**EDGE, "edge": -1}, r"edge=-1: an edge's id is a number from 0 on"),
         ({**EDGE, "edge": "0"}, r"edge='0' is of the wrong type"),
         ({**EDGE, "insecure": False}, r"an edge needs cert and cert-key .* fsl-certs makes them"),
@@ -64,6 +72,13 @@ def test_a_node_reads_its_configuration():
 def test_a_wrong_value_is_one_line(config, message):
     with pytest.raises(ConfigError, match=message):
         NodeSettings.read(config)
+
+
+def test_a_node_places_segments_where_the_run_does():
+    setup = setup_of("model=lenet", "model.cut=[pool1,fc2]", "model.places=[device,edge,cloud]")
+    for config in (TOP, EDGE, {}):
+        workload = build_workload(Setup.from_json(setup.to_json()), NodeSettings.read(config))
+        assert workload.places == ("device", "edge", "cloud")
 
 
 def test_a_setup_survives_its_way():

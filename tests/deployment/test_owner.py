@@ -17,12 +17,13 @@ from fsl.deployment.node.device_metrics import SpentEpsilon
 from fsl.deployment.node.node_host import NodeHost
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import Limit, OwnLedger, spent
+from fsl.deployment.node.owner_allows import refuse_part
 from fsl.deployment.node.setup import build_workload
 from fsl.errors import ConfigError, FslError, TrustError
 from fsl.flower.internals import enter_identity, exit_identity
 from fsl.flower.records import states_to_record
 from fsl.importing.spec import Spec
-from fsl.messages.node_part import EdgePart, NodePart, Ticket
+from fsl.messages.node_part import EdgePart, NodePart, Ticket, TopPart, WayUp
 from fsl.messages.record_names import ARRAYS, CONFIG, PART, PLAN, SETUP
 from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan
 from fsl.privacy import DPSGD, CutNoise, Privacy, RandomizedLabels
@@ -109,6 +110,60 @@ def edge_part(edge, *devices):
         cloud_key="ab" * 32,
         fence=1,
     )
+
+
+def hops(*tops, up=None, trainer=True):
+    """A round with two hops, with a part for edge 0 of devices 0 and 1, or for servers above edges."""
+    plan = a_plan()
+    plan = replace(plan, learning_rates={**plan.learning_rates, "top": 0.05}, **({} if trainer else {"trainer": None}))
+    edges = () if tops else (replace(edge_part(0, 0, 1), up=up),)
+    return plan, NodePart(edges=edges, tops=tuple(top_part(*top) for top in tops))
+
+
+def top_part(edge, *devices):
+    part = edge_part(edge, *devices)
+    return TopPart(cohort=part.cohort, cloud_key=part.cloud_key, fence=part.fence)
+
+
+def way_up(*devices):
+    return WayUp(address="127.0.0.1:1", tokens=tuple((device, "ab") for device in devices))
+
+
+@pytest.mark.parametrize(
+    ("role", "asked", "problem"),
+    [
+        ("device", hops((0, 0, 1)), "of the server above edge 0, and this node hosts no such server"),
+        ("edge", hops((0, 0, 1)), "of the server above edge 0, and this node hosts no such server"),
+        ("top", hops((1, 0, 1)), "of the server above edge 1, and this node hosts the server above edge 0"),
+        ("top", hops((0, 0, 0)), "names device 0 twice"),
+        ("top", (a_plan(), NodePart(tops=(top_part(0, 0),))), "without a third segment at the cloud asks for a server"),
+        ("top", hops((0, 0), trainer=False), "without an edge trainer asks for training at an edge"),
+        ("top", (a_plan(), NodePart(edges=(edge_part(0, 0),))), "is of edge 0, and this node hosts no edge"),
+        ("top", (a_plan(), NodePart(tickets=(ticket(0),))), "is for device 0, and this node hosts none"),
+        ("top", (whole(), alone(0)), "is for device 0, and this node hosts none"),
+        ("edge", hops(), "names no server above it, and its plan has a third segment"),
+        (
+            "edge",
+            (a_plan(), NodePart(edges=(replace(edge_part(0, 0), up=way_up(0)),))),
+            "names a server above it, and its plan has no third segment",
+        ),
+        ("edge", hops(up=way_up(0)), "has other tokens for the server above it than devices"),
+        ("edge", hops(up=way_up(0, 1, 2)), "has other tokens for the server above it than devices"),
+    ],
+)
+def test_a_server_does_its_own_part_of_two_hops(role, asked, problem):
+    config = {"role": role, "listen": "127.0.0.1:0", "state": "s", "insecure": True}
+    if role == "device":
+        config = {"role": role, "devices": "0,1", "key": "k", "state": "s", "ca": "ca.pem"}
+    with pytest.raises(TrustError, match=problem):
+        refuse_part(NodeSettings.read(config), *asked, 2)
+
+
+def test_a_part_in_two_hops_survives_its_way():
+    for _, part in (hops((0, 0, 1)), hops(up=way_up(0, 1))):
+        assert NodePart.from_json(part.to_json()) == part
+    assert hops((0, 0))[1].holds("top")
+    assert [name for name in ("front", "back", "top") if hops(up=way_up(0, 1))[1].holds(name)] == ["back"]
 
 
 HOSTILE = {

@@ -28,7 +28,6 @@ from fsl.round.upper_server import UpperServer
 from fsl.split.cutting import split
 from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
-from tests.helpers.wired import Wired
 
 pytestmark = pytest.mark.slow
 
@@ -198,12 +197,6 @@ def test_what_crosses_the_second_hop_may_be_several_tensors():
 def test_what_is_not_built_is_refused(strategy, options, line):
     with pytest.raises(ConfigError, match=line):
         run(strategy, **TWO, **options)
-
-
-def test_a_real_federation_refuses_it(tmp_path):
-    for strategy in (SplitFedV1(), FedAvg()):
-        with pytest.raises(ConfigError, match="in a real federation no server above the edges trains"):
-            run(strategy, backend=Wired(folder=tmp_path), **TWO)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fsl.wire.steps.step_socket import StepSocket
 
 _DEVICE = contextvars.ContextVar("device")
 UNAVAILABLE = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
+ABOVE = 1000  # added to a device's number in a place of its session at the server above its edge
 _UNSEEN = 0.3  # seconds until an edge sees that a connection broke; a device tries again after 0.1
 
 
@@ -53,7 +54,7 @@ class Weather:
         stream, channel = Line._stream, Uplink.channel
 
         async def of_device(line):
-            _DEVICE.set(line.invitation.device)
+            _DEVICE.set(number(line.invitation))
             await stream(line)
 
         monkeypatch.setattr(Line, "_stream", of_device)
@@ -81,7 +82,7 @@ class _Steps(StepSocket):
     def __init__(self, weather, sock, heard, most, ear, box):
         super().__init__(sock, heard, most, ear, box)
         self._weather = weather
-        self._device = ear.invitation.device
+        self._device = number(ear.invitation)
         self._cut = False
 
     def queue(self, message):
@@ -110,6 +111,10 @@ class _Steps(StepSocket):
         if isinstance(message, StepMessage):
             return At(self._device, "says", message.kind, message.step)
         return place(self._device, "says", read_frame(message, pb.ToEdge)[0])
+
+
+def number(invitation):
+    return invitation.device + (ABOVE if invitation.top else 0)
 
 
 def place(device, does, message):

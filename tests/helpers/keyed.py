@@ -20,11 +20,12 @@ from tests.helpers.lined import LinedNode
 class KeyedNode:
     """A SuperNode with a key, which says that it hosts these."""
 
-    def __init__(self, number, devices=(), edge=None, label="", samples=10):
+    def __init__(self, number, devices=(), edge=None, label="", samples=10, top=None):
         self.number = number
         self.key = ec.generate_private_key(ec.SECP384R1()).public_key()
         self.devices = devices
         self.edge = edge
+        self.top = top
         self.label = label or f"node-{number}"
         self.samples = samples
         self.opens = False  # whether it opens the lines that it is offered
@@ -41,12 +42,12 @@ class KeyedNode:
         return self.key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
     def describe(self):
-        role = {(True, False): "device", (False, True): "edge", (True, True): "both"}[
-            bool(self.devices), self.edge is not None
-        ]
-        samples = {str(device): self.samples for device in self.devices}
-        said = {"role": role, "samples": samples, "edge": self.edge, "address": "" if self.edge is None else "a:1"}
+        roles = {(True, False): "device", (False, True): "edge", (True, True): "both", (False, False): "top"}
+        samples, served = {str(device): self.samples for device in self.devices}, (self.edge, self.top) != (None, None)
+        said = {"role": roles[bool(self.devices), self.edge is not None], "samples": samples, "edge": self.edge}
         said |= {
+            "top": self.top,
+            "address": "a:1" if served else "",
             "line": False,
             "key": self.der.hex() if self.devices else "",
             "edge_key": "" if self.edge is None else "ab" * 32,

@@ -10,6 +10,7 @@ from fsl.wire.options import Patience
 
 DEVICE = {"role": "device", "devices": "0,2-3", "key": "k", "state": "s", "ca": "ca.pem"}
 EDGE = {"role": "edge", "edge": 1, "listen": "127.0.0.1:0", "state": "s", "insecure": True}
+TOP = {**EDGE, "role": "top"}  # the server above that edge
 
 
 def setup_of(*overrides, folder="out"):

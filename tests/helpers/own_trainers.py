@@ -5,6 +5,7 @@ from fsl.strategies import SplitStrategy
 
 from fsl.importing.spec import Spec
 from fsl.trainers import Pooled, Replicated
+from fsl.trainers.sequential import Sequential
 
 
 class Replay(Pooled):
@@ -62,6 +63,30 @@ class Counting(Replicated):
             for group in self._replicas[message.device].learner.optimizer.param_groups:
                 group["lr"] = rate
         return super().step(messages)
+
+
+class _OfNobody:
+    """A learner whose steps name no device."""
+
+    def __init__(self, learner):
+        self._learner = learner
+
+    def __getattr__(self, name):
+        return getattr(self._learner, name)
+
+    def step(self, number, device):
+        self._learner.step(number)
+
+
+class Together(Sequential):
+    """As Sequential; its rate by step is that of whichever device of the edge has most batches."""
+
+    def train_on(self, upload, layer_seed):
+        mine, self.learner = self.learner, _OfNobody(self.learner)
+        try:
+            return super().train_on(upload, layer_seed)
+        finally:
+            self.learner = mine
 
 
 class Within(Replay):

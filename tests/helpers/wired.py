@@ -40,11 +40,13 @@ def answered(kind, content, node) -> RecordDict:
 
 
 class WiredGrid(SimulationGrid):
-    """Nodes 1..E host an edge each, the others so many devices each."""
+    """Nodes 1..E host an edge each, the next E the servers above them, if any, the others so many devices each."""
 
     def __init__(self, workload, backend, devices):
         groups = [range(devices)[i :: backend.device_nodes] for i in range(backend.device_nodes)]
-        super().__init__(backend.edges if backend.both else backend.edges + len(groups))
+        hops = workload.places is not None and "cloud" in workload.places
+        tops = range(backend.edges) if hops and backend.tops is None else backend.tops or ()
+        super().__init__(len(tops) + (backend.edges if backend.both else backend.edges + len(groups)))
         folder = backend.folder
         self.nodes = {}
         key = folder / "device.key"
@@ -60,6 +62,11 @@ class WiredGrid(SimulationGrid):
             if backend.both:
                 config |= {"role": "both", "devices": ",".join(map(str, groups[edge]))}
             self._host(workload, backend, config, folder / f"edge-{edge}")
+        for edge in tops:
+            config = {"role": "top", "edge": edge, "listen": "127.0.0.1:0", **common, **backend.edge_tls}
+            config |= backend.top_more
+            del config["key"]
+            self._host(workload, backend, config, folder / f"top-{edge}")
         for group in [] if backend.both else groups:
             config = {"role": "device", "devices": ",".join(map(str, group)), **common, **backend.device_tls}
             config |= backend.device_more
@@ -110,6 +117,10 @@ class Wired(fsl.Backend):
     device_tls: dict[str, str] = field(default_factory=dict)
     edge_more: dict[str, str] = field(default_factory=dict)
     device_more: dict[str, str] = field(default_factory=dict)
+    tops: tuple[int, ...] | None = (
+        None  # the edges that have a server above them; None: all, where the split has two hops
+    )
+    top_more: dict[str, str] = field(default_factory=dict)
     limit: Limit | None = None
     model: nn.Module | None = None  # that nodes build, where it is not the run's own
     patience: Patience = field(default_factory=lambda: Patience(join=20, straggler=20, answer=40))

@@ -38,6 +38,7 @@ def edge(tmp_path):
         ({"fence": 6}, Code.FAILED_PRECONDITION, "the token has fence 6; 7 counts now"),
         ({"edges": (1,)}, Code.PERMISSION_DENIED, "device 5 does not train at edge 0"),
         ({"device": 10**6}, Code.PERMISSION_DENIED, "does not train at edge 0"),
+        ({"top": True}, Code.PERMISSION_DENIED, "the token is for the server above it, and this is the edge"),
         ({"fingerprint": b"x" * 32}, Code.UNAUTHENTICATED, "the token of device 5 is for another key"),
     ],
 )

@@ -11,20 +11,23 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fsl.errors import TrustError, WireError
-from fsl.flower.records import metrics_to_reports
+from fsl.flower.records import NodeReport, metrics_to_reports
 from fsl.messages.identifiers import is_owner
 from fsl.messages.node_part import NodePart
 from fsl.messages.record_names import ARRAYS, ARRIVALS, METRICS, REMARKS
 from fsl.split.pieces import number_of_middle
+from fsl.split.placing import TOP
 
 _NO_SCORES = "its answer has no scores by device; cloud and node must run the same version of fsl"
 SERVED = "served."  # prefixes the columns of an edge's reports on the devices that it served
+TOPPED = "topped."  # prefixes those of the server above an edge
 
 
 @dataclass(frozen=True)
 class Share:
     """A node's share of a round: `own` devices train there, `served` ones may have sessions at its edge.
 
+    `topped`: devices that may have sessions at its server above an edge.
     `cuts`: at which of the run's cuts devices are cut, where that is not the first.
     """
 
@@ -32,6 +35,7 @@ class Share:
     served: frozenset[int]
     edge: bool
     cuts: Mapping[int, int] = field(default_factory=dict)
+    topped: frozenset[int] = frozenset()
 
     @staticmethod
     def of(part: NodePart) -> "Share":
@@ -41,10 +45,14 @@ class Share:
         served |= {task.device for task in part.alone}  # without an edge their node reports both ends
         tasks = [*part.own, *(task for edge in part.edges for task in edge.cohort.devices)]
         cuts = {task.device: task.cut for task in tasks if task.cut}
-        return Share(frozenset(task.device for task in part.own), frozenset(served), bool(part.edges), cuts)
+        topped = frozenset(task.device for top in part.tops for task in top.cohort.devices)
+        own = frozenset(task.device for task in part.own)
+        return Share(own, frozenset(served), bool(part.edges), cuts, topped | {task.device for task in part.alone})
 
     def may_tell(self, segment: str, device: int) -> bool:
-        """Whether a segment that the node tells of a device is one that it trains: its own device's, or its edge's."""
+        """Whether the node trains this segment of a device: it is its own device's, or its server's."""
+        if segment == TOP:
+            return device in self.topped
         number = number_of_middle(segment)
         at_edge = segment == "back" if number is None else self.cuts.get(device, 0) < number
         return device in (self.served if at_edge else self.own)
@@ -55,11 +63,10 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
     arrays, metrics = content.array_records.get(ARRAYS), content.metric_records.get(METRICS)
     if arrays is None or metrics is None:
         raise WireError("its answer has no arrays, or no metrics; cloud and node must run the same version of fsl")
-    own = MetricRecord({name: values for name, values in metrics.items() if not name.startswith(SERVED)})
-    served = {name.removeprefix(SERVED): values for name, values in metrics.items() if name.startswith(SERVED)}
-    said = metrics_to_reports(own)
+    said = reports_in(metrics)
     _refuse((report.device for report in said.devices), share.own, "trained")
-    _refuse((report.device for report in metrics_to_reports(MetricRecord(served)).devices), share.served, "served")
+    _refuse((report.device for report in reports_in(metrics, SERVED).devices), share.served, "served")
+    _refuse((report.device for report in reports_in(metrics, TOPPED).devices), share.topped, "trained a top of")
     for name in arrays:
         device, colon, key = name.partition(":")
         segment = key.partition(".")[0]
@@ -67,9 +74,22 @@ def check_answer(share: Share, content: RecordDict) -> tuple[ArrayRecord, Metric
             known = is_owner(f"device-{device}")
             if not known or not share.may_tell(segment, int(device)):
                 _refuse([int(device) if known else device[:20]], frozenset(), f"tells a {segment} of")
-    if sums := sorted(name for name in said.weights if name != "back" or not share.edge):
+    summed = {"back": share.edge, TOP: bool(share.topped - share.own)}
+    if sums := sorted(name for name in said.weights if not summed.get(name)):
         raise TrustError(f"it tells a sum of {sums[0]}s, which it was not asked for; its whole answer is left out")
     return arrays, metrics
+
+
+def reports_in(metrics: MetricRecord, prefix: str = "") -> NodeReport:
+    """Returns the reports in a node's metrics: on its own devices, or those with one of the prefixes.
+
+    WireError where they are none.
+    """
+    if prefix == TOPPED and not any(name.startswith(TOPPED) for name in metrics):
+        return NodeReport([], {}, {})  # most nodes are above no edge
+    others = tuple({SERVED, TOPPED} - {prefix})
+    mine = {n.removeprefix(prefix): v for n, v in metrics.items() if n.startswith(prefix) and not n.startswith(others)}
+    return metrics_to_reports(MetricRecord(mine))
 
 
 def check_arrivals(share: Share, content: RecordDict) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Binds each device's and edge's number to one SuperNode's key, in a table like SSH's known_hosts.
+"""Binds each device's, edge's and top's number to one SuperNode's key, in a table like SSH's known_hosts.
 
 A line names devices and edges and the public key of the SuperNode that hosts them, as `ssh-keygen` and `fsl-certs`
-write it: `device-0,edge-1 ecdsa-sha2-nistp384 AAAA... any comment`; `devices-0-9` are ten. Flower proves that a node
+write it: `device-0,edge-1 ecdsa-sha2-nistp384 AAAA... any comment`; `devices-0-9` are ten, and `top-1` is the server
+above edge 1. Flower proves that a node
 holds the key that it is registered by, so a number answers to one key only.
 """
 
@@ -28,7 +29,7 @@ from fsl.wire.tokens import public_bytes
 
 log = logging.getLogger(__name__)
 TABLE = "members.txt"
-_NAME = re.compile(r"(device|edge)-(\d{1,9})|devices-(\d{1,9})-(\d{1,9})")
+_NAME = re.compile(r"(device|edge|top)-(\d{1,9})|devices-(\d{1,9})-(\d{1,9})")
 _MOST = 1_000_000  # devices in one range
 
 
@@ -167,15 +168,16 @@ def fingerprint_of(key: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
-def names_of(devices: Iterable[int], edge: int | None) -> list[str]:
-    """Returns the names of these devices and this edge in a table."""
-    return [f"device-{device}" for device in devices] + ([] if edge is None else [f"edge-{edge}"])
+def names_of(devices: Iterable[int], edge: int | None, top: int | None = None) -> list[str]:
+    """Returns the names of these devices, this edge and the server above edge `top` in a table."""
+    servers = ((kind, number) for kind, number in (("edge", edge), ("top", top)) if number is not None)
+    return [f"device-{device}" for device in devices] + [f"{kind}-{number}" for kind, number in servers]
 
 
 def _names(text: str) -> list[str]:
     match = _NAME.fullmatch(text)
     if match is None:
-        raise ValueError(f"'{text[:40]}' names no device or edge (device-0, devices-0-9, edge-1)")
+        raise ValueError(f"'{text[:40]}' names no device, edge or top (device-0, devices-0-9, edge-1, top-1)")
     if match[1]:
         return [f"{match[1]}-{int(match[2])}"]
     first, last = int(match[3]), int(match[4])

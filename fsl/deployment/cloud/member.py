@@ -34,11 +34,12 @@ class Member:
     frozen: Mapping[str, str] = field(default_factory=dict)  # digests of its model's frozen parameters, by segment
     tested: int = 0  # rows of its test data
     people: str = ""  # a digest of whose rows it holds, where all parties must hold the same people's
+    top: int | None = None  # the edge that it hosts the server above of
 
     @property
     def names(self) -> list[str]:
-        """Names of the devices and the edge that it hosts, as a table of members writes them."""
-        return names_of(self.samples, self.edge)
+        """Names of the devices and servers that it hosts, as a table of members writes them."""
+        return names_of(self.samples, self.edge, self.top)
 
     def __str__(self) -> str:
         """Name and key, for a log."""
@@ -59,8 +60,8 @@ def introduced(node: int, reply: Message, registered: bytes, label: str, bind_ke
             raise ValueError(f"{wrong}={said[wrong]!r}")
         key = bytes.fromhex(said["key"])
         role, edge_key, label = said["role"], said["edge_key"], one_line(label, 100)
-        beside = {"line": said["line"], "frozen": dict(said.get("frozen", {})), "tested": said.get("tested", 0)}
-        beside["people"] = said.get("people", "")
+        beside = {"line": said["line"], "frozen": dict(said.get("frozen", {})), "top": said.get("top")}
+        beside |= {"tested": said.get("tested", 0), "people": said.get("people", "")}
         member = Member(node, role, samples, said["edge"], said["address"], key, label, edge_key, **beside)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"it does not say what it hosts ({one_line(str(error), 200)})") from None
@@ -80,7 +81,8 @@ def refuse_both(member: Member, other: Member) -> None:
     """Raise TrustError where two nodes answer for one number."""
     for name in member.names:
         if name in other.names:
-            what, _, number = name.partition("-")
+            kind, _, number = name.partition("-")
+            what = "the server above edge" if kind == "top" else kind
             raise TrustError(
                 f"{what} {number} is hosted already by {other}; this is {member}; a table of members says whose it is "
                 "(deployment.members)"
@@ -101,10 +103,12 @@ def _count(value: Any) -> int:
 
 def _wrong(said: Mapping[str, Any]) -> str | None:
     """Returns the invalid field of a node's answer; None where all are valid."""
+    top = said.get("top")
     fine = {
         "role": said["role"] in get_args(Role),
         "edge": said["edge"] is None or is_count(said["edge"]),
-        "address": said["address"] == "" if said["edge"] is None else is_address(said["address"]),
+        "top": top is None or (is_count(top) and said["edge"] is None),
+        "address": said["address"] == "" if said["edge"] is top is None else is_address(said["address"]),
         "key": is_hex(said["key"]),
         "line": isinstance(said["line"], bool),
         "people": said.get("people", "") == "" or is_digest(said["people"]),

@@ -51,10 +51,11 @@ class Members:
         self._missed = ""  # what the log said last of who is not there
         self._looked = self._whole = -_FRESH  # when it last asked who is online, and when everybody was
 
-    def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
+    def look(self, grid: Grid, devices: int, edges: int, first: bool, tops: int = 0) -> bool:
         """Ask new nodes what they host; returns False where no node has a role, so that each hosts whole cohorts.
 
-        Before the first round it waits until nodes host every device and edge, or `terms.wait` seconds are over.
+        Before the first round it waits until nodes host every device, every edge and the servers above the
+        first `tops` edges, or `terms.wait` seconds are over.
         """
         deadline = time.monotonic() + (self.terms.wait if first else 0)
         while True:
@@ -65,6 +66,8 @@ class Members:
             serving = {member.edge for member in self.online}
             missing = [f"device {d}" for d in range(devices) if d not in hosted]
             missing += [f"edge {e}" for e in range(edges) if e not in serving]
+            above = {member.top for member in self.online}
+            missing += [f"the server above edge {e}" for e in range(tops) if e not in above]
             if not missing:
                 self._missed, self._whole = "", self._looked
                 return True

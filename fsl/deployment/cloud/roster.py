@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from fsl.deployment.cloud.round_arrays import RoundArrays
 from fsl.deployment.cloud.round_results import HEAVIEST, RoundResults
 from fsl.deployment.cloud.routes import Routes
 from fsl.deployment.cloud.same_people import refuse_other_people
+from fsl.deployment.cloud.servers_above import ServersAbove
 from fsl.deployment.cloud.terms import Terms
 from fsl.deployment.node.work_done import RESTARTED
 from fsl.errors import RunError, WireError
@@ -35,6 +38,7 @@ from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundP
 from fsl.quoting import one_line
 from fsl.segments.frozen import Frozen
 from fsl.settings.placement import Collected
+from fsl.split.placing import TOP
 from fsl.wire.device.sealed_fronts import new_key
 from fsl.wire.line.cloud_lines import CloudLines
 from fsl.wire.tokens import Claims, Signer, fingerprint
@@ -54,7 +58,7 @@ class _AskedRound:
     cohorts: list[CohortTask]
     samples: dict[int, int]
     nodes: dict[int, list[int]] = field(default_factory=dict)  # by node, the devices that depend on it
-    nodes_by_role: dict[str, set[int]] = field(default_factory=lambda: {"edges": set(), "devices": set()})  # nodes
+    nodes_by_role: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # edges, devices, tops
     lost: dict[int, str] = field(default_factory=dict)
     start: ArrayRecord | None = None  # the round's first arrays, to measure updates from; None without max_norm
     shares: dict[int, Share] = field(default_factory=dict)  # by node
@@ -81,7 +85,7 @@ class Roster:
 
     def look(self, grid: Grid, devices: int, edges: int, first: bool) -> bool:
         """Look for nodes; returns False where any node may host whole cohorts, as in a simulation."""
-        placed = self.members.look(grid, devices, edges, first)
+        placed = self.members.look(grid, devices, edges, first, edges if TOP in self._weights.segments else 0)
         if not placed:
             refuse_without_nodes(**self.terms.closing)
         return placed
@@ -130,7 +134,7 @@ class Roster:
         plan, nodes_by_role = asked.plan, asked.nodes_by_role
         hosts = {d: member for member in self.members.online for d in member.samples}
         edges = {member.edge: member for member in self.members.online if member.edge is not None}
-        routes = Routes(plan, cohorts, edges, self.terms.roaming)
+        routes, above = Routes(plan, cohorts, edges, self.terms.roaming), ServersAbove(plan, self.members.online)
         cohorts = [
             *cohorts,
             *(CohortTask(edge=edge, devices=()) for edge in routes.visited - {c.edge for c in cohorts}),
@@ -142,9 +146,9 @@ class Roster:
             absent = [task.device for task in cohort.devices if task.device not in hosts]
             asked.lost.update(dict.fromkeys(absent, "no node that hosts it is online"))
             edge = edges.get(cohort.edge)
-            if plan.trainer is not None and edge is None:
-                gone = dict.fromkeys((t.device for t in there), f"no node that hosts edge {cohort.edge} is online")
-                asked.lost.update(gone)
+            if plan.trainer is not None and (edge is None or above.missing(cohort.edge)):
+                what = f"{'' if edge is None else 'the server above '}edge {cohort.edge}"
+                asked.lost.update(dict.fromkeys((t.device for t in there), f"no node that hosts {what} is online"))
                 continue
             if not there and cohort.edge not in routes.visited:
                 continue
@@ -153,6 +157,12 @@ class Roster:
             if edge is not None and plan.trainer is not None:
                 part = EdgePart(cohort=cohort, cloud_key=self.signer.public_key.hex(), fence=self._fence)
                 part = replace(part, peers=routes.peers(cohort.edge), visitors=routes.visitors(cohort.edge))
+                part, top, its = above.of(part, edge, partial(self._token_above, plan, hosts, cohort.edge))
+                if top is not None and its is not None:
+                    old = parts.get(top.node, NodePart())
+                    parts[top.node] = replace(old, tops=(*old.tops, its))
+                    asked.nodes.setdefault(top.node, []).extend(t.device for t in there)
+                    nodes_by_role["tops"].add(top.node)
                 old = parts.get(edge.node, NodePart())
                 parts[edge.node] = replace(old, edges=(*old.edges, part))
                 asked.nodes.setdefault(edge.node, []).extend(t.device for t in there)
@@ -256,7 +266,8 @@ class Roster:
             content, mine = reply.content, asked.nodes.get(node, [])
             try:
                 share = asked.shares[node]
-                rows = sum(self.samples.get(device, 0) for device in share.served) * asked.plan.local_epochs
+                served = share.served | share.topped
+                rows = sum(self.samples.get(device, 0) for device in served) * asked.plan.local_epochs
                 arrays, metrics = check_answer(share, content)
                 if asked.plan.fronts == "merged" and node in asked.edges:
                     arrivals[asked.edges[node]] = check_arrivals(share, content)
@@ -337,19 +348,25 @@ class Roster:
         return samples if self.terms.max_samples is None else min(samples, self.terms.max_samples)
 
     def _token(self, plan: RoundPlan, member: Member, device: int, rows: int, edges: tuple[int, ...]) -> bytes:
+        return self.signer.sign(self._claims(plan, member, device, rows, edges))
+
+    def _token_above(self, plan: RoundPlan, hosts: Mapping[int, Member], edge: int, device: int, key: bytes) -> bytes:
+        """Returns a token for the server above an edge, which its device's edge brings; it has the key."""
+        claims = self._claims(plan, hosts[device], device, hosts[device].samples[device], (edge,))
+        return self.signer.sign(replace(claims, fingerprint=key, top=True))
+
+    def _claims(self, plan: RoundPlan, member: Member, device: int, rows: int, edges: tuple[int, ...]) -> Claims:
         steps = plan.local_epochs * math.ceil(rows / plan.batch_size)
         steps *= 2 if plan.tails else 1  # smashed data, and what the tail answers
-        return self.signer.sign(
-            Claims(
-                plan.run,
-                plan.round,
-                device,
-                edges,
-                steps,
-                self._counted(rows),
-                self._fence,
-                fingerprint(member.key),
-            )
+        return Claims(
+            plan.run,
+            plan.round,
+            device,
+            edges,
+            steps,
+            self._counted(rows),
+            self._fence,
+            fingerprint(member.key),
         )
 
     def _message(

@@ -1,4 +1,4 @@
-"""Counts a round: exactly the devices that finished both on their node and at their edge."""
+"""Counts a round: exactly the devices that finished on their node, at their edge, and at a server above it, if any."""
 
 import math
 from collections import Counter
@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fsl.deployment.cloud.answers import SERVED, TOPPED, reports_in
 from fsl.deployment.cloud.closing import too_long
 from fsl.errors import WireError
-from fsl.flower.records import metrics_to_reports, record_to_states, record_to_totals
+from fsl.flower.records import record_to_states, record_to_totals
 from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.round.unusable import lost_reason
@@ -17,15 +18,16 @@ from fsl.segments.finite import finite_state, finite_total
 from fsl.segments.states import Layout
 from fsl.segments.sums import DeviceStates, Total, WeightedSum, merge_totals
 from fsl.settings.placement import Collected
+from fsl.split.placing import TOP
 
-_SERVED = "served."
 HEAVIEST = 10.0  # an edge's back weighs at most so many times its devices' samples, since draws repeat rows
 
 
 class RoundResults:
     """Takes in the nodes' replies, and then adds up what counts.
 
-    A device's front comes from its node and its back from its edge; if either end did not finish, neither counts.
+    A device's front comes from its node, its back from its edge, and its top from the server above that edge; if one of
+    them did not finish, nothing of the device counts.
     """
 
     def __init__(
@@ -41,19 +43,18 @@ class RoundResults:
         self.samples = samples
         self.layouts = layouts
         self._lost: dict[int, list[str]] = {device: [reason] for device, reason in lost.items()}
-        self._shared: dict[str, WeightedSum] = {}
+        self._shared: dict[str, Total] = {}
+        self._paired: list[tuple[str, WeightedSum, frozenset[int]]] = []  # with two hops, beside who trained each
         self._own: dict[str, DeviceStates] = {}
         self._trained: dict[int, DeviceReport] = {}
         self._served: dict[int, DeviceReport] = {}  # in the order in which edges closed their sessions
+        self._topped: set[int] = set()  # devices that the server above their edge closed
         self._counts: Counter[str] = Counter()
         self._void: set[int] = set()  # devices whose work is unusable, or whose answers are not credible
 
     def add(self, arrays: ArrayRecord, metrics: MetricRecord, most: float = math.inf) -> None:
         """Take in a node's reply; WireError where it is invalid, or gives its sum more weight than `most`."""
-        said = metrics_to_reports(MetricRecord({k: v for k, v in metrics.items() if not k.startswith(_SERVED)}))
-        served = metrics_to_reports(
-            MetricRecord({k.removeprefix(_SERVED): v for k, v in metrics.items() if k.startswith(_SERVED)})
-        )
+        said, served, topped = (reports_in(metrics, prefix) for prefix in ("", SERVED, TOPPED))
         if heavy := next((name for name, weight in said.weights.items() if weight > most), None):
             raise WireError(
                 f"its {heavy} is to count {said.weights[heavy]:g}, and its devices have no more than {most:g} samples "
@@ -61,6 +62,7 @@ class RoundResults:
             )
         self._trained.update({report.device: report for report in said.devices})
         self._served.update({report.device: report for report in served.devices})
+        self._topped.update(report.device for report in topped.devices)
         private = self.plan.privacy is not None and self.plan.privacy.private  # losing one would reveal something
         for report in served.devices:
             if not (private or (math.isfinite(report.loss_sum) and math.isfinite(report.loss_weight))):
@@ -71,13 +73,16 @@ class RoundResults:
         # The cloud's weights, not a node's; all equal where privacy protects whole devices.
         weights = {device: 1.0 if whole else float(n) for device, n in self.samples.items()}
         for segment, total in record_to_totals(arrays, said.weights, self.layouts, weights).items():
+            trained = frozenset(report.device for report in (topped if segment == TOP else served).devices)
             if isinstance(total, DeviceStates):
                 for device, state in total.states.items():
                     self._look(device, segment, finite_state(state))
                 merge_totals(self._own, {segment: total})
             elif not finite_total(total):
-                for report in served.devices:
-                    self._look(report.device, segment, False)
+                for device in trained:
+                    self._look(device, segment, False)
+            elif isinstance(total, WeightedSum) and self.plan.hops:
+                self._paired.append((segment, total, trained))
             elif isinstance(total, WeightedSum):
                 merge_totals(self._shared, {segment: total})
 
@@ -101,8 +106,7 @@ class RoundResults:
             layouts.pop("front", None)
             layouts.pop("tail", None)
             layouts.pop("head", None)
-        finished = sorted((self._trained.keys() & self._served.keys()) - self._void)
-        for device, reason in too_long(self._own, record_to_states(start, layouts), finished, max_norm).items():
+        for device, reason in too_long(self._own, record_to_states(start, layouts), self._finished(), max_norm).items():
             self._void.add(device)
             self.lose(device, reason)
 
@@ -115,20 +119,30 @@ class RoundResults:
     def collected(self, failed_nodes: int) -> Collected:
         """Returns the round's outcome."""
         self._lose_other_counts()
-        counted = sorted((self._trained.keys() & self._served.keys()) - self._void)
+        counted = self._finished()
         reports = [self._report(device) for device in counted]
         for cohort in self.cohorts:
             for task in cohort.devices:
                 if task.device not in counted and task.device not in self._lost:
-                    self.lose(task.device, "it finished at one end of the wire only")
-        totals: dict[str, Total] = dict(self._shared)
+                    ends = "at one end of the wire only"
+                    self.lose(task.device, f"it finished {'not on all its nodes' if self.plan.hops else ends}")
+        totals = dict(self._shared)
+        for segment, shared, devices in self._paired:
+            # A shared back and the top above it are of one edge: where no device finished at both, neither counts.
+            if devices & set(counted):
+                merge_totals(totals, {segment: shared})
         for segment, states in self._own.items():
-            relayed = self.plan.fronts == "relayed" and segment != "back"
+            relayed = self.plan.fronts == "relayed" and segment not in ("back", TOP)
             total = self._relayed(states, counted) if relayed else _only(states, counted)
             if total is not None:
                 totals[segment] = total
         lost = {device: "; ".join(said) for device, said in sorted(self._lost.items()) if device not in counted}
         return Collected(totals, reports, self._counts, lost, failed_nodes)
+
+    def _finished(self) -> list[int]:
+        """Returns the devices that finished wherever they trained, and whose work can be used."""
+        finished = self._trained.keys() & self._served.keys()
+        return sorted((finished & self._topped if self.plan.hops else finished) - self._void)
 
     def _lose_other_counts(self) -> None:
         held = {task.device: task.samples for cohort in self.cohorts for task in cohort.devices if task.samples}

@@ -41,8 +41,9 @@ _ASK = 1.0  # seconds between two questions to the SuperLink
 class LocalFederation:
     """One SuperLink, `edges` edge SuperNodes and the devices' SuperNodes, as a context manager or by start and stop.
 
-    It writes only into `folder`. `devices_per_node` devices share a SuperNode; `data` is the devices' data path; with
-    `mutual_tls` devices show edges a certificate. `node_config` adds to single nodes' configuration, `environment` to
+    It writes only into `folder`. `devices_per_node` devices share a SuperNode; `tops`: above each edge is a server, on
+    a SuperNode of its own (two hops); `data` is the devices' data path; with `mutual_tls` devices show edges a
+    certificate, and edges the servers above them. `node_config` adds to single nodes' configuration, `environment` to
     the environment of all; `app` is the folder of another Flower app to run. `timeout`: seconds for the nodes to come
     online.
     """
@@ -55,6 +56,7 @@ class LocalFederation:
         devices: int = 4,
         *,
         devices_per_node: int = 1,
+        tops: bool = False,
         data: Path | None = None,
         mutual_tls: bool = False,
         node_config: Mapping[str, Config] | None = None,
@@ -71,6 +73,7 @@ class LocalFederation:
         self.timeout = timeout
         self.certificates = CertificateFolder(self.folder / "certs")
         self._groups = groups_of(devices, devices_per_node)
+        self._tops = tops
         self._data = None if data is None else data.absolute()
         self._mutual_tls = mutual_tls
         self._node_config = node_config
@@ -208,10 +211,11 @@ class LocalFederation:
         forget_run(self.folder)
         private_folder(self.folder / "logs")
         edges = self._new.edges
-        issue(self.certificates.folder, identities_of(edges, self._groups), add=True)
+        issue(self.certificates.folder, identities_of(edges, self._groups, self._tops), add=True)
         address = f"127.0.0.1:{free_ports(1)[0]}"
         nodes = plan_nodes(
-            self.folder, self.certificates, edges, self._groups, self._data, self._mutual_tls, self._node_config
+            *(self.folder, self.certificates, edges, self._groups, self._data, self._mutual_tls, self._node_config),
+            tops=self._tops,
         )
         self.table.unlink(missing_ok=True)
         add_nodes(self.table, {node.name: self.certificates.node_public_key(node.name) for node in nodes})

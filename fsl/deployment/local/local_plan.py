@@ -32,10 +32,12 @@ def groups_of(devices: int, size: int) -> list[range]:
     return [range(first, min(first + size, devices)) for first in range(0, devices, size)]
 
 
-def identities_of(edges: int, groups: list[range]) -> list[CertificateOwner]:
+def identities_of(edges: int, groups: list[range], tops: bool = False) -> list[CertificateOwner]:
     """List who gets a certificate: a node that hosts several devices answers to the name of each."""
     found = [CertificateOwner(SUPERLINK, LOOPBACK, server=True)]
     found += [CertificateOwner(f"edge-{i}", LOOPBACK, server=True, client=True, node=True) for i in range(edges)]
+    if tops:
+        found += [CertificateOwner(f"top-{i}", LOOPBACK, server=True, node=True) for i in range(edges)]
     return found + [
         CertificateOwner(_name(group), tuple(f"device-{k}" for k in group), client=True, node=True) for group in groups
     ]
@@ -49,10 +51,17 @@ def plan_nodes(
     data: Path | None = None,
     mutual_tls: bool = False,
     more: Mapping[str, Config] | None = None,
+    tops: bool = False,
 ) -> list[LocalNode]:
-    """Plan the edges' nodes, then the devices'; `more` adds to single nodes' configuration, by name."""
-    ports = iter(free_ports(4 * edges + 2 * len(groups)))
-    nodes = [_edge(folder, certificates, i, next(ports), next(ports), next(ports), mutual_tls) for i in range(edges)]
+    """Plan the edges' nodes, those above them (`tops`), then the devices'.
+
+    `more` adds to single nodes' configuration, by name.
+    """
+    servers = [(role, i) for role in ("edge", *(["top"] if tops else [])) for i in range(edges)]
+    ports = iter(free_ports(4 * len(servers) + 2 * len(groups)))
+    nodes = [
+        _server(folder, certificates, role, i, next(ports), next(ports), next(ports), mutual_tls) for role, i in servers
+    ]
     nodes += [_device(folder, certificates, group, next(ports), data, mutual_tls) for group in groups]
     if serves_metrics():
         nodes = [_with(node, {"metrics": f"127.0.0.1:{next(ports)}"}) for node in nodes]
@@ -62,18 +71,19 @@ def plan_nodes(
     return [_with(node, (more or {}).get(node.name, {})) for node in nodes]
 
 
-def _edge(
+def _server(
     folder: Path,
     certificates: CertificateFolder,
+    role: str,
     index: int,
     port: int,
     serving: int,
     steps: int,
     mutual_tls: bool,
 ) -> LocalNode:
-    name, address = f"edge-{index}", f"127.0.0.1:{serving}"
+    name, address = f"{role}-{index}", f"127.0.0.1:{serving}"
     config: dict[str, str | int] = {
-        "role": "edge",
+        "role": role,
         "edge": index,
         "listen": address,
         "steps-listen": f"127.0.0.1:{steps}",
@@ -85,7 +95,7 @@ def _edge(
     }
     if mutual_tls:
         config["client-ca"] = str(certificates.ca)
-    return LocalNode(name, "edge", config, port, address)
+    return LocalNode(name, role, config, port, address)
 
 
 def _device(

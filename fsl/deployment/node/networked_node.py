@@ -20,12 +20,13 @@ from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
 from fsl.deployment.node.party_node import scores_of, scores_parties, the_party, vertical_round
 from fsl.deployment.node.scratch import scratch_folder
+from fsl.deployment.node.second_hop import admission_above, refuse_second_hop, remote_above, serve_above
 from fsl.deployment.node.work_done import Work, restarted
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states
 from fsl.installed import __version__
-from fsl.messages.node_part import EdgePart, NodePart
+from fsl.messages.node_part import EdgePart, NodePart, TopPart
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.messages.versions import PROTOCOL
 from fsl.privacy.reasons import failure_reason
@@ -38,6 +39,7 @@ from fsl.round.node_store import KEPT
 from fsl.round.whole_model import WholeModelCohort
 from fsl.round.workload import Workload
 from fsl.segments.states import State
+from fsl.split.placing import TOP
 from fsl.wire.device.device_round import DeviceRound
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.line import Uplink
@@ -75,11 +77,12 @@ class NetworkedNode:
         self.settings = settings
         self.meters = meters or Meters()
         self.patience = replace(patience or Patience(), **settings.patience)
-        self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges
+        self.edge_key = Ed25519PrivateKey.generate()  # signs this edge's calls to other edges and the server above it
         self.uplink: Uplink | None = None
         self._work: Work | None = None  # of the present round
         self._bare = False  # whether its last round was of a run without privacy
         self._door: EdgeDoor | None = None
+        self._up: Uplink | None = None  # from this edge to the server above it
         if settings.hosts_devices and settings.key is not None:
             key = load_private_key(settings.key)
             here, devices = scratch_folder(), self.meters.devices
@@ -87,9 +90,9 @@ class NetworkedNode:
 
     @property
     def door(self) -> EdgeDoor:
-        """The edge's door; the first use opens it."""
+        """The door of the edge, or of the server above one; the first use opens it."""
         settings = self.settings
-        if not settings.hosts_edge or settings.state is None:
+        if not settings.serves or settings.state is None:
             raise RunError("this node hosts no edge")
         if self._door is None:
             journal = settings.state / "sessions.tsv"
@@ -117,6 +120,7 @@ class NetworkedNode:
             "tested": 0 if (test := self.node.worker.workload.data.test) is None else len(test),
             "edge": settings.edge if settings.hosts_edge else None,
             "people": getattr(self.node.worker.workload.data, "people", ""),
+            "top": settings.edge if settings.hosts_top else None,
             "address": self._address(),
             "key": self.public_key.hex(),
             "protocol": PROTOCOL,
@@ -127,7 +131,7 @@ class NetworkedNode:
         }
 
     def _address(self) -> str:
-        if not self.settings.hosts_edge:
+        if not self.settings.serves:
             return ""
         host, _, port = self.settings.address.rpartition(":")
         return f"{host}:{self.door.port if port == '0' else port}"  # 0: any free port
@@ -150,6 +154,7 @@ class NetworkedNode:
                 "this round has devices that are cut at different places, and devices that may move; in a real "
                 "federation their sessions stay at their edge"
             )
+        refuse_second_hop(plan, worker, roams)
         if not scores_parties(plan):  # then tasks count test rows
             refuse_other_counts(part.own, worker.workload.partition)
         self._refuse_plain(plan)
@@ -163,7 +168,8 @@ class NetworkedNode:
         spent = charged(self.settings, plan, worker, [task.device for task in part.own])
         if part.alone:
             self._train_alone(plan, part, states, work)
-        edges = [threading.Thread(target=self._serve, args=(plan, part, edge, states, work)) for edge in part.edges]
+        served = (*part.edges, *part.tops)
+        edges = [threading.Thread(target=self._serve, args=(plan, part, one, states, work)) for one in served]
         for thread in edges:
             thread.start()
         if part.tickets:
@@ -220,27 +226,35 @@ class NetworkedNode:
         """Close the connections and the server."""
         if self.uplink is not None:
             self.uplink.close()
+        if self._up is not None:
+            self._up.close()
         if self._door is not None:
             self._door.close()
 
-    # The edge's part.
+    # The edge's part, or that of the server above it.
 
-    def _serve(self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work) -> None:
+    def _serve(self, plan: RoundPlan, whole: NodePart, part: TopPart, states: Mapping[str, State], work: Work) -> None:
         devices = [task.device for task in part.cohort.devices]
+        here = f"edge {part.cohort.edge}" if isinstance(part, EdgePart) else f"the server above edge {part.cohort.edge}"
         try:
-            outcome = self._serve_round(plan, whole, part, states, work)
+            if isinstance(part, EdgePart):
+                outcome = self._serve_round(plan, whole, part, states, work)
+            else:
+                outcome = serve_above(part, whole, plan, self.node.worker, states, self.door, self.patience, work)
         except Exception as error:
-            name = f"edge {part.cohort.edge} failed"
+            name = f"{here} failed"
             log.error("%s: %s: %s", name, type(error).__name__, error, exc_info=not isinstance(error, FslError))
             reason = f"{name}: {failure_reason(error, plan.privacy is not None and plan.privacy.private)}"
             if self._door is not None:  # devices that wait there are told
-                self._door.fail(_admission(plan, part), reason)
+                admission = _admission(plan, part) if isinstance(part, EdgePart) else admission_above(plan, part)
+                self._door.fail(admission, reason)
             work.lose(dict.fromkeys(devices, reason))
             return
         if outcome.failed is not None:
-            log.error("edge %d, round %d: %s", part.cohort.edge, plan.round, outcome.failed)
-        work.lose({device: f"edge {part.cohort.edge}: {reason}" for device, reason in outcome.lost.items()})
-        work.served.extend(served_reports(plan, part.cohort.edge, outcome))
+            log.error("%s, round %d: %s", here, plan.round, outcome.failed)
+        work.lose({device: f"{here}: {reason}" for device, reason in outcome.lost.items()})
+        reports = work.served if isinstance(part, EdgePart) else work.topped
+        reports.extend(served_reports(plan, part.cohort.edge, outcome))
 
     def _serve_round(
         self, plan: RoundPlan, whole: NodePart, part: EdgePart, states: Mapping[str, State], work: Work
@@ -255,7 +269,10 @@ class NetworkedNode:
             if not outcome.lost:
                 work.scores.update(scores_of(fused))
             return outcome
-        side = EdgeSide(part.cohort, plan, worker, states)
+        above = None
+        if part.up is not None:
+            above = remote_above(part, whole, plan, worker, self._uplink_above(), self.patience, work)
+        side = EdgeSide(part.cohort, plan, worker, states, above)
         expected = Expected.of_devices(worker, plan, part.cohort.devices)
         if part.peers:
             edge_round: EdgeRound = build_moving_round(
@@ -264,7 +281,11 @@ class NetworkedNode:
         else:
             kind = UShapedEdgeRound if plan.tails else EdgeRound
             edge_round = kind(side.server, admission, self.patience, expected, self.door.meter)
-        return self._served(edge_round, whole, part, work)
+        try:
+            return self._served(edge_round, whole, part, work)
+        finally:
+            if above is not None:
+                above.end()
 
     def _served(self, edge_round: EdgeRound, whole: NodePart, part: EdgePart, work: Work) -> EdgeOutcome:
         """Serve a round at the door, and add what its devices taught the edge."""
@@ -281,6 +302,14 @@ class NetworkedNode:
             work.arrived = tuple(server.trainer.arrived)
             work.counts.update(edge_round.counts())
         return outcome
+
+    def _uplink_above(self) -> Uplink:
+        """Returns this edge's connections to the server above it, which stay from round to round."""
+        if self._up is None:
+            settings, here = self.settings, scratch_folder()
+            certificates, limits = settings.device_certificates, settings.limits
+            self._up = Uplink(self.edge_key, certificates, limits, None, settings.steps, here)
+        return self._up
 
     # The devices' part.
 
@@ -315,7 +344,7 @@ class NetworkedNode:
             side = DeviceSide(tasks, plan, worker, states)
         relay = None
         if plan.fronts == "relayed":
-            layouts = {name: s.layout for name, s in worker.segments.items() if name != "back"}
+            layouts = {name: s.layout for name, s in worker.segments.items() if name not in ("back", TOP)}
             relay = Relay(bytes.fromhex(part.relay_key), f"{plan.run}/{plan.round}", layouts)
         invitations = [
             Invitation(

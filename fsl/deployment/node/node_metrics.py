@@ -40,7 +40,7 @@ class NodeMetrics:
         assert settings.state is not None
         self.registry = registry = CollectorRegistry()
         self.meters = Meters(
-            PrometheusEdgeMeter(registry) if settings.hosts_edge else EdgeMeter(),
+            PrometheusEdgeMeter(registry) if settings.serves else EdgeMeter(),
             PrometheusDeviceMeter(registry) if settings.hosts_devices else DeviceMeter(),
             PrometheusLineMeter(registry),
         )

@@ -27,6 +27,8 @@ def served_reports(plan: RoundPlan, edge: int, outcome: EdgeOutcome) -> Iterator
             edge=edge,
             moves=int(session.device in outcome.moved_bytes),  # 1: it moved; its device's node knows how often
             moved_bytes=outcome.moved_bytes.get(session.device, 0),
+            hop_up_bytes=session.hop_up_bytes,
+            hop_down_bytes=session.hop_down_bytes,
         )
 
 

@@ -16,8 +16,8 @@ from fsl.privacy.claims import ADVERSARIES
 from fsl.wire.device.step_paths import Steps
 from fsl.wire.options import Certificates, Limits, Patience
 
-Role = Literal["any", "device", "edge", "both"]
-_ROLES = ("any", "device", "edge", "both")
+Role = Literal["any", "device", "edge", "both", "top"]
+_ROLES = ("any", "device", "edge", "both", "top")
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "role": str,
     "devices": (str, int),
@@ -56,7 +56,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "accountant": str,
 }
 _PATIENCE = ("join", "straggler", "answer")
-_OF_DEVICES = ("devices", "location", "accountant", "steps")
+_OF_DEVICES = ("devices", "location", "accountant")
 _OF_EDGES = ("edge", "listen", "steps-listen", "address", "client-ca")
 _CERTIFICATES = ("ca", "cert", "cert-key", "client-ca")
 _FLOWERS_OWN = ("partition-id", "num-partitions")  # Flower's simulation engine gives them to every node
@@ -66,10 +66,11 @@ _FLOWERS_OWN = ("partition-id", "num-partitions")  # Flower's simulation engine 
 class NodeSettings:
     """A node's configuration (`flower-supernode --node-config`), checked.
 
-    `role`: "device" hosts devices, "edge" an edge server, "both" both, and "any" (without a role) whole cohorts in its
-    own process, as in a simulation. `rows`: "partition" takes the rows of the node's data that the run's partition
-    gives to its devices; "all" takes all of them, for a device's own data. `steps_listen`: host:port of an edge's lean
-    streams, by default the port after `listen`'s; None: gRPC carries steps. `steps`: as in `StepPaths`.
+    `role`: "device" hosts devices, "edge" an edge server, "both" both, "top" the server above edge number `edge` (two
+    hops), and "any" (without a role) whole cohorts in its own process, as in a simulation. `rows`: "partition" takes
+    the rows of the node's data that the run's partition gives to its devices; "all" takes all of them, for a device's
+    own data. `steps_listen`: host:port of an edge's lean streams, by default the port after `listen`'s; None: gRPC
+    carries steps. `steps`: as in `StepPaths`, of devices, and of an edge to the server above it.
     """
 
     role: Role = "any"
@@ -108,6 +109,16 @@ class NodeSettings:
     def hosts_edge(self) -> bool:
         """True where an edge serves here."""
         return self.role in ("edge", "both")
+
+    @property
+    def hosts_top(self) -> bool:
+        """True where the server above an edge serves here."""
+        return self.role == "top"
+
+    @property
+    def serves(self) -> bool:
+        """True where others open sessions: at an edge, or at the server above one."""
+        return self.hosts_edge or self.hosts_top
 
     def current_edge(self) -> int | None:
         """Read the edge that this node's link leads to from the file `location`; None where it names none."""
@@ -169,7 +180,8 @@ class NodeSettings:
         """Raise ConfigError for a key that a node of this role would ignore."""
         for keys, host, hosts in (
             (_OF_DEVICES, "devices", self.hosts_devices),
-            (_OF_EDGES, "an edge", self.hosts_edge),
+            (_OF_EDGES, "an edge, or the server above one", self.serves),
+            (("steps",), "devices or an edge", self.hosts_devices or self.hosts_edge),
         ):
             for name in keys:
                 if given.get(name) not in (None, "") and not hosts:
@@ -193,7 +205,7 @@ class NodeSettings:
             self._need(devices=self.devices, key=self.key, state=self.state)
             if self.rows == "all" and len(self.devices) > 1:
                 raise ConfigError("node configuration: rows='all' is one device's own data; give devices one id")
-        if self.hosts_edge:
+        if self.serves:
             self._need(listen=self.listen, state=self.state)
             if self.edge < 0:
                 raise ConfigError(f"node configuration: edge={self.edge}: an edge's id is a number from 0 on")
@@ -206,7 +218,7 @@ class NodeSettings:
         if self.metrics is not None and (self.role == "any" or not _can_listen(self.metrics)):
             raise ConfigError(
                 f"node configuration: metrics={self.metrics!r}: it is host:port, of a node with a role (role='device', "
-                "'edge' or 'both')"
+                "'edge', 'both' or 'top')"
             )
 
 

@@ -37,17 +37,38 @@ def refuse_part(settings: NodeSettings, plan: RoundPlan, part: NodePart, devices
         raise TrustError("a part in a round came to a node without a role; give it role, and what it hosts")
     if plan.trainer is not None and part.alone:
         raise TrustError("a plan with an edge trainer asks a device to train without an edge")
-    if plan.trainer is None and (part.tickets or part.edges):
+    if plan.trainer is None and (part.tickets or part.edges or part.tops):
         raise TrustError("a plan without an edge trainer asks for training at an edge")
     _refuse_foreign(settings, [task.device for task in part.own], devices)
     if len(part.edges) > 1:
         raise ConfigError("a node hosts one edge at most")
+    _refuse_tops(settings, plan, part)
     for edge in part.edges:
         if not settings.hosts_edge or edge.cohort.edge != settings.edge:
             hosts = f"edge {settings.edge}" if settings.hosts_edge else "no edge"
             raise TrustError(f"a part is of edge {edge.cohort.edge}, and this node hosts {hosts}")
         served = [*(task.device for task in edge.cohort.devices), *(visitor.task.device for visitor in edge.visitors)]
         _refuse_twice(served)
+
+
+def _refuse_tops(settings: NodeSettings, plan: RoundPlan, part: NodePart) -> None:
+    if len(part.tops) > 1:
+        raise ConfigError("a node hosts one server above an edge at most")
+    if part.tops and not plan.hops:
+        raise TrustError("a plan without a third segment at the cloud asks for a server above an edge")
+    for top in part.tops:
+        if not settings.hosts_top or top.cohort.edge != settings.edge:
+            hosts = f"the server above edge {settings.edge}" if settings.hosts_top else "no such server"
+            raise TrustError(f"a part is of the server above edge {top.cohort.edge}, and this node hosts {hosts}")
+        _refuse_twice(task.device for task in top.cohort.devices)
+    for edge in part.edges:
+        if plan.hops != (edge.up is not None):
+            raise TrustError(
+                f"a part of edge {edge.cohort.edge} names {'no ' if plan.hops else 'a '}server above it, and its plan "
+                f"has {'a' if plan.hops else 'no'} third segment at the cloud"
+            )
+        if edge.up is not None and {device for device, _ in edge.up.tokens} != {t.device for t in edge.cohort.devices}:
+            raise TrustError(f"a part of edge {edge.cohort.edge} has other tokens for the server above it than devices")
 
 
 def refuse_evaluation(settings: NodeSettings, plan: EvaluatePlan, devices: int) -> None:

@@ -39,6 +39,7 @@ from fsl.run.config import (
     build_hardware,
     build_model,
     build_objective,
+    build_places,
     outputs_of,
 )
 from fsl.run.local_heads import local_head
@@ -206,7 +207,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     """Build model, data and partition on this node, from its own data and from classes of packages that it allows."""
     allowed = (*ALLOWED, *settings.allow)
     check_groups(setup.groups, allowed)
-    edge_only = settings.role == "edge"
+    edge_only = settings.role in ("edge", "top")
     augmentation = None
     if setup.parties:
         task, augmentation = build_data(_partys_data(setup, settings), setup.seed)
@@ -221,7 +222,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         task = _as_the_runs(task, setup, settings)
     objective = build_objective(setup.groups["objective"])
     model, cut = build_model(setup.groups["model"], task, setup.seed, objective, setup.outputs)
-    cuts = tuple(cut) if isinstance(cut, list) else cut
+    cuts, places = tuple(cut) if isinstance(cut, list) else cut, build_places(setup.groups["model"])
     strategy = build("strategy", setup.groups["strategy"])
     head = None
     if strategy.local_loss and not edge_only:
@@ -241,6 +242,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     return Workload(
         model=model,
         cut=cuts,
+        places=None if places is None else tuple(places),
         data=task,
         partition=partition,
         objective=objective,

@@ -24,6 +24,7 @@ class Work:
     totals: dict[str, Total] = field(default_factory=dict)
     reports: list[DeviceReport] = field(default_factory=list)  # devices that trained here
     served: list[DeviceReport] = field(default_factory=list)  # devices that this node's edge served
+    topped: list[DeviceReport] = field(default_factory=list)  # devices that its server above an edge served
     counts: dict[str, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     restarted: dict[int, int] = field(default_factory=dict)  # by device, the round of the front that it went on from
@@ -85,6 +86,8 @@ class Work:
         metrics = reports_to_metrics(self.reports, weights, self.counts)
         served = reports_to_metrics(self.served, {}, {})
         metrics.update({f"served.{name}": column for name, column in served.items()})
+        topped = reports_to_metrics(self.topped, {}, {}) if self.topped else {}
+        metrics.update({f"topped.{name}": column for name, column in topped.items()})
         metrics.update({f"{RESTARTED}{device}": round for device, round in self.restarted.items()})
         return totals_to_record(self.totals), metrics
 

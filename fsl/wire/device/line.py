@@ -214,7 +214,7 @@ class Line:
             self._task.cancel()
 
     async def _run(self) -> None:
-        where = f"edge {self.invitation.edge} at {self.invitation.address}"
+        where = f"{self.invitation.who} at {self.invitation.address}"
         loop = asyncio.get_running_loop()
         self._deadline = deadline = loop.time() + self._patience.join
         pause = _PAUSE[0]
@@ -361,7 +361,7 @@ class Line:
         )
         await _say(call, pb.ToEdge(open=opening))
         challenge = (await _read(call, "challenge")).challenge
-        check_versions(challenge.protocol, challenge.version, f"edge {said.edge}", f"device {said.device}")
+        check_versions(challenge.protocol, challenge.version, said.who, f"device {said.device}")
         signature = prove(uplink.key, challenge.nonce, said.edge, said.token)
         await _say(call, pb.ToEdge(proof=pb.Proof(signature=signature)))
         return (await _read(call, "opened")).opened

@@ -32,11 +32,22 @@ class Admission:
     """Admits devices to one round of one edge by their tokens, and holds the round's sessions."""
 
     def __init__(
-        self, run: str, round: int, edge: int, fence: int, cloud_key: bytes, devices: set[int], up: str, down: str
+        self,
+        run: str,
+        round: int,
+        edge: int,
+        fence: int,
+        cloud_key: bytes,
+        devices: set[int],
+        up: str,
+        down: str,
+        top: bool = False,
     ):
+        """`top`: to the server above the edge, where the edge comes in its devices' names."""
         self.run = run
         self.round = round
         self.edge = edge
+        self.top = top
         self.fence = fence
         self.cloud_key = cloud_key
         self.devices = devices
@@ -70,6 +81,9 @@ class Admission:
             )
         if claims.fence != self.fence:
             raise Refusal(Code.FAILED_PRECONDITION, f"the token has fence {claims.fence}; {self.fence} counts now")
+        if claims.top != self.top:
+            here, there = ("the server above it", "the edge") if self.top else ("the edge", "the server above it")
+            raise Refusal(Code.PERMISSION_DENIED, f"edge {edge}: the token is for {there}, and this is {here}")
         if edge not in claims.edges or claims.device not in self.devices:
             raise Refusal(Code.PERMISSION_DENIED, f"device {claims.device} does not train at edge {edge}")
         return claims

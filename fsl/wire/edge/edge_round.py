@@ -9,6 +9,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import grpc
@@ -175,7 +176,8 @@ class EdgeRound:
     def _receive(self, attendance: Attendance, packet: UploadPacket) -> Upload:
         """Decode an upload and check it; WireError for what this round does not take."""
         upload = self.server.receive(packet)
-        self.expected.check(upload)
+        on_their_way = None if self.server.above is None else packet.targets  # up; the trainer gets no labels
+        self.expected.check(upload if on_their_way is None else replace(upload, targets=on_their_way))
         return upload
 
     def _packet(self, event: Uploaded) -> UploadPacket:
@@ -324,6 +326,7 @@ class EdgeRound:
                 mark=served if i == last else 0,
                 payload=reply.gradient,
                 norms=reply.norms,
+                told=reply.told,
             )
             self.meter.replied(message.size)
             frames.append(message)
@@ -374,11 +377,15 @@ class EdgeRound:
         if attendance.opened:
             self._abandon(device)
         if (session := self.admission.sessions.get(device)) is not None:
-            session.refuse(code, f"edge {self.server.edge} goes on without device {device}: {reason}")
+            session.refuse(code, f"{self._who} goes on without device {device}: {reason}")
+
+    @property
+    def _who(self) -> str:
+        return f"edge {self.server.edge}"
 
     @property
     def _where(self) -> str:
-        return f"edge {self.server.edge}, round {self.admission.round}"
+        return f"{self._who}, round {self.admission.round}"
 
     def _about(self, device: int | None = None) -> dict[str, object]:
         """Returns the fields of a log line that its reader may search by."""

@@ -1,9 +1,11 @@
 """Checks a device's messages before they reach a trainer."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from fsl.segments.modes import evaluating
 from fsl.segments.precision import computing
 from fsl.segments.structures import at_rows
 from fsl.segments.tensor_trees import TensorTree, Values, activations_of, received, tensors_of
+from fsl.split.placing import TOP
 from fsl.trainers.uploads import Upload
 
 _HEADERS = 64 << 10  # bytes of a frame before its tensors, at most
@@ -62,6 +65,11 @@ class Expected:
         return _HEADERS + max(_CODECS * rows * (max(tensors, self.outputs) + 4), 2 * self.relayed)  # 4: a clip factor
 
     @staticmethod
+    def of_edge(worker: Worker, plan: RoundPlan) -> "Expected":
+        """Derive what an edge uploads to the server above it: what the back makes of smashed data, and labels."""
+        return Expected.of(worker, plan, ("front", "back"))
+
+    @staticmethod
     def of_devices(worker: Worker, plan: RoundPlan, tasks: Iterable[DeviceTask]) -> "Expected":
         """Derive what each of these devices uploads, cut where the plan cuts it."""
         cuts = {task.device: task.cut for task in tasks}
@@ -69,16 +77,29 @@ class Expected:
         return replace(at[0], by_device={device: at[cut] for device, cut in cuts.items() if cut})
 
     @staticmethod
-    def of(worker: Worker, plan: RoundPlan) -> "Expected":
-        """Derive what devices of this round upload, by running the front on two blank inputs."""
-        front = worker.segments["front"].module
+    def of(worker: Worker, plan: RoundPlan, below: Sequence[str] = ("front",)) -> "Expected":
+        """Derive what devices of this round upload, by running the front on two blank inputs.
+
+        `below`: the segments that run before what is uploaded.
+        """
+        segments = [worker.segments[name] for name in below]
         lowered = partial(computing, plan.control.precision, worker.accelerator)
-        with evaluating(front), lowered():  # with gradients, which tell activations from masks
-            blank = worker.workload.data.blank(2).to(worker.accelerator)
-            smashed = received(call(front, blank), worker.segments["front"].shared).detach()
-            more = received(call(front, worker.workload.data.blank(3).to(worker.accelerator)))
+
+        def passed(inputs: Any) -> Values:
+            values: Any = inputs.to(worker.accelerator)
+            for segment in segments:
+                values = received(call(segment.module, values), segment.shared)
+            found: Values = values
+            return found
+
+        with ExitStack() as stack:  # with gradients, which tell activations from masks
+            for segment in segments:
+                stack.enter_context(evaluating(segment.module))
+            stack.enter_context(lowered())
+            smashed = passed(worker.workload.data.blank(2)).detach()
+            more = passed(worker.workload.data.blank(3))
             least = getattr(worker.workload.data.train, "shortest", lambda rows: None)(2)
-            shortest = None if least is None else received(call(front, least.to(worker.accelerator))).detach()
+            shortest = None if least is None else passed(least).detach()
         three = more.structure if isinstance(more, TensorTree) else ""
         outputs = 0
         if tails := "tail" in worker.chain:
@@ -88,7 +109,11 @@ class Expected:
         rows = range(2 if worker.skip_single else 1, plan.batch_size + 1)
         targets, objective = worker.workload.data.train.targets, worker.workload.objective
         kind = (tuple(targets.shape[1:]), targets.dtype, objective.ignored if objective.ignores else None)
-        fronts = [s.layout.bytes + 200 * len(s.layout.fields) for name, s in worker.segments.items() if name != "back"]
+        fronts = [
+            s.layout.bytes + 200 * len(s.layout.fields)
+            for name, s in worker.segments.items()
+            if name not in ("back", TOP)
+        ]
         relayed = sum(fronts) if plan.fronts == "relayed" else 0
         expected = Expected(
             smashed,
