@@ -25,7 +25,7 @@ from fsl.trainers.uploads import Upload
 from fsl.wire.edge.expected import Expected
 from fsl.wire.options import Patience
 from tests.helpers.lowlevel import a_plan, a_worker
-from tests.helpers.moving import ALL, wired
+from tests.helpers.moving import ALL, loses_its_edge, wired
 from tests.helpers.runs import ADAM, DP, KEPT, assert_same_result, run
 from tests.helpers.wired import Wired
 
@@ -165,6 +165,22 @@ def test_what_a_device_does_again_is_in_its_own_ledger_too(encrypted, tmp_path):
     run(FedFly("migrate"), **options | {"out": tmp_path / "still"})
     fewest = json.loads((tmp_path / "still" / "privacy.json").read_text())["devices"]
     assert all(told[device]["steps"] > fewest[device]["steps"] for device in told)
+
+
+@pytest.mark.parametrize(("strategy", "more"), [(PSL(), 1), (SplitFedV1(), 0)], ids=lambda x: type(x).__name__)
+def test_a_step_whose_answer_never_came_is_paid_again_at_another_edge(strategy, more, encrypted, tmp_path, monkeypatch):
+    """The lost edge may have learnt from it: with a back that is shared, that counts beside the other edge's."""
+    options = {"devices": 4, "edges": 3, "batch_size": 6, "rounds": 1, "privacy": DP}
+    run(strategy, out=tmp_path / "still", **options)
+    gone = loses_its_edge(monkeypatch, 2)
+    backend = wired(tmp_path / "nodes", patience=Patience(join=5, straggler=6, answer=10), roaming=True, **encrypted)
+    found = run(strategy, out=tmp_path / "run", backend=backend, **options)
+    assert gone.is_set()
+    assert found.metrics[0]["lost"] == {}
+    told, still = (json.loads((tmp_path / name / "privacy.json").read_text())["devices"] for name in ("run", "still"))
+    assert told == device_ledgers(tmp_path)
+    paid = {device: told[device]["steps"] - still[device]["steps"] for device in told}
+    assert paid == {"0": more, "1": 0, "2": 0, "3": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Moves over gRPC: a session goes from edge to edge, is asked for, or begins again; and what is refused."""
 
-import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.errors import TrustError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.mobility import RandomMobility
-from fsl.wire.device.line import Line
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.edge_events import Handed
 from fsl.wire.edge.meter import EdgeMeter
@@ -23,8 +21,18 @@ from fsl.wire.edge.moving_edge_round import MovingEdgeRound
 from fsl.wire.edge.signed_calls import PeerLines, RoundPlace, check, sign
 from fsl.wire.options import PEER_METHOD, Limits, Patience
 from fsl.wire.tokens import Claims
-from tests.helpers.flaky import At, Weather
-from tests.helpers.moving import ALL, CODECS, MIDDLE, OPTIONS, SCHEDULES, assert_as_without, plan_of, wired
+from tests.helpers.flaky import UNAVAILABLE, At, Weather
+from tests.helpers.moving import (
+    ALL,
+    CODECS,
+    MIDDLE,
+    OPTIONS,
+    SCHEDULES,
+    assert_as_without,
+    loses_its_edge,
+    plan_of,
+    wired,
+)
 from tests.helpers.runs import ADAM, KEPT, assert_same_result, run
 from tests.helpers.small import small_model
 from tests.helpers.tls_options import tls
@@ -33,7 +41,6 @@ pytestmark = pytest.mark.slow
 
 THREE = OPTIONS | {"edges": 3, "model": small_model("batch", 0.3)}
 QUICK = Patience(join=3, straggler=3, answer=15)
-UNAVAILABLE = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
 
 WITHOUT = {"seconds", "sim_seconds", "energy_joules", "lost", "moves", "migration_seconds", "migration_bytes"}
 WITHOUT |= {"uploads", "wasted_steps", "dropped"}
@@ -237,25 +244,7 @@ def test_where_a_session_cannot_go_its_device_stays(weather, tmp_path, monkeypat
 
 @pytest.fixture
 def out_of_reach(monkeypatch, request):
-    """Device 0 cannot reach edge 0 any more once two (or so many) of its four uploads were served."""
-    stream, hear = Line._stream, Line._tell
-    gone, uploads = threading.Event(), getattr(request, "param", 2)
-
-    def heard(line, event):
-        hear(line, event)
-        message = getattr(event, "message", None)
-        if line.invitation.device == 0 and message is not None and message.reply.served == uploads:
-            gone.set()
-            raise UNAVAILABLE
-
-    async def streaming(line):
-        if gone.is_set() and line.invitation.device == 0 and line.invitation.edge == 0:
-            raise UNAVAILABLE
-        await stream(line)
-
-    monkeypatch.setattr(Line, "_tell", heard)
-    monkeypatch.setattr(Line, "_stream", streaming)
-    return gone
+    return loses_its_edge(monkeypatch, getattr(request, "param", 2))
 
 
 def test_a_device_that_lost_its_edge_has_its_session_fetched(out_of_reach, tmp_path, monkeypatch):

@@ -105,10 +105,22 @@ class MovingDeviceRound(DeviceRound):
 
     def _go(self, attending: Attending, way: Way, edge: int, left: int | None) -> None:
         old = attending.line
+        if left is not None and attending.device is not None:
+            self._pay_unheard(attending, attending.device, way)
         way.at = replace(way.at, edge=edge, address=way.others[edge], served=attending.served, left=left)
         way.moves += 1
         attending.line = self.uplink.attend(way.at, self.ear, self.patience, after=old)
         attending.epoch = 0
+
+    def _pay_unheard(self, attending: Attending, device: Device, way: Way) -> None:
+        """Count steps of which no answer came as done again: a back that a lost edge's devices share may have had them.
+
+        Then the same rows were released with two draws of noise. A back of the device's own counts at one edge alone.
+        """
+        unheard = {self._step(number) for number in attending.waiting}
+        if unheard and self.again is not None and not self.divisible:
+            self.again(device.device, len(unheard))
+            way.wasted.update(steps=len(unheard), times=1)
 
     def _back_to(self, step: int, attending: Attending, way: Way) -> None:
         """Go on from the copy made after `step` steps, as the edge does."""
