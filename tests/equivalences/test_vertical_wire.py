@@ -190,7 +190,10 @@ def test_a_party_that_sends_nonsense_is_lost_alone(lie, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda p: replace(p, smashed=NOTHING, targets=None), "an upload of nothing, and nobody else has the labels"),
+        (
+            lambda p: replace(p, smashed=NOTHING, targets=None),
+            "an upload of nothing, and nobody is left who has the labels",
+        ),
         (lambda p: replace(p, targets=None), "an upload without labels, which this party has"),
         (lambda p: replace(p, targets=p.targets + 7), "classes 0 to 1"),
     ],

@@ -12,10 +12,12 @@ from fsl.deployment.cloud.roster import Roster
 from fsl.errors import RunError
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
+from fsl.messages.steps import NOTHING
 from fsl.privacy import NoPeek, Privacy
-from fsl.round.scored_parties import ScoredTogether
+from fsl.round.party_device import PartyDevice
+from fsl.round.scored_parties import ScoredParty, ScoredTogether
 from fsl.trainers import Fused
-from tests.helpers.parties import run, tables
+from tests.helpers.parties import model, run, tables
 from tests.helpers.runs import assert_same_bits
 from tests.helpers.wired import Wired
 
@@ -28,6 +30,54 @@ def scored_run(folder, **options):
     options = {"data": data, "test_data": test, "rounds": 1} | options
     return run(Vertical(), backend=Wired(folder=folder, edges=1), **options)
 
+
+def early(monkeypatch, kind, device, step):
+    """A party closes before this step."""
+    forward = kind.forward
+    monkeypatch.setattr(
+        kind, "forward", lambda self: None if (self.device, self.step) == (device, step) else forward(self)
+    )
+
+
+# A hostile party.
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_party_that_closes_early_is_lost_alone(step, tmp_path, monkeypatch):
+    """Its steps are those that a party that fails there would have had, and so is what the others learn."""
+    early(monkeypatch, PartyDevice, 0, step)
+    found = run(Vertical(), data=tables("shop"), rounds=1, backend=Wired(folder=tmp_path, edges=1))
+    assert set(found.metrics[0]["lost"]) == {"0"}
+    assert f"it closed after {step} steps; the round has 4" in found.metrics[0]["lost"]["0"]
+    assert found.metrics[0]["absent_bank"] == 4 - step
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_label_party_that_closes_early_ends_the_round(tail, tmp_path, monkeypatch):
+    early(monkeypatch, PartyDevice, 1, 1)
+    with pytest.raises(RunError, match="nobody is left who has the labels: it closed after 1 steps; the round has 4"):
+        run(Vertical(), model(tail=tail), tables("shop"), rounds=1, backend=Wired(folder=tmp_path, edges=1))
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("device", [0, 1])
+def test_no_score_is_of_some_parties_alone(device, tail, tmp_path, monkeypatch, caplog):
+    """A party that closes before it has sent its test people, or sends nothing of them, ends the scoring."""
+    early(monkeypatch, ScoredParty, device, 0)
+    assert scored_run(tmp_path, which=model(tail=tail)).metrics[0]["loss"] is None
+    assert "it closed after 0 steps; the round has 1" in caplog.text
+
+
+def test_an_upload_of_nothing_is_not_scored(tmp_path, monkeypatch, caplog):
+    forward = ScoredParty.forward
+
+    def nothing(self):
+        packet = forward(self)
+        return packet and replace(packet, smashed=NOTHING) if self.device == 0 else packet
+
+    monkeypatch.setattr(ScoredParty, "forward", nothing)
+    assert scored_run(tmp_path).metrics[0]["loss"] is None
+    assert "an upload of nothing, and scores are of all parties together" in caplog.text
 
 
 # A hostile cloud.
