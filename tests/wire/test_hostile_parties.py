@@ -9,6 +9,7 @@ import pytest
 from fsl.strategies import Vertical
 
 from fsl.deployment.cloud.roster import Roster
+from fsl.deployment.node.work_done import Work
 from fsl.errors import RunError
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
@@ -78,6 +79,16 @@ def test_an_upload_of_nothing_is_not_scored(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(ScoredParty, "forward", nothing)
     assert scored_run(tmp_path).metrics[0]["loss"] is None
     assert "an upload of nothing, and scores are of all parties together" in caplog.text
+
+
+def test_scores_are_those_of_whoever_has_the_labels(tmp_path, monkeypatch, caplog):
+    """The nodes of the edge and of the other party answer first, with scores that they made up."""
+    true = scored_run(tmp_path / "true", which=model(tail=True)).metrics[0]["loss"]
+    scored = Work.scored
+    lie = {"device": [0], "loss": [0.25], "accuracy": [1.0]}
+    monkeypatch.setattr(Work, "scored", lambda self: scored(self) if self.scores else lie)
+    assert scored_run(tmp_path / "lie", which=model(tail=True)).metrics[0]["loss"] == true
+    assert caplog.text.count("it scored device 0, which is not its own; its whole answer is left out") == 2
 
 
 # A hostile cloud.
