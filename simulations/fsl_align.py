@@ -69,9 +69,10 @@ def _common(options: Any) -> None:
 
 def _keep(options: Any) -> None:
     try:
-        people = set(options.message.read_text().splitlines())
+        listed = options.message.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{options.message}: it is no list of ids, one a line") from None
+    people = {line.removesuffix("\r") for line in listed.split("\n")} - {""}  # ids may have other ends of lines
     head, rows, column = _table(options.file, options.id)
     kept = [row for row in rows if row[column] in people]
     if unknown := people - {row[column] for row in kept}:
@@ -92,7 +93,7 @@ class _Lines(list[str]):
 def _table(path: Path, id: str) -> tuple[list[str], list[list[str]], int]:
     """Read a CSV file as texts; DataError for one without such a column, or with a person twice."""
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # the same ids on every machine
             head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: it cannot be read as CSV ({error})") from None
