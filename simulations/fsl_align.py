@@ -44,6 +44,8 @@ def command(arguments: Sequence[str]) -> int:
 
 def _ask(options: Any) -> None:
     ids = _ids(options.file, options.id)
+    if options.key.absolute() == options.out.absolute():
+        raise DataError(f"--key {options.key} and --out are one file; the key stays here, and --out is sent")
     if options.key.exists() and not options.overwrite:
         raise DataError(f"--key {options.key} is there already; give another name, or --overwrite")
     asked, key = question(ids)
@@ -73,6 +75,8 @@ def _keep(options: Any) -> None:
     except UnicodeDecodeError:
         raise DataError(f"{options.message}: it is no list of ids, one a line") from None
     people = {line.removesuffix("\r") for line in listed.split("\n")} - {""}  # ids may have other ends of lines
+    if not people:
+        raise DataError(f"{options.message}: it names nobody")
     head, rows, column = _table(options.file, options.id)
     kept = [row for row in rows if row[column] in people]
     if unknown := people - {row[column] for row in kept}:

@@ -67,8 +67,9 @@ def test_a_message_that_was_cut_or_is_another_is_refused():
     for broken in (b"", answered[:-1], answered + b"1", asked, b"fsl-psi1" + b"\xff" * 40):
         with pytest.raises(DataError, match="no answer of fsl-align"):
             common(ids, key, broken)
-    with pytest.raises(DataError, match="about more ids"):
-        common(ids[:1], key, answered)
+    for others in (ids[:1], ids[::-1], [*ids, "d"], ["a", "x", "c"]):
+        with pytest.raises(DataError, match="about other ids, or in another order"):
+            common(others, key, answered)
     with pytest.raises(DataError, match="to another question"):
         common(ids, question(ids)[1], answered)
 
@@ -77,6 +78,8 @@ def test_a_message_that_was_cut_or_is_another_is_refused():
     ("line", "text", "said"),
     [
         ("keep bank.csv people.txt --out new.csv", "p1\np5\n", "bank.csv has no row of 'p5'"),
+        ("keep bank.csv people.txt --out new.csv", "\n", "people.txt: it names nobody"),
+        ("ask bank.csv --out new.csv --key ./new.csv", "", "are one file; the key stays here"),
         ("keep bank.csv people.txt --out bank.csv", "p1\n", "--out bank.csv is there already"),
         ("keep twice.csv people.txt --out new.csv", "p1\n", "it has 'p1' twice"),
         ("keep shop.csv people.txt --out new.csv --replace", "p1\n", "unrecognized arguments"),
