@@ -64,6 +64,14 @@ def test_one_party_equals_vanilla_split_learning_over_the_wire(tmp_path):
     assert_same_result(run(Vertical(), **options), wired)
 
 
+def test_a_last_batch_of_one_person_is_skipped_once(tmp_path):
+    """Not once for each party; batch normalisation cannot train on it."""
+    options = {"which": model(norm=True), "data": tables(people=33), "local_epochs": 2}
+    wired = run(Vertical(), backend=Wired(folder=tmp_path, edges=1), **options)
+    assert wired.metrics[0]["skipped"] == 2
+    assert_same_result(run(Vertical(), **options), wired)
+
+
 @pytest.mark.parametrize("steps", ["tcp", "grpc"])
 def test_codecs_and_streams_change_nothing(steps, tmp_path):
     options = {"up": Float16, "down": Float16, "strategy": Vertical(absent={"bank": [1]})}

@@ -47,7 +47,7 @@ class VerticalEdgeRound(UShapedEdgeRound):
             super()._lose(device, Code.FAILED_PRECONDITION, reason)
         outcome = super()._serve()
         closed = self.steps.told(outcome.closed)
-        return EdgeOutcome(closed, outcome.lost, outcome.failed)
+        return EdgeOutcome(closed, outcome.lost, outcome.failed, skipped=self.steps.batches.skipped)
 
     def _packet(self, event: Uploaded) -> UploadPacket:
         device = event.device
