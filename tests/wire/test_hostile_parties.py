@@ -112,17 +112,22 @@ def sessions_with(**changed):
     return spoil
 
 
+def asks_for_own_rows(text):
+    return replace(EvaluatePlan.from_json(text), on=("own", "test")).to_json()
+
+
 @pytest.mark.parametrize(
-    ("changed", "line"),
+    ("spoil", "line"),
     [
-        ({"trainer": Spec(Fused)}, r"sessions of the trainer .*Fused.*; in one, parties are scored"),
-        ({"privacy": Privacy(nopeek=NoPeek(weight=1.0))}, "privacy, moves or epochs"),
-        ({"local_epochs": 2}, "privacy, moves or epochs"),
-        ({"round": 7}, "another run or round"),
+        (sessions_with(trainer=Spec(Fused)), r"sessions of the trainer .*Fused.*; in one, parties are scored"),
+        (sessions_with(privacy=Privacy(nopeek=NoPeek(weight=1.0))), "privacy, moves or epochs"),
+        (sessions_with(local_epochs=2), "privacy, moves or epochs"),
+        (sessions_with(round=7), "another run or round"),
+        (asks_for_own_rows, "they are scored on test rows"),
     ],
 )
-def test_an_evaluation_trains_nobody(changed, line, tmp_path, monkeypatch, caplog):
-    spoils_plans(monkeypatch, "evaluate", sessions_with(**changed))
+def test_an_evaluation_trains_nobody(spoil, line, tmp_path, monkeypatch, caplog):
+    spoils_plans(monkeypatch, "evaluate", spoil)
     data, _ = tables("shop").divided(0.3)
     spoilt = scored_run(tmp_path)
     assert spoilt.metrics[0]["loss"] is None

@@ -96,6 +96,8 @@ def refuse_sessions(plan: EvaluatePlan, sessions: RoundPlan) -> None:
         raise TrustError(f"an evaluation asks for sessions of the trainer {named}; in one, parties are scored")
     if (sessions.run, sessions.round) != (plan.run, plan.round):
         raise TrustError("an evaluation's sessions are of another run or round than it is")
+    if plan.on != ("test",) or plan.probe is not None:
+        raise TrustError("an evaluation of parties is on their own rows, or with a probe; they are scored on test rows")
     if sessions.privacy is not None or sessions.moves or sessions.local_epochs > 1:
         raise TrustError("an evaluation's sessions have privacy, moves or epochs, of which scores take no account")
 
