@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+from fsl.simulations.fsl_simulate import command
+from fsl.strategies import FedAvg
 
 from fsl.data import party_csv, vertical_csv
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.setup import build_workload
 from fsl.errors import ConfigError, DataError
+from fsl.models import VerticalMLP
 from tests.helpers.node_setups import DEVICE, EDGE, setup_of
+from tests.helpers.parties import run
+from tests.helpers.wired import Wired
 
 COLUMNS = {"bank": ["age", "income"], "shop": ["visits"]}
 ASKED = {"columns": COLUMNS, "id": "id", "label": "bought", "labels_at": "edge", "classes": ["no", "yes"]}
@@ -133,3 +138,18 @@ def test_a_node_with_another_s_configuration_takes_no_part(config, line, tmp_pat
     config = {name: paths.get(value, value) if name == "data-path" else value for name, value in config.items()}
     with pytest.raises((ConfigError, DataError), match=line):
         built(tmp_path, **config)
+
+
+@pytest.mark.parametrize("strategy", [["strategy=vertical"], ["strategy=fedavg", "devices=1"]])
+def test_a_simulation_trains_on_no_blank_rows(strategy, tmp_path, capsys):
+    assert command([*RUN, *strategy, f"hydra.run.dir={tmp_path}"]) == 2
+    assert "the data are what edge alone holds; a simulation plays all parties" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_only_vertical_trains_on_what_parties_hold_alone(tmp_path):
+    """Over the wire, too: others would train the whole model on one party's columns, and zeros."""
+    data = party_csv(**ASKED)
+    with pytest.raises(ConfigError, match="strategy=FedAvg: the data are what edge alone holds"):
+        wired = Wired(folder=tmp_path, edges=1, device_nodes=1)
+        run(FedAvg(), VerticalMLP(data.party_shapes, 2), data, devices=1, backend=wired)
