@@ -254,6 +254,18 @@ def test_parties_of_other_people_are_refused():
         refuse_other_people(members)
 
 
+def test_a_party_says_whose_rows_it_holds():
+    """An edge without labels holds nobody's, and in a run without parties no node says anything."""
+    told, silent, edge = (
+        Member(node, "device", samples, None, "", b"", "", people=people)
+        for node, samples, people in ((0, {0: 5}, "a"), (1, {1: 5}, ""), (2, {}, ""))
+    )
+    refuse_other_people([told, edge])
+    refuse_other_people([silent, edge])
+    with pytest.raises(RunError, match="node 1 does not say whose rows it holds"):
+        refuse_other_people([told, silent])
+
+
 def test_a_node_hosts_one_party(tmp_path):
     with pytest.raises(RunError, match="a party has a node of its own"):
         run(
