@@ -150,6 +150,6 @@ def test_a_simulation_trains_on_no_blank_rows(strategy, tmp_path, capsys):
 def test_only_vertical_trains_on_what_parties_hold_alone(tmp_path):
     """Over the wire, too: others would train the whole model on one party's columns, and zeros."""
     data = party_csv(**ASKED)
+    wired = Wired(folder=tmp_path, edges=1, device_nodes=1)
     with pytest.raises(ConfigError, match="strategy=FedAvg: the data are what edge alone holds"):
-        wired = Wired(folder=tmp_path, edges=1, device_nodes=1)
         run(FedAvg(), VerticalMLP(data.party_shapes, 2), data, devices=1, backend=wired)

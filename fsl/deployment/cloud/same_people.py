@@ -19,6 +19,6 @@ def refuse_other_people(members: Iterable[Member]) -> None:
     silent = next((member for member in members if member.samples and not member.people), None)
     if holding and silent is not None:
         raise RunError(
-            f"{silent} does not say whose rows it holds, and {holding[0]} does; let its data loader return the task of an "
-            "fsl.data.VerticalData, which has a digest of the ids"
+            f"{silent} does not say whose rows it holds, and {holding[0]} does; let its loader return the task of "
+            "an fsl.data.VerticalData, which has a digest of the ids"
         )
