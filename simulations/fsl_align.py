@@ -44,6 +44,8 @@ def command(arguments: Sequence[str]) -> int:
 
 def _ask(options: Any) -> None:
     ids = _ids(options.file, options.id)
+    if options.key.absolute() == options.out.absolute():
+        raise DataError(f"--key {options.key} and --out are one file; the key stays here, and --out is sent")
     if options.key.exists() and not options.overwrite:
         raise DataError(f"--key {options.key} is there already; give another name, or --overwrite")
     asked, key = question(ids)
@@ -69,9 +71,12 @@ def _common(options: Any) -> None:
 
 def _keep(options: Any) -> None:
     try:
-        people = set(options.message.read_text().splitlines())
+        listed = options.message.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{options.message}: it is no list of ids, one a line") from None
+    people = {line.removesuffix("\r") for line in listed.split("\n")} - {""}  # ids may have other ends of lines
+    if not people:
+        raise DataError(f"{options.message}: it names nobody")
     head, rows, column = _table(options.file, options.id)
     kept = [row for row in rows if row[column] in people]
     if unknown := people - {row[column] for row in kept}:
@@ -92,7 +97,7 @@ class _Lines(list[str]):
 def _table(path: Path, id: str) -> tuple[list[str], list[list[str]], int]:
     """Read a CSV file as texts; DataError for one without such a column, or with a person twice."""
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # the same ids on every machine
             head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: it cannot be read as CSV ({error})") from None

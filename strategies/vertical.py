@@ -151,7 +151,9 @@ class Vertical(SplitStrategy):
             plan = replace(plan, sessions=self._scoring(server_round, subsets), frozen=digests(self.federation))
             kept = self._generations("edge-0")
             cohort = CohortTask(edge=0, devices=tasks, version=kept["version"], saved=kept["saved"])
-            yield from self._placement.scoring_messages(plan, cohort, partial(self._needed, arrays))
+            holder = self.federation.label_party
+            scorer = self._parties.index(holder) if holder is not None and "tail" in self.federation.layouts else None
+            yield from self._placement.scoring_messages(plan, cohort, partial(self._needed, arrays), scorer)
             return
         node, needed = min(grid.get_node_ids()), self._needed(arrays, tasks)
         yield message(plan.to_json(), needed, node, MessageType.EVALUATE, server_round, self._setup)

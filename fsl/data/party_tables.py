@@ -12,7 +12,10 @@ from fsl.data.tree_examples import TreeExamples
 from fsl.data.vertical_data import EDGE, EdgeLabels, PartyTable, VerticalData, VerticalTask
 from fsl.data.vertical_tables import aligned_task, labels_of, numbers_of, read_csv
 from fsl.errors import DataError
+from fsl.models.vertical_model import check_parties
+from fsl.quoting import short
 
+_LEAST = 2  # classes
 _BLANK = 2  # rows for who has none: by them a run checks that model, loss and metrics go together
 
 
@@ -35,13 +38,18 @@ def party_csv(
     party's or the edge's; who reads none (the cloud, and an edge without labels) gets blank rows of these sizes.
     Rows are in the order of ids, and the same people are held out everywhere.
     """
-    parties = _named_columns(columns, labels_at)
+    parties = _named_columns(columns, labels_at, id, label)
+    classes = _named_classes(classes)
+    share = isinstance(test_share, int | float) and 0 < test_share < 1
+    if not share:
+        raise DataError(f"data.test_share={test_share!r}: it is a number between 0 and 1, the share of people held out")
     if party is not None and party not in (*parties, EDGE):
         raise DataError(f"party={party!r}: there are {', '.join(parties)}, and {EDGE}")
     labelled = party == labels_at
     if path is None or (party == EDGE and not labelled):
-        if party is not None and party != EDGE:
-            raise DataError(f"party {party!r} has no file; give its node data-path, the path of its CSV")
+        if party is not None and (party != EDGE or labelled):
+            who, what = ("the edge", "labels") if party == EDGE else (f"party {party!r}", "rows")
+            raise DataError(f"{who} has no file of its {what}; give its node data-path, the path of its CSV")
         return _blank_rows(columns, labels_at, classes, party)
     if party is None:
         raise DataError(f"data.path={path}: whose file it is is not said; give data.party, one of {', '.join(parties)}")
@@ -52,33 +60,55 @@ def party_csv(
         raise DataError(f"data.label={label!r}: {path} has no such column; it has {known}")
     targets = _told_labels(frame[label], path, classes) if labelled else _no_labels(len(ids), classes)
     own = columns.get(party, ())
-    for name, what in ((label, "of labels, which the model is to predict"), (id, "of ids")):
-        if name in own:
-            raise DataError(f"data.columns.{party}: {name!r} is the column {what}; leave it out")
     tables = {
         one: PartyTable(
             ids, numbers_of(frame, list(own), path) if one == party else torch.zeros(1, len(names)).expand(len(ids), -1)
         )
         for one, names in columns.items()
     }
-    names = None if classes is None or isinstance(classes, int) else tuple(classes)
+    names = classes if isinstance(classes, tuple) else None
     data = VerticalData(tables, EdgeLabels(ids, targets), name="vertical", class_names=names)
     holder = None if labels_at == EDGE else labels_at
     task = aligned_task(data, "clear", test_share, scale)
     return replace(task, label_party=holder, classes=_count(classes)).seen_at(party)
 
 
-def _named_columns(columns: Any, labels_at: str) -> list[str]:
-    listed = isinstance(columns, Mapping) and all(own and not isinstance(own, str) for own in columns.values())
-    if not listed or not columns:
+def _named_columns(columns: Any, labels_at: str, id: str, label: str) -> list[str]:
+    """Returns the parties; DataError where their columns cannot be."""
+    if not isinstance(columns, Mapping) or not columns:
         raise DataError("data.columns: name each party's columns, as {bank: [age, income], shop: [visits]}")
+    if EDGE in columns:
+        raise DataError(f"data.columns: '{EDGE}' names who runs the back; choose another name for that party")
+    check_parties("data.columns", list(columns))
+    for party, own in columns.items():
+        listed = isinstance(own, Sequence) and not isinstance(own, str) and own
+        if not listed or not all(isinstance(name, str) for name in own):
+            raise DataError(f"data.columns.{party}={short(own)}: it is a list of names of columns, one at least")
+        if twice := next((name for name in own if list(own).count(name) > 1), None):
+            raise DataError(f"data.columns.{party}: {twice!r} is there twice; name each column once")
+        for name, what in ((label, "of labels, which the model is to predict"), (id, "of ids")):
+            if name in own:
+                raise DataError(f"data.columns.{party}: {name!r} is the column {what}; leave it out")
     if labels_at not in (*columns, EDGE):
         raise DataError(f"data.labels_at={labels_at!r}: it is {EDGE} or one of the parties {', '.join(columns)}")
     return list(columns)
 
 
+def _named_classes(classes: Any) -> int | tuple[str, ...] | None:
+    """Returns how many classes there are, or their names; DataError for what is neither."""
+    if classes is None or (type(classes) is int and classes >= _LEAST):
+        return classes  # type: ignore[no-any-return]
+    names = tuple(map(str, classes)) if isinstance(classes, Sequence) and not isinstance(classes, str) else ()
+    if len(set(names)) < max(len(names), _LEAST):
+        raise DataError(
+            f"data.classes={short(classes)}: it is a number from {_LEAST} on, or a list of {_LEAST} names or more, as "
+            "[no, yes], each once; null where labels are numbers to be predicted"
+        )
+    return names
+
+
 def _blank_rows(
-    columns: Mapping[str, Sequence[str]], labels_at: str, classes: int | Sequence[str] | None, party: str | None
+    columns: Mapping[str, Sequence[str]], labels_at: str, classes: int | tuple[str, ...] | None, party: str | None
 ) -> VerticalTask:
     inputs = {name: torch.zeros(_BLANK, len(own)) for name, own in columns.items()}
     blank = TreeExamples(inputs, _no_labels(_BLANK, classes))
@@ -87,25 +117,25 @@ def _blank_rows(
         blank,
         blank,
         _count(classes),
-        class_names=None if classes is None or isinstance(classes, int) else tuple(classes),
+        class_names=classes if isinstance(classes, tuple) else None,
         parties=tuple(columns),
         label_party=None if labels_at == EDGE else labels_at,
         held=party or EDGE,
     )
 
 
-def _count(classes: int | Sequence[str] | None) -> int | None:
-    return classes if classes is None or isinstance(classes, int) else len(classes)
+def _count(classes: int | tuple[str, ...] | None) -> int | None:
+    return len(classes) if isinstance(classes, tuple) else classes
 
 
-def _no_labels(rows: int, classes: int | Sequence[str] | None) -> Tensor:
+def _no_labels(rows: int, classes: int | tuple[str, ...] | None) -> Tensor:
     return torch.zeros(rows, dtype=torch.float32 if classes is None else torch.int64)
 
 
-def _told_labels(column: Any, path: str, classes: int | Sequence[str] | None) -> Tensor:
+def _told_labels(column: Any, path: str, classes: int | tuple[str, ...] | None) -> Tensor:
     """Returns labels as the run numbers its classes; DataError for one that is none of them."""
     names, labels = labels_of(column, path)
-    if isinstance(classes, int) or classes is None:
+    if not isinstance(classes, tuple):
         if names is not None:
             raise DataError(f"{path} has labels that are texts ({', '.join(names[:5])}); name them in data.classes")
         if classes is None:
@@ -113,7 +143,7 @@ def _told_labels(column: Any, path: str, classes: int | Sequence[str] | None) ->
         if labels.is_floating_point() or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
             raise DataError(f"{path} has labels that are no whole numbers 0 to {classes - 1} (data.classes={classes})")
         return labels.to(torch.int64)
-    known = {str(name): place for place, name in enumerate(classes)}
+    known = {name: place for place, name in enumerate(classes)}
     texts = column.astype(str).tolist()
     if other := next((text for text in texts if text not in known), None):
         raise DataError(f"{path} has the label {other!r}; data.classes has {', '.join(known)}")

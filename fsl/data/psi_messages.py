@@ -1,5 +1,6 @@
 """Private set intersection in two messages, between parties on machines of their own (package openmined_psi)."""
 
+import json
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
@@ -7,14 +8,14 @@ from typing import Any
 from fsl.errors import ConfigError, DataError
 
 _MARK = b"fsl-psi1"  # before a message; then, of each part, its length in 8 bytes and itself
-_DIGEST = 32  # bytes of a question's digest, which begins its key and its answers
+_DIGEST = 32  # bytes of a digest: of the question, which begins its key and its answers, then in the key of its ids
 
 
 def question(ids: Sequence[str]) -> tuple[bytes, bytes]:
     """Returns a party's question, which tells others how many ids it has, and the key that reads their answers."""
     client = _openmined().client.CreateWithNewKey(True)
     asked = _packed(client.CreateRequest(list(ids)).SerializeToString())
-    return asked, sha256(asked).digest() + bytes(client.GetPrivateKeyBytes())
+    return asked, sha256(asked).digest() + _digest(ids) + bytes(client.GetPrivateKeyBytes())
 
 
 def answer(ids: Sequence[str], asked: bytes) -> bytes:
@@ -32,21 +33,31 @@ def answer(ids: Sequence[str], asked: bytes) -> bytes:
 
 
 def common(ids: Sequence[str], key: bytes, answered: bytes) -> list[str]:
-    """Returns which of the ids that a question was about the other party has; DataError for no answer to it."""
+    """Returns which of the ids that a question was about the other party has; DataError for no answer to it.
+
+    An answer tells places in the question: by them, other ids or another order would name people whom the other party
+    does not know.
+    """
     psi = _openmined()
     about, setup, response = _parts(answered, 3, "answer")
     if about != key[:_DIGEST]:
         raise DataError(
             "this answer is to another question than the one of this key; give the two that belong together"
         )
+    if key[_DIGEST : 2 * _DIGEST] != _digest(ids):
+        raise DataError("the question was about other ids, or in another order; give the file that it was made from")
     try:
-        client = psi.client.CreateFromKey(key[_DIGEST:], True)
+        client = psi.client.CreateFromKey(key[2 * _DIGEST :], True)
         places = client.GetIntersection(_parsed(psi.ServerSetup(), setup), _parsed(psi.Response(), response))
     except (RuntimeError, ValueError) as error:
         raise DataError(f"this answer cannot be read with this key ({error}); have it sent again") from None
     if places and max(places) >= len(ids):
-        raise DataError("this answer is to a question about more ids; give the file that the question was made from")
+        raise DataError("this answer is about more people than the question; have it sent again")
     return [ids[place] for place in places]
+
+
+def _digest(ids: Sequence[str]) -> bytes:
+    return sha256(json.dumps(list(ids)).encode()).digest()
 
 
 def _packed(*parts: bytes) -> bytes:

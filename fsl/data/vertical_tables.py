@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -120,8 +121,10 @@ def read_csv(party: str, path: str, id: str) -> Any:
     import pandas  # type: ignore[import-untyped]
 
     try:
-        frame = pandas.read_csv(path, dtype={id: str})
-    except (OSError, ValueError) as error:
+        with catch_warnings():
+            simplefilter("error", pandas.errors.ParserWarning)  # of rows that are longer than the first line
+            frame = pandas.read_csv(path, dtype={id: str}, index_col=False)
+    except (OSError, ValueError, pandas.errors.ParserWarning) as error:
         line = " ".join(str(error).split())
         raise DataError(f"data.paths.{party}={path}: it cannot be read as CSV ({line})") from None
     if id not in frame.columns:

@@ -75,6 +75,17 @@ def refuse_vertical(federation: Federation, strategy: CloudStrategy, workload: W
         )
     if parties and federation.privacy is not None:
         raise ConfigError("privacy: no account of it is built for a VerticalModel's parties; leave it out")
+    held = data.held if isinstance(data, VerticalTask) else None
+    if held is not None and federation.placement is None:
+        raise ConfigError(
+            f"the data are what {held} alone holds; a simulation plays all parties: give data of all of them "
+            "(data=vertical)"
+        )
+    if held is not None and not vertical:
+        raise ConfigError(
+            f"strategy={name}: the data are what {held} alone holds, without other parties' columns; use "
+            "strategy=vertical"
+        )
     if not vertical:
         return
     if not isinstance(model, VerticalModel):
@@ -88,11 +99,6 @@ def refuse_vertical(federation: Federation, strategy: CloudStrategy, workload: W
         raise ConfigError(
             f"the model's parties are {', '.join(parties)}, and the data's {', '.join(data.parties)}; name the same "
             "ones in the same order"
-        )
-    if data.held is not None and federation.placement is None:
-        raise ConfigError(
-            f"the data are what {data.held} alone holds; a simulation plays all parties: give data of all of them "
-            "(data=vertical)"
         )
     if model.tail is not None and data.label_party is None:
         raise ConfigError(

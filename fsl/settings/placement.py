@@ -76,6 +76,13 @@ class Placement(Protocol):
         """Build messages that ask nodes to evaluate their devices' private fronts."""
 
     def scoring_messages(
-        self, plan: EvaluatePlan, cohort: CohortTask, needed: Callable[[Sequence[DeviceTask]], ArrayRecord]
+        self,
+        plan: EvaluatePlan,
+        cohort: CohortTask,
+        needed: Callable[[Sequence[DeviceTask]], ArrayRecord],
+        scorer: int | None,
     ) -> list[Message]:
-        """Build messages that ask parties and their edge to score the model together (vertical split learning)."""
+        """Build messages that ask parties and their edge to score the model together (vertical split learning).
+
+        `scorer`: the party whose tail counts what it finds, and whose node alone may tell it; None: the edge counts.
+        """

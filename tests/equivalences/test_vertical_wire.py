@@ -64,6 +64,14 @@ def test_one_party_equals_vanilla_split_learning_over_the_wire(tmp_path):
     assert_same_result(run(Vertical(), **options), wired)
 
 
+def test_a_last_batch_of_one_person_is_skipped_once(tmp_path):
+    """Not once for each party; batch normalisation cannot train on it."""
+    options = {"which": model(norm=True), "data": tables(people=33), "local_epochs": 2}
+    wired = run(Vertical(), backend=Wired(folder=tmp_path, edges=1), **options)
+    assert wired.metrics[0]["skipped"] == 2
+    assert_same_result(run(Vertical(), **options), wired)
+
+
 @pytest.mark.parametrize("steps", ["tcp", "grpc"])
 def test_codecs_and_streams_change_nothing(steps, tmp_path):
     options = {"up": Float16, "down": Float16, "strategy": Vertical(absent={"bank": [1]})}
@@ -190,7 +198,10 @@ def test_a_party_that_sends_nonsense_is_lost_alone(lie, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda p: replace(p, smashed=NOTHING, targets=None), "an upload of nothing, and nobody else has the labels"),
+        (
+            lambda p: replace(p, smashed=NOTHING, targets=None),
+            "an upload of nothing, and nobody is left who has the labels",
+        ),
         (lambda p: replace(p, targets=None), "an upload without labels, which this party has"),
         (lambda p: replace(p, targets=p.targets + 7), "classes 0 to 1"),
     ],
@@ -241,6 +252,18 @@ def test_parties_of_other_people_are_refused():
     refuse_other_people(members[:2])
     with pytest.raises(RunError, match=r"node 0 and node 2 hold rows of other people"):
         refuse_other_people(members)
+
+
+def test_a_party_says_whose_rows_it_holds():
+    """An edge without labels holds nobody's, and in a run without parties no node says anything."""
+    told, silent, edge = (
+        Member(node, "device", samples, None, "", b"", "", people=people)
+        for node, samples, people in ((0, {0: 5}, "a"), (1, {1: 5}, ""), (2, {}, ""))
+    )
+    refuse_other_people([told, edge])
+    refuse_other_people([silent, edge])
+    with pytest.raises(RunError, match="node 1 does not say whose rows it holds"):
+        refuse_other_people([told, silent])
 
 
 def test_a_node_hosts_one_party(tmp_path):

@@ -1,5 +1,8 @@
 """Parties find the people whom all know, each by commands on its own machine."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -7,6 +10,7 @@ from fsl.simulations.fsl_align import command
 
 from fsl.data.psi_messages import answer, common, question
 from fsl.errors import DataError
+from tests.helpers.places import ROOT
 
 needs_psi = pytest.mark.skipif(find_spec("private_set_intersection") is None, reason="the extra psi is not installed")
 BANK = "customer,age\np3,41\np1,30\np7,55\np2,28\n"
@@ -63,8 +67,9 @@ def test_a_message_that_was_cut_or_is_another_is_refused():
     for broken in (b"", answered[:-1], answered + b"1", asked, b"fsl-psi1" + b"\xff" * 40):
         with pytest.raises(DataError, match="no answer of fsl-align"):
             common(ids, key, broken)
-    with pytest.raises(DataError, match="about more ids"):
-        common(ids[:1], key, answered)
+    for others in (ids[:1], ids[::-1], [*ids, "d"], ["a", "x", "c"]):
+        with pytest.raises(DataError, match="about other ids, or in another order"):
+            common(others, key, answered)
     with pytest.raises(DataError, match="to another question"):
         common(ids, question(ids)[1], answered)
 
@@ -73,6 +78,8 @@ def test_a_message_that_was_cut_or_is_another_is_refused():
     ("line", "text", "said"),
     [
         ("keep bank.csv people.txt --out new.csv", "p1\np5\n", "bank.csv has no row of 'p5'"),
+        ("keep bank.csv people.txt --out new.csv", "\n", "people.txt: it names nobody"),
+        ("ask bank.csv --out new.csv --key ./new.csv", "", "are one file; the key stays here"),
         ("keep bank.csv people.txt --out bank.csv", "p1\n", "--out bank.csv is there already"),
         ("keep twice.csv people.txt --out new.csv", "p1\n", "it has 'p1' twice"),
         ("keep shop.csv people.txt --out new.csv --replace", "p1\n", "unrecognized arguments"),
@@ -95,3 +102,14 @@ def test_wrong_input_is_one_line(line, text, said, files, capsys):
     assert said in error
     assert error.count("\n") == 1
     assert not (files / "new.csv").exists()
+
+
+def test_ids_are_the_same_on_every_machine(files):
+    """Spreadsheets begin files with a mark of bytes; machines read texts each in its own way, but not these."""
+    (files / "marked.csv").write_bytes("\ufeffcustomer,age\nß\u2028\x85x,4\n".encode())
+    (files / "people.txt").write_bytes("\ufeffß\u2028\x85x\r\n".encode())
+    run_python = [sys.executable, "-X", "utf8=0", "-c", "from fsl.simulations.fsl_align import main; main()"]
+    line = "keep marked.csv people.txt --id customer --out kept.csv"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*run_python, *line.split()], env=environment, check=True)
+    assert (files / "kept.csv").read_text("utf-8") == "customer,age\nß\u2028\x85x,4\n"

@@ -323,10 +323,13 @@ class Roster:
                 messages.append(self._message(member.node, MessageType.EVALUATE, text(here), arrays, None, round))
         return messages
 
-    def scoring_messages(self, plan: EvaluatePlan, cohort: CohortTask, needed: Needed) -> list[Message]:
+    def scoring_messages(
+        self, plan: EvaluatePlan, cohort: CohortTask, needed: Needed, scorer: int | None
+    ) -> list[Message]:
         """Build messages that ask parties and their edge to score the model together, in sessions as those of training.
 
-        Tasks count test rows. RunError where a party or the edge is not there.
+        Tasks count test rows. `scorer`: the party whose tail counts what it finds; None: the edge counts. The node of
+        another that tells scores is not believed. RunError where a party or the edge is not there.
         """
         assert plan.sessions is not None
         self._fence = max(self._fence + 1, time.time_ns())
@@ -339,7 +342,8 @@ class Roster:
         messages = []
         for node, part in sorted(parts.items()):
             part = replace(part, deadline=self.terms.deadline)
-            self._scored[node] = frozenset({0})  # what they find is of all of them; it stands as device 0's
+            counts = node in asked.edges if scorer is None else any(task.device == scorer for task in part.own)
+            self._scored[node] = frozenset({0} if counts else ())  # of all parties; it stands as device 0's
             arrays = RoundArrays().of(part, needed(part.own))
             messages.append(self._message(node, MessageType.EVALUATE, plan.to_json(), arrays, part, plan.round))
         return messages

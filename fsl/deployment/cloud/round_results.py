@@ -156,7 +156,7 @@ class RoundResults:
         return replace(
             edge,
             samples=self.samples[device],
-            skipped=mine.skipped,
+            skipped=mine.skipped + edge.skipped,
             model_bytes=mine.model_bytes,
             up_bytes=edge.up_bytes + mine.up_bytes,  # bytes of repeated steps, which only the device's node knows
             down_bytes=edge.down_bytes + mine.down_bytes,

@@ -18,7 +18,14 @@ from fsl.deployment.node.node_reports import own_reports, served_reports
 from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.own_ledger import RoundAccount
 from fsl.deployment.node.owner_allows import refuse_evaluation, refuse_part
-from fsl.deployment.node.party_node import scores_of, scores_parties, the_party, vertical_round
+from fsl.deployment.node.party_node import (
+    refuse_scoring,
+    refuse_sessions,
+    scores_of,
+    scores_parties,
+    the_party,
+    vertical_round,
+)
 from fsl.deployment.node.scratch import scratch_folder
 from fsl.deployment.node.second_hop import admission_above, refuse_second_hop, remote_above, serve_above
 from fsl.deployment.node.work_done import Work, restarted
@@ -139,6 +146,7 @@ class NetworkedNode:
     def train(self, plan: RoundPlan, part: NodePart, arrays: ArrayRecord) -> Work:
         """Do this node's part of a round; TrustError, or ConfigError, for one that its owner does not allow."""
         try:
+            refuse_scoring(plan)
             return self._train(plan, part, arrays)
         except Exception:
             if part.own:
@@ -209,6 +217,7 @@ class NetworkedNode:
             return self.node.evaluate(plan, arrays)
         if part is None or not self.node.worker.parties:
             raise ConfigError("this evaluation is of parties, each with its part in it; this node has none")
+        refuse_sessions(plan, sessions)
         work = self._train(sessions, part, arrays)
         if work.lost:
             raise RunError("; ".join(dict.fromkeys(work.lost.values())))

@@ -6,19 +6,20 @@ from fsl.messages.reports import DeviceReport
 from fsl.messages.round_plan import RoundPlan
 from fsl.round.cohort import reported_loss, reported_rows, reported_weight
 from fsl.round.device_side import DeviceSide
+from fsl.round.party_side import PartySide
 from fsl.wire.device.device_round import DeviceOutcome
 from fsl.wire.edge.attendance import EdgeOutcome
 
 
 def served_reports(plan: RoundPlan, edge: int, outcome: EdgeOutcome) -> Iterator[DeviceReport]:
     """Report on the devices that finished at this edge; the cloud joins it with what their own nodes report."""
-    for session in outcome.closed:
+    for place, session in enumerate(outcome.closed):
         yield DeviceReport(
             device=session.device,
             samples=int(session.weight),
             examples=reported_rows(plan, session.examples, session.step),
             steps=session.step,
-            skipped=0,
+            skipped=0 if place else outcome.skipped,
             loss_sum=reported_loss(plan, session.loss_sum()),
             loss_weight=reported_weight(plan, session.loss_weight, session.step),
             up_bytes=session.up_bytes,
@@ -33,7 +34,11 @@ def served_reports(plan: RoundPlan, edge: int, outcome: EdgeOutcome) -> Iterator
 
 
 def own_reports(side: DeviceSide, outcome: DeviceOutcome) -> Iterator[DeviceReport]:
-    """Report on this node's devices that finished, with what their restarts wasted."""
+    """Report on this node's devices that finished, with what their restarts wasted.
+
+    What parties of vertical split learning skip is of the same people: their edge tells it, once.
+    """
+    alike = isinstance(side, PartySide)
     for device in outcome.finished:
         wasted = outcome.wasted.get(device, {})
         yield DeviceReport(
@@ -41,7 +46,7 @@ def own_reports(side: DeviceSide, outcome: DeviceOutcome) -> Iterator[DeviceRepo
             samples=side.samples(device),
             examples=0,
             steps=0,
-            skipped=side.batches[device].skipped,
+            skipped=0 if alike else side.batches[device].skipped,
             loss_sum=0.0,
             loss_weight=0.0,
             up_bytes=wasted.get("up_bytes", 0),

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fsl.errors import ConfigError
-from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.errors import ConfigError, TrustError
+from fsl.importing.import_paths import path_of
+from fsl.messages.round_plan import CohortTask, DeviceTask, EvaluatePlan, RoundPlan
+from fsl.quoting import short
 from fsl.round.batches import BatchPlan
 from fsl.round.edge_side import EdgeSide
 from fsl.round.fused_steps import FusedSteps, people_of
@@ -84,4 +86,23 @@ def scores_of(edge_round: VerticalEdgeRound) -> Scores:
 
 def scores_parties(plan: RoundPlan) -> bool:
     """Whether a plan is one in which the model of all parties is scored, not trained."""
-    return plan.trainer is not None and plan.trainer.locate() is ScoredTogether
+    return plan.trainer is not None and plan.trainer.target == path_of(ScoredTogether)  # a message's path: not imported
+
+
+def refuse_sessions(plan: EvaluatePlan, sessions: RoundPlan) -> None:
+    """Raise TrustError for sessions of an evaluation that would train, or do what no score takes account of."""
+    if not scores_parties(sessions):
+        named = "none" if sessions.trainer is None else short(sessions.trainer.target)
+        raise TrustError(f"an evaluation asks for sessions of the trainer {named}; in one, parties are scored")
+    if (sessions.run, sessions.round) != (plan.run, plan.round):
+        raise TrustError("an evaluation's sessions are of another run or round than it is")
+    if plan.on != ("test",) or plan.probe is not None:
+        raise TrustError("an evaluation of parties is on their own rows, or with a probe; they are scored on test rows")
+    if sessions.privacy is not None or sessions.moves or sessions.local_epochs > 1:
+        raise TrustError("an evaluation's sessions have privacy, moves or epochs, of which scores take no account")
+
+
+def refuse_scoring(plan: RoundPlan) -> None:
+    """Raise TrustError for a plan of training that would score: its devices' counts are not those of training rows."""
+    if scores_parties(plan):
+        raise TrustError("a plan of training names the trainer that scores parties; that comes as an evaluation")

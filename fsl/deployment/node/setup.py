@@ -214,6 +214,11 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
         task = _as_the_runs(task, setup, settings)
         if not isinstance(task, VerticalTask) or task.parties != setup.parties:
             raise ConfigError(f"this node's data are not of the run's parties, {', '.join(setup.parties)}")
+        if settings.role == "any" and task.held is not None:
+            raise ConfigError(
+                f"this node has no role, so that it plays all parties, and its data are what {task.held} alone holds; "
+                "give each party a node with role, devices and data-path, or use data of all parties (data=vertical)"
+            )
         task = task.shuffled(setup.seed)
     elif edge_only:
         task = TaskData("", _no_examples(setup), None, setup.classes)

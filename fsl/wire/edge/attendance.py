@@ -42,3 +42,4 @@ class EdgeOutcome:
     lost: Mapping[int, str]  # the reason, by device
     failed: str | None  # the trainer's error, after which nothing of the round counts
     moved_bytes: Mapping[int, int] = field(default_factory=dict)  # bytes from edge to edge, by device that came
+    skipped: int = 0  # rows that were left out for all devices at once: of the same people

@@ -14,7 +14,7 @@ from fsl.round.fused_steps import FusedSteps
 from fsl.round.vertical_cohort import NOBODY
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.edge_round import served_frame
-from fsl.wire.edge.session_events import Uploaded
+from fsl.wire.edge.session_events import Finished, Uploaded
 from fsl.wire.edge.u_shaped_edge_round import UShapedEdgeRound
 
 Code = grpc.StatusCode
@@ -47,7 +47,7 @@ class VerticalEdgeRound(UShapedEdgeRound):
             super()._lose(device, Code.FAILED_PRECONDITION, reason)
         outcome = super()._serve()
         closed = self.steps.told(outcome.closed)
-        return EdgeOutcome(closed, outcome.lost, outcome.failed)
+        return EdgeOutcome(closed, outcome.lost, outcome.failed, skipped=self.steps.batches.skipped)
 
     def _packet(self, event: Uploaded) -> UploadPacket:
         device = event.device
@@ -56,8 +56,8 @@ class VerticalEdgeRound(UShapedEdgeRound):
         if factors is not None or (targets is not None and not shares):
             raise WireError("an upload with labels or factors, which this party does not send")
         step = event.upload.step // 2 if self._tailed(device) else event.upload.step
-        if smashed == NOTHING and device == self.steps.holder:
-            raise WireError("an upload of nothing, and nobody else has the labels")
+        if smashed == NOTHING and self._needed(device):
+            raise WireError(f"an upload of nothing, and {self._without(device)}")
         if smashed != NOTHING and targets is None and shares:
             raise WireError("an upload without labels, which this party has")
         return UploadPacket(device=device, step=step, smashed=smashed, targets=targets)
@@ -72,6 +72,16 @@ class VerticalEdgeRound(UShapedEdgeRound):
         self.server.session(packet.device).step += 1
         nothing = torch.empty(0)
         return Upload(packet.device, packet.step, nothing, nothing)
+
+    def _finish(self, attendance: Attendance, event: Finished) -> None:
+        """Take a party's close; one that comes before its last step is no honest party's."""
+        steps, done = len(self.steps.batches.rows), 0
+        if attendance.opened:
+            done = self.server.session(event.device).step
+        if done < steps:
+            self._lose(event.device, Code.INVALID_ARGUMENT, f"it closed after {done} steps; the round has {steps}")
+            return
+        super()._finish(attendance, event)
 
     def _step(self, uploads: Sequence[Upload]) -> None:
         if not uploads:
