@@ -97,7 +97,7 @@ def _named_columns(columns: Any, labels_at: str, id: str, label: str) -> list[st
 def _named_classes(classes: Any) -> int | tuple[str, ...] | None:
     """Returns how many classes there are, or their names; DataError for what is neither."""
     if classes is None or (type(classes) is int and classes >= _LEAST):
-        return classes  # type: ignore[no-any-return]
+        return classes
     names = tuple(map(str, classes)) if isinstance(classes, Sequence) and not isinstance(classes, str) else ()
     if len(set(names)) < max(len(names), _LEAST):
         raise DataError(
