@@ -157,4 +157,8 @@ def numbers_of(frame: Any, columns: Sequence[str], path: str) -> Tensor:
             )
         if frame[name].isna().any():
             raise DataError(f"column {name!r} of {path} has empty cells; fill them, or leave it out of data.columns")
+        if not np.isfinite(frame[name].to_numpy(dtype=np.float64)).all():
+            raise DataError(
+                f"column {name!r} of {path} has infinite values; replace them, or leave it out of data.columns"
+            )
     return torch.from_numpy(frame[list(columns)].to_numpy(dtype=np.float64).copy())

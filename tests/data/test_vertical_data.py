@@ -187,6 +187,7 @@ def test_files_are_aligned_and_scaled(tmp_path):
         ({"labels_at": "hotel"}, {}, "there is no file of it"),
         ({}, {"shop": "id,visits\n07,many\n08,few\n09,1\n10,1\n"}, "holds texts; encode it as numbers"),
         ({}, {"shop": "id,visits\n07,\n08,2\n09,1\n10,1\n"}, "has empty cells"),
+        ({}, {"shop": "id,visits\n07,inf\n08,2\n09,1\n10,1\n"}, "has infinite values"),
         ({"columns": {"bank": ["wealth"]}}, {}, "has no column 'wealth'"),
     ],
 )
