@@ -7,7 +7,7 @@ from fsl.deployment.local.local_federation import LocalFederation
 from tests.helpers.federation import assert_same_folder, rows, simulated
 from tests.helpers.places import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.shows  # nodes as threads show the same over the same wire each time
 
 RUN = [
     "rounds=2",

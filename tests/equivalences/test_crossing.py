@@ -80,7 +80,7 @@ def test_over_the_wire_equals_in_one_process(strategy, tmp_path):
     assert all(row["lost"] == {} for row in wired.metrics)
 
 
-@pytest.mark.parametrize("steps", ["tcp", "grpc"])
+@pytest.mark.parametrize("steps", ["tcp", pytest.param("grpc", marks=pytest.mark.shows)])
 def test_it_is_the_same_over_either_stream(steps, tmp_path):
     backend = Wired(folder=tmp_path, device_more={"steps": steps})
     assert_same_result(trained(SplitFedV1(), Untraceable), trained(SplitFedV1(), Untraceable, backend=backend))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from fsl.strategies import FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
+from fsl.strategies import SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
 from safetensors.torch import load_file, save, save_file
 
 import fsl
@@ -73,12 +73,19 @@ def test_a_front_of_which_everything_is_frozen(cut):
     assert one.metrics[0]["model_bytes"] == (0 if cut == "pool" else 3 * 2 * trained_bytes(small_model(), "head.") + 96)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=name_of)
+EACH_TIME = (SplitFedV1, VanillaSL, SGLR, DecoupledSL, CycleSL)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(s, marks=() if type(s) in EACH_TIME else pytest.mark.shows, id=name_of(s)) for s in STRATEGIES],
+)
 def test_every_strategy_trains_over_the_wire_what_it_does_in_one_process(strategy, tmp_path):
     options = {"model": frozen_model("batch"), "edges": 2, "devices": 4}
     assert_same_result(run(strategy, **options), run(strategy, backend=Wired(folder=tmp_path), **options))
 
 
+@pytest.mark.shows  # other tests of its kind run on Ray each time
 def test_inline_equals_ray(ray_cluster):
     options = {"model": frozen_model("batch", 0.3), "devices": 4, "edges": 2}
     assert_same_run(run(SplitFedV1(), **options), run(SplitFedV1(), backend=fsl.Backend("ray"), nodes=2, **options))

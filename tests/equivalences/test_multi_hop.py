@@ -69,6 +69,7 @@ def test_nodes_change_nothing(strategy):
     assert_same_run(run(strategy, **options), run(strategy, nodes=3, **options))
 
 
+@pytest.mark.shows  # other tests of its kind run on Ray each time
 def test_inline_equals_ray(ray_cluster):
     options = {"devices": 4, "edges": 2, "model": small_model("batch", 0.3), **TWO}
     assert_same_run(run(SplitFedV1(), **options), run(SplitFedV1(), backend=fsl.Backend("ray"), nodes=2, **options))

@@ -189,6 +189,7 @@ def test_what_crosses_in_bfloat16_takes_half_the_bytes():
 
 
 @pytest.mark.slow
+@pytest.mark.shows  # other tests of its kind run on Ray each time
 def test_inline_equals_ray(ray_cluster):
     given = options(ALL, model=small_model("batch", 0.3), devices=4, edges=2)
     backend = fsl.Backend("ray", address="auto", cpus=0.5)

@@ -73,7 +73,11 @@ def test_v1_equals_one_cut_with_many_devices():
     )
 
 
-@pytest.mark.parametrize("strategy", [SplitFedV1(), SGLR(phi=0.5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(SplitFedV1(), marks=pytest.mark.shows), SGLR(phi=0.5)],
+    ids=lambda s: type(s).__name__,
+)
 def test_inline_equals_ray(strategy, ray_cluster):
     options = {"devices": 4, "edges": 2, "cut": U, "model": small_model("batch", 0.3)}
     assert_same_run(run(strategy, **options), run(strategy, backend=fsl.Backend("ray"), nodes=2, **options))
