@@ -76,12 +76,15 @@ class FusedSteps:
             self._weights.append(session.batches[-1].loss_weight)
             self._rows += len(self.batches.rows[step])
 
-    def told(self, closed: Sequence[Session]) -> list[Session]:
-        """Returns finished sessions, in order of device; the first has the rows and losses of all."""
+    def told(self, closed: Sequence[Session], by_all: bool = False) -> list[Session]:
+        """Returns finished sessions, in order of device; the first has the rows and losses of all.
+
+        `by_all`: each has them, for who has still to find out which of them counts.
+        """
         found: list[Session] = []
         for session in sorted(closed, key=lambda one: one.device):
             steps, losses, batches = len(session.batches), list[Tensor](), list[Batch]()
-            if not found:
+            if by_all or not found:
                 losses = self._losses
                 batches = [Batch(0, weight) for weight in self._weights]
                 batches[:1] = [replace(batch, rows=self._rows) for batch in batches[:1]]

@@ -206,7 +206,7 @@ class ScoredSteps(FusedSteps):
         assert self.data.test is not None
         return self.data.test.targets
 
-    def told(self, closed: Sequence[Session]) -> list[Session]:
+    def told(self, closed: Sequence[Session], by_all: bool = False) -> list[Session]:
         """Returns the sessions as they are."""
         return list(closed)
 

@@ -19,7 +19,7 @@ class AroundTrainer(EdgeTrainer):
         self.passes, self.movable, self.pools = trainer.passes, trainer.movable, trainer.pools
         self.answers, self.keeps, self.tails = trainer.answers, trainer.keeps, trainer.tails
         self.accumulates = trainer.accumulates
-        self.asynchronous, self.hops = trainer.asynchronous, trainer.hops
+        self.asynchronous, self.hops, self.one_loss = trainer.asynchronous, trainer.hops, trainer.one_loss
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round from the back that the cloud sent."""

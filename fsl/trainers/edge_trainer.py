@@ -79,6 +79,7 @@ class EdgeTrainer(ABC):
     `accumulates`: each upload is followed by `learner.step(upload.step, device=upload.device)`, and no other device's
     comes before its device is done, so that several batches of a device may make one step of the back.
     `hops`: the same, and the last segment may be at a server above the edge, which trains it by this rule too.
+    `one_loss`: a step's uploads are of the same samples, whose rows and losses count once.
     """
 
     lockstep: bool = False
@@ -92,6 +93,7 @@ class EdgeTrainer(ABC):
     accumulates: bool = False
     pools: bool = False
     hops: bool = False
+    one_loss: bool = False
     asynchronous: bool = False
     arrived: Sequence[int] = ()
 

@@ -28,6 +28,7 @@ class Fused(SharedBack):
 
     lockstep = True
     tails = True
+    one_loss = True
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
         """Start a round with one back for all parties."""

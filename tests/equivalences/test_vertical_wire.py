@@ -13,6 +13,7 @@ from fsl.deployment.cloud.same_people import refuse_other_people
 from fsl.errors import ConfigError, LostError, RunError
 from fsl.messages.steps import NOTHING
 from fsl.round.party_device import PartyDevice
+from fsl.round.party_side import PartySide
 from fsl.round.scored_parties import ScoredParty
 from fsl.wire.options import Patience
 from tests.helpers.flaky import At, Weather
@@ -279,3 +280,18 @@ def test_with_a_tail_subsets_are_not_scored(tmp_path):
     options = {"which": model(tail=True), "data": tables("shop"), "backend": Wired(folder=tmp_path, edges=1)}
     with pytest.raises(ConfigError, match="scored with all parties alone"):
         run(Vertical(evaluate_subsets="each"), **options)
+
+
+def test_what_all_parties_learnt_counts_though_the_first_is_lost_behind_its_edge(tmp_path, monkeypatch):
+    """Rows and losses are the round's: whoever finished brings them."""
+    close = PartySide.close
+
+    def fails(self, device):
+        if device.device == 0:
+            raise LostError(0, "no such luck")
+        close(self, device)
+
+    monkeypatch.setattr(PartySide, "close", fails)
+    one, wired = run(Vertical(), rounds=1), run(Vertical(), rounds=1, backend=Wired(folder=tmp_path, edges=1))
+    assert_same_result(one, wired)
+    assert (wired.metrics[0]["devices"], wired.metrics[0]["examples"]) == (1, 60)

@@ -121,6 +121,9 @@ class RoundResults:
         self._lose_other_counts()
         counted = self._finished()
         reports = [self._report(device) for device in counted]
+        if self.plan.trainer is not None and self.plan.trainer.locate().one_loss:
+            once = {"examples": 0, "skipped": 0, "loss_sum": 0.0, "loss_weight": 0.0}
+            reports[1:] = [replace(report, **once) for report in reports[1:]]
         for cohort in self.cohorts:
             for task in cohort.devices:
                 if task.device not in counted and task.device not in self._lost:

@@ -13,13 +13,13 @@ from fsl.wire.edge.attendance import EdgeOutcome
 
 def served_reports(plan: RoundPlan, edge: int, outcome: EdgeOutcome) -> Iterator[DeviceReport]:
     """Report on the devices that finished at this edge; the cloud joins it with what their own nodes report."""
-    for place, session in enumerate(outcome.closed):
+    for session in outcome.closed:
         yield DeviceReport(
             device=session.device,
             samples=int(session.weight),
             examples=reported_rows(plan, session.examples, session.step),
             steps=session.step,
-            skipped=0 if place else outcome.skipped,
+            skipped=outcome.skipped,
             loss_sum=reported_loss(plan, session.loss_sum()),
             loss_weight=reported_weight(plan, session.loss_weight, session.step),
             up_bytes=session.up_bytes,
@@ -36,7 +36,7 @@ def served_reports(plan: RoundPlan, edge: int, outcome: EdgeOutcome) -> Iterator
 def own_reports(side: DeviceSide, outcome: DeviceOutcome) -> Iterator[DeviceReport]:
     """Report on this node's devices that finished, with what their restarts wasted.
 
-    What parties of vertical split learning skip is of the same people: their edge tells it, once.
+    What parties of vertical split learning skip is of the same people: their edge tells it, the cloud counts it once.
     """
     alike = isinstance(side, PartySide)
     for device in outcome.finished:

@@ -46,7 +46,7 @@ class VerticalEdgeRound(UShapedEdgeRound):
             reason = f"{self._without(missing[0])}: party '{parties[missing[0]]}' takes no part in this round"
             super()._lose(device, Code.FAILED_PRECONDITION, reason)
         outcome = super()._serve()
-        closed = self.steps.told(outcome.closed)
+        closed = self.steps.told(outcome.closed, by_all=True)
         return EdgeOutcome(closed, outcome.lost, outcome.failed, skipped=self.steps.batches.skipped)
 
     def _packet(self, event: Uploaded) -> UploadPacket:
