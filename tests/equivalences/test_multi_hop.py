@@ -210,7 +210,12 @@ def test_what_is_not_built_is_refused(strategy, options, line):
             ConfigError,
             "segments run at one of: device",
         ),
-        ({"cut": "pool", "places": "edge"}, ConfigError, "segments run at one of: device, edge; device, edge, device;"),
+        ({"cut": "pool", "places": "edge"}, ConfigError, "places='edge': give a list of texts or None"),
+        (
+            {"cut": "pool", "places": ["edge"]},
+            ConfigError,
+            "segments run at one of: device, edge; device, edge, device;",
+        ),
         ({"cut": ("conv", "pool", "conv2"), "places": ("device", "edge", "edge", "cloud")}, SplitError, "one cut"),
     ],
 )
