@@ -114,7 +114,7 @@ def test_a_class_that_a_message_may_not_name_is_not_imported():
     ("options", "line"),
     [
         ({"warmup": 1}, "optimizer.warmup=1: it is a share of the run, from 0 to below 1"),
-        ({"warmup": True}, "optimizer.warmup=True: it is a share"),
+        ({"warmup": True}, "optimizer.warmup=True: give a number"),
         ({"per": "epoch"}, "optimizer.per='epoch': allowed are round, step"),
         ({"scheduler": 3}, "optimizer.scheduler=3: give a class of torch.optim.lr_scheduler"),
         ({"scheduler": {"step_size": 3}}, "give a class of torch.optim.lr_scheduler"),
