@@ -53,6 +53,11 @@ LONGEST = (
     "test_poison.py",
     "test_hostile.py",
     "test_steps.py",
+    "test_u_shaped_moves.py",
+    "test_vertical_wire.py",
+    "test_multi_hop_wire.py",
+    "test_servers_above.py",
+    "test_private_tails_wire.py",
 )
 
 

@@ -52,7 +52,7 @@ def test_a_federation_with_moves_equals_a_simulation_with_them(on_move, mobility
     assert all(row["lost"] == {} for row in found.metrics)
 
 
-@STREAMS
+@pytest.mark.parametrize("steps", ["tcp", pytest.param("grpc", marks=pytest.mark.shows)])
 @pytest.mark.parametrize("codec", CODECS)
 def test_whatever_the_codec(codec, steps, tmp_path):
     options = U | {"optimizer": ADAM, "mobility": ALL, "up": codec, "down": codec}
@@ -119,7 +119,7 @@ class Cut:
         monkeypatch.setattr(PeerLines, "call", call)
 
 
-@STREAMS
+@pytest.mark.parametrize("steps", ["tcp", pytest.param("grpc", marks=pytest.mark.shows)])
 @pytest.mark.parametrize("at", PLACES, ids=lambda at: f"{at.does}-{at.step}")
 def test_a_device_that_loses_its_edge_at_any_message_takes_its_session_along(at, steps, tmp_path, monkeypatch):
     backhaul, weather = Cut(monkeypatch), out_of_reach(monkeypatch, at)
