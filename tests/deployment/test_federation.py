@@ -142,6 +142,7 @@ def sabotage(federation: Federation, out: Path, stage: Stage, told: list[int]):
     stage.go_on(5)
 
 
+@pytest.mark.shows  # two minutes; tests/wire kills and cuts nodes as threads each time
 def test_a_federation_outlives_its_parts_and_counts_who_finished(federation, tmp_path):
     out, told, folder = tmp_path / "faults", [], tmp_path / "stage"
     folder.mkdir()
@@ -215,6 +216,7 @@ def faults_of_moves(federation: BehindProxies, stage: Stage) -> list[Callable[[]
     ]
 
 
+@pytest.mark.shows  # two minutes, as above
 def test_sessions_outlive_what_happens_while_they_move(federation, tmp_path):
     out, folder, told = tmp_path / "moves", tmp_path / "stage", []
     folder.mkdir()

@@ -66,7 +66,7 @@ def test_one_device_equals_training_the_unsplit_model(kind):
     assert_same_bits(model.state_dict(), found.model.state_dict())
 
 
-@models
+@pytest.mark.parametrize("kind", [Reader, pytest.param(Untraceable, marks=pytest.mark.shows)])
 def test_splitfed_v1_equals_fedavg(kind):
     one, other = (trained(strategy, kind, 0.3, edges=2, devices=4) for strategy in (SplitFedV1(), FedAvg()))
     assert_same_bits(one.model.state_dict(), other.model.state_dict())

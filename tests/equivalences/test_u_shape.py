@@ -248,7 +248,7 @@ def test_a_device_whose_tail_is_too_slow_is_lost_alone(tmp_path, monkeypatch):
 
     def waits(self, call):
         if (self.device, call.step) == (1, 1):
-            over.wait(20)
+            over.wait(5)
         return end(self, call)
 
     monkeypatch.setattr(Device, "end", waits)

@@ -37,9 +37,8 @@ TRAINERS = [
 ]
 trainers = pytest.mark.parametrize("strategy", TRAINERS, ids=lambda s: type(s).__name__)
 # One of each way in which an edge answers; the others differ in what becomes of fronts and backs after the session.
-manners = pytest.mark.parametrize(
-    "strategy", [SplitFedV1(), SplitFedV2(), PSL(), CycleSL(window=2), DecoupledSL()], ids=lambda s: type(s).__name__
-)
+MANNERS = [SplitFedV1(), SplitFedV2(), PSL(), CycleSL(window=2), DecoupledSL()]
+manners = pytest.mark.parametrize("strategy", MANNERS, ids=lambda s: type(s).__name__)
 OPTIONS = {"devices": 4, "optimizer": ADAM, "batch_size": 10, "local_epochs": 2}  # six uploads a round
 QUICK = Patience(join=3, straggler=3, answer=10)
 
@@ -61,7 +60,13 @@ def places(strategy):
     return [At(k % 4, *place) for k, place in enumerate([*once, *steps])]
 
 
-@trainers
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(s, marks=() if type(s) in map(type, MANNERS) else pytest.mark.shows, id=type(s).__name__)
+        for s in TRAINERS
+    ],
+)
 def test_connections_that_break_anywhere_change_nothing(strategy, tmp_path, monkeypatch):
     expected = run(strategy, model=small_model("batch", 0.3), **OPTIONS)
     weather = Weather(cuts=places(strategy)).over(monkeypatch)
