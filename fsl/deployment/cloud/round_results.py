@@ -122,8 +122,9 @@ class RoundResults:
         counted = self._finished()
         reports = [self._report(device) for device in counted]
         if self.plan.trainer is not None and self.plan.trainer.locate().one_loss:
-            once = {"examples": 0, "skipped": 0, "loss_sum": 0.0, "loss_weight": 0.0}
-            reports[1:] = [replace(report, **once) for report in reports[1:]]
+            reports[1:] = [
+                replace(report, examples=0, skipped=0, loss_sum=0.0, loss_weight=0.0) for report in reports[1:]
+            ]
         for cohort in self.cohorts:
             for task in cohort.devices:
                 if task.device not in counted and task.device not in self._lost:
