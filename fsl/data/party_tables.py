@@ -40,8 +40,7 @@ def party_csv(
     """
     parties = _named_columns(columns, labels_at, id, label)
     classes = _named_classes(classes)
-    share = isinstance(test_share, int | float) and 0 < test_share < 1
-    if not share:
+    if not 0 < test_share < 1:
         raise DataError(f"data.test_share={test_share!r}: it is a number between 0 and 1, the share of people held out")
     if party is not None and party not in (*parties, EDGE):
         raise DataError(f"party={party!r}: there are {', '.join(parties)}, and {EDGE}")
@@ -73,16 +72,15 @@ def party_csv(
     return replace(task, label_party=holder, classes=_count(classes)).seen_at(party)
 
 
-def _named_columns(columns: Any, labels_at: str, id: str, label: str) -> list[str]:
+def _named_columns(columns: Mapping[str, Sequence[str]], labels_at: str, id: str, label: str) -> list[str]:
     """Returns the parties; DataError where their columns cannot be."""
-    if not isinstance(columns, Mapping) or not columns:
+    if not columns:
         raise DataError("data.columns: name each party's columns, as {bank: [age, income], shop: [visits]}")
     if EDGE in columns:
         raise DataError(f"data.columns: '{EDGE}' names who runs the back; choose another name for that party")
     check_parties("data.columns", list(columns))
     for party, own in columns.items():
-        listed = isinstance(own, Sequence) and not isinstance(own, str) and own
-        if not listed or not all(isinstance(name, str) for name in own):
+        if not own:
             raise DataError(f"data.columns.{party}={short(own)}: it is a list of names of columns, one at least")
         if twice := next((name for name in own if list(own).count(name) > 1), None):
             raise DataError(f"data.columns.{party}: {twice!r} is there twice; name each column once")
@@ -94,11 +92,13 @@ def _named_columns(columns: Any, labels_at: str, id: str, label: str) -> list[st
     return list(columns)
 
 
-def _named_classes(classes: Any) -> int | tuple[str, ...] | None:
+def _named_classes(classes: int | Sequence[str] | None) -> int | tuple[str, ...] | None:
     """Returns how many classes there are, or their names; DataError for what is neither."""
-    if classes is None or (type(classes) is int and classes >= _LEAST):
+    if classes is None:
+        return None
+    names = () if isinstance(classes, int) else tuple(classes)
+    if isinstance(classes, int) and classes >= _LEAST:
         return classes
-    names = tuple(map(str, classes)) if isinstance(classes, Sequence) and not isinstance(classes, str) else ()
     if len(set(names)) < max(len(names), _LEAST):
         raise DataError(
             f"data.classes={short(classes)}: it is a number from {_LEAST} on, or a list of {_LEAST} names or more, as "

@@ -1,6 +1,5 @@
 """Vertically partitioned data: several parties hold different features of the same people, and one has the labels."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from fsl.data.items import dense, input_tensor, target_tensor
 from fsl.data.task import TaskData
 from fsl.data.tree_examples import TreeExamples
 from fsl.errors import DataError
+from fsl.importing.digests import digest_text
 from fsl.models.vertical_model import check_parties
 from fsl.quoting import short
 
@@ -103,7 +103,7 @@ class VerticalData:
             parties=tuple(self.parties),
             label_party=holder,
             left_out=shared,
-            people=_digest(people, others),
+            people=digest_text(json.dumps([people, others])),
         )
 
     @checks_types(error=DataError)
@@ -286,10 +286,6 @@ def _column(table: Any, party: str, column: Any) -> Tensor:
         return dense(values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)).to(torch.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"column {column!r} of '{party}' holds no numbers ({error}); encode it as numbers") from None
-
-
-def _digest(train: Sequence[str], test: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps([list(train), list(test)]).encode()).hexdigest()[:16]
 
 
 def _ids(party: str, given: Any) -> list[str]:

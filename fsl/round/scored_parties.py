@@ -23,7 +23,7 @@ from fsl.round.workload import Worker
 from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.modes import evaluating
-from fsl.segments.states import Replica, State
+from fsl.segments.states import State
 from fsl.segments.sums import WeightedSum
 from fsl.segments.tensor_trees import TensorTree, Values, received
 from fsl.trainers.edge_trainer import EdgeBench, EdgeTrainer
@@ -51,7 +51,7 @@ class ScoredTogether(EdgeTrainer):
         super().begin(bench, edge, back)
         assert isinstance(bench.back.module, FusedBack)
         self.parties = bench.back.module.parties
-        self._state = back
+        self._replica = bench.back.hold(back)
 
     def count(self, objective: Objective, metrics: Metrics) -> None:
         """Have it count what it finds, where no tail does: of all parties, and of each subset."""
@@ -69,7 +69,7 @@ class ScoredTogether(EdgeTrainer):
     def step(self, messages: Sequence[Upload]) -> Sequence[Reply]:
         """Score a batch of people; nothing goes back but to a tail, which has the labels."""
         runtime, first = self.bench.back, messages[0]
-        install(runtime, self._state)
+        runtime.install(self._replica)  # unless it is there
         sent = {self.parties[upload.device]: upload.smashed for upload in messages}
         with evaluating(runtime.module), torch.no_grad():
             outputs = _passed(runtime, sent)
@@ -173,7 +173,7 @@ class ScoredSide(PartySide):
         """Open the party with its front, and tail, as the last round left them."""
         segments = self.view(device).segments
         for name, segment in segments.items():
-            install(segment, self._starting_state(name, device))
+            segment.hold(self._starting_state(name, device))
         workload, accelerator = self._all.workload, self._all.accelerator
         if "tail" in segments:
             self._tally = Tally(workload.objective, workload.metrics)
@@ -218,13 +218,6 @@ def columns_of(scores: Sequence[Score]) -> Scores:
         for place, score in enumerate(scores)
         for name, value in score.columns().items()
     }
-
-
-def install(segment: SegmentRuntime, state: State) -> None:
-    """Put a state into a segment's module."""
-    replica = Replica(segment.layout, segment.accelerator)
-    replica.load(state)
-    segment.install(replica)
 
 
 def _run(segment: SegmentRuntime, values: Values) -> Values:

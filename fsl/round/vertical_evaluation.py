@@ -11,7 +11,7 @@ from fsl.errors import ConfigError
 from fsl.messages.round_plan import EvaluatePlan
 from fsl.models.vertical_model import FRONT
 from fsl.round.evaluation import Score, evaluate
-from fsl.round.scored_parties import columns_of, install
+from fsl.round.scored_parties import columns_of
 from fsl.round.workload import Worker
 from fsl.segments.states import State
 
@@ -35,7 +35,7 @@ def evaluate_parties(worker: Worker, plan: EvaluatePlan, states: Mapping[str, St
             state = state if kept is None else segment.layout.pack(kept, worker.accelerator)
         if state is None:
             raise ConfigError(f"segment '{name}' has no state yet, and the message brought none")
-        install(segment, state)
+        segment.hold(state)
     scores = [_score(worker, test), *(_score(worker, of_parties_alone(test, _names(worker, s))) for s in plan.subsets)]
     found: dict[str, int | float | list[int] | list[float]] = {"device": [0], "accuracy": []}
     return MetricRecord(found | {name: [value] for name, value in columns_of(scores).items()})

@@ -204,12 +204,7 @@ class SplitTrial:
         return _kept(values)
 
     def _install(self) -> list[Replica]:
-        replicas = []
-        for runtime, state in zip(self.runtimes, self._states):
-            replicas.append(Replica(runtime.layout, runtime.accelerator))
-            replicas[-1].load(state)
-            runtime.install(replicas[-1])
-        return replicas
+        return [runtime.hold(state) for runtime, state in zip(self.runtimes, self._states)]
 
 
 class _Watch(TorchDispatchMode):

@@ -37,7 +37,7 @@ from fsl.run.run_identity import weights_of
 from fsl.run.run_log import RunLog
 from fsl.run.summary import COLUMNS, remarks_on, summary_of
 from fsl.segments.optimizer import OptimizerRecipe
-from fsl.segments.states import Replica, State
+from fsl.segments.states import State
 from fsl.segments.tensor_trees import passed
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
@@ -341,9 +341,7 @@ class Simulation:
     def _install(self, states: Mapping[str, State]) -> list[nn.Module]:
         """Put states into the model's segments; their modules in order."""
         for name, segment in self.worker.chain.items():
-            replica = Replica(segment.layout, self.worker.accelerator)
-            replica.load(states[name])
-            segment.install(replica)
+            segment.hold(states[name])
         return self.worker.modules
 
     def _states(self) -> dict[str, dict[str, Tensor]]:

@@ -50,6 +50,13 @@ class SegmentRuntime:
             replica.install()
             self._installed = replica
 
+    def hold(self, state: State) -> Replica:
+        """Put these values into the module, as a replica of their own; returns it."""
+        replica = Replica(self.layout, self.accelerator)
+        replica.load(state)
+        self.install(replica)
+        return replica
+
     def copied(self) -> nn.Module:
         """A copy of the module for a layout of its own: its transient buffers are as they were first."""
         self.install(Replica(self.layout, self.accelerator))

@@ -11,26 +11,15 @@ from fsl.deployment.node.setup import build_workload
 from fsl.errors import ConfigError, DataError
 from fsl.models import VerticalMLP
 from tests.helpers.node_setups import DEVICE, EDGE, setup_of
-from tests.helpers.parties import run
+from tests.helpers.parties import party_files, run
 from tests.helpers.wired import Wired
 
 COLUMNS = {"bank": ["age", "income"], "shop": ["visits"]}
 ASKED = {"columns": COLUMNS, "id": "id", "label": "bought", "labels_at": "edge", "classes": ["no", "yes"]}
 
 
-def files(folder, **more):
-    texts = {
-        "bank": "id,age,income\n07,30,1.5\n08,40,2.5\n09,50,3.5\n10,60,4.5\n",
-        "shop": "visits,id\n1,10\n2,09\n3,08\n4,07\n",
-        "edge": "id,bought\n08,no\n07,yes\n10,no\n09,yes\n",
-    } | more
-    for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text)
-    return {name: str(folder / f"{name}.csv") for name in texts}
-
-
 def test_each_reads_what_all_together_would(tmp_path):
-    paths = files(tmp_path)
+    paths = party_files(tmp_path)
     whole = vertical_csv(paths, "id", "bought", "edge")
     people = set()
     for party in ("bank", "shop", "edge"):
@@ -91,7 +80,7 @@ def test_the_cloud_refuses_what_no_node_could_read(options, line):
     ],
 )
 def test_files_that_cannot_be_used_are_one_line(options, more, line, tmp_path):
-    paths = files(tmp_path, **more)
+    paths = party_files(tmp_path, **more)
     options = {name: paths[value] if name == "path" else value for name, value in options.items()}
     with pytest.raises(DataError, match=line):
         party_csv(**(ASKED | options))
@@ -118,7 +107,7 @@ def built(tmp_path, **config):
 
 @pytest.mark.parametrize(("devices", "party"), [("0", "bank"), ("1", "shop")])
 def test_a_node_reads_its_own_party_s_file(devices, party, tmp_path):
-    paths = files(tmp_path)
+    paths = party_files(tmp_path)
     data = built(tmp_path, **DEVICE | {"devices": devices, "data-path": paths[party], "ca": ""}).data
     assert (data.held, len(data.train)) == (party, 3)
     assert not data.train.targets.any()
@@ -139,7 +128,7 @@ def test_a_node_reads_its_own_party_s_file(devices, party, tmp_path):
     ],
 )
 def test_a_node_with_another_s_configuration_takes_no_part(config, line, tmp_path):
-    paths = files(tmp_path)
+    paths = party_files(tmp_path)
     config = {name: paths.get(value, value) if name == "data-path" else value for name, value in config.items()}
     with pytest.raises((ConfigError, DataError), match=line):
         built(tmp_path, **config)

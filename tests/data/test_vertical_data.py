@@ -9,6 +9,7 @@ import torch
 import fsl
 from fsl.data import PSI, Alignment, Clear, EdgeLabels, PartyTable, VerticalData, vertical, vertical_csv
 from fsl.errors import ConfigError, DataError
+from tests.helpers.parties import party_files
 
 needs_psi = pytest.mark.skipif(find_spec("private_set_intersection") is None, reason="the extra psi is not installed")
 
@@ -156,24 +157,13 @@ def test_people_are_divided_into_training_and_test_by_id():
         data.divided(0.0)
 
 
-def files(folder, **more):
-    texts = {
-        "bank": "id,age,income\n07,30,1.5\n08,40,2.5\n09,50,3.5\n10,60,4.5\n",
-        "shop": "visits,id\n1,10\n2,09\n3,08\n4,07\n",
-        "edge": "id,bought\n07,yes\n08,no\n09,yes\n10,no\n",
-    } | more
-    for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text)
-    return {name: str(folder / f"{name}.csv") for name in texts}
-
-
 def test_files_are_aligned_and_scaled(tmp_path):
-    task = vertical_csv(files(tmp_path), id="id", label="bought", labels_at="edge", test_share=0.25)
+    task = vertical_csv(party_files(tmp_path), id="id", label="bought", labels_at="edge", test_share=0.25)
     assert task.class_names == ("no", "yes")
     assert task.party_shapes == {"bank": (2,), "shop": (1,)}
     for values in task.train.inputs.values():
         torch.testing.assert_close(values.mean(dim=0), torch.zeros(values.shape[1]), atol=1e-6, rtol=0)
-    one = vertical_csv(files(tmp_path), "id", "bought", "edge", columns={"bank": ["age"]}, scale=False)
+    one = vertical_csv(party_files(tmp_path), "id", "bought", "edge", columns={"bank": ["age"]}, scale=False)
     assert one.party_shapes["bank"] == (1,)
     ages, visits = (one.train.inputs[party][:, 0] for party in ("bank", "shop"))
     assert torch.equal(visits, (70 - ages) / 10)  # of the same people
@@ -193,7 +183,7 @@ def test_files_are_aligned_and_scaled(tmp_path):
 )
 def test_files_that_cannot_be_used_are_one_line(options, more, line, tmp_path):
     with pytest.raises(DataError, match=line):
-        vertical_csv(files(tmp_path, **more), **({"id": "id", "label": "bought", "labels_at": "edge"} | options))
+        vertical_csv(party_files(tmp_path, **more), **({"id": "id", "label": "bought", "labels_at": "edge"} | options))
 
 
 def test_the_breast_cancer_table_is_over_two_parties():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -76,6 +77,27 @@ def out_of_reach(monkeypatch, at: At, edge: int = 0) -> Weather:
 
     monkeypatch.setattr(Line, "_stream", streaming)
     return weather
+
+
+def loses_its_edge(monkeypatch, after: Callable[[pb.Reply], bool], device: int = 0, edge: int = 0) -> threading.Event:
+    """The device cannot reach this edge any more once it has heard such a reply; returns whether that is so."""
+    stream, tell, gone = Line._stream, Line._tell, threading.Event()
+
+    def heard(line, event):
+        tell(line, event)
+        message, at = getattr(event, "message", None), (line.invitation.device, line.invitation.edge)
+        if at == (device, edge) and message is not None and after(message.reply):
+            gone.set()
+            raise UNAVAILABLE
+
+    async def streaming(line):
+        if gone.is_set() and (line.invitation.device, line.invitation.edge) == (device, edge):
+            raise UNAVAILABLE
+        await stream(line)
+
+    monkeypatch.setattr(Line, "_tell", heard)
+    monkeypatch.setattr(Line, "_stream", streaming)
+    return gone
 
 
 class _Steps(StepSocket):

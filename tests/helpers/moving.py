@@ -1,15 +1,11 @@
 """Schedules of devices that move, and federations over gRPC in which they do."""
 
-import threading
-
 import pytest
 
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.mobility import RandomMobility, ScheduledMobility
-from fsl.wire.device.line import Line
 from fsl.wire.options import Patience
-from tests.helpers.flaky import UNAVAILABLE
 from tests.helpers.runs import assert_same_bits
 from tests.helpers.wired import Wired
 
@@ -48,24 +44,3 @@ PATIENT = Patience(join=20, straggler=20, answer=40)
 def wired(folder, edges=3, patience=PATIENT, roaming=False, replicate_every=0, **options):
     roster = Roster("", Terms(wait=5, bind_keys=False, roaming=roaming, replicate_every=replicate_every))
     return Wired(folder=folder, edges=edges, patience=patience, roster=roster, **options)
-
-
-def loses_its_edge(monkeypatch, uploads: int) -> threading.Event:
-    """Device 0 cannot reach edge 0 any more once so many of its uploads were served; returns whether that is so."""
-    stream, hear, gone = Line._stream, Line._tell, threading.Event()
-
-    def heard(line, event):
-        hear(line, event)
-        message = getattr(event, "message", None)
-        if line.invitation.device == 0 and message is not None and message.reply.served == uploads:
-            gone.set()
-            raise UNAVAILABLE
-
-    async def streaming(line):
-        if gone.is_set() and line.invitation.device == 0 and line.invitation.edge == 0:
-            raise UNAVAILABLE
-        await stream(line)
-
-    monkeypatch.setattr(Line, "_tell", heard)
-    monkeypatch.setattr(Line, "_stream", streaming)
-    return gone

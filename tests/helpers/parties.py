@@ -43,3 +43,15 @@ def run(strategy, which=None, data=None, **options) -> fsl.Run:
     """A short run over parties."""
     options = {"rounds": 2, "batch_size": 16, "progress": False} | options
     return fsl.simulate(which or model(), data or tables(), strategy=strategy, **options)
+
+
+def party_files(folder, **more) -> dict[str, str]:
+    """A CSV file each of a bank, a shop, and the edge with labels, in any order of people; `more` replaces texts."""
+    texts = {
+        "bank": "id,age,income\n07,30,1.5\n08,40,2.5\n09,50,3.5\n10,60,4.5\n",
+        "shop": "visits,id\n1,10\n2,09\n3,08\n4,07\n",
+        "edge": "id,bought\n08,no\n07,yes\n10,no\n09,yes\n",
+    } | more
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text)
+    return {name: str(folder / f"{name}.csv") for name in texts}

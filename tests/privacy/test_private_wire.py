@@ -24,8 +24,9 @@ from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers.uploads import Upload
 from fsl.wire.edge.expected import Expected
 from fsl.wire.options import Patience
+from tests.helpers.flaky import loses_its_edge
 from tests.helpers.lowlevel import a_plan, a_worker
-from tests.helpers.moving import ALL, loses_its_edge, wired
+from tests.helpers.moving import ALL, wired
 from tests.helpers.runs import ADAM, DP, KEPT, assert_same_result, run
 from tests.helpers.wired import Wired
 
@@ -172,7 +173,7 @@ def test_a_step_whose_answer_never_came_is_paid_again_at_another_edge(strategy, 
     """The lost edge may have learnt from it: with a back that is shared, that counts beside the other edge's."""
     options = {"devices": 4, "edges": 3, "batch_size": 6, "rounds": 1, "privacy": DP}
     run(strategy, out=tmp_path / "still", **options)
-    gone = loses_its_edge(monkeypatch, 2)
+    gone = loses_its_edge(monkeypatch, lambda reply: reply.served == 2)
     backend = wired(tmp_path / "nodes", patience=Patience(join=5, straggler=6, answer=10), roaming=True, **encrypted)
     found = run(strategy, out=tmp_path / "run", backend=backend, **options)
     assert gone.is_set()

@@ -21,7 +21,7 @@ from fsl.wire.edge.moving_edge_round import MovingEdgeRound
 from fsl.wire.edge.signed_calls import PeerLines, RoundPlace, check, sign
 from fsl.wire.options import PEER_METHOD, Limits, Patience
 from fsl.wire.tokens import Claims
-from tests.helpers.flaky import UNAVAILABLE, At, Weather
+from tests.helpers.flaky import UNAVAILABLE, At, Weather, loses_its_edge
 from tests.helpers.moving import (
     ALL,
     CODECS,
@@ -29,7 +29,6 @@ from tests.helpers.moving import (
     OPTIONS,
     SCHEDULES,
     assert_as_without,
-    loses_its_edge,
     plan_of,
     wired,
 )
@@ -244,7 +243,8 @@ def test_where_a_session_cannot_go_its_device_stays(weather, tmp_path, monkeypat
 
 @pytest.fixture
 def out_of_reach(monkeypatch, request):
-    return loses_its_edge(monkeypatch, getattr(request, "param", 2))
+    served = getattr(request, "param", 2)
+    return loses_its_edge(monkeypatch, lambda reply: reply.served == served)
 
 
 def test_a_device_that_lost_its_edge_has_its_session_fetched(out_of_reach, tmp_path, monkeypatch):

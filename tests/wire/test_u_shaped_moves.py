@@ -24,7 +24,7 @@ from fsl.wire.edge.u_shaped_moving_edge_round import UShapedMovingEdgeRound
 from fsl.wire.options import Patience
 from tests.helpers import causal
 from tests.helpers.causal import Decoder, next_letter, text_task
-from tests.helpers.flaky import UNAVAILABLE, At, Weather, out_of_reach
+from tests.helpers.flaky import UNAVAILABLE, At, Weather, loses_its_edge, out_of_reach
 from tests.helpers.moving import ALL, CODECS, MIDDLE, OPTIONS, SCHEDULES, assert_as_without, plan_of, wired
 from tests.helpers.runs import ADAM, KEPT, SGD, assert_same_bits, assert_same_result, run
 from tests.helpers.small import small_model
@@ -240,23 +240,8 @@ def test_a_session_is_given_away_after_the_step_in_which_it_is_asked_for(tmp_pat
     """Device 2 loses edge 0 between two steps, and device 0 keeps that edge in a step meanwhile."""
     options = U | {"optimizer": ADAM, "rounds": 1, "edges": 2}
     expected = run(SplitFedV1(), **options)
-    broken, asked, stream, tell = threading.Event(), put_off(monkeypatch, Asked), Line._stream, Line._tell
-
-    def heard(line, event):
-        tell(line, event)
-        message = getattr(event, "message", None)
-        at = line.invitation.device, line.invitation.edge
-        if at == (2, 0) and message is not None and message.reply.step == 3:
-            broken.set()
-            raise UNAVAILABLE
-
-    async def streaming(line):
-        if broken.is_set() and (line.invitation.device, line.invitation.edge) == (2, 0):
-            raise UNAVAILABLE
-        await stream(line)
-
-    monkeypatch.setattr(Line, "_tell", heard)
-    monkeypatch.setattr(Line, "_stream", streaming)
+    asked = put_off(monkeypatch, Asked)
+    broken = loses_its_edge(monkeypatch, lambda reply: reply.step == 3, device=2)
     Waits(monkeypatch, forward={(0, 2): broken}, end={(0, 2): asked})
     backend = wired(tmp_path, edges=2, device_nodes=4, patience=QUICK, roaming=True, device_more={"steps": "grpc"})
     found = run(FedFly(), mobility=RandomMobility(0.0), backend=backend, **options)

@@ -75,6 +75,7 @@ class RemoteAbove:
         self._up, self._down, self._allowed = up, down, tuple(allowed)
         self._ear: Ear = Ear()
         self._hops: dict[int, _Hop] = {}
+        self._unbegun: set[int] = set()  # devices whose session is not open there yet
         self._leaving: dict[int, Line] = {}  # of devices that are lost, until their session is open and can be left
         self._told: dict[int, tuple[int, Tensor, Values, float]] = {}  # step, mean loss, gradient, weight of the loss
         self._over = ""  # why nobody waits any more
@@ -84,6 +85,7 @@ class RemoteAbove:
         line = self._uplink.attend(self._invitations.pop(device), self._ear, self._patience)
         codecs = CutCodec(self._up, self._allowed), CutCodec(self._down, self._allowed)
         self._hops[device] = _Hop(line, Session(device, samples), *codecs)
+        self._unbegun.add(device)
         if self._over:
             self._refuse(device, self._over)
 
@@ -143,6 +145,7 @@ class RemoteAbove:
 
     def _forget(self, device: int) -> None:
         del self._hops[device]
+        self._unbegun.discard(device)
         self.labels = {of: labels for of, labels in self.labels.items() if of[0] != device}
         self.refusals.pop(device, None)
         self._told.pop(device, None)
@@ -154,7 +157,7 @@ class RemoteAbove:
         if device in self.refusals:
             return unanswered(outputs)
         try:
-            self._wait(device, self._all_begun)
+            self._wait(device, lambda: not self._unbegun)
             self._upload(hop, step, outputs, targets)
             self._wait(device, lambda: hop.reply is not None)
             return self._answer(hop, outputs)
@@ -205,9 +208,6 @@ class RemoteAbove:
 
     # What comes over the lines.
 
-    def _all_begun(self) -> bool:
-        return all(hop.begun for device, hop in self._hops.items() if device not in self.refusals)
-
     def _wait(self, device: int, done: Callable[[], bool]) -> None:
         """Hear what comes until it is `done`; LostError where the device's session has ended, or nobody waits more."""
         if self._deadline.passed() == "last":  # what passed for the first time meanwhile was for the edge to judge
@@ -239,6 +239,7 @@ class RemoteAbove:
             return
         if isinstance(event, LineEnded):
             self.refusals[device] = one_line(event.reason, 500)
+            self._unbegun.discard(device)
             return
         wrong = "it has lost what it had served" if isinstance(event, Rewound) else self._take(hop, event)
         if wrong:
@@ -250,6 +251,7 @@ class RemoteAbove:
         kind = message.WhichOneof("body")
         if kind == "begin":
             hop.begun = True
+            self._unbegun.discard(hop.session.device)
         elif kind == "reply" and message.reply.step <= hop.asked:  # older ones come again over a new connection
             if message.reply.step == hop.asked and hop.reply is None:
                 hop.reply = message.reply, event.data
@@ -264,6 +266,7 @@ class RemoteAbove:
     def _refuse(self, device: int, reason: str) -> None:
         if device not in self.refusals:
             self.refusals[device] = one_line(reason, 500)
+            self._unbegun.discard(device)
             self._leave(device, self._hops[device], reason)
 
     def _leave(self, device: int, hop: _Hop, reason: str) -> None:
