@@ -34,7 +34,7 @@ def build(group: str, config: Mapping[str, Any], given: Mapping[str, Any] | None
     """Instantiate a group's `_target_` with its keys; what is `given` besides goes where it has a parameter."""
     values = dict(config)
     target = values.pop("_target_", None)
-    if not isinstance(target, str) or target == "???":
+    if not isinstance(target, str) or target == _MISSING:
         raise ConfigError(no_class(group))
     kind = locate(target)
     try:
@@ -59,6 +59,10 @@ def fitting(
         if parameters[name].default is inspect.Parameter.empty and name not in values:
             hint = f" (+{group}.{name}=...)" if is_group(group) else ""
             raise ConfigError(f"{group}.{name} must be given: {public_path(kind)} has no default for it{hint}")
+        if values.get(name) == _MISSING:
+            raise ConfigError(
+                f"{group}.{name} must be given: {described_type(hints.get(name, Any))} ({group}.{name}=...)"
+            )
     return {name: checked(f"{group}.{name}", value, hints.get(name, Any)) for name, value in values.items()}
 
 
@@ -88,6 +92,7 @@ def from_another(group: str, name: str, kind: Any) -> str:
 
 
 T = TypeVar("T")
+_MISSING = "???"  # what Hydra's files have for a value that is still to be given
 
 
 def build_kind(group: str, config: Mapping[str, Any], kind: type[T]) -> T:

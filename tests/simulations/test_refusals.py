@@ -225,6 +225,19 @@ def test_what_cannot_be_taken_is_one_line_with_what_can(argument, line, capsys):
     assert line in refused(capsys, *TINY, argument)
 
 
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("data=party", "data.columns must be given: a group of keys (data.columns=...)"),
+        ("data=vertical", "data.paths must be given: a group of keys (data.paths=...)"),
+        ("partition=proportional", "partition.shares must be given: a list of numbers (partition.shares=...)"),
+        ("mobility=trace", "mobility.path must be given: a text (mobility.path=...)"),
+    ],
+)
+def test_a_value_that_is_still_to_be_given_is_asked_for(argument, line, capsys):
+    assert line in refused(capsys, argument)
+
+
 def test_options_may_stand_between_overrides():
     assert in_order(["rounds=1", "-m", "seed=0,1", "--config-dir", "x", "a=1"])[:3] == ["rounds=1", "seed=0,1", "a=1"]
     assert is_sweep(["rounds=1", "-m", "seed=0,1"])
