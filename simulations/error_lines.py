@@ -32,7 +32,22 @@ def with_choices(arguments: Sequence[str]) -> list[str]:
 
     ConfigError where a group's choice is no name, as in edge=2, for which Hydra has no clear message.
     """
-    return [_with_choice(argument) for argument in arguments]
+    return [given for argument in arguments for given in _codecs_in_turn(_with_choice(argument))]
+
+
+def _codecs_in_turn(argument: str) -> list[str]:
+    """Returns `codec=[c3,int8]` as the options that say it: Hydra would merge the two files, and one would be lost."""
+    key, _, text = argument.partition("=")
+    if key.lstrip("+") != "codec" or "[" not in text:
+        return [argument]
+    try:
+        (override,) = OverridesParser.create().parse_overrides([f"codec={text}"])
+    except HydraException:
+        return [argument]
+    value: Any = override._value
+    chosen = value.list if isinstance(value, ChoiceSweep) else [value]
+    stages = ["[" + ",".join(map(str, one if isinstance(one, list) else [one])) + "]" for one in chosen]
+    return ["codec=chain", f"codec.stages={','.join(stages)}"]
 
 
 def _with_choice(argument: str) -> str:

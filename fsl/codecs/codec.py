@@ -1,16 +1,23 @@
 """Defines a codec: a pair of halves around the link."""
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from fsl.errors import WireError
+from fsl.seeds import Stream
 
 _LIKE = "like"
+_SHAPE = "shape"
+Way = Literal["up", "down"]  # smashed data, cut gradients
+_BESIDE = (_LIKE, _SHAPE)  # empty arrays, which tell something by their dtype or their shape
+MOST_BYTES = 1 << 30  # that a decoded tensor has, where nobody knows better
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +42,68 @@ class Payload:
             raise WireError(f"a payload of codec {self.codec[:40]!r} asks for {dtype}; values are floats")
         return dtype
 
+    @property
+    def shape(self) -> torch.Size:
+        """What an empty array named `shape` tells by its own: (0, *shape). WireError where there is none."""
+        told = [tensor for name, tensor in self.arrays if name == _SHAPE]
+        if len(told) != 1 or not told[0].dim() or len(told[0]):
+            raise WireError(f"a payload of codec {self.codec[:40]!r} tells no shape of its values")
+        return told[0].shape[1:]
+
+    @property
+    def named(self) -> list[tuple[str, Tensor]]:
+        """The arrays without those that only tell dtype and shape."""
+        return [array for array in self.arrays if array[0] not in _BESIDE]
+
     def unpack(self, codec: str, **dtypes: torch.dtype) -> list[Tensor]:
         """Returns the arrays of these names and dtypes, in this order.
 
         WireError where another codec made the payload, or it has other arrays.
         """
-        arrays = [array for array in self.arrays if array[0] != _LIKE]
+        arrays = self.named
         if self.codec != codec or [(name, tensor.dtype) for name, tensor in arrays] != list(dtypes.items()):
             raise WireError(f"codec '{codec}' takes {_listed(dtypes.items())}; it got {described(self)}")
         return [tensor for _, tensor in arrays]
+
+
+_NO_STREAM = Stream(0, "codec")
+
+
+@dataclass(frozen=True, slots=True)
+class CodecCall:
+    """Whose session a codec's call belongs to, and which step of it.
+
+    `stream`: the seeds of its draws, the same at both ends. `limit`: bytes that a decoded tensor may have.
+    """
+
+    stream: Stream = _NO_STREAM
+    step: int = 0
+    limit: int = MOST_BYTES
 
 
 class Codec(ABC):
     """Encodes a tensor (B, ...) for the link, and decodes what came over it.
 
     A session (one device at one edge in one round) has a codec object of its own for each direction at each end, built
-    anew from the constructor's arguments. So a codec may hold parameters and state: each half remembers one device,
-    until the round ends.
+    anew from the constructor's arguments. So a codec may remember: each half remembers one device, until the round
+    ends.
 
     `name`: goes into each payload. `rowwise`: a row's encoding does not depend on the other rows, and each array of a
-    payload has a row for it. `stateful`: a call's result depends on the calls before it; such a session cannot move to
-    another edge in the middle of a round.
+    payload has a row for it. `stateful`: a call's result depends on the calls before it; the session of such a codec
+    moves to another edge only where the codec has `state` and `resume`. `lossless`: takes arrays of any dtype and
+    gives back their bits, so that in a chain all that was made before goes through it. `fixed_size`: the bytes of a
+    payload follow from the tensor's shape and dtype.
+
+    A session says before each call which step it belongs to: see `generator` and `check_size`.
     """
 
     name: ClassVar[str]
     rowwise: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = True
+
+    _call: CodecCall = CodecCall()
 
     _built_from: tuple[tuple[Any, ...], Mapping[str, Any]]  # positional and keyword arguments, as given
 
@@ -85,12 +128,65 @@ class Codec(ABC):
     def decode(self, payload: Payload) -> Tensor:
         """Decode a payload to a tensor (B, ...) of the encoded dtype; WireError for another codec's payload."""
 
+    @property
+    def movable(self) -> bool:
+        """Whether its session can move to another edge: it remembers nothing, or has a `state` of its own."""
+        return not self.stateful or type(self).state is not Codec.state
 
-def pack(codec: str, dtype: torch.dtype, *arrays: tuple[str, Tensor]) -> Payload:
-    """Make a payload that names the dtype to restore; float32 is the default, and costs no byte."""
-    if dtype is torch.float32:
-        return Payload(codec, arrays)
-    return Payload(codec, (*arrays, (_LIKE, torch.empty(0, dtype=dtype))))
+    def refuse_use(self, way: Way) -> None:
+        """ConfigError where this codec cannot carry smashed data ("up"), or cut gradients ("down")."""
+        return  # most carry both
+
+    def refuse_unfit(self, shape: torch.Size) -> None:
+        """ConfigError where this codec cannot take what a full batch gives at the cut, (B, ...) of this shape.
+
+        Called once, before the first round; a round's last batch may have fewer rows.
+        """
+        return  # most take any
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what a stateful codec remembers, by name; it follows a device that moves. Nobody changes it."""
+        return {}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave at another edge; WireError where it cannot be this codec's."""
+        if state:
+            raise WireError(f"codec '{self.name}' keeps no state, and {', '.join(sorted(state))[:80]} came for it")
+
+    def at(self, stream: Stream, step: int, limit: int = MOST_BYTES) -> Self:
+        """Set whose session and which step of it the next call belongs to, and how large its result may be."""
+        object.__setattr__(self, "_call", CodecCall(stream, step, limit))
+        return self
+
+    def generator(self) -> torch.Generator:
+        """Returns a generator for the draws of this call; the other end gets the same one for the same step."""
+        return torch.Generator().manual_seed(self._call.stream.at(self._call.step))
+
+    def check_size(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Size:
+        """Returns a shape that a payload tells; WireError where a tensor of it is larger than what can have been sent.
+
+        A decoder calls it before it makes anything of that shape.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if size > self._call.limit:
+            raise WireError(
+                f"a payload of codec '{self.name}' stands for values of shape {tuple(shape)}, {size} bytes; no more "
+                f"than {self._call.limit} are expected"
+            )
+        return torch.Size(shape)
+
+
+def pack(codec: str, dtype: torch.dtype, *arrays: tuple[str, Tensor], shape: Sequence[int] | None = None) -> Payload:
+    """Make a payload that also names the dtype to restore (float32 goes without saying), and where given a shape."""
+    told = () if shape is None else ((_SHAPE, torch.empty(0, *shape, dtype=torch.uint8)),)
+    if dtype is not torch.float32:
+        told += ((_LIKE, torch.empty(0, dtype=dtype)),)
+    return Payload(codec, arrays + told)
+
+
+def tells_alone(name: str) -> bool:
+    """Returns whether an array of this name holds nothing: it tells by its dtype or its shape, whatever the rows."""
+    return re.split("[./]", name)[-1] in _BESIDE
 
 
 def described(payload: Payload) -> str:

@@ -2,10 +2,12 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsl.codecs.chain import Chain, spec_of
 from fsl.codecs.codec import Codec
+from fsl.codecs.identity import Identity
 from fsl.errors import ConfigError, FslError
 from fsl.importing.building import fitting, unknown
 from fsl.importing.config_groups import named, names
@@ -15,13 +17,20 @@ from fsl.importing.introspection import attributes
 from fsl.importing.spec import Spec
 
 # A codec as its class, the class's import path, its name in configs/codec, an object, or a mapping with arguments.
-CodecChoice = str | type[Codec] | Codec | Spec | Mapping[str, Any]
+OneCodec = str | type[Codec] | Codec | Spec | Mapping[str, Any]
+CodecChoice = OneCodec | Sequence[OneCodec]  # several: one behind the other
+_IDENTITY = Spec(public_path(Identity))
 _HOW = "name a Codec, as in fsl.codecs.Float16, or {_target_: my.TopK, k: 0.1}"
 
 
 def build_codecs(config: Mapping[str, Any]) -> dict[str, Spec]:
-    """Read the codecs `up` and `down` of a configuration's group; ConfigError for other keys."""
+    """Read the codecs `up` and `down` of a configuration's group; ConfigError for other keys.
+
+    Or `stages`, names of choices of that group: each direction then has their codecs one behind the other.
+    """
     ways = ("up", "down")
+    if "stages" in config:
+        return _of_stages(config)
     for name in config:
         if name not in ways:
             hint = " (an argument is that of one direction: codec.up={_target_: my.Codec, argument: ...})"
@@ -32,12 +41,35 @@ def build_codecs(config: Mapping[str, Any]) -> dict[str, Spec]:
     return {way: codec_spec(f"codec.{way}", config[way]) for way in ways}
 
 
+def _of_stages(config: Mapping[str, Any]) -> dict[str, Spec]:
+    stages = config["stages"]
+    if len(config) > 1:
+        raise ConfigError(
+            "codec: stages name the codecs of both directions; to change an argument leave them out, and give each "
+            "direction its own, as codec.up=[{_target_: fsl.codecs.C3, ratio: 8}, int8]"
+        )
+    if not isinstance(stages, Sequence) or isinstance(stages, str) or not all(isinstance(s, str) for s in stages):
+        raise ConfigError(
+            f"codec.stages={stages!r}: give names of codecs, as [c3,int8,zstd]: {', '.join(names('codec'))}"
+        )
+    choices = [named("codec", stage) for stage in stages if stage != "identity"]
+    for stage, choice in zip(stages, choices):
+        if "stages" in choice:
+            raise ConfigError(f"codec.stages: {stage} is no codec of its own; name those that it consists of")
+    return {
+        way: codec_spec(f"codec.{way}", [choice[way] for choice in choices] or [_IDENTITY]) for way in ("up", "down")
+    }
+
+
 def codec_spec(name: str, given: CodecChoice) -> Spec:
     """Describe a codec by its class's import path and its constructor's arguments, with defaults, as JSON values.
 
-    `name` is its name in errors ("codec.up"). ConfigError for what is no codec, for arguments that its constructor does
-    not take, and for those that a message cannot carry.
+    Several are described as a chain, without those that change nothing. `name` is its name in errors ("codec.up").
+    ConfigError for what is no codec, for arguments that its constructor does not take, and for those that a message
+    cannot carry.
     """
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return _chained(name, [codec_spec(f"{name}[{place}]", one) for place, one in enumerate(given)])
     kind, arguments = _class_and_arguments(name, given)
     path = given if isinstance(given, str) else public_path(kind)
     if not (isinstance(kind, type) and issubclass(kind, Codec)):
@@ -73,6 +105,25 @@ def codec_spec(name: str, given: CodecChoice) -> Spec:
     except Exception as error:
         raise ConfigError(f"{name}={path}: {type(error).__name__}: {error}") from error
     return Spec(path, kwargs)
+
+
+def _chained(name: str, stages: Sequence[Spec]) -> Spec:
+    """Describe codecs one behind the other; a chain among them stands for its stages."""
+    flat: list[Any] = []
+    for stage in stages:
+        inner = (
+            stage.kwargs["stages"]
+            if stage.target == public_path(Chain)
+            else [dict(stage.kwargs, _target_=stage.target)]
+        )
+        flat += [one for one in inner if one != {"_target_": _IDENTITY.target}]
+    if not stages:
+        raise ConfigError(f"{name}=[]: name codecs, as [c3,int8], or identity for none")
+    if not flat:
+        return _IDENTITY
+    if len(flat) == 1:
+        return spec_of(flat[0])
+    return codec_spec(name, Spec(public_path(Chain), {"stages": flat}))
 
 
 def _class_and_arguments(name: str, given: Any) -> tuple[Any, dict[str, Any]]:

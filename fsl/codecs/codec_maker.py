@@ -1,6 +1,7 @@
 """Builds the codecs of sessions from a plan's description."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from fsl.codecs.codec import Codec
 from fsl.errors import ConfigError, WireError
@@ -8,8 +9,12 @@ from fsl.importing.import_paths import ALLOWED
 from fsl.importing.spec import Spec
 
 CANNOT_MOVE = (
-    "it keeps state in a session, which does not follow a device that moves to another edge in the middle of a round; "
-    "use mobility=none, or a codec without state"
+    "it keeps state in a session, and has no `state` and `resume` by which that could follow a device to another edge "
+    "in the middle of a round; give it these, use mobility=none, or a codec without state"
+)
+CANNOT_MOVE_TAILS = (
+    "it keeps state in a session, which is built to follow a device to another edge where one cut is; with a tail use "
+    "mobility=none, or a codec without state"
 )
 
 
@@ -21,6 +26,8 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
     kind = spec.locate(allowed)
     if not issubclass(kind, Codec):
         raise ConfigError(f"{spec.target} is not a Codec")
+    for inner in _named_in(spec.kwargs):  # the constructor of such a codec builds them
+        codec_maker(inner, allowed)
 
     def make() -> Codec:
         try:
@@ -32,6 +39,18 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
         return codec
 
     return make
+
+
+def _named_in(value: Any) -> Iterator[Spec]:
+    """Yields the codecs that arguments name, as the stages of a chain."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield Spec(str(value["_target_"]), {name: item for name, item in value.items() if name != "_target_"})
+            return
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _named_in(item)
 
 
 def codec_of(spec: Spec) -> Codec:

@@ -2,20 +2,16 @@
 
 from torch import Tensor
 
-from fsl.codecs.codec import Codec, Payload
-from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.codec import Payload
+from fsl.codecs.cut_ends import SendingEnd
 from fsl.segments.tensor_trees import Values
 
 
-class DeviceCut:
+class DeviceCut(SendingEnd):
     """A device's end of the cut in one round: its half of both codecs.
 
     A subclass changes what crosses the cut; devices and their edges do not notice.
     """
-
-    def __init__(self, up: CutCodec | Codec, down: CutCodec | Codec) -> None:
-        self.up = _for_all(up)
-        self.down = _for_all(down)
 
     def leave(self, inputs: Values, smashed: Values) -> Values:
         """Returns smashed data (B, ...) as they may leave the front, which made them of `inputs` (B, ...).
@@ -24,14 +20,13 @@ class DeviceCut:
         """
         return smashed
 
-    def encode(self, step: int, smashed: Values, targets: Tensor) -> Payload:
-        """Encode a step's smashed data (B, ...), which go up with targets (B, ...)."""
-        return self.up.encode(smashed)
+    def encode(self, step: int, smashed: Values, targets: Tensor, answered: bool = True) -> Payload:
+        """Encode a step's smashed data (B, ...), which go up with targets (B, ...).
+
+        `answered`: whether the device awaits a cut gradient.
+        """
+        return self.send(step, smashed, answered)
 
     def decode(self, step: int, gradient: Payload) -> Values:
-        """Decode the cut gradient (B, ...) that came down for a step."""
-        return self.down.decode(gradient)
-
-
-def _for_all(codec: CutCodec | Codec) -> CutCodec:
-    return codec if isinstance(codec, CutCodec) else CutCodec(lambda: codec)
+        """Returns the cut gradient (B, ...) of a step from what came down for it."""
+        return self.hear(step, gradient)

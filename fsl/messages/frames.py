@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsl.codecs.codec import Payload
+from fsl.codecs.codec import Payload, tells_alone
 from fsl.errors import WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.heads import Sent, headed
@@ -233,7 +233,9 @@ def _signature(payload: Payload, rows: int | None = None) -> Signature:
 
 def _resized(name: str, tensor: Tensor, rows: int | None) -> tuple[str, torch.dtype, torch.Size]:
     shape = tensor.shape
-    return name, tensor.dtype, shape if rows is None else torch.Size([rows, *shape[1:]])
+    if rows is None or tells_alone(name):
+        return name, tensor.dtype, shape
+    return name, tensor.dtype, torch.Size([rows, *shape[1:]])
 
 
 @lru_cache(maxsize=4096)

@@ -54,14 +54,14 @@ class PrivateCut(DeviceCut):
             return smashed
         return penalized(smashed, self._nopeek.weight * distance_correlation(inputs, smashed))
 
-    def encode(self, step: int, smashed: Values, targets: Tensor) -> Payload:
+    def encode(self, step: int, smashed: Values, targets: Tensor, answered: bool = True) -> Payload:
         """Add the step's noise, then encode; the watch learns which labels the edge is told."""
         smashed = _one(smashed, "what crosses the cut is")
         if self._watch is not None:
             self._watch.note_labels(step, targets)
         if self._noise is not None:
             smashed = noised(smashed, self._noise, self._source, step)
-        return super().encode(step, smashed, targets)
+        return super().encode(step, smashed, targets, answered)
 
     def decode(self, step: int, gradient: Payload) -> Tensor:
         """Decode, and show the gradient to the watch; HijackedError where it stops the device."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
-from fsl.codecs.cut_codec import CutCodec
-from fsl.codecs.device_cut import DeviceCut
+from fsl.codecs.cut_codec import CodecDraws, CutCodec
+from fsl.codecs.cut_ends import AnsweringEnd
 from fsl.errors import ConfigError, LostError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.privacy.whole_updates import shorten, update_square
@@ -36,6 +36,7 @@ class DeviceCopy:
 
     step: int
     learners: Mapping[str, tuple[State, Mapping[str, Tensor], Mapping[str, Tensor]]]
+    codecs: Mapping[str, Tensor]  # what the device's halves of its codecs remember
 
 
 class DeviceSide:
@@ -102,8 +103,8 @@ class DeviceSide:
             layer_seeds=self._layer_seeds("front", device),
             head_layer_seeds=self._layer_seeds("head", device),
             tail_layer_seeds=self._layer_seeds("tail", device),
-            cut=device_cut(plan, device, *self._codecs(), secure),
-            tail_cut=DeviceCut(*self._codecs()),
+            cut=device_cut(plan, device, *self._codecs(device), secure),
+            tail_cut=self._tail_cut(device),
             loss_limit=limit_of(worker, plan),
         )
         opened = self._kind(bench, **plan.device.kwargs)
@@ -192,6 +193,7 @@ class DeviceSide:
         return DeviceCopy(
             device.step,
             {name: (one.state().clone(), one.optimizer_state(), one.transients()) for name, one in learners.items()},
+            {name: tensor.clone() for name, tensor in device.bench.cut.state().items()},
         )
 
     def restore(self, device: int, copy: "DeviceCopy") -> Device:
@@ -200,6 +202,7 @@ class DeviceSide:
         for name, learner in self._learners(opened).items():
             state, optimizer, transients = copy.learners[name]
             learner.begin(state, self.plan.learning_rates[name], optimizer, transients)
+        opened.bench.cut.resume(copy.codecs)
         for _ in range(copy.step):
             next(opened.bench.batches)
         opened.step = copy.step
@@ -231,9 +234,18 @@ class DeviceSide:
         all_of_them = {"front": device.bench.front, "tail": device.bench.tail, "head": device.bench.head}
         return {name: learner for name, learner in all_of_them.items() if learner is not None}
 
-    def _codecs(self) -> tuple[CutCodec, CutCodec]:
-        allowed = self.worker.workload.allowed
-        return CutCodec(self.up, allowed), CutCodec(self.down, allowed)
+    def _codecs(self, device: int, cut: str = "") -> tuple[CutCodec, CutCodec]:
+        """Returns a device's halves of the codecs of both ways at a cut."""
+        draws, allowed = CodecDraws(self.plan.seed, round=self.plan.round), self.worker.workload.allowed
+        return (
+            CutCodec(self.up, allowed, draws.going(f"{cut}up", device)),
+            CutCodec(self.down, allowed, draws.going(f"{cut}down", device)),
+        )
+
+    def _tail_cut(self, device: int) -> AnsweringEnd:
+        """Returns a device's end of the cut before its tail: outputs come down, and their gradient goes up."""
+        up, down = self._codecs(device, "tail-")
+        return AnsweringEnd(down, up)
 
     def _layer_seeds(self, segment: str, device: int) -> Stream:
         return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.codec import MOST_BYTES
+from fsl.codecs.cut_codec import NO_DRAWS, CodecDraws, CutCodec
+from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.errors import ConfigError, LostError, WireError
 from fsl.importing.import_paths import ALLOWED
 from fsl.messages.frames import reply_bytes, upload_bytes
@@ -86,6 +88,7 @@ class SessionSnapshot:
 
     session: Session
     trainer: Snapshot
+    codecs: Mapping[str, Tensor] = field(default_factory=dict)  # what the edge's halves of the codecs remember
 
 
 def _none_shared(device: int) -> frozenset[int]:
@@ -134,12 +137,13 @@ class EdgeServer:
         allowed: Iterable[str] = ALLOWED,
         shared: Callable[[int], frozenset[int]] = _none_shared,
         tells: bool = False,
+        draws: CodecDraws = NO_DRAWS,
     ):
         """`up` and `down` make the codecs of a session, one for each direction.
 
         `allowed`: packages whose dataclasses may be named by what a front passes. `shared`: tells which of the tensors
         that a device's front passes have no row per sample. `tells`: replies tell the loss and its weight, to an edge
-        below.
+        below. `draws`: the seed and the round that its codecs draw by.
         `reported_batch_size`: the rows that byte counts assume for a batch whose size is private; None: its own.
         `memory`: keeps the trainer's state between rounds; None: the trainer starts each round without any.
         `public_reason`: sent instead of the true reason for a refused step, where that could reveal data. `checked`:
@@ -149,11 +153,13 @@ class EdgeServer:
         self.trainer = trainer
         self._up = partial(CutCodec, up, allowed)
         self._down = partial(CutCodec, down, allowed)
+        self._draws = draws
+        self.limit = MOST_BYTES  # of a decoded tensor
         self.reported_batch_size = reported_batch_size
         self._memory = memory if trainer.keeps else None
         self._sessions: dict[int, Session] = {}
-        self._codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # up and down, by device
-        self._tail_codecs: dict[int, tuple[CutCodec, CutCodec]] = {}  # the same, of the cut before the tails
+        self._ends: dict[int, AnsweringEnd] = {}  # of the cut, by device
+        self._tail_ends: dict[int, SendingEnd] = {}  # of the cut before the tails
         self._sent: dict[int, list[tuple[torch.Size, torch.dtype]]] = {}  # shapes of the outputs, by device
         self._told: dict[int, tuple[int, Tensor, Values]] = {}  # by device: step, mean loss, gradient
         self._before: dict[int, tuple[int, int, int]] = {}  # bytes up and down before a device's newest upload; its own
@@ -186,7 +192,10 @@ class EdgeServer:
 
     def _seat(self, session: Session) -> None:
         self._sessions[session.device] = session
-        self._codecs[session.device] = self._up(), self._down()
+        device = session.device
+        up, down = (make(self._draws.going(way, device)) for way, make in (("up", self._up), ("down", self._down)))
+        up.limit = self.limit
+        self._ends[device] = AnsweringEnd(up, down)
 
     def session(self, device: int) -> Session:
         """Returns a device's session here."""
@@ -196,9 +205,9 @@ class EdgeServer:
         """Returns the largest n_k of the devices that are attached here."""
         return max((session.weight for session in self._sessions.values()), default=0.0)
 
-    def codecs(self, device: int) -> tuple[CutCodec, CutCodec]:
-        """Returns the codecs of a device's session here, up and down."""
-        return self._codecs[device]
+    def end(self, device: int) -> AnsweringEnd:
+        """Returns this edge's end of the cut in a device's session, with its halves of the codecs."""
+        return self._ends[device]
 
     def caught_up(self, device: int) -> bool:
         """Returns whether the trainer has answered all of a device's uploads, so that the device may move."""
@@ -212,7 +221,7 @@ class EdgeServer:
                 f"edge {self.edge} got step {packet.step} of device {packet.device}; it expects "
                 + ("no such device" if session is None else f"step {session.step}")
             )
-        smashed = self.codecs(packet.device)[0].decode(packet.smashed)
+        smashed = self._ends[packet.device].receive(packet.step, packet.smashed)
         if isinstance(smashed, TensorTree):
             smashed = replace(smashed, shared=self._shared(packet.device))
         if not self._checked:  # a row that its codec makes infinite counts as zero
@@ -258,9 +267,11 @@ class EdgeServer:
             session = self._sessions[device]
             if self._told.get(device, (-1,))[0] == session.step - 1:
                 continue
-            if device not in self._tail_codecs:
-                self._tail_codecs[device] = self._up(), self._down()
-            payload = self._tail_codecs[device][1].encode(outputs)
+            if device not in self._tail_ends:
+                draws = self._draws
+                down, up = self._down(draws.going("tail-down", device)), self._up(draws.going("tail-up", device))
+                self._tail_ends[device] = SendingEnd(down, up)
+            payload = self._tail_ends[device].send(session.step - 1, outputs)
             self._sent[device] = [(tensor.shape, tensor.dtype) for tensor in activations_of(outputs)]
             session.down_bytes += reply_bytes(payload, None, self.reported_batch_size)
             calls.append(TailCall(device=device, step=session.step - 1, outputs=payload))
@@ -282,7 +293,7 @@ class EdgeServer:
         if not answer.gradient.arrays:
             return None
         try:
-            gradient = self._tail_codecs[answer.device][0].decode(answer.gradient)
+            gradient = self._tail_ends[answer.device].hear(answer.step, answer.gradient)
         except WireError:
             return None
         came = [(tensor.shape, tensor.dtype) for tensor in tensors_of(gradient)]
@@ -358,8 +369,8 @@ class EdgeServer:
                 self.above.lose(device)
 
     def _forget(self, device: int) -> None:
-        del self._codecs[device]
-        self._tail_codecs.pop(device, None)
+        del self._ends[device]
+        self._tail_ends.pop(device, None)
         self._told.pop(device, None)  # it may come back, and begin the round again
         self._before.pop(device, None)
 
@@ -428,20 +439,20 @@ class EdgeServer:
                 gradient = gradient if gradient is None else sound_rows(gradient)
             session.losses.append(loss)
             session.batches.append(batch := session.waiting.pop(reply.step))
-            if gradient is None:
+            end = self._ends[reply.device]
+            if (payload := end.answer(reply.step, gradient)) is None or gradient is None:
                 continue
-            codec = self.codecs(reply.device)[1]
             told = torch.tensor([float(loss), batch.loss_weight], dtype=torch.float64) if self._tells else None
-            answer = ReplyPacket(
-                device=reply.device, step=reply.step, gradient=codec.encode(gradient), norms=reply.norms, told=told
-            )
+            answer = ReplyPacket(device=reply.device, step=reply.step, gradient=payload, norms=reply.norms, told=told)
             sent = reply_bytes(answer.gradient, answer.norms, self.reported_batch_size, answer.told)
             session.down_bytes += sent
             session.pending = answer
             answers.append(answer)
             if reply.common:
-                # A codec with state encodes one gradient differently for each device: nothing to broadcast.
-                common.append((0 if codec.stateful else sent, self._reported_bytes(gradient)))
+                # One gradient becomes a payload of each device's own where a codec remembers, or where it continues
+                # through what that device sent: nothing to broadcast.
+                own = end.gradients.stateful or end.values.through
+                common.append((0 if own else sent, self._reported_bytes(gradient)))
         if common:
             sizes, values = zip(*common)
             self._counts["broadcast_saved"] += sum(sizes) - max(sizes)
@@ -465,7 +476,7 @@ class EdgeServer:
         session = self._sessions[device]
         losses, batches, waiting = list(session.losses), list(session.batches), dict(session.waiting)
         copied = replace(session, losses=losses, batches=batches, waiting=waiting)
-        return SessionSnapshot(copied, self.trainer.snapshot(device))
+        return SessionSnapshot(copied, self.trainer.snapshot(device), self._ends[device].state())
 
     def withdraw(self, device: int) -> Session:
         """Returns a copy of a session as it was before its newest upload, which is not answered and counts no more.
@@ -487,4 +498,5 @@ class EdgeServer:
     def adopt(self, snapshot: SessionSnapshot) -> None:
         """Take over a session that another edge handed over."""
         self._seat(snapshot.session)
+        self._ends[snapshot.session.device].resume(snapshot.codecs)
         self.trainer.adopt(snapshot.session.device, snapshot.trainer)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsl.codecs.codec_maker import codec_maker
+from fsl.codecs.cut_codec import CodecDraws
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
 from fsl.round.batches import batches_in_round
@@ -79,6 +80,7 @@ class EdgeSide:
             public_reason=public_reason,
             checked=checked,
             allowed=worker.workload.allowed,
+            draws=CodecDraws(plan.seed, round=plan.round),
             shared=lambda device: self._view(device).worker.segments["front"].shared,
         )
         if top:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsl.codecs.cut_ends import AnsweringEnd
 from fsl.codecs.device_cut import DeviceCut
 from fsl.errors import LostError, RunError
 from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
@@ -33,7 +34,7 @@ class DeviceBench:
     head_layer_seeds: Stream
     cut: DeviceCut
     tail_layer_seeds: Stream | None = None
-    tail_cut: DeviceCut | None = None  # the cut before the tail, whose codecs run the other way
+    tail_cut: AnsweringEnd | None = None  # the cut before the tail
     loss_limit: float | None = math.inf  # the largest usable loss of its own; None: it refuses no step
 
 
@@ -69,12 +70,17 @@ class Device:
         packet = UploadPacket(
             device=self.device,
             step=self.step,
-            smashed=self.bench.cut.encode(self.step, sent, targets),
+            smashed=self.bench.cut.encode(self.step, sent, targets, answered=self._awaits(self.step)),
             targets=targets if self.bench.tail is None else None,
             factors=self.take_clip_factors(),
         )
         self.step += 1
         return packet
+
+    def _awaits(self, step: int) -> bool:
+        """Returns whether the front learns from the cut gradient of a step."""
+        smashed = self._smashed.get(step)
+        return smashed is not None and smashed.requires_grad
 
     def end(self, call: TailCall) -> TailAnswer:
         """Run the tail and the loss on the back's outputs of a step; labels stay here.
@@ -85,13 +91,14 @@ class Device:
         bench, targets = self.bench, self._targets.get(call.step)
         if bench.tail is None or bench.tail_cut is None or bench.tail_layer_seeds is None or targets is None:
             raise RunError(f"device {self.device} got outputs of step {call.step}, and has no tail or labels for them")
-        outputs = cut_leaf(bench.tail_cut.decode(call.step, call.outputs))
+        outputs = cut_leaf(bench.tail_cut.receive(call.step, call.outputs))
         found = bench.tail.forward(outputs.clone(), bench.tail_layer_seeds.at(call.step))
         loss = bench.objective.loss(found, targets)
         loss.backward()
         gradient = cut_gradient(outputs, gradient_of(outputs))
         told = torch.tensor([float(loss.detach()), bench.objective.weight(targets)], dtype=torch.float64)
-        payload = bench.tail_cut.up.encode(gradient.detach())
+        payload = bench.tail_cut.answer(call.step, gradient.detach())
+        assert payload is not None
         return TailAnswer(device=self.device, step=call.step, gradient=payload, told=told)
 
     def take_back(self, mark: Mark) -> None:

@@ -26,7 +26,7 @@ from fsl.segments.states import Layout
 from fsl.trainers import Snapshot
 
 PROTOCOL = 2
-_BACK, _OPTIMIZER, _PENDING, _TRANSIENT = "back.", "optimizer.", "pending.", "transient."
+_BACK, _OPTIMIZER, _PENDING, _TRANSIENT, _CODEC = "back.", "optimizer.", "pending.", "transient.", "codec."
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def pack(snapshot: SessionSnapshot, passport: Passport, layout: Layout) -> bytes
     if trainer.back is not None:
         tensors |= {f"{_BACK}{field.name}": view for field, view in layout.views(trainer.back)}
     tensors |= {f"{_TRANSIENT}{name}": tensor for name, tensor in trainer.transients.items()}
+    tensors |= {f"{_CODEC}{name}": tensor for name, tensor in snapshot.codecs.items()}
     if session.losses:
         tensors["losses"] = torch.stack(list(session.losses))
     pending = None
@@ -104,7 +105,8 @@ def unpack(data: bytes, expected: Passport, layout: Layout, accelerator: torch.d
         _check_transients(transients, layout)
         if accelerator is not None:
             transients = {name: tensor.to(accelerator) for name, tensor in transients.items()}
-        return SessionSnapshot(session, Snapshot(back, optimizer, _weight(said["counts"]), transients))
+        codecs = {k.removeprefix(_CODEC): v for k, v in tensors.items() if k.startswith(_CODEC)}
+        return SessionSnapshot(session, Snapshot(back, optimizer, _weight(said["counts"]), transients), codecs)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, CheckpointError) as error:
         raise WireError(f"a session came damaged, or from another model: {_line(error)}") from None
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from fsl.codecs.codec_maker import CANNOT_MOVE
+from fsl.codecs.codec_maker import CANNOT_MOVE, CANNOT_MOVE_TAILS
 from fsl.errors import ConfigError, LostError
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, RoundPlan
@@ -62,8 +62,10 @@ class MovingCohorts:
         for move in plan.moves:
             self._moves.setdefault(move.device, []).append(move)
         for way, spec, make in (("up", plan.up, self.devices.up), ("down", plan.down, self.devices.down)):
-            if make().stateful:
+            if not make().movable:
                 raise ConfigError(f"codec.{way}={spec.text}: {CANNOT_MOVE}")
+            if make().stateful and plan.tails:
+                raise ConfigError(f"codec.{way}={spec.text}: {CANNOT_MOVE_TAILS}")
         for side in self.sides.values():
             trainer, kind = side.server.trainer, type(side.server.trainer).__name__
             if trainer.keeps and trainer.divisible:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fsl.codecs.device_cut import DeviceCut
 from fsl.data import TensorExamples
 from fsl.data.vertical_data import VerticalTask, inputs_of
 from fsl.errors import ConfigError
@@ -81,8 +80,8 @@ class PartySide(DeviceSide):
             layer_seeds=self._draws(f"{FRONT}{self.party}"),
             head_layer_seeds=self._draws("head"),
             tail_layer_seeds=self._draws("tail"),
-            cut=device_cut(plan, device, *self._codecs(), worker.workload.secure),
-            tail_cut=DeviceCut(*self._codecs()),
+            cut=device_cut(plan, device, *self._codecs(device), worker.workload.secure),
+            tail_cut=self._tail_cut(device),
             loss_limit=limit_of(worker, plan),
             party=self.party,
             shares_labels=self.shares_labels,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.errors import ConfigError, WireError
 from fsl.messages.round_plan import DeviceTask, RoundPlan
 from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, Upload, UploadPacket
@@ -100,7 +100,8 @@ class ScoredParty(Device):
         device: int,
         segments: Mapping[str, SegmentRuntime],
         batches: Iterator[tuple[Values, Tensor]],
-        cut: tuple[CutCodec, CutCodec],
+        cut: SendingEnd,
+        tail_cut: AnsweringEnd,
         tally: Tally | None,
         shares_labels: bool,
     ):
@@ -109,7 +110,7 @@ class ScoredParty(Device):
         self.step = 0
         self._segments = segments
         self._batches = batches
-        self._up, self._down = cut
+        self._cut, self._tail_cut = cut, tail_cut
         self._tally = tally
         self._shares_labels = shares_labels
         self._targets: dict[int, Tensor] = {}  # of steps whose outputs come back to the tail
@@ -126,7 +127,7 @@ class ScoredParty(Device):
         return UploadPacket(
             device=self.device,
             step=self.step - 1,
-            smashed=self._up.encode(smashed),
+            smashed=self._cut.send(self.step - 1, smashed, answered=False),
             targets=targets if self._shares_labels else None,
         )
 
@@ -135,10 +136,11 @@ class ScoredParty(Device):
         targets = self._targets.pop(call.step, None)
         if targets is None or self._tally is None:
             raise WireError(f"outputs of step {call.step} came, and are of no people that were sent")
-        outputs = self._down.decode(call.outputs)
+        outputs = self._tail_cut.receive(call.step, call.outputs)
         told = self._tally.add(_run(self._segments["tail"], outputs), targets)
         assert isinstance(outputs, Tensor)  # what a back passes to a tail
-        gradient = self._up.encode(torch.zeros_like(outputs))
+        gradient = self._tail_cut.answer(call.step, torch.zeros_like(outputs))
+        assert gradient is not None
         return TailAnswer(
             device=self.device, step=call.step, gradient=gradient, told=torch.tensor(told, dtype=torch.float64)
         )
@@ -183,7 +185,8 @@ class ScoredSide(PartySide):
         inputs = self._test.inputs[self.party]  # type: ignore[attr-defined]
         targets = self._test.targets
         batches = ((inputs[some].to(accelerator), targets[some].to(accelerator)) for some in rows)
-        return ScoredParty(device, segments, batches, self._codecs(), self._tally, self.shares_labels)
+        cut = SendingEnd(*self._codecs(device))
+        return ScoredParty(device, segments, batches, cut, self._tail_cut(device), self._tally, self.shares_labels)
 
     def close(self, device: Device) -> None:
         """Leave what the tail found."""

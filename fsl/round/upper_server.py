@@ -1,12 +1,13 @@
 """The server above the edges in a split with two hops: it runs the last segment and the loss for an edge's devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.cut_codec import CodecDraws, CutCodec
+from fsl.codecs.cut_ends import SendingEnd
 from fsl.errors import LostError
 from fsl.messages.steps import UploadPacket
 from fsl.round.edge_server import EdgeServer, Session
@@ -30,8 +31,9 @@ class UpperServer:
         down: Callable[[], Codec],
         allowed: Sequence[str],
         kept: bool,
+        draws: CodecDraws,
     ):
-        """`server` serves the top; `up` and `down` make the edge's ends of the codecs of the second hop.
+        """`server` serves the top; `up` and `down` make the edge's halves of the codecs of the second hop, by `draws`.
 
         `kept`: optimizer states are, from round to round.
         """
@@ -40,13 +42,14 @@ class UpperServer:
         self.labels: dict[tuple[int, int], Tensor] = {}  # by device and step
         self.refusals: dict[int, str] = {}
         self._up, self._down, self._allowed = up, down, allowed
-        self._codecs: dict[int, tuple[CutCodec, CutCodec]] = {}
+        self._draws = draws
+        self._ends: dict[int, SendingEnd] = {}  # by device
         self._told: dict[int, tuple[int, Tensor, Values, float]] = {}  # step, mean loss, gradient, weight of the loss
 
     def open(self, device: int, samples: float, weight: float | None) -> None:
         """Attach a device, as the edge does."""
         self.server.open(device, samples, weight)
-        self._codecs[device] = CutCodec(self._up, self._allowed), CutCodec(self._down, self._allowed)
+        self._ends[device] = hop_end(device, self._up, self._down, self._allowed, self._draws)
 
     def ask(self, device: int, step: int, outputs: Values) -> tuple[Tensor, Values, float]:
         """Train the top on the back's outputs of a step; returns mean loss, gradient at the outputs, the loss's weight.
@@ -59,16 +62,16 @@ class UpperServer:
         return loss, gradient, weight
 
     def _trained(self, device: int, step: int, outputs: Values) -> tuple[Tensor, Values, float]:
-        up, down = self._codecs[device]
+        end = self._ends[device]
         targets = self.labels.pop((device, step))
-        packet = UploadPacket(device=device, step=step, smashed=up.encode(outputs), targets=targets)
+        packet = UploadPacket(device=device, step=step, smashed=end.send(step, outputs), targets=targets)
         replies = self.server.step([packet])
         if refused := self.server.refused():
             self.refusals[device] = f"the server above edge {self.server.edge}: {refused[device]}"
             return unanswered(outputs)
         (reply,) = replies
         assert reply.told is not None
-        return reply.told[0], down.decode(reply.gradient), float(reply.told[1])
+        return reply.told[0], end.hear(step, reply.gradient), float(reply.told[1])
 
     def check(self, device: int) -> None:
         """Raise LostError where the device's own top cannot be averaged, before any of its work counts."""
@@ -91,7 +94,7 @@ class UpperServer:
 
     def _forget(self, device: int) -> None:
         self.labels = {of: labels for of, labels in self.labels.items() if of[0] != device}
-        for table in (self.refusals, self._codecs, self._told):
+        for table in (self.refusals, self._ends, self._told):
             table.pop(device, None)
 
     def result(self) -> Total:
@@ -100,6 +103,19 @@ class UpperServer:
             return self.server.result()
         except LostError as error:
             raise LostError(None, error.reason.replace("the back of edge", "the top above edge")) from None
+
+
+def hop_end(
+    device: int, up: Callable[[], Codec], down: Callable[[], Codec], allowed: Iterable[str], draws: CodecDraws
+) -> SendingEnd:
+    """Returns an edge's end of a device's second hop, whose codecs `up` and `down` make."""
+    values = CutCodec(up, allowed, draws.going("up", device))
+    return SendingEnd(values, CutCodec(down, allowed, draws.going("down", device)))
+
+
+def hop_draws(seed: int, round: int) -> CodecDraws:
+    """Returns whose draws the codecs of the second hop make in a round."""
+    return CodecDraws(seed, "codec-hop", round=round)
 
 
 def unanswered(outputs: Values) -> tuple[Tensor, Values, float]:

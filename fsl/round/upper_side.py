@@ -13,7 +13,7 @@ from fsl.round.kept_states import keep, load_kept, new_total
 from fsl.round.round_privacy import lender
 from fsl.round.step_rules import lend_by, objective_of, step_rule
 from fsl.round.unusable import limit_of
-from fsl.round.upper_server import UpperServer
+from fsl.round.upper_server import UpperServer, hop_draws
 from fsl.round.workload import Worker
 from fsl.segments.learner import Learner
 from fsl.segments.optimizer import OptimizerRecipe
@@ -31,7 +31,15 @@ def upper_server(task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapp
     checked = limit_of(worker, plan, TOP) is not None
     shared = worker.segments["back"].shared
     server = EdgeServer(
-        task.edge, trainer, up, down, checked=checked, allowed=allowed, shared=lambda _: shared, tells=True
+        task.edge,
+        trainer,
+        up,
+        down,
+        checked=checked,
+        allowed=allowed,
+        shared=lambda _: shared,
+        tells=True,
+        draws=hop_draws(plan.seed, plan.round),
     )
     tasks = {device.device: device for device in task.devices}
 
@@ -69,4 +77,4 @@ def upper_server(task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapp
         loss_limit=limit_of(worker, plan, TOP),
     )
     server.begin(bench, states[TOP])
-    return UpperServer(server, up, down, allowed, not plan.reset_optimizer)
+    return UpperServer(server, up, down, allowed, kept=not plan.reset_optimizer, draws=hop_draws(plan.seed, plan.round))

@@ -1,14 +1,19 @@
 """What is refused of a run's codecs before its first round."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from fsl.codecs.codec_maker import CANNOT_MOVE, codec_maker, codec_of
+from fsl.codecs.codec import Codec, Way
+from fsl.codecs.codec_maker import CANNOT_MOVE, CANNOT_MOVE_TAILS, codec_maker, codec_of
+from fsl.codecs.through import Through
 from fsl.errors import ConfigError, FslError, WireError
 from fsl.faults import said
+from fsl.importing.spec import Spec
 from fsl.models.vertical_model import FRONT, PartyFront
 from fsl.round.workload import Worker
 from fsl.run.codec_trial import try_codec
@@ -36,8 +41,8 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
         elif way == "down" and not trainer.answers:
             log.warning("%s changes nothing: with %s no cut gradients go down to devices", what, name)
             del used[way]
-        elif federation.mobility is not None and codec_of(codec).stateful:
-            raise ConfigError(f"{what}: {CANNOT_MOVE}")
+        else:
+            _refuse(what, way, codec_of(codec), federation, tails="tail" in worker.chain)
     fronts = [name for name in worker.segments if name == "front" or name.startswith(FRONT)]
     made = [_smashed(worker, front, federation.training.precision) for front in fronts] if used else []
     for (way, codec), smashed in product(used.items(), made):
@@ -47,12 +52,41 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
         except WireError as error:
             raise ConfigError(f"{what}: {error}; name a Codec") from None
         activations = () if smashed is None else activations_of(smashed)
-        if way == "down":
-            activations = tuple(tensor for tensor in activations if tensor.is_floating_point())
         poisson = federation.privacy is not None and federation.privacy.poisson
-        for rows in (_ROWS, *([] if worker.skip_single else [1]), *([0] if poisson else [])):
-            for activation in activations:
-                try_codec(what, make, _values(rows, activation))
+        up = used.get("up", IDENTITY)
+        for activation in activations:
+            with _named(what):
+                full = _values(federation.training.batch_size, activation)
+                make().refuse_unfit((full if way == "up" else _gradient(full, up)).shape)
+            for rows in (_ROWS, *([] if worker.skip_single else [1]), *([0] if poisson else [])):
+                values = _values(rows, activation)
+                try_codec(what, make, values if way == "up" else _gradient(values, up))
+
+
+def _refuse(what: str, way: Way, codec: Codec, federation: Federation, tails: bool) -> None:
+    """ConfigError for a codec that cannot carry what goes this way, or whose state cannot follow a device."""
+    ways: tuple[Way, ...] = ("up", "down")
+    with _named(what):
+        for use in ways if tails else (way,):  # before a tail outputs go down, and their gradient goes up
+            codec.refuse_use(use)
+    if federation.mobility is not None and not codec.movable:
+        raise ConfigError(f"{what}: {CANNOT_MOVE}")
+    if federation.mobility is not None and codec.stateful and tails:
+        raise ConfigError(f"{what}: {CANNOT_MOVE_TAILS}")
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def _gradient(values: Tensor, up: Spec) -> Tensor:
+    """Returns values of the shape of the gradient that goes down: that of values, or of the codes made of them."""
+    codec = codec_of(up)
+    return codec.send(values)[0] if isinstance(codec, Through) and codec.differentiable else values
 
 
 def _smashed(worker: Worker, name: str, precision: Precision) -> Values | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TypedDict
 
+from fsl.codecs.codec import Way
 from fsl.codecs.codec_choice import CodecChoice, codec_spec
 from fsl.importing.spec import Spec
 from fsl.settings.option_groups import OptionGroup
@@ -47,6 +48,6 @@ class Wire(OptionGroup):
         return self.down
 
     @property
-    def ways(self) -> dict[str, Spec]:
+    def ways(self) -> dict[Way, Spec]:
         """Both codecs, by the way that they go: `up` and `down`."""
         return {"up": self.up_spec, "down": self.down_spec}

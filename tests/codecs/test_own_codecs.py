@@ -222,7 +222,7 @@ def test_devices_of_a_cohort_share_no_codec():
     server = EdgeServer(0, SplitFedV1Trainer(), own.ErrorFeedback, own.ErrorFeedback)
     for device in (0, 1):
         server.open(device, 1.0)
-    codecs = [codec for device in (0, 1) for codec in server.codecs(device)]
+    codecs = [codec for device in (0, 1) for codec in (server.end(device).values, server.end(device).gradients)]
     assert len({id(codec) for codec in codecs}) == 4
 
 
@@ -279,7 +279,7 @@ def test_what_differs_by_device_cannot_be_broadcast():
 
 
 def test_a_codec_with_state_does_not_move():
-    with pytest.raises(ConfigError, match=r"it keeps state in a session, which does not follow a device"):
+    with pytest.raises(ConfigError, match=r"it keeps state in a session, and has no `state`"):
         run(FedFly(), edges=2, mobility=RandomMobility(0.5), up=own.ErrorFeedback())
 
 

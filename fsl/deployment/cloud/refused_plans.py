@@ -1,6 +1,6 @@
 """Which plans separate nodes cannot carry out on a run's terms."""
 
-from fsl.codecs.codec_maker import codec_of
+from fsl.codecs.codec_maker import CANNOT_MOVE, CANNOT_MOVE_TAILS, codec_of
 from fsl.deployment.cloud.terms import Terms
 from fsl.errors import RunError
 from fsl.messages.round_plan import RoundPlan
@@ -35,9 +35,8 @@ def refuse_plan(plan: RoundPlan, terms: Terms) -> None:
             f"deployment.roaming=true: {type(trainer).__name__} keeps something of each device from round to "
             "round, which does not follow it to another edge; use roaming=false, or a trainer that keeps nothing"
         )
-    stateful = [spec for spec in (plan.up, plan.down) if codec_of(spec).stateful]
-    if terms.roaming and trainer is not None and stateful:
-        raise RunError(
-            f"deployment.roaming=true with codec {stateful[0].text}: it keeps state in a session, which does not "
-            "follow a device to another edge; use roaming=false, or a codec without state"
-        )
+    for spec in (plan.up, plan.down) if terms.roaming and trainer is not None else ():
+        codec = codec_of(spec)
+        if not codec.movable or (codec.stateful and plan.tails):
+            reason = CANNOT_MOVE_TAILS if codec.movable else CANNOT_MOVE
+            raise RunError(f"deployment.roaming=true with codec {spec.text}: {reason}")

@@ -7,6 +7,7 @@ from fsl.deployment.node.work_done import Work
 from fsl.errors import ConfigError
 from fsl.messages.node_part import EdgePart, NodePart, TopPart
 from fsl.messages.round_plan import RoundPlan
+from fsl.round.upper_server import hop_draws
 from fsl.round.upper_side import upper_server
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -61,6 +62,7 @@ def remote_above(
         up=codec_maker(plan.up, allowed),
         down=codec_maker(plan.down, allowed),
         allowed=allowed,
+        draws=hop_draws(plan.seed, plan.round),
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fsl.codecs import Codec
-from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.cut_codec import CodecDraws
+from fsl.codecs.cut_ends import SendingEnd
 from fsl.errors import LostError, WireError
 from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import Arrived, check_finite, close_frame, read_telling_reply, reply_bytes
@@ -17,7 +18,7 @@ from fsl.messages.step_messages import StepMessage
 from fsl.quoting import one_line
 from fsl.round.deadline import Deadline
 from fsl.round.edge_server import Session
-from fsl.round.upper_server import unanswered
+from fsl.round.upper_server import hop_end, unanswered
 from fsl.segments.tensor_trees import Values, activations_of, tensors_of
 from fsl.wire.device.invitation import Invitation
 from fsl.wire.device.line import Ear, Heard, Line, LineEnded, Rewound, Uplink
@@ -33,8 +34,7 @@ class _Hop:
 
     line: Line
     session: Session
-    up: CutCodec
-    down: CutCodec
+    end: SendingEnd
     begun: bool = False
     asked: int = -1  # the newest step
     reply: tuple[pb.Reply, memoryview | Arrived] | None = None  # to that step
@@ -63,8 +63,9 @@ class RemoteAbove:
         up: Callable[[], Codec],
         down: Callable[[], Codec],
         allowed: Iterable[str],
+        draws: CodecDraws,
     ):
-        """`up` and `down` make the edge's ends of the codecs of the second hop."""
+        """`up` and `down` make the edge's halves of the codecs of the second hop, by `draws`."""
         self.labels: dict[tuple[int, int], Tensor] = {}
         self.refusals: dict[int, str] = {}
         self._uplink = uplink
@@ -72,7 +73,7 @@ class RemoteAbove:
         self._patience = patience
         self._deadline = deadline
         self._edge, self._round = edge, round
-        self._up, self._down, self._allowed = up, down, tuple(allowed)
+        self._up, self._down, self._allowed, self._draws = up, down, tuple(allowed), draws
         self._ear: Ear = Ear()
         self._hops: dict[int, _Hop] = {}
         self._unbegun: set[int] = set()  # devices whose session is not open there yet
@@ -83,8 +84,8 @@ class RemoteAbove:
     def open(self, device: int, samples: float, weight: float | None) -> None:
         """Begin a device's session there; `ask` waits until all that are open here are open there, too."""
         line = self._uplink.attend(self._invitations.pop(device), self._ear, self._patience)
-        codecs = CutCodec(self._up, self._allowed), CutCodec(self._down, self._allowed)
-        self._hops[device] = _Hop(line, Session(device, samples), *codecs)
+        end = hop_end(device, self._up, self._down, self._allowed, self._draws)
+        self._hops[device] = _Hop(line, Session(device, samples), end)
         self._unbegun.add(device)
         if self._over:
             self._refuse(device, self._over)
@@ -176,7 +177,7 @@ class RemoteAbove:
             round=self._round,
             step=step,
             mark=0,
-            payload=hop.up.encode(outputs),
+            payload=hop.end.send(step, outputs),
             targets=targets,
         )
         hop.asked, hop.reply = step, None
@@ -194,7 +195,7 @@ class RemoteAbove:
         check_finite("a mean loss, or its weight,", told)
         if float(told[1]) < 0:
             raise WireError(f"the weight of its loss is {float(told[1]):g}")
-        gradient = hop.down.decode(payload)
+        gradient = hop.end.hear(hop.asked, payload)
         came, wanted = (
             [(tensor.shape, tensor.dtype) for tensor in tensors]
             for tensors in (tensors_of(gradient), activations_of(outputs))

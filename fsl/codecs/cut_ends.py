@@ -1,0 +1,92 @@
+"""The two ends of a cut in one session: who sends values and gets their gradient back, and who answers."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fsl.codecs.codec import Codec, Payload
+from fsl.codecs.cut_codec import Continue, CutCodec
+from fsl.errors import WireError
+from fsl.segments.tensor_trees import Values, activations_of
+
+_TIMES, _ROOM = 2, 1 << 16  # a gradient's bytes at most: so many times those of its values, and a few more
+
+
+class SendingEnd:
+    """Encodes a step's values by `values`, and decodes by `gradients` what comes back for them."""
+
+    def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
+        self.values = _for_all(values)
+        self.gradients = _for_all(gradients)
+        self._continue: dict[int, Continue] = {}  # of steps whose gradient at the codes has not come
+
+    def send(self, step: int, values: Values, answered: bool = True) -> Payload:
+        """Encode a step's values (B, ...); `answered`: whether a gradient is awaited."""
+        self.gradients.limit = _ROOM + _TIMES * max(tensor.nbytes for tensor in activations_of(values))
+        if not self.values.through or not answered:
+            return self.values.encode(values, step)
+        payload, self._continue[step] = self.values.send(values, step)
+        return payload
+
+    def hear(self, step: int, gradient: Payload) -> Values:
+        """Returns the gradient at a step's values from what came: that itself, or the one at their codes."""
+        decoded = self.gradients.decode(gradient, step)
+        back = self._continue.pop(step, None)
+        return decoded if back is None else back(decoded)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what its codecs remember between two steps."""
+        return _states(self.values, self.gradients)
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; WireError where it cannot be that of such codecs."""
+        _resume(state, self.values, self.gradients)
+
+
+class AnsweringEnd:
+    """Decodes a step's values by `values`, and encodes by `gradients` the gradient at them."""
+
+    def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
+        self.values = _for_all(values)
+        self.gradients = _for_all(gradients)
+        self._continue: dict[int, Continue] = {}  # of steps that are not answered
+
+    def receive(self, step: int, payload: Payload) -> Values:
+        """Returns a step's values from what came; WireError where nobody sends that."""
+        if not self.values.through:
+            return self.values.decode(payload, step)
+        values, self._continue[step] = self.values.receive(payload, step)
+        return values
+
+    def answer(self, step: int, gradient: Values | None) -> Payload | None:
+        """Encode the gradient at a step's values, or at the codes that came in their place; None for none."""
+        back = self._continue.pop(step, None)
+        if gradient is None:
+            return None
+        return self.gradients.encode(gradient if back is None else back(gradient), step)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what its codecs remember between two steps."""
+        return _states(self.values, self.gradients)
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; WireError where it cannot be that of such codecs."""
+        _resume(state, self.values, self.gradients)
+
+
+def _for_all(codec: CutCodec | Codec) -> CutCodec:
+    return codec if isinstance(codec, CutCodec) else CutCodec(lambda: codec)
+
+
+def _states(values: CutCodec, gradients: CutCodec) -> dict[str, Tensor]:
+    ways = {"values": values, "gradients": gradients}
+    return {f"{way}.{name}": tensor for way, codec in ways.items() for name, tensor in codec.state().items()}
+
+
+def _resume(state: Mapping[str, Tensor], values: CutCodec, gradients: CutCodec) -> None:
+    ways = {"values": values, "gradients": gradients}
+    for name in state:
+        if name.partition(".")[0] not in ways:
+            raise WireError(f"a codec's state {name[:40]!r} belongs to neither direction")
+    for way, codec in ways.items():
+        codec.resume({name.removeprefix(f"{way}."): t for name, t in state.items() if name.startswith(f"{way}.")})
