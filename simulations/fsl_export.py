@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.codecs.codec_choice import build_codecs
+from fsl.codecs.codec_maker import codec_of
 from fsl.errors import ConfigError, FslError
 from fsl.export.exported_segments import FORMATS, export_trained
 from fsl.export.pretrained import save_trained
 from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors
 from fsl.importing.building import unknown
+from fsl.models.coded_model import CodedModel
 from fsl.run.config import (
     build_data,
     build_model,
@@ -34,6 +36,7 @@ from fsl.run.observers import human_bytes
 from fsl.run.run_folder import RunFolder
 from fsl.run.summary import remarks_on
 from fsl.segments.uncompiled import leave_out_compiler
+from fsl.split.coding import coded
 
 _USAGE = """usage: fsl-export RUN_FOLDER [option=value ...]
 
@@ -98,7 +101,9 @@ def read_trained(folder: Path) -> TrainedModel:
     top = read_config(DictConfig(config))
     data, _ = build_data(top.data, top.training.seed)
     objective = build_objective(top.objective)
-    module, _ = build_model(top.model, data, top.training.seed, objective)
+    module, cut = build_model(top.model, data, top.training.seed, objective)
+    up = codec_of(build_codecs(top.codec)["up"])
+    module = coded(module, cut, build_places(top.model), up, data.blank(3), top.training.seed)
     if not (summary := run.read_summary()):
         raise ConfigError(f"{folder} has not finished: it has no {run.summary_path.name}; go on with it first")
     settings = summary["settings"]
@@ -122,9 +127,9 @@ def read_trained(folder: Path) -> TrainedModel:
         },
         remarks=remarks_on(privacy is not None and privacy.cut is not None, build_codecs(top.codec)["up"].target),
         target=str(top.model["_target_"]),
-        # A model with adapters is not made by its arguments alone.
+        # A model with adapters, or with a trained codec, is not made by its arguments alone.
         arguments=None
-        if top.model.get("lora")
+        if top.model.get("lora") or isinstance(module, CodedModel)
         else given_arguments(top.model, input_shape=data.input_shape, classes=outputs_of(data, objective)),
     )
 

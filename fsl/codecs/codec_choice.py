@@ -133,7 +133,7 @@ def _class_and_arguments(name: str, given: Any) -> tuple[Any, dict[str, Any]]:
         case type():
             return given, {}
         case str() if given in names("codec"):
-            return _class_and_arguments(name, named("codec", given)[name.rpartition(".")[2]])
+            return _class_and_arguments(name, _named_half(name, given))
         case str():
             return _located(name, given), {}
         case Spec():
@@ -145,6 +145,14 @@ def _class_and_arguments(name: str, given: Any) -> tuple[Any, dict[str, Any]]:
                 raise ConfigError(f"{name} names no class; set {name}._target_ to a dotted import path")
             return _located(name, target), arguments
     raise ConfigError(f"{name}={given!r}: {_HOW}")
+
+
+def _named_half(name: str, given: str) -> Any:
+    """Returns what the choice of this name says of the direction that `name` ends with, as in codec.up[1]."""
+    choice, way = named("codec", given), name.rpartition(".")[2].partition("[")[0]
+    if way not in choice:
+        raise ConfigError(f"{name}={given}: it is no codec of its own; name codecs, as [c3,int8]")
+    return choice[way]
 
 
 def _located(name: str, path: str) -> Any:

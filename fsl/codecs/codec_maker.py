@@ -26,7 +26,7 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
     kind = spec.locate(allowed)
     if not issubclass(kind, Codec):
         raise ConfigError(f"{spec.target} is not a Codec")
-    for inner in _named_in(spec.kwargs):  # the constructor of such a codec builds them
+    for inner in named_in(spec.kwargs):  # the constructor of such a codec builds them
         codec_maker(inner, allowed)
 
     def make() -> Codec:
@@ -41,8 +41,8 @@ def codec_maker(spec: Spec, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
     return make
 
 
-def _named_in(value: Any) -> Iterator[Spec]:
-    """Yields the codecs that arguments name, as the stages of a chain."""
+def named_in(value: Any) -> Iterator[Spec]:
+    """Yields the codecs that a codec's arguments name, as the stages of a chain."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield Spec(str(value["_target_"]), {name: item for name, item in value.items() if name != "_target_"})
@@ -50,7 +50,7 @@ def _named_in(value: Any) -> Iterator[Spec]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _named_in(item)
+            yield from named_in(item)
 
 
 def codec_of(spec: Spec) -> Codec:

@@ -5,7 +5,7 @@ import re
 from fsl.errors import WireError
 from fsl.installed import __version__
 
-PROTOCOL = 7  # of setups, plans, parts and frames; it goes up with every change that an older end would misread
+PROTOCOL = 8  # of setups, plans, parts and frames; it goes up with every change that an older end would misread
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})[0-9A-Za-z.+-]{0,30}", re.ASCII)
 
 

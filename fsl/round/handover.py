@@ -25,7 +25,7 @@ from fsl.segments.finite import finite
 from fsl.segments.states import Layout
 from fsl.trainers import Snapshot
 
-PROTOCOL = 2
+PROTOCOL = 3
 _BACK, _OPTIMIZER, _PENDING, _TRANSIENT, _CODEC = "back.", "optimizer.", "pending.", "transient.", "codec."
 
 

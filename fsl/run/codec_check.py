@@ -22,6 +22,7 @@ from fsl.segments.precision import Precision, computing
 from fsl.segments.tensor_trees import Values, activations_of, passed, received
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.wire_settings import IDENTITY
+from fsl.split.coding import learned_in
 from fsl.trainers import EdgeTrainer
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
     used = {way: codec for way, codec in federation.wire.ways.items() if codec != IDENTITY}
     for way, codec in list(used.items()):
         what, name = f"codec.{way}={codec.text}", type(strategy).__name__
-        if trainer is None:
+        if trainer is None and learned_in(codec_of(codec)):
+            log.warning("%s: %s trains it as a part of the whole model; no bytes are saved", what, name)
+            del used[way]
+        elif trainer is None:
             log.warning("%s changes nothing: %s trains the whole model on the devices, without a cut", what, name)
             del used[way]
         elif way == "down" and not trainer.answers:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fsl.codecs.codec_maker import codec_of, named_in
 from fsl.costs import CostModel, Forecast, segment_costs
 from fsl.costs.cut_choice import CutChoice
 from fsl.costs.hardware import Hardware
@@ -38,6 +39,7 @@ from fsl.segments.tensor_places import in_double
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.taking_part import predicts
+from fsl.split.coding import coded, learned_in
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ def prepared(
     refuse_vertical(federation, strategy, workload)
     if cuts is not None and isinstance(workload.model, VerticalModel):
         raise ConfigError("cuts: a VerticalModel is cut behind its parties' fronts; leave cuts out")
+    workload = _with_trained_codecs(workload, federation, cuts)
     if cuts is not None:
         federation, workload = with_cuts(federation, workload, hardware, cuts, strategy)
     workload, worker, accurate = _split_and_tried(workload, strategy, federation, origin.classes)
@@ -109,6 +112,18 @@ def prepared(
     simulation = Simulation(federation, workload, worker, strategy, folder, observers, settings, label, stop)
     simulation.check()
     return simulation
+
+
+def _with_trained_codecs(workload: Workload, federation: Federation, cuts: CutChoice | None) -> Workload:
+    """The workload, whose model has the trained codecs of smashed data at its cut, if there are such."""
+    up = codec_of(federation.wire.up_spec)
+    if not learned_in(up):
+        return workload
+    if cuts is not None:
+        name = learned_in(up)[0].name
+        raise ConfigError(f"cuts, with codec.up={name}: a codec is trained at one cut; leave cuts out, or take another")
+    seed, blank = federation.training.seed, workload.data.blank(3)
+    return replace(workload, model=coded(workload.model, workload.cut, workload.places, up, blank, seed))
 
 
 def _split_and_tried(
@@ -253,7 +268,8 @@ def _fitted(task: TaskData, init_from: Path | None) -> str:
 
 def _of_settings(federation: Federation) -> list[Spec]:
     scheduler = federation.optimizer.schedule.spec
-    own = [federation.optimizer.spec, *federation.wire.ways.values()]
+    codecs = federation.wire.ways.values()
+    own = [federation.optimizer.spec, *codecs, *(inner for codec in codecs for inner in named_in(codec.kwargs))]
     return own if scheduler is None else [*own, scheduler]
 
 

@@ -18,6 +18,7 @@ from fsl.importing.description import describe
 from fsl.importing.digests import digest_text
 from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
+from fsl.models.coded_model import uncoded
 from fsl.round.workload import Workload
 from fsl.run.run_identity import code_of, weights_of
 from fsl.segments.states import Field, Layout
@@ -67,7 +68,7 @@ def settings(
     layouts, kinds = federation.layouts, _own_classes(federation, strategy)
     values |= {
         **given,
-        "code": code_of(workload.model, kinds),
+        "code": code_of(uncoded(workload.model), kinds),
         "strategy": path_of(type(strategy)),
         "model.cut": ", ".join(cuts),
         **({"model.places": ", ".join(workload.places)} if workload.places and "cloud" in workload.places else {}),

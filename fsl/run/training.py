@@ -21,6 +21,7 @@ from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
 from fsl.importing.import_paths import path_of
+from fsl.models.coded_model import codecs_of, uncoded
 from fsl.models.lora import has_adapters, save_adapter
 from fsl.models.vertical_model import FRONT, VerticalModel
 from fsl.privacy.leak_probe import leaks
@@ -116,7 +117,8 @@ class Simulation:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""
         tensors = {name: segment.module.state_dict() for name, segment in self.worker.segments.items()}
         if init_from is not None:
-            tensors |= dict.fromkeys(self.worker.chain, load_tensors(Path(init_from)))
+            given = load_tensors(Path(init_from))  # of the model itself, or with a trained codec
+            tensors |= {name: codecs_of(tensors[name]) | given for name in self.worker.chain}
         self.weights = weights_of({k: t for name in self.worker.chain for k, t in tensors[name].items()})
         if resume:
             checkpoint = load_checkpoint(self.folder.checkpoint)
@@ -158,7 +160,7 @@ class Simulation:
         model, federation = self.workload.model, self.federation
         info = RunInfo(
             strategy=type(self.strategy).__name__,
-            model=type(model).__name__,
+            model=type(uncoded(model)).__name__,
             data=self.workload.data.name,
             devices=federation.training.devices,
             rounds=federation.training.rounds,

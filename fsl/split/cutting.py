@@ -4,13 +4,14 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
+from fsl.models.coded_model import CodedModel, DecodedBack, EncodedFront
 from fsl.models.vertical_model import VerticalModel
 from fsl.segments.calling import call, named_inputs, refuse_unfit
 from fsl.segments.modes import evaluating, training_modes
@@ -76,6 +77,8 @@ def split(
         if places is not None:
             raise SplitError(f"places={list(places)}: a VerticalModel's fronts run at its parties; leave places out")
         return _by_party(model, at)
+    if isinstance(model, CodedModel):
+        return _with_codec(model, at, example, places, tied)
     example = _fitting(model, example)
     cuts = _requested(model, at)
     named = placed(len(cuts), places)
@@ -103,6 +106,20 @@ def _by_party(model: VerticalModel, at: str | Sequence[str] | None) -> SplitMode
     parts = [Segment(*part) for part in model.segments()]
     fronts = [f"fronts.{party}" for party in model.parties]
     return SplitModel(tuple(parts), (*fronts, "back") if model.tail is not None else tuple(fronts))
+
+
+def _with_codec(
+    model: CodedModel, at: str | Sequence[str] | None, example: Values | None, places: Sequence[str] | None, tied: bool
+) -> SplitModel:
+    """A model with a trained codec is cut where that is: its encoder ends the front, its decoder begins the back."""
+    asked = model.cuts if at is None else _requested(model.inner, at)
+    if asked != model.cuts:
+        raise SplitError(f"cut={list(asked)}: the model has a trained codec at {list(model.cuts)}; leave the cut out")
+    parts = split(model.inner, asked, model.example if example is None else example, places, tied=tied)
+    front, back, *others = parts.segments
+    front = replace(front, module=EncodedFront(front.module, model.encoder))
+    back = replace(back, module=DecodedBack(back.module, model.decoder))
+    return SplitModel((front, back, *others), parts.cuts)
 
 
 @contextmanager

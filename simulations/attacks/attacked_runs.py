@@ -35,6 +35,7 @@ from fsl.run.config import (
 from fsl.run.run_folder import RunFolder
 from fsl.segments.calling import call
 from fsl.settings.federation_settings import Federation
+from fsl.split.coding import coded
 from fsl.split.cutting import split
 
 
@@ -183,4 +184,6 @@ def _trained(run: RunFolder, top: RunConfig, data: TaskData, device: int | None)
 def _segments(top: RunConfig, data: TaskData, seed: int) -> list[nn.Module]:
     model, cut = build_model(top.model, data, seed, build_objective(top.objective))
     cuts = tuple(cut) if isinstance(cut, list) else cut
+    up = codec_of(build_codecs(top.codec)["up"])
+    model = coded(model, cuts, build_places(top.model), up, data.blank(3), seed)
     return [segment.module.eval() for segment in split(model, cuts).segments]

@@ -13,6 +13,9 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from fsl.codecs.chain import Chain, spec_of
+from fsl.codecs.codec_maker import codec_maker, codec_of
+from fsl.codecs.learned import Learned
 from fsl.data import Examples, Partition, TaskData, TensorExamples, TreeExamples, divide
 from fsl.data.own_tests import OwnTests, with_own_tests
 from fsl.data.partition import AllRows
@@ -25,6 +28,7 @@ from fsl.deployment.node.setup_names import BY_CONFIGURATION, OWN, check_groups,
 from fsl.errors import ConfigError, WireError
 from fsl.importing.building import build
 from fsl.importing.import_paths import ALLOWED, locate
+from fsl.importing.spec import Spec
 from fsl.installed import __version__
 from fsl.messages.identifiers import Count, Positive
 from fsl.messages.strict_json import from_values, json_values, to_json
@@ -40,10 +44,12 @@ from fsl.run.config import (
     build_model,
     build_objective,
     build_places,
+    build_wire,
     outputs_of,
 )
 from fsl.run.local_heads import local_head
 from fsl.run.mixed_cuts import named_cuts
+from fsl.split.coding import coded, learned_in
 from fsl.split.cut_order import in_order
 from fsl.wire.options import Patience
 
@@ -115,6 +121,7 @@ class Setup:
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in any order
     metrics: tuple[str | Mapping[str, Any], ...] | None = None  # None: those that are usual for the objective
     own: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # the share of its rows on which a device is evaluated
+    trained_codecs: tuple[Mapping[str, Any], ...] = ()  # of smashed data, in order: parts of front and back
     parties: tuple[str, ...] = ()  # device k is the k-th, with features of its own (vertical split learning)
     protocol: int = PROTOCOL
     version: str = __version__
@@ -162,6 +169,7 @@ class Setup:
             cuts=named_cuts(build_cuts(config.cuts), config.training, build_hardware(config)),
             metrics=metrics if metrics is None else tuple(metrics),
             own=own,
+            trained_codecs=_trained_codecs(config),
             parties=task.parties if isinstance(task, VerticalTask) else (),
         )
 
@@ -188,6 +196,15 @@ class Setup:
     def scaling(self) -> Scaling | None:
         """Mean and std by which nodes normalise inputs; None where the run's loader does not say."""
         return None if self.mean is None or self.std is None else Scaling(self.mean, self.std)
+
+
+def _trained_codecs(config: RunConfig) -> tuple[Mapping[str, Any], ...]:
+    """The descriptions of a run's trained codecs, by import path and arguments."""
+    spec = build_wire(config.codec).up_spec
+    if not learned_in(codec_of(spec)):
+        return ()
+    stages = spec.kwargs["stages"] if spec.locate() is Chain else [{"_target_": spec.target, **spec.kwargs}]
+    return tuple(stage for stage in stages if issubclass(spec_of(stage).locate(), Learned))
 
 
 def _wrong(setup: Setup) -> str | None:
@@ -228,6 +245,9 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     objective = build_objective(setup.groups["objective"])
     model, cut = build_model(setup.groups["model"], task, setup.seed, objective, setup.outputs)
     cuts, places = tuple(cut) if isinstance(cut, list) else cut, build_places(setup.groups["model"])
+    if setup.trained_codecs:
+        up = codec_maker(Spec(Chain, {"stages": list(setup.trained_codecs)}), allowed)()
+        model = coded(model, cuts, places, up, task.blank(3), setup.seed)
     strategy = build("strategy", setup.groups["strategy"])
     head = None
     if strategy.local_loss and not edge_only:
