@@ -21,7 +21,6 @@ from fsl.export.pretrained import save_trained
 from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors
 from fsl.importing.building import unknown
-from fsl.models.coded_model import CodedModel
 from fsl.run.config import (
     build_data,
     build_model,
@@ -36,6 +35,7 @@ from fsl.run.observers import human_bytes
 from fsl.run.run_folder import RunFolder
 from fsl.run.summary import remarks_on
 from fsl.segments.uncompiled import leave_out_compiler
+from fsl.split.coded_model import CodedModel
 from fsl.split.coding import coded
 
 _USAGE = """usage: fsl-export RUN_FOLDER [option=value ...]

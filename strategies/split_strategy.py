@@ -225,6 +225,7 @@ class SplitStrategy(Algorithm, RoundLoop):
                 yield message(text, needed, node, MessageType.EVALUATE, server_round, self._setup)
 
     def _evaluation(self, round: int, tasks: Sequence[DeviceTask]) -> str:
+        codecs = self.federation.evaluated_codecs(cut=self.trainer(round) is not None)
         return EvaluatePlan(
             run=self.federation.run,
             round=round,
@@ -233,6 +234,9 @@ class SplitStrategy(Algorithm, RoundLoop):
             private=self.fronts == "private",
             on=self._scored_on(),
             frozen=digests(self.federation),
+            up=codecs.get("up"),
+            down=codecs.get("down"),
+            batch_size=self.federation.training.batch_size,
         ).to_json()
 
     def _scored_on(self) -> tuple[Literal["test", "own"], ...]:

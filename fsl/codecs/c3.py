@@ -40,6 +40,8 @@ class C3(Through):
     def project(self, values: Tensor) -> Codes:
         """Returns (ceil(B / ratio), D) codes of values (B, ...) of D numbers a row."""
         rows = values.flatten(1)
+        if not len(rows):  # FFTs take no empty batch
+            return Codes(rows)
         missing = -len(rows) % self.ratio
         padded = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
         spectra = torch.fft.rfft(_wide(padded)).unflatten(0, (-1, self.ratio))
@@ -53,6 +55,8 @@ class C3(Through):
         if given.dim() != 2 or not size or given.shape != (-(-shape[0] // self.ratio), size) or codes.beside:
             raise WireError(f"codec 'c3' got codes of shape {tuple(given.shape)} for values of shape {tuple(shape)}")
         self.check_size(shape, given.dtype)
+        if not len(given):
+            return given.reshape(shape)
         spectra = torch.fft.rfft(_wide(given)).unsqueeze(1)
         rows = torch.fft.irfft(spectra * self._keys(size, spectra).conj(), n=size).flatten(0, 1)
         return rows[: shape[0]].reshape(shape).to(given.dtype)

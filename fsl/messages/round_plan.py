@@ -122,6 +122,9 @@ class EvaluatePlan:
     on: tuple[Literal["test", "own"], ...] = ("test",)
     frozen: Mapping[str, Digest] = field(default_factory=dict)  # as in `RoundPlan`
     subsets: tuple[tuple[Count, ...], ...] = ()  # of parties, to be scored without the others (vertical split learning)
+    up: Spec | None = None  # the codec behind the front, as in `RoundPlan`; None: evaluations leave it out
+    down: Spec | None = None  # the codec before a tail
+    batch_size: Positive = 1  # rows that a codec which couples rows gets at once
     sessions: RoundPlan | None = None  # those in which parties of a real federation are scored, together at their edge
 
     def __post_init__(self) -> None:

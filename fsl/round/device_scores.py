@@ -12,6 +12,7 @@ from fsl.data.own_tests import OwnTests
 from fsl.errors import ConfigError
 from fsl.messages.round_plan import DeviceTask, EvaluatePlan
 from fsl.privacy.leak_probe import leaks
+from fsl.round.coded_cuts import with_codecs
 from fsl.round.evaluation import evaluate
 from fsl.round.kept_states import load_private
 from fsl.round.workload import Worker, Workload
@@ -47,7 +48,7 @@ def device_scores(worker: Worker, plan: EvaluatePlan, states: Mapping[str, State
             elif name in states and segment.layout.has_buffers:
                 replicas[name].load(states[name])  # the previous device may have changed them
             segment.install(replicas[name])
-        modules = worker.modules
+        modules = with_codecs(worker, plan.up, plan.down, plan.batch_size)
         for where in plan.on:
             examples = _examples(workload, where, task.device)
             with _same_draws(workload, examples, where, task.device):

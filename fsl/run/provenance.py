@@ -18,13 +18,13 @@ from fsl.importing.description import describe
 from fsl.importing.digests import digest_text
 from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
-from fsl.models.coded_model import uncoded
 from fsl.round.workload import Workload
 from fsl.run.run_identity import code_of, weights_of
 from fsl.segments.states import Field, Layout
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.taking_part import is_plain
+from fsl.split.coded_model import uncoded
 
 _SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")

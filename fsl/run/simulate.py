@@ -158,6 +158,8 @@ def simulate(
         evaluate_devices: Private fronts, and own rows: how many devices to evaluate, at most.
         evaluate_leakage: Test rows over which evaluations measure what smashed data tell of inputs; 0: not at all.
         evaluate_own: Share of a device's rows held out to evaluate it on, or these rows by device; 0: none.
+        evaluate_codec: Whether evaluations pass what crosses the cut through the codec, as the trained model will when
+            it is used.
 
     Options of `wire`, a `Wire`:
         up: Codec of smashed data: a name ("int8"), a class, its import path, or an object such as `TopK(k=0.1)`.

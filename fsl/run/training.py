@@ -21,10 +21,10 @@ from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors, save_tensors, sync
 from fsl.flower.records import check_dtypes, record_to_states, states_to_record
 from fsl.importing.import_paths import path_of
-from fsl.models.coded_model import codecs_of, uncoded
 from fsl.models.lora import has_adapters, save_adapter
 from fsl.models.vertical_model import FRONT, VerticalModel
 from fsl.privacy.leak_probe import leaks
+from fsl.round.coded_cuts import with_codecs
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_frozen, with_weights
 from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
@@ -42,6 +42,7 @@ from fsl.segments.states import State
 from fsl.segments.tensor_trees import passed
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.split.coded_model import codecs_of, uncoded
 from fsl.split.cutting import join
 from fsl.split.placing import TOP
 from fsl.trainers import EdgeTrainer
@@ -247,13 +248,17 @@ class Simulation:
             return None
         states = record_to_states(arrays, self.layouts, self.worker.accelerator)
         modules = self._install(states)
+        whole, codecs = modules, self.federation.evaluated_codecs(cut=self.strategy.trainer(round) is not None)
+        if codecs:
+            rows = self.federation.training.batch_size
+            whole = with_codecs(self.worker, codecs.get("up"), codecs.get("down"), rows)
         scores: dict[str, int | float | list[int] | list[float]] = {}
         data = self.workload.data
         for prefix, examples in (("", data.test), ("validation_", data.validation)):
             if examples is None:
                 continue
             workload = self.workload
-            score = evaluate(modules, examples, workload.objective, self.worker.accelerator, workload.metrics)
+            score = evaluate(whole, examples, workload.objective, self.worker.accelerator, workload.metrics)
             scores |= score.columns(prefix)
         if data.test is not None and self.federation.probe is not None and self.strategy.trainer(round) is not None:
             scores |= leaks(modules[0], data.test, self.federation.probe, round)

@@ -16,6 +16,7 @@ class EvaluationOptions(TypedDict, total=False):
     evaluate_devices: int
     evaluate_leakage: int
     evaluate_own: float | list[list[int]]
+    evaluate_codec: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,12 @@ class Evaluation(OptionGroup):
     own: float | list[list[int]] = 0.0
     """Share of a device's rows held out to evaluate it on, or these rows by device; 0: none."""
 
+    codec: bool = True
+    """Whether evaluations pass what crosses the cut through the codec, as the trained model will when it is used."""
+
     def __post_init__(self) -> None:
+        if not isinstance(self.codec, bool):
+            raise ConfigError(f"evaluate_codec={self.codec!r}: give true or false")
         self._make_whole("every", "leakage")
         self._make_whole("devices", least=1)
         if self.every < 0:

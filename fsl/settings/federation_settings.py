@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
 
 from fsl.availability import Availability
+from fsl.codecs.codec import Way
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import Fronts
 from fsl.mobility import Mobility
@@ -22,7 +23,7 @@ from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.placement import Placement
 from fsl.settings.taking_part import refuse_not_taking_part
 from fsl.settings.training_settings import Training
-from fsl.settings.wire_settings import Wire
+from fsl.settings.wire_settings import IDENTITY, Wire
 
 if TYPE_CHECKING:
     from fsl.privacy.ledger import Ledger
@@ -108,6 +109,12 @@ class Federation:
         """What evaluations measure of smashed data; None for nothing."""
         cut = None if self.privacy is None else self.privacy.cut
         return Probe(self.evaluation.leakage, self.training.seed, cut) if self.evaluation.leakage else None
+
+    def evaluated_codecs(self, cut: bool) -> dict[Way, Spec]:
+        """The codecs that evaluations go through, by their way; none where no model is `cut`."""
+        if not (cut and self.evaluation.codec):
+            return {}
+        return {way: spec for way, spec in self.wire.ways.items() if spec != IDENTITY}
 
     def __post_init__(self) -> None:
         refuse_not_taking_part(

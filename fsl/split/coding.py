@@ -11,11 +11,11 @@ from fsl.codecs.chain import Chain
 from fsl.codecs.codec import Codec
 from fsl.codecs.learned import Learned
 from fsl.errors import ConfigError
-from fsl.models.coded_model import CodedModel
 from fsl.models.vertical_model import VerticalModel
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
 from fsl.segments.tensor_trees import Values, received
+from fsl.split.coded_model import CodedModel
 from fsl.split.cutting import split
 
 
@@ -58,7 +58,7 @@ def coded(
         encoders.append(encoder)
         decoders.insert(0, decoder)
         codes = _smashed(encoder, codes)  # type: ignore[assignment]
-    return CodedModel(model, _one(encoders), _one(decoders), parts.cuts, places, example)
+    return CodedModel(model, _one(encoders), _one(decoders), parts.cuts, places, example, split)
 
 
 def _smashed(module: nn.Module, inputs: Values) -> Values:

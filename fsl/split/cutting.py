@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
-from fsl.models.coded_model import CodedModel, DecodedBack, EncodedFront
 from fsl.models.vertical_model import VerticalModel
 from fsl.segments.calling import call, named_inputs, refuse_unfit
 from fsl.segments.modes import evaluating, training_modes
 from fsl.segments.tensor_trees import Values, as_values, received
 from fsl.split import traced_cut as tracing
+from fsl.split.coded_model import CodedModel, DecodedBack, EncodedFront
 from fsl.split.exported_cut import export
 from fsl.split.placing import Place, placed
 from fsl.split.traced_cut import Trace

@@ -1,6 +1,6 @@
 """A model with a trained codec at its cut: the encoder ends the front, and the decoder begins the back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class DecodedBack(Extended):
 class CodedModel(Extended):
     """A model with a codec at its cut, whose state_dict has the model's own keys and the codec's.
 
-    `cuts`, `places`, `example`: as `fsl.split.split` takes them, which cuts it there and nowhere else.
+    `cuts`, `places`, `example`: as `divide`, which is `fsl.split.split`, takes them; it cuts the model nowhere else.
     """
 
     def __init__(
@@ -88,9 +88,10 @@ class CodedModel(Extended):
         cuts: Sequence[str],
         places: Sequence[str] | None,
         example: Values | None,
+        divide: Callable[..., Iterable[Any]],
     ) -> None:
         super().__init__(model, **{ENCODER: encoder, DECODER: decoder})
-        self.cuts, self.places, self.example = tuple(cuts), places, example
+        self.cuts, self.places, self.example, self.divide = tuple(cuts), places, example, divide
 
     @property
     def encoder(self) -> nn.Module:
@@ -104,9 +105,7 @@ class CodedModel(Extended):
 
     def forward(self, *given: Any, **named: Any) -> Any:
         """Returns what the segments make of an input, one behind the other."""
-        from fsl.split.cutting import split  # it imports this module
-
-        front, *others = split(self, self.cuts, self.example, self.places)
+        front, *others = self.divide(self, self.cuts, self.example, self.places)
         values = front.module(*given, **named)
         for segment in others:
             values = call_given(segment.module, values)
