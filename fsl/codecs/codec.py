@@ -178,7 +178,9 @@ class Codec(ABC):
 
 def pack(codec: str, dtype: torch.dtype, *arrays: tuple[str, Tensor], shape: Sequence[int] | None = None) -> Payload:
     """Make a payload that also names the dtype to restore (float32 goes without saying), and where given a shape."""
-    told = () if shape is None else ((_SHAPE, torch.empty(0, *shape, dtype=torch.uint8)),)
+    told: tuple[tuple[str, Tensor], ...] = (
+        () if shape is None else ((_SHAPE, torch.empty(0, *shape, dtype=torch.uint8)),)
+    )
     if dtype is not torch.float32:
         told += ((_LIKE, torch.empty(0, dtype=dtype)),)
     return Payload(codec, arrays + told)

@@ -115,10 +115,10 @@ class CutCodec:
         """Go on from what `state` gave; WireError where it cannot be that of such codecs."""
         found: dict[int, dict[str, Tensor]] = {}
         for key, tensor in state.items():
-            number, _, name = key.partition(".")
-            if not number.isdecimal() or int(number) >= structures.MAX_TENSORS:
+            place, _, name = key.partition(".")
+            if not place.isdecimal() or int(place) >= structures.MAX_TENSORS:
                 raise WireError(f"a codec's state {key[:40]!r} names no tensor at the cut")
-            found.setdefault(int(number), {})[name] = tensor
+            found.setdefault(int(place), {})[name] = tensor
         for number, own in found.items():
             self._of(number).resume(own)
 

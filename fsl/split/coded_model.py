@@ -37,7 +37,7 @@ class Extended(nn.Module):
     inner: nn.Module
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """Whether the module inside is in training mode."""
         return bool(self.inner.training)
 

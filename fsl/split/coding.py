@@ -50,7 +50,9 @@ def coded(
             f"codec.up={name}: at this cut {', '.join(smashed.names)} cross, and a trained codec is built for one "
             "tensor; cut where one crosses, or use a codec that is not trained"
         )
-    encoders, decoders, codes = [], [], torch.zeros_like(smashed)
+    encoders: list[nn.Module] = []
+    decoders: list[nn.Module] = []
+    codes = torch.zeros_like(smashed)
     for number, one in enumerate(learned):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(seed, "codec-init", step=number))
