@@ -1,0 +1,114 @@
+"""Integer tables of frequencies, and a range coder that writes symbols under them.
+
+Both ends make a table from the same whole numbers by whole-number arithmetic, so that two machines have the same one.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsl.errors import ConfigError, WireError
+
+Ints = NDArray[np.int64]
+
+TOTAL = 1 << 16  # what a table's frequencies add up to
+_LEVELS = np.array([(8 + q % 8) << (q // 8) for q in range(128)], dtype=np.int64)  # weights that a byte stands for
+MOST_WEIGHT = 1 << 40  # the largest whose arithmetic stays within 64 bits
+
+
+def frequencies(weights: Ints) -> Ints:
+    """Returns a table (..., K) from weights (..., K), whole numbers from 0 to 2^40, K up to 256.
+
+    Frequencies are 1 or more, add up to `TOTAL`, and are in the order of the weights; the largest takes what rounding
+    leaves over.
+    """
+    room = TOTAL - weights.shape[-1]
+    table = 1 + weights * room // np.maximum(weights.sum(-1, keepdims=True), 1)
+    largest = np.expand_dims(weights.argmax(-1), -1)
+    left = TOTAL - table.sum(-1, keepdims=True)
+    np.put_along_axis(table, largest, np.take_along_axis(table, largest, -1) + left, -1)
+    return table
+
+
+def to_levels(counts: Ints) -> NDArray[np.uint8]:
+    """Returns counts (K,), at least one of them above 0, as one byte each: a weight within 1/8 of the count's share."""
+    scaled = counts * _LEVELS[-1] // counts.max()
+    return (np.searchsorted(_LEVELS, scaled, side="right") - 1).clip(0).astype(np.uint8)
+
+
+def of_levels(levels: NDArray[np.uint8]) -> Ints:
+    """Returns the weights that bytes stand for; WireError for a byte that none has."""
+    if levels.size and levels.max() >= len(_LEVELS):
+        raise WireError(f"a table of frequencies has the byte {levels.max()}; {len(_LEVELS) - 1} is the largest")
+    return _LEVELS[levels]
+
+
+def bits_of(counts: Ints, table: Ints) -> NDArray[np.float64]:
+    """Returns the bits that symbols counted by `counts` (..., K) take under tables (..., K)."""
+    bits: NDArray[np.float64] = (counts * (np.log2(TOTAL) - np.log2(table))).sum(-1)
+    return bits
+
+
+def written(runs: Sequence[tuple[NDArray[np.int32], Ints]]) -> bytes:
+    """Returns runs of symbols (N,), each under a table (K,) of its own, as the words of one range coder.
+
+    They take their cross-entropy under the tables, a ten-thousandth of a bit a symbol, and one or two words of 32 bits.
+    """
+    library = _constriction()
+    encoder = library.stream.queue.RangeEncoder()
+    for symbols, table in runs:
+        if len(table) > 1 and len(symbols):  # else nothing is to be told
+            encoder.encode(symbols, _model(library, table))
+    return encoder.get_compressed().astype("<u4").tobytes()
+
+
+class RangeReader:
+    """Reads runs of symbols from what `written` returned."""
+
+    def __init__(self, words: bytes) -> None:
+        if len(words) % 4:
+            raise WireError(f"a range coder's words have 4 bytes each, and {len(words)} bytes came")
+        self._library = _constriction()
+        self._decoder = self._library.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+
+    def read(self, number: int, table: Ints) -> NDArray[np.int32]:
+        """Returns so many symbols, each in 0..K-1 of a table (K,).
+
+        WireError for words that nobody writes. Most changed words cannot be told from others: they stand for other
+        symbols.
+        """
+        if len(table) == 1 or not number:
+            return np.zeros(number, dtype=np.int32)
+        try:
+            symbols: NDArray[np.int32] = self._decoder.decode(_model(self._library, table), number)
+        except BaseException as error:
+            # The library's own failures may be panics, which Python sees as no Exception.
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+                raise
+            raise WireError("the words of a range coder stand for nothing under its tables") from None
+        return symbols
+
+    def close(self) -> None:
+        """WireError where words are left over."""
+        if not self._decoder.maybe_exhausted():
+            raise WireError("a range coder's words go on behind the last symbol")
+
+
+def _model(library: ModuleType, table: Ints) -> Any:
+    """Returns the library's model of a table.
+
+    It spreads a table over 2^24 - K and adds 1 to each frequency. A double holds each of these numbers exactly.
+    """
+    return library.stream.model.Categorical(table.astype(np.float64), perfect=False)
+
+
+def _constriction() -> ModuleType:
+    try:
+        import constriction
+    except ImportError:
+        raise ConfigError("codec 'entropic': constriction is not installed; pip install 'fsl-flower[codecs]'") from None
+    library: ModuleType = constriction
+    return library
