@@ -29,8 +29,8 @@ class FactorisedPrior(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Returns the bits (C, N), float32, that codes (C, N) take: -log2 of their probabilities."""
-        codes = codes.float()
-        lower, upper = self._logits(codes - 0.5), self._logits(codes + 0.5)
+        with torch.autocast(codes.device.type, enabled=False):  # differences of halves would be rounding alone
+            lower, upper = (self._logits(codes.float() + side) for side in (-0.5, 0.5))
         # The logarithm of sigmoid(upper) - sigmoid(lower), with all its digits far out, too.
         apart = (upper - lower).clamp_min(_LEAST)
         logarithm = functional.logsigmoid(upper) + functional.logsigmoid(-lower) + torch.log(-torch.expm1(-apart))

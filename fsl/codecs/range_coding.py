@@ -1,9 +1,10 @@
 """Integer tables of frequencies, and a range coder that writes symbols under them.
 
 Both ends make a table from the same whole numbers by whole-number arithmetic, so that two machines have the same one.
+The coder's library takes tables as doubles, spreads them over 2^24 - K and adds 1 to each frequency: a double holds
+each number of that exactly.
 """
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from fsl.errors import ConfigError, WireError
 
 Ints = NDArray[np.int64]
+Symbols = NDArray[np.int32]
 
 TOTAL = 1 << 16  # what a table's frequencies add up to
 _LEVELS = np.array([(8 + q % 8) << (q // 8) for q in range(128)], dtype=np.int64)  # weights that a byte stands for
@@ -52,57 +54,70 @@ def bits_of(counts: Ints, table: Ints) -> NDArray[np.float64]:
     return bits
 
 
-def written(runs: Sequence[tuple[NDArray[np.int32], Ints]]) -> bytes:
-    """Returns runs of symbols (N,), each under a table (K,) of its own, as the words of one range coder.
+class RangeWriter:
+    """Writes symbols as the words of one range coder.
 
-    They take their cross-entropy under the tables, a ten-thousandth of a bit a symbol, and one or two words of 32 bits.
+    They take their cross-entropy under the tables, about a seven-thousandth of a bit a symbol, and one or two words of
+    32 bits.
     """
-    library = _constriction()
-    encoder = library.stream.queue.RangeEncoder()
-    for symbols, table in runs:
-        if len(table) > 1 and len(symbols):  # else nothing is to be told
-            encoder.encode(symbols, _model(library, table))
-    return encoder.get_compressed().astype("<u4").tobytes()
+
+    def __init__(self) -> None:
+        self._models = _constriction().stream.model
+        self._encoder = _constriction().stream.queue.RangeEncoder()
+
+    def write(self, symbols: Symbols, table: Ints) -> None:
+        """Write symbols (N,) under a table (K,); a table of one symbol takes no bits."""
+        if len(symbols) and len(table) > 1:
+            self._encoder.encode(symbols, self._models.Categorical(table.astype(np.float64), perfect=False))
+
+    def write_below(self, numbers: Symbols, limits: Symbols) -> None:
+        """Write numbers (N,), each of any value from 0 to its limit - 1 alike."""
+        if len(numbers):
+            self._encoder.encode(numbers, self._models.Uniform(), limits)
+
+    def words(self) -> bytes:
+        """Returns what was written."""
+        data: bytes = self._encoder.get_compressed().astype("<u4").tobytes()
+        return data
 
 
 class RangeReader:
-    """Reads runs of symbols from what `written` returned."""
+    """Reads what `RangeWriter` wrote, in the same order.
+
+    WireError for words that nobody writes. Most changed words cannot be told from others: they stand for other symbols.
+    """
 
     def __init__(self, words: bytes) -> None:
         if len(words) % 4:
             raise WireError(f"a range coder's words have 4 bytes each, and {len(words)} bytes came")
-        self._library = _constriction()
-        self._decoder = self._library.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self._models = _constriction().stream.model
+        decoder = _constriction().stream.queue.RangeDecoder
+        self._decoder = decoder(np.frombuffer(words, "<u4").astype(np.uint32))
 
-    def read(self, number: int, table: Ints) -> NDArray[np.int32]:
-        """Returns so many symbols, each in 0..K-1 of a table (K,).
-
-        WireError for words that nobody writes. Most changed words cannot be told from others: they stand for other
-        symbols.
-        """
-        if len(table) == 1 or not number:
+    def read(self, number: int, table: Ints) -> Symbols:
+        """Returns so many symbols, each from 0 to K - 1, under a table (K,)."""
+        if not number or len(table) == 1:
             return np.zeros(number, dtype=np.int32)
-        try:
-            symbols: NDArray[np.int32] = self._decoder.decode(_model(self._library, table), number)
-        except BaseException as error:
-            # The library's own failures may be panics, which Python sees as no Exception.
-            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
-                raise
-            raise WireError("the words of a range coder stand for nothing under its tables") from None
-        return symbols
+        return self._read(self._models.Categorical(table.astype(np.float64), perfect=False), number)
+
+    def read_below(self, limits: Symbols) -> Symbols:
+        """Returns a number from 0 to its limit - 1 for each of these limits (N,)."""
+        return self._read(self._models.Uniform(), limits) if len(limits) else limits
 
     def close(self) -> None:
         """WireError where words are left over."""
         if not self._decoder.maybe_exhausted():
             raise WireError("a range coder's words go on behind the last symbol")
 
-
-def _model(library: ModuleType, table: Ints) -> Any:
-    """Returns the library's model of a table.
-
-    It spreads a table over 2^24 - K and adds 1 to each frequency. A double holds each of these numbers exactly.
-    """
-    return library.stream.model.Categorical(table.astype(np.float64), perfect=False)
+    def _read(self, model: Any, what: Any) -> Symbols:
+        try:
+            symbols: Symbols = self._decoder.decode(model, what)
+        except BaseException as error:
+            # The library's own failures may be panics, which Python sees as no Exception.
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+                raise
+            raise WireError("the words of a range coder stand for nothing under its tables") from None
+        return symbols
 
 
 def _constriction() -> ModuleType:
