@@ -130,7 +130,7 @@ class Entropic(Learned):
     def decode(self, payload: Payload) -> Tensor:
         """Returns the codes (B, ...), whole numbers; WireError for what no encoder sends.
 
-        Most changed bytes cannot be told from others: they stand for other codes of this shape, which are within 2^24.
+        Not all changed bytes are noticed: some stand for other codes of this shape, which are within 2^24.
         """
         words, beside = payload.unpack(self.name, values=torch.uint8, beside=torch.uint8)
         shape = self.check_size(payload.shape, payload.dtype)

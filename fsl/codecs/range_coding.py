@@ -84,7 +84,7 @@ class RangeWriter:
 class RangeReader:
     """Reads what `RangeWriter` wrote, in the same order.
 
-    WireError for words that nobody writes. Most changed words cannot be told from others: they stand for other symbols.
+    WireError for words that nobody writes. Not all changed words are noticed: some stand for other symbols.
     """
 
     def __init__(self, words: bytes) -> None:

