@@ -43,6 +43,10 @@ def entropic_modules(
     Weights are drawn as He et al. 2015 do: torch's own, three times smaller in two layers, would round most codes to
     zero, and let the rate win before the task has learnt anything.
     """
+    down: nn.Conv2d | nn.Linear
+    narrow: nn.Conv2d | nn.Linear
+    widen: nn.Conv2d | nn.Linear
+    up: nn.Conv2d | nn.Linear
     if len(shape) == 4:
         width = shape[1]
         down, narrow = nn.Conv2d(width, hidden, 3, stride, 1), nn.Conv2d(hidden, channels, 1)
