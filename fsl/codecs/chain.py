@@ -35,7 +35,7 @@ class Chain(Through):
         self.stages: list[Codec] = [spec_of(stage).build() for stage in stages]
         for before, after in zip(self.stages, self.stages[1:]):
             _refuse_order(before, after)
-        self._wired = [stage for stage in self.stages if not isinstance(stage, Learned)]
+        self._wired = [stage for stage in self.stages if not isinstance(stage, Learned) or stage.coded]
         self._streams: tuple[Stream | None, list[Stream]] = (None, [])
         self.rowwise = all(stage.rowwise for stage in self._wired)  # type: ignore[misc]
         self.stateful = any(stage.stateful for stage in self._wired)  # type: ignore[misc]
@@ -154,7 +154,7 @@ def spec_of(stage: Mapping[str, Any]) -> Spec:
 
 
 def _refuse_order(before: Codec, after: Codec) -> None:
-    if before.lossless and not after.lossless:
+    if (before.lossless or (isinstance(before, Learned) and before.coded)) and not after.lossless:
         raise ConfigError(
             f"stages: {after.name} comes behind {before.name}, whose bytes are no values; put it in front"
         )

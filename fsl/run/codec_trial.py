@@ -115,8 +115,7 @@ class _Trial:
         if not codec.stateful and not _alike(*again):
             raise self._broken("encode", "its second payload of the same values is another: set stateful = True")
         codec = self.make()
-        heard = [self.decode(codec, once) for _ in range(2)]
-        if not codec.stateful and not _same(*heard):
+        if not codec.stateful and not _same(*(self.decode(codec, once) for _ in range(2))):
             raise self._broken("decode", "it decoded the same payload differently: set stateful = True")
 
     def check_rows(self, values: Tensor) -> None:
