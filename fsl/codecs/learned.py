@@ -16,9 +16,12 @@ class Learned(Codec):
     They are parts of these segments in all respects: trained with them by device and edge, averaged or private with
     them, clipped, saved and moved with them, and run in evaluations. On the link the codes travel as they are; a chain
     makes them smaller: `codec.up=[bottleneck,int8]`. Only smashed data can have such a codec, `codec.up`.
+
+    `coded`: codes do not travel as they are, but as the bytes that its own `encode` makes of them, in a chain, too.
     """
 
     rowwise: ClassVar[bool] = True
+    coded: ClassVar[bool] = False
 
     def refuse_use(self, way: Way) -> None:
         """ConfigError for cut gradients, which pass through the modules on their own."""

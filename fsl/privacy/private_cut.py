@@ -1,8 +1,5 @@
 """What privacy does to smashed data and cut gradients at a device's cut."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from fsl.codecs.codec import Codec, Payload
@@ -14,6 +11,7 @@ from fsl.privacy.leakage import distance_correlation
 from fsl.privacy.noise import Noise
 from fsl.privacy.settings import CutNoise, NoPeek
 from fsl.segments.finite import sound_rows
+from fsl.segments.penalties import penalized
 from fsl.segments.tensor_trees import Values
 
 
@@ -102,19 +100,3 @@ def noised(smashed: Tensor, noise: CutNoise, source: Noise, step: int) -> Tensor
         return smashed
     std = noise.noise_multiplier * noise.clip
     return smashed + std * source.normal(step)(smashed.shape).to(smashed)
-
-
-def penalized(smashed: Tensor, penalty: Tensor) -> Tensor:
-    """Returns smashed data (B, ...) as they are; a scalar penalty's gradient joins what passes back through them."""
-    passed: Tensor = _Penalized.apply(smashed, penalty)
-    return passed
-
-
-class _Penalized(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, smashed: Tensor, penalty: Tensor) -> Tensor:
-        return smashed.view_as(smashed)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, gradient.new_ones(())
