@@ -29,7 +29,7 @@ class SendingEnd:
         return payload
 
     def hear(self, step: int, gradient: Payload) -> Values:
-        """Returns the gradient at a step's values from what came: that itself, one to correct, or one at their codes."""
+        """Returns the gradient at a step's values from what came: itself, to be corrected, or one at codes."""
         decoded = self.gradients.decode(gradient, step)
         back = self._continue.pop(step, None)
         return decoded if back is None else back(decoded)
