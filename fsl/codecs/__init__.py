@@ -5,19 +5,23 @@ from fsl.codecs.c3 import C3
 from fsl.codecs.chain import Chain
 from fsl.codecs.codec import Codec, Payload, pack
 from fsl.codecs.entropic import Entropic
+from fsl.codecs.fedlite import FedLite
 from fsl.codecs.float16 import Float16
 from fsl.codecs.identity import Identity
 from fsl.codecs.int8 import Int8
 from fsl.codecs.learned import Learned
 from fsl.codecs.through import Codes, Through
+from fsl.codecs.vq import VQ
 
 __all__ = [
     "C3",
+    "VQ",
     "BFloat16",
     "Chain",
     "Codec",
     "Codes",
     "Entropic",
+    "FedLite",
     "Float16",
     "Identity",
     "Int8",

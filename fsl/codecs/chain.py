@@ -36,6 +36,12 @@ class Chain(Through):
         for before, after in zip(self.stages, self.stages[1:]):
             _refuse_order(before, after)
         self._wired = [stage for stage in self.stages if not isinstance(stage, Learned) or stage.coded]
+        for stage in self._wired[1:]:
+            if stage.corrects:
+                raise ConfigError(
+                    f"stages: {stage.name} corrects the gradient at what it is given, which here comes from another "
+                    "codec; put it first, or leave its correction out"
+                )
         self._streams: tuple[Stream | None, list[Stream]] = (None, [])
         self.rowwise = all(stage.rowwise for stage in self._wired)  # type: ignore[misc]
         self.stateful = any(stage.stateful for stage in self._wired)  # type: ignore[misc]
@@ -45,6 +51,15 @@ class Chain(Through):
     def differentiable(self) -> bool:
         """Whether the first codec on the link is one that gradients go through."""
         return bool(self._wired) and isinstance(self._wired[0], Through)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether its first codec on the link does."""
+        return bool(self._wired) and self._wired[0].corrects
+
+    def correction(self, values: Tensor, decoded: Tensor) -> Tensor:
+        """Returns the correction of its first codec."""
+        return self._wired[0].correction(values, decoded)
 
     @property
     def movable(self) -> bool:

@@ -133,6 +133,18 @@ class Codec(ABC):
         """Whether its session can move to another edge: it remembers nothing, or has a `state` of its own."""
         return not self.stateful or type(self).state is not Codec.state
 
+    @property
+    def corrects(self) -> bool:
+        """Whether who encodes values adds `correction` to the gradient that comes back for them."""
+        return False
+
+    def correction(self, values: Tensor, decoded: Tensor) -> Tensor:
+        """Returns what is added to the gradient at values (B, ...) of which the other end decoded these.
+
+        Called where `corrects` says so, for each payload that is answered by a gradient; the codec has no state then.
+        """
+        return torch.zeros_like(values)
+
     def refuse_use(self, way: Way) -> None:
         """ConfigError where this codec cannot carry smashed data ("up"), or cut gradients ("down")."""
         return  # most carry both

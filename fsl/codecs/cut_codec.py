@@ -46,7 +46,8 @@ class CutCodec:
     remembers one tensor. Arrays of a payload are named by their tensor's place: `0/values` of an activation, `1` of an
     exact tensor, which no codec touches. One tensor alone travels as its codec's payload.
 
-    `through`: gradients go through it, see `fsl.codecs.through.Through`. `limit`: bytes that a decoded tensor may have.
+    `through`: gradients go through it, see `fsl.codecs.through.Through`. `corrects`: it adds to the gradient that comes
+    back. `limit`: bytes that a decoded tensor may have.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class CutCodec:
         self.rowwise = first.rowwise
         self.stateful = first.stateful
         self.through = isinstance(first, Through) and first.differentiable
+        self.corrects = first.corrects
         self.limit = MOST_BYTES
         self._known: set[str] = set()  # structures from the network that were checked
 
@@ -73,10 +75,12 @@ class CutCodec:
         return self._decoded(payload, step, lambda codec, one: codec.decode(one))
 
     def send(self, values: Values, step: int = 0) -> tuple[Payload, Continue]:
-        """Encode by a codec that gradients go through.
+        """Encode by a codec that gradients go through, or that corrects them.
 
-        Beside the payload: what turns the gradient that comes back, at the codes, into the gradient at the values.
+        Beside the payload: what turns the gradient that comes back, at what travelled, into the gradient at the values.
         """
+        if self.corrects:
+            return self._send_corrected(values.detach(), step)
         leaves = mapped(lambda tensor: tensor.detach().requires_grad_(), values)
         sent: list[Tensor] = []
 
@@ -106,6 +110,17 @@ class CutCodec:
         with torch.enable_grad():
             values = self._decoded(payload, step, one)
         return values.detach(), lambda gradient: _pulled(activations_of(values), codes, gradient)
+
+    def _send_corrected(self, values: Values, step: int) -> tuple[Payload, Continue]:
+        corrections: list[Tensor] = []
+
+        def one(codec: Codec, tensor: Tensor) -> Payload:
+            payload = codec.encode(tensor)
+            corrections.append(codec.correction(tensor, codec.decode(payload)))
+            return payload
+
+        payload = self._encoded(values, step, one)
+        return payload, lambda gradient: _corrected(gradient, corrections)
 
     def state(self) -> dict[str, Tensor]:
         """Returns what its codecs remember, by activation and name."""
@@ -175,9 +190,21 @@ class CutCodec:
 
 def _pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Values) -> Values:
     """Returns the gradients at inputs from those at their outputs; WireError for gradients of other shapes."""
+    given = _fitting(gradient, outputs)
+    found = torch.autograd.grad(list(outputs), list(inputs), list(given))
+    return found[0] if len(found) == 1 else TensorTree.of(tuple(found))
+
+
+def _corrected(gradient: Values, corrections: Sequence[Tensor]) -> Values:
+    """Returns gradients and what a codec adds to them; WireError for gradients of other shapes."""
+    found = [one + more for one, more in zip(_fitting(gradient, corrections), corrections)]
+    return found[0] if len(found) == 1 else TensorTree.of(tuple(found))
+
+
+def _fitting(gradient: Values, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Returns the gradients that came for what travelled; WireError where these are of another shape or dtype."""
     given = tensors_of(gradient)
     if [(g.shape, g.dtype) for g in given] != [(o.shape, o.dtype) for o in outputs]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
         raise WireError(f"cut gradients of shape {shapes} came for codes of another shape or dtype")
-    found = torch.autograd.grad(list(outputs), list(inputs), list(given))
-    return found[0] if len(found) == 1 else TensorTree.of(tuple(found))
+    return given

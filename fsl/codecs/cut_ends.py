@@ -18,18 +18,18 @@ class SendingEnd:
     def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
         self.values = _for_all(values)
         self.gradients = _for_all(gradients)
-        self._continue: dict[int, Continue] = {}  # of steps whose gradient at the codes has not come
+        self._continue: dict[int, Continue] = {}  # of steps whose gradient has not come
 
     def send(self, step: int, values: Values, answered: bool = True) -> Payload:
         """Encode a step's values (B, ...); `answered`: whether a gradient is awaited."""
         self.gradients.limit = _ROOM + _TIMES * max(tensor.nbytes for tensor in activations_of(values))
-        if not self.values.through or not answered:
+        if not answered or not (self.values.through or self.values.corrects):
             return self.values.encode(values, step)
         payload, self._continue[step] = self.values.send(values, step)
         return payload
 
     def hear(self, step: int, gradient: Payload) -> Values:
-        """Returns the gradient at a step's values from what came: that itself, or the one at their codes."""
+        """Returns the gradient at a step's values from what came: itself, to be corrected, or one at codes."""
         decoded = self.gradients.decode(gradient, step)
         back = self._continue.pop(step, None)
         return decoded if back is None else back(decoded)
