@@ -27,6 +27,7 @@ from fsl.run.config import (
     build_places,
     build_privacy,
     given_arguments,
+    is_changed,
     outputs_of,
     read_config,
 )
@@ -122,9 +123,8 @@ def read_trained(folder: Path) -> TrainedModel:
         },
         remarks=remarks_on(privacy is not None and privacy.cut is not None, build_codecs(top.codec)["up"].target),
         target=str(top.model["_target_"]),
-        # A model with adapters is not made by its arguments alone.
         arguments=None
-        if top.model.get("lora")
+        if is_changed(top.model)
         else given_arguments(top.model, input_shape=data.input_shape, classes=outputs_of(data, objective)),
     )
 
