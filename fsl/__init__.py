@@ -59,6 +59,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.models.lora import lora as lora
     from fsl.models.lora import merged as merged
     from fsl.models.lora import save_adapter as save_adapter
+    from fsl.models.low_rank import LowRank as LowRank
+    from fsl.models.low_rank import low_rank as low_rank
     from fsl.models.vertical_model import VerticalModel as VerticalModel
     from fsl.privacy.settings import Privacy as Privacy
     from fsl.run.backend import Backend as Backend
@@ -87,6 +89,7 @@ __all__ = [
     "Hardware",
     "LocalFederation",
     "Lora",
+    "LowRank",
     "Observer",
     "Optimizer",
     "Privacy",
@@ -109,6 +112,7 @@ __all__ = [
     "join",
     "load_pretrained",
     "lora",
+    "low_rank",
     "merged",
     "metrics",
     "mobility",
@@ -138,6 +142,7 @@ _WHERE = {
     "Hardware": "fsl.costs.hardware",
     "LocalFederation": "fsl.deployment.local.local_federation",
     "Lora": "fsl.models.lora",
+    "LowRank": "fsl.models.low_rank",
     "Observer": "fsl.run.observers",
     "Optimizer": "fsl.settings.optimizer_settings",
     "Privacy": "fsl.privacy.settings",
@@ -151,6 +156,7 @@ _WHERE = {
     "VerticalModel": "fsl.models.vertical_model",
     "Wire": "fsl.settings.wire_settings",
     "lora": "fsl.models.lora",
+    "low_rank": "fsl.models.low_rank",
     "merged": "fsl.models.lora",
     "save_adapter": "fsl.models.lora",
     "join": "fsl.split.cutting",

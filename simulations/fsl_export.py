@@ -28,6 +28,7 @@ from fsl.run.config import (
     build_places,
     build_privacy,
     given_arguments,
+    is_changed,
     outputs_of,
     read_config,
 )
@@ -127,9 +128,8 @@ def read_trained(folder: Path) -> TrainedModel:
         },
         remarks=remarks_on(privacy is not None and privacy.cut is not None, build_codecs(top.codec)["up"].target),
         target=str(top.model["_target_"]),
-        # A model with adapters, or with a trained codec, is not made by its arguments alone.
         arguments=None
-        if top.model.get("lora") or isinstance(module, CodedModel)
+        if is_changed(top.model) or isinstance(module, CodedModel)
         else given_arguments(top.model, input_shape=data.input_shape, classes=outputs_of(data, objective)),
     )
 

@@ -13,15 +13,16 @@ from fsl.faults import said
 from fsl.files import to_json
 from fsl.importing.import_paths import locate, public_path, within
 from fsl.models.layers import Stages
+from fsl.models.low_rank import has_low_rank
 from fsl.seeds import left_as_found
 
 KNOWN = ("fsl.models", "transformers")  # packages whose classes a folder may name without being allowed to
 
 
 def is_hugging_face(model: nn.Module) -> bool:
-    """Returns whether a model is one of transformers', which saves and loads itself."""
+    """Returns whether a model is one of transformers', which saves and loads itself; `low_rank` makes another model."""
     library = sys.modules.get("transformers")  # a model of its classes has imported it
-    return library is not None and isinstance(model, library.PreTrainedModel)
+    return library is not None and isinstance(model, library.PreTrainedModel) and not has_low_rank(model)
 
 
 def described_model(

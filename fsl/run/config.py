@@ -23,6 +23,7 @@ from fsl.importing.building import build, build_kind, checked, from_another, no_
 from fsl.importing.import_paths import locate, path_of
 from fsl.mobility import Mobility
 from fsl.models.lora import Lora, with_adapters
+from fsl.models.low_rank import LowRank, low_rank_cut, with_low_rank
 from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.run.backend import Backend
@@ -58,6 +59,7 @@ class RunConfig:
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
     lora: Mapping[str, Any]
+    low_rank: Mapping[str, Any]
     data: Mapping[str, Any]
     partition: Mapping[str, Any]
     objective: Mapping[str, Any]
@@ -79,6 +81,7 @@ class RunConfig:
     trackers: Mapping[str, Any]
 
 
+_SURGERY = ("low_rank", "lora")  # groups that change a model once it is built, in this order
 _OPTIONS: Mapping[str, type[OptionGroup]] = {"training": Training, "evaluation": Evaluation}
 
 
@@ -107,8 +110,9 @@ def read_config(config: DictConfig) -> RunConfig:
             raise ConfigError(f"the configuration has no '{name}'; compose it from fsl's config.yaml")
     values = {name: checked(name, values[name], hint) for name, hint in known.items()}
     options: dict[str, Any] = {name: kind().updated(values) for name, kind in _OPTIONS.items()}
-    if not _is_off("lora", values["lora"], "none"):
-        values["model"] = {**values["model"], "lora": values["lora"]}  # nodes build both from the model's options
+    for name in _SURGERY:
+        if not _is_off(name, values[name], "none"):
+            values["model"] = {**values["model"], name: values[name]}  # nodes build all from the model's options
     own = {field.name: values[field.name] for field in fields(RunConfig) if field.name not in options}
     return RunConfig(**options, **own)
 
@@ -227,13 +231,13 @@ def build_model(
 ) -> tuple[torch.nn.Module, str | list[str] | None]:
     """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
 
-    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `lora` among the
-    options the model gets adapters.
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `low_rank` among the
+    options the model is cut inside of a block, and with `lora` it gets adapters.
     """
     values = dict(config)
     outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
-    adapters = checked("lora", values.pop("lora", None), Mapping[str, Any] | None)
+    inner, adapters = (checked(name, values.pop(name, None), Mapping[str, Any] | None) for name in _SURGERY)
     values.pop("places", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
@@ -241,14 +245,30 @@ def build_model(
         model = build("model", values, _known(classes=outputs, **shapes))
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+        if inner is not None:
+            model = with_low_rank(model, build_kind("low_rank", {"_target_": path_of(LowRank), **inner}, LowRank))
+            _refuse_other_cut(cut, str(low_rank_cut(model)))
         if adapters is not None:
             model = with_adapters(model, build_kind("lora", {"_target_": path_of(Lora), **adapters}, Lora))
     return model, cut
 
 
+def _refuse_other_cut(cut: str | list[str] | None, wanted: str) -> None:
+    if cut is not None and wanted not in ([cut] if isinstance(cut, str) else cut):
+        raise ConfigError(
+            f"model.cut={cut}: low_rank makes r values a token of what crosses after {wanted}, and nowhere else; leave "
+            "model.cut out, name this one, or choose low_rank=none"
+        )
+
+
+def is_changed(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration's model is changed after it is built, so that its arguments alone do not make it."""
+    return any(config.get(name) for name in _SURGERY)
+
+
 def given_arguments(config: Mapping[str, Any], **known: Any) -> dict[str, Any]:
     """The arguments that a configuration's model is made with; of those `known` besides, what it has parameters for."""
-    own = {name: value for name, value in config.items() if name not in ("_target_", "cut", "places", "lora")}
+    own = {name: value for name, value in config.items() if name not in ("_target_", "cut", "places", *_SURGERY)}
     takes = inspect.signature(locate(str(config["_target_"]))).parameters
     return {name: value for name, value in _known(**known).items() if name in takes} | own
 
