@@ -9,7 +9,7 @@ from torch import nn
 
 from fsl.segments.tensor_trees import Values, tensors_of
 
-_PACKAGES = ("torch", "transformers")  # modules whose forward goes by their attributes alone
+_PACKAGES = ("torch.", "transformers.", "peft.", "fsl.models.")  # modules whose forward goes by their attributes alone
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, type, FunctionType, BuiltinFunctionType)
 _OWN = {"training", *vars(nn.Module())} - {"_is_full_backward_hook"}
 
@@ -22,7 +22,7 @@ def structure_of(model: nn.Module, example: Values, trained: Mapping[int, bool])
     modules: list[Hashable] = []
     first: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if type(module).__module__.partition(".")[0] not in _PACKAGES or any(
+        if not type(module).__module__.startswith(_PACKAGES) or any(
             value for key, value in vars(module).items() if "hook" in key and isinstance(value, dict)
         ):
             return None
@@ -53,4 +53,6 @@ def _plain(value: Any) -> Hashable:
         return tuple((_plain(key), _plain(each)) for key, each in value.items())
     if type(value).__module__.startswith("transformers.") and hasattr(value, "to_json_string"):  # a configuration
         return type(value), _plain(vars(value))
+    if type(value).__module__.startswith("peft.") and hasattr(value, "to_dict"):  # what adapters were made by
+        return type(value), _plain(value.to_dict())
     raise TypeError(type(value).__name__)
