@@ -97,6 +97,22 @@ def test_nodes_use_tokenizers_of_their_own_and_build_the_model_by_its_configurat
         workload(setup, texts, **{"data-tokenizer": str(save_tokenizer(tmp_path / "other", ["good"]))})
 
 
+@pytest.mark.slow
+def test_nodes_cut_a_model_inside_of_a_block_as_the_run_does(tmp_path):
+    pytest.importorskip("transformers")
+    from fsl.models import huggingface
+
+    texts = save_texts(tmp_path / "texts", 12)
+    tokenizer = save_tokenizer(tmp_path / "model")
+    huggingface(config=TINY, classes=2).save_pretrained(tokenizer)
+    options = ["data=text", f"data.path={texts}", "model=huggingface", f"model.pretrained={tokenizer}"]
+    setup = Setup.from_json(setup_of(*options, "low_rank=sft", "low_rank.r=3", "low_rank.block=1").to_json())
+    edge = build_workload(setup, NodeSettings.read(EDGE))
+    for found in (workload(setup, texts, **{"data-tokenizer": str(tokenizer)}), edge):
+        assert found.model.default_cut == "bert.encoder.layer.1.intermediate.dense.reduce"
+        assert found.model.get_submodule(found.model.default_cut).weight.shape == (3, 16)
+
+
 def test_the_network_names_no_place_to_load_a_model_from():
     check_group("model", {"_target_": "fsl.models.huggingface", "config": TINY}, ALLOWED)
     with pytest.raises(WireError, match="the run's model names a place to load it from"):
