@@ -55,10 +55,10 @@ def test_a_run_is_cut_inside_of_a_block_and_its_folder_is_read_again(capsys):
     loaded = fsl.load_pretrained("saved", model=bare)
     assert_same_bits(loaded.state_dict(), dict(load_file(run / "model.safetensors")))
     programs = [torch.export.load(f"run/export/{name}.pt2").module() for name in ("front", "back")]
-    given = {"input_ids": torch.randint(4, 14, (2, 5)), "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
+    given = {"input_ids": torch.randint(4, 14, (2, 10)), "attention_mask": torch.ones(2, 10, dtype=torch.int64)}
     with torch.no_grad():
         crossed = programs[0](*given.values())
-        assert crossed[0].shape == (2, 5, 3)
+        assert crossed[0].shape == (2, 10, 3)
         assert torch.allclose(programs[1](*crossed)[0], loaded(**given).logits, atol=1e-5)
 
 
