@@ -41,6 +41,8 @@ def edge(ids=range(6), labels=LABELS):
 CALLS = [
     (lambda: fsl.lora(network(), r="x"), "lora.r='x': give a whole number"),
     (lambda: fsl.lora(3), "model=3: give a Module of torch"),
+    (lambda: fsl.low_rank(network(), r="x"), "low_rank.r='x': give a whole number"),
+    (lambda: fsl.low_rank(3), "model=3: give a Module of torch"),
     (lambda: fsl.Lora(alpha=None), "lora.alpha=None: give a number"),
     (lambda: fsl.Lora(train=3), "lora.train=3: give a text or a list of texts"),
     (lambda: fsl.merged("x"), "model='x': give a Module of torch"),
