@@ -118,7 +118,7 @@ class PlainOutput(nn.Module):
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """Compute what BERT does, but for `input_tensor`, which is the residual."""
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)))  # type: ignore[no-any-return]
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)))
 
 
 class PlainBlock(nn.Module):
@@ -134,7 +134,7 @@ class PlainBlock(nn.Module):
         """(B, T, n) -> (B, T, n)."""
         attended, _ = self.attention(hidden_states, attention_mask=attention_mask, **more)
         attended = self.sa_layer_norm(attended + hidden_states)
-        return self.output_layer_norm(self.ffn(attended))  # type: ignore[no-any-return]
+        return self.output_layer_norm(self.ffn(attended))
 
 
 def _linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
