@@ -87,12 +87,18 @@ class Units(Learned):
 
 
 class RateUnits(nn.Module):
-    """Encoders or decoders, one a rate, of which the one of index `rate` is at work."""
+    """Encoders or decoders, one a rate, of which the one of index `rate` is at work; the others are frozen."""
 
     def __init__(self, units: Sequence[nn.Module], rate: int) -> None:
         super().__init__()
         self.units = nn.ModuleList(units)
+        self.switch(rate)
+
+    def switch(self, rate: int) -> None:
+        """Put the unit of another rate to work."""
         self.rate = rate
+        for number, unit in enumerate(self.units):
+            unit.requires_grad_(number == rate)
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns what the unit at work makes of values (B, C, H, W)."""
@@ -128,7 +134,8 @@ class StepScale(nn.Module):
 def switch(model: nn.Module, rate: int) -> None:
     """Put the units of one rate to work wherever a model, or a part of one, has units; no weight changes.
 
-    ConfigError where there are none, or not so many.
+    In training these units are trained, and those of other rates are frozen. ConfigError where there are none, or not
+    so many.
     """
     found = _units_in(model)
     if not found:
@@ -137,7 +144,7 @@ def switch(model: nn.Module, rate: int) -> None:
         if not 0 <= rate < len(one.units):
             raise ConfigError(f"rate={rate!r}: the model has {len(one.units)} rates, the first is 0")
     for one in found:
-        one.rate = rate
+        one.switch(rate)
 
 
 def only_units(model: nn.Module) -> nn.Module:
@@ -145,7 +152,7 @@ def only_units(model: nn.Module) -> nn.Module:
 
     All other modules are in evaluation mode then, in which fsl leaves them. The model itself says that it is in
     training: fsl trains models as a whole that say otherwise. Before a run, whose units are made later, this freezes
-    all that there is. After `switch`, call it again; `model.requires_grad_(True).train()` undoes it.
+    all that there is. After `switch`, `eval` or `train`, call it again; `model.requires_grad_(True).train()` undoes it.
     """
     model.requires_grad_(False).eval()
     for one in _units_in(model):
