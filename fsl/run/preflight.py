@@ -68,9 +68,10 @@ def refuse_model(model: object) -> None:
 def refuse_frozen(model: nn.Module) -> None:
     """ConfigError for a model without anything to train, trained codecs at its cut included."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
+        name = type(uncoded(model)).__name__
         raise ConfigError(
-            f"model={type(uncoded(model)).__name__}: every parameter is frozen (requires_grad=False), so there is nothing "
-            "to train; unfreeze those that are to learn"
+            f"model={name}: every parameter is frozen (requires_grad=False), so there is nothing to train; unfreeze "
+            "those that are to learn"
         )
 
 

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import interpolate
 
 import fsl
 from fsl.codecs import Bottleneck, Huffman, Units, only_units
+from fsl.data import TaskData, TensorExamples
+from fsl.models import ResNet8, bottlefit
 from tests.helpers.small import small_model, small_task
 
 RATES = [{"channels": 2, "stride": 2, "step": 0.25}, {"channels": 1, "stride": 1, "step": 0.25}]
@@ -59,3 +62,19 @@ def test_a_bottleneck_learns_alone_and_with_codecs_behind_it(behind):
 def test_noise_of_the_channel_is_the_same_on_any_number_of_nodes():
     one, two = (run([Bottleneck(channels=2, noise=0.5), "int8"], nodes=nodes).metrics[-1] for nodes in (1, 2))
     assert (one["train_loss"], one["accuracy"]) == (two["train_loss"], two["accuracy"])
+
+
+def test_the_second_stage_of_bottlefit_runs_as_a_federation_that_leaves_the_encoder():
+    torch.manual_seed(0)
+    student = bottlefit(ResNet8((1, 16, 16), 4), "block1", (1, 16, 16), channels=2, width=8)
+    student.encoder.requires_grad_(False).eval()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    small = small_task()
+    enlarged = TaskData(
+        "enlarged",
+        *(TensorExamples(interpolate(part.inputs, 16), part.targets) for part in (small.train, small.test)),
+        small.classes,
+    )
+    done = fsl.simulate(student, enlarged, up="int8", devices=2, rounds=1, strategy="splitfed_v1", batch_size=16)
+    found = changed(done.model.state_dict(), before)
+    assert {name.split(".")[0] for name in found} == {"decoder", "block2", "block3", "head"}
