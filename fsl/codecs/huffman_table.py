@@ -99,7 +99,9 @@ class HuffmanTable:
 def _code_lengths(weights: dict[int, int]) -> dict[int, int]:
     """Returns how many bits the code of each symbol has, by Huffman's rule; equal weights in the order of symbols."""
     while True:
-        heap = [(weight, symbol, (symbol,)) for symbol, weight in sorted(weights.items())]
+        heap: list[tuple[int, int, tuple[int, ...]]] = [
+            (weight, symbol, (symbol,)) for symbol, weight in sorted(weights.items())
+        ]
         lengths = dict.fromkeys(weights, 0)
         heapq.heapify(heap)
         while len(heap) > 1:

@@ -56,13 +56,14 @@ class Units(Learned):
 
     def modules(self, shape: torch.Size) -> tuple[nn.Module, nn.Module]:
         """Returns encoder and decoder of all rates for images (B, C, H, W)."""
-        if len(shape) != 4 or 0 in shape[1:]:
+        size, sides = shape[1:].numel(), shape[2:]
+        if len(shape) != 4 or not size:
             raise ConfigError(f"units take smashed data (B, C, H, W), and the cut gives {tuple(shape)}; cut elsewhere")
         for one in self.rates:
-            codes = int(one["channels"]) * math.prod(-(-side // int(one["stride"])) for side in shape[2:])
-            if codes > shape[1:].numel():
+            codes = int(one["channels"]) * math.prod(-(-side // int(one["stride"])) for side in sides)
+            if codes > size:
                 raise ConfigError(
-                    f"rates: {one} makes {codes} codes of a sample of {shape[1:].numel()} values; give fewer channels, "
+                    f"rates: {one} makes {codes} codes of a sample of {size} values; give fewer channels, "
                     "or a larger stride"
                 )
         pairs = [_unit(shape, int(one["channels"]), int(one["stride"]), float(one["step"])) for one in self.rates]
@@ -103,7 +104,8 @@ class RateUnits(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Returns what the unit at work makes of values (B, C, H, W)."""
         unit: nn.Module = self.units[self.rate]
-        return unit(values)  # type: ignore[no-any-return]
+        made: Tensor = unit(values)
+        return made
 
 
 class StepQuantizer(nn.Module):
@@ -178,13 +180,13 @@ def _unit(shape: torch.Size, channels: int, stride: int, step: float) -> tuple[n
         StepQuantizer(step),
     )
     kernel = max(3, 2 * stride - 1)  # reaches every place, the last ones included
-    missing = [(side - 1) % stride for side in shape[2:]]  # rows and columns behind the last one that a stride reaches
+    missing = (shape[2] - 1) % stride, (shape[3] - 1) % stride  # rows and columns behind the last that a stride reaches
     decoder = nn.Sequential(
         StepScale(step),
         nn.ConvTranspose2d(channels, width, 1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        nn.ConvTranspose2d(width, width, kernel, stride, kernel // 2, tuple(missing), groups=width, bias=False),
+        nn.ConvTranspose2d(width, width, kernel, stride, kernel // 2, missing, groups=width, bias=False),
         nn.BatchNorm2d(width),
     )
     return encoder, decoder
