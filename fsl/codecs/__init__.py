@@ -1,32 +1,41 @@
 """Encodes smashed data and cut gradients for the wire, one file a codec."""
 
 from fsl.codecs.bfloat16 import BFloat16
+from fsl.codecs.bottleneck import Bottleneck
 from fsl.codecs.c3 import C3
 from fsl.codecs.chain import Chain
 from fsl.codecs.codec import Codec, Payload, pack
 from fsl.codecs.entropic import Entropic
 from fsl.codecs.fedlite import FedLite
 from fsl.codecs.float16 import Float16
+from fsl.codecs.huffman import Huffman, fit_frequencies
 from fsl.codecs.identity import Identity
 from fsl.codecs.int8 import Int8
 from fsl.codecs.learned import Learned
 from fsl.codecs.through import Codes, Through
+from fsl.codecs.units import Units, only_units, switch
 from fsl.codecs.vq import VQ
 
 __all__ = [
     "C3",
     "VQ",
     "BFloat16",
+    "Bottleneck",
     "Chain",
     "Codec",
     "Codes",
     "Entropic",
     "FedLite",
     "Float16",
+    "Huffman",
     "Identity",
     "Int8",
     "Learned",
     "Payload",
     "Through",
+    "Units",
+    "fit_frequencies",
+    "only_units",
     "pack",
+    "switch",
 ]

@@ -1,6 +1,7 @@
 """Models for small images, each a sequence of named stages with its paper's cut as default; transformers; parties'."""
 
 from fsl.models.alexnet import AlexNet
+from fsl.models.bottlefit import BottleFit, bottlefit
 from fsl.models.fusions import Attention, Concatenation, Fusion, Max, Mean, Product, Sum
 from fsl.models.hugging_face import huggingface
 from fsl.models.lenet import LeNet
@@ -16,6 +17,7 @@ __all__ = [
     "VGG16",
     "AlexNet",
     "Attention",
+    "BottleFit",
     "Concatenation",
     "Fusion",
     "LeNet",
@@ -27,5 +29,6 @@ __all__ = [
     "Sum",
     "VerticalMLP",
     "VerticalModel",
+    "bottlefit",
     "huggingface",
 ]

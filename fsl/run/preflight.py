@@ -16,6 +16,7 @@ from fsl.data import Examples
 from fsl.errors import ConfigError, DataError
 from fsl.faults import trying
 from fsl.metrics import Metrics
+from fsl.models.coded_model import uncoded
 from fsl.objective import Objective
 from fsl.quoting import short
 from fsl.round.workload import Worker, Workload, copied
@@ -62,10 +63,15 @@ def refuse_model(model: object) -> None:
             raise ConfigError(f"model: '{key}' is on the meta device and has no values; give a model with weights")
     if not any(True for _ in model.parameters()):
         raise ConfigError(f"model={type(model).__name__}: it has no parameters, so there is nothing to train")
+
+
+def refuse_frozen(model: nn.Module) -> None:
+    """ConfigError for a model without anything to train, trained codecs at its cut included."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
+        name = type(uncoded(model)).__name__
         raise ConfigError(
-            f"model={type(model).__name__}: every parameter is frozen (requires_grad=False), so there is nothing to "
-            "train; unfreeze those that are to learn"
+            f"model={name}: every parameter is frozen (requires_grad=False), so there is nothing to train; unfreeze "
+            "those that are to learn"
         )
 
 

@@ -29,7 +29,7 @@ from fsl.run.metric_trial import stop_that_can_be
 from fsl.run.mixed_cuts import cut_costs, priced, with_cuts
 from fsl.run.observers import Observer
 from fsl.run.precision_check import check_precision_of
-from fsl.run.preflight import fit, preflight
+from fsl.run.preflight import fit, preflight, refuse_frozen
 from fsl.run.privacy_check import private_run, refuse_several, refuse_tied
 from fsl.run.run_folder import RunFolder
 from fsl.run.training import Simulation
@@ -99,6 +99,7 @@ def prepared(
     if cuts is not None and isinstance(workload.model, VerticalModel):
         raise ConfigError("cuts: a VerticalModel is cut behind its parties' fronts; leave cuts out")
     workload = _with_trained_codecs(workload, federation, cuts)
+    refuse_frozen(workload.model)
     if cuts is not None:
         federation, workload = with_cuts(federation, workload, hardware, cuts, strategy)
     workload, worker, accurate = _split_and_tried(workload, strategy, federation, origin.classes)
