@@ -84,18 +84,8 @@ def kernel() -> ctypes.CDLL | None:
     with tempfile.TemporaryDirectory(prefix="fsl-xnor-") as folder:
         source, library = Path(folder) / "xnor.c", Path(folder) / "xnor.so"
         source.write_text(_SOURCE)
-        command = [
-            compiler,
-            "-O3",
-            "-march=native",
-            "-shared",
-            "-fPIC",
-            f"-DLANES={LANES}",
-            f"-DPIXELS={PIXELS}",
-            "-o",
-            library,
-            source,
-        ]
+        sizes = [f"-DLANES={LANES}", f"-DPIXELS={PIXELS}"]
+        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", *sizes, "-o", str(library), str(source)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
             built = ctypes.CDLL(str(library))  # stays loaded when the file is gone
