@@ -1,6 +1,7 @@
 """Encodes smashed data and cut gradients for the wire, one file a codec."""
 
 from fsl.codecs.bfloat16 import BFloat16
+from fsl.codecs.binary import Binary
 from fsl.codecs.bottleneck import Bottleneck
 from fsl.codecs.c3 import C3
 from fsl.codecs.chain import Chain
@@ -10,6 +11,8 @@ from fsl.codecs.fedlite import FedLite
 from fsl.codecs.float16 import Float16
 from fsl.codecs.huffman import Huffman, fit_frequencies
 from fsl.codecs.identity import Identity
+from fsl.codecs.int2 import Int2
+from fsl.codecs.int4 import Int4
 from fsl.codecs.int8 import Int8
 from fsl.codecs.learned import Learned
 from fsl.codecs.through import Codes, Through
@@ -20,6 +23,7 @@ __all__ = [
     "C3",
     "VQ",
     "BFloat16",
+    "Binary",
     "Bottleneck",
     "Chain",
     "Codec",
@@ -29,6 +33,8 @@ __all__ = [
     "Float16",
     "Huffman",
     "Identity",
+    "Int2",
+    "Int4",
     "Int8",
     "Learned",
     "Payload",
