@@ -83,6 +83,7 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     build_backend(top.backend)
     build_trackers(top.trackers)
     build_privacy(top.privacy)
+    build_memory(top.memory)
     for group in ("device", "edge", "link"):
         build(group, getattr(top, group))
     return Checked(list(overrides), top, folder.absolute())

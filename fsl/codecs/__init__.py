@@ -4,6 +4,7 @@ from fsl.codecs.bfloat16 import BFloat16
 from fsl.codecs.c3 import C3
 from fsl.codecs.chain import Chain
 from fsl.codecs.codec import Codec, Payload, pack
+from fsl.codecs.error_bounded import ErrorBounded
 from fsl.codecs.float16 import Float16
 from fsl.codecs.identity import Identity
 from fsl.codecs.int8 import Int8
@@ -16,6 +17,7 @@ __all__ = [
     "Chain",
     "Codec",
     "Codes",
+    "ErrorBounded",
     "Float16",
     "Identity",
     "Int8",

@@ -103,8 +103,8 @@ class SavedTensors:
     """
 
     def __init__(self, bounds: LayerBounds, norms: bool = True):
-        self.bounds = bounds
-        self._norms = norms
+        self.bounds, self.norms = bounds, norms
+        self.layers = 0  # calls of layers whose inputs it may compress
         self._layer: _Layer | None = None
         self._shared: dict[tuple[Any, ...], tuple[StorageWeakRef, Compressed]] = {}
         self._unsettled: list[Compressed] = []
@@ -145,6 +145,7 @@ class SavedTensors:
     def called(self, layer: _Layer | None, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call one of torch's functions, which may save tensors."""
         self._layer = layer
+        self.layers += layer is not None and layer.kind in ("conv", "norm")
         try:
             return function(*args, **kwargs)
         finally:
@@ -226,12 +227,11 @@ class _Calls(TorchFunctionMode):
             outputs = saved.called(_Layer("conv", args[0], weight), func, args, kwargs)
             bounds.watch(weight, outputs, channel=outputs.dim() - weight.dim() + 1)
             return outputs
-        if func is functional.batch_norm:
-            weight = _argument("weight", 3, args, kwargs)
-            known = saved._norms and weight is not None
-            outputs = saved.called(_Layer("norm", args[0], weight) if known else _OTHER, func, args, kwargs)
-            if known and outputs.requires_grad:
-                bounds.watch(weight, outputs, channel=1, factors=_deviations(args, kwargs))
+        if name == "batch_norm" and saved.norms:
+            weight = _argument("weight", _places_of(func)[0], args, kwargs)
+            outputs = saved.called(_Layer("norm", args[0], weight), func, args, kwargs)
+            if weight is not None and outputs.requires_grad:
+                bounds.watch(weight, outputs, channel=1, factors=_deviations(func, args, kwargs))
             return outputs
         if name in ("relu", "relu_"):
             return saved.called(_Layer("relu", args[0]), func, args, kwargs)
@@ -240,21 +240,23 @@ class _Calls(TorchFunctionMode):
         return saved.called(None, func, args, kwargs)
 
 
-_OTHER = None
-
-
 def _argument(name: str, place: int, args: Any, kwargs: Any) -> Any:
     return kwargs[name] if name in kwargs else args[place] if len(args) > place else None
 
 
-def _deviations(args: Any, kwargs: Any) -> Tensor:
+def _places_of(batch_norm: Any) -> tuple[int, int]:
+    """Returns where weight and running variance stand among the arguments of torch's function, or of the operator."""
+    return (3, 2) if batch_norm is functional.batch_norm else (1, 4)
+
+
+def _deviations(batch_norm: Any, args: Any, kwargs: Any) -> Tensor:
     """Returns 1 / std by channel, by which a batch norm multiplies its inputs."""
     inputs, eps = args[0].detach(), _argument("eps", 7, args, kwargs) or 1e-5
     if _argument("training", 5, args, kwargs):
         others = [d for d in range(inputs.dim()) if d != 1]
         variance = inputs.float().var(dim=others, correction=0)
     else:
-        variance = _argument("running_var", 2, args, kwargs).float()
+        variance = _argument("running_var", _places_of(batch_norm)[1], args, kwargs).float()
     return torch.rsqrt(variance + eps)
 
 
