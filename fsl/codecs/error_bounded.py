@@ -107,6 +107,8 @@ class ErrorBounded(Codec):
         for part in parts(count):
             blocks = kinds[part.start // BLOCK : -(-part.stop // BLOCK)]
             numbers = decode_part(blocks, reader)[: part.stop - part.start]
+            if int(numbers.amax()) > LARGEST or int(numbers.amin()) < -LARGEST:
+                raise WireError(f"codec '{self.name}' got a number beyond {LARGEST}")
             flat[part] = self._restored(numbers.double(), float(step)).to(dtype)
         reader.refuse_more()
         if len(places):

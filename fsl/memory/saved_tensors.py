@@ -108,7 +108,7 @@ class SavedTensors:
         self._layer: _Layer | None = None
         self._shared: dict[tuple[Any, ...], tuple[StorageWeakRef, Compressed]] = {}
         self._unsettled: list[Compressed] = []
-        self._latest: tuple[Compressed, Tensor] | None = None  # a layer and the ReLU before it restore the same
+        self._latest: tuple[weakref.ref[Compressed], Tensor] | None = None  # a layer and the ReLU before it restore the same
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 
     @contextmanager
@@ -194,10 +194,14 @@ class SavedTensors:
     def _unpack(self, handle: Handle) -> Tensor:
         if isinstance(handle, Held):
             return handle.restored()
-        if self._latest is None or self._latest[0] is not handle:
+        if self._latest is None or self._latest[0]() is not handle:
             self._latest = None  # its memory is free while the next is restored
-            self._latest = handle, handle.restored()
+            self._latest = weakref.ref(handle, self._forget), handle.restored()
         return self._latest[1]
+
+    def _forget(self, handle: "weakref.ref[Compressed]") -> None:
+        if self._latest is not None and self._latest[0] is handle:
+            self._latest = None
 
     def _of(self, tensor: Tensor) -> Compressed | None:
         """Returns what this very tensor, unchanged since, was compressed to."""
