@@ -157,13 +157,13 @@ def show_error(arguments: argparse.Namespace) -> None:
         if weight.dim() == 4:
             bound, rho = used[id(weight)]
             predicted = bound * math.sqrt(rho / 3) * float(norms[id(weight)].square().mean().sqrt())
-            assert weight.grad is not None and other.grad is not None
+            assert weight.grad is not None
+            assert other.grad is not None
             measured = float((weight.grad - other.grad).square().mean().sqrt())
             momentum = float(trainer.optimizer.state[weight]["momentum_buffer"].abs().mean())
             ratios.append(measured / predicted)
-            print(
-                f"{name:28} {bound:9.2e} {predicted:10.2e} {measured:10.2e} {ratios[-1]:6.2f} {measured / momentum:11.4f}"
-            )
+            errors = f"{predicted:10.2e} {measured:10.2e} {ratios[-1]:6.2f} {measured / momentum:11.4f}"
+            print(f"{name:28} {bound:9.2e} {errors}")
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 

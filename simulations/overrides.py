@@ -17,6 +17,7 @@ from fsl.run.config import (
     build_aggregator,
     build_availability,
     build_backend,
+    build_memory,
     build_objective,
     build_optimizer,
     build_privacy,

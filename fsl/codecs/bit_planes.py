@@ -108,7 +108,7 @@ def _chosen(numbers: Tensor, mask: Tensor) -> Tensor:
 
 
 def packed_bits(bits: Tensor) -> Tensor:
-    """Returns eight bits a byte, the first one highest."""
+    """Returns eight of these bits a byte, the first one highest, with zeros at the end."""
     if bits.device.type == "cpu":
         return torch.from_numpy(np.packbits(bits.numpy()))
     padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % 8)).view(-1, 8)
@@ -116,6 +116,7 @@ def packed_bits(bits: Tensor) -> Tensor:
 
 
 def unpacked_bits(packed: Tensor) -> Tensor:
+    """Returns the bits (8 * bytes,) uint8 of bytes."""
     if packed.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(packed.numpy()))
     return ((packed[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)) & 1).flatten()

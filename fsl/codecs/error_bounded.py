@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fsl.argument_types import checks_types
-from fsl.codecs.codec import Codec, Payload, pack
 from fsl.codecs.bit_planes import BLOCK, LARGEST, Planes, decode_part, encode_part, parts
+from fsl.codecs.codec import Codec, Payload, pack
 from fsl.errors import ConfigError, RunError, WireError
 
 _ROOM = 2.0**-20  # of the bound, for arithmetic

@@ -30,6 +30,6 @@ def refuse_memory(memory: ErrorBoundedMemory | None, privacy: Privacy | None) ->
     """Raise ConfigError for compressed activations beside DP-SGD, whose gradients by sample keep their own."""
     if memory is not None and privacy is not None and privacy.dp_sgd is not None:
         raise ConfigError(
-            "memory=error_bounded with privacy.dp_sgd: gradients by sample come from hooks that keep each layer's input "
-            "themselves, exactly, so that nothing would get smaller; use memory=none"
+            "memory=error_bounded with privacy.dp_sgd: gradients by sample come from hooks that keep each layer's "
+            "input themselves, exactly, so that nothing would get smaller; use memory=none"
         )

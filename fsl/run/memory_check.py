@@ -41,7 +41,9 @@ def check_memory(federation: Federation, strategy: CloudStrategy, worker: Worker
                         values = received(call(module, values))
     except Exception as error:  # a user's model: if it is at fault, training says so, with its place
         reason = said(error)
-        log.warning("memory=error_bounded is not tried before the first round: no blank input goes through (%s)", reason)
+        log.warning(
+            "memory=error_bounded is not tried before the first round: no blank input goes through (%s)", reason
+        )
         return
     if not saver.layers:
         layers = "convolution or batch norm" if memory.norms else "convolution"

@@ -28,10 +28,10 @@ from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_frozen, with_weights
 from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.run.codec_check import check_codecs
-from fsl.run.memory_check import check_memory
 from fsl.run.ignored import refuse_ragged
 from fsl.run.label import Label
 from fsl.run.lost_words import refuse_untrained
+from fsl.run.memory_check import check_memory
 from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import weights_of

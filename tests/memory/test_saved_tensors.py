@@ -201,7 +201,9 @@ def test_a_bound_follows_from_gradients_and_momentum_of_the_step_before():
     loudest = max(float(loudness[:, channel].norm()) for channel in range(3))
     wanted = 0.02 * momentum * math.sqrt(3 / 0.5) / loudest
     assert bounds.bounds.bound(layer.weight, 1e9, 0.5) == pytest.approx(wanted, rel=1e-4)
-    assert bounds.bounds.bound(layer.weight, wanted, 0.5) == pytest.approx(wanted / 10), "a tenth of the largest at most"
+    assert bounds.bounds.bound(layer.weight, wanted, 0.5) == pytest.approx(wanted / 10), (
+        "a tenth of the largest at most"
+    )
     again = ErrorBoundedMemory(fraction=0.02).saver(list(layer.parameters()))
     again.resume(bounds.state())
     assert again.bounds.bound(layer.weight, 1e9, 0.5) == bounds.bounds.bound(layer.weight, 1e9, 0.5)
