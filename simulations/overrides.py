@@ -17,6 +17,7 @@ from fsl.run.config import (
     build_aggregator,
     build_availability,
     build_backend,
+    build_memory,
     build_objective,
     build_optimizer,
     build_privacy,
@@ -83,6 +84,7 @@ def check_overrides(overrides: Sequence[str]) -> Checked:
     build_backend(top.backend)
     build_trackers(top.trackers)
     build_privacy(top.privacy)
+    build_memory(top.memory)
     for group in ("device", "edge", "link"):
         build(group, getattr(top, group))
     return Checked(list(overrides), top, folder.absolute())

@@ -103,6 +103,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             on_move=self.on_move,
             privacy=federation.privacy,
             control=control_of(federation),
+            memory=federation.memory,
             frozen=digests(self.federation),
         )
         self._protection.charge(server_round, spec, [d for d in chosen if not placed or d in self._placement.samples])

@@ -6,7 +6,7 @@ from typing import Any
 
 from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
-from fsl.privacy.refused_steps import refuse_control
+from fsl.privacy.refused_steps import refuse_control, refuse_memory
 from fsl.round.step_rules import refuse_accumulation
 from fsl.segments.learning_rate import Pace
 from fsl.segments.step_control import StepControl
@@ -75,6 +75,7 @@ def refuse_stepping(
             _refuse_own_losses([*specs.values(), device(1)])
     if federation.layouts:  # unknown where a run is priced
         refuse_control(control_of(federation), federation.privacy)
+    refuse_memory(federation.memory, federation.privacy)
     if schedule.spec is None:
         return
     if schedule.needs_loss and not federation.evaluation.every:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "seeds", "quoting", "installed", "argument_types"),
     ("files", "private_files", "mobility", "availability", "selection", "models", "importing"),
-    ("faults", "segments", "objective", "metrics", "codecs", "data"),
+    ("faults", "segments", "objective", "metrics", "codecs", "memory", "data"),
     ("split", "trainers"),
     ("privacy",),
     ("messages",),

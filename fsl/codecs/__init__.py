@@ -7,6 +7,7 @@ from fsl.codecs.c3 import C3
 from fsl.codecs.chain import Chain
 from fsl.codecs.codec import Codec, Payload, pack
 from fsl.codecs.entropic import Entropic
+from fsl.codecs.error_bounded import ErrorBounded
 from fsl.codecs.fedlite import FedLite
 from fsl.codecs.float16 import Float16
 from fsl.codecs.huffman import Huffman, fit_frequencies
@@ -29,6 +30,7 @@ __all__ = [
     "Codec",
     "Codes",
     "Entropic",
+    "ErrorBounded",
     "FedLite",
     "Float16",
     "Huffman",

@@ -8,10 +8,11 @@ from msgspec import Meta
 
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
+from fsl.memory import ErrorBoundedMemory
 from fsl.messages.identifiers import Count, Digest, Owner, Positive, is_count, is_label
 from fsl.messages.strict_json import from_json, to_json
 from fsl.mobility import Move, OnMove
-from fsl.privacy.refused_steps import refuse_control
+from fsl.privacy.refused_steps import refuse_control, refuse_memory
 from fsl.privacy.settings import Privacy, Probe
 from fsl.segments.step_control import StepControl
 from fsl.split.placing import TOP
@@ -78,10 +79,12 @@ class RoundPlan:
     kept: Mapping[Owner, tuple[Count, Count]] = field(default_factory=dict)
     control: StepControl = field(default_factory=StepControl)  # how gradients become steps
     frozen: Mapping[str, Digest] = field(default_factory=dict)  # of frozen parameters, by segment; none in simulation
+    memory: ErrorBoundedMemory | None = None  # how devices keep what autograd saves; None: as it is
 
     def __post_init__(self) -> None:
         _check_run(self.run)
         refuse_control(self.control, self.privacy)
+        refuse_memory(self.memory, self.privacy)
         for move in self.moves:
             if not (is_count(move.device) and is_count(move.edge) and 0 < move.fraction <= 1):
                 raise ValueError(f"{move} is no move: fraction lies in (0, 1], device and edge are numbers from 0 on")

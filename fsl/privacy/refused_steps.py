@@ -1,6 +1,7 @@
 """Which ways to step have no valid account under privacy."""
 
 from fsl.errors import ConfigError
+from fsl.memory import ErrorBoundedMemory
 from fsl.privacy.settings import Privacy
 from fsl.segments.step_control import StepControl
 
@@ -22,4 +23,13 @@ def refuse_control(control: StepControl, privacy: Privacy | None) -> None:
         raise ConfigError(
             f"precision={control.precision} with privacy: a clip in fewer digits bounds nothing exactly, and accounts "
             "go by exact bounds; use precision=float32"
+        )
+
+
+def refuse_memory(memory: ErrorBoundedMemory | None, privacy: Privacy | None) -> None:
+    """Raise ConfigError for compressed activations beside DP-SGD, whose gradients by sample keep their own."""
+    if memory is not None and privacy is not None and privacy.dp_sgd is not None:
+        raise ConfigError(
+            "memory=error_bounded with privacy.dp_sgd: gradients by sample come from hooks that keep each layer's "
+            "input themselves, exactly, so that nothing would get smaller; use memory=none"
         )

@@ -115,7 +115,7 @@ class DeviceSide:
     def _open_learners(self, segments: Mapping[str, SegmentRuntime], device: int, steps: int) -> dict[str, Learner]:
         """Returns a learner for each segment of the device, as it begins a round of `steps` batches."""
         plan, worker = self.plan, self.worker
-        rules = {name: step_rule(plan, name, worker, lambda _: steps) for name in segments}
+        rules = {name: step_rule(plan, name, worker, lambda _: steps, on_device=True) for name in segments}
         learners = {
             name: lend_by(rules[name], lender(plan, name, worker.workload))(segment, self.recipe, device)
             for name, segment in segments.items()

@@ -16,8 +16,10 @@ from fsl.segments.step_control import StepRule
 from fsl.trainers import EdgeTrainer
 
 
-def step_rule(plan: RoundPlan, segment: str, worker: Worker, batches: Callable[[int | None], int]) -> StepRule:
-    """Returns a segment's rule in this round; `batches` as in `StepRule`.
+def step_rule(
+    plan: RoundPlan, segment: str, worker: Worker, batches: Callable[[int | None], int], *, on_device: bool = False
+) -> StepRule:
+    """Returns a segment's rule in this round; `batches` as in `StepRule`, `on_device`: whether a device trains it.
 
     ConfigError where this node cannot follow it.
     """
@@ -31,6 +33,7 @@ def step_rule(plan: RoundPlan, segment: str, worker: Worker, batches: Callable[[
         round=plan.round,
         batches=batches,
         allowed=worker.workload.allowed,
+        memory=plan.memory if on_device else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Trains the whole model on devices, without a cut and without an edge: FedAvg's device half, the control."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,7 @@ from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
 from fsl.segments.calling import call
 from fsl.segments.finite import REFUSED, finite, refuse_states, usable
-from fsl.segments.learner import SegmentRuntime
+from fsl.segments.learner import SegmentRuntime, known_of, take_known
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Replica, State
 from fsl.segments.step_control import mean_gradient
@@ -60,7 +61,8 @@ class WholeModelCohort:
         self.rate = plan.learning_rates[self.segments[0].name]
         set_learning_rate(self.optimizer, self.rate)
         self.batches = 0  # of the present device
-        self.rules = [step_rule(plan, s.name, worker, lambda _: self.batches) for s in self.segments]
+        self.rules = [step_rule(plan, s.name, worker, lambda _: self.batches, on_device=True) for s in self.segments]
+        self.saver = self.rules[0].saver(self.parameters)
         self.objective = objective_of(plan, worker.workload.objective, worker.accelerator)
         for segment, replica in zip(self.segments, self.replicas):
             segment.install(replica)
@@ -93,7 +95,7 @@ class WholeModelCohort:
         """Store the optimizer's state, where the run keeps it; LostError where it is unusable."""
         if self.plan.reset_optimizer:
             return
-        kept = dump_optimizer(self.optimizer)
+        kept = dump_optimizer(self.optimizer) | known_of(self.saver)
         if not finite(kept.values()):
             raise LostError(task.device, "its optimizer's state is not finite; its training has diverged")
         owner = f"optimizers/devices/{task.device}"
@@ -117,7 +119,11 @@ class WholeModelCohort:
             replica.load(self.states[segment.name])
             segment.install(replica)
         owner = f"optimizers/devices/{device}"
-        load_optimizer(self.optimizer, None if plan.reset_optimizer else self.worker.store.load(owner, task.version))
+        kept = {} if plan.reset_optimizer else dict(self.worker.store.load(owner, task.version) or {})
+        known = take_known(kept)
+        load_optimizer(self.optimizer, kept)
+        if self.saver is not None:
+            self.saver.resume(known)
         streams = [Stream(plan.seed, "forward", segment=s.name, device=device, round=plan.round) for s in self.segments]
         losses: list[Tensor] = []
         counts: list[float] = []
@@ -159,10 +165,11 @@ class WholeModelCohort:
         values: Any = inputs
         loss = inputs.new_zeros(()) if isinstance(inputs, Tensor) else torch.zeros((), device=self.worker.accelerator)
         if len(inputs):
-            for segment, rule, layer_seed in zip(self.segments, self.rules, layer_seeds):
-                with DEFAULT_GENERATOR, rule.computing(segment.accelerator):
-                    reseed(layer_seed, segment.accelerator)
-                    values = received(call(segment.module, values))
+            with nullcontext() if self.saver is None else self.saver.saving():
+                for segment, rule, layer_seed in zip(self.segments, self.rules, layer_seeds):
+                    with DEFAULT_GENERATOR, rule.computing(segment.accelerator):
+                        reseed(layer_seed, segment.accelerator)
+                        values = received(call(segment.module, values))
             loss = self.objective.loss(values, targets)
             loss.backward()
             if self.limit is not None and not usable([loss], [p.grad for p in self.parameters], self.limit):
@@ -175,6 +182,8 @@ class WholeModelCohort:
             for rule, replica in zip(self.rules, self.replicas):  # each segment for itself, as in split training
                 rule.clip(replica.parameters)
             self.optimizer.step()
+            if self.saver is not None:
+                self.saver.stepped(self.optimizer)
             self._drop()
         return loss.detach()
 

@@ -11,6 +11,7 @@ from fsl.errors import ConfigError
 from fsl.importing.building import built, from_name
 from fsl.importing.config_groups import named, names
 from fsl.importing.import_paths import locate
+from fsl.memory import ErrorBoundedMemory
 from fsl.mobility import Mobility
 from fsl.privacy.settings import PARTS, Privacy
 from fsl.quoting import short
@@ -99,6 +100,22 @@ def as_privacy(given: Any) -> Privacy | None:
         f"privacy={short(given, 80)}: give fsl.privacy.settings.Privacy(...), a mechanism, or names of "
         f"{', '.join(names('privacy'))}"
     )
+
+
+def as_memory(given: Any) -> ErrorBoundedMemory | None:
+    """How devices keep what autograd saves, from itself, its name ("error_bounded"), or its class; None: as it is."""
+    if given is None or given == "none":
+        return None
+    if isinstance(given, str):
+        given = from_name("memory", given)
+    if given is ErrorBoundedMemory:
+        given = built("memory", given)
+    if not isinstance(given, ErrorBoundedMemory):
+        raise ConfigError(
+            f"memory={short(given, 80)}: give fsl.memory.ErrorBoundedMemory(...), or one of "
+            f"{', '.join(names('memory'))}"
+        )
+    return given
 
 
 def as_mobility(given: Any) -> Mobility | None:

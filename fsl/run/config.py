@@ -21,6 +21,7 @@ from fsl.data.data_digest import digest
 from fsl.errors import ConfigError
 from fsl.importing.building import build, build_kind, checked, from_another, no_class, unknown
 from fsl.importing.import_paths import locate, path_of
+from fsl.memory import ErrorBoundedMemory
 from fsl.mobility import Mobility
 from fsl.models.lora import Lora, with_adapters
 from fsl.models.low_rank import LowRank, low_rank_cut, with_low_rank
@@ -76,6 +77,7 @@ class RunConfig:
     availability: Mapping[str, Any]
     backhaul: Mapping[str, Any]
     privacy: Mapping[str, Any]
+    memory: Mapping[str, Any]
     backend: Mapping[str, Any]
     deployment: Mapping[str, Any]
     trackers: Mapping[str, Any]
@@ -159,6 +161,11 @@ def build_availability(config: Mapping[str, Any]) -> Availability | None:
     if _is_off("availability", config, "always"):
         return None
     return build_kind("availability", config, Availability)  # type: ignore[type-abstract]
+
+
+def build_memory(config: Mapping[str, Any]) -> ErrorBoundedMemory | None:
+    """How devices keep what autograd saves; None where autograd does so itself."""
+    return None if _is_off("memory", config, "none") else build_kind("memory", config, ErrorBoundedMemory)
 
 
 def build_privacy(config: Mapping[str, Any]) -> Privacy | None:

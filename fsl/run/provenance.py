@@ -57,6 +57,8 @@ def settings(
         values |= {f"aggregator.{k}": v for k, v in Aggregator(federation.aggregator).settings().items()}
     if federation.privacy is not None:
         values |= {f"privacy.{k}": v for k, v in flat(asdict(federation.privacy)).items()}
+    if federation.memory is not None:
+        values |= {f"memory.{k}": v for k, v in asdict(federation.memory).items()}
     if federation.mobility is not None:
         values["mobility"] = describe(federation.mobility)
     if not is_plain(federation.selection):

@@ -24,6 +24,7 @@ from fsl.data.data_digest import describe_partition
 from fsl.data.own_tests import with_own_tests
 from fsl.errors import ConfigError
 from fsl.faults import traced_into_out
+from fsl.memory import ErrorBoundedMemory
 from fsl.metrics import Metrics, as_metrics, metrics_of
 from fsl.mobility import Mobility
 from fsl.objective import Loss, Objective, as_objective
@@ -33,6 +34,7 @@ from fsl.run.arguments import (
     as_aggregator,
     as_availability,
     as_backend,
+    as_memory,
     as_mobility,
     as_observers,
     as_optimizer,
@@ -93,6 +95,7 @@ def simulate(
     selection: Selection | type | str | None = None,
     availability: Availability | Mapping[int, Sequence[int]] | type | str | None = None,
     privacy: Privacy | type | str | Sequence[str] | Any = None,
+    memory: ErrorBoundedMemory | type | str | None = None,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
     wire: Wire | None = None,
@@ -139,6 +142,8 @@ def simulate(
         selection: Which of the available devices take part in a round, `devices_per_round` of them; uniform by default.
         availability: Which devices are there in a round, also as their rounds by device id; None: all, always.
         privacy: How devices' data are protected: a `Privacy`, or one mechanism. `privacy.json` says what that comes to.
+        memory: How devices keep the activations that a backward pass needs: "error_bounded", or a
+            `fsl.memory.ErrorBoundedMemory`; None: as they are.
 
     Options of `training`, a `Training`:
         seed: Every random draw is derived from it.
@@ -215,6 +220,7 @@ def simulate(
         selection=as_selection(selection),
         availability=as_availability(availability),
         privacy=as_privacy(privacy),
+        memory=as_memory(memory),
         placement=backend.placement,
     )
     hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)

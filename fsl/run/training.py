@@ -32,6 +32,7 @@ from fsl.run.codec_check import check_codecs
 from fsl.run.ignored import refuse_ragged
 from fsl.run.label import Label
 from fsl.run.lost_words import refuse_untrained
+from fsl.run.memory_check import check_memory
 from fsl.run.observers import Observer, RoundLines, RunInfo, StopRun
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import weights_of
@@ -113,6 +114,7 @@ class Simulation:
             refuse_ragged(self.workload.data, trainer.locate(allowed, EdgeTrainer), self.strategy)
         for number in range(max(1, len(self.workload.cuts))):
             check_codecs(federation, self.strategy, self.worker.at(number))
+            check_memory(federation, self.strategy, self.worker.at(number))
 
     def begin(self, init_from: str | Path | None, resume: bool) -> None:
         """The arrays that the first round starts from: the model's, a file's, or a checkpoint's."""

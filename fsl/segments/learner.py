@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from fsl.errors import RunError
 from fsl.segments.calling import call
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Layout, Replica, State
-from fsl.segments.step_control import AS_THEY_ARE, NO_STEP, StepRule, mean_gradient
+from fsl.segments.step_control import AS_THEY_ARE, NO_STEP, Saver, StepRule, mean_gradient
 from fsl.segments.tensor_trees import Values, received
 
 
@@ -136,6 +137,7 @@ class Learner:
     lent_to: int | None = None  # the device whose learner it is; None: the edge's
     _paced = False  # whether it has been told a step's rate
     lender: "Learner | None" = None  # the same device's learner whose weights this one's segment borrows
+    saver: Saver | None = None  # keeps what autograd saves of the present session's forward passes; None: as it is
 
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
         self.runtime = runtime
@@ -161,6 +163,10 @@ class Learner:
         for index, parameter in enumerate(self.replica.parameters):
             if (gathered := kept.pop(f"{index}{_GATHERED}", None)) is not None:
                 parameter.grad = gathered.to(parameter.device, copy=True)
+        self.saver = self.rule.saver(self.replica.parameters)
+        known = take_known(kept)
+        if self.saver is not None:
+            self.saver.resume(known)
         load_optimizer(self.optimizer, kept)
 
     def drop(self) -> None:
@@ -190,7 +196,8 @@ class Learner:
         self.runtime.install(self.replica)
         if self.lender is not None:
             self.lender.runtime.install(self.lender.replica)
-        with seeds.DEFAULT_GENERATOR, self.rule.computing(self.runtime.accelerator):
+        saving = nullcontext() if self.saver is None else self.saver.saving()
+        with saving, seeds.DEFAULT_GENERATOR, self.rule.computing(self.runtime.accelerator):
             seeds.reseed(layer_seed, self.runtime.accelerator)
             return received(call(self.runtime.module, inputs), self.runtime.shared)
 
@@ -214,6 +221,8 @@ class Learner:
         mean_gradient(self.replica.parameters, backwards * self.rule.divisor(gathered))
         self.rule.clip(self.replica.parameters)
         self.optimizer.step()
+        if self.saver is not None:
+            self.saver.stepped(self.optimizer)
         self.drop()
 
     def exchange(self, norms: Tensor | None) -> Tensor | None:
@@ -266,13 +275,27 @@ class Learner:
         self.replica.load(state, transients)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's state as named tensors, copied, with the gradients of batches that are to make a step."""
+        """The optimizer's state as named tensors, copied, with the gradients of batches that are to make a step.
+
+        With what is known of the last step, where what autograd saves is kept by that.
+        """
         tensors = dump_optimizer(self.optimizer)
         if self.rule.accumulate > 1:
             for index, parameter in enumerate(self.replica.parameters):
                 if parameter.grad is not None:
                     tensors[f"{index}{_GATHERED}"] = parameter.grad.detach().clone()
-        return tensors
+        return tensors | known_of(self.saver)
 
 
 _GATHERED = ".accumulated"  # ends the name of a gradient in what `Learner.optimizer_state` gives
+_KNOWN = ".saver"  # ends the name of what a `Saver` knows of a parameter
+
+
+def known_of(saver: Saver | None) -> dict[str, Tensor]:
+    """Returns what a saver knows, named as an optimizer's state is."""
+    return {} if saver is None else {f"{place}{_KNOWN}": tensor for place, tensor in saver.state().items()}
+
+
+def take_known(kept: dict[str, Tensor]) -> dict[int, Tensor]:
+    """Take out of an optimizer's state what `known_of` put there; returns it by the place of a parameter."""
+    return {int(name.removesuffix(_KNOWN)): kept.pop(name) for name in [n for n in kept if n.endswith(_KNOWN)]}

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from msgspec import Meta
-from torch import nn
+from torch import Tensor, nn
 
 from fsl.errors import RunError
 from fsl.segments.learning_rate import Pace
@@ -32,11 +32,35 @@ class StepControl:
     pace: Pace | None = None
 
 
+class Saver(Protocol):
+    """Keeps small, in one session, what autograd saves of forward passes for backward passes."""
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """A context for a forward pass."""
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take note of an optimizer's step, with the gradients still there."""
+
+    def state(self) -> Mapping[int, Tensor]:
+        """Returns what the session knows, by the place of a parameter."""
+
+    def resume(self, state: Mapping[int, Tensor]) -> None:
+        """Go on from what `state` gave."""
+
+
+class Memory(Protocol):
+    """How a device keeps what autograd saves; `fsl.memory.ErrorBoundedMemory` implements it."""
+
+    def saver(self, parameters: Sequence[nn.Parameter], scale: float = 1.0) -> Saver:
+        """Returns what does so in one session over these parameters, whose losses are `scale` times as large."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepRule:
     """The same for one segment's learners in one round.
 
-    `batches` tells a device's batches in the round (None: the most that any device of the edge has).
+    `batches` tells a device's batches in the round (None: the most that any device of the edge has). `memory`: how what
+    autograd saves is kept; None: as it is.
     """
 
     clip_norm: float | None = None
@@ -46,6 +70,7 @@ class StepRule:
     round: int = 1
     batches: Callable[[int | None], int] | None = None
     allowed: Sequence[str] = ()
+    memory: Memory | None = None
 
     def gathered(self, step: int | None, device: int | None) -> int:
         """Returns how many batches a step is over that is due after batch `step` of the round; 0: more are to come.
@@ -75,6 +100,10 @@ class StepRule:
     def divisor(self, gathered: int) -> float:
         """Returns what gradients are divided by in a step over so many batches."""
         return gathered * loss_scale(self.precision)
+
+    def saver(self, parameters: Sequence[nn.Parameter]) -> Saver | None:
+        """Returns what keeps, in one session over these parameters, what autograd saves; None: autograd itself."""
+        return None if self.memory is None else self.memory.saver(parameters, loss_scale(self.precision))
 
     def computing(self, accelerator: torch.device) -> AbstractContextManager[Any]:
         """A context for the segment's forward pass."""

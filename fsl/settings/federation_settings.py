@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fsl.availability import Availability
 from fsl.codecs.codec import Way
 from fsl.importing.spec import Spec
+from fsl.memory import ErrorBoundedMemory
 from fsl.messages.round_plan import Fronts
 from fsl.mobility import Mobility
 from fsl.privacy.settings import Privacy, Probe
@@ -93,6 +94,7 @@ class Federation:
     selection: Selection = field(default_factory=Uniform)  # which available devices take part in a round
     availability: Availability | None = None  # None: all devices are there in every round
     privacy: Privacy | None = None  # None: nothing is protected
+    memory: ErrorBoundedMemory | None = None  # how devices keep what autograd saves; None: as it is
     placement: Placement | None = None  # None: any node may host any device and edge
     layouts: Mapping[str, Layout] = field(default_factory=dict)  # known when the model is split
     costs: "RoundPricer | None" = None  # None: rounds have no simulated time
