@@ -16,7 +16,6 @@ from fsl.data import Examples
 from fsl.errors import ConfigError, DataError
 from fsl.faults import trying
 from fsl.metrics import Metrics
-from fsl.models.coded_model import uncoded
 from fsl.objective import Objective
 from fsl.quoting import short
 from fsl.round.workload import Worker, Workload, copied
@@ -33,6 +32,7 @@ from fsl.run.objective_trial import (
 from fsl.segments.calling import takes, tried_outputs
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.tensor_trees import Values
+from fsl.split.coded_model import uncoded
 
 log = logging.getLogger(__name__)
 
