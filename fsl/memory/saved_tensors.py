@@ -21,7 +21,7 @@ from fsl.memory.layer_bounds import LayerBounds
 _SMALL = 1024  # values of a tensor, below which it is kept as it is
 
 
-class Held:
+class KeptAsIs:
     """A saved tensor that is kept as it is, or whole numbers in a smaller type."""
 
     def __init__(self, tensor: Tensor, narrow: bool = False):
@@ -82,7 +82,7 @@ class Compressed:
         return [tensor for tensor in (self._waiting, self._kept) if isinstance(tensor, Tensor)]
 
 
-Handle = Held | Compressed
+Handle = KeptAsIs | Compressed
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ class SavedTensors:
     def _handle(self, tensor: Tensor) -> Handle:
         layer = self._layer
         if layer is None or tensor.numel() < _SMALL:
-            return Held(tensor)
+            return KeptAsIs(tensor)
         if not tensor.is_floating_point():
-            return Held(tensor, narrow=layer.kind == "pool" and tensor.dtype is torch.int64)
+            return KeptAsIs(tensor, narrow=layer.kind == "pool" and tensor.dtype is torch.int64)
         if layer.kind == "relu":
             self._settle()
             found = self._of(tensor)
@@ -180,21 +180,21 @@ class SavedTensors:
                 self._unsettled.append(found)
             return found
         if layer.kind == "pool":
-            return self._of(tensor) or Held(tensor)  # it reads nothing but the shape
+            return self._of(tensor) or KeptAsIs(tensor)  # it reads nothing but the shape
         if tensor.shape != layer.inputs.shape or tensor.data_ptr() == _address(layer.weight):
-            return Held(tensor)
+            return KeptAsIs(tensor)
         largest = float(tensor.abs().amax())
         rho = 1.0 if layer.kind == "norm" else int(tensor.count_nonzero()) / tensor.numel()
         bound = self.bounds.bound(layer.weight, largest, rho) if 0 < largest < float("inf") else 0.0
         found = self._of(tensor)
         if not bound > 0:
-            return Held(tensor)
+            return KeptAsIs(tensor)
         found = found or self._share(tensor)
         found.values(tensor, bound)
         return found
 
     def _unpack(self, handle: Handle) -> Tensor:
-        if isinstance(handle, Held):
+        if isinstance(handle, KeptAsIs):
             return handle.restored()
         if self._latest is None or self._latest[0]() is not handle:
             self._latest = None  # its memory is free while the next is restored

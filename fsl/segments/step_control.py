@@ -48,7 +48,7 @@ class Saver(Protocol):
         """Go on from what `state` gave."""
 
 
-class Memory(Protocol):
+class ActivationMemory(Protocol):
     """How a device keeps what autograd saves; `fsl.memory.ErrorBoundedMemory` implements it."""
 
     def saver(self, parameters: Sequence[nn.Parameter], scale: float = 1.0) -> Saver:
@@ -70,7 +70,7 @@ class StepRule:
     round: int = 1
     batches: Callable[[int | None], int] | None = None
     allowed: Sequence[str] = ()
-    memory: Memory | None = None
+    memory: ActivationMemory | None = None
 
     def gathered(self, step: int | None, device: int | None) -> int:
         """Returns how many batches a step is over that is due after batch `step` of the round; 0: more are to come.
