@@ -43,7 +43,7 @@ class ErrorBounded(Codec):
         flat = values.detach().contiguous().flatten()
         if not flat.numel():
             return self._raw(values)
-        largest = float(flat.abs().amax())
+        largest = largest_of(flat)
         if not largest < float("inf"):
             raise RunError(
                 "codec error_bounded got a value that is not finite; training has diverged: lower the learning rate"
@@ -128,3 +128,9 @@ class ErrorBounded(Codec):
     def _restored(self, numbers: Tensor, step: float) -> Tensor:
         """Returns values of whole numbers, both float64; with `signs` the middle of each step away from zero."""
         return (numbers - 0.5 * numbers.sign()) * step if self.signs else numbers * step
+
+
+def largest_of(values: Tensor) -> float:
+    """Returns the largest absolute value of at least one, without a copy; NaN where one is NaN."""
+    low, high = torch.aminmax(values.detach())
+    return float(torch.maximum(-low, high))

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from fsl.codecs.bit_planes import packed_bits, unpacked_bits
 from fsl.codecs.codec import Payload
-from fsl.codecs.error_bounded import ErrorBounded
+from fsl.codecs.error_bounded import ErrorBounded, largest_of
 from fsl.errors import RunError
 from fsl.memory.layer_bounds import LayerBounds
 
@@ -183,7 +183,7 @@ class SavedTensors:
             return self._of(tensor) or KeptAsIs(tensor)  # it reads nothing but the shape
         if tensor.shape != layer.inputs.shape or tensor.data_ptr() == _address(layer.weight):
             return KeptAsIs(tensor)
-        largest = float(tensor.abs().amax())
+        largest = largest_of(tensor)
         rho = 1.0 if layer.kind == "norm" else int(tensor.count_nonzero()) / tensor.numel()
         bound = self.bounds.bound(layer.weight, largest, rho) if 0 < largest < float("inf") else 0.0
         found = self._of(tensor)
