@@ -22,6 +22,7 @@ class PackedConv2d(nn.Module):
     """A `BinaryConv2d` that has one bit a weight, for inference; see `pack_binary`."""
 
     words: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: BinaryConv2d, compiled: bool = True) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class PackedLinear(nn.Module):
     """A `BinaryLinear` that has one bit a weight, for inference; see `pack_binary`."""
 
     words: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: BinaryLinear, compiled: bool = True) -> None:
         super().__init__()
