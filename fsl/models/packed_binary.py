@@ -22,6 +22,7 @@ class PackedConv2d(nn.Module):
     """A `BinaryConv2d` that has one bit a weight, for inference; see `pack_binary`."""
 
     words: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: BinaryConv2d, compiled: bool = True) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class PackedLinear(nn.Module):
     """A `BinaryLinear` that has one bit a weight, for inference; see `pack_binary`."""
 
     words: Tensor
+    bias: Tensor | None
 
     def __init__(self, layer: BinaryLinear, compiled: bool = True) -> None:
         super().__init__()
@@ -139,11 +141,10 @@ def _dots(
         pointers = (each.data_ptr() for each in (words, weights, found, patch))
         built.fsl_dots(*pointers, batch, down, across, depth, outputs, *size, *stride, *dilation, tall, wide, count)
         return found.to(inputs.dtype)
-    signs = F.pad(inputs >= 0, pads, value=True).permute(0, 2, 3, 1)
-    words = _words(signs)
-    b, y, x, k = words.strides
+    packed = _words(F.pad(inputs >= 0, pads, value=True).permute(0, 2, 3, 1))
+    b, y, x, k = packed.strides
     (sh, sw), (dh, dw) = stride, dilation
-    windows = as_strided(words, (batch, tall, wide, *size, depth), (b, y * sh, x * sw, y * dh, x * dw, k))
+    windows = as_strided(packed, (batch, tall, wide, *size, depth), (b, y * sh, x * sw, y * dh, x * dw, k))
     patches = windows.reshape(batch * tall * wide, math.prod(size) * depth)
     rows = weights.numpy().view(np.uint64).reshape(patches.shape[1], -1)[:, :outputs]
     dots = np.empty((len(patches), outputs), dtype=np.float32)

@@ -317,3 +317,22 @@ def test_a_payload_of_more_than_can_have_been_sent_is_refused(bits, per):
 def test_values_that_await_a_gradient_are_encoded_as_they_are(bits, per):
     values = normal(4, 3, 5)
     assert torch.equal(through(KINDS[bits](per), values.clone().requires_grad_()), through(KINDS[bits](per), values))
+
+
+@pers
+def test_ends_of_a_range_have_the_outermost_codes_also_where_the_middle_is_rounded(per):
+    values = 1000 + 0.01 * normal(50, 3, 7)
+    over = {"tensor": [0, 1, 2], "channel": [0, 2], "sample": [1, 2]}[per]
+    codec = Int8(per, stochastic=True)
+    for step in range(20):
+        codes = dict(codec.at(Stream(1, "codec"), step).encode(values).named)["values"]
+        assert set(codes[values == values.amin(over, keepdim=True)].tolist()) == {0}
+        assert set(codes[values == values.amax(over, keepdim=True)].tolist()) == {255}
+
+
+def test_rows_that_lie_alike_in_their_ranges_are_not_all_rounded_alike():
+    """Of 400 rows with equal q but for their own draws, a share of q's fraction is rounded up: within 6 deviations."""
+    values = torch.tensor([[0.0, 0.25, 0.5, 0.75, 0.9, 1.0]]) * torch.linspace(1, 2, 400)[:, None]
+    codec = Int2("sample", stochastic=True).at(Stream(1, "codec"), 0)
+    levels = (codec.decode(codec.encode(values)) / values.amax(1, keepdim=True) * 3).double()
+    assert (levels.mean(0) - 3 * values[0].double()).abs().max() < 6 * 0.5 / 400**0.5
