@@ -101,7 +101,7 @@ class ByClass(ForTask):
         return float(ratios.mean())
 
 
-class TopK(ForTask):
+class TopKAccuracy(ForTask):
     """The share of targets among whose k largest scores is theirs."""
 
     kinds: ClassVar[Sequence[Kind]] = ("classes", "next tokens")

@@ -7,7 +7,7 @@ from functools import partial
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
-from fsl.metrics.by_class import ByClass, ExactMatch, Perplexity, TopK, f1, iou, precision, recall
+from fsl.metrics.by_class import ByClass, ExactMatch, Perplexity, TopKAccuracy, f1, iou, precision, recall
 from fsl.metrics.errors_of_numbers import R2, MeanError
 from fsl.metrics.metric_base import Metric
 from fsl.metrics.ranking import Ranking
@@ -38,7 +38,7 @@ def metric_named(name: str) -> Metric:
     if name in NAMES:
         return NAMES[name]()
     if found := _TOP.fullmatch(name):
-        return TopK(int(found[1]))
+        return TopKAccuracy(int(found[1]))
     near = difflib.get_close_matches(name, [*NAMES, *ALWAYS], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     raise ConfigError(

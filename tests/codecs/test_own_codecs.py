@@ -29,7 +29,7 @@ from tests.helpers.runs import assert_same_run
 from tests.helpers.vectors import FEEDBACK, run, vectors
 from tests.helpers.wired import Wired
 
-TOPK = "tests.helpers.own_codecs.TopK"
+TOPK = "tests.helpers.own_codecs.Largest"
 
 
 # How a codec is named.
@@ -38,8 +38,8 @@ TOPK = "tests.helpers.own_codecs.TopK"
 @pytest.mark.parametrize(
     "given",
     [
-        own.TopK(k=0.25),
-        own.TopK(0.25),
+        own.Largest(k=0.25),
+        own.Largest(0.25),
         Spec(TOPK, {"k": 0.25}),
         {"_target_": TOPK, "k": 0.25},
     ],
@@ -49,7 +49,7 @@ def test_a_codec_is_described_by_class_and_arguments(given):
     assert codec_spec("codec.up", given) == Spec(TOPK, {"k": 0.25})
 
 
-@pytest.mark.parametrize("given", [own.TopK, own.TopK(), TOPK, Spec(TOPK), {"_target_": TOPK}])
+@pytest.mark.parametrize("given", [own.Largest, own.Largest(), TOPK, Spec(TOPK), {"_target_": TOPK}])
 def test_a_default_is_an_argument_too(given):
     assert codec_spec("codec.up", given) == Spec(TOPK, {"k": 0.5})
 
@@ -79,7 +79,7 @@ def changed(codec, attribute, value):
     return codec
 
 
-class Drawn(own.TopK):
+class Drawn(own.Largest):
     def __init__(self, k=0.5):
         super().__init__(k)
         self.mask = torch.rand(3)
@@ -89,10 +89,10 @@ class Drawn(own.TopK):
     ("given", "line"),
     [
         (
-            changed(own.TopK(0.1), "k", 1.0),
-            r"codec.up=tests.helpers.own_codecs.TopK: the object's k is 1.0, and was 0.1 when",
+            changed(own.Largest(0.1), "k", 1.0),
+            r"codec.up=tests.helpers.own_codecs.Largest: the object's k is 1.0, and was 0.1 when",
         ),
-        (changed(own.TopK(), "kk", 1.0), r"the object's kk is 1.0, and was absent when"),
+        (changed(own.Largest(), "kk", 1.0), r"the object's kk is 1.0, and was absent when"),
         (changed(own.Takes([1]), "what", [2]), r"the object's what is \[2\], and was \[1\]"),
         (changed(Float16(), "encode", len), r"the object's encode is builtins.len, and was absent"),
         (changed(own.ErrorFeedback(), "_left", torch.zeros(2)), r"the object's _left is tensor\(2 float32\)"),
@@ -110,11 +110,11 @@ def test_what_a_codec_draws_when_it_is_made_is_no_change():
 
 
 def test_a_codec_by_path_and_by_object_trains_alike():
-    assert_same_run(run(up=own.TopK(k=0.25)), run(up={"_target_": TOPK, "k": 0.25}))
+    assert_same_run(run(up=own.Largest(k=0.25)), run(up={"_target_": TOPK, "k": 0.25}))
 
 
 def test_an_argument_counts():
-    few, many = run(up=own.TopK(k=0.1)), run(up=own.TopK(k=0.9))
+    few, many = run(up=own.Largest(k=0.1)), run(up=own.Largest(k=0.9))
     assert few.metrics[0]["up_bytes"] < many.metrics[0]["up_bytes"]
     assert few.metrics[-1]["train_loss"] != many.metrics[-1]["train_loss"]
 
@@ -125,7 +125,7 @@ def test_a_plan_carries_a_codecs_arguments():
 
 
 def test_settings_say_a_codecs_arguments(tmp_path):
-    run(up=own.TopK(k=0.25), rounds=1, out=tmp_path / "run")
+    run(up=own.Largest(k=0.25), rounds=1, out=tmp_path / "run")
     settings = json.loads((tmp_path / "run" / "summary.json").read_text())["settings"]
     assert {name: settings[name] for name in ("up", "up.k", "down")} == {
         "up": TOPK,
@@ -133,7 +133,7 @@ def test_settings_say_a_codecs_arguments(tmp_path):
         "down": "fsl.codecs.Identity",
     }
     with pytest.raises(ConfigError, match=r"has up\.k=0\.25, this one 0\.5"):
-        run(up=own.TopK(k=0.5), rounds=2, out=tmp_path / "run", resume=True)
+        run(up=own.Largest(k=0.5), rounds=2, out=tmp_path / "run", resume=True)
 
 
 def test_a_report_tells_runs_apart_by_a_codecs_arguments():
@@ -146,7 +146,7 @@ def test_a_cut_is_priced_by_a_codecs_arguments():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 
     def up_bytes(k):
-        (price,) = fsl.costs.price(model, vectors(), strategy=SplitFedV1(), cuts=["0"], devices=3, up=own.TopK(k=k))
+        (price,) = fsl.costs.price(model, vectors(), strategy=SplitFedV1(), cuts=["0"], devices=3, up=own.Largest(k=k))
         return price.up_bytes
 
     assert up_bytes(0.1) < up_bytes(0.9)
@@ -166,7 +166,7 @@ def test_a_cut_is_priced_by_a_codecs_arguments():
         (3, "codec.up=3: name a Codec"),
         ("my.TopK", "codec.up=my.TopK: there is no 'my.TopK' to import"),
         (SplitFedV1, "is not a Codec"),
-        (own.TopK(k=0.5).decode, "name a Codec"),
+        (own.Largest(k=0.5).decode, "name a Codec"),
     ],
 )
 def test_what_describes_no_codec_is_refused_in_one_line(given, message):
@@ -335,7 +335,7 @@ def test_a_codec_is_tried_on_empty_batches_where_there_are_some():
 )
 def test_a_codec_that_nothing_passes_through_is_said_in_a_line(strategy, way, reason, caplog):
     with caplog.at_level(logging.WARNING):
-        plain, named = run(strategy), run(strategy, **{way: own.TopK(k=0.25)})
+        plain, named = run(strategy), run(strategy, **{way: own.Largest(k=0.25)})
     assert [line for line in caplog.messages if "nothing" in line] == [
         f'codec.{way}={TOPK} {{"k": 0.25}} changes nothing: {reason}'
     ]

@@ -29,8 +29,8 @@ def block(page: str, title: str) -> str:
 def folder(tmp_path, monkeypatch):
     (tmp_path / "conf" / "codec").mkdir(parents=True)
     for page, title in (
-        ("codecs.md", "topk.py"),
-        ("codecs.md", "conf/codec/topk.yaml"),
+        ("codecs.md", "largest.py"),
+        ("codecs.md", "conf/codec/largest.yaml"),
         ("own-strategy.md", "replay.py"),
         ("selection.md", "stalest.py"),
     ):
@@ -45,9 +45,9 @@ def settings(path: Path) -> dict:
 
 
 def test_the_pages_codec_trains_from_python(folder):
-    kind = importlib.import_module("topk").TopK
-    assert codec_spec("codec.up", kind) == Spec("topk.TopK", {"k": 0.1})
-    by_object, by_path = (run(up=up, down=kind, nodes=2) for up in (kind(k=0.2), Spec("topk.TopK", {"k": 0.2})))
+    kind = importlib.import_module("largest").Largest
+    assert codec_spec("codec.up", kind) == Spec("largest.Largest", {"k": 0.1})
+    by_object, by_path = (run(up=up, down=kind, nodes=2) for up in (kind(k=0.2), Spec("largest.Largest", {"k": 0.2})))
     assert_same_run(by_object, by_path)
     with pytest.raises(ValueError, match=r"k=0: it is a share of a row's values"):
         kind(k=0)
@@ -55,15 +55,15 @@ def test_the_pages_codec_trains_from_python(folder):
 
 @pytest.mark.slow
 def test_the_pages_codec_trains_from_the_command_line(folder, capsys):
-    assert command.command([*SMOKE, "codec.up={_target_: topk.TopK, k: 0.2}", "hydra.run.dir=run"]) == 0
+    assert command.command([*SMOKE, "codec.up={_target_: largest.Largest, k: 0.2}", "hydra.run.dir=run"]) == 0
     assert settings(folder / "run")["up.k"] == 0.2
-    assert command.command([*SMOKE, "codec.up={_target_: topk.TopK, k: 2}", "hydra.run.dir=wrong"]) == 2
+    assert command.command([*SMOKE, "codec.up={_target_: largest.Largest, k: 2}", "hydra.run.dir=wrong"]) == 2
     assert "k=2.0: it is a share" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_pages_codec_is_swept_by_its_argument(folder):
-    sweep = ("-m", *SMOKE, "codec=topk", "codec.up.k=0.1,0.5", "hydra.sweep.dir=sweep")
+    sweep = ("-m", *SMOKE, "codec=largest", "codec.up.k=0.1,0.5", "hydra.sweep.dir=sweep")
     assert command.command(["--config-dir", "conf", *sweep]) == 0
     found = [settings(path.parent)["up.k"] for path in sorted(folder.glob("sweep/*/summary.json"))]
     assert found == [0.1, 0.5]

@@ -7,10 +7,10 @@ import torch
 from fsl.codecs import Codec, Payload, pack
 
 
-class TopK(Codec):
+class Largest(Codec):
     """Of each row the share `k` of values that are largest, the others zero."""
 
-    name = "topk"
+    name = "largest"
     rowwise = True
 
     def __init__(self, k: float = 0.5):
@@ -21,10 +21,10 @@ class TopK(Codec):
         count = max(1, round(self.k * flat.shape[1]))
         places = flat.abs().topk(count, dim=1).indices.sort(dim=1).values
         mask = torch.zeros_like(flat, dtype=torch.bool).scatter(1, places, True)
-        return pack("topk", values.dtype, ("mask", mask.view(values.shape)), ("values", flat.gather(1, places)))
+        return pack("largest", values.dtype, ("mask", mask.view(values.shape)), ("values", flat.gather(1, places)))
 
     def decode(self, payload):
-        mask, values = payload.unpack("topk", mask=torch.bool, values=payload.dtype)
+        mask, values = payload.unpack("largest", mask=torch.bool, values=payload.dtype)
         return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
@@ -164,8 +164,8 @@ class Takes(Plain):
 
 
 @dataclass(frozen=True)
-class Frozen(TopK):
-    """As TopK, as a dataclass."""
+class Frozen(Largest):
+    """As Largest, as a dataclass."""
 
     k: float = 0.5
 
