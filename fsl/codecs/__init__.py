@@ -1,5 +1,6 @@
 """Encodes smashed data and cut gradients for the wire, one file a codec."""
 
+from fsl.codecs.adaptive import Adaptive
 from fsl.codecs.bfloat16 import BFloat16
 from fsl.codecs.binary import Binary
 from fsl.codecs.bottleneck import Bottleneck
@@ -16,13 +17,19 @@ from fsl.codecs.int2 import Int2
 from fsl.codecs.int4 import Int4
 from fsl.codecs.int8 import Int8
 from fsl.codecs.learned import Learned
+from fsl.codecs.lossless import Lossless
+from fsl.codecs.randtopk import RandTopK
+from fsl.codecs.rans import Rans
 from fsl.codecs.through import Codes, Through
+from fsl.codecs.topk import TopK
 from fsl.codecs.units import Units, only_units, switch
 from fsl.codecs.vq import VQ
+from fsl.codecs.zstd import Zstd
 
 __all__ = [
     "C3",
     "VQ",
+    "Adaptive",
     "BFloat16",
     "Binary",
     "Bottleneck",
@@ -39,9 +46,14 @@ __all__ = [
     "Int4",
     "Int8",
     "Learned",
+    "Lossless",
     "Payload",
+    "RandTopK",
+    "Rans",
     "Through",
+    "TopK",
     "Units",
+    "Zstd",
     "fit_frequencies",
     "only_units",
     "pack",

@@ -45,12 +45,14 @@ class Chain(Through):
         self._streams: tuple[Stream | None, list[Stream]] = (None, [])
         self.rowwise = all(stage.rowwise for stage in self._wired)  # type: ignore[misc]
         self.stateful = any(stage.stateful for stage in self._wired)  # type: ignore[misc]
+        self.follows_link = any(stage.follows_link for stage in self._wired)  # type: ignore[misc]
         self.fixed_size = all(stage.fixed_size for stage in self._wired)  # type: ignore[misc]
 
     @property
     def differentiable(self) -> bool:
         """Whether the first codec on the link is one that gradients go through."""
-        return bool(self._wired) and isinstance(self._wired[0], Through)
+        first = self._wired[0] if self._wired else None
+        return isinstance(first, Through) and first.differentiable
 
     @property
     def corrects(self) -> bool:
@@ -78,15 +80,18 @@ class Chain(Through):
             if stage.lossless or not values.is_floating_point():
                 return
             stage.refuse_unfit(values.shape)
-            values = dict(stage.encode(values).arrays)[_MAIN]
+            if stage.chains:
+                values = dict(stage.encode(values).arrays)[_MAIN]
 
-    def at(self, stream: Stream, step: int, limit: int = MOST_BYTES) -> Self:
+    def at(
+        self, stream: Stream, step: int, limit: int = MOST_BYTES, training: bool = True, rate: float | None = None
+    ) -> Self:
         """Set the same for every stage, each with draws of its own."""
         if self._streams[0] is not stream:
             self._streams = stream, [Stream(stream.base, f"stage-{k}") for k in range(len(self._wired))]
         for number, (stage, own) in enumerate(zip(self._wired, self._streams[1])):
-            stage.at(own, step, limit + _ROOM if number else limit)
-        return super().at(stream, step, limit)
+            stage.at(own, step, limit + _ROOM if number else limit, training, rate)
+        return super().at(stream, step, limit, training, rate)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the state of each stage, behind its number."""
@@ -169,6 +174,12 @@ def spec_of(stage: Mapping[str, Any]) -> Spec:
 
 
 def _refuse_order(before: Codec, after: Codec) -> None:
+    if not before.chains or not (after.chains or isinstance(before, Learned)):
+        alone, other = (after, before) if before.chains else (before, after)
+        raise ConfigError(
+            f"stages: {alone.name} takes whole codecs, and {other.name} beside it in a chain is none of them; put "
+            f"{other.name} into each of its choices"
+        )
     if (before.lossless or (isinstance(before, Learned) and before.coded)) and not after.lossless:
         raise ConfigError(
             f"stages: {after.name} comes behind {before.name}, whose bytes are no values; put it in front"

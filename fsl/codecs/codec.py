@@ -16,7 +16,8 @@ from fsl.seeds import Stream
 _LIKE = "like"
 _SHAPE = "shape"
 Way = Literal["up", "down"]  # smashed data, cut gradients
-_BESIDE = (_LIKE, _SHAPE)  # empty arrays, which tell something by their dtype or their shape
+_OF = "of"  # tells dtype and shape of what a lossless codec packed
+_BESIDE = (_LIKE, _SHAPE, _OF)  # empty arrays, which tell something by their dtype or their shape
 MOST_BYTES = 1 << 30  # that a decoded tensor has, where nobody knows better
 
 
@@ -73,12 +74,15 @@ _NO_STREAM = Stream(0, "codec")
 class CodecCall:
     """Whose session a codec's call belongs to, and which step of it.
 
-    `stream`: the seeds of its draws, the same at both ends. `limit`: bytes that a decoded tensor may have.
+    `stream`: the seeds of its draws, the same at both ends. `limit`: bytes that a decoded tensor may have. `training`:
+    false in evaluations. `rate`: bytes a second that the link carries this way, where that is known.
     """
 
     stream: Stream = _NO_STREAM
     step: int = 0
     limit: int = MOST_BYTES
+    training: bool = True
+    rate: float | None = None
 
 
 class Codec(ABC):
@@ -92,7 +96,8 @@ class Codec(ABC):
     payload has a row for it. `stateful`: a call's result depends on the calls before it; the session of such a codec
     moves to another edge only where the codec has `state` and `resume`. `lossless`: takes arrays of any dtype and
     gives back their bits, so that in a chain all that was made before goes through it. `fixed_size`: the bytes of a
-    payload follow from the tensor's shape and dtype.
+    payload follow from the tensor's shape and dtype. `chains`: others may stand beside it in a chain.
+    `follows_link`: what it sends depends on the rate of the device's link.
 
     A session says before each call which step it belongs to: see `generator` and `check_size`.
     """
@@ -102,6 +107,8 @@ class Codec(ABC):
     stateful: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
     fixed_size: ClassVar[bool] = True
+    chains: ClassVar[bool] = True
+    follows_link: ClassVar[bool] = False
 
     _call: CodecCall = CodecCall()
 
@@ -165,9 +172,11 @@ class Codec(ABC):
         if state:
             raise WireError(f"codec '{self.name}' keeps no state, and {', '.join(sorted(state))[:80]} came for it")
 
-    def at(self, stream: Stream, step: int, limit: int = MOST_BYTES) -> Self:
-        """Set whose session and which step of it the next call belongs to, and how large its result may be."""
-        object.__setattr__(self, "_call", CodecCall(stream, step, limit))
+    def at(
+        self, stream: Stream, step: int, limit: int = MOST_BYTES, training: bool = True, rate: float | None = None
+    ) -> Self:
+        """Set what the next call belongs to: see `CodecCall`."""
+        object.__setattr__(self, "_call", CodecCall(stream, step, limit, training, rate))
         return self
 
     def generator(self) -> torch.Generator:
@@ -200,7 +209,7 @@ def pack(codec: str, dtype: torch.dtype, *arrays: tuple[str, Tensor], shape: Seq
 
 def tells_alone(name: str) -> bool:
     """Returns whether an array of this name holds nothing: it tells by its dtype or its shape, whatever the rows."""
-    return re.split("[./]", name)[-1] in _BESIDE
+    return re.split("[./:]", name)[-1] in _BESIDE
 
 
 def described(payload: Payload) -> str:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsl.codecs.adaptive import Adaptive
 from fsl.codecs.chain import Chain, spec_of
 from fsl.codecs.codec import Codec
 from fsl.codecs.identity import Identity
@@ -89,6 +90,8 @@ def codec_spec(name: str, given: CodecChoice) -> Spec:
             raise ConfigError(
                 f"{name}={path}: its constructor takes {parameter}, and a codec is described by arguments with names"
             )
+    if kind is Adaptive and isinstance(arguments.get("choices"), Sequence):
+        arguments["choices"] = _described(f"{name}.choices", arguments["choices"])
     arguments = fitting(name, kind, parameters, arguments)
     kwargs = {key: _plain(name, path, key, value) for key, value in arguments.items()}
     kwargs |= {
@@ -126,6 +129,12 @@ def _chained(name: str, stages: Sequence[Spec]) -> Spec:
     return codec_spec(name, Spec(public_path(Chain), {"stages": flat}))
 
 
+def _described(name: str, choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """Describe codecs, each given like a direction's, as a constructor takes them."""
+    specs = [codec_spec(f"{name}[{place}]", one) for place, one in enumerate(choices)]
+    return [dict(spec.kwargs, _target_=spec.target) for spec in specs]
+
+
 def _class_and_arguments(name: str, given: Any) -> tuple[Any, dict[str, Any]]:
     match given:
         case Codec():
@@ -148,8 +157,8 @@ def _class_and_arguments(name: str, given: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _named_half(name: str, given: str) -> Any:
-    """Returns what the choice of this name says of the direction that `name` ends with, as in codec.up[1]."""
-    choice, way = named("codec", given), name.rpartition(".")[2].partition("[")[0]
+    """Returns what the choice of this name says of the direction that `name` has, as in codec.up[1]."""
+    choice, way = named("codec", given), name.split(".")[1].partition("[")[0]
     if way not in choice:
         raise ConfigError(f"{name}={given}: it is no codec of its own; name codecs, as [c3,int8]")
     return choice[way]

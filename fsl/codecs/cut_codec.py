@@ -47,7 +47,8 @@ class CutCodec:
     exact tensor, which no codec touches. One tensor alone travels as its codec's payload.
 
     `through`: gradients go through it, see `fsl.codecs.through.Through`. `corrects`: it adds to the gradient that comes
-    back. `limit`: bytes that a decoded tensor may have.
+    back. `limit`: bytes that a decoded tensor may have. `rate`: bytes a second that the link carries this way,
+    where that is known.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class CutCodec:
         self.through = isinstance(first, Through) and first.differentiable
         self.corrects = first.corrects
         self.limit = MOST_BYTES
+        self.rate: float | None = None
         self._known: set[str] = set()  # structures from the network that were checked
 
     def encode(self, values: Values, step: int = 0) -> Payload:
@@ -185,7 +187,7 @@ class CutCodec:
         while len(self._codecs) <= activation:
             self._codecs.append((self._make(), self._draws.of(len(self._codecs))))
         codec, stream = self._codecs[activation]
-        return codec.at(stream, step, self.limit)
+        return codec.at(stream, step, self.limit, rate=self.rate)
 
 
 def _pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Values) -> Values:
