@@ -19,6 +19,7 @@ from fsl.strategies.round_metrics import hops, movements, simulated, sums
 from fsl.strategies.step_settings import control_of
 
 from fsl import seeds
+from fsl.codecs.codec_maker import codec_of
 from fsl.costs import DeviceLoad
 from fsl.errors import RunError
 from fsl.flower.records import states_to_record
@@ -49,6 +50,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._moves: tuple[Move, ...] = ()  # moves of this round
         self._asked = False  # whether anybody was asked to train in this round
         self._counted = {"available": 0, "late": 0}  # devices of this round
+        self._follows_links = False  # whether a codec sends as much as a device's link carries
         self._late: list[DeviceLoad] = []  # what the late ones of this round would do
         self._cuts: Mapping[int, int] = {}  # at which of the run's cuts this round's devices are cut, where they differ
 
@@ -57,6 +59,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         super().bind(federation)
         if federation.placement is not None:
             federation.placement.know_frozen({name: layout.frozen for name, layout in federation.layouts.items()})
+        self._follows_links = codec_of(federation.wire.up_spec).follows_link
         self._placed, self._lost, self._restarted = None, {}, {}
         self._asked, self._late = False, []
 
@@ -358,7 +361,9 @@ class SplitStrategy(Algorithm, RoundLoop):
     def _task(self, device: int) -> DeviceTask:
         held = self._protection.samples(device)
         cut = self._cuts.get(device, 0)
-        return DeviceTask(device=device, samples=held, cut=cut, **self._generations(f"device-{device}"))
+        costs = self.federation.costs if self._follows_links else None
+        uplink = None if costs is None else costs.uplink(device, self._clock)
+        return DeviceTask(device=device, samples=held, cut=cut, uplink=uplink, **self._generations(f"device-{device}"))
 
     def _generations(self, owner: str) -> dict[str, int]:
         return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}

@@ -86,6 +86,10 @@ class CostModel:
             start,
         )
 
+    def uplink(self, device: int, at: float) -> float:
+        """Returns the bytes a second that a device's link carries up at this second of the run."""
+        return self.machines.links.of(device, self.seed).uplink(at)
+
     def settings(self) -> dict[str, str]:
         """Returns the profiles as text: a run resumes only with equal ones, since its simulated time goes on."""
         machines = self.machines

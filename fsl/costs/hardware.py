@@ -19,7 +19,9 @@ class HardwareOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware(OptionGroup):
-    """The profiles of a run's machines and links; they change `sim_seconds` and `energy_joules`, never a weight.
+    """The profiles of a run's machines and links; they change `sim_seconds` and `energy_joules`.
+
+    They change a weight only where a codec follows the links (`fsl.codecs.Adaptive` with `seconds`).
 
     Each is a profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw
     from, as in `{"pi3": 0.5, "pi4": 0.5}`. ConfigError for a profile that does not exist.

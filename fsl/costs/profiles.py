@@ -87,6 +87,12 @@ class LinkProfile:
     def _steps(self) -> tuple[list[float], list[float]]:
         return [0.0, *(entry[0] for entry in self.trace)], [1.0, *(entry[1] for entry in self.trace)]
 
+    def uplink(self, at: float) -> float:
+        """Returns the bytes a second that it carries up at this second of the run."""
+        times, factors = self._steps
+        base = 0.0 if self.repeat_s is None else at // self.repeat_s * self.repeat_s
+        return self.up_mbit * 1e6 / 8 * factors[bisect_right(times, at - base) - 1]
+
     def seconds(self, size: float, mbit: float, start: float) -> float:
         """Returns the seconds for `size` bytes at `mbit` Mbit/s, scaled by the trace, without latency."""
         needed = size * 8e-6 / mbit  # seconds at factor 1

@@ -237,10 +237,9 @@ class DeviceSide:
     def _codecs(self, device: int, cut: str = "") -> tuple[CutCodec, CutCodec]:
         """Returns a device's halves of the codecs of both ways at a cut."""
         draws, allowed = CodecDraws(self.plan.seed, round=self.plan.round), self.worker.workload.allowed
-        return (
-            CutCodec(self.up, allowed, draws.going(f"{cut}up", device)),
-            CutCodec(self.down, allowed, draws.going(f"{cut}down", device)),
-        )
+        up = CutCodec(self.up, allowed, draws.going(f"{cut}up", device))
+        up.rate = self.tasks[device].uplink
+        return up, CutCodec(self.down, allowed, draws.going(f"{cut}down", device))
 
     def _tail_cut(self, device: int) -> AnsweringEnd:
         """Returns a device's end of the cut before its tail: outputs come down, and their gradient goes up."""

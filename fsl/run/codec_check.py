@@ -73,6 +73,11 @@ def _refuse(what: str, way: Way, codec: Codec, federation: Federation, tails: bo
     with _named(what):
         for use in ways if tails else (way,):  # before a tail outputs go down, and their gradient goes up
             codec.refuse_use(use)
+    if codec.follows_link and federation.costs is None:
+        raise ConfigError(
+            f"{what}: it follows the rates of links, and rounds of this run are not priced, so that nothing tells "
+            "them; give it a budget or a ratio"
+        )
     if federation.mobility is not None and not codec.movable:
         raise ConfigError(f"{what}: {CANNOT_MOVE}")
     if federation.mobility is not None and codec.stateful and tails:

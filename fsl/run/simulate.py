@@ -170,9 +170,9 @@ def simulate(
         up: Codec of smashed data: a name ("int8"), a class, its import path, or an object such as `TopK(k=0.1)`.
         down: Codec of cut gradients, given like `up`.
 
-    Options of `hardware`, a `Hardware`, from which simulated seconds and joules are computed, never a weight. Each is a
-    profile or its name for all, a list by id (ids beyond its end start over), or names with shares to draw from, as in
-    `{"pi3": 0.5, "pi4": 0.5}`:
+    Options of `hardware`, a `Hardware`, from which simulated seconds and joules are computed, and no weight but where a
+    codec follows the links. Each is a profile or its name for all, a list by id (ids beyond its end start over), or
+    names with shares to draw from, as in `{"pi3": 0.5, "pi4": 0.5}`:
         device_profile: Profile of the devices.
         edge_profile: Profile of the edge servers.
         link_profile: Profile of the links between devices and their edges.

@@ -48,6 +48,9 @@ class RoundPricer(Protocol):
     def arrivals(self, homes: Mapping[int, int], serving: Any, again: Any, start: float = 0.0) -> Any:
         """By edge, the order in which uploads and fronts will arrive in a round of these devices."""
 
+    def uplink(self, device: int, at: float) -> float:
+        """The bytes a second that a device's link carries up at this second of the run."""
+
     def settings(self) -> Mapping[str, str]:
         """The machines as text."""
 
