@@ -48,7 +48,7 @@ class CutCodec:
 
     `through`: gradients go through it, see `fsl.codecs.through.Through`. `corrects`: it adds to the gradient that comes
     back. `limit`: bytes that a decoded tensor may have. `rate`: bytes a second that the link carries this way,
-    where that is known.
+    where that is known. `training`: false in evaluations.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class CutCodec:
         self.corrects = first.corrects
         self.limit = MOST_BYTES
         self.rate: float | None = None
+        self.training = True
         self._known: set[str] = set()  # structures from the network that were checked
 
     def encode(self, values: Values, step: int = 0) -> Payload:
@@ -187,7 +188,7 @@ class CutCodec:
         while len(self._codecs) <= activation:
             self._codecs.append((self._make(), self._draws.of(len(self._codecs))))
         codec, stream = self._codecs[activation]
-        return codec.at(stream, step, self.limit, rate=self.rate)
+        return codec.at(stream, step, self.limit, self.training, self.rate)
 
 
 def _pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Values) -> Values:

@@ -19,6 +19,7 @@ class CodedCut(nn.Module):
 
     def __init__(self, codec: CutCodec, rows: int, shared: frozenset[int]) -> None:
         super().__init__()
+        codec.training = False
         self._codec, self._rows, self._shared = codec, rows, shared
 
     def forward(self, given: Any) -> Any:

@@ -5,10 +5,11 @@ import torch
 from fsl.strategies import FedFly, SplitFedV1
 
 from fsl.codecs import Chain, Payload, RandTopK, TopK
-from fsl.codecs.cut_codec import NO_DRAWS
+from fsl.codecs.cut_codec import NO_DRAWS, CutCodec
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.errors import ConfigError, WireError
 from fsl.mobility import RandomMobility
+from fsl.round.coded_cuts import CodedCut
 from fsl.seeds import Stream
 from tests.helpers.runs import assert_same_run
 from tests.helpers.vectors import run
@@ -159,6 +160,12 @@ def test_randtopk_is_topk_in_evaluations_and_without_alpha():
     evaluated = RandTopK(0.2, 0.5).at(Stream(0, "codec"), 1, training=False).encode(values).arrays
     for arrays in (evaluated, RandTopK(0.2, 0.0).encode(values).arrays):
         assert all(torch.equal(one, other) for (_, one), (_, other) in zip(arrays, expected))
+
+
+def test_randtopk_is_topk_where_a_model_is_evaluated():
+    values = normal(6, 40)
+    cut = CodedCut(CutCodec(lambda: RandTopK(0.2, 0.9)), 6, frozenset())
+    assert torch.equal(cut(values), TopK(0.2).decode(TopK(0.2).encode(values)))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.0, float("nan")])
