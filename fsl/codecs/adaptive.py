@@ -1,18 +1,18 @@
 """Picks for each message the finest of several codecs whose payload fits a budget."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fsl.argument_types import checks_types
 from fsl.codecs.chain import spec_of
-from fsl.codecs.codec import MOST_BYTES, Codec, Payload, Way
+from fsl.codecs.codec import Codec, Payload, Way
+from fsl.codecs.composed import Composed
 from fsl.codecs.learned import Learned
-from fsl.codecs.through import Codes, Restore, Through
+from fsl.codecs.through import Restore, Through
 from fsl.errors import ConfigError, WireError
-from fsl.seeds import Stream
 
 _MOST = 16  # choices
 _MOST_SIZES = 256  # that are remembered
@@ -20,7 +20,7 @@ _INSIDE = str.maketrans("/", ":")  # a chain outside of this one would take a sl
 _OUTSIDE = str.maketrans(":", "/")
 
 
-class Adaptive(Through):
+class Adaptive(Composed):
     """Sends each message by the first of `choices`, from the finest to the coarsest, whose payload fits.
 
     What fits is at most `budget` bytes; or 1 / `ratio` of the values' own bytes; or what the device's link carries up
@@ -54,7 +54,7 @@ class Adaptive(Through):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value!r}: give a number above 0, or null for none")
         self.budget, self.ratio, self.seconds = budget, ratio, seconds
-        self.choices: list[Codec] = [spec_of(choice).build() for choice in choices]
+        self._parts = self.choices = [spec_of(choice).build() for choice in choices]
         for choice in self.choices:
             _refuse(choice)
         through = [isinstance(choice, Through) and choice.differentiable for choice in self.choices]
@@ -71,7 +71,6 @@ class Adaptive(Through):
             budget is None and self.fixed_size and all(choice.rowwise for choice in self.choices)
         )
         self._sizes: dict[tuple[int, torch.Size, torch.dtype], int] = {}
-        self._streams: tuple[Stream | None, list[Stream]] = (None, [])
 
     @property
     def differentiable(self) -> bool:
@@ -100,24 +99,6 @@ class Adaptive(Through):
                 f"budget={self.budget}, ratio={self.ratio}: a full batch takes {min(sizes)} bytes even by the coarsest "
                 f"choice, and {int(room)} are allowed; allow more, or add a coarser codec"
             )
-
-    def at(
-        self, stream: Stream, step: int, limit: int = MOST_BYTES, training: bool = True, rate: float | None = None
-    ) -> Self:
-        """Set the same for every choice, each with draws of its own."""
-        if self._streams[0] is not stream:
-            self._streams = stream, [Stream(stream.base, f"choice-{k}") for k in range(len(self.choices))]
-        for choice, own in zip(self.choices, self._streams[1]):
-            choice.at(own, step, limit, training, rate)
-        return super().at(stream, step, limit, training, rate)
-
-    def project(self, values: Tensor) -> Codes:
-        """Returns the codes of the choice that is taken."""
-        return Codes(self.send(values)[0])
-
-    def restore(self, codes: Codes, shape: torch.Size) -> Tensor:
-        """RuntimeError: how values are restored comes with the payload, which tells the choice; see `receive`."""
-        raise RuntimeError("the payload tells by which choice values are restored; use receive")
 
     def send(self, values: Tensor) -> tuple[Tensor, Payload]:
         """Returns the codes of the first choice that fits as a function of values, and its payload."""

@@ -1,24 +1,24 @@
 """Codecs one after another: what one sends, the next makes smaller."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fsl.codecs.codec import MOST_BYTES, Codec, Payload, Way, tells_alone
+from fsl.codecs.codec import Codec, Payload, Way, tells_alone
+from fsl.codecs.composed import Composed
 from fsl.codecs.learned import Learned
-from fsl.codecs.through import Codes, Restore, Through
+from fsl.codecs.through import Restore, Through
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
-from fsl.seeds import Stream
 
 _MOST = 8  # stages
 _MAIN = "values"  # the array that the next stage takes
 _ROOM = 1 << 20  # bytes beyond the values' own that the arrays between two stages may have: tables, places
 
 
-class Chain(Through):
+class Chain(Composed):
     """Encodes by several codecs: each takes the array `values` of the one before, lossless ones take all arrays.
 
     Learned codecs come first; then those that gradients go through (`fsl.codecs.through.Through`), then others, then
@@ -35,38 +35,37 @@ class Chain(Through):
         self.stages: list[Codec] = [spec_of(stage).build() for stage in stages]
         for before, after in zip(self.stages, self.stages[1:]):
             _refuse_order(before, after)
-        self._wired = [stage for stage in self.stages if not isinstance(stage, Learned) or stage.coded]
-        for stage in self._wired[1:]:
+        self._parts = [stage for stage in self.stages if not isinstance(stage, Learned) or stage.coded]
+        for stage in self._parts[1:]:
             if stage.corrects:
                 raise ConfigError(
                     f"stages: {stage.name} corrects the gradient at what it is given, which here comes from another "
                     "codec; put it first, or leave its correction out"
                 )
-        self._streams: tuple[Stream | None, list[Stream]] = (None, [])
-        self.rowwise = all(stage.rowwise for stage in self._wired)  # type: ignore[misc]
-        self.stateful = any(stage.stateful for stage in self._wired)  # type: ignore[misc]
-        self.follows_link = any(stage.follows_link for stage in self._wired)  # type: ignore[misc]
-        self.fixed_size = all(stage.fixed_size for stage in self._wired)  # type: ignore[misc]
+        self.rowwise = all(stage.rowwise for stage in self._parts)  # type: ignore[misc]
+        self.stateful = any(stage.stateful for stage in self._parts)  # type: ignore[misc]
+        self.follows_link = any(stage.follows_link for stage in self._parts)  # type: ignore[misc]
+        self.fixed_size = all(stage.fixed_size for stage in self._parts)  # type: ignore[misc]
 
     @property
     def differentiable(self) -> bool:
         """Whether the first codec on the link is one that gradients go through."""
-        first = self._wired[0] if self._wired else None
+        first = self._parts[0] if self._parts else None
         return isinstance(first, Through) and first.differentiable
 
     @property
     def corrects(self) -> bool:
         """Whether its first codec on the link does."""
-        return bool(self._wired) and self._wired[0].corrects
+        return bool(self._parts) and self._parts[0].corrects
 
     def correction(self, values: Tensor, decoded: Tensor) -> Tensor:
         """Returns the correction of its first codec."""
-        return self._wired[0].correction(values, decoded)
+        return self._parts[0].correction(values, decoded)
 
     @property
     def movable(self) -> bool:
         """Whether its session can move to another edge."""
-        return all(stage.movable for stage in self._wired)
+        return all(stage.movable for stage in self._parts)
 
     def refuse_use(self, way: Way) -> None:
         """ConfigError where one of its codecs cannot carry smashed data, or cut gradients."""
@@ -76,52 +75,38 @@ class Chain(Through):
     def refuse_unfit(self, shape: torch.Size) -> None:
         """ConfigError where a stage cannot take what comes to it of a full batch of this shape."""
         values = torch.zeros(shape)
-        for stage in self._wired:
+        for stage in self._parts:
             if stage.lossless or not values.is_floating_point():
                 return
             stage.refuse_unfit(values.shape)
             if stage.chains:
                 values = dict(stage.encode(values).arrays)[_MAIN]
 
-    def at(
-        self, stream: Stream, step: int, limit: int = MOST_BYTES, training: bool = True, rate: float | None = None
-    ) -> Self:
-        """Set the same for every stage, each with draws of its own."""
-        if self._streams[0] is not stream:
-            self._streams = stream, [Stream(stream.base, f"stage-{k}") for k in range(len(self._wired))]
-        for number, (stage, own) in enumerate(zip(self._wired, self._streams[1])):
-            stage.at(own, step, limit + _ROOM if number else limit, training, rate)
-        return super().at(stream, step, limit, training, rate)
+    def _room_of(self, part: int) -> int:
+        """Returns room for tables and places behind the first stage."""
+        return _ROOM if part else 0
 
     def state(self) -> dict[str, Tensor]:
         """Returns the state of each stage, behind its number."""
-        return {f"{k}.{name}": t for k, stage in enumerate(self._wired) for name, t in stage.state().items()}
+        return {f"{k}.{name}": t for k, stage in enumerate(self._parts) for name, t in stage.state().items()}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave; WireError where it is not of these stages."""
-        found: list[dict[str, Tensor]] = [{} for _ in self._wired]
+        found: list[dict[str, Tensor]] = [{} for _ in self._parts]
         for key, tensor in state.items():
             number, _, name = key.partition(".")
             if not number.isdecimal() or int(number) >= len(found):
                 raise WireError(f"codec 'chain' has no stage for the state {key[:40]!r}")
             found[int(number)][name] = tensor
-        for stage, own in zip(self._wired, found):
+        for stage, own in zip(self._parts, found):
             if own or stage.stateful:
                 stage.resume(own)
-
-    def project(self, values: Tensor) -> Codes:
-        """Returns the codes of the stages that gradients go through."""
-        return Codes(self.send(values)[0])
-
-    def restore(self, codes: Codes, shape: torch.Size) -> Tensor:
-        """RuntimeError: how values are restored comes with the payload, stage by stage; see `receive`."""
-        raise RuntimeError("a chain restores values by what each of its stages sent; use receive")
 
     def send(self, values: Tensor) -> tuple[Tensor, Payload]:
         """Returns the codes as a function of values, and the payload of all stages."""
         codes, main = values, _MAIN
         arrays = {main: values}
-        for number, stage in enumerate(self._wired, 1):
+        for number, stage in enumerate(self._parts, 1):
             for name in [name for name in arrays if name == main or (stage.lossless and not tells_alone(name))]:
                 if isinstance(stage, Through):
                     codes, payload = stage.send(codes)
@@ -137,8 +122,8 @@ class Chain(Through):
             raise WireError(f"codec 'chain' takes what a chain sends; it got a payload of codec {payload.codec[:40]!r}")
         arrays, restores = dict(payload.arrays), list[Restore]()
         codes: Tensor | None = None
-        for number in range(len(self._wired), 0, -1):
-            stage, parts = self._wired[number - 1], dict[str, list[tuple[str, Tensor]]]()
+        for number in range(len(self._parts), 0, -1):
+            stage, parts = self._parts[number - 1], dict[str, list[tuple[str, Tensor]]]()
             for key in [key for key in arrays if f"/{number}." in key]:
                 name, _, part = key.rpartition(f"/{number}.")
                 parts.setdefault(name, []).append((part, arrays.pop(key)))

@@ -172,11 +172,9 @@ class Codec(ABC):
         if state:
             raise WireError(f"codec '{self.name}' keeps no state, and {', '.join(sorted(state))[:80]} came for it")
 
-    def at(
-        self, stream: Stream, step: int, limit: int = MOST_BYTES, training: bool = True, rate: float | None = None
-    ) -> Self:
-        """Set what the next call belongs to: see `CodecCall`."""
-        object.__setattr__(self, "_call", CodecCall(stream, step, limit, training, rate))
+    def at(self, call: CodecCall) -> Self:
+        """Set what the next call belongs to."""
+        object.__setattr__(self, "_call", call)
         return self
 
     def generator(self) -> torch.Generator:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fsl.codecs.codec import MOST_BYTES, Codec, Payload, described
+from fsl.codecs.codec import MOST_BYTES, Codec, CodecCall, Payload, described
 from fsl.codecs.through import Through
 from fsl.errors import WireError
 from fsl.importing.import_paths import ALLOWED, locate_allowed
@@ -188,7 +188,7 @@ class CutCodec:
         while len(self._codecs) <= activation:
             self._codecs.append((self._make(), self._draws.of(len(self._codecs))))
         codec, stream = self._codecs[activation]
-        return codec.at(stream, step, self.limit, self.training, self.rate)
+        return codec.at(CodecCall(stream, step, self.limit, self.training, self.rate))
 
 
 def _pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Values) -> Values:

@@ -12,17 +12,40 @@ from fsl.segments.tensor_trees import Values, activations_of
 _TIMES, _ROOM = 2, 1 << 16  # a gradient's bytes at most: so many times those of its values, and a few more
 
 
-class SendingEnd:
-    """Encodes a step's values by `values`, and decodes by `gradients` what comes back for them."""
+class CutEnd:
+    """One end of a cut in one session: the codec of values one way, and that of their gradients the other way."""
 
     def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
         self.values = _for_all(values)
         self.gradients = _for_all(gradients)
-        self._continue: dict[int, Continue] = {}  # of steps whose gradient has not come
+        self._continue: dict[int, Continue] = {}  # of steps that wait for a gradient
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what its codecs remember between two steps."""
+        return {f"{way}.{name}": tensor for way, codec in self._ways.items() for name, tensor in codec.state().items()}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; WireError where it cannot be that of such codecs."""
+        found: dict[str, dict[str, Tensor]] = {way: {} for way in self._ways}
+        for key, tensor in state.items():
+            way, _, name = key.partition(".")
+            if way not in found:
+                raise WireError(f"a codec's state {key[:40]!r} belongs to neither direction")
+            found[way][name] = tensor
+        for way, codec in self._ways.items():
+            codec.resume(found[way])
+
+    @property
+    def _ways(self) -> dict[str, CutCodec]:
+        return {"values": self.values, "gradients": self.gradients}
+
+
+class SendingEnd(CutEnd):
+    """Encodes a step's values, and decodes the gradient that comes back for them."""
 
     def send(self, step: int, values: Values, answered: bool = True) -> Payload:
         """Encode a step's values (B, ...); `answered`: whether a gradient is awaited."""
-        self.gradients.limit = _ROOM + _TIMES * max(tensor.nbytes for tensor in activations_of(values))
+        self.gradients.limit = _ROOM + _TIMES * max((t.nbytes for t in activations_of(values)), default=0)
         if not answered or not (self.values.through or self.values.corrects):
             return self.values.encode(values, step)
         payload, self._continue[step] = self.values.send(values, step)
@@ -34,22 +57,9 @@ class SendingEnd:
         back = self._continue.pop(step, None)
         return decoded if back is None else back(decoded)
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns what its codecs remember between two steps."""
-        return _states(self.values, self.gradients)
 
-    def resume(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave; WireError where it cannot be that of such codecs."""
-        _resume(state, self.values, self.gradients)
-
-
-class AnsweringEnd:
-    """Decodes a step's values by `values`, and encodes by `gradients` the gradient at them."""
-
-    def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
-        self.values = _for_all(values)
-        self.gradients = _for_all(gradients)
-        self._continue: dict[int, Continue] = {}  # of steps that are not answered
+class AnsweringEnd(CutEnd):
+    """Decodes a step's values, and encodes the gradient at them."""
 
     def receive(self, step: int, payload: Payload) -> Values:
         """Returns a step's values from what came; WireError where nobody sends that."""
@@ -65,28 +75,6 @@ class AnsweringEnd:
             return None
         return self.gradients.encode(gradient if back is None else back(gradient), step)
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns what its codecs remember between two steps."""
-        return _states(self.values, self.gradients)
-
-    def resume(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave; WireError where it cannot be that of such codecs."""
-        _resume(state, self.values, self.gradients)
-
 
 def _for_all(codec: CutCodec | Codec) -> CutCodec:
     return codec if isinstance(codec, CutCodec) else CutCodec(lambda: codec)
-
-
-def _states(values: CutCodec, gradients: CutCodec) -> dict[str, Tensor]:
-    ways = {"values": values, "gradients": gradients}
-    return {f"{way}.{name}": tensor for way, codec in ways.items() for name, tensor in codec.state().items()}
-
-
-def _resume(state: Mapping[str, Tensor], values: CutCodec, gradients: CutCodec) -> None:
-    ways = {"values": values, "gradients": gradients}
-    for name in state:
-        if name.partition(".")[0] not in ways:
-            raise WireError(f"a codec's state {name[:40]!r} belongs to neither direction")
-    for way, codec in ways.items():
-        codec.resume({name.removeprefix(f"{way}."): t for name, t in state.items() if name.startswith(f"{way}.")})

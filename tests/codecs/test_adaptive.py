@@ -7,6 +7,7 @@ import torch
 from fsl.strategies import SGLR, SplitFedV1
 
 from fsl.codecs import Adaptive, Chain, Payload
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.codec_choice import codec_spec
 from fsl.codecs.cut_codec import NO_DRAWS, CutCodec
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
@@ -58,10 +59,16 @@ def test_it_sends_the_finest_that_reaches_a_ratio(ratio, choice):
 
 def test_the_budget_follows_the_link_where_its_rate_is_known():
     codec = Adaptive(PLAIN, seconds=0.5)
-    chosen = [choice_of(codec.at(NO_DRAWS.of(0), 1, rate=rate).encode(normal(10, 10))) for rate in (None, 800, 700, 1)]
+    chosen = [
+        choice_of(codec.at(CodecCall(NO_DRAWS.of(0), 1, rate=rate)).encode(normal(10, 10)))
+        for rate in (None, 800, 700, 1)
+    ]
     assert chosen == [0, 0, 1, 2]
     assert (
-        choice_of(Adaptive(PLAIN, budget=150, seconds=0.5).at(NO_DRAWS.of(0), 1, rate=800).encode(normal(10, 10))) == 2
+        choice_of(
+            Adaptive(PLAIN, budget=150, seconds=0.5).at(CodecCall(NO_DRAWS.of(0), 1, rate=800)).encode(normal(10, 10))
+        )
+        == 2
     )
 
 

@@ -7,6 +7,7 @@ import torch
 
 from fsl.codecs import Int2, Int4, Int8, Payload
 from fsl.codecs.affine import packed, unpacked
+from fsl.codecs.codec import CodecCall
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.run.codec_trial import try_codec
 from fsl.seeds import Stream
@@ -112,7 +113,7 @@ def test_a_channels_range_is_its_own(bits):
 def test_a_row_alone_is_as_in_its_batch(bits, stochastic, shape):
     values = normal(*shape)
     codec = KINDS[bits]("sample", stochastic)
-    codec.at(Stream(3, "codec"), 5)
+    codec.at(CodecCall(Stream(3, "codec"), 5))
     whole = codec.encode(values)
     decoded = codec.decode(whole)
     for row in range(6):
@@ -146,7 +147,7 @@ def test_stochastic_rounding_is_unbiased(bits, per):
     """
     draws, values = 4000, normal(3, 4, 5)
     codec = KINDS[bits](per, stochastic=True)
-    total = sum(through(codec.at(Stream(1, "codec"), step), values).double() for step in range(draws))
+    total = sum(through(codec.at(CodecCall(Stream(1, "codec"), step)), values).double() for step in range(draws))
     step = spans(values, per).double() / (2**bits - 1)
     assert ((total / draws - values).abs() / step).max() < 0.06
 
@@ -159,7 +160,7 @@ def test_stochastic_rounding_leaves_the_ends_of_a_range(bits, per):
     at_ends = (values == values.amax(over, keepdim=True)) | (values == values.amin(over, keepdim=True))
     codec = KINDS[bits](per, stochastic=True)
     for step in range(20):
-        decoded = through(codec.at(Stream(1, "codec"), step), values)
+        decoded = through(codec.at(CodecCall(Stream(1, "codec"), step)), values)
         torch.testing.assert_close(decoded[at_ends], values[at_ends], rtol=4e-7, atol=4e-7)
 
 
@@ -171,7 +172,9 @@ def test_rounding_errors_of_two_values_are_independent(per):
     """
     draws, values = 4000, normal(4, 6)
     codec = Int2(per, stochastic=True)
-    errors = torch.stack([through(codec.at(Stream(1, "c"), s), values) - values for s in range(draws)]).double()
+    errors = torch.stack(
+        [through(codec.at(CodecCall(Stream(1, "c"), s)), values) - values for s in range(draws)]
+    ).double()
     errors = errors.flatten(1) / (spans(values, per) / 3).expand_as(values).flatten()
     products = errors.T @ errors / draws
     if per == "sample":  # rows share the draws of a place, each shifted by its own range
@@ -183,10 +186,10 @@ def test_rounding_errors_of_two_values_are_independent(per):
 def test_draws_are_those_of_the_step_and_the_session():
     values = normal(5, 40)
     codec = Int4(stochastic=True)
-    first = codec.at(Stream(1, "c"), 0).encode(values).named[0][1]
-    assert torch.equal(first, Int4(stochastic=True).at(Stream(1, "c"), 0).encode(values).named[0][1])
-    assert not torch.equal(first, codec.at(Stream(1, "c"), 1).encode(values).named[0][1])
-    assert not torch.equal(first, codec.at(Stream(2, "c"), 0).encode(values).named[0][1])
+    first = codec.at(CodecCall(Stream(1, "c"), 0)).encode(values).named[0][1]
+    assert torch.equal(first, Int4(stochastic=True).at(CodecCall(Stream(1, "c"), 0)).encode(values).named[0][1])
+    assert not torch.equal(first, codec.at(CodecCall(Stream(1, "c"), 1)).encode(values).named[0][1])
+    assert not torch.equal(first, codec.at(CodecCall(Stream(2, "c"), 0)).encode(values).named[0][1])
 
 
 @bits
@@ -307,9 +310,9 @@ def test_a_told_shape_that_does_not_fit_the_bytes_is_refused(bits, per, shape):
 def test_a_payload_of_more_than_can_have_been_sent_is_refused(bits, per):
     codec = KINDS[bits](per)
     payload = codec.encode(normal(4, 3, 50))
-    assert codec.at(Stream(0, "c"), 0, limit=2400).decode(payload).shape == (4, 3, 50)
+    assert codec.at(CodecCall(Stream(0, "c"), 0, limit=2400)).decode(payload).shape == (4, 3, 50)
     with pytest.raises(WireError, match="no more than 2399 are expected"):
-        codec.at(Stream(0, "c"), 0, limit=2399).decode(payload)
+        codec.at(CodecCall(Stream(0, "c"), 0, limit=2399)).decode(payload)
 
 
 @bits
@@ -325,7 +328,7 @@ def test_ends_of_a_range_have_the_outermost_codes_also_where_the_middle_is_round
     over = {"tensor": [0, 1, 2], "channel": [0, 2], "sample": [1, 2]}[per]
     codec = Int8(per, stochastic=True)
     for step in range(20):
-        codes = dict(codec.at(Stream(1, "codec"), step).encode(values).named)["values"]
+        codes = dict(codec.at(CodecCall(Stream(1, "codec"), step)).encode(values).named)["values"]
         assert set(codes[values == values.amin(over, keepdim=True)].tolist()) == {0}
         assert set(codes[values == values.amax(over, keepdim=True)].tolist()) == {255}
 
@@ -333,6 +336,6 @@ def test_ends_of_a_range_have_the_outermost_codes_also_where_the_middle_is_round
 def test_rows_that_lie_alike_in_their_ranges_are_not_all_rounded_alike():
     """Of 400 rows with equal q but for their own draws, a share of q's fraction is rounded up: within 6 deviations."""
     values = torch.tensor([[0.0, 0.25, 0.5, 0.75, 0.9, 1.0]]) * torch.linspace(1, 2, 400)[:, None]
-    codec = Int2("sample", stochastic=True).at(Stream(1, "codec"), 0)
+    codec = Int2("sample", stochastic=True).at(CodecCall(Stream(1, "codec"), 0))
     levels = (codec.decode(codec.encode(values)) / values.amax(1, keepdim=True) * 3).double()
     assert (levels.mean(0) - 3 * values[0].double()).abs().max() < 6 * 0.5 / 400**0.5

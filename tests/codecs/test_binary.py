@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fsl.codecs import Binary, Payload
+from fsl.codecs.codec import CodecCall
 from fsl.errors import ConfigError, WireError
 from fsl.run.codec_trial import try_codec
 from fsl.seeds import Stream
@@ -156,7 +157,7 @@ def test_payloads_with_a_scale_and_without_are_not_mixed_up():
 def test_a_payload_of_more_than_can_have_been_sent_is_refused(scale):
     payload = Binary(scale).encode(normal(4, 3, 50))
     with pytest.raises(WireError, match="no more than 2399 are expected"):
-        Binary(scale).at(Stream(0, "c"), 0, limit=2399).decode(payload)
+        Binary(scale).at(CodecCall(Stream(0, "c"), 0, limit=2399)).decode(payload)
 
 
 @scales

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fsl.codecs import C3
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.through import Codes
 from fsl.errors import ConfigError, WireError
 
@@ -102,4 +103,4 @@ def test_a_shape_larger_than_anything_sent_is_refused():
     payload = codec.encode(values(1, 64))
     bomb = [(n, torch.empty(0, 1 << 20, 64, dtype=torch.uint8) if n == "shape" else t) for n, t in payload.arrays]
     with pytest.raises(WireError, match="stands for values of shape"):
-        codec.at(codec._call.stream, 0, 1 << 16).decode(type(payload)(payload.codec, tuple(bomb)))
+        codec.at(CodecCall(codec._call.stream, 0, 1 << 16)).decode(type(payload)(payload.codec, tuple(bomb)))

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fsl.codecs import Chain, Entropic, Payload
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.factorised_prior import FactorisedPrior
 from fsl.codecs.range_coding import MOST_WEIGHT
 from fsl.data import digits
@@ -162,7 +163,7 @@ def test_corrupt_bytes_give_a_wire_error_or_other_bounded_codes():
     payload = ends()[0].encode(values)
     lines, others = list[str](), 0
     for bad in corruptions(payload, 4000):
-        edge = ends()[1].at(Stream(0, "codec"), 0, values.nbytes)
+        edge = ends()[1].at(CodecCall(Stream(0, "codec"), 0, values.nbytes))
         try:
             decoded = edge.decode(bad)
         except WireError as error:

@@ -7,7 +7,7 @@ import torch
 
 from fsl.codecs import ErrorBounded, Payload
 from fsl.codecs.bit_planes import BLOCK, LARGEST, PART, Planes, decode_part, encode_part
-from fsl.codecs.codec import MOST_BYTES, pack
+from fsl.codecs.codec import MOST_BYTES, CodecCall, pack
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.run.codec_trial import try_codec
 from fsl.seeds import Stream
@@ -169,5 +169,5 @@ def test_a_bomb_is_refused_before_anything_is_made():
     payload = ErrorBounded().encode(values)
     stream = Stream(0, "codec")
     with pytest.raises(WireError, match="no more than 1000 are expected"):
-        ErrorBounded().at(stream, 0, 1000).decode(payload)
-    assert torch.equal(ErrorBounded().at(stream, 0, MOST_BYTES).decode(payload), values)
+        ErrorBounded().at(CodecCall(stream, 0, 1000)).decode(payload)
+    assert torch.equal(ErrorBounded().at(CodecCall(stream, 0, MOST_BYTES)).decode(payload), values)

@@ -5,6 +5,7 @@ import torch
 
 from fsl.codecs import C3, Chain, FedLite, Identity, Payload
 from fsl.codecs.clustering import k_means, nearest
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.cut_codec import CutCodec
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.errors import ConfigError, RunError, WireError
@@ -111,7 +112,7 @@ def test_many_vectors_are_told_apart_in_pieces(monkeypatch):
 
 def test_equal_calls_give_equal_bytes_and_steps_draw_anew():
     def sent(step):
-        codec = FedLite(16, 8, iterations=1).at(Stream(3, "codec"), step)
+        codec = FedLite(16, 8, iterations=1).at(CodecCall(Stream(3, "codec"), step))
         return [t.tolist() for _, t in codec.encode(values()).arrays]
 
     assert sent(0) == sent(0)
@@ -175,7 +176,7 @@ def test_a_bomb_is_refused():
     (values_, book, _) = FedLite(1, 1).encode(torch.ones(2, 4)).arrays
     bomb = Payload("fedlite", (values_, book, ("shape", torch.empty(0, 1 << 40, 4))))
     with pytest.raises(WireError, match="no more than 1000 are expected"):
-        FedLite(1, 1).at(Stream(0, "codec"), 0, 1000).decode(bomb)
+        FedLite(1, 1).at(CodecCall(Stream(0, "codec"), 0, 1000)).decode(bomb)
 
 
 def test_more_centroids_than_agreed_are_refused():

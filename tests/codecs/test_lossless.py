@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fsl.codecs import Payload, Rans, Zstd
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.codec_choice import codec_spec
 from fsl.errors import ConfigError, WireError
 from fsl.messages import messages_pb2 as pb
@@ -126,7 +127,7 @@ def with_bytes(payload, data, of=None):
 @codecs
 def test_thousands_of_damaged_payloads_are_refused(codec):
     values = torch.cat([(normal(300) * 9).round(), torch.zeros(300)])
-    payload = codec.at(Stream(0, "codec"), 1, limit=values.nbytes).encode(values)
+    payload = codec.at(CodecCall(Stream(0, "codec"), 1, limit=values.nbytes)).encode(values)
     whole = bytes(payload.arrays[0][1].tolist())
     draw = random.Random(0)
     tracemalloc.start()
@@ -168,7 +169,7 @@ def test_bytes_of_chance_are_refused(codec):
 def test_more_than_a_session_expects_is_refused_before_room_is_made(codec):
     payload = codec.encode(torch.zeros(50_000_000, dtype=torch.uint8))
     assert size(payload) < 10_000
-    codec = codec.__class__().at(Stream(0, "codec"), 1, limit=1_000_000)
+    codec = codec.__class__().at(CodecCall(Stream(0, "codec"), 1, limit=1_000_000))
     tracemalloc.start()
     with pytest.raises(WireError, match="no more than 1000000 are expected"):
         codec.decode(payload)

@@ -5,6 +5,7 @@ import torch
 from fsl.strategies import FedFly, SplitFedV1
 
 from fsl.codecs import Chain, Payload, RandTopK, TopK
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.cut_codec import NO_DRAWS, CutCodec
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.errors import ConfigError, WireError
@@ -88,7 +89,7 @@ def test_gradients_are_those_of_finite_differences(kind, k):
     sender, answerer = SendingEnd(kind(k), TopK(1.0)), AnsweringEnd(kind(k), TopK(1.0))
 
     def loss(given):
-        decoded = kind(k).decode(kind(k).at(NO_DRAWS.of(0), 1).encode(given))
+        decoded = kind(k).decode(kind(k).at(CodecCall(NO_DRAWS.of(0), 1)).encode(given))
         return (weights * decoded.sin()).sum()
 
     decoded = answerer.receive(1, sender.send(1, values))
@@ -148,7 +149,10 @@ def test_randtopk_of_two_draws_is_the_first_and_then_one_of_the_rest():
 def test_randtopk_draws_by_session_and_step():
     values, codec = normal(4, 50), RandTopK(5)
     here, there = Stream(1, "codec"), Stream(2, "codec")
-    sent = [codec.at(*which).encode(values).arrays[0][1] for which in ((here, 1), (here, 2), (there, 1), (here, 1))]
+    sent = [
+        codec.at(CodecCall(*which)).encode(values).arrays[0][1]
+        for which in ((here, 1), (here, 2), (there, 1), (here, 1))
+    ]
     assert torch.equal(sent[0], sent[3])
     assert not torch.equal(sent[0], sent[1])
     assert not torch.equal(sent[0], sent[2])
@@ -157,7 +161,7 @@ def test_randtopk_draws_by_session_and_step():
 def test_randtopk_is_topk_in_evaluations_and_without_alpha():
     values = normal(6, 40)
     expected = TopK(0.2).encode(values).arrays
-    evaluated = RandTopK(0.2, 0.5).at(Stream(0, "codec"), 1, training=False).encode(values).arrays
+    evaluated = RandTopK(0.2, 0.5).at(CodecCall(Stream(0, "codec"), 1, training=False)).encode(values).arrays
     for arrays in (evaluated, RandTopK(0.2, 0.0).encode(values).arrays):
         assert all(torch.equal(one, other) for (_, one), (_, other) in zip(arrays, expected))
 
@@ -277,7 +281,7 @@ def changed(payload, **arrays):
     ],
 )
 def test_a_payload_that_no_topk_sends_is_refused(k, row, arrays, line):
-    codec = TopK(k).at(Stream(0, "codec"), 1, limit=1_000_000)
+    codec = TopK(k).at(CodecCall(Stream(0, "codec"), 1, limit=1_000_000))
     with pytest.raises(WireError, match=line):
         codec.decode(changed(codec.encode(normal(3, row)), **arrays))
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fsl.codecs import VQ, Chain, Identity, Payload
+from fsl.codecs.codec import CodecCall
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.codecs.vq_modules import Quantizer
 from fsl.errors import ConfigError, WireError
@@ -253,7 +254,7 @@ def with_array(name, tensor):
 )
 def test_what_no_device_sends_is_refused(name, tensor, told):
     with pytest.raises(WireError, match=told):
-        VQ(8, 4).at(Stream(0, "codec"), 0, 1_000_000).decode(with_array(name, tensor))
+        VQ(8, 4).at(CodecCall(Stream(0, "codec"), 0, 1_000_000)).decode(with_array(name, tensor))
 
 
 def test_a_chain_sends_its_indices():
