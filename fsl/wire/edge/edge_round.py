@@ -62,6 +62,7 @@ class EdgeRound:
         self.server = server
         self.admission = admission
         admission.frame_bytes = expected.frame_bytes
+        server.limit = expected.tensor_bytes
         self.patience = patience
         self.expected = expected
         self.meter = meter or EdgeMeter()

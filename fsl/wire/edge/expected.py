@@ -58,6 +58,15 @@ class Expected:
         """
         return max([self._frame_bytes(), *(other._frame_bytes() for other in self.by_device.values())])
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Returns the size in bytes of the largest tensor that a session of this round has reason to upload.
+
+        Small payloads may stand for large tensors, and an edge decodes none that is larger.
+        """
+        own = (self.rows.stop - 1) * max(-(-tensor.nbytes // 2) for tensor in tensors_of(self.smashed))
+        return max([own, *(other.tensor_bytes for other in self.by_device.values())])
+
     def _frame_bytes(self) -> int:
         rows = self.rows.stop - 1
         smashed = sum(tensor.nbytes for tensor in tensors_of(self.smashed)) / 2
