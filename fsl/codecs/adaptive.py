@@ -9,7 +9,7 @@ from torch import Tensor
 from fsl.argument_types import checks_types
 from fsl.codecs.chain import spec_of
 from fsl.codecs.codec import Codec, Payload, Way
-from fsl.codecs.composed import Composed
+from fsl.codecs.composite import Composite
 from fsl.codecs.learned import Learned
 from fsl.codecs.through import Restore, Through
 from fsl.errors import ConfigError, WireError
@@ -20,7 +20,7 @@ _INSIDE = str.maketrans("/", ":")  # a chain outside of this one would take a sl
 _OUTSIDE = str.maketrans(":", "/")
 
 
-class Adaptive(Composed):
+class Adaptive(Composite):
     """Sends each message by the first of `choices`, from the finest to the coarsest, whose payload fits.
 
     What fits is at most `budget` bytes; or 1 / `ratio` of the values' own bytes; or what the device's link carries up

@@ -1,6 +1,5 @@
 """A trained bottleneck at the cut: a convolution that narrows, a noisy channel, and one that widens (BottleNet++)."""
 
-import math
 from typing import ClassVar
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from fsl.argument_types import checks_types
 from fsl.codecs.learned import Learned
+from fsl.codecs.places import refuse_more, refuse_shape
 from fsl.errors import ConfigError
 
 
@@ -41,19 +41,9 @@ class Bottleneck(Learned):
 
     def modules(self, shape: torch.Size) -> tuple[nn.Module, nn.Module]:
         """Returns encoder and decoder for images (B, C, H, W), features (B, D) or tokens (B, T, D)."""
-        if len(shape) not in (2, 3, 4) or 0 in shape[1:]:
-            raise ConfigError(
-                f"bottleneck takes smashed data (B, C, H, W), (B, D) or (B, T, D), and the cut gives {tuple(shape)}; "
-                "cut elsewhere"
-            )
-        image = len(shape) == 4
-        places = math.prod(-(-side // self.stride) for side in shape[2:]) if image else shape[1:-1].numel()
-        if self.channels * places > shape[1:].numel():
-            raise ConfigError(
-                f"channels={self.channels}: a sample of {shape[1:].numel()} values would become "
-                f"{self.channels * places} codes; give fewer channels{', or a larger stride' if image else ''}"
-            )
-        if image:
+        refuse_shape(self.name, shape)
+        refuse_more(self.channels, self.stride, shape)
+        if len(shape) == 4:
             return self._convolutions(*shape[1:])
         narrow, widen = nn.Linear(shape[-1], self.channels), nn.Linear(self.channels, shape[-1])
         return nn.Sequential(narrow, nn.Sigmoid(), *self._channel()), widen

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fsl.codecs.codec import Codec, Payload, Way, tells_alone
-from fsl.codecs.composed import Composed
+from fsl.codecs.composite import Composite
 from fsl.codecs.learned import Learned
 from fsl.codecs.through import Restore, Through
 from fsl.errors import ConfigError, WireError
@@ -18,7 +18,7 @@ _MAIN = "values"  # the array that the next stage takes
 _ROOM = 1 << 20  # bytes beyond the values' own that the arrays between two stages may have: tables, places
 
 
-class Chain(Composed):
+class Chain(Composite):
     """Encodes by several codecs: each takes the array `values` of the one before, lossless ones take all arrays.
 
     Learned codecs come first; then those that gradients go through (`fsl.codecs.through.Through`), then others, then

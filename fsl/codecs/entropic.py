@@ -1,6 +1,5 @@
 """A bottleneck whose codes are trained to be few bits, and travel as whole numbers by a range coder."""
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from fsl.argument_types import checks_types
 from fsl.codecs.code_symbols import LARGEST, SYMBOLS, ZERO, codes_of, octaves_of, symbols_of
 from fsl.codecs.codec import Payload, pack
-from fsl.codecs.entropic_modules import channel_axis, entropic_modules
+from fsl.codecs.entropic_modules import entropic_modules
 from fsl.codecs.learned import Learned
+from fsl.codecs.places import channel_axis, refuse_more, refuse_shape
 from fsl.codecs.range_coding import (
     MOST_WEIGHT,
     TOTAL,
@@ -70,23 +70,13 @@ class Entropic(Learned):
 
     def modules(self, shape: torch.Size) -> tuple[nn.Module, nn.Module]:
         """Returns encoder and decoder for images (B, C, H, W), features (B, D) or tokens (B, T, D)."""
-        if len(shape) not in (2, 3, 4) or 0 in shape[1:]:
-            raise ConfigError(
-                f"entropic takes smashed data (B, C, H, W), (B, D) or (B, T, D), and the cut gives {tuple(shape)}; cut "
-                "elsewhere"
-            )
-        image = len(shape) == 4
-        places = math.prod(-(-side // self.stride) for side in shape[2:]) if image else shape[1:-1].numel()
-        if self.channels * places > shape[1:].numel():
-            raise ConfigError(
-                f"channels={self.channels}: a sample of {shape[1:].numel()} values would become "
-                f"{self.channels * places} codes; give fewer channels{', or a larger stride' if image else ''}"
-            )
+        refuse_shape(self.name, shape)
+        refuse_more(self.channels, self.stride, shape)
         return entropic_modules(shape, self.channels, self.hidden, self.stride, self.beta)
 
     def refuse_unfit(self, shape: torch.Size) -> None:
         """ConfigError for codes of another number of channels."""
-        if len(shape) not in (2, 3, 4) or shape[channel_axis(shape)] != self.channels:
+        if len(shape) not in (2, 3, 4) or shape[channel_axis(len(shape))] != self.channels:
             raise ConfigError(f"channels={self.channels}: codes of shape {tuple(shape)} have another number")
 
     def state(self) -> dict[str, Tensor]:
@@ -105,7 +95,7 @@ class Entropic(Learned):
     def encode(self, values: Tensor) -> Payload:
         """Returns the words of the range coder, and beside them tables and codes out of reach; rounds the codes."""
         self.refuse_unfit(values.shape)
-        codes = values.detach().movedim(channel_axis(values.shape), 0).reshape(self.channels, -1).cpu().double().round()
+        codes = values.detach().movedim(channel_axis(values.dim()), 0).reshape(self.channels, -1).cpu().double().round()
         if codes.numel() and not float(codes.abs().max()) <= LARGEST:
             raise RunError("codec entropic got codes beyond 2^24; training has diverged: lower the learning rate")
         writer, heads = RangeWriter(), list[bytes]()
@@ -134,7 +124,7 @@ class Entropic(Learned):
         """
         words, beside = payload.unpack(self.name, values=torch.uint8, beside=torch.uint8)
         shape = self.check_size(payload.shape, payload.dtype)
-        axis = channel_axis(shape)
+        axis = channel_axis(len(shape))
         if len(shape) not in (2, 3, 4) or shape[axis] != self.channels or words.dim() != 1 or beside.dim() != 1:
             raise WireError(f"codec 'entropic' got codes of shape {tuple(shape)}, and has {self.channels} channels")
         reader, tables = RangeReader(words.cpu().numpy().tobytes()), self._tables(beside.cpu().numpy().tobytes())

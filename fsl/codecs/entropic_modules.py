@@ -4,12 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fsl.codecs.factorised_prior import FactorisedPrior
+from fsl.codecs.places import channel_axis
 from fsl.segments.penalties import penalized
-
-
-def channel_axis(shape: torch.Size) -> int:
-    """Returns the axis of channels in codes (B, C, H, W), (B, C) or (B, T, C)."""
-    return 1 if len(shape) == 4 else len(shape) - 1
 
 
 class EntropicEncoder(nn.Module):
@@ -29,7 +25,7 @@ class EntropicEncoder(nn.Module):
         codes = values + (values.round() - values).detach()
         if not (self.training and torch.is_grad_enabled() and values.numel()):
             return codes
-        noisy = (values + torch.rand_like(values) - 0.5).movedim(channel_axis(values.shape), 0).flatten(1)
+        noisy = (values + torch.rand_like(values) - 0.5).movedim(channel_axis(values.dim()), 0).flatten(1)
         weight = self.beta * values[0].numel()  # bits a sample are so many times the mean bits a code
         bits = self.prior(weight * noisy + (1 - weight) * noisy.detach())
         return penalized(codes, bits.mean())

@@ -9,7 +9,8 @@ from fsl.argument_types import checks_types
 from fsl.codecs.codec import Payload
 from fsl.codecs.learned import Learned
 from fsl.codecs.palette import distinct, palette_payload, read_palette
-from fsl.codecs.vq_modules import Quantizer, channel_axis, projection
+from fsl.codecs.places import channel_axis, refuse_shape
+from fsl.codecs.vq_modules import Quantizer, projection
 from fsl.errors import ConfigError, WireError
 
 _MOST_CODES = 1 << 16
@@ -23,8 +24,8 @@ class VQ(Learned):
     code. Decoder: a projection back, left out likewise. Places are those of images (B, C, H, W) or tokens (B, T, D);
     features (B, D) are one place each. The loss is the task's, plus mean (sg(z) - e)^2, which moves codes e to what
     they stand for, plus `commitment` times mean (z - sg(e))^2, which keeps the encoder's values z near to their codes;
-    sg stops gradients. The task's gradient at a code goes straight through to z. `restart`: a code that almost nothing
-    has been nearest to for about a hundred steps of training moves to a vector far from its own code.
+    sg stops gradients. The task's gradient at a code goes straight through to z. `restart`: a code that has
+    lately had less than a tenth of its equal share of vectors moves to a vector of the batch.
 
     On the link a batch is a palette of the codes that occur in it, and indices of ceil(log2 of their count) bits into
     that: what is decoded are the codes to the bit, without a book at the edge. So rows depend on each other, bytes on
@@ -52,11 +53,7 @@ class VQ(Learned):
 
     def modules(self, shape: torch.Size) -> tuple[nn.Module, nn.Module]:
         """Returns encoder and decoder for images (B, C, H, W), features (B, D) or tokens (B, T, D)."""
-        if len(shape) not in (2, 3, 4) or 0 in shape[1:]:
-            raise ConfigError(
-                f"vq takes smashed data (B, C, H, W), (B, D) or (B, T, D), and the cut gives {tuple(shape)}; cut "
-                "elsewhere"
-            )
+        refuse_shape(self.name, shape)
         channels = shape[channel_axis(len(shape))]
         quantizer = Quantizer(self.codes, self.dim, self.commitment, self.restart)
         if channels == self.dim:

@@ -8,15 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fsl.codecs.clustering import nearest
+from fsl.codecs.places import channel_axis
 from fsl.segments.penalties import penalized
 
 _MEMORY = 8  # vectors a code, over which its use is remembered
 _DEAD = 0.1  # of the use that a code would have if all had the same
-
-
-def channel_axis(dims: int) -> int:
-    """Returns the axis of a place's values: the last of features and tokens, the second of images."""
-    return 1 if dims == 4 else dims - 1
 
 
 def projection(dims: int, before: int, after: int) -> nn.Module:

@@ -7,10 +7,13 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from fsl.codecs.codec import Payload
 from fsl.codecs.codec_maker import codec_of
 from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.cut_ends import AnsweringEnd
 from fsl.costs.round_cost import DeviceLoad
 from fsl.costs.serving import Serving
+from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
 from fsl.messages.frames import reply_bytes, upload_bytes
 from fsl.segments.tensor_trees import Values, activations_of, of_activations, tensors_of
@@ -51,19 +54,40 @@ def step_bytes(crossing: Sequence[Values], target: Tensor, rows: int, up: Spec, 
     """Returns the bytes of a step of so many rows up and down, headers included, as they would be sent.
 
     `crossing`: what crosses each cut, of any number of samples; behind a second cut is a tail, so that labels stay.
-    `target`: one sample's target (1, ...).
+    `target`: one sample's target (1, ...). ConfigError for a codec whose bytes nobody can predict.
     """
-    codecs = [CutCodec(partial(codec_of, spec)) for spec in (up, down)]
-    values = blank(crossing[0], rows)
+    refuse_unpredicted_codecs(up, down)
+    smashed, gradient = _crossed(blank(crossing[0], rows), up, down)
     tail = len(crossing) > 1
-    sent = upload_bytes(codecs[0].encode(values), None if tail else target.expand(rows, *target.shape[1:]))
-    heard = reply_bytes(codecs[1].encode(_gradient(values)))
+    sent = upload_bytes(smashed, None if tail else target.expand(rows, *target.shape[1:]))
+    heard = reply_bytes(gradient)
     for outputs in crossing[1:]:
-        codecs = [CutCodec(partial(codec_of, spec)) for spec in (up, down)]
-        heard += reply_bytes(codecs[1].encode(blank(outputs, rows)))
+        came, went = _crossed(blank(outputs, rows), down, up)
+        heard += reply_bytes(came)
         told = torch.zeros(2, dtype=torch.float64)  # the loss and what it counts
-        sent += upload_bytes(codecs[0].encode(_gradient(blank(outputs, rows))), told)
+        sent += upload_bytes(went, told)
     return sent, heard
+
+
+def refuse_unpredicted_codecs(up: Spec, down: Spec) -> None:
+    """ConfigError for a codec whose bytes depend on more than shapes: on the values, or on a device's link."""
+    for way, spec in (("up", up), ("down", down)):
+        codec = codec_of(spec)
+        if not codec.fixed_size or codec.follows_link:
+            what = "the rate of a link" if codec.follows_link else "the values"
+            raise ConfigError(
+                f"codec.{way}={spec.text}: its bytes depend on {what}, and what goes by predicted rounds (a deadline, "
+                "a selection by seconds, the choice of a cut) needs to know them; use another codec, or none of these"
+            )
+
+
+def _crossed(values: Values, codec: Spec, back: Spec) -> tuple[Payload, Payload]:
+    """Returns what brings values over a cut, and what brings their gradient back."""
+    end = AnsweringEnd(*(CutCodec(partial(codec_of, spec)) for spec in (codec, back)))
+    payload = end.values.encode(values)
+    answer = end.answer(0, _gradient(end.receive(0, payload)))
+    assert answer is not None
+    return payload, answer
 
 
 def blank(crossing: Values, rows: int) -> Values:

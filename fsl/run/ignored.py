@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fsl.costs.cut_choice import FastestRound
+from fsl.costs.forecast import refuse_unpredicted_codecs
 from fsl.data import Augmentation, TaskData
 from fsl.errors import ConfigError
 from fsl.round.workload import Workload
@@ -54,6 +55,7 @@ def refuse_unpredicted(federation: Federation, strategy: CloudStrategy, workload
         what = "strategy=asynchronous"
     else:
         return
+    refuse_unpredicted_codecs(federation.wire.up_spec, federation.wire.down_spec)
     if training.precision != "float32":
         raise ConfigError(
             f"precision={training.precision}: {what} goes by predicted rounds, which count what crosses in float32; "

@@ -71,7 +71,8 @@ class DecodedBack(Extended):
 
     def forward(self, codes: Any) -> Any:
         """Returns what the back makes of decoded codes (B, ...)."""
-        return self.inner(self._modules[DECODER](codes))  # type: ignore[misc]
+        # A copy, since the back may begin with a layer that changes its input in place.
+        return self.inner(self._modules[DECODER](codes).clone())  # type: ignore[misc]
 
 
 class CodedModel(Extended):
@@ -93,6 +94,10 @@ class CodedModel(Extended):
         super().__init__(model, **{ENCODER: encoder, DECODER: decoder})
         self.cuts, self.places, self.example, self.divide = tuple(cuts), places, example, divide
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the parts out, which a copy makes of its own modules."""
+        return {name: value for name, value in self.__dict__.items() if name != "parts"}
+
     @property
     def encoder(self) -> nn.Module:
         """The codec's half on the device."""
@@ -105,7 +110,9 @@ class CodedModel(Extended):
 
     def forward(self, *given: Any, **named: Any) -> Any:
         """Returns what the segments make of an input, one behind the other."""
-        front, *others = self.divide(self, self.cuts, self.example, self.places)
+        if "parts" not in self.__dict__:
+            self.__dict__["parts"] = list(self.divide(self, self.cuts, self.example, self.places))
+        front, *others = self.__dict__["parts"]
         values = front.module(*given, **named)
         for segment in others:
             values = call_given(segment.module, values)

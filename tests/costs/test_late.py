@@ -107,6 +107,10 @@ class Checked(fsl.Observer):
         *((strategy, {"local_epochs": 2, "rounds": 1}) for strategy in STRATEGIES),
         (SplitFedV1(), {"up": "int8", "down": "float16"}),
         (PSL(), {"cut": ["pool", "conv2"], "up": "int8"}),
+        (SplitFedV1(), {"up": "c3", "down": "int8"}),
+        (SplitFedV1(), {"up": ["topk", "int8"]}),
+        (SplitFedV1(), {"up": ["bottleneck", "c3"]}),
+        (PSL(), {"cut": ["pool", "conv2"], "up": "c3", "down": "topk"}),
         (SplitFedV1(), {"privacy": "dp_sgd", "batch_size": 4, "rounds": 1}),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else type(value).__name__,
@@ -122,6 +126,22 @@ def test_the_forecast_of_a_round_is_what_is_measured(strategy, options, monkeypa
     model = small_model("none" if "privacy" in options else "batch")
     run(strategy, model, observers=[Checked(foreseen)], **SKEWED | options)
     assert foreseen == []
+
+
+@pytest.mark.parametrize(
+    ("codec", "what"),
+    [
+        ("zstd", "the values"),
+        (
+            {"_target_": "fsl.codecs.Adaptive", "choices": [{"_target_": "fsl.codecs.Int8"}], "seconds": 1.0},
+            "the rate of a link",
+        ),
+    ],
+    ids=["values", "link"],
+)
+def test_a_deadline_refuses_a_codec_whose_bytes_nobody_predicts(codec, what):
+    with pytest.raises(ConfigError, match=rf"its bytes depend on {what}, and what goes by predicted rounds"):
+        run(SplitFedV1(), deadline=5.0, up=codec)
 
 
 # In a run.

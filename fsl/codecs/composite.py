@@ -12,7 +12,7 @@ from fsl.codecs.through import Codes, Through
 from fsl.seeds import Stream
 
 
-class Composed(Through):
+class Composite(Through):
     """A codec whose payloads others make, and tell how to read them."""
 
     _parts: Sequence[Codec]
