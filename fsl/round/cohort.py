@@ -11,10 +11,11 @@ from fsl.faults import fault_of, is_fault, is_temporary
 from fsl.messages.reports import CohortResult, DeviceReport
 from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan
 from fsl.round.device_side import DeviceSide
-from fsl.round.edge_server import EdgeServer, Session
+from fsl.round.edge_server import EdgeServer
 from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
 from fsl.round.round_privacy import reported_batch_size
+from fsl.round.sessions import Session
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State

@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,60 +21,16 @@ from fsl.messages.steps import ReplyPacket, TailAnswer, TailCall, UploadPacket
 from fsl.privacy.joint_clip import JointClip
 from fsl.privacy.whole_updates import shorten, update_square
 from fsl.quoting import short
+from fsl.round.above import Above
 from fsl.round.by_cut import ByCut
+from fsl.round.sessions import Batch, Session, SessionSnapshot
 from fsl.round.trainer_memory import KEPT, Memory
 from fsl.segments.finite import REFUSED, finite, sound_rows
 from fsl.segments.states import State
 from fsl.segments.sums import Total
 from fsl.segments.tensor_trees import TensorTree, Values, activations_of, tensors_of
-from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Snapshot, Upload
+from fsl.trainers import EdgeBench, EdgeTrainer, Reply, Upload
 from fsl.trainers.edge_trainer import counts_of
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Size of one upload: its rows, and the weight of its mean loss in a mean over steps (usually the rows)."""
-
-    rows: int
-    loss_weight: float
-
-
-@dataclass
-class Session:
-    """One device's training at one edge in one round: steps, losses and bytes so far."""
-
-    device: int
-    weight: float
-    step: int = 0
-    up_bytes: int = 0
-    down_bytes: int = 0
-    losses: list[Tensor] = field(default_factory=list)  # mean loss of each step, scalars
-    batches: list[Batch] = field(default_factory=list)  # one for each answered step
-    waiting: dict[int, Batch] = field(default_factory=dict)  # steps that the trainer has not answered
-    pending: ReplyPacket | None = None  # the reply to the newest upload; it follows a device that moves
-    hop_up_bytes: int = 0  # between this edge and a server above it
-    hop_down_bytes: int = 0
-
-    @property
-    def examples(self) -> int:
-        """Number of rows that the trainer has answered."""
-        return sum(batch.rows for batch in self.batches)
-
-    @property
-    def loss_weight(self) -> float:
-        """Sum of the losses' weights."""
-        return sum((batch.loss_weight for batch in self.batches), 0.0)
-
-    def loss_sum(self) -> float:
-        """Returns the sum over steps of the loss times its weight, in float64."""
-        return weighted_loss(self.losses, [batch.loss_weight for batch in self.batches])
-
-
-def weighted_loss(losses: Sequence[Tensor], counts: Sequence[float]) -> float:
-    """Returns the sum over steps of count * mean loss, in float64; reads the accelerator once."""
-    if not losses:
-        return 0.0
-    return sum(loss * count for loss, count in zip(torch.stack(list(losses)).tolist(), counts, strict=True))
 
 
 def _told_in(dtype: torch.dtype) -> torch.dtype:
@@ -82,42 +38,8 @@ def _told_in(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-@dataclass(frozen=True)
-class SessionSnapshot:
-    """A session on its way to another edge."""
-
-    session: Session
-    trainer: Snapshot
-    codecs: Mapping[str, Tensor] = field(default_factory=dict)  # what the edge's halves of the codecs remember
-
-
 def _none_shared(device: int) -> frozenset[int]:
     return frozenset()
-
-
-class Above(Protocol):
-    """The server above an edge in a split with two hops: `UpperServer` beside it, or `RemoteAbove` over the wire."""
-
-    labels: dict[tuple[int, int], Tensor]  # by device and step, of steps that the edge has not trained
-    refusals: dict[int, str]  # by device, why a step of it was refused
-
-    def open(self, device: int, samples: float, weight: float | None) -> None:
-        """Attach a device, as the edge does."""
-
-    def ask(self, device: int, step: int, outputs: Values) -> tuple[Tensor, Values, float]:
-        """Returns mean loss of a step, the gradient at the back's outputs, and the loss's weight."""
-
-    def check(self, device: int) -> None:
-        """LostError where the device's work there is unusable."""
-
-    def close(self, device: int) -> Session:
-        """Close a device's session there and return it."""
-
-    def lose(self, device: int) -> None:
-        """Drop a device in the middle of the round."""
-
-    def result(self) -> Total | None:
-        """Returns the weighted segments of this round; None where the cloud gets them from another node."""
 
 
 class EdgeServer:

@@ -10,10 +10,11 @@ from fsl.codecs.codec_maker import codec_maker
 from fsl.codecs.cut_codec import CodecDraws
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.round.above import Above
 from fsl.round.batches import batches_in_round
 from fsl.round.by_cut import ByCut
 from fsl.round.cut_views import CutView, CutViews
-from fsl.round.edge_server import Above, EdgeServer
+from fsl.round.edge_server import EdgeServer
 from fsl.round.kept_states import keep, load_kept, new_total
 from fsl.round.round_privacy import edge_objective, lender, protected, reported_batch_size
 from fsl.round.step_rules import lend_by, objective_of, refuse_accumulation, step_rule

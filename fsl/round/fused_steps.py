@@ -11,8 +11,9 @@ from fsl.errors import WireError
 from fsl.messages.round_plan import RoundPlan
 from fsl.messages.steps import Upload
 from fsl.round.batches import BatchPlan, plan_batches
-from fsl.round.edge_server import Batch, EdgeServer, Session
+from fsl.round.edge_server import EdgeServer
 from fsl.round.party_side import PEOPLE, task_of
+from fsl.round.sessions import Batch, Session
 from fsl.round.workload import Worker
 
 

@@ -20,7 +20,8 @@ from fsl.errors import CheckpointError, WireError
 from fsl.faults import said
 from fsl.files import metadata_of, tensor_bytes
 from fsl.messages.steps import ReplyPacket
-from fsl.round.edge_server import Batch, EdgeServer, Session, SessionSnapshot
+from fsl.round.edge_server import EdgeServer
+from fsl.round.sessions import Batch, Session, SessionSnapshot
 from fsl.segments.finite import finite
 from fsl.segments.states import Layout
 from fsl.trainers import Snapshot

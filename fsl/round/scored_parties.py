@@ -14,11 +14,11 @@ from fsl.metrics import Metrics
 from fsl.models.vertical_model import FusedBack
 from fsl.objective import Objective
 from fsl.round.batches import BatchPlan
-from fsl.round.edge_server import Session
 from fsl.round.evaluation import Score, Tally
 from fsl.round.front_device import Device
 from fsl.round.fused_steps import FusedSteps
 from fsl.round.party_side import PartySide, task_of
+from fsl.round.sessions import Session
 from fsl.round.workload import Worker
 from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime

@@ -10,7 +10,8 @@ from fsl.codecs.cut_codec import CodecDraws, CutCodec
 from fsl.codecs.cut_ends import SendingEnd
 from fsl.errors import LostError
 from fsl.messages.steps import UploadPacket
-from fsl.round.edge_server import EdgeServer, Session
+from fsl.round.edge_server import EdgeServer
+from fsl.round.sessions import Session
 from fsl.segments.finite import finite, refuse_states
 from fsl.segments.sums import Total
 from fsl.segments.tensor_trees import TensorTree, Values, activations_of

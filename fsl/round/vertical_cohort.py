@@ -9,11 +9,11 @@ from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.messages.steps import UploadPacket
 from fsl.models.vertical_model import FRONT
 from fsl.round.cohort import StepWatcher, result_of, stepping
-from fsl.round.edge_server import Session
 from fsl.round.edge_side import EdgeSide
 from fsl.round.front_device import Device
 from fsl.round.fused_steps import FusedSteps, people_of
 from fsl.round.party_side import PartySide
+from fsl.round.sessions import Session
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.states import State

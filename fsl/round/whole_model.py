@@ -17,10 +17,10 @@ from fsl.privacy.whole_updates import clip_update
 from fsl.round.batches import load_batches, plan_batches
 from fsl.round.cohort import reported_loss, reported_rows, reported_weight, stepping
 from fsl.round.device_weights import device_weight
-from fsl.round.edge_server import weighted_loss
 from fsl.round.kept_states import new_total
 from fsl.round.round_privacy import private
 from fsl.round.rows import refuse_unmeasured
+from fsl.round.sessions import weighted_loss
 from fsl.round.step_rules import objective_of, step_rule
 from fsl.round.unusable import limit_of, lost_reason
 from fsl.round.workload import Worker

@@ -19,8 +19,8 @@ from fsl.flower.records import (
     totals_to_record,
 )
 from fsl.importing.spec import Spec
-from fsl.round.edge_server import Session, SessionSnapshot
 from fsl.round.handover import Passport, pack, unpack
+from fsl.round.sessions import Session, SessionSnapshot
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe
 from fsl.segments.states import Layout, Replica, State

@@ -17,7 +17,7 @@ from fsl.messages.frames import Arrived, check_finite, close_frame, read_telling
 from fsl.messages.step_messages import StepMessage
 from fsl.quoting import one_line
 from fsl.round.deadline import Deadline
-from fsl.round.edge_server import Session
+from fsl.round.sessions import Session
 from fsl.round.upper_server import hop_end, unanswered
 from fsl.segments.tensor_trees import Values, activations_of, tensors_of
 from fsl.wire.device.invitation import Invitation

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fsl.round.edge_server import Session
+from fsl.round.sessions import Session
 from fsl.trainers.uploads import Upload
 
 

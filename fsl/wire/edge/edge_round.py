@@ -21,7 +21,8 @@ from fsl.messages.step_messages import Outgoing, StepMessage
 from fsl.messages.steps import ReplyPacket, Upload, UploadPacket
 from fsl.privacy.reasons import failure_reason
 from fsl.round.deadline import Deadline
-from fsl.round.edge_server import EdgeServer, Session
+from fsl.round.edge_server import EdgeServer
+from fsl.round.sessions import Session
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.expected import Expected

@@ -16,8 +16,9 @@ from fsl.messages import messages_pb2 as pb
 from fsl.messages.frames import frame
 from fsl.messages.step_messages import Outgoing
 from fsl.privacy.reasons import failure_reason
-from fsl.round.edge_server import EdgeServer, SessionSnapshot
+from fsl.round.edge_server import EdgeServer
 from fsl.round.handover import Passport, layout_device, pack, reported_size, unpack
+from fsl.round.sessions import SessionSnapshot
 from fsl.wire.edge.admission import Admission
 from fsl.wire.edge.attendance import Attendance, EdgeOutcome
 from fsl.wire.edge.edge_events import Asked, Delivered, Handed, Placed, Sent, Silent

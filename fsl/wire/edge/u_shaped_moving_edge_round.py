@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from fsl.messages.steps import TailAnswer, TailCall, Upload
-from fsl.round.edge_server import SessionSnapshot
+from fsl.round.sessions import SessionSnapshot
 from fsl.trainers import Snapshot
 from fsl.wire.edge.attendance import Attendance
 from fsl.wire.edge.edge_events import Asked, Handed
