@@ -49,7 +49,12 @@ def _of_stages(config: Mapping[str, Any]) -> dict[str, Spec]:
             "codec: stages name the codecs of both directions; to change an argument leave them out, and give each "
             "direction its own, as codec.up=[{_target_: fsl.codecs.C3, ratio: 8}, int8]"
         )
-    if not isinstance(stages, Sequence) or isinstance(stages, str) or not all(isinstance(s, str) for s in stages):
+    if (
+        not stages
+        or not isinstance(stages, Sequence)
+        or isinstance(stages, str)
+        or not all(isinstance(s, str) for s in stages)
+    ):
         raise ConfigError(
             f"codec.stages={stages!r}: give names of codecs, as [c3,int8,zstd]: {', '.join(names('codec'))}"
         )
@@ -101,12 +106,15 @@ def codec_spec(name: str, given: CodecChoice) -> Spec:
     }
     try:
         kind(**kwargs)
-        if isinstance(given, Codec):
-            _refuse_changed(name, path, given)
+    except ConfigError as error:  # the constructor names its argument alone
+        argument = str(error).partition("=")[0]
+        raise ConfigError(f"{name}.{error}" if argument in kwargs else f"{name}: {error}") from None
     except FslError:
         raise
     except Exception as error:
         raise ConfigError(f"{name}={path}: {type(error).__name__}: {error}") from error
+    if isinstance(given, Codec):
+        _refuse_changed(name, path, given)
     return Spec(path, kwargs)
 
 

@@ -100,7 +100,8 @@ def refuse_codecs(workload: Workload, up: Spec, down: Spec) -> None:
         if not codec.rowwise:
             raise ConfigError(
                 f"codec.{way}={spec.text}: it encodes a batch as a whole, so that one sample changes what becomes of "
-                "the others, which no clip bounds; with privacy.dp_sgd use identity, float16 or bfloat16"
+                "the others, which no clip bounds; with privacy.dp_sgd use identity, float16, bfloat16, "
+                "binary, topk, or int8, int4 or int2 with per=sample"
             )
         if codec.stateful:
             raise ConfigError(
