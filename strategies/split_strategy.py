@@ -362,7 +362,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         held = self._protection.samples(device)
         cut = self._cuts.get(device, 0)
         costs = self.federation.costs if self._follows_links else None
-        uplink = None if costs is None else costs.uplink(device, self._clock)
+        uplink = None if costs is None else int(costs.uplink(device, self._clock))
         return DeviceTask(device=device, samples=held, cut=cut, uplink=uplink, **self._generations(f"device-{device}"))
 
     def _generations(self, owner: str) -> dict[str, int]:

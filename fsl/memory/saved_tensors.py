@@ -108,9 +108,8 @@ class SavedTensors:
         self._layer: _Layer | None = None
         self._shared: dict[tuple[Any, ...], tuple[StorageWeakRef, Compressed]] = {}
         self._unsettled: list[Compressed] = []
-        self._latest: tuple[weakref.ref[Compressed], Tensor] | None = (
-            None  # a layer and the ReLU before it restore the same
-        )
+        # What was restored last: a layer and the ReLU before it restore the same.
+        self._latest: tuple[weakref.ref[Compressed], Tensor] | None = None
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 
     @contextmanager

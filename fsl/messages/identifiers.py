@@ -18,6 +18,8 @@ _NAME = re.compile(r"[\w<][\w.+<>-]*(?:/[\w<][\w.+<>-]*)*")  # of what a store k
 
 # A device's, an edge's or a round's number, or a count: a whole number from 0 on, below 2**31, and no bool.
 Count = Annotated[int, Meta(ge=0, lt=1 << 31)]
+# Whole bytes a second.
+Rate = Annotated[int, Meta(ge=0, lt=1 << 53)]
 # A number of things of which there is at least one.
 Positive = Annotated[int, Meta(gt=0)]
 # Whose state a node stores: `device-3` or `edge-0`.

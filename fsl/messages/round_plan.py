@@ -9,7 +9,7 @@ from msgspec import Meta
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
 from fsl.memory import ErrorBoundedMemory
-from fsl.messages.identifiers import Count, Digest, Owner, Positive, is_count, is_label
+from fsl.messages.identifiers import Count, Digest, Owner, Positive, Rate, is_count, is_label
 from fsl.messages.strict_json import from_json, to_json
 from fsl.mobility import Move, OnMove
 from fsl.privacy.refused_steps import refuse_control, refuse_memory
@@ -28,8 +28,8 @@ class DeviceTask:
     `version` is the round whose private state (front, kept optimizer) counts, 0 before the first; `saved` is the
     one that the last complete checkpoint names. Every other version may be deleted. `samples`: its n_k as the cloud
     counts it, 0 where it counts none; a device that holds others does not train. `cut`: at which of the run's cuts its
-    model is cut, from 0 on, where devices are cut at different places. `uplink`: bytes a second that its link carries
-    up when the round begins, where a codec follows that.
+    model is cut, from 0 on, where devices are cut at different places. `uplink`: whole bytes a second that its link
+    carries up when the round begins, where a codec follows that.
     """
 
     device: Count
@@ -37,7 +37,7 @@ class DeviceTask:
     saved: Count = 0
     samples: Count = 0
     cut: Count = 0
-    uplink: Annotated[float, Meta(ge=0)] | None = None
+    uplink: Rate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ class BinaryLinear(nn.Linear):
     Other arguments as of `torch.nn.Linear`.
     """
 
+    @checks_types(only=("real_inputs",))
     def __init__(self, *args: Any, real_inputs: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_inputs = real_inputs
@@ -75,6 +76,7 @@ class BinaryConv2d(nn.Conv2d):
     ConfigError for another padding_mode than zeros.
     """
 
+    @checks_types(only=("real_inputs",))
     def __init__(self, *args: Any, real_inputs: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.padding_mode != "zeros":

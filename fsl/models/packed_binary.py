@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.models.binarized import BinaryConv2d, BinaryLinear
 from fsl.models.xnor_kernel import LANES, PIXELS, kernel
@@ -24,6 +25,7 @@ class PackedConv2d(nn.Module):
     words: Tensor
     bias: Tensor | None
 
+    @checks_types()
     def __init__(self, layer: BinaryConv2d, compiled: bool = True) -> None:
         super().__init__()
         if layer.groups != 1:
@@ -51,6 +53,7 @@ class PackedLinear(nn.Module):
     words: Tensor
     bias: Tensor | None
 
+    @checks_types()
     def __init__(self, layer: BinaryLinear, compiled: bool = True) -> None:
         super().__init__()
         self.compiled, self.outputs, self.inputs = compiled, layer.out_features, layer.in_features
@@ -70,6 +73,7 @@ class PackedLinear(nn.Module):
         return found if self.bias is None else found + self.bias
 
 
+@checks_types()
 def pack_binary(model: nn.Module, compiled: bool = True) -> nn.Module:
     """Returns a copy for inference whose binary layers hold a bit a weight, rounded up to words.
 

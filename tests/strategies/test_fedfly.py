@@ -361,7 +361,7 @@ def test_a_snapshot_of_another_protocol_or_model_is_refused(session, monkeypatch
     monkeypatch.setattr(fsl.round.handover, "PROTOCOL", 0)
     older = pack(one.snapshot(0), PASSPORT, layout)
     monkeypatch.undo()
-    with pytest.raises(WireError, match="by protocol 0, this edge speaks 2"):
+    with pytest.raises(WireError, match="by protocol 0, this edge speaks 3"):
         unpack(older, PASSPORT, layout)
 
 
