@@ -1,6 +1,7 @@
 """Loads image data from a folder, from the Hub, or from scikit-learn."""
 
 import logging
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def images(
     training, testing = (decoder(train), of_train[: len(train)]), (decoder(test), of_test[: len(test)])
     title = Path(where).expanduser().resolve().name if path is not None else where.rpartition("/")[2]
     scaling = _scaling(mean, std)
-    return _task(title, training, testing, labels.class_names, groups, scaling)
+    task = _task(title, training, testing, labels.class_names, groups, scaling)
+    return replace(task, stored_bytes=decoder.stored_bytes(train))
 
 
 def _scaling(mean: list[float] | None, std: list[float] | None) -> Scaling | None:

@@ -57,6 +57,16 @@ class ImageDecoder:
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return _cached(f"{name}.npy", len(rows), lambda: self._decode(rows))
 
+    def stored_bytes(self, rows: Any) -> float | None:
+        """Returns the mean bytes of a split's images as they are stored; None where there is none."""
+        import pyarrow.compute as pc
+
+        column = _encoded(rows, self.column).with_format("arrow")[:][self.column]
+        lengths = pc.binary_length(pc.struct_field(column, "bytes"))
+        files = column.filter(pc.is_null(lengths)) if lengths.null_count else ()
+        total = (pc.sum(lengths).as_py() or 0) + sum(Path(str(file["path"])).stat().st_size for file in files)
+        return total / len(rows) if len(rows) else None
+
     def _decode(self, rows: Any) -> np.ndarray:
         decoded = np.empty((0, 0, 0, self.channels), dtype=np.uint8)
         for index, row in enumerate(_encoded(rows, self.column)):

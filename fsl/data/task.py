@@ -54,6 +54,7 @@ class TaskData:
     class_names: tuple[str, ...] | None = None
     scaling: Scaling | None = None
     scaled: bool = False
+    stored_bytes: float | None = None  # of a training input as it lies on the disk, in the mean
     recipe: str | None = None  # how the loader prepared the data, as JSON: a federation's nodes prepare theirs by it
 
     @property
