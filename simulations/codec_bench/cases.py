@@ -1,0 +1,116 @@
+"""What a bench compares: codecs, and the input itself in their place, each as overrides of a run."""
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fsl.codecs.codec_choice import build_codecs
+from fsl.codecs.identity import Identity
+from fsl.errors import ConfigError
+from fsl.importing.building import unknown
+from fsl.importing.config_groups import names
+from fsl.importing.import_paths import public_path
+
+BASE = "identity"
+USUAL = (
+    "float16", "bfloat16", "int8", "int4", "int2", "binary", "topk k=0.1", "randtopk k=0.1", "c3 ratio=2", "c3 ratio=4",
+    "c3 ratio=8", "c3 ratio=16", "[c3,int8]", "error_bounded", "zstd",
+)  # fmt: skip
+FORMATS = ("jpeg", "webp")
+Kind = Literal["codec", "image"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: `title` names it, `overrides` are those of its runs, `folder` is where these lie.
+
+    `kind` "codec": what crosses the cut passes a codec. "image": the input itself crosses, written as `format` of
+    `quality`, and the edge computes the whole network.
+    """
+
+    title: str
+    overrides: tuple[str, ...]
+    kind: Kind = "codec"
+    format: str = ""
+    quality: int = 0
+
+    @property
+    def folder(self) -> str:
+        """A folder's name that says what the case is."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.title).strip("-")
+
+
+def codec_case(text: str) -> Case:
+    """Read one codec: its name, several in brackets, or none, then options.
+
+    `c3 ratio=8` sets an option of `codec.up`; `codec.down.per=channel` is an override as fsl-simulate takes it.
+    ConfigError for a name that is no choice of `codec`.
+    """
+    words = shlex.split(text)
+    if not words:
+        raise ConfigError("--codec '': name a codec, as in --codec 'c3 ratio=8'")
+    chosen: list[str] = []
+    if "=" not in words[0].partition("[")[0]:
+        name = words.pop(0)
+        for one in name.strip("[]").split(","):
+            if one.strip() not in names("codec"):
+                raise ConfigError(f"--codec {name}: {unknown('codec', one.strip(), names('codec'))}")
+        chosen = [f"codec={name}"]
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"--codec '{text}': {word} is no option; give option=value, as in 'c3 ratio=8'")
+        chosen.append(word if word.lstrip("+").startswith(("codec.", "codec=")) else f"codec.up.{word}")
+    if not chosen:
+        raise ConfigError(f"--codec '{text}': name a codec first, as in 'c3 ratio=8'")
+    return Case(" ".join(text.split()), tuple(chosen))
+
+
+def codec_cases(texts: Iterable[str]) -> list[Case]:
+    """Read codecs, `identity` first; ConfigError where one is named twice."""
+    cases = [codec_case(text) for text in texts]
+    if all(case.overrides != (f"codec={BASE}",) for case in cases):
+        cases.insert(0, codec_case(BASE))
+    cases.sort(key=lambda case: case.overrides != (f"codec={BASE}",))
+    return _distinct(cases)
+
+
+def image_cases(texts: Sequence[str], source: str) -> list[Case]:
+    """Read what images are written as, `jpeg:75` or `webp:50`; `source` is the import path of the data's loader."""
+    cases = []
+    for text in texts:
+        format, _, quality = text.partition(":")
+        if format not in FORMATS or not quality.isdecimal() or not 1 <= int(quality) <= 100:
+            raise ConfigError(
+                f"--images {text}: give a format of {', '.join(FORMATS)} and a quality from 1 to 100, as jpeg:75"
+            )
+        overrides = ("data._target_=fsl.data.recompressed", f"+data.source={source}")
+        overrides += (f"+data.format={format}", f"+data.quality={int(quality)}", f"codec={BASE}")
+        cases.append(Case(f"{format} {int(quality)}", overrides, "image", format, int(quality)))
+    return _distinct(cases)
+
+
+def refuse_own(overrides: Sequence[str]) -> None:
+    """ConfigError for overrides that the bench gives itself, or that would make other cases of one."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key == "codec" or key.startswith("codec."):
+            raise ConfigError(f"{override}: give codecs as --codec, once each")
+        if key in ("seed", "resume", "hydra.run.dir"):
+            hint = {"seed": "--seeds", "resume": "--out with the folder of before"}.get(key, "--out")
+            raise ConfigError(f"{override}: give {hint} instead")
+
+
+def is_plain(codec: Any) -> bool:
+    """Returns whether a configuration's codec leaves values as they are, both ways."""
+    return all(spec.target == public_path(Identity) for spec in build_codecs(codec).values())
+
+
+def _distinct(cases: list[Case]) -> list[Case]:
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if case.folder in seen:
+            raise ConfigError(f"'{case.title}' is asked for twice (the other is '{seen[case.folder].title}')")
+        seen[case.folder] = case
+    return cases
