@@ -204,7 +204,7 @@ def _one_core() -> Iterator[None]:
 
 
 def _transform_flops(inputs: Any, *others: Any, out_val: Tensor, **named: Any) -> int:
-    """FLOPs of transforms along the last dimension by their textbook count: 5 n log2 n each, half of it for real ones."""
+    """FLOPs of transforms along the last dimension by their textbook count: 5 n log2 n, half of it for real ones."""
     length = max(inputs.shape[-1], out_val.shape[-1])
     each = (5 if inputs.is_complex() and out_val.is_complex() else 2.5) * length * math.log2(max(2, length))
     return int(math.prod(inputs.shape[:-1]) * each)

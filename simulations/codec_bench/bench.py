@@ -1,0 +1,139 @@
+"""One bench: checks what is asked for, runs it, and writes table, CSV and figure."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from fsl.simulations.codec_bench.bench_runs import BenchRun, refuse_others, runs_of, take
+from fsl.simulations.codec_bench.cases import Case, is_plain
+from fsl.simulations.codec_bench.cut_costs import cut_costs, refuse_unmeasured
+from fsl.simulations.codec_bench.figure import draw
+from fsl.simulations.codec_bench.results import Row, image_rows, row_of
+from fsl.simulations.codec_bench.tables import best_lines, csv_of, markdown_of, table_of
+from fsl.simulations.endings import tell
+from fsl.simulations.reports.measures import Measure
+from fsl.simulations.sweeps.search_trial import composed
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fsl.data import TaskData, recompress
+from fsl.errors import ConfigError
+from fsl.files import write_text
+from fsl.run.config import build_data, read_config
+from fsl.run.plotting import save_figure
+from fsl.run.run_folder import RunFolder
+
+_STORED = "the stored input"
+
+
+@dataclass
+class Bench:
+    """Codecs and images to compare under these overrides and seeds; results go to `out`."""
+
+    out: Path
+    overrides: tuple[str, ...]
+    codecs: Sequence[Case]
+    seeds: tuple[int, ...]
+    metric: str = "accuracy"
+    images: list[Case] = field(default_factory=list)
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The data of all runs, as the first seed divides them."""
+        top = self._config(self.codecs[0])
+        return build_data(read_config(top).data, self.seeds[0])[0]
+
+    @property
+    def loader(self) -> str:
+        """Import path of the data's loader."""
+        return str(self._config(self.codecs[0]).data.get("_target_"))
+
+    def add_images(self, cases: Sequence[Case]) -> None:
+        """Add the input itself as images of several qualities."""
+        self.images += cases
+
+    def check(self) -> None:
+        """Try each codec on a batch at the cut, and each image format on the data, before the first run."""
+        refuse_unmeasured(self._config(self.codecs[0]))
+        if Measure(self.metric).lower_is_better is None:
+            raise ConfigError(
+                f"--metric {self.metric}: whether more of it is better is not known; take accuracy or loss"
+            )
+        refuse_others(self._runs())
+        for case in self.codecs:
+            try:
+                cut_costs(self._config(case))
+            except ConfigError as error:
+                raise ConfigError(f"--codec '{case.title}': {error}") from error
+        few = replace(self.data, train=self.data.train.subset(_first(self.data)), test=None, validation=None)
+        for case in self.images:
+            recompress(few, case.format, case.quality)  # type: ignore[arg-type]
+
+    def run(self, jobs: int) -> dict[str, str]:
+        """Run what is not done; returns why runs failed, by title."""
+        runs = self._runs()
+        done = sum(run.done for run in runs)
+        tell(f"{len(runs)} runs in {os.path.relpath(self.out)}" + (f", {done} of them done before" if done else ""))
+        return take(runs, jobs, self.metric, -1 if Measure(self.metric).lower_is_better else 1)
+
+    def write(self) -> str:
+        """Write codecs.md, codecs.csv and codecs.png of the runs that are done; returns what they say."""
+        rows, measure = self._rows(), Measure(self.metric)
+        text = "\n".join([markdown_of(table_of(rows, measure)), *best_lines(rows, measure)]) + "\n"
+        text += "\n" + self._about()
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "codecs.md", text)
+        write_text(self.out / "codecs.csv", csv_of(rows, measure))
+        save_figure(draw(rows, measure), self.out / "codecs.png")
+        folder = os.path.relpath(self.out)
+        return f"{text}\ntable, CSV and figure: {folder}/codecs.md, {folder}/codecs.csv, {folder}/codecs.png"
+
+    def _rows(self) -> list[Row]:
+        runs, base_case = self._runs(), self.codecs[0]
+        base = row_of(base_case, runs, {}, self.metric)
+        if base is None:
+            raise ConfigError(f"{self.out}: no run of identity is done, so that there is nothing to compare with")
+        rows = []
+        for case in self.codecs:
+            row = row_of(case, runs, base.values, self.metric)
+            if row is not None:
+                weights = [RunFolder(run.folder).model_path for run in runs if run.case == case and run.done]
+                costs = cut_costs(self._config(case), next((path for path in weights if path.exists()), None))
+                rows.append(row if case == base_case else replace(row, costs=costs))
+        if self.data.stored_bytes is not None:
+            stored = Row(_STORED, "image", base.values, dict.fromkeys(base.values, 0.0), 0.0, 0.0)
+            rows += image_rows(stored, self.data.stored_bytes, None)
+        for case in self.images:
+            row = row_of(case, runs, base.values, self.metric)
+            if row is not None:
+                sent = recompress(self.data, case.format, case.quality)  # type: ignore[arg-type]
+                rows += image_rows(row, sent.bytes, sent.bytes_without_tables)
+        return rows
+
+    def _about(self) -> str:
+        costs = cut_costs(self._config(self.codecs[0]))
+        seeds = " ".join(map(str, self.seeds))
+        return (
+            f"{' '.join(self.overrides)}; seeds {seeds}. {costs.values:,} values cross the cut for a sample, "
+            f"{costs.value_bytes:,} bytes. Bytes are those of a training sample in one pass, headers and labels included. "
+            "Where the input itself is sent, the edge trains the whole network on these images, with the same strategy; "
+            "it gets each image once in a pass, or once in all where it may keep them. Times are medians on one core, for "
+            "a sample of a training step, both ways; FLOPs are those of matrix products, convolutions and Fourier "
+            "transforms. front: no other row has fewer bytes both ways and is as good.\n"
+        )
+
+    def _config(self, case: Case) -> DictConfig:
+        config = composed((*self.overrides, *case.overrides, f"seed={self.seeds[0]}"))
+        if case is self.codecs[0] and not is_plain(config.codec):
+            raise ConfigError("the first codec is identity")
+        return config
+
+    def _runs(self) -> list[BenchRun]:
+        return runs_of([*self.codecs, *self.images], self.seeds, self.overrides, self.out)
+
+
+def _first(data: TaskData) -> Tensor:
+    return torch.arange(min(4, len(data.train)))
