@@ -118,11 +118,11 @@ class Bench:
         seeds = " ".join(map(str, self.seeds))
         return (
             f"{' '.join(self.overrides)}; seeds {seeds}. {costs.values:,} values cross the cut for a sample, "
-            f"{costs.value_bytes:,} bytes. Bytes are those of a training sample in one pass, headers and labels included. "
-            "Where the input itself is sent, the edge trains the whole network on these images, with the same strategy; "
-            "it gets each image once in a pass, or once in all where it may keep them. Times are medians on one core, for "
-            "a sample of a training step, both ways; FLOPs are those of matrix products, convolutions and Fourier "
-            "transforms. front: no other row has fewer bytes both ways and is as good.\n"
+            f"{costs.value_bytes:,} bytes. Bytes are those of a training sample in one pass, headers and labels "
+            "included. Where the input itself is sent, the edge trains the whole network on these images, with the "
+            "same strategy; it gets each image once in a pass, or once in all where it may keep them. Times are "
+            "medians on one core, for a sample of a training step, both ways; FLOPs are those of matrix products, "
+            "convolutions and Fourier transforms. front: no other row has fewer bytes both ways and is as good.\n"
         )
 
     def _config(self, case: Case) -> DictConfig:

@@ -10,7 +10,7 @@ from fsl.codecs.codec_choice import build_codecs
 from fsl.codecs.identity import Identity
 from fsl.errors import ConfigError
 from fsl.importing.building import unknown
-from fsl.importing.config_groups import names
+from fsl.importing.config_groups import named, names
 from fsl.importing.import_paths import public_path
 
 BASE = "identity"
@@ -43,28 +43,67 @@ class Case:
 
 
 def codec_case(text: str) -> Case:
-    """Read one codec: its name, several in brackets, or none, then options.
+    """Read one codec: its name with options, or several in brackets, then overrides.
 
-    `c3 ratio=8` sets an option of `codec.up`; `codec.down.per=channel` is an override as fsl-simulate takes it.
-    ConfigError for a name that is no choice of `codec`.
+    `c3 ratio=8` sets an option of `codec.up`; `[c3 ratio=8,int8]` those of a stage; `codec.down.per=channel` is an
+    override as fsl-simulate takes it. ConfigError for a name that is no choice of `codec`.
     """
-    words = shlex.split(text)
-    if not words:
-        raise ConfigError("--codec '': name a codec, as in --codec 'c3 ratio=8'")
-    chosen: list[str] = []
-    if "=" not in words[0].partition("[")[0]:
-        name = words.pop(0)
-        for one in name.strip("[]").split(","):
-            if one.strip() not in names("codec"):
-                raise ConfigError(f"--codec {name}: {unknown('codec', one.strip(), names('codec'))}")
+    text = " ".join(text.split())
+    stages, rest = _bracketed(text)
+    if stages:
+        chosen = _in_turn(text, [stage.split() for stage in stages])
+        words = shlex.split(rest)
+    else:
+        name, *words = shlex.split(text) or [""]
+        _known(text, name)
         chosen = [f"codec={name}"]
     for word in words:
         if "=" not in word:
             raise ConfigError(f"--codec '{text}': {word} is no option; give option=value, as in 'c3 ratio=8'")
-        chosen.append(word if word.lstrip("+").startswith(("codec.", "codec=")) else f"codec.up.{word}")
-    if not chosen:
-        raise ConfigError(f"--codec '{text}': name a codec first, as in 'c3 ratio=8'")
-    return Case(" ".join(text.split()), tuple(chosen))
+        full = word.lstrip("+").startswith("codec.")
+        if stages and not full:
+            raise ConfigError(f"--codec '{text}': {word}: put it behind the codec that it belongs to, in the brackets")
+        chosen.append(word if full else f"codec.up.{word}")
+    return Case(text, tuple(chosen))
+
+
+def _bracketed(text: str) -> tuple[list[str], str]:
+    """Returns the codecs in the brackets that a text begins with, and what comes behind; none without brackets."""
+    if not text.startswith("["):
+        return [], text
+    inside, closed, rest = text[1:].partition("]")
+    stages = [stage.strip() for stage in inside.split(",")]
+    if not closed or not all(stages):
+        raise ConfigError(f"--codec '{text}': give codecs with commas between them, as in '[c3 ratio=8,int8]'")
+    return stages, rest
+
+
+def _in_turn(text: str, stages: Sequence[Sequence[str]]) -> list[str]:
+    """Returns overrides for codecs one behind the other, each a name and its options."""
+    for name, *options in stages:
+        _known(text, name)
+        if wrong := [option for option in options if "=" not in option]:
+            raise ConfigError(f"--codec '{text}': {wrong[0]} is no option=value, as in '[c3 ratio=8,int8]'")
+    if all(len(stage) == 1 for stage in stages):
+        return [f"codec=[{','.join(name for (name,) in stages)}]"]
+    halves: dict[str, list[str]] = {"up": [], "down": []}
+    for name, *options in stages:
+        choice = named("codec", name)
+        if "stages" in choice:
+            raise ConfigError(f"--codec '{text}': {name} is no codec of its own; name those that it consists of")
+        for way, half in halves.items():
+            target = choice[way] if isinstance(choice[way], str) else choice[way]["_target_"]
+            if way == "up" or target != public_path(Identity):
+                given = [option.replace("=", ": ", 1) for option in options] if way == "up" else []
+                half.append("{" + ", ".join([f"_target_: {target}", *given]) + "}")
+    return [f"codec={BASE}", *(f"codec.{way}=[{','.join(half)}]" for way, half in halves.items() if half)]
+
+
+def _known(text: str, name: str) -> None:
+    if not name or "=" in name:
+        raise ConfigError(f"--codec '{text}': name a codec first, as in 'c3 ratio=8'; {', '.join(names('codec'))}")
+    if name not in names("codec"):
+        raise ConfigError(f"--codec '{text}': {unknown('codec', name, names('codec'))}")
 
 
 def codec_cases(texts: Iterable[str]) -> list[Case]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.codecs.chain import Chain
-from fsl.codecs.codec import Codec
+from fsl.codecs.codec import Codec, Way
 from fsl.codecs.codec_choice import build_codecs
 from fsl.codecs.codec_maker import codec_maker
 from fsl.codecs.cut_codec import CutCodec
@@ -89,8 +89,21 @@ class _Step:
         specs = build_codecs(top.codec)
         self.made: list[Codec] = []  # the device's
         makers = [codec_maker(specs[way], ("fsl", *top.allowed)) for way in ("up", "down")]
+        self._refuse_unfit({way: make() for way, make in zip(("up", "down"), makers)}, top.training.batch_size)
         self.device = SendingEnd(*(CutCodec(_noted(make, self.made)) for make in makers))
         self.edge = AnsweringEnd(*(CutCodec(make) for make in makers))
+
+    def _refuse_unfit(self, codecs: Mapping[Way, Codec], batch: int) -> None:
+        """ConfigError for codecs that cannot carry what a full batch gives at the cut."""
+        with torch.no_grad(), evaluating(self.encoder):
+            crossing = activations_of(self._through(self.encoder, self.smashed)[0])
+        for way, codec in codecs.items():
+            try:
+                codec.refuse_use(way)
+                for tensor in crossing if way == "up" else ():
+                    codec.refuse_unfit(torch.Size((batch, *tensor.shape[1:])))
+            except ConfigError as error:
+                raise ConfigError(f"codec.{way}={codec.name}: {error}") from None
 
     @classmethod
     def of(cls, top: RunConfig, weights: Path | None) -> "_Step":
