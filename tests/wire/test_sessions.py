@@ -1,5 +1,6 @@
 """Sessions of every trainer: through broken connections, without those who are lost, with those who finish early."""
 
+import threading
 import time
 from dataclasses import replace
 
