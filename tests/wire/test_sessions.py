@@ -152,7 +152,7 @@ def test_the_others_finish_whoever_fails_in_the_middle(strategy, tmp_path, monke
 @pytest.mark.parametrize("strategy", [PSL(), SplitFedV2(), SplitFedV1()], ids=lambda s: type(s).__name__)
 def test_who_stalls_is_not_waited_for(strategy, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch, rounds=1)
-    # What stalls is this process's own thread, so it ends by itself: 5 s from where it stalls, past the patience of 3 s.
+    # What stalls is a thread of this process, and ends by itself: after 5 s, past the patience of 3 s.
     device_2_before(0, lambda: time.sleep(5), strategy, monkeypatch)
     found = run(strategy, rounds=1, backend=wired(tmp_path, device_nodes=4, patience=QUICK), **OPTIONS)
     assert_others_alone(found, expected, "nothing came from it for 3 s")
