@@ -80,8 +80,13 @@ def accuracy(model: nn.Module, examples: TensorExamples) -> float:
     with torch.no_grad(), evaluating(model):
         for rows in torch.arange(len(examples)).split(100):
             inputs, targets = examples.batch(rows)
-            right += int((model(inputs).argmax(1) == targets).sum())
+            right += int((model(inputs.to(place_of(model))).argmax(1).cpu() == targets).sum())
     return 100 * right / len(examples)
+
+
+def place_of(model: nn.Module) -> torch.device:
+    """Returns where a model's weights are."""
+    return next(model.parameters()).device
 
 
 def jpeg(images: Sequence[bytes], targets: Tensor, quality: int, pixels: int) -> tuple[Enlarged, float]:
@@ -136,7 +141,7 @@ def run_bottlefit(
                 distill_head(student, teacher, train, decay_at=half, **common)
                 fine_tune(student, train, teacher=teacher, **common)
             with torch.no_grad(), evaluating(student):
-                codes = student.encoder(test.batch(torch.arange(1))[0])
+                codes = student.encoder(test.batch(torch.arange(1))[0].to(place_of(student)))
             how = "direct training" if direct else "two stages"
             options.table.add(f"BottleFit, C = {channels}, {how}", codes.numel() + 8, accuracy(student, test))
 
@@ -148,13 +153,19 @@ def run_units(teacher: nn.Sequential, train: Enlarged, test: Enlarged, seed: int
     with torch.no_grad(), evaluating(front):  # all rates share what the front gives, and the front stays as it is
         known, held = (
             TensorExamples(
-                torch.cat([front(part.batch(rows)[0]) for rows in torch.arange(len(part)).split(100)]), part.targets
+                torch.cat(
+                    [
+                        front(part.batch(rows)[0].to(place_of(front))).cpu()
+                        for rows in torch.arange(len(part)).split(100)
+                    ]
+                ),
+                part.targets,
             )
             for part in (train, test)
         )
     torch.manual_seed(seed)
     encoder, decoder = Units(RATES).modules(known.inputs.shape)
-    model = nn.Sequential(encoder, decoder, back)
+    model = nn.Sequential(encoder, decoder, back).to(place_of(teacher))
     for rate, one in enumerate(RATES):
         switch(model, rate)
         fine_tune(
@@ -170,7 +181,7 @@ def run_units(teacher: nn.Sequential, train: Enlarged, test: Enlarged, seed: int
             seed=seed,
         )
         with torch.no_grad(), evaluating(model):
-            seen, sent = encoder(known.inputs), encoder(held.inputs)
+            seen, sent = (encoder(part.inputs.to(place_of(teacher))) for part in (known, held))
         codec = Units(RATES, rate, fit_frequencies(seen))
         size = sum(array.nbytes for _, array in codec.encode(sent).arrays) / len(sent)
         what = f"unit, C' = {one['channels']}, stride {one['stride']}, q = {one['step']}"
@@ -188,6 +199,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[3, 12], help="of BottleFit's codes")
     parser.add_argument("--width", type=int, default=128, help="of BottleFit's decoder, 512 in the paper")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--accelerator", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     data = cifar10(str(options.folder), options.images, options.test_images, mean=[SHIFT] * 3, std=[SCALE] * 3)
     assert isinstance(data.train, TensorExamples)
@@ -198,7 +210,7 @@ def main() -> None:
     options.table = Table(mean(map(len, stored)))
     started = time.perf_counter()
     torch.manual_seed(0)
-    teacher = lite0(options.pixels)
+    teacher = lite0(options.pixels).to(options.accelerator)
     pretrained = [name for name, _ in teacher.named_children() if name != "classifier"]
     fine_tune(teacher, train, frozen=pretrained, epochs=30, learning_rate=1e-3, optimizer=ADAM)
     whole = accuracy(teacher, test)
@@ -210,7 +222,8 @@ def main() -> None:
     for name in (REPLACED, CUT):
         behind = [stage for stage, _ in teacher.named_children()].index(name) + 1
         with torch.no_grad(), evaluating(teacher):
-            size = nn.Sequential(*list(teacher)[:behind])(test.batch(torch.arange(1))[0]).nbytes
+            stages = nn.Sequential(*list(teacher)[:behind])
+            size = stages(test.batch(torch.arange(1))[0].to(options.accelerator)).nbytes
         options.table.add(f"smashed data behind {name}, float32", size, whole)
     print(f"teacher and images: {time.perf_counter() - started:.0f} s", flush=True)
     for seed in options.seeds:

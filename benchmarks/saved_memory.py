@@ -52,9 +52,10 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
 class Trainer:
     """A model with its optimizer, and with compressed activations or without."""
 
-    def __init__(self, seed: int, memory: ErrorBoundedMemory | None, rate: float):
+    def __init__(self, seed: int, memory: ErrorBoundedMemory | None, rate: float, accelerator: str = "cpu"):
         torch.manual_seed(seed)
-        self.model = ResNet18((3, 32, 32), 10)
+        self.accelerator = torch.device(accelerator)
+        self.model = ResNet18((3, 32, 32), 10).to(self.accelerator)
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.SGD(self.parameters, lr=rate, momentum=0.9)
         self.saver = None if memory is None else memory.saver(self.parameters)
@@ -63,14 +64,14 @@ class Trainer:
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the outputs."""
         with nullcontext() if self.saver is None else self.saver.saving():
-            outputs: Tensor = self.model(inputs)
+            outputs: Tensor = self.model(inputs.to(self.accelerator))
         if self.saver is not None:
             self.saved.append(self.saver.bytes)
         return outputs
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         """Take a step; returns its loss."""
-        loss = functional.cross_entropy(self.forward(inputs), targets)
+        loss = functional.cross_entropy(self.forward(inputs), targets.to(self.accelerator))
         loss.backward()
         self.optimizer.step()
         if self.saver is not None:
@@ -182,7 +183,8 @@ def show_accuracy(arguments: argparse.Namespace) -> None:
     steps = arguments.epochs * (len(data.train) // arguments.batch)
     for seed in arguments.seeds:
         for name, memory in (("as they are", None), ("error_bounded", memory_of(arguments))):
-            trainer, feed = Trainer(seed, memory, arguments.rate), batches(data.train, arguments.batch, seed, True)
+            trainer = Trainer(seed, memory, arguments.rate, arguments.accelerator)
+            feed = batches(data.train, arguments.batch, seed, True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, steps)
             for _ in range(steps):
                 trainer.step(*next(feed))
@@ -198,11 +200,13 @@ def show_accuracy(arguments: argparse.Namespace) -> None:
 def accuracy(model: nn.Module, data: Examples) -> float:
     """Returns the share of rows whose class a model tells."""
     model.eval()
+    place = next(model.parameters()).device
     with torch.no_grad():
         right = 0
         for rows in torch.arange(len(data)).split(500):
             inputs, targets = data.batch(rows)
-            right += int((model(inputs).argmax(1) == targets).sum())
+            assert isinstance(inputs, Tensor)
+            right += int((model(inputs.to(place)).argmax(1).cpu() == targets).sum())
     return right / len(data)
 
 
@@ -231,6 +235,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--fraction", type=float, default=ErrorBoundedMemory.fraction)
     parser.add_argument("--first", type=float, default=ErrorBoundedMemory.first)
     parser.add_argument("--convolutions-only", action="store_true", help="leave inputs of batch norms as they are")
+    parser.add_argument("--accelerator", default="cpu", help="of accuracy: cpu or cuda")
     parser.add_argument("--exact", action="store_true", help="of peak: without compression")
     arguments = parser.parse_args(given)
     if arguments.what == "peak":

@@ -77,7 +77,7 @@ def distill_head(
             part.requires_grad_(True).train()
         parameters = [parameter for part in heads for parameter in part.parameters()]
         adam = torch.optim.Adam(parameters, learning_rate)
-        return _descend(adam, loss, len(examples), epochs, batch_size, seed, "distill-head", decay_at)
+        return _descend(adam, loss, device, len(examples), epochs, batch_size, seed, "distill-head", decay_at)
 
 
 def fine_tune(
@@ -130,7 +130,7 @@ def fine_tune(
             return own / 2 + apart / 2
 
         made = (optimizer or partial(torch.optim.SGD, momentum=0.9))(trained, lr=learning_rate)
-        return _descend(made, loss, len(examples), epochs, batch_size, seed, "fine-tune", decay_at)
+        return _descend(made, loss, device, len(examples), epochs, batch_size, seed, "fine-tune", decay_at)
 
 
 class _Known:
@@ -165,6 +165,7 @@ class _Known:
 def _descend(
     optimizer: torch.optim.Optimizer,
     loss: Callable[[Tensor], Tensor],
+    device: torch.device,
     count: int,
     epochs: int,
     batch_size: int,
@@ -186,7 +187,7 @@ def _descend(
                 continue  # a BatchNorm has no variance of it
             optimizer.zero_grad()
             with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
-                seeds.reseed(layer_seeds.at(step))
+                seeds.reseed(layer_seeds.at(step), device)
                 value = loss(rows)
             value.backward()
             optimizer.step()

@@ -114,7 +114,8 @@ class Entropic(Learned):
             writer.write_below(offsets, octaves_of(symbols))
         self._remember(counts)
         beside = np.packbits(told).tobytes() + b"".join(heads)
-        arrays = ("values", _tensor(writer.words())), ("beside", _tensor(beside))
+        place = values.device
+        arrays = ("values", _tensor(writer.words()).to(place)), ("beside", _tensor(beside).to(place))
         return pack(self.name, values.dtype, *arrays, shape=values.shape)
 
     def decode(self, payload: Payload) -> Tensor:
@@ -139,7 +140,8 @@ class Entropic(Learned):
         if codes.size and max(codes.max(), -codes.min()) > torch.finfo(payload.dtype).max:
             raise WireError(f"codec 'entropic' got codes that are beyond {payload.dtype}")
         self._remember(counts)
-        return torch.from_numpy(codes).view(self.channels, *others).movedim(0, axis).to(payload.dtype).contiguous()
+        found = torch.from_numpy(codes).view(self.channels, *others).movedim(0, axis)
+        return found.to(payload.dtype).contiguous().to(words.device)
 
     def _tables(self, beside: bytes) -> list[tuple[int, Ints]]:
         """Returns the first symbol and the table of each channel; WireError for bytes that tell none."""

@@ -70,8 +70,8 @@ def table_of(frequencies: Sequence[Any]) -> HuffmanTable:
 
 
 def huffman_bytes(values: Tensor, table: HuffmanTable) -> Tensor:
-    """Returns the codes (M,) of bytes of any shape."""
-    return torch.from_numpy(table.encode(values.contiguous().flatten().cpu().numpy()))
+    """Returns the codes (M,) of bytes of any shape, where these lie."""
+    return torch.from_numpy(table.encode(values.contiguous().flatten().cpu().numpy())).to(values.device)
 
 
 def from_huffman_bytes(given: Tensor, shape: torch.Size, table: HuffmanTable) -> Tensor:
@@ -79,4 +79,4 @@ def from_huffman_bytes(given: Tensor, shape: torch.Size, table: HuffmanTable) ->
     if given.dim() != 1:
         raise WireError(f"codec 'huffman' got codes of shape {tuple(given.shape)}; they are a row of bytes")
     found = table.decode(given.contiguous().cpu().numpy(), shape.numel())
-    return torch.from_numpy(found).view(shape)
+    return torch.from_numpy(found).view(shape).to(given.device)

@@ -47,7 +47,7 @@ class Lossless(Codec):
             return Payload(self.name, (("plain", values),))
         data = np.frombuffer(packed + zlib.crc32(planes.tobytes()).to_bytes(_CHECK, "little"), np.uint8)
         told = torch.empty(0, *values.shape, dtype=values.dtype)
-        return Payload(self.name, (("packed", torch.from_numpy(data.copy())), ("of", told)))
+        return Payload(self.name, (("packed", torch.from_numpy(data.copy()).to(values.device)), ("of", told)))
 
     def decode(self, payload: Payload) -> Tensor:
         """Returns the array that was encoded; WireError for bytes that nobody encodes."""

@@ -58,7 +58,8 @@ def bottlefit(
     if taken:
         raise ConfigError(f"bottlefit names its own stages encoder and decoder; rename the model's {taken.pop()}")
     encoder, decoder = _encoder(input_shape[0], channels), _decoder(channels, width, wanted)
-    made = BottleFit(OrderedDict([("encoder", encoder), ("decoder", decoder), *rest]))
+    place = _place_of(model)
+    made = BottleFit(OrderedDict([("encoder", encoder.to(place)), ("decoder", decoder.to(place)), *rest]))
     made.replaced = replace
     return made.train()
 
@@ -101,4 +102,9 @@ def _decoder(channels: int, width: int, wanted: torch.Size) -> nn.Sequential:
 
 def _shape_of(stages: nn.Module, input_shape: Sequence[int]) -> torch.Size:
     with torch.no_grad():
-        return torch.Size(stages.eval()(torch.zeros(1, *input_shape)).shape)
+        return torch.Size(stages.eval()(torch.zeros(1, *input_shape, device=_place_of(stages))).shape)
+
+
+def _place_of(model: nn.Module) -> torch.device:
+    """Returns the accelerator of a model's weights."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
