@@ -1,5 +1,7 @@
 """Runs a model's segments as devices and edges do, with the codecs of its cuts between them."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,24 +16,26 @@ from fsl.segments.tensor_trees import Values, joined, passed, received
 class CodedCut(nn.Module):
     """A cut in an evaluation: what passes it is encoded and decoded, as between a device and its edge.
 
-    `rows`: of a batch; a codec that couples rows gets so many at once, as in training.
+    `make` gives a codec for each of the two ends, since each remembers what it has heard itself. `rows`: of a batch; a
+    codec that couples rows gets so many at once, as in training.
     """
 
-    def __init__(self, codec: CutCodec, rows: int, shared: frozenset[int]) -> None:
+    def __init__(self, make: Callable[[], CutCodec], rows: int, shared: frozenset[int]) -> None:
         super().__init__()
-        codec.training = False
-        self._codec, self._rows, self._shared = codec, rows, shared
+        self._device, self._edge = make(), make()
+        self._device.training = self._edge.training = False
+        self._rows, self._shared = rows, shared
 
     def forward(self, given: Any) -> Any:
         """Returns values (B, ...) in the structure in which they came."""
         values = received(given, self._shared)
-        if self._codec.rowwise or len(values) <= self._rows:
+        if self._device.rowwise or len(values) <= self._rows:
             return self._crossed(values)
         sizes = [min(self._rows, len(values) - first) for first in range(0, len(values), self._rows)]
         return passed(joined([received(self._crossed(part), self._shared) for part in values.split(sizes)]))
 
     def _crossed(self, values: Values) -> Any:
-        return passed(self._codec.decode(self._codec.encode(values)))
+        return passed(self._edge.decode(self._device.encode(values)))
 
 
 def with_codecs(worker: Worker, up: Spec | None, down: Spec | None, rows: int) -> list[nn.Module]:
@@ -49,6 +53,6 @@ def with_codecs(worker: Worker, up: Spec | None, down: Spec | None, rows: int) -
         found.append(chain[name].module)
         spec = down if after == "tail" else up
         if after and spec is not None:
-            codec = CutCodec(codec_maker(spec, allowed), allowed)
-            found.append(CodedCut(codec, rows, chain[name].shared))
+            make = partial(CutCodec, codec_maker(spec, allowed), allowed)
+            found.append(CodedCut(make, rows, chain[name].shared))
     return found

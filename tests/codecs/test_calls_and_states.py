@@ -1,6 +1,7 @@
 """What a session tells its codecs, what these remember, and what their arrays that hold nothing count."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -34,8 +35,9 @@ class Counted(Codec):
         return pack(self.name, values.dtype, ("values", values + (self._calls - 1)))
 
     def decode(self, payload):
-        """Returns what came."""
-        return payload.arrays[0][1]
+        """Returns what went in, as an end that counts for itself."""
+        self._calls += 1
+        return payload.arrays[0][1] - (self._calls - 1)
 
     def state(self):
         """Returns the number of calls."""
@@ -77,11 +79,17 @@ def test_arrays_that_tell_a_shape_count_no_rows(rows):
 
 def test_an_evaluation_gives_a_codec_that_couples_rows_a_batch_at_once():
     values = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 13).view(-1, 1)
-    codec = CutCodec(Int8)
-    found = CodedCut(codec, 5, frozenset())(values)
+    found = CodedCut(partial(CutCodec, Int8), 5, frozenset())(values)
     wanted = torch.cat([Int8().decode(Int8().encode(part)) for part in values.split(5)])
     assert torch.equal(found, wanted)
     assert not torch.equal(found, Int8().decode(Int8().encode(values)))
+
+
+def test_in_an_evaluation_each_end_remembers_its_own_calls():
+    values = torch.arange(12.0).view(6, 2)
+    cut = CodedCut(partial(CutCodec, Counted), 2, frozenset())
+    assert torch.equal(cut(values), values)
+    assert torch.equal(cut(values), values)
 
 
 def test_a_payload_without_a_shape_is_refused_where_one_is_read():

@@ -15,7 +15,7 @@ import fsl
 from fsl import codecs
 from fsl.codecs import Codec
 from fsl.codecs.codec import CodecCall
-from fsl.codecs.codec_choice import build_codecs, codec_spec
+from fsl.codecs.codec_choice import codec_spec
 from fsl.codecs.codec_maker import codec_of, named_in
 from fsl.errors import ConfigError
 from fsl.importing.config_groups import named, names
@@ -23,13 +23,16 @@ from fsl.mobility import RandomMobility
 from fsl.privacy import DPSGD, Privacy
 from fsl.privacy.settings import CutNoise, RandomizedLabels
 from fsl.seeds import Stream
-from tests.helpers.moving import assert_as_without, wired
+from tests.helpers.moving import COUNTED, MOVED, assert_as_without, wired
 from tests.helpers.runs import assert_same_bits, assert_same_run
 from tests.helpers.small import small_model, small_task
 from tests.helpers.vectors import vectors
 from tests.helpers.wired import Wired
 
 WHOLE = "it encodes a batch as a whole, so that one sample changes what becomes of the others, which no clip bounds"
+NORM = "BatchNorm cannot support training with differential privacy"  # in units, and in bottlenecks for images
+NORM_AT_CUT = r"another sample in one row changes other rows at the cut, first in front's '.*' \(BatchNorm2d\)"
+USE = "a batch changes the buffer 'codec_encoder.1.use' of the front"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def of(name, **arguments):
     return {"_target_": f"fsl.codecs.{name}", **arguments}
 
 
+RATES = [{"channels": 2, "stride": 2, "step": 0.25}]
 # The first word of a key is the codec's name in configs/codec.
 TABLE = {
     "identity": Row("identity"),
@@ -67,16 +71,19 @@ TABLE = {
     "binary per row": Row(of("Binary", scale="row"), of("Binary", scale="row")),
     "topk": Row(of("TopK", k=0.4), "bfloat16"),
     "topk with feedback": Row("identity", of("TopK", k=0.4, feedback=True), WHOLE),
-    "randtopk": Row(of("RandTopK", k=0.4, alpha=0.3), draws=True),
+    "randtopk": Row(of("RandTopK", k=0.4, alpha=0.3), "identity", WHOLE),
     "c3": Row(of("C3", ratio=2), "identity", WHOLE),
     "fedlite": Row(of("FedLite", parts=4, codes=4, correction=0.1), "identity", WHOLE),
-    "vq": Row(of("VQ", codes=16, dim=4), "identity", WHOLE),
+    "vq": Row(of("VQ", codes=16, dim=4), "identity", WHOLE, USE),
+    "vq without restart": Row(of("VQ", codes=16, dim=4, restart=False), "identity", WHOLE),
     "entropic": Row(of("Entropic", channels=4, hidden=8), "identity", WHOLE),
     "bottleneck": Row(of("Bottleneck", channels=4, noise=0.1)),
-    "bottleneck and int8": Row([of("Bottleneck", channels=2), of("Int8", per="sample")], images=True),
-    "units": Row(of("Units", rates=[{"channels": 2, "stride": 2, "step": 0.25}]), images=True),
+    "bottleneck and int8": Row(
+        [of("Bottleneck", channels=2), of("Int8", per="sample")], "identity", NORM, NORM_AT_CUT, images=True
+    ),
+    "units": Row(of("Units", rates=RATES), "identity", NORM, NORM_AT_CUT, images=True),
     "units with a table": Row(
-        of("Units", rates=[{"channels": 2, "stride": 2, "step": 0.25}], frequencies=[8, 4, 2, 1]), images=True
+        of("Units", rates=RATES, frequencies=[8, 4, 2, 1]), "identity", WHOLE, NORM_AT_CUT, images=True
     ),
     "error_bounded": Row("error_bounded", "error_bounded", WHOLE),
     "zstd": Row("zstd", "zstd", WHOLE),
@@ -88,8 +95,11 @@ TABLE = {
     "adaptive by budget": Row(of("Adaptive", choices=["identity", "bfloat16", "int8"], budget=180), "identity", WHOLE),
 }
 STRATEGIES = {"V1": SplitFedV1(), "SGLR": SGLR(phi=0.5, alpha=0.5)}
-PRIVATE = Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, sampling="shuffle"))
-NOISY = Privacy(cut=CutNoise(1.0), labels=RandomizedLabels(1.0))
+NOISY = {"cut": CutNoise(1.0), "labels": RandomizedLabels(1.0)}
+PRIVACY = {  # Poisson batches are of any size; only the other privacy bounds what an edge learns
+    "V1": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0)),
+    "SGLR": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, sampling="shuffle"), **NOISY),
+}
 rows = pytest.mark.parametrize("name", TABLE)
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -98,11 +108,11 @@ def run(name, strategy, **options):
     row = TABLE[name]
     torch.manual_seed(0)
     if row.images:
-        model, data, options["cut"] = small_model(), small_task(samples=72), "pool"
+        model, data, options["cut"] = small_model(), small_task(samples=48), "pool"
     else:
         model, data, options["cut"] = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), vectors(), "0"
     sgd = fsl.Optimizer("torch.optim.SGD", 0.05)
-    given = {"devices": 4, "edges": 2, "rounds": 2, "batch_size": 6, "samples_per_device": 18, "optimizer": sgd}
+    given = {"devices": 4, "edges": 2, "rounds": 2, "batch_size": 6, "samples_per_device": 12, "optimizer": sgd}
     given |= {"up": row.up, "down": row.down, "strategy": STRATEGIES[strategy]}
     return fsl.simulate(model, data, **given | options)
 
@@ -119,12 +129,11 @@ def test_every_choice_of_configs_codec_stands_in_the_table():
 
 def test_a_row_has_the_codec_that_its_name_says():
     for key, row in TABLE.items():
-        if key.startswith("chain"):
-            continue
-        (wanted,) = {spec.target for spec in build_codecs(named("codec", key.split()[0])).values()} - {
-            "fsl.codecs.Identity"
-        } or {"fsl.codecs.Identity"}
-        assert wanted in targets(row), key
+        name = key.split()[0]
+        if name not in ("identity", "chain"):
+            assert {
+                given["_target_"] if isinstance(given, dict) else given for given in named("codec", name).values()
+            } - {"fsl.codecs.Identity"} <= targets(row), key
 
 
 def test_every_public_codec_stands_in_the_table():
@@ -140,10 +149,9 @@ def targets(row):
 
 
 @pytest.mark.slow
-@strategies
 @rows
-def test_a_run_over_grpc_is_the_run_in_one_process(name, strategy, tmp_path):
-    simulated, real = plain(name, strategy), run(name, strategy, backend=Wired(folder=tmp_path))
+def test_a_run_over_grpc_is_the_run_in_one_process(name, tmp_path):
+    simulated, real = plain(name, "SGLR"), run(name, "SGLR", backend=Wired(folder=tmp_path))
     for segment in simulated.states:
         assert_same_bits(simulated.states[segment], real.states[segment])
     for column in ("up_bytes", "down_bytes", "train_loss", "loss", "accuracy"):
@@ -152,10 +160,10 @@ def test_a_run_over_grpc_is_the_run_in_one_process(name, strategy, tmp_path):
 
 @pytest.mark.slow
 @rows
-def test_a_run_with_moves_over_grpc_is_the_run_without(name, tmp_path):
+def test_a_run_with_moves_over_grpc_is_the_run_without_in_one_process(name, tmp_path):
     moved = run(name, "V1", mobility=RandomMobility(0.9), backend=wired(tmp_path, edges=2))
     assert sum(row["moves"] for row in moved.metrics) > 2
-    assert_as_without(plain(name, "V1"), moved)
+    assert_as_without(plain(name, "V1"), moved, MOVED | COUNTED | {"lost"})
 
 
 @pytest.mark.slow
@@ -185,9 +193,9 @@ def epsilons(result):
 
 
 @cache
-def wanted(strategy, privacy, images):
+def wanted(strategy):
     """The epsilons of a run without a codec."""
-    return epsilons(run("bottleneck and int8" if images else "identity", strategy, privacy=privacy, up="identity"))
+    return epsilons(run("identity", strategy, privacy=PRIVACY[strategy]))
 
 
 @pytest.mark.slow
@@ -197,22 +205,22 @@ def test_privacy_by_sample_costs_what_it_costs_without_a_codec_or_is_refused(nam
     row = TABLE[name]
     if row.refused is not None:
         with pytest.raises(ConfigError, match=row.refused):
-            run(name, strategy, privacy=PRIVATE)
+            run(name, strategy, privacy=PRIVACY[strategy])
         return
-    assert epsilons(run(name, strategy, privacy=PRIVATE)) == wanted(strategy, PRIVATE, row.images)
+    found = epsilons(run(name, strategy, privacy=PRIVACY[strategy]))
+    assert found == wanted(strategy)
+    assert found[-1]["epsilon_model" if strategy == "V1" else "epsilon_edge"] > 0
 
 
 @pytest.mark.slow
 @rows
-def test_noise_at_the_cut_costs_what_it_costs_without_a_codec_or_is_refused(name):
+def test_noise_at_the_cut_goes_through_or_is_refused(name):
     row = TABLE[name]
     if row.refused_cut is not None:
         with pytest.raises(ConfigError, match=row.refused_cut):
-            run(name, "V1", privacy=NOISY)
+            run(name, "V1", privacy=Privacy(**NOISY))
         return
-    found = epsilons(run(name, "V1", privacy=NOISY))
-    assert found == wanted("V1", NOISY, row.images)
-    assert found[-1]["epsilon_edge"] > 0
+    assert all(isfinite(one["loss"]) for one in run(name, "V1", privacy=Privacy(**NOISY)).metrics)
 
 
 @pytest.mark.parametrize("way", ["up", "down"])

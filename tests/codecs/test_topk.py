@@ -168,7 +168,7 @@ def test_randtopk_is_topk_in_evaluations_and_without_alpha():
 
 def test_randtopk_is_topk_where_a_model_is_evaluated():
     values = normal(6, 40)
-    cut = CodedCut(CutCodec(lambda: RandTopK(0.2, 0.9)), 6, frozenset())
+    cut = CodedCut(lambda: CutCodec(lambda: RandTopK(0.2, 0.9)), 6, frozenset())
     assert torch.equal(cut(values), TopK(0.2).decode(TopK(0.2).encode(values)))
 
 
