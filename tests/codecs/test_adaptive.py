@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from fsl.strategies import SGLR, SplitFedV1
 
 from fsl.codecs import Adaptive, Chain, Payload
 from fsl.codecs.codec import CodecCall
@@ -14,10 +13,7 @@ from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.costs import LinkProfile
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
-from fsl.privacy.settings import DPSGD, Privacy
-from tests.helpers.runs import assert_same_run
 from tests.helpers.vectors import run
-from tests.helpers.wired import Wired
 
 IDENTITY, BFLOAT16, INT8, ZSTD = (
     {"_target_": f"fsl.codecs.{name}"} for name in ("Identity", "BFloat16", "Int8", "Zstd")
@@ -246,24 +242,3 @@ def test_a_payload_of_another_codec_is_refused():
         Adaptive(PLAIN, ratio=2).decode(Payload("identity", (("0.values", normal(3, 4)),)))
     with pytest.raises(WireError):
         Adaptive(PLAIN, ratio=2).decode(Payload("adaptive", (("2.values", normal(3, 4)),)))
-
-
-def test_privacy_by_sample_takes_it_by_ratio():
-    private = Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))
-    run(up=Adaptive([IDENTITY, BFLOAT16], ratio=1.5), privacy=private, rounds=1)
-    with pytest.raises(ConfigError, match="it encodes a batch as a whole"):
-        run(up=Adaptive([IDENTITY, BFLOAT16], budget=200), privacy=private, rounds=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("choices", [PLAIN, [topk(1.0), topk(0.5), C3]], ids=["plain", "differentiable"])
-@pytest.mark.parametrize("strategy", [SplitFedV1(), SGLR(phi=1.0)])
-def test_it_trains_alike_on_any_number_of_nodes_and_over_grpc(strategy, choices, tmp_path):
-    options = {"edges": 2, "devices": 4, "batch_size": 7, "up": Adaptive(choices, budget=180)}
-    simulated = run(strategy, **options)
-    assert_same_run(simulated, run(strategy, nodes=3, **options))
-    real = run(strategy, backend=Wired(folder=tmp_path), **options)
-    for segment, tensors in simulated.states.items():
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, real.states[segment][name]), f"{segment}.{name}"
-    assert [row["up_bytes"] for row in simulated.metrics] == [row["up_bytes"] for row in real.metrics]

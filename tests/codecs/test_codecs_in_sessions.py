@@ -10,12 +10,8 @@ from fsl.codecs import C3, Int8, Learned
 from fsl.codecs.codec_choice import build_codecs, codec_spec
 from fsl.codecs.codec_maker import codec_maker
 from fsl.errors import ConfigError, WireError
-from fsl.mobility import RandomMobility
-from fsl.privacy.settings import DPSGD, Privacy
-from tests.helpers.moving import assert_as_without
 from tests.helpers.runs import assert_same_bits, assert_same_run
 from tests.helpers.vectors import run, vectors
-from tests.helpers.wired import Wired
 
 
 class Halved(Learned):
@@ -89,34 +85,6 @@ def test_it_is_equal_on_any_number_of_nodes(strategy, codec):
     assert_same_run(run(strategy, **options), run(strategy, nodes=3, **options))
 
 
-@pytest.mark.slow
-@codecs
-@strategies
-def test_it_is_equal_over_grpc(strategy, codec, tmp_path):
-    options = {"edges": 2, "devices": 4, **codec}
-    simulated, real = run(strategy, **options), run(strategy, backend=Wired(folder=tmp_path), **options)
-    for segment in simulated.states:
-        assert_same_bits(simulated.states[segment], real.states[segment])
-    for name in ("up_bytes", "down_bytes", "loss", "accuracy"):
-        assert [row[name] for row in simulated.metrics] == [row[name] for row in real.metrics], name
-
-
-@codecs
-def test_a_run_with_moves_is_the_run_without(codec):
-    options = {"edges": 2, "devices": 4, **codec}
-    moved = run(SplitFedV1(), mobility=RandomMobility(0.9), **options)
-    assert sum(row["moves"] for row in moved.metrics)
-    assert_as_without(run(SplitFedV1(), **options), moved)
-
-
-@codecs
-@strategies
-def test_killed_and_resumed_is_never_stopped(strategy, codec, tmp_path):
-    whole = run(strategy, rounds=2, **codec)
-    run(strategy, rounds=1, out=tmp_path / "run", **codec)
-    assert_same_run(whole, run(strategy, rounds=2, out=tmp_path / "run", resume=True, **codec))
-
-
 @pytest.mark.parametrize("strategy", [SplitFedV2(), PSL(), VanillaSL(), DecoupledSL()], ids=lambda s: type(s).__name__)
 @codecs
 def test_other_strategies_take_it(strategy, codec):
@@ -182,9 +150,8 @@ def test_a_model_begins_from_weights_without_the_codec(tmp_path):
         ({"up": [Int8(), C3(2)]}, "c3 comes behind int8, through which no gradient goes; put c3 in front of it"),
         ({"up": C3(11)}, "ratio=11: so many rows travel as one, and a batch has 10; lower it"),
         ({"up": []}, r"codec.up=\[\]: name codecs"),
-        ({"up": C3(2), "privacy": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0))}, "it encodes a batch as a whole"),
     ],
-    ids=["down", "behind", "cuts", "order", "beyond the batch", "empty", "privacy"],
+    ids=["down", "behind", "cuts", "order", "beyond the batch", "empty"],
 )
 def test_what_cannot_be_is_refused(options, line):
     with pytest.raises(ConfigError, match=line):

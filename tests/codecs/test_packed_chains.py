@@ -1,16 +1,11 @@
-"""Chains of sparse, quantized and packed codes: they train, and alike on every backend."""
+"""Chains of sparse, quantized and packed codes."""
 
 import pytest
 import torch
-from fsl.strategies import SGLR, SplitFedV1
 
 from fsl.codecs import Chain
 from fsl.errors import WireError
-from tests.helpers.runs import assert_same_run
-from tests.helpers.vectors import run
-from tests.helpers.wired import Wired
 
-CHAINS = [["topk", "int8", "zstd"], ["randtopk", "rans"], ["c3", "bfloat16", "zstd"], ["int8", "zstd", "rans"]]
 STAGES = [{"_target_": "fsl.codecs.TopK", "k": 0.4}, {"_target_": "fsl.codecs.Int8"}, {"_target_": "fsl.codecs.Zstd"}]
 
 
@@ -35,19 +30,3 @@ def test_damaged_bytes_inside_of_a_chain_are_refused():
         arrays[place] = (name, array[:-1])
         with pytest.raises(WireError):
             Chain(STAGES).decode(type(payload)(payload.codec, tuple(arrays)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stages", CHAINS, ids="-".join)
-@pytest.mark.parametrize("strategy", [SplitFedV1(), SGLR(phi=1.0)])
-def test_a_chain_trains_alike_on_any_number_of_nodes_and_over_grpc(strategy, stages, tmp_path):
-    down = [stage for stage in stages if "topk" not in stage and stage != "c3"]
-    options = {"edges": 2, "devices": 4, "up": stages, "down": down}
-    simulated = run(strategy, **options)
-    assert_same_run(simulated, run(strategy, nodes=3, **options))
-    real = run(strategy, backend=Wired(folder=tmp_path), **options)
-    for segment, tensors in simulated.states.items():
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, real.states[segment][name]), f"{segment}.{name}"
-    assert [row["up_bytes"] for row in simulated.metrics] == [row["up_bytes"] for row in real.metrics]
-    assert simulated.metrics[-1]["train_loss"] < simulated.metrics[0]["train_loss"]

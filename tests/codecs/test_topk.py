@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from fsl.strategies import FedFly, SplitFedV1
 
 from fsl.codecs import Chain, Payload, RandTopK, TopK
 from fsl.codecs.codec import CodecCall
 from fsl.codecs.cut_codec import NO_DRAWS, CutCodec
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.errors import ConfigError, WireError
-from fsl.mobility import RandomMobility
 from fsl.round.coded_cuts import CodedCut
 from fsl.seeds import Stream
 from tests.helpers.runs import assert_same_run
@@ -237,20 +235,6 @@ def test_feedback_says_that_it_remembers():
     assert (remembers.rowwise, remembers.stateful, remembers.differentiable) == (False, True, False)
     assert not Chain([{**TOPK, "feedback": True}]).differentiable
     assert remembers.movable
-
-
-@pytest.mark.slow
-def test_feedback_moves_with_a_session():
-    options = {"edges": 2, "devices": 4, "rounds": 3, "down": TopK(0.25, feedback=True)}
-    options["seed"] = 3
-    moved = run(FedFly(), mobility=RandomMobility(0.9), **options)
-    still = run(SplitFedV1(), **options)
-    assert sum(row["moves"] for row in moved.metrics) > 0
-    for segment, tensors in still.states.items():
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, moved.states[segment][name]), f"{segment}.{name}"
-    without = run(SplitFedV1(), **options | {"down": TopK(0.25)})
-    assert without.metrics[-1]["train_loss"] != still.metrics[-1]["train_loss"]
 
 
 # Hostile payloads.
