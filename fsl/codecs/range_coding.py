@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsl.errors import ConfigError, WireError
+from fsl.codecs.entropy_coders import entropy_coders
+from fsl.errors import WireError
 
 Ints = NDArray[np.int64]
 Symbols = NDArray[np.int32]
@@ -121,9 +122,4 @@ class RangeReader:
 
 
 def _constriction() -> ModuleType:
-    try:
-        import constriction
-    except ImportError:
-        raise ConfigError("codec 'entropic': constriction is not installed; pip install 'fsl-flower[codecs]'") from None
-    library: ModuleType = constriction
-    return library
+    return entropy_coders("entropic")

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fsl.codecs.entropy_coders import entropy_coders
 from fsl.codecs.lossless import Bytes, Lossless
-from fsl.errors import ConfigError
 
 _TOTAL = (1 << 16) - 1  # of a table: 256 times that, and one for each of 256 bytes, is the library's 2^24
 _CHUNK = 1 << 16  # bytes that are coded at once: the library takes and gives four times as many
@@ -92,9 +92,4 @@ def _model(table: NDArray[np.int64]) -> Any:
 
 
 def _library() -> ModuleType:
-    try:
-        import constriction
-    except ImportError:
-        raise ConfigError("codec 'rans': constriction is not installed; pip install 'fsl-flower[codecs]'") from None
-    library: ModuleType = constriction
-    return library
+    return entropy_coders("rans")
