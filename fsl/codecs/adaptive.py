@@ -25,8 +25,8 @@ class Adaptive(Composite):
 
     What fits is at most `budget` bytes; or 1 / `ratio` of the values' own bytes; or what the device's link carries up
     in `seconds`, by its profile (`link`) when the round begins. With several of these the least counts. Bytes are
-    those of a payload's arrays, of one tensor in one step, without the message's head. Where nothing fits, the coarsest
-    goes.
+    those of a payload's arrays, without the message's head. Where several tensors cross in one message, each has the
+    share of `budget` and `seconds` that it has of their bytes. Where nothing fits, the coarsest goes.
 
     An array's name tells which choice made it, so the other end follows from message to message. The sizes of codecs
     whose payloads are of a fixed size are known by shape and dtype; others encode to be weighed. Gradients go through
@@ -95,9 +95,10 @@ class Adaptive(Composite):
         room = self._room(values, rate=None)
         sizes = [self._size(number, values) for number, choice in enumerate(self.choices) if choice.fixed_size]
         if room is not None and len(sizes) == len(self.choices) and min(sizes) > room:
+            part = "" if self._call.share == 1 else " for this one of several tensors"
             raise ConfigError(
                 f"budget={self.budget}, ratio={self.ratio}: a full batch takes {min(sizes)} bytes even by the coarsest "
-                f"choice, and {int(room)} are allowed; allow more, or add a coarser codec"
+                f"choice, and {int(room)} are allowed{part}; allow more, or add a coarser codec"
             )
 
     def send(self, values: Tensor) -> tuple[Tensor, Payload]:
@@ -129,9 +130,10 @@ class Adaptive(Composite):
 
     def _room(self, values: Tensor, rate: float | None) -> float | None:
         """Returns how many bytes of payload fit; None: any number."""
-        rooms = [float(self.budget)] if self.budget is not None else []
+        share = self._call.share
+        rooms = [share * self.budget] if self.budget is not None else []
         rooms += [self._whole(values).nbytes / self.ratio] if self.ratio is not None else []
-        rooms += [rate * self.seconds] if rate is not None and self.seconds is not None else []
+        rooms += [share * rate * self.seconds] if rate is not None and self.seconds is not None else []
         return min(rooms, default=None)
 
     def _size(self, number: int, values: Tensor) -> int:

@@ -75,7 +75,8 @@ class CodecCall:
     """Whose session a codec's call belongs to, and which step of it.
 
     `stream`: the seeds of its draws, the same at both ends. `limit`: bytes that a decoded tensor may have. `training`:
-    false in evaluations. `rate`: bytes a second that the link carries this way, where that is known.
+    false in evaluations. `rate`: bytes a second that the link carries this way, where that is known. `share`: of the
+    bytes that a message's tensors have, those of this one, from 0 to 1.
     """
 
     stream: Stream = _NO_STREAM
@@ -83,6 +84,7 @@ class CodecCall:
     limit: int = MOST_BYTES
     training: bool = True
     rate: float | None = None
+    share: float = 1.0
 
 
 class Codec(ABC):

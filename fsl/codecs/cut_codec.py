@@ -144,12 +144,13 @@ class CutCodec:
         if isinstance(values, Tensor):
             return encode(self._of(0, step), values)
         arrays: list[tuple[str, Tensor]] = []
-        activations = 0
+        activations, whole = 0, sum(tensor.nbytes for tensor in activations_of(values))
         for place, tensor in enumerate(values.tensors):
             if place in values.exact:
                 arrays.append((str(place), tensor.contiguous()))
                 continue
-            encoded = encode(self._of(activations, step), tensor)
+            share = tensor.nbytes / whole if whole else 1.0
+            encoded = encode(self._of(activations, step, share), tensor)
             activations += 1
             arrays += [(f"{place}/{name}", array) for name, array in encoded.arrays]
         return Payload(self.name, tuple(arrays), values.structure)
@@ -184,11 +185,11 @@ class CutCodec:
             if len(self._known) < structures.MAX_TENSORS:
                 self._known.add(structure)
 
-    def _of(self, activation: int, step: int = 0) -> Codec:
+    def _of(self, activation: int, step: int = 0, share: float = 1.0) -> Codec:
         while len(self._codecs) <= activation:
             self._codecs.append((self._make(), self._draws.of(len(self._codecs))))
         codec, stream = self._codecs[activation]
-        return codec.at(CodecCall(stream, step, self.limit, self.training, self.rate))
+        return codec.at(CodecCall(stream, step, self.limit, self.training, self.rate, share))
 
 
 def _pulled(outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Values) -> Values:

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fsl.codecs.codec import Codec, Way
+from fsl.codecs.codec import Codec, CodecCall, Way
 from fsl.codecs.codec_maker import CANNOT_MOVE, CANNOT_MOVE_TAILS, codec_maker, codec_of
 from fsl.codecs.through import Through
 from fsl.errors import ConfigError, FslError, WireError
@@ -58,10 +58,12 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
         activations = () if smashed is None else activations_of(smashed)
         poisson = federation.privacy is not None and federation.privacy.poisson
         up = used.get("up", IDENTITY)
+        whole = sum(activation.nbytes for activation in activations)
         for activation in activations:
             with _named(what):
                 full = _values(federation.training.batch_size, activation)
-                make().refuse_unfit((full if way == "up" else _gradient(full, up)).shape)
+                call = CodecCall(share=activation.nbytes / whole if whole else 1.0)
+                make().at(call).refuse_unfit((full if way == "up" else _gradient(full, up)).shape)
             for rows in (_ROWS, *([] if worker.skip_single else [1]), *([0] if poisson else [])):
                 values = _values(rows, activation)
                 try_codec(what, make, values if way == "up" else _gradient(values, up))

@@ -13,6 +13,7 @@ from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.costs import LinkProfile
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
+from fsl.segments.tensor_trees import TensorTree
 from tests.helpers.vectors import run
 
 IDENTITY, BFLOAT16, INT8, ZSTD = (
@@ -51,6 +52,25 @@ def test_it_sends_the_finest_that_reaches_a_ratio(ratio, choice):
     payload = Adaptive(PLAIN, ratio=ratio).encode(normal(10, 10))
     assert choice_of(payload) == choice
     assert ratio == 100 or 400 / size(payload) >= ratio
+
+
+@pytest.mark.parametrize(("limit", "sent"), [(1440, [0, 0]), (1439, [1, 1]), (719, [2, 2]), (720, [1, 1])])
+def test_several_tensors_share_what_one_message_may_have(limit, sent):
+    """40 + 320 values: 160 and 1280 bytes as they are, 80 and 640 by bfloat16."""
+    values = TensorTree.of((normal(10, 4), normal(10, 32)))
+    by_budget = CutCodec(lambda: Adaptive(PLAIN, budget=limit))
+    by_link = CutCodec(lambda: Adaptive(PLAIN, seconds=0.5))
+    by_link.rate = 2.0 * limit
+    for codec in (by_budget, by_link):
+        names = [name.split("/")[1] for name, _ in codec.encode(values).arrays if name.endswith("values")]
+        assert [int(name[0]) for name in names] == sent
+
+
+def test_a_share_of_a_budget_that_no_choice_fits_is_refused_before_the_first_round():
+    half = Adaptive(PLAIN, budget=400).at(CodecCall(share=0.5))
+    with pytest.raises(ConfigError, match="and 200 are allowed for this one of several tensors"):
+        half.refuse_unfit(torch.Size((10, 40)))
+    half.at(CodecCall(share=0.9)).refuse_unfit(torch.Size((10, 30)))
 
 
 def test_the_budget_follows_the_link_where_its_rate_is_known():
