@@ -264,7 +264,9 @@ class FSHA(Attack):
         victims, _ = target.victims(self.samples)
         seen = [target.smashed(victims, sight, front) for sight in range(sights)]
         smashed = torch.stack(seen).mean(0)
-        networks = adversary(victims.shape[1:], smashed.shape[1:], False, target.sign)  # its decoder is all that is used
+        networks = adversary(
+            victims.shape[1:], smashed.shape[1:], False, target.sign
+        )  # its decoder is all that is used
         edge = folder / f"edge-{target.device % target.edges}.safetensors"
         if edge.exists():
             networks.load_state_dict(_part(load_tensors(edge), _NETWORKS))

@@ -28,5 +28,7 @@ class BinaryVGG5(Stages):
         dropout: float = 0.0,
     ):
         # Where a model has no normalisation, `binarized` puts that of batches.
-        model = binarized(VGG5(input_shape, classes, norm="group" if norm == "group" else "none", dropout=dropout), upto)
+        model = binarized(
+            VGG5(input_shape, classes, norm="group" if norm == "group" else "none", dropout=dropout), upto
+        )
         super().__init__(list(model.named_children()))
