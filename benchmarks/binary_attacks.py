@@ -1,11 +1,13 @@
-"""Attacks B-SL beside the plain model and noise at the cut: accuracy, bytes, and pictures that inversion and FSHA restore.
+"""Attacks B-SL beside the plain model and noise at the cut: accuracy, bytes, and what inversion and FSHA restore.
 
     python -m benchmarks.binary_attacks                               # digits: about 25 minutes of one core
-    python -m benchmarks.binary_attacks --data FOLDER --limit 2000    # CIFAR-10's Parquet files; hours
+    python -m benchmarks.binary_attacks --data FOLDER --limit 2000    # CIFAR-10's Parquet files: longer
 
-Noise at the cut demands a front that keeps samples apart, so that B-SL has group normalisation there; what is noised crosses
-as signs all the same. Each variant is trained by SplitFed V1 with each seed, then an honest but curious edge inverts it, and a hijacking edge
-trains it again, with the same budgets. Both attacks see what the codec leaves. Mean and standard deviation over seeds.
+Noise at the cut demands a front that keeps samples apart, so that B-SL has group normalisation there; what is noised
+crosses as signs all the same. SplitFed V1 trains each variant with each seed; then an honest but curious edge inverts
+it, and a hijacking edge trains it again, with the same budgets. Both see what the codec leaves. Mean and standard
+deviation over seeds.
+
 Controls: the mean picture of what the adversary knows; inversion of a front with first weights (its batch normalisation
 measured on the adversary's data); FSHA whose cut gradients are scaled to nothing, so that fronts learn nothing of it.
 """

@@ -3,9 +3,9 @@
     python -m benchmarks.codec_speed
 
 A turn copies (`torch.Tensor.clone`), then encodes and decodes, codec after codec; the median over turns of what a codec
-takes, over that of all copies in between, counts: what a copy takes depends on what ran before it. Values are those behind a ReLU of normal numbers. Learned codecs run their
-modules, too, as inference does. Direct convolution is the faster of two: products with circulant matrices of the keys,
-made before, and `conv1d` of circularly padded rows.
+takes, over that of all copies in between, counts: what a copy takes depends on what ran before it. Values are those
+behind a ReLU of normal numbers. Learned codecs run their modules, too, as inference does. Direct convolution is the
+faster of two: products with circulant matrices of the keys, made before, and `conv1d` of circularly padded rows.
 """
 
 import argparse

@@ -42,8 +42,9 @@ class Hijacker(EdgeTrainer):
 
     It knows what devices do at the cut (`clip`, noise of `std`, the codec of `coded` and its arguments): its encoder's
     rows are clipped and noised, and go through the codec, before the critic sees them; gradients go straight through
-    the codec. `sign`: fronts end in signs, and so does its encoder: a front cannot imitate other values. After round `still` its cut gradients are zero, so that fronts stand still and each row is
-    seen `sights` times through the same front; the decoder learns from as little noise as their mean has.
+    the codec. `sign`: fronts end in signs, and so does its encoder: a front cannot imitate other values. After round
+    `still` its cut gradients are zero, so that fronts stand still and each row is seen `sights` times through the same
+    front; the decoder learns from as little noise as their mean has.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ class Affine(Codec):
 
     `per`: what has a range of its own, told by its middle and its step: the tensor, each channel (dim 1), each sample.
     `stochastic`: rounds up with the probability that makes the mean of q the exact one, to within 3e-4 and the dtype's
-    own rounding; values at the ends of their range stay there. Rows that are encoded per sample do not depend on each other in this either: see `_RowDraws`.
+    own rounding; values at the ends of their range stay there. Rows that are encoded per sample do not depend on each
+    other in this either: see `_RowDraws`.
 
     Error: at most half a step, (max - min) / (2 levels), or where rounding is stochastic less than a step; and the
     dtype's own rounding. RunError for values that are not finite, which have no place on the scale. Per sample such a

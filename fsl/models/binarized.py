@@ -105,10 +105,10 @@ def binarized(model: nn.Module, upto: str) -> nn.Module:
     """Returns a copy of a model whose layers up to the module `upto` compute with signs; cut it there.
 
     What crosses the cut is then +1 and -1, of which `codec=binary` loses nothing. Up to there each convolution and
-    linear layer becomes binary and gets a batch normalisation behind it, in place of its bias, where it has neither that
-    nor a group normalisation, which does not mix samples as noise at the cut and DP-SGD demand;
-    each activation becomes a sign; max-pooling stays. The first layer has binary weights and takes inputs as they are.
-    Weights that are learnt begin as the model's. Layers behind `upto` stay as they are.
+    linear layer becomes binary and gets a batch normalisation behind it, in place of its bias, where it has neither
+    that nor a group normalisation, which keeps samples apart as noise at the cut and DP-SGD demand; each activation
+    becomes a sign; max-pooling stays. The first layer has binary weights and takes inputs as they are. Weights that are
+    learnt begin as the model's. Layers behind `upto` stay as they are.
 
     For models whose modules run in sequence (nested `nn.Sequential`), as all of `fsl.models` but the residual and the
     vertical ones. ConfigError, in one line, for others, for layers that make other values of signs (average pooling,
@@ -182,8 +182,8 @@ class _Binarization:
             return layer
         raise ConfigError(
             f"binarized: {path} is a {type(layer).__name__} of {self.kind}; up to the cut a model may have "
-            "convolutions, linear layers, batch or group normalisation, activations, max-pooling and Flatten, in an order that "
-            "keeps signs"
+            "convolutions, linear layers, batch or group normalisation, activations, max-pooling and Flatten, in an "
+            "order that keeps signs"
         )
 
 
