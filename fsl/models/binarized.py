@@ -106,8 +106,8 @@ def binarized(model: nn.Module, upto: str) -> nn.Module:
 
     What crosses the cut is then +1 and -1, of which `codec=binary` loses nothing. Up to there each convolution and
     linear layer becomes binary and gets a batch normalisation behind it, in place of its bias, where it has neither
-    that nor a group normalisation, which keeps samples apart as noise at the cut and DP-SGD demand; each activation
-    becomes a sign; max-pooling stays. The first layer has binary weights and takes inputs as they are. Weights that are
+    that nor a group normalisation, which keeps samples apart as noise at the cut demands; each activation becomes
+    a sign; max-pooling stays. The first layer has binary weights and takes inputs as they are. Weights that are
     learnt begin as the model's. Layers behind `upto` stay as they are.
 
     For models whose modules run in sequence (nested `nn.Sequential`), as all of `fsl.models` but the residual and the

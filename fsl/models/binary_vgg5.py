@@ -14,7 +14,7 @@ class BinaryVGG5(Stages):
     """FedFly's VGG5, binarized up to the stage `upto`: see `fsl.models.binarized`. Cut: the same stage, pool2.
 
     Up to there every convolution has a batch normalisation; the stages behind it are those of VGG5, without. With
-    `norm="group"` all convolutions have a group normalisation, and samples stay apart, as privacy of samples demands.
+    `norm="group"` all convolutions have a group normalisation, and samples stay apart, as noise at the cut demands.
     """
 
     default_cut: ClassVar[str] = "pool2"
