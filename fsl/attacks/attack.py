@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl.attacks.likeness import Pixels, ssim
-from fsl.codecs import Codec, Identity
+from fsl.codecs import Identity
 from fsl.data import Examples, TaskData
 from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
@@ -74,7 +74,7 @@ class Target:
     passes: int  # over a device's rows in a round
     total_rounds: int
     folder: Path  # for what an attack leaves
-    up: Callable[[], Codec] = Identity  # makes a session's codec of smashed data
+    up: Spec = field(default_factory=lambda: Spec(Identity))  # a session's codec of smashed data
     tail: bool = False  # the last of what `back` consists of runs on the device, and labels stay there
     pixels: Pixels = field(init=False)
     _history: list[tuple[nn.Module, nn.Module]] = field(init=False, default_factory=list)
@@ -103,6 +103,14 @@ class Target:
         """The standard deviation of the noise on smashed data."""
         cut = self.privacy.cut if self.privacy is not None else None
         return 0.0 if cut is None else cut.noise_multiplier * cut.clip
+
+    @property
+    def sign(self) -> bool:
+        """Whether fronts of this architecture end in signs, as a new one shows on the adversary's own data."""
+        front = self.blank()
+        with torch.no_grad():
+            smashed = front(self.known.batch(torch.arange(min(len(self.known), 64)))[0])
+        return bool((smashed.abs() == 1).all())
 
     @property
     def clip(self) -> float | None:
@@ -139,7 +147,7 @@ class Target:
 
     def _decoded(self, smashed: Tensor) -> Tensor:
         """What an edge's codec makes of smashed data, batch by batch, in a session of their own."""
-        device, edge = self.up(), self.up()
+        device, edge = self.up.build(), self.up.build()
         return torch.cat([edge.decode(device.encode(batch)) for batch in smashed.split(self.batch_size)])
 
     def told(self, rows: Tensor, targets: Tensor) -> Tensor:

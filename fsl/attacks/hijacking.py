@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from fsl import seeds
 from fsl.attacks.attack import Attack, Finding, Target, above_zero, at_least_one, reconstruction
 from fsl.attacks.networks import Critic, Decoder, Encoder, drawn_from
+from fsl.codecs import Identity
+from fsl.codecs.codec import CodecCall
 from fsl.data import Examples
 from fsl.errors import ConfigError, HijackedError
 from fsl.files import load_tensors, save_tensors
@@ -38,9 +40,11 @@ class Hijacker(EdgeTrainer):
     where its own data are. `turns`: steps of its own networks for each upload. `lr`: of encoder and decoder.
     `penalty`: of a critic's slope that is not 1. `scale`: what the cut gradients are multiplied by.
 
-    It knows what devices do at the cut (`clip`, noise of `std`): its encoder's rows are clipped and noised too before
-    the critic sees them. After round `still` its cut gradients are zero, so that fronts stand still and each row is
-    seen `sights` times through the same front; the decoder learns from as little noise as their mean has.
+    It knows what devices do at the cut (`clip`, noise of `std`, the codec of `coded` and its arguments): its encoder's
+    rows are clipped and noised, and go through the codec, before the critic sees them; gradients go straight through
+    the codec. `sign`: fronts end in signs, and so does its encoder: a front cannot imitate other values. After round
+    `still` its cut gradients are zero, so that fronts stand still and each row is seen `sights` times through the same
+    front; the decoder learns from as little noise as their mean has.
     """
 
     def __init__(
@@ -55,10 +59,14 @@ class Hijacker(EdgeTrainer):
         std: float = 0.0,
         sights: int = 1,
         still: int | None = None,
+        sign: bool = False,
+        coded: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ):
         self.folder, self.turns, self.scale = Path(folder), turns, scale
         self.lr, self.critic_lr, self.penalty = lr, critic_lr, penalty
         self.clip, self.std, self.sights, self.still = clip, std, sights, still
+        self.sign, self.codec = sign, None if coded is None else Spec(coded, arguments)
         self._networks: nn.ModuleDict | None = None
 
     def begin(self, bench: EdgeBench, edge: int, back: State) -> None:
@@ -116,12 +124,12 @@ class Hijacker(EdgeTrainer):
         encoded = networks["encoder"](self.inputs[rows])
         if self.clip is not None:
             encoded = clipped(encoded, self.clip)
-        noise = self.std * torch.randn(encoded.shape, generator=draw) if self.std else torch.zeros(())
-        loss = F.mse_loss(networks["decoder"](encoded + noise / math.sqrt(self.sights)), self.shown[rows])
+        mean, encoded = self._sent(encoded, draw)
+        loss = F.mse_loss(networks["decoder"](mean), self.shown[rows])
         self._own.zero_grad()
         loss.backward()
         self._own.step()
-        encoded = (encoded.detach() + noise)[: len(smashed)]
+        encoded = encoded[: len(smashed)]
         mix = torch.rand((len(smashed), *[1] * (smashed.dim() - 1)), generator=draw)
         between = (mix * encoded + (1 - mix) * smashed).requires_grad_()
         critic = networks["critic"]
@@ -132,10 +140,28 @@ class Hijacker(EdgeTrainer):
         loss.backward()
         self._critics.step()
 
+    def _sent(self, encoded: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns the mean of so many sights of the encoder's rows, which gradients go through, and one sight."""
+
+        def noise() -> Tensor:
+            return self.std * torch.randn(encoded.shape, generator=draw) if self.std else torch.zeros(())
+
+        if self.codec is None:
+            drawn = noise()
+            return encoded + drawn / math.sqrt(self.sights), encoded.detach() + drawn
+        rows, seen = encoded.detach(), []
+        for _ in range(self.sights if self.std else 1):
+            # Both ends of one session draw the same numbers in the same step.
+            call = CodecCall(seeds.Stream(int(torch.randint(2**62, (), generator=draw)), "hijack"))
+            device, edge = (self.codec.build().at(call) for _ in range(2))
+            seen.append(edge.decode(device.encode(rows + noise())))
+        return encoded + (torch.stack(seen).mean(0) - rows), seen[0]
+
     def _ready(self, smashed: Tensor) -> nn.ModuleDict:
         shape = tuple(smashed.shape[1:])
         with drawn_from(self.bench.seed, "hijack", f"edge-{self.edge}"):
-            networks = adversary(tuple(self.inputs.shape[1:]), shape, _positive(smashed, self.std))
+            positive = _positive(smashed, self.std)
+            networks = adversary(tuple(self.inputs.shape[1:]), shape, positive, self.sign)
         own = [*networks["encoder"].parameters(), *networks["decoder"].parameters()]
         self._own = torch.optim.Adam(own, lr=self.lr)
         self._critics = torch.optim.Adam(networks["critic"].parameters(), lr=self.critic_lr)
@@ -159,14 +185,14 @@ def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
 
 
-def adversary(inputs: Sequence[int], smashed: Sequence[int], positive: bool) -> nn.ModuleDict:
+def adversary(inputs: Sequence[int], smashed: Sequence[int], positive: bool, sign: bool = False) -> nn.ModuleDict:
     """The three networks of a hijacking edge, for inputs and smashed data of these shapes (without the batch).
 
     Convolutions even for small pictures: what a front of convolutions cannot imitate would never be decoded.
     """
     return nn.ModuleDict(
         {
-            "encoder": Encoder(inputs, smashed, positive),
+            "encoder": Encoder(inputs, smashed, positive, sign),
             "decoder": Decoder(smashed, inputs, large=0),
             "critic": Critic(smashed),
         }
@@ -225,7 +251,10 @@ class FSHA(Attack):
             "std": target.noise_std,
             "sights": sights,
             "still": rounds - still if still else None,
+            "sign": target.sign,
         }
+        if target.up.locate() is not Identity:
+            options |= {"coded": target.up.target, "arguments": dict(target.up.kwargs)}
         edges = Spec(path_of(Hijacker), options)
         front, remark = target.blank(), ""
         try:
@@ -236,7 +265,9 @@ class FSHA(Attack):
         victims, _ = target.victims(self.samples)
         seen = [target.smashed(victims, sight, front) for sight in range(sights)]
         smashed = torch.stack(seen).mean(0)
-        networks = adversary(victims.shape[1:], smashed.shape[1:], positive=False)  # its decoder is all that is used
+        networks = adversary(
+            victims.shape[1:], smashed.shape[1:], False, target.sign
+        )  # its decoder is all that is used
         edge = folder / f"edge-{target.device % target.edges}.safetensors"
         if edge.exists():
             networks.load_state_dict(_part(load_tensors(edge), _NETWORKS))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsl import seeds
+from fsl.models.binarized import BinaryActivation
 
 _WIDTH = 64  # channels
 _HIDDEN = 512
@@ -52,15 +53,18 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From inputs (B, ...) to what looks like smashed data (B, ...), positive ones if `positive`.
+    """From inputs (B, ...) to what looks like smashed data (B, ...), positive ones if `positive`, or with `sign` signs.
 
-    Convolutions wherever both are pictures, however small: a front of convolutions cannot imitate a dense one.
+    Convolutions wherever both are pictures, however small: a front of convolutions cannot imitate a dense one. Signs
+    as a binarized front makes them, of normalised values, with a gradient that goes straight through.
     """
 
-    def __init__(self, inputs: Sequence[int], smashed: Sequence[int], positive: bool):
+    def __init__(self, inputs: Sequence[int], smashed: Sequence[int], positive: bool, sign: bool = False):
         super().__init__()
         self.smashed = tuple(smashed)
         self.positive = positive
+        norm = nn.BatchNorm2d if len(self.smashed) == 3 else nn.BatchNorm1d
+        self.sign = nn.Sequential(norm(smashed[0]), BinaryActivation()) if sign else None
         self.pictures = _as_pictures(smashed, inputs)
         if not self.pictures:
             self.body: nn.Module = nn.Sequential(nn.Flatten(), *_dense(prod(inputs), _HIDDEN))
@@ -77,6 +81,9 @@ class Encoder(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """What the adversary would have a front make of them."""
         found = self.last(self.body(inputs)).view(-1, *self.smashed) if not self.pictures else self._pictures(inputs)
+        if self.sign is not None:
+            signs: Tensor = self.sign(found)
+            return signs
         return found.relu() if self.positive else found
 
     def _pictures(self, inputs: Tensor) -> Tensor:

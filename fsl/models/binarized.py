@@ -105,9 +105,10 @@ def binarized(model: nn.Module, upto: str) -> nn.Module:
     """Returns a copy of a model whose layers up to the module `upto` compute with signs; cut it there.
 
     What crosses the cut is then +1 and -1, of which `codec=binary` loses nothing. Up to there each convolution and
-    linear layer becomes binary and gets a batch normalisation behind it, where it has none, in place of its bias;
-    each activation becomes a sign; max-pooling stays. The first layer has binary weights and takes inputs as they are.
-    Weights that are learnt begin as the model's. Layers behind `upto` stay as they are.
+    linear layer becomes binary and gets a batch normalisation behind it, in place of its bias, where it has neither
+    that nor a group normalisation, which keeps samples apart as noise at the cut demands; each activation becomes
+    a sign; max-pooling stays. The first layer has binary weights and takes inputs as they are. Weights that are
+    learnt begin as the model's. Layers behind `upto` stay as they are.
 
     For models whose modules run in sequence (nested `nn.Sequential`), as all of `fsl.models` but the residual and the
     vertical ones. ConfigError, in one line, for others, for layers that make other values of signs (average pooling,
@@ -151,7 +152,7 @@ class _Binarization:
             if next(child.children(), None) is not None:
                 self.go_through(child, f"{full}.")
             else:
-                parent._modules[name] = self._replaced(child, full, isinstance(behind, nn.modules.batchnorm._BatchNorm))
+                parent._modules[name] = self._replaced(child, full, isinstance(behind, _NORMS))
             self.done = self.done or full == self.upto
             if self.done:
                 return
@@ -172,6 +173,8 @@ class _Binarization:
             return nn.Sequential(binary, norm(layer.weight.shape[0]))
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and self.kind != "signs":
             return layer
+        if isinstance(layer, nn.GroupNorm) and self.kind == "sums":
+            return layer
         if isinstance(layer, _ACTIVATIONS) and self.kind == "sums":
             self.kind = "signs"
             return BinaryActivation()
@@ -179,8 +182,8 @@ class _Binarization:
             return layer
         raise ConfigError(
             f"binarized: {path} is a {type(layer).__name__} of {self.kind}; up to the cut a model may have "
-            "convolutions, linear layers, batch normalisation, activations, max-pooling and Flatten, in an order that "
-            "keeps signs"
+            "convolutions, linear layers, batch or group normalisation, activations, max-pooling and Flatten, in an "
+            "order that keeps signs"
         )
 
 
@@ -212,4 +215,5 @@ def _binary_linear(layer: nn.Linear, first: bool) -> BinaryLinear:
     )
 
 
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardtanh, nn.Tanh, nn.Sigmoid)

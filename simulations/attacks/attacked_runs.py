@@ -1,7 +1,6 @@
 """Reads finished runs from their folders as targets of attacks."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -128,7 +127,7 @@ def read_target(folder: Path, device: int) -> Target:
         passes=training.local_epochs,
         total_rounds=training.rounds,
         folder=folder / "attacks",
-        up=partial(codec_of, build_codecs(top.codec)["up"]),
+        up=build_codecs(top.codec)["up"],
         tail=cut and len(backs) > 1,
     )
 

@@ -16,6 +16,7 @@ from fsl.attacks.likeness import Pixels, ssim
 from fsl.codecs import Int8
 from fsl.data import TensorExamples
 from fsl.errors import HijackedError
+from fsl.files import load_tensors
 from fsl.privacy.detector import Watch, label_gap
 from fsl.privacy.settings import Detector
 from fsl.trainers.uploads import Upload
@@ -181,6 +182,36 @@ def test_a_hijacker_looks_through_the_noise_for_what_a_front_can_imitate():
     # A front of convolutions imitates no dense encoder, however small the pictures.
     networks = adversary((1, 8, 8), (6, 4, 4), positive=True)
     assert all(any(isinstance(m, torch.nn.Conv2d) for m in networks[name].modules()) for name in networks)
+
+
+def test_a_hijacker_s_encoder_makes_signs_where_fronts_do_and_learns_through_them(tmp_path):
+    folder = trained(tmp_path / "run", "model=binary_vgg5", "model.upto=pool1", "model.cut=pool1", "codec=binary")
+    target = read_target(folder, 0)
+    assert target.sign
+    encoder = adversary((1, 8, 8), target.smashed(target.victims(2)[0], 0).shape[1:], False, target.sign)["encoder"]
+    signs = encoder(torch.randn(8, 1, 8, 8))
+    assert (signs.abs() == 1).all()
+    (signs * torch.randn(signs.shape)).sum().backward()
+    assert all(p.grad.any() for p in encoder.last.parameters() if p.dim() > 1)
+    figures = found(folder, "fsha", "attack.fsha.turns=1")
+    saved = load_tensors(folder / "attacks" / "fsha" / "edge-0.safetensors")
+    assert "networks/encoder.sign.0.weight" in saved  # it got to the edge
+    assert figures["stopped"] == 0
+
+
+def test_fronts_of_floats_are_imitated_by_floats(bare):
+    assert not read_target(bare, 0).sign
+
+
+def test_a_hijacker_s_own_rows_go_through_the_codec_as_devices_do():
+    hijacker = Hijacker("", std=0.5, sights=3, coded="fsl.codecs.Binary")
+    rows = torch.randn(4, 9, requires_grad=True)
+    mean, one = hijacker._sent(rows, torch.Generator().manual_seed(0))
+    assert (one.abs() == 1).all()
+    assert set((3 * mean).round().tolist()[0]) <= {-3, -1, 1, 3}
+    assert len(mean.detach().abs().round(decimals=3).unique()) == 2  # sights differ, and their mean is taken
+    mean.sum().backward()
+    assert torch.equal(rows.grad, torch.ones_like(rows))
 
 
 def test_a_late_cut_is_hijacked_too_where_a_batch_has_one_row(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fsl.codecs import Int2, Int4, Int8, Payload
+from fsl.codecs import Int2, Int4, Int8, Payload, affine
 from fsl.codecs.affine import packed, unpacked
 from fsl.codecs.codec import CodecCall
 from fsl.errors import ConfigError, RunError, WireError
@@ -150,6 +150,18 @@ def test_stochastic_rounding_is_unbiased(bits, per):
     total = sum(through(codec.at(CodecCall(Stream(1, "codec"), step)), values).double() for step in range(draws))
     step = spans(values, per).double() / (2**bits - 1)
     assert ((total / draws - values).abs() / step).max() < 0.06
+
+
+@bits
+def test_over_all_draws_rounding_is_off_by_less_than_a_thousandth(bits, monkeypatch):
+    """Each value is rounded by each draw of 16 bits once."""
+    draws = torch.arange(-(2**15), 2**15).to(torch.int16)[:, None]
+    monkeypatch.setattr(affine, "_drawn", lambda generator, shape: draws.expand(-1, 26).reshape(shape))
+    levels = 2**bits - 1
+    places = torch.cat([torch.tensor([0.0, 1e-3, 0.02, 0.5, levels - 0.4, levels]), levels * torch.rand(20)])
+    values = (5 + places / levels).expand(2**16, -1).contiguous()
+    decoded = through(KINDS[bits](stochastic=True), values).double().mean(0)
+    assert ((decoded - values[0]).abs() * levels).max() < 1e-3
 
 
 @bits

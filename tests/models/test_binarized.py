@@ -28,7 +28,8 @@ from fsl.models import (
 )
 from fsl.models.binarized import signs
 from fsl.models.packed_binary import _OF_HALF
-from fsl.privacy import NoPeek, Privacy
+from fsl.privacy import CutNoise, NoPeek, Privacy
+from fsl.split.cutting import split
 
 ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "numpy"])
 
@@ -104,7 +105,8 @@ def test_a_binarized_model_is_a_copy_and_begins_with_its_weights():
         (VGG5((1, 8, 8), 10), "pool3", "upto='pool3': the model has no such module in its sequence; there are conv1,"),
         (VGG5((1, 8, 8), 10), "conv1.0", "upto='conv1.0': what leaves it are no signs; name an activation"),
         (MLP((1, 8, 8), 10, dropout=0.5), "stage1", r"stage1\.3 is a Dropout of signs; up to the cut a model may have"),
-        (LeNet((1, 8, 8), 10, norm="group"), "pool1", r"conv1\.1 is a GroupNorm of sums"),
+        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU()), "2", "1 is a LayerNorm of sums"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.GroupNorm(1, 2)), "2", "2 is a GroupNorm of signs"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), "2", "1 gets what no activation has made signs"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.BatchNorm1d(2)), "2", "2 is a BatchNorm1d of signs"),
         (nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), "0", "0 is a ReLU of inputs"),
@@ -116,10 +118,29 @@ def test_a_model_that_cannot_be_binarized_is_refused_in_a_line(model, upto, line
     assert "\n" not in str(caught.value)
 
 
-def train(up, privacy=None, rounds=2):
+def test_group_normalisation_stays_and_keeps_samples_apart():
+    torch.manual_seed(0)
+    model = BinaryVGG5((1, 8, 8), 10, norm="group")
+    kinds = {type(module) for module in model.modules()}
+    assert nn.GroupNorm in kinds
+    assert nn.BatchNorm2d not in kinds
+    images = torch.randn(5, 1, 8, 8)
+    front = split(model, "pool2")["front"]
+    assert set(front(images).unique().tolist()) == {-1, 1}
+    assert torch.equal(front(images)[:1], front(images[:1]))
+
+
+def test_noise_at_the_cut_takes_a_front_of_signs_with_group_normalisation_alone():
+    noise = Privacy(cut=CutNoise(noise_multiplier=0.05))
+    assert math.isfinite(train(Binary(), noise, rounds=1, norm="group").metrics[-1]["loss"])
+    with pytest.raises(ConfigError, match="BatchNorm2d"):
+        train(Binary(), noise, rounds=1)
+
+
+def train(up, privacy=None, rounds=2, norm="batch"):
     data = digits()
     torch.manual_seed(0)
-    model = BinaryVGG5(data.input_shape, data.classes, upto="pool1")
+    model = BinaryVGG5(data.input_shape, data.classes, upto="pool1", norm=norm)
     return fsl.simulate(
         model,
         data,
