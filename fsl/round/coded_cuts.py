@@ -1,5 +1,6 @@
 """Runs a model's segments as devices and edges do, with the codecs of its cuts between them."""
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,8 @@ class CodedCut(nn.Module):
         super().__init__()
         codec.training = False
         self._codec, self._rows, self._shared = codec, rows, shared
+        # Each end remembers for itself: what one has encoded is behind it, and before the other.
+        self._other_end = copy.deepcopy(codec) if codec.stateful else codec
 
     def forward(self, given: Any) -> Any:
         """Returns values (B, ...) in the structure in which they came."""
@@ -31,7 +34,7 @@ class CodedCut(nn.Module):
         return passed(joined([received(self._crossed(part), self._shared) for part in values.split(sizes)]))
 
     def _crossed(self, values: Values) -> Any:
-        return passed(self._codec.decode(self._codec.encode(values)))
+        return passed(self._other_end.decode(self._codec.encode(values)))
 
 
 def with_codecs(worker: Worker, up: Spec | None, down: Spec | None, rows: int) -> list[nn.Module]:

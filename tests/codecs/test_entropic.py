@@ -5,10 +5,12 @@ from torch import nn
 
 from fsl.codecs import Chain, Entropic, Payload
 from fsl.codecs.codec import CodecCall
+from fsl.codecs.cut_codec import CutCodec
 from fsl.codecs.factorised_prior import FactorisedPrior
 from fsl.codecs.range_coding import MOST_WEIGHT
 from fsl.data import digits
 from fsl.errors import ConfigError, RunError, WireError
+from fsl.round.coded_cuts import CodedCut
 from fsl.run.codec_trial import try_codec
 from fsl.seeds import Stream
 
@@ -323,6 +325,13 @@ def test_the_prior_is_fitted_at_its_own_pace():
     for first, second in zip(gradients(0.0)[1], gradients(5.0)[1]):
         assert first.abs().max() > 0
         assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_evaluations_of_many_batches_remember_at_either_end():
+    cut = CodedCut(CutCodec(lambda: Entropic(CHANNELS)), 4, frozenset())
+    for seed in range(3):
+        values = codes(seed=seed)
+        assert torch.equal(cut(values), values)
 
 
 def test_an_evaluation_rounds_and_draws_nothing():
