@@ -59,10 +59,10 @@ CODECS = {
 def test_values_come_back_to_where_they_were_and_as_on_the_cpu(name, place):
     values = (3 * torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(1))).clamp(-9, 9)
     call = CodecCall(Stream(3, "codec"), step=2)
-    made, known = ((lambda codec: codec.at(call))(CODECS[name]()) for _ in range(2))
-    decoded = made.decode(made.encode(values.to(place)))
+    one, other, known, behind = (CODECS[name]().at(call) for _ in range(4))
+    decoded = other.decode(one.encode(values.to(place)))
     assert decoded.device.type == place
-    assert torch.allclose(decoded.cpu(), known.decode(known.encode(values)), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(decoded.cpu(), behind.decode(known.encode(values)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", PLACES)
