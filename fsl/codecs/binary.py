@@ -40,6 +40,14 @@ class Binary(Codec):
         if way == "down" and self.scale == "none":
             raise ConfigError("binary: signs do not tell how large gradients are; give scale=row, or another codec")
 
+    def remark_on(self, values: Tensor) -> str:
+        """Tells where no value is below 0, as behind a ReLU, so that all signs are the same."""
+        if len(values) and bool((values >= 0).all()) and bool((values > 0).any()):
+            return (
+                "no value at this cut is below 0, as behind a ReLU, so that signs tell nothing; use a binarized front"
+            )
+        return ""
+
     def encode(self, values: Tensor) -> Payload:
         """Returns the bits (B, ceil(D / 8)), first value first in a byte, and where asked the means of |z| (B,)."""
         rows = values.detach().reshape(len(values), math.prod(values.shape[1:]))

@@ -72,6 +72,10 @@ class Chain(Composite):
         for stage in self.stages:
             stage.refuse_use(way)
 
+    def remark_on(self, values: Tensor) -> str:
+        """Returns what its first codec says of values at the cut; those behind it get others."""
+        return self.stages[0].remark_on(values)
+
     def refuse_unfit(self, shape: torch.Size) -> None:
         """ConfigError where a stage cannot take what comes to it of a full batch of this shape."""
         values = torch.zeros(shape)

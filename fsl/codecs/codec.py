@@ -165,6 +165,10 @@ class Codec(ABC):
         """
         return  # most take any
 
+    def remark_on(self, values: Tensor) -> str:
+        """Returns what a user should know before this codec carries values as these of a front; mostly nothing."""
+        return ""
+
     def state(self) -> dict[str, Tensor]:
         """Returns what a stateful codec remembers, by name; it follows a device that moves. Nobody changes it."""
         return {}

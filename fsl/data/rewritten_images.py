@@ -60,12 +60,11 @@ def recompress(task: TaskData, format: ImageFormat, quality: int) -> Recompresse
             "normalised, as those of fsl.data.images, can be written as files"
         )
     of_train, whole, bare = _again(task.train, scaling, format, quality)
-    parts = {
-        name: _again(part, scaling, format, quality)[0]
-        for name, part in (("test", task.test), ("validation", task.validation))
-        if part is not None
-    }
-    made = replace(task, name=f"{task.name} as {format} {quality}", train=of_train, stored_bytes=whole, **parts)
+    test, validation = (
+        None if part is None else _again(part, scaling, format, quality)[0] for part in (task.test, task.validation)
+    )
+    name = f"{task.name} as {format} {quality}"
+    made = replace(task, name=name, train=of_train, test=test, validation=validation, stored_bytes=whole)
     return Recompressed(made, whole, bare if format == "jpeg" else None)
 
 

@@ -60,6 +60,8 @@ def check_codecs(federation: Federation, strategy: CloudStrategy, worker: Worker
         up = used.get("up", IDENTITY)
         whole = sum(activation.nbytes for activation in activations)
         for activation in activations:
+            if way == "up" and (remark := make().remark_on(activation)):
+                log.warning("%s: %s", what, remark)
             with _named(what):
                 full = _values(federation.training.batch_size, activation)
                 call = CodecCall(share=activation.nbytes / whole if whole else 1.0)

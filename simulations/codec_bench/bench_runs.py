@@ -87,9 +87,9 @@ def _results(waiting: list[BenchRun], jobs: int, metric: str, sign: int) -> Iter
     running: dict[Connection, tuple[TrialProcess, BenchRun]] = {}
     try:
         while True:
-            while len(running) < jobs and (run := next(left, None)) is not None:
-                process = TrialProcess(task(run))
-                running[process.connection] = process, run
+            while len(running) < jobs and (started := next(left, None)) is not None:
+                process = TrialProcess(task(started))
+                running[process.connection] = process, started
             if not running:
                 return
             for connection in wait(list(running)):

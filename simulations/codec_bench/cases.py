@@ -124,7 +124,7 @@ def image_cases(texts: Sequence[str], source: str) -> list[Case]:
             raise ConfigError(
                 f"--images {text}: give a format of {', '.join(FORMATS)} and a quality from 1 to 100, as jpeg:75"
             )
-        overrides = ("data._target_=fsl.data.recompressed", f"+data.source={source}")
+        overrides: tuple[str, ...] = ("data._target_=fsl.data.recompressed", f"+data.source={source}")
         overrides += (f"+data.format={format}", f"+data.quality={int(quality)}", f"codec={BASE}")
         cases.append(Case(f"{format} {int(quality)}", overrides, "image", format, int(quality)))
     return _distinct(cases)

@@ -69,9 +69,10 @@ def cut_costs(config: DictConfig, weights: Path | None = None) -> CutCosts:
         counted = step.take(_WARM + _TIMED, counting=True)
     crossing = activations_of(step.smashed)
     return CutCosts(
-        device,
-        edge,
-        *(flops / step.rows for flops in counted),
+        device_seconds=device,
+        edge_seconds=edge,
+        device_flops=counted[0] / step.rows,
+        edge_flops=counted[1] / step.rows,
         parameters=sum(p.numel() for part in (step.encoder, step.decoder) for p in part.parameters()),
         kept=sum(t.numel() for codec in step.made for t in _tensors(vars(codec).values())),
         values=sum(t.numel() for t in crossing) // step.rows,
@@ -89,7 +90,7 @@ class _Step:
         specs = build_codecs(top.codec)
         self.made: list[Codec] = []  # the device's
         makers = [codec_maker(specs[way], ("fsl", *top.allowed)) for way in ("up", "down")]
-        self._refuse_unfit({way: make() for way, make in zip(("up", "down"), makers)}, top.training.batch_size)
+        self._refuse_unfit({"up": makers[0](), "down": makers[1]()}, top.training.batch_size)
         self.device = SendingEnd(*(CutCodec(_noted(make, self.made)) for make in makers))
         self.edge = AnsweringEnd(*(CutCodec(make) for make in makers))
 
@@ -139,6 +140,7 @@ class _Step:
         assert gradient is not None
         with edge:
             down = self.edge.answer(number, forth(gradient))
+        assert down is not None
         with device:
             back(self.device.hear(number, down))
         return device.total, edge.total

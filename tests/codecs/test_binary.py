@@ -10,6 +10,7 @@ from fsl.codecs.codec import CodecCall
 from fsl.errors import ConfigError, WireError
 from fsl.run.codec_trial import try_codec
 from fsl.seeds import Stream
+from tests.helpers.vectors import run
 
 scales = pytest.mark.parametrize("scale", ["none", "row"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -164,3 +165,11 @@ def test_a_payload_of_more_than_can_have_been_sent_is_refused(scale):
 def test_values_that_await_a_gradient_are_encoded_as_they_are(scale):
     values = normal(4, 3, 5)
     assert torch.equal(through(Binary(scale), values.clone().requires_grad_()), through(Binary(scale), values))
+
+
+@pytest.mark.parametrize("codec", ["binary", ["binary", "zstd"]], ids=str)
+def test_signs_of_what_lies_behind_a_relu_are_told_to_say_nothing(codec, caplog):
+    for cut, told in (("1", True), ("0", False)):
+        caplog.clear()
+        run(cut=cut, devices=1, rounds=1, up=codec)
+        assert ("no value at this cut is below 0" in caplog.text) is told

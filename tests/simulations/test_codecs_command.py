@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fsl.simulations.codec_bench.bench_tables import best_lines
 from fsl.simulations.codec_bench.cases import USUAL, codec_case, codec_cases, image_cases
 from fsl.simulations.codec_bench.cut_costs import cut_costs
 from fsl.simulations.codec_bench.results import Row, best_at, front_of, image_rows
-from fsl.simulations.codec_bench.tables import best_lines
 from fsl.simulations.fsl_codecs import command
 from fsl.simulations.reports.measures import Measure
 from fsl.simulations.sweeps.search_trial import composed

@@ -80,8 +80,8 @@ def _name(axes: "Axes", rows: Sequence[Row], measure: Measure, x_of: Callable[[R
     scale, _ = measure.axis(row.mean for row in rows)
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     points = [axes.transData.transform((x_of(row), scale * row.mean)) for row in rows]
-    per_point = axes.figure.dpi / 72  # type: ignore[union-attr]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    per_point = axes.figure.dpi / 72
+    taken: list[tuple[float, ...]] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     inside = axes.get_window_extent(renderer)
     for row, (x, y) in zip(rows, points):
         text = axes.annotate(
@@ -109,9 +109,9 @@ def _name(axes: "Axes", rows: Sequence[Row], measure: Measure, x_of: Callable[[R
             if best is not None and best[0] == 0:
                 break
         assert best is not None
-        _, (dx, dy), place = best
-        text.set_position((dx / per_point, dy / per_point))
-        taken.append(place)  # type: ignore[arg-type]
+        _, (right, above), covered = best
+        text.set_position((right / per_point, above / per_point))
+        taken.append(covered)
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:

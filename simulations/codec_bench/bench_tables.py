@@ -15,7 +15,15 @@ def table_of(rows: Sequence[Row], measure: Measure) -> Table:
     """Returns a row for each case, by bytes both ways; marks those that no other beats in bytes and metric."""
     base, front = rows[0], front_of(rows, not measure.lower_is_better)
     unit = " (points)" if measure.share else ""
-    head = ("codec", "up", "down", "times fewer", measure.heading, "95 % interval", f"against identity{unit}")
+    head: tuple[str, ...] = (
+        "codec",
+        "up",
+        "down",
+        "times fewer",
+        measure.heading,
+        "95 % interval",
+        f"against identity{unit}",
+    )
     head += ("device, ms", "edge, ms", "device, kFLOP", "edge, kFLOP", "parameters", "kept numbers", "front")
     lines = []
     for row in sorted(rows, key=lambda r: -r.both):
