@@ -4,7 +4,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -55,6 +55,12 @@ class Payload:
     def named(self) -> list[tuple[str, Tensor]]:
         """The arrays without those that only tell dtype and shape."""
         return [array for array in self.arrays if array[0] not in _BESIDE]
+
+    def on(self, accelerator: torch.device | None) -> "Payload":
+        """Returns the payload with its arrays on an accelerator; as it is where none is given, or they lie there."""
+        if accelerator is None or all(tensor.device == accelerator for _, tensor in self.arrays):
+            return self
+        return replace(self, arrays=tuple((name, tensor.to(accelerator)) for name, tensor in self.arrays))
 
     def unpack(self, codec: str, **dtypes: torch.dtype) -> list[Tensor]:
         """Returns the arrays of these names and dtypes, in this order.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fsl.codecs.codec import Codec, Payload
@@ -13,7 +14,13 @@ _TIMES, _ROOM = 2, 1 << 16  # a gradient's bytes at most: so many times those of
 
 
 class CutEnd:
-    """One end of a cut in one session: the codec of values one way, and that of their gradients the other way."""
+    """One end of a cut in one session: the codec of values one way, and that of their gradients the other way.
+
+    `accelerator`: where what comes over the link is decoded, since a wire brings it to the CPU; None: where it is. Who
+    sends values decodes their gradient where they lay.
+    """
+
+    accelerator: torch.device | None = None
 
     def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
         self.values = _for_all(values)
@@ -45,6 +52,7 @@ class SendingEnd(CutEnd):
 
     def send(self, step: int, values: Values, answered: bool = True) -> Payload:
         """Encode a step's values (B, ...); `answered`: whether a gradient is awaited."""
+        self.accelerator = next((t.device for t in activations_of(values)), None)
         self.gradients.limit = _ROOM + _TIMES * max((t.nbytes for t in activations_of(values)), default=0)
         if not answered or not (self.values.through or self.values.corrects):
             return self.values.encode(values, step)
@@ -53,7 +61,7 @@ class SendingEnd(CutEnd):
 
     def hear(self, step: int, gradient: Payload) -> Values:
         """Returns the gradient at a step's values from what came: itself, to be corrected, or one at codes."""
-        decoded = self.gradients.decode(gradient, step)
+        decoded = self.gradients.decode(gradient.on(self.accelerator), step)
         back = self._continue.pop(step, None)
         return decoded if back is None else back(decoded)
 
@@ -63,6 +71,7 @@ class AnsweringEnd(CutEnd):
 
     def receive(self, step: int, payload: Payload) -> Values:
         """Returns a step's values from what came; WireError where nobody sends that."""
+        payload = payload.on(self.accelerator)
         if not self.values.through:
             return self.values.decode(payload, step)
         values, self._continue[step] = self.values.receive(payload, step)

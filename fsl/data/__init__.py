@@ -10,7 +10,7 @@ from fsl.data.own_partitions import Given, as_partitioner
 from fsl.data.partition import Partition, class_counts, limited
 from fsl.data.partitioners import IID, Dirichlet, Natural, Partitioner, Pathological, Proportional, Resample, Shards
 from fsl.data.party_tables import party_csv
-from fsl.data.rewritten_images import Recompressed, recompress, recompressed
+from fsl.data.rewritten_images import recompress, recompressed
 from fsl.data.table_data import from_table
 from fsl.data.task import TaskData, as_task, hold_out
 from fsl.data.texts import from_text
@@ -35,7 +35,6 @@ __all__ = [
     "PartyTable",
     "Pathological",
     "Proportional",
-    "Recompressed",
     "Resample",
     "Shards",
     "TaskData",

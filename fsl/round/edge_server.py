@@ -118,6 +118,12 @@ class EdgeServer:
         up, down = (make(self._draws.going(way, device)) for way, make in (("up", self._up), ("down", self._down)))
         up.limit = self.limit
         self._ends[device] = AnsweringEnd(up, down)
+        self._ends[device].accelerator = self._accelerator
+
+    @property
+    def _accelerator(self) -> torch.device:
+        """Where this edge computes."""
+        return self.trainer.bench.back.accelerator
 
     def session(self, device: int) -> Session:
         """Returns a device's session here."""
@@ -148,12 +154,14 @@ class EdgeServer:
             smashed = replace(smashed, shared=self._shared(packet.device))
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
-        targets = packet.targets
+        targets, factors = (
+            None if tensor is None else tensor.to(self._accelerator) for tensor in (packet.targets, packet.factors)
+        )
         if self.above is not None and targets is not None:
             self.above.labels[packet.device, packet.step] = targets
         if targets is None or self.above is not None:  # who has the loss has them: whose rows these are stands there
             targets = torch.full((len(smashed),), packet.device)
-        upload = Upload(packet.device, packet.step, smashed, targets, factors=packet.factors)
+        upload = Upload(packet.device, packet.step, smashed, targets, factors=factors)
         counts = self.trainer.bench.objective.weight(upload.targets)
         smashed_bytes = self._reported_bytes(upload.smashed)
         self._before[packet.device] = session.up_bytes, session.down_bytes, smashed_bytes

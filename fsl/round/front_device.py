@@ -127,7 +127,8 @@ class Device:
         self._answered += 1
         if not self._smashed:
             self.bench.front.step(reply.step, backwards=self._answered)
-            self._clip_factors = self.bench.front.exchange(reply.norms)
+            norms = None if reply.norms is None else reply.norms.to(self.bench.front.runtime.accelerator)
+            self._clip_factors = self.bench.front.exchange(norms)
             self._answered = 0
 
     def take_clip_factors(self) -> Tensor | None:

@@ -11,6 +11,7 @@ from fsl.codecs import (
     Entropic,
     ErrorBounded,
     FedLite,
+    Identity,
     Int2,
     Int4,
     Int8,
@@ -19,8 +20,10 @@ from fsl.codecs import (
     Units,
 )
 from fsl.codecs.codec import CodecCall
+from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
 from fsl.models import bottlefit
 from fsl.seeds import Stream
+from tests.helpers.vectors import run
 
 PLACES = [
     "cpu",
@@ -78,3 +81,25 @@ def test_bottlefit_puts_its_own_stages_where_the_model_is(place):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Flatten(), torch.nn.Linear(1024, 2)).to(place)
     student = bottlefit(model, "0", (3, 32, 32), channels=2, width=4)
     assert student(torch.zeros(2, 3, 32, 32, device=place)).device.type == place
+
+
+def test_what_came_over_a_wire_is_decoded_where_its_end_computes():
+    """The meta device stands for an accelerator: a wire brings everything to the CPU."""
+    values = torch.ones(2, 3)
+    edge, device = (end(Identity(), Identity()) for end in (AnsweringEnd, SendingEnd))
+    edge.accelerator = torch.device("meta")
+    assert edge.receive(0, Identity().encode(values)).is_meta
+    device.send(0, values.to("meta"))
+    assert device.hear(0, Identity().encode(values)).is_meta
+
+
+def test_both_ends_of_a_run_know_where_they_compute(monkeypatch):
+    receive, seen = AnsweringEnd.receive, set()
+
+    def noted(end, step, payload):
+        seen.add(end.accelerator)
+        return receive(end, step, payload)
+
+    monkeypatch.setattr(AnsweringEnd, "receive", noted)
+    run(cut=["0", "1"], devices=1, rounds=1)
+    assert seen == {torch.device("cpu")}
