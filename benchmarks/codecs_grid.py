@@ -1,10 +1,10 @@
-"""The codec table of docs/results: every codec on VGG5 and CIFAR-10, three paired seeds, 20 passes, stated beforehand.
+"""Every codec on VGG5 and CIFAR-10, three paired seeds, 10 passes, stated beforehand.
 
     python -m benchmarks.codecs_grid CIFAR10_FOLDER --out outputs/codecs --jobs 2
 
 10,000 training images, the 10,000 test images, five devices of SplitFed V1, batches of 64, Adam at 0.001, no
 augmentation; the accuracy is that after the last round. It is a call of fsl-codecs, and goes on where it was
-interrupted. About four hours on two cores.
+interrupted. About two hours on two cores.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fsl.simulations.fsl_codecs import command
 
-ROUNDS = 20
+ROUNDS = 10
 CODECS = (
     "float16",
     "bfloat16",
