@@ -83,8 +83,9 @@ def refuse_unpredicted_codecs(up: Spec, down: Spec) -> None:
 
 def _crossed(values: Values, codec: Spec, back: Spec) -> tuple[Payload, Payload]:
     """Returns what brings values over a cut, and what brings their gradient back."""
-    end = AnsweringEnd(*(CutCodec(partial(codec_of, spec)) for spec in (codec, back)))
-    payload = end.values.encode(values)
+    device, edge = (CutCodec(partial(codec_of, codec)) for _ in range(2))  # each remembers what it has heard itself
+    end = AnsweringEnd(edge, CutCodec(partial(codec_of, back)))
+    payload = device.encode(values)
     answer = end.answer(0, _gradient(end.receive(0, payload)))
     assert answer is not None
     return payload, answer

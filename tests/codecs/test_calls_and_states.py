@@ -11,6 +11,7 @@ from fsl.codecs.codec import CodecCall
 from fsl.codecs.codec_choice import codec_spec
 from fsl.codecs.codec_maker import codec_of
 from fsl.codecs.cut_codec import CutCodec
+from fsl.costs.forecast import step_bytes
 from fsl.errors import WireError
 from fsl.messages.frames import upload_bytes
 from fsl.messages.round_plan import DeviceTask
@@ -95,3 +96,31 @@ def test_in_an_evaluation_each_end_remembers_its_own_calls():
 def test_a_payload_without_a_shape_is_refused_where_one_is_read():
     with pytest.raises(WireError, match="tells no shape of its values"):
         _ = Payload("c", (("values", torch.zeros(2)),)).shape
+
+
+class Numbered(Codec):
+    """Values as they are behind the number of the call: a half that encodes and decodes counts both."""
+
+    name = "numbered"
+    stateful = True
+
+    def __init__(self):
+        self.calls = 0
+
+    def encode(self, values):
+        """Returns values and the call's number."""
+        self.calls += 1
+        return Payload(self.name, (("number", torch.tensor([self.calls])), ("values", values)))
+
+    def decode(self, payload):
+        """Returns values whose number is the next."""
+        number, values = payload.unpack(self.name, number=torch.int64, values=torch.float32)
+        self.calls += 1
+        assert int(number) == self.calls
+        return values
+
+
+def test_bytes_of_a_codec_that_remembers_are_those_of_two_halves():
+    up, down = (codec_spec(f"codec.{way}", Numbered) for way in ("up", "down"))
+    sent, heard = step_bytes([torch.zeros(1, 4)], torch.zeros(1, dtype=torch.int64), 8, up, down)
+    assert sent > 8 * 4 * 4 < heard
