@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, features
 
 from fsl.argument_types import checks_types
 from fsl.data.examples import Examples, TensorExamples
@@ -51,6 +50,8 @@ def recompress(task: TaskData, format: ImageFormat, quality: int) -> Recompresse
         raise DataError(f"format={format!r}: images are written as jpeg or webp")
     if not 1 <= quality <= 100:
         raise DataError(f"quality={quality}: it must be from 1 to 100")
+    from PIL import features  # only who writes images needs it
+
     if format == "webp" and not features.check("webp"):
         raise DataError("format='webp': this Pillow was built without WebP; use jpeg")
     scaling = task.scaling
@@ -72,6 +73,8 @@ def _again(examples: Examples, scaling: Scaling, format: str, quality: int) -> t
     """Returns examples with images written anew, the files' mean bytes, and those behind a JPEG's tables."""
     if not isinstance(examples, TensorExamples):
         raise DataError(f"a {type(examples).__name__} hands out its images one by one; load them by fsl.data.images")
+    from PIL import Image
+
     images, sizes, bare = pixels(examples, scaling), 0, 0
     for image in images:
         file = io.BytesIO()

@@ -97,8 +97,11 @@ class EdgeServer:
         self._tells = tells
         self._refused: dict[int, str] = {}  # devices with an unusable step, until `refused` returns them
 
+    _accelerator: torch.device | None = None  # where it computes, once a round has begun
+
     def begin(self, bench: EdgeBench, back: State) -> None:
         """Start a round from the back that the cloud sent."""
+        self._accelerator = bench.back.accelerator
         self.trainer.begin(bench, self.edge, back)
         if not self.trainer.divisible:
             self._recall(None)
@@ -119,11 +122,6 @@ class EdgeServer:
         up.limit = self.limit
         self._ends[device] = AnsweringEnd(up, down)
         self._ends[device].accelerator = self._accelerator
-
-    @property
-    def _accelerator(self) -> torch.device:
-        """Where this edge computes."""
-        return self.trainer.bench.back.accelerator
 
     def session(self, device: int) -> Session:
         """Returns a device's session here."""
@@ -155,7 +153,8 @@ class EdgeServer:
         if not self._checked:  # a row that its codec makes infinite counts as zero
             smashed = sound_rows(smashed)
         targets, factors = (
-            None if tensor is None else tensor.to(self._accelerator) for tensor in (packet.targets, packet.factors)
+            None if tensor is None else tensor.to(self._accelerator or tensor.device)
+            for tensor in (packet.targets, packet.factors)
         )
         if self.above is not None and targets is not None:
             self.above.labels[packet.device, packet.step] = targets
