@@ -20,9 +20,10 @@ class CutEnd:
     sends values decodes their gradient where they lay.
     """
 
-    accelerator: torch.device | None = None
-
-    def __init__(self, values: CutCodec | Codec, gradients: CutCodec | Codec) -> None:
+    def __init__(
+        self, values: CutCodec | Codec, gradients: CutCodec | Codec, accelerator: torch.device | None = None
+    ) -> None:
+        self.accelerator = accelerator
         self.values = _for_all(values)
         self.gradients = _for_all(gradients)
         self._continue: dict[int, Continue] = {}  # of steps that wait for a gradient

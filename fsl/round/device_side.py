@@ -244,9 +244,7 @@ class DeviceSide:
     def _tail_cut(self, device: int) -> AnsweringEnd:
         """Returns a device's end of the cut before its tail: outputs come down, and their gradient goes up."""
         up, down = self._codecs(device, "tail-")
-        end = AnsweringEnd(down, up)
-        end.accelerator = self.worker.accelerator
-        return end
+        return AnsweringEnd(down, up, self.worker.accelerator)
 
     def _layer_seeds(self, segment: str, device: int) -> Stream:
         return Stream(self.plan.seed, "forward", segment=segment, device=device, round=self.plan.round)

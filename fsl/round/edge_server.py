@@ -120,8 +120,7 @@ class EdgeServer:
         device = session.device
         up, down = (make(self._draws.going(way, device)) for way, make in (("up", self._up), ("down", self._down)))
         up.limit = self.limit
-        self._ends[device] = AnsweringEnd(up, down)
-        self._ends[device].accelerator = self._accelerator
+        self._ends[device] = AnsweringEnd(up, down, self._accelerator)
 
     def session(self, device: int) -> Session:
         """Returns a device's session here."""

@@ -10,14 +10,13 @@ import torch
 from fsl.simulations.codec_bench.bench_figure import draw
 from fsl.simulations.codec_bench.bench_runs import BenchRun, refuse_others, runs_of, take
 from fsl.simulations.codec_bench.bench_tables import best_lines, csv_of, markdown_of, table_of
-from fsl.simulations.codec_bench.cases import Case, is_plain
+from fsl.simulations.codec_bench.cases import Case
 from fsl.simulations.codec_bench.cut_costs import cut_costs, refuse_unmeasured
 from fsl.simulations.codec_bench.results import Row, image_rows, row_of
 from fsl.simulations.endings import tell
 from fsl.simulations.reports.measures import Measure
 from fsl.simulations.sweeps.search_trial import composed
 from omegaconf import DictConfig
-from torch import Tensor
 
 from fsl.data import TaskData, recompress
 from fsl.errors import ConfigError
@@ -47,6 +46,10 @@ class Bench:
         return build_data(read_config(top).data, self.seeds[0])[0]
 
     @property
+    def _training(self) -> TaskData:
+        return replace(self.data, test=None, validation=None)
+
+    @property
     def loader(self) -> str:
         """Import path of the data's loader."""
         return str(self._config(self.codecs[0]).data.get("_target_"))
@@ -65,10 +68,10 @@ class Bench:
         refuse_others(self._runs())
         for case in self.codecs:
             try:
-                cut_costs(self._config(case))
+                cut_costs(self._config(case), self.data)
             except ConfigError as error:
                 raise ConfigError(f"--codec '{case.title}': {error}") from error
-        few = replace(self.data, train=self.data.train.subset(_first(self.data)), test=None, validation=None)
+        few = replace(self._training, train=self.data.train.subset(torch.arange(min(4, len(self.data.train)))))
         for case in self.images:
             recompress(few, case.format, case.quality)  # type: ignore[arg-type]
 
@@ -83,7 +86,7 @@ class Bench:
         """Write codecs.md, codecs.csv and codecs.png of the runs that are done; returns what they say."""
         rows, measure = self._rows(), Measure(self.metric)
         text = "\n".join([markdown_of(table_of(rows, measure)), *best_lines(rows, measure)]) + "\n"
-        text += "\n" + self._about()
+        text += "\n" + self._about(rows[0])
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "codecs.md", text)
         write_text(self.out / "codecs.csv", csv_of(rows, measure))
@@ -101,20 +104,22 @@ class Bench:
             row = row_of(case, runs, base.values, self.metric)
             if row is not None:
                 weights = [RunFolder(run.folder).model_path for run in runs if run.case == case and run.done]
-                costs = cut_costs(self._config(case), next((path for path in weights if path.exists()), None))
-                rows.append(row if case == base_case else replace(row, costs=costs))
+                trained = next((path for path in weights if path.exists()), None)
+                rows.append(replace(row, costs=cut_costs(self._config(case), self.data, trained)))
+        labels = self.data.train.targets[:1].nbytes
         if self.data.stored_bytes is not None:
             stored = Row(_STORED, "image", base.values, dict.fromkeys(base.values, 0.0), 0.0, 0.0)
-            rows += image_rows(stored, self.data.stored_bytes, None)
+            rows += image_rows(stored, self.data.stored_bytes, None, labels)
         for case in self.images:
             row = row_of(case, runs, base.values, self.metric)
             if row is not None:
-                sent = recompress(self.data, case.format, case.quality)  # type: ignore[arg-type]
-                rows += image_rows(row, sent.bytes, sent.bytes_without_tables)
+                sent = recompress(self._training, case.format, case.quality)  # type: ignore[arg-type]
+                rows += image_rows(row, sent.bytes, sent.bytes_without_tables, labels)
         return rows
 
-    def _about(self) -> str:
-        costs = cut_costs(self._config(self.codecs[0]))
+    def _about(self, base: Row) -> str:
+        costs = base.costs
+        assert costs is not None
         seeds = " ".join(map(str, self.seeds))
         return (
             f"{' '.join(self.overrides)}; seeds {seeds}. {costs.values:,} values cross the cut for a sample, "
@@ -126,14 +131,7 @@ class Bench:
         )
 
     def _config(self, case: Case) -> DictConfig:
-        config = composed((*self.overrides, *case.overrides, f"seed={self.seeds[0]}"))
-        if case is self.codecs[0] and not is_plain(config.codec):
-            raise ConfigError("the first codec is identity")
-        return config
+        return composed((*self.overrides, *case.overrides, f"seed={self.seeds[0]}"))
 
     def _runs(self) -> list[BenchRun]:
         return runs_of([*self.codecs, *self.images], self.seeds, self.overrides, self.out)
-
-
-def _first(data: TaskData) -> Tensor:
-    return torch.arange(min(4, len(data.train)))

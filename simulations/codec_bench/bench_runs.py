@@ -1,18 +1,18 @@
 """Runs of a bench: one for each case and seed, in folders of their own, several at a time."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from fsl.simulations.codec_bench.cases import Case
 from fsl.simulations.endings import tell
 from fsl.simulations.sweeps.jobs import plain
-from fsl.simulations.sweeps.search_trial import TrialProcess, TrialResult, TrialTask, composed, run_trial
+from fsl.simulations.sweeps.search_trial import TrialResult, TrialTask, composed, run_trial
+from fsl.simulations.sweeps.trial_pool import run_in_processes
 from omegaconf import OmegaConf
 
-from fsl.errors import ConfigError, FslError
+from fsl.errors import ConfigError
 from fsl.run.run_folder import RunFolder
 
 _COMPOSED = ".hydra/config.yaml"
@@ -66,39 +66,27 @@ def take(runs: Sequence[BenchRun], jobs: int, metric: str, sign: int) -> dict[st
     """Run what is not done, `jobs` at a time in processes of their own; returns why runs failed, by title."""
     waiting = [run for run in runs if not run.done]
     failed: dict[str, str] = {}
-    for run, result in _results(waiting, jobs, metric, sign):
-        if result.state == "complete":
-            tell(f"{run.title}: {metric} {result.value:.4f}")
-        else:
-            failed[run.title] = result.reason
-            tell(f"{run.title} failed: {result.reason}")
+    with closing(_results(waiting, jobs, metric, sign)) as results:
+        for run, result in results:
+            if result.state == "complete":
+                tell(f"{run.title}: {metric} {result.value:.4f}")
+            else:
+                failed[run.title] = result.reason
+                tell(f"{run.title} failed: {result.reason}")
     return failed
 
 
-def _results(waiting: list[BenchRun], jobs: int, metric: str, sign: int) -> Iterator[tuple[BenchRun, TrialResult]]:
+def _results(waiting: list[BenchRun], jobs: int, metric: str, sign: int) -> Generator[tuple[BenchRun, TrialResult]]:
     def task(run: BenchRun) -> TrialTask:
         return TrialTask(run.folder, run.overrides, metric, False, sign, progress=jobs == 1)
 
     if jobs == 1:
         for run in waiting:
-            yield run, run_trial(task(run), lambda round, value: False)
+            yield run, run_trial(task(run), _go_on)
         return
-    left = iter(waiting)
-    running: dict[Connection, tuple[TrialProcess, BenchRun]] = {}
-    try:
-        while True:
-            while len(running) < jobs and (started := next(left, None)) is not None:
-                process = TrialProcess(task(started))
-                running[process.connection] = process, started
-            if not running:
-                return
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
-                process, run = running[connection]
-                if (result := process.receive(lambda round, value: False)) is not None:
-                    del running[connection]
-                    yield run, result
-    finally:
-        for process, _ in running.values():
-            with suppress(OSError, FslError):
-                process.end()
+    yield from run_in_processes(iter(waiting), jobs, task, lambda run: _go_on)
+
+
+def _go_on(round: int, value: float) -> bool:
+    """Returns whether to stop a run here: never."""
+    return False

@@ -4,9 +4,8 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from fsl.codecs.codec_choice import build_codecs
 from fsl.codecs.identity import Identity
 from fsl.errors import ConfigError
 from fsl.importing.building import unknown
@@ -139,11 +138,6 @@ def refuse_own(overrides: Sequence[str]) -> None:
         if key in ("seed", "resume", "hydra.run.dir"):
             hint = {"seed": "--seeds", "resume": "--out with the folder of before"}.get(key, "--out")
             raise ConfigError(f"{override}: give {hint} instead")
-
-
-def is_plain(codec: Any) -> bool:
-    """Returns whether a configuration's codec leaves values as they are, both ways."""
-    return all(spec.target == public_path(Identity) for spec in build_codecs(codec).values())
 
 
 def _distinct(cases: list[Case]) -> list[Case]:

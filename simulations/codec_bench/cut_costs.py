@@ -20,9 +20,10 @@ from fsl.codecs.codec_choice import build_codecs
 from fsl.codecs.codec_maker import codec_maker
 from fsl.codecs.cut_codec import CutCodec
 from fsl.codecs.cut_ends import AnsweringEnd, SendingEnd
+from fsl.data import TaskData
 from fsl.errors import ConfigError
 from fsl.files import load_tensors
-from fsl.run.config import RunConfig, build_data, build_model, build_objective, build_places, read_config
+from fsl.run.config import RunConfig, build_model, build_objective, build_places, read_config
 from fsl.segments.calling import call
 from fsl.segments.modes import evaluating
 from fsl.segments.tensor_trees import Values, activations_of, of_activations, received
@@ -54,14 +55,14 @@ class CutCosts:
     value_bytes: int
 
 
-def cut_costs(config: DictConfig, weights: Path | None = None) -> CutCosts:
-    """Measure the codec of a run's configuration on its first training batch.
+def cut_costs(config: DictConfig, data: TaskData, weights: Path | None = None) -> CutCosts:
+    """Measure the codec of a run's configuration on the first training batch of its data.
 
     `weights`: the trained model of a finished run, codec included; without it the weights are those that it begins
     with. ConfigError for what a run would be refused for at the cut.
     """
     top = read_config(config)
-    step = _Step.of(top, weights)
+    step = _Step.of(top, data, weights)
     with _one_core(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         times = [step.take(number) for number in range(_WARM + _TIMED)][_WARM:]
@@ -90,9 +91,10 @@ class _Step:
         specs = build_codecs(top.codec)
         self.made: list[Codec] = []  # the device's
         makers = [codec_maker(specs[way], ("fsl", *top.allowed)) for way in ("up", "down")]
-        self._refuse_unfit({"up": makers[0](), "down": makers[1]()}, top.training.batch_size)
-        self.device = SendingEnd(*(CutCodec(_noted(make, self.made)) for make in makers))
-        self.edge = AnsweringEnd(*(CutCodec(make) for make in makers))
+        up, down = makers
+        self._refuse_unfit({"up": up(), "down": down()}, top.training.batch_size)
+        self.device = SendingEnd(CutCodec(_noted(up, self.made)), CutCodec(_noted(down, self.made)))
+        self.edge = AnsweringEnd(CutCodec(up), CutCodec(down))
 
     def _refuse_unfit(self, codecs: Mapping[Way, Codec], batch: int) -> None:
         """ConfigError for codecs that cannot carry what a full batch gives at the cut."""
@@ -107,8 +109,7 @@ class _Step:
                 raise ConfigError(f"codec.{way}={codec.name}: {error}") from None
 
     @classmethod
-    def of(cls, top: RunConfig, weights: Path | None) -> "_Step":
-        data, _ = build_data(top.data, top.training.seed)
+    def of(cls, top: RunConfig, data: TaskData, weights: Path | None) -> "_Step":
         model, cut = build_model(top.model, data, top.training.seed, build_objective(top.objective))
         places = build_places(top.model)
         up = codec_maker(build_codecs(top.codec)["up"], ("fsl", *top.allowed))()

@@ -20,7 +20,7 @@ class Row:
     """A case's results: bytes are those of a training sample in one pass over the data, headers included.
 
     `values`: the metric after the last round, by seed. `less`: by seed, the metric less that without a codec.
-    `up`, `down`: bytes from device to edge and back. `costs`: None where no codec is at work. `note`: what to know.
+    `up`, `down`: bytes from device to edge and back. `costs`: None where images are sent. `note`: what to know.
     """
 
     title: str
@@ -68,9 +68,11 @@ def row_of(case: Case, runs: Sequence[BenchRun], base: Mapping[int, float], metr
     return Row(case.title, case.kind, values, _less(values, base), up, down)
 
 
-def image_rows(row: Row, whole: float, bare: float | None) -> list[Row]:
-    """Returns the rows of images that are sent in place of smashed data, as whole files and with tables told once."""
-    labels = 8.0  # an int64, which travels beside smashed data as well
+def image_rows(row: Row, whole: float, bare: float | None, labels: int) -> list[Row]:
+    """Returns the rows of images that are sent in place of smashed data, as whole files and with tables told once.
+
+    `labels`: bytes of a label, which goes with the image as it goes with smashed data.
+    """
     rows = [replace(row, up=whole + labels, down=0.0, note="whole files")]
     if bare is not None:
         title = f"{row.title}, tables once"

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -10,8 +11,9 @@ from fsl.simulations.console import print_table
 from fsl.simulations.reports.csv_tables import csv_text
 from fsl.simulations.reports.measures import NOTHING, Measure
 from fsl.simulations.reports.tables import Table
-from fsl.simulations.sweeps.search_trial import Report, TrialProcess, TrialResult, TrialTask, run_trial
+from fsl.simulations.sweeps.search_trial import Report, TrialResult, TrialTask, run_trial
 from fsl.simulations.sweeps.study import Study
+from fsl.simulations.sweeps.trial_pool import run_in_processes
 from optuna.trial import FrozenTrial, TrialState
 
 from fsl.files import write_text
@@ -41,23 +43,10 @@ class Trials:
             while (trial := self._next(count)) is not None:
                 self._end(trial, run_trial(self._task(trial, progress=True), self._report(trial)))
             return
-        running: dict[Connection, tuple[TrialProcess, optuna.Trial]] = {}
-        try:
-            while True:
-                while len(running) < jobs and (trial := self._next(count)) is not None:
-                    process = TrialProcess(self._task(trial, progress=False))
-                    running[process.connection] = process, trial
-                if not running:
-                    return
-                for connection in wait(list(running)):
-                    assert isinstance(connection, Connection)
-                    process, trial = running[connection]
-                    if (result := process.receive(self._report(trial))) is not None:
-                        del running[connection]
-                        self._end(trial, result)
-        finally:
-            for process, _ in running.values():
-                process.end()
+        trials = iter(partial(self._next, count), None)
+        with closing(run_in_processes(trials, jobs, partial(self._task, progress=False), self._report)) as results:
+            for ended, result in results:
+                self._end(ended, result)
 
     def summary(self) -> int:
         """Print the outcome; returns the exit code."""

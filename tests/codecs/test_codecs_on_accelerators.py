@@ -87,8 +87,8 @@ def test_bottlefit_puts_its_own_stages_where_the_model_is(place):
 def test_what_came_over_a_wire_is_decoded_where_its_end_computes():
     """The meta device stands for an accelerator: a wire brings everything to the CPU."""
     values = torch.ones(2, 3)
-    edge, device = (end(Identity(), Identity()) for end in (AnsweringEnd, SendingEnd))
-    edge.accelerator = torch.device("meta")
+    edge = AnsweringEnd(Identity(), Identity(), torch.device("meta"))
+    device = SendingEnd(Identity(), Identity())
     assert edge.receive(0, Identity().encode(values)).is_meta
     device.send(0, values.to("meta"))
     assert device.hear(0, Identity().encode(values)).is_meta

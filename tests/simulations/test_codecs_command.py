@@ -16,6 +16,7 @@ from fsl.simulations.reports.measures import Measure
 from fsl.simulations.sweeps.search_trial import composed
 from PIL import Image
 
+from fsl.data import digits
 from fsl.errors import ConfigError
 from fsl.run.run_folder import RunFolder
 
@@ -169,18 +170,20 @@ def test_the_same_command_runs_nothing_again_and_a_further_codec_alone(bench, ca
 
 
 def test_costs_of_a_codec_are_counted():
-    plain = cut_costs(composed(SMOKE))
+    data = digits()
+    plain = cut_costs(composed(SMOKE), data)
     assert (plain.device_flops, plain.edge_flops, plain.parameters, plain.kept) == (0, 0, 0, 0)
     assert plain.value_bytes == 4 * plain.values
-    c3 = cut_costs(composed([*SMOKE, *codec_case("c3 ratio=2").overrides]))
+    c3 = cut_costs(composed([*SMOKE, *codec_case("c3 ratio=2").overrides]), data)
     n = plain.values
     transform = 2.5 * n * math.log2(n)
-    # Device: a transform of each row, one back for a pair, and for the gradient the same the other way round.
-    assert c3.device_flops == pytest.approx(3 * transform, rel=0.35)
+    # A transform of each row, one back for a pair, and the gradient through both; torch goes back through a real
+    # transform by a complex one, which counts twice.
+    assert c3.device_flops == pytest.approx((1 + 1 / 2 + 1 / 2 + 2) * transform)
     assert c3.parameters == 0
     assert c3.kept > n
     assert c3.device_seconds > 0
-    learned = cut_costs(composed([*SMOKE, "codec=bottleneck", "codec.up.channels=2"]))
+    learned = cut_costs(composed([*SMOKE, "codec=bottleneck", "codec.up.channels=2"]), data)
     assert learned.parameters > 0
     assert learned.device_flops > 0
 
@@ -206,8 +209,8 @@ def test_the_verdict_counts_codecs_that_the_input_beats():
 
 
 def test_images_have_a_row_with_tables_and_one_without():
-    whole, bare = image_rows(row("jpeg 50", 0, 0.5, "image"), 300.0, 80.0)
+    whole, bare = image_rows(row("jpeg 50", 0, 0.5, "image"), 300.0, 80.0, 8)
     assert (whole.up, bare.up, bare.title) == (308.0, 88.0, "jpeg 50, tables once")
-    assert len(image_rows(row("webp 50", 0, 0.5, "image"), 300.0, None)) == 1
+    assert len(image_rows(row("webp 50", 0, 0.5, "image"), 300.0, None, 8)) == 1
     (case,) = image_cases(["webp:50"], "fsl.data.images")
     assert "+data.quality=50" in case.overrides
