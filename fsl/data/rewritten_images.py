@@ -40,7 +40,7 @@ def recompressed(source: str, format: ImageFormat = "jpeg", quality: int = 75, *
     +data.source=fsl.data.cifar10 +data.format=webp +data.quality=50`. Normalisation is that of the images before.
     """
     inner: Mapping[str, Any] = {"_target_": source, **options}
-    return recompress(build_kind("data", inner, TaskData), format, quality).task
+    return recompress(build_kind(source, inner, TaskData), format, quality).task
 
 
 @checks_types(error=DataError)

@@ -19,7 +19,7 @@ from fsl.simulations.sweeps.search_trial import composed
 from omegaconf import DictConfig
 
 from fsl.data import TaskData, recompress
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, RunError
 from fsl.files import write_text
 from fsl.run.config import build_data, read_config
 from fsl.run.plotting import save_figure
@@ -77,6 +77,7 @@ class Bench:
 
     def run(self, jobs: int) -> dict[str, str]:
         """Run what is not done; returns why runs failed, by title."""
+        self.out.mkdir(parents=True, exist_ok=True)
         runs = self._runs()
         done = sum(run.done for run in runs)
         tell(f"{len(runs)} runs in {os.path.relpath(self.out)}" + (f", {done} of them done before" if done else ""))
@@ -87,7 +88,6 @@ class Bench:
         rows, measure = self._rows(), Measure(self.metric)
         text = "\n".join([markdown_of(table_of(rows, measure)), *best_lines(rows, measure)]) + "\n"
         text += "\n" + self._about(rows[0])
-        self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "codecs.md", text)
         write_text(self.out / "codecs.csv", csv_of(rows, measure))
         save_figure(draw(rows, measure), self.out / "codecs.png")
@@ -98,7 +98,7 @@ class Bench:
         runs, base_case = self._runs(), self.codecs[0]
         base = row_of(base_case, runs, {}, self.metric)
         if base is None:
-            raise ConfigError(f"{self.out}: no run of identity is done, so that there is nothing to compare with")
+            raise RunError(f"{self.out}: no run of identity is done, so that there is nothing to compare with")
         rows = []
         for case in self.codecs:
             row = row_of(case, runs, base.values, self.metric)

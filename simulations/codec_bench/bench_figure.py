@@ -66,7 +66,12 @@ def _panel(axes: "Axes", rows: Sequence[Row], measure: Measure, x_of: Callable[[
             zorder=0,
             label="no other codec beats these",
         )
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12)
     means = [scale * row.mean for row in rows]
     room = 0.25 * (max(means) - min(means)) or 1.0
@@ -91,6 +96,7 @@ def _name(axes: "Axes", rows: Sequence[Row], measure: Measure, x_of: Callable[[R
             textcoords="offset points",
             fontsize=_SIZE,
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
             parse_math=False,
         )
         box = text.get_window_extent(renderer)

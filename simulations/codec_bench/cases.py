@@ -15,7 +15,7 @@ from fsl.importing.import_paths import public_path
 BASE = "identity"
 USUAL = (
     "float16", "bfloat16", "int8", "int4", "int2", "binary", "topk k=0.1", "randtopk k=0.1", "c3 ratio=2", "c3 ratio=4",
-    "c3 ratio=8", "c3 ratio=16", "[c3,int8]", "error_bounded", "zstd",
+    "c3 ratio=8", "c3 ratio=16", "[c3,int8]", "error_bounded",
 )  # fmt: skip
 FORMATS = ("jpeg", "webp")
 Kind = Literal["codec", "image"]

@@ -69,7 +69,7 @@ def test_lower_qualities_take_fewer_bytes(folder):
 def test_a_loader_is_named_with_its_own_options(folder):
     made = recompressed("fsl.data.images", "jpeg", 30, path=str(folder), limit=3)
     assert torch.equal(made.train.inputs, recompress(images(str(folder), limit=3), "jpeg", 30).task.train.inputs)
-    with pytest.raises(ConfigError, match="there is no option of data 'pth'"):
+    with pytest.raises(ConfigError, match=r"there is no option of fsl\.data\.images 'pth'"):
         recompressed("fsl.data.images", "jpeg", 30, pth=str(folder))
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fsl.simulations.codec_bench import bench_runs
 from fsl.simulations.codec_bench.bench_tables import best_lines
 from fsl.simulations.codec_bench.cases import USUAL, codec_case, codec_cases, image_cases
 from fsl.simulations.codec_bench.cut_costs import cut_costs
 from fsl.simulations.codec_bench.results import Row, best_at, front_of, image_rows
 from fsl.simulations.fsl_codecs import command
 from fsl.simulations.reports.measures import Measure
-from fsl.simulations.sweeps.search_trial import composed
+from fsl.simulations.sweeps.search_trial import TrialResult, composed
 from PIL import Image
 
 from fsl.data import digits
@@ -77,8 +78,9 @@ def test_a_codec_is_read_with_its_options(text, expected):
     assert codec_case(text).overrides == expected
 
 
-def test_the_usual_codecs_can_be_composed():
+def test_the_usual_codecs_can_be_composed_and_need_no_extra():
     for case in codec_cases(USUAL):
+        assert not {"zstd", "rans", "entropic"} & set(re.split(r"\W", case.title))
         if len(case.overrides) > 1:
             composed(case.overrides)
 
@@ -116,6 +118,23 @@ def test_bad_input_gets_a_line_before_anything_runs(arguments, reason, capsys):
     assert len(lines) == 1
     assert reason in lines[0]
     assert not list(Path().rglob("metrics.jsonl"))
+
+
+def test_runs_that_fail_are_told_and_leave_no_table(capsys, monkeypatch):
+    def refused(task, report):
+        return TrialResult("failed", reason="it broke")
+
+    monkeypatch.setattr(bench_runs, "run_trial", refused)
+    assert command([*SMOKE, "--codec", "int8", "--out", "out"]) == 1
+    told = capsys.readouterr()
+    assert "int8, seed 0 failed: it broke" in told.out + told.err
+    assert (
+        told.err.splitlines()[-1]
+        == "fsl-codecs: out: no run of identity is done, so that there is nothing to compare with"
+    )
+    Path("file").touch()
+    assert command([*SMOKE, "--codec", "int8", "--out", "file/out"]) == 1
+    assert "file/out" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_bytes_are_those_that_the_runs_sent_for_a_sample(bench):
