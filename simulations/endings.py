@@ -49,6 +49,20 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise TerminatedError
 
 
+@contextmanager
+def ctrl_c_stays_itself() -> Iterator[None]:
+    """Raise Ctrl-C again where a library that it met at work, as a data base, raised an error of its own for it."""
+    try:
+        yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None:
+            raise type(behind) from error
+        raise
+
+
 def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
     """Returns the signal in a word, and its exit code: 130 for Ctrl-C, 143 for SIGTERM."""
     return ("terminated", 143) if isinstance(error, TerminatedError) else ("interrupted", 130)

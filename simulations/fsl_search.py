@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsl.simulations.command_lines import Parser
-from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
+from fsl.simulations.endings import ctrl_c_stays_itself, interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure
 from hydra.errors import HydraException
@@ -46,7 +46,7 @@ def command(arguments: Sequence[str]) -> int:
         return _say(one_line(error), 2)
     folder = options.study or _new_folder()
     try:
-        with sigterm_ends_like_ctrl_c():
+        with sigterm_ends_like_ctrl_c(), ctrl_c_stays_itself():
             return _search(folder, options)
     except ModuleNotFoundError as error:
         if error.name != "optuna":

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from fsl.simulations.endings import failure_in_words
+from fsl.simulations.endings import ctrl_c_stays_itself, failure_in_words
 from fsl.simulations.error_lines import with_choices
 from fsl.simulations.hydra_folder import Composed
 from fsl.simulations.one_run import simulate_config
@@ -79,7 +79,8 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
         with open_dict(config):
             config.resume = str(task.folder) if go_on else None
         watching, title = [_Reporter(task.metric, report)], task.folder.name
-        rows = simulate_config(config, task.folder, task.progress, watching, title=title).metrics
+        with ctrl_c_stays_itself():
+            rows = simulate_config(config, task.folder, task.progress, watching, title=title).metrics
         return TrialResult("complete", score(rows, task))
     except _PrunedError as error:
         return TrialResult("pruned", reason=str(error))

@@ -17,6 +17,7 @@ from fsl.simulations.sweeps.search_space import read_space
 from fsl.simulations.sweeps.search_trial import TrialProcess, TrialResult, TrialTask, score
 from fsl.simulations.sweeps.study import alone_in
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from fsl.errors import ConfigError, FslError
@@ -358,6 +359,19 @@ def test_trials_at_the_same_time_lose_nothing_to_one_that_is_killed(tmp_path, mo
 
 
 # In this process: test_an_interrupted_trial_goes_on_from_its_checkpoint_to_the_same_bits.
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_that_meets_the_data_base_is_no_error_of_it(jobs, monkeypatch, capsys):
+    def report(trial, value, step):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise StorageInternalError("the transaction was rolled back")
+
+    monkeypatch.setattr(optuna.Trial, "report", report)
+    assert command([*SMOKE, RATES, "--trials", "2", "--jobs", jobs, "--study", "study"]) == 130
+    assert capsys.readouterr().err == "fsl-search: interrupted; go on with fsl-search --study study\n"
+
+
 def test_ctrl_c_ends_all_trials_with_one_line(tmp_path):
     program = [sys.executable, "-m", "fsl.simulations.fsl_search"]
     running = subprocess.Popen(
@@ -370,5 +384,4 @@ def test_ctrl_c_ends_all_trials_with_one_line(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     error = press_ctrl_c(running, lambda: len(list(tmp_path.glob("study/*/checkpoint/state.json"))) >= 2)
-    assert running.returncode == 130
-    assert error == "fsl-search: interrupted; go on with fsl-search --study study\n"
+    assert (running.returncode, error) == (130, "fsl-search: interrupted; go on with fsl-search --study study\n")
