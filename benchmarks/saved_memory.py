@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fsl.codecs import bit_planes, error_bounded
 from fsl.data import Augmentation, Examples, TaskData, cifar10
 from fsl.memory import ErrorBoundedMemory
 from fsl.models import ResNet18
@@ -175,6 +176,48 @@ def show_error(arguments: argparse.Namespace) -> None:
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 
+class _Whole:
+    """Reads whole numbers that `unpacked` keeps in two to four bytes each, in place of `bit_planes.Planes`."""
+
+    def __init__(self, kept: Tensor):
+        self._kept, self._place = kept, 0
+
+    def numbers(self, kinds: Tensor) -> Tensor:
+        """Returns the numbers (blocks * `BLOCK`,) int32 of the next part."""
+        width, count = int(kinds[0]), len(kinds) * bit_planes.BLOCK
+        start, self._place = self._place, self._place + count * width
+        kept = self._kept[start : self._place]
+        if width == 2:
+            return kept.view(torch.int16).int()
+        whole = functional.pad(kept.view(count, width), (4 - width, 0)).view(torch.int32).flatten()
+        return whole >> 8 * (4 - width)
+
+    def refuse_more(self) -> None:
+        """Do nothing: nobody else wrote these bytes."""
+
+
+def _kept_whole(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    largest = int(numbers.abs().amax())
+    width = next(width for width in (2, 3, 4) if largest < 1 << (8 * width - 1))
+    kept = numbers.short() if width == 2 else numbers
+    bits = kept.view(torch.uint8) if width == 2 else kept.view(torch.uint8).view(-1, 4)[:, :width].flatten()
+    return numbers.new_full((len(numbers) // bit_planes.BLOCK,), width, dtype=torch.uint8), bits
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """A context in which quantized numbers are not packed into bits: the same training to the bit, sooner."""
+    names = {"encode_part": _kept_whole, "decode_part": lambda kinds, reader: reader.numbers(kinds), "Planes": _Whole}
+    before = {name: getattr(error_bounded, name) for name in names}
+    try:
+        for name, other in names.items():
+            setattr(error_bounded, name, other)
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(error_bounded, name, own)
+
+
 def show_accuracy(arguments: argparse.Namespace) -> None:
     """Print test accuracies by seed, with compressed activations and without."""
     data = load(arguments)
@@ -186,14 +229,18 @@ def show_accuracy(arguments: argparse.Namespace) -> None:
             trainer = Trainer(seed, memory, arguments.rate, arguments.accelerator)
             feed = batches(data.train, arguments.batch, seed, True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, steps)
-            for _ in range(steps):
-                trainer.step(*next(feed))
-                schedule.step()
+            with unpacked() if arguments.unpacked else nullcontext():
+                for _ in range(steps):
+                    trainer.step(*next(feed))
+                    schedule.step()
             found[name].append(100 * accuracy(trainer.model, data.test))
-            fewer = f", {sum(trainer.saved) / len(trainer.saved) / 1e6:.1f} MB saved" if trainer.saved else ""
+            known = trainer.saved and not arguments.unpacked
+            fewer = f", {sum(trainer.saved) / len(trainer.saved) / 1e6:.1f} MB saved" if known else ""
             print(f"seed {seed}, {name}: {found[name][-1]:.2f}%{fewer}", flush=True)
     means = {name: statistics.mean(values) for name, values in found.items()}
     print(", ".join(f"{name} {mean:.2f}%" for name, mean in means.items()))
+    pairs = [b - a for a, b in zip(found["as they are"], found["error_bounded"], strict=True)]
+    print("differences by seed: " + ", ".join(f"{pair:+.2f}" for pair in pairs))
     print(f"difference {means['error_bounded'] - means['as they are']:+.2f} points over {len(arguments.seeds)} seeds")
 
 
@@ -236,6 +283,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=float, default=ErrorBoundedMemory.first)
     parser.add_argument("--convolutions-only", action="store_true", help="leave inputs of batch norms as they are")
     parser.add_argument("--accelerator", default="cpu", help="of accuracy: cpu or cuda")
+    parser.add_argument("--unpacked", action="store_true", help="of accuracy: the same numbers, sooner, in more memory")
     parser.add_argument("--exact", action="store_true", help="of peak: without compression")
     arguments = parser.parse_args(given)
     if arguments.what == "peak":

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import fsl
+from benchmarks import saved_memory
 from fsl import data as fsl_data
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.importing.spec import Spec
@@ -310,3 +311,15 @@ def test_plans_carry_it_to_real_devices():
         RoundPlan.from_json(plan.to_json().replace("0.0001", "2.0"))
     with pytest.raises(ConfigError, match=r"privacy\.dp_sgd"):
         replace(plan, privacy=Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, clip=1.0)))
+
+
+@pytest.mark.parametrize("bound", [1e-2, 3e-5, 3e-7], ids=["2 bytes", "3 bytes", "4 bytes"])
+def test_the_benchmark_trains_to_the_same_bits_without_packing_numbers(bound):
+    model, (inputs, targets) = small(), batch()
+    memory = ErrorBoundedMemory(first=bound)
+    with saved_memory.unpacked():
+        _, others = gradients(model, inputs, targets, memory.saver)
+    _, own = gradients(model, inputs, targets, memory.saver)
+    _, exact = gradients(model, inputs, targets)
+    assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(own, exact, strict=True))
