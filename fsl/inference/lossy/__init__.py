@@ -1,0 +1,1 @@
+"""Links that lose packets, in training, in simulation and over UDP."""

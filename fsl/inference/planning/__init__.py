@@ -1,0 +1,1 @@
+"""Chooses where to divide a model, from profiles, rates and loads."""

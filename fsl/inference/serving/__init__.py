@@ -1,0 +1,1 @@
+"""Answers requests for a split model: an edge and its devices, over the wire."""
