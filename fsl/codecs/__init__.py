@@ -18,6 +18,7 @@ from fsl.codecs.int4 import Int4
 from fsl.codecs.int8 import Int8
 from fsl.codecs.learned import Learned
 from fsl.codecs.lossless import Lossless
+from fsl.codecs.packet_loss import PacketLoss
 from fsl.codecs.randtopk import RandTopK
 from fsl.codecs.rans import Rans
 from fsl.codecs.through import Codes, Through
@@ -47,6 +48,7 @@ __all__ = [
     "Int8",
     "Learned",
     "Lossless",
+    "PacketLoss",
     "Payload",
     "RandTopK",
     "Rans",

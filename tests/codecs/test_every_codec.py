@@ -69,6 +69,7 @@ TABLE = {
     "topk": Row(of("TopK", k=0.4), "bfloat16"),
     "topk with feedback": Row("identity", of("TopK", k=0.4, feedback=True), WHOLE),
     "randtopk": Row(of("RandTopK", k=0.4, alpha=0.3), "identity", WHOLE),
+    "packet_loss": Row(of("PacketLoss", loss=0.3, values=4), "identity", WHOLE, draws=True),
     "c3": Row(of("C3", ratio=2), "identity", WHOLE),
     "fedlite": Row(of("FedLite", parts=4, codes=4, iterations=3, correction=0.1), "identity", WHOLE),
     "vq": Row(of("VQ", codes=16, dim=4), "identity", WHOLE, USE),

@@ -34,6 +34,7 @@ CODECS = {
     "binary": "binary",
     "topk": "topk",
     "randtopk": "randtopk",
+    "packet_loss": "packet_loss",
     "fedlite": {"_target_": "fsl.codecs.FedLite", "parts": 8, "codes": 4},
     "error_bounded": "error_bounded",
     "zstd": "zstd",
