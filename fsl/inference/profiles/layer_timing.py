@@ -16,12 +16,14 @@ from fsl.inference.profiles.measuring import with_threads
 from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, as_values
 
-LayerKind = Literal["convolution", "pointwise", "depthwise", "linear", "normalisation", "pooling", "other"]
+LayerKind = Literal[
+    "convolution", "pointwise", "depthwise", "linear", "normalisation", "activation", "pooling", "other"
+]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A call of a module that computes something itself: its kind, and a batch's multiply-adds and elements in and out."""
+    """A call of a module that computes something itself, of a batch: kind, multiply-adds, elements in and out."""
 
     name: str
     kind: LayerKind
@@ -132,6 +134,8 @@ def kind_of(module: nn.Module) -> LayerKind:
     if isinstance(module, nn.Linear):
         return "linear"
     name = type(module).__name__
+    if type(module).__module__ == nn.ReLU.__module__:
+        return "activation"
     return "normalisation" if "Norm" in name else "pooling" if "Pool" in name else "other"
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -161,10 +162,9 @@ class ModelProfile:
 
     def point(self, name: str) -> PointProfile:
         """Returns a point; SplitError where there is none of this name."""
-        found = next((point for point in self.points if point.name == name), None)
-        if found is None:
+        if name not in self._by_name:
             raise SplitError(f"point={name!r}: it must be one of {', '.join(self.names)}")
-        return found
+        return self._by_name[name]
 
     def head_joules(self, name: str) -> float | None:
         """Returns what a batch's head costs the device, at its mean seconds; None where its power is not known."""
@@ -178,6 +178,10 @@ class ModelProfile:
     def bytes(self) -> Mapping[str, int]:
         """Returns how many bytes of one sample cross at each cut."""
         return {point.name: point.crossing_bytes for point in self.cuts}
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, PointProfile]:
+        return {point.name: point for point in self.points}
 
     def write(self, path: Path) -> None:
         """Write the profile as a JSON file, whole or not at all."""
