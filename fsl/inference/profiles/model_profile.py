@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,10 @@ class SecondsSpread:
         p50, p90, p99 = (float(value) for value in np.percentile(seconds, (50, 90, 99)))
         return SecondsSpread(float(np.mean(seconds)), p50, p90, p99)
 
+    def faster(self, times: float) -> "SecondsSpread":
+        """Returns the seconds of a machine that is so many times faster."""
+        return SecondsSpread(self.mean / times, self.p50 / times, self.p90 / times, self.p99 / times)
+
 
 ZERO = SecondsSpread(0.0, 0.0, 0.0, 0.0)
 
@@ -74,6 +78,10 @@ class SideProfile:
     def memory_bytes(self) -> int:
         """Bytes of weights and of tensors alive at once."""
         return self.weight_bytes + self.peak_bytes
+
+    def faster(self, times: float) -> "SideProfile":
+        """Returns the same on a machine that is so many times faster."""
+        return replace(self, seconds=self.seconds.faster(times))
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,15 @@ class ModelProfile:
     def bytes(self) -> Mapping[str, int]:
         """Returns how many bytes of one sample cross at each cut."""
         return {point.name: point.crossing_bytes for point in self.cuts}
+
+    def faster(self, times: float) -> "ModelProfile":
+        """Returns the profile of a machine that is assumed to be so many times faster; its checks are left out."""
+        if not 0 < times < math.inf:
+            raise ConfigError(f"times={times}: it must be above 0")
+        points = tuple(replace(p, head=p.head.faster(times), tail=p.tail.faster(times)) for p in self.points)
+        machine = f"{times:g} times faster than {self.machine}"
+        whole = self.whole.faster(times)
+        return replace(self, machine=machine, whole=whole, points=points, checks=(), power_active_watts=None)
 
     @cached_property
     def _by_name(self) -> Mapping[str, PointProfile]:
