@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -50,7 +50,7 @@ is answered soonest at which rate. The model is that of the overrides (model=res
 
   run=FOLDER           the model of a finished run of fsl-simulate; front=3: with this device's own front
   points=NAME,NAME     only these cuts, and both extremes; default: every cut that can be made
-  batch=1              samples of a request
+  batch=1              samples of a request; default: 1, or as in a profile that is given
   repetitions=50       that are measured, after warm_up=5 others; threads=1: of torch
   checks=3             cuts whose head and tail are really run, to be compared with what one pass tells
   device=pi4           which device this machine is: its power then gives energy; link=lte: latency, and a radio's power
@@ -92,7 +92,7 @@ def _run(options: ProfileOptions) -> None:
     subject = None
     if options.measures:
         subject = of_configuration(top) if options.run is None else of_run(options.run, options.front)
-    measured = None if subject is None else _measured(options, subject, given.get("device"), device_profile)
+    measured = None if subject is None else _measured(options, subject, given, device_profile)
     device, edge = _sides(options, given, measured)
     power = DevicePower.of(device_profile, link) if options.names_device else None
     formats = _image_formats(options, subject, top)
@@ -121,24 +121,31 @@ def _files(options: ProfileOptions) -> dict[str, Path]:
 
 
 def _measured(
-    options: ProfileOptions, subject: ProfiledModel, other: ModelProfile | None, device: DeviceProfile
+    options: ProfileOptions, subject: ProfiledModel, given: Mapping[str, ModelProfile], device: DeviceProfile
 ) -> ModelProfile:
-    """Measure here; where the device's profile is given, the points and the batch are those of it."""
-    names = options.points if other is None else other.names
-    points = subject.points(names)
+    """Measure here; where the other side's profile is given, points and batch are those of it."""
+    other = next(iter(given.values()), None)
+    points = subject.points(options.points if other is None else other.names)
+    if other is not None and other.digest != points.digest():
+        path = _files(options)[next(iter(given))]
+        raise ConfigError(
+            f"{path} is the profile of another model ({other.model}), or of other weights; give the same options, or "
+            "the same run, as there"
+        )
+    usual = 1 if other is None else other.batch
     return measure(
         points,
-        subject.inputs(options.batch),
+        subject.inputs(options.batch or usual),
         repetitions=options.repetitions,
         warm_up=options.warm_up,
         threads=options.threads,
         checks=options.checks,
-        power_active_watts=device.power_active_watts if options.names_device and other is None else None,
+        power_active_watts=device.power_active_watts if options.names_device and "device" not in given else None,
     )
 
 
 def _sides(
-    options: ProfileOptions, given: dict[str, ModelProfile], measured: ModelProfile | None
+    options: ProfileOptions, given: Mapping[str, ModelProfile], measured: ModelProfile | None
 ) -> tuple[ModelProfile, ModelProfile]:
     device, edge = given.get("device", measured), given.get("edge", measured)
     assert device is not None

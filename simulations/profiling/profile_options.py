@@ -20,13 +20,13 @@ _OF_PROFILES = ("device", "link")  # groups that count also where the model is a
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """What fsl-profile is asked for; `images` is None where nothing was said. Rates are in Mbit/s."""
+    """What fsl-profile is asked for; None where nothing was said. Rates are in Mbit/s."""
 
     overrides: tuple[str, ...]
     run: Path | None
     front: int | None
     points: tuple[str, ...] | None
-    batch: int
+    batch: int | None
     repetitions: int
     warm_up: int
     threads: int
@@ -60,7 +60,7 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
         run=_path(own, "run"),
         front=None if "front" not in own else _number(own, "front", int, 0, 0),
         points=_listed(own, "points") or None,
-        batch=_number(own, "batch", int, 1, 1),
+        batch=None if "batch" not in own else _number(own, "batch", int, 1, 1),
         repetitions=_number(own, "repetitions", int, 50, 1),
         warm_up=_number(own, "warm_up", int, 5, 0),
         threads=_number(own, "threads", int, 1, 1),
@@ -82,14 +82,12 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
         raise ConfigError(f"{others[0]}: run={own['run']} has a model and data of its own; leave this out")
     if options.front is not None and options.run is None:
         raise ConfigError(f"front={own['front']}: whose front is a question for a run; give run=FOLDER too")
-    if options.points is not None and options.profile is not None:
-        raise ConfigError(f"points={own['points']}: they are those of profile={own['profile']}; leave points out")
-    if "edge_speed" in own and options.measures is False:
-        raise ConfigError(f"edge_speed={own['edge_speed']}: edge_profile tells the edge's seconds; leave one out")
-    if "edge_speed" in own and (options.edge_profile is not None or options.profile is not None):
+    given = next((name for name in ("profile", "edge_profile") if name in own), None)
+    if options.points is not None and given is not None:
+        raise ConfigError(f"points={own['points']}: they are those of {given}={own[given]}; leave points out")
+    if "edge_speed" in own and given is not None:
         raise ConfigError(
-            f"edge_speed={own['edge_speed']}: it is for a device and an edge that are both measured here; leave out "
-            "profile and edge_profile, or this"
+            f"edge_speed={own['edge_speed']}: {given}={own[given]} tells another machine's; leave one out"
         )
 
 
