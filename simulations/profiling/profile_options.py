@@ -80,6 +80,8 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
     others = [text for text in options.overrides if _key(text).partition(".")[0] not in _OF_PROFILES]
     if options.run is not None and others:
         raise ConfigError(f"{others[0]}: run={own['run']} has a model and data of its own; leave this out")
+    if coded := next((text for text in options.overrides if _key(text).partition(".")[0] == "codec"), None):
+        raise ConfigError(f"{coded}: what crosses is measured without a codec; leave it out, and compare by fsl-codecs")
     if options.front is not None and options.run is None:
         raise ConfigError(f"front={own['front']}: whose front is a question for a run; give run=FOLDER too")
     given = next((name for name in ("profile", "edge_profile") if name in own), None)

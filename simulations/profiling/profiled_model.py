@@ -12,6 +12,7 @@ from fsl.data import TaskData
 from fsl.errors import ConfigError
 from fsl.export.trained_model import TrainedModel
 from fsl.inference import SplitPoints
+from fsl.models.vertical_model import VerticalModel
 from fsl.run.config import RunConfig, build_data, build_model, build_objective, read_config
 from fsl.run.run_folder import RunFolder
 from fsl.segments.tensor_trees import Values
@@ -40,6 +41,8 @@ def of_configuration(top: RunConfig) -> ProfiledModel:
     """Returns the model that a run of this configuration begins with: weights do not change what it costs."""
     task, _ = build_data(top.data, top.training.seed)
     model, _ = build_model(top.model, task, top.training.seed, build_objective(top.objective))
+    if isinstance(model, VerticalModel):
+        raise ConfigError("a VerticalModel has fronts at several parties, and profiles of such are not built")
     return ProfiledModel(model, task)
 
 

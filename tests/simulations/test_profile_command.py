@@ -135,6 +135,8 @@ def test_the_model_of_a_run_is_profiled_with_its_weights(capsys):
         (["run=nowhere"], "nowhere is no run of fsl-simulate"),
         (["front=1"], "front=1: whose front is a question for a run"),
         (["run="], "run=: give a path"),
+        (["codec=int8"], "codec=int8: what crosses is measured without a codec"),
+        (["model=vertical_mlp", "model.hidden=[8]", "data=breast_cancer", "strategy=vertical"], "several parties"),
         (["repetition=5"], "there is no key 'repetition'"),
     ],
 )
