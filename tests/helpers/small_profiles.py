@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fsl.inference.planning import SplitCosts
 from fsl.inference.profiles import ModelProfile, PointProfile, SecondsSpread, SideProfile
 
@@ -29,3 +31,16 @@ def small_costs(**options) -> SplitCosts:
     device = small_profile((0.0, 0.01, 0.05, 0.1, 0.2), (0.2, 0.19, 0.15, 0.1, 0.0), sizes)
     edge = small_profile((0.0, 0.001, 0.005, 0.01, 0.02), (0.02, 0.019, 0.015, 0.01, 0.0), sizes)
     return SplitCosts(device=device, edge=edge, **options)
+
+
+def random_costs(seed: int, points: int = 8) -> SplitCosts:
+    """A device whose heads take longer and longer, an edge ten times as fast, and anything that crosses."""
+    generator = np.random.default_rng(seed)
+    steps = generator.random((2, points - 1))
+    heads = [[0.0, *np.cumsum(side)] for side in steps]
+    sizes = [*generator.integers(100, 100_000, points - 1), 40]
+    device, edge = (
+        small_profile([scale * h for h in head], [scale * (head[-1] - h) for h in head], [int(s) for s in sizes])
+        for scale, head in zip((0.1, 0.01), heads)
+    )
+    return SplitCosts(device=device, edge=edge)

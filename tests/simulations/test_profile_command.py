@@ -10,10 +10,14 @@ from fsl.simulations import fsl_profile
 from fsl.simulations.fsl_profile import command
 from fsl.simulations.fsl_simulate import command as simulate
 from fsl.simulations.profiling.profile_options import OWN, RATES, read_options
+from fsl.simulations.profiling.rate_comparison import compare
 
+from fsl.costs import LinkProfile
 from fsl.errors import ConfigError
 from fsl.files import load_tensors
-from fsl.inference.profiles import read_profile
+from fsl.inference.planning import SplitChoice
+from fsl.inference.profiles import Encoding, read_profile
+from tests.helpers.small_profiles import small_costs
 
 SMALL = ["model=mlp", "model.hidden=[16]", "data=digits", "repetitions=2", "warm_up=0"]
 
@@ -65,6 +69,13 @@ def test_the_best_point_stands_beside_both_extremes_and_images(done):
     without = {row["role"]: row for row in rows if row["mbit"] == "0.0"}
     assert (without["best"]["point"], without["remote"]["seconds"]) == ("output", "")
     assert float(rows[0]["rtt"]) in (0.0, pytest.approx(0.055))
+
+
+def test_an_image_as_it_is_may_be_best_and_one_that_changes_answers_may_not():
+    formats = {"uint8": Encoding(factor=0.25), "jpeg:75": Encoding(factor=0.01)}
+    (row,) = compare(small_costs(input_formats=formats), [50.0], LinkProfile("mine", 1, 1))
+    assert row.best.choice == SplitChoice("input", input_format="uint8")
+    assert row.images["jpeg:75"].seconds < row.best.seconds < row.remote.seconds
 
 
 def test_what_is_printed_tells_machine_points_bottlenecks_and_rates(capsys):

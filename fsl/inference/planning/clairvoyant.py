@@ -72,12 +72,11 @@ class _Partial:
     before: "_Partial | None"
     request: ServedRequest | None
 
-    def beats(self, other: "_Partial") -> bool:
-        """Returns whether nothing of it is worse."""
+    def is_free_before(self, other: "_Partial") -> bool:
+        """Returns whether nothing is free later than in the other."""
         mine, theirs = self.clocks, other.clocks
         return (
-            self.total <= other.total
-            and mine.device <= theirs.device
+            mine.device <= theirs.device
             and mine.link <= theirs.link
             and all(one <= two for one, two in zip(mine.servers, theirs.servers))
         )
@@ -95,7 +94,7 @@ def _unbeaten(partials: list[_Partial]) -> list[_Partial]:
     """Returns the partial plans that no other beats, by seconds."""
     kept: list[_Partial] = []
     for partial in sorted(partials, key=lambda one: (one.total, one.clocks.device, one.clocks.link)):
-        if not any(better.beats(partial) for better in kept):
+        if not any(sooner.is_free_before(partial) for sooner in kept):
             kept.append(partial)
     return kept
 

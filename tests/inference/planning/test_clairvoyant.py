@@ -17,7 +17,7 @@ from fsl.inference.planning import (
     static_result,
 )
 from fsl.inference.planning.request_stream import Clocks, serve
-from tests.helpers.small_profiles import small_costs
+from tests.helpers.small_profiles import random_costs, small_costs
 
 COSTS = small_costs()
 
@@ -49,6 +49,18 @@ def test_an_exact_plan_is_what_brute_force_finds(seed, servers):
     assert plan.exact
     assert plan.result.mean == pytest.approx(least)
     assert by_hand(stream, [request.choice for request in plan.result.requests]) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("seed", [1, 14, 81])
+def test_a_plan_keeps_what_leaves_the_link_free_for_others(seed):
+    generator, costs = np.random.default_rng(seed), random_costs(seed, points=6)
+    arrivals = tuple(sorted(float(second) for second in generator.random(5) * 0.5))
+    rates = tuple(float(rate) for rate in np.exp(generator.normal(0.5, 1.2, 10)))
+    up, busy = RateTrace(tuple(map(float, range(10))), rates), RateTrace.constant(0.9)
+    down = RateTrace.constant(20.0)
+    stream = RequestStream(costs=costs, arrivals=arrivals, up=up, down=down, servers=3, load=busy)
+    least = min(by_hand(stream, choices) for choices in product(costs.choices(), repeat=5))
+    assert clairvoyant_plan(stream, width=100_000).result.mean == pytest.approx(least)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from fsl.costs import DeviceProfile, LinkProfile
@@ -19,19 +18,7 @@ from fsl.inference.planning import (
     predicted,
 )
 from fsl.inference.profiles import Encoding
-from tests.helpers.small_profiles import small_costs, small_profile
-
-
-def random_costs(seed, points=8):
-    generator = np.random.default_rng(seed)
-    steps = generator.random((2, points - 1))
-    heads = [[0.0, *np.cumsum(side)] for side in steps]
-    sizes = [*generator.integers(100, 100_000, points - 1), 40]
-    device, edge = (
-        small_profile([scale * h for h in head], [scale * (head[-1] - h) for h in head], [int(s) for s in sizes])
-        for scale, head in zip((0.1, 0.01), heads)
-    )
-    return SplitCosts(device=device, edge=edge)
+from tests.helpers.small_profiles import random_costs, small_costs, small_profile
 
 
 def by_hand(costs, name, state):

@@ -60,6 +60,25 @@ def test_requests_wait_for_device_link_and_edge_in_turn():
     assert [request.served for request in two] == pytest.approx([0.2, 0.2, 0.4])
 
 
+class InTurn(SplitPolicy):
+    """Chooses these points, one after the other."""
+
+    name = "in turn"
+
+    def __init__(self, *points):
+        self.points = list(points)
+
+    def choose(self, state, now):
+        return SplitChoice(self.points.pop(0))
+
+
+def test_a_request_goes_to_the_server_that_is_free_first():
+    busy = stream([0.0] * 3, up=FAST, load=RateTrace.constant(0.99), servers=2)
+    first, second, third = simulate_requests(busy, InTurn("input", "cut3", "input")).requests
+    assert (first.served, second.served) == pytest.approx((2.0, 1.1))
+    assert third.serving == pytest.approx(1.1)
+
+
 def test_local_requests_wait_for_nobody_but_the_device():
     done = simulate_requests(stream([0.0, 0.1], up=RateTrace.constant(0.0)), Local())
     assert done.seconds.tolist() == pytest.approx([0.2, 0.3])
@@ -129,6 +148,12 @@ def test_probes_tell_the_rate_where_nothing_is_sent():
     assert free.up_bytes == 20_000 + sum(request.up_bytes for request in free.requests)
     local = simulate_requests(fast, Local(), RateEstimator(), LinkProbes(bytes=20_000, every_seconds=4.0))
     assert local.probe_bytes == 4 * 20_000  # at 0, 5, 10 and 15 s: four seconds after the last one's end
+
+
+def test_no_probe_is_sent_while_one_is_under_way():
+    slow = stream([float(second) for second in range(12)], up=RateTrace.constant(0.01))
+    done = simulate_requests(slow, Local(), RateEstimator(), LinkProbes(bytes=20_000, every_seconds=4.0))
+    assert done.probe_bytes == 20_000  # which take 16 s
 
 
 def test_bytes_energy_and_switches_are_counted():

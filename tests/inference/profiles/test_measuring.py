@@ -107,6 +107,27 @@ def test_a_cut_inside_of_a_parallel_branch_is_run_apart():
     assert macs["block2"] == macs["block2.body"] + 8 * 8 * 16 * 32
 
 
+class Branches(nn.Module):
+    """A branch that is computed before the cut `main`, and needed behind it alone."""
+
+    def __init__(self, early):
+        super().__init__()
+        self.first, self.early, self.main = nn.Linear(4, 1000), early, nn.Linear(1000, 1000)
+        self.last = nn.Linear(1000, 1000)
+
+    def forward(self, x):
+        first = self.first(x)
+        early = self.early(first)
+        return self.last(self.main(first)) + early
+
+
+@pytest.mark.parametrize("early", [nn.Linear(1000, 1), nn.ReLU()], ids=["few bytes", "no multiply-adds"])
+def test_a_branch_is_told_by_its_multiply_adds_or_by_its_bytes(early):
+    points = SplitPoints(Branches(early), ROWS, ["first", "main"])
+    profile = measure(points, ROWS, repetitions=1, warm_up=0, checks=0)
+    assert [point.name for point in profile.points if point.apart] == ["main"]
+
+
 def test_work_parameters_and_memory_of_both_sides_are_counted():
     model = MLP((1, 8, 8), 10, hidden=[16, 12])
     profile = measure(SplitPoints(model, torch.zeros(3, 1, 8, 8), ["stage1"]), torch.zeros(2, 1, 8, 8), repetitions=1)
