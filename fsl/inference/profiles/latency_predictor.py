@@ -18,11 +18,13 @@ _FEW = 8  # layers of a kind, below which all kinds together are fitted in its p
 class PredictionError:
     """Errors of predicted seconds, as shares of the measured ones: of layers (median, p90), and of a whole model.
 
-    `of_whole` has a sign: below 0 the model took longer than predicted. What it does between its layers counts there.
+    `of_sum`: of all layers together; `of_whole`: of a pass over the model, with what it does between its layers. Both
+    have a sign: below 0 it took longer than predicted.
     """
 
     median: float
     p90: float
+    of_sum: float
     of_whole: float
 
 
@@ -56,9 +58,12 @@ class LatencyPredictor:
     def error(self, model: TimedModel) -> PredictionError:
         """Returns the errors on a model; only one that the predictor was not fitted on tells of other models."""
         predicted, measured = self.seconds(model.layers), np.array(model.seconds)
-        relative = np.abs(predicted - measured) / measured
+        relative, total = np.abs(predicted - measured) / measured, predicted.sum()
         return PredictionError(
-            float(np.median(relative)), float(np.percentile(relative, 90)), float(predicted.sum() / model.whole - 1)
+            median=float(np.median(relative)),
+            p90=float(np.percentile(relative, 90)),
+            of_sum=float(total / measured.sum() - 1),
+            of_whole=float(total / model.whole - 1),
         )
 
 

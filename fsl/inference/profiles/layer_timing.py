@@ -2,10 +2,11 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,9 +36,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class TimedModel:
-    """A model's layers in the order of their calls, the seconds (p50) of each, and those of the whole model.
+    """A model's layers in the order of their calls, the seconds of each, and those of the whole model.
 
-    What a forward does between its layers, as to add two branches, is in `whole` alone.
+    Seconds are 10th percentiles, so that a machine that is busy beside does not make long layers slower than short
+    ones. What a forward does between its layers, as to add two branches, is in `whole` alone.
     """
 
     layers: tuple[Layer, ...]
@@ -74,8 +76,12 @@ def time_layers(
             outputs_of(model, given)
             wholes.append(time.perf_counter() - began)
             seconds.append(_one_pass(model, given))
-    each = tuple(max(1e-9, median(times)) for times in zip(*seconds[warm_up:], strict=True))
-    return TimedModel(layers, each, median(wholes[warm_up:]))
+    each = tuple(max(1e-9, _quick(times)) for times in zip(*seconds[warm_up:], strict=True))
+    return TimedModel(layers, each, _quick(wholes[warm_up:]))
+
+
+def _quick(seconds: Sequence[float]) -> float:
+    return float(np.percentile(seconds, 10))
 
 
 def _one_pass(model: nn.Module, inputs: Values) -> list[float]:

@@ -44,20 +44,21 @@ def test_seconds_that_are_sums_of_shares_are_predicted_for_other_models():
     predictor, other = LatencyPredictor([timed_model(0), timed_model(1)]), timed_model(2)
     assert predictor.seconds(other.layers) == pytest.approx(np.array(other.seconds), rel=1e-6)
     error = predictor.error(other)
-    assert (error.median, error.p90, error.of_whole) == pytest.approx((0, 0, 0), abs=1e-6)
+    assert (error.median, error.p90, error.of_sum, error.of_whole) == pytest.approx((0, 0, 0, 0), abs=1e-6)
 
 
 def test_what_a_model_does_between_its_layers_is_an_error_of_the_whole():
     model = timed_model(2)
     slower = timed_model(2, between=model.whole)
-    assert LatencyPredictor([timed_model(0)]).error(slower).of_whole == pytest.approx(-0.5)
+    error = LatencyPredictor([timed_model(0)]).error(slower)
+    assert (error.of_sum, error.of_whole) == pytest.approx((0, -0.5), abs=1e-6)
 
 
 def test_the_held_out_model_is_not_among_those_fitted():
     strange = TimedModel(timed_model(3).layers, tuple(2 * s for s in timed_model(3).seconds), 2 * timed_model(3).whole)
     errors = held_out_errors({"one": timed_model(1), "strange": strange})
-    assert errors["strange"] == PredictionError(*(pytest.approx(value) for value in (0.5, 0.5, -0.5)))
-    assert errors["one"] == PredictionError(*(pytest.approx(value) for value in (1.0, 1.0, 1.0)))
+    assert errors["strange"] == PredictionError(*(pytest.approx(value) for value in (0.5, 0.5, -0.5, -0.5)))
+    assert errors["one"] == PredictionError(*(pytest.approx(value) for value in (1.0, 1.0, 1.0, 1.0)))
     with pytest.raises(ConfigError, match="give at least two"):
         held_out_errors({"one": timed_model(1)})
 
