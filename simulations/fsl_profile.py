@@ -56,7 +56,7 @@ is answered soonest at which rate. The model is that of the overrides (model=res
   device=pi4           which device this machine is: its power then gives energy; link=lte: latency, and a radio's power
   rates=1,10,100       Mbit/s, both ways
   images=jpeg:75,...   formats of the input that are sent to a remote model, where the data are images; images= for none
-  edge_speed=10        assume an edge so many times faster than this machine
+  edge_speed=10        assume an edge so many times as fast as this machine; device_speed=0.1: a device
   profile=FILE         the device's profile.json, which fsl-profile wrote there: this machine is then the edge
   edge_profile=FILE    the edge's: this machine is then the device; with both, nothing is measured
   out=FOLDER           of profile.json, profile.csv, best_points.csv and profile.png"""
@@ -150,6 +150,8 @@ def _sides(
     device, edge = given.get("device", measured), given.get("edge", measured)
     assert device is not None
     assert edge is not None
+    if options.device_speed != 1:
+        device = device.faster(options.device_speed)
     return device, edge.faster(options.edge_speed) if options.edge_speed != 1 else edge
 
 
@@ -174,11 +176,16 @@ def _image_formats(options: ProfileOptions, subject: ProfiledModel | None, top: 
 def _about_rates(options: ProfileOptions, costs: SplitCosts, link: LinkProfile) -> str:
     if options.edge_profile is not None or options.profile is not None:
         edge = f"device: {costs.device.machine}; edge: {costs.edge.machine}"
-    elif options.edge_speed != 1:
-        edge = f"device: this machine; edge: assumed to be {options.edge_speed:g} times faster"
+    elif options.edge_speed != 1 or options.device_speed != 1:
+        speeds = {"device": options.device_speed, "edge": options.edge_speed}
+        edge = "; ".join(f"{who}: {_speed(times)}" for who, times in speeds.items())
     else:
-        edge = "device and edge: this machine, so that sending pays nowhere; give edge_speed or edge_profile"
+        edge = "device and edge: this machine, so that sending hardly pays; give edge_speed or edge_profile"
     return f"{edge}. An idle edge, and a round trip of {2e3 * link.latency_s:g} ms without data (link={link.name})"
+
+
+def _speed(times: float) -> str:
+    return "this machine" if times == 1 else f"assumed to compute {times:g} times as fast as this machine"
 
 
 def _say(line: str, code: int) -> int:

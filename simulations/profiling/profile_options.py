@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 OWN = (
     "run", "front", "points", "batch", "repetitions", "warm_up", "threads", "checks", "profile", "edge_profile",
-    "edge_speed", "rates", "images", "out",
+    "device_speed", "edge_speed", "rates", "images", "out",
 )  # fmt: skip
 RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0)
 _OF_PROFILES = ("device", "link")  # groups that count also where the model is a run's
@@ -33,6 +33,7 @@ class ProfileOptions:
     checks: int
     profile: Path | None
     edge_profile: Path | None
+    device_speed: float
     edge_speed: float
     rates: tuple[float, ...]
     images: tuple[str, ...] | None
@@ -67,6 +68,7 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
         checks=_number(own, "checks", int, 3, 0),
         profile=_path(own, "profile"),
         edge_profile=_path(own, "edge_profile"),
+        device_speed=_number(own, "device_speed", float, 1.0, 1e-6),
         edge_speed=_number(own, "edge_speed", float, 1.0, 1e-6),
         rates=_rates(own),
         images=_listed(own, "images") if "images" in own else None,
@@ -87,10 +89,9 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
     given = next((name for name in ("profile", "edge_profile") if name in own), None)
     if options.points is not None and given is not None:
         raise ConfigError(f"points={own['points']}: they are those of {given}={own[given]}; leave points out")
-    if "edge_speed" in own and given is not None:
-        raise ConfigError(
-            f"edge_speed={own['edge_speed']}: {given}={own[given]} tells another machine's; leave one out"
-        )
+    for name in ("device_speed", "edge_speed"):
+        if name in own and given is not None:
+            raise ConfigError(f"{name}={own[name]}: {given}={own[given]} tells another machine's; leave one out")
 
 
 def _key(argument: str) -> str:

@@ -84,9 +84,21 @@ def test_what_is_printed_tells_machine_points_bottlenecks_and_rates(capsys):
     assert "1 thread, batch 2, 2 repetitions after 0; the whole model takes" in said
     assert "check at stage1: head and tail, each run for itself, take" in said
     assert "natural bottlenecks (less crosses than the input's 64 elements): 1 of 1 cuts: stage1" in said
-    assert "device and edge: this machine, so that sending pays nowhere; give edge_speed or edge_profile" in said
+    assert "device and edge: this machine, so that sending hardly pays; give edge_speed or edge_profile" in said
     assert "jpeg" not in said
     assert said.rstrip().endswith("profile, CSV and figure: out")
+
+
+def test_assumed_speeds_are_told_and_change_predictions_alone(capsys):
+    speeds = ["device_speed=0.01", "edge_speed=100"]
+    assert command([*SMALL, *speeds, "points=stage1", "rates=5", "images=", "out=out"]) == 0
+    said = capsys.readouterr().out
+    told = "device: assumed to compute 0.01 times as fast as this machine; edge: assumed to compute 100 times as fast"
+    assert told in said
+    profile = read_profile(Path("out/profile.json"))
+    rows = {row["role"]: row for row in rows_of(Path("out/best_points.csv"))}
+    assert float(rows["local"]["head"]) == pytest.approx(100 * profile.whole.p50)
+    assert float(rows["remote"]["tail"]) == pytest.approx(profile.whole.p50 / 100)
 
 
 def test_another_machine_reads_the_devices_profile(done, capsys):
@@ -143,6 +155,7 @@ def test_the_model_of_a_run_is_profiled_with_its_weights(capsys):
         (["profile=nowhere.json"], "nowhere.json cannot be read"),
         (["profile=a.json", "points=stage1"], "points=stage1: they are those of profile=a.json"),
         (["edge_profile=a.json", "edge_speed=2"], "edge_speed=2: edge_profile=a.json tells another machine's"),
+        (["profile=a.json", "device_speed=2"], "device_speed=2: profile=a.json tells another machine's"),
         (["run=nowhere"], "nowhere is no run of fsl-simulate"),
         (["front=1"], "front=1: whose front is a question for a run"),
         (["run="], "run=: give a path"),

@@ -49,7 +49,7 @@ class SecondsSpread:
         return SecondsSpread(float(np.mean(seconds)), p50, p90, p99)
 
     def faster(self, times: float) -> "SecondsSpread":
-        """Returns the seconds of a machine that is so many times faster."""
+        """Returns the seconds of a machine that is so many times as fast."""
         return SecondsSpread(self.mean / times, self.p50 / times, self.p90 / times, self.p99 / times)
 
 
@@ -80,7 +80,7 @@ class SideProfile:
         return self.weight_bytes + self.peak_bytes
 
     def faster(self, times: float) -> "SideProfile":
-        """Returns the same on a machine that is so many times faster."""
+        """Returns the same on a machine that is so many times as fast."""
         return replace(self, seconds=self.seconds.faster(times))
 
 
@@ -188,11 +188,11 @@ class ModelProfile:
         return {point.name: point.crossing_bytes for point in self.cuts}
 
     def faster(self, times: float) -> "ModelProfile":
-        """Returns the profile of a machine that is assumed to be so many times faster; its checks are left out."""
+        """Returns the profile of a machine that is assumed to be so many times as fast; its checks are left out."""
         if not 0 < times < math.inf:
             raise ConfigError(f"times={times}: it must be above 0")
         points = tuple(replace(p, head=p.head.faster(times), tail=p.tail.faster(times)) for p in self.points)
-        machine = f"{times:g} times faster than {self.machine}"
+        machine = f"{times:g} times as fast as {self.machine}"
         whole = self.whole.faster(times)
         return replace(self, machine=machine, whole=whole, points=points, checks=(), power_active_watts=None)
 
