@@ -4,7 +4,7 @@ from fsl.inference.profiles.bottlenecks import natural_bottlenecks
 from fsl.inference.profiles.encodings import PLAIN, Encoding, image_encoding, raw_image_encoding
 from fsl.inference.profiles.latency_predictor import LatencyPredictor, PredictionError, held_out_errors
 from fsl.inference.profiles.layer_timing import Layer, TimedModel, time_layers
-from fsl.inference.profiles.measuring import machine_in_words, measure
+from fsl.inference.profiles.measuring import measure
 from fsl.inference.profiles.model_profile import (
     ModelProfile,
     PointProfile,
@@ -13,6 +13,7 @@ from fsl.inference.profiles.model_profile import (
     SplitCheck,
     read_profile,
 )
+from fsl.inference.profiles.this_machine import machine_in_words
 
 __all__ = [
     "PLAIN",

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
-from fsl.inference.profiles.measuring import with_threads
+from fsl.inference.profiles.this_machine import with_threads
 from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, as_values
 

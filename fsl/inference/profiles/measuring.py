@@ -1,12 +1,9 @@
 """Measures what a model costs at each of its points on this machine: one pass tells the heads of all."""
 
-import os
-import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,6 +20,7 @@ from fsl.inference.profiles.model_profile import (
     SideProfile,
     SplitCheck,
 )
+from fsl.inference.profiles.this_machine import machine_in_words, with_threads
 from fsl.inference.profiles.work_counting import WorkCount, WorkCounter, work_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
@@ -86,20 +84,6 @@ def measure(
         points=tuple(_point(points, name, work[name], times, name in apart) for name in points.names),
         checks=tuple(times.check(cut) for cut in checked),
         power_active_watts=power_active_watts,
-    )
-
-
-def machine_in_words() -> str:
-    """Returns the processor's name, how many cores this process may use, and torch's version."""
-    cpus = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")]
-        if cpus.exists()
-        else []
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores, torch {torch.__version__}"
     )
 
 
@@ -169,6 +153,7 @@ def _point(
     if name in (INPUT, OUTPUT):
         whole = SecondsSpread.of(times.whole)
         spreads = (ZERO, whole) if name == INPUT else (whole, ZERO)
+        modules: tuple[nn.Module | None, nn.Module | None]
         modules = (None, points.model) if name == INPUT else (points.model, None)
     else:
         lists = (times.heads[name], times.tails[name]) if apart else times.of_pass(name)
@@ -243,14 +228,3 @@ def _refuse_accelerator(model: nn.Module, inputs: Values) -> None:
         raise ConfigError(
             f"the model or the inputs are on {', '.join(sorted(others))}; profiles are measured on the CPU"
         )
-
-
-@contextmanager
-def with_threads(count: int) -> Iterator[None]:
-    """Let torch compute an operation with so many threads, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
