@@ -19,6 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
+from fsl.inference import planning, profiles
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -154,6 +155,34 @@ CALLS = [
     (lambda: mobility.BackAndForth(3), "mobility.devices=3: give a list of whole numbers"),
     (lambda: mobility.RandomMobility("x"), "mobility.p='x': give a number"),
     (lambda: mobility.TraceMobility("x", "y"), "mobility.round_seconds='y': give a number"),
+    (lambda: profiles.Encoding("x"), "factor='x': give a number"),
+    (lambda: profiles.LatencyPredictor(3), "models=3: give a list of TimedModels of fsl"),
+    (lambda: profiles.held_out_errors([]), "models=[]: give a mapping from texts to TimedModels of fsl"),
+    (lambda: profiles.image_encoding(3, "jpeg", 75), "task=3: give a TaskData of fsl"),
+    (lambda: profiles.raw_image_encoding(3), "task=3: give a TaskData of fsl"),
+    (lambda: profiles.measure(3, INPUTS), "points=3: give a SplitPoints of fsl"),
+    (lambda: profiles.natural_bottlenecks({"a": "x"}, 3), "crossings={'a': 'x'}: give a mapping from texts to numbers"),
+    (lambda: profiles.read_profile(3), "path=3: give a text or a path"),
+    (lambda: profiles.time_layers(3, INPUTS), "model=3: give a Module of torch"),
+    (lambda: planning.LinkState("x", 1), "up_mbit='x': give a number"),
+    (lambda: planning.SplitChoice(3), "point=3: give a text"),
+    (lambda: planning.DevicePower("x", 1, 1, 1), "active_watts='x': give a number"),
+    (lambda: planning.SplitCosts(device=3, edge=3), "device=3: give a ModelProfile of fsl"),
+    (lambda: planning.predicted(3, planning.LOCAL, None), "costs=3: give a SplitCosts of fsl"),
+    (lambda: planning.best_point(3, None), "costs=3: give a SplitCosts of fsl"),
+    (lambda: planning.DynamicSplit(3), "costs=3: give a SplitCosts of fsl"),
+    (lambda: planning.StaticSplit(3), "point=3: give a text"),
+    (lambda: planning.Remote(3), "input_format=3: give a text or None"),
+    (lambda: planning.CompressedInput("jpeg", "x"), "quality='x': give a whole number"),
+    (lambda: planning.RateTrace(3, (1.0,)), "seconds=3: give a list of numbers"),
+    (lambda: planning.RateModel("x", 0, 0, 1), "level_mbit='x': give a number"),
+    (lambda: planning.RateEstimator(weight="x"), "weight='x': give a number"),
+    (lambda: planning.RequestStream(costs=3, arrivals=[], up=3, down=3), "costs=3: give a SplitCosts of fsl"),
+    (lambda: planning.poisson_arrivals("x", 1, 0), "per_second='x': give a number"),
+    (lambda: planning.LinkProbes("x"), "bytes='x': give a whole number"),
+    (lambda: planning.simulate_requests(3, planning.Local()), "stream=3: give a RequestStream of fsl"),
+    (lambda: planning.clairvoyant_plan(3), "stream=3: give a RequestStream of fsl"),
+    (lambda: planning.static_result(3, planning.LOCAL), "stream=3: give a RequestStream of fsl"),
     (lambda: TraceAvailability(rounds={0: [1]}, period="x"), "availability.period='x': give a whole number or None"),
 ]
 
@@ -196,10 +225,17 @@ OTHERS = {
     },
     "selection": {"BySamples", "FedCS", "PowerOfChoice", "RoundRobin", "Selection", "Uniform"},
     "metrics": {"Metric", "Scored", "as_metrics"},
+    "inference.profiles": {
+        *("Layer", "ModelProfile", "PointProfile", "PredictionError", "SecondsSpread", "SideProfile", "SplitCheck"),
+        *("TimedModel", "machine_in_words"),
+    },
+    "inference.planning": {
+        *("ClairvoyantPlan", "Local", "Prediction", "ServedRequest", "SplitPolicy", "StreamResult", "best_of"),
+    },
 }
 
 
-@pytest.mark.parametrize("room", [data, models, costs, selection, metrics], ids=OTHERS)
+@pytest.mark.parametrize("room", [data, models, costs, selection, metrics, profiles, planning], ids=OTHERS)
 def test_each_public_function_checks_its_arguments_types(room):
     """A new one does so too, or its name is added to the list above with a call among `CALLS`."""
     unchecked = set()

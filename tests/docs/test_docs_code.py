@@ -12,6 +12,7 @@ from fsl.codecs.codec_choice import codec_spec
 from fsl.importing.spec import Spec
 from tests.helpers.places import ROOT
 from tests.helpers.runs import assert_same_run
+from tests.helpers.small_profiles import small_profile
 from tests.helpers.vectors import run
 
 DOCS = ROOT / "docs"
@@ -90,3 +91,14 @@ def test_the_pages_selection_chooses_from_the_command_line(folder):
     own = ("selection=custom", "selection._target_=stalest.Stalest", "devices_per_round=1")
     assert command.command([*SMOKE, *own, "hydra.run.dir=run"]) == 0
     assert "stalest.Stalest" in settings(folder / "run")["selection"]
+
+
+def test_the_page_on_inference_chooses_points(folder, capsys):
+    source = block("inference.md", "choose.py")
+    for name in ("on-device", "on-edge"):
+        (folder / name).mkdir()
+        small_profile((0.0, 0.1, 0.4), (0.04, 0.03, 0.0), (40_000, 4_000, 40)).write(folder / name / "profile.json")
+    exec(compile(source, "choose.py", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in said[:4]] == ["output", "cut1", "input", "input"]
+    assert said[4].startswith("Prediction(choice=SplitChoice(point='input'")

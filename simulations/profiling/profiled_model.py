@@ -1,0 +1,63 @@
+"""Finds the model that is profiled, with inputs and data: of a configuration, or of a finished run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fsl.simulations.attacks.attacked_runs import config_of
+from fsl.simulations.fsl_export import read_trained
+from torch import nn
+
+from fsl.data import TaskData
+from fsl.errors import ConfigError
+from fsl.export.trained_model import TrainedModel
+from fsl.inference import SplitPoints
+from fsl.models.vertical_model import VerticalModel
+from fsl.run.config import RunConfig, build_data, build_model, build_objective, read_config
+from fsl.run.run_folder import RunFolder
+from fsl.segments.tensor_trees import Values
+from fsl.split.coded_model import CodedModel
+
+
+@dataclass(frozen=True)
+class ProfiledModel:
+    """A model, a batch of its data, and the task that the data are of."""
+
+    model: nn.Module
+    task: TaskData
+
+    def points(self, names: tuple[str, ...] | None) -> SplitPoints:
+        """Returns the points of the model: all, or these and the extremes."""
+        return SplitPoints(self.model, self.task.train.of_one_length().blank(3), names)
+
+    def inputs(self, batch: int) -> Values:
+        """Returns so many rows of the training data."""
+        examples = self.task.train.of_one_length()
+        inputs, _ = examples.batch(torch.arange(batch) % len(examples))
+        return inputs
+
+
+def of_configuration(top: RunConfig) -> ProfiledModel:
+    """Returns the model that a run of this configuration begins with: weights do not change what it costs."""
+    task, _ = build_data(top.data, top.training.seed)
+    model, _ = build_model(top.model, task, top.training.seed, build_objective(top.objective))
+    if isinstance(model, VerticalModel):
+        raise ConfigError("a VerticalModel has fronts at several parties, and profiles of such are not built")
+    return ProfiledModel(model, task)
+
+
+def of_run(folder: Path, front: int | None) -> ProfiledModel:
+    """Returns the model of a finished run; ConfigError where there is none, or it has a trained codec."""
+    trained = read_trained(folder)
+    if isinstance(trained.module, CodedModel):
+        raise ConfigError(f"run={folder}: its model has a trained codec at its cut, and profiles of such are not built")
+    top = read_config(config_of(RunFolder(folder)))
+    task, _ = build_data(top.data, top.training.seed)
+    return ProfiledModel(_whole(trained, front, folder), task)
+
+
+def _whole(trained: TrainedModel, front: int | None, folder: Path) -> nn.Module:
+    try:
+        return trained.whole(front)
+    except ConfigError as error:
+        raise ConfigError(f"run={folder}: {str(error).replace('device=', 'front=')}") from None
