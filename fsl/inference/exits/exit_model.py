@@ -52,7 +52,8 @@ class ExitModel(nn.Module):
         self.exits = self.points.cuts  # in the order of a forward pass
         self.backbone = backbone
         self.confidence_name = confidence if isinstance(confidence, str) else None
-        self._confidence = confidence_of(confidence)
+        self.sureness = confidence_of(confidence)
+        self.bounded = self.sureness in CONFIDENCES.values()  # by 1
         self._stages: tuple[ExitStage, ...] | None = None
         self._costs: ExitCosts | None = None
         self.predictors = nn.ModuleList()
@@ -69,6 +70,11 @@ class ExitModel(nn.Module):
         if self._stages is None:
             self._stages = exit_stages(self.backbone, self.exits, self.example)
         return self._stages
+
+    @property
+    def place(self) -> torch.device:
+        """The accelerator on which it computes."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     @property
     def example(self) -> Values:
@@ -176,8 +182,8 @@ class ExitModel(nn.Module):
             heads=list(self.heads),
             predictors=list(self.predictors),
             costs=self.costs,
-            confidence=self._confidence,
-            bounded=self._confidence in CONFIDENCES.values(),
+            confidence=self.sureness,
+            bounded=self.bounded,
         )
 
     def _thresholds(self, given: Given) -> Thresholds:

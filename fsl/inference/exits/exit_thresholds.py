@@ -3,12 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
-
-Given = Union["Thresholds", float, Sequence[float], Mapping[str, float]]
 
 
 @checks_types()
@@ -16,8 +13,9 @@ Given = Union["Thresholds", float, Sequence[float], Mapping[str, float]]
 class Thresholds:
     """When rows leave, by exit in the order of a forward pass.
 
-    `beta`: the confidence from which a row leaves; above 1 (of the user's own confidence: infinity) nobody does, and
-    the head is not computed; from -infinity all do, however sure. `eta`: the predictor's probability below which a row bypasses the exit; 0, or none: nobody does, and it is not computed.
+    `beta`: the confidence from which a row leaves; above 1 (of a confidence of your own: infinity) nobody does, and the
+    head is not computed; from -infinity all do, however sure. `eta`: the predictor's probability below which a row
+    bypasses the exit; 0, or none: nobody does, and the predictor is not computed.
     """
 
     beta: tuple[float, ...]
@@ -32,7 +30,7 @@ class Thresholds:
             raise ConfigError(f"eta={self.eta}: give a probability from 0 to 1 for each of {len(self.beta)} exits")
 
     @staticmethod
-    def of(given: Given, exits: Sequence[str]) -> "Thresholds":
+    def of(given: "Given", exits: Sequence[str]) -> "Thresholds":
         """Returns thresholds from one confidence for all exits, one for each, or by exit; ConfigError for others."""
         if isinstance(given, Mapping):
             if set(given) != set(exits):
@@ -44,3 +42,6 @@ class Thresholds:
         if len(found.beta) != len(exits):
             raise ConfigError(f"thresholds: {len(found.beta)} are given, and the exits are {', '.join(exits)}")
         return found
+
+
+Given = Thresholds | float | Sequence[float] | Mapping[str, float]
