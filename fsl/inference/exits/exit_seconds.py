@@ -88,9 +88,7 @@ def exit_seconds(
     rates = [device_macs_per_second if k < behind else edge_macs_per_second for k in range(len(costs.stages))]
     stages = [macs / rate for macs, rate in zip(costs.stages, rates, strict=True)]
     if cut not in (INPUT, OUTPUT, *exits):
-        front = at.parts(cut)[0]
         own = macs_of(lambda: at.head(cut, at.example), len(at.example)) - sum(costs.stages[:behind])
-        del front
         stages[behind] = own / device_macs_per_second + (costs.stages[behind] - own) / edge_macs_per_second
     heads, predictors = (
         tuple(macs / rate for macs, rate in zip(given, rates)) for given in (costs.heads, costs.predictors)

@@ -50,7 +50,7 @@ class PartialResult:
 
 @dataclass(frozen=True)
 class ExitCosts:
-    """Multiply-adds a sample: of the stages between exits, one more than there are exits, of heads, and predictors."""
+    """What a sample costs, in multiply-adds or seconds: stages (one more than exits), heads, and predictors."""
 
     stages: tuple[float, ...]
     heads: tuple[float, ...]

@@ -28,11 +28,11 @@ def fitted_heads(
     for stage in stages:
         values, given = stage.run(values), exits[stage.name]
         spec = None if isinstance(given, nn.Module) else exit_head(given)
-        inputs = inputs_of(values, fuses(given))
+        inputs = inputs_of(values, fuses(given if spec is None else spec))
         head = given if spec is None else _built(spec, stage.name, inputs, outputs, seed)
-        before = [tensor.clone() for tensor in tensors_of(values)]
+        before = [tensor._version for tensor in tensors_of(values)]
         _check(stage.name, head, inputs, outputs)
-        if not all(map(torch.equal, before, tensors_of(values))):
+        if before != [tensor._version for tensor in tensors_of(values)]:
             raise ConfigError(f"exits: the head at {stage.name!r} changes its input in place, which others read")
         made.append((spec, head))
     return made
