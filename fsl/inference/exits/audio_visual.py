@@ -10,6 +10,7 @@ from fsl import seeds
 from fsl.argument_types import checks_types
 from fsl.data import Examples, TaskData, TensorExamples, TreeExamples, digits
 from fsl.errors import ConfigError
+from fsl.inference.exits.head_layers import PlaceGrid
 from fsl.models.layers import conv_block
 
 RATE, SAMPLES, WINDOW = 8000, 512, 64  # samples a second, of a tone, and of a frame of its spectrogram
@@ -72,7 +73,7 @@ class PictureAndTone(nn.Module):
         self.stage2 = _SideBySide(
             conv_block(width, 2 * width, 3, "batch", 2), conv_block(width, 2 * width, 3, "batch", 2)
         )
-        self.head = _OfBoth(4 * width, classes)
+        self.head = _OfBoth(2 * width, classes)
 
     def forward(self, picture: Tensor, tone: Tensor) -> Tensor:
         """Returns logits (B, classes)."""
@@ -91,9 +92,12 @@ class _SideBySide(nn.Module):
 
 
 class _OfBoth(nn.Module):
-    def __init__(self, values: int, classes: int) -> None:
+    """Means over grids that keep where a picture is bright, and which pitches sound; a linear layer."""
+
+    def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.classifier = nn.Linear(values, classes)
+        self.picture, self.tone = PlaceGrid((4, 4)), PlaceGrid((8, 2))
+        self.classifier = nn.Linear(channels * (4 * 4 + 8 * 2), classes)
 
     def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
-        return self.classifier(torch.cat([values.mean((2, 3)) for values in both], dim=1))
+        return self.classifier(torch.cat([self.picture(both[0]), self.tone(both[1])], dim=1))

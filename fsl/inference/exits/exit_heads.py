@@ -67,9 +67,7 @@ class MLPExit(ExitHead):
 
     def build(self, shapes: Sequence[Shape], outputs: Shape) -> nn.Module:
         """Returns grid, hidden layer and linear."""
-        sides = [min(side, self.grid) for side in sides_of(shapes[0])]
-        hidden = nn.Linear(channels_of(shapes[0]) * math.prod(sides), self.width)
-        return nn.Sequential(PlaceGrid(tuple(sides)), hidden, nn.ReLU(), output_layer(self.width, outputs))
+        return nn.Sequential(*_on_grid(shapes[0], self.grid, self.width), nn.ReLU(), output_layer(self.width, outputs))
 
 
 @checks_types()
@@ -127,23 +125,24 @@ class SLViTExit(ExitHead):
 @checks_types()
 @dataclass(frozen=True)
 class FusionExit(ExitHead):
-    """Fuses all activations: each one's mean over positions to `width` values, ReLU of these in a row, a linear layer.
+    """Fuses all activations: means over a grid of each to `width` values, ReLU of these in a row, a linear layer.
 
-    For points where several branches pass, as of picture and sound.
+    For points where several branches pass, as of picture and sound. `grid`: at most so many places a side.
     """
 
     width: int = 32
+    grid: int = 8
     kind: ClassVar[str] = "fusion"
     fuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _at_least_one(width=self.width)
+        _at_least_one(width=self.width, grid=self.grid)
 
     def build(self, shapes: Sequence[Shape], outputs: Shape) -> nn.Module:
         """Returns a head that takes so many activations."""
         if len(shapes) < 2:
             raise ConfigError(f"a fusion exit joins several activations, and {len(shapes)} passes there; use linear")
-        branches = [nn.Sequential(PlaceMean(), nn.Linear(channels_of(shape), self.width)) for shape in shapes]
+        branches = [nn.Sequential(*_on_grid(shape, self.grid, self.width)) for shape in shapes]
         return FusedBranches(branches, output_layer(self.width * len(shapes), outputs))
 
 
@@ -161,6 +160,12 @@ def exit_head(given: "ExitHead | str") -> ExitHead:
         f"exit head {given!r}: allowed are {', '.join(kind.kind for kind in HEADS)}, one with its sizes as "
         "ConvExit(width=64), or a module"
     )
+
+
+def _on_grid(shape: Shape, grid: int, width: int) -> tuple[nn.Module, nn.Module]:
+    """Returns means over a grid of at most so many places a side, and a linear layer of these."""
+    sides = tuple(min(side, grid) for side in sides_of(shape))
+    return PlaceGrid(sides), nn.Linear(channels_of(shape) * math.prod(sides), width)
 
 
 def _no_positions(kind: str, shape: Shape) -> ConfigError:

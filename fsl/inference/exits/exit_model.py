@@ -31,6 +31,8 @@ class ExitModel(nn.Module):
     the model takes them; multiply-adds are those of its rows. `confidence`: "max_softmax", "entropy" (1 - H / log K),
     or a function from outputs to (B,). New heads are drawn from `seed`. The model is put into evaluation mode.
 
+    `costs` has the multiply-adds of a sample, by stage, head and predictor.
+
     SplitError for a point that cannot be, ConfigError for a head that does not fit there.
     """
 
@@ -55,7 +57,6 @@ class ExitModel(nn.Module):
         self.sureness = confidence_of(confidence)
         self.bounded = self.sureness in CONFIDENCES.values()  # by 1
         self._stages: tuple[ExitStage, ...] | None = None
-        self._costs: ExitCosts | None = None
         self.predictors = nn.ModuleList()
         with torch.no_grad(), seeds.left_as_found():
             self.outputs_shape = tuple(outputs_of(backbone, self.points.example).shape[1:])
@@ -63,6 +64,7 @@ class ExitModel(nn.Module):
         self.specs = tuple(spec for spec, _ in made)
         self.heads = nn.ModuleList(head for _, head in made)
         self.eval()
+        self.costs = self._measured()
 
     @property
     def stages(self) -> tuple[ExitStage, ...]:
@@ -84,13 +86,6 @@ class ExitModel(nn.Module):
             return self.points.example
         found = self.points.example.to(like.device)
         return mapped(lambda t: t.to(like.dtype) if t.is_floating_point() else t, found)
-
-    @property
-    def costs(self) -> ExitCosts:
-        """Multiply-adds of a sample, by stage, head and predictor."""
-        if self._costs is None:
-            self._costs = self._measured()
-        return self._costs
 
     def forward(self, inputs: Any) -> tuple[Tensor, ...]:
         """Returns the outputs of every exit, then the model's own, of a batch; all of it is computed."""
@@ -156,7 +151,8 @@ class ExitModel(nn.Module):
                 given = predictor(inputs_of(values, False)[0])
                 if not isinstance(given, Tensor) or given.shape != (len(values),):
                     raise ConfigError(f"the predictor at {stage.name!r} must give one probability a row, (B,)")
-        self.predictors, self._costs = nn.ModuleList(predictors), None
+        self.predictors = nn.ModuleList(predictors)
+        self.costs = self._measured()
 
     def train(self, mode: bool = True) -> "ExitModel":
         """Set the mode of the model, its exits and the parts that it was cut into."""
