@@ -76,7 +76,7 @@ def save_exits(
         format=FORMAT,
         fsl=__version__,
         backbone=backbone,
-        input=described_input(model.points.example),
+        input=described_input(model.example),
         outputs=model.outputs_shape,
         exits=described_exits(model),
         confidence=model.confidence_name,
@@ -164,7 +164,7 @@ def _head(told: DescribedExits, k: int, made: Mapping[str, Tensor], given: Mappi
             raise ConfigError(
                 f"{path}: the head at {point!r} is a module of the user's; give it (heads={{{point!r}: ...}})"
             )
-        return given[point]
+        return _in_precision(given[point], _part(made, f"heads.{k}"))
     if point in given:
         raise ConfigError(f"heads: the head at {point!r} is fsl's {head.kind!r}, which the folder makes; leave it out")
     try:

@@ -203,7 +203,11 @@ def wrong(exits, **options):
         (wrong({"output": "linear"}), ConfigError, "give heads by the names of points"),
         (wrong({"third": "linear"}), SplitError, "cut='third' cannot be made"),
         (wrong({"first": "cnn"}), ConfigError, "exit head 'cnn': allowed are linear, mlp, conv, sl_vit, fusion"),
-        (wrong({"first": "conv"}), ConfigError, r"at 'first', exit head 'conv' works over places, and \(B, 8\) has none"),
+        (
+            wrong({"first": "conv"}),
+            ConfigError,
+            r"at 'first', exit head 'conv' works over places, and \(B, 8\) has none",
+        ),
         (wrong({"first": "fusion"}), ConfigError, "joins several activations, and 1 passes there"),
         (wrong({"first": nn.Linear(8, 3)}), ConfigError, r"the head at 'first' gives \(3, 3\), and the model \(3, 4\)"),
         (wrong({"first": nn.Linear(9, 4)}), ConfigError, r"cannot take values of shape \(3, 8\)"),

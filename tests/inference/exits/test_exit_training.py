@@ -156,9 +156,11 @@ def test_exits_are_trained_for_numbers():
     phase = train_exits(model, (inputs, targets), objective=MSE(), distillation=Distillation(0.5), **ONCE)[0]
     expected = ((first - final).square().mean() + (first - targets).square().mean()) / 2
     assert phase.losses == pytest.approx([expected.item()], rel=1e-5)
-    assert copycat(model, inputs, objective="regression", epochs=30).losses[-1] < 0.8 * copycat(
-        ExitModel(backbone, {"1": "linear"}, inputs), inputs, objective="regression", epochs=1
-    ).losses[0]
+    assert (
+        copycat(model, inputs, objective="regression", epochs=30).losses[-1]
+        < 0.8
+        * copycat(ExitModel(backbone, {"1": "linear"}, inputs), inputs, objective="regression", epochs=1).losses[0]
+    )
 
 
 def test_labels_of_the_final_exit_are_those_of_its_objective():
