@@ -16,7 +16,7 @@ from fsl.inference.exits.exit_training import train_exits
 from fsl.inference.exits.exit_walk import ExitCosts, ExitResult, Onward, PartialResult
 from fsl.inference.exits.head_widths import width_for_macs
 from fsl.inference.exits.predictor_training import train_predictors
-from fsl.inference.exits.threshold_search import ChosenThresholds, Line, ThresholdLines, choose_thresholds
+from fsl.inference.exits.threshold_search import ChosenThresholds, ThresholdLine, ThresholdLines, choose_thresholds
 
 __all__ = [
     "Bypass",
@@ -31,7 +31,6 @@ __all__ = [
     "ExitResult",
     "ExitSeconds",
     "FusionExit",
-    "Line",
     "LinearExit",
     "MLPExit",
     "Onward",
@@ -40,6 +39,7 @@ __all__ = [
     "Replay",
     "SLViTExit",
     "SavedExits",
+    "ThresholdLine",
     "ThresholdLines",
     "Thresholds",
     "TrainedPhase",

@@ -61,6 +61,7 @@ def _spectrograms(labels: Tensor, noise: float, drawn: torch.Generator) -> Tenso
     return frames.abs().log1p()[:, None]
 
 
+@checks_types()
 class PictureAndTone(nn.Module):
     """Two branches, of pictures and of tones, that advance side by side in `stage1` and `stage2`; a classifier of both.
 

@@ -44,6 +44,7 @@ class Bypass:
         return pays(self.sent, self.missed, self.exit_cost, self.predictor_cost, self.rest_cost)
 
 
+@checks_types(leave=("thresholds",))
 def bypass_at(outputs: ExitOutputs, thresholds: Given, exit: str, costs: ExitCosts) -> Bypass:
     """Returns what the predictor at one exit does on collected outputs, others at work as the thresholds say.
 

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from fsl.argument_types import checks_types
 from fsl.inference.exits.head_layers import PlaceMean, Shape, Turned, channels_of, sides_of
 
 
+@checks_types()
 class ExitPredictor(nn.Module):
     """Depthwise-separable convolution of stride 2, ReLU, mean over positions, linear, sigmoid.
 

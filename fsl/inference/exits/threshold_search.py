@@ -67,7 +67,7 @@ def choose_thresholds(
 
 
 @dataclass(frozen=True)
-class Line:
+class ThresholdLine:
     """A threshold as a line over the logarithm of Mbit/s, kept between the lowest and highest that it was fitted to."""
 
     intercept: float
@@ -89,8 +89,8 @@ class ThresholdLines:
     gives may be slower than was allowed: `ExitSeconds.of` tells.
     """
 
-    beta: tuple[Line, ...]
-    eta: tuple[Line, ...]
+    beta: tuple[ThresholdLine, ...]
+    eta: tuple[ThresholdLine, ...]
 
     @staticmethod
     def through(chosen: Sequence[ChosenThresholds]) -> "ThresholdLines":
@@ -131,9 +131,9 @@ def _pairs(
     return product(product(betas, repeat=exits), product(etas, repeat=exits))  # type: ignore[return-value]
 
 
-def _line(mbits: Sequence[float], values: Sequence[float]) -> Line:
+def _line(mbits: Sequence[float], values: Sequence[float]) -> ThresholdLine:
     low, high = min(values), max(values)
     if low == high or len(set(mbits)) < 2:
-        return Line(sum(values) / len(values), 0.0, low, high)
+        return ThresholdLine(sum(values) / len(values), 0.0, low, high)
     slope, intercept = np.polyfit(np.log(mbits), values, 1)
-    return Line(float(intercept), float(slope), low, high)
+    return ThresholdLine(float(intercept), float(slope), low, high)
