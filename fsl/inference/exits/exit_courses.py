@@ -117,6 +117,7 @@ def train_stage(course: Course, place: int) -> TrainedPhase | None:
     own = [p for p in stages[place].module.parameters() if id(p) not in earlier and p.requires_grad]
     if last and not own:
         return None
+    model.eval()
     before = {id(module) for stage in stages[:place] for module in stage.module.modules()}
     _start(model, [module for module in stages[place].module.modules() if id(module) not in before])
     if not last:
@@ -134,9 +135,7 @@ def train_stage(course: Course, place: int) -> TrainedPhase | None:
         head = model.heads[place]
         return course.objective.loss(head(*inputs_of(stages[place].run(values), fuses(head))), targets)
 
-    found = course.run(f"stage {stages[place].name}", own, loss)
-    model.eval()
-    return found
+    return course.run(f"stage {stages[place].name}", own, loss)
 
 
 def _start(model: ExitModel, modules: Iterable[nn.Module]) -> None:

@@ -66,7 +66,6 @@ def train_exits(
         seed=seed,
     )
     with as_found(model, *(stage.module for stage in model.stages)):
-        model.eval()
         if how == "frozen":
             return (train_heads(course),)
         if how == "joint":

@@ -29,7 +29,7 @@ class PlaceGrid(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Returns (B, places x channels)."""
         if values.dim() == 4:
-            values = nn.functional.adaptive_avg_pool2d(values, self.sides)
+            values = nn.functional.adaptive_avg_pool2d(values, (self.sides[0], self.sides[1]))
         elif values.dim() == 3:
             values = nn.functional.adaptive_avg_pool1d(values.transpose(1, 2), self.sides[0])
         return values.flatten(1)

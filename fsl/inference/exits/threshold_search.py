@@ -128,7 +128,7 @@ def _measured(outputs: ExitOutputs, seconds: ExitSeconds, thresholds: Thresholds
 def _pairs(
     betas: Sequence[float], etas: Sequence[float], exits: int
 ) -> "product[tuple[tuple[float, ...], tuple[float, ...]]]":
-    return product(product(betas, repeat=exits), product(etas, repeat=exits))  # type: ignore[return-value]
+    return product(product(betas, repeat=exits), product(etas, repeat=exits))
 
 
 def _line(mbits: Sequence[float], values: Sequence[float]) -> ThresholdLine:

@@ -22,7 +22,9 @@ from fsl.inference.exits import (
     load_exits,
     save_exits,
 )
+from fsl.inference.exits.exit_description import blank_input, described_input
 from fsl.models import LeNet
+from fsl.segments.tensor_trees import TensorTree
 from tests.helpers.early_exits import rows_and_labels, small_backbone, small_exit_model
 
 INPUTS = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -88,6 +90,14 @@ def test_inputs_by_name_are_known_again(tmp_path):
     save_exits(tmp_path, model)
     loaded = load_exits(tmp_path, backbone=PictureAndTone()).model
     assert torch.equal(loaded.infer(batch, 0.0).outputs, model.infer(batch, 0.0).outputs)
+
+
+def test_a_blank_input_hides_nothing_by_its_masks():
+    example = TensorTree.of({"ids": torch.tensor([[5, 6]] * 3), "mask": torch.ones(3, 2).bool(), "x": torch.rand(3, 1)})
+    blank = blank_input(described_input(example)).values()
+    assert blank["ids"].tolist() == [[1, 1]] * 3
+    assert bool(blank["mask"].all())
+    assert blank["x"].tolist() == [[0.0]] * 3
 
 
 def test_nothing_of_the_example_is_written(tmp_path):

@@ -154,6 +154,60 @@ def test_where_several_tensors_cross_the_head_takes_the_first_activation():
     torch.testing.assert_close(part.outputs, whole.outputs[:5])
 
 
+class MaskFirst(nn.Module):
+    """Passes a mask, which nothing trainable made, in front of the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = Masking(), Masked()
+
+    def forward(self, x):
+        return self.leave(self.enter(x))
+
+
+class Masking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return (x[:, :4] > 0).float() * 2, self.layer(x)
+
+
+class Masked(nn.Module):
+    def forward(self, both):
+        return both[0] * both[1]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_mask_is_no_activation_whether_or_not_the_model_is_frozen(frozen):
+    inputs, _ = rows_and_labels()
+    backbone = MaskFirst().requires_grad_(not frozen)
+    model = ExitModel(backbone, {"enter": nn.Identity()}, inputs)
+    features = backbone.enter.layer(inputs)
+    torch.testing.assert_close(model.infer(inputs, 0.0).outputs, features)
+    torch.testing.assert_close(model(inputs)[0], features)
+
+
+class Scaled(TwoPaths):
+    """Has a buffer of its own, which its forward uses behind the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.full((5,), 1 / 3, dtype=torch.float64).float())
+
+    def forward(self, x):
+        return self.leave(self.enter(x) * self.scale)
+
+
+def test_a_move_to_another_precision_takes_buffers_of_the_model_along():
+    inputs, _ = rows_and_labels()
+    model = ExitModel(Scaled(), {"enter": "linear"}, inputs).double()
+    model.backbone.scale.fill_(2.0)
+    found = model.infer(inputs.double(), 2.0).outputs
+    torch.testing.assert_close(found, model.backbone(inputs.double()))
+
+
 def test_exits_lie_in_a_residual_network():
     torch.manual_seed(0)
     inputs = torch.randn(6, 3, 16, 16)

@@ -50,6 +50,53 @@ def test_joint_training_descends_the_weighted_sum_of_all_losses():
     assert phase.losses == pytest.approx([loss.item()], rel=1e-5)
 
 
+def test_in_joint_training_the_final_exit_learns_from_labels_alone():
+    model, (inputs, labels) = small_exit_model(), rows_and_labels()
+    oracle = copy.deepcopy(model).train()
+    *exits, final = oracle(inputs)
+    known = final.detach()
+    loss = cross_entropy(final, labels) + sum(
+        kl_div(one.log_softmax(1), known.softmax(1), reduction="batchmean") for one in exits
+    )
+    loss.backward()
+    train_exits(model, (inputs, labels), how="joint", distillation=Distillation(1.0), **ONCE)
+    for (name, parameter), other in zip(model.named_parameters(), oracle.parameters()):
+        torch.testing.assert_close(parameter, other - 0.1 * other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_layer_that_two_stages_share_is_trained_with_the_first_alone():
+    torch.manual_seed(0)
+    layer, (inputs, labels) = nn.Linear(6, 6), rows_and_labels()
+    backbone = nn.Sequential(nn.Sequential(layer, nn.Tanh()), nn.Sequential(layer, nn.Tanh()), nn.Linear(6, 4))
+    model, after = ExitModel(backbone, {"0": "linear", "1": "linear"}, inputs), []
+
+    class Watched(SGD):
+        def __init__(self, parameters, lr):
+            after.append(layer.weight.clone())
+            super().__init__(parameters, lr=lr)
+
+    train_exits(model, (inputs, labels), how="layer_wise", **{**ONCE, "optimizer": Watched})
+    assert not torch.equal(after[0], after[1])
+    assert torch.equal(after[1], after[2])
+    assert torch.equal(after[1], layer.weight)
+
+
+def test_statistics_of_frozen_parts_stay_also_where_the_model_was_in_training():
+    model = small_exit_model().train()
+    before = states(model.backbone)
+    copycat(model, rows_and_labels()[0], epochs=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
+    first = []
+
+    class Watched(SGD):
+        def __init__(self, parameters, lr):
+            first.append(model.backbone.first[1].running_mean.clone())
+            super().__init__(parameters, lr=lr)
+
+    train_exits(model.train(), rows_and_labels(), how="layer_wise", **{**ONCE, "optimizer": Watched})
+    assert torch.equal(first[1], model.backbone.first[1].running_mean)
+
+
 def test_each_stage_learns_in_its_turn_and_leaves_the_others():
     model, before = small_exit_model(), []
 
