@@ -197,7 +197,8 @@ def along_bandwidth(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
     """The best thresholds of each cut at each bandwidth, chosen on validation images, measured on test images."""
     model = exit_model(parts, "conv", options.head_macs)
     train_exits(model, parts.train, distillation=Distillation(), epochs=options.head_epochs, seed=parts.seed)
-    train_predictors(model, parts.extra, 0.8, epochs=options.head_epochs, seed=parts.seed)
+    middle = [float(one.median()) for one in collect_outputs(model, parts.extra).confidence]
+    train_predictors(model, parts.extra, middle, epochs=options.head_epochs, seed=parts.seed)
     chosen_on, outputs = collect_outputs(model, parts.validation), collect_outputs(model, parts.test)
     for cut in ("input", *POINTS, "output"):
         size = IMAGE_BYTES if cut == "input" else model.points.crossing(cut).elements
@@ -314,7 +315,7 @@ def main() -> None:
     parser.add_argument("--edge-mmacs", type=float, default=20_000.0)
     parser.add_argument("--link-ms", type=float, default=5.0, help="of the link besides bytes over bandwidth")
     parser.add_argument("--mbits", type=float, nargs=3, default=[0.25, 1.0, 4.0])
-    parser.add_argument("--max-ms", type=float, default=40.0, help="mean latency that is allowed")
+    parser.add_argument("--max-ms", type=float, default=50.0, help="mean latency that is allowed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file and the figure")
     options = parser.parse_args()

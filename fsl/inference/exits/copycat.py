@@ -41,7 +41,7 @@ def copycat(
     if examples.draws:
         raise ConfigError("data: the final exit labels each row once, and these rows are drawn anew each time")
     chosen = as_objective(objective)
-    features = FrozenFeatures(model, examples, batch_size)
+    features = FrozenFeatures(model, examples, batch_size, once=True)
     parts = [labels_of(features.of(rows).final, chosen).cpu() for rows in torch.arange(len(examples)).split(batch_size)]
     (phase,) = train_exits(
         model,

@@ -93,7 +93,7 @@ def collect_outputs(model: ExitModel, data: Any, *, objective: Any = None, batch
     """
     examples = examples_of(data)
     chosen = as_objective(objective)
-    features = FrozenFeatures(model, examples, batch_size, predictors=bool(len(model.predictors)))
+    features = FrozenFeatures(model, examples, batch_size, predictors=bool(len(model.predictors)), once=True)
     parts: list[list[Tensor]] = []
     with torch.no_grad(), evaluating(model):
         for rows in torch.arange(len(examples)).split(batch_size):

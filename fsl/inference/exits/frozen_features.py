@@ -28,14 +28,16 @@ class FeatureRows:
 class FrozenFeatures:
     """The values at each exit, and the final outputs, of examples by their numbers; the backbone is in evaluation.
 
-    They are kept in memory where examples do not change and all of it takes at most `KEPT` bytes, and else computed
-    again for each batch.
+    They are kept in memory where examples do not change and all of it takes at most `KEPT` bytes, and else, or for who
+    reads them but `once`, computed for each batch.
     """
 
-    def __init__(self, model: ExitModel, examples: Examples, batch_size: int, predictors: bool = False) -> None:
+    def __init__(
+        self, model: ExitModel, examples: Examples, batch_size: int, *, predictors: bool = False, once: bool = False
+    ) -> None:
         self._model, self._examples, self._predictors = model, examples, predictors
         self._kept: list[Tensor] | None = None
-        if examples.draws or examples.trimmed or not len(examples):
+        if once or examples.draws or examples.trimmed or not len(examples):
             return
         first = self._computed(torch.arange(min(len(examples), batch_size)))
         if sum(tensor.nbytes for tensor in _flat(first)) / len(first.final) * len(examples) > KEPT:
