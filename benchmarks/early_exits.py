@@ -32,6 +32,7 @@ from fsl.inference.exits import (
     Distillation,
     ExitModel,
     ExitOutputs,
+    ExitSeconds,
     MLPExit,
     PictureAndTone,
     SLViTExit,
@@ -50,7 +51,7 @@ from fsl.inference.exits import (
 from fsl.models import ResNet8
 
 POINTS = ("block1", "block2")
-BETAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
+BETAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
 IMAGE_BYTES = 3 * 32 * 32
 KINDS = {"mlp": MLPExit, "conv": ConvExit, "sl_vit": SLViTExit}
 
@@ -156,7 +157,7 @@ def along_macs(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
         epochs = options.head_epochs if how == "frozen" else options.epochs
         train_exits(model, parts.train, how=how, distillation=told, epochs=epochs, seed=parts.seed)
         outputs = collect_outputs(model, parts.test)
-        for beta in (0.0, *BETAS):
+        for beta in BETAS:
             replay = outputs.replay(beta)
             numbers = {"Mmacs": float(replay.cost(model.costs).mean()) / 1e6, "%": 100 * replay.quality(outputs)}
             name = f"{how}{'' if told is None else ', distilled'}"
@@ -210,24 +211,41 @@ def along_bandwidth(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
             crossing_bytes=size,
             link_s=options.link_ms / 1e3,
         )
-        found = []
         for mbit in options.mbits:
-            name, most = f"cut {cut}, {mbit:g} Mbit/s", options.max_ms / 1e3
-            yield _timed(parts, outputs, seconds, name + ", no exits", Thresholds((2.0, 2.0)), mbit)
-            try:
-                (best,) = choose_thresholds(chosen_on, seconds, [mbit], most, betas=BETAS, etas=(0.0, 0.3, 0.6))
-            except ConfigError:
-                continue  # no thresholds are quick enough: there is no such row
-            found.append(best)
-            yield _timed(parts, outputs, seconds, name, best.thresholds, mbit)
-        if len(found) > 1:
-            lines = ThresholdLines.through(found)
-            for mbit in options.mbits:
-                name = f"cut {cut}, {mbit:g} Mbit/s, by lines"
-                yield _timed(parts, outputs, seconds, name, lines.thresholds_at(mbit), mbit)
+            without = Thresholds((2.0, 2.0))
+            yield _timed(parts, outputs, seconds, f"cut {cut}, {mbit:g} Mbit/s, no exits", without, mbit)
+        for most in options.max_ms:
+            yield from _within(parts, chosen_on, outputs, seconds, cut, most, options)
 
 
-def _timed(parts: Parts, outputs: ExitOutputs, seconds: Any, what: str, thresholds: Thresholds, mbit: float) -> Row:
+def _within(
+    parts: Parts,
+    chosen_on: ExitOutputs,
+    outputs: ExitOutputs,
+    seconds: ExitSeconds,
+    cut: str,
+    most: float,
+    options: argparse.Namespace,
+) -> Iterator[Row]:
+    """The best thresholds of mean latency at most `most` ms, at each bandwidth where there are some; and lines."""
+    found = []
+    for mbit in options.mbits:
+        try:
+            found += choose_thresholds(chosen_on, seconds, [mbit], most / 1e3, betas=BETAS, etas=(0.0, 0.3, 0.6))
+        except ConfigError:
+            continue  # none are quick enough
+        name = f"cut {cut}, {mbit:g} Mbit/s, at most {most:g} ms"
+        yield _timed(parts, outputs, seconds, name, found[-1].thresholds, mbit)
+    if len(found) == len(options.mbits):
+        lines = ThresholdLines.through(found)
+        for mbit in options.mbits:
+            name = f"cut {cut}, {mbit:g} Mbit/s, by lines for {most:g} ms"
+            yield _timed(parts, outputs, seconds, name, lines.thresholds_at(mbit), mbit)
+
+
+def _timed(
+    parts: Parts, outputs: ExitOutputs, seconds: ExitSeconds, what: str, thresholds: Thresholds, mbit: float
+) -> Row:
     replay = outputs.replay(thresholds)
     numbers = {
         "ms": 1e3 * float(seconds.of(replay, mbit).mean()),
@@ -279,22 +297,20 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    for axis, table, number, split in (
-        (left, "accuracy against multiply-adds", "Mmacs", ", beta"),
-        (right, "accuracy against latency", "ms", " Mbit/s"),
-    ):
-        own = [
-            row for row in rows if row.table == table and ", no exits" not in row.what and "by lines" not in row.what
-        ]
+    macs, seconds = (
+        [row for row in rows if row.table == f"accuracy against {what}"] for what in ("multiply-adds", "latency")
+    )
+    seconds = [row for row in seconds if "at most" in row.what and ("block1" in row.what or "output" in row.what)]
+    for axis, own, number, split in ((left, macs, "Mmacs", ", beta"), (right, seconds, "ms", ", at most")):
         lines: dict[str, dict[str, list[dict[str, float]]]] = {}
         for row in own:
-            line = row.what.split(split)[0] if axis is left else row.what.split(",")[0]
-            lines.setdefault(line, {}).setdefault(row.what, []).append(row.numbers)
+            lines.setdefault(row.what.split(split)[0], {}).setdefault(row.what, []).append(row.numbers)
         for line, points in lines.items():
             across = [mean(one[number] for one in same) for same in points.values()]
             axis.plot(across, [mean(one["%"] for one in same) for same in points.values()], "o-", ms=3, label=line)
         axis.set(xlabel={"Mmacs": "million multiply-adds an image", "ms": "ms an image"}[number], ylabel="accuracy, %")
-        axis.legend(fontsize=8)
+        if lines:
+            axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
@@ -315,7 +331,9 @@ def main() -> None:
     parser.add_argument("--edge-mmacs", type=float, default=20_000.0)
     parser.add_argument("--link-ms", type=float, default=5.0, help="of the link besides bytes over bandwidth")
     parser.add_argument("--mbits", type=float, nargs=3, default=[0.25, 1.0, 4.0])
-    parser.add_argument("--max-ms", type=float, default=50.0, help="mean latency that is allowed")
+    parser.add_argument(
+        "--max-ms", type=float, nargs="+", default=[32.0, 40.0, 50.0, 80.0], help="mean latency that is allowed"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file and the figure")
     options = parser.parse_args()

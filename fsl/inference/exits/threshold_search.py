@@ -13,7 +13,7 @@ from fsl.inference.exits.exit_outputs import ExitOutputs
 from fsl.inference.exits.exit_seconds import ExitSeconds
 from fsl.inference.exits.exit_thresholds import Thresholds
 
-BETAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)  # the last one: nobody leaves
+BETAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)  # the first: all leave; the last: nobody
 ETAS = (0.0, 0.1, 0.3, 0.5, 0.7)
 _MOST = 200_000  # thresholds of a grid
 
