@@ -101,6 +101,7 @@ def test_rows_that_leave_count_by_how_rare_they_are():
     torch.testing.assert_close(predictor_loss(logits, leaves, balance_of(leaves)), by_hand)
 
 
+@pytest.fixture(scope="module")
 def trained():
     """A model with predictors that were trained on rows like those that are measured."""
     model = small_exit_model()
@@ -111,8 +112,8 @@ def trained():
     return model, losses
 
 
-def test_predictors_learn_which_rows_leave():
-    model, losses = trained()
+def test_predictors_learn_which_rows_leave(trained):
+    model, losses = trained
     inputs, _ = rows_and_labels(400, seed=3)
     assert all(of_exit[-1] < 0.8 * of_exit[0] for of_exit in losses)
     leaves = model.infer(inputs, BETAS).exits == 0
@@ -122,9 +123,9 @@ def test_predictors_learn_which_rows_leave():
 
 @pytest.mark.parametrize("exit", ["first", "second"])
 @pytest.mark.parametrize("eta", [0.2, 0.5, 0.8])
-def test_what_a_predictor_saves_is_what_rows_cost_less_in_the_mean(exit, eta):
+def test_what_a_predictor_saves_is_what_rows_cost_less_in_the_mean(trained, exit, eta):
     """(1 - q) C_exit - C_predictor - f C_rest, against inference with that predictor and without it."""
-    model, _ = trained()
+    model, _ = trained
     inputs, labels = rows_and_labels(300, seed=4)
     outputs = collect_outputs(model, (inputs, labels))
     etas = (eta, 0.0) if exit == "first" else (0.3, eta)
