@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import planning, profiles
+from fsl.inference import exits, planning, profiles
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -38,6 +38,8 @@ def party(ids=range(6), features=INPUTS, labels=LABELS):
 def edge(ids=range(6), labels=LABELS):
     return data.VerticalData({"bank": data.PartyTable(range(6), INPUTS)}, data.EdgeLabels(ids, labels))
 
+
+EXITS = exits.ExitModel(network(), {"1": "linear"}, INPUTS)
 
 CALLS = [
     (lambda: fsl.lora(network(), r="x"), "lora.r='x': give a whole number"),
@@ -183,6 +185,29 @@ CALLS = [
     (lambda: planning.simulate_requests(3, planning.Local()), "stream=3: give a RequestStream of fsl"),
     (lambda: planning.clairvoyant_plan(3), "stream=3: give a RequestStream of fsl"),
     (lambda: planning.static_result(3, planning.LOCAL), "stream=3: give a RequestStream of fsl"),
+    (lambda: exits.ExitModel(3, {}, INPUTS), "backbone=3: give a Module of torch"),
+    (lambda: exits.train_exits(3, TASK), "model=3: give an ExitModel of fsl"),
+    (lambda: exits.train_exits(EXITS, TASK, epochs="x"), "epochs='x': give a whole number"),
+    (lambda: exits.copycat(EXITS, TASK, seed="x"), "seed='x': give a whole number"),
+    (lambda: exits.train_predictors(EXITS, TASK, 0.5, width="x"), "width='x': give a whole number"),
+    (lambda: exits.collect_outputs(EXITS, TASK, batch_size="x"), "batch_size='x': give a whole number"),
+    (lambda: exits.choose_thresholds(3, None, [1.0], 1.0), "outputs=3: give an ExitOutputs of fsl"),
+    (lambda: exits.bypass_at(3, 0.5, "0", None), "outputs=3: give an ExitOutputs of fsl"),
+    (lambda: exits.pays("x", 0, 1, 1, 1), "sent='x': give a number"),
+    (lambda: exits.exit_seconds(EXITS, 3, device_macs_per_second=1, edge_macs_per_second=1), "cut=3: give a text"),
+    (lambda: exits.ExitSeconds(None, 0, 1.0), "compute=None: give an ExitCosts of fsl"),
+    (lambda: exits.save_exits(3, EXITS), "folder=3: give a text or"),
+    (lambda: exits.load_exits("x", allowed=3), "allowed=3: give a list of texts"),
+    (lambda: exits.width_for_macs("conv", 3, 2, 1e3), "shape=3: give a list of whole numbers"),
+    (lambda: exits.digits_with_tones(seed="x"), "seed='x': give a whole number"),
+    (lambda: exits.PictureAndTone(width="x"), "width='x': give a whole number"),
+    (lambda: exits.ExitPredictor((4,), "x"), "width='x': give a whole number"),
+    (lambda: exits.Distillation("x"), "share='x': give a number"),
+    (lambda: exits.Thresholds(3), "beta=3: give a list of numbers"),
+    (lambda: exits.ConvExit("x"), "width='x': give a whole number"),
+    (lambda: exits.MLPExit(grid="x"), "grid='x': give a whole number"),
+    (lambda: exits.SLViTExit(patch="x"), "patch='x': give a whole number or None"),
+    (lambda: exits.FusionExit("x"), "width='x': give a whole number"),
     (lambda: TraceAvailability(rounds={0: [1]}, period="x"), "availability.period='x': give a whole number or None"),
 ]
 
@@ -232,10 +257,25 @@ OTHERS = {
     "inference.planning": {
         *("ClairvoyantPlan", "Local", "Prediction", "ServedRequest", "SplitPolicy", "StreamResult", "best_of"),
     },
+    "inference.exits": {
+        "Bypass",
+        "ChosenThresholds",
+        "ExitCosts",
+        "ExitHead",
+        "ExitOutputs",
+        "ExitResult",
+        "ThresholdLine",
+        "Onward",
+        "PartialResult",
+        "Replay",
+        "SavedExits",
+        "ThresholdLines",
+        "TrainedPhase",
+    },
 }
 
 
-@pytest.mark.parametrize("room", [data, models, costs, selection, metrics, profiles, planning], ids=OTHERS)
+@pytest.mark.parametrize("room", [data, models, costs, selection, metrics, profiles, planning, exits], ids=OTHERS)
 def test_each_public_function_checks_its_arguments_types(room):
     """A new one does so too, or its name is added to the list above with a call among `CALLS`."""
     unchecked = set()

@@ -4,8 +4,7 @@ Matsubara et al. 2022, BottleFit (arXiv 2201.02693). Stage 2 may as well be a fe
 model, and give it to `fsl.simulate` as `init_from`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from fsl import seeds
 from fsl.errors import ConfigError
 from fsl.models.bottlefit import BottleFit
-from fsl.segments.modes import evaluating, modes_of, put_back, start_training
+from fsl.segments.descent import as_found, descend
+from fsl.segments.modes import evaluating, start_training
 
 
 class DistilledExamples(Protocol):
@@ -71,13 +70,13 @@ def distill_head(
         ]
         return torch.stack(errors).sum(0).mean()
 
-    with _as_found(student):
+    with as_found(student):
         student.requires_grad_(False).eval()
         for part in heads:
             part.requires_grad_(True).train()
         parameters = [parameter for part in heads for parameter in part.parameters()]
         adam = torch.optim.Adam(parameters, learning_rate)
-        return _descend(adam, loss, device, len(examples), epochs, batch_size, seed, "distill-head", decay_at)
+        return descend(adam, loss, device, len(examples), epochs, batch_size, seed, "distill-head", decay_at)
 
 
 def fine_tune(
@@ -105,7 +104,7 @@ def fine_tune(
     if missing:
         raise ConfigError(f"frozen: the model has no stage {missing[0]!r}; it has {', '.join(stages)}")
     device = _device_of(student)
-    with _as_found(student):
+    with as_found(student):
         start_training(student)
         for name in frozen:
             stages[name].requires_grad_(False).eval()
@@ -130,7 +129,7 @@ def fine_tune(
             return own / 2 + apart / 2
 
         made = (optimizer or partial(torch.optim.SGD, momentum=0.9))(trained, lr=learning_rate)
-        return _descend(made, loss, device, len(examples), epochs, batch_size, seed, "fine-tune", decay_at)
+        return descend(made, loss, device, len(examples), epochs, batch_size, seed, "fine-tune", decay_at)
 
 
 class _Known:
@@ -160,40 +159,6 @@ class _Known:
     def _made(self, inputs: Tensor) -> list[Tensor]:
         with torch.no_grad():
             return self._function(inputs.to(self._device))
-
-
-def _descend(
-    optimizer: torch.optim.Optimizer,
-    loss: Callable[[Tensor], Tensor],
-    device: torch.device,
-    count: int,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    purpose: str,
-    decay_at: int | None = None,
-) -> list[float]:
-    """Step over all rows in each epoch, in an order that follows from the seed; a last row alone is left out."""
-    means = []
-    for epoch in range(epochs):
-        if epoch == decay_at:
-            for group in optimizer.param_groups:
-                group["lr"] /= 10
-        order = torch.randperm(count, generator=seeds.torch_generator(seed, purpose, round=epoch))
-        total, rows_seen = 0.0, 0
-        layer_seeds = seeds.Stream(seed, f"{purpose}-layers", round=epoch)
-        for step, rows in enumerate(order.split(batch_size)):
-            if len(rows) == 1 and count > 1:
-                continue  # a BatchNorm has no variance of it
-            optimizer.zero_grad()
-            with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
-                seeds.reseed(layer_seeds.at(step), device)
-                value = loss(rows)
-            value.backward()
-            optimizer.step()
-            total, rows_seen = total + len(rows) * value.item(), rows_seen + len(rows)
-        means.append(total / rows_seen)
-    return means
 
 
 def _outputs_at(model: nn.Module, names: Sequence[str], inputs: Tensor) -> list[Tensor]:
@@ -239,16 +204,3 @@ def _unchanging(student: nn.Sequential) -> int:
 
 def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-@contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Leave what is frozen, and what is in which mode, as it was."""
-    wanted, modes = [(parameter, parameter.requires_grad) for parameter in model.parameters()], modes_of(model)
-    try:
-        yield
-    finally:
-        for parameter, before in wanted:
-            parameter.requires_grad_(before)
-            parameter.grad = None
-        put_back(modes)

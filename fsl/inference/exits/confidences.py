@@ -1,0 +1,45 @@
+"""How sure an exit is of its outputs, from 0 to 1."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fsl.errors import ConfigError
+
+Confidence = Callable[[Tensor], Tensor]
+
+
+def max_softmax(logits: Tensor) -> Tensor:
+    """Returns the largest probability of each row (B,), of logits (B, K)."""
+    return _classes(logits).softmax(1).max(1).values
+
+
+def one_minus_entropy(logits: Tensor) -> Tensor:
+    """Returns 1 - H / log K of each row (B,), H the entropy of its K probabilities."""
+    log = _classes(logits).log_softmax(1)
+    return 1 + (log.exp() * log).sum(1) / math.log(logits.shape[1])
+
+
+CONFIDENCES: dict[str, Confidence] = {"max_softmax": max_softmax, "entropy": one_minus_entropy}
+
+
+def confidence_of(given: "str | Confidence") -> Confidence:
+    """Returns the function of a name, or the user's own; ConfigError for anything else."""
+    if isinstance(given, str) and given in CONFIDENCES:
+        return CONFIDENCES[given]
+    if not callable(given):
+        raise ConfigError(
+            f"confidence={given!r}: allowed are {', '.join(CONFIDENCES)}, or a function from outputs (B, ...) to (B,)"
+        )
+    return given
+
+
+def _classes(logits: Tensor) -> Tensor:
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        shown = ", ".join(map(str, logits.shape[1:]))
+        raise ConfigError(
+            f"confidence: outputs of shape (B, {shown}) are no logits of classes (B, K), of which a softmax could tell "
+            "how sure an exit is; give confidence=, a function from outputs to (B,)"
+        )
+    return logits

@@ -1,0 +1,123 @@
+"""What every exit gives for some data, collected once, and what would have happened to each row by other thresholds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsl.argument_types import checks_types
+from fsl.errors import ConfigError
+from fsl.inference.exits.exit_model import ExitModel
+from fsl.inference.exits.exit_thresholds import Given, Thresholds
+from fsl.inference.exits.exit_training import examples_of
+from fsl.inference.exits.exit_walk import ExitCosts
+from fsl.inference.exits.frozen_features import FrozenFeatures
+from fsl.objective import CrossEntropy, Objective, as_objective
+from fsl.segments.modes import evaluating
+
+
+@dataclass(frozen=True)
+class ExitOutputs:
+    """Every output of some rows, on the CPU: exits first, the final one last.
+
+    `outputs`: each (N, ...). `confidence` (exits, N). `scores` (exits, N): the predictors' probabilities, None without
+    predictors. `quality` (exits + 1, N): 1 for a right answer and 0 for a wrong one, or of numbers minus the loss.
+    """
+
+    exits: tuple[str, ...]
+    outputs: tuple[Tensor, ...]
+    confidence: Tensor
+    scores: Tensor | None
+    quality: Tensor
+    bounded: bool
+
+    def means(self) -> tuple[float, ...]:
+        """Returns each exit's mean quality over all rows, the final one's last: accuracy, or minus the loss."""
+        return tuple(self.quality.double().mean(1).tolist())
+
+    def replay(self, thresholds: Given) -> "Replay":
+        """Returns what inference by these thresholds does with each row."""
+        found = Thresholds.of(thresholds, self.exits)
+        if any(found.eta) and self.scores is None:
+            raise ConfigError(f"eta={found.eta}: these outputs have no predictors' scores; train predictors first")
+        count = self.confidence.shape[1]
+        here = torch.ones(count, dtype=torch.bool)
+        exits = torch.full((count,), len(self.exits))
+        arrived, scored, judged = [here], [], []
+        for k, (beta, eta) in enumerate(zip(found.beta, found.eta, strict=True)):
+            never = beta == torch.inf or (self.bounded and beta > 1)
+            asked = here & (eta > 0) & (not never)
+            sent = here & (not never)
+            if eta > 0 and self.scores is not None:
+                sent = sent & (self.scores[k] >= eta)
+            leaving = sent & (self.confidence[k] >= beta)
+            exits[leaving] = k
+            here = here & ~leaving
+            arrived.append(here)
+            scored.append(asked)
+            judged.append(sent)
+        return Replay(exits, torch.stack(arrived), torch.stack(scored), torch.stack(judged))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What becomes of N rows: `exits` (N,) as in `ExitResult`, and who was computed where.
+
+    `arrived` (exits + 1, N): whose stage was computed; `scored` and `judged` (exits, N): whose predictor and head were.
+    """
+
+    exits: Tensor
+    arrived: Tensor
+    scored: Tensor
+    judged: Tensor
+
+    def cost(self, costs: ExitCosts) -> Tensor:
+        """Returns what each row costs (N,), float64: multiply-adds, or seconds where `costs` are such."""
+        found = torch.tensor(costs.stages, dtype=torch.float64) @ self.arrived.double()
+        found += torch.tensor(costs.heads, dtype=torch.float64) @ self.judged.double()
+        if costs.predictors:
+            found += torch.tensor(costs.predictors, dtype=torch.float64) @ self.scored.double()
+        return found
+
+    def quality(self, outputs: ExitOutputs) -> float:
+        """Returns the mean quality of the outputs with which rows leave."""
+        return float(outputs.quality.gather(0, self.exits[None]).double().mean())
+
+
+@checks_types(leave=("data", "objective"))
+def collect_outputs(model: ExitModel, data: Any, *, objective: Any = None, batch_size: int = 100) -> ExitOutputs:
+    """Compute every exit for all rows of some data, as validation data that neither backbone nor heads were trained on.
+
+    `data`: as `train_exits` takes it. `objective`: whose `correct`, or else whose loss of rows, is the quality.
+    """
+    examples = examples_of(data)
+    chosen = as_objective(objective)
+    features = FrozenFeatures(model, examples, batch_size, predictors=bool(len(model.predictors)), once=True)
+    parts: list[list[Tensor]] = []
+    with torch.no_grad(), evaluating(model):
+        for rows in torch.arange(len(examples)).split(batch_size):
+            known = features.of(rows)
+            outputs = [head(*given) for head, given in zip(model.heads, known.heads, strict=True)]
+            scores = [one(given) for one, given in zip(model.predictors, known.leading, strict=False)]
+            parts.append([one.cpu() for one in (*outputs, known.final, *scores)])
+    whole = [torch.cat(some) for some in zip(*parts, strict=True)]
+    made = len(model.exits) + 1
+    outputs, scores = whole[:made], whole[made:]
+    quality = torch.stack([_quality(one, examples.targets, chosen) for one in outputs])
+    confidence = torch.stack([model.sureness(one) for one in outputs[:-1]])
+    told = torch.stack(scores) if scores else None
+    return ExitOutputs(model.exits, tuple(outputs), confidence, told, quality, model.bounded)
+
+
+def _quality(outputs: Tensor, targets: Tensor, objective: Objective) -> Tensor:
+    if isinstance(objective, CrossEntropy) and outputs.dim() == 2 and objective.class_dim in (1, -1):
+        labels = targets.argmax(1) if targets.dim() == 2 else targets
+        return (outputs.argmax(1) == labels).float()
+    losses = objective.rows(outputs, targets)
+    if losses is None:
+        raise ConfigError(
+            f"objective={type(objective).__name__}: it has no loss of single rows by which exits could be compared; "
+            "use one that has, as classification or mse"
+        )
+    return -losses.detach()

@@ -1,0 +1,104 @@
+"""Trains early exits: with the whole model, with each stage in turn, or on a frozen backbone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fsl.argument_types import checks_types
+from fsl.data import Examples, TaskData, as_examples
+from fsl.errors import ConfigError
+from fsl.inference.exits.exit_courses import Course, TrainedPhase, train_heads, train_stage, train_together
+from fsl.inference.exits.exit_losses import Distillation
+from fsl.inference.exits.exit_model import ExitModel
+from fsl.objective import Objective, as_objective
+from fsl.segments.descent import as_found
+
+How = Literal["joint", "layer_wise", "frozen"]
+
+
+@checks_types(leave=("data", "objective", "optimizer"))
+def train_exits(
+    model: ExitModel,
+    data: Any,
+    *,
+    how: How = "frozen",
+    objective: Any = None,
+    distillation: Distillation | None = None,
+    weights: Sequence[float] | None = None,
+    epochs: int = 10,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    decay_at: int | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    seed: int = 0,
+) -> tuple[TrainedPhase, ...]:
+    """Train a model's exits; returns the phases, with each epoch's mean loss.
+
+    `how`: "joint": all at once, by the weighted sum of all exits' losses, the final one's last among `weights` (each 1
+    unless given). "layer_wise": each stage with its exit in turn, what comes before it frozen; the last stage with the
+    model's own outputs. "frozen": the heads alone; the backbone stays as it is to the bit, its BatchNorm in evaluation.
+    The literature (Scardapane et al. 2020, arXiv 2004.12814) calls that classifier-wise.
+
+    `data`: TaskData, Examples, or (inputs, targets); inputs alone with `Distillation(share=1)`. `objective`: as
+    `fsl.simulate` takes it. `optimizer` makes one of parameters and `lr`; the rate is a tenth from epoch `decay_at` on.
+    ConfigError where `distillation` has no final exit to learn from (layer_wise), or `weights` would not count.
+    """
+    if epochs < 1 or batch_size < 2:
+        raise ConfigError(f"epochs={epochs}, batch_size={batch_size}: at least one epoch, and batches of 2 rows")
+    if weights is not None and (how != "joint" or len(weights) != len(model.exits) + 1 or min(weights) < 0):
+        raise ConfigError(f"weights={list(weights)}: only how='joint' has them, one for each exit and the final one")
+    unlabelled = isinstance(data, Tensor)
+    if unlabelled and (distillation is None or distillation.share < 1):
+        raise ConfigError("data: inputs alone have no labels; give (inputs, targets), or Distillation(share=1)")
+    examples = examples_of(data)
+    course = Course(
+        model=model,
+        examples=examples,
+        objective=_fitted(model, examples, objective, unlabelled),
+        distillation=distillation,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        decay_at=decay_at,
+        optimizer=optimizer,
+        seed=seed,
+    )
+    with as_found(model, *(stage.module for stage in model.stages)):
+        if how == "frozen":
+            return (train_heads(course),)
+        if how == "joint":
+            return (train_together(course, [1.0] * (len(model.exits) + 1) if weights is None else list(weights)),)
+        if how != "layer_wise":
+            hint = "; what the literature calls classifier-wise is 'frozen'" if how == "classifier_wise" else ""
+            raise ConfigError(f"how={how!r}: allowed are joint, layer_wise, frozen{hint}")
+        if distillation is not None:
+            raise ConfigError(
+                "distillation: how='layer_wise' trains the final exit last, so that others cannot learn "
+                "from it; train jointly, or on the frozen backbone"
+            )
+        phases = [train_stage(course, place) for place in range(len(model.stages))]
+        return tuple(phase for phase in phases if phase is not None)
+
+
+def examples_of(data: Any) -> Examples:
+    """Returns the training examples of a task, or those that a user gave; zeros as targets of inputs alone."""
+    if isinstance(data, TaskData):
+        return data.train
+    return as_examples((data, torch.zeros(len(data))) if isinstance(data, Tensor) else data)
+
+
+def _fitted(model: ExitModel, examples: Examples, objective: Any, unlabelled: bool) -> Objective:
+    """Returns the objective, checked against a first batch."""
+    found = as_objective(objective)
+    if not len(examples):
+        raise ConfigError("data: it has no rows; give at least one")
+    inputs, targets = examples.batch(torch.arange(min(2, len(examples))))
+    outputs = model.outputs_at("output", inputs.to(model.place)).cpu()
+    if unlabelled:
+        return found
+    found = found.fit(examples.targets, outputs)
+    found.check(outputs, targets)
+    found.check_targets(outputs, examples.targets, "training")
+    return found

@@ -1,0 +1,62 @@
+"""Makes the heads that a model's exits were asked for, and checks that they fit there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsl import seeds
+from fsl.errors import ConfigError
+from fsl.inference.exits.exit_heads import ExitHead, exit_head
+from fsl.inference.exits.exit_stages import ExitStage, fuses, inputs_of
+from fsl.inference.exits.head_layers import Shape
+from fsl.segments.modes import evaluating
+from fsl.segments.tensor_trees import Values, tensors_of
+
+
+@torch.no_grad()
+def fitted_heads(
+    stages: Sequence[ExitStage], exits: Mapping[str, Any], example: Values, outputs: Shape, seed: int
+) -> list[tuple[ExitHead | None, nn.Module]]:
+    """Returns, for each stage, what its head was asked to be (None: a module of the user's), and the head.
+
+    New weights are drawn from the seed. ConfigError for a head that does not take the values there, makes outputs of
+    another shape than the model's (without the batch), or changes its input.
+    """
+    values, made = example, []
+    for stage in stages:
+        values, given = stage.run(values), exits[stage.name]
+        spec = None if isinstance(given, nn.Module) else exit_head(given)
+        inputs = inputs_of(values, fuses(given if spec is None else spec))
+        head = given if spec is None else _built(spec, stage.name, inputs, outputs, seed)
+        before = [tensor._version for tensor in tensors_of(values)]
+        _check(stage.name, head, inputs, outputs)
+        if before != [tensor._version for tensor in tensors_of(values)]:
+            raise ConfigError(f"exits: the head at {stage.name!r} changes its input in place, which others read")
+        made.append((spec, head))
+    return made
+
+
+def _built(spec: ExitHead, point: str, inputs: Sequence[Tensor], outputs: Shape, seed: int) -> nn.Module:
+    with seeds.DEFAULT_GENERATOR:
+        seeds.reseed(seeds.derive(seed, "exit-head", segment=point))
+        try:
+            head = spec.build([tuple(tensor.shape[1:]) for tensor in inputs], outputs)
+        except ConfigError as error:
+            raise ConfigError(f"exits: at {point!r}, {error}") from None
+    return head.to(inputs[0].device, inputs[0].dtype)
+
+
+def _check(point: str, head: nn.Module, inputs: Sequence[Tensor], outputs: Shape) -> None:
+    with evaluating(head):
+        try:
+            given = head(*inputs)
+        except (RuntimeError, TypeError, IndexError) as error:
+            shown = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            line = " ".join(str(error).split())[:200]
+            raise ConfigError(f"exits: the head at {point!r} cannot take values of shape {shown} ({line})") from None
+    wanted = (len(inputs[0]), *outputs)
+    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ConfigError(f"exits: the head at {point!r} gives {shape}, and the model {wanted}; they must be alike")
