@@ -19,8 +19,10 @@ from fsl.wire.steps.step_socket import StepSocket
 _DEVICE = contextvars.ContextVar("device")
 UNAVAILABLE = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
 ABOVE = 1000  # added to a device's number in a place of its session at the server above its edge
-# A third of what devices take elsewhere, so that tests wait less: seconds before a device's next attempt, and at most.
+# A third of what devices take elsewhere, so that tests wait less: seconds before a device's next attempt, and at most;
+# and seconds for an edge to say why a stream broke.
 _PAUSE = (0.03, 0.6)
+_STATUS = 0.08
 _UNSEEN = 0.1  # seconds until an edge sees that a connection broke, which is after the device's next attempt
 _TRIES = 0.2  # seconds for which a device tries to reach an edge again that will not come back
 
@@ -56,6 +58,7 @@ class Weather:
     def over(self, monkeypatch) -> "Weather":
         """Over all channels of devices, from now on."""
         monkeypatch.setattr(lines, "_PAUSE", _PAUSE)
+        monkeypatch.setattr(lines, "_STATUS", _STATUS)
         stream, channel = Line._stream, Uplink.channel
 
         async def of_device(line):
