@@ -2,6 +2,7 @@ import copy
 import fcntl
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,9 +20,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+import fsl
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.files import write_bytes
 from fsl.run import plotting
+from tests.helpers.copied import Copied
 from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
 from tests.helpers.tls_options import tls
@@ -32,7 +35,7 @@ CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "c
 # Federations of real processes, ten each, run on one worker, one after another: side by side they slow each
 # other into timeouts. So do tests that want a Ray: starting one takes twenty seconds, and a worker starts it once.
 FEDERATIONS = ("test_federation.py", "test_moving_federation.py", "test_local_federation.py")
-RAYS = ("test_grids.py", "test_flower_run.py")  # and tests that have `ray` in their names
+RAYS = ("test_grids.py", "test_flower_run.py")  # and tests that have `ray` in their names, or among their parameters
 LONGEST = (
     *FEDERATIONS,
     *RAYS,
@@ -69,7 +72,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            if Path(file).name in RAYS or "_ray" in nodeid.rpartition("::")[2].partition("[")[0]:
+            if Path(file).name in RAYS or re.search(r"_ray|\bray\b", nodeid.rpartition("::")[2]):
                 return "rays"
             return "federations" if Path(file).name in FEDERATIONS else file
 
@@ -178,6 +181,18 @@ def ray_cluster():
 
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+
+@pytest.fixture(params=["copies", pytest.param("ray", marks=pytest.mark.shows)])
+def elsewhere(request):
+    """A backend whose nodes share nothing with the run but messages and files: copies, and processes of Ray's.
+
+    Starting Ray's takes ten seconds a run. What they do besides is tested each time in tests/flower/test_grids.py.
+    """
+    if request.param == "copies":
+        return Copied()
+    request.getfixturevalue("ray_cluster")
+    return fsl.Backend("ray", address="auto", cpus=0.5)
 
 
 @pytest.fixture

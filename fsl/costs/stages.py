@@ -20,6 +20,7 @@ from fsl.segments.modes import start_training
 from fsl.segments.states import Layout
 from fsl.segments.tensor_trees import TensorTree, Values, received, tensors_of
 from fsl.split.cutting import SplitModel, possible_cuts, split
+from fsl.split.exported_cut import EXAMPLE_ROWS
 from fsl.split.placing import Place
 from fsl.trainers.back_steps import cut_leaf
 
@@ -76,7 +77,7 @@ def stage_costs(
     """
     copied = copy.deepcopy(model).cpu()
     start_training(copied)
-    examples, example = examples.of_one_length(), examples.blank(_ROWS)
+    examples, example = examples.of_one_length(), examples.blank(EXAMPLE_ROWS)
     wanted = possible_cuts(copied, example) if cuts is None else list(cuts)
     names = {name for name, _ in copied.named_modules(remove_duplicate=False)}
     if unknown := [cut for cut in wanted if cut not in names]:
@@ -116,7 +117,7 @@ def segment_costs(
 
     With a `head` devices train by their own loss: it runs before the front's backward, and counts with it.
     """
-    parts = split(copy.deepcopy(model), cut, examples.blank(_ROWS), places)
+    parts = split(copy.deepcopy(model), cut, examples.blank(EXAMPLE_ROWS), places)
     stages = stage_costs(model, examples, objective, parts.cuts)
     own = 0.0 if head is None else _head_flops(parts["front"], head, examples, objective)
     return tuple(

@@ -24,6 +24,7 @@ from fsl.segments.states import Layout
 from fsl.segments.tensor_places import tables
 from fsl.segments.tensor_trees import Values, passed, received, shared_of
 from fsl.split.cutting import SplitModel, passes_one, split
+from fsl.split.exported_cut import EXAMPLE_ROWS
 from fsl.split.pieces import pieces
 
 
@@ -48,9 +49,6 @@ class Workload:
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
 
 
-_EXAMPLE = 3  # rows of a batch by which a model is traced
-
-
 class Worker:
     """A workload at work on one node: one live copy of the modules, into which devices' states are swapped.
 
@@ -65,7 +63,7 @@ class Worker:
         self.parties: tuple[str, ...] = ()  # of a model of vertically partitioned features
         if isinstance(self.model, VerticalModel):
             self.parties = self.model.parties
-            self.model.measure(passed(self._blank(_EXAMPLE)))
+            self.model.measure(passed(self._blank(EXAMPLE_ROWS)))
         self.cuts = workload.cuts
         if workload.cuts:
             start_training(self.model)
@@ -150,7 +148,7 @@ class Worker:
 
     def _example(self) -> Values | None:
         """Returns a batch for a cut that needs one: of blank inputs, so that every node cuts alike."""
-        return self._blank(_EXAMPLE)
+        return self._blank(EXAMPLE_ROWS)
 
     def _blank(self, rows: int) -> Values:
         with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw its items at random

@@ -22,6 +22,8 @@ from fsl.split.known_structures import structure_of
 from fsl.split.traced_cut import Trace
 from fsl.split.tracer import CannotCut
 
+# Rows of the example on which a run traces its model, wherever it does: then one trace, of several seconds, serves all.
+EXAMPLE_ROWS = 3
 _CHECKS = ("_assert", "sym_constrain", "_guards")  # parts of names of operations that only check
 
 

@@ -50,6 +50,7 @@ def here(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
 
 
+@pytest.mark.shows  # two minutes; tests/flower/test_grids.py brings classes and a module of the user's to Ray each time
 def test_the_wheel_runs_it_on_ray_as_this_process_runs_it_inline(folder, here, installed_wheel):
     options = ("experiment=smoke", "rounds=2", "strategy=clipped", "strategy.clip=0.05", "edges=2")
     ray = ("backend=ray", "nodes=2", "backend.cpus=0.5", "hydra.run.dir=ray")
@@ -69,10 +70,15 @@ def test_it_does_something(folder):
     assert rows(folder / "0.001")[-1]["train_loss"] > rows(folder / "1000.0")[-1]["train_loss"]
 
 
-def test_the_wheel_sweeps_it_and_it_is_reported_beside_fsls_own(folder, here, installed_wheel, capsys):
+def test_the_wheel_sweeps_it_as_this_process_runs_it_and_it_is_reported_beside_fsls_own(
+    folder, here, installed_wheel, capsys
+):
     sweep = ("-m", "experiment=smoke", "strategy=clipped,splitfed_v2", "rounds=1", "hydra.sweep.dir=sweep")
     installed_wheel.run(*ENTRY, *sweep, folder=folder)
     assert len(list(folder.glob("sweep/*/summary.json"))) == 2
+    assert command([*OPTIONS, "rounds=1", "hydra.run.dir=here"]) == 0
+    assert rows(folder / "here") == rows(folder / "sweep" / "0")
+    capsys.readouterr()
     assert report(["sweep", "--out", "report"]) == 0
     printed, page = capsys.readouterr().out, (folder / "report" / "report.html").read_text()
     assert "ClippedPSL" in printed

@@ -45,11 +45,11 @@ def test_masks_and_skips_cross_wherever_a_device_is_cut():
     assert_same_bits(mixed.model.state_dict(), whole.model.state_dict())
 
 
-def test_inline_equals_ray_and_any_number_of_nodes(ray_cluster):
+def test_any_number_of_nodes_and_nodes_elsewhere_compute_the_same(elsewhere):
     options = {**MIXED, "model": small_model("batch", 0.3)}
     one = run(SplitFedV1(), **options)
     assert_same_run(one, run(SplitFedV1(), nodes=3, **options))
-    assert_same_run(one, run(SplitFedV1(), nodes=2, backend=fsl.Backend("ray"), **options))
+    assert_same_run(one, run(SplitFedV1(), nodes=2, backend=elsewhere, **options))
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["apart", "both"])

@@ -7,7 +7,6 @@ import torch
 from fsl.strategies import PSL, SGLR, FedAvg, SplitFedV1, SplitFedV2, VanillaSL
 from torch import nn
 
-import fsl
 from fsl import seeds
 from fsl.data import Dirichlet
 from tests.helpers.runs import (
@@ -144,21 +143,14 @@ def test_one_node_equals_four(strategy, optimizer):
     assert_same_run(run(strategy, nodes=1, **options), run(strategy, nodes=4, **options))
 
 
-# Ray differs from nodes in this process (above) by what is sent and by what stays in a worker: relayed and private
-# fronts, and optimizer states; averaged fronts are in tests/flower/test_grids.py. make shows runs the other strategies.
-ON_RAY = (VanillaSL,)  # each time; U-shaped SGLR is, too
-
-
+# Nodes elsewhere differ from nodes in this process (above) by what is sent and by what stays there: relayed and private
+# fronts, and optimizer states.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "strategy",
-    [pytest.param(s, marks=() if type(s) in ON_RAY else pytest.mark.shows, id=name_of(s)) for s in STRATEGIES],
-)
-def test_inline_equals_ray(strategy, ray_cluster):
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=name_of)
+def test_nodes_elsewhere_compute_the_same(strategy, elsewhere):
     options = {"model": small_model("batch", 0.3), "devices": 6, "edges": 2, "optimizer": KEPT, "rounds": 2}
     inline = run(strategy, **options)
-    on_ray = run(strategy, nodes=2, backend=fsl.Backend("ray", address="auto", cpus=0.5), **options)
-    assert_same_run(inline, on_ray)
+    assert_same_run(inline, run(strategy, nodes=2, backend=elsewhere, **options))
 
 
 # 8. Killed and resumed is never stopped.

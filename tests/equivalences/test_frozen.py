@@ -85,10 +85,9 @@ def test_every_strategy_trains_over_the_wire_what_it_does_in_one_process(strateg
     assert_same_result(run(strategy, **options), run(strategy, backend=Wired(folder=tmp_path), **options))
 
 
-@pytest.mark.shows  # other tests of its kind run on Ray each time
-def test_inline_equals_ray(ray_cluster):
+def test_nodes_elsewhere_compute_the_same(elsewhere):
     options = {"model": frozen_model("batch", 0.3), "devices": 4, "edges": 2}
-    assert_same_run(run(SplitFedV1(), **options), run(SplitFedV1(), backend=fsl.Backend("ray"), nodes=2, **options))
+    assert_same_run(run(SplitFedV1(), **options), run(SplitFedV1(), backend=elsewhere, nodes=2, **options))
 
 
 @strategies
@@ -114,11 +113,11 @@ def test_what_is_written_is_whole(tmp_path):
     assert private.states["back"].keys() == back.keys()
 
 
-def test_init_from_brings_frozen_weights_to_every_node(tmp_path, ray_cluster):
+def test_init_from_brings_frozen_weights_to_every_node(tmp_path, elsewhere):
     other = frozen_model(seed=7)
     save_file(other.state_dict(), tmp_path / "first.safetensors")
     expected = run(SplitFedV1(), other, devices=4)
-    for options in ({}, {"nodes": 2, "backend": fsl.Backend("ray")}):
+    for options in ({}, {"nodes": 2, "backend": elsewhere}):
         found = run(SplitFedV1(), frozen_model(), devices=4, init_from=tmp_path / "first.safetensors", **options)
         assert_same_bits(found.model.state_dict(), expected.model.state_dict())
 

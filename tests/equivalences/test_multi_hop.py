@@ -18,7 +18,6 @@ from fsl.strategies import (
 )
 from torch import nn
 
-import fsl
 from fsl.codecs import Float16
 from fsl.costs import DeviceLoad, DeviceProfile, LinkProfile, SegmentCost, Serving, round_cost
 from fsl.errors import CheckpointError, ConfigError, SplitError
@@ -69,10 +68,9 @@ def test_nodes_change_nothing(strategy):
     assert_same_run(run(strategy, **options), run(strategy, nodes=3, **options))
 
 
-@pytest.mark.shows  # other tests of its kind run on Ray each time
-def test_inline_equals_ray(ray_cluster):
+def test_nodes_elsewhere_compute_the_same(elsewhere):
     options = {"devices": 4, "edges": 2, "model": small_model("batch", 0.3), **TWO}
-    assert_same_run(run(SplitFedV1(), **options), run(SplitFedV1(), backend=fsl.Backend("ray"), nodes=2, **options))
+    assert_same_run(run(SplitFedV1(), **options), run(SplitFedV1(), backend=elsewhere, nodes=2, **options))
 
 
 @pytest.mark.parametrize("strategy", [SplitFedV3(), VanillaSL()], ids=lambda s: type(s).__name__)

@@ -189,11 +189,9 @@ def test_what_crosses_in_bfloat16_takes_half_the_bytes():
 
 
 @pytest.mark.slow
-@pytest.mark.shows  # other tests of its kind run on Ray each time
-def test_inline_equals_ray(ray_cluster):
+def test_nodes_elsewhere_compute_the_same(elsewhere):
     given = options(ALL, model=small_model("batch", 0.3), devices=4, edges=2)
-    backend = fsl.Backend("ray", address="auto", cpus=0.5)
-    assert_same_run(run(SplitFedV1(), **given), run(SplitFedV1(), nodes=2, backend=backend, **given))
+    assert_same_run(run(SplitFedV1(), **given), run(SplitFedV1(), nodes=2, backend=elsewhere, **given))
 
 
 @pytest.mark.slow

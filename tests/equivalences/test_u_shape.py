@@ -75,12 +75,12 @@ def test_v1_equals_one_cut_with_many_devices():
 
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param(SplitFedV1(), marks=pytest.mark.shows), SGLR(phi=0.5)],
+    [SplitFedV1(), SGLR(phi=0.5)],
     ids=lambda s: type(s).__name__,
 )
-def test_inline_equals_ray(strategy, ray_cluster):
+def test_nodes_elsewhere_compute_the_same(strategy, elsewhere):
     options = {"devices": 4, "edges": 2, "cut": U, "model": small_model("batch", 0.3)}
-    assert_same_run(run(strategy, **options), run(strategy, backend=fsl.Backend("ray"), nodes=2, **options))
+    assert_same_run(run(strategy, **options), run(strategy, backend=elsewhere, nodes=2, **options))
 
 
 @pytest.mark.parametrize("strategy", [SplitFedV3(), VanillaSL(), SGLR(phi=0.5)], ids=lambda s: type(s).__name__)

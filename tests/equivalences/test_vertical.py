@@ -75,9 +75,9 @@ def assert_joined(which, optimizer):
             assert a[key] == b[key], key
 
 
-def test_inline_equals_ray(ray_cluster):
+def test_nodes_elsewhere_compute_the_same(elsewhere):
     options = {"which": model(dropout=0.3), "strategy": Vertical(absent=0.3)}
-    assert_same_run(run(**options), run(**options, backend=fsl.Backend("ray"), nodes=2))
+    assert_same_run(run(**options), run(**options, backend=elsewhere, nodes=2))
 
 
 def test_stopped_and_resumed_equals_never_stopped(tmp_path):

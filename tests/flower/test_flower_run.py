@@ -22,6 +22,10 @@ def short_folder():
         yield folder
 
 
+# Half a minute of programs that start. What it finds alone each time: the bundle (test_flower_bundle.py), Flower's own
+# processes (tests/deployment/test_local_federation.py), and nodes that are made anew from what was sent
+# (tests/equivalences/test_equivalences.py).
+@pytest.mark.shows
 @pytest.mark.slow
 def test_flowers_simulation_engine_computes_what_fsl_simulate_does(tmp_path, short_folder, no_ray):
     # Equivalence 5, from the command line; SGLR has private fronts and devices in lockstep. The engine may give a

@@ -1,5 +1,6 @@
 """The Grids: what Flower keeps to itself, nodes that die, runs side by side, and Flower's own engine as the oracle."""
 
+import importlib
 import os
 import queue
 import signal
@@ -189,8 +190,11 @@ def test_classes_of_a_function_are_found_in_this_process():
 
 
 @pytest.mark.slow
-def test_classes_of_a_function_reach_the_nodes_on_ray(ray_cluster):
+def test_classes_of_a_function_and_a_module_of_the_user_reach_the_nodes_on_ray(ray_cluster, tmp_path, monkeypatch):
+    (tmp_path / "of_a_user.py").write_text("import torch\n\n\nclass Softer(torch.nn.Softplus):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
     model, options = small_model("batch", 0.3), {"optimizer": KEPT}
+    model.head.append(importlib.import_module("of_a_user").Softer())
     inline = run(SplitFedV1(), model, devices=4, rounds=3, **options)
     assert_same_run(inline, run(NamesLocalClasses(), model, **ON_RAY, **options))
 

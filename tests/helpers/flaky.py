@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -19,7 +19,12 @@ from fsl.wire.steps.step_socket import StepSocket
 _DEVICE = contextvars.ContextVar("device")
 UNAVAILABLE = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut")
 ABOVE = 1000  # added to a device's number in a place of its session at the server above its edge
-_UNSEEN = 0.3  # seconds until an edge sees that a connection broke; a device tries again after 0.1
+# A third of what devices take elsewhere, so that tests wait less: seconds before a device's next attempt, and at most;
+# and seconds for an edge to say why a stream broke.
+_PAUSE = (0.03, 0.6)
+_STATUS = 0.08
+_UNSEEN = 0.1  # seconds until an edge sees that a connection broke, which is after the device's next attempt
+_TRIES = 0.2  # seconds for which a device tries to reach an edge again that will not come back
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Weather:
 
     def over(self, monkeypatch) -> "Weather":
         """Over all channels of devices, from now on."""
+        monkeypatch.setattr(lines, "_PAUSE", _PAUSE)
+        monkeypatch.setattr(lines, "_STATUS", _STATUS)
         stream, channel = Line._stream, Uplink.channel
 
         async def of_device(line):
@@ -66,13 +73,20 @@ class Weather:
         return self
 
 
+def _tries_no_longer(line: Line) -> None:
+    """Of this line alone: edges and the line to the next edge are as patient as their round."""
+    line._patience = replace(line._patience, straggler=_TRIES)
+
+
 def out_of_reach(monkeypatch, at: At, edge: int = 0) -> Weather:
-    """The device cannot reach this edge any more from this place of its session on."""
+    """The device cannot reach this edge any more from this place of its session on, and soon gives it up."""
     weather, stream = Weather(cuts=[at]).over(monkeypatch), Line._stream
 
     async def streaming(line):
-        if weather.met and (line.invitation.device, line.invitation.edge) == (at.device, edge):
-            raise UNAVAILABLE
+        if (line.invitation.device, line.invitation.edge) == (at.device, edge):
+            if weather.met:
+                raise UNAVAILABLE
+            _tries_no_longer(line)
         await stream(line)
 
     monkeypatch.setattr(Line, "_stream", streaming)
@@ -80,7 +94,7 @@ def out_of_reach(monkeypatch, at: At, edge: int = 0) -> Weather:
 
 
 def loses_its_edge(monkeypatch, after: Callable[[pb.Reply], bool], device: int = 0, edge: int = 0) -> threading.Event:
-    """The device cannot reach this edge any more once it has heard such a reply; returns whether that is so."""
+    """Once it has heard such a reply, the device cannot reach this edge any more; returns whether that is so."""
     stream, tell, gone = Line._stream, Line._tell, threading.Event()
 
     def heard(line, event):
@@ -91,8 +105,10 @@ def loses_its_edge(monkeypatch, after: Callable[[pb.Reply], bool], device: int =
             raise UNAVAILABLE
 
     async def streaming(line):
-        if gone.is_set() and (line.invitation.device, line.invitation.edge) == (device, edge):
-            raise UNAVAILABLE
+        if (line.invitation.device, line.invitation.edge) == (device, edge):
+            if gone.is_set():
+                raise UNAVAILABLE
+            _tries_no_longer(line)
         await stream(line)
 
     monkeypatch.setattr(Line, "_tell", heard)

@@ -22,7 +22,6 @@ from fsl.privacy.noise import SecureNoise, SeededNoise, noise_source
 from fsl.privacy.private_cut import PrivateCut
 from fsl.privacy.private_learner import Privatizer, hookable
 from fsl.privacy.settings import SegmentPrivacy
-from fsl.run.backend import Backend
 from fsl.seeds import Stream
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Replicated
@@ -173,11 +172,10 @@ def test_how_many_nodes_share_the_work_changes_nothing(strategy, privacy):
 
 
 @pytest.mark.slow
-def test_inline_equals_ray(ray_cluster):
+def test_nodes_elsewhere_compute_the_same(elsewhere):
     every = Privacy(DPSGD(noise_multiplier=0.5), cut=CutNoise(0.5), labels=RandomizedLabels(2.0))
     options = {"devices": 4, "edges": 2, "batch_size": 4, "privacy": every}
-    ray = Backend("ray", address="auto")
-    assert_same_run(run(PSL(), **options), run(PSL(), nodes=2, backend=ray, **options))
+    assert_same_run(run(PSL(), **options), run(PSL(), nodes=2, backend=elsewhere, **options))
 
 
 @cases

@@ -67,6 +67,14 @@ def test_who_is_left_when_a_round_ends_is_told(tmp_path):
     assert reason == "round 1 is over at edge 0, without device 2"
 
 
+def test_a_round_waits_no_longer_than_its_last_words_take(tmp_path):
+    with Edge(tmp_path, a_plan(), range(HONEST + 1)) as edge, Stranger(edge, 2) as stranger:
+        stranger.enter()
+        edge.door.end(5)  # returns sooner where all has left
+        assert edge.admission.sessions[2].delivered.is_set()
+        assert stranger.refusal()[0].name == "FAILED_PRECONDITION"
+
+
 def test_a_device_whose_line_fails_is_lost_by_name(tmp_path, monkeypatch):
     async def fails(line):
         raise ArithmeticError("no such luck")

@@ -195,10 +195,11 @@ def test_a_server_above_that_says_nothing_loses_its_edges_devices(strategy, tmp_
     monkeypatch.setattr(UpperRound, "_upload", hangs)
     monkeypatch.setattr(RemoteAbove, "_upload", noted)
     monkeypatch.setattr(RemoteAbove, "end", lambda self: (end(self), over.set() if self._edge == 1 else None))
-    found = run(strategy, rounds=2, backend=Wired(folder=tmp_path, patience=QUICK), **FOUR)
+    patience = replace(QUICK, answer=2)
+    found = run(strategy, rounds=2, backend=Wired(folder=tmp_path, patience=patience), **FOUR)
     first, second = found.metrics
     assert set(first["lost"]) == {"1", "3"}
-    assert all("the server above edge 1 said nothing for 4 s" in reason for reason in first["lost"].values())
+    assert all("the server above edge 1 said nothing for 2 s" in reason for reason in first["lost"].values())
     assert len(asked) == 1
     assert (first["devices"], second["devices"]) == (2, 4)
 

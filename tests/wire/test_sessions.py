@@ -1,7 +1,6 @@
 """Sessions of every trainer: through broken connections, without those who are lost, with those who finish early."""
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -17,7 +16,9 @@ from fsl.messages.frames import frame, reply_frame
 from fsl.round.edge_server import EdgeServer
 from fsl.round.front_device import Device, LocalLossDevice
 from fsl.wire.device.line import Uplink
+from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.options import Patience
+from tests.helpers.each_time import by_type, each_time
 from tests.helpers.flaky import At, Weather
 from tests.helpers.lowlevel import VERSIONS
 from tests.helpers.runs import ADAM, assert_same_bits, assert_same_result, run
@@ -36,12 +37,12 @@ TRAINERS = [
     CycleSL(window=2),  # answers come late
     DecoupledSL(),  # no answers
 ]
-trainers = pytest.mark.parametrize("strategy", TRAINERS, ids=lambda s: type(s).__name__)
 # One of each way in which an edge answers; the others differ in what becomes of fronts and backs after the session.
 MANNERS = [SplitFedV1(), SplitFedV2(), PSL(), CycleSL(window=2), DecoupledSL()]
 manners = pytest.mark.parametrize("strategy", MANNERS, ids=lambda s: type(s).__name__)
+on_every_answer = pytest.mark.parametrize("strategy", each_time(by_type(TRAINERS), [*by_type(MANNERS)]))
 OPTIONS = {"devices": 4, "optimizer": ADAM, "batch_size": 10, "local_epochs": 2}  # six uploads a round
-QUICK = Patience(join=3, straggler=3, answer=10)
+QUICK = Patience(join=2, straggler=2, answer=10)
 
 
 def wired(folder, **options):
@@ -61,13 +62,7 @@ def places(strategy):
     return [At(k % 4, *place) for k, place in enumerate([*once, *steps])]
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param(s, marks=() if type(s) in map(type, MANNERS) else pytest.mark.shows, id=type(s).__name__)
-        for s in TRAINERS
-    ],
-)
+@on_every_answer
 def test_connections_that_break_anywhere_change_nothing(strategy, tmp_path, monkeypatch):
     expected = run(strategy, model=small_model("batch", 0.3), **OPTIONS)
     weather = Weather(cuts=places(strategy)).over(monkeypatch)
@@ -77,7 +72,7 @@ def test_connections_that_break_anywhere_change_nothing(strategy, tmp_path, monk
     assert all(row["lost"] == {} for row in found.metrics)
 
 
-@trainers
+@on_every_answer
 def test_a_connection_that_breaks_all_the_time_changes_nothing(strategy, tmp_path, monkeypatch):
     answers = "served" if isinstance(strategy, DecoupledSL) else "reply"
     cuts = [At(1, does, kind, step) for step in range(6) for does, kind in (("says", "upload"), ("hears", answers))]
@@ -152,13 +147,15 @@ def test_the_others_finish_whoever_fails_in_the_middle(strategy, tmp_path, monke
 @pytest.mark.parametrize("strategy", [PSL(), SplitFedV2(), SplitFedV1()], ids=lambda s: type(s).__name__)
 def test_who_stalls_is_not_waited_for(strategy, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch, rounds=1)
-    # What stalls is a thread of this process, and ends by itself: after 5 s, past the patience of 3 s.
-    device_2_before(0, lambda: time.sleep(5), strategy, monkeypatch)
+    lose, lost = EdgeRound._lose, threading.Event()
+    monkeypatch.setattr(EdgeRound, "_lose", lambda *given: (lose(*given), lost.set()))
+    device_2_before(0, lambda: lost.wait(20), strategy, monkeypatch)
     found = run(strategy, rounds=1, backend=wired(tmp_path, device_nodes=4, patience=QUICK), **OPTIONS)
-    assert_others_alone(found, expected, "nothing came from it for 3 s")
+    assert_others_alone(found, expected, "nothing came from it for 2 s")
 
 
-@manners
+# An edge waits for it as long whatever it computes. Where others wait for it, in turn and together, is tried each time.
+@pytest.mark.parametrize("strategy", each_time(by_type(MANNERS), ["SplitFedV2", "PSL"]))
 def test_who_never_comes_is_not_waited_for(strategy, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch, rounds=1)
     attend = Uplink.attend
@@ -170,14 +167,14 @@ def test_who_never_comes_is_not_waited_for(strategy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Uplink, "attend", elsewhere)
     found = run(strategy, rounds=1, backend=wired(tmp_path, patience=QUICK), **OPTIONS)
-    assert_others_alone(found, expected, "it did not come in 3 s")
+    assert_others_alone(found, expected, "it did not come in 2 s")
 
 
 def test_a_round_without_any_device_ends(tmp_path, monkeypatch):
     attend = Uplink.attend
     monkeypatch.setattr(Uplink, "attend", lambda u, i, *rest: attend(u, replace(i, address="127.0.0.1:1"), *rest))
     with pytest.raises(RunError, match="round 1: no device finished"):
-        run(PSL(), backend=wired(tmp_path, patience=QUICK), **OPTIONS)
+        run(PSL(), backend=wired(tmp_path, patience=Patience(join=0.5, straggler=0.5, answer=10)), **OPTIONS)
 
 
 @manners

@@ -24,6 +24,7 @@ from fsl.wire.edge.u_shaped_moving_edge_round import UShapedMovingEdgeRound
 from fsl.wire.options import Patience
 from tests.helpers import causal
 from tests.helpers.causal import Decoder, next_letter, text_task
+from tests.helpers.each_time import by_type, each_time, products
 from tests.helpers.flaky import UNAVAILABLE, At, Weather, loses_its_edge, out_of_reach
 from tests.helpers.moving import ALL, CODECS, MIDDLE, OPTIONS, SCHEDULES, assert_as_without, plan_of, wired
 from tests.helpers.runs import ADAM, KEPT, SGD, assert_same_bits, assert_same_result, run
@@ -43,8 +44,15 @@ STREAMS = pytest.mark.parametrize("steps", ["tcp", "grpc"])
 # As planned.
 
 
-@pytest.mark.parametrize("mobility", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("on_move", ["migrate", "restart"])
+# Every schedule once, and under `restart` the ways to leave that differ there. Which message of a step a device leaves
+# at is tried below, message by message.
+PLANNED = ["migrate-first", "migrate-two", "migrate-back", "migrate-all"]
+PLANNED += ["restart-middle", "restart-last", "restart-two"]
+
+
+@pytest.mark.parametrize(
+    ("on_move", "mobility"), each_time(products({"migrate": "migrate", "restart": "restart"}, SCHEDULES), PLANNED)
+)
 def test_a_federation_with_moves_equals_a_simulation_with_them(on_move, mobility, tmp_path):
     options = U | {"optimizer": KEPT if on_move == "migrate" else ADAM, "mobility": mobility}
     found = run(FedFly(on_move), backend=wired(tmp_path), **options)
@@ -52,16 +60,21 @@ def test_a_federation_with_moves_equals_a_simulation_with_them(on_move, mobility
     assert all(row["lost"] == {} for row in found.metrics)
 
 
+# A codec of floats, and one with ranges: what travels of a session is as with two segments, in test_moves.py.
 @pytest.mark.parametrize("steps", ["tcp", pytest.param("grpc", marks=pytest.mark.shows)])
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", each_time({c: c for c in CODECS}, [c for c in CODECS if "BF" in c or "Int8" in c]))
 def test_whatever_the_codec(codec, steps, tmp_path):
     options = U | {"optimizer": ADAM, "mobility": ALL, "up": codec, "down": codec}
     backend = wired(tmp_path, device_more={"steps": steps})
     assert_same_result(run(FedFly(), **options), run(FedFly(), backend=backend, **options))
 
 
-@STREAMS
-@pytest.mark.parametrize("strategy", [FedFly(), SplitFedV3()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    ("strategy", "steps"),
+    each_time(
+        products(by_type([FedFly(), SplitFedV3()]), {"tcp": "tcp", "grpc": "grpc"}), ["FedFly-grpc", "SplitFedV3-tcp"]
+    ),
+)
 def test_moves_change_nothing(strategy, steps, tmp_path):
     options = U | {"optimizer": KEPT}
     found = run(strategy, mobility=ALL, backend=wired(tmp_path, device_more={"steps": steps}), **options)
@@ -89,6 +102,7 @@ def test_who_is_dropped_is_lost(tmp_path):
 
 # Messages 2s and 2s + 1 of a step s: smashed data and the tail's answer, the outputs and the cut gradient.
 PLACES = [At(0, does, kind, number) for number in range(8) for does, kind in (("says", "upload"), ("hears", "reply"))]
+AT = {f"{at.does}-{at.step}": at for at in PLACES}
 
 
 def test_connections_that_break_at_either_message_of_a_move_change_nothing(tmp_path, monkeypatch):
@@ -119,8 +133,9 @@ class Cut:
         monkeypatch.setattr(PeerLines, "call", call)
 
 
+# Each message of the first step, of one in the middle and of the last; the other one in the middle is as this one.
 @pytest.mark.parametrize("steps", ["tcp", pytest.param("grpc", marks=pytest.mark.shows)])
-@pytest.mark.parametrize("at", PLACES, ids=lambda at: f"{at.does}-{at.step}")
+@pytest.mark.parametrize("at", each_time(AT, [name for name, at in AT.items() if at.step // 2 != 2]))
 def test_a_device_that_loses_its_edge_at_any_message_takes_its_session_along(at, steps, tmp_path, monkeypatch):
     backhaul, weather = Cut(monkeypatch), out_of_reach(monkeypatch, at)
     options = U | {"optimizer": ADAM, "rounds": 1}
@@ -172,8 +187,16 @@ def test_where_the_source_is_dead_the_last_copy_goes_on(every, at, wasted, tmp_p
     assert found.metrics[0]["wasted_steps"] == wasted
 
 
-@pytest.mark.parametrize("at", [PLACES[2], *PLACES[4:8]], ids=lambda at: f"{at.does}-{at.step}")
-@pytest.mark.parametrize("strategy", [SGLR(phi=0.5), SplitFedV2()], ids=lambda s: type(s).__name__)
+# Served together: at every message. Served in turn: at one message that the edge has, and at one that it lacks.
+TOGETHER = products(
+    by_type([SGLR(phi=0.5), SplitFedV2()]), {name: AT[name] for name in [*AT][2:8] if name != "hears-1"}
+)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "at"),
+    each_time(TOGETHER, [name for name in TOGETHER if name[:4] == "SGLR" or name[11:] in ("hears-2", "says-3")]),
+)
 def test_in_lockstep_the_others_go_on_when_one_takes_its_session_along(strategy, at, tmp_path, monkeypatch, caplog):
     backhaul, weather = Cut(monkeypatch), out_of_reach(monkeypatch, at)
     backend = wired(tmp_path, edges=2, patience=QUICK, roaming=True)
@@ -442,6 +465,7 @@ def test_a_session_that_no_edge_makes_is_refused_and_its_device_stays(spoil, tmp
             raise
 
     monkeypatch.setattr(PeerLines, "call", spoiled)
+    monkeypatch.setattr("fsl.wire.edge.other_edges._AGAIN", 0.03)  # seconds between two attempts, of which all fail
     options = U | {"optimizer": KEPT, "rounds": 1}
     found = run(FedFly(), mobility=MIDDLE, backend=wired(tmp_path, patience=QUICK), **options)
     monkeypatch.undo()

@@ -176,7 +176,7 @@ class EdgeDoor:
                 await self._turn_away(context, refusal)
         finally:  # also where the device hangs up first, as it does once its session is closed
             session.detach(stream)
-            if session.finished:
+            if session.finished or (session.refusal is not None and not session.connected):
                 session.delivered.set()
             for task in (reader, writer):
                 task.cancel()

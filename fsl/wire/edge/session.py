@@ -58,7 +58,7 @@ class WireSession:
         self._meter = meter
         self._arrivals: deque[float] = deque()  # arrival times of the unserved uploads
         self._lock = threading.RLock()
-        self.delivered = asyncio.Event()  # the last frame is on its way to the device
+        self.delivered = asyncio.Event()  # the last frame, or the refusal, is on its way to the device
 
     # For the computing thread.
 
