@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import fsl
 import fsl.data
-from fsl import costs, data, metrics, mobility, models, selection
+from fsl import costs, data, inference, metrics, mobility, models, packets, selection
 from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import exits, planning, profiles
+from fsl.inference import exits, lossy, planning, profiles
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -250,6 +250,9 @@ OTHERS = {
     },
     "selection": {"BySamples", "FedCS", "PowerOfChoice", "RoundRobin", "Selection", "Uniform"},
     "metrics": {"Metric", "Scored", "as_metrics"},
+    "packets": {"Passage", "Retransmitted"},
+    "inference": {"Crossing"},
+    "inference.lossy": {"LossyOutputs", "UdpAnswers", "UdpCounts"},
     "inference.profiles": {
         *("Layer", "ModelProfile", "PointProfile", "PredictionError", "SecondsSpread", "SideProfile", "SplitCheck"),
         *("TimedModel", "machine_in_words"),
@@ -275,7 +278,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("room", [data, models, costs, selection, metrics, profiles, planning, exits], ids=OTHERS)
+@pytest.mark.parametrize(
+    "room", [data, models, costs, selection, metrics, packets, inference, lossy, profiles, planning, exits], ids=OTHERS
+)
 def test_each_public_function_checks_its_arguments_types(room):
     """A new one does so too, or its name is added to the list above with a call among `CALLS`."""
     unchecked = set()

@@ -1,6 +1,7 @@
 """Says which of a sample's values travel in one packet."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -44,8 +45,14 @@ class Packing:
 
         Sizes of two packets differ by one value at most.
         """
-        packets = torch.arange(size) * self.count(size) // max(size, 1)
-        if self.order == "sequential":
-            return packets
-        generator = seeds.torch_generator(self.seed, "packing", step=size)
-        return packets[torch.randperm(size, generator=generator)]
+        return _packet_of(self, size)
+
+
+@lru_cache(maxsize=64)
+def _packet_of(packing: Packing, size: int) -> Tensor:
+    """Nobody changes it: each step of a session asks for the same."""
+    packets = torch.arange(size) * packing.count(size) // max(size, 1)
+    if packing.order == "sequential":
+        return packets
+    generator = seeds.torch_generator(packing.seed, "packing", step=size)
+    return packets[torch.randperm(size, generator=generator)]

@@ -6,6 +6,8 @@ import threading
 import time
 
 from fsl import seeds
+from fsl.argument_types import checks_types
+from fsl.errors import ConfigError
 from fsl.inference.lossy.datagrams import MOST_BYTES
 from fsl.inference.lossy.udp_edge import bound
 from fsl.packets import PacketChannel
@@ -21,8 +23,11 @@ class LossyProxy:
     does on a link. Answers go down unharmed, unless `down` is given. Draws follow from `seed`.
     """
 
+    @checks_types("proxy.")
     def __init__(self, edge: str, channel: PacketChannel, *, down: PacketChannel | None = None, seed: int = 0) -> None:
         host, _, port = edge.rpartition(":")
+        if not port.isdecimal():
+            raise ConfigError(f"edge={edge}: give host:port, as in 127.0.0.1:9000")
         self._edge = host.strip("[]"), int(port)
         self._ways = {"up": _Fates(channel, seed, "up"), "down": _Fates(down or PacketChannel(), seed, "down")}
         self._front = bound(f"{host}:0")

@@ -9,6 +9,7 @@ from torch import Tensor
 from fsl.codecs.codec import Codec, Payload
 from fsl.errors import ConfigError, WireError
 from fsl.inference.lossy.datagrams import MOST_BYTES, OVERHEAD
+from fsl.inference.split_points import OUTPUT, SplitPoints
 from fsl.messages.frames import tensor_bytes
 from fsl.packets import Packing, Reception
 
@@ -101,3 +102,18 @@ class PackedValues:
         if not bool(found.isfinite().all()):
             raise WireError("values that came in packets are not finite")
         return found
+
+
+def packed_at(points: SplitPoints, place: int, codec: Callable[[], Codec], packing: Packing) -> PackedValues:
+    """Returns how samples are packed at one of a model's points, by its place; ConfigError where they cannot be."""
+    if place >= len(points.names):
+        raise ConfigError(f"point {place}: the model has {len(points.names)} points")
+    if points.names[place] == OUTPUT:
+        raise ConfigError(f"point={OUTPUT!r}: nothing crosses there; the device computes everything itself")
+    crossing = points.crossing(points.names[place]).values
+    if not isinstance(crossing, Tensor) or not crossing.is_floating_point():
+        raise ConfigError(
+            f"point={points.names[place]!r}: several tensors cross there, or whole numbers; a lossy link takes one "
+            "tensor of activations"
+        )
+    return PackedValues(codec, torch.Size(crossing.shape[1:]), crossing.dtype, packing)

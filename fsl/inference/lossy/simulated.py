@@ -11,7 +11,8 @@ from fsl.argument_types import checks_types
 from fsl.codecs.codec import Codec
 from fsl.codecs.identity import Identity
 from fsl.errors import ConfigError
-from fsl.inference.split_points import OUTPUT, SplitPoints
+from fsl.inference.lossy.packed_values import packed_at
+from fsl.inference.split_points import SplitPoints
 from fsl.packets import LossyLink
 from fsl.segments.tensor_trees import Values
 
@@ -42,14 +43,17 @@ def outputs_over(
 ) -> LossyOutputs:
     """Compute a model's outputs for samples (B, ...) whose values at `point` pass a lossy link, each sample alone.
 
-    `codec`: makes what values are encoded by, one value at a time, as `UdpEdge` takes it. ConfigError at "output",
+    `codec`: makes what values are encoded by, row by row and one value at a time. ConfigError for others, at "output",
     where nothing crosses, and where several tensors do. A sample of which nothing came is computed from zeros.
     """
-    if point == OUTPUT:
-        raise ConfigError(f"point={point!r}: nothing crosses there")
-    if not isinstance(points.crossing(point).values, Tensor):
-        raise ConfigError(f"point={point!r}: several tensors cross there; a lossy link takes one tensor of activations")
+    points.check(point)
+    packed_at(points, points.names.index(point), codec, link.packing)  # refuses what cannot cross so
     coder, outputs, shares, seconds = codec(), [], [], []
+    if not coder.rowwise:
+        raise ConfigError(
+            f"codec={coder.name}: it codes a batch as a whole, and samples come each for itself; use a row-wise "
+            "one, as float16 or fsl.codecs.Int8(per='sample')"
+        )
     for number, start in enumerate(range(0, len(inputs), _ROWS)):
         values = points.head(point, inputs[start : start + _ROWS])
         assert isinstance(values, Tensor)  # as was checked

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.codecs.codec import Codec
 from fsl.codecs.identity import Identity
 from fsl.errors import ConfigError, WireError
 from fsl.inference.lossy.datagrams import MOST_BYTES, OVERHEAD, Datagram, Seal
-from fsl.inference.lossy.udp_edge import bound, packed_at, refuse_open
+from fsl.inference.lossy.packed_values import packed_at
+from fsl.inference.lossy.udp_edge import bound, refuse_open
 from fsl.inference.split_points import OUTPUT, SplitPoints
 from fsl.packets import Packing
 from fsl.segments.tensor_trees import Values
+
+_LONGEST = 1e6  # seconds that a socket can wait
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class UdpDevice:
     this machine; a deadline counts from a sample's first packet.
     """
 
+    @checks_types("device.")
     def __init__(
         self,
         points: SplitPoints,
@@ -50,6 +55,8 @@ class UdpDevice:
         pause: float = 0.0,
     ) -> None:
         self._points, self._codec, self._packing = points, codec, packing or Packing(values=256)
+        if not 0 <= pause <= _LONGEST:
+            raise ConfigError(f"pause={pause!r}: it is a number of seconds, 0 up to {_LONGEST:g}")
         self._seal, self._pause = Seal(key), pause
         host, _, port = edge.rpartition(":")
         if not port.isdecimal():
@@ -69,15 +76,16 @@ class UdpDevice:
         """Close the socket."""
         self._socket.close()
 
+    @checks_types(leave=("inputs",))
     def infer(self, inputs: Values, point: str, deadline: float = 1.0, window: int = 8) -> UdpAnswers:
         """Compute the head of samples (B, ...), send them, and hear what the edge makes of what arrives.
 
         `deadline`: seconds for each sample's answer. `window`: so many samples are on their way at a time.
         """
-        if not deadline >= 0:
-            raise ConfigError(f"deadline={deadline!r}: it is a number of seconds, 0 or more")
-        if point == OUTPUT:
-            raise ConfigError(f"point={point!r}: nothing crosses there; the device computes everything itself")
+        if not 0 <= deadline <= _LONGEST:
+            raise ConfigError(f"deadline={deadline!r}: it is a number of seconds, 0 up to {_LONGEST:g}")
+        if window < 1:
+            raise ConfigError(f"window={window}: at least one sample is on its way at a time")
         self._points.check(point)
         place = self._points.names.index(point)
         packed = packed_at(self._points, place, self._codec, self._packing)

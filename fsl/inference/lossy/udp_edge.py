@@ -8,14 +8,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from fsl.argument_types import checks_types
 from fsl.codecs.codec import Codec
 from fsl.codecs.identity import Identity
 from fsl.errors import ConfigError, FslError, WireError
-from fsl.inference.lossy.datagrams import MOST_BYTES, Datagram, Seal
-from fsl.inference.lossy.packed_values import PackedValues
+from fsl.inference.lossy.datagrams import MOST_BYTES, OVERHEAD, Datagram, Seal
+from fsl.inference.lossy.packed_values import PackedValues, packed_at
 from fsl.inference.split_points import OUTPUT, SplitPoints
 from fsl.messages.frames import tensor_bytes
 from fsl.packets import Packing, Reception
@@ -62,6 +62,7 @@ class UdpEdge:
     One thread, which `close` ends.
     """
 
+    @checks_types("edge.")
     def __init__(
         self,
         points: SplitPoints,
@@ -80,6 +81,14 @@ class UdpEdge:
             raise ConfigError(
                 "reception.waiting=inf: an edge would keep a sample for ever when a packet is lost; give the seconds "
                 "after which it goes on"
+            )
+        for name, count in (("samples", samples), ("copies", copies)):
+            if count < 1:
+                raise ConfigError(f"{name}={count}: it is a whole number, 1 or more")
+        if (size := points.crossing(OUTPUT).elements * 4 + OVERHEAD) > MOST_BYTES:
+            raise ConfigError(
+                f"the model's outputs take a datagram of {size} bytes, and UDP takes {MOST_BYTES}; serve a model "
+                "with fewer"
             )
         self._packing, self._codec = packing or Packing(values=256), codec
         self._seal, self._samples, self._copies = Seal(key), samples, copies
@@ -185,21 +194,11 @@ class UdpEdge:
 
     def _of(self, place: int) -> PackedValues:
         if place not in self._packed:
-            self._packed[place] = packed_at(self._points, place, self._codec, self._packing)
+            try:
+                self._packed[place] = packed_at(self._points, place, self._codec, self._packing)
+            except ConfigError as error:
+                raise WireError(f"a datagram names a point that is none here: {error}") from None
         return self._packed[place]
-
-
-def packed_at(points: SplitPoints, place: int, codec: Callable[[], Codec], packing: Packing) -> PackedValues:
-    """Returns how samples are packed at one of a model's points; WireError where there is none such."""
-    if place >= len(points.names) or points.names[place] == OUTPUT:
-        raise WireError(f"point {place} is none at which something crosses")
-    crossing = points.crossing(points.names[place]).values
-    if not isinstance(crossing, Tensor) or not crossing.is_floating_point():
-        raise WireError(
-            f"point={points.names[place]!r}: several tensors cross there, or whole numbers; a lossy link takes one "
-            "tensor of activations"
-        )
-    return PackedValues(codec, torch.Size(crossing.shape[1:]), crossing.dtype, packing)
 
 
 def refuse_open(setting: str, host: str) -> None:

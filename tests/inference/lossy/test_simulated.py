@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fsl.codecs import Int8
+from fsl.codecs import Int8, TopK
 from fsl.errors import ConfigError
 from fsl.inference import SplitPoints
 from fsl.inference.lossy import outputs_over
@@ -46,10 +46,19 @@ def test_the_deadline_bounds_every_sample_and_costs_packets():
 
 def test_a_codec_stands_in_front_of_the_link():
     model = points()
-    found = outputs_over(model, "stage1", BATCH, LossyLink(), codec=Int8)
+    found = outputs_over(model, "stage1", BATCH, LossyLink(), codec=lambda: Int8(per="sample"))
     exact = model.tail("input", BATCH)
     assert not torch.equal(found.outputs, exact)
     torch.testing.assert_close(found.outputs, exact, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("codec", "line"),
+    [(Int8, "codec=int8: it codes a batch as a whole"), (lambda: TopK(0.1), "codec=topk: a lost packet would take")],
+)
+def test_codecs_that_do_not_keep_samples_and_values_apart_are_refused(codec, line):
+    with pytest.raises(ConfigError, match=line):
+        outputs_over(points(), "stage1", BATCH, LossyLink(), codec=codec)
 
 
 def test_where_nothing_crosses_nothing_gets_lost():

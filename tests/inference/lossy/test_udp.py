@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fsl.codecs import BFloat16, Float16, Identity, Int8, TopK, Zstd
-from fsl.errors import ConfigError, WireError
+from fsl.errors import ConfigError, FslError, WireError
 from fsl.inference import SplitPoints
 from fsl.inference.lossy import LossyProxy, UdpDevice, UdpEdge
 from fsl.inference.lossy.datagrams import Datagram, Seal
@@ -219,6 +219,10 @@ def test_codecs_of_which_a_lost_packet_takes_everything_are_refused(codec):
         (lambda: UdpEdge(points(), "0.0.0.0:0"), "address=0.0.0.0: without a key anybody on the way can read"),
         (lambda: UdpDevice(points(), "192.0.2.1:9"), "edge=192.0.2.1: without a key anybody on the way can read"),
         (lambda: UdpDevice(points(), "127.0.0.1"), "edge=127.0.0.1: give host:port"),
+        (lambda: UdpEdge(points(), "127.0.0.1:0", samples=0), "samples=0: it is a whole number, 1 or more"),
+        (lambda: UdpEdge(points(), "127.0.0.1:0", copies=0), "copies=0: it is a whole number, 1 or more"),
+        (lambda: UdpDevice(points(), "127.0.0.1:9", pause=float("nan")), "pause=nan: it is a number of seconds"),
+        (lambda: LossyProxy("127.0.0.1", PacketChannel()), "edge=127.0.0.1: give host:port"),
         (lambda: UdpEdge(points(), "127.0.0.1:99999"), "address=127.0.0.1:99999: nothing can listen there"),
         (lambda: UdpEdge(points(), "127.0.0.1:0", key=b"short"), "key: it has 5 bytes; an AES key has 16, 24 or 32"),
         (
@@ -231,6 +235,30 @@ def test_wrong_options_are_told_in_a_line(make, line):
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"point": "output"}, "point='output': nothing crosses there"),
+        ({"point": "conv9"}, "point='conv9': it must be one of input, conv1"),
+        ({"window": 0}, "window=0: at least one sample is on its way at a time"),
+        ({"deadline": -1.0}, "deadline=-1.0: it is a number of seconds, 0 up to"),
+        ({"deadline": float("inf")}, "deadline=inf: it is a number of seconds, 0 up to"),
+        ({"deadline": "soon"}, "deadline='soon': give a number"),
+    ],
+)
+def test_wrong_requests_are_told_in_a_line(served, options, line):
+    device = served(UdpDevice, points(), "127.0.0.1:9")
+    with pytest.raises(FslError) as caught:
+        device.infer(torch.randn(1, 1, 28, 28), **{"point": "pool1"} | options)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_model_whose_outputs_are_beyond_a_datagram_is_not_served():
+    model = SplitPoints(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 20_000)), torch.randn(3, 4))
+    with pytest.raises(ConfigError, match="the model's outputs take a datagram of 80"):
+        UdpEdge(model, "127.0.0.1:0")
 
 
 def test_packets_beyond_udp_are_refused():

@@ -1,1 +1,0 @@
-"""Answers requests for a split model: an edge and its devices, over the wire."""
