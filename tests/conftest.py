@@ -23,7 +23,8 @@ import torch
 import fsl
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.files import write_bytes
-from fsl.run import plotting
+from fsl.run import plotting, preflight, prepared
+from tests.helpers.asked_once import measured_once, refused_once
 from tests.helpers.copied import Copied
 from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
@@ -106,7 +107,8 @@ def quick_runs():
     A run draws five pictures: here they are blank, except for tests that ask for `pictures`. Hydra composes a
     configuration once before the real time to read `hydra.mode`, and takes None where that fails; no test sets it. Each
     time it reads thirty YAML files, which lie in packages and do not change: here a worker reads each once.
-    Files are not waited for until they lie on the disk: no test switches the power off.
+    Whether a model's segments train as it does, and what they cost, is asked once of a model. Files are not waited for
+    until they lie on the disk: no test switches the power off.
     """
     from hydra._internal.hydra import Hydra
     from hydra._internal.sources_registry import SourcesRegistry
@@ -126,6 +128,8 @@ def quick_runs():
         patch.setattr(packages, "load_config", read_once)
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         patch.setattr(plotting, "save_figure", lambda figure, path: write_bytes(path, BLANK_PNG))
+        patch.setattr(preflight, "refuse_unfaithful", refused_once(preflight.refuse_unfaithful))
+        patch.setattr(prepared, "segment_costs", measured_once(prepared.segment_costs))
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 

@@ -17,6 +17,7 @@ from fsl.privacy.settings import NoPeek
 from fsl.segments.tensor_trees import TensorTree
 from fsl.split.cutting import split
 from tests.helpers.crossing import Answer, Reader, Untraceable, reader, sentence_task, sentences
+from tests.helpers.each_time import by_type, each_time
 from tests.helpers.runs import KEPT, assert_same_bits, assert_same_result, assert_same_run, run
 from tests.helpers.wired import Wired
 
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.slow
 
 models = pytest.mark.parametrize("kind", [Reader, Untraceable])
 STRATEGIES = [SplitFedV1(), SplitFedV2(), SplitFedV3(), VanillaSL(), PSL(), SGLR(phi=0.5, alpha=0.5), CycleSL(window=2)]
-strategies = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
 
 
 def trained(strategy, kind=Reader, dropout=0.0, **options):
@@ -47,7 +47,8 @@ def test_skip_connections_and_masks_cross_and_data_do_not(kind):
     )
 
 
-@models
+# What torch.export traced trains as FedAvg's whole model in test_low_rank.py, each time.
+@pytest.mark.parametrize("kind", [Reader, pytest.param(Untraceable, marks=pytest.mark.shows)])
 def test_one_device_equals_training_the_unsplit_model(kind):
     task, model = sentence_task(), reader(kind)
     found = trained(SplitFedV1(), kind, devices=1, optimizer=KEPT)
@@ -71,7 +72,8 @@ def test_splitfed_v1_equals_fedavg(kind):
     assert_same_bits(one.model.state_dict(), other.model.state_dict())
 
 
-@strategies
+# Trees that are put in a row (together), one after another, into a window, and for a device alone.
+@pytest.mark.parametrize("strategy", each_time(by_type(STRATEGIES), ["SplitFedV2", "SplitFedV3", "SGLR", "CycleSL"]))
 def test_over_the_wire_equals_in_one_process(strategy, tmp_path):
     options = {"devices": 4, "edges": 2, "dropout": 0.3, "optimizer": KEPT}
     wired = trained(strategy, backend=Wired(folder=tmp_path), **options)
@@ -79,13 +81,14 @@ def test_over_the_wire_equals_in_one_process(strategy, tmp_path):
     assert all(row["lost"] == {} for row in wired.metrics)
 
 
-@pytest.mark.parametrize("steps", ["tcp", pytest.param("grpc", marks=pytest.mark.shows)])
+@pytest.mark.shows  # nodes trace a model of theirs once more each; test_low_rank.py has one over the wire each time
+@pytest.mark.parametrize("steps", ["tcp", "grpc"])
 def test_it_is_the_same_over_either_stream(steps, tmp_path):
     backend = Wired(folder=tmp_path, device_more={"steps": steps})
     assert_same_result(trained(SplitFedV1(), Untraceable), trained(SplitFedV1(), Untraceable, backend=backend))
 
 
-@pytest.mark.parametrize("codec", [Float16, Int8])
+@pytest.mark.parametrize("codec", [pytest.param(Float16, marks=pytest.mark.shows), Int8])
 def test_codecs_take_activations_and_leave_masks(codec, tmp_path):
     codecs = {"up": codec, "down": codec}
     simulated = trained(SplitFedV1(), **codecs)

@@ -1,6 +1,5 @@
 """U-shaped splits: labels stay on devices, whose tails end what fronts begin; to the bit as one cut, and as none."""
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -28,6 +27,7 @@ from fsl.round.front_device import Device
 from fsl.split.cutting import split
 from fsl.wire.options import Patience
 from tests.helpers.flaky import At, Weather
+from tests.helpers.lost import somebody_lost
 from tests.helpers.runs import ADAM, KEPT, assert_same_bits, assert_same_result, assert_same_run, run
 from tests.helpers.small import small_model, small_task
 from tests.helpers.wired import Wired
@@ -244,19 +244,16 @@ def test_connections_that_break_anywhere_change_nothing(strategy, tmp_path, monk
 
 
 def test_a_device_whose_tail_is_too_slow_is_lost_alone(tmp_path, monkeypatch):
-    end, over = Device.end, threading.Event()
+    end, lost = Device.end, somebody_lost(monkeypatch)
 
     def waits(self, call):
         if (self.device, call.step) == (1, 1):
-            over.wait(5)
+            lost.wait(20)
         return end(self, call)
 
     monkeypatch.setattr(Device, "end", waits)
     patience = Patience(join=20, straggler=1, answer=20)
     backend = Wired(folder=tmp_path, edges=1, device_nodes=3, patience=patience)
-    try:
-        found = run(PSL(), cut=U, devices=3, rounds=1, backend=backend)
-    finally:
-        over.set()
+    found = run(PSL(), cut=U, devices=3, rounds=1, backend=backend)
     assert set(found.metrics[0]["lost"]) == {"1"}
     assert found.metrics[0]["devices"] == 2

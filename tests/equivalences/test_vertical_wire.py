@@ -1,6 +1,5 @@
 """Vertical split learning over gRPC: parties on nodes of their own, to the bit as in one process."""
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -17,6 +16,7 @@ from fsl.round.party_side import PartySide
 from fsl.round.scored_parties import ScoredParty
 from fsl.wire.options import Patience
 from tests.helpers.flaky import At, Weather
+from tests.helpers.lost import somebody_lost
 from tests.helpers.parties import model, run, tables
 from tests.helpers.runs import KEPT, assert_same_bits, assert_same_result
 from tests.helpers.wired import Wired
@@ -161,13 +161,10 @@ def test_without_the_labels_nobody_goes_on(tail, tmp_path, monkeypatch):
 
 
 def test_a_party_that_is_too_slow_is_lost_alone(tmp_path, monkeypatch):
-    over = threading.Event()
-    fails_at(monkeypatch, 0, 1, lambda self, forward: over.wait(4) and forward(self))
+    lost = somebody_lost(monkeypatch)
+    fails_at(monkeypatch, 0, 1, lambda self, forward: lost.wait(20) and forward(self))
     patience = replace(PATIENT, straggler=1)
-    try:
-        found = run(Vertical(), rounds=1, backend=Wired(folder=tmp_path, edges=1, patience=patience))
-    finally:
-        over.set()
+    found = run(Vertical(), rounds=1, backend=Wired(folder=tmp_path, edges=1, patience=patience))
     assert (found.metrics[0]["devices"], set(found.metrics[0]["lost"])) == (1, {"0"})
     assert found.metrics[0]["absent_bank"] == 3
 

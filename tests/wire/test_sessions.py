@@ -16,10 +16,10 @@ from fsl.messages.frames import frame, reply_frame
 from fsl.round.edge_server import EdgeServer
 from fsl.round.front_device import Device, LocalLossDevice
 from fsl.wire.device.line import Uplink
-from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.options import Patience
 from tests.helpers.each_time import by_type, each_time
 from tests.helpers.flaky import At, Weather
+from tests.helpers.lost import somebody_lost
 from tests.helpers.lowlevel import VERSIONS
 from tests.helpers.runs import ADAM, assert_same_bits, assert_same_result, run
 from tests.helpers.small import small_model
@@ -147,8 +147,7 @@ def test_the_others_finish_whoever_fails_in_the_middle(strategy, tmp_path, monke
 @pytest.mark.parametrize("strategy", [PSL(), SplitFedV2(), SplitFedV1()], ids=lambda s: type(s).__name__)
 def test_who_stalls_is_not_waited_for(strategy, tmp_path, monkeypatch):
     expected = without(2, strategy, monkeypatch, rounds=1)
-    lose, lost = EdgeRound._lose, threading.Event()
-    monkeypatch.setattr(EdgeRound, "_lose", lambda *given: (lose(*given), lost.set()))
+    lost = somebody_lost(monkeypatch)
     device_2_before(0, lambda: lost.wait(20), strategy, monkeypatch)
     found = run(strategy, rounds=1, backend=wired(tmp_path, device_nodes=4, patience=QUICK), **OPTIONS)
     assert_others_alone(found, expected, "nothing came from it for 2 s")
