@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 UNSPLIT = ("rounds=40", "inner=20", "inputs_lr=0.01", "front_lr=0.01", "samples=8", "magnitude=0")  # not the paper's
 QUICK = ["rounds=4", "devices=2", "batch_size=32", "optimizer.lr=0.1", "evaluate_every=4"]
+FEW = "samples_per_device=96"  # three steps a round, where nothing has to be learnt
 
 
 def trained(folder, *arguments):
@@ -89,7 +90,7 @@ def test_an_attack_that_knows_no_tail_refuses_one(tmp_path, capsys):
 
 @pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v3"])
 def test_an_adversary_has_the_fronts_of_the_rounds_that_its_victim_trained_in(strategy, tmp_path):
-    folder = trained(tmp_path / "run", f"strategy={strategy}", "devices=3", "devices_per_round=2", "rounds=6")
+    folder = trained(tmp_path / "run", f"strategy={strategy}", "devices=3", "devices_per_round=2", "rounds=6", FEW)
     target = read_target(folder, 0)
     rounds = target.rounds()
     assert 1 <= len(rounds) < 6
@@ -141,9 +142,9 @@ def test_the_unsplit_model_can_be_attacked_for_members_alone(tmp_path, capfd):
     assert "devices of this run train the whole model" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v3", "sglr"])
+@pytest.mark.parametrize("strategy", ["splitfed_v3", pytest.param("sglr", marks=pytest.mark.shows)])
 def test_private_fronts_are_attacked_device_by_device(strategy, tmp_path):
-    folder = trained(tmp_path / "run", f"strategy={strategy}")
+    folder = trained(tmp_path / "run", f"strategy={strategy}", "rounds=2")
     figures = found(folder, "inversion", "victim=1", "attack.inversion.steps=200")
     assert figures["mse"] < figures["blind_mse"]
 
@@ -152,9 +153,9 @@ def test_private_fronts_are_attacked_device_by_device(strategy, tmp_path):
 
 
 def test_devices_that_watch_stop_an_edge_that_hijacks(bare, tmp_path):
-    options = ["attack.fsha.rounds=2", "attack.fsha.turns=1"]
+    options = ["attack.fsha.rounds=1", "attack.fsha.turns=1"]
     assert found(bare, "fsha", *options)["stopped"] == 0
-    watched = trained(tmp_path / "run", "privacy=detector")
+    watched = trained(tmp_path / "run", "privacy=detector", "rounds=1")
     assert found(watched, "fsha", *options)["stopped"] == 1
     remark = json.loads((watched / "attacks" / "fsha.json").read_text())["remark"]
     assert remark.startswith("round 1, device 0, step ")
@@ -162,7 +163,7 @@ def test_devices_that_watch_stop_an_edge_that_hijacks(bare, tmp_path):
 
 
 def test_a_hijacker_knows_the_noise_and_lets_fronts_stand_still_to_average_it(tmp_path):
-    folder = trained(tmp_path / "run", "privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=3")
+    folder = trained(tmp_path / "run", "privacy=cut", "privacy.cut.noise_multiplier=0.2", "rounds=3", FEW)
     figures = found(folder, "fsha", "attack.fsha.turns=1", "attack.fsha.still=2")
     assert figures["sights"] == 2
     quiet = Hijacker(str(folder), std=0.2, clip=1.0, sights=2, still=1)
@@ -185,7 +186,8 @@ def test_a_hijacker_looks_through_the_noise_for_what_a_front_can_imitate():
 
 
 def test_a_hijacker_s_encoder_makes_signs_where_fronts_do_and_learns_through_them(tmp_path):
-    folder = trained(tmp_path / "run", "model=binary_vgg5", "model.upto=pool1", "model.cut=pool1", "codec=binary")
+    signs = ["model=binary_vgg5", "model.upto=pool1", "model.cut=pool1", "codec=binary"]
+    folder = trained(tmp_path / "run", *signs, "rounds=1", FEW)
     target = read_target(folder, 0)
     assert target.sign
     encoder = adversary((1, 8, 8), target.smashed(target.victims(2)[0], 0).shape[1:], False, target.sign)["encoder"]
@@ -215,8 +217,9 @@ def test_a_hijacker_s_own_rows_go_through_the_codec_as_devices_do():
 
 
 def test_a_late_cut_is_hijacked_too_where_a_batch_has_one_row(tmp_path):
-    """Of 721 rows a device, at a learning rate at which hijacked fronts stay finite."""
-    folder = trained(tmp_path / "run", "model.cut=fc1", "batch_size=30", "rounds=1", "optimizer.lr=0.001")
+    """At a learning rate at which hijacked fronts stay finite."""
+    few = ["batch_size=30", "samples_per_device=91", "rounds=1"]
+    folder = trained(tmp_path / "run", "model.cut=fc1", *few, "optimizer.lr=0.001")
     assert found(folder, "fsha", "attack.fsha.turns=1")["stopped"] == 0
 
 
@@ -241,9 +244,18 @@ def test_a_device_judges_after_some_steps_and_not_before():
         watch.look(2, gradients)
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "vanilla", "psl", "cyclesl"])
-def test_honest_edges_are_not_suspected(strategy, tmp_path):
-    arguments = ["privacy=detector", f"strategy={strategy}", "rounds=8", "optimizer.lr=0.05"]
+@pytest.mark.parametrize(
+    ("strategy", "rounds"),
+    [
+        *((strategy, 3) for strategy in ("splitfed_v1", "psl", "cyclesl")),  # gradients of one, of all, and late ones
+        *(
+            pytest.param(strategy, 8, marks=pytest.mark.shows)
+            for strategy in ("splitfed_v1", "splitfed_v2", "vanilla", "psl", "cyclesl")
+        ),
+    ],
+)
+def test_honest_edges_are_not_suspected(strategy, rounds, tmp_path):
+    arguments = ["privacy=detector", f"strategy={strategy}", f"rounds={rounds}", "optimizer.lr=0.05"]
     assert simulate([*QUICK, f"hydra.run.dir={tmp_path}", *arguments]) == 0
 
 

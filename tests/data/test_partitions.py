@@ -152,11 +152,12 @@ def test_nothing_is_printed(partitioner, capfd, recwarn):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", [150, pytest.param(1000, marks=pytest.mark.shows)])
 @pytest.mark.parametrize("partitioner", DIVIDING, ids=name_of)
-def test_a_thousand_devices(partitioner):
-    targets = np.random.default_rng(0).integers(CLASSES, size=20_000)
-    partition = divide(partitioner, devices=1000, targets=targets, groups=np.arange(len(targets)) % 1000)
-    assert sum(partition.size(k) for k in range(1000)) == 20_000
+def test_many_devices(partitioner, devices):
+    targets = np.random.default_rng(0).integers(CLASSES, size=20 * devices)
+    partition = divide(partitioner, devices=devices, targets=targets, groups=np.arange(len(targets)) % devices)
+    assert sum(partition.size(k) for k in range(devices)) == 20 * devices
 
 
 @pytest.mark.parametrize(("samples", "devices"), [(10, 3), (11, 3), (9, 9), (1437, 10)])

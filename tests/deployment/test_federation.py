@@ -51,6 +51,13 @@ def federation(tmp_path_factory):
             proxy.close()
 
 
+@pytest.fixture
+def small_federation(tmp_path):
+    """An edge and two devices: half as many processes start."""
+    with Federation(tmp_path / "federation", {}, edges=1, devices=2) as running:
+        yield running
+
+
 # Equivalence 6: simulation is a real federation over gRPC, same seeds.
 
 
@@ -74,19 +81,21 @@ class CloudKilled:
 
 
 # SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
-def test_sglr_computes_what_a_simulation_does_though_a_device_and_the_cloud_die(federation, tmp_path):
+def test_sglr_computes_what_a_simulation_does_though_a_device_and_the_cloud_die(small_federation, tmp_path):
     """What devices keep survives their restart, and a supervised run goes on when its cloud is killed."""
     overrides = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
-    out, run = tmp_path / "real", ["devices=4", "edges=2", *overrides]
-    killed, told = CloudKilled(federation, out, 2), []
-    end = federation.run([*run, "rounds=6"], out, killed.look, retries=1, tell=told.append)
+    out, run = tmp_path / "real", ["devices=2", "edges=1", *overrides]
+    killed, told = CloudKilled(small_federation, out, 2), []
+    end = small_federation.run([*run, "rounds=6"], out, killed.look, retries=1, tell=told.append)
     assert end.completed, end.details
     assert 2 <= killed.at[0] < 6
     (line,) = told
     assert "ended as died (its cloud's process has ended without a word)" in line
-    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=6"), out)
-    for device in range(4):  # private fronts are on the devices' own disks
-        (front,) = (federation.folder / "state" / f"device-{device}").glob(f"runs/*/fronts/{device}/6.safetensors")
+    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=6", edges=1, devices=2), out)
+    for device in range(2):  # private fronts are on the devices' own disks
+        (front,) = (small_federation.folder / "state" / f"device-{device}").glob(
+            f"runs/*/fronts/{device}/6.safetensors"
+        )
         expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
         assert_same_bits(load_file(front), load_file(expected))
 

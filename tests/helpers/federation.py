@@ -13,12 +13,12 @@ IGNORED = {"seconds", "lost", "failed_nodes"}
 
 
 class Federation(LocalFederation):
-    """Two edges and four devices that take the tests' strategies, with a look at what their processes do."""
+    """Edges and devices that take the tests' strategies, with a look at what their processes do."""
 
-    def __init__(self, folder: Path, node_config: Mapping[str, Mapping[str, str]]):
-        names = ["edge-0", "edge-1", *(f"device-{k}" for k in range(4))]
+    def __init__(self, folder: Path, node_config: Mapping[str, Mapping[str, str]], edges: int = 2, devices: int = 4):
+        names = [*(f"edge-{k}" for k in range(edges)), *(f"device-{k}" for k in range(devices))]
         config = {name: {"allow": "tests", "join": 20, "answer": 60, **node_config.get(name, {})} for name in names}
-        super().__init__(folder, 2, 4, node_config=config, environment={"PYTHONPATH": str(ROOT)})
+        super().__init__(folder, edges, devices, node_config=config, environment={"PYTHONPATH": str(ROOT)})
 
     def address(self, edge: str) -> tuple[str, int]:
         """Where an edge's own server listens."""
@@ -31,8 +31,8 @@ class Federation(LocalFederation):
         return found
 
 
-def simulated(folder: Path, *overrides: str) -> Path:
-    assert command(["devices=4", "edges=2", f"hydra.run.dir={folder}", *overrides]) == 0
+def simulated(folder: Path, *overrides: str, edges: int = 2, devices: int = 4) -> Path:
+    assert command([f"devices={devices}", f"edges={edges}", f"hydra.run.dir={folder}", *overrides]) == 0
     return folder
 
 

@@ -243,7 +243,7 @@ def test_poisson_draws_take_each_sample_with_its_rate(monkeypatch):
             privatize(self, noise, batches, factors),
         ),
     )
-    run(VanillaSL(), devices=1, batch_size=8, rounds=40, privacy=DP)
+    run(VanillaSL(), devices=1, batch_size=8, rounds=20, privacy=DP)
     draws = torch.tensor(sizes[::2], dtype=torch.float64)  # front and back see the same
     assert sizes[::2] == sizes[1::2]
     rate, samples = 8 / 96, 96
