@@ -28,6 +28,10 @@ def block(title: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
+    """A user's folder, with packages that have the names of those at the top of fsl's source tree."""
+    for name in ("strategies", "configs", "simulations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('a package of the user: {name}')")
     (tmp_path / "conf" / "strategy").mkdir(parents=True)
     for title in ("clipped.py", "conf/strategy/clipped.yaml"):
         (tmp_path / title).write_text(block(title))
@@ -100,9 +104,11 @@ from fsl.data import digits
 from fsl.models import MLP
 torch.manual_seed(0)
 run = fsl.simulate(MLP((1, 8, 8), 10), digits(), strategy=ClippedPSL(clip=0.05), devices=4, rounds=1)
-print(run.metrics[-1]["accuracy"] > 0)
+print(run.metrics[-1]["accuracy"] > 0, fsl.strategies.__file__)
 """
-    assert installed_wheel.run("-c", code, folder=folder).strip() == "True"
+    learnt, where = installed_wheel.run("-c", code, folder=folder).split()
+    assert learnt == "True"
+    assert Path(where).is_relative_to(installed_wheel.packages)
 
 
 def test_it_outlives_a_refused_step(here, monkeypatch):

@@ -21,7 +21,7 @@ from fsl.data import digits
 from fsl.errors import ConfigError
 from fsl.run.run_folder import RunFolder
 
-SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
+SMOKE = ["experiment=smoke", "rounds=1", "devices=2", "samples_per_device=16"]
 
 
 @pytest.fixture(autouse=True)

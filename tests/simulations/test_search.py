@@ -26,7 +26,7 @@ from tests.helpers.sweeps import MODEL, press_ctrl_c
 
 pytestmark = pytest.mark.slow
 
-SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
+SMOKE = ["experiment=smoke", "rounds=1", "devices=2", "samples_per_device=16"]
 RATES = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
 
 

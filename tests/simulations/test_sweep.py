@@ -15,12 +15,13 @@ from fsl.simulations.sweeps.jobs import JobRecord, read_record
 
 from fsl import files
 from fsl.quoting import override_value
+from tests.helpers.each_time import each_time
 from tests.helpers.places import ROOT
 from tests.helpers.sweeps import MODEL, press_ctrl_c
 
 pytestmark = pytest.mark.slow
 
-SMOKE = ["experiment=smoke", "rounds=1", "devices=2"]
+SMOKE = ["experiment=smoke", "rounds=1", "devices=2", "samples_per_device=16"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
@@ -58,7 +59,7 @@ def test_a_failed_job_is_one_line_and_loses_no_other_not_even_in_later_batches(c
     captured = capsys.readouterr()
     assert "2 jobs: 1 finished, 0 skipped (already done), 1 failed; results: sweep" in captured.out
     (failed,) = captured.err.splitlines()  # to go on would end in the same way
-    assert failed.startswith("fsl-simulate: job 0 (experiment=smoke rounds=1 devices=5000) failed: devices=5000: there")
+    assert failed.startswith("fsl-simulate: job 0 (experiment=smoke rounds=1 devices=5000 samples_per_device=16) failed: devices=5000: there")
     assert list(stamps()) == ["1"]
 
 
@@ -150,7 +151,7 @@ def records_as(state: str, *numbers: int) -> None:
 def test_a_sweep_whose_folders_are_named_by_its_overrides_goes_on():
     assert sweep("seed=0,1", "hydra.sweep.subdir=${hydra.job.override_dirname}") == 0
     records_as("failed", 1)
-    Path("sweep/devices=2,experiment=smoke,rounds=1,seed=1/summary.json").unlink()
+    Path("sweep/devices=2,experiment=smoke,rounds=1,samples_per_device=16,seed=1/summary.json").unlink()
     assert command(["-m", "resume=sweep"]) == 0
     assert [record.state for record in records()] == ["skipped", "finished"]
 
@@ -158,7 +159,8 @@ def test_a_sweep_whose_folders_are_named_by_its_overrides_goes_on():
 TYPED = ["+model.how='a,b','c d'", "+model.how=''", "+model.how=[1,2],[3]", "+model.how=${seed}", r"+model.how='\${x}'"]
 
 
-@pytest.mark.parametrize("typed", TYPED)
+# Commas, lists and a backslash: an empty text and another key's value are read and written alike.
+@pytest.mark.parametrize("typed", each_time({typed: typed for typed in TYPED}, [TYPED[0], *TYPED[2::2]]))
 def test_a_sweep_goes_on_with_what_was_typed(typed, unsound, capsys):
     assert sweep(*unsound, typed, "devices=5000") == 2
     before = [record.config for record in records()]
