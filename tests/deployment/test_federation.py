@@ -80,24 +80,39 @@ class CloudKilled:
             self.federation.restart("device-0")
 
 
-# SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move.
+def assert_same_as_simulated(federation: Federation, folder: Path, out: Path, *overrides: str):
+    assert_same_folder(simulated(folder, *overrides, edges=1, devices=2), out)
+    for device in range(2):  # private fronts are on the devices' own disks
+        fronts = federation.folder / "state" / f"device-{device}"
+        (front,) = fronts.glob(f"runs/*/fronts/{device}/{len(rows(out))}.safetensors")
+        assert_same_bits(load_file(front), load_file(folder / "fronts" / f"{device}.safetensors"))
+
+
+KEPT = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
+
+
+def test_sglr_computes_what_a_simulation_does(small_federation, tmp_path):
+    out = tmp_path / "real"
+    end = small_federation.run(["devices=2", "edges=1", *KEPT, "rounds=2"], out)
+    assert end.completed, end.details
+    assert_same_as_simulated(small_federation, tmp_path / "simulated", out, *KEPT, "rounds=2")
+
+
+# SplitFed V1 is held against simulation below, in rounds with faults and without; FedFly where devices move. Nodes that
+# come back to their files are threads each time, in tests/equivalences/test_wire.py, and runs that are begun again
+# answer at once, in test_supervised.py.
+@pytest.mark.shows
 def test_sglr_computes_what_a_simulation_does_though_a_device_and_the_cloud_die(small_federation, tmp_path):
     """What devices keep survives their restart, and a supervised run goes on when its cloud is killed."""
-    overrides = ["strategy=sglr", "optimizer=adam", "optimizer.reset=false"]
-    out, run = tmp_path / "real", ["devices=2", "edges=1", *overrides]
+    out = tmp_path / "real"
     killed, told = CloudKilled(small_federation, out, 2), []
-    end = small_federation.run([*run, "rounds=6"], out, killed.look, retries=1, tell=told.append)
+    run = ["devices=2", "edges=1", *KEPT, "rounds=6"]
+    end = small_federation.run(run, out, killed.look, retries=1, tell=told.append)
     assert end.completed, end.details
     assert 2 <= killed.at[0] < 6
     (line,) = told
     assert "ended as died (its cloud's process has ended without a word)" in line
-    assert_same_folder(simulated(tmp_path / "simulated", *overrides, "rounds=6", edges=1, devices=2), out)
-    for device in range(2):  # private fronts are on the devices' own disks
-        (front,) = (small_federation.folder / "state" / f"device-{device}").glob(
-            f"runs/*/fronts/{device}/6.safetensors"
-        )
-        expected = tmp_path / "simulated" / "fronts" / f"{device}.safetensors"
-        assert_same_bits(load_file(front), load_file(expected))
+    assert_same_as_simulated(small_federation, tmp_path / "simulated", out, *KEPT, "rounds=6")
 
 
 # Over gRPC in one process: tests/privacy/test_private_wire.py.

@@ -59,7 +59,9 @@ def test_a_failed_job_is_one_line_and_loses_no_other_not_even_in_later_batches(c
     captured = capsys.readouterr()
     assert "2 jobs: 1 finished, 0 skipped (already done), 1 failed; results: sweep" in captured.out
     (failed,) = captured.err.splitlines()  # to go on would end in the same way
-    assert failed.startswith("fsl-simulate: job 0 (experiment=smoke rounds=1 devices=5000 samples_per_device=16) failed: devices=5000: there")
+    assert failed.startswith(
+        "fsl-simulate: job 0 (experiment=smoke rounds=1 devices=5000 samples_per_device=16) failed: devices=5000: there"
+    )
     assert list(stamps()) == ["1"]
 
 
