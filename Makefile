@@ -27,11 +27,12 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# On the package as a user has it, not on the source tree; what an older build left is not in it.
+# On the package as a user has it, not on the source tree; what an older build left is not in it. What mypy finds of
+# torch stays in the cache, and a test of a user's script need not find it again.
 types: .venv/installed-test
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
-	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fsl
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fsl
 
 docs: .venv/installed-test
 	$(BIN)/mkdocs build --strict --quiet

@@ -16,16 +16,32 @@ GROUPS = sorted(p for p in (ROOT / "configs").iterdir() if p.is_dir() and not p.
 CHOICES = [(group.name, file.stem) for group in GROUPS for file in sorted(group.glob("*.yaml"))]
 
 
-@functools.cache  # to compose takes half a second, and two tests look at every choice
+ALONE = ("attack", "experiment")  # which choose in other groups
+PLACES = range(max(len(list(group.glob("*.yaml"))) for group in GROUPS if group.name not in ALONE))
+
+
+@functools.cache  # to compose takes a fifth of a second, and two tests look at every choice
 def composition(*overrides: str, name: str = "config") -> DictConfig:
     with initialize_config_module("fsl.configs", version_base="1.3"):
         return compose(name, overrides=[*overrides])
 
 
+def together(place: int) -> DictConfig:
+    """The configuration with the choice at this place of each group, where it has as many."""
+    chosen = []
+    for group in GROUPS:
+        choices = [choice for name, choice in CHOICES if name == group.name]
+        if group.name not in ALONE and place < len(choices):
+            chosen.append(f"{group.name}={choices[place]}")
+    needs = ["samples_per_device=8"] if "partition=resample" in chosen else []
+    return composition(*chosen, *needs)
+
+
 def choose(group: str, choice: str) -> DictConfig:
-    """The configuration with one choice of a group."""
-    needs = ["samples_per_device=8"] if choice == "resample" else []
-    return composition(f"{group}={choice}", *needs, name="attack" if group == "attack" else "config")
+    """A configuration with one choice of a group."""
+    if group in ALONE:
+        return composition(f"{group}={choice}", name="attack" if group == "attack" else "config")
+    return together([name for at, name in CHOICES if at == group].index(choice))
 
 
 def plain(config: DictConfig) -> dict:
@@ -41,13 +57,27 @@ def keys(values: dict, prefix: str = "") -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_config_file_composes(group, choice):
+@pytest.mark.parametrize("place", PLACES)
+def test_every_config_file_composes(place):
+    """With others at its place in their groups; one that would not go with them would say so."""
+    read_config(together(place))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group, choice in CHOICES if group in ALONE])
+def test_every_preset_composes(group, choice):
     config = choose(group, choice)
     if group == "attack":
         assert choice in config.attack
     else:
         read_config(config)
+
+
+@pytest.mark.shows  # files that go together go alone
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group, choice in CHOICES if group not in ALONE])
+def test_every_config_file_composes_alone(group, choice):
+    needs = ["samples_per_device=8"] if choice == "resample" else []
+    assert plain(composition(f"{group}={choice}", *needs))[group] == plain(choose(group, choice))[group]
 
 
 @pytest.mark.slow

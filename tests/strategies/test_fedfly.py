@@ -210,11 +210,12 @@ def test_cohorts_between_which_devices_move_share_a_node():
 
 
 @pytest.mark.slow
-def test_a_thousand_devices_over_twenty_edges():
-    options = {"devices": 1000, "edges": 20, "partition": Resample(12), "batch_size": 4}
+@pytest.mark.parametrize("devices", [150, pytest.param(1000, marks=pytest.mark.shows)])
+def test_many_devices_over_twenty_edges(devices):
+    options = {"devices": devices, "edges": 20, "partition": Resample(12), "batch_size": 4}
     (row,) = run(FedFly(), rounds=1, mobility=RandomMobility(0.2), **options).metrics
-    assert 120 < row["moves"] < 280
-    assert row["uploads"] == 3000
+    assert 0.12 < row["moves"] / devices < 0.28
+    assert row["uploads"] == 3 * devices
     assert row["migration_bytes"] > 0
     assert row["migration_seconds"] > 0
 
