@@ -15,7 +15,7 @@ from fsl.inference.exits.exit_stages import ExitStage, exit_stages, fuses, input
 from fsl.inference.exits.exit_thresholds import Given, Thresholds
 from fsl.inference.exits.exit_walk import ExitCosts, ExitPath, ExitResult, Onward, PartialResult, start_of, walk
 from fsl.inference.exits.head_fitting import fitted_heads
-from fsl.inference.exits.mac_counts import macs_of
+from fsl.costs.work_counting import macs_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
 from fsl.segments.modes import evaluating, training_modes

@@ -10,7 +10,7 @@ from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_heads import ExitHead, SLViTExit, exit_head
 from fsl.inference.exits.head_layers import Shape
-from fsl.inference.exits.mac_counts import macs_of
+from fsl.costs.work_counting import macs_of
 
 
 @checks_types(leave=("head",))

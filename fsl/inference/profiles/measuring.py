@@ -21,7 +21,7 @@ from fsl.inference.profiles.model_profile import (
     SplitCheck,
 )
 from fsl.inference.profiles.this_machine import machine_in_words, with_threads
-from fsl.inference.profiles.work_counting import WorkCount, WorkCounter, work_of
+from fsl.costs.work_counting import WorkCount, WorkCounter, work_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, as_values, tensors_of

@@ -83,6 +83,15 @@ def test_multiply_adds_of_a_row_are_those_of_stages_and_heads_on_its_way():
     assert result.macs.tolist() == [ways[k] for k in result.exits]
 
 
+def test_a_transformer_layer_counts_its_products():
+    """Torch's fast path in evaluation is one operation, of which its counter of FLOPs knows nothing."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = ExitModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 4)), {"0": "linear"}, torch.randn(3, 5, 8))
+    products = 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8
+    assert model.costs.stages == (products, 160)
+    assert model.infer(torch.randn(2, 5, 8), 2.0).macs.tolist() == [products + 160] * 2
+
+
 def test_a_device_and_an_edge_give_together_what_one_machine_gives():
     model, (inputs, _) = small_exit_model(), rows_and_labels()
     whole = model.infer(inputs, BETAS)
