@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fsl.errors import ConfigError
@@ -32,7 +34,24 @@ def confidence_of(given: "str | Confidence") -> Confidence:
         raise ConfigError(
             f"confidence={given!r}: allowed are {', '.join(CONFIDENCES)}, or a function from outputs (B, ...) to (B,)"
         )
-    return given
+    return OwnConfidence(given)
+
+
+@dataclass(frozen=True)
+class OwnConfidence:
+    """A confidence of the user's, whose every answer is checked."""
+
+    function: Confidence
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Returns one confidence a row (B,); ConfigError for anything else, and for what is no number."""
+        found = self.function(outputs)
+        if not isinstance(found, Tensor) or found.shape != (len(outputs),) or found.is_complex():
+            shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"confidence: of {len(outputs)} rows your function gives {shown}; one number a row, (B,)")
+        if bool(torch.isnan(found).any()):
+            raise ConfigError("confidence: your function gives NaN, which is above no threshold; give a number")
+        return found
 
 
 def _classes(logits: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits.confidences import CONFIDENCES, Confidence, confidence_of
+from fsl.inference.exits.exit_predictor import probabilities_of
 from fsl.inference.exits.exit_stages import ExitStage, exit_stages, fuses, inputs_of
 from fsl.inference.exits.exit_thresholds import Given, Thresholds
 from fsl.inference.exits.exit_walk import ExitCosts, ExitPath, ExitResult, Onward, PartialResult, start_of, walk
 from fsl.inference.exits.head_fitting import fitted_heads
-from fsl.costs.work_counting import macs_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
 from fsl.segments.modes import evaluating, training_modes
@@ -148,9 +149,7 @@ class ExitModel(nn.Module):
         with torch.no_grad(), evaluating(self, *predictors), seeds.left_as_found():
             for stage, predictor in zip(self.stages, predictors, strict=False):
                 values = stage.run(values)
-                given = predictor(inputs_of(values, False)[0])
-                if not isinstance(given, Tensor) or given.shape != (len(values),):
-                    raise ConfigError(f"the predictor at {stage.name!r} must give one probability a row, (B,)")
+                probabilities_of(predictor, inputs_of(values, False)[0], stage.name)
         self.predictors = nn.ModuleList(predictors)
         self.costs = self._measured()
 
@@ -178,6 +177,7 @@ class ExitModel(nn.Module):
             heads=list(self.heads),
             predictors=list(self.predictors),
             costs=self.costs,
+            outputs=self.outputs_shape,
             confidence=self.sureness,
             bounded=self.bounded,
         )

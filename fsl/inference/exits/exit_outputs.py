@@ -9,10 +9,12 @@ from torch import Tensor
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_model import ExitModel
+from fsl.inference.exits.exit_predictor import probabilities_of
 from fsl.inference.exits.exit_thresholds import Given, Thresholds
 from fsl.inference.exits.exit_training import examples_of
 from fsl.inference.exits.exit_walk import ExitCosts
 from fsl.inference.exits.frozen_features import FrozenFeatures
+from fsl.inference.exits.head_fitting import head_outputs
 from fsl.objective import CrossEntropy, Objective, as_objective
 from fsl.segments.modes import evaluating
 
@@ -98,8 +100,9 @@ def collect_outputs(model: ExitModel, data: Any, *, objective: Any = None, batch
     with torch.no_grad(), evaluating(model):
         for rows in torch.arange(len(examples)).split(batch_size):
             known = features.of(rows)
-            outputs = [head(*given) for head, given in zip(model.heads, known.heads, strict=True)]
-            scores = [one(given) for one, given in zip(model.predictors, known.leading, strict=False)]
+            names, shape = model.exits, model.outputs_shape
+            outputs = [head_outputs(*one, shape, name) for *one, name in zip(model.heads, known.heads, names)]
+            scores = [probabilities_of(*one) for one in zip(model.predictors, known.leading, names, strict=False)]
             parts.append([one.cpu() for one in (*outputs, known.final, *scores)])
     whole = [torch.cat(some) for some in zip(*parts, strict=True)]
     made = len(model.exits) + 1

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.inference.exits.exit_outputs import Replay
 from fsl.inference.exits.exit_walk import ExitCosts
-from fsl.costs.work_counting import macs_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 
 

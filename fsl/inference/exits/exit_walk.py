@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fsl.inference.exits.confidences import Confidence
+from fsl.inference.exits.exit_predictor import probabilities_of
 from fsl.inference.exits.exit_stages import ExitStage, fuses, inputs_of
 from fsl.inference.exits.exit_thresholds import Thresholds
+from fsl.inference.exits.head_fitting import head_outputs
+from fsl.inference.exits.head_layers import Shape
 from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, tensors_of
 
@@ -65,6 +68,7 @@ class ExitPath:
     heads: Sequence[nn.Module]
     predictors: Sequence[nn.Module]
     costs: ExitCosts
+    outputs: Shape  # of the model and of each head, without the batch
     confidence: Confidence
     bounded: bool  # whether no confidence is above 1
 
@@ -125,13 +129,13 @@ def _leaving(path: ExitPath, k: int, values: Values, thresholds: Thresholds) -> 
     head = path.heads[k]
     given = inputs_of(values, fuses(head))
     if eta > 0:
-        scores = path.predictors[k](inputs_of(values, False)[0])
+        scores = probabilities_of(path.predictors[k], inputs_of(values, False)[0], path.stages[k].name)
         paid += path.costs.predictors[k]
         asked = (scores >= eta).nonzero().flatten()
         given = tuple(tensor[asked] for tensor in given)
     if not len(asked):
         return asked, torch.empty(0), paid
-    outputs = head(*given)
+    outputs = head_outputs(head, given, path.outputs, path.stages[k].name)
     paid[asked] += path.costs.heads[k]
     if beta == -torch.inf:
         return asked, outputs, paid

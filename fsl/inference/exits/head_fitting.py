@@ -48,15 +48,20 @@ def _built(spec: ExitHead, point: str, inputs: Sequence[Tensor], outputs: Shape,
     return head.to(inputs[0].device, inputs[0].dtype)
 
 
+def head_outputs(head: nn.Module, inputs: Sequence[Tensor], outputs: Shape, point: str) -> Tensor:
+    """Returns what a head makes of values (B, ...): outputs (B, *outputs); ConfigError for another shape."""
+    given, wanted = head(*inputs), (len(inputs[0]), *outputs)
+    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ConfigError(f"exits: the head at {point!r} gives {shape}, and the model {wanted}; they must be alike")
+    return given
+
+
 def _check(point: str, head: nn.Module, inputs: Sequence[Tensor], outputs: Shape) -> None:
     with evaluating(head):
         try:
-            given = head(*inputs)
+            head_outputs(head, inputs, outputs, point)
         except (RuntimeError, TypeError, IndexError) as error:
             shown = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
             line = " ".join(str(error).split())[:200]
             raise ConfigError(f"exits: the head at {point!r} cannot take values of shape {shown} ({line})") from None
-    wanted = (len(inputs[0]), *outputs)
-    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise ConfigError(f"exits: the head at {point!r} gives {shape}, and the model {wanted}; they must be alike")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_heads import ExitHead, SLViTExit, exit_head
 from fsl.inference.exits.head_layers import Shape
-from fsl.costs.work_counting import macs_of
 
 
 @checks_types(leave=("head",))

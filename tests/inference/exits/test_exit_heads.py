@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits import ConvExit, FusionExit, LinearExit, MLPExit, SLViTExit, width_for_macs
 from fsl.inference.exits.head_widths import head_macs
-from fsl.costs.work_counting import macs_of
 from fsl.inference.exits.single_layer_vit import SingleLayerViT
 
 IMAGES, TOKENS, FEATURES = (6, 8, 8), (5, 6), (6,)

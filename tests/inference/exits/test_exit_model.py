@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fsl.errors import ConfigError, SplitError
-from fsl.inference.exits import ConvExit, ExitModel, Thresholds
+from fsl.inference.exits import ConvExit, ExitModel, Thresholds, collect_outputs
 from fsl.models import ResNet8
 from tests.helpers.early_exits import ROWS, rows_and_labels, small_backbone, small_exit_model
 
@@ -245,6 +245,32 @@ def test_a_confidence_of_ones_own_decides_for_numbers():
     result = model.infer(inputs, [2.0])
     assert torch.equal(result.exits, (first[:, 0] * 100 < 2.0).long())
     torch.testing.assert_close(result.outputs, torch.where(first * 100 >= 2.0, first, final))
+
+
+class FirstRows(nn.Module):
+    """Gives as many rows as the example has, whatever comes."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, values):
+        return torch.full((3, *self.shape), 0.5)
+
+
+@pytest.mark.parametrize("ask", [ExitModel.infer, lambda m, x, t: collect_outputs(m, (x, torch.zeros(len(x)).long()))])
+def test_what_heads_predictors_and_confidences_give_is_checked_of_every_batch(ask):
+    inputs, _ = rows_and_labels()
+    sliced = ExitModel(small_backbone(), {"first": "linear"}, inputs, confidence=lambda outputs: outputs[:, :1])
+    with pytest.raises(ConfigError, match=r"your function gives \(24, 1\)"):
+        ask(sliced, inputs, 0.5)
+    other = ExitModel(small_backbone(), {"first": FirstRows(4)}, inputs)
+    with pytest.raises(ConfigError, match=r"the head at 'first' gives \(3, 4\), and the model \(24, 4\)"):
+        ask(other, inputs, 0.5)
+    bypassed = small_exit_model()
+    bypassed.put_predictors([FirstRows(), FirstRows()])
+    with pytest.raises(ConfigError, match=r"the predictor at 'first' .* of 24 rows it gives \(3,\)"):
+        ask(bypassed, inputs, Thresholds((0.5, 0.5), (0.5, 0.5)))
 
 
 def test_numbers_have_no_confidence_by_name():

@@ -35,6 +35,17 @@ class Known(nn.Module):
         return torch.stack([self.probabilities[row].max() if row.any() else torch.tensor(0.0) for row in same])
 
 
+class Always(nn.Module):
+    """A predictor that gives the same number for each row."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, values):
+        return torch.full((len(values),), self.number)
+
+
 def features_of(model, inputs):
     first = model.stages[0].run(inputs)
     return first.detach(), model.stages[1].run(first).detach()
@@ -170,6 +181,11 @@ def test_it_pays_where_what_is_bypassed_costs_more_than_predictor_and_detours(nu
             lambda m: m.put_predictors([nn.Identity(), nn.Identity()]),
             r"'first' must give one probability a row, \(B,\)",
         ),
+        (
+            lambda m: m.put_predictors([nn.Sequential(nn.Linear(8, 1), Always(7.0))] * 2),
+            "the predictor at 'first' gives 7, no probability from 0 to 1; add a sigmoid",
+        ),
+        (lambda m: m.put_predictors([Always(math.nan)] * 2), "gives nan, no probability"),
         (
             lambda m: bypass_at(collect_outputs(m, rows_and_labels()), 0.5, "first", m.costs),
             "eta of 'first' is 0, so that its predictor does not work",
