@@ -142,7 +142,7 @@ def more_data(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
     for what in ("labels alone", "copycat", "distillation, T = 1", "distillation, T = 4"):
         model = copy.deepcopy(first)
         if what == "copycat":
-            copycat(model, parts.extra.inputs, **common)
+            train_exits(model, copycat(model, parts.extra.inputs), **common)
         elif what != "labels alone":
             train_exits(model, parts.extra.inputs, distillation=Distillation(1.0, float(what[-1])), **common)
         block1, block2, _ = collect_outputs(model, parts.test).means()

@@ -188,7 +188,7 @@ CALLS = [
     (lambda: exits.ExitModel(3, {}, INPUTS), "backbone=3: give a Module of torch"),
     (lambda: exits.train_exits(3, TASK), "model=3: give an ExitModel of fsl"),
     (lambda: exits.train_exits(EXITS, TASK, epochs="x"), "epochs='x': give a whole number"),
-    (lambda: exits.copycat(EXITS, TASK, seed="x"), "seed='x': give a whole number"),
+    (lambda: exits.copycat(EXITS, TASK, batch_size="x"), "batch_size='x': give a whole number"),
     (lambda: exits.train_predictors(EXITS, TASK, 0.5, width="x"), "width='x': give a whole number"),
     (lambda: exits.collect_outputs(EXITS, TASK, batch_size="x"), "batch_size='x': give a whole number"),
     (lambda: exits.choose_thresholds(3, None, [1.0], 1.0), "outputs=3: give an ExitOutputs of fsl"),

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
-from fsl.objective import BCE, CrossEntropy, Elementwise, Objective
+from fsl.objective import BCE, CrossEntropy, Elementwise, NextToken, Objective
 
 
 @checks_types()
@@ -49,7 +50,13 @@ def distance_from(final: Tensor, outputs: Tensor, objective: Objective, temperat
 
 
 def labels_of(final: Tensor, objective: Objective) -> Tensor:
-    """Returns the labels that the final exit's outputs stand for: the likeliest class, yes or no, or the numbers."""
+    """Returns the labels that the final exit's outputs stand for: the likeliest class, yes or no, or the numbers.
+
+    Of next tokens (B, T): what a place foretells is the label of the place behind it; the first one is nobody's.
+    """
+    if isinstance(objective, NextToken):
+        foretold = final.argmax(-1)
+        return torch.cat([foretold[:, :1], foretold[:, :-1]], dim=1)
     if isinstance(objective, CrossEntropy):
         return final.argmax(objective.class_dim)
     if isinstance(objective, BCE):

@@ -4,15 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fsl.argument_types import checks_types
-from fsl.data import Examples, TaskData, as_examples
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_courses import Course, TrainedPhase, train_heads, train_stage, train_together
+from fsl.inference.exits.exit_data import training_rows
 from fsl.inference.exits.exit_losses import Distillation
 from fsl.inference.exits.exit_model import ExitModel
-from fsl.objective import Objective, as_objective
 from fsl.segments.descent import as_found
 
 How = Literal["joint", "layer_wise", "frozen"]
@@ -41,7 +39,8 @@ def train_exits(
     model's own outputs. "frozen": the heads alone; the backbone stays as it is to the bit, its BatchNorm in evaluation.
     The literature (Scardapane et al. 2020, arXiv 2004.12814) calls that classifier-wise.
 
-    `data`: TaskData, Examples, or (inputs, targets); inputs alone with `Distillation(share=1)`. `objective`: as
+    `data`: TaskData, Examples, or (inputs, targets); inputs alone, also by name, where heads on a frozen backbone learn
+    by `Distillation(share=1)`. `objective`: as
     `fsl.simulate` takes it. `optimizer` makes one of parameters and `lr`; the rate is a tenth from epoch `decay_at` on.
     ConfigError where `distillation` has no final exit to learn from (layer_wise), or `weights` would not count.
     """
@@ -49,14 +48,15 @@ def train_exits(
         raise ConfigError(f"epochs={epochs}, batch_size={batch_size}: at least one epoch, and batches of 2 rows")
     if weights is not None and (how != "joint" or len(weights) != len(model.exits) + 1 or min(weights) < 0):
         raise ConfigError(f"weights={list(weights)}: only how='joint' has them, one for each exit and the final one")
-    unlabelled = isinstance(data, Tensor)
-    if unlabelled and (distillation is None or distillation.share < 1):
-        raise ConfigError("data: inputs alone have no labels; give (inputs, targets), or Distillation(share=1)")
-    examples = examples_of(data)
+    rows = training_rows(data)
+    if not rows.labelled and (distillation is None or distillation.share < 1 or how == "joint"):
+        raise ConfigError(
+            "data: inputs alone have no labels; give (inputs, targets), or how='frozen' with Distillation(share=1)"
+        )
     course = Course(
         model=model,
-        examples=examples,
-        objective=_fitted(model, examples, objective, unlabelled),
+        examples=rows.examples,
+        objective=rows.fitted(model, objective, "training"),
         distillation=distillation,
         epochs=epochs,
         batch_size=batch_size,
@@ -80,25 +80,3 @@ def train_exits(
             )
         phases = [train_stage(course, place) for place in range(len(model.stages))]
         return tuple(phase for phase in phases if phase is not None)
-
-
-def examples_of(data: Any) -> Examples:
-    """Returns the training examples of a task, or those that a user gave; zeros as targets of inputs alone."""
-    if isinstance(data, TaskData):
-        return data.train
-    return as_examples((data, torch.zeros(len(data))) if isinstance(data, Tensor) else data)
-
-
-def _fitted(model: ExitModel, examples: Examples, objective: Any, unlabelled: bool) -> Objective:
-    """Returns the objective, checked against a first batch."""
-    found = as_objective(objective)
-    if not len(examples):
-        raise ConfigError("data: it has no rows; give at least one")
-    inputs, targets = examples.batch(torch.arange(min(2, len(examples))))
-    outputs = model.outputs_at("output", inputs.to(model.place)).cpu()
-    if unlabelled:
-        return found
-    found = found.fit(examples.targets, outputs)
-    found.check(outputs, targets)
-    found.check_targets(outputs, examples.targets, "training")
-    return found

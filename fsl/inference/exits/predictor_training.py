@@ -9,23 +9,22 @@ from torch import Tensor
 from fsl import seeds
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
+from fsl.inference.exits.exit_data import GivenRows, training_rows
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.inference.exits.exit_outputs import collect_outputs
 from fsl.inference.exits.exit_predictor import ExitPredictor, balance_of, predictor_loss
 from fsl.inference.exits.exit_thresholds import Given
-from fsl.inference.exits.exit_training import examples_of
 from fsl.inference.exits.frozen_features import FrozenFeatures
 from fsl.segments.descent import descend
 
 
-@checks_types(leave=("data", "thresholds", "objective", "optimizer"))
+@checks_types(leave=("data", "thresholds", "optimizer"))
 def train_predictors(
     model: ExitModel,
     data: Any,
     thresholds: Given,
     *,
     width: int = 8,
-    objective: Any = None,
     epochs: int = 10,
     batch_size: int = 32,
     learning_rate: float = 1e-2,
@@ -42,8 +41,8 @@ def train_predictors(
     """
     if width < 1 or epochs < 1 or batch_size < 2:
         raise ConfigError(f"width={width}, epochs={epochs}, batch_size={batch_size}: at least 1, 1 and 2")
-    examples = examples_of(data)
-    found = collect_outputs(model, examples, objective=objective, batch_size=batch_size).replay(thresholds)
+    examples = training_rows(data).examples
+    found = collect_outputs(model, GivenRows(examples, labelled=False), batch_size=batch_size).replay(thresholds)
     features = FrozenFeatures(model, examples, batch_size, predictors=True)
     shapes = [tuple(one.shape[1:]) for one in features.of(torch.arange(1)).leading]
     predictors, losses = [], []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsl.data import TaskData, TensorExamples
 from fsl.errors import ConfigError
 from fsl.inference.exits import (
     ChosenThresholds,
@@ -20,7 +21,7 @@ from fsl.inference.exits import (
     collect_outputs,
     exit_seconds,
 )
-from fsl.objective import MSE
+from fsl.objective import BCE, MSE, CrossEntropy
 from tests.helpers.early_exits import rows_and_labels, small_exit_model
 
 DATA = rows_and_labels(200, seed=5)
@@ -58,6 +59,51 @@ def test_quality_of_numbers_is_minus_the_loss():
     outputs = collect_outputs(model, (inputs, targets), objective=MSE())
     expected = [-(one - targets).square().mean().item() for one in model(inputs)]
     assert outputs.means() == pytest.approx(expected)
+
+
+def test_rows_without_targets_have_outputs_and_no_quality():
+    model, outputs = with_predictors()
+    found = collect_outputs(model, DATA[0])
+    assert torch.equal(found.confidence, outputs.confidence)
+    assert torch.equal(found.replay(0.5).exits, outputs.replay(0.5).exits)
+    for ask in (
+        found.means,
+        lambda: found.replay(0.5).quality(found),
+        lambda: choose_thresholds(found, SECONDS, [1], 9),
+    ):
+        with pytest.raises(ConfigError, match="their rows have no targets"):
+            ask()
+
+
+def test_quality_of_one_hot_labels_and_of_weighted_classes_is_accuracy():
+    model, outputs = with_predictors()
+    one_hot = nn.functional.one_hot(DATA[1], 4)
+    assert collect_outputs(model, (DATA[0], one_hot)).means() == outputs.means()
+    balanced = CrossEntropy(class_weights="balanced")
+    assert collect_outputs(model, DATA, objective=balanced).means() == outputs.means()
+
+
+def with_some_ignored():
+    labels = DATA[1].clone()
+    labels[:3] = -100
+    return DATA[0], labels
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "line"),
+    [
+        ((DATA[0], DATA[1][:, None]), {}, r"targets have shape \(B,\), and these have \(B, 1\); give targets.squeeze"),
+        ((DATA[0], DATA[1] + 1), {}, "the given labels go from 1 to 4"),
+        (with_some_ignored(), {}, "3 of 200 targets are -100, which the objective ignores"),
+        (DATA, {"objective": BCE(pos_weight="balanced")}, "pairs each output with a target"),
+        (DATA, {"objective": lambda outputs, targets: outputs.sum()}, "LossFunction: it has no loss of single rows"),
+        (TaskData("both", TensorExamples(*DATA), None, 4), {}, "a task has the rows that its model was trained on"),
+        (DATA, {"batch_size": 0}, "batch_size=0: at least 1"),
+    ],
+)
+def test_data_whose_quality_nobody_can_tell_are_refused(data, options, line):
+    with pytest.raises(ConfigError, match=line):
+        collect_outputs(small_exit_model(), data, **options)
 
 
 SECONDS = ExitSeconds(ExitCosts((3.0, 2.0, 5.0), (0.5, 0.25), (0.125, 0.0625)), 1, 1e6, 0.5)

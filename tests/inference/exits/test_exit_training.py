@@ -9,9 +9,17 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from fsl.data import TensorExamples
 from fsl.errors import ConfigError
-from fsl.inference.exits import Distillation, ExitModel, copycat, frozen_features, train_exits
+from fsl.inference.exits import (
+    Distillation,
+    ExitModel,
+    PictureAndTone,
+    copycat,
+    digits_with_tones,
+    frozen_features,
+    train_exits,
+)
 from fsl.inference.exits.exit_losses import distance_from, labels_of
-from fsl.objective import BCE, MSE, Classification, NextToken
+from fsl.objective import BCE, MSE, Classification, NextToken, TokenClassification
 from fsl.segments.modes import modes_of
 from tests.helpers.early_exits import rows_and_labels, small_backbone, small_exit_model
 
@@ -84,7 +92,7 @@ def test_a_layer_that_two_stages_share_is_trained_with_the_first_alone():
 def test_statistics_of_frozen_parts_stay_also_where_the_model_was_in_training():
     model = small_exit_model().train()
     before = states(model.backbone)
-    copycat(model, rows_and_labels()[0], epochs=1)
+    train_exits(model, copycat(model, rows_and_labels()[0]), epochs=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
     first = []
 
@@ -188,9 +196,8 @@ def test_copycat_is_training_on_the_labels_that_the_final_exit_gives():
     model, other, (inputs, labels) = small_exit_model(), small_exit_model(), rows_and_labels()
     told = model.outputs_at("output", inputs).argmax(1)
     assert not torch.equal(told, labels)
-    phase = copycat(model, (inputs, labels), epochs=2)
-    expected = train_exits(other, (inputs, told), epochs=2)
-    assert phase.losses == expected[0].losses
+    found = train_exits(model, copycat(model, (inputs, labels)), epochs=2)
+    assert found == train_exits(other, (inputs, told), epochs=2)
     assert all(torch.equal(t, other.state_dict()[name]) for name, t in model.state_dict().items())
 
 
@@ -203,11 +210,8 @@ def test_exits_are_trained_for_numbers():
     phase = train_exits(model, (inputs, targets), objective=MSE(), distillation=Distillation(0.5), **ONCE)[0]
     expected = ((first - final).square().mean() + (first - targets).square().mean()) / 2
     assert phase.losses == pytest.approx([expected.item()], rel=1e-5)
-    assert (
-        copycat(model, inputs, objective="regression", epochs=30).losses[-1]
-        < 0.8
-        * copycat(ExitModel(backbone, {"1": "linear"}, inputs), inputs, objective="regression", epochs=1).losses[0]
-    )
+    copied = train_exits(model, copycat(model, inputs, objective="regression"), objective="regression", epochs=30)[0]
+    assert copied.losses[-1] < 0.8 * phase.losses[0]
 
 
 def test_labels_of_the_final_exit_are_those_of_its_objective():
@@ -216,10 +220,33 @@ def test_labels_of_the_final_exit_are_those_of_its_objective():
     assert labels_of(final, BCE()).tolist() == [[1, 0], [0, 1]]
     assert torch.equal(labels_of(final, MSE()), final)
     tokens = torch.randn(2, 5, 3)
-    assert torch.equal(labels_of(tokens, NextToken()), tokens.argmax(-1))
+    assert torch.equal(labels_of(tokens, TokenClassification()), tokens.argmax(-1))
     assert distance_from(final, final, Classification(), 3.0) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match="fsl does not know how outputs stand for labels"):
         labels_of(final, OwnLoss())
+
+
+def test_what_a_place_foretells_is_the_label_of_the_place_behind_it():
+    """A decoder that foretells each letter for sure has a loss of 0 on its own labels, and padding stays padding."""
+    torch.manual_seed(0)
+    texts = torch.randint(5, (4, 6))
+    backbone = nn.Sequential(nn.Embedding(5, 5), nn.Linear(5, 5))
+    model = ExitModel(backbone, {"0": nn.Linear(5, 5)}, texts)
+    sure = 1e3 * model.outputs_at("output", texts)
+    assert NextToken().loss(sure, labels_of(sure, NextToken())) == pytest.approx(0.0, abs=1e-4)
+    padded = texts.clone()
+    padded[1, 3:] = -100
+    labels = copycat(model, (texts, padded), objective="causal_lm").targets
+    assert torch.equal(labels == -100, padded == -100)
+    assert torch.equal(labels[0], labels_of(sure, NextToken())[0])
+
+
+def test_copycat_takes_inputs_by_name_alone():
+    batch = digits_with_tones().test.batch(torch.arange(6))[0]
+    model = ExitModel(PictureAndTone(width=4), {"stage1": "fusion"}, batch)
+    told = model.outputs_at("output", batch).argmax(1)
+    for given in (batch, batch.values(), {name: tensor.numpy() for name, tensor in batch.values().items()}):
+        assert torch.equal(copycat(model, given).targets, told)
 
 
 class OwnLoss:
@@ -241,6 +268,12 @@ class Drawn(TensorExamples):
         (lambda m, d: train_exits(m, d, how="joint", weights=[1, 1]), "one for each exit and the final one"),
         (lambda m, d: train_exits(m, d, how="layer_wise", distillation=Distillation()), "trains the final exit last"),
         (lambda m, d: train_exits(m, d[0]), "inputs alone have no labels"),
+        (
+            lambda m, d: train_exits(m, d[0], how="joint", distillation=Distillation(1.0)),
+            "inputs alone have no labels",
+        ),
+        (lambda m, d: copycat(m, d[0][:0]), r"inputs of shape \(0, 6\) have no rows"),
+        (lambda m, d: copycat(m, torch.tensor(1.0)), r"inputs of shape \(\) have no rows"),
         (lambda m, d: train_exits(m, (d[0], d[1] + 1)), "the training labels go from 1 to 4, and the model has 4"),
         (lambda m, d: copycat(m, Drawn(*d)), "labels each row once, and these rows are drawn anew"),
         (lambda m, d: train_exits(m.requires_grad_(False), d, how="joint"), "all of the model is frozen"),
