@@ -74,8 +74,7 @@ def train_heads(course: Course) -> TrainedPhase:
     """Train all heads on what the frozen backbone gives them."""
     model = course.model
     features = FrozenFeatures(model, course.examples, course.batch_size)
-    for head in model.heads:
-        head.train()
+    _start(model, model.heads.modules())
 
     def loss(rows: Tensor) -> Tensor:
         known, targets = features.of(rows), course.examples.targets[rows].to(model.place)
@@ -93,8 +92,7 @@ def train_together(course: Course, weights: Sequence[float]) -> TrainedPhase:
             "how='joint': all of the model is frozen (requires_grad=False); how='frozen' trains the heads"
         )
     _start(model, [*model.backbone.modules(), *(m for stage in model.stages for m in stage.module.modules())])
-    for head in model.heads:
-        head.train()
+    _start(model, model.heads.modules())
 
     def loss(rows: Tensor) -> Tensor:
         inputs, targets = course.examples.batch(rows)
@@ -121,7 +119,7 @@ def train_stage(course: Course, place: int) -> TrainedPhase | None:
     before = {id(module) for stage in stages[:place] for module in stage.module.modules()}
     _start(model, [module for module in stages[place].module.modules() if id(module) not in before])
     if not last:
-        model.heads[place].train()
+        _start(model, model.heads[place].modules())
         own += list(model.heads[place].parameters())
 
     def loss(rows: Tensor) -> Tensor:

@@ -180,9 +180,10 @@ def _predictor(told: DescribedExits, k: int, made: Mapping[str, Tensor], path: P
         raise CheckpointError(f"{path / CONFIG} has predictors for some exits and not for others; write it anew")
     with torch.device("meta"):
         empty = ExitPredictor(described.shape, described.width)
-    _refuse_other_shapes(empty, _part(made, f"predictors.{k}"), path)
-    dtype = next(iter(_part(made, f"predictors.{k}").values())).dtype
-    return empty.to_empty(device="cpu").requires_grad_(True).to(dtype).eval()
+    weights = _part(made, f"predictors.{k}")
+    _refuse_other_shapes(empty, weights, path)
+    empty.load_state_dict(weights, assign=True)
+    return empty.requires_grad_(True).eval()
 
 
 def _refuse_other_shapes(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

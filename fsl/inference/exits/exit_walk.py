@@ -33,13 +33,14 @@ class ExitResult:
 class Onward:
     """The rows of a batch that have not left: their numbers (S,), the values that they go on with, their `macs` (S,).
 
-    `begin`: the number of the stage that comes next.
+    `begin`: the number of the stage that comes next. `digest`: of the model with its exits that they come from.
     """
 
     rows: Tensor
     values: Values
     macs: Tensor
     begin: int
+    digest: str = ""
 
 
 @dataclass(frozen=True)

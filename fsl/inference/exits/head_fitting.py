@@ -1,6 +1,7 @@
 """Makes the heads that a model's exits were asked for, and checks that they fit there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,12 +31,21 @@ def fitted_heads(
         spec = None if isinstance(given, nn.Module) else exit_head(given)
         inputs = inputs_of(values, fuses(given if spec is None else spec))
         head = given if spec is None else _built(spec, stage.name, inputs, outputs, seed)
-        before = [tensor._version for tensor in tensors_of(values)]
-        _check(stage.name, head, inputs, outputs)
-        if before != [tensor._version for tensor in tensors_of(values)]:
-            raise ConfigError(f"exits: the head at {stage.name!r} changes its input in place, which others read")
+        with unchanged(values, f"exits: the head at {stage.name!r}"):
+            _check(stage.name, head, inputs, outputs)
         made.append((spec, head))
     return made
+
+
+@contextmanager
+def unchanged(values: Values, who: str) -> Iterator[None]:
+    """Raise ConfigError at the end where `who`, in words, has changed values in place."""
+    tensors = tensors_of(values)
+    before = [(tensor._version, tensor.clone()) for tensor in tensors]
+    yield
+    for tensor, (version, copied) in zip(tensors, before, strict=True):
+        if tensor._version != version or not torch.equal(tensor.nan_to_num(), copied.nan_to_num()):
+            raise ConfigError(f"{who} changes its input in place, which others read; leave out inplace=True")
 
 
 def _built(spec: ExitHead, point: str, inputs: Sequence[Tensor], outputs: Shape, seed: int) -> nn.Module:

@@ -197,7 +197,7 @@ def own_confidence():
 
 def own_predictors():
     model = small_exit_model()
-    model.put_predictors([nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)), nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))])
+    model.put_predictors([nn.Sequential(nn.Linear(8, 1), nn.Flatten(0), nn.Sigmoid()) for _ in model.exits])
     return model
 
 

@@ -1,6 +1,7 @@
 """Rows that are sure enough leave, the others alone go on, and the outputs are those of each row by itself."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,129 @@ def test_a_device_and_an_edge_give_together_what_one_machine_gives():
     outputs[on_device.onward.rows], macs[on_device.onward.rows] = at_edge.outputs, at_edge.macs
     assert torch.equal(outputs, whole.outputs)
     assert torch.equal(macs, whole.macs)
+
+
+def gone_on(**changes):
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    return replace(model.infer_until("first", inputs, BETAS).onward, **changes)
+
+
+def other_weights():
+    model = small_exit_model()
+    with torch.no_grad():
+        model.backbone.last.bias.add_(1e-3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("edge", "onward", "line"),
+    [
+        (small_exit_model, lambda: None, "onward=NoneType: give what infer_until returned .* nothing goes on"),
+        (small_exit_model, lambda: torch.zeros(3, 8), "onward=Tensor: give what infer_until returned"),
+        (other_weights, gone_on, "it comes from another model, or from other weights"),
+        (lambda: small_exit_model(seed=1), gone_on, "it comes from another model"),
+        (lambda: small_exit_model(confidence="entropy"), gone_on, "it comes from another model"),
+        (small_exit_model, lambda: gone_on(digest=""), "it comes from another model"),
+        (small_exit_model, lambda: gone_on(begin=0), "it begins at stage 0, and stages behind an exit are 1 to 2"),
+        (small_exit_model, lambda: gone_on(begin=3), "it begins at stage 3"),
+        (small_exit_model, lambda: gone_on(values=torch.zeros(15, 8, 1)), "behind 'first' the model passes"),
+        (small_exit_model, lambda: gone_on(values=torch.zeros(15, 8).double()), "behind 'first' the model passes"),
+        (small_exit_model, lambda: gone_on(values=torch.zeros(2, 8)), "2, .* rows, values and macs; one for each"),
+    ],
+)
+def test_an_edge_goes_on_from_what_its_own_model_passes_alone(edge, onward, line):
+    with pytest.raises(ConfigError, match=line):
+        edge().infer_from(onward(), BETAS)
+
+
+def test_what_goes_on_is_known_by_the_weights_as_they_are_now():
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    before = model.infer_until("first", inputs, BETAS).onward
+    with torch.no_grad():
+        model.heads[1][1].bias.add_(1.0)
+    with pytest.raises(ConfigError, match="other weights"):
+        model.infer_from(before, BETAS)
+    assert model.infer_until("first", inputs, BETAS).onward.digest == model.digest() != before.digest
+
+
+class OwnTensors(nn.Module):
+    """Computes with a weight and a buffer of its own, which no module of its holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.weight = nn.Linear(6, 5), nn.Parameter(torch.randn(5, 4))
+        self.register_buffer("scale", torch.rand(5))
+
+    def forward(self, x):
+        return (self.enter(x) * self.scale) @ self.weight
+
+
+def other_state(model):
+    torch.manual_seed(1)
+    return {name: torch.rand_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+def assigned(backbone):
+    backbone.load_state_dict(other_state(backbone), assign=True)
+
+
+def moved(backbone):
+    backbone.double().float().scale.fill_(2.0)
+
+
+def set_anew(backbone):
+    backbone.weight = nn.Parameter(torch.ones(5, 4))
+
+
+@pytest.mark.parametrize("change", [assigned, moved, set_anew])
+def test_tensors_that_take_others_places_are_those_that_are_computed_with(change):
+    inputs, _ = rows_and_labels()
+    model = ExitModel(OwnTensors(), {"enter": "linear"}, inputs)
+    before = model.points.tail("enter", model.points.head("enter", inputs))
+    change(model.backbone)
+    expected = model.backbone(inputs)
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(model.infer(inputs, 2.0).outputs, expected)
+    torch.testing.assert_close(model(inputs)[1], expected)
+    torch.testing.assert_close(model.points.tail("enter", model.points.head("enter", inputs)), expected)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_cut_that_is_made_anew_in_training_is_in_training():
+    torch.manual_seed(0)
+    model = ExitModel(Dropping(), {"enter": "linear"}, rows_and_labels()[0]).train()
+    model.load_state_dict(other_state(model), assign=True)
+    assert (model(torch.ones(100, 6))[1] == model.backbone.leave.bias).any()
+    assert model.backbone.training
+
+
+class Dropping(nn.Module):
+    """Drops features by a function, whose mode is the module's in which it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 1), nn.Linear(1, 4)
+
+    def forward(self, x):
+        return self.leave(nn.functional.dropout(self.enter(x), 0.5, self.training))
+
+
+def test_a_module_that_was_replaced_is_refused():
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    model.backbone.second[0] = nn.Linear(8, 8)
+    for ask in (lambda: model.infer(inputs, 0.5), lambda: model(inputs), lambda: model.points):
+        with pytest.raises(
+            ConfigError, match=r"the model's module 'second\.0' is another one since its exits were made"
+        ):
+            ask()
+
+
+class Quiet(nn.Module):
+    """Works in place where torch does not count it."""
+
+    def forward(self, values):
+        values.data.mul_(2.0)
+        return values[:, :4]
 
 
 def test_nothing_goes_on_where_all_rows_leave():
@@ -281,6 +405,11 @@ def test_numbers_have_no_confidence_by_name():
     assert model.outputs_at("1", inputs).shape == (ROWS, 1)
 
 
+class First(nn.Module):
+    def forward(self, values):
+        return values.sigmoid_()[:, 0]
+
+
 def wrong(exits, **options):
     return lambda: ExitModel(small_backbone(), exits, rows_and_labels()[0], **options)
 
@@ -304,6 +433,12 @@ def wrong(exits, **options):
             wrong({"first": nn.Sequential(nn.ReLU6(inplace=True), nn.Linear(8, 4))}),
             ConfigError,
             "the head at 'first' changes its input in place",
+        ),
+        (wrong({"first": Quiet()}), ConfigError, "the head at 'first' changes its input in place"),
+        (
+            lambda: small_exit_model().put_predictors([First(), First()]),
+            ConfigError,
+            "the predictor at 'first' changes its input in place",
         ),
         (wrong({"first": "linear"}, confidence="margin"), ConfigError, "confidence='margin': allowed are max_softmax"),
         (lambda: small_exit_model().infer(rows_and_labels()[0], [0.5]), ConfigError, "1 are given, and the exits are"),

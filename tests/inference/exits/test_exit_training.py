@@ -150,6 +150,34 @@ def test_a_batchnorm_that_was_put_into_evaluation_stays_there():
 
 
 @pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
+def test_a_module_of_a_head_that_was_put_into_evaluation_stays_there(how):
+    def head():
+        made = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 4), nn.BatchNorm1d(4))
+        made[0].eval()
+        return made
+
+    model = ExitModel(small_backbone(), {"first": head(), "second": head()}, rows_and_labels()[0])
+    train_exits(model, rows_and_labels(), how=how, **ONCE)
+    for still, other in ((one[0], one[2]) for one in model.heads):
+        assert still.num_batches_tracked == 0
+        assert other.num_batches_tracked == 1
+
+
+def test_a_head_that_works_in_place_in_training_changes_nothing_for_others():
+    """Dropout in place of all: the final exit still sees what the backbone gives."""
+    inputs, labels = rows_and_labels()
+    head = nn.Sequential(nn.Dropout(0.999, inplace=True), nn.Linear(8, 4))
+    model = ExitModel(small_backbone(), {"first": head}, inputs)
+    final = cross_entropy(copy.deepcopy(model.backbone).train()(inputs), labels)
+    (phase,) = train_exits(model, (inputs, labels), how="joint", weights=(0.0, 1.0), **ONCE)
+    assert phase.losses == pytest.approx([final.item()])
+    model.train()
+    with torch.no_grad():
+        expected = copy.deepcopy(model.backbone)(inputs)
+        torch.testing.assert_close(model(inputs)[1], expected)
+
+
+@pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
 def test_training_follows_from_its_seed_alone(how):
     found = []
     for noise in (0, 1):
