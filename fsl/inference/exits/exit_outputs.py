@@ -83,6 +83,7 @@ class Replay:
 
     def cost(self, costs: ExitCosts) -> Tensor:
         """Returns what each row costs (N,), float64: multiply-adds, or seconds where `costs` are such."""
+        costs.check_count(len(self.judged), bool(self.scored.any()))
         found = torch.tensor(costs.stages, dtype=torch.float64) @ self.arrived.double()
         found += torch.tensor(costs.heads, dtype=torch.float64) @ self.judged.double()
         if costs.predictors:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fsl.errors import ConfigError
 from fsl.inference.exits.confidences import Confidence
 from fsl.inference.exits.exit_predictor import probabilities_of
 from fsl.inference.exits.exit_stages import ExitStage, fuses, inputs_of
@@ -59,6 +60,15 @@ class ExitCosts:
     stages: tuple[float, ...]
     heads: tuple[float, ...]
     predictors: tuple[float, ...]
+
+    def check_count(self, exits: int, scored: bool) -> None:
+        """Raise ConfigError unless these are the costs of so many exits, with predictors where rows were `scored`."""
+        predictors = exits if scored else 0
+        if (len(self.stages), len(self.heads)) != (exits + 1, exits) or len(self.predictors) < predictors:
+            raise ConfigError(
+                f"costs: {len(self.stages)} stages, {len(self.heads)} heads and {len(self.predictors)} predictors; "
+                f"there are {exits + 1}, {exits} and {predictors}: give those of the same model, as model.costs"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

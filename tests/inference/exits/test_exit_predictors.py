@@ -8,8 +8,10 @@ from torch import nn
 
 from fsl.errors import ConfigError
 from fsl.inference.exits import (
+    ExitCosts,
     ExitModel,
     ExitPredictor,
+    ExitSeconds,
     MLPExit,
     Thresholds,
     bypass_at,
@@ -149,6 +151,31 @@ def test_what_a_predictor_saves_is_what_rows_cost_less_in_the_mean(trained, exit
     assert balance.pays == (measured > 0)
 
 
+@pytest.mark.parametrize("exit", ["first", "second"])
+@pytest.mark.parametrize("crossing", [0, 1, 2, 3])
+def test_seconds_that_a_predictor_saves_count_the_link_that_bypassed_rows_cross(trained, exit, crossing):
+    model, _ = trained
+    outputs = collect_outputs(model, rows_and_labels(300, seed=4))
+    seconds = ExitSeconds(ExitCosts((3.0, 2.0, 5.0), (0.5, 0.25), (0.125, 0.0625)), crossing, 1e6, 0.5)
+    etas = (0.5, 0.0) if exit == "first" else (0.0, 0.5)
+    balance = bypass_at(outputs, Thresholds(BETAS, etas), exit, seconds, mbit=16.0)
+    plain, with_it = (outputs.replay(Thresholds(BETAS, eta)) for eta in ((0.0, 0.0), etas))
+    measured = float((seconds.of(plain, 16.0) - seconds.of(with_it, 16.0)).sum()) / balance.arrived
+    assert balance.missed > 0
+    assert balance.saved == pytest.approx(measured, rel=1e-9, abs=1e-9)
+
+
+def test_without_a_link_a_predictor_that_sends_rows_over_it_never_pays(trained):
+    model, _ = trained
+    outputs = collect_outputs(model, rows_and_labels(300, seed=4))
+    seconds = ExitSeconds(ExitCosts((1.0,) * 3, (1e9,) * 2, (0.0,) * 2), 1, 1.0)
+    balance = bypass_at(outputs, Thresholds(BETAS, (0.5, 0.0)), "first", seconds, mbit=0.0)
+    assert balance.missed > 0
+    assert not balance.pays
+    nobody = bypass_at(outputs, Thresholds((2.0, 0.55), (0.5, 0.5)), "second", seconds, mbit=1.0)
+    assert nobody.rest_cost < math.inf
+
+
 @pytest.mark.parametrize(("head", "expected"), [(MLPExit(512), True), ("linear", False)])
 def test_a_predictor_pays_in_front_of_a_heavy_head_and_not_of_a_light_one(head, expected):
     inputs, labels = rows_and_labels(400, seed=2)
@@ -169,10 +196,21 @@ def test_it_pays_where_what_is_bypassed_costs_more_than_predictor_and_detours(nu
     assert pays(*numbers) == expected
 
 
+def bypassed(model, costs, mbit=None):
+    model.put_predictors([ExitPredictor((8,)), ExitPredictor((8,))])
+    return bypass_at(collect_outputs(model, rows_and_labels()), Thresholds(BETAS, (0.5, 0.5)), "first", costs, mbit)
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [
         (lambda m: pays(0.8, 0.3, 1.0, 1.0, 1.0), "sent=0.8, missed=0.3: shares of rows"),
+        (lambda m: pays(0.5, 0.1, math.nan, 1.0, 1.0), "exit_cost=nan, .*: costs of at least 0"),
+        (lambda m: pays(0.5, 0.1, 1.0, 1.0, -1.0), "rest_cost=-1.0: costs of at least 0"),
+        (lambda m: bypassed(m, m.costs, 4.0), "mbit=4.0: multiply-adds do not depend on it"),
+        (lambda m: bypassed(m, ExitSeconds(m.costs, 1, 1.0)), "seconds of exits depend on the bandwidth; give it"),
+        (lambda m: bypassed(m, ExitCosts((1, 1, 1), (1, 1), ())), "2 heads and 0 predictors; there are 3, 2 and 2"),
+        (lambda m: bypassed(m, ExitCosts((1, 1), (1,), (1,))), "costs: 2 stages, 1 heads and 1 predictors"),
         (lambda m: train_predictors(m, rows_and_labels(), 0.0), "of 24 rows that arrive at the exit 'first', 24 leave"),
         (lambda m: train_predictors(m, rows_and_labels(), 2.0), "0 leave, so that there is nothing to predict"),
         (lambda m: train_predictors(m, rows_and_labels(), BETAS, width=0), "width=0"),
