@@ -207,8 +207,14 @@ def bypassed(model, costs, mbit=None):
         (lambda m: pays(0.8, 0.3, 1.0, 1.0, 1.0), "sent=0.8, missed=0.3: shares of rows"),
         (lambda m: pays(0.5, 0.1, math.nan, 1.0, 1.0), "exit_cost=nan, .*: costs of at least 0"),
         (lambda m: pays(0.5, 0.1, 1.0, 1.0, -1.0), "rest_cost=-1.0: costs of at least 0"),
-        (lambda m: bypassed(m, m.costs, 4.0), "mbit=4.0: multiply-adds do not depend on it"),
-        (lambda m: bypassed(m, ExitSeconds(m.costs, 1, 1.0)), "seconds of exits depend on the bandwidth; give it"),
+        (
+            lambda m: bypassed(m, ExitCosts((1, 1, 1), (1, 1), (1, 1)), 4.0),
+            "mbit=4.0: multiply-adds do not depend on it",
+        ),
+        (
+            lambda m: bypassed(m, ExitSeconds(ExitCosts((1, 1, 1), (1, 1), (1, 1)), 1, 1.0)),
+            "seconds of exits depend on the bandwidth; give it",
+        ),
         (lambda m: bypassed(m, ExitCosts((1, 1, 1), (1, 1), ())), "2 heads and 0 predictors; there are 3, 2 and 2"),
         (lambda m: bypassed(m, ExitCosts((1, 1), (1,), (1,))), "costs: 2 stages, 1 heads and 1 predictors"),
         (lambda m: train_predictors(m, rows_and_labels(), 0.0), "of 24 rows that arrive at the exit 'first', 24 leave"),
