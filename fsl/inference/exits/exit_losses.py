@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.objective import BCE, CrossEntropy, Elementwise, NextToken, Objective
+from fsl.objective.divergence import divergence
 
 
 @checks_types()
@@ -36,12 +36,7 @@ def distance_from(final: Tensor, outputs: Tensor, objective: Objective, temperat
     """Returns how far outputs are from the final exit's, which gets no gradient, as a mean over the batch."""
     final = final.detach()
     if isinstance(objective, CrossEntropy) and not objective.log_probabilities:
-        wanted, given = (
-            (logits / temperature).movedim(objective.class_dim, -1).log_softmax(-1) for logits in (final, outputs)
-        )
-        classes = wanted.shape[-1]
-        apart = kl_div(given.reshape(-1, classes), wanted.reshape(-1, classes), reduction="batchmean", log_target=True)
-        return apart * temperature**2
+        return divergence(outputs, final, objective.class_dim, temperature)
     if isinstance(objective, BCE):
         return objective.loss(outputs, final if objective.probabilities else final.sigmoid())
     if isinstance(objective, Elementwise):

@@ -108,14 +108,15 @@ def collect_outputs(model: ExitModel, data: Any, *, objective: Any = None, batch
     rows = measured_rows(data)
     examples = rows.examples.of_one_length()
     quality = _Quality(rows.fitted(model, objective, "given"), examples.targets) if rows.labelled else None
-    features = FrozenFeatures(model, examples, batch_size, predictors=bool(len(model.predictors)), once=True)
+    features = FrozenFeatures(model, examples, batch_size, once=True)
     parts: list[list[Tensor]] = []
     names, shape = model.exits, model.outputs_shape
     with torch.no_grad(), evaluating(model):
         for some in torch.arange(len(examples)).split(batch_size):
             known = features.of(some)
             outputs = [head_outputs(*one, shape, name) for *one, name in zip(model.heads, known.heads, names)]
-            scores = [probabilities_of(*one) for one in zip(model.predictors, known.leading, names, strict=False)]
+            leading = [given[0] for given in known.heads]
+            scores = [probabilities_of(*one) for one in zip(model.predictors, leading, names, strict=False)]
             parts.append([one.cpu() for one in (*outputs, known.final, *scores)])
     whole = [torch.cat(some) for some in zip(*parts, strict=True)]
     made = len(model.exits) + 1

@@ -1,5 +1,6 @@
 """Trains early exits: with the whole model, with each stage in turn, or on a frozen backbone."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from fsl.inference.exits.exit_courses import Course, TrainedPhase, train_heads, 
 from fsl.inference.exits.exit_data import training_rows
 from fsl.inference.exits.exit_losses import Distillation
 from fsl.inference.exits.exit_model import ExitModel
-from fsl.segments.descent import as_found
+from fsl.segments.descent import as_found, check_descent
 
 How = Literal["joint", "layer_wise", "frozen"]
 
@@ -44,10 +45,9 @@ def train_exits(
     `fsl.simulate` takes it. `optimizer` makes one of parameters and `lr`; the rate is a tenth from epoch `decay_at` on.
     ConfigError where `distillation` has no final exit to learn from (layer_wise), or `weights` would not count.
     """
-    if epochs < 1 or batch_size < 2:
-        raise ConfigError(f"epochs={epochs}, batch_size={batch_size}: at least one epoch, and batches of 2 rows")
-    if weights is not None and (how != "joint" or len(weights) != len(model.exits) + 1 or min(weights) < 0):
-        raise ConfigError(f"weights={list(weights)}: only how='joint' has them, one for each exit and the final one")
+    check_descent(epochs, batch_size, learning_rate)
+    if weights is not None:
+        _check_weights(list(weights), how, model)
     rows = training_rows(data)
     if not rows.labelled and (distillation is None or distillation.share < 1 or how == "joint"):
         raise ConfigError(
@@ -80,3 +80,10 @@ def train_exits(
             )
         phases = [train_stage(course, place) for place in range(len(model.stages))]
         return tuple(phase for phase in phases if phase is not None)
+
+
+def _check_weights(weights: Sequence[float], how: How, model: ExitModel) -> None:
+    if how != "joint" or len(weights) != len(model.exits) + 1:
+        raise ConfigError(f"weights={weights}: only how='joint' has them, one for each exit and the final one")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ConfigError(f"weights={weights}: finite numbers of at least 0, and one above 0")

@@ -15,11 +15,11 @@ from fsl.inference.exits import (
     PictureAndTone,
     copycat,
     digits_with_tones,
-    frozen_features,
     train_exits,
 )
 from fsl.inference.exits.exit_losses import distance_from, labels_of
 from fsl.objective import BCE, MSE, Classification, NextToken, TokenClassification
+from fsl.segments import known_rows
 from fsl.segments.modes import modes_of
 from tests.helpers.early_exits import rows_and_labels, small_backbone, small_exit_model
 
@@ -192,7 +192,7 @@ def test_what_is_kept_of_a_frozen_backbone_is_what_it_would_give_again(monkeypat
     kept, again = small_exit_model(), small_exit_model()
     options = {"distillation": Distillation(), "epochs": 2, "batch_size": 8}
     train_exits(kept, rows_and_labels(), **options)
-    monkeypatch.setattr(frozen_features, "KEPT", 0)
+    monkeypatch.setattr(known_rows, "KEPT", 0)
     train_exits(again, rows_and_labels(), **options)
     for name, tensor in kept.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
