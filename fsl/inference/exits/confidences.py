@@ -23,7 +23,15 @@ def one_minus_entropy(logits: Tensor) -> Tensor:
     return 1 + (log.exp() * log).sum(1) / math.log(logits.shape[1])
 
 
-CONFIDENCES: dict[str, Confidence] = {"max_softmax": max_softmax, "entropy": one_minus_entropy}
+def no_confidence(outputs: Tensor) -> Tensor:
+    """Raises ConfigError: nobody knows how sure an exit is of numbers."""
+    raise ConfigError(
+        "confidence='none': the exits do not tell how sure they are; ask one with outputs_at, or give ExitModel "
+        "confidence=, a function from outputs to (B,)"
+    )
+
+
+CONFIDENCES: dict[str, Confidence] = {"max_softmax": max_softmax, "entropy": one_minus_entropy, "none": no_confidence}
 
 
 def confidence_of(given: "str | Confidence") -> Confidence:

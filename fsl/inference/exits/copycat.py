@@ -23,6 +23,8 @@ def copycat(model: ExitModel, data: Any, *, objective: Any = None, batch_size: i
     padding of texts, which stays ignored. `objective`: that of the training. Bakhtiarnia et al. 2021 (arXiv
     2105.09121). ConfigError for data that draw rows at random, since each row is labelled once.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: at least 1")
     rows = training_rows(data)
     examples = rows.examples.of_one_length()  # else labels of tokens would have different lengths
     if examples.draws:

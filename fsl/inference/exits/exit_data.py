@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fsl.data import Examples, TaskData, as_examples
 from fsl.errors import ConfigError
+from fsl.inference.exits.confidences import max_softmax, one_minus_entropy
 from fsl.inference.exits.exit_model import ExitModel
-from fsl.objective import Objective, as_objective
+from fsl.objective import Elementwise, Objective, as_objective
 from fsl.segments.tensor_trees import TensorTree
 
 
@@ -50,6 +51,11 @@ class GivenRows:
         `which`: "training", or what else these data are. Without targets it is the objective as it was given.
         """
         found = as_objective(objective)
+        if isinstance(found, Elementwise) and model.sureness in (max_softmax, one_minus_entropy):
+            raise ConfigError(
+                f"objective={found.name}: outputs are numbers, and the exits' confidence {model.confidence_name} is of "
+                "classes; make them with ExitModel(confidence='none'), or a function from outputs to (B,)"
+            )
         if not self.labelled:
             return found
         inputs, targets = self.examples.batch(torch.arange(min(2, len(self.examples))))

@@ -33,7 +33,8 @@ class ExitModel(nn.Module):
     "sl_vit" or "fusion", one of these with its sizes (`ConvExit(width=64)`), or a module that makes outputs of the
     leading activation there (with an attribute `fuses = True`: of all activations). `example`: at least three rows as
     the model takes them; multiply-adds are those of its rows. `confidence`: "max_softmax", "entropy" (1 - H / log K),
-    or a function from outputs to (B,). New heads are drawn from `seed`. The model is put into evaluation mode.
+    "none" (of numbers), or a function from outputs to (B,). New heads are drawn from `seed`. The model is put into
+    evaluation mode.
 
     `costs` has the multiply-adds of a sample, by stage, head and predictor.
 

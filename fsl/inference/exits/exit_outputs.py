@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
+from fsl.inference.exits.confidences import no_confidence
 from fsl.inference.exits.exit_data import measured_rows
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.inference.exits.exit_predictor import probabilities_of
@@ -23,14 +24,14 @@ from fsl.segments.modes import evaluating
 class ExitOutputs:
     """Every output of some rows, on the CPU: exits first, the final one last.
 
-    `outputs`: each (N, ...). `confidence` (exits, N). `scores` (exits, N): the predictors' probabilities, None without
-    predictors. `quality` (exits + 1, N): 1 for a right answer and 0 for a wrong one, or of numbers minus the loss; None
-    where the rows have no targets.
+    `outputs`: each (N, ...). `confidence` (exits, N), None where the exits have none. `scores` (exits, N): the
+    predictors' probabilities, None without predictors. `quality` (exits + 1, N): 1 for a right answer and 0 for a wrong
+    one, or of numbers minus the loss; None where the rows have no targets.
     """
 
     exits: tuple[str, ...]
     outputs: tuple[Tensor, ...]
-    confidence: Tensor
+    confidence: Tensor | None
     scores: Tensor | None
     quality: Tensor | None
     bounded: bool
@@ -38,6 +39,9 @@ class ExitOutputs:
     def means(self) -> tuple[float, ...]:
         """Returns each exit's mean quality over all rows, the final one's last: accuracy, or minus the loss."""
         return tuple(self.known_quality().double().mean(1).tolist())
+
+    def _confidence_at(self, k: int) -> Tensor:
+        return no_confidence(self.outputs[k]) if self.confidence is None else self.confidence[k]
 
     def known_quality(self) -> Tensor:
         """Returns the quality (exits + 1, N); ConfigError where the rows have no targets."""
@@ -50,7 +54,7 @@ class ExitOutputs:
         found = Thresholds.of(thresholds, self.exits)
         if any(found.eta) and self.scores is None:
             raise ConfigError(f"eta={found.eta}: these outputs have no predictors' scores; train predictors first")
-        count = self.confidence.shape[1]
+        count = len(self.outputs[0])
         here = torch.ones(count, dtype=torch.bool)
         exits = torch.full((count,), len(self.exits))
         arrived, scored, judged = [here], [], []
@@ -60,7 +64,7 @@ class ExitOutputs:
             sent = here & (not never)
             if eta > 0 and self.scores is not None:
                 sent = sent & (self.scores[k] >= eta)
-            leaving = sent & (self.confidence[k] >= beta)
+            leaving = sent & (True if never or beta == -torch.inf else self._confidence_at(k) >= beta)
             exits[leaving] = k
             here = here & ~leaving
             arrived.append(here)
@@ -121,10 +125,10 @@ def collect_outputs(model: ExitModel, data: Any, *, objective: Any = None, batch
     whole = [torch.cat(some) for some in zip(*parts, strict=True)]
     made = len(model.exits) + 1
     outputs, scores = whole[:made], whole[made:]
-    confidence = torch.stack([model.sureness(one) for one in outputs[:-1]])
+    sure = None if model.sureness is no_confidence else torch.stack([model.sureness(one) for one in outputs[:-1]])
     told = torch.stack(scores) if scores else None
     found = None if quality is None else torch.stack([quality.of(one) for one in outputs])
-    return ExitOutputs(model.exits, tuple(outputs), confidence, told, found, model.bounded)
+    return ExitOutputs(model.exits, tuple(outputs), sure, told, found, model.bounded)
 
 
 class _Quality:

@@ -23,6 +23,8 @@ class ExitPredictor(nn.Module):
     def __init__(self, shape: Shape, width: int = 8) -> None:
         super().__init__()
         channels, sides = channels_of(shape), sides_of(shape)
+        if width < 1:
+            raise ConfigError(f"width={width}: at least 1")
         layers: list[nn.Module] = [nn.Linear(channels, width), nn.ReLU()]
         if len(sides) == 2:
             layers = [

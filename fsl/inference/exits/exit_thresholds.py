@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
+from fsl.quoting import short
 
 
 @checks_types()
@@ -36,8 +37,13 @@ class Thresholds:
             if set(given) != set(exits):
                 raise ConfigError(f"thresholds: {', '.join(map(str, given))}; give one for each of {', '.join(exits)}")
             given = [given[name] for name in exits]
-        if isinstance(given, int | float):
-            given = [given] * len(exits)
+        if not isinstance(given, Thresholds) and hasattr(given, "__float__") and not getattr(given, "ndim", 0):
+            given = [float(given)] * len(exits)
+        if not isinstance(given, Thresholds) and (isinstance(given, str | bytes) or not hasattr(given, "__iter__")):
+            raise ConfigError(
+                f"thresholds={short(given)}: give one confidence for all exits, one for each of {', '.join(exits)}, or "
+                "Thresholds"
+            )
         found = given if isinstance(given, Thresholds) else Thresholds(tuple(given))
         if len(found.beta) != len(exits):
             raise ConfigError(f"thresholds: {len(found.beta)} are given, and the exits are {', '.join(exits)}")

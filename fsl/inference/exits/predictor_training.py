@@ -39,7 +39,7 @@ def train_predictors(
 
     ConfigError for an exit where all rows leave, or none: there is nothing to predict.
     """
-    if width < 1:
+    if width < 1:  # before anything is computed
         raise ConfigError(f"width={width}: at least 1")
     check_descent(epochs, batch_size, learning_rate)
     examples = training_rows(data).examples

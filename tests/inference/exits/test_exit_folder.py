@@ -201,6 +201,58 @@ def own_predictors():
     return model
 
 
+def not_finite():
+    model = small_exit_model()
+    model.heads[0][1].bias.data[0] = math.nan
+    return model
+
+
+def of_two_precisions():
+    model = small_exit_model()
+    model.heads[0].half()
+    return model
+
+
+def otherwise_sized():
+    model = small_exit_model()
+    model.heads[0][1] = nn.Linear(8, 4, bias=False)
+    return model
+
+
+class NeedsSums(nn.Module):
+    """Takes no rows of zeros, which are what a folder has of the example."""
+
+    def forward(self, values):
+        if not values.abs().sum() > 0:
+            raise ValueError("rows of zeros")
+        return values
+
+
+def without_zeros():
+    return ExitModel(nn.Sequential(NeedsSums(), *small_backbone()), {"1": "linear"}, rows_and_labels()[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "line"),
+    [
+        (not_finite, {}, r"'heads\.0\.1\.bias' holds values that are not finite"),
+        (of_two_precisions, {}, "nothing is written, since it could not be loaded again"),
+        (otherwise_sized, {}, "has tensors of other shapes than exits.json says"),
+        (without_zeros, {}, "ValueError: rows of zeros"),
+        (small_exit_model, {"lines": ThresholdLines((), ())}, "has 2 exits and thresholds for"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_written(make, options, line, tmp_path):
+    save_exits(tmp_path, small_exit_model())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "exits").iterdir()}
+    with pytest.raises(ConfigError, match=line) as refused:
+        save_exits(tmp_path, make(), overwrite=True, **options)
+    assert "\n" not in str(refused.value)
+    assert ".new" not in str(refused.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "exits").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["exits"]
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,6 +51,26 @@ def test_each_exits_own_accuracy():
     model, outputs = with_predictors()
     expected = [(one.argmax(1) == DATA[1]).double().mean().item() for one in model(DATA[0])]
     assert outputs.means() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("given", [np.float32(0.5), torch.tensor(0.5), [torch.tensor(0.5)] * 2, np.array([0.5, 0.5])])
+def test_a_threshold_is_a_number_of_any_library(given):
+    _, outputs = with_predictors()
+    assert torch.equal(outputs.replay(given).exits, outputs.replay(0.5).exits)
+
+
+def test_exits_without_a_confidence_are_measured_and_nobody_leaves_by_one():
+    inputs, targets = DATA[0], torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    backbone = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3))
+    model = ExitModel(backbone, {"1": "linear"}, inputs, confidence="none")
+    outputs = collect_outputs(model, (inputs, targets), objective=MSE())
+    expected = [-(one - targets).square().mean().item() for one in model(inputs)]
+    assert outputs.means() == pytest.approx(expected)
+    for ask in (outputs.replay, lambda thresholds: model.infer(inputs, thresholds)):
+        assert set(ask(2.0).exits.tolist()) == {1}
+        assert set(ask(-math.inf).exits.tolist()) == {0}
+        with pytest.raises(ConfigError, match="confidence='none': the exits do not tell how sure they are"):
+            ask(0.5)
 
 
 def test_quality_of_numbers_is_minus_the_loss():
@@ -201,6 +222,12 @@ def test_one_bandwidth_gives_the_same_thresholds_everywhere():
             r"at 4 Mbit/s the quickest thresholds .* take 3\.5 s",
         ),
         (lambda o: choose_thresholds(o, SECONDS, [0.0], 1.0), "give bandwidths above 0"),
+        (lambda o: choose_thresholds(o, SECONDS, [math.nan], 1.0), "give bandwidths above 0"),
+        (lambda o: choose_thresholds(o, SECONDS, [1.0], math.nan), "max_seconds=nan: give the seconds"),
+        (lambda o: choose_thresholds(o, SECONDS, [1.0], 1.0, etas=()), r"etas=\(\): give probabilities from 0 to 1"),
+        (lambda o: o.replay(None), "thresholds=None: give one confidence for all exits, one for each of first, second"),
+        (lambda o: o.replay("high"), "thresholds='high': give one confidence"),
+        (lambda o: o.replay({"first": None, "second": 0.5}), r"beta=\(None, 0.5\): give a list of numbers"),
         (lambda o: choose_thresholds(o, SECONDS, [1.0], 1.0, betas=range(500)), "at most 200000: give fewer"),
         (lambda o: ThresholdLines.through([]), "no thresholds to fit lines to"),
         (lambda o: ThresholdLines((), ()).thresholds_at(0.0), "mbit=0.0: a bandwidth above 0"),

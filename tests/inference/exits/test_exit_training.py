@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from fsl.data import TensorExamples
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, RunError
 from fsl.inference.exits import (
     Distillation,
     ExitModel,
     PictureAndTone,
+    collect_outputs,
     copycat,
     digits_with_tones,
     train_exits,
@@ -233,7 +234,7 @@ def test_exits_are_trained_for_numbers():
     torch.manual_seed(0)
     inputs, targets = rows_and_labels()[0], torch.randn(24, 1)
     backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-    model = ExitModel(backbone, {"1": "linear"}, inputs)
+    model = ExitModel(backbone, {"1": "linear"}, inputs, confidence="none")
     first, final = (one.detach() for one in model(inputs))
     phase = train_exits(model, (inputs, targets), objective=MSE(), distillation=Distillation(0.5), **ONCE)[0]
     expected = ((first - final).square().mean() + (first - targets).square().mean()) / 2
@@ -277,6 +278,19 @@ def test_copycat_takes_inputs_by_name_alone():
         assert torch.equal(copycat(model, given).targets, told)
 
 
+@pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
+def test_training_that_diverges_says_so(how):
+    with pytest.raises(
+        RunError, match=r"diverged in epoch \d: .*; make the model anew, and lower learning_rate=1e\+30"
+    ):
+        train_exits(small_exit_model(), rows_and_labels(), how=how, optimizer=SGD, learning_rate=1e30)
+
+
+def test_weights_that_diverge_in_the_last_step_are_told():
+    with pytest.raises(RunError, match="weights are not finite"):
+        train_exits(small_exit_model(), rows_and_labels(), **{**ONCE, "learning_rate": 1e39})
+
+
 class OwnLoss:
     """No objective of fsl's."""
 
@@ -292,6 +306,20 @@ class Drawn(TensorExamples):
         (lambda m, d: train_exits(m, d, how="other"), "how='other': allowed are joint, layer_wise, frozen"),
         (lambda m, d: train_exits(m, d, epochs=0), "epochs=0, batch_size=32: at least one epoch"),
         (lambda m, d: train_exits(m, d, batch_size=1), "batches of 2 rows"),
+        (lambda m, d: train_exits(m, d, learning_rate=0.0), "learning_rate=0.0: a finite number above 0"),
+        (lambda m, d: train_exits(m, d, learning_rate=float("nan")), "learning_rate=nan: a finite number above 0"),
+        (lambda m, d: train_exits(m, d, optimizer=lambda parameters, lr: None), "optimizer: it makes a NoneType"),
+        (lambda m, d: train_exits(m, d, how="joint", weights=[1, float("nan"), 1]), "finite numbers of at least 0"),
+        (lambda m, d: train_exits(m, d, how="joint", weights=[0, 0, 0]), "and one above 0"),
+        (lambda m, d: copycat(m, d, batch_size=0), "batch_size=0: at least 1"),
+        (
+            lambda m, d: train_exits(m, (d[0], torch.zeros(24, 4)), objective="mse"),
+            "objective=mse: outputs are numbers, and the exits' confidence max_softmax is of classes",
+        ),
+        (
+            lambda m, d: collect_outputs(m, (d[0], torch.zeros(24, 4)), objective="multi_label"),
+            "objective=bce: outputs are numbers",
+        ),
         (lambda m, d: train_exits(m, d, weights=[1, 1, 1]), "only how='joint' has them"),
         (lambda m, d: train_exits(m, d, how="joint", weights=[1, 1]), "one for each exit and the final one"),
         (lambda m, d: train_exits(m, d, how="layer_wise", distillation=Distillation()), "trains the final exit last"),
