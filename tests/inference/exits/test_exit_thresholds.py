@@ -116,7 +116,7 @@ def with_some_ignored():
         ((DATA[0], DATA[1][:, None]), {}, r"targets have shape \(B,\), and these have \(B, 1\); give targets.squeeze"),
         ((DATA[0], DATA[1] + 1), {}, "the given labels go from 1 to 4"),
         (with_some_ignored(), {}, "3 of 200 targets are -100, which the objective ignores"),
-        (DATA, {"objective": BCE(pos_weight="balanced")}, "pairs each output with a target"),
+        (DATA, {"objective": BCE(pos_weight="balanced")}, "objective=bce: outputs are numbers"),
         (DATA, {"objective": lambda outputs, targets: outputs.sum()}, "LossFunction: it has no loss of single rows"),
         (TaskData("both", TensorExamples(*DATA), None, 4), {}, "a task has the rows that its model was trained on"),
         (DATA, {"batch_size": 0}, "batch_size=0: at least 1"),

@@ -1,6 +1,7 @@
 """Exits are trained with the model, stage by stage, or on a backbone that stays as it is to the bit."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -189,14 +190,50 @@ def test_training_follows_from_its_seed_alone(how):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_what_is_kept_of_a_frozen_backbone_is_what_it_would_give_again(monkeypatch):
-    kept, again = small_exit_model(), small_exit_model()
-    options = {"distillation": Distillation(), "epochs": 2, "batch_size": 8}
-    train_exits(kept, rows_and_labels(), **options)
+class Skipping(nn.Module):
+    """Passes a skip connection and places that all rows share over its second layer, which works in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+        self.places = nn.Parameter(torch.randn(1, 5))
+
+    def forward(self, x):
+        entered, places = self.enter(x), self.places * 2
+        return self.leave(self.middle(entered).relu_() + entered + places)
+
+
+def skipping():
+    torch.manual_seed(0)
+    return ExitModel(Skipping(), {"enter": "linear", "middle": "mlp"}, rows_and_labels()[0])
+
+
+@pytest.mark.parametrize("make", [small_exit_model, skipping])
+@pytest.mark.parametrize("options", [{"distillation": Distillation()}, {"how": "layer_wise"}])
+def test_what_is_kept_of_a_frozen_backbone_is_what_it_would_give_again(make, options, monkeypatch):
+    kept, again = make(), make()
+    phases = train_exits(kept, rows_and_labels(), epochs=2, batch_size=8, **options)
     monkeypatch.setattr(known_rows, "KEPT", 0)
-    train_exits(again, rows_and_labels(), **options)
+    expected = train_exits(again, rows_and_labels(), epochs=2, batch_size=8, **options)
+    for phase, other in zip(phases, expected, strict=True):
+        assert phase.losses == pytest.approx(other.losses, rel=1e-5)
     for name, tensor in kept.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "first", "second"), [("frozen", 1, 1), ("layer_wise", 3 + 2, 3 + 1)])
+def test_frozen_stages_are_computed_once(how, first, second):
+    """Of three epochs: in a phase of its own a stage is computed in each, behind it once for all of them."""
+    model, counts = small_exit_model(), {"first": 0, "second": 0}
+
+    def note(name, module, given, output):
+        counts[name] += len(given[0])
+
+    for name in counts:
+        getattr(model.backbone, name)[0].register_forward_hook(partial(note, name))
+    train_exits(model, rows_and_labels(), how=how, epochs=3, batch_size=8)
+    checked = 2  # rows with which the objective is tried
+    assert counts == {"first": 24 * first + checked, "second": 24 * second + checked}
 
 
 def test_distillation_is_a_share_of_the_divergence_from_the_final_exit():
@@ -286,9 +323,17 @@ def test_training_that_diverges_says_so(how):
         train_exits(small_exit_model(), rows_and_labels(), how=how, optimizer=SGD, learning_rate=1e30)
 
 
+class Overflowing(SGD):
+    """Leaves weights that are not finite, after a loss that was."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["params"][0].data.fill_(float("inf"))
+
+
 def test_weights_that_diverge_in_the_last_step_are_told():
     with pytest.raises(RunError, match="weights are not finite"):
-        train_exits(small_exit_model(), rows_and_labels(), **{**ONCE, "learning_rate": 1e39})
+        train_exits(small_exit_model(), rows_and_labels(), **{**ONCE, "optimizer": Overflowing})
 
 
 class OwnLoss:
