@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from fsl.argument_types import checks_types
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, one_of
 from fsl.inference.exits.exit_courses import Course, TrainedPhase, train_heads, train_stage, train_together
 from fsl.inference.exits.exit_data import training_rows
 from fsl.inference.exits.exit_losses import Distillation
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.segments.descent import as_found, check_descent
 
-How = Literal["joint", "layer_wise", "frozen"]
+How = Literal["joint", "layer_wise", "classifier_wise", "frozen"]
+
+_BY_LABELS = {
+    "layer_wise": "trains the final exit last, so that others cannot learn from it",
+    "classifier_wise": "trains heads by labels alone",
+}
 
 
 @checks_types(leave=("data", "objective", "optimizer"))
@@ -37,14 +42,18 @@ def train_exits(
 
     `how`: "joint": all at once, by the weighted sum of all exits' losses, the final one's last among `weights` (each 1
     unless given). "layer_wise": each stage with its exit in turn, what comes before it frozen; the last stage with the
-    model's own outputs. "frozen": the heads alone; the backbone stays as it is to the bit, its BatchNorm in evaluation.
-    The literature (Scardapane et al. 2020, arXiv 2004.12814) calls that classifier-wise.
+    model's own outputs. "classifier_wise": the heads alone, by labels; the backbone stays as it is to the bit, its
+    BatchNorm in evaluation (names as in Scardapane et al. 2020, arXiv 2004.12814). "frozen": the same, where
+    `distillation` has heads learn from the final exit, too.
 
     `data`: TaskData, Examples, or (inputs, targets); inputs alone, also by name, where heads on a frozen backbone learn
     by `Distillation(share=1)`. `objective`: as
     `fsl.simulate` takes it. `optimizer` makes one of parameters and `lr`; the rate is a tenth from epoch `decay_at` on.
-    ConfigError where `distillation` has no final exit to learn from (layer_wise), or `weights` would not count.
+    ConfigError where `distillation` or `weights` would not count.
     """
+    one_of("how", how, get_args(How))
+    if distillation is not None and how in _BY_LABELS:
+        raise ConfigError(f"distillation: how={how!r} {_BY_LABELS[how]}; leave it out, or use how='frozen' or 'joint'")
     check_descent(epochs, batch_size, learning_rate)
     if weights is not None:
         _check_weights(list(weights), how, model)
@@ -66,18 +75,10 @@ def train_exits(
         seed=seed,
     )
     with as_found(model, *(stage.module for stage in model.stages)):
-        if how == "frozen":
+        if how in ("frozen", "classifier_wise"):
             return (train_heads(course),)
         if how == "joint":
             return (train_together(course, [1.0] * (len(model.exits) + 1) if weights is None else list(weights)),)
-        if how != "layer_wise":
-            hint = "; what the literature calls classifier-wise is 'frozen'" if how == "classifier_wise" else ""
-            raise ConfigError(f"how={how!r}: allowed are joint, layer_wise, frozen{hint}")
-        if distillation is not None:
-            raise ConfigError(
-                "distillation: how='layer_wise' trains the final exit last, so that others cannot learn "
-                "from it; train jointly, or on the frozen backbone"
-            )
         phases = [train_stage(course, place) for place in range(len(model.stages))]
         return tuple(phase for phase in phases if phase is not None)
 

@@ -48,6 +48,13 @@ def test_a_frozen_backbone_is_the_same_to_the_bit(distillation):
     assert changed(model, before) == {"heads.0", "heads.1"}
 
 
+def test_classifier_wise_trains_heads_on_the_frozen_backbone_by_labels_alone():
+    model, other = small_exit_model(), small_exit_model()
+    found = train_exits(model, rows_and_labels(), how="classifier_wise", epochs=2)
+    assert found == train_exits(other, rows_and_labels(), how="frozen", epochs=2)
+    assert changed(model, states(small_exit_model())) == {"heads.0", "heads.1"}
+
+
 def test_joint_training_descends_the_weighted_sum_of_all_losses():
     model, (inputs, labels) = small_exit_model(), rows_and_labels()
     oracle = copy.deepcopy(model).train()
@@ -347,8 +354,11 @@ class Drawn(TensorExamples):
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda m, d: train_exits(m, d, how="classifier_wise"), "allowed are joint, layer_wise, frozen; what the lit"),
-        (lambda m, d: train_exits(m, d, how="other"), "how='other': allowed are joint, layer_wise, frozen"),
+        (lambda m, d: train_exits(m, d, how="other"), "how='other'.*classifier_wise"),
+        (
+            lambda m, d: train_exits(m, d, how="classifier_wise", distillation=Distillation()),
+            "distillation: how='classifier_wise' trains heads by labels alone; leave it out, or use how='frozen'",
+        ),
         (lambda m, d: train_exits(m, d, epochs=0), "epochs=0, batch_size=32: at least one epoch"),
         (lambda m, d: train_exits(m, d, batch_size=1), "batches of 2 rows"),
         (lambda m, d: train_exits(m, d, learning_rate=0.0), "learning_rate=0.0: a finite number above 0"),
