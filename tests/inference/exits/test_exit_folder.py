@@ -9,21 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fsl.data import digits_with_tones
 from fsl.errors import CheckpointError, ConfigError
 from fsl.inference.exits import (
     ChosenThresholds,
     ConvExit,
     ExitModel,
     ExitPredictor,
-    PictureAndTone,
     ThresholdLines,
     Thresholds,
-    digits_with_tones,
     load_exits,
     save_exits,
 )
 from fsl.inference.exits.exit_description import blank_input, described_input
-from fsl.models import LeNet
+from fsl.models import LeNet, PictureAndTone
 from fsl.segments.tensor_trees import TensorTree
 from tests.helpers.early_exits import rows_and_labels, small_backbone, small_exit_model
 

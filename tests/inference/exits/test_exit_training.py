@@ -8,18 +8,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from fsl.data import TensorExamples
+from fsl.data import TensorExamples, digits_with_tones
 from fsl.errors import ConfigError, RunError
 from fsl.inference.exits import (
     Distillation,
     ExitModel,
-    PictureAndTone,
     collect_outputs,
     copycat,
-    digits_with_tones,
     train_exits,
 )
 from fsl.inference.exits.exit_losses import distance_from, labels_of
+from fsl.models import PictureAndTone
 from fsl.objective import BCE, MSE, Classification, NextToken, TokenClassification
 from fsl.segments import known_rows
 from fsl.segments.modes import modes_of
