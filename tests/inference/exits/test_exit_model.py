@@ -1,15 +1,19 @@
 """Rows that are sure enough leave, the others alone go on, and the outputs are those of each row by itself."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from fsl.data import TensorExamples
 from fsl.errors import ConfigError, SplitError
 from fsl.inference.exits import ConvExit, ExitModel, Thresholds, collect_outputs
+from fsl.inference.exits.frozen_features import FrozenFeatures
 from fsl.models import ResNet8
+from fsl.segments.modes import modes_of
 from tests.helpers.early_exits import ROWS, rows_and_labels, small_backbone, small_exit_model
 
 BETAS = [0.5, 0.55]
@@ -42,6 +46,53 @@ def test_rows_leave_at_the_first_exit_that_is_sure_enough():
         assert result.exits[row] == place
         torch.testing.assert_close(result.outputs[row], (*exits, final)[place][row])
     assert set(result.exits.tolist()) == {0, 1, 2}
+
+
+def test_by_entropy_rows_leave_that_are_far_from_guessing():
+    model, (inputs, _) = small_exit_model(confidence="entropy"), rows_and_labels()
+    p = model(inputs)[0].softmax(1)
+    sure = 1 + (p * p.log()).sum(1) / math.log(4)
+    beta = float(sure.median())
+    assert not torch.equal(p.max(1).values >= beta, sure >= beta)
+    assert torch.equal(model.infer(inputs, [beta, 2.0]).exits == 0, sure >= beta)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m, x: m.infer(x, BETAS).outputs,
+        lambda m, x: m.infer_until("second", x, BETAS).left.outputs,
+        lambda m, x: m.infer_from(m.infer_until("first", x, BETAS).onward, BETAS).outputs,
+        lambda m, x: m.outputs_at("second", x),
+        lambda m, x: m.outputs_at("output", x),
+    ],
+    ids=["infer", "until", "from", "exit", "output"],
+)
+def test_inference_is_in_evaluation_and_leaves_a_model_in_training_as_it_was(ask):
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    expected = ask(model, inputs)
+    model.train()
+    before, modes = copy.deepcopy(model.state_dict()), modes_of(model)
+    assert torch.equal(ask(model, inputs), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert modes_of(model) == modes
+
+
+def test_a_stage_that_works_in_place_leaves_what_a_head_took():
+    """Behind the exit a ReLU overwrites its input; the head's outputs and gradients are those without that."""
+    torch.manual_seed(0)
+    inputs, _ = rows_and_labels()
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 4))
+    model = ExitModel(backbone, {"0": nn.Sequential(nn.Linear(8, 4), nn.Tanh())}, inputs)
+    features = backbone[0](inputs)
+    expected = [model.heads[0](features), backbone[2](features.relu())]
+    torch.testing.assert_close(list(model(inputs)), expected)
+    weights = list(model.parameters())
+    wanted = torch.autograd.grad(sum(one.square().sum() for one in expected), weights)
+    found = torch.autograd.grad(sum(one.square().sum() for one in model(inputs)), weights)
+    torch.testing.assert_close(found, wanted)
+    kept = FrozenFeatures(model, TensorExamples(inputs, torch.zeros(ROWS)), 8).of(torch.arange(ROWS))
+    torch.testing.assert_close(kept.heads[0][0], features.detach())
 
 
 def test_only_survivors_are_computed_by_later_stages():

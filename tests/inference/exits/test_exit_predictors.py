@@ -125,6 +125,34 @@ def trained():
     return model, losses
 
 
+def test_a_predictor_learns_from_rows_that_arrive_at_its_exit_and_those_that_leave_count_more():
+    """The loss of a first step over all rows, by hand: weighted binary cross-entropy of new predictors."""
+    model, data = small_exit_model(), rows_and_labels(60, seed=2)
+    losses = train_predictors(model, data, BETAS, epochs=1, batch_size=100, learning_rate=1e-12, seed=5)
+    exits, values = model.infer(data[0], BETAS).exits, features_of(model, data[0])
+    for k, predictor in enumerate(model.predictors):  # as good as new, at such a rate
+        arrived = exits >= k
+        leaves, p = exits[arrived] == k, predictor(values[k][arrived])
+        weight = (~leaves).sum() / leaves.sum()
+        by_hand = -torch.where(leaves, weight * p.log(), (1 - p).log()).mean()
+        assert losses[k] == pytest.approx([by_hand.item()], rel=1e-4)
+        assert weight != 1
+    assert not bool((exits >= 1).all())
+
+
+def test_new_predictors_come_from_the_seed_and_not_from_torchs_generator():
+    found = []
+    for noise, seed in ((0, 3), (1, 3), (1, 4)):
+        model = small_exit_model()
+        torch.manual_seed(noise)
+        expected = torch.random.get_rng_state()
+        train_predictors(model, rows_and_labels(60, seed=2), BETAS, epochs=2, batch_size=20, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), expected)
+        found.append(model.predictors.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not any(torch.equal(found[1][name], found[2][name]) for name in found[0])
+
+
 def test_predictors_learn_which_rows_leave(trained):
     model, losses = trained
     inputs, _ = rows_and_labels(400, seed=3)

@@ -185,6 +185,20 @@ def test_a_head_that_works_in_place_in_training_changes_nothing_for_others():
         torch.testing.assert_close(model(inputs)[1], expected)
 
 
+@pytest.mark.parametrize(("how", "phases"), [("joint", 1), ("layer_wise", 3), ("frozen", 1)])
+def test_the_rate_is_a_tenth_from_an_epoch_on(how, phases):
+    rates = []
+
+    class Watched(SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    options = {"epochs": 3, "batch_size": 12, "optimizer": Watched, "learning_rate": 0.1}
+    train_exits(small_exit_model(), rows_and_labels(), how=how, decay_at=2, **options)
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.01, 0.01] * phases)
+
+
 @pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
 def test_training_follows_from_its_seed_alone(how):
     found = []
