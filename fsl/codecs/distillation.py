@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fsl.errors import ConfigError
 from fsl.models.bottlefit import BottleFit
-from fsl.objective.divergence import divergence
+from fsl.objective.output_divergence import divergence
 from fsl.segments.descent import as_found, descend, optimizer_of
 from fsl.segments.known_rows import KnownRows, RowsByNumber
 from fsl.segments.modes import evaluating, start_training

@@ -8,7 +8,7 @@ from torch import Tensor
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.objective import BCE, CrossEntropy, Elementwise, NextToken, Objective
-from fsl.objective.divergence import divergence
+from fsl.objective.output_divergence import divergence
 
 
 @checks_types()
