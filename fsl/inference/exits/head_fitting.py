@@ -41,11 +41,16 @@ def fitted_heads(
 def unchanged(values: Values, who: str) -> Iterator[None]:
     """Raise ConfigError at the end where `who`, in words, has changed values in place."""
     tensors = tensors_of(values)
-    before = [(tensor._version, tensor.clone()) for tensor in tensors]
+    before = [(_changes(tensor), tensor.clone()) for tensor in tensors]
     yield
     for tensor, (version, copied) in zip(tensors, before, strict=True):
-        if tensor._version != version or not torch.equal(tensor.nan_to_num(), copied.nan_to_num()):
+        if _changes(tensor) != version or not torch.equal(tensor.nan_to_num(), copied.nan_to_num()):
             raise ConfigError(f"{who} changes its input in place, which others read; leave out inplace=True")
+
+
+def _changes(tensor: Tensor) -> int:
+    """Returns how often a tensor was changed in place, where torch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _built(spec: ExitHead, point: str, inputs: Sequence[Tensor], outputs: Shape, seed: int) -> nn.Module:
