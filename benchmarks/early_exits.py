@@ -13,17 +13,18 @@ its own. X gets early_exits.json and a figure.
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from fsl import seeds
 from fsl.codecs.distillation import fine_tune
-from fsl.data import TensorExamples, cifar10
+from fsl.data import TensorExamples, cifar10, digits_with_tones
 from fsl.errors import ConfigError
 from fsl.files import write_json
 from fsl.inference import SplitPoints
@@ -34,7 +35,6 @@ from fsl.inference.exits import (
     ExitOutputs,
     ExitSeconds,
     MLPExit,
-    PictureAndTone,
     SLViTExit,
     ThresholdLines,
     Thresholds,
@@ -42,16 +42,16 @@ from fsl.inference.exits import (
     choose_thresholds,
     collect_outputs,
     copycat,
-    digits_with_tones,
     exit_seconds,
     train_exits,
     train_predictors,
     width_for_macs,
 )
-from fsl.models import ResNet8
+from fsl.inference.exits.threshold_search import BETAS
+from fsl.models import PictureAndTone, ResNet8
 
 POINTS = ("block1", "block2")
-BETAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
+Model = TypeVar("Model", bound=nn.Module)
 IMAGE_BYTES = 3 * 32 * 32
 KINDS = {"mlp": MLPExit, "conv": ConvExit, "sl_vit": SLViTExit}
 
@@ -78,16 +78,22 @@ class Parts:
     seed: int
 
 
+def drawn(make: Callable[[], Model], seed: int) -> Model:
+    """Returns a model whose weights are drawn from the seed."""
+    with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
+        seeds.reseed(seeds.derive(seed, "early-exits-backbone"))
+        return make()
+
+
 def parts_of(options: argparse.Namespace, seed: int) -> Parts:
     """Divide the images by the seed, and train a backbone."""
     data = cifar10(str(options.folder), options.images, options.test_images)
     assert isinstance(data.train, TensorExamples)
     assert isinstance(data.test, TensorExamples)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data.train), generator=seeds.torch_generator(seed, "early-exits-rows"))
     shares = [round(0.7 * len(order)), round(0.2 * len(order))]
     train, extra, validation = (data.train.subset(rows) for rows in order.tensor_split([shares[0], sum(shares)]))
-    torch.manual_seed(seed)
-    backbone = ResNet8((3, 32, 32), 10)
+    backbone = drawn(lambda: ResNet8((3, 32, 32), 10), seed)
     decay = max(1, round(0.7 * options.epochs))
     fine_tune(
         backbone,
@@ -142,7 +148,7 @@ def more_data(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
     for what in ("labels alone", "copycat", "distillation, T = 1", "distillation, T = 4"):
         model = copy.deepcopy(first)
         if what == "copycat":
-            copycat(model, parts.extra.inputs, **common)
+            train_exits(model, copycat(model, parts.extra.inputs), **common)
         elif what != "labels alone":
             train_exits(model, parts.extra.inputs, distillation=Distillation(1.0, float(what[-1])), **common)
         block1, block2, _ = collect_outputs(model, parts.test).means()
@@ -258,8 +264,7 @@ def _timed(
 def fusion(seed: int, options: argparse.Namespace) -> Iterator[Row]:
     """Exits behind the first stage of pictures with synthetic tones: of both branches, and of pictures alone."""
     data = digits_with_tones(picture_noise=1.5, tone_noise=1.5, seed=seed)
-    torch.manual_seed(seed)
-    backbone, example = PictureAndTone(), data.train.batch(torch.arange(3))[0]
+    backbone, example = drawn(PictureAndTone, seed), data.train.batch(torch.arange(3))[0]
     model = ExitModel(backbone, {"stage1": "fusion"}, example, seed=seed)
     train_exits(model, data, how="joint", epochs=options.tone_epochs, seed=seed)
     for what, head in (("pictures and tones", "fusion"), ("pictures alone", MLPExit(64, 8))):

@@ -4,41 +4,26 @@ Matsubara et al. 2022, BottleFit (arXiv 2201.02693). Stage 2 may as well be a fe
 model, and give it to `fsl.simulate` as `init_from`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from fsl.errors import ConfigError
 from fsl.models.bottlefit import BottleFit
-from fsl.segments.descent import as_found, descend
+from fsl.objective.output_divergence import divergence
+from fsl.segments.descent import as_found, descend, optimizer_of
+from fsl.segments.known_rows import KnownRows, RowsByNumber
 from fsl.segments.modes import evaluating, start_training
-
-
-class DistilledExamples(Protocol):
-    """Examples by their numbers, as `fsl.data.Examples`."""
-
-    @property
-    def draws(self) -> bool:
-        """Whether reading a row may draw random numbers."""
-
-    @property
-    def targets(self) -> Tensor:
-        """Labels (N,)."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns inputs and targets of these rows."""
 
 
 def distill_head(
     student: BottleFit,
     teacher: nn.Module,
-    examples: DistilledExamples,
+    examples: RowsByNumber,
     *,
     layers: Sequence[str] = (),
     epochs: int = 10,
@@ -59,7 +44,7 @@ def distill_head(
     if unknown:
         raise ConfigError(f"layers: {unknown[0]!r} is no stage behind the decoder that the teacher has, too")
     device = _device_of(student)
-    wanted = _Known(examples, lambda inputs: _outputs_at(teacher, names, inputs), batch_size, device)
+    wanted = KnownRows(examples, lambda inputs: _outputs_at(teacher, names, inputs), batch_size, device, most=math.inf)
     heads = [student.encoder, student.decoder]
 
     def loss(rows: Tensor) -> Tensor:
@@ -81,7 +66,7 @@ def distill_head(
 
 def fine_tune(
     student: nn.Sequential,
-    examples: DistilledExamples,
+    examples: RowsByNumber,
     *,
     teacher: nn.Module | None = None,
     frozen: Sequence[str] = ("encoder",),
@@ -113,52 +98,23 @@ def fine_tune(
         trained = [parameter for parameter in rest.parameters() if parameter.requires_grad]
         if not trained:
             raise ConfigError("nothing is left to train: all parameters are frozen")
-        codes = _Known(examples, lambda inputs: [fixed(inputs)], batch_size, device)
+        codes = KnownRows(examples, lambda inputs: [fixed(inputs)], batch_size, device, most=math.inf)
         told = None
         if teacher is not None:
-            told = _Known(examples, lambda inputs: _outputs_at(teacher, [""], inputs), batch_size, device)
+            told = KnownRows(
+                examples, lambda inputs: _outputs_at(teacher, [""], inputs), batch_size, device, most=math.inf
+            )
 
         def loss(rows: Tensor) -> Tensor:
-            inputs, targets = (None, examples.targets[rows]) if codes.cached else examples.batch(rows)
+            inputs, targets = (None, examples.targets[rows]) if codes.kept else examples.batch(rows)
             logits = rest(codes.of(rows, inputs)[0])
             own = cross_entropy(logits, targets.to(device))
             if told is None:
                 return own
-            wanted = told.of(rows, inputs)[0].log_softmax(1)
-            apart = kl_div(logits.log_softmax(1), wanted, reduction="batchmean", log_target=True)
-            return own / 2 + apart / 2
+            return own / 2 + divergence(logits, told.of(rows, inputs)[0]) / 2
 
-        made = (optimizer or partial(torch.optim.SGD, momentum=0.9))(trained, lr=learning_rate)
+        made = optimizer_of(optimizer or partial(torch.optim.SGD, momentum=0.9), trained, learning_rate)
         return descend(made, loss, device, len(examples), epochs, batch_size, seed, "fine-tune", decay_at)
-
-
-class _Known:
-    """What a function that does not change makes of examples: computed once where these do not change either."""
-
-    def __init__(
-        self,
-        examples: DistilledExamples,
-        function: Callable[[Tensor], list[Tensor]],
-        batch_size: int,
-        device: torch.device,
-    ) -> None:
-        self.cached = not examples.draws
-        self._function, self._device = function, device
-        self._kept: list[Tensor] = []
-        if self.cached:
-            parts = [self._made(examples.batch(rows)[0]) for rows in torch.arange(len(examples)).split(batch_size)]
-            self._kept = [torch.cat(some).cpu() for some in zip(*parts)]
-
-    def of(self, rows: Tensor, inputs: Tensor | None) -> list[Tensor]:
-        """Returns its tensors for these rows, of which `inputs` are those."""
-        if self.cached:
-            return [one[rows].to(self._device) for one in self._kept]
-        assert inputs is not None
-        return self._made(inputs)
-
-    def _made(self, inputs: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return self._function(inputs.to(self._device))
 
 
 def _outputs_at(model: nn.Module, names: Sequence[str], inputs: Tensor) -> list[Tensor]:

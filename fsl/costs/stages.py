@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import in_parts
 from fsl.data import Examples
 from fsl.errors import SplitError
 from fsl.objective import Objective
@@ -162,7 +163,7 @@ def _measured(
 ) -> tuple[Values, tuple[int, int]]:
     """Returns what crosses the cut, and the FLOPs of the front's forward and of the back's backward, each alone."""
     counter = FlopCounterMode(display=False)
-    with counter:
+    with in_parts(), counter:
         smashed = received(call(parts["front"], inputs))
         front = counter.get_total_flops()
         if isinstance(smashed, Tensor):
@@ -184,7 +185,7 @@ def _head_flops(front: nn.Module, head: nn.Module, examples: Examples, objective
         inputs, targets = examples.of_one_length().batch(torch.zeros(_ROWS, dtype=torch.int64))
         with torch.no_grad():
             smashed = received(call(front, inputs))
-        with counter:
+        with in_parts(), counter:
             objective.loss(outputs_of(head, cut_leaf(smashed).clone()), targets).backward()
     return counter.get_total_flops() / _ROWS
 
@@ -222,7 +223,7 @@ def _count(
         handle = model.get_submodule(cut).register_forward_hook(at_output)
         hooks.callback(handle.remove)
 
-    with ExitStack() as hooks, counter:
+    with ExitStack() as hooks, in_parts(), counter:
         for cut in cuts:
             watch(cut)
         outputs = outputs_of(model, inputs)

@@ -14,6 +14,7 @@ from fsl.data.rewritten_images import recompress, recompressed
 from fsl.data.table_data import from_table
 from fsl.data.task import TaskData, as_task, hold_out
 from fsl.data.texts import from_text
+from fsl.data.tones import digits_with_tones
 from fsl.data.tree_examples import TreeExamples, from_columns, from_dicts
 from fsl.data.vertical_data import EdgeLabels, PartyTable, VerticalData, VerticalTask, vertical
 from fsl.data.vertical_tables import breast_cancer, vertical_csv
@@ -49,6 +50,7 @@ __all__ = [
     "cifar10",
     "class_counts",
     "digits",
+    "digits_with_tones",
     "divide",
     "from_columns",
     "from_dataset",

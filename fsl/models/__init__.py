@@ -9,6 +9,7 @@ from fsl.models.hugging_face import huggingface
 from fsl.models.lenet import LeNet
 from fsl.models.mlp import MLP
 from fsl.models.packed_binary import PackedConv2d, PackedLinear, pack_binary
+from fsl.models.picture_and_tone import PictureAndTone
 from fsl.models.resnet import ResNet8, ResNet18
 from fsl.models.vertical_mlp import VerticalMLP
 from fsl.models.vertical_model import VerticalModel
@@ -32,6 +33,7 @@ __all__ = [
     "Mean",
     "PackedConv2d",
     "PackedLinear",
+    "PictureAndTone",
     "Product",
     "ResNet8",
     "ResNet18",

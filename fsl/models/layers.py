@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsl.errors import ConfigError
 
@@ -55,6 +55,22 @@ def conv_block(inputs: int, outputs: int, kernel: int, norm: Norm, stride: int =
     bias = norm == "none"  # a normalisation has its own shift
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
     return [conv, *norm_layers(norm, outputs), nn.ReLU(inplace=True)]
+
+
+class PlaceGrid(nn.Module):
+    """Means over a grid of so many places, in a row (B, values)."""
+
+    def __init__(self, sides: Sequence[int]) -> None:
+        super().__init__()
+        self.sides = tuple(sides)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns (B, places x channels)."""
+        if values.dim() == 4:
+            values = nn.functional.adaptive_avg_pool2d(values, (self.sides[0], self.sides[1]))
+        elif values.dim() == 3:
+            values = nn.functional.adaptive_avg_pool1d(values.transpose(1, 2), self.sides[0])
+        return values.flatten(1)
 
 
 def check_images(model: str, input_shape: Sequence[int], classes: int | None, halvings: int) -> tuple[int, int]:

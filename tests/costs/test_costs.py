@@ -215,6 +215,13 @@ def test_flops_of_convolutions_are_those_counted_by_hand():
     assert (second.forward_flops, second.backward_flops) == (2 * 16 * 8 * 36, 2 * 2 * 16 * 8 * 36)
 
 
+def test_attention_counts_although_cpus_have_a_fused_kernel():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    data = TensorExamples(torch.randn(4, 5, 8), torch.zeros(4, dtype=torch.int64))
+    first, *_ = stage_costs(nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)), data, CrossEntropy(), ["0"])
+    assert first.forward_flops == 2 * (5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8)
+
+
 class Skipping(nn.Module):
     """A user's module, no Sequential, with a skip connection over a cut."""
 

@@ -1,6 +1,5 @@
 """Early exits: classifiers at stages of a model, trained, and left by samples that are sure enough."""
 
-from fsl.inference.exits.audio_visual import PictureAndTone, digits_with_tones
 from fsl.inference.exits.break_even import Bypass, bypass_at, pays
 from fsl.inference.exits.copycat import copycat
 from fsl.inference.exits.exit_courses import TrainedPhase
@@ -35,7 +34,6 @@ __all__ = [
     "MLPExit",
     "Onward",
     "PartialResult",
-    "PictureAndTone",
     "Replay",
     "SLViTExit",
     "SavedExits",
@@ -47,7 +45,6 @@ __all__ = [
     "choose_thresholds",
     "collect_outputs",
     "copycat",
-    "digits_with_tones",
     "exit_seconds",
     "load_exits",
     "pays",

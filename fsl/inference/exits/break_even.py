@@ -1,10 +1,14 @@
 """Whether an exit predictor saves more than it costs."""
 
+import math
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_outputs import ExitOutputs, Replay
+from fsl.inference.exits.exit_seconds import ExitSeconds
 from fsl.inference.exits.exit_thresholds import Given, Thresholds
 from fsl.inference.exits.exit_walk import ExitCosts
 
@@ -17,9 +21,13 @@ def pays(sent: float, missed: float, exit_cost: float, predictor_cost: float, re
     share that would have left there and was bypassed. Costs of a row, in one unit, as multiply-adds or seconds:
     `rest_cost` is the mean cost of missed rows behind this exit, transmission included. ConfigError for no shares.
     """
-    if not (0 <= sent <= 1 and 0 <= missed <= 1 - sent):
+    if not (0 <= sent <= 1 and missed >= 0 and sent + missed <= 1 + 1e-9):
         raise ConfigError(f"sent={sent}, missed={missed}: shares of rows, which add up to at most 1")
-    return (1 - sent) * exit_cost > predictor_cost + missed * rest_cost
+    if not (0 <= exit_cost < math.inf and 0 <= predictor_cost < math.inf and rest_cost >= 0):
+        raise ConfigError(
+            f"exit_cost={exit_cost}, predictor_cost={predictor_cost}, rest_cost={rest_cost}: costs of at least 0"
+        )
+    return _saved(sent, missed, exit_cost, predictor_cost, rest_cost) > 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Bypass:
     @property
     def saved(self) -> float:
         """Cost that a row which arrives saves by the predictor, in the mean; below 0 it costs more."""
-        return (1 - self.sent) * self.exit_cost - self.predictor_cost - self.missed * self.rest_cost
+        return _saved(self.sent, self.missed, self.exit_cost, self.predictor_cost, self.rest_cost)
 
     @property
     def pays(self) -> bool:
@@ -45,10 +53,14 @@ class Bypass:
 
 
 @checks_types(leave=("thresholds",))
-def bypass_at(outputs: ExitOutputs, thresholds: Given, exit: str, costs: ExitCosts) -> Bypass:
+def bypass_at(
+    outputs: ExitOutputs, thresholds: Given, exit: str, costs: ExitCosts | ExitSeconds, mbit: float | None = None
+) -> Bypass:
     """Returns what the predictor at one exit does on collected outputs, others at work as the thresholds say.
 
-    ConfigError where that exit has no `eta` above 0, or no row arrives there.
+    `costs`: multiply-adds as `model.costs`, or `ExitSeconds` with a bandwidth in `mbit`: then rows that the predictor
+    sends over the link, which would have left in front of it, pay for that too. ConfigError where that exit has no
+    `eta` above 0, or no row arrives there.
     """
     found = Thresholds.of(thresholds, outputs.exits)
     if exit not in outputs.exits:
@@ -56,6 +68,8 @@ def bypass_at(outputs: ExitOutputs, thresholds: Given, exit: str, costs: ExitCos
     k = outputs.exits.index(exit)
     if not found.eta[k]:
         raise ConfigError(f"thresholds: eta of {exit!r} is 0, so that its predictor does not work; give one above 0")
+    parts = costs.compute if isinstance(costs, ExitSeconds) else costs
+    parts.check_count(len(outputs.exits), True)
     with_it = outputs.replay(found)
     without = outputs.replay(Thresholds(found.beta, (*found.eta[:k], 0.0, *found.eta[k + 1 :])))
     arrived = with_it.arrived[k]
@@ -63,15 +77,29 @@ def bypass_at(outputs: ExitOutputs, thresholds: Given, exit: str, costs: ExitCos
     if not count:
         raise ConfigError(f"thresholds: no row arrives at the exit {exit!r}; give earlier exits higher ones")
     sent, missed = with_it.judged[k], (without.exits == k) & (with_it.exits != k)
-    rest = _behind(with_it, k).cost(costs)[missed]
+    rest = _cost(_behind(with_it, k), costs, mbit)[missed]
     return Bypass(
         count,
         float(sent.sum()) / count,
         float(missed.sum()) / count,
-        costs.heads[k],
-        costs.predictors[k],
+        parts.heads[k],
+        parts.predictors[k],
         float(rest.mean()) if len(rest) else 0.0,
     )
+
+
+def _saved(sent: float, missed: float, exit_cost: float, predictor_cost: float, rest_cost: float) -> float:
+    return (1 - sent) * exit_cost - predictor_cost - (missed * rest_cost if missed else 0.0)
+
+
+def _cost(replay: Replay, costs: ExitCosts | ExitSeconds, mbit: float | None) -> Tensor:
+    if isinstance(costs, ExitSeconds):
+        if mbit is None:
+            raise ConfigError("mbit: seconds of exits depend on the bandwidth; give it in Mbit/s")
+        return costs.of(replay, mbit)
+    if mbit is not None:
+        raise ConfigError(f"mbit={mbit}: multiply-adds do not depend on it; give ExitSeconds as costs")
+    return replay.cost(costs)
 
 
 def _behind(replay: Replay, k: int) -> Replay:

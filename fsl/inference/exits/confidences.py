@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fsl.errors import ConfigError
@@ -21,7 +23,15 @@ def one_minus_entropy(logits: Tensor) -> Tensor:
     return 1 + (log.exp() * log).sum(1) / math.log(logits.shape[1])
 
 
-CONFIDENCES: dict[str, Confidence] = {"max_softmax": max_softmax, "entropy": one_minus_entropy}
+def no_confidence(outputs: Tensor) -> Tensor:
+    """Raises ConfigError: nobody knows how sure an exit is of numbers."""
+    raise ConfigError(
+        "confidence='none': the exits do not tell how sure they are; ask one with outputs_at, or give ExitModel "
+        "confidence=, a function from outputs to (B,)"
+    )
+
+
+CONFIDENCES: dict[str, Confidence] = {"max_softmax": max_softmax, "entropy": one_minus_entropy, "none": no_confidence}
 
 
 def confidence_of(given: "str | Confidence") -> Confidence:
@@ -32,7 +42,24 @@ def confidence_of(given: "str | Confidence") -> Confidence:
         raise ConfigError(
             f"confidence={given!r}: allowed are {', '.join(CONFIDENCES)}, or a function from outputs (B, ...) to (B,)"
         )
-    return given
+    return OwnConfidence(given)
+
+
+@dataclass(frozen=True)
+class OwnConfidence:
+    """A confidence of the user's, whose every answer is checked."""
+
+    function: Confidence
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Returns one confidence a row (B,); ConfigError for anything else, and for what is no number."""
+        found = self.function(outputs)
+        if not isinstance(found, Tensor) or found.shape != (len(outputs),) or found.is_complex():
+            shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"confidence: of {len(outputs)} rows your function gives {shown}; one number a row, (B,)")
+        if bool(torch.isnan(found).any()):
+            raise ConfigError("confidence: your function gives NaN, which is above no threshold; give a number")
+        return found
 
 
 def _classes(logits: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
-"""Fine-tunes exits on what the final exit says of data without labels."""
+"""Labels data without labels by what the final exit says of them."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,52 +8,34 @@ from torch import Tensor
 from fsl.argument_types import checks_types
 from fsl.data import Examples
 from fsl.errors import ConfigError
-from fsl.inference.exits.exit_courses import TrainedPhase
+from fsl.inference.exits.exit_data import training_rows
 from fsl.inference.exits.exit_losses import labels_of
 from fsl.inference.exits.exit_model import ExitModel
-from fsl.inference.exits.exit_training import examples_of, train_exits
 from fsl.inference.exits.frozen_features import FrozenFeatures
-from fsl.objective import as_objective
+from fsl.objective import TokenClassification, as_objective
 
 
-@checks_types(leave=("data", "objective", "optimizer"))
-def copycat(
-    model: ExitModel,
-    data: Any,
-    *,
-    objective: Any = None,
-    epochs: int = 10,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    decay_at: int | None = None,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-    seed: int = 0,
-) -> TrainedPhase:
-    """Fine-tune the heads on the labels that the final exit gives to more data, whose own labels it does not look at.
+@checks_types(leave=("data", "objective"))
+def copycat(model: ExitModel, data: Any, *, objective: Any = None, batch_size: int = 100) -> Examples:
+    """Returns rows with the labels that the final exit gives them, for `train_exits` to train heads on.
 
-    `data`: inputs alone, or as `train_exits` takes it. The backbone is frozen, and the heads go on from where they are.
-    Bakhtiarnia et al. 2021 (arXiv 2105.09121). ConfigError for data that draw rows at random, since each row is
-    labelled once.
+    `data`: inputs alone, also by name, or as `train_exits` takes it; labels of its own are not looked at, but for the
+    padding of texts, which stays ignored. `objective`: that of the training. Bakhtiarnia et al. 2021 (arXiv
+    2105.09121). ConfigError for data that draw rows at random, since each row is labelled once.
     """
-    examples = examples_of(data)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: at least 1")
+    rows = training_rows(data)
+    examples = rows.examples.of_one_length()  # else labels of tokens would have different lengths
     if examples.draws:
         raise ConfigError("data: the final exit labels each row once, and these rows are drawn anew each time")
     chosen = as_objective(objective)
-    features = FrozenFeatures(model, examples, batch_size, once=True)
-    parts = [labels_of(features.of(rows).final, chosen).cpu() for rows in torch.arange(len(examples)).split(batch_size)]
-    (phase,) = train_exits(
-        model,
-        Relabelled(examples, torch.cat(parts)),
-        how="frozen",
-        objective=chosen,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        decay_at=decay_at,
-        optimizer=optimizer,
-        seed=seed,
-    )
-    return replace(phase, name="copycat")
+    finals = FrozenFeatures(model, examples, batch_size, once=True)
+    parts = [labels_of(finals.of(some).final, chosen).cpu() for some in torch.arange(len(examples)).split(batch_size)]
+    labels = torch.cat(parts)
+    if rows.labelled and isinstance(chosen, TokenClassification) and labels.shape == examples.targets.shape:
+        labels = labels.where(examples.targets != chosen.ignore_index, chosen.ignore_index)
+    return Relabelled(examples, labels)
 
 
 class Relabelled(Examples):

@@ -11,10 +11,10 @@ from fsl.errors import ConfigError
 from fsl.inference.exits.exit_losses import Distillation, distance_from
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.inference.exits.exit_stages import fuses, inputs_of
-from fsl.inference.exits.frozen_features import FrozenFeatures
+from fsl.inference.exits.frozen_features import FrozenFeatures, FrozenStages
 from fsl.objective import Objective
 from fsl.segments.calling import outputs_of
-from fsl.segments.descent import descend
+from fsl.segments.descent import descend, optimizer_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Course:
         parameters = list({id(p): p for p in trained if p.requires_grad}.values())
         if not parameters:
             raise ConfigError(f"exits: nothing is left to train of {name}: all parameters are frozen")
-        optimizer = self.optimizer(parameters, lr=self.learning_rate)
+        optimizer = optimizer_of(self.optimizer, parameters, self.learning_rate)
         found = descend(
             optimizer,
             loss,
@@ -74,8 +74,7 @@ def train_heads(course: Course) -> TrainedPhase:
     """Train all heads on what the frozen backbone gives them."""
     model = course.model
     features = FrozenFeatures(model, course.examples, course.batch_size)
-    for head in model.heads:
-        head.train()
+    _start(model, model.heads.modules())
 
     def loss(rows: Tensor) -> Tensor:
         known, targets = features.of(rows), course.examples.targets[rows].to(model.place)
@@ -93,8 +92,7 @@ def train_together(course: Course, weights: Sequence[float]) -> TrainedPhase:
             "how='joint': all of the model is frozen (requires_grad=False); how='frozen' trains the heads"
         )
     _start(model, [*model.backbone.modules(), *(m for stage in model.stages for m in stage.module.modules())])
-    for head in model.heads:
-        head.train()
+    _start(model, model.heads.modules())
 
     def loss(rows: Tensor) -> Tensor:
         inputs, targets = course.examples.batch(rows)
@@ -121,19 +119,18 @@ def train_stage(course: Course, place: int) -> TrainedPhase | None:
     before = {id(module) for stage in stages[:place] for module in stage.module.modules()}
     _start(model, [module for module in stages[place].module.modules() if id(module) not in before])
     if not last:
-        model.heads[place].train()
+        _start(model, model.heads[place].modules())
         own += list(model.heads[place].parameters())
 
+    earlier_values = FrozenStages(model, course.examples, course.batch_size, place)
+
     def loss(rows: Tensor) -> Tensor:
-        inputs, targets = course.examples.batch(rows)
-        values, targets = inputs.to(model.place), targets.to(model.place)
-        with torch.no_grad():
-            for stage in stages[:place]:
-                values = stage.run(values)
+        values, targets = earlier_values.of(rows), course.examples.targets[rows].to(model.place)
         if last:
             return course.objective.loss(outputs_of(stages[place].module, values), targets)
         head = model.heads[place]
-        return course.objective.loss(head(*inputs_of(stages[place].run(values), fuses(head))), targets)
+        given = (tensor.clone() for tensor in inputs_of(stages[place].run(values), fuses(head)))  # it may work in place
+        return course.objective.loss(head(*given), targets)
 
     return course.run(f"stage {stages[place].name}", own, loss)
 

@@ -7,6 +7,7 @@
 | `exits/heads.safetensors` | heads (`heads.<number>.`) and predictors (`predictors.<number>.`) |
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from fsl.argument_types import checks_types
 from fsl.errors import CheckpointError, ConfigError, WireError
 from fsl.export.architecture import built_model, described_model, fill
 from fsl.export.whole_folder import written_whole
+from fsl.faults import said
 from fsl.files import load_tensors, save_tensors, write_text
 from fsl.inference.exits.exit_description import (
     FORMAT,
@@ -65,7 +67,7 @@ def save_exits(
 
     `thresholds`: as `ExitModel.infer` takes them. `lines`: thresholds by bandwidth. `arguments`: of the model's class,
     as `save_pretrained` takes them. ConfigError for what JSON cannot name: a confidence or predictors of the user's, or
-    adapters.
+    adapters; and, with nothing written, for whatever `load_exits` would not take back.
     """
     if model.confidence_name is None:
         raise ConfigError("confidence: a function of your own cannot be saved; use max_softmax or entropy")
@@ -90,6 +92,7 @@ def save_exits(
         save_tensors(new / BACKBONE, model.backbone.state_dict(), {"format": "pt"}, durable=False)
         save_tensors(new / HEADS, _head_tensors(model), {"format": "pt"}, durable=False)
         write_text(new / CONFIG, to_json(told) + "\n")
+        _try_back(new, model)
     return Path(folder) / FOLDER
 
 
@@ -108,13 +111,18 @@ def load_exits(
     `heads`: modules for exits whose head was a module of the user's. ConfigError or CheckpointError, in one line, for a
     folder that gives no such model, or whose numbers are not those that were saved.
     """
-    path = Path(folder) / FOLDER
+    return _loaded(Path(folder) / FOLDER, backbone, heads or {}, allowed)
+
+
+def _loaded(
+    path: Path, backbone: nn.Module | None, heads: Mapping[str, nn.Module], allowed: Sequence[str]
+) -> SavedExits:
     told = _read(path)
     model = built_model(told.backbone, path, allowed) if backbone is None else backbone
     weights, made = load_tensors(path / BACKBONE), load_tensors(path / HEADS)
     _refuse_unusable({**weights, **made}, path)
     fill(_in_precision(model, weights), weights, path)
-    modules = {one.point: _head(told, k, made, heads or {}, path) for k, one in enumerate(told.exits)}
+    modules = {one.point: _head(told, k, made, heads, path) for k, one in enumerate(told.exits)}
     try:
         found = ExitModel(model, modules, blank_input(told.input), confidence=told.confidence)
         if any(one.predictor is not None for one in told.exits):
@@ -128,6 +136,17 @@ def load_exits(
     if found.digest() != told.digest:
         raise CheckpointError(f"{path} has other numbers than those that were saved; restore it, or save it anew")
     return SavedExits(found, told.thresholds, told.lines)
+
+
+def _try_back(path: Path, model: ExitModel) -> None:
+    """Raise ConfigError unless what was written gives the model back."""
+    own = {name: head for name, head, spec in zip(model.exits, model.heads, model.specs, strict=True) if spec is None}
+    backbone, heads = copy.deepcopy((model.backbone, nn.ModuleDict(own)))
+    try:
+        _loaded(path, backbone.cpu(), dict(heads.cpu().items()), ())
+    except Exception as error:  # whatever a user's modules raise
+        why = said(error).replace(str(path), "the folder")
+        raise ConfigError(f"nothing is written, since it could not be loaded again: {why}") from None
 
 
 def _read(path: Path) -> DescribedExits:
@@ -180,9 +199,10 @@ def _predictor(told: DescribedExits, k: int, made: Mapping[str, Tensor], path: P
         raise CheckpointError(f"{path / CONFIG} has predictors for some exits and not for others; write it anew")
     with torch.device("meta"):
         empty = ExitPredictor(described.shape, described.width)
-    _refuse_other_shapes(empty, _part(made, f"predictors.{k}"), path)
-    dtype = next(iter(_part(made, f"predictors.{k}").values())).dtype
-    return empty.to_empty(device="cpu").requires_grad_(True).to(dtype).eval()
+    weights = _part(made, f"predictors.{k}")
+    _refuse_other_shapes(empty, weights, path)
+    empty.load_state_dict(weights, assign=True)
+    return empty.requires_grad_(True).eval()
 
 
 def _refuse_other_shapes(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

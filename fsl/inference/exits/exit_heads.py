@@ -12,7 +12,6 @@ from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.exits.head_layers import (
     FusedBranches,
-    PlaceGrid,
     PlaceMean,
     Shape,
     Turned,
@@ -21,6 +20,7 @@ from fsl.inference.exits.head_layers import (
     sides_of,
 )
 from fsl.inference.exits.single_layer_vit import SingleLayerViT
+from fsl.models.layers import PlaceGrid
 
 
 class ExitHead(ABC):

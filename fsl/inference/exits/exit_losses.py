@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
-from fsl.objective import BCE, CrossEntropy, Elementwise, Objective
+from fsl.objective import BCE, CrossEntropy, Elementwise, NextToken, Objective
+from fsl.objective.output_divergence import divergence
 
 
 @checks_types()
@@ -35,12 +36,7 @@ def distance_from(final: Tensor, outputs: Tensor, objective: Objective, temperat
     """Returns how far outputs are from the final exit's, which gets no gradient, as a mean over the batch."""
     final = final.detach()
     if isinstance(objective, CrossEntropy) and not objective.log_probabilities:
-        wanted, given = (
-            (logits / temperature).movedim(objective.class_dim, -1).log_softmax(-1) for logits in (final, outputs)
-        )
-        classes = wanted.shape[-1]
-        apart = kl_div(given.reshape(-1, classes), wanted.reshape(-1, classes), reduction="batchmean", log_target=True)
-        return apart * temperature**2
+        return divergence(outputs, final, objective.class_dim, temperature)
     if isinstance(objective, BCE):
         return objective.loss(outputs, final if objective.probabilities else final.sigmoid())
     if isinstance(objective, Elementwise):
@@ -49,7 +45,13 @@ def distance_from(final: Tensor, outputs: Tensor, objective: Objective, temperat
 
 
 def labels_of(final: Tensor, objective: Objective) -> Tensor:
-    """Returns the labels that the final exit's outputs stand for: the likeliest class, yes or no, or the numbers."""
+    """Returns the labels that the final exit's outputs stand for: the likeliest class, yes or no, or the numbers.
+
+    Of next tokens (B, T): what a place foretells is the label of the place behind it; the first one is nobody's.
+    """
+    if isinstance(objective, NextToken):
+        foretold = final.argmax(-1)
+        return torch.cat([foretold[:, :1], foretold[:, :-1]], dim=1)
     if isinstance(objective, CrossEntropy):
         return final.argmax(objective.class_dim)
     if isinstance(objective, BCE):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,17 +10,20 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits.confidences import CONFIDENCES, Confidence, confidence_of
-from fsl.inference.exits.exit_stages import ExitStage, exit_stages, fuses, inputs_of
+from fsl.inference.exits.exit_cuts import ExitCuts
+from fsl.inference.exits.exit_predictor import probabilities_of
+from fsl.inference.exits.exit_stages import ExitStage, fuses, inputs_of
 from fsl.inference.exits.exit_thresholds import Given, Thresholds
 from fsl.inference.exits.exit_walk import ExitCosts, ExitPath, ExitResult, Onward, PartialResult, start_of, walk
-from fsl.inference.exits.head_fitting import fitted_heads
-from fsl.inference.exits.mac_counts import macs_of
+from fsl.inference.exits.head_fitting import fitted_heads, unchanged
+from fsl.inference.exits.onward_checks import Passing, check_onward
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
 from fsl.segments.modes import evaluating, training_modes
-from fsl.segments.tensor_trees import Values, as_values, mapped
+from fsl.segments.tensor_trees import Values, as_values
 
 
 class ExitModel(nn.Module):
@@ -29,7 +33,8 @@ class ExitModel(nn.Module):
     "sl_vit" or "fusion", one of these with its sizes (`ConvExit(width=64)`), or a module that makes outputs of the
     leading activation there (with an attribute `fuses = True`: of all activations). `example`: at least three rows as
     the model takes them; multiply-adds are those of its rows. `confidence`: "max_softmax", "entropy" (1 - H / log K),
-    or a function from outputs to (B,). New heads are drawn from `seed`. The model is put into evaluation mode.
+    "none" (of numbers), or a function from outputs to (B,). New heads are drawn from `seed`. The model is put into
+    evaluation mode.
 
     `costs` has the multiply-adds of a sample, by stage, head and predictor.
 
@@ -49,29 +54,33 @@ class ExitModel(nn.Module):
         super().__init__()
         if not isinstance(exits, Mapping) or not exits or {INPUT, OUTPUT} & set(exits):
             raise ConfigError(f"exits={exits!r}: give heads by the names of points, as {{'block1': 'conv'}}")
-        self.training_modes = training_modes(backbone)  # before SplitPoints sets them
-        self.points = SplitPoints(backbone, example, list(exits))
-        self.exits = self.points.cuts  # in the order of a forward pass
+        own = [given for given in exits.values() if isinstance(given, nn.Module)]
+        self.training_modes = tuple(mode for one in (backbone, *own) for mode in training_modes(one))
+        self._cuts = ExitCuts(backbone, example, list(exits))
+        self.exits = self._cuts.exits
         self.backbone = backbone
         self.confidence_name = confidence if isinstance(confidence, str) else None
         self.sureness = confidence_of(confidence)
         self.bounded = self.sureness in CONFIDENCES.values()  # by 1
-        self._stages: tuple[ExitStage, ...] | None = None
         self.predictors = nn.ModuleList()
+        self._digest: tuple[list[tuple[int, int, int]], str] | None = None
         with torch.no_grad(), seeds.left_as_found():
-            self.outputs_shape = tuple(outputs_of(backbone, self.points.example).shape[1:])
-            made = fitted_heads(self.stages[:-1], exits, self.points.example, self.outputs_shape, seed)
+            self.outputs_shape = tuple(outputs_of(backbone, self.example).shape[1:])
+            made = fitted_heads(self.stages[:-1], exits, self.example, self.outputs_shape, seed)
         self.specs = tuple(spec for spec, _ in made)
         self.heads = nn.ModuleList(head for _, head in made)
         self.eval()
         self.costs = self._measured()
 
     @property
+    def points(self) -> SplitPoints:
+        """The model divided at each exit alone."""
+        return self._cuts.points
+
+    @property
     def stages(self) -> tuple[ExitStage, ...]:
         """The parts of the model between its exits, one more than there are exits."""
-        if self._stages is None:
-            self._stages = exit_stages(self.backbone, self.exits, self.example)
-        return self._stages
+        return self._cuts.stages(self.training)
 
     @property
     def place(self) -> torch.device:
@@ -81,20 +90,17 @@ class ExitModel(nn.Module):
     @property
     def example(self) -> Values:
         """The example's rows, where and in the precision in which the model computes."""
-        like = next((p for p in self.parameters() if p.is_floating_point()), None)
-        if like is None:
-            return self.points.example
-        found = self.points.example.to(like.device)
-        return mapped(lambda t: t.to(like.dtype) if t.is_floating_point() else t, found)
+        return self._cuts.example_for(self)
 
     def forward(self, inputs: Any) -> tuple[Tensor, ...]:
         """Returns the outputs of every exit, then the model's own, of a batch; all of it is computed."""
         values, found = _values(inputs), []
         for stage, head in zip(self.stages, self.heads, strict=False):
             values = stage.run(values)
-            found.append(head(*inputs_of(values, fuses(head))))
-            if torch.is_grad_enabled():  # the next stage may work in place on what a head's backward pass needs
-                values = mapped(torch.clone, values)
+            inputs = inputs_of(values, fuses(head))
+            if torch.is_grad_enabled() or head.training:  # stages and, in training, heads may work in place
+                inputs = tuple(tensor.clone() for tensor in inputs)
+            found.append(head(*inputs))
         return (*found, outputs_of(self.stages[-1].module, values))
 
     def infer(self, batch: Any, thresholds: Given) -> ExitResult:
@@ -113,11 +119,18 @@ class ExitModel(nn.Module):
             raise ConfigError(f"point={point!r}: it must be one of the exits {', '.join(self.exits)}")
         found, values = self._thresholds(thresholds), _values(batch)
         with self._evaluating():
-            return walk(self._path(), start_of(values), found, self.exits.index(point))
+            gave = walk(self._path(), start_of(values), found, self.exits.index(point))
+        if gave.onward is None:
+            return gave
+        return replace(gave, onward=replace(gave.onward, digest=self._present_digest()))
 
     def infer_from(self, onward: Onward, thresholds: Given) -> ExitResult:
-        """Returns the outputs of rows that went on, in the order of `onward.rows`, as an edge computes them."""
+        """Returns the outputs of rows that went on, in the order of `onward.rows`, as an edge computes them.
+
+        ConfigError for what no device with the same model, weights and exits passes at one of its exits.
+        """
         found = self._thresholds(thresholds)
+        check_onward(onward, self._present_digest(), self.exits, self._passing())
         with self._evaluating():
             return walk(self._path(), onward, found).left
 
@@ -148,26 +161,34 @@ class ExitModel(nn.Module):
         with torch.no_grad(), evaluating(self, *predictors), seeds.left_as_found():
             for stage, predictor in zip(self.stages, predictors, strict=False):
                 values = stage.run(values)
-                given = predictor(inputs_of(values, False)[0])
-                if not isinstance(given, Tensor) or given.shape != (len(values),):
-                    raise ConfigError(f"the predictor at {stage.name!r} must give one probability a row, (B,)")
+                with unchanged(values, f"the predictor at {stage.name!r}"):
+                    probabilities_of(predictor, inputs_of(values, False)[0], stage.name)
         self.predictors = nn.ModuleList(predictors)
         self.costs = self._measured()
 
     def train(self, mode: bool = True) -> "ExitModel":
         """Set the mode of the model, its exits and the parts that it was cut into."""
         super().train(mode)
-        known = {id(module) for module in self.modules()}
-        for stage in self._stages or ():
-            for module in stage.module.modules():
-                if id(module) not in known:
-                    module.training = mode
+        self._cuts.set_mode(mode)
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "ExitModel":
-        super()._apply(fn, recurse)
-        self._stages = None  # buffers are other tensors now
-        return self
+    def _present_digest(self) -> str:
+        """Returns the digest, computed anew where a tensor has changed since."""
+        tensors = [*self.parameters(), *self.buffers()]
+        if any(tensor.is_inference() for tensor in tensors):  # torch does not count changes of these
+            return self.digest()
+        state = [(id(tensor), tensor._version, tensor.data_ptr()) for tensor in tensors]
+        if self._digest is None or self._digest[0] != state:
+            self._digest = state, self.digest()
+        return self._digest[1]
+
+    def _passing(self) -> list[Passing]:
+        values, found = self.example, []
+        with torch.no_grad(), self._evaluating():
+            for stage in self.stages[:-1]:
+                values = stage.run(values)
+                found.append(Passing.of(values))
+        return found
 
     def _evaluating(self) -> Any:
         return evaluating(self, *(stage.module for stage in self.stages))
@@ -178,6 +199,7 @@ class ExitModel(nn.Module):
             heads=list(self.heads),
             predictors=list(self.predictors),
             costs=self.costs,
+            outputs=self.outputs_shape,
             confidence=self.sureness,
             bounded=self.bounded,
         )

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fsl.argument_types import checks_types
+from fsl.errors import ConfigError
 from fsl.inference.exits.head_layers import PlaceMean, Shape, Turned, channels_of, sides_of
 
 
@@ -22,6 +23,8 @@ class ExitPredictor(nn.Module):
     def __init__(self, shape: Shape, width: int = 8) -> None:
         super().__init__()
         channels, sides = channels_of(shape), sides_of(shape)
+        if width < 1:
+            raise ConfigError(f"width={width}: at least 1")
         layers: list[nn.Module] = [nn.Linear(channels, width), nn.ReLU()]
         if len(sides) == 2:
             layers = [
@@ -42,6 +45,23 @@ class ExitPredictor(nn.Module):
     def logits(self, values: Tensor) -> Tensor:
         """Returns the probabilities before the sigmoid (B,)."""
         return self.layers(values).squeeze(1)
+
+
+def probabilities_of(predictor: nn.Module, values: Tensor, point: str) -> Tensor:
+    """Returns what a predictor gives of the values at a point (B, ...): probabilities (B,); ConfigError for others."""
+    found = predictor(values)
+    if not isinstance(found, Tensor) or found.shape != (len(values),) or not found.is_floating_point():
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ConfigError(
+            f"the predictor at {point!r} must give one probability a row, (B,), and of {len(values)} rows it gives "
+            f"{shown}"
+        )
+    if not bool(((found >= 0) & (found <= 1)).all()):
+        wrong = found[~((found >= 0) & (found <= 1))][0]
+        raise ConfigError(
+            f"the predictor at {point!r} gives {float(wrong):g}, no probability from 0 to 1; add a sigmoid"
+        )
+    return found
 
 
 def predictor_loss(logits: Tensor, leaves: Tensor, weight: Tensor) -> Tensor:

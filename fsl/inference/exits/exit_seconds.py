@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from fsl.argument_types import checks_types
+from fsl.costs.transfers import transfer_seconds
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.inference.exits.exit_outputs import Replay
 from fsl.inference.exits.exit_walk import ExitCosts
-from fsl.inference.exits.mac_counts import macs_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 
 
@@ -47,7 +48,9 @@ class ExitSeconds:
         """Returns the seconds of a request that crosses, at so many Mbit/s; infinite at 0."""
         if not mbit >= 0:
             raise ConfigError(f"mbit={mbit}: a bandwidth of at least 0 Mbit/s")
-        return self.link_s + (self.crossing_bytes * 8e-6 / mbit if mbit else math.inf)
+        if not mbit:
+            return math.inf
+        return self.link_s + transfer_seconds(self.crossing_bytes, mbit)
 
     def crosses(self, replay: Replay) -> Tensor:
         """Returns which rows go over the link (N,)."""
@@ -58,8 +61,7 @@ class ExitSeconds:
     def of(self, replay: Replay, mbit: float) -> Tensor:
         """Returns each row's seconds (N,), float64."""
         found = replay.cost(self.compute)
-        crosses = self.crosses(replay)
-        found[crosses] += self.transfer(mbit)
+        found[self.crosses(replay)] += self.transfer(mbit)
         return found
 
 

@@ -1,11 +1,13 @@
 """Thresholds of a model's exits."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
+from fsl.quoting import short
 
 
 @checks_types()
@@ -36,9 +38,18 @@ class Thresholds:
             if set(given) != set(exits):
                 raise ConfigError(f"thresholds: {', '.join(map(str, given))}; give one for each of {', '.join(exits)}")
             given = [given[name] for name in exits]
-        if isinstance(given, int | float):
-            given = [given] * len(exits)
-        found = given if isinstance(given, Thresholds) else Thresholds(tuple(given))
+        if isinstance(given, Thresholds):
+            found = given
+        elif hasattr(given, "__float__") and not getattr(given, "ndim", 0):
+            number: Any = given  # also NumPy's and torch's
+            found = Thresholds((float(number),) * len(exits))
+        elif isinstance(given, Iterable) and not isinstance(given, str | bytes):
+            found = Thresholds(tuple(given))
+        else:
+            raise ConfigError(
+                f"thresholds={short(given)}: give one confidence for all exits, one for each of {', '.join(exits)}, or "
+                "Thresholds"
+            )
         if len(found.beta) != len(exits):
             raise ConfigError(f"thresholds: {len(found.beta)} are given, and the exits are {', '.join(exits)}")
         return found

@@ -1,21 +1,25 @@
 """Trains early exits: with the whole model, with each stage in turn, or on a frozen backbone."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from fsl.argument_types import checks_types
-from fsl.data import Examples, TaskData, as_examples
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, one_of
 from fsl.inference.exits.exit_courses import Course, TrainedPhase, train_heads, train_stage, train_together
+from fsl.inference.exits.exit_data import training_rows
 from fsl.inference.exits.exit_losses import Distillation
 from fsl.inference.exits.exit_model import ExitModel
-from fsl.objective import Objective, as_objective
-from fsl.segments.descent import as_found
+from fsl.segments.descent import as_found, check_descent
 
-How = Literal["joint", "layer_wise", "frozen"]
+How = Literal["joint", "layer_wise", "classifier_wise", "frozen"]
+
+_BY_LABELS = {
+    "layer_wise": "trains the final exit last, so that others cannot learn from it",
+    "classifier_wise": "trains heads by labels alone",
+}
 
 
 @checks_types(leave=("data", "objective", "optimizer"))
@@ -38,25 +42,30 @@ def train_exits(
 
     `how`: "joint": all at once, by the weighted sum of all exits' losses, the final one's last among `weights` (each 1
     unless given). "layer_wise": each stage with its exit in turn, what comes before it frozen; the last stage with the
-    model's own outputs. "frozen": the heads alone; the backbone stays as it is to the bit, its BatchNorm in evaluation.
-    The literature (Scardapane et al. 2020, arXiv 2004.12814) calls that classifier-wise.
+    model's own outputs. "classifier_wise": the heads alone, by labels; the backbone stays as it is to the bit, its
+    BatchNorm in evaluation (names as in Scardapane et al. 2020, arXiv 2004.12814). "frozen": the same, where
+    `distillation` has heads learn from the final exit, too.
 
-    `data`: TaskData, Examples, or (inputs, targets); inputs alone with `Distillation(share=1)`. `objective`: as
+    `data`: TaskData, Examples, or (inputs, targets); inputs alone, also by name, where heads on a frozen backbone learn
+    by `Distillation(share=1)`. `objective`: as
     `fsl.simulate` takes it. `optimizer` makes one of parameters and `lr`; the rate is a tenth from epoch `decay_at` on.
-    ConfigError where `distillation` has no final exit to learn from (layer_wise), or `weights` would not count.
+    ConfigError where `distillation` or `weights` would not count.
     """
-    if epochs < 1 or batch_size < 2:
-        raise ConfigError(f"epochs={epochs}, batch_size={batch_size}: at least one epoch, and batches of 2 rows")
-    if weights is not None and (how != "joint" or len(weights) != len(model.exits) + 1 or min(weights) < 0):
-        raise ConfigError(f"weights={list(weights)}: only how='joint' has them, one for each exit and the final one")
-    unlabelled = isinstance(data, Tensor)
-    if unlabelled and (distillation is None or distillation.share < 1):
-        raise ConfigError("data: inputs alone have no labels; give (inputs, targets), or Distillation(share=1)")
-    examples = examples_of(data)
+    one_of("how", how, get_args(How))
+    if distillation is not None and how in _BY_LABELS:
+        raise ConfigError(f"distillation: how={how!r} {_BY_LABELS[how]}; leave it out, or use how='frozen' or 'joint'")
+    check_descent(epochs, batch_size, learning_rate)
+    if weights is not None:
+        _check_weights(list(weights), how, model)
+    rows = training_rows(data)
+    if not rows.labelled and (distillation is None or distillation.share < 1 or how == "joint"):
+        raise ConfigError(
+            "data: inputs alone have no labels; give (inputs, targets), or how='frozen' with Distillation(share=1)"
+        )
     course = Course(
         model=model,
-        examples=examples,
-        objective=_fitted(model, examples, objective, unlabelled),
+        examples=rows.examples,
+        objective=rows.fitted(model, objective, "training"),
         distillation=distillation,
         epochs=epochs,
         batch_size=batch_size,
@@ -66,39 +75,16 @@ def train_exits(
         seed=seed,
     )
     with as_found(model, *(stage.module for stage in model.stages)):
-        if how == "frozen":
+        if how in ("frozen", "classifier_wise"):
             return (train_heads(course),)
         if how == "joint":
             return (train_together(course, [1.0] * (len(model.exits) + 1) if weights is None else list(weights)),)
-        if how != "layer_wise":
-            hint = "; what the literature calls classifier-wise is 'frozen'" if how == "classifier_wise" else ""
-            raise ConfigError(f"how={how!r}: allowed are joint, layer_wise, frozen{hint}")
-        if distillation is not None:
-            raise ConfigError(
-                "distillation: how='layer_wise' trains the final exit last, so that others cannot learn "
-                "from it; train jointly, or on the frozen backbone"
-            )
         phases = [train_stage(course, place) for place in range(len(model.stages))]
         return tuple(phase for phase in phases if phase is not None)
 
 
-def examples_of(data: Any) -> Examples:
-    """Returns the training examples of a task, or those that a user gave; zeros as targets of inputs alone."""
-    if isinstance(data, TaskData):
-        return data.train
-    return as_examples((data, torch.zeros(len(data))) if isinstance(data, Tensor) else data)
-
-
-def _fitted(model: ExitModel, examples: Examples, objective: Any, unlabelled: bool) -> Objective:
-    """Returns the objective, checked against a first batch."""
-    found = as_objective(objective)
-    if not len(examples):
-        raise ConfigError("data: it has no rows; give at least one")
-    inputs, targets = examples.batch(torch.arange(min(2, len(examples))))
-    outputs = model.outputs_at("output", inputs.to(model.place)).cpu()
-    if unlabelled:
-        return found
-    found = found.fit(examples.targets, outputs)
-    found.check(outputs, targets)
-    found.check_targets(outputs, examples.targets, "training")
-    return found
+def _check_weights(weights: Sequence[float], how: How, model: ExitModel) -> None:
+    if how != "joint" or len(weights) != len(model.exits) + 1:
+        raise ConfigError(f"weights={weights}: only how='joint' has them, one for each exit and the final one")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ConfigError(f"weights={weights}: finite numbers of at least 0, and one above 0")

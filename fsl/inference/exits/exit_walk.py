@@ -6,9 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fsl.errors import ConfigError
 from fsl.inference.exits.confidences import Confidence
+from fsl.inference.exits.exit_predictor import probabilities_of
 from fsl.inference.exits.exit_stages import ExitStage, fuses, inputs_of
 from fsl.inference.exits.exit_thresholds import Thresholds
+from fsl.inference.exits.head_fitting import head_outputs
+from fsl.inference.exits.head_layers import Shape
 from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, tensors_of
 
@@ -30,13 +34,14 @@ class ExitResult:
 class Onward:
     """The rows of a batch that have not left: their numbers (S,), the values that they go on with, their `macs` (S,).
 
-    `begin`: the number of the stage that comes next.
+    `begin`: the number of the stage that comes next. `digest`: of the model with its exits that they come from.
     """
 
     rows: Tensor
     values: Values
     macs: Tensor
     begin: int
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ class ExitCosts:
     heads: tuple[float, ...]
     predictors: tuple[float, ...]
 
+    def check_count(self, exits: int, scored: bool) -> None:
+        """Raise ConfigError unless these are the costs of so many exits, with predictors where rows were `scored`."""
+        predictors = exits if scored else 0
+        if (len(self.stages), len(self.heads)) != (exits + 1, exits) or len(self.predictors) < predictors:
+            raise ConfigError(
+                f"costs: {len(self.stages)} stages, {len(self.heads)} heads and {len(self.predictors)} predictors; "
+                f"there are {exits + 1}, {exits} and {predictors}: give those of the same model, as model.costs"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExitPath:
@@ -65,6 +79,7 @@ class ExitPath:
     heads: Sequence[nn.Module]
     predictors: Sequence[nn.Module]
     costs: ExitCosts
+    outputs: Shape  # of the model and of each head, without the batch
     confidence: Confidence
     bounded: bool  # whether no confidence is above 1
 
@@ -125,13 +140,13 @@ def _leaving(path: ExitPath, k: int, values: Values, thresholds: Thresholds) -> 
     head = path.heads[k]
     given = inputs_of(values, fuses(head))
     if eta > 0:
-        scores = path.predictors[k](inputs_of(values, False)[0])
+        scores = probabilities_of(path.predictors[k], inputs_of(values, False)[0], path.stages[k].name)
         paid += path.costs.predictors[k]
         asked = (scores >= eta).nonzero().flatten()
         given = tuple(tensor[asked] for tensor in given)
     if not len(asked):
         return asked, torch.empty(0), paid
-    outputs = head(*given)
+    outputs = head_outputs(head, given, path.outputs, path.stages[k].name)
     paid[asked] += path.costs.heads[k]
     if beta == -torch.inf:
         return asked, outputs, paid

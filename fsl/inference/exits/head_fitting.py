@@ -1,6 +1,7 @@
 """Makes the heads that a model's exits were asked for, and checks that they fit there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,12 +31,26 @@ def fitted_heads(
         spec = None if isinstance(given, nn.Module) else exit_head(given)
         inputs = inputs_of(values, fuses(given if spec is None else spec))
         head = given if spec is None else _built(spec, stage.name, inputs, outputs, seed)
-        before = [tensor._version for tensor in tensors_of(values)]
-        _check(stage.name, head, inputs, outputs)
-        if before != [tensor._version for tensor in tensors_of(values)]:
-            raise ConfigError(f"exits: the head at {stage.name!r} changes its input in place, which others read")
+        with unchanged(values, f"exits: the head at {stage.name!r}"):
+            _check(stage.name, head, inputs, outputs)
         made.append((spec, head))
     return made
+
+
+@contextmanager
+def unchanged(values: Values, who: str) -> Iterator[None]:
+    """Raise ConfigError at the end where `who`, in words, has changed values in place."""
+    tensors = tensors_of(values)
+    before = [(_changes(tensor), tensor.clone()) for tensor in tensors]
+    yield
+    for tensor, (version, copied) in zip(tensors, before, strict=True):
+        if _changes(tensor) != version or not torch.equal(tensor.nan_to_num(), copied.nan_to_num()):
+            raise ConfigError(f"{who} changes its input in place, which others read; leave out inplace=True")
+
+
+def _changes(tensor: Tensor) -> int:
+    """Returns how often a tensor was changed in place, where torch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _built(spec: ExitHead, point: str, inputs: Sequence[Tensor], outputs: Shape, seed: int) -> nn.Module:
@@ -48,15 +63,20 @@ def _built(spec: ExitHead, point: str, inputs: Sequence[Tensor], outputs: Shape,
     return head.to(inputs[0].device, inputs[0].dtype)
 
 
+def head_outputs(head: nn.Module, inputs: Sequence[Tensor], outputs: Shape, point: str) -> Tensor:
+    """Returns what a head makes of values (B, ...): outputs (B, *outputs); ConfigError for another shape."""
+    given, wanted = head(*inputs), (len(inputs[0]), *outputs)
+    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ConfigError(f"exits: the head at {point!r} gives {shape}, and the model {wanted}; they must be alike")
+    return given
+
+
 def _check(point: str, head: nn.Module, inputs: Sequence[Tensor], outputs: Shape) -> None:
     with evaluating(head):
         try:
-            given = head(*inputs)
+            head_outputs(head, inputs, outputs, point)
         except (RuntimeError, TypeError, IndexError) as error:
             shown = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
             line = " ".join(str(error).split())[:200]
             raise ConfigError(f"exits: the head at {point!r} cannot take values of shape {shown} ({line})") from None
-    wanted = (len(inputs[0]), *outputs)
-    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise ConfigError(f"exits: the head at {point!r} gives {shape}, and the model {wanted}; they must be alike")

@@ -19,22 +19,6 @@ class PlaceMean(nn.Module):
         return values.mean((2, 3)) if values.dim() == 4 else values.mean(1) if values.dim() == 3 else values
 
 
-class PlaceGrid(nn.Module):
-    """Means over a grid of so many places, in a row (B, values)."""
-
-    def __init__(self, sides: Shape) -> None:
-        super().__init__()
-        self.sides = sides
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Returns (B, places x channels)."""
-        if values.dim() == 4:
-            values = nn.functional.adaptive_avg_pool2d(values, (self.sides[0], self.sides[1]))
-        elif values.dim() == 3:
-            values = nn.functional.adaptive_avg_pool1d(values.transpose(1, 2), self.sides[0])
-        return values.flatten(1)
-
-
 class Turned(nn.Module):
     """Tokens (B, T, D) as channels (B, D, T), and back."""
 

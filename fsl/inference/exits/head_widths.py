@@ -1,5 +1,6 @@
 """Sizes of exit heads, so that different ones can be compared at equal multiply-adds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import torch
 
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits.exit_heads import ExitHead, SLViTExit, exit_head
 from fsl.inference.exits.head_layers import Shape
-from fsl.inference.exits.mac_counts import macs_of
 
 
 @checks_types(leave=("head",))
@@ -20,6 +21,10 @@ def width_for_macs(head: "ExitHead | str", shape: Sequence[int], outputs: int, m
     `shape`: of the values at its point, without the batch. ConfigError for a head without a width, and for a budget
     below the narrowest.
     """
+    if not math.isfinite(macs):
+        raise ConfigError(f"macs={macs}: a finite number of multiply-adds")
+    if outputs < 1 or not shape or min(shape) < 1:
+        raise ConfigError(f"shape={tuple(shape)}, outputs={outputs}: sizes of at least 1, without the batch")
     spec: Any = exit_head(head)
     if not hasattr(spec, "width"):
         raise ConfigError(f"exit head {spec.kind!r} has no width; fit one of mlp, conv, sl_vit to a budget")

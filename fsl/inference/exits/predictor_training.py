@@ -9,23 +9,22 @@ from torch import Tensor
 from fsl import seeds
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
+from fsl.inference.exits.exit_data import GivenRows, training_rows
 from fsl.inference.exits.exit_model import ExitModel
 from fsl.inference.exits.exit_outputs import collect_outputs
 from fsl.inference.exits.exit_predictor import ExitPredictor, balance_of, predictor_loss
 from fsl.inference.exits.exit_thresholds import Given
-from fsl.inference.exits.exit_training import examples_of
 from fsl.inference.exits.frozen_features import FrozenFeatures
-from fsl.segments.descent import descend
+from fsl.segments.descent import check_descent, descend, optimizer_of
 
 
-@checks_types(leave=("data", "thresholds", "objective", "optimizer"))
+@checks_types(leave=("data", "thresholds", "optimizer"))
 def train_predictors(
     model: ExitModel,
     data: Any,
     thresholds: Given,
     *,
     width: int = 8,
-    objective: Any = None,
     epochs: int = 10,
     batch_size: int = 32,
     learning_rate: float = 1e-2,
@@ -40,12 +39,13 @@ def train_predictors(
 
     ConfigError for an exit where all rows leave, or none: there is nothing to predict.
     """
-    if width < 1 or epochs < 1 or batch_size < 2:
-        raise ConfigError(f"width={width}, epochs={epochs}, batch_size={batch_size}: at least 1, 1 and 2")
-    examples = examples_of(data)
-    found = collect_outputs(model, examples, objective=objective, batch_size=batch_size).replay(thresholds)
-    features = FrozenFeatures(model, examples, batch_size, predictors=True)
-    shapes = [tuple(one.shape[1:]) for one in features.of(torch.arange(1)).leading]
+    if width < 1:  # before anything is computed
+        raise ConfigError(f"width={width}: at least 1")
+    check_descent(epochs, batch_size, learning_rate)
+    examples = training_rows(data).examples
+    found = collect_outputs(model, GivenRows(examples, labelled=False), batch_size=batch_size).replay(thresholds)
+    features = FrozenFeatures(model, examples, batch_size)
+    first = [given[0] for given in features.of(torch.arange(1)).heads]
     predictors, losses = [], []
     for k, name in enumerate(model.exits):
         arrived = found.arrived[k].nonzero().flatten()
@@ -57,15 +57,15 @@ def train_predictors(
             )
         with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
             seeds.reseed(seeds.derive(seed, "exit-predictor", segment=name))
-            predictor = ExitPredictor(shapes[k], width)
-        predictor = predictor.to(model.place, features.of(torch.arange(1)).leading[k].dtype)
+            predictor = ExitPredictor(tuple(first[k].shape[1:]), width)
+        predictor = predictor.to(model.place, first[k].dtype)
         weight = balance_of(leaves)
 
         def loss(rows: Tensor, k: int = k, arrived: Tensor = arrived, leaves: Tensor = leaves) -> Tensor:
-            logits = predictor.logits(features.of(arrived[rows]).leading[k])  # noqa: B023 - called in this pass
+            logits = predictor.logits(features.of(arrived[rows]).heads[k][0])  # noqa: B023 - called in this pass
             return predictor_loss(logits, leaves[rows], weight)  # noqa: B023
 
-        made = optimizer(predictor.parameters(), lr=learning_rate)
+        made = optimizer_of(optimizer, predictor.parameters(), learning_rate)
         purpose = f"train-predictor-{name}"
         losses.append(tuple(descend(made, loss, model.place, len(arrived), epochs, batch_size, seed, purpose)))
         predictor.zero_grad(set_to_none=True)

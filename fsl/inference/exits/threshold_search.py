@@ -43,9 +43,13 @@ def choose_thresholds(
     Every exit gets each of `betas` and `etas` (None: the usual ones with predictors, else 0). Of equal quality the
     quicker wins. ConfigError where no thresholds are quick enough, with how quick the quickest are.
     """
-    if not len(mbits) or min(mbits) <= 0 or not len(betas):
+    if not len(mbits) or not all(mbit > 0 for mbit in mbits) or not len(betas):
         raise ConfigError(f"mbits={list(mbits)}, betas={list(betas)}: give bandwidths above 0, and confidences")
+    if math.isnan(max_seconds):
+        raise ConfigError(f"max_seconds={max_seconds}: give the seconds that a request may take in the mean")
     tried_etas = ((0.0,) if outputs.scores is None else ETAS) if etas is None else tuple(etas)
+    if not tried_etas:
+        raise ConfigError("etas=(): give probabilities from 0 to 1, as (0.0,) for no predictors, or leave it out")
     exits = len(outputs.exits)
     count = (len(betas) * len(tried_etas)) ** exits
     if count > _MOST:

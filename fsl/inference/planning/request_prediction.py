@@ -1,10 +1,10 @@
 """Predicts how long a request takes, part by part, and finds the point at which it is soonest answered."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsl.argument_types import checks_types
+from fsl.costs.transfers import transfer_seconds
 from fsl.inference.planning.request_spending import RequestSpending
 from fsl.inference.planning.split_costs import (
     IDENTITY,
@@ -57,7 +57,7 @@ def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Predi
         link = up = rtt = queue = down = 0.0
     else:
         link = max(0.0, state.link_seconds - parts.head - parts.encode)
-        up, down = transfer(parts.up_bytes, state.up_mbit), transfer(parts.down_bytes, state.down_mbit)
+        up, down = transfer_seconds(parts.up_bytes, state.up_mbit), transfer_seconds(parts.down_bytes, state.down_mbit)
         rtt, queue = state.rtt_seconds, state.queue_seconds
     slower = 1 / (1 - state.load)
     decode, tail = parts.decode * slower, parts.tail * slower
@@ -95,10 +95,3 @@ def best_point(
 def best_of(costs: SplitCosts, choices: Sequence[SplitChoice], state: LinkState) -> Prediction:
     """Returns the prediction of the choice that is answered soonest; the first of equal ones."""
     return min((predicted(costs, choice, state) for choice in choices), key=lambda found: found.seconds)
-
-
-def transfer(size: float, mbit: float) -> float:
-    """Returns the seconds that so many bytes take at a rate in Mbit/s; infinitely many where there is no link."""
-    if not size:
-        return 0.0
-    return size * 8e-6 / mbit if mbit else math.inf

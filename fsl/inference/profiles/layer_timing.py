@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import in_parts
 from fsl.errors import ConfigError
 from fsl.inference.profiles.this_machine import with_threads
 from fsl.segments.calling import outputs_of
@@ -123,7 +124,7 @@ def _layers(model: nn.Module, inputs: Values) -> tuple[Layer, ...]:
     for name, leaf in leaves:
         hooks.append(leaf.register_forward_hook(lambda *call, name=name: behind(name, *call)))
     try:
-        with counter:
+        with in_parts(), counter:
             outputs_of(model, inputs)
     finally:
         for hook in hooks:

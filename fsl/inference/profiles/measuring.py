@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fsl.argument_types import checks_types
+from fsl.costs.work_counting import WorkCount, WorkCounter, work_of
 from fsl.errors import ConfigError
 from fsl.inference.profiles.model_profile import (
     ZERO,
@@ -21,7 +22,6 @@ from fsl.inference.profiles.model_profile import (
     SplitCheck,
 )
 from fsl.inference.profiles.this_machine import machine_in_words, with_threads
-from fsl.inference.profiles.work_counting import WorkCount, WorkCounter, work_of
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, as_values, tensors_of

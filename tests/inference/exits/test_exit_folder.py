@@ -9,21 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fsl.data import digits_with_tones
 from fsl.errors import CheckpointError, ConfigError
 from fsl.inference.exits import (
     ChosenThresholds,
     ConvExit,
     ExitModel,
     ExitPredictor,
-    PictureAndTone,
     ThresholdLines,
     Thresholds,
-    digits_with_tones,
     load_exits,
     save_exits,
 )
 from fsl.inference.exits.exit_description import blank_input, described_input
-from fsl.models import LeNet
+from fsl.models import LeNet, PictureAndTone
 from fsl.segments.tensor_trees import TensorTree
 from tests.helpers.early_exits import rows_and_labels, small_backbone, small_exit_model
 
@@ -197,8 +196,60 @@ def own_confidence():
 
 def own_predictors():
     model = small_exit_model()
-    model.put_predictors([nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)), nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))])
+    model.put_predictors([nn.Sequential(nn.Linear(8, 1), nn.Flatten(0), nn.Sigmoid()) for _ in model.exits])
     return model
+
+
+def not_finite():
+    model = small_exit_model()
+    model.heads[0][1].bias.data[0] = math.nan
+    return model
+
+
+def of_two_precisions():
+    model = small_exit_model()
+    model.heads[0].half()
+    return model
+
+
+def otherwise_sized():
+    model = small_exit_model()
+    model.heads[0][1] = nn.Linear(8, 4, bias=False)
+    return model
+
+
+class NeedsSums(nn.Module):
+    """Takes no rows of zeros, which are what a folder has of the example."""
+
+    def forward(self, values):
+        if not values.abs().sum() > 0:
+            raise ValueError("rows of zeros")
+        return values
+
+
+def without_zeros():
+    return ExitModel(nn.Sequential(NeedsSums(), *small_backbone()), {"1": "linear"}, rows_and_labels()[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "line"),
+    [
+        (not_finite, {}, r"'heads\.0\.1\.bias' holds values that are not finite"),
+        (of_two_precisions, {}, "nothing is written, since it could not be loaded again"),
+        (otherwise_sized, {}, "has tensors of other shapes than exits.json says"),
+        (without_zeros, {}, "ValueError: rows of zeros"),
+        (small_exit_model, {"lines": ThresholdLines((), ())}, "has 2 exits and thresholds for"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_written(make, options, line, tmp_path):
+    save_exits(tmp_path, small_exit_model())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "exits").iterdir()}
+    with pytest.raises(ConfigError, match=line) as refused:
+        save_exits(tmp_path, make(), overwrite=True, **options)
+    assert "\n" not in str(refused.value)
+    assert ".new" not in str(refused.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "exits").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["exits"]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.inference.exits import ConvExit, FusionExit, LinearExit, MLPExit, SLViTExit, width_for_macs
 from fsl.inference.exits.head_widths import head_macs
-from fsl.inference.exits.mac_counts import macs_of
 from fsl.inference.exits.single_layer_vit import SingleLayerViT
 
 IMAGES, TOKENS, FEATURES = (6, 8, 8), (5, 6), (6,)
@@ -111,6 +111,9 @@ def test_the_width_for_a_budget_is_the_largest_that_fits(kind, step):
     [
         (lambda: width_for_macs("linear", IMAGES, 3, 1e5), "exit head 'linear' has no width"),
         (lambda: width_for_macs("conv", IMAGES, 3, 10), r"macs=10: the narrowest exit head 'conv' takes 867 there"),
+        (lambda: width_for_macs("conv", IMAGES, 3, float("inf")), "macs=inf: a finite number of multiply-adds"),
+        (lambda: width_for_macs("conv", IMAGES, 0, 1e5), "outputs=0: sizes of at least 1"),
+        (lambda: width_for_macs("conv", (), 3, 1e5), r"shape=\(\), outputs=3: sizes of at least 1"),
         (lambda: SLViTExit(10), "width=10: 4 heads must divide it; give a multiple of 4"),
         (lambda: ConvExit(0), "width=0: 1 or more"),
         (lambda: LinearExit().build([(1, 2, 3, 4)], (3,)), r"values of shape \(B, 1, 2, 3, 4\) pass there"),

@@ -1,14 +1,19 @@
 """Rows that are sure enough leave, the others alone go on, and the outputs are those of each row by itself."""
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from fsl.data import TensorExamples
 from fsl.errors import ConfigError, SplitError
-from fsl.inference.exits import ConvExit, ExitModel, Thresholds
+from fsl.inference.exits import ConvExit, ExitModel, Thresholds, collect_outputs
+from fsl.inference.exits.frozen_features import FrozenFeatures
 from fsl.models import ResNet8
+from fsl.segments.modes import modes_of
 from tests.helpers.early_exits import ROWS, rows_and_labels, small_backbone, small_exit_model
 
 BETAS = [0.5, 0.55]
@@ -41,6 +46,53 @@ def test_rows_leave_at_the_first_exit_that_is_sure_enough():
         assert result.exits[row] == place
         torch.testing.assert_close(result.outputs[row], (*exits, final)[place][row])
     assert set(result.exits.tolist()) == {0, 1, 2}
+
+
+def test_by_entropy_rows_leave_that_are_far_from_guessing():
+    model, (inputs, _) = small_exit_model(confidence="entropy"), rows_and_labels()
+    p = model(inputs)[0].softmax(1)
+    sure = 1 + (p * p.log()).sum(1) / math.log(4)
+    beta = float(sure.median())
+    assert not torch.equal(p.max(1).values >= beta, sure >= beta)
+    assert torch.equal(model.infer(inputs, [beta, 2.0]).exits == 0, sure >= beta)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m, x: m.infer(x, BETAS).outputs,
+        lambda m, x: m.infer_until("second", x, BETAS).left.outputs,
+        lambda m, x: m.infer_from(m.infer_until("first", x, BETAS).onward, BETAS).outputs,
+        lambda m, x: m.outputs_at("second", x),
+        lambda m, x: m.outputs_at("output", x),
+    ],
+    ids=["infer", "until", "from", "exit", "output"],
+)
+def test_inference_is_in_evaluation_and_leaves_a_model_in_training_as_it_was(ask):
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    expected = ask(model, inputs)
+    model.train()
+    before, modes = copy.deepcopy(model.state_dict()), modes_of(model)
+    assert torch.equal(ask(model, inputs), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert modes_of(model) == modes
+
+
+def test_a_stage_that_works_in_place_leaves_what_a_head_took():
+    """Behind the exit a ReLU overwrites its input; the head's outputs and gradients are those without that."""
+    torch.manual_seed(0)
+    inputs, _ = rows_and_labels()
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 4))
+    model = ExitModel(backbone, {"0": nn.Sequential(nn.Linear(8, 4), nn.Tanh())}, inputs)
+    features = backbone[0](inputs)
+    expected = [model.heads[0](features), backbone[2](features.relu())]
+    torch.testing.assert_close(list(model(inputs)), expected)
+    weights = list(model.parameters())
+    wanted = torch.autograd.grad(sum(one.square().sum() for one in expected), weights)
+    found = torch.autograd.grad(sum(one.square().sum() for one in model(inputs)), weights)
+    torch.testing.assert_close(found, wanted)
+    kept = FrozenFeatures(model, TensorExamples(inputs, torch.zeros(ROWS)), 8).of(torch.arange(ROWS))
+    torch.testing.assert_close(kept.heads[0][0], features.detach())
 
 
 def test_only_survivors_are_computed_by_later_stages():
@@ -83,6 +135,15 @@ def test_multiply_adds_of_a_row_are_those_of_stages_and_heads_on_its_way():
     assert result.macs.tolist() == [ways[k] for k in result.exits]
 
 
+def test_a_transformer_layer_counts_its_products():
+    """Torch's fast path in evaluation is one operation, of which its counter of FLOPs knows nothing."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = ExitModel(nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 4)), {"0": "linear"}, torch.randn(3, 5, 8))
+    products = 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8
+    assert model.costs.stages == (products, 160)
+    assert model.infer(torch.randn(2, 5, 8), 2.0).macs.tolist() == [products + 160] * 2
+
+
 def test_a_device_and_an_edge_give_together_what_one_machine_gives():
     model, (inputs, _) = small_exit_model(), rows_and_labels()
     whole = model.infer(inputs, BETAS)
@@ -94,6 +155,136 @@ def test_a_device_and_an_edge_give_together_what_one_machine_gives():
     outputs[on_device.onward.rows], macs[on_device.onward.rows] = at_edge.outputs, at_edge.macs
     assert torch.equal(outputs, whole.outputs)
     assert torch.equal(macs, whole.macs)
+
+
+def gone_on(**changes):
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    return replace(model.infer_until("first", inputs, BETAS).onward, **changes)
+
+
+def other_weights():
+    model = small_exit_model()
+    with torch.no_grad():
+        model.backbone.last.bias.add_(1e-3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("edge", "onward", "line"),
+    [
+        (small_exit_model, lambda: None, "onward=NoneType: give what infer_until returned .* nothing goes on"),
+        (small_exit_model, lambda: torch.zeros(3, 8), "onward=Tensor: give what infer_until returned"),
+        (other_weights, gone_on, "it comes from another model, or from other weights"),
+        (lambda: small_exit_model(seed=1), gone_on, "it comes from another model"),
+        (lambda: small_exit_model(confidence="entropy"), gone_on, "it comes from another model"),
+        (small_exit_model, lambda: gone_on(digest=""), "it comes from another model"),
+        (small_exit_model, lambda: gone_on(begin=0), "it begins at stage 0, and stages behind an exit are 1 to 2"),
+        (small_exit_model, lambda: gone_on(begin=3), "it begins at stage 3"),
+        (small_exit_model, lambda: gone_on(values=torch.zeros(15, 8, 1)), "behind 'first' the model passes"),
+        (small_exit_model, lambda: gone_on(values=torch.zeros(15, 8).double()), "behind 'first' the model passes"),
+        (small_exit_model, lambda: gone_on(values=torch.zeros(2, 8)), "2, .* rows, values and macs; one for each"),
+    ],
+)
+def test_an_edge_goes_on_from_what_its_own_model_passes_alone(edge, onward, line):
+    with pytest.raises(ConfigError, match=line):
+        edge().infer_from(onward(), BETAS)
+
+
+def test_what_goes_on_is_known_by_the_weights_as_they_are_now():
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    before = model.infer_until("first", inputs, BETAS).onward
+    with torch.no_grad():
+        model.heads[1][1].bias.add_(1.0)
+    with pytest.raises(ConfigError, match="other weights"):
+        model.infer_from(before, BETAS)
+    assert model.infer_until("first", inputs, BETAS).onward.digest == model.digest() != before.digest
+
+
+class OwnTensors(nn.Module):
+    """Computes with a weight and a buffer of its own, which no module of its holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.weight = nn.Linear(6, 5), nn.Parameter(torch.randn(5, 4))
+        self.register_buffer("scale", torch.rand(5))
+
+    def forward(self, x):
+        return (self.enter(x) * self.scale) @ self.weight
+
+
+def test_a_model_made_in_inference_mode_goes_on_at_an_edge():
+    with torch.inference_mode():
+        model, (inputs, _) = small_exit_model(), rows_and_labels()
+        onward = model.infer_until("first", inputs, BETAS).onward
+        assert torch.equal(model.infer_from(onward, 2.0).outputs, model.backbone(inputs)[onward.rows])
+
+
+def other_state(model):
+    torch.manual_seed(1)
+    return {name: torch.rand_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+def assigned(backbone):
+    backbone.load_state_dict(other_state(backbone), assign=True)
+
+
+def moved(backbone):
+    backbone.double().float().scale.fill_(2.0)
+
+
+def set_anew(backbone):
+    backbone.weight = nn.Parameter(torch.ones(5, 4))
+
+
+@pytest.mark.parametrize("change", [assigned, moved, set_anew])
+def test_tensors_that_take_others_places_are_those_that_are_computed_with(change):
+    inputs, _ = rows_and_labels()
+    model = ExitModel(OwnTensors(), {"enter": "linear"}, inputs)
+    before = model.points.tail("enter", model.points.head("enter", inputs))
+    change(model.backbone)
+    expected = model.backbone(inputs)
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(model.infer(inputs, 2.0).outputs, expected)
+    torch.testing.assert_close(model(inputs)[1], expected)
+    torch.testing.assert_close(model.points.tail("enter", model.points.head("enter", inputs)), expected)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_cut_that_is_made_anew_in_training_is_in_training():
+    model = ExitModel(Dropping(), {"middle": "linear"}, rows_and_labels()[0]).train()
+    model.load_state_dict(other_state(model), assign=True)
+    dropped = (model(torch.ones(100, 6))[0] == model.heads[0](model.backbone.middle.bias)).all(1)
+    assert 20 < int(dropped.sum()) < 80
+    assert model.backbone.training
+
+
+class Dropping(nn.Module):
+    """Drops features by a function, whose mode is the module's in which it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Linear(6, 1), nn.Linear(1, 3), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.leave(self.middle(nn.functional.dropout(self.enter(x), 0.5, self.training)))
+
+
+def test_a_module_that_was_replaced_is_refused():
+    model, (inputs, _) = small_exit_model(), rows_and_labels()
+    model.backbone.second[0] = nn.Linear(8, 8)
+    for ask in (lambda: model.infer(inputs, 0.5), lambda: model(inputs), lambda: model.points):
+        with pytest.raises(
+            ConfigError, match=r"the model's module 'second\.0' is another one since its exits were made"
+        ):
+            ask()
+
+
+class Quiet(nn.Module):
+    """Works in place where torch does not count it."""
+
+    def forward(self, values):
+        values.data.mul_(2.0)
+        return values[:, :4]
 
 
 def test_nothing_goes_on_where_all_rows_leave():
@@ -238,12 +429,43 @@ def test_a_confidence_of_ones_own_decides_for_numbers():
     torch.testing.assert_close(result.outputs, torch.where(first * 100 >= 2.0, first, final))
 
 
+class FirstRows(nn.Module):
+    """Gives as many rows as the example has, whatever comes."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, values):
+        return torch.full((3, *self.shape), 0.5)
+
+
+@pytest.mark.parametrize("ask", [ExitModel.infer, lambda m, x, t: collect_outputs(m, (x, torch.zeros(len(x)).long()))])
+def test_what_heads_predictors_and_confidences_give_is_checked_of_every_batch(ask):
+    inputs, _ = rows_and_labels()
+    sliced = ExitModel(small_backbone(), {"first": "linear"}, inputs, confidence=lambda outputs: outputs[:, :1])
+    with pytest.raises(ConfigError, match=r"your function gives \(24, 1\)"):
+        ask(sliced, inputs, 0.5)
+    other = ExitModel(small_backbone(), {"first": FirstRows(4)}, inputs)
+    with pytest.raises(ConfigError, match=r"the head at 'first' gives \(3, 4\), and the model \(24, 4\)"):
+        ask(other, inputs, 0.5)
+    bypassed = small_exit_model()
+    bypassed.put_predictors([FirstRows(), FirstRows()])
+    with pytest.raises(ConfigError, match=r"the predictor at 'first' .* of 24 rows it gives \(3,\)"):
+        ask(bypassed, inputs, Thresholds((0.5, 0.5), (0.5, 0.5)))
+
+
 def test_numbers_have_no_confidence_by_name():
     inputs, _ = rows_and_labels()
     model = ExitModel(nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 1)), {"1": "linear"}, inputs)
     with pytest.raises(ConfigError, match=r"outputs of shape \(B, 1\) are no logits of classes .* give confidence="):
         model.infer(inputs, 0.5)
     assert model.outputs_at("1", inputs).shape == (ROWS, 1)
+
+
+class First(nn.Module):
+    def forward(self, values):
+        return values.sigmoid_()[:, 0]
 
 
 def wrong(exits, **options):
@@ -269,6 +491,12 @@ def wrong(exits, **options):
             wrong({"first": nn.Sequential(nn.ReLU6(inplace=True), nn.Linear(8, 4))}),
             ConfigError,
             "the head at 'first' changes its input in place",
+        ),
+        (wrong({"first": Quiet()}), ConfigError, "the head at 'first' changes its input in place"),
+        (
+            lambda: small_exit_model().put_predictors([First(), First()]),
+            ConfigError,
+            "the predictor at 'first' changes its input in place",
         ),
         (wrong({"first": "linear"}, confidence="margin"), ConfigError, "confidence='margin': allowed are max_softmax"),
         (lambda: small_exit_model().infer(rows_and_labels()[0], [0.5]), ConfigError, "1 are given, and the exits are"),

@@ -3,10 +3,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fsl.data import TaskData, TensorExamples
 from fsl.errors import ConfigError
 from fsl.inference.exits import (
     ChosenThresholds,
@@ -20,7 +22,7 @@ from fsl.inference.exits import (
     collect_outputs,
     exit_seconds,
 )
-from fsl.objective import MSE
+from fsl.objective import BCE, MSE, CrossEntropy
 from tests.helpers.early_exits import rows_and_labels, small_exit_model
 
 DATA = rows_and_labels(200, seed=5)
@@ -51,6 +53,26 @@ def test_each_exits_own_accuracy():
     assert outputs.means() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("given", [np.float32(0.5), torch.tensor(0.5), [torch.tensor(0.5)] * 2, np.array([0.5, 0.5])])
+def test_a_threshold_is_a_number_of_any_library(given):
+    _, outputs = with_predictors()
+    assert torch.equal(outputs.replay(given).exits, outputs.replay(0.5).exits)
+
+
+def test_exits_without_a_confidence_are_measured_and_nobody_leaves_by_one():
+    inputs, targets = DATA[0], torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    backbone = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3))
+    model = ExitModel(backbone, {"1": "linear"}, inputs, confidence="none")
+    outputs = collect_outputs(model, (inputs, targets), objective=MSE())
+    expected = [-(one - targets).square().mean().item() for one in model(inputs)]
+    assert outputs.means() == pytest.approx(expected)
+    for ask in (outputs.replay, lambda thresholds: model.infer(inputs, thresholds)):
+        assert set(ask(2.0).exits.tolist()) == {1}
+        assert set(ask(-math.inf).exits.tolist()) == {0}
+        with pytest.raises(ConfigError, match="confidence='none': the exits do not tell how sure they are"):
+            ask(0.5)
+
+
 def test_quality_of_numbers_is_minus_the_loss():
     inputs, targets = DATA[0], torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
     backbone = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -58,6 +80,51 @@ def test_quality_of_numbers_is_minus_the_loss():
     outputs = collect_outputs(model, (inputs, targets), objective=MSE())
     expected = [-(one - targets).square().mean().item() for one in model(inputs)]
     assert outputs.means() == pytest.approx(expected)
+
+
+def test_rows_without_targets_have_outputs_and_no_quality():
+    model, outputs = with_predictors()
+    found = collect_outputs(model, DATA[0])
+    assert torch.equal(found.confidence, outputs.confidence)
+    assert torch.equal(found.replay(0.5).exits, outputs.replay(0.5).exits)
+    for ask in (
+        found.means,
+        lambda: found.replay(0.5).quality(found),
+        lambda: choose_thresholds(found, SECONDS, [1], 9),
+    ):
+        with pytest.raises(ConfigError, match="their rows have no targets"):
+            ask()
+
+
+def test_quality_of_one_hot_labels_and_of_weighted_classes_is_accuracy():
+    model, outputs = with_predictors()
+    one_hot = nn.functional.one_hot(DATA[1], 4)
+    assert collect_outputs(model, (DATA[0], one_hot)).means() == outputs.means()
+    balanced = CrossEntropy(class_weights="balanced")
+    assert collect_outputs(model, DATA, objective=balanced).means() == outputs.means()
+
+
+def with_some_ignored():
+    labels = DATA[1].clone()
+    labels[:3] = -100
+    return DATA[0], labels
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "line"),
+    [
+        ((DATA[0], DATA[1][:, None]), {}, r"targets have shape \(B,\), and these have \(B, 1\); give targets.squeeze"),
+        ((DATA[0], DATA[1] + 1), {}, "the given labels go from 1 to 4"),
+        (with_some_ignored(), {}, "3 of 200 targets are -100, which the objective ignores"),
+        (DATA, {"objective": BCE(pos_weight="balanced")}, "objective=bce: outputs are numbers"),
+        (DATA, {"objective": lambda outputs, targets: outputs.sum()}, "LossFunction: it has no loss of single rows"),
+        (TaskData("both", TensorExamples(*DATA), None, 4), {}, "a task has the rows that its model was trained on"),
+        (DATA, {"batch_size": 0}, "batch_size=0: at least 1"),
+    ],
+)
+def test_data_whose_quality_nobody_can_tell_are_refused(data, options, line):
+    with pytest.raises(ConfigError, match=line):
+        collect_outputs(small_exit_model(), data, **options)
 
 
 SECONDS = ExitSeconds(ExitCosts((3.0, 2.0, 5.0), (0.5, 0.25), (0.125, 0.0625)), 1, 1e6, 0.5)
@@ -155,6 +222,12 @@ def test_one_bandwidth_gives_the_same_thresholds_everywhere():
             r"at 4 Mbit/s the quickest thresholds .* take 3\.5 s",
         ),
         (lambda o: choose_thresholds(o, SECONDS, [0.0], 1.0), "give bandwidths above 0"),
+        (lambda o: choose_thresholds(o, SECONDS, [math.nan], 1.0), "give bandwidths above 0"),
+        (lambda o: choose_thresholds(o, SECONDS, [1.0], math.nan), "max_seconds=nan: give the seconds"),
+        (lambda o: choose_thresholds(o, SECONDS, [1.0], 1.0, etas=()), r"etas=\(\): give probabilities from 0 to 1"),
+        (lambda o: o.replay(None), "thresholds=None: give one confidence for all exits, one for each of first, second"),
+        (lambda o: o.replay("high"), "thresholds='high': give one confidence"),
+        (lambda o: o.replay({"first": None, "second": 0.5}), r"beta=\(None, 0.5\): give a list of numbers"),
         (lambda o: choose_thresholds(o, SECONDS, [1.0], 1.0, betas=range(500)), "at most 200000: give fewer"),
         (lambda o: ThresholdLines.through([]), "no thresholds to fit lines to"),
         (lambda o: ThresholdLines((), ()).thresholds_at(0.0), "mbit=0.0: a bandwidth above 0"),

@@ -1,17 +1,26 @@
 """Exits are trained with the model, stage by stage, or on a backbone that stays as it is to the bit."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from fsl.data import TensorExamples
-from fsl.errors import ConfigError
-from fsl.inference.exits import Distillation, ExitModel, copycat, frozen_features, train_exits
+from fsl.data import TensorExamples, digits_with_tones
+from fsl.errors import ConfigError, RunError
+from fsl.inference.exits import (
+    Distillation,
+    ExitModel,
+    collect_outputs,
+    copycat,
+    train_exits,
+)
 from fsl.inference.exits.exit_losses import distance_from, labels_of
-from fsl.objective import BCE, MSE, Classification, NextToken
+from fsl.models import PictureAndTone
+from fsl.objective import BCE, MSE, Classification, NextToken, TokenClassification
+from fsl.segments import known_rows
 from fsl.segments.modes import modes_of
 from tests.helpers.early_exits import rows_and_labels, small_backbone, small_exit_model
 
@@ -36,6 +45,13 @@ def test_a_frozen_backbone_is_the_same_to_the_bit(distillation):
     train_exits(model, rows_and_labels(), distillation=distillation, epochs=2)
     assert model.points.digest() == digest
     assert changed(model, before) == {"heads.0", "heads.1"}
+
+
+def test_classifier_wise_trains_heads_on_the_frozen_backbone_by_labels_alone():
+    model, other = small_exit_model(), small_exit_model()
+    found = train_exits(model, rows_and_labels(), how="classifier_wise", epochs=2)
+    assert found == train_exits(other, rows_and_labels(), how="frozen", epochs=2)
+    assert changed(model, states(small_exit_model())) == {"heads.0", "heads.1"}
 
 
 def test_joint_training_descends_the_weighted_sum_of_all_losses():
@@ -84,7 +100,7 @@ def test_a_layer_that_two_stages_share_is_trained_with_the_first_alone():
 def test_statistics_of_frozen_parts_stay_also_where_the_model_was_in_training():
     model = small_exit_model().train()
     before = states(model.backbone)
-    copycat(model, rows_and_labels()[0], epochs=1)
+    train_exits(model, copycat(model, rows_and_labels()[0]), epochs=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
     first = []
 
@@ -142,6 +158,48 @@ def test_a_batchnorm_that_was_put_into_evaluation_stays_there():
 
 
 @pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
+def test_a_module_of_a_head_that_was_put_into_evaluation_stays_there(how):
+    def head():
+        made = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 4), nn.BatchNorm1d(4))
+        made[0].eval()
+        return made
+
+    model = ExitModel(small_backbone(), {"first": head(), "second": head()}, rows_and_labels()[0])
+    train_exits(model, rows_and_labels(), how=how, **ONCE)
+    for still, other in ((one[0], one[2]) for one in model.heads):
+        assert still.num_batches_tracked == 0
+        assert other.num_batches_tracked == 1
+
+
+def test_a_head_that_works_in_place_in_training_changes_nothing_for_others():
+    """Dropout in place of all: the final exit still sees what the backbone gives."""
+    inputs, labels = rows_and_labels()
+    head = nn.Sequential(nn.Dropout(0.999, inplace=True), nn.Linear(8, 4))
+    model = ExitModel(small_backbone(), {"first": head}, inputs)
+    final = cross_entropy(copy.deepcopy(model.backbone).train()(inputs), labels)
+    (phase,) = train_exits(model, (inputs, labels), how="joint", weights=(0.0, 1.0), **ONCE)
+    assert phase.losses == pytest.approx([final.item()])
+    model.train()
+    with torch.no_grad():
+        expected = copy.deepcopy(model.backbone)(inputs)
+        torch.testing.assert_close(model(inputs)[1], expected)
+
+
+@pytest.mark.parametrize(("how", "phases"), [("joint", 1), ("layer_wise", 3), ("frozen", 1)])
+def test_the_rate_is_a_tenth_from_an_epoch_on(how, phases):
+    rates = []
+
+    class Watched(SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    options = {"epochs": 3, "batch_size": 12, "optimizer": Watched, "learning_rate": 0.1}
+    train_exits(small_exit_model(), rows_and_labels(), how=how, decay_at=2, **options)
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.01, 0.01] * phases)
+
+
+@pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
 def test_training_follows_from_its_seed_alone(how):
     found = []
     for noise in (0, 1):
@@ -152,14 +210,50 @@ def test_training_follows_from_its_seed_alone(how):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_what_is_kept_of_a_frozen_backbone_is_what_it_would_give_again(monkeypatch):
-    kept, again = small_exit_model(), small_exit_model()
-    options = {"distillation": Distillation(), "epochs": 2, "batch_size": 8}
-    train_exits(kept, rows_and_labels(), **options)
-    monkeypatch.setattr(frozen_features, "KEPT", 0)
-    train_exits(again, rows_and_labels(), **options)
+class Skipping(nn.Module):
+    """Passes a skip connection and places that all rows share over its second layer, which works in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+        self.places = nn.Parameter(torch.randn(1, 5))
+
+    def forward(self, x):
+        entered, places = self.enter(x), self.places * 2
+        return self.leave(self.middle(entered).relu_() + entered + places)
+
+
+def skipping():
+    torch.manual_seed(0)
+    return ExitModel(Skipping(), {"enter": "linear", "middle": "mlp"}, rows_and_labels()[0])
+
+
+@pytest.mark.parametrize("make", [small_exit_model, skipping])
+@pytest.mark.parametrize("options", [{"distillation": Distillation()}, {"how": "layer_wise"}])
+def test_what_is_kept_of_a_frozen_backbone_is_what_it_would_give_again(make, options, monkeypatch):
+    kept, again = make(), make()
+    phases = train_exits(kept, rows_and_labels(), epochs=2, batch_size=8, **options)
+    monkeypatch.setattr(known_rows, "KEPT", 0)
+    expected = train_exits(again, rows_and_labels(), epochs=2, batch_size=8, **options)
+    for phase, other in zip(phases, expected, strict=True):
+        assert phase.losses == pytest.approx(other.losses, rel=1e-5)
     for name, tensor in kept.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "first", "second"), [("frozen", 1, 1), ("layer_wise", 3 + 2, 3 + 1)])
+def test_frozen_stages_are_computed_once(how, first, second):
+    """Of three epochs: in a phase of its own a stage is computed in each, behind it once for all of them."""
+    model, counts = small_exit_model(), {"first": 0, "second": 0}
+
+    def note(name, module, given, output):
+        counts[name] += len(given[0])
+
+    for name in counts:
+        getattr(model.backbone, name)[0].register_forward_hook(partial(note, name))
+    train_exits(model, rows_and_labels(), how=how, epochs=3, batch_size=8)
+    checked = 2  # rows with which the objective is tried
+    assert counts == {"first": 24 * first + checked, "second": 24 * second + checked}
 
 
 def test_distillation_is_a_share_of_the_divergence_from_the_final_exit():
@@ -188,9 +282,8 @@ def test_copycat_is_training_on_the_labels_that_the_final_exit_gives():
     model, other, (inputs, labels) = small_exit_model(), small_exit_model(), rows_and_labels()
     told = model.outputs_at("output", inputs).argmax(1)
     assert not torch.equal(told, labels)
-    phase = copycat(model, (inputs, labels), epochs=2)
-    expected = train_exits(other, (inputs, told), epochs=2)
-    assert phase.losses == expected[0].losses
+    found = train_exits(model, copycat(model, (inputs, labels)), epochs=2)
+    assert found == train_exits(other, (inputs, told), epochs=2)
     assert all(torch.equal(t, other.state_dict()[name]) for name, t in model.state_dict().items())
 
 
@@ -198,16 +291,13 @@ def test_exits_are_trained_for_numbers():
     torch.manual_seed(0)
     inputs, targets = rows_and_labels()[0], torch.randn(24, 1)
     backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-    model = ExitModel(backbone, {"1": "linear"}, inputs)
+    model = ExitModel(backbone, {"1": "linear"}, inputs, confidence="none")
     first, final = (one.detach() for one in model(inputs))
     phase = train_exits(model, (inputs, targets), objective=MSE(), distillation=Distillation(0.5), **ONCE)[0]
     expected = ((first - final).square().mean() + (first - targets).square().mean()) / 2
     assert phase.losses == pytest.approx([expected.item()], rel=1e-5)
-    assert (
-        copycat(model, inputs, objective="regression", epochs=30).losses[-1]
-        < 0.8
-        * copycat(ExitModel(backbone, {"1": "linear"}, inputs), inputs, objective="regression", epochs=1).losses[0]
-    )
+    copied = train_exits(model, copycat(model, inputs, objective="regression"), objective="regression", epochs=30)[0]
+    assert copied.losses[-1] < 0.8 * phase.losses[0]
 
 
 def test_labels_of_the_final_exit_are_those_of_its_objective():
@@ -216,10 +306,54 @@ def test_labels_of_the_final_exit_are_those_of_its_objective():
     assert labels_of(final, BCE()).tolist() == [[1, 0], [0, 1]]
     assert torch.equal(labels_of(final, MSE()), final)
     tokens = torch.randn(2, 5, 3)
-    assert torch.equal(labels_of(tokens, NextToken()), tokens.argmax(-1))
+    assert torch.equal(labels_of(tokens, TokenClassification()), tokens.argmax(-1))
     assert distance_from(final, final, Classification(), 3.0) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match="fsl does not know how outputs stand for labels"):
         labels_of(final, OwnLoss())
+
+
+def test_what_a_place_foretells_is_the_label_of_the_place_behind_it():
+    """A decoder that foretells each letter for sure has a loss of 0 on its own labels, and padding stays padding."""
+    torch.manual_seed(0)
+    texts = torch.randint(5, (4, 6))
+    backbone = nn.Sequential(nn.Embedding(5, 5), nn.Linear(5, 5))
+    model = ExitModel(backbone, {"0": nn.Linear(5, 5)}, texts)
+    sure = 1e3 * model.outputs_at("output", texts)
+    assert NextToken().loss(sure, labels_of(sure, NextToken())) == pytest.approx(0.0, abs=1e-4)
+    padded = texts.clone()
+    padded[1, 3:] = -100
+    labels = copycat(model, (texts, padded), objective="causal_lm").targets
+    assert torch.equal(labels == -100, padded == -100)
+    assert torch.equal(labels[0], labels_of(sure, NextToken())[0])
+
+
+def test_copycat_takes_inputs_by_name_alone():
+    batch = digits_with_tones().test.batch(torch.arange(6))[0]
+    model = ExitModel(PictureAndTone(width=4), {"stage1": "fusion"}, batch)
+    told = model.outputs_at("output", batch).argmax(1)
+    for given in (batch, batch.values(), {name: tensor.numpy() for name, tensor in batch.values().items()}):
+        assert torch.equal(copycat(model, given).targets, told)
+
+
+@pytest.mark.parametrize("how", ["joint", "layer_wise", "frozen"])
+def test_training_that_diverges_says_so(how):
+    with pytest.raises(
+        RunError, match=r"diverged in epoch \d: .*; make the model anew, and lower learning_rate=1e\+30"
+    ):
+        train_exits(small_exit_model(), rows_and_labels(), how=how, optimizer=SGD, learning_rate=1e30)
+
+
+class Overflowing(SGD):
+    """Leaves weights that are not finite, after a loss that was."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["params"][0].data.fill_(float("inf"))
+
+
+def test_weights_that_diverge_in_the_last_step_are_told():
+    with pytest.raises(RunError, match="weights are not finite"):
+        train_exits(small_exit_model(), rows_and_labels(), **{**ONCE, "optimizer": Overflowing})
 
 
 class OwnLoss:
@@ -233,14 +367,37 @@ class Drawn(TensorExamples):
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda m, d: train_exits(m, d, how="classifier_wise"), "allowed are joint, layer_wise, frozen; what the lit"),
-        (lambda m, d: train_exits(m, d, how="other"), "how='other': allowed are joint, layer_wise, frozen"),
+        (lambda m, d: train_exits(m, d, how="other"), "how='other'.*classifier_wise"),
+        (
+            lambda m, d: train_exits(m, d, how="classifier_wise", distillation=Distillation()),
+            "distillation: how='classifier_wise' trains heads by labels alone; leave it out, or use how='frozen'",
+        ),
         (lambda m, d: train_exits(m, d, epochs=0), "epochs=0, batch_size=32: at least one epoch"),
         (lambda m, d: train_exits(m, d, batch_size=1), "batches of 2 rows"),
+        (lambda m, d: train_exits(m, d, learning_rate=0.0), "learning_rate=0.0: a finite number above 0"),
+        (lambda m, d: train_exits(m, d, learning_rate=float("nan")), "learning_rate=nan: a finite number above 0"),
+        (lambda m, d: train_exits(m, d, optimizer=lambda parameters, lr: None), "optimizer: it makes a NoneType"),
+        (lambda m, d: train_exits(m, d, how="joint", weights=[1, float("nan"), 1]), "finite numbers of at least 0"),
+        (lambda m, d: train_exits(m, d, how="joint", weights=[0, 0, 0]), "and one above 0"),
+        (lambda m, d: copycat(m, d, batch_size=0), "batch_size=0: at least 1"),
+        (
+            lambda m, d: train_exits(m, (d[0], torch.zeros(24, 4)), objective="mse"),
+            "objective=mse: outputs are numbers, and the exits' confidence max_softmax is of classes",
+        ),
+        (
+            lambda m, d: collect_outputs(m, (d[0], torch.zeros(24, 4)), objective="multi_label"),
+            "objective=bce: outputs are numbers",
+        ),
         (lambda m, d: train_exits(m, d, weights=[1, 1, 1]), "only how='joint' has them"),
         (lambda m, d: train_exits(m, d, how="joint", weights=[1, 1]), "one for each exit and the final one"),
         (lambda m, d: train_exits(m, d, how="layer_wise", distillation=Distillation()), "trains the final exit last"),
         (lambda m, d: train_exits(m, d[0]), "inputs alone have no labels"),
+        (
+            lambda m, d: train_exits(m, d[0], how="joint", distillation=Distillation(1.0)),
+            "inputs alone have no labels",
+        ),
+        (lambda m, d: copycat(m, d[0][:0]), r"inputs of shape \(0, 6\) have no rows"),
+        (lambda m, d: copycat(m, torch.tensor(1.0)), r"inputs of shape \(\) have no rows"),
         (lambda m, d: train_exits(m, (d[0], d[1] + 1)), "the training labels go from 1 to 4, and the model has 4"),
         (lambda m, d: copycat(m, Drawn(*d)), "labels each row once, and these rows are drawn anew"),
         (lambda m, d: train_exits(m.requires_grad_(False), d, how="joint"), "all of the model is frozen"),

@@ -110,6 +110,11 @@ def test_layers_say_what_they_are():
     assert {each.kind for each in timed.layers} >= {"convolution", "pointwise", "normalisation", "activation", "linear"}
 
 
+def test_attention_of_a_layer_counts_although_cpus_have_a_fused_kernel():
+    timed = time_layers(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(3, 5, 8), repetitions=1)
+    assert timed.layers[0].macs == 3 * (5 * 4 * 8 * 8 + 2 * 5 * 5 * 8)
+
+
 @pytest.mark.parametrize(
     ("module", "kind"),
     [

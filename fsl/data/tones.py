@@ -1,17 +1,18 @@
-"""Pictures with sounds: digits with synthetic tones, and a model of two branches whose exits can fuse both."""
+"""Digits with the spectrograms of synthetic tones: data of two kinds that tell one class, for models that fuse both."""
 
 import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsl import seeds
 from fsl.argument_types import checks_types
-from fsl.data import Examples, TaskData, TensorExamples, TreeExamples, digits
+from fsl.data.examples import Examples, TensorExamples
+from fsl.data.loaders import digits
+from fsl.data.task import TaskData
+from fsl.data.tree_examples import TreeExamples
 from fsl.errors import ConfigError
-from fsl.inference.exits.head_layers import PlaceGrid
-from fsl.models.layers import conv_block
 
 RATE, SAMPLES, WINDOW = 8000, 512, 64  # samples a second, of a tone, and of a frame of its spectrogram
 LOWEST, STEP = 400.0, 1.2  # hertz of class 0, and the factor from one class to the next
@@ -59,46 +60,3 @@ def _spectrograms(labels: Tensor, noise: float, drawn: torch.Generator) -> Tenso
     waves = torch.sin(2 * math.pi * pitch * seconds + phase) + noise * torch.randn(count, SAMPLES, generator=drawn)
     frames = torch.stft(waves, WINDOW, WINDOW // 2, window=torch.hann_window(WINDOW), return_complex=True)
     return frames.abs().log1p()[:, None]
-
-
-@checks_types()
-class PictureAndTone(nn.Module):
-    """Two branches, of pictures and of tones, that advance side by side in `stage1` and `stage2`; a classifier of both.
-
-    Forward takes `picture` (B, 1, H, W) and `tone` (B, 1, F, T). Behind each of the stages both branches pass.
-    """
-
-    def __init__(self, classes: int = 10, width: int = 16) -> None:
-        super().__init__()
-        self.stage1 = _SideBySide(conv_block(1, width, 3, "batch"), conv_block(1, width, 3, "batch", 2))
-        self.stage2 = _SideBySide(
-            conv_block(width, 2 * width, 3, "batch", 2), conv_block(width, 2 * width, 3, "batch", 2)
-        )
-        self.head = _OfBoth(2 * width, classes)
-
-    def forward(self, picture: Tensor, tone: Tensor) -> Tensor:
-        """Returns logits (B, classes)."""
-        return self.head(self.stage2(self.stage1((picture, tone))))
-
-
-class _SideBySide(nn.Module):
-    """It takes and gives a pair, so that `torch.fx` need not take one apart where the model is cut."""
-
-    def __init__(self, picture: list[nn.Module], tone: list[nn.Module]) -> None:
-        super().__init__()
-        self.picture, self.tone = nn.Sequential(*picture), nn.Sequential(*tone)
-
-    def forward(self, both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.picture(both[0]), self.tone(both[1])
-
-
-class _OfBoth(nn.Module):
-    """Means over grids that keep where a picture is bright, and which pitches sound; a linear layer."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.picture, self.tone = PlaceGrid((4, 4)), PlaceGrid((8, 2))
-        self.classifier = nn.Linear(channels * (4 * 4 + 8 * 2), classes)
-
-    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
-        return self.classifier(torch.cat([self.picture(both[0]), self.tone(both[1])], dim=1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsl.inference.profiles.work_counting import WorkCount, work_of
+from fsl.costs.work_counting import WorkCount, macs_of, work_of
 
 INPUT = torch.zeros(100, 10)  # 4,000 bytes
 
@@ -54,3 +54,12 @@ def test_fused_attention_is_counted_with_its_products():
     products = 4 * 7 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 2 * 4 * 7 * 7 * 16
     assert work_of(lambda: layer(rows), [rows], layer.parameters()).macs == products
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_multiply_adds_of_a_row_draw_nothing_that_others_would():
+    layer, rows = nn.Sequential(nn.Linear(10, 50), nn.Dropout()), torch.zeros(4, 10)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    assert macs_of(lambda: layer(rows), 4) == 10 * 50
+    assert torch.equal(torch.rand(1), expected)

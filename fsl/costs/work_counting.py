@@ -1,8 +1,8 @@
 """Counts what a part of a model does as it runs: multiply-adds, tensors made, and bytes of tensors alive at once."""
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,7 @@ class WorkCount:
 class WorkCounter:
     """Counts while it is entered; `now()` tells what has been counted so far.
 
-    `given`: what comes in. `weights`: tensors that count for nothing. Fused attention, which the counter of FLOPs does
-    not know on a CPU, is computed in its parts meanwhile.
+    `given`: what comes in. `weights`: tensors that count for nothing. Fused operations are computed in their parts.
     """
 
     def __init__(self, given: Iterable[Tensor], weights: Iterable[Tensor]):
@@ -39,9 +38,7 @@ class WorkCounter:
         self._entered = ExitStack()
 
     def __enter__(self) -> "WorkCounter":
-        self._entered.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        self._entered.enter_context(sdpa_kernel(SDPBackend.MATH))
+        self._entered.enter_context(in_parts())
         self._entered.enter_context(self._flops)
         self._entered.enter_context(self._live)
         return self
@@ -52,6 +49,30 @@ class WorkCounter:
     def now(self) -> WorkCount:
         """Returns what has been done so far."""
         return WorkCount(self._flops.get_total_flops() // 2, self._live.made, self._live.peak)
+
+
+@contextmanager
+def in_parts() -> Iterator[None]:
+    """Compute attention and transformer layers by operations that torch's counter of FLOPs knows.
+
+    It misses the fused attention of CPUs, and counts 0 for a transformer layer's fast path in evaluation.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def macs_of(run: Callable[[], Any], rows: int) -> float:
+    """Returns the multiply-adds a row of a call over a batch of so many rows; random generators stay as they are.
+
+    Matrix products, convolutions and attention count, and no activations, pooling or normalisation.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return work_of(run, (), ()).macs / rows
 
 
 def work_of(run: Callable[[], Any], given: Iterable[Tensor], weights: Iterable[Tensor]) -> WorkCount:
