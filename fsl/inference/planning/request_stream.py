@@ -39,8 +39,9 @@ class RequestStream:
 
     def __post_init__(self) -> None:
         arrivals = self.arrivals
-        if not len(arrivals) or arrivals[0] < 0 or any(b < a for a, b in zip(arrivals, arrivals[1:])):
-            raise ConfigError("arrivals: give at least one second, from 0 on, in order")
+        fit = all(0 <= second < math.inf for second in arrivals)
+        if not len(arrivals) or not fit or any(b < a for a, b in zip(arrivals, arrivals[1:])):
+            raise ConfigError("arrivals: give at least one second, from 0 on, finite, in order")
         if self.servers < 1 or not 0 <= self.rtt_seconds < math.inf:
             raise ConfigError(f"servers={self.servers}, rtt_seconds={self.rtt_seconds}: at least 1, and at least 0")
         assert self.speed
@@ -185,5 +186,12 @@ class StreamResult:
         return sum(before.choice != after.choice for before, after in pairs)
 
     def regret(self, best: "StreamResult") -> float:
-        """Returns by what share the mean is above that of another result on the same stream, as a clairvoyant's."""
-        return self.mean / best.mean - 1
+        """Returns by what share the mean is above that of another result on the same stream, as a clairvoyant's.
+
+        0 where both are infinite. ConfigError for a result on other arrivals.
+        """
+        if [one.arrival for one in self.requests] != [one.arrival for one in best.requests]:
+            raise ConfigError(f"best={best.policy!r}: it is of other arrivals; compare results on the same stream")
+        if self.mean == best.mean:
+            return 0.0
+        return self.mean / best.mean - 1 if best.mean else math.inf

@@ -42,6 +42,30 @@ def test_a_transfer_over_a_link_that_stays_away_never_ends():
     assert RateTrace.constant(math.inf).transfer_end(3, 1e9) == 3
 
 
+@pytest.mark.parametrize("repeat_s", [None, 2.0])
+def test_what_begins_never_ends_never(repeat_s):
+    assert RateTrace((0.0, 1.0), (8.0, 4.0), repeat_s=repeat_s).transfer_end(math.inf, 2e6) == math.inf
+
+
+def test_a_trace_that_repeats_for_years_is_not_walked_through():
+    trickle = RateTrace((0.0, 1.0), (0.0, 8e-6), repeat_s=2.0)  # a byte every second second
+    assert trickle.transfer_end(0.5, 1e9) == pytest.approx(2e9)
+    assert trickle.transfer_end(1.5, 10.25) == pytest.approx(21.75)
+    assert trickle.transfer_end(0.0, 0.5) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("second", [-1.0, math.nan, math.inf])
+def test_a_second_that_no_trace_has_is_refused(second):
+    with pytest.raises(ConfigError, match="second="):
+        RateTrace((0.0, 1.0), (8.0, 4.0), repeat_s=2.0).at(second)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf])
+def test_a_mean_over_no_time_or_for_ever_is_refused(seconds):
+    with pytest.raises(ConfigError, match="seconds="):
+        TRACE.mean(seconds)
+
+
 @pytest.mark.parametrize("repeat_s", [None, 25.0])
 def test_a_link_profiles_own_replay_agrees(repeat_s):
     profile = LinkProfile("l", 8.0, 16.0, trace=[[5, 0.5], [12, 0.0], [20, 2.0]], repeat_s=repeat_s)

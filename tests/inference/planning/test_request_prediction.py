@@ -116,6 +116,9 @@ def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
     assert predicted(small_costs(power=power), LOCAL, state).device_joules == pytest.approx(2.0)
     assert predicted(small_costs(power=power), REMOTE, LinkState(0, 0)).device_joules == math.inf
     assert predicted(small_costs(), LOCAL, state).device_joules is None
+    thrifty = small_costs(power=DevicePower(active_watts=10, idle_watts=0, transmit_watts=3, receive_watts=1))
+    for wait in ("queue_seconds", "link_seconds", "rtt_seconds"):
+        assert predicted(thrifty, REMOTE, LinkState(8.0, 8.0, **{wait: math.inf})).device_joules == math.inf
 
 
 def test_power_is_known_where_both_profiles_tell_it():

@@ -171,8 +171,26 @@ def test_bytes_energy_and_switches_are_counted():
 
 
 def test_an_answer_that_never_comes_takes_for_ever():
-    gone = simulate_requests(stream([0.0, 1.0], up=RateTrace.constant(0.0)), Remote())
+    power = DevicePower(active_watts=10, idle_watts=0, transmit_watts=3, receive_watts=1)
+    dead = stream([0.0, 1.0], up=RateTrace.constant(0.0), costs=small_costs(power=power))
+    gone = simulate_requests(dead, Remote())
     assert gone.seconds.tolist() == [math.inf, math.inf]
+    assert [request.device_joules for request in gone.requests] == [math.inf, math.inf]
+    local = simulate_requests(dead, Local())
+    assert (gone.regret(local), gone.regret(gone), local.regret(gone)) == (math.inf, 0.0, -1.0)
+
+
+@pytest.mark.parametrize("again", ["load", "down"])
+def test_a_link_that_dies_ends_a_simulation_whose_other_traces_repeat(again):
+    repeats = RateTrace((0.0, 1.0), (0.0, 0.5), repeat_s=2.0)
+    gone = simulate_requests(stream([0.0, 1.0], up=RateTrace.constant(0.0), **{again: repeats}), Remote())
+    assert gone.seconds.tolist() == [math.inf, math.inf]
+
+
+def test_regret_is_against_a_result_on_the_same_arrivals():
+    one, other = (simulate_requests(stream([0.0, second]), Local()) for second in (1.0, 2.0))
+    with pytest.raises(ConfigError, match="best='local': it is of other arrivals"):
+        one.regret(other)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +199,8 @@ def test_an_answer_that_never_comes_takes_for_ever():
         ({"arrivals": []}, "arrivals: give at least one"),
         ({"arrivals": [1.0, 0.5]}, "arrivals"),
         ({"arrivals": [-1.0]}, "arrivals"),
+        ({"arrivals": [math.nan]}, "arrivals"),
+        ({"arrivals": [0.0, math.inf]}, "arrivals"),
         ({"servers": 0}, "servers=0"),
         ({"rtt_seconds": -1.0}, "rtt_seconds=-1.0"),
         ({"load": RateTrace.constant(1.0)}, "load 1.0"),
