@@ -51,7 +51,8 @@ class Prediction:
 def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Prediction:
     """Predict a request: head + encode + bytes / rate + round trip + queue + decode + tail + answer / rate.
 
-    Where the link is still busy after head and encode, the rest of that comes on top. At "output" the device computes
+    Where the link is still busy after head and encode, the rest of that comes on top, as does the rest where the edge is
+    still busy with earlier requests when this one comes there, half a round trip after it was sent. At "output" the device computes
     everything, and neither link nor edge counts. SplitError for a point that is none, ConfigError for a codec or format
     whose cost is not known.
     """
@@ -61,7 +62,9 @@ def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Predi
     else:
         link = max(0.0, state.link_seconds - parts.head - parts.encode)
         up, down = transfer(parts.up_bytes, state.up_mbit), transfer(parts.down_bytes, state.down_mbit)
-        rtt, queue = state.rtt_seconds, state.queue_seconds
+        rtt = state.rtt_seconds
+        arrives = parts.head + parts.encode + link + up + rtt / 2
+        queue = state.queue_seconds + (max(0.0, state.edge_seconds - arrives) if arrives < math.inf else 0.0)
     slower = 1 / (1 - state.load)
     decode, tail = parts.decode * slower, parts.tail * slower
     joules = (

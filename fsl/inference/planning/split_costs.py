@@ -20,8 +20,9 @@ IDENTITY = "identity"
 class LinkState:
     """The link and the edge as a device sees them: rates in Mbit/s (0: no link), a round trip without data in seconds.
 
-    `queue_seconds`: how long the edge lets a request wait before it begins with it. `link_seconds`: how long the link
-    is still busy with what the device sent before. `load`: the share of the edge's speed that others take, from 0 to
+    `queue_seconds`: how long the edge lets a request wait that comes to it, before it begins with it. `link_seconds`
+    and `edge_seconds`: how long from now on link and edge are busy with what the device sent before, of which a request
+    waits for what is left when it comes there. `load`: the share of the edge's speed that others take, from 0 to
     less than 1: a tail takes 1 / (1 - load) times as long. ConfigError for what cannot be.
     """
 
@@ -30,13 +31,14 @@ class LinkState:
     rtt_seconds: float = 0.0
     queue_seconds: float = 0.0
     link_seconds: float = 0.0
+    edge_seconds: float = 0.0
     load: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("up_mbit", "down_mbit"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: a rate is at least 0; math.inf is one without end")
-        for name in ("rtt_seconds", "queue_seconds", "link_seconds"):
+        for name in ("rtt_seconds", "queue_seconds", "link_seconds", "edge_seconds"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 0")
         if not 0 <= self.load < 1:

@@ -82,6 +82,14 @@ def test_a_busy_link_makes_a_request_wait_only_for_what_head_and_encode_leave_of
     assert predicted(costs, LOCAL, LinkState(8, 8, link_seconds=9.0, queue_seconds=9.0)).seconds == pytest.approx(0.2)
 
 
+def test_a_busy_edge_makes_a_request_wait_only_for_what_is_left_when_it_comes():
+    costs, states = small_costs(), [LinkState(8, 8, 0.02, 0.5, 0.06, busy) for busy in (0.0, 0.15, 0.25)]
+    waits = [predicted(costs, SplitChoice("cut2"), state).queue for state in states]
+    assert waits == pytest.approx([0.5, 0.5, 0.5 + 0.25 - (0.06 + 0.08 + 0.01)])  # the link is free after .06 s
+    assert predicted(costs, LOCAL, LinkState(8, 8, edge_seconds=9.0)).seconds == pytest.approx(0.2)
+    assert predicted(costs, REMOTE, LinkState(0, 0, edge_seconds=math.inf)).seconds == math.inf
+
+
 def test_the_extremes_are_always_compared():
     costs = small_costs()
     assert best_point(costs, LinkState(1000, 1000), points=["cut3"]).choice == REMOTE
@@ -160,6 +168,8 @@ def test_what_is_not_known_is_refused():
         ({"up_mbit": math.nan}, "up_mbit=nan"),
         ({"rtt_seconds": -1}, "rtt_seconds=-1"),
         ({"queue_seconds": math.nan}, "queue_seconds=nan"),
+        ({"link_seconds": math.nan}, "link_seconds=nan"),
+        ({"edge_seconds": -1}, "edge_seconds=-1"),
         ({"load": 1.0}, "load=1.0"),
     ],
 )

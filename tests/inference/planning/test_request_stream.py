@@ -127,7 +127,32 @@ def test_a_policy_is_told_the_rate_the_load_and_what_waits():
     assert [state.up_mbit for state in policy.states] == [8.0, 8.0, 16.0]
     assert [state.load for state in policy.states] == [0.0, 0.0, 0.5]
     assert [state.link_seconds for state in policy.states] == pytest.approx([0, 0.12, 0])
-    assert [state.queue_seconds for state in policy.states] == pytest.approx([0, 0.14, 0])
+    assert [state.edge_seconds for state in policy.states] == pytest.approx([0, 0.14, 0])
+    assert [state.queue_seconds for state in policy.states] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("load", [0.0, 0.9])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_predictions_from_what_a_policy_is_told_are_what_becomes_where_nothing_changes(load, servers):
+    class Predicts(SplitPolicy):
+        name = "predicts"
+
+        def __init__(self, choices):
+            self.choices, self.seconds = list(choices), []
+
+        def choose(self, state, now):
+            self.seconds.append(predicted(small_costs(), self.choices[0], state).seconds)
+            return self.choices.pop(0)
+
+    choices = [small_costs().choices()[place] for place in (0, 2, 3, 0, 4, 1, 3, 2) * 5]
+    crowded = stream(
+        poisson_arrivals(4.0, 40, seed=0), rtt_seconds=0.02, load=RateTrace.constant(load), servers=servers
+    )
+    policy = Predicts(choices)
+    done = simulate_requests(crowded, policy).requests
+    assert policy.seconds == pytest.approx([request.end - request.start for request in done])
+    waited = [request.serving - request.sent - 0.01 for request in done if request.up_bytes]
+    assert max(waited) > 0.1 or not load
 
 
 def test_an_estimator_knows_only_transfers_that_have_ended():
@@ -148,6 +173,23 @@ def test_probes_tell_the_rate_where_nothing_is_sent():
     assert free.up_bytes == 20_000 + sum(request.up_bytes for request in free.requests)
     local = simulate_requests(fast, Local(), RateEstimator(), LinkProbes(bytes=20_000, every_seconds=4.0))
     assert local.probe_bytes == 4 * 20_000  # at 0, 5, 10 and 15 s: four seconds after the last one's end
+
+
+@pytest.mark.parametrize("probes", [LinkProbes(), LinkProbes(bytes=100)])
+def test_a_probe_that_tells_nothing_is_followed_by_one_of_twice_its_bytes(probes):
+    fast = stream([float(second) for second in range(20)], up=RateTrace.constant(800.0))
+    done = simulate_requests(fast, DynamicSplit(small_costs()), RateEstimator(), probes)
+    assert done.requests[-1].choice.point == "input"
+    sent, told = probes.bytes, 0
+    while sent < 800e6 / 8 * 0.001:  # too small for the estimator, or quicker than its millisecond
+        told, sent = told + sent, 2 * sent
+    assert done.probe_bytes == told + sent
+
+
+def test_probes_of_a_link_that_is_never_slow_stop_growing_and_keep_their_distance():
+    endless = stream([float(second) for second in range(60)], up=FAST)
+    done = simulate_requests(endless, Local(), RateEstimator(), LinkProbes(bytes=8 << 20, every_seconds=20.0))
+    assert done.probe_bytes == (8 + 16 + 16 + 16) * (1 << 20)  # at 0, 1, 21 or 22, and 41 or more seconds
 
 
 def test_no_probe_is_sent_while_one_is_under_way():
