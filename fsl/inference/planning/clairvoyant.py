@@ -1,7 +1,7 @@
 """The plan of somebody who knows the whole trace: what online policies are measured against."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
@@ -46,10 +46,10 @@ def clairvoyant_plan(
         partials = _unbeaten(grown)
         exact = exact and len(partials) <= width
         partials = partials[:width]
-    best = StreamResult("clairvoyant", tuple(partials[0].requests()))
+    best = StreamResult("clairvoyant", tuple(partials[0].requests()), power=stream.costs.power)
     if not exact:
         every = [best, *(static_result(stream, choice) for choice in given)]
-        best = StreamResult("clairvoyant", min(every, key=lambda result: result.mean).requests)
+        best = replace(min(every, key=lambda result: result.mean), policy="clairvoyant")
     return ClairvoyantPlan(best, exact)
 
 
@@ -60,7 +60,7 @@ def static_result(stream: RequestStream, choice: SplitChoice) -> StreamResult:
     for arrival in stream.arrivals:
         request, clocks = serve(stream, arrival, choice, clocks)
         done.append(request)
-    return StreamResult(f"static at {choice.title}", tuple(done))
+    return StreamResult(f"static at {choice.title}", tuple(done), power=stream.costs.power)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.planning.rate_trace import RateTrace, speed_of
 from fsl.inference.planning.request_prediction import joules_of
-from fsl.inference.planning.split_costs import SplitChoice, SplitCosts
+from fsl.inference.planning.split_costs import DevicePower, SplitChoice, SplitCosts
 from fsl.inference.profiles import SecondsSpread
 from fsl.inference.split_points import OUTPUT
 
@@ -147,11 +147,15 @@ def serve(stream: RequestStream, arrival: float, choice: SplitChoice, clocks: Cl
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What became of a stream's requests under a policy; `probe_bytes` were sent to learn the rate."""
+    """What became of a stream's requests under a policy; `probe_bytes` were sent to learn the rate.
+
+    `power`: the device's, None where it is not known.
+    """
 
     policy: str
     requests: tuple[ServedRequest, ...]
     probe_bytes: float = 0.0
+    power: DevicePower | None = None
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -175,9 +179,23 @@ class StreamResult:
 
     @property
     def device_joules(self) -> float | None:
-        """The device's joules for all requests, without probes; None where power is not known."""
-        each = [request.device_joules for request in self.requests]
-        return None if None in each else sum(one for one in each if one is not None)
+        """The device's joules for all requests, without probes; None where power is not known.
+
+        A second in which several requests wait is idle once, and one in which the device computes another is not idle:
+        this is less than the sum of what each request costs alone. Seconds without any request are left out.
+        """
+        if self.power is None:
+            return None
+        alone = sum(request.device_joules or 0.0 for request in self.requests)
+        if math.isinf(alone):
+            return alone
+        idle, latest = 0.0, 0.0  # seconds, and the last answer so far
+        nexts = [*(request.start for request in self.requests[1:]), math.inf]
+        for request, start in zip(self.requests, nexts, strict=True):
+            latest = max(latest, request.end)
+            idle += max(0.0, min(start, latest) - request.computed)
+        told = sum(request.end - request.computed for request in self.requests)
+        return alone - self.power.idle_watts * (told - idle)
 
     @property
     def switches(self) -> int:

@@ -63,7 +63,7 @@ def simulate_requests(
         request, clocks = serve(stream, arrival, policy.choose(state, start), clocks)
         learnt.sent(request.sent, request.up_bytes, request.sent - request.sending)
         done.append(request)
-    return StreamResult(policy.name, tuple(done), learnt.probe_bytes)
+    return StreamResult(policy.name, tuple(done), learnt.probe_bytes, stream.costs.power)
 
 
 @dataclass(frozen=True)

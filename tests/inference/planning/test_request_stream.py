@@ -19,9 +19,11 @@ from fsl.inference.planning import (
     SplitCosts,
     SplitPolicy,
     StaticSplit,
+    clairvoyant_plan,
     poisson_arrivals,
     predicted,
     simulate_requests,
+    static_result,
 )
 from tests.helpers.small_profiles import small_costs, small_profile
 
@@ -212,12 +214,29 @@ def test_bytes_energy_and_switches_are_counted():
     assert moved.spread.p50 == pytest.approx(sorted(moved.seconds)[2])
 
 
+def test_a_device_is_idle_once_while_requests_wait_and_not_while_it_computes():
+    power = DevicePower(active_watts=10, idle_watts=2, transmit_watts=3, receive_watts=1)
+    crowded = stream([0.0, 0.0, 0.06, 5.0], costs=small_costs(power=power), rtt_seconds=0.2)
+    done = simulate_requests(crowded, InTurn("cut2", "cut2", "output", "cut3"))
+    requests = done.requests
+    seconds = [number / 1e4 for number in range(60_000)]
+    computing = [any(r.start <= second < r.computed for r in requests) for second in seconds]
+    pending = [any(r.arrival <= second < r.end for r in requests) for second in seconds]
+    radio = sum(3 * (r.sent - r.sending) + 1 * r.down_bytes / 1e6 for r in requests)
+    by_hand = sum(10 if busy else 2 if waits else 0 for busy, waits in zip(computing, pending)) / 1e4 + radio
+    assert done.device_joules == pytest.approx(by_hand, rel=1e-3)
+    assert done.device_joules < sum(request.device_joules for request in requests)
+    assert static_result(crowded, SplitChoice("cut2")).device_joules is not None
+    assert clairvoyant_plan(crowded).result.device_joules is not None
+
+
 def test_an_answer_that_never_comes_takes_for_ever():
     power = DevicePower(active_watts=10, idle_watts=0, transmit_watts=3, receive_watts=1)
     dead = stream([0.0, 1.0], up=RateTrace.constant(0.0), costs=small_costs(power=power))
     gone = simulate_requests(dead, Remote())
     assert gone.seconds.tolist() == [math.inf, math.inf]
     assert [request.device_joules for request in gone.requests] == [math.inf, math.inf]
+    assert gone.device_joules == math.inf
     local = simulate_requests(dead, Local())
     assert (gone.regret(local), gone.regret(gone), local.regret(gone)) == (math.inf, 0.0, -1.0)
 
