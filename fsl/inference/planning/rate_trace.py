@@ -77,11 +77,15 @@ class RateTrace:
         """Read the text of such a file; `name` is what an error calls it."""
         lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         pairs: list[tuple[float, float]] = []
-        for number, row in enumerate(csv.reader(lines)):
+        try:
+            rows = list(csv.reader(lines))
+        except csv.Error as error:
+            raise ConfigError(f"{name} is no CSV of second,mbit: {error}") from None
+        for number, row in enumerate(rows):
             try:
                 second, value = map(float, row)
             except ValueError:
-                if number == 0:
+                if number == 0 and not _is_number(row[0]):
                     continue  # the head
                 raise ConfigError(f"{name}: {','.join(row)[:60]!r} is no line of second,mbit") from None
             pairs.append((second, value))
@@ -170,6 +174,14 @@ class RateTrace:
     @cached_property
     def _ever(self) -> bool:
         return any(self.values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def speed_of(load: RateTrace) -> RateTrace:

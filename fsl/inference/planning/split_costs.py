@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import get_args
 
 from fsl.argument_types import checks_types
 from fsl.costs import DeviceProfile, LinkProfile
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, one_of
 from fsl.inference.profiles import PLAIN, Encoding, ModelProfile
 from fsl.inference.profiles.model_profile import Statistic
 from fsl.inference.split_points import INPUT, OUTPUT
@@ -50,19 +51,27 @@ class LinkState:
 class SplitChoice:
     """Where a request is divided, by which codec what crosses at a cut is written, and how the input where it crosses.
 
-    `codec` counts at cuts, and `input_format` at "input": None sends the model's own input.
+    `codec` is for cuts, and `input_format` for "input": None sends the model's own input. ConfigError elsewhere.
     """
 
     point: str
     codec: str = IDENTITY
     input_format: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.codec != IDENTITY and self.point in (INPUT, OUTPUT):
+            raise ConfigError(f"codec={self.codec!r}: nothing is coded at {self.point!r}; name a cut, or leave it out")
+        if self.input_format is not None and self.point != INPUT:
+            raise ConfigError(
+                f"input_format={self.input_format!r}: at {self.point!r} no input crosses; name {INPUT!r}, or leave it out"
+            )
+
     @property
     def title(self) -> str:
         """The choice in a few words."""
         if self.point == INPUT:
             return INPUT if self.input_format is None else f"{INPUT} as {self.input_format}"
-        return self.point if self.codec == IDENTITY or self.point == OUTPUT else f"{self.point} by {self.codec}"
+        return self.point if self.codec == IDENTITY else f"{self.point} by {self.codec}"
 
 
 LOCAL, REMOTE = SplitChoice(OUTPUT), SplitChoice(INPUT)
@@ -122,6 +131,7 @@ class SplitCosts:
     statistic: Statistic = "p50"
 
     def __post_init__(self) -> None:
+        one_of("statistic", self.statistic, get_args(Statistic))
         device, edge = self.device, self.edge
         if device.digest != edge.digest:
             raise ConfigError(

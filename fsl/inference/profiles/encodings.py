@@ -46,8 +46,10 @@ PLAIN = Encoding()
 def image_encoding(task: TaskData, format: ImageFormat, quality: int, rows: int = 32) -> Encoding:
     """Measure images of a task as JPEG or WebP: mean bytes of the first rows, and seconds to write and to read one.
 
-    An edge reads it into the model's float32 input. DataError where inputs are no 8-bit images.
+    An edge reads it into the model's float32 input. DataError where inputs are no 8-bit images, and for no rows.
     """
+    if rows < 1:
+        raise DataError(f"rows={rows}: measure at least one image")
     few = task.train.subset(torch.arange(min(rows, len(task.train))))
     small = TaskData(task.name, few, None, task.classes, scaling=task.scaling)
     size = recompress(small, format, quality).bytes

@@ -92,12 +92,14 @@ def test_a_csv_is_read_with_or_without_a_head(tmp_path):
     ("text", "line"),
     [
         ("second,mbit\n0,8\n10,x", "'10,x' is no line of second,mbit"),
-        ("0,8,1", "a trace of 0 seconds and 0 values"),
+        ("0,8,1\n0,9", "'0,8,1' is no line of second,mbit"),
+        ("second,mbit", "a trace of 0 seconds and 0 values"),
         ("", "a trace of 0 seconds"),
         ("0,8\n0,9", "seconds 0.0, 0.0.*must rise from 0"),
         ("1,8", "must rise from 0"),
         ("0,-1", "has the value -1.0"),
         ("0,nan", "has the value nan"),
+        ("1" * 200_000, "is no CSV of second,mbit: field larger"),
     ],
 )
 def test_a_file_that_is_no_trace_is_refused_by_its_name(text, line, tmp_path):
@@ -142,7 +144,24 @@ def test_rates_wander_around_their_level_as_long_as_the_model_says():
     assert np.corrcoef(logs[:-1], logs[1:])[0, 1] == pytest.approx(0.9, abs=0.01)
 
 
-@pytest.mark.parametrize("wrong", [{"level_mbit": 0}, {"memory": 1.0}, {"regime_s": 0}, {"levels": ()}, {"spread": -1}])
+def test_a_slow_link_is_drawn_as_no_dead_one():
+    drawn = RateModel(level_mbit=1e-4, spread=0.1, memory=0.5, regime_s=5).drawn(20, 0).values
+    assert drawn == pytest.approx([1e-4] * 20, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"level_mbit": 0},
+        {"level_mbit": math.inf},
+        {"memory": 1.0},
+        {"regime_s": 0},
+        {"levels": ()},
+        {"levels": (1.0, math.inf)},
+        {"spread": -1},
+        {"spread": math.inf},
+    ],
+)
 def test_a_model_that_cannot_be_is_refused(wrong):
     with pytest.raises(ConfigError, match="must be above 0"):
         RateModel(**{"level_mbit": 1, "spread": 0, "memory": 0, "regime_s": 1, **wrong})

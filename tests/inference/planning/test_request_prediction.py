@@ -17,7 +17,7 @@ from fsl.inference.planning import (
     best_point,
     predicted,
 )
-from fsl.inference.profiles import Encoding
+from fsl.inference.profiles import Encoding, SecondsSpread
 from tests.helpers.small_profiles import random_costs, small_costs, small_profile
 
 
@@ -147,6 +147,35 @@ def test_profiles_of_different_models_batches_or_points_are_refused():
     ):
         with pytest.raises(ConfigError, match=line):
             SplitCosts(device=mine, edge=other)
+
+
+def test_a_choice_that_would_not_count_is_refused():
+    for point in ("input", "output"):
+        with pytest.raises(ConfigError, match=f"codec='int8': nothing is coded at '{point}'"):
+            SplitChoice(point, "int8")
+    for point in ("cut1", "output"):
+        with pytest.raises(ConfigError, match=f"input_format='jpeg:75': at '{point}' no input crosses"):
+            SplitChoice(point, input_format="jpeg:75")
+
+
+@pytest.mark.parametrize("statistic", ["mean", "p50", "p90", "p99"])
+def test_costs_say_which_of_the_measured_seconds_count(statistic):
+    spread = SecondsSpread(mean=0.5, p50=0.1, p90=0.2, p99=0.3)
+    points = tuple(
+        replace(point, head=replace(point.head, seconds=spread), tail=replace(point.tail, seconds=spread))
+        for point in small_costs().device.points
+    )
+    profile = replace(small_costs().device, points=points)
+    found = predicted(SplitCosts(device=profile, edge=profile, statistic=statistic), SplitChoice("cut1"), FREE)
+    assert (found.head, found.tail) == (getattr(spread, statistic),) * 2
+
+
+def test_another_statistic_is_refused():
+    with pytest.raises(ConfigError, match="statistic='p95': allowed are mean, p50, p90, p99"):
+        SplitCosts(device=small_costs().device, edge=small_costs().edge, statistic="p95")
+
+
+FREE = LinkState(math.inf, math.inf)
 
 
 def test_what_is_not_known_is_refused():

@@ -160,6 +160,9 @@ def test_a_layer_that_holds_its_weights_beside_a_child_is_one_layer():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="models: give at least one"):
         LatencyPredictor([])
+    with pytest.raises(ConfigError, match="model: it has no timed layers"):
+        LatencyPredictor([timed_model(0)]).error(TimedModel((), (), 1.0))
+    assert LatencyPredictor([timed_model(0)]).seconds([]).shape == (0,)
     with pytest.raises(ConfigError, match="give each a number above 0"):
         TimedModel((), (1.0,), 1.0)
     with pytest.raises(ConfigError, match="repetitions=0"):
