@@ -81,6 +81,10 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
 
 def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
     others = [text for text in options.overrides if _key(text).partition(".")[0] not in _OF_PROFILES]
+    if not options.measures:
+        idle = [f"{name}={own[name]}" for name in _OF_MEASURING if name in own]
+        if idle := [*idle, *others]:
+            raise ConfigError(f"{idle[0]}: with profile= and edge_profile= nothing is measured here; leave this out")
     if options.run is not None and others:
         raise ConfigError(f"{others[0]}: run={own['run']} has a model and data of its own; leave this out")
     if coded := next((text for text in options.overrides if _key(text).partition(".")[0] == "codec"), None):
@@ -92,10 +96,6 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
             f"device_speed={own['device_speed']}: device=... says which device this machine is, and of one that is so "
             "many times as fast nobody knows the power; leave one out"
         )
-    if not options.measures:
-        idle = [f"{name}={own[name]}" for name in _OF_MEASURING if name in own]
-        if idle := [*idle, *others]:
-            raise ConfigError(f"{idle[0]}: with profile= and edge_profile= nothing is measured here; leave this out")
     given = next((name for name in ("profile", "edge_profile") if name in own), None)
     if options.points is not None and given is not None:
         raise ConfigError(f"points={own['points']}: they are those of {given}={own[given]}; leave points out")
