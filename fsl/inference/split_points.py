@@ -23,12 +23,14 @@ INPUT, OUTPUT = "input", "output"  # the extremes: the edge computes all of the 
 class Crossing:
     """What crosses at a split point, of the example: its shapes are those of any batch but for the rows.
 
-    `elements` and `bytes` are of one sample, before any codec; a tensor that all samples share counts whole.
+    `elements` and `bytes` are of one sample, before any codec; a tensor that all samples share counts whole, and its
+    `shared_bytes` cross once with a batch.
     """
 
     values: Values
     elements: int
     bytes: int
+    shared_bytes: int = 0
 
     @staticmethod
     def of(values: Values) -> "Crossing":
@@ -36,7 +38,8 @@ class Crossing:
         tensors, rows = tensors_of(values), len(values)
         shared = frozenset() if isinstance(values, Tensor) else values.shared
         each = [(t, 1 if place in shared else rows) for place, t in enumerate(tensors)]
-        return Crossing(values, sum(t.numel() // n for t, n in each), sum(t.nbytes // n for t, n in each))
+        once = sum(t.nbytes for place, t in enumerate(tensors_of(values)) if place in shared)
+        return Crossing(values, sum(t.numel() // n for t, n in each), sum(t.nbytes // n for t, n in each), once)
 
 
 class SplitPoints:

@@ -78,7 +78,8 @@ def test_a_skip_connection_over_a_cut_is_counted():
 def test_a_tensor_that_all_samples_share_counts_whole():
     tree = replace(TensorTree.of((torch.zeros(3, 4), torch.zeros(1, 5))), shared=frozenset({1}))
     measured = Crossing.of(tree)
-    assert (measured.elements, measured.bytes) == (4 + 5, 4 * (4 + 5))
+    assert (measured.elements, measured.bytes, measured.shared_bytes) == (4 + 5, 4 * (4 + 5), 4 * 5)
+    assert Crossing.of(torch.zeros(3, 4)).shared_bytes == 0
 
 
 def test_the_model_works_in_evaluation_and_without_gradients():

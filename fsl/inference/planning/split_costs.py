@@ -168,10 +168,10 @@ class SplitCosts:
         return RequestParts(
             head=head,
             encode=how.encode_seconds * batch,
-            up_bytes=how.bytes_of(point.crossing_bytes) * batch,
+            up_bytes=how.bytes_of(point.batch_bytes(batch), batch),
             decode=how.decode_seconds * batch,
             tail=getattr(self.edge.point(choice.point).tail.seconds, self.statistic),
-            down_bytes=float(self.device.point(OUTPUT).crossing_bytes * batch),
+            down_bytes=float(self.device.point(OUTPUT).batch_bytes(batch)),
         )
 
     def choices(self, *, formats: bool = False) -> tuple[SplitChoice, ...]:

@@ -34,9 +34,9 @@ class Encoding:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{field.name}={value}: it must be a finite number of at least 0")
 
-    def bytes_of(self, raw: float) -> float:
-        """Returns the bytes that are sent for so many raw ones."""
-        return self.factor * raw + self.fixed_bytes
+    def bytes_of(self, raw: float, samples: int = 1) -> float:
+        """Returns the bytes that are sent for so many raw ones, of so many samples in all."""
+        return self.factor * raw + self.fixed_bytes * samples
 
 
 PLAIN = Encoding()

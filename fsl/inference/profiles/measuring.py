@@ -161,7 +161,7 @@ def _point(
     head, tail = (
         _side(module, spread, each, times.inputs) for module, spread, each in zip(modules, spreads, work, strict=True)
     )
-    return PointProfile(name, crossing.elements, crossing.bytes, head, tail, apart)
+    return PointProfile(name, crossing.elements, crossing.bytes, head, tail, apart, crossing.shared_bytes)
 
 
 def _side(module: nn.Module | None, seconds: SecondsSpread, work: WorkCount, inputs: Values) -> SideProfile:

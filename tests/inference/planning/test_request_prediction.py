@@ -114,6 +114,15 @@ def test_a_request_is_a_batch():
     assert (found.up_bytes, found.down_bytes, found.encode, found.head) == (200, 32, 0.04, 0.1)
 
 
+def test_what_all_samples_share_crosses_once_with_a_batch():
+    device = small_profile((0, 0.1, 0.2), (0.2, 0.1, 0), (100, 50, 8), batch=4)
+    points = [replace(point, crossing_shared_bytes=20) if point.name == "cut1" else point for point in device.points]
+    shares = replace(device, points=tuple(points))
+    costs = SplitCosts(device=shares, edge=shares, codecs={"half": Encoding(factor=0.5, fixed_bytes=3)})
+    sizes = [predicted(costs, SplitChoice("cut1", codec), FREE).up_bytes for codec in ("identity", "half")]
+    assert sizes == [4 * 30 + 20, (4 * 30 + 20) / 2 + 4 * 3]
+
+
 def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
     power = DevicePower(active_watts=10, idle_watts=2, transmit_watts=3, receive_watts=1)
     state = LinkState(8.0, 16.0, rtt_seconds=0.03, queue_seconds=0.04)

@@ -144,6 +144,26 @@ def test_a_pass_leaves_modules_as_they_were():
     assert "forward" not in vars(model[1])
 
 
+class Positions(nn.Module):
+    """Its table of positions crosses a cut behind `first`."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.first, self.last = nn.Parameter(torch.zeros(1, 5, 4)), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.scale = nn.Linear(4, 4)
+
+    def forward(self, x):
+        positions = self.scale(self.table)
+        return self.last(self.first(x + positions) + positions)
+
+
+def test_what_crosses_once_with_a_batch_is_told():
+    points = SplitPoints(Positions(), torch.zeros(3, 5, 4), ["first"])
+    point = measure(points, torch.zeros(2, 5, 4), repetitions=1, warm_up=0, checks=0).point("first")
+    assert (point.crossing_bytes, point.crossing_shared_bytes) == (4 * (20 + 20), 4 * 20)
+    assert point.batch_bytes(2) == 4 * (20 + 20 + 20)
+
+
 class Branches(nn.Module):
     """A branch that is computed before the cut `main`, and needed behind it alone."""
 
