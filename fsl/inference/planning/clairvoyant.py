@@ -1,5 +1,6 @@
 """The plan of somebody who knows the whole trace: what online policies are measured against."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,7 @@ def clairvoyant_plan(
         raise ConfigError("choices=[]: give at least one")
     useful, exact = _undominated(stream.costs, given), True
     partials = [_Partial(0.0, Clocks.start(stream.servers), None, None)]
-    following = [*stream.arrivals[1:], stream.arrivals[-1]]
+    following = [*stream.arrivals[1:], math.inf]  # behind the last one nothing needs to be free
     for arrival, after in zip(stream.arrivals, following, strict=True):
         grown = []
         for partial in partials:

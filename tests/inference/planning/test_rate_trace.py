@@ -22,6 +22,7 @@ TRACE = RateTrace((0.0, 10.0, 20.0), (8.0, 0.0, 16.0))  # a megabyte a second, n
         (12, 4e6, 22),
         (100, 2e6, 101),
         (15, 0, 15),
+        (0, 10e6, 10),  # just before the gap
     ],
 )
 def test_a_transfer_takes_what_the_rates_over_time_make_it(start, size, end):
@@ -33,6 +34,7 @@ def test_a_trace_that_repeats_begins_anew():
     assert [again.at(second) for second in (0, 9.9, 10, 19.9, 20, 35)] == [8, 8, 0, 0, 8, 0]
     assert again.transfer_end(5, 10e6) == pytest.approx(25)
     assert again.transfer_end(0, 25e6) == pytest.approx(45)
+    assert again.transfer_end(0, 30e6) == pytest.approx(50)  # and not when the third round ends
     assert again.mean(40) == pytest.approx(4)
 
 
@@ -66,6 +68,11 @@ def test_a_mean_over_no_time_or_for_ever_is_refused(seconds):
         TRACE.mean(seconds)
 
 
+def test_a_link_profiles_trace_may_begin_at_its_first_second():
+    profile = LinkProfile("l", 8.0, 16.0, trace=[[0, 0.5], [12, 2.0]])
+    assert RateTrace.of_link(profile) == RateTrace((0.0, 12.0), (4.0, 16.0))
+
+
 @pytest.mark.parametrize("repeat_s", [None, 25.0])
 def test_a_link_profiles_own_replay_agrees(repeat_s):
     profile = LinkProfile("l", 8.0, 16.0, trace=[[5, 0.5], [12, 0.0], [20, 2.0]], repeat_s=repeat_s)
@@ -94,6 +101,7 @@ def test_a_csv_is_read_with_or_without_a_head(tmp_path):
         ("second,mbit\n0,8\n10,x", "'10,x' is no line of second,mbit"),
         ("0,8,1\n0,9", "'0,8,1' is no line of second,mbit"),
         ("second,mbit", "a trace of 0 seconds and 0 values"),
+        ("second,mbit\nmore,text\n0,9", "'more,text' is no line of second,mbit"),
         ("", "a trace of 0 seconds"),
         ("0,8\n0,9", "seconds 0.0, 0.0.*must rise from 0"),
         ("1,8", "must rise from 0"),
@@ -117,6 +125,8 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         RateTrace.read(tmp_path / "bytes.csv")
     with pytest.raises(ConfigError, match="repeat_s=5"):
         RateTrace((0.0, 10.0), (1.0, 2.0), repeat_s=5)
+    with pytest.raises(ConfigError, match="repeat_s=10"):
+        RateTrace((0.0, 10.0), (1.0, 2.0), repeat_s=10)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -170,5 +180,7 @@ def test_a_model_that_cannot_be_is_refused(wrong):
 def test_the_speed_of_an_edge_is_what_its_load_leaves():
     speed = speed_of(RateTrace((0.0, 1.0), (0.0, 0.75)))
     assert speed.until(0, 2) == pytest.approx(5)  # one second at full speed, the rest at a quarter
+    again = speed_of(RateTrace((0.0, 1.0), (0.0, 0.75), repeat_s=2.0))
+    assert again.until(0, 2) == pytest.approx(2.75)
     with pytest.raises(ConfigError, match="load 1"):
         speed_of(RateTrace.constant(1.0))

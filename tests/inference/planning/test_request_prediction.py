@@ -17,6 +17,7 @@ from fsl.inference.planning import (
     best_point,
     predicted,
 )
+from fsl.inference.planning.split_costs import IDENTITY
 from fsl.inference.profiles import Encoding, SecondsSpread
 from tests.helpers.small_profiles import random_costs, small_costs, small_profile
 
@@ -46,6 +47,12 @@ def test_the_best_point_is_what_brute_force_finds(seed, mbit):
 @pytest.mark.parametrize("seed", range(5))
 def test_without_a_link_the_device_computes_everything(seed):
     assert best_point(random_costs(seed), LinkState(0.0, 0.0)).choice == LOCAL
+
+
+def test_what_has_no_bytes_crosses_without_a_link():
+    costs = small_costs(codecs={"nothing": Encoding(factor=0.0)})
+    found = predicted(costs, SplitChoice("cut1", "nothing"), LinkState(0.0, 8.0))
+    assert (found.up, found.seconds) == (0, pytest.approx(0.01 + 0.019 + 40e-6))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -79,6 +86,8 @@ def test_a_busy_link_makes_a_request_wait_only_for_what_head_and_encode_leave_of
     costs = small_costs()
     waits = [predicted(costs, SplitChoice("cut2"), LinkState(8, 8, link_seconds=s)).link for s in (0.0, 0.04, 0.25)]
     assert waits == pytest.approx([0, 0, 0.2])
+    slow = small_costs(codecs={"slow": Encoding(encode_seconds=0.1)})
+    assert predicted(slow, SplitChoice("cut2", "slow"), LinkState(8, 8, link_seconds=0.25)).link == pytest.approx(0.1)
     assert predicted(costs, LOCAL, LinkState(8, 8, link_seconds=9.0, queue_seconds=9.0)).seconds == pytest.approx(0.2)
 
 
@@ -136,6 +145,15 @@ def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
     thrifty = small_costs(power=DevicePower(active_watts=10, idle_watts=0, transmit_watts=3, receive_watts=1))
     for wait in ("queue_seconds", "link_seconds", "rtt_seconds"):
         assert predicted(thrifty, REMOTE, LinkState(8.0, 8.0, **{wait: math.inf})).device_joules == math.inf
+
+
+def test_energy_of_a_codec_is_active_on_the_device_and_idle_while_the_edge_decodes():
+    power = DevicePower(active_watts=10, idle_watts=2, transmit_watts=3, receive_watts=1)
+    codecs = {"slow": Encoding(encode_seconds=0.5, decode_seconds=0.25)}
+    found = [
+        predicted(small_costs(power=power, codecs=codecs), SplitChoice("cut2", c), FREE) for c in ("slow", IDENTITY)
+    ]
+    assert found[0].device_joules - found[1].device_joules == pytest.approx(10 * 0.5 + 2 * 0.25)
 
 
 def test_power_is_known_where_both_profiles_tell_it():
