@@ -51,10 +51,10 @@ class Prediction:
 def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Prediction:
     """Predict a request: head + encode + bytes / rate + round trip + queue + decode + tail + answer / rate.
 
-    Where the link is still busy after head and encode, the rest of that comes on top, as does the rest where the edge is
-    still busy with earlier requests when this one comes there, half a round trip after it was sent. At "output" the device computes
-    everything, and neither link nor edge counts. SplitError for a point that is none, ConfigError for a codec or format
-    whose cost is not known.
+    Where the link is still busy after head and encode, the rest of that comes on top, as does the rest where the edge
+    is still busy with earlier requests when this one comes there, half a round trip after it was sent. At "output" the
+    device computes everything, and neither link nor edge counts. SplitError for a point that is none, ConfigError for a
+    codec or format whose cost is not known.
     """
     parts = costs.parts(choice)
     if choice.point == OUTPUT:

@@ -63,7 +63,7 @@ class SplitChoice:
             raise ConfigError(f"codec={self.codec!r}: nothing is coded at {self.point!r}; name a cut, or leave it out")
         if self.input_format is not None and self.point != INPUT:
             raise ConfigError(
-                f"input_format={self.input_format!r}: at {self.point!r} no input crosses; name {INPUT!r}, or leave it out"
+                f"input_format={self.input_format!r}: no input crosses at {self.point!r}; name {INPUT!r}, or leave it"
             )
 
     @property

@@ -12,7 +12,6 @@ from fsl.inference.planning.request_stream import Clocks, RequestStream, StreamR
 from fsl.inference.planning.split_costs import LinkState
 from fsl.inference.planning.split_policy import SplitPolicy
 
-
 _LARGEST_PROBE = 16 << 20  # bytes
 
 

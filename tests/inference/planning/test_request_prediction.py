@@ -116,11 +116,12 @@ def test_the_input_can_be_sent_in_another_format():
 def test_a_request_is_a_batch():
     sizes = (100, 50, 8)
     device, edge = (small_profile((0, 0.1, 0.2), (0.2, 0.1, 0), sizes, batch=4) for _ in range(2))
-    codec = Encoding(encode_seconds=0.01)
+    codec = Encoding(encode_seconds=0.01, decode_seconds=0.02)
     found = predicted(
         SplitCosts(device=device, edge=edge, codecs={"c": codec}), SplitChoice("cut1", "c"), LinkState(1, 1)
     )
     assert (found.up_bytes, found.down_bytes, found.encode, found.head) == (200, 32, 0.04, 0.1)
+    assert found.decode == 0.08
 
 
 def test_what_all_samples_share_crosses_once_with_a_batch():
@@ -181,7 +182,7 @@ def test_a_choice_that_would_not_count_is_refused():
         with pytest.raises(ConfigError, match=f"codec='int8': nothing is coded at '{point}'"):
             SplitChoice(point, "int8")
     for point in ("cut1", "output"):
-        with pytest.raises(ConfigError, match=f"input_format='jpeg:75': at '{point}' no input crosses"):
+        with pytest.raises(ConfigError, match=f"input_format='jpeg:75': no input crosses at '{point}'"):
             SplitChoice(point, input_format="jpeg:75")
 
 

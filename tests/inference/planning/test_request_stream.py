@@ -19,12 +19,14 @@ from fsl.inference.planning import (
     SplitCosts,
     SplitPolicy,
     StaticSplit,
+    StreamResult,
     clairvoyant_plan,
     poisson_arrivals,
     predicted,
     simulate_requests,
     static_result,
 )
+from fsl.inference.profiles import Encoding
 from tests.helpers.small_profiles import small_costs, small_profile
 
 FAST = RateTrace.constant(math.inf)
@@ -43,10 +45,12 @@ def queue(service, arrivals, servers=1):
 
 
 def test_a_request_that_meets_nobody_takes_what_is_predicted():
-    for choice in small_costs().choices():
-        alone = stream([3.0], rtt_seconds=0.02, load=RateTrace.constant(0.5))
-        done = simulate_requests(alone, StaticSplit(choice.point)).requests[0]
-        state = LinkState(8.0, 8.0, rtt_seconds=0.02, load=0.5)
+    costs = small_costs(codecs={"slow": Encoding(factor=0.5, encode_seconds=0.03, decode_seconds=0.07)})
+    for choice in costs.choices():
+        down = RateTrace.constant(0.002)
+        alone = stream([3.0], costs=costs, down=down, rtt_seconds=0.02, load=RateTrace.constant(0.5))
+        done = simulate_requests(alone, StaticSplit(choice.point, choice.codec)).requests[0]
+        state = LinkState(8.0, 0.002, rtt_seconds=0.02, load=0.5)
         assert done.seconds == pytest.approx(predicted(alone.costs, choice, state).seconds)
 
 
@@ -125,8 +129,9 @@ def test_a_policy_is_told_the_rate_the_load_and_what_waits():
     up = RateTrace((0.0, 1.0), (8.0, 16.0))
     load = RateTrace((0.0, 1.0), (0.0, 0.5))
     policy = Told()
-    simulate_requests(stream([0.0, 0.0, 9.0], up=up, load=load), policy)
+    simulate_requests(stream([0.0, 0.0, 9.0], up=up, down=RateTrace.constant(4.0), load=load), policy)
     assert [state.up_mbit for state in policy.states] == [8.0, 8.0, 16.0]
+    assert [state.down_mbit for state in policy.states] == [4.0, 4.0, 4.0]
     assert [state.load for state in policy.states] == [0.0, 0.0, 0.5]
     assert [state.link_seconds for state in policy.states] == pytest.approx([0, 0.12, 0])
     assert [state.edge_seconds for state in policy.states] == pytest.approx([0, 0.14, 0])
@@ -211,6 +216,11 @@ def test_bytes_energy_and_switches_are_counted():
     up = RateTrace((0.0, 10.0, 20.0), (100.0, 0.1, 100.0))
     moved = simulate_requests(stream([0.0, 5.0, 11.0, 12.0, 21.0], up=up), DynamicSplit(costs))
     assert moved.switches == 2
+    coded = small_costs(codecs={"half": Encoding(0.5)})
+    served = [
+        static_result(stream([0.0], costs=coded), SplitChoice("cut1", c)).requests[0] for c in ("half", "identity")
+    ]
+    assert StreamResult("other codecs", tuple(served)).switches == 1
     assert moved.spread.p50 == pytest.approx(sorted(moved.seconds)[2])
 
 
@@ -264,6 +274,7 @@ def test_regret_is_against_a_result_on_the_same_arrivals():
         ({"arrivals": [0.0, math.inf]}, "arrivals"),
         ({"servers": 0}, "servers=0"),
         ({"rtt_seconds": -1.0}, "rtt_seconds=-1.0"),
+        ({"rtt_seconds": math.inf}, "rtt_seconds=inf"),
         ({"load": RateTrace.constant(1.0)}, "load 1.0"),
     ],
 )

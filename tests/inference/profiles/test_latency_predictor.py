@@ -130,7 +130,7 @@ def test_kinds_of_layers(module, kind):
 
 
 def test_the_whole_of_a_transformer_is_timed_as_its_layers_are():
-    """In evaluation torch fuses a transformer layer, unless it is watched: layers and whole would be of two networks."""
+    """In evaluation torch fuses a transformer layer, unless it is watched: layers and whole would be two networks."""
     model, in_parts = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), []
     model.linear1.forward = lambda x, forward=model.linear1.forward: in_parts.append(1) or forward(x)
     timed = time_layers(model, torch.zeros(2, 3, 4), repetitions=2, warm_up=1)
