@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
+from fsl.quoting import one_line
 from fsl.segments.calling import call, outputs_of, tried_outputs
 from fsl.segments.tensor_trees import Values, as_values, received, shared_of, tensors_of
 from fsl.split.cutting import possible_cuts, split
@@ -151,7 +152,13 @@ class SplitPoints:
             parts = split(self.model, point, self.example, tied=True)
             front, back = parts["front"].eval(), parts["back"].eval()
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                two, three = (received(call(front, self.example[:rows])) for rows in (_ROWS - 1, _ROWS))
+                try:
+                    two, three = (received(call(front, self.example[:rows])) for rows in (_ROWS - 1, _ROWS))
+                except RuntimeError as error:
+                    raise SplitError(
+                        f"point={point!r}: its head takes only batches of {_ROWS}, as the example "
+                        f"({one_line(str(error), 100)}); where the model asks for len(x), let it ask for x.shape[0]"
+                    ) from None
             self._divided[point] = _Divided(front, back, shared_of(two, three))
         return self._divided[point]
 
