@@ -161,8 +161,26 @@ def test_power_is_known_where_both_profiles_tell_it():
     device = DeviceProfile("d", 1e9, power_active_watts=5.0, power_idle_watts=1.0)
     link = LinkProfile("l", 1, 1, transmit_watts=0.5, receive_watts=0.25)
     assert DevicePower.of(device, link) == DevicePower(5.0, 1.0, 0.5, 0.25)
-    assert DevicePower.of(device, replace(link, transmit_watts=None)) is None
-    assert DevicePower.of(replace(device, power_active_watts=None), link) is None
+    for name in ("transmit_watts", "receive_watts"):
+        assert DevicePower.of(device, replace(link, **{name: None})) is None
+    for name in ("power_active_watts", "power_idle_watts"):
+        assert DevicePower.of(replace(device, **{name: None}), link) is None
+
+
+@pytest.mark.parametrize("name", ["active_watts", "idle_watts", "transmit_watts", "receive_watts"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_power_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        DevicePower(
+            **{**dict.fromkeys(("active_watts", "idle_watts", "transmit_watts", "receive_watts"), 1.0), name: value}
+        )
+
+
+def test_identity_costs_nothing_unless_it_was_measured():
+    measured = small_costs(codecs={"identity": Encoding(encode_seconds=0.25)})
+    assert predicted(small_costs(), SplitChoice("cut1"), FREE).encode == 0
+    assert predicted(measured, SplitChoice("cut1"), FREE).encode == 0.25
+    assert measured.choices() == small_costs().choices()
 
 
 def test_profiles_of_different_models_batches_or_points_are_refused():

@@ -199,6 +199,12 @@ def test_probes_of_a_link_that_is_never_slow_stop_growing_and_keep_their_distanc
     assert done.probe_bytes == (8 + 16 + 16 + 16) * (1 << 20)  # at 0, 1, 21 or 22, and 41 or more seconds
 
 
+def test_a_request_waits_for_the_probe_in_front_of_it():
+    policy = Told()
+    served = simulate_requests(stream([0.0]), policy, RateEstimator(), LinkProbes(bytes=50_000)).requests
+    assert (policy.states[0].link_seconds, served[0].sending) == pytest.approx((0.05, 0.05))
+
+
 def test_no_probe_is_sent_while_one_is_under_way():
     slow = stream([float(second) for second in range(12)], up=RateTrace.constant(0.01))
     done = simulate_requests(slow, Local(), RateEstimator(), LinkProbes(bytes=20_000, every_seconds=4.0))
