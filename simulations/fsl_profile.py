@@ -52,12 +52,14 @@ is answered soonest at which rate. The model is that of the overrides (model=res
   batch=1              samples of a request; default: 1, or as in a profile that is given
   repetitions=50       that are measured, after warm_up=5 others; threads=1: of torch
   checks=3             cuts whose head and tail are really run, to be compared with what one pass tells
-  device=pi4           which device this machine is: its power then gives energy; link=lte: latency, and a radio's power
+  device=pi4           which device this machine is: its power then gives energy (not with device_speed=)
+  link=lte             latency, and a radio's power; rates are those of rates=
   rates=1,10,100       Mbit/s, both ways
   images=jpeg:75,...   formats of the input that are sent to a remote model, where the data are images; images= for none
   edge_speed=10        assume an edge so many times as fast as this machine; device_speed=0.1: a device
   profile=FILE         the device's profile.json, which fsl-profile wrote there: this machine is then the edge
-  edge_profile=FILE    the edge's: this machine is then the device; with both, nothing is measured
+  edge_profile=FILE    the edge's: this machine is then the device; with both, nothing is measured, and only device=,
+                       link=, rates= and out= count
   out=FOLDER           of profile.json, profile.csv, best_points.csv and profile.png"""
 
 _USUAL_IMAGES = ("jpeg:75", "webp:75")

@@ -186,6 +186,7 @@ CALLS = [
     (lambda: planning.simulate_requests(3, planning.Local()), "stream=3: give a RequestStream of fsl"),
     (lambda: planning.clairvoyant_plan(3), "stream=3: give a RequestStream of fsl"),
     (lambda: planning.static_result(3, planning.LOCAL), "stream=3: give a RequestStream of fsl"),
+    (lambda: planning.profiled_exit_seconds(3, "a", None), "model=3: give an ExitModel of fsl"),
     (lambda: exits.ExitModel(3, {}, INPUTS), "backbone=3: give a Module of torch"),
     (lambda: exits.train_exits(3, TASK), "model=3: give an ExitModel of fsl"),
     (lambda: exits.train_exits(EXITS, TASK, epochs="x"), "epochs='x': give a whole number"),

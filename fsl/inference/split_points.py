@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, SplitError
+from fsl.quoting import one_line
 from fsl.segments.calling import call, outputs_of, tried_outputs
 from fsl.segments.tensor_trees import Values, as_values, received, shared_of, tensors_of
 from fsl.split.cutting import possible_cuts, split
@@ -23,12 +24,14 @@ INPUT, OUTPUT = "input", "output"  # the extremes: the edge computes all of the 
 class Crossing:
     """What crosses at a split point, of the example: its shapes are those of any batch but for the rows.
 
-    `elements` and `bytes` are of one sample, before any codec; a tensor that all samples share counts whole.
+    `elements` and `bytes` are of one sample, before any codec; a tensor that all samples share counts whole, and its
+    `shared_bytes` cross once with a batch.
     """
 
     values: Values
     elements: int
     bytes: int
+    shared_bytes: int = 0
 
     @staticmethod
     def of(values: Values) -> "Crossing":
@@ -36,7 +39,8 @@ class Crossing:
         tensors, rows = tensors_of(values), len(values)
         shared = frozenset() if isinstance(values, Tensor) else values.shared
         each = [(t, 1 if place in shared else rows) for place, t in enumerate(tensors)]
-        return Crossing(values, sum(t.numel() // n for t, n in each), sum(t.nbytes // n for t, n in each))
+        once = sum(t.nbytes for place, t in enumerate(tensors_of(values)) if place in shared)
+        return Crossing(values, sum(t.numel() // n for t, n in each), sum(t.nbytes // n for t, n in each), once)
 
 
 class SplitPoints:
@@ -148,7 +152,13 @@ class SplitPoints:
             parts = split(self.model, point, self.example, tied=True)
             front, back = parts["front"].eval(), parts["back"].eval()
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                two, three = (received(call(front, self.example[:rows])) for rows in (_ROWS - 1, _ROWS))
+                try:
+                    two, three = (received(call(front, self.example[:rows])) for rows in (_ROWS - 1, _ROWS))
+                except RuntimeError as error:
+                    raise SplitError(
+                        f"point={point!r}: its head takes only batches of {_ROWS}, as the example "
+                        f"({one_line(str(error), 100)}); where the model asks for len(x), let it ask for x.shape[0]"
+                    ) from None
             self._divided[point] = _Divided(front, back, shared_of(two, three))
         return self._divided[point]
 

@@ -46,7 +46,7 @@ def _seconds(axes: "Axes", costs: SplitCosts) -> None:
 
 def _crossing(axes: "Axes", costs: SplitCosts) -> None:
     points, batch = costs.device.points, costs.device.batch
-    sizes = [point.crossing_bytes * batch for point in points[:-1]]
+    sizes = [point.batch_bytes(batch) for point in points[:-1]]
     _line(axes, list(range(len(sizes))), sizes, STYLES[0], "what crosses")
     for name, style in _format_styles(costs.input_formats).items():
         size = costs.input_formats[name].bytes_of(points[0].crossing_bytes) * batch

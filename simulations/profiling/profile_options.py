@@ -16,6 +16,7 @@ OWN = (
 )  # fmt: skip
 RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0)
 _OF_PROFILES = ("device", "link")  # groups that count also where the model is a run's
+_OF_MEASURING = ("run", "front", "batch", "repetitions", "warm_up", "threads", "checks")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,21 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
 
 def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
     others = [text for text in options.overrides if _key(text).partition(".")[0] not in _OF_PROFILES]
+    if not options.measures:
+        idle = [f"{name}={own[name]}" for name in _OF_MEASURING if name in own]
+        if idle := [*idle, *others]:
+            raise ConfigError(f"{idle[0]}: with profile= and edge_profile= nothing is measured here; leave this out")
     if options.run is not None and others:
         raise ConfigError(f"{others[0]}: run={own['run']} has a model and data of its own; leave this out")
     if coded := next((text for text in options.overrides if _key(text).partition(".")[0] == "codec"), None):
         raise ConfigError(f"{coded}: what crosses is measured without a codec; leave it out, and compare by fsl-codecs")
     if options.front is not None and options.run is None:
         raise ConfigError(f"front={own['front']}: whose front is a question for a run; give run=FOLDER too")
+    if options.device_speed != 1 and options.names_device:
+        raise ConfigError(
+            f"device_speed={own['device_speed']}: device=... says which device this machine is, and of one that is so "
+            "many times as fast nobody knows the power; leave one out"
+        )
     given = next((name for name in ("profile", "edge_profile") if name in own), None)
     if options.points is not None and given is not None:
         raise ConfigError(f"points={own['points']}: they are those of {given}={own[given]}; leave points out")

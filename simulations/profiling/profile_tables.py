@@ -83,6 +83,7 @@ def rates_csv(rows: Sequence[RateRow]) -> str:
                     "mbit": row.mbit,
                     "role": role,
                     "point": each.choice.point,
+                    "input_format": each.choice.input_format,
                     "seconds": _finite(each.seconds),
                     "head": each.head,
                     "encode": each.encode,

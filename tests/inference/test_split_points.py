@@ -78,7 +78,8 @@ def test_a_skip_connection_over_a_cut_is_counted():
 def test_a_tensor_that_all_samples_share_counts_whole():
     tree = replace(TensorTree.of((torch.zeros(3, 4), torch.zeros(1, 5))), shared=frozenset({1}))
     measured = Crossing.of(tree)
-    assert (measured.elements, measured.bytes) == (4 + 5, 4 * (4 + 5))
+    assert (measured.elements, measured.bytes, measured.shared_bytes) == (4 + 5, 4 * (4 + 5), 4 * 5)
+    assert Crossing.of(torch.zeros(3, 4)).shared_bytes == 0
 
 
 def test_the_model_works_in_evaluation_and_without_gradients():
@@ -131,6 +132,30 @@ def test_a_digest_tells_other_weights_dtypes_and_classes():
 def test_a_point_that_cannot_be_is_refused_with_those_that_can(points, line):
     with pytest.raises(SplitError, match=line):
         SplitPoints(*model_and_batch("LeNet"), points)
+
+
+class ClassToken(nn.Module):
+    """Asks for the number of rows in a way that a trace through a transformer layer takes for a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.first = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 4)
+        self.layer, self.last = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        rows = torch.cat([self.token.expand(len(x), -1, -1), self.first(x)], 1)
+        return self.last(self.layer(rows)[:, 0])
+
+
+def test_a_head_that_takes_only_the_examples_batch_is_refused_in_a_line():
+    rows = torch.zeros(3, 5, 4)
+    points = SplitPoints(ClassToken(), rows, ["layer"])
+    assert points.tail("layer", points.head("layer", rows[:2])).shape == (2, 2)
+    with pytest.raises(
+        SplitError, match=r"point='layer.linear1': its head takes only batches of 3.*x.shape\[0\]"
+    ) as refused:
+        SplitPoints(ClassToken(), rows, ["layer.linear1"])
+    assert "\n" not in str(refused.value)
 
 
 def test_wrong_use_is_told_in_a_line():

@@ -66,6 +66,9 @@ def test_the_best_point_stands_beside_both_extremes_and_images(done):
         ]
         assert float(of_rate["best"]["seconds"]) <= min(times)
         assert [of_rate[role]["point"] for role in ("local", "remote", "uint8")] == ["output", "input", "input"]
+    assert {row["role"]: row["input_format"] for row in rows if row["role"] not in ("best", "local")} == {
+        "remote": "", "uint8": "uint8", "jpeg:75": "jpeg:75", "webp:75": "webp:75",
+    }  # fmt: skip
     without = {row["role"]: row for row in rows if row["mbit"] == "0.0"}
     assert (without["best"]["point"], without["remote"]["seconds"]) == ("output", "")
     assert float(rows[0]["rtt"]) in (0.0, pytest.approx(0.055))
@@ -156,6 +159,7 @@ def test_the_model_of_a_run_is_profiled_with_its_weights(capsys):
         (["profile=a.json", "points=stage1"], "points=stage1: they are those of profile=a.json"),
         (["edge_profile=a.json", "edge_speed=2"], "edge_speed=2: edge_profile=a.json tells another machine's"),
         (["profile=a.json", "device_speed=2"], "device_speed=2: profile=a.json tells another machine's"),
+        (["device=pi4", "device_speed=0.1"], "device_speed=0.1: device=... says which device this machine is"),
         (["run=nowhere"], "nowhere is no run of fsl-simulate"),
         (["front=1"], "front=1: whose front is a question for a run"),
         (["run="], "run=: give a path"),
@@ -178,6 +182,14 @@ def test_a_runs_own_model_takes_no_other_options():
     with pytest.raises(ConfigError, match="model=mlp: run=x has a model and data of its own"):
         read_options(["run=x", "model=mlp"])
     assert read_options(["run=x", "device=pi4", "link.up_mbit=3"]).overrides == ("device=pi4", "link.up_mbit=3")
+
+
+@pytest.mark.parametrize(
+    "idle", ["model=mlp", "run=x", "front=1", "batch=2", "repetitions=3", "warm_up=1", "threads=2", "checks=0"]
+)
+def test_options_of_measuring_are_refused_where_nothing_is_measured(idle):
+    with pytest.raises(ConfigError, match=f"{idle}: with profile= and edge_profile= nothing is measured here"):
+        read_options(["profile=a.json", "edge_profile=b.json", "device=pi4", "link.up_mbit=3", idle])
 
 
 def test_what_is_not_said_is_as_usual():

@@ -2,6 +2,7 @@
 
 from fsl.inference.planning.clairvoyant import ClairvoyantPlan, clairvoyant_plan, static_result
 from fsl.inference.planning.dynamic_split import DynamicSplit
+from fsl.inference.planning.profiled_exits import profiled_exit_seconds
 from fsl.inference.planning.rate_estimator import RateEstimator
 from fsl.inference.planning.rate_trace import RateTrace
 from fsl.inference.planning.request_prediction import Prediction, best_of, best_point, predicted
@@ -40,6 +41,7 @@ __all__ = [
     "clairvoyant_plan",
     "poisson_arrivals",
     "predicted",
+    "profiled_exit_seconds",
     "simulate_requests",
     "static_result",
 ]

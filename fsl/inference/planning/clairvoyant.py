@@ -1,7 +1,8 @@
 """The plan of somebody who knows the whole trace: what online policies are measured against."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
@@ -36,7 +37,7 @@ def clairvoyant_plan(
         raise ConfigError("choices=[]: give at least one")
     useful, exact = _undominated(stream.costs, given), True
     partials = [_Partial(0.0, Clocks.start(stream.servers), None, None)]
-    following = [*stream.arrivals[1:], stream.arrivals[-1]]
+    following = [*stream.arrivals[1:], math.inf]  # behind the last one nothing needs to be free
     for arrival, after in zip(stream.arrivals, following, strict=True):
         grown = []
         for partial in partials:
@@ -46,10 +47,10 @@ def clairvoyant_plan(
         partials = _unbeaten(grown)
         exact = exact and len(partials) <= width
         partials = partials[:width]
-    best = StreamResult("clairvoyant", tuple(partials[0].requests()))
+    best = StreamResult("clairvoyant", tuple(partials[0].requests()), power=stream.costs.power)
     if not exact:
         every = [best, *(static_result(stream, choice) for choice in given)]
-        best = StreamResult("clairvoyant", min(every, key=lambda result: result.mean).requests)
+        best = replace(min(every, key=lambda result: result.mean), policy="clairvoyant")
     return ClairvoyantPlan(best, exact)
 
 
@@ -60,7 +61,7 @@ def static_result(stream: RequestStream, choice: SplitChoice) -> StreamResult:
     for arrival in stream.arrivals:
         request, clocks = serve(stream, arrival, choice, clocks)
         done.append(request)
-    return StreamResult(f"static at {choice.title}", tuple(done))
+    return StreamResult(f"static at {choice.title}", tuple(done), power=stream.costs.power)
 
 
 @dataclass(frozen=True, eq=False)

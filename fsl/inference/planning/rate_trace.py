@@ -77,11 +77,15 @@ class RateTrace:
         """Read the text of such a file; `name` is what an error calls it."""
         lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         pairs: list[tuple[float, float]] = []
-        for number, row in enumerate(csv.reader(lines)):
+        try:
+            rows = list(csv.reader(lines))
+        except csv.Error as error:
+            raise ConfigError(f"{name} is no CSV of second,mbit: {error}") from None
+        for number, row in enumerate(rows):
             try:
                 second, value = map(float, row)
             except ValueError:
-                if number == 0:
+                if number == 0 and not _is_number(row[0]):
                     continue  # the head
                 raise ConfigError(f"{name}: {','.join(row)[:60]!r} is no line of second,mbit") from None
             pairs.append((second, value))
@@ -98,7 +102,7 @@ class RateTrace:
         return RateTrace.parsed(file.read_text(), f"the trace {name}")
 
     def at(self, second: float) -> float:
-        """Returns the value at a second of at least 0."""
+        """Returns the value at a finite second of at least 0."""
         return self.values[self._index(second)]
 
     def until(self, start: float, amount: float) -> float:
@@ -106,8 +110,11 @@ class RateTrace:
 
         Infinity where that never happens.
         """
-        if not amount:
+        if not amount or math.isinf(start):
             return start
+        rounds = self._whole_rounds(amount)
+        if rounds:
+            return rounds * (self.repeat_s or 0.0) + self.until(start, amount - rounds * self._round)
         left, now = amount, start
         for value, end in self._from(start):
             if value * (end - now) >= left or math.isinf(value):
@@ -120,7 +127,9 @@ class RateTrace:
         return self.until(start, size * 8e-6)
 
     def mean(self, seconds: float) -> float:
-        """Returns the mean value from second 0 to so many."""
+        """Returns the mean value from second 0 to so many; ConfigError for no seconds."""
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"seconds={seconds}: a mean is over a finite time above 0")
         total = now = 0.0
         for value, end in self._from(0.0):
             total += value * (min(end, seconds) - now)
@@ -130,6 +139,8 @@ class RateTrace:
         return total / seconds
 
     def _index(self, second: float) -> int:
+        if not 0 <= second < math.inf:
+            raise ConfigError(f"second={second}: a trace has values from 0 on, at finite seconds")
         base = second if self.repeat_s is None else second % self.repeat_s
         return bisect_right(self.seconds, base) - 1
 
@@ -148,9 +159,29 @@ class RateTrace:
             yield self.values[index], base + (period if last else self.seconds[index + 1])  # type: ignore[operator]
             base, index = (base + period, 0) if last else (base, index + 1)  # type: ignore[operator]
 
+    def _whole_rounds(self, amount: float) -> int:
+        """Returns how many rounds of a trace that repeats may be passed over at once, from wherever they begin."""
+        if self.repeat_s is None or not 0 < self._round < math.inf:
+            return 0
+        return max(0, int(amount // self._round) - 1)
+
+    @cached_property
+    def _round(self) -> float:
+        """What a round of a trace that repeats does, in all."""
+        ends = (*self.seconds[1:], self.repeat_s or math.inf)
+        return sum(value * (end - begin) for value, begin, end in zip(self.values, self.seconds, ends) if value)
+
     @cached_property
     def _ever(self) -> bool:
         return any(self.values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def speed_of(load: RateTrace) -> RateTrace:

@@ -1,5 +1,6 @@
 """Predicts how long a request takes, part by part, and finds the point at which it is soonest answered."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,9 +49,10 @@ class Prediction:
 def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Prediction:
     """Predict a request: head + encode + bytes / rate + round trip + queue + decode + tail + answer / rate.
 
-    Where the link is still busy after head and encode, the rest of that comes on top. At "output" the device computes
-    everything, and neither link nor edge counts. SplitError for a point that is none, ConfigError for a codec or format
-    whose cost is not known.
+    Where the link is still busy after head and encode, the rest of that comes on top, as does the rest where the edge
+    is still busy with earlier requests when this one comes there, half a round trip after it was sent. At "output" the
+    device computes everything, and neither link nor edge counts. SplitError for a point that is none, ConfigError for a
+    codec or format whose cost is not known.
     """
     parts = costs.parts(choice)
     if choice.point == OUTPUT:
@@ -58,7 +60,9 @@ def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Predi
     else:
         link = max(0.0, state.link_seconds - parts.head - parts.encode)
         up, down = transfer_seconds(parts.up_bytes, state.up_mbit), transfer_seconds(parts.down_bytes, state.down_mbit)
-        rtt, queue = state.rtt_seconds, state.queue_seconds
+        rtt = state.rtt_seconds
+        arrives = parts.head + parts.encode + link + up + rtt / 2
+        queue = state.queue_seconds + (max(0.0, state.edge_seconds - arrives) if arrives < math.inf else 0.0)
     slower = 1 / (1 - state.load)
     decode, tail = parts.decode * slower, parts.tail * slower
     waiting = link + rtt + queue + decode + tail

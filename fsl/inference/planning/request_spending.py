@@ -24,8 +24,11 @@ class RequestSpending:
 
 
 def joules_of(power: DevicePower, parts: RequestParts, up: float, down: float, waiting: float) -> float:
-    """Returns what a request costs the device: active as it computes, idle otherwise, its radio on top."""
-    if math.isinf(up + down):
+    """Returns what a request costs the device: active as it computes, idle otherwise, its radio on top.
+
+    Infinity where it waits for ever.
+    """
+    if not math.isfinite(up + down + waiting):
         return math.inf
     active = power.active_watts * (parts.head + parts.encode)
     radio = power.transmit_watts * up + power.receive_watts * down

@@ -13,7 +13,7 @@ from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.planning.rate_trace import RateTrace, speed_of
 from fsl.inference.planning.request_spending import RequestSpending
-from fsl.inference.planning.split_costs import SplitChoice, SplitCosts
+from fsl.inference.planning.split_costs import DevicePower, SplitChoice, SplitCosts
 from fsl.inference.profiles import SecondsSpread
 from fsl.inference.split_points import OUTPUT
 
@@ -39,8 +39,9 @@ class RequestStream:
 
     def __post_init__(self) -> None:
         arrivals = self.arrivals
-        if not len(arrivals) or arrivals[0] < 0 or any(b < a for a, b in zip(arrivals, arrivals[1:])):
-            raise ConfigError("arrivals: give at least one second, from 0 on, in order")
+        fit = all(0 <= second < math.inf for second in arrivals)
+        if not len(arrivals) or not fit or any(b < a for a, b in zip(arrivals, arrivals[1:])):
+            raise ConfigError("arrivals: give at least one second, from 0 on, finite, in order")
         if self.servers < 1 or not 0 <= self.rtt_seconds < math.inf:
             raise ConfigError(f"servers={self.servers}, rtt_seconds={self.rtt_seconds}: at least 1, and at least 0")
         assert self.speed
@@ -141,11 +142,15 @@ def serve(stream: RequestStream, arrival: float, choice: SplitChoice, clocks: Cl
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What became of a stream's requests under a policy; `probe_bytes` were sent to learn the rate."""
+    """What became of a stream's requests under a policy; `probe_bytes` were sent to learn the rate.
+
+    `power`: the device's, None where it is not known.
+    """
 
     policy: str
     requests: tuple[ServedRequest, ...]
     probe_bytes: float = 0.0
+    power: DevicePower | None = None
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -169,9 +174,23 @@ class StreamResult:
 
     @property
     def device_joules(self) -> float | None:
-        """The device's joules for all requests, without probes; None where power is not known."""
-        each = [request.spent.device_joules for request in self.requests]
-        return None if None in each else sum(one for one in each if one is not None)
+        """The device's joules for all requests, without probes; None where power is not known.
+
+        A second in which several requests wait is idle once, and one in which the device computes another is not idle:
+        this is less than the sum of what each request costs alone. Seconds without any request are left out.
+        """
+        if self.power is None:
+            return None
+        alone = sum(request.spent.device_joules or 0.0 for request in self.requests)
+        if math.isinf(alone):
+            return alone
+        idle, latest = 0.0, 0.0  # seconds, and the last answer so far
+        nexts = [*(request.start for request in self.requests[1:]), math.inf]
+        for request, start in zip(self.requests, nexts, strict=True):
+            latest = max(latest, request.end)
+            idle += max(0.0, min(start, latest) - request.computed)
+        told = sum(request.end - request.computed for request in self.requests)
+        return alone - self.power.idle_watts * (told - idle)
 
     @property
     def switches(self) -> int:
@@ -180,5 +199,12 @@ class StreamResult:
         return sum(before.choice != after.choice for before, after in pairs)
 
     def regret(self, best: "StreamResult") -> float:
-        """Returns by what share the mean is above that of another result on the same stream, as a clairvoyant's."""
-        return self.mean / best.mean - 1
+        """Returns by what share the mean is above that of another result on the same stream, as a clairvoyant's.
+
+        0 where both are infinite. ConfigError for a result on other arrivals.
+        """
+        if [one.arrival for one in self.requests] != [one.arrival for one in best.requests]:
+            raise ConfigError(f"best={best.policy!r}: it is of other arrivals; compare results on the same stream")
+        if self.mean == best.mean:
+            return 0.0
+        return self.mean / best.mean - 1 if best.mean else math.inf

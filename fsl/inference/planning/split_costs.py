@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import get_args
 
 from fsl.argument_types import checks_types
 from fsl.costs import DeviceProfile, LinkProfile
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, one_of
 from fsl.inference.profiles import PLAIN, Encoding, ModelProfile
 from fsl.inference.profiles.model_profile import Statistic
 from fsl.inference.split_points import INPUT, OUTPUT
@@ -20,8 +21,9 @@ IDENTITY = "identity"
 class LinkState:
     """The link and the edge as a device sees them: rates in Mbit/s (0: no link), a round trip without data in seconds.
 
-    `queue_seconds`: how long the edge lets a request wait before it begins with it. `link_seconds`: how long the link
-    is still busy with what the device sent before. `load`: the share of the edge's speed that others take, from 0 to
+    `queue_seconds`: how long the edge lets a request wait that comes to it, before it begins with it. `link_seconds`
+    and `edge_seconds`: how long from now on link and edge are busy with what the device sent before, of which a request
+    waits for what is left when it comes there. `load`: the share of the edge's speed that others take, from 0 to
     less than 1: a tail takes 1 / (1 - load) times as long. ConfigError for what cannot be.
     """
 
@@ -30,13 +32,14 @@ class LinkState:
     rtt_seconds: float = 0.0
     queue_seconds: float = 0.0
     link_seconds: float = 0.0
+    edge_seconds: float = 0.0
     load: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("up_mbit", "down_mbit"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: a rate is at least 0; math.inf is one without end")
-        for name in ("rtt_seconds", "queue_seconds", "link_seconds"):
+        for name in ("rtt_seconds", "queue_seconds", "link_seconds", "edge_seconds"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 0")
         if not 0 <= self.load < 1:
@@ -48,19 +51,27 @@ class LinkState:
 class SplitChoice:
     """Where a request is divided, by which codec what crosses at a cut is written, and how the input where it crosses.
 
-    `codec` counts at cuts, and `input_format` at "input": None sends the model's own input.
+    `codec` is for cuts, and `input_format` for "input": None sends the model's own input. ConfigError elsewhere.
     """
 
     point: str
     codec: str = IDENTITY
     input_format: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.codec != IDENTITY and self.point in (INPUT, OUTPUT):
+            raise ConfigError(f"codec={self.codec!r}: nothing is coded at {self.point!r}; name a cut, or leave it out")
+        if self.input_format is not None and self.point != INPUT:
+            raise ConfigError(
+                f"input_format={self.input_format!r}: no input crosses at {self.point!r}; name {INPUT!r}, or leave it"
+            )
+
     @property
     def title(self) -> str:
         """The choice in a few words."""
         if self.point == INPUT:
             return INPUT if self.input_format is None else f"{INPUT} as {self.input_format}"
-        return self.point if self.codec == IDENTITY or self.point == OUTPUT else f"{self.point} by {self.codec}"
+        return self.point if self.codec == IDENTITY else f"{self.point} by {self.codec}"
 
 
 LOCAL, REMOTE = SplitChoice(OUTPUT), SplitChoice(INPUT)
@@ -120,6 +131,7 @@ class SplitCosts:
     statistic: Statistic = "p50"
 
     def __post_init__(self) -> None:
+        one_of("statistic", self.statistic, get_args(Statistic))
         device, edge = self.device, self.edge
         if device.digest != edge.digest:
             raise ConfigError(
@@ -156,10 +168,10 @@ class SplitCosts:
         return RequestParts(
             head=head,
             encode=how.encode_seconds * batch,
-            up_bytes=how.bytes_of(point.crossing_bytes) * batch,
+            up_bytes=how.bytes_of(point.batch_bytes(batch), batch),
             decode=how.decode_seconds * batch,
             tail=getattr(self.edge.point(choice.point).tail.seconds, self.statistic),
-            down_bytes=float(self.device.point(OUTPUT).crossing_bytes * batch),
+            down_bytes=float(self.device.point(OUTPUT).batch_bytes(batch)),
         )
 
     def choices(self, *, formats: bool = False) -> tuple[SplitChoice, ...]:

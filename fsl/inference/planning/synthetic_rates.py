@@ -26,10 +26,12 @@ class RateModel:
     levels: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        fine = self.level_mbit > 0 and self.spread >= 0 and 0 <= self.memory < 1 and self.regime_s > 0
+        fine = 0 < self.level_mbit < math.inf and 0 <= self.spread < math.inf and 0 <= self.memory < 1
+        fine = fine and self.regime_s > 0
         if not fine or not self.levels or not all(0 < level < math.inf for level in self.levels):
             raise ConfigError(
-                f"{self}: level_mbit, regime_s and levels must be above 0, spread at least 0, memory in [0, 1)"
+                f"{self}: level_mbit, regime_s and levels must be above 0, spread at least 0, memory in [0, 1), all "
+                "but regime_s finite"
             )
 
     @checks_types()
@@ -47,7 +49,8 @@ class RateModel:
                 deviation = self.memory * deviation + step * float(noise[second])
                 if ends[second] < 1 / self.regime_s:
                     level = float(levels[second])
-            values.append(round(self.level_mbit * level * math.exp(deviation - self.spread**2 / 2), 3))
+            rate = self.level_mbit * level * math.exp(deviation - self.spread**2 / 2)
+            values.append(round(rate, 3) or rate)  # a slow link is no dead one
         return RateTrace(tuple(float(second) for second in range(seconds)), tuple(values))
 
 

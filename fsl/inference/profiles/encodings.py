@@ -34,9 +34,9 @@ class Encoding:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{field.name}={value}: it must be a finite number of at least 0")
 
-    def bytes_of(self, raw: float) -> float:
-        """Returns the bytes that are sent for so many raw ones."""
-        return self.factor * raw + self.fixed_bytes
+    def bytes_of(self, raw: float, samples: int = 1) -> float:
+        """Returns the bytes that are sent for so many raw ones, of so many samples in all."""
+        return self.factor * raw + self.fixed_bytes * samples
 
 
 PLAIN = Encoding()
@@ -46,8 +46,10 @@ PLAIN = Encoding()
 def image_encoding(task: TaskData, format: ImageFormat, quality: int, rows: int = 32) -> Encoding:
     """Measure images of a task as JPEG or WebP: mean bytes of the first rows, and seconds to write and to read one.
 
-    An edge reads it into the model's float32 input. DataError where inputs are no 8-bit images.
+    An edge reads it into the model's float32 input. DataError where inputs are no 8-bit images, and for no rows.
     """
+    if rows < 1:
+        raise DataError(f"rows={rows}: measure at least one image")
     few = task.train.subset(torch.arange(min(rows, len(task.train))))
     small = TaskData(task.name, few, None, task.classes, scaling=task.scaling)
     size = recompress(small, format, quality).bytes

@@ -51,12 +51,17 @@ class LatencyPredictor:
     @checks_types()
     def seconds(self, layers: Sequence[Layer]) -> np.ndarray:
         """Returns the predicted seconds of each layer (N,) float64."""
-        shares = np.array([self._shares.get(layer.kind, self._any) for layer in layers]).reshape(len(layers), -1)
+        shares = np.array([self._shares.get(layer.kind, self._any) for layer in layers]).reshape(len(layers), 5)
         return (_features(layers) * shares).sum(1)
 
     @checks_types()
     def error(self, model: TimedModel) -> PredictionError:
-        """Returns the errors on a model; only one that the predictor was not fitted on tells of other models."""
+        """Returns the errors on a model; only one that the predictor was not fitted on tells of other models.
+
+        ConfigError for a model without timed layers.
+        """
+        if not model.layers:
+            raise ConfigError("model: it has no timed layers, of which errors could be told")
         predicted, measured = self.seconds(model.layers), np.array(model.seconds)
         relative, total = np.abs(predicted - measured) / measured, predicted.sum()
         return PredictionError(

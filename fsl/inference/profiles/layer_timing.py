@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from fsl.segments.calling import outputs_of
 from fsl.segments.tensor_trees import Values, as_values
 
 LayerKind = Literal[
-    "convolution", "pointwise", "depthwise", "linear", "normalisation", "activation", "pooling", "other"
+    "convolution", "pointwise", "depthwise", "linear", "attention", "normalisation", "activation", "pooling", "other"
 ]
 
 
@@ -40,7 +41,8 @@ class TimedModel:
     """A model's layers in the order of their calls, the seconds of each, and those of the whole model.
 
     Seconds are 10th percentiles, so that a machine that is busy beside does not make long layers slower than short
-    ones. What a forward does between its layers, as to add two branches, is in `whole` alone.
+    ones. What a forward does between its layers, as to add two branches, is in `whole` alone. Transformer layers are
+    timed in their parts, also in `whole`, and not in torch's fast path, which fuses them in evaluation.
     """
 
     layers: tuple[Layer, ...]
@@ -68,7 +70,7 @@ def time_layers(
             "repetition and one thread, and no less than 0 repetitions to warm up"
         )
     model.eval()
-    with with_threads(threads), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with with_threads(threads), _in_layers(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         layers = _layers(model, given)
         seconds: list[list[float]] = []
         wholes: list[float] = []
@@ -79,6 +81,17 @@ def time_layers(
             seconds.append(_one_pass(model, given))
     each = tuple(max(1e-9, _quick(times)) for times in zip(*seconds[warm_up:], strict=True))
     return TimedModel(layers, each, _quick(wholes[warm_up:]))
+
+
+@contextmanager
+def _in_layers() -> Iterator[None]:
+    """Let transformer layers call what they consist of, whether it is watched or not."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _quick(seconds: Sequence[float]) -> float:
@@ -140,6 +153,8 @@ def kind_of(module: nn.Module) -> LayerKind:
         return "pointwise" if max(module.kernel_size) == 1 else "convolution"
     if isinstance(module, nn.Linear):
         return "linear"
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
     name = type(module).__name__
     if type(module).__module__ == nn.ReLU.__module__:
         return "activation"

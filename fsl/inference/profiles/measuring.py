@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from statistics import median
 from typing import Any
@@ -21,6 +20,7 @@ from fsl.inference.profiles.model_profile import (
     SideProfile,
     SplitCheck,
 )
+from fsl.inference.profiles.noted_ends import ends_noted
 from fsl.inference.profiles.this_machine import machine_in_words, with_threads
 from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.segments.calling import outputs_of
@@ -45,9 +45,10 @@ def measure(
 
     A repetition is one pass over the model, with the time noted where each cut's module ends: until there it is the
     head's, from there on the tail's, less what the notes cost (the difference to a pass without them). Where a head
-    leaves out some of that (a cut inside of a parallel branch), head and tail are run for themselves. So are those of
-    `checks` cuts, from the first to the last, to be compared. All of them take turns, so that what else the machine
-    does hits them alike. Before that come `warm_up` repetitions.
+    leaves out some of that (a cut inside of a parallel branch), or a pass calls no such module (inside of a transformer
+    layer, which is one fused operation), head and tail are run for themselves. So are those of `checks` cuts, from the
+    first to the last, to be compared. All of them take turns, so that what else the machine does hits them alike.
+    Before that come `warm_up` repetitions.
 
     `threads` are torch's for one operation; they are put back afterwards. `machine` names it in the profile, and
     `power_active_watts` is what it draws as it computes. ConfigError for numbers that cannot be, and for a model that
@@ -111,12 +112,10 @@ class _Times:
         self.whole.append(now() - began)
         ended: dict[str, float] = {}
 
-        def note(cut: str, *_: Any) -> None:
+        def note(cut: str) -> None:
             ended[cut] = now()
 
-        with ExitStack() as hooks:
-            for cut in self.points.cuts:
-                hooks.callback(model.get_submodule(cut).register_forward_hook(partial(note, cut)).remove)
+        with ends_noted(model, self.points.cuts, note):
             began = now()
             outputs_of(model, self.inputs)
             self.passes.append(now() - began)
@@ -162,7 +161,7 @@ def _point(
     head, tail = (
         _side(module, spread, each, times.inputs) for module, spread, each in zip(modules, spreads, work, strict=True)
     )
-    return PointProfile(name, crossing.elements, crossing.bytes, head, tail, apart)
+    return PointProfile(name, crossing.elements, crossing.bytes, head, tail, apart, crossing.shared_bytes)
 
 
 def _side(module: nn.Module | None, seconds: SecondsSpread, work: WorkCount, inputs: Values) -> SideProfile:
@@ -193,17 +192,22 @@ def _work_at(points: SplitPoints, inputs: Values) -> dict[str, tuple[WorkCount, 
 
 
 def _not_in_pass(points: SplitPoints, inputs: Values, work: dict[str, tuple[WorkCount, WorkCount]]) -> set[str]:
-    """Returns the cuts whose heads leave out some of what a pass over the model does before it ends their modules."""
-    until: dict[str, WorkCount] = {}
-    with WorkCounter(tensors_of(inputs), _stored(points.model)) as counter, ExitStack() as hooks:
+    """Returns the cuts of which a pass does not tell the head.
 
-        def note(cut: str, *_: Any) -> None:
+    It calls no such module, or before it ends that, it does some of what the head leaves out.
+    """
+    called: set[str] = set()
+    with ends_noted(points.model, points.cuts, called.add):
+        outputs_of(points.model, inputs)
+    until: dict[str, WorkCount] = {}
+    with WorkCounter(tensors_of(inputs), _stored(points.model)) as counter:
+
+        def note(cut: str) -> None:
             until[cut] = counter.now()
 
-        for cut in points.cuts:
-            hooks.callback(points.model.get_submodule(cut).register_forward_hook(partial(note, cut)).remove)
-        outputs_of(points.model, inputs)
-    return {cut for cut in points.cuts if cut not in until or not _alike(work[cut][0], until[cut])}
+        with ends_noted(points.model, points.cuts, note):
+            outputs_of(points.model, inputs)
+    return {cut for cut in points.cuts if cut not in called or not _alike(work[cut][0], until[cut])}
 
 
 def _alike(head: WorkCount, until: WorkCount) -> bool:

@@ -88,6 +88,7 @@ class SideProfile:
 class PointProfile:
     """A point: what crosses there of one sample, before any codec, and what either side computes.
 
+    `crossing_shared_bytes`: those among the bytes that cross once with a batch, as a table of positions.
     `apart`: head and tail were run for themselves, since the device leaves out what a pass over the whole model does
     before it comes to the cut, as the other branch of a residual block.
     """
@@ -98,9 +99,18 @@ class PointProfile:
     head: SideProfile
     tail: SideProfile
     apart: bool = False
+    crossing_shared_bytes: int = 0
 
     def __post_init__(self) -> None:
         _refuse_unfit(self)
+        if self.crossing_shared_bytes > self.crossing_bytes:
+            raise ConfigError(
+                f"crossing_shared_bytes={self.crossing_shared_bytes}: they are among {self.crossing_bytes} that cross"
+            )
+
+    def batch_bytes(self, batch: int) -> int:
+        """Returns the bytes that cross of so many samples, before any codec."""
+        return self.crossing_bytes * batch - self.crossing_shared_bytes * (batch - 1)
 
 
 @dataclass(frozen=True)

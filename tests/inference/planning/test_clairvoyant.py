@@ -1,5 +1,6 @@
 """Who knows the whole trace is never worse than a static choice, and exact plans are what brute force finds."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +18,7 @@ from fsl.inference.planning import (
     static_result,
 )
 from fsl.inference.planning.request_stream import Clocks, serve
+from fsl.inference.profiles import Encoding
 from tests.helpers.small_profiles import random_costs, small_costs
 
 COSTS = small_costs()
@@ -61,6 +63,40 @@ def test_a_plan_keeps_what_leaves_the_link_free_for_others(seed):
     stream = RequestStream(costs=costs, arrivals=arrivals, up=up, down=down, servers=3, load=busy)
     least = min(by_hand(stream, choices) for choices in product(costs.choices(), repeat=5))
     assert clairvoyant_plan(stream, width=100_000).result.mean == pytest.approx(least)
+
+
+def test_a_plan_keeps_what_leaves_servers_free_for_others():
+    generator, costs = np.random.default_rng(179), random_costs(179, points=5)
+    arrivals = tuple(sorted(float(second) for second in generator.random(5) * 0.3))
+    up, down = (RateTrace.constant(rate) for rate in (float(np.exp(generator.normal(3.5, 1.0))), 20.0))
+    busy = RateTrace.constant(0.97)
+    stream = RequestStream(costs=costs, arrivals=arrivals, up=up, down=down, servers=2, load=busy)
+    least = min(by_hand(stream, choices) for choices in product(costs.choices(), repeat=5))
+    assert clairvoyant_plan(stream, width=100_000).result.mean == pytest.approx(least)
+
+
+@pytest.mark.parametrize(
+    "worse", [{"encode_seconds": 1.0, "factor": 0.5}, {"decode_seconds": 1.0, "factor": 0.5}, {"factor": 3.0}]
+)
+def test_a_choice_that_takes_more_of_one_thing_beats_no_other(worse):
+    costs = small_costs(codecs={"worse": Encoding(**worse)})
+    stream = replace(jumpy(0), arrivals=(0.0,), costs=costs, up=RateTrace.constant(10.0))
+    choices = [SplitChoice("cut2", "worse"), SplitChoice("cut2")]
+    assert clairvoyant_plan(stream, choices).result.requests[0].choice == SplitChoice("cut2")
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_plan_that_calls_itself_exact_is(seed, width):
+    stream = jumpy(seed, requests=12, per_second=8.0)
+    best, plan = clairvoyant_plan(stream, width=10_000), clairvoyant_plan(stream, width=width)
+    assert best.exact
+    assert not plan.exact or plan.result.mean == pytest.approx(best.result.mean)
+
+
+def test_one_partial_plan_is_enough_where_requests_never_meet():
+    stream = replace(jumpy(0), arrivals=tuple(100.0 * number for number in range(5)), up=RateTrace.constant(8.0))
+    assert clairvoyant_plan(stream, width=1).exact
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -38,6 +38,17 @@ def test_a_fixed_policy_chooses_alike(policy, choice):
     assert [policy.choose(state, second) for second, state in enumerate((SLOW, FAST, MIDDLE))] == [choice] * 3
 
 
+def test_policies_are_called_what_they_choose():
+    policies = Local(), Remote(), CompressedInput("webp", 50), StaticSplit("cut1"), StaticSplit("cut1", "int8")
+    assert [policy.name for policy in policies] == [
+        "local",
+        "remote",
+        "remote, webp:50",
+        "static at cut1",
+        "static at cut1 by int8",
+    ]
+
+
 @pytest.mark.parametrize("state", [SLOW, MIDDLE, FAST])
 def test_the_first_choice_is_the_best(state):
     assert DynamicSplit(COSTS).choose(state, 0.0) == best_point(COSTS, state).choice

@@ -38,6 +38,19 @@ def test_what_is_too_small_to_tell_is_passed_over(size, seconds):
     assert RateEstimator().mbit is None
 
 
+def test_what_is_just_large_and_slow_enough_counts():
+    assert RateEstimator().observe(4096, 0.001)
+    estimator = RateEstimator(least_seconds=0.0)
+    assert not estimator.observe(MEGABYTE, 0.0)
+    assert estimator.observe(MEGABYTE, 1e-9)
+
+
+def test_an_initial_rate_of_zero_is_known_and_averaged():
+    estimator = RateEstimator(weight=0.25, initial_mbit=0.0)
+    estimator.observe(MEGABYTE, 1.0)
+    assert estimator.mbit == pytest.approx(0.25 * 8)
+
+
 def test_what_cannot_be_is_refused():
     for options in ({"weight": 0}, {"last": 0}, {"least_bytes": 0}, {"least_seconds": -1}, {"initial_mbit": -1}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))}="):

@@ -17,7 +17,8 @@ from fsl.inference.planning import (
     best_point,
     predicted,
 )
-from fsl.inference.profiles import Encoding
+from fsl.inference.planning.split_costs import IDENTITY
+from fsl.inference.profiles import Encoding, SecondsSpread
 from tests.helpers.small_profiles import random_costs, small_costs, small_profile
 
 
@@ -46,6 +47,12 @@ def test_the_best_point_is_what_brute_force_finds(seed, mbit):
 @pytest.mark.parametrize("seed", range(5))
 def test_without_a_link_the_device_computes_everything(seed):
     assert best_point(random_costs(seed), LinkState(0.0, 0.0)).choice == LOCAL
+
+
+def test_what_has_no_bytes_crosses_without_a_link():
+    costs = small_costs(codecs={"nothing": Encoding(factor=0.0)})
+    found = predicted(costs, SplitChoice("cut1", "nothing"), LinkState(0.0, 8.0))
+    assert (found.up, found.seconds) == (0, pytest.approx(0.01 + 0.019 + 40e-6))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -79,7 +86,17 @@ def test_a_busy_link_makes_a_request_wait_only_for_what_head_and_encode_leave_of
     costs = small_costs()
     waits = [predicted(costs, SplitChoice("cut2"), LinkState(8, 8, link_seconds=s)).link for s in (0.0, 0.04, 0.25)]
     assert waits == pytest.approx([0, 0, 0.2])
+    slow = small_costs(codecs={"slow": Encoding(encode_seconds=0.1)})
+    assert predicted(slow, SplitChoice("cut2", "slow"), LinkState(8, 8, link_seconds=0.25)).link == pytest.approx(0.1)
     assert predicted(costs, LOCAL, LinkState(8, 8, link_seconds=9.0, queue_seconds=9.0)).seconds == pytest.approx(0.2)
+
+
+def test_a_busy_edge_makes_a_request_wait_only_for_what_is_left_when_it_comes():
+    costs, states = small_costs(), [LinkState(8, 8, 0.02, 0.5, 0.06, busy) for busy in (0.0, 0.15, 0.25)]
+    waits = [predicted(costs, SplitChoice("cut2"), state).queue for state in states]
+    assert waits == pytest.approx([0.5, 0.5, 0.5 + 0.25 - (0.06 + 0.08 + 0.01)])  # the link is free after .06 s
+    assert predicted(costs, LOCAL, LinkState(8, 8, edge_seconds=9.0)).seconds == pytest.approx(0.2)
+    assert predicted(costs, REMOTE, LinkState(0, 0, edge_seconds=math.inf)).seconds == math.inf
 
 
 def test_the_extremes_are_always_compared():
@@ -99,11 +116,21 @@ def test_the_input_can_be_sent_in_another_format():
 def test_a_request_is_a_batch():
     sizes = (100, 50, 8)
     device, edge = (small_profile((0, 0.1, 0.2), (0.2, 0.1, 0), sizes, batch=4) for _ in range(2))
-    codec = Encoding(encode_seconds=0.01)
+    codec = Encoding(encode_seconds=0.01, decode_seconds=0.02)
     found = predicted(
         SplitCosts(device=device, edge=edge, codecs={"c": codec}), SplitChoice("cut1", "c"), LinkState(1, 1)
     )
     assert (found.spent.up_bytes, found.spent.down_bytes, found.encode, found.head) == (200, 32, 0.04, 0.1)
+    assert found.decode == 0.08
+
+
+def test_what_all_samples_share_crosses_once_with_a_batch():
+    device = small_profile((0, 0.1, 0.2), (0.2, 0.1, 0), (100, 50, 8), batch=4)
+    points = [replace(point, crossing_shared_bytes=20) if point.name == "cut1" else point for point in device.points]
+    shares = replace(device, points=tuple(points))
+    costs = SplitCosts(device=shares, edge=shares, codecs={"half": Encoding(factor=0.5, fixed_bytes=3)})
+    sizes = [predicted(costs, SplitChoice("cut1", codec), FREE).spent.up_bytes for codec in ("identity", "half")]
+    assert sizes == [4 * 30 + 20, (4 * 30 + 20) / 2 + 4 * 3]
 
 
 def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
@@ -116,14 +143,44 @@ def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
     assert predicted(small_costs(power=power), LOCAL, state).spent.device_joules == pytest.approx(2.0)
     assert predicted(small_costs(power=power), REMOTE, LinkState(0, 0)).spent.device_joules == math.inf
     assert predicted(small_costs(), LOCAL, state).spent.device_joules is None
+    thrifty = small_costs(power=DevicePower(active_watts=10, idle_watts=0, transmit_watts=3, receive_watts=1))
+    for wait in ("queue_seconds", "link_seconds", "rtt_seconds"):
+        assert predicted(thrifty, REMOTE, LinkState(8.0, 8.0, **{wait: math.inf})).spent.device_joules == math.inf
+
+
+def test_energy_of_a_codec_is_active_on_the_device_and_idle_while_the_edge_decodes():
+    power = DevicePower(active_watts=10, idle_watts=2, transmit_watts=3, receive_watts=1)
+    codecs = {"slow": Encoding(encode_seconds=0.5, decode_seconds=0.25)}
+    found = [
+        predicted(small_costs(power=power, codecs=codecs), SplitChoice("cut2", c), FREE) for c in ("slow", IDENTITY)
+    ]
+    assert found[0].spent.device_joules - found[1].spent.device_joules == pytest.approx(10 * 0.5 + 2 * 0.25)
 
 
 def test_power_is_known_where_both_profiles_tell_it():
     device = DeviceProfile("d", 1e9, power_active_watts=5.0, power_idle_watts=1.0)
     link = LinkProfile("l", 1, 1, transmit_watts=0.5, receive_watts=0.25)
     assert DevicePower.of(device, link) == DevicePower(5.0, 1.0, 0.5, 0.25)
-    assert DevicePower.of(device, replace(link, transmit_watts=None)) is None
-    assert DevicePower.of(replace(device, power_active_watts=None), link) is None
+    for name in ("transmit_watts", "receive_watts"):
+        assert DevicePower.of(device, replace(link, **{name: None})) is None
+    for name in ("power_active_watts", "power_idle_watts"):
+        assert DevicePower.of(replace(device, **{name: None}), link) is None
+
+
+@pytest.mark.parametrize("name", ["active_watts", "idle_watts", "transmit_watts", "receive_watts"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_power_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        DevicePower(
+            **{**dict.fromkeys(("active_watts", "idle_watts", "transmit_watts", "receive_watts"), 1.0), name: value}
+        )
+
+
+def test_identity_costs_nothing_unless_it_was_measured():
+    measured = small_costs(codecs={"identity": Encoding(encode_seconds=0.25)})
+    assert predicted(small_costs(), SplitChoice("cut1"), FREE).encode == 0
+    assert predicted(measured, SplitChoice("cut1"), FREE).encode == 0.25
+    assert measured.choices() == small_costs().choices()
 
 
 def test_profiles_of_different_models_batches_or_points_are_refused():
@@ -136,6 +193,35 @@ def test_profiles_of_different_models_batches_or_points_are_refused():
     ):
         with pytest.raises(ConfigError, match=line):
             SplitCosts(device=mine, edge=other)
+
+
+def test_a_choice_that_would_not_count_is_refused():
+    for point in ("input", "output"):
+        with pytest.raises(ConfigError, match=f"codec='int8': nothing is coded at '{point}'"):
+            SplitChoice(point, "int8")
+    for point in ("cut1", "output"):
+        with pytest.raises(ConfigError, match=f"input_format='jpeg:75': no input crosses at '{point}'"):
+            SplitChoice(point, input_format="jpeg:75")
+
+
+@pytest.mark.parametrize("statistic", ["mean", "p50", "p90", "p99"])
+def test_costs_say_which_of_the_measured_seconds_count(statistic):
+    spread = SecondsSpread(mean=0.5, p50=0.1, p90=0.2, p99=0.3)
+    points = tuple(
+        replace(point, head=replace(point.head, seconds=spread), tail=replace(point.tail, seconds=spread))
+        for point in small_costs().device.points
+    )
+    profile = replace(small_costs().device, points=points)
+    found = predicted(SplitCosts(device=profile, edge=profile, statistic=statistic), SplitChoice("cut1"), FREE)
+    assert (found.head, found.tail) == (getattr(spread, statistic),) * 2
+
+
+def test_another_statistic_is_refused():
+    with pytest.raises(ConfigError, match="statistic='p95': allowed are mean, p50, p90, p99"):
+        SplitCosts(device=small_costs().device, edge=small_costs().edge, statistic="p95")
+
+
+FREE = LinkState(math.inf, math.inf)
 
 
 def test_what_is_not_known_is_refused():
@@ -157,6 +243,8 @@ def test_what_is_not_known_is_refused():
         ({"up_mbit": math.nan}, "up_mbit=nan"),
         ({"rtt_seconds": -1}, "rtt_seconds=-1"),
         ({"queue_seconds": math.nan}, "queue_seconds=nan"),
+        ({"link_seconds": math.nan}, "link_seconds=nan"),
+        ({"edge_seconds": -1}, "edge_seconds=-1"),
         ({"load": 1.0}, "load=1.0"),
     ],
 )

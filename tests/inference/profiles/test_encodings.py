@@ -49,10 +49,13 @@ def test_an_image_as_it_is_takes_a_byte_a_value():
 
 
 def test_what_is_no_image_is_refused():
-    rows = TaskData("rows", TensorExamples(torch.zeros(4, 3), torch.zeros(4).long()), None, 1)
+    table = TaskData("rows", TensorExamples(torch.zeros(4, 3), torch.zeros(4).long()), None, 1)
     with pytest.raises(DataError, match="no images that a loader scaled"):
-        raw_image_encoding(rows)
+        raw_image_encoding(table)
     with pytest.raises(DataError, match="only images of 1 or 3 channels"):
-        image_encoding(rows, "jpeg", 75)
+        image_encoding(table, "jpeg", 75)
+    for rows in (0, -1):
+        with pytest.raises(DataError, match=f"rows={rows}: measure at least one"):
+            image_encoding(task(), "jpeg", 75, rows=rows)
     with pytest.raises(DataError, match="quality=0"):
         image_encoding(task(), "jpeg", 0)

@@ -126,11 +126,22 @@ def test_attention_of_a_layer_counts_although_cpus_have_a_fused_kernel():
         (nn.LayerNorm(2), "normalisation"),
         (nn.MaxPool2d(2), "pooling"),
         (nn.GELU(), "activation"),
+        (nn.MultiheadAttention(4, 2), "attention"),
         (nn.Flatten(), "other"),
     ],
 )
 def test_kinds_of_layers(module, kind):
     assert kind_of(module) == kind
+
+
+def test_the_whole_of_a_transformer_is_timed_as_its_layers_are():
+    """In evaluation torch fuses a transformer layer, unless it is watched: layers and whole would be two networks."""
+    model, in_parts = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), []
+    model.linear1.forward = lambda x, forward=model.linear1.forward: in_parts.append(1) or forward(x)
+    timed = time_layers(model, torch.zeros(2, 3, 4), repetitions=2, warm_up=1)
+    assert len(in_parts) == 1 + 2 * 3  # once to count, and in each repetition in both passes
+    assert {each.name for each in timed.layers} >= {"self_attn", "linear1", "norm2"}
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_layer_that_holds_its_weights_beside_a_child_is_one_layer():
@@ -154,6 +165,9 @@ def test_a_layer_that_holds_its_weights_beside_a_child_is_one_layer():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="models: give at least one"):
         LatencyPredictor([])
+    with pytest.raises(ConfigError, match="model: it has no timed layers"):
+        LatencyPredictor([timed_model(0)]).error(TimedModel((), (), 1.0))
+    assert LatencyPredictor([timed_model(0)]).seconds([]).shape == (0,)
     with pytest.raises(ConfigError, match="give each a number above 0"):
         TimedModel((), (1.0,), 1.0)
     with pytest.raises(ConfigError, match="repetitions=0"):

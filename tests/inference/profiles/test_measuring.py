@@ -107,6 +107,63 @@ def test_a_cut_inside_of_a_parallel_branch_is_run_apart():
     assert macs["block2"] == macs["block2.body"] + 8 * 8 * 16 * 32
 
 
+class Encoders(nn.Module):
+    """Two transformer layers between others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.one, self.two = (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.two(self.one(self.stem(x)))[:, 0])
+
+
+def test_transformer_layers_stay_fused_in_a_pass_and_cuts_inside_of_them_are_run_apart(monkeypatch):
+    model, rows = Encoders(), torch.zeros(3, 5, 4)
+    points = SplitPoints(model, rows, ["stem", "one.linear1", "one", "two"])
+    fused, plain = [], torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: fused.append(1) or plain(*args))
+    with torch.no_grad():
+        measuring._Times(points, rows, []).repeat()
+    assert len(fused) == 2 * 2  # both layers, also in the pass in which ends are noted
+    profile = measure(points, rows, repetitions=1, warm_up=0, checks=0)
+    assert [point.name for point in profile.points if point.apart] == ["one.linear1"]
+    stem, layer = 5 * 4 * 8, 5 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 5 * 5 * 8
+    heads = [profile.point(name).head.macs for name in ("stem", "one", "two", "output")]
+    assert heads == [stem, stem + layer, stem + 2 * layer, stem + 2 * layer + 16]
+
+
+def test_a_pass_leaves_modules_as_they_were():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    own = model[0].forward
+    model[0].forward = own
+    measure(SplitPoints(model, ROWS), ROWS, repetitions=1, warm_up=0)
+    assert vars(model[0])["forward"] is own
+    assert "forward" not in vars(model[1])
+
+
+class Positions(nn.Module):
+    """Its table of positions crosses a cut behind `first`."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.first, self.last = nn.Parameter(torch.zeros(1, 5, 4)), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.scale = nn.Linear(4, 4)
+
+    def forward(self, x):
+        positions = self.scale(self.table)
+        return self.last(self.first(x + positions) + positions)
+
+
+def test_what_crosses_once_with_a_batch_is_told():
+    points = SplitPoints(Positions(), torch.zeros(3, 5, 4), ["first"])
+    point = measure(points, torch.zeros(2, 5, 4), repetitions=1, warm_up=0, checks=0).point("first")
+    assert (point.crossing_bytes, point.crossing_shared_bytes) == (4 * (20 + 20), 4 * 20)
+    assert point.batch_bytes(2) == 4 * (20 + 20 + 20)
+
+
 class Branches(nn.Module):
     """A branch that is computed before the cut `main`, and needed behind it alone."""
 

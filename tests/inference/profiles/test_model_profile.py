@@ -41,6 +41,7 @@ def test_what_is_read_is_what_was_written(profile, written):
         (lambda v: v.update(more=1), "ModelProfile has the fields"),
         (lambda v: v.pop("digest"), "digest"),
         (lambda v: v["points"][1].update(crossing_bytes=-1), "crossing_bytes=-1"),
+        (lambda v: v["points"][1].update(crossing_shared_bytes=41), "crossing_shared_bytes=41: they are among 40"),
         (lambda v: v["points"][1]["head"]["seconds"].update(p50=float("nan")), "p50=nan"),
         (lambda v: v["points"][1]["head"]["seconds"].update(p90=0.01), "p50, p90, p99: they must not fall"),
         (lambda v: v["points"].reverse(), "they go from input to output"),
