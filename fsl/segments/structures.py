@@ -53,6 +53,11 @@ def names(text: str) -> list[str]:
     return list(_leaves(_parsed(text)))
 
 
+def classes(text: str) -> dict[str, type]:
+    """Returns the classes that a description of this process's own names, by import path."""
+    return {path: _KINDS[path] for path in _paths(_parsed(text))}
+
+
 def at_rows(two: str, three: str, rows: int) -> str:
     """Returns the description for a batch of so many rows, from those for batches of two rows and of three.
 
@@ -160,6 +165,15 @@ def _leaves(plan: Any, name: str = "") -> Iterator[str]:
         pairs = named if plan[0] in ("dict", "class") else [[str(index), item] for index, item in enumerate(named)]
         for key, item in pairs:
             yield from _leaves(item, f"{name}.{key}" if name else key)
+
+
+def _paths(plan: Any) -> Iterator[str]:
+    if isinstance(plan, list):
+        kind, *items = plan
+        if kind == "class":
+            yield items.pop(0)
+        for item in items:
+            yield from _paths(item[1] if kind in ("class", "dict") else item)
 
 
 def _check(plan: Any, depth: int, locate: Locate) -> int:

@@ -1,0 +1,81 @@
+"""Codecs of what crosses between a device and an edge that serves it: described by one, built by both."""
+
+import json
+from collections.abc import Iterable
+
+import torch
+
+from fsl.codecs.codec import Codec, Payload
+from fsl.codecs.codec_choice import CodecChoice, codec_spec
+from fsl.codecs.codec_maker import codec_maker
+from fsl.codecs.cut_codec import CutCodec
+from fsl.codecs.identity import Identity
+from fsl.errors import ConfigError, FslError, WireError
+from fsl.importing.import_paths import ALLOWED
+from fsl.importing.spec import Spec
+from fsl.inference.serving.point_gate import PointGate
+from fsl.segments.tensor_trees import Values
+
+_ROOM = 1 << 10  # bytes that a decoded tensor may have beyond those of its rows
+_LONGEST = 4096  # characters of a description
+
+
+def codec_text(given: CodecChoice) -> str:
+    """Describes a codec for the edge, by the same specification that runs use; ConfigError for what cannot serve."""
+    spec = codec_spec("codec.up", given)
+    _refuse_unfit(spec.build(), "codec.up")
+    return json.dumps([spec.target, dict(spec.kwargs)], sort_keys=True)
+
+
+def served_codec(text: str, allowed: Iterable[str] = ALLOWED) -> Spec:
+    """Returns the codec that a device describes; WireError where this edge cannot build it, or would not serve it."""
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError("it is too long")
+        target, kwargs = json.loads(text)
+        if not isinstance(target, str) or not isinstance(kwargs, dict):
+            raise ValueError("it is no class with arguments")
+    except (ValueError, TypeError, RecursionError):
+        raise WireError(f"codec {text[:60]!a} is not described by a class and its arguments") from None
+    spec = Spec(target, kwargs)
+    try:
+        _refuse_unfit(codec_maker(spec, allowed)(), f"codec {target[:100]}")
+    except FslError as error:
+        raise WireError(str(error)) from None
+    except Exception as error:  # of a constructor, for arguments that somebody sent
+        raise WireError(f"codec {target[:100]} cannot be built: {type(error).__name__}: {error}") from None
+    return spec
+
+
+class CutWriter:
+    """Encodes and decodes what crosses at one point by one codec, the same for every question.
+
+    Integers and truth values cross as they are. WireError or ConfigError where the codec cannot take what crosses.
+    """
+
+    def __init__(self, spec: Spec, gate: PointGate, allowed: Iterable[str] = ALLOWED) -> None:
+        make = codec_maker(spec, allowed)
+        for shape in gate.activations:
+            make().refuse_unfit(torch.Size([1, *shape]))
+        self.gate = gate
+        self._codec = CutCodec(make if gate.activations else Identity, gate.allowed)
+        self._codec.training = False
+
+    def encode(self, values: Values) -> Payload:
+        """Encode what crosses, (B, ...)."""
+        return self._codec.encode(values)
+
+    def decode(self, payload: Payload, rows: int) -> Values:
+        """Returns what crossed, of so many rows; WireError for anything else."""
+        self.gate.check_structure(payload, rows)
+        self._codec.limit = _ROOM + rows * self.gate.largest
+        return self.gate.check(self._codec.decode(payload), rows)
+
+
+def _refuse_unfit(codec: Codec, name: str) -> None:
+    if codec.stateful:
+        raise ConfigError(
+            f"{name}: codec {codec.name} remembers what it sent before, and questions may be answered in any order, by "
+            "any edge; use a codec without state"
+        )
+    codec.refuse_use("up")

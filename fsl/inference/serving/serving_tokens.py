@@ -1,0 +1,94 @@
+"""Signs and checks tokens by which an operator of edges says who may ask them for inference, and until when.
+
+The operator's key signs nothing else than such tokens, and what it signs begins with a purpose of its own: a token of a
+training run opens no stream here, and one of these no session of a round. A token is shown over TLS alone: who has it
+may ask.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from google.protobuf.message import DecodeError
+
+from fsl.argument_types import checks_types
+from fsl.errors import ConfigError, TrustError
+from fsl.messages import inference_pb2 as pb
+from fsl.messages.identifiers import is_label
+from fsl.private_files import read_private
+
+_PURPOSE = b"fsl inference token 1\0"
+
+
+@checks_types()
+@dataclass(frozen=True)
+class ServingGrant:
+    """Lets whoever shows it ask for inference under this name, until `expires` (seconds since 1970)."""
+
+    name: str
+    expires: float
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > 100 or not is_label(self.name):
+            raise ConfigError(f"name={self.name[:100]!a}: give a name of 1 to 100 characters that can be printed")
+        if not math.isfinite(self.expires):
+            raise ConfigError(f"expires={self.expires}: give a time in seconds since 1970")
+
+
+@checks_types()
+def sign_grant(key: Ed25519PrivateKey, grant: ServingGrant) -> bytes:
+    """Returns the signed token of a grant."""
+    token = pb.ServingToken(name=grant.name, expires=grant.expires).SerializeToString()
+    return pb.SignedServingToken(token=token, signature=key.sign(_PURPOSE + token)).SerializeToString()
+
+
+@checks_types()
+def check_grant(token: bytes, keys: Sequence[Ed25519PublicKey], now: float) -> ServingGrant:
+    """Returns what a token grants; TrustError where none of these keys signed it, or it has expired by `now`."""
+    try:
+        signed = pb.SignedServingToken.FromString(token)
+        if not any(_signed_by(key, signed) for key in keys):
+            raise TrustError("the token was not signed for inference by this edge's operator")
+        said = pb.ServingToken.FromString(signed.token)
+        grant = ServingGrant(said.name, said.expires)
+    except (DecodeError, ConfigError):
+        raise TrustError("the token was not signed for inference by this edge's operator") from None
+    if now >= grant.expires:
+        raise TrustError(f"the token of {grant.name} has expired {now - grant.expires:.0f} s ago; ask for another")
+    return grant
+
+
+def load_operator_key(path: Path) -> Ed25519PrivateKey:
+    """Read an operator's private key, Ed25519 in PEM without passphrase; ConfigError for another."""
+    try:
+        key = load_pem_private_key(read_private("key", path), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigError(f"key={path}: it is no private key in PEM; fsl-serve key makes one") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"key={path}: it is a {type(key).__name__}; tokens are signed by Ed25519 (fsl-serve key)")
+    return key
+
+
+def load_operator_public_key(path: Path) -> Ed25519PublicKey:
+    """Read the public half, by which an edge checks tokens; ConfigError for another file."""
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"token-key={path}: it cannot be read ({error.strerror}); name a public key's file") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(f"token-key={path}: it is no public key in PEM; fsl-serve key makes a pair") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"token-key={path}: it is a {type(key).__name__}; tokens are signed by Ed25519")
+    return key
+
+
+def _signed_by(key: Ed25519PublicKey, signed: pb.SignedServingToken) -> bool:
+    try:
+        key.verify(signed.signature, _PURPOSE + signed.token)
+    except InvalidSignature:
+        return False
+    return True

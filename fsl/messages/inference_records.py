@@ -1,0 +1,81 @@
+"""Records of split inference: protobuf messages with raw tensor bytes behind them, as many in a row as there are.
+
+Nothing is unpickled. dtype, shape and size are checked here, the rest by whoever knows what crosses at a point.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError
+
+from fsl.codecs.codec import Payload
+from fsl.errors import WireError
+from fsl.messages import inference_pb2 as pb
+from fsl.messages.frames import describe, read_payload, tensor_bytes
+
+_LENGTHS = struct.Struct("<II")  # of the message, and of the bytes behind it
+Message = TypeVar("Message", pb.ToServing, pb.FromServing)
+
+
+def record(message: pb.ToServing | pb.FromServing, payload: Payload | None = None) -> bytes:
+    """Returns a message with its payload's tensors behind it."""
+    head = message.SerializeToString()
+    parts = [] if payload is None else [tensor_bytes(tensor) for _, tensor in payload.arrays]
+    return b"".join([_LENGTHS.pack(len(head), sum(map(len, parts))), head, *parts])
+
+
+def records(data: bytes, kind: type[Message]) -> Iterator[tuple[Message, memoryview]]:
+    """Yields each message of what came and the bytes behind it; WireError for what is no record, or none at all."""
+    view, place = memoryview(data), 0
+    while not place or place < len(data):
+        begin = place + _LENGTHS.size
+        if begin > len(data):
+            raise WireError(f"a record of {len(data) - place} bytes is cut short")
+        head, rest = _LENGTHS.unpack_from(view, place)
+        middle, place = begin + head, begin + head + rest
+        if place > len(data):
+            raise WireError(f"a record of {len(data) - begin} bytes claims {head + rest}")
+        try:
+            yield kind.FromString(view[begin:middle]), view[middle:place]
+        except DecodeError:
+            raise WireError("a record does not begin with a message of fsl's protocol") from None
+
+
+def question_record(*, id: int, point: int, codec: int, rows: int, seconds: float, values: Payload) -> bytes:
+    """A question with what crosses; WireError for what the wire does not carry."""
+    said = pb.Question(id=id, point=point, codec=codec, rows=rows, seconds=seconds, values=describe(values))
+    return record(pb.ToServing(question=said), values)
+
+
+def answered_record(
+    *, id: int, queue_seconds: float, compute_seconds: float, batch_rows: int, outputs: Payload
+) -> bytes:
+    """An answer with the model's outputs."""
+    said = pb.Answered(
+        id=id,
+        queue_seconds=queue_seconds,
+        compute_seconds=compute_seconds,
+        batch_rows=batch_rows,
+        outputs=describe(outputs),
+    )
+    return record(pb.FromServing(answered=said), outputs)
+
+
+def unanswered_record(
+    *, id: int, failing: pb.Failing, reason: str, queue_seconds: float = 0.0, retry_seconds: float = 0.0
+) -> bytes:
+    """Says why a question has no answer."""
+    said = pb.Unanswered(
+        id=id, failing=failing, reason=reason, queue_seconds=queue_seconds, retry_seconds=retry_seconds
+    )
+    return record(pb.FromServing(unanswered=said))
+
+
+def whole_payload(message: pb.Question | pb.Answered, data: memoryview) -> Payload:
+    """Returns the payload of a question or an answer; WireError for what cannot be, and for bytes behind it."""
+    described = message.values if isinstance(message, pb.Question) else message.outputs
+    payload, rest = read_payload(described, data)
+    if rest:
+        raise WireError(f"a record has {len(rest)} bytes behind the tensors that it names")
+    return payload
