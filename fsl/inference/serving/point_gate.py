@@ -1,5 +1,6 @@
 """Checks what crosses at a point, before anything of it reaches a model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsl.codecs.codec import Payload
-from fsl.errors import WireError
+from fsl.errors import SplitError, WireError
 from fsl.importing.import_paths import ALLOWED, Allowed
 from fsl.inference.split_points import INPUT, SplitPoints
 from fsl.segments import structures
@@ -65,11 +66,6 @@ class PointGate:
         self.rest_bytes = sum(p.shape.numel() * p.dtype.itemsize for p in self._places if p.shared)
 
     @property
-    def shares(self) -> bool:
-        """Whether some of what crosses has no row per sample."""
-        return any(place.shared for place in self._places)
-
-    @property
     def activations(self) -> list[torch.Size]:
         """The shapes of a row of those that codecs encode; a tensor that all samples share counts as a row."""
         return [place.shape for place in self._places if place.dtype.is_floating_point]
@@ -102,6 +98,23 @@ class PointGate:
         if values.exact != self._like.exact or values.structure != self._structure(rows):
             raise WireError(f"what came lies otherwise in its structure than what crosses at {self.point}")
         return replace(values, shared=self._like.shared)
+
+    def joined(self, parts: Sequence[Values], rows: int) -> Values:
+        """Returns the rows of several questions in one batch of so many; SplitError where these cannot be joined."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        if isinstance(first, Tensor):
+            return torch.cat([part for part in parts if isinstance(part, Tensor)])
+        found = []
+        for place, tensors in enumerate(zip(*map(tensors_of, parts), strict=True)):
+            if place not in first.shared:
+                found.append(torch.cat(tensors))
+            elif all(torch.equal(tensors[0], other) for other in tensors[1:]):
+                found.append(tensors[0])
+            else:
+                raise SplitError(f"'{first.names[place]}' has no row per sample, and differs between questions")
+        return replace(first, tensors=tuple(found), structure=self._structure(rows))
 
     def _structure(self, rows: int) -> str:
         if isinstance(self._like, Tensor):

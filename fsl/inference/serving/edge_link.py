@@ -1,0 +1,261 @@
+"""A device's link to one edge: opens a stream, asks over it, hears answers, and comes back when it broke."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from fsl.errors import FslError, WireError
+from fsl.inference.serving.measured_link import LinkMeter
+from fsl.inference.serving.pending import PendingQuestion
+from fsl.inference.serving.serving_door import INFER_METHOD
+from fsl.installed import __version__
+from fsl.messages import inference_pb2 as pb
+from fsl.messages.inference_records import question_record, record, records
+from fsl.messages.versions import PROTOCOL, check_versions
+from fsl.quoting import one_line
+from fsl.wire.connections import Call, Dialler
+from fsl.wire.frame_stream import CHUNK, ended, next_message, receive, send
+
+log = logging.getLogger(__name__)
+Code = grpc.StatusCode
+# With these codes the connection is at fault, or the edge for the moment; the others are refusals, which last.
+_AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
+_PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
+_REFUSED = 15.0  # seconds before an edge that refused is asked again
+_PROBES = 2.0  # seconds between two probes
+
+
+class LinkEar(Protocol):
+    """Hears what becomes of questions, on the network thread."""
+
+    def opened(self, link: "EdgeLink") -> None:
+        """Hear that a link takes questions now."""
+
+    def broke(self, link: "EdgeLink", questions: Sequence[PendingQuestion], reason: str) -> None:
+        """Hear that a link has broken, and which of its questions have no answer."""
+
+    def answered(self, link: "EdgeLink", one: PendingQuestion, said: pb.Answered, data: memoryview) -> None:
+        """Take an answer; WireError where it cannot be one."""
+
+    def unanswered(self, link: "EdgeLink", one: PendingQuestion, said: pb.Unanswered) -> None:
+        """Hear that an edge has no answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkTerms:
+    """What a device says at each edge: its token, its model's digest, points that it needs and codecs that it has.
+
+    `most`: bytes of a frame that may come. `handshake_seconds`: for an edge to say what it has.
+    """
+
+    token: bytes
+    model: str
+    points: tuple[str, ...]
+    codecs: tuple[str, ...]
+    most: int
+    handshake_seconds: float
+    probe_seconds: float = _PROBES
+
+
+class EdgeLink:
+    """Asks one edge; all of it on the network thread, but for reading `is_open` and `reason`."""
+
+    def __init__(
+        self,
+        address: str,
+        terms: LinkTerms,
+        dialler: Dialler,
+        ear: LinkEar,
+        meter: LinkMeter,
+        clock: Callable[[], float],
+    ) -> None:
+        self.address = address
+        self.is_open = False
+        self.reason = "it was not reached yet"  # why it is not open
+        self.refused = False  # it was reached, and refused
+        self.full_until = 0.0  # by the clock: it was overloaded
+        self.meter = meter
+        self._terms = terms
+        self._dialler = dialler
+        self._ear = ear
+        self._clock = clock
+        self._loaded = pb.Loaded()
+        self._places: dict[str, int] = {}  # of points
+        self._id = 0
+        self._asked: dict[int, PendingQuestion] = {}
+        self._probes: dict[int, float] = {}
+        self._waiting: deque[bytes] = deque()
+        self.unsent = 0  # bytes in it
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect, and go on until `stop`."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the link."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def takes(self, one: PendingQuestion, now: float) -> bool:
+        """Returns whether the edge can be asked this now."""
+        return (
+            self.is_open
+            and now >= self.full_until
+            and one.point in self._places
+            and one.rows <= self._loaded.max_rows
+            and len(self._asked) + len(self._probes) < self._loaded.unanswered
+        )
+
+    def ask(self, one: PendingQuestion, now: float) -> bool:
+        """Ask a question; returns False where its record is larger than the edge takes."""
+        self._id += 1
+        data = question_record(
+            id=self._id,
+            point=self._places[one.point],
+            codec=one.codec,
+            rows=one.rows,
+            seconds=max(0.0, one.until - now),
+            values=one.payload,
+        )
+        if len(data) > self._loaded.max_bytes:
+            return False
+        one.sent, one.up_bytes = now, len(data)
+        self._asked[self._id] = one
+        self._send(data)
+        return True
+
+    def _send(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self.unsent += len(data)
+        self._changed.set()
+
+    async def _run(self) -> None:
+        pause = _PAUSE[0]
+        while True:
+            try:
+                await self._stream()
+                reason = "the edge ended the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = one_line(error.details() or error.code().name)
+                self.refused = error.code() not in _AGAIN
+            except FslError as error:  # it speaks another version, or says what cannot be
+                reason, self.refused = one_line(str(error)), True
+            except Exception as error:  # whatever it is, the device goes on without this edge
+                reason = one_line(f"{type(error).__name__}: {error}")
+            if self.is_open:
+                pause = _PAUSE[0]
+            if reason != self.reason:
+                log.info("edge %s: %s", self.address, reason)
+            self._close(reason)
+            await asyncio.sleep(_REFUSED if self.refused else pause)
+            pause = min(2 * pause, _PAUSE[1])
+
+    def _close(self, reason: str) -> None:
+        self.is_open, self.reason = False, reason
+        left = [*self._asked.values()]
+        self._asked.clear()
+        self._probes.clear()
+        self._waiting.clear()
+        self.unsent = 0
+        self._ear.broke(self, left, reason)
+
+    async def _stream(self) -> None:
+        """Ask over one connection until it ends; raises what ended it."""
+        channel = self._dialler.channel(self.address)
+        tasks: list[asyncio.Task[None]] = []
+        call: Call | None = None
+        try:
+            call = channel.stream_stream(INFER_METHOD)()
+            self._loaded = await asyncio.wait_for(self._open(call), self._terms.handshake_seconds)
+            self._places = {point: place for place, point in enumerate(self._loaded.points)}
+            self.is_open, self.refused, self.reason, self.full_until = True, False, "", 0.0
+            tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._probe())]
+            self._ear.opened(self)
+            while (data := await receive(call, self._terms.most)) is not None:
+                for message, rest in records(data, pb.FromServing):
+                    self._hear(message, rest)
+            raise await ended(call)
+        finally:
+            if call is not None:
+                call.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await channel.close()
+
+    async def _open(self, call: Call) -> pb.Loaded:
+        terms = self._terms
+        knock = pb.Knock(
+            token=terms.token,
+            protocol=PROTOCOL,
+            version=__version__,
+            model=terms.model,
+            points=terms.points,
+            codecs=terms.codecs,
+        )
+        try:
+            await send(call, record(pb.ToServing(knock=knock)))
+        except grpc.aio.AioRpcError:  # gRPC reports INTERNAL for a write to a refused stream
+            raise await ended(call) from None
+        (message, rest), *more = records(await next_message(call), pb.FromServing)
+        if message.WhichOneof("body") != "loaded" or rest or more:
+            raise WireError("the edge did not say what it has loaded")
+        check_versions(message.loaded.protocol, message.loaded.version, "the edge", "this device")
+        return message.loaded
+
+    def _hear(self, message: pb.FromServing, data: memoryview) -> None:
+        kind, now = message.WhichOneof("body"), self._clock()
+        if kind == "answered":
+            one = self._of(message.answered.id)
+            said = message.answered
+            if not (said.queue_seconds >= 0 and said.compute_seconds >= 0):
+                raise WireError("an answer tells seconds that cannot be")
+            between = max(0.0, now - one.sent - said.queue_seconds - said.compute_seconds)
+            self.meter.crossed(one.up_bytes, len(data), between, said.queue_seconds)
+            self._ear.answered(self, one, said, data)
+        elif kind == "unanswered" and not data:
+            self._ear.unanswered(self, self._of(message.unanswered.id), message.unanswered)
+        elif kind == "echoed" and not data and message.echoed.number in self._probes:
+            told = message.echoed
+            if not (told.queue_seconds >= 0 and 0 <= told.load <= 1):
+                raise WireError("an edge tells a load that cannot be")
+            self.meter.echoed(now - self._probes.pop(told.number), told.queue_seconds, told.load)
+        else:
+            raise WireError(f"a {kind or 'message of no kind'} has no place in a stream that is open")
+
+    def _of(self, id: int) -> PendingQuestion:
+        one = self._asked.pop(id, None)
+        if one is None:
+            raise WireError(f"an answer came to question {id}, which is not open")
+        return one
+
+    async def _write(self, call: Call) -> None:
+        most = min(CHUNK, self._loaded.max_bytes)
+        while True:
+            while not self._waiting:
+                self._changed.clear()
+                await self._changed.wait()
+            parts = [self._waiting.popleft()]
+            size = len(parts[0])
+            while self._waiting and size + len(self._waiting[0]) < most:
+                parts.append(self._waiting.popleft())
+                size += len(parts[-1])
+            await send(call, parts[0] if len(parts) == 1 else b"".join(parts))
+            self.unsent -= size
+
+    async def _probe(self) -> None:
+        """Measure the round trip now and then, one probe at a time."""
+        while True:
+            if not self._probes:
+                self._id += 1
+                self._probes[self._id] = self._clock()
+                self._send(record(pb.ToServing(probe=pb.Probe(number=self._id))))
+            await asyncio.sleep(self._terms.probe_seconds)
