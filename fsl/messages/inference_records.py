@@ -25,8 +25,11 @@ def record(message: pb.ToServing | pb.FromServing, payload: Payload | None = Non
     return b"".join([_LENGTHS.pack(len(head), sum(map(len, parts))), head, *parts])
 
 
-def records(data: bytes, kind: type[Message]) -> Iterator[tuple[Message, memoryview]]:
-    """Yields each message of what came and the bytes behind it; WireError for what is no record, or none at all."""
+def records(data: bytes, kind: type[Message]) -> Iterator[tuple[Message, memoryview, int]]:
+    """Yields each message of what came, the bytes behind it, and how many bytes the record has.
+
+    WireError for what is no record, and for no record at all.
+    """
     view, place = memoryview(data), 0
     while not place or place < len(data):
         begin = place + _LENGTHS.size
@@ -37,7 +40,7 @@ def records(data: bytes, kind: type[Message]) -> Iterator[tuple[Message, memoryv
         if place > len(data):
             raise WireError(f"a record of {len(data) - begin} bytes claims {head + rest}")
         try:
-            yield kind.FromString(view[begin:middle]), view[middle:place]
+            yield kind.FromString(view[begin:middle]), view[middle:place], _LENGTHS.size + head + rest
         except DecodeError:
             raise WireError("a record does not begin with a message of fsl's protocol") from None
 

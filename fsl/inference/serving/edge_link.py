@@ -12,7 +12,6 @@ import grpc
 from fsl.errors import FslError, WireError
 from fsl.inference.serving.measured_link import LinkMeter
 from fsl.inference.serving.pending import PendingQuestion
-from fsl.inference.serving.serving_door import INFER_METHOD
 from fsl.installed import __version__
 from fsl.messages import inference_pb2 as pb
 from fsl.messages.inference_records import question_record, record, records
@@ -20,6 +19,7 @@ from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.quoting import one_line
 from fsl.wire.connections import Call, Dialler
 from fsl.wire.frame_stream import CHUNK, ended, next_message, receive, send
+from fsl.wire.options import INFER_METHOD
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
@@ -39,8 +39,8 @@ class LinkEar(Protocol):
     def broke(self, link: "EdgeLink", questions: Sequence[PendingQuestion], reason: str) -> None:
         """Hear that a link has broken, and which of its questions have no answer."""
 
-    def answered(self, link: "EdgeLink", one: PendingQuestion, said: pb.Answered, data: memoryview) -> None:
-        """Take an answer; WireError where it cannot be one."""
+    def answered(self, link: "EdgeLink", one: PendingQuestion, said: pb.Answered, data: memoryview, size: int) -> None:
+        """Take an answer, a record of `size` bytes; WireError where it cannot be one."""
 
     def unanswered(self, link: "EdgeLink", one: PendingQuestion, said: pb.Unanswered) -> None:
         """Hear that an edge has no answer."""
@@ -159,13 +159,14 @@ class EdgeLink:
             pause = min(2 * pause, _PAUSE[1])
 
     def _close(self, reason: str) -> None:
-        self.is_open, self.reason = False, reason
+        was_open, self.is_open, self.reason = self.is_open, False, reason
         left = [*self._asked.values()]
         self._asked.clear()
         self._probes.clear()
         self._waiting.clear()
         self.unsent = 0
-        self._ear.broke(self, left, reason)
+        if was_open:
+            self._ear.broke(self, left, reason)
 
     async def _stream(self) -> None:
         """Ask over one connection until it ends; raises what ended it."""
@@ -180,8 +181,8 @@ class EdgeLink:
             tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._probe())]
             self._ear.opened(self)
             while (data := await receive(call, self._terms.most)) is not None:
-                for message, rest in records(data, pb.FromServing):
-                    self._hear(message, rest)
+                for message, rest, size in records(data, pb.FromServing):
+                    self._hear(message, rest, size)
             raise await ended(call)
         finally:
             if call is not None:
@@ -205,13 +206,13 @@ class EdgeLink:
             await send(call, record(pb.ToServing(knock=knock)))
         except grpc.aio.AioRpcError:  # gRPC reports INTERNAL for a write to a refused stream
             raise await ended(call) from None
-        (message, rest), *more = records(await next_message(call), pb.FromServing)
+        (message, rest, _), *more = records(await next_message(call), pb.FromServing)
         if message.WhichOneof("body") != "loaded" or rest or more:
             raise WireError("the edge did not say what it has loaded")
         check_versions(message.loaded.protocol, message.loaded.version, "the edge", "this device")
         return message.loaded
 
-    def _hear(self, message: pb.FromServing, data: memoryview) -> None:
+    def _hear(self, message: pb.FromServing, data: memoryview, size: int) -> None:
         kind, now = message.WhichOneof("body"), self._clock()
         if kind == "answered":
             one = self._of(message.answered.id)
@@ -219,8 +220,8 @@ class EdgeLink:
             if not (said.queue_seconds >= 0 and said.compute_seconds >= 0):
                 raise WireError("an answer tells seconds that cannot be")
             between = max(0.0, now - one.sent - said.queue_seconds - said.compute_seconds)
-            self.meter.crossed(one.up_bytes, len(data), between, said.queue_seconds)
-            self._ear.answered(self, one, said, data)
+            self.meter.crossed(one.up_bytes, size, between, said.queue_seconds)
+            self._ear.answered(self, one, said, data, size)
         elif kind == "unanswered" and not data:
             self._ear.unanswered(self, self._of(message.unanswered.id), message.unanswered)
         elif kind == "echoed" and not data and message.echoed.number in self._probes:

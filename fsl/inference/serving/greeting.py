@@ -7,10 +7,9 @@ from functools import cache
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fsl.codecs.codec import Codec
 from fsl.codecs.identity import Identity
 from fsl.errors import FslError, WireError
-from fsl.importing.import_paths import public_path
-from fsl.importing.spec import Spec
 from fsl.inference.serving.asked_stream import StreamTerms
 from fsl.inference.serving.point_gate import PointGate
 from fsl.inference.serving.served_codecs import CutWriter, served_codec
@@ -22,7 +21,6 @@ from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.wire.edge.refusal import Refusal
 
 Code = grpc.StatusCode
-IDENTITY = Spec(public_path(Identity))
 _CODECS = 16  # that a device may use over one stream
 
 
@@ -76,7 +74,7 @@ class Greeting:
         return StreamTerms(
             name=name,
             points=tuple(self._gates),
-            writer=self._writers([IDENTITY, *(served_codec(text, self._allowed) for text in knock.codecs)]),
+            writer=self._writers([Identity, *(served_codec(text, self._allowed) for text in knock.codecs)]),
             rows=self._rows,
             unanswered=self._unanswered,
             expires=expires,
@@ -93,13 +91,13 @@ class Greeting:
             unanswered=terms.unanswered,
         )
 
-    def _writers(self, codecs: Sequence[Spec]) -> Callable[[int, int], CutWriter]:
+    def _writers(self, codecs: Sequence[Callable[[], Codec]]) -> Callable[[int, int], CutWriter]:
         gates = tuple(self._gates.values())
 
         @cache
         def writer(point: int, codec: int) -> CutWriter | str:
             try:
-                return CutWriter(codecs[codec], gates[point], self._allowed)
+                return CutWriter(codecs[codec], gates[point])
             except FslError as error:
                 return str(error)
             except Exception as error:  # of a constructor or a codec of the user's

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fsl.codecs.codec import Payload
-from fsl.inference.serving.answer import Answer, AnswerSeconds, Where
+from fsl.inference.serving.answer import Answer, AnswerSeconds
 from fsl.segments.tensor_trees import Values
 
 
@@ -16,8 +16,8 @@ from fsl.segments.tensor_trees import Values
 class PendingQuestion:
     """A question with what crosses. Times are those of the device's clock; `asked` is when its caller did.
 
-    Whoever settles it first gives the answer, and nobody else does. All but `settle` and `fail` is for one thread at a
-    time.
+    Whoever settles it first gives the answer, and nobody else does. All but `settle` and `fail` is for the network
+    thread.
     """
 
     point: str
@@ -28,10 +28,12 @@ class PendingQuestion:
     payload: Payload
     asked: float
     until: float  # nobody waits any longer; infinity: no deadline
-    head: float
+    head: float  # seconds
     encode: float
     future: "Future[Answer]" = field(default_factory=Future)
-    tried: set[str] = field(default_factory=set)  # addresses of edges
+    edge: str = ""  # the address where it was asked last
+    tried: set[str] = field(default_factory=set)  # addresses
+    reasons: list[str] = field(default_factory=list)  # why these have no answer
     sent: float = 0.0
     up_bytes: int = 0
     local: bool = False  # the device computes it itself
@@ -41,47 +43,43 @@ class PendingQuestion:
 
     @property
     def done(self) -> bool:
-        """Whether it has its answer."""
-        return self._done
+        """Whether it has its answer, or nobody wants it any more."""
+        return self._done or self.future.cancelled()
 
-    def settle(
-        self,
-        outputs: Tensor,
-        where: Where,
-        now: float,
-        *,
-        batch_rows: int,
-        edge: str = "",
-        reason: str = "",
-        network: float = 0.0,
-        queue: float = 0.0,
-        compute: float = 0.0,
-    ) -> bool:
-        """Give the answer; returns whether it is the first. `compute`: seconds of the rest of the model."""
-        if not self._first():
-            return False
+    def settle_by_edge(
+        self, outputs: Tensor, now: float, *, edge: str, queue: float, compute: float, batch_rows: int
+    ) -> Answer | None:
+        """Give an edge's answer; returns it, or None where there is one already."""
+        network = max(0.0, now - self.sent - queue - compute)
         seconds = AnswerSeconds(
-            head=self.head,
-            encode=self.encode,
-            network=network,
-            queue=queue,
-            edge=compute if where == "edge" else 0.0,
-            local=compute if where == "device" else 0.0,
-            total=now - self.asked,
+            head=self.head, encode=self.encode, network=network, queue=queue, edge=compute, total=now - self.asked
         )
-        self.future.set_result(
+        return self._settle(
             Answer(
                 outputs=outputs,
-                where=where,
+                where="edge",
                 point=self.point,
                 codec=self.codec_name,
                 seconds=seconds,
                 batch_rows=batch_rows,
                 edge=edge,
+            )
+        )
+
+    def settle_at_hand(self, outputs: Tensor, now: float, *, compute: float, reason: str) -> Answer | None:
+        """Give the device's own answer; returns it, or None where there is one already."""
+        seconds = AnswerSeconds(head=self.head, encode=self.encode, local=compute, total=now - self.asked)
+        return self._settle(
+            Answer(
+                outputs=outputs,
+                where="device",
+                point=self.point,
+                codec=self.codec_name,
+                seconds=seconds,
+                batch_rows=self.rows,
                 reason=reason,
             )
         )
-        return True
 
     def fail(self, error: Exception) -> bool:
         """Say that there is no answer; returns whether nobody had given one."""
@@ -89,6 +87,12 @@ class PendingQuestion:
             return False
         self.future.set_exception(error)
         return True
+
+    def _settle(self, answer: Answer) -> Answer | None:
+        if not self._first():
+            return None
+        self.future.set_result(answer)
+        return answer
 
     def _first(self) -> bool:
         with self._lock:

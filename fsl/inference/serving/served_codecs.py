@@ -1,7 +1,7 @@
 """Codecs of what crosses between a device and an edge that serves it: described by one, built by both."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -20,15 +20,20 @@ _ROOM = 1 << 10  # bytes that a decoded tensor may have beyond those of its rows
 _LONGEST = 4096  # characters of a description
 
 
-def codec_text(given: CodecChoice) -> str:
-    """Describes a codec for the edge, by the same specification that runs use; ConfigError for what cannot serve."""
+def own_codec(given: CodecChoice) -> Spec:
+    """Returns a device's codec, given in any way that runs take; ConfigError for one that cannot serve."""
     spec = codec_spec("codec.up", given)
     _refuse_unfit(spec.build(), "codec.up")
+    return spec
+
+
+def codec_text(spec: Spec) -> str:
+    """Describes a device's codec for the edge."""
     return json.dumps([spec.target, dict(spec.kwargs)], sort_keys=True)
 
 
-def served_codec(text: str, allowed: Iterable[str] = ALLOWED) -> Spec:
-    """Returns the codec that a device describes; WireError where this edge cannot build it, or would not serve it."""
+def served_codec(text: str, allowed: Iterable[str] = ALLOWED) -> Callable[[], Codec]:
+    """Returns what builds a codec that a device describes; WireError where this edge cannot, or would not serve it."""
     try:
         if len(text) > _LONGEST:
             raise ValueError("it is too long")
@@ -37,14 +42,14 @@ def served_codec(text: str, allowed: Iterable[str] = ALLOWED) -> Spec:
             raise ValueError("it is no class with arguments")
     except (ValueError, TypeError, RecursionError):
         raise WireError(f"codec {text[:60]!a} is not described by a class and its arguments") from None
-    spec = Spec(target, kwargs)
     try:
-        _refuse_unfit(codec_maker(spec, allowed)(), f"codec {target[:100]}")
+        make = codec_maker(Spec(target, kwargs), allowed)
+        _refuse_unfit(make(), f"codec {target[:100]}")
     except FslError as error:
         raise WireError(str(error)) from None
     except Exception as error:  # of a constructor, for arguments that somebody sent
         raise WireError(f"codec {target[:100]} cannot be built: {type(error).__name__}: {error}") from None
-    return spec
+    return make
 
 
 class CutWriter:
@@ -53,8 +58,7 @@ class CutWriter:
     Integers and truth values cross as they are. WireError or ConfigError where the codec cannot take what crosses.
     """
 
-    def __init__(self, spec: Spec, gate: PointGate, allowed: Iterable[str] = ALLOWED) -> None:
-        make = codec_maker(spec, allowed)
+    def __init__(self, make: Callable[[], Codec], gate: PointGate) -> None:
         for shape in gate.activations:
             make().refuse_unfit(torch.Size([1, *shape]))
         self.gate = gate

@@ -19,13 +19,12 @@ from fsl.wire.edge.refusal import Refusal, refusal_of
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.frame_stream import TooLarge, receive, send
 from fsl.wire.loop import NetworkThread
-from fsl.wire.options import Certificates, Limits, server_credentials, server_options
+from fsl.wire.options import INFER_METHOD, Certificates, Limits, server_credentials, server_options
 from fsl.wire.seldom import Seldom
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
 Context = grpc.aio.ServicerContext
-INFER_METHOD = "/fsl.wire.Edge/Infer"
 _LOOK = 1.0  # seconds between two looks for streams that are stuck, or whose tokens have expired
 
 
@@ -111,7 +110,7 @@ class ServingDoor:
             raise WireError(str(error)) from None
         if data is None:
             raise Refusal(Code.CANCELLED, "nobody said who is there")
-        (message, rest), *more = records(data, pb.ToServing)
+        (message, rest, _), *more = records(data, pb.ToServing)
         if message.WhichOneof("body") != "knock" or rest or more:
             raise WireError("a stream begins with a Knock")
         terms = self._greeting.terms(message.knock)
@@ -151,7 +150,7 @@ class ServingDoor:
         try:
             while (data := await receive(context, self._most)) is not None:
                 self._counts.came(len(data))
-                for message, rest in records(data, pb.ToServing):
+                for message, rest, _ in records(data, pb.ToServing):
                     await stream.take(message, rest)
         except (TooLarge, WireError) as error:
             return refusal_of(error)
