@@ -55,18 +55,22 @@ def served_codec(text: str, allowed: Iterable[str] = ALLOWED) -> Callable[[], Co
 class CutWriter:
     """Encodes and decodes what crosses at one point by one codec, the same for every question.
 
-    Integers and truth values cross as they are. WireError or ConfigError where the codec cannot take what crosses.
+    Integers and truth values cross as they are.
     """
 
     def __init__(self, make: Callable[[], Codec], gate: PointGate) -> None:
-        for shape in gate.activations:
-            make().refuse_unfit(torch.Size([1, *shape]))
         self.gate = gate
+        self._make = make
+        self._fitting: set[int] = set()  # rows of batches that the codec takes
         self._codec = CutCodec(make if gate.activations else Identity, gate.allowed)
         self._codec.training = False
 
     def encode(self, values: Values) -> Payload:
-        """Encode what crosses, (B, ...)."""
+        """Encode what crosses, (B, ...); ConfigError where the codec cannot take a batch of this shape."""
+        if (rows := len(values)) not in self._fitting:
+            for shape in self.gate.activations:
+                self._make().refuse_unfit(torch.Size([rows, *shape]))
+            self._fitting.add(rows)
         return self._codec.encode(values)
 
     def decode(self, payload: Payload, rows: int) -> Values:
