@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.processes import wait_until
 from fsl.errors import ConfigError, TrustError
 from fsl.inference.serving import InferenceDevice, InferenceEdge, ServingGrant, UnansweredError, check_grant, sign_grant
@@ -137,7 +138,7 @@ def test_a_stream_ends_when_its_token_does():
             device.infer(batch(), deadline=0.2)
 
 
-def test_over_tls_only_devices_that_know_the_edge_ask(encrypted):
+def test_over_tls_only_devices_that_know_the_edge_ask(encrypted, tmp_path):
     points, inputs = served(), batch()
     ca, cert, key = (Path(encrypted["edge_tls"][name]) for name in ("ca", "cert", "cert-key"))
     certificates = Certificates(None, cert, key)
@@ -146,6 +147,12 @@ def test_over_tls_only_devices_that_know_the_edge_ask(encrypted):
         with InferenceDevice(points, [edge.address], certificates=Certificates(ca), **options) as device:
             assert device.infer(inputs).where == "edge"
         options["connect_seconds"] = 0.5
-        for wrong in (Certificates(cert), None):
+        for wrong in (Certificates(issue_ca(tmp_path)), None):
             with InferenceDevice(points, [edge.address], certificates=wrong, **options) as device:
                 assert device.infer(inputs).where == "device"
+
+
+def issue_ca(folder):
+    """Another CA's certificate."""
+    issue(folder, identities(1, 0))
+    return CertificateFolder(folder).ca
