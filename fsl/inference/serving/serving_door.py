@@ -15,6 +15,7 @@ from fsl.inference.serving.greeting import Greeting
 from fsl.inference.serving.question import Outgoing
 from fsl.messages import inference_pb2 as pb
 from fsl.messages.inference_records import record, records
+from fsl.messages.versions import VersionError
 from fsl.wire.edge.refusal import Refusal, refusal_of
 from fsl.wire.edge.strangers import Strangers
 from fsl.wire.frame_stream import TooLarge, receive, send
@@ -96,6 +97,8 @@ class ServingDoor:
                 raise Refusal(Code.RESOURCE_EXHAUSTED, f"{len(self._streams)} devices are here; come back later")
         except TrustError as error:
             await self._turn_away(context, Refusal(Code.UNAUTHENTICATED, str(error)))
+        except VersionError as error:
+            await self._turn_away(context, Refusal(Code.FAILED_PRECONDITION, str(error)))
         except WireError as error:
             await self._turn_away(context, Refusal(Code.INVALID_ARGUMENT, str(error)))
         except Refusal as refusal:
