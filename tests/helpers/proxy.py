@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 
 
 class Proxy:
@@ -15,6 +16,7 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._cut = self._corrupt = False
         self._swallowed: set[socket.socket] = set()
+        self._rate: float | None = None
         self.corrupted = 0
         self._lock = threading.Lock()
         self._restore: threading.Timer | None = None
@@ -44,6 +46,10 @@ class Proxy:
         """Pass nothing on over the connections that there are, which stay open; new ones are as usual."""
         with self._lock:
             self._swallowed |= set(self._open)
+
+    def limit(self, rate: float | None):
+        """Pass on so many bytes a second of each connection and direction, as a slow link does; None: all at once."""
+        self._rate = rate
 
     def corrupt(self):
         """Change one byte of what comes next."""
@@ -77,6 +83,8 @@ class Proxy:
                 if self._corrupt:
                     self._corrupt, data = False, data[:-1] + bytes([data[-1] ^ 1])
                     self.corrupted += 1
+                if self._rate is not None:
+                    time.sleep(min(0.5, len(data) / self._rate))
                 if source not in self._swallowed:
                     sink.sendall(data)
         for one in (source, sink):

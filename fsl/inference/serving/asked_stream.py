@@ -54,7 +54,7 @@ class AskedStream:
         self._clock = clock
         self._wall = wall
         self._last = -1  # id
-        self._open = 0  # questions and probes whose answers have not left
+        self._open = 1  # questions and probes whose answers have not left, and the greeting
         self._waiting: deque[bytes] = deque()
         self._bytes = 0  # in it
         self._changed = asyncio.Event()  # something is to be written

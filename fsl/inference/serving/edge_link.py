@@ -23,8 +23,17 @@ from fsl.wire.options import INFER_METHOD
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
-# With these codes the connection is at fault, or the edge for the moment; the others are refusals, which last.
-_AGAIN = frozenset({Code.UNAVAILABLE, Code.UNKNOWN, Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED})
+# With these codes an edge refuses what this device is or asks for, which lasts; else the connection is at fault.
+_REFUSALS = frozenset(
+    {
+        Code.FAILED_PRECONDITION,
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
+        Code.UNIMPLEMENTED,
+    }
+)
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 _REFUSED = 15.0  # seconds before an edge that refused is asked again
 _PROBES = 2.0  # seconds between two probes
@@ -145,7 +154,7 @@ class EdgeLink:
                 reason = "the edge ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = one_line(error.details() or error.code().name)
-                self.refused = error.code() not in _AGAIN
+                self.refused = error.code() in _REFUSALS
             except FslError as error:  # it speaks another version, or says what cannot be
                 reason, self.refused = one_line(str(error)), True
             except Exception as error:  # whatever it is, the device goes on without this edge

@@ -81,6 +81,8 @@ class InferenceEdge:
 
     def close(self) -> None:
         """End it: streams first, so that devices ask elsewhere, then the model's thread after its present batch."""
+        if not self._model.is_alive():
+            return
         self._thread.run(self._door.stop())
         self._desk.close()
         self._model.join()

@@ -18,7 +18,7 @@ from fsl.messages.inference_records import record, records
 from fsl.messages.versions import VersionError
 from fsl.wire.edge.refusal import Refusal, refusal_of
 from fsl.wire.edge.strangers import Strangers
-from fsl.wire.frame_stream import TooLarge, receive, send
+from fsl.wire.frame_stream import TooLarge, receive
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import INFER_METHOD, Certificates, Limits, server_credentials, server_options
 from fsl.wire.seldom import Seldom
@@ -116,9 +116,7 @@ class ServingDoor:
         (message, rest, _), *more = records(data, pb.ToServing)
         if message.WhichOneof("body") != "knock" or rest or more:
             raise WireError("a stream begins with a Knock")
-        terms = self._greeting.terms(message.knock)
-        await send(context, record(pb.FromServing(loaded=self._greeting.loaded(terms, self._most))))
-        return terms
+        return self._greeting.terms(message.knock)
 
     async def _turn_away(self, context: Context, refusal: Refusal) -> None:
         self._counts.refused(refusal.code.name)
@@ -132,6 +130,7 @@ class ServingDoor:
         ended = self._streams[stream] = asyncio.get_running_loop().create_future()
         self._counts.opened()
         log.info("%s asks over %s", terms.name, context.peer())
+        stream.put(record(pb.FromServing(loaded=self._greeting.loaded(terms, self._most))))
         reader = asyncio.create_task(self._listen(stream, context))
         writer = asyncio.create_task(stream.write(context))
         try:

@@ -112,7 +112,7 @@ def test_more_devices_than_an_edge_takes_are_sent_away():
         Asker(channel, POINTS) as second,
     ):
         first.enter()
-        second.enter()
+        second.say(second.knock())
         assert_refused(second.refusal(), Code.RESOURCE_EXHAUSTED)
         first.say(question(CROSSING, point=2))
         assert len(first.answer()) == 2
