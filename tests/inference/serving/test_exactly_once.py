@@ -54,7 +54,11 @@ class Ledger:
         assert wait_until(lambda: len(self.times) == len(found), 10, 0.01)
         assert set(self.times.values()) == {1}
         for number, answer in enumerate(found):
-            assert torch.equal(answer.outputs, EXPECTED[number % len(INPUTS)]), number
+            expected = EXPECTED[number % len(INPUTS)]
+            if answer.batch_rows == 1:
+                assert torch.equal(answer.outputs, expected), number
+            else:  # joined with others' rows
+                assert torch.allclose(answer.outputs, expected, atol=1e-5), number
         figures = self.device.figures
         assert sum(figures.answers.values()) == len(found)
         assert figures.unanswered == 0
