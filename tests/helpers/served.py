@@ -14,10 +14,10 @@ def batch(name: str = "MLP", rows: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, *SHAPES[name], generator=torch.Generator().manual_seed(seed))
 
 
-def model(name: str = "MLP", seed: int = 0) -> nn.Module:
+def model(name: str = "MLP", seed: int = 0, outputs: int = 10) -> nn.Module:
     torch.manual_seed(seed)
-    return MODELS[name](SHAPES[name], 10).eval()
+    return MODELS[name](SHAPES[name], outputs).eval()
 
 
-def served(name: str = "MLP", points=None, seed: int = 0) -> SplitPoints:
-    return SplitPoints(model(name, seed), batch(name), points)
+def served(name: str = "MLP", points=None, seed: int = 0, outputs: int = 10) -> SplitPoints:
+    return SplitPoints(model(name, seed, outputs), batch(name), points)

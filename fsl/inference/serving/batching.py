@@ -55,6 +55,10 @@ class Waits(Protocol):
         """When nobody waits for its answer any more."""
 
     @property
+    def asker(self) -> Hashable:
+        """Whoever asked."""
+
+    @property
     def left(self) -> bool:
         """Whether whoever asked is gone."""
 
@@ -79,7 +83,9 @@ class _Line(Generic[Q]):
 class BatchQueue(Generic[Q]):
     """Questions that wait, each kind first in first out. Times are the caller's; not for two threads at once.
 
-    `rows` and `size`: of all that may wait; a question for an empty queue is always taken.
+    `rows` and `size`: of all that may wait; a question for an empty queue is always taken. Where it is full, an asker
+    still gets its share, rows and bytes divided by those who ask, and twice as many wait at most: who floods an edge
+    keeps nobody else out.
     """
 
     def __init__(self, batching: Batching, rows: int, size: int) -> None:
@@ -88,6 +94,7 @@ class BatchQueue(Generic[Q]):
         self._size = 0
         self._most = rows, size
         self._lines: dict[Hashable, _Line[Q]] = {}
+        self._held: dict[Hashable, tuple[int, int]] = {}  # rows and bytes by asker
         self._row_seconds = 0.0  # mean
 
     @property
@@ -97,14 +104,12 @@ class BatchQueue(Generic[Q]):
 
     def put(self, one: Q) -> bool:
         """Take a question; returns False where too much waits already."""
-        rows, size = self._most
-        if self.rows and (self.rows + one.rows > rows or self._size + one.size > size):
+        if self.rows and not self._has_room(one):
             return False
+        self._hold(one, 1)
         line = self._lines.setdefault(one.key, _Line())
         line.questions.append(one)
         line.rows += one.rows
-        self.rows += one.rows
-        self._size += one.size
         return True
 
     def next(self, now: float) -> DueBatch[Q] | None:
@@ -135,6 +140,23 @@ class BatchQueue(Generic[Q]):
         each = seconds / rows
         self._row_seconds += (each - self._row_seconds) * (_WEIGHT if self._row_seconds else 1.0)
 
+    def _has_room(self, one: Q) -> bool:
+        rows, size = self._most
+        if self.rows + one.rows <= rows and self._size + one.size <= size:
+            return True
+        askers = len(self._held) + (one.asker not in self._held)
+        held_rows, held_size = self._held.get(one.asker, (0, 0))
+        if (held_rows + one.rows) * askers > rows or (held_size + one.size) * askers > size:
+            return False
+        return self.rows + one.rows <= 2 * rows and self._size + one.size <= 2 * size
+
+    def _hold(self, one: Q, sign: int) -> None:
+        rows, size = self._held.pop(one.asker, (0, 0))
+        if rows + sign * one.rows:
+            self._held[one.asker] = rows + sign * one.rows, size + sign * one.size
+        self.rows += sign * one.rows
+        self._size += sign * one.size
+
     def _due_at(self, line: _Line[Q]) -> float:
         if line.rows >= self.batching.max_rows:
             return -math.inf
@@ -143,6 +165,5 @@ class BatchQueue(Generic[Q]):
     def _taken(self, line: _Line[Q]) -> Q:
         one = line.questions.popleft()
         line.rows -= one.rows
-        self.rows -= one.rows
-        self._size -= one.size
+        self._hold(one, -1)
         return one

@@ -20,6 +20,7 @@ class Waiting:
     key: str = "cut"
     size: int = 10
     expires: float = math.inf
+    asker: str = "somebody"
     left: bool = False
 
 
@@ -116,6 +117,18 @@ def test_no_more_rows_wait_than_may():
     assert waiting.rows == 5
     waiting.next(LATER)
     assert waiting.put(Waiting("d", rows=3))
+
+
+def test_who_fills_the_queue_keeps_nobody_else_out():
+    waiting = queue(rows=8)
+    assert waiting.put(Waiting("a", rows=8, asker="flood"))
+    assert not waiting.put(Waiting("b", asker="flood"))
+    assert waiting.put(Waiting("c", rows=4, asker="other"))  # of two who ask, a half
+    assert not waiting.put(Waiting("d", asker="other"))
+    assert waiting.put(Waiting("e", rows=2, asker="third"))
+    assert waiting.rows == 14
+    assert names(waiting.next(LATER)) == ["a"]
+    assert waiting.put(Waiting("f", rows=2, asker="flood"))
 
 
 def test_no_more_bytes_wait_than_may():

@@ -1,0 +1,248 @@
+"""Whatever comes to an edge that serves a model is refused or answered, takes bounded memory, and disturbs nobody."""
+
+import gc
+import math
+import socket
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fsl.deployment.processes import wait_until
+from fsl.inference.serving import InferenceDevice, InferenceEdge
+from fsl.messages import inference_pb2 as wire
+from fsl.messages.inference_records import record
+from fsl.messages.messages_pb2 import Payload, Tensor
+from fsl.wire.options import Limits
+from tests.helpers.asking import Asker, channel_to, question
+from tests.helpers.refused import REFUSED, Code, assert_refused
+from tests.helpers.served import batch, served
+
+POINTS = served("LeNet", ["pool2"])
+CROSSING = POINTS.head("pool2", batch("LeNet", 2))
+ANSWER = POINTS.tail("pool2", CROSSING)
+PROBE = record(wire.ToServing(probe=wire.Probe(number=1)))
+
+
+def resident_megabytes() -> float:
+    gc.collect()
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) / 1024
+
+
+def honest(channel, id=1):
+    """Somebody honest is answered."""
+    with Asker(channel, POINTS) as asker:
+        asker.enter()
+        asker.say(question(CROSSING, id=id, point=1))
+        assert torch.equal(asker.answer(), ANSWER)
+
+
+class Unread:
+    """A stream whose answers nobody reads."""
+
+    def __init__(self, channel):
+        self.asker = Asker(channel, POINTS)
+        self.asker.enter()
+
+    def flood(self, count: int):
+        for id in range(1, count + 1):
+            self.asker.say(question(CROSSING, id=id, point=1))
+
+
+def test_a_device_that_never_reads_is_read_no_further_and_others_are_served():
+    """Its 256 questions are answered, and what it sends then stays in its connection."""
+    with InferenceEdge(POINTS, limits=Limits(send_seconds=60.0)) as edge, ExitStack() as stack:
+        crowd = [Unread(stack.enter_context(channel_to(edge))) for _ in range(4)]
+        for one in crowd:
+            stack.enter_context(one.asker)
+            one.flood(600)
+        with channel_to(edge) as channel:
+            before = resident_megabytes()
+            for _ in range(20):
+                honest(channel)
+            assert resident_megabytes() - before < 20
+        assert edge.figures.outcomes["answered"] <= 4 * 600 + 20
+
+
+def test_a_device_that_does_not_read_in_time_is_sent_away():
+    now = [0.0]
+    with (
+        InferenceEdge(
+            served("MLP", [], outputs=100_000), limits=Limits(send_seconds=5.0), clock=lambda: now[0]
+        ) as edge,
+        channel_to(edge) as channel,
+    ):
+        points = served("MLP", [], outputs=100_000)
+        with Asker(channel, points) as asker:
+            asker.enter()
+            for id in range(1, 30):
+                asker.say(question(batch("MLP", 10), id=id))
+            assert wait_until(lambda: edge.figures.outcomes.get("answered", 0) > 3, 20, 0.02)
+            now[0] = 100.0
+            assert wait_until(lambda: edge.figures.refused.get("DEADLINE_EXCEEDED", 0) == 1, 20, 0.05)
+            assert_refused(asker.refusal(), Code.DEADLINE_EXCEEDED)
+
+
+def test_probes_without_end_fill_no_memory():
+    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel, Asker(channel, POINTS) as asker:
+        asker.enter()
+        before = resident_megabytes()
+        for _ in range(40):
+            asker.say(PROBE * 5000)
+        honest(channel)
+        assert resident_megabytes() - before < 60
+
+
+def test_a_frame_that_never_ends_is_refused_at_its_limit():
+    with InferenceEdge(POINTS, queue=8) as edge, channel_to(edge) as channel, Asker(channel, POINTS) as asker:
+        most = asker.enter().max_bytes
+        assert most < 1 << 20
+        asker.say(bytes(64 << 20))
+        assert_refused(asker.refusal(), Code.RESOURCE_EXHAUSTED)
+        assert edge.figures.up_bytes < 2 * most
+        honest(channel)
+
+
+def test_an_announced_gigabyte_takes_no_memory():
+    head = (1 << 30).to_bytes(4, "little") * 2
+    large = Tensor(name="values", dtype="float32", shape=[1 << 28])
+    said = wire.Question(id=1, point=1, rows=2, seconds=1.0, values=Payload(codec="identity", tensors=[large]))
+    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel:
+        before = resident_megabytes()
+        for opening in (head, head + bytes(1000)):
+            with Asker(channel, POINTS) as asker:
+                asker.enter()
+                asker.say(opening)
+                assert_refused(asker.refusal(), Code.INVALID_ARGUMENT)
+        with Asker(channel, POINTS) as asker:
+            asker.enter()
+            asker.say(record(wire.ToServing(question=said)))
+            assert "MISFIT: tensor 'values' has 0 bytes and claims shape" in asker.answer()
+        assert resident_megabytes() - before < 20
+        honest(channel)
+
+
+# All at once, and somebody honest in the middle of it.
+
+AT_THE_DOOR = ["bytes", "record", "flip", "field", "cut"]
+
+
+def at_the_door(draw, asker: Asker, turn: int) -> bytes:
+    kind, knock = AT_THE_DOOR[turn % len(AT_THE_DOOR)], asker.knock()
+    if kind == "bytes":
+        return draw(st.binary(max_size=200))
+    if kind == "record":
+        head = draw(st.binary(max_size=100))
+        return len(head).to_bytes(4, "little") + bytes(4) + head
+    if kind == "cut":
+        return knock[: draw(st.integers(0, len(knock) - 1))]
+    if kind == "field":
+        changed = {"model": "0" * 64, "protocol": 1, "points": ["x"], "codecs": ["x"], "version": "1"}
+        name = draw(st.sampled_from(sorted(changed)))
+        return asker.knock(**{name: changed[name]})
+    flipped = bytearray(knock)
+    flipped[draw(st.integers(0, len(knock) - 1))] ^= 1 << draw(st.integers(0, 7))
+    return bytes(flipped)
+
+
+def in_a_stream(draw, id: int) -> bytes:
+    kind = draw(st.sampled_from(["bytes", "flip", "values", "numbers", "structure"]))
+    if kind == "bytes":
+        return draw(st.binary(max_size=300))
+    if kind == "values":
+        factor = draw(st.sampled_from([math.nan, math.inf, 1e38, -1e30, 0.0]))
+        return question(CROSSING * factor, id=id, point=1)
+    if kind == "numbers":
+        number = st.integers(0, 2**32 - 1)
+        return question(
+            CROSSING, id, point=draw(number), codec=draw(number), rows=draw(number), seconds=draw(st.floats())
+        )
+    if kind == "structure":
+        shape = draw(st.lists(st.integers(0, 5), max_size=5))
+        dtype = draw(st.sampled_from([torch.float32, torch.bool, torch.int64, torch.bfloat16]))
+        return question(torch.zeros(shape, dtype=dtype), id=id, point=draw(st.integers(0, 1)), rows=2)
+    data = bytearray(question(CROSSING, id=id, point=1))
+    for _ in range(draw(st.integers(1, 8))):
+        data[draw(st.integers(0, min(len(data), 120) - 1))] ^= 1 << draw(st.integers(0, 7))
+    return bytes(data)
+
+
+BATCH, INSIDE = 20, 15  # messages of one example, and those of them in a stream that is open
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("messages", [2_000, pytest.param(10_000, marks=pytest.mark.shows)])
+def test_thousands_of_hostile_messages_disturb_nobody(messages):
+    sent, codes, sizes, wrong = [0], set(), [], []
+    inputs = batch("LeNet", 2, seed=1)
+    with torch.no_grad():
+        whole = POINTS.model(inputs)
+    with ExitStack() as stack:
+        edge = stack.enter_context(InferenceEdge(POINTS, queue=64))
+        channel = stack.enter_context(channel_to(edge))
+        device = stack.enter_context(InferenceDevice(POINTS, [edge.address], fallback=False, patience=60.0))
+        over = threading.Event()
+
+        def honestly():
+            while not over.is_set():
+                if not torch.equal(device.infer(inputs, point="pool2").outputs, whole):
+                    wrong.append(1)
+                over.wait(0.005)
+
+        thread = threading.Thread(target=honestly, daemon=True)
+        thread.start()
+        dribblers = [socket.create_connection(("127.0.0.1", edge.port)) for _ in range(20)]
+
+        @settings(
+            max_examples=messages // BATCH,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.data())
+        def barrage(data):
+            with Asker(channel, POINTS) as inside:
+                inside.enter()
+                for id in range(INSIDE):
+                    inside.say(in_a_stream(data.draw, id + 1))
+                inside.done()
+                found = inside.refusal()
+                assert found[0] in REFUSED | {Code.OK}, found
+                codes.add(found[0])
+            for turn in range(BATCH - INSIDE):
+                with Asker(channel, POINTS) as outside:
+                    outside.say(at_the_door(data.draw, outside, turn))
+                    outside.done()
+                    found = outside.refusal()
+                    assert found[0] in REFUSED | {Code.OK, Code.NOT_FOUND, Code.CANCELLED}, found
+                    codes.add(found[0])
+            sent[0] += BATCH
+            for number, dribbler in enumerate(dribblers):
+                try:
+                    dribbler.send(b"P")  # a byte at a time of what might become HTTP/2
+                except OSError:
+                    dribblers[number] = socket.create_connection(("127.0.0.1", edge.port))
+            if sent[0] % (messages // 10) < BATCH:
+                sizes.append(resident_megabytes())
+
+        barrage()
+        over.set()
+        thread.join(30)
+        for dribbler in dribblers:
+            dribbler.close()
+        assert not thread.is_alive()
+        assert wrong == []
+        assert device.figures.answers["edge"] > messages // 100
+        assert device.figures.broken == 0
+        assert sent[0] >= messages
+        assert edge.figures.outcomes["misfit"] > 0
+        honest(channel)
+    assert {Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.NOT_FOUND} <= codes
+    assert sizes[-1] - sizes[len(sizes) // 4] < 40, sizes
