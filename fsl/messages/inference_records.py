@@ -51,20 +51,6 @@ def question_record(*, id: int, point: int, codec: int, rows: int, seconds: floa
     return record(pb.ToServing(question=said), values)
 
 
-def answered_record(
-    *, id: int, queue_seconds: float, compute_seconds: float, batch_rows: int, outputs: Payload
-) -> bytes:
-    """An answer with the model's outputs."""
-    said = pb.Answered(
-        id=id,
-        queue_seconds=queue_seconds,
-        compute_seconds=compute_seconds,
-        batch_rows=batch_rows,
-        outputs=describe(outputs),
-    )
-    return record(pb.FromServing(answered=said), outputs)
-
-
 def unanswered_record(
     *, id: int, failing: pb.Failing, reason: str, queue_seconds: float = 0.0, retry_seconds: float = 0.0
 ) -> bytes:

@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fsl.codecs.codec import Payload
-from fsl.errors import SplitError, WireError
+from fsl.errors import SplitError
+from fsl.inference.serving.batch_input import BatchInput, read_batch
 from fsl.inference.serving.batching import Batching, BatchQueue, DueBatch
 from fsl.inference.serving.edge_counts import EdgeCounts, Outcome
 from fsl.inference.serving.question import Outgoing, Post, WaitingQuestion
 from fsl.inference.split_points import SplitPoints
 from fsl.messages import inference_pb2 as pb
-from fsl.messages.inference_records import answered_record, unanswered_record, whole_payload
+from fsl.messages.answer_records import AnswerOf, answered_records
+from fsl.messages.inference_records import unanswered_record
 from fsl.quoting import one_line
-from fsl.segments.tensor_trees import Values
 from fsl.wire.seldom import Seldom
 
 log = logging.getLogger(__name__)
@@ -110,72 +110,50 @@ class Desk:
         self._answer(batch)
         return True
 
-    def _answer(self, batch: DueBatch[WaitingQuestion]) -> None:
+    def _answer(self, due: DueBatch[WaitingQuestion]) -> None:
         began = self._clock()
-        for one in batch.expired:
+        for one in due.expired:
             self._fail(one, pb.EXPIRED, "its time was over before its turn came", began)
-        came = [(one, values) for one in batch.questions if (values := self._decoded(one, began)) is not None]
-        if not came:
+        batch = read_batch(due.questions)
+        for one, reason in batch.misfits:
+            self._fail(one, pb.MISFIT, reason, began)
+        if not batch.questions:
             return
         try:
-            outputs, rows = self._outputs(came), sum(one.rows for one, _ in came)
+            outputs = self._outputs(batch)
         except Exception as error:
-            if len(came) == 1:
-                self._tell(came[0][0], error, began)
+            if len(batch.questions) == 1:
+                self._tell(batch.questions[0], error, began)
                 return
-            for one, values in came:
-                self._answer_alone(one, values, began)
+            for one in batch.each():
+                self._answer_alone(one, began)
             return
-        self._give(came, outputs, rows, began)
+        self._give(batch, outputs, began)
 
-    def _answer_alone(self, one: WaitingQuestion, values: Values, began: float) -> None:
+    def _answer_alone(self, one: BatchInput, began: float) -> None:
         try:
-            outputs = self._outputs([(one, values)])
+            outputs = self._outputs(one)
         except Exception as error:
-            self._tell(one, error, began)
+            self._tell(one.questions[0], error, began)
             return
-        self._give([(one, values)], outputs, one.rows, began)
+        self._give(one, outputs, began)
 
-    def _decoded(self, one: WaitingQuestion, began: float) -> Values | None:
-        try:
-            return one.writer.decode(whole_payload(one.message, one.data), one.rows)
-        except WireError as error:
-            self._fail(one, pb.MISFIT, str(error), began)
-        except Exception as error:  # of a codec, for what somebody sent
-            self._fail(one, pb.MISFIT, f"{type(error).__name__}: {error}", began)
-        return None
-
-    def _outputs(self, came: list[tuple[WaitingQuestion, Values]]) -> Tensor:
-        first, rows = came[0][0], sum(one.rows for one, _ in came)
-        values = first.writer.gate.joined([values for _, values in came], rows)
-        outputs = self._points.tail(first.key, values.to(self._accelerator))
-        if len(outputs) != rows:
-            raise SplitError(f"the model gives {len(outputs)} outputs for {rows} rows")
+    def _outputs(self, batch: BatchInput) -> Tensor:
+        values = batch.joined().to(self._accelerator)
+        outputs = self._points.tail(batch.questions[0].key, values)
+        if len(outputs) != batch.rows:
+            raise SplitError(f"the model gives {len(outputs)} outputs for {batch.rows} rows")
         return outputs.cpu().contiguous()
 
-    def _give(self, came: list[tuple[WaitingQuestion, Values]], outputs: Tensor, rows: int, began: float) -> None:
-        now = self._clock()
+    def _give(self, batch: BatchInput, outputs: Tensor, began: float) -> None:
+        now, rows = self._clock(), len(outputs)
         seconds = now - began
         self._note(rows, seconds, now)
-        waits = [began - one.arrived for one, _ in came]
-        self._counts.computed(rows, seconds, waits)
-        self._counts.ended("answered", len(came))
-        parts = [outputs] if len(came) == 1 else outputs.split([one.rows for one, _ in came])
-        self._post.deliver(
-            [
-                Outgoing(
-                    one.asker,
-                    answered_record(
-                        id=one.message.id,
-                        queue_seconds=wait,
-                        compute_seconds=seconds,
-                        batch_rows=rows,
-                        outputs=Payload("identity", (("values", part),)),
-                    ),
-                )
-                for (one, _), part, wait in zip(came, parts, waits, strict=True)
-            ]
-        )
+        answers = [AnswerOf(one.message.id, one.rows, began - one.arrived) for one in batch.questions]
+        self._counts.computed(rows, seconds, [one.queue_seconds for one in answers])
+        self._counts.ended("answered", len(answers))
+        said = answered_records(answers, outputs, seconds, rows)
+        self._post.deliver([Outgoing(one.asker, record) for one, record in zip(batch.questions, said, strict=True)])
 
     def _note(self, rows: int, seconds: float, now: float) -> None:
         with self._changed:

@@ -32,9 +32,13 @@ class _Place:
                 f"{self.name} is {tensor.dtype} of shape {tuple(tensor.shape)}; {self.dtype} of shape {tuple(wanted)} "
                 "crosses there"
             )
-        # The extremes of what holds a NaN are NaN: one pass, and no tensor of truth values.
-        if self.finite and tensor.is_floating_point() and not all(map(isfinite, torch.aminmax(tensor))):
+        if not self.is_fine(tensor):
             raise WireError(f"{self.name} has a value that is not finite")
+
+    def is_fine(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor of this dtype is finite, where it must be."""
+        # The extremes of what holds a NaN are NaN: one pass, and no tensor of truth values.
+        return not (self.finite and tensor.is_floating_point()) or all(map(isfinite, torch.aminmax(tensor)))
 
 
 class PointGate:
@@ -80,6 +84,20 @@ class PointGate:
         """The classes that its structure names, as `CutCodec` takes them."""
         text = "" if isinstance(self._like, Tensor) else self._like.structure
         return Allowed(ALLOWED, structures.classes(text) if text else None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one tensor crosses, any bytes of which are numbers."""
+        return isinstance(self._like, Tensor) and self._like.dtype is not torch.bool
+
+    def empty(self, rows: int) -> Tensor:
+        """Returns memory for so many rows of the one tensor that crosses."""
+        (place,) = self._places
+        return torch.empty((rows, *place.shape), dtype=place.dtype)
+
+    def is_finite(self, values: Tensor) -> bool:
+        """Returns whether all values are finite, where they must be, of the one tensor that crosses."""
+        return self._places[0].is_fine(values)
 
     def check_structure(self, payload: Payload, rows: int) -> None:
         """Raise WireError where a payload's tensors lie otherwise than the model passes them."""

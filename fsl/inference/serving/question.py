@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fsl.inference.serving.served_codecs import CutWriter
 from fsl.messages import inference_pb2 as pb
@@ -16,7 +16,7 @@ class Asker(Protocol):
     gone: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True)  # not frozen, which would take longer than all else at its arrival
 class WaitingQuestion:
     """A question with its record, which is decoded when its turn comes. Times are those of the edge's clock."""
 
@@ -40,8 +40,7 @@ class WaitingQuestion:
         return self.asker.gone
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A record for whoever asked."""
 
     asker: Asker

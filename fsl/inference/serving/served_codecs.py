@@ -14,10 +14,13 @@ from fsl.errors import ConfigError, FslError, WireError
 from fsl.importing.import_paths import ALLOWED
 from fsl.importing.spec import Spec
 from fsl.inference.serving.point_gate import PointGate
+from fsl.messages import messages_pb2 as pb
+from fsl.messages.frames import describe
 from fsl.segments.tensor_trees import Values
 
 _ROOM = 1 << 10  # bytes that a decoded tensor may have beyond those of its rows
 _LONGEST = 4096  # characters of a description
+_KEPT = 256  # descriptions, by rows
 
 
 def own_codec(given: CodecChoice) -> Spec:
@@ -64,6 +67,18 @@ class CutWriter:
         self._fitting: set[int] = set()  # rows of batches that the codec takes
         self._codec = CutCodec(make if gate.activations else Identity, gate.allowed)
         self._codec.training = False
+        self._plain = gate.is_plain and isinstance(make(), Identity)
+        self._descriptions: dict[int, pb.Payload] = {}  # of plain payloads, by rows
+
+    def is_plain(self, message: pb.Payload, rows: int, size: int) -> bool:
+        """Returns whether a payload of `size` bytes is described as the tensor itself, of so many rows."""
+        if not self._plain or size != rows * self.gate.row_bytes:
+            return False
+        if rows not in self._descriptions:
+            if len(self._descriptions) >= _KEPT:
+                self._descriptions.clear()
+            self._descriptions[rows] = describe(Identity().encode(self.gate.empty(rows)))
+        return message == self._descriptions[rows]
 
     def encode(self, values: Values) -> Payload:
         """Encode what crosses, (B, ...); ConfigError where the codec cannot take a batch of this shape."""

@@ -1,0 +1,210 @@
+"""Measures an edge that serves a model: questions a second and their times, with batching and without.
+
+    python -m benchmarks.serving                 # LeNet and MLP, 1, 8 and 64 clients; some minutes
+    python -m benchmarks.serving --only LeNet --pairs 3
+
+One process serves, another is all clients: each has a stream of its own and one question of one row in flight. Beside
+it, in turn: a gRPC server that returns the same bytes as they come, and the bare model, row after row and in batches
+of 64, in a loop of one process. The median over the pairs counts. One torch thread a process, no TLS.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import grpc
+import torch
+
+from benchmarks.echo import BareServer
+from benchmarks.processes import Row, missed, processes, ratio_row, round_, show
+from fsl.codecs import Identity
+from fsl.inference import SplitPoints
+from fsl.inference.serving import Batching, InferenceEdge
+from fsl.installed import __version__
+from fsl.messages import inference_pb2 as pb
+from fsl.messages.inference_records import question_record, record
+from fsl.messages.versions import PROTOCOL
+from fsl.models import MLP, LeNet
+from fsl.wire.options import INFER_METHOD, Limits, channel_options
+
+MODELS = {"LeNet": (LeNet, (1, 28, 28), "pool1"), "MLP": (MLP, (1, 28, 28), "stage1")}
+CLIENTS = (1, 8, 64)
+BATCHING = {"off": Batching(), "on": Batching(64, 0.0), "on, 2 ms": Batching(64, 0.002)}
+TARGET = 0.5  # seconds of a question with batching, over those without, at 64 clients
+_ID = record(pb.ToServing(question=pb.Question(id=0x1122334455667788))).index(b"\x88\x77\x66\x55")
+
+
+def points_of(name: str) -> SplitPoints:
+    torch.manual_seed(0)
+    make, shape, _ = MODELS[name]
+    return SplitPoints(make(shape, 10), torch.randn(3, *shape), [MODELS[name][2]])
+
+
+def crossing(points: SplitPoints, name: str) -> torch.Tensor:
+    found = points.head(MODELS[name][2], points.example[:1])
+    assert isinstance(found, torch.Tensor)
+    return found.contiguous()
+
+
+class ServingProcess:
+    """An edge for one model and kind of batching at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._points = points_of(name)
+        self._name = name
+        self._edge: InferenceEdge | None = None
+
+    def serve(self, batching: str) -> int:
+        self.stop()
+        self._edge = InferenceEdge(self._points, batching=BATCHING[batching], queue=4096)
+        return self._edge.port
+
+    def stop(self) -> tuple[int, int, float]:
+        """Returns the questions, the batches, and the seconds in which the model computed."""
+        if self._edge is None:
+            return 0, 0, 0.0
+        figures = self._edge.figures
+        self._edge.close()
+        self._edge = None
+        return figures.outcomes.get("answered", 0), figures.batches, figures.busy_seconds
+
+    def bare(self, rows: int, seconds: float) -> float:
+        """Returns rows a second of the model alone, in batches of so many."""
+        point, one = MODELS[self._name][2], crossing(self._points, self._name)
+        batch = one.expand(rows, *one.shape[1:]).contiguous()
+        count, end = 0, time.perf_counter() + seconds
+        began = time.perf_counter()
+        while time.perf_counter() < end:
+            self._points.tail(point, batch)
+            count += rows
+        return count / (time.perf_counter() - began)
+
+    def close(self) -> None:
+        self.stop()
+
+
+class Load:
+    """All clients: streams that ask one question after the other."""
+
+    def __init__(self, name: str) -> None:
+        points = points_of(name)
+        self._model = points.digest()
+        values = Identity().encode(crossing(points, name))
+        self._question = question_record(id=1, point=1, codec=0, rows=1, seconds=60.0, values=values)
+        self._runner = asyncio.Runner()
+
+    def ask(self, port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
+        """Returns questions a second, and each one's seconds."""
+        return self._runner.run(self._ask(port, clients, seconds, INFER_METHOD))
+
+    def echo(self, port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
+        return self._runner.run(self._ask(port, clients, seconds, "/Echo/Stream"))
+
+    async def _ask(self, port: int, clients: int, seconds: float, method: str) -> tuple[float, list[float]]:
+        took: list[float] = []
+        options = [*channel_options(Limits.max_message_bytes), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            knock = record(pb.ToServing(knock=pb.Knock(protocol=PROTOCOL, version=__version__, model=self._model)))
+            streams = []
+            for _ in range(clients):
+                stream = channel.stream_stream(method)()
+                await stream.write(knock)
+                await stream.read()
+                streams.append(stream)
+            began = time.perf_counter()
+            end = began + seconds
+            await asyncio.gather(*(self._client(stream, end, took) for stream in streams))
+            rate = len(took) / (time.perf_counter() - began)
+            for stream in streams:
+                await stream.done_writing()
+        return rate, took
+
+    async def _client(self, stream: Any, end: float, took: list[float]) -> None:
+        question, id = bytearray(self._question), 0
+        while (began := time.perf_counter()) < end:
+            id += 1
+            question[_ID : _ID + 8] = id.to_bytes(8, "little")
+            await stream.write(bytes(question))
+            await stream.read()
+            took.append(time.perf_counter() - began)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def measure(name: str, pairs: int, seconds: float) -> list[Row]:
+    rows: list[Row] = []
+    with processes((ServingProcess, name), (Load, name), (BareServer, None)) as (edge, load, bare):
+        bare.ask("port")
+        echo_port = bare.answer()
+        edge.ask("bare", 1, seconds)
+        alone = edge.answer()
+        edge.ask("bare", 64, seconds)
+        show(
+            {"what": f"{name}: the bare model in a loop", "rows a second": round(alone), "in 64s": round(edge.answer())}
+        )
+        for clients in CLIENTS:
+            rates: dict[str, list[float]] = {kind: [] for kind in ("echo", *BATCHING)}
+            times: dict[str, list[float]] = {kind: [] for kind in rates}
+            sizes: dict[str, list[float]] = {kind: [] for kind in BATCHING}
+            for _ in range(pairs):
+                for kind in rates:
+                    if kind == "echo":
+                        load.ask("echo", echo_port, clients, seconds)
+                    else:
+                        edge.ask("serve", kind)
+                        load.ask("ask", edge.answer(), clients, seconds)
+                    rate, took = load.answer()
+                    rates[kind].append(rate)
+                    times[kind] += took
+                    if kind != "echo":
+                        edge.ask("stop")
+                        answered, batches, _ = edge.answer()
+                        sizes[kind].append(answered / max(1, batches))
+            for kind in rates:
+                rows.append(show(row(name, clients, kind, rates, times[kind], sizes)))
+    return rows
+
+
+def row(
+    name: str,
+    clients: int,
+    kind: str,
+    rates: dict[str, list[float]],
+    times: Sequence[float],
+    sizes: dict[str, list[float]],
+) -> Row:
+    cuts = quantiles(times, n=100)
+    found: Row = {"what": f"{name}, {clients} clients, {kind}", "a second": round(median(rates[kind]))}
+    found |= {"p50 ms": round_(1000 * cuts[49]), "p99 ms": round_(1000 * cuts[98])}
+    if kind in sizes:
+        found["rows a batch"] = round(median(sizes[kind]), 1)
+        found["of echo"] = round_(median(one / other for one, other in zip(rates[kind], rates["echo"])))
+    target = TARGET if clients == 64 and kind != "off" else None
+    ratios = [off / one for one, off in zip(rates[kind], rates["off"])]
+    return found | ratio_row("over a question without batching", ratios, target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--pairs", type=int, default=5, help="runs in turn; the median counts")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
+    parser.add_argument("--json", help="also write the rows to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = [arguments.only] if arguments.only else [*MODELS]
+    rows = [row for name in names for row in measure(name, arguments.pairs, arguments.seconds)]
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(rows, indent=2))
+    sys.exit(missed(rows))
+
+
+if __name__ == "__main__":
+    main()
