@@ -30,7 +30,8 @@ class MetricsEndpoint:
     """Serves a registry at `address` (host:port; port 0: any free one); ConfigError where it cannot listen there.
 
     `setting` is the option that named the address, and `role` says who serves. The process is in good health while it
-    can write into `folder`, which `folder_setting` named; `about` adds to what /health tells.
+    can write into `folder`, which `folder_setting` named; one that writes nothing has no folder, and is in good health
+    while it answers. `about` adds to what /health tells.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class MetricsEndpoint:
         address: str,
         registry: CollectorRegistry,
         role: str,
-        folder_setting: str,
-        folder: Path,
+        folder_setting: str = "",
+        folder: Path | None = None,
         about: Callable[[], dict[str, Any]] = dict,
     ):
         def wrong() -> str:
-            return why_unwritable(folder_setting, folder)
+            return "" if folder is None else why_unwritable(folder_setting, folder)
 
         def health() -> dict[str, Any]:
             reason = wrong()
@@ -55,8 +56,9 @@ class MetricsEndpoint:
         info.labels(role, __version__).set(1)
         healthy = Gauge("fsl_healthy", "1 while the process can write into its folder, else 0.", registry=registry)
         healthy.set_function(lambda: float(not wrong()))
-        room = Gauge("fsl_disk_free_bytes", "Room on the disk of the process's folder.", registry=registry)
-        room.set_function(lambda: _free(folder))
+        if folder is not None:
+            room = Gauge("fsl_disk_free_bytes", "Room on the disk of the process's folder.", registry=registry)
+            room.set_function(lambda: _free(folder))
         host, _, port = address.rpartition(":")
         try:
             self._server = _listening(host.strip("[]"), int(port))

@@ -1,4 +1,4 @@
-"""All metrics that cloud, edges and devices serve, as Prometheus would find them."""
+"""All metrics that cloud, edges and devices serve, in training and in inference, as Prometheus would find them."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,8 @@ from fsl.deployment.cloud.cloud_metrics import CloudMetrics
 from fsl.deployment.node import device_metrics
 from fsl.deployment.node.node_metrics import NodeMetrics
 from fsl.deployment.node.node_settings import NodeSettings
+from fsl.inference.serving.answer import AnswerSeconds
+from fsl.inference.serving.serving_metrics import PrometheusDeviceCounts, PrometheusEdgeCounts
 from fsl.run.observers import RunInfo
 from tests.helpers.node_setups import EDGE
 
@@ -36,10 +38,20 @@ def every_metric(folder, monkeypatch) -> list[Served]:
         cloud.on_start(RunInfo("S", "M", "D", 1, 1, 1, None))
         scores = {"loss": 1.0, "train_loss": 1.0, "accuracy": 1.0, "epsilon_model": 1.0}
         cloud.on_round({"round": 1, "seconds": 1.0, "devices": 1, **scores})
-        return [*_served(node.registry), *_served(cloud.registry)]
+        return [*_served(node.registry), *_served(cloud.registry), *_serving()]
     finally:
         node.close()
         cloud.close()
+
+
+def _serving() -> list[Served]:
+    """The metrics of an edge that serves a model, and of a device that asks it."""
+    registry = CollectorRegistry()
+    edge, device = PrometheusEdgeCounts(registry), PrometheusDeviceCounts(registry)
+    edge.ended("answered")
+    edge.refused("UNAVAILABLE")
+    device.answered("device", AnswerSeconds(), "late")
+    return _served(registry)
 
 
 def _served(registry: CollectorRegistry) -> list[Served]:
