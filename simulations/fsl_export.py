@@ -15,12 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.codecs.codec_choice import build_codecs
 from fsl.codecs.codec_maker import codec_of
+from fsl.data import TaskData
 from fsl.errors import ConfigError, FslError
 from fsl.export.exported_segments import FORMATS, export_trained
 from fsl.export.pretrained import save_trained
 from fsl.export.trained_model import Inputs, TrainedModel
 from fsl.files import load_tensors
 from fsl.importing.building import unknown
+from fsl.objective import Objective
 from fsl.run.config import (
     build_data,
     build_model,
@@ -97,6 +99,20 @@ def command(arguments: Sequence[str]) -> int:
 
 def read_trained(folder: Path) -> TrainedModel:
     """Returns the model of a finished run of fsl-simulate; ConfigError where the folder has none."""
+    return read_trained_run(folder).trained
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run's model with the data and the objective that it was trained with."""
+
+    trained: TrainedModel
+    data: TaskData
+    objective: Objective
+
+
+def read_trained_run(folder: Path) -> TrainedRun:
+    """Returns a finished run of fsl-simulate; ConfigError as `read_trained`."""
     run = RunFolder(folder)
     config = OmegaConf.load(run.federation_config) if run.federation_config.exists() else config_of(run)
     top = read_config(DictConfig(config))
@@ -112,7 +128,7 @@ def read_trained(folder: Path) -> TrainedModel:
     if private and not run.back_path.exists():
         raise ConfigError(f"{folder} has neither {run.model_path.name} nor {run.back_path.name}; restore one")
     privacy = build_privacy(top.privacy)
-    return TrainedModel(
+    trained = TrainedModel(
         module=module,
         cuts=() if top.cuts is not None else tuple(str(settings["model.cut"]).split(", ")),
         places=None if (places := build_places(top.model)) is None else tuple(places),
@@ -133,6 +149,7 @@ def read_trained(folder: Path) -> TrainedModel:
         if is_changed(top.model) or isinstance(module, CodedModel)
         else given_arguments(top.model, input_shape=data.input_shape, classes=outputs_of(data, objective)),
     )
+    return TrainedRun(trained, data, objective)
 
 
 def in_words(manifest: Mapping[str, Any]) -> str:

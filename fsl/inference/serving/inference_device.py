@@ -20,6 +20,7 @@ from fsl.inference.serving.device_part import DevicePart, outputs_of
 from fsl.inference.serving.dispatcher import Dispatcher
 from fsl.inference.serving.edge_link import EdgeLink, LinkTerms
 from fsl.inference.serving.local_rest import ModelAtHand
+from fsl.inference.serving.loopback import refuse_unencrypted
 from fsl.inference.serving.measured_link import LinkMeter, MeasuredLink
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.serving.point_gate import PointGate
@@ -51,7 +52,7 @@ class InferenceDevice:
     the constructor waits until an edge is open. `pending`: questions that may be without an answer at a time; who asks
     more waits.
     `assumed_mbit`: rate of the link until it is measured. `token`: as `sign_grant` makes it. `certificates`: of a
-    device; None for no TLS.
+    device; None for no TLS, to edges on this machine alone.
 
     Any thread may ask. ConfigError for what cannot be asked.
     """
@@ -82,6 +83,8 @@ class InferenceDevice:
         for address in edges:
             if not is_address(address) or edges.count(address) > 1:
                 raise ConfigError(f"edges: {address!r} must be host:port, named once")
+            if certificates is None:
+                refuse_unencrypted(address)
         limits, model = limits or Limits(), threading.Lock()
         self.policy: ChoosesPoint = policy or FixedPoint()
         self._clock = clock

@@ -1,4 +1,4 @@
-"""Keeps an edge that everybody may ask, or that does not encrypt, on its own machine."""
+"""Keeps what is not encrypted, and edges that everybody may ask, on one machine."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -25,6 +25,15 @@ def refuse_open(listen: str, certificates: Certificates | None, keys: Sequence[o
         raise ConfigError(
             f"listen={listen}: everybody could ask; give the public key by which devices' tokens are signed (or a "
             "client CA, for devices with certificates), or listen at 127.0.0.1"
+        )
+
+
+def refuse_unencrypted(address: str) -> None:
+    """ConfigError for an edge on another machine that a device would ask without TLS."""
+    if not is_loopback(address.rpartition(":")[0]):
+        raise ConfigError(
+            f"edges: {address} is another machine, and without TLS everybody on the way reads what is sent; give "
+            "certificates (Certificates() counts the machine's own authorities)"
         )
 
 

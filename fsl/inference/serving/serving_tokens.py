@@ -64,8 +64,9 @@ def check_grant(token: bytes, keys: Sequence[Ed25519PublicKey], now: float) -> S
 
 def load_operator_key(path: Path) -> Ed25519PrivateKey:
     """Read an operator's private key, Ed25519 in PEM without passphrase; ConfigError for another."""
+    data = read_private("key", path)
     try:
-        key = load_pem_private_key(read_private("key", path), None)
+        key = load_pem_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(f"key={path}: it is no private key in PEM; fsl-serve key makes one") from None
     if not isinstance(key, Ed25519PrivateKey):

@@ -1,0 +1,97 @@
+"""`fsl-serve`: serves the model of a finished run between devices and edges."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
+from fsl.simulations.error_lines import one_line
+from fsl.simulations.serving.serve_device import serve_device
+from fsl.simulations.serving.serve_edge import serve_edge
+from fsl.simulations.serving.serve_tokens import make_key, make_token
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.errors import ConfigError, FslError
+from fsl.segments.uncompiled import leave_out_compiler
+
+_USAGE = """usage: fsl-serve edge   run=FOLDER address=HOST:PORT cert=FILE cert-key=FILE token-key=FILE [name=value ...]
+       fsl-serve device run=FOLDER edge=HOST:PORT[,...] ca=FILE token=FILE [name=value ...]
+       fsl-serve key    [out=FOLDER]
+       fsl-serve token  key=FILE name=NAME [days=30] [out=FILE]
+
+edge serves the model of a finished run of fsl-simulate until Ctrl-C; device sends it rows of the run's data set, and
+prints accuracy, latency and fallbacks. Both read the same run. key makes an operator's key pair, and token a token that
+lets a device ask.
+
+Both ends:
+  run=FOLDER          a finished run
+  points=NAME[,NAME]  points where the model can be divided, or all; default: the run's own cuts
+  front=3             whose front, where each device of the run has its own
+  insecure=true       no TLS, on this machine alone
+  threads=1           of torch
+  metrics=HOST:PORT   for Prometheus
+
+edge:
+  max-rows=64         rows that are joined into one batch; default: 1, none are joined
+  max-wait=0.002      seconds that they wait for each other at most; default: 0
+  queue=1024          rows that may wait, and that a question may have
+  client-ca=FILE      ask devices for certificates that this CA signed
+  allow=PACKAGE       more packages that devices' codecs may be from
+
+device:
+  point=NAME          where it divides the model; default: the first cut, or input, or output
+  codec=int8          of what crosses; default: identity
+  data=test           or validation, or train
+  rows=1 count=100    rows of a question, and questions
+  rate=20             questions a second; default: each when the one before is answered
+  deadline=0.1        seconds for an answer; then the device computes the rest itself
+  fallback=false      never compute the rest on the device
+  connect=5           seconds to wait for an edge before the first question
+  cert=FILE cert-key=FILE, where the edge asks for them"""
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "edge": serve_edge,
+    "device": serve_device,
+    "key": make_key,
+    "token": make_token,
+}
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code.
+
+    0; 1: it could not go on, or a question has no answer; 2: bad input; 130: Ctrl-C; 143: SIGTERM.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        print(_USAGE)
+        return 0
+    try:
+        if not arguments or arguments[0] not in _COMMANDS:
+            given = f"{arguments[0]!r} is none" if arguments else "none is given"
+            raise ConfigError(f"say what to do: {', '.join(_COMMANDS)}; {given}; see fsl-serve --help")
+        with sigterm_ends_like_ctrl_c():
+            return _COMMANDS[arguments[0]](arguments[1:]) or 0
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return _say(word, code)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        return _say(one_line(error), 2)
+    except (FslError, OSError) as error:
+        return _say(one_line(error), 1)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"fsl-serve: {line}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Run the console script."""
+    leave_out_compiler()
+    sys.path.append(os.getcwd())  # at the end: the user's own model lies here, and must shadow nothing
+    sys.exit(command(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

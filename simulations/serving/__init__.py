@@ -1,0 +1,1 @@
+"""What `fsl-serve` does: serves a run's model, asks it, and makes tokens."""

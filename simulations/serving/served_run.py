@@ -1,0 +1,21 @@
+"""A finished run's model, at the points where it is served."""
+
+from fsl.simulations.fsl_export import TrainedRun, read_trained_run
+from fsl.simulations.serving.serve_options import ServeOptions
+
+from fsl.inference import SplitPoints
+
+MODEL_OPTIONS = ("run", "points", "front")
+ALL = "all"
+
+
+def served_run(options: ServeOptions) -> tuple[TrainedRun, SplitPoints]:
+    """Read the run that options name, and divide its model: at the run's own cuts, unless they name points.
+
+    ConfigError, or SplitError for a point that the model does not have.
+    """
+    run = read_trained_run(options.path("run"))
+    trained = run.trained
+    points = options.texts("points") or list(trained.cuts)
+    example = trained.inputs().rows
+    return run, SplitPoints(trained.whole(options.whole("front", None)), example, None if ALL in points else points)
