@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from fsl.messages import messages_pb2 as fsl_dot_messages_dot_messages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66sl/messages/inference.proto\x12\x08\x66sl.wire\x1a\x1b\x66sl/messages/messages.proto\"h\n\x05Knock\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x10\n\x08protocol\x18\x02 \x01(\x07\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06points\x18\x05 \x03(\t\x12\x0e\n\x06\x63odecs\x18\x06 \x03(\t\"t\n\x06Loaded\x12\x10\n\x08protocol\x18\x01 \x01(\x07\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06points\x18\x03 \x03(\t\x12\x11\n\tmax_bytes\x18\x04 \x01(\x06\x12\x10\n\x08max_rows\x18\x05 \x01(\x07\x12\x12\n\nunanswered\x18\x06 \x01(\x07\"v\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\x06\x12\r\n\x05point\x18\x02 \x01(\x07\x12\r\n\x05\x63odec\x18\x03 \x01(\x07\x12\x0c\n\x04rows\x18\x04 \x01(\x07\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12!\n\x06values\x18\x06 \x01(\x0b\x32\x11.fsl.wire.Payload\"~\n\x08\x41nswered\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\x07\x12\"\n\x07outputs\x18\x05 \x01(\x0b\x32\x11.fsl.wire.Payload\"z\n\nUnanswered\x12\n\n\x02id\x18\x01 \x01(\x06\x12\"\n\x07\x66\x61iling\x18\x02 \x01(\x0e\x32\x11.fsl.wire.Failing\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x15\n\rretry_seconds\x18\x05 \x01(\x01\"\x17\n\x05Probe\x12\x0e\n\x06number\x18\x01 \x01(\x06\"=\n\x06\x45\x63hoed\x12\x0e\n\x06number\x18\x01 \x01(\x06\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04load\x18\x03 \x01(\x01\"\x7f\n\tToServing\x12 \n\x05knock\x18\x01 \x01(\x0b\x32\x0f.fsl.wire.KnockH\x00\x12&\n\x08question\x18\x02 \x01(\x0b\x32\x12.fsl.wire.QuestionH\x00\x12 \n\x05probe\x18\x03 \x01(\x0b\x32\x0f.fsl.wire.ProbeH\x00\x42\x06\n\x04\x62ody\"\xb1\x01\n\x0b\x46romServing\x12\"\n\x06loaded\x18\x01 \x01(\x0b\x32\x10.fsl.wire.LoadedH\x00\x12&\n\x08\x61nswered\x18\x02 \x01(\x0b\x32\x12.fsl.wire.AnsweredH\x00\x12*\n\nunanswered\x18\x03 \x01(\x0b\x32\x14.fsl.wire.UnansweredH\x00\x12\"\n\x06\x65\x63hoed\x18\x04 \x01(\x0b\x32\x10.fsl.wire.EchoedH\x00\x42\x06\n\x04\x62ody\"-\n\x0cServingToken\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x01\"6\n\x12SignedServingToken\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c*S\n\x07\x46\x61iling\x12\x13\n\x0fUNKNOWN_FAILING\x10\x00\x12\x0b\n\x07\x45XPIRED\x10\x01\x12\x0e\n\nOVERLOADED\x10\x02\x12\n\n\x06MISFIT\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66sl/messages/inference.proto\x12\x08\x66sl.wire\x1a\x1b\x66sl/messages/messages.proto\"h\n\x05Knock\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x10\n\x08protocol\x18\x02 \x01(\x07\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06points\x18\x05 \x03(\t\x12\x0e\n\x06\x63odecs\x18\x06 \x03(\t\"\x92\x01\n\x06Loaded\x12\x10\n\x08protocol\x18\x01 \x01(\x07\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06points\x18\x03 \x03(\t\x12\x11\n\tmax_bytes\x18\x04 \x01(\x06\x12\x10\n\x08max_rows\x18\x05 \x01(\x07\x12\x12\n\nunanswered\x18\x06 \x01(\x07\x12\x0e\n\x06ticket\x18\x07 \x01(\x0c\x12\x0c\n\x04port\x18\x08 \x01(\x07\"v\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\x06\x12\r\n\x05point\x18\x02 \x01(\x07\x12\r\n\x05\x63odec\x18\x03 \x01(\x07\x12\x0c\n\x04rows\x18\x04 \x01(\x07\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12!\n\x06values\x18\x06 \x01(\x0b\x32\x11.fsl.wire.Payload\"~\n\x08\x41nswered\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x03 \x01(\x01\x12\x12\n\nbatch_rows\x18\x04 \x01(\x07\x12\"\n\x07outputs\x18\x05 \x01(\x0b\x32\x11.fsl.wire.Payload\"z\n\nUnanswered\x12\n\n\x02id\x18\x01 \x01(\x06\x12\"\n\x07\x66\x61iling\x18\x02 \x01(\x0e\x32\x11.fsl.wire.Failing\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x15\n\rretry_seconds\x18\x05 \x01(\x01\"\x17\n\x05Probe\x12\x0e\n\x06number\x18\x01 \x01(\x06\"=\n\x06\x45\x63hoed\x12\x0e\n\x06number\x18\x01 \x01(\x06\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x0c\n\x04load\x18\x03 \x01(\x01\"\x7f\n\tToServing\x12 \n\x05knock\x18\x01 \x01(\x0b\x32\x0f.fsl.wire.KnockH\x00\x12&\n\x08question\x18\x02 \x01(\x0b\x32\x12.fsl.wire.QuestionH\x00\x12 \n\x05probe\x18\x03 \x01(\x0b\x32\x0f.fsl.wire.ProbeH\x00\x42\x06\n\x04\x62ody\"\xb1\x01\n\x0b\x46romServing\x12\"\n\x06loaded\x18\x01 \x01(\x0b\x32\x10.fsl.wire.LoadedH\x00\x12&\n\x08\x61nswered\x18\x02 \x01(\x0b\x32\x12.fsl.wire.AnsweredH\x00\x12*\n\nunanswered\x18\x03 \x01(\x0b\x32\x14.fsl.wire.UnansweredH\x00\x12\"\n\x06\x65\x63hoed\x18\x04 \x01(\x0b\x32\x10.fsl.wire.EchoedH\x00\x42\x06\n\x04\x62ody\"-\n\x0cServingToken\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x01\"6\n\x12SignedServingToken\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c*S\n\x07\x46\x61iling\x12\x13\n\x0fUNKNOWN_FAILING\x10\x00\x12\x0b\n\x07\x45XPIRED\x10\x01\x12\x0e\n\nOVERLOADED\x10\x02\x12\n\n\x06MISFIT\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fsl.messages.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAILING']._serialized_start=1167
-  _globals['_FAILING']._serialized_end=1250
+  _globals['_FAILING']._serialized_start=1198
+  _globals['_FAILING']._serialized_end=1281
   _globals['_KNOCK']._serialized_start=71
   _globals['_KNOCK']._serialized_end=175
-  _globals['_LOADED']._serialized_start=177
-  _globals['_LOADED']._serialized_end=293
-  _globals['_QUESTION']._serialized_start=295
-  _globals['_QUESTION']._serialized_end=413
-  _globals['_ANSWERED']._serialized_start=415
-  _globals['_ANSWERED']._serialized_end=541
-  _globals['_UNANSWERED']._serialized_start=543
-  _globals['_UNANSWERED']._serialized_end=665
-  _globals['_PROBE']._serialized_start=667
-  _globals['_PROBE']._serialized_end=690
-  _globals['_ECHOED']._serialized_start=692
-  _globals['_ECHOED']._serialized_end=753
-  _globals['_TOSERVING']._serialized_start=755
-  _globals['_TOSERVING']._serialized_end=882
-  _globals['_FROMSERVING']._serialized_start=885
-  _globals['_FROMSERVING']._serialized_end=1062
-  _globals['_SERVINGTOKEN']._serialized_start=1064
-  _globals['_SERVINGTOKEN']._serialized_end=1109
-  _globals['_SIGNEDSERVINGTOKEN']._serialized_start=1111
-  _globals['_SIGNEDSERVINGTOKEN']._serialized_end=1165
+  _globals['_LOADED']._serialized_start=178
+  _globals['_LOADED']._serialized_end=324
+  _globals['_QUESTION']._serialized_start=326
+  _globals['_QUESTION']._serialized_end=444
+  _globals['_ANSWERED']._serialized_start=446
+  _globals['_ANSWERED']._serialized_end=572
+  _globals['_UNANSWERED']._serialized_start=574
+  _globals['_UNANSWERED']._serialized_end=696
+  _globals['_PROBE']._serialized_start=698
+  _globals['_PROBE']._serialized_end=721
+  _globals['_ECHOED']._serialized_start=723
+  _globals['_ECHOED']._serialized_end=784
+  _globals['_TOSERVING']._serialized_start=786
+  _globals['_TOSERVING']._serialized_end=913
+  _globals['_FROMSERVING']._serialized_start=916
+  _globals['_FROMSERVING']._serialized_end=1093
+  _globals['_SERVINGTOKEN']._serialized_start=1095
+  _globals['_SERVINGTOKEN']._serialized_end=1140
+  _globals['_SIGNEDSERVINGTOKEN']._serialized_start=1142
+  _globals['_SIGNEDSERVINGTOKEN']._serialized_end=1196
 # @@protoc_insertion_point(module_scope)

@@ -38,20 +38,24 @@ class Knock(_message.Message):
     def __init__(self, token: _Optional[bytes] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., points: _Optional[_Iterable[str]] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Loaded(_message.Message):
-    __slots__ = ("protocol", "version", "points", "max_bytes", "max_rows", "unanswered")
+    __slots__ = ("protocol", "version", "points", "max_bytes", "max_rows", "unanswered", "ticket", "port")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     UNANSWERED_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     points: _containers.RepeatedScalarFieldContainer[str]
     max_bytes: int
     max_rows: int
     unanswered: int
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., points: _Optional[_Iterable[str]] = ..., max_bytes: _Optional[int] = ..., max_rows: _Optional[int] = ..., unanswered: _Optional[int] = ...) -> None: ...
+    ticket: bytes
+    port: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., points: _Optional[_Iterable[str]] = ..., max_bytes: _Optional[int] = ..., max_rows: _Optional[int] = ..., unanswered: _Optional[int] = ..., ticket: _Optional[bytes] = ..., port: _Optional[int] = ...) -> None: ...
 
 class Question(_message.Message):
     __slots__ = ("id", "point", "codec", "rows", "seconds", "values")

@@ -25,7 +25,7 @@ def record(message: pb.ToServing | pb.FromServing, payload: Payload | None = Non
     return b"".join([_LENGTHS.pack(len(head), sum(map(len, parts))), head, *parts])
 
 
-def records(data: bytes, kind: type[Message]) -> Iterator[tuple[Message, memoryview, int]]:
+def records(data: bytes | memoryview, kind: type[Message]) -> Iterator[tuple[Message, memoryview, int]]:
     """Yields each message of what came, the bytes behind it, and how many bytes the record has.
 
     WireError for what is no record, and for no record at all.
@@ -43,6 +43,14 @@ def records(data: bytes, kind: type[Message]) -> Iterator[tuple[Message, memoryv
             yield kind.FromString(view[begin:middle]), view[middle:place], _LENGTHS.size + head + rest
         except DecodeError:
             raise WireError("a record does not begin with a message of fsl's protocol") from None
+
+
+def record_size(data: memoryview) -> int | None:
+    """Returns how many bytes the record has that data begin with; None where too few are there to tell."""
+    if len(data) < _LENGTHS.size:
+        return None
+    head, rest = _LENGTHS.unpack_from(data)
+    return _LENGTHS.size + int(head) + int(rest)
 
 
 def question_record(*, id: int, point: int, codec: int, rows: int, seconds: float, values: Payload) -> bytes:

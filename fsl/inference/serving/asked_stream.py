@@ -2,19 +2,20 @@
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fsl.errors import WireError
 from fsl.inference.serving.desk import Desk
 from fsl.inference.serving.edge_counts import EdgeCounts
+from fsl.inference.serving.outbox import RecordOutbox
 from fsl.inference.serving.question import LONGEST_SECONDS, WaitingQuestion
+from fsl.inference.serving.record_socket import RecordSocket
 from fsl.inference.serving.served_codecs import CutWriter
 from fsl.messages import inference_pb2 as pb
-from fsl.messages.inference_records import record, unanswered_record
+from fsl.messages.inference_records import record, records, unanswered_record
 from fsl.quoting import one_line
-from fsl.wire.frame_stream import CHUNK, Writes, send
+from fsl.wire.frame_stream import Writes
 
 _UNREAD = 16 << 20  # bytes of answers that wait to be sent, for which the edge reads on
 
@@ -40,24 +41,26 @@ class AskedStream:
     """Takes one device's records, and keeps what waits for it; all of it on the network thread.
 
     It takes no more questions than `unanswered` whose answers have not left, and none while 16 MiB of answers wait: a
-    device that does not read fills nothing but its own connection.
+    device that does not read fills nothing but its own connection. Its records come over the door's gRPC stream, or
+    over the lean stream that `carry` gives it.
     """
 
     def __init__(
         self, terms: StreamTerms, desk: Desk, counts: EdgeCounts, clock: Callable[[], float], wall: Callable[[], float]
     ) -> None:
         self.gone = False
-        self.writing_since: float | None = None  # by the clock, where a write waits for the device
+        self.broken: asyncio.Future[Exception] = (
+            asyncio.get_running_loop().create_future()
+        )  # the end of the lean stream
         self._terms = terms
         self._desk = desk
         self._counts = counts
         self._clock = clock
         self._wall = wall
         self._last = -1  # id
-        self._open = 1  # questions and probes whose answers have not left, and the greeting
-        self._waiting: deque[bytes] = deque()
-        self._bytes = 0  # in it
-        self._changed = asyncio.Event()  # something is to be written
+        self._open = 0  # questions and probes whose answers have not left
+        self._outbox = RecordOutbox(clock, self._sent)
+        self._lean: RecordSocket | None = None
         self._left = asyncio.Event()  # something was written
 
     @property
@@ -65,11 +68,29 @@ class AskedStream:
         """Whether the device's token counts no more."""
         return self._wall() >= self._terms.expires
 
-    async def take(self, message: pb.ToServing, data: memoryview) -> None:
-        """Take a record when there is room; WireError where it has no place here."""
-        while self._open >= self._terms.unanswered or self._bytes > _UNREAD:
+    @property
+    def is_lean(self) -> bool:
+        """Whether a lean stream carries it."""
+        return self._lean is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes another question now."""
+        return self._open < self._terms.unanswered and self._outbox.unsent <= _UNREAD
+
+    @property
+    def stuck_since(self) -> float | None:
+        """By the clock, since when the device takes no more of its answers; None where it does."""
+        return self._outbox.stuck_since
+
+    async def room(self) -> None:
+        """Wait until it takes another question."""
+        while not self.has_room:
             self._left.clear()
             await self._left.wait()
+
+    def take(self, message: pb.ToServing, data: memoryview) -> None:
+        """Take a record; WireError where it has no place here."""
         kind = message.WhichOneof("body")
         self._open += 1
         if kind == "question":
@@ -114,30 +135,51 @@ class AskedStream:
     def put(self, data: bytes) -> None:
         """Have a record sent."""
         if not self.gone:
-            self._waiting.append(data)
-            self._bytes += len(data)
-            self._changed.set()
+            self._outbox.put(data)
 
     async def write(self, stream: Writes) -> None:
-        """Write what is to be sent, as many records at a time as a message of gRPC carries, until it is cancelled."""
-        while True:
-            while not self._waiting:
-                self._changed.clear()
-                await self._changed.wait()
-            parts = [self._waiting.popleft()]
-            size = len(parts[0])
-            while self._waiting and size + len(self._waiting[0]) < CHUNK:
-                parts.append(self._waiting.popleft())
-                size += len(parts[-1])
-            self.writing_since = self._clock()
-            await send(stream, parts[0] if len(parts) == 1 else b"".join(parts))
-            self.writing_since = None
-            self._counts.sent(size)
-            self._bytes -= size
-            self._open -= len(parts)
-            self._left.set()
+        """Write what is to be sent over the door's stream, until it is cancelled."""
+        await self._outbox.write(stream)
+
+    def _sent(self, size: int, count: int) -> None:
+        self._counts.sent(size)
+        self._open -= count
+        self._left.set()
+        self._read_on()
 
     def end(self) -> None:
         """Forget what waits for a device that is gone."""
         self.gone = True
-        self._waiting.clear()
+        self._outbox.clear()
+        if self._lean is not None:
+            self._lean.close()
+        self.broken.cancel()
+
+    # Over a lean stream.
+
+    def carry(self, lean: RecordSocket) -> None:
+        """Have a lean stream carry all records from now on."""
+        self._lean = lean
+        self._outbox.carry(lean)
+        lean.begin()
+
+    def heard(self, data: memoryview) -> bool:
+        """Take a record of the lean stream; returns whether there is room for another."""
+        self._counts.came(len(data))
+        for message, rest, _ in records(data, pb.ToServing):
+            self.take(message, rest)
+        return self.has_room
+
+    def wrote(self) -> None:
+        """Hear that the lean stream has taken all that was to be sent."""
+        self._outbox.wrote()
+        self._read_on()
+
+    def ended(self, error: Exception) -> None:
+        """Hear that the lean stream has ended."""
+        if not self.broken.done():
+            self.broken.set_result(error)
+
+    def _read_on(self) -> None:
+        if self._lean is not None and self.has_room:
+            self._lean.resume()

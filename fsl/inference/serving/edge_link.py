@@ -2,24 +2,24 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
 from fsl.errors import FslError, WireError
+from fsl.inference.serving.edge_greeting import LinkTerms, greet, opened_lean
 from fsl.inference.serving.measured_link import LinkMeter
+from fsl.inference.serving.outbox import RecordOutbox
 from fsl.inference.serving.pending import PendingQuestion
-from fsl.installed import __version__
+from fsl.inference.serving.record_socket import RecordSocket
 from fsl.messages import inference_pb2 as pb
 from fsl.messages.inference_records import question_record, record, records
-from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.quoting import one_line
 from fsl.wire.connections import Call, Dialler
-from fsl.wire.frame_stream import CHUNK, ended, next_message, receive, send
+from fsl.wire.frame_stream import CHUNK, ended, receive
 from fsl.wire.options import INFER_METHOD
+from fsl.wire.tls import TlsContexts
 
 log = logging.getLogger(__name__)
 Code = grpc.StatusCode
@@ -36,7 +36,7 @@ _REFUSALS = frozenset(
 )
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 _REFUSED = 15.0  # seconds before an edge that refused is asked again
-_PROBES = 2.0  # seconds between two probes
+_STATUS = 0.25  # seconds for an edge to say why a lean stream broke
 
 
 class LinkEar(Protocol):
@@ -55,22 +55,6 @@ class LinkEar(Protocol):
         """Hear that an edge has no answer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinkTerms:
-    """What a device says at each edge: its token, its model's digest, points that it needs and codecs that it has.
-
-    `most`: bytes of a frame that may come. `handshake_seconds`: for an edge to say what it has.
-    """
-
-    token: bytes
-    model: str
-    points: tuple[str, ...]
-    codecs: tuple[str, ...]
-    most: int
-    handshake_seconds: float
-    probe_seconds: float = _PROBES
-
-
 class EdgeLink:
     """Asks one edge; all of it on the network thread, but for reading `is_open` and `reason`."""
 
@@ -79,6 +63,7 @@ class EdgeLink:
         address: str,
         terms: LinkTerms,
         dialler: Dialler,
+        contexts: TlsContexts | None,
         ear: LinkEar,
         meter: LinkMeter,
         clock: Callable[[], float],
@@ -91,6 +76,7 @@ class EdgeLink:
         self.meter = meter
         self._terms = terms
         self._dialler = dialler
+        self._contexts = contexts
         self._ear = ear
         self._clock = clock
         self._loaded = pb.Loaded()
@@ -98,9 +84,8 @@ class EdgeLink:
         self._id = 0
         self._asked: dict[int, PendingQuestion] = {}
         self._probes: dict[int, float] = {}
-        self._waiting: deque[bytes] = deque()
-        self.unsent = 0  # bytes in it
-        self._changed = asyncio.Event()
+        self._outbox = RecordOutbox(clock, lambda size, count: None)
+        self._lean: RecordSocket | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -112,6 +97,11 @@ class EdgeLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._outbox.unsent
 
     def takes(self, one: PendingQuestion, now: float) -> bool:
         """Returns whether the edge can be asked this now."""
@@ -138,13 +128,8 @@ class EdgeLink:
             return False
         one.sent, one.up_bytes = now, len(data)
         self._asked[self._id] = one
-        self._send(data)
+        self._outbox.put(data)
         return True
-
-    def _send(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self.unsent += len(data)
-        self._changed.set()
 
     async def _run(self) -> None:
         pause = _PAUSE[0]
@@ -172,8 +157,7 @@ class EdgeLink:
         left = [*self._asked.values()]
         self._asked.clear()
         self._probes.clear()
-        self._waiting.clear()
-        self.unsent = 0
+        self._outbox.clear()
         if was_open:
             self._ear.broke(self, left, reason)
 
@@ -184,16 +168,29 @@ class EdgeLink:
         call: Call | None = None
         try:
             call = channel.stream_stream(INFER_METHOD)()
-            self._loaded = await asyncio.wait_for(self._open(call), self._terms.handshake_seconds)
+            self._loaded = await asyncio.wait_for(greet(call, self._terms), self._terms.handshake_seconds)
             self._places = {point: place for place, point in enumerate(self._loaded.points)}
+            sock = await opened_lean(self.address, self._loaded, self._contexts) if self._terms.lean else None
+            if sock is not None:
+                self._lean = RecordSocket(sock, self._terms.most, self)
+                self._outbox.carry(self._lean)
+                self._broken: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+            else:
+                tasks.append(asyncio.create_task(self._outbox.write(call, min(CHUNK, self._loaded.max_bytes))))
             self.is_open, self.refused, self.reason, self.full_until = True, False, "", 0.0
-            tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._probe())]
+            tasks.append(asyncio.create_task(self._probe()))
             self._ear.opened(self)
+            if self._lean is not None:
+                self._lean.begin()
+                await self._until_lean_ends(call)
             while (data := await receive(call, self._terms.most)) is not None:
                 for message, rest, size in records(data, pb.FromServing):
                     self._hear(message, rest, size)
             raise await ended(call)
         finally:
+            if self._lean is not None:
+                self._lean.close()
+                self._lean = None
             if call is not None:
                 call.cancel()
             for task in tasks:
@@ -201,25 +198,35 @@ class EdgeLink:
             await asyncio.gather(*tasks, return_exceptions=True)
             await channel.close()
 
-    async def _open(self, call: Call) -> pb.Loaded:
-        terms = self._terms
-        knock = pb.Knock(
-            token=terms.token,
-            protocol=PROTOCOL,
-            version=__version__,
-            model=terms.model,
-            points=terms.points,
-            codecs=terms.codecs,
-        )
+    async def _until_lean_ends(self, call: Call) -> None:
+        """Wait for the end of either stream; the gRPC stream tells why an edge ends it. Raises what ended it."""
+        told = asyncio.ensure_future(receive(call, 0))
         try:
-            await send(call, record(pb.ToServing(knock=knock)))
-        except grpc.aio.AioRpcError:  # gRPC reports INTERNAL for a write to a refused stream
-            raise await ended(call) from None
-        (message, rest, _), *more = records(await next_message(call), pb.FromServing)
-        if message.WhichOneof("body") != "loaded" or rest or more:
-            raise WireError("the edge did not say what it has loaded")
-        check_versions(message.loaded.protocol, message.loaded.version, "the edge", "this device")
-        return message.loaded
+            ends: set[asyncio.Future[Any]] = {told, self._broken}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not told.done():
+                await asyncio.wait({told}, timeout=_STATUS)
+            if told.done() and told.result() is not None:
+                raise WireError("the edge said something beside the lean stream")
+            raise await ended(call) if told.done() else self._broken.result()
+        finally:
+            told.cancel()
+
+    # Of the lean stream.
+
+    def heard(self, data: memoryview) -> bool:
+        """Take a record."""
+        for message, rest, size in records(data, pb.FromServing):
+            self._hear(message, rest, size)
+        return True
+
+    def wrote(self) -> None:
+        """Hear that all that was written is on its way."""
+
+    def ended(self, error: Exception) -> None:
+        """Hear that the lean stream has ended."""
+        if not self._broken.done():
+            self._broken.set_result(error)
 
     def _hear(self, message: pb.FromServing, data: memoryview, size: int) -> None:
         kind, now = message.WhichOneof("body"), self._clock()
@@ -247,25 +254,11 @@ class EdgeLink:
             raise WireError(f"an answer came to question {id}, which is not open")
         return one
 
-    async def _write(self, call: Call) -> None:
-        most = min(CHUNK, self._loaded.max_bytes)
-        while True:
-            while not self._waiting:
-                self._changed.clear()
-                await self._changed.wait()
-            parts = [self._waiting.popleft()]
-            size = len(parts[0])
-            while self._waiting and size + len(self._waiting[0]) < most:
-                parts.append(self._waiting.popleft())
-                size += len(parts[-1])
-            await send(call, parts[0] if len(parts) == 1 else b"".join(parts))
-            self.unsent -= size
-
     async def _probe(self) -> None:
         """Measure the round trip now and then, one probe at a time."""
         while True:
             if not self._probes:
                 self._id += 1
                 self._probes[self._id] = self._clock()
-                self._send(record(pb.ToServing(probe=pb.Probe(number=self._id))))
+                self._outbox.put(record(pb.ToServing(probe=pb.Probe(number=self._id))))
             await asyncio.sleep(self._terms.probe_seconds)

@@ -18,7 +18,8 @@ from fsl.inference.serving.choosing_points import ChoosesPoint, FixedPoint
 from fsl.inference.serving.device_counts import DeviceCounts, DeviceFigures
 from fsl.inference.serving.device_part import DevicePart, outputs_of
 from fsl.inference.serving.dispatcher import Dispatcher
-from fsl.inference.serving.edge_link import EdgeLink, LinkTerms
+from fsl.inference.serving.edge_greeting import LinkTerms
+from fsl.inference.serving.edge_link import EdgeLink
 from fsl.inference.serving.local_rest import ModelAtHand
 from fsl.inference.serving.loopback import refuse_unencrypted
 from fsl.inference.serving.measured_link import LinkMeter, MeasuredLink
@@ -30,6 +31,7 @@ from fsl.segments.tensor_trees import as_values
 from fsl.wire.connections import Dialler
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Certificates, Limits
+from fsl.wire.tls import TlsContexts
 
 _LOOK = 0.01  # seconds between two looks for an edge that is open
 
@@ -51,7 +53,8 @@ class InferenceDevice:
     `patience`: seconds for which one edge is waited for where a question has no deadline. `connect_seconds`: for which
     the constructor waits until an edge is open. `pending`: questions that may be without an answer at a time; who asks
     more waits.
-    `assumed_mbit`: rate of the link until it is measured. `token`: as `sign_grant` makes it. `certificates`: of a
+    `assumed_mbit`: rate of the link until it is measured. `lean`: questions travel over lean streams where edges offer
+    them, and else over gRPC. `token`: as `sign_grant` makes it. `certificates`: of a
     device; None for no TLS, to edges on this machine alone.
 
     Any thread may ask. ConfigError for what cannot be asked.
@@ -72,6 +75,7 @@ class InferenceDevice:
         connect_seconds: float = 5.0,
         pending: int = 256,
         assumed_mbit: float = 10.0,
+        lean: bool = True,
         limits: Limits | None = None,
         counts: DeviceCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -101,15 +105,18 @@ class InferenceDevice:
             codecs=self._part.codecs,
             most=limits.max_message_bytes,
             handshake_seconds=limits.handshake_seconds,
+            lean=lean,
         )
         dialler = Dialler(certificates, limits)
+        contexts = None if dialler.pem is None else TlsContexts(dialler.pem, server=False)
         self._rest = ModelAtHand(points, model, self._counts, clock) if fallback else None
         self._dispatcher = Dispatcher(self._rest, PointGate(points, OUTPUT), patience, self._counts, clock)
         self._thread = NetworkThread("device-serving")
 
         async def started() -> list[EdgeLink]:
             links = [
-                EdgeLink(address, terms, dialler, self._dispatcher, LinkMeter(assumed_mbit), clock) for address in edges
+                EdgeLink(address, terms, dialler, contexts, self._dispatcher, LinkMeter(assumed_mbit), clock)
+                for address in edges
             ]
             for link in links:
                 link.start()

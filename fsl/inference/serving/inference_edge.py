@@ -13,7 +13,7 @@ from fsl.inference.serving.batching import Batching
 from fsl.inference.serving.desk import Desk
 from fsl.inference.serving.edge_counts import EdgeCounts, EdgeFigures
 from fsl.inference.serving.greeting import Greeting
-from fsl.inference.serving.loopback import refuse_open
+from fsl.inference.serving.loopback import port_behind, refuse_open
 from fsl.inference.serving.serving_door import ServingDoor
 from fsl.inference.split_points import SplitPoints
 from fsl.wire.loop import NetworkThread
@@ -28,10 +28,12 @@ _MEMORY = 4  # frames of the largest size that may wait in all
 class InferenceEdge:
     """Answers devices' questions for a trained model at each of its points, until it is closed; a context manager.
 
-    `listen`: host:port, where port 0 is any free one. `certificates`: its TLS, None for none, and `token_keys`: the
-    public keys of operators whose tokens let devices in, None for everybody; both may be None only on a loopback
-    address, to try it. `batching` joins questions. `queue`: rows that may wait, and that a question may have; more are
-    refused at once, with a hint when to come back. `allowed`: packages that codecs may be from.
+    `listen`: host:port, where port 0 is any free one. `lean`: host:port of the streams that carry questions once a
+    device was let in, quicker than gRPC; "auto" is the port behind, and None has gRPC carry them. `certificates`: its
+    TLS, None for none, and `token_keys`: the public keys of operators whose tokens let devices in, None for everybody;
+    both may be None only on a loopback address, to try it. `batching` joins questions. `queue`: rows that may wait, and
+    that a question may have; more are refused at once, with a hint when to come back. `allowed`: packages that codecs
+    may be from.
 
     The model computes on one thread of its own, with torch's number of threads. ConfigError where it cannot listen.
     """
@@ -42,6 +44,7 @@ class InferenceEdge:
         points: SplitPoints,
         *,
         listen: str = "127.0.0.1:0",
+        lean: str | None = "auto",
         certificates: Certificates | None = None,
         token_keys: Sequence[Ed25519PublicKey] | None = None,
         batching: Batching | None = None,
@@ -54,7 +57,10 @@ class InferenceEdge:
     ):
         if queue < 1:
             raise ConfigError(f"queue={queue}: at least 1 row must be able to wait")
-        refuse_open(listen, certificates, token_keys)
+        refuse_open("listen", listen, certificates, token_keys)
+        lean = port_behind(listen) if lean == "auto" else lean
+        if lean is not None:
+            refuse_open("lean", lean, certificates, token_keys)
         limits = limits or Limits()
         self._counts = counts or EdgeCounts()
         greeting = Greeting(points, token_keys, allowed, queue, _UNANSWERED, wall)
@@ -66,7 +72,7 @@ class InferenceEdge:
             points, batching or Batching(), queue, _MEMORY * limits.max_message_bytes, door, self._counts, clock
         )
         try:
-            self.port = self._thread.run(door.start(listen, certificates, greeting, self._desk))
+            self.port = self._thread.run(door.start(listen, lean, certificates, greeting, self._desk))
         except BaseException:
             self._thread.close()
             raise
