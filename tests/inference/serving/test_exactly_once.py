@@ -19,6 +19,16 @@ with torch.no_grad():
     EXPECTED = [POINTS.model(inputs) for inputs in INPUTS]
 
 
+def serving(points=POINTS, **options) -> InferenceEdge:
+    return InferenceEdge(points, lean="127.0.0.1:0", **options)
+
+
+@pytest.fixture(params=[True, False], ids=["lean", "grpc"])
+def lean(request):
+    """Whether questions travel over lean streams; a proxy cuts the gRPC stream, without which there is no lean one."""
+    return request.param
+
+
 @contextmanager
 def behind_proxy(edge: InferenceEdge):
     proxy = Proxy()
@@ -65,10 +75,10 @@ class Ledger:
         return found
 
 
-def test_questions_of_a_broken_connection_are_asked_again_and_answered_once():
-    with InferenceEdge(POINTS) as edge, behind_proxy(edge) as proxy:
+def test_questions_of_a_broken_connection_are_asked_again_and_answered_once(lean):
+    with serving() as edge, behind_proxy(edge) as proxy:
         address = f"127.0.0.1:{proxy.port}"
-        with InferenceDevice(POINTS, [address], fallback=False, patience=20.0) as device:
+        with InferenceDevice(POINTS, [address], fallback=False, patience=20.0, lean=lean) as device:
             ledger = Ledger(device)
             for _ in range(4):
                 ledger.ask(50)
@@ -83,25 +93,25 @@ def test_questions_of_a_broken_connection_are_asked_again_and_answered_once():
             assert device.figures.asked_again > 0
 
 
-def test_an_edge_that_is_stopped_and_started_in_the_middle_loses_no_question():
+def test_an_edge_that_is_stopped_and_started_in_the_middle_loses_no_question(lean):
     with ExitStack() as stack:
-        edge = stack.enter_context(InferenceEdge(POINTS))
-        device = stack.enter_context(InferenceDevice(POINTS, [edge.address], fallback=False, patience=20.0))
+        edge = stack.enter_context(serving())
+        device = stack.enter_context(InferenceDevice(POINTS, [edge.address], fallback=False, patience=20.0, lean=lean))
         ledger = Ledger(device)
         ledger.ask(150)
         edge.close()
         ledger.ask(20)
-        again = stack.enter_context(InferenceEdge(POINTS, listen=edge.address))
+        again = stack.enter_context(serving(listen=edge.address))
         assert device.wait_open(20)
         ledger.ask(150)
         assert {answer.where for answer in ledger.answers()} == {"edge"}
         assert again.figures.outcomes["answered"] >= 170
 
 
-def test_the_device_answers_itself_while_its_edge_is_gone_and_asks_it_again_when_it_is_back():
+def test_the_device_answers_itself_while_its_edge_is_gone_and_asks_it_again_when_it_is_back(lean):
     with ExitStack() as stack:
-        edge = stack.enter_context(InferenceEdge(POINTS))
-        device = stack.enter_context(InferenceDevice(POINTS, [edge.address]))
+        edge = stack.enter_context(serving())
+        device = stack.enter_context(InferenceDevice(POINTS, [edge.address], lean=lean))
         ledger = Ledger(device)
         ledger.ask(50)
         edge.close()
@@ -109,7 +119,7 @@ def test_the_device_answers_itself_while_its_edge_is_gone_and_asks_it_again_when
         ledger.ask(20)
         assert {future.result(20).where for future in ledger.futures[-20:]} == {"device"}
         assert edge.address in ledger.futures[-1].result().reason
-        stack.enter_context(InferenceEdge(POINTS, listen=edge.address))
+        stack.enter_context(serving(listen=edge.address))
         assert device.wait_open(20)
         ledger.ask(20)
         assert [answer.where for answer in ledger.answers()][-20:] == ["edge"] * 20
@@ -118,8 +128,8 @@ def test_the_device_answers_itself_while_its_edge_is_gone_and_asks_it_again_when
 
 def test_the_next_edge_answers_where_the_first_is_gone_and_the_first_when_it_is_back():
     with ExitStack() as stack:
-        first = stack.enter_context(InferenceEdge(POINTS))
-        second = stack.enter_context(InferenceEdge(POINTS))
+        first = stack.enter_context(serving())
+        second = stack.enter_context(serving())
         device = stack.enter_context(InferenceDevice(POINTS, [first.address, second.address], fallback=False))
         assert wait_until(lambda: all(edge.is_open for edge in device.edges), 20, 0.01)
         ledger = Ledger(device)
@@ -128,7 +138,7 @@ def test_the_next_edge_answers_where_the_first_is_gone_and_the_first_when_it_is_
         assert wait_until(lambda: not device.edges[0].is_open, 20, 0.01)
         ledger.ask(100)
         assert {future.result(20).edge for future in ledger.futures[100:]} == {second.address}
-        back = stack.enter_context(InferenceEdge(POINTS, listen=first.address))
+        back = stack.enter_context(serving(listen=first.address))
         assert wait_until(lambda: device.edges[0].is_open, 20, 0.01)
         ledger.ask(10)
         assert [answer.edge for answer in ledger.answers()][-10:] == [back.address] * 10
@@ -141,7 +151,7 @@ def test_an_edge_that_fails_hands_a_question_on_to_the_next():
         raise MemoryError("no memory for it")
 
     broken.tail = fails
-    with InferenceEdge(broken) as first, InferenceEdge(POINTS) as second:
+    with serving(broken) as first, serving() as second:
         with InferenceDevice(POINTS, [first.address, second.address]) as device:
             assert wait_until(lambda: all(edge.is_open for edge in device.edges), 20, 0.01)
             ledger = Ledger(device)
@@ -153,10 +163,10 @@ def test_an_edge_that_fails_hands_a_question_on_to_the_next():
         assert first.figures.outcomes["failed"] == 21
 
 
-def test_a_late_edge_is_not_waited_for_and_its_answer_changes_nothing():
+def test_a_late_edge_is_not_waited_for_and_its_answer_changes_nothing(lean):
     """The edge holds all questions for ever: it waits for a batch that never fills."""
-    with InferenceEdge(POINTS, batching=Batching(1000, 3600.0)) as edge:
-        with InferenceDevice(POINTS, [edge.address]) as device:
+    with serving(batching=Batching(1000, 3600.0)) as edge:
+        with InferenceDevice(POINTS, [edge.address], lean=lean) as device:
             ledger = Ledger(device)
             ledger.ask(20, deadline=0.05)
             assert {(answer.where, answer.reason.split(": ")[0]) for answer in ledger.answers()} == {
@@ -172,9 +182,9 @@ def test_a_late_edge_is_not_waited_for_and_its_answer_changes_nothing():
 
 
 def test_a_connection_that_hangs_is_given_up_when_patience_ends():
-    with InferenceEdge(POINTS) as first, InferenceEdge(POINTS) as second, behind_proxy(first) as proxy:
+    with serving() as first, serving() as second, behind_proxy(first) as proxy:
         edges = [f"127.0.0.1:{proxy.port}", second.address]
-        with InferenceDevice(POINTS, edges, patience=0.1) as device:
+        with InferenceDevice(POINTS, edges, patience=0.1, lean=False) as device:
             assert wait_until(lambda: all(edge.is_open for edge in device.edges), 20, 0.01)
             proxy.swallow()
             ledger = Ledger(device)
@@ -183,14 +193,14 @@ def test_a_connection_that_hangs_is_given_up_when_patience_ends():
 
 
 def test_a_device_without_time_computes_at_once():
-    with InferenceEdge(POINTS) as edge, InferenceDevice(POINTS, [edge.address]) as device:
+    with serving() as edge, InferenceDevice(POINTS, [edge.address]) as device:
         answer = device.infer(INPUTS[0], point="stage1", deadline=0.0)
         assert (answer.where, answer.reason) == ("device", "no time was left for an edge")
         assert torch.equal(answer.outputs, EXPECTED[0])
 
 
 def test_who_closes_a_device_leaves_no_question_without_an_end():
-    with InferenceEdge(POINTS, batching=Batching(1000, 3600.0)) as edge:
+    with serving(batching=Batching(1000, 3600.0)) as edge:
         device = InferenceDevice(POINTS, [edge.address])
         futures = [device.submit(INPUTS[0], point="stage1") for _ in range(5)]
         device.close()
@@ -202,7 +212,7 @@ def test_who_closes_a_device_leaves_no_question_without_an_end():
 
 
 def test_more_questions_than_may_be_pending_wait_for_those_before():
-    with InferenceEdge(POINTS) as edge, InferenceDevice(POINTS, [edge.address], pending=2) as device:
+    with serving() as edge, InferenceDevice(POINTS, [edge.address], pending=2) as device:
         ledger = Ledger(device)
         ledger.ask(50)
         assert len(ledger.answers()) == 50
@@ -210,8 +220,8 @@ def test_more_questions_than_may_be_pending_wait_for_those_before():
 
 def test_an_overloaded_edge_sends_questions_to_the_next():
     with (
-        InferenceEdge(POINTS, queue=2, batching=Batching(1000, 3600.0)) as first,
-        InferenceEdge(POINTS) as second,
+        serving(queue=2, batching=Batching(1000, 3600.0)) as first,
+        serving() as second,
         InferenceDevice(POINTS, [first.address, second.address], patience=0.3) as device,
     ):
         assert wait_until(lambda: all(edge.is_open for edge in device.edges), 20, 0.01)
@@ -222,15 +232,15 @@ def test_an_overloaded_edge_sends_questions_to_the_next():
 
 
 @pytest.mark.shows
-def test_ten_thousand_questions_over_a_link_that_comes_and_goes_are_answered_once_each():
+def test_ten_thousand_questions_over_a_link_that_comes_and_goes_are_answered_once_each(lean):
     """Two edges behind proxies: rates jump, connections are cut and swallowed, and an edge is stopped and started."""
     rates = [None, 4e6, 5e5, 1e5, None, 2e6, 1e5, 8e6]  # bytes a second
     with ExitStack() as stack:
-        edges = [stack.enter_context(InferenceEdge(POINTS, batching=Batching(16, 0.002))) for _ in range(2)]
+        edges = [stack.enter_context(serving(batching=Batching(16, 0.002))) for _ in range(2)]
         proxies = [stack.enter_context(behind_proxy(edge)) for edge in edges]
         addresses = [f"127.0.0.1:{proxy.port}" for proxy in proxies]
         limits = Limits(keepalive=2.0)
-        device = stack.enter_context(InferenceDevice(POINTS, addresses, patience=1.0, limits=limits))
+        device = stack.enter_context(InferenceDevice(POINTS, addresses, patience=1.0, limits=limits, lean=lean))
         ledger = Ledger(device)
         for step in range(100):
             proxies[0].limit(rates[step % len(rates)])
@@ -240,7 +250,7 @@ def test_ten_thousand_questions_over_a_link_that_comes_and_goes_are_answered_onc
                 proxies[0].swallow()
             if step % 25 == 9:
                 edges[1].close()
-                edges[1] = stack.enter_context(InferenceEdge(POINTS, listen=edges[1].address))
+                edges[1] = stack.enter_context(serving(listen=edges[1].address))
             ledger.ask(100, deadline=None if step % 3 else 0.2)
         answers = ledger.answers()
         assert len(answers) == 10_000
