@@ -5,12 +5,14 @@
 
 One process serves, another is all clients: each has a stream of its own and one question of one row in flight. Beside
 it, in turn: a gRPC server that returns the same bytes as they come, and the bare model, row after row and in batches
-of 64, in a loop of one process. The median over the pairs counts. One torch thread a process, no TLS.
+of 64, in a loop of one process. The median over the pairs counts. One torch thread a process, no TLS. Questions travel
+over lean streams; `--grpc` has them travel over gRPC, too.
 """
 
 import argparse
 import asyncio
 import json
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -26,12 +28,14 @@ from benchmarks.processes import Row, missed, processes, ratio_row, round_, show
 from fsl.codecs import Identity
 from fsl.inference import SplitPoints
 from fsl.inference.serving import Batching, InferenceEdge
+from fsl.inference.serving.record_socket import RecordSocket
 from fsl.installed import __version__
 from fsl.messages import inference_pb2 as pb
-from fsl.messages.inference_records import question_record, record
+from fsl.messages.inference_records import question_record, record, records
 from fsl.messages.versions import PROTOCOL
 from fsl.models import MLP, LeNet
 from fsl.wire.options import INFER_METHOD, Limits, channel_options
+from fsl.wire.steps.opening import connect
 
 MODELS = {"LeNet": (LeNet, (1, 28, 28), "pool1"), "MLP": (MLP, (1, 28, 28), "stage1")}
 CLIENTS = (1, 8, 64)
@@ -89,6 +93,40 @@ class ServingProcess:
         self.stop()
 
 
+class LeanClient:
+    """Asks over a lean stream, without a task for each question: all clients share one event loop."""
+
+    def __init__(self, sock: socket.socket, question: bytes, end: float, took: list[float]) -> None:
+        loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._question, self._id, self._end, self._took = bytearray(question), 0, end, took
+        self._socket = RecordSocket(sock, 1 << 20, self)
+        self._socket.begin()
+        self._next()
+
+    def _next(self) -> None:
+        self._began = time.perf_counter()
+        if self._began >= self._end:
+            self.done.set_result(None)
+            self._socket.close()
+            return
+        self._id += 1
+        self._question[_ID : _ID + 8] = self._id.to_bytes(8, "little")
+        self._socket.write(bytes(self._question))
+
+    def heard(self, data: memoryview) -> bool:
+        self._took.append(time.perf_counter() - self._began)
+        self._next()
+        return True
+
+    def wrote(self) -> None:
+        pass
+
+    def ended(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
 class Load:
     """All clients: streams that ask one question after the other."""
 
@@ -100,26 +138,39 @@ class Load:
         self._runner = asyncio.Runner()
 
     def ask(self, port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
-        """Returns questions a second, and each one's seconds."""
+        """Returns questions a second, and each one's seconds, over lean streams."""
+        return self._runner.run(self._ask(port, clients, seconds, INFER_METHOD, lean=True))
+
+    def ask_grpc(self, port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
         return self._runner.run(self._ask(port, clients, seconds, INFER_METHOD))
 
     def echo(self, port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
         return self._runner.run(self._ask(port, clients, seconds, "/Echo/Stream"))
 
-    async def _ask(self, port: int, clients: int, seconds: float, method: str) -> tuple[float, list[float]]:
+    async def _ask(
+        self, port: int, clients: int, seconds: float, method: str, lean: bool = False
+    ) -> tuple[float, list[float]]:
         took: list[float] = []
         options = [*channel_options(Limits.max_message_bytes), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             knock = record(pb.ToServing(knock=pb.Knock(protocol=PROTOCOL, version=__version__, model=self._model)))
-            streams = []
+            streams, sockets = [], []
             for _ in range(clients):
                 stream = channel.stream_stream(method)()
                 await stream.write(knock)
-                await stream.read()
+                said = await stream.read()
                 streams.append(stream)
+                if lean:
+                    (message, _, _), *_ = records(said, pb.FromServing)
+                    loaded = message.loaded
+                    sockets.append(await connect(f"127.0.0.1:{loaded.port}", None, loaded.ticket))
             began = time.perf_counter()
             end = began + seconds
-            await asyncio.gather(*(self._client(stream, end, took) for stream in streams))
+            if lean:
+                lean_clients = [LeanClient(sock, self._question, end, took) for sock in sockets]
+                await asyncio.gather(*(client.done for client in lean_clients))
+            else:
+                await asyncio.gather(*(self._client(stream, end, took) for stream in streams))
             rate = len(took) / (time.perf_counter() - began)
             for stream in streams:
                 await stream.done_writing()
@@ -138,7 +189,7 @@ class Load:
         self._runner.close()
 
 
-def measure(name: str, pairs: int, seconds: float) -> list[Row]:
+def measure(name: str, pairs: int, seconds: float, asking: str) -> list[Row]:
     rows: list[Row] = []
     with processes((ServingProcess, name), (Load, name), (BareServer, None)) as (edge, load, bare):
         bare.ask("port")
@@ -159,7 +210,7 @@ def measure(name: str, pairs: int, seconds: float) -> list[Row]:
                         load.ask("echo", echo_port, clients, seconds)
                     else:
                         edge.ask("serve", kind)
-                        load.ask("ask", edge.answer(), clients, seconds)
+                        load.ask(asking, edge.answer(), clients, seconds)
                     rate, took = load.answer()
                     rates[kind].append(rate)
                     times[kind] += took
@@ -194,13 +245,15 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--grpc", action="store_true", help="questions travel over gRPC")
     parser.add_argument("--pairs", type=int, default=5, help="runs in turn; the median counts")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
     parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    asking = "ask_grpc" if arguments.grpc else "ask"
     names = [arguments.only] if arguments.only else [*MODELS]
-    rows = [row for name in names for row in measure(name, arguments.pairs, arguments.seconds)]
+    rows = [row for name in names for row in measure(name, arguments.pairs, arguments.seconds, asking)]
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=2))
     sys.exit(missed(rows))

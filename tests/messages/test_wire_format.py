@@ -236,12 +236,13 @@ def test_a_tensor_too_large_for_the_receiver_is_not_sent(monkeypatch):
         sent(Identity().encode(torch.zeros(2, 3)))
 
 
-def test_the_stubs_are_those_of_the_messages(tmp_path):
+@pytest.mark.parametrize("of", ["messages", "inference"])
+def test_the_stubs_are_those_of_the_messages(of, tmp_path):
     root = ROOT
     command = [sys.executable, "-m", "grpc_tools.protoc", "--proto_path=.", f"--python_out={tmp_path}"]
     done = subprocess.run(
-        [*command, f"--pyi_out={tmp_path}", "fsl/messages/messages.proto"], cwd=root, capture_output=True, text=True
+        [*command, f"--pyi_out={tmp_path}", f"fsl/messages/{of}.proto"], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for name in ("messages_pb2.py", "messages_pb2.pyi"):
+    for name in (f"{of}_pb2.py", f"{of}_pb2.pyi"):
         assert (tmp_path / "fsl" / "messages" / name).read_text() == (root / "fsl" / "messages" / name).read_text()
