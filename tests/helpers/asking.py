@@ -121,6 +121,10 @@ class LeanAsker(Asker):
         with suppress(OSError):  # the edge has closed it
             self.lean.sendall(data)
 
+    def done(self):
+        with suppress(OSError):
+            self.lean.shutdown(socket.SHUT_WR)
+
     def hear(self) -> tuple[pb.FromServing, memoryview]:
         if not hasattr(self, "lean"):
             return super().hear()

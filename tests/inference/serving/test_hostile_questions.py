@@ -4,7 +4,7 @@ import gc
 import math
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from fsl.messages import inference_pb2 as wire
 from fsl.messages.inference_records import record
 from fsl.messages.messages_pb2 import Payload, Tensor
 from fsl.wire.options import Limits
-from tests.helpers.asking import Asker, channel_to, question
+from fsl.wire.steps.opening import MAGIC
+from tests.helpers.asking import Asker, LeanAsker, channel_to, question
 from tests.helpers.refused import REFUSED, Code, assert_refused
 from tests.helpers.served import batch, served
 
@@ -45,33 +46,39 @@ def honest(channel, id=1):
 WIDE = served("MLP", [], outputs=4000)  # 32 KB of answer to two rows, half of what a stream takes unread
 
 
+carriers = pytest.mark.parametrize("kind", [Asker, LeanAsker], ids=["grpc", "lean"])
+
+
 def flood(asker: Asker, count: int, rows: int = 2):
     for id in range(1, count + 1):
         asker.say(question(batch("MLP", rows), id=id))
 
 
-def test_devices_that_never_read_are_read_no_further_and_others_are_served():
+@carriers
+def test_devices_that_never_read_are_read_no_further_and_others_are_served(kind):
     with InferenceEdge(WIDE) as edge, ExitStack() as stack:
         before = resident_megabytes()
         for _ in range(4):
-            stuck = stack.enter_context(Asker(stack.enter_context(channel_to(edge)), WIDE))
+            stuck = stack.enter_context(kind(stack.enter_context(channel_to(edge)), WIDE))
             stuck.enter()
-            flood(stuck, 600)
+            threading.Thread(target=flood, args=(stuck, 1000), daemon=True).start()  # it blocks when it is stuck
         with channel_to(edge) as channel, Asker(channel, WIDE) as good:
             good.enter()
             for id in range(1, 21):
                 good.say(question(batch("MLP", 2), id=id))
                 assert len(good.answer()) == 2
         assert resident_megabytes() - before < 120  # the questions that the test wrote are a half of it
-        assert edge.figures.outcomes["answered"] < 4 * 300 + 20  # 256 of each wait, and some are on their way
+        # Of each at most 256, and what gRPC or the kernel holds between the two ends.
+        assert edge.figures.outcomes["answered"] < 4 * 600 + 20
 
 
-def test_a_device_that_does_not_read_in_time_is_sent_away():
+@carriers
+def test_a_device_that_does_not_read_in_time_is_sent_away(kind):
     now = [0.0]
     with (
         InferenceEdge(WIDE, limits=Limits(send_seconds=5.0), clock=lambda: now[0]) as edge,
         channel_to(edge) as channel,
-        Asker(channel, WIDE) as asker,
+        kind(channel, WIDE) as asker,
     ):
         asker.enter()
         flood(asker, 100, rows=10)  # 16 MB of answers; gRPC's windows grow to 8
@@ -81,21 +88,28 @@ def test_a_device_that_does_not_read_in_time_is_sent_away():
         assert_refused(asker.refusal(), Code.DEADLINE_EXCEEDED)
 
 
-def test_probes_without_end_fill_no_memory():
-    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel, Asker(channel, POINTS) as asker:
+@carriers
+def test_probes_without_end_fill_no_memory(kind):
+    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel, kind(channel, POINTS) as asker:
         asker.enter()
         before = resident_megabytes()
-        for _ in range(40):
-            asker.say(PROBE * 5000)
-        honest(channel)
+
+        def probe():
+            for _ in range(40):
+                asker.say(PROBE * 5000)
+
+        threading.Thread(target=probe, daemon=True).start()
+        for _ in range(5):
+            honest(channel)
         assert resident_megabytes() - before < 60
 
 
-def test_a_frame_that_never_ends_is_refused_at_its_limit():
-    with InferenceEdge(POINTS, queue=8) as edge, channel_to(edge) as channel, Asker(channel, POINTS) as asker:
+@carriers
+def test_what_never_ends_is_refused_at_its_limit(kind):
+    with InferenceEdge(POINTS, queue=8) as edge, channel_to(edge) as channel, kind(channel, POINTS) as asker:
         most = asker.enter().max_bytes
         assert most < 1 << 20
-        asker.say(bytes(64 << 20))
+        asker.say((64 << 20).to_bytes(4, "little") + bytes(64 << 20))
         assert_refused(asker.refusal(), Code.RESOURCE_EXHAUSTED)
         assert edge.figures.up_bytes < 2 * most
         honest(channel)
@@ -118,6 +132,76 @@ def test_an_announced_gigabyte_takes_no_memory():
             assert "MISFIT: tensor 'values' has 0 bytes and claims shape" in asker.answer()
         assert resident_megabytes() - before < 20
         honest(channel)
+
+
+# On the way to a lean stream.
+
+
+def knock_at(port: int, said: bytes) -> bytes:
+    """What the lean door answers to a stranger before it hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
+        stranger.sendall(said)
+        heard = b""
+        with suppress(ConnectionResetError):
+            while data := stranger.recv(1000):
+                heard += data
+        return heard
+
+
+def test_a_lean_stream_needs_a_ticket_which_serves_once():
+    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel, Asker(channel, POINTS) as asker:
+        loaded = asker.enter()
+        with LeanAsker(channel, POINTS) as other:
+            used = other.enter().ticket
+            other.say(question(CROSSING, point=1))
+            assert torch.equal(other.answer(), ANSWER)
+            for said in (b"", MAGIC, MAGIC + bytes(32), MAGIC + used, b"GET / HTTP/1.1\r\n\r\n", bytes(1000)):
+                assert knock_at(loaded.port, said + question(CROSSING, point=1)) == b""
+        assert edge.figures.outcomes == {"answered": 1}
+        asker.say(question(CROSSING, point=1))  # over gRPC, since it has not used its own
+        assert torch.equal(asker.answer(), ANSWER)
+        assert knock_at(loaded.port, MAGIC + used) == b""
+
+
+def test_a_ticket_ends_with_its_stream():
+    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel:
+        with Asker(channel, POINTS) as asker:
+            loaded = asker.enter()
+        assert wait_until(lambda: edge.figures.streams == 0, 20, 0.02)
+        assert knock_at(loaded.port, MAGIC + loaded.ticket + PROBE) == b""
+
+
+def test_who_speaks_beside_the_lean_stream_is_sent_away():
+    with InferenceEdge(POINTS) as edge, channel_to(edge) as channel, LeanAsker(channel, POINTS) as asker:
+        asker.enter()
+        asker.say(PROBE)
+        asker.hear()
+        Asker.say(asker, PROBE)
+        found = asker.refusal()
+        assert_refused(found, Code.INVALID_ARGUMENT)
+        assert "beside the lean stream" in found[1]
+
+
+def test_a_crowd_at_the_lean_door_is_sent_away_and_devices_come_in():
+    limits = Limits(handshakes=4, connection_handshakes=4, handshake_seconds=1.0)
+    with InferenceEdge(POINTS, limits=limits) as edge, channel_to(edge) as channel, ExitStack() as stack:
+        with Asker(channel, POINTS) as asker:
+            port = asker.enter().port
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+        assert wait_until(lambda: all(map(gone, crowd)), 20, 0.05)
+        with LeanAsker(channel, POINTS) as device:
+            device.enter()
+            device.say(question(CROSSING, point=1))
+            assert torch.equal(device.answer(), ANSWER)
+
+
+def gone(one: socket.socket) -> bool:
+    try:
+        return one.recv(1, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 # All at once, and somebody honest in the middle of it.
@@ -201,13 +285,14 @@ def test_thousands_of_hostile_messages_disturb_nobody(messages):
         )
         @given(st.data())
         def barrage(data):
-            with Asker(channel, POINTS) as inside:
+            kind = LeanAsker if sent[0] // BATCH % 2 else Asker
+            with kind(channel, POINTS) as inside:
                 inside.enter()
                 for id in range(INSIDE):
                     inside.say(in_a_stream(data.draw, id + 1))
                 inside.done()
                 found = inside.refusal()
-                assert found[0] in REFUSED | {Code.OK}, found
+                assert found[0] in REFUSED | {Code.OK, Code.UNAVAILABLE}, found
                 codes.add(found[0])
             for turn in range(BATCH - INSIDE):
                 with Asker(channel, POINTS) as outside:
@@ -235,7 +320,7 @@ def test_thousands_of_hostile_messages_disturb_nobody(messages):
         assert device.figures.answers["edge"] > messages // 100
         assert device.figures.broken == 0
         assert sent[0] >= messages
-        assert edge.figures.outcomes["misfit"] > 0
+        assert edge.figures.outcomes["misfit"] > messages // 20
         honest(channel)
     assert {Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.NOT_FOUND} <= codes
     assert sizes[-1] - sizes[len(sizes) // 4] < 40, sizes
