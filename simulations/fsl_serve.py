@@ -36,6 +36,7 @@ edge:
   max-rows=64         rows that are joined into one batch; default: 1, none are joined
   max-wait=0.002      seconds that they wait for each other at most; default: 0
   queue=1024          rows that may wait, and that a question may have
+  lean=HOST:PORT      where questions travel; default: the port behind address's; none: over gRPC, more slowly
   client-ca=FILE      ask devices for certificates that this CA signed
   allow=PACKAGE       more packages that devices' codecs may be from
 
@@ -48,6 +49,7 @@ device:
   deadline=0.1        seconds for an answer; then the device computes the rest itself
   fallback=false      never compute the rest on the device
   connect=5           seconds to wait for an edge before the first question
+  lean=false          questions travel over gRPC
   cert=FILE cert-key=FILE, where the edge asks for them"""
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

@@ -26,7 +26,7 @@ from fsl.segments.tensor_trees import as_values
 
 DEVICE_OPTIONS = (
     *MODEL_OPTIONS,
-    *("edge", "data", "point", "codec", "rows", "count", "rate", "deadline", "fallback", "connect"),
+    *("edge", "data", "point", "codec", "rows", "count", "rate", "deadline", "fallback", "connect", "lean"),
     *("ca", "cert", "cert-key", "token", "insecure", "threads", "metrics"),
 )
 _SETS = ("test", "validation", "train")
@@ -67,6 +67,7 @@ def serve_device(arguments: Sequence[str]) -> int:
                 token=read_token(options.path("token")) if options.has("token") else b"",
                 certificates=certificates,
                 fallback=fallback,
+                lean=not options.has("lean") or options.flag("lean"),
                 connect_seconds=options.number("connect", 5.0, zero=True) or 0.0,
                 counts=counts,
             )

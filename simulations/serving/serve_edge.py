@@ -17,7 +17,7 @@ from fsl.inference.serving.serving_tokens import load_operator_public_key
 
 EDGE_OPTIONS = (
     *MODEL_OPTIONS,
-    *("address", "cert", "cert-key", "client-ca", "token-key", "insecure"),
+    *("address", "lean", "cert", "cert-key", "client-ca", "token-key", "insecure"),
     *("max-rows", "max-wait", "queue", "allow", "threads", "metrics"),
 )
 _LOOK = 0.5  # seconds between two looks for a signal
@@ -42,6 +42,7 @@ def serve_edge(arguments: Sequence[str]) -> None:
             InferenceEdge(
                 points,
                 listen=options.text("address"),
+                lean=None if (lean := options.text("lean", "auto")) == "none" else lean,
                 certificates=certificates,
                 token_keys=keys,
                 batching=batching,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -14,11 +15,24 @@ from fsl.messages.inference_records import record, records
 from fsl.messages.versions import PROTOCOL, check_versions
 from fsl.quoting import one_line
 from fsl.wire.connections import Call
-from fsl.wire.frame_stream import ended, next_message, send
+from fsl.wire.frame_stream import ended, next_message, receive, send
 from fsl.wire.steps.opening import connect
 from fsl.wire.tls import TlsContexts
 
 log = logging.getLogger(__name__)
+Code = grpc.StatusCode
+# With these codes an edge refuses what this device is or asks for, which lasts; else the connection is at fault.
+REFUSALS = frozenset(
+    {
+        Code.FAILED_PRECONDITION,
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
+        Code.UNIMPLEMENTED,
+    }
+)
+_STATUS = 0.25  # seconds for an edge to say why a lean stream broke
 _PROBES = 2.0  # seconds between two probes
 _LEAN = 5.0  # seconds for a lean stream to open
 
@@ -76,3 +90,18 @@ async def opened_lean(address: str, loaded: pb.Loaded, contexts: TlsContexts | N
             "the lean stream of edge %s at %s cannot be opened (%s): gRPC carries questions", address, where, reason
         )
         return None
+
+
+async def until_lean_ends(call: Call, broken: "asyncio.Future[Exception]") -> None:
+    """Wait for the end of a lean stream or of its gRPC stream, which tells why an edge ends both; raises what did."""
+    told = asyncio.ensure_future(receive(call, 0))
+    try:
+        ends: set[asyncio.Future[Any]] = {told, broken}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            await asyncio.wait({told}, timeout=_STATUS)
+        if told.done() and told.result() is not None:
+            raise WireError("the edge said something beside the lean stream")
+        raise await ended(call) if told.done() else broken.result()
+    finally:
+        told.cancel()

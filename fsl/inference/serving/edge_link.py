@@ -3,12 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 
 from fsl.errors import FslError, WireError
-from fsl.inference.serving.edge_greeting import LinkTerms, greet, opened_lean
+from fsl.inference.serving.edge_greeting import REFUSALS, LinkTerms, greet, opened_lean, until_lean_ends
 from fsl.inference.serving.measured_link import LinkMeter
 from fsl.inference.serving.outbox import RecordOutbox
 from fsl.inference.serving.pending import PendingQuestion
@@ -22,21 +22,8 @@ from fsl.wire.options import INFER_METHOD
 from fsl.wire.tls import TlsContexts
 
 log = logging.getLogger(__name__)
-Code = grpc.StatusCode
-# With these codes an edge refuses what this device is or asks for, which lasts; else the connection is at fault.
-_REFUSALS = frozenset(
-    {
-        Code.FAILED_PRECONDITION,
-        Code.INVALID_ARGUMENT,
-        Code.NOT_FOUND,
-        Code.PERMISSION_DENIED,
-        Code.UNAUTHENTICATED,
-        Code.UNIMPLEMENTED,
-    }
-)
 _PAUSE = (0.1, 2.0)  # seconds before the first next attempt, and at most
 _REFUSED = 15.0  # seconds before an edge that refused is asked again
-_STATUS = 0.25  # seconds for an edge to say why a lean stream broke
 
 
 class LinkEar(Protocol):
@@ -99,6 +86,11 @@ class EdgeLink:
             await asyncio.gather(self._task, return_exceptions=True)
 
     @property
+    def is_lean(self) -> bool:
+        """Whether a lean stream carries its questions."""
+        return self._lean is not None
+
+    @property
     def unsent(self) -> int:
         """Bytes that wait to be sent."""
         return self._outbox.unsent
@@ -139,7 +131,7 @@ class EdgeLink:
                 reason = "the edge ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = one_line(error.details() or error.code().name)
-                self.refused = error.code() in _REFUSALS
+                self.refused = error.code() in REFUSALS
             except FslError as error:  # it speaks another version, or says what cannot be
                 reason, self.refused = one_line(str(error)), True
             except Exception as error:  # whatever it is, the device goes on without this edge
@@ -182,7 +174,7 @@ class EdgeLink:
             self._ear.opened(self)
             if self._lean is not None:
                 self._lean.begin()
-                await self._until_lean_ends(call)
+                await until_lean_ends(call, self._broken)
             while (data := await receive(call, self._terms.most)) is not None:
                 for message, rest, size in records(data, pb.FromServing):
                     self._hear(message, rest, size)
@@ -197,20 +189,6 @@ class EdgeLink:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await channel.close()
-
-    async def _until_lean_ends(self, call: Call) -> None:
-        """Wait for the end of either stream; the gRPC stream tells why an edge ends it. Raises what ended it."""
-        told = asyncio.ensure_future(receive(call, 0))
-        try:
-            ends: set[asyncio.Future[Any]] = {told, self._broken}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not told.done():
-                await asyncio.wait({told}, timeout=_STATUS)
-            if told.done() and told.result() is not None:
-                raise WireError("the edge said something beside the lean stream")
-            raise await ended(call) if told.done() else self._broken.result()
-        finally:
-            told.cancel()
 
     # Of the lean stream.
 
@@ -231,10 +209,10 @@ class EdgeLink:
     def _hear(self, message: pb.FromServing, data: memoryview, size: int) -> None:
         kind, now = message.WhichOneof("body"), self._clock()
         if kind == "answered":
-            one = self._of(message.answered.id)
             said = message.answered
             if not (said.queue_seconds >= 0 and said.compute_seconds >= 0):
                 raise WireError("an answer tells seconds that cannot be")
+            one = self._of(said.id)
             between = max(0.0, now - one.sent - said.queue_seconds - said.compute_seconds)
             self.meter.crossed(one.up_bytes, size, between, said.queue_seconds)
             self._ear.answered(self, one, said, data, size)

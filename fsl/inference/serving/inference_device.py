@@ -38,10 +38,11 @@ _LOOK = 0.01  # seconds between two looks for an edge that is open
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeStatus:
-    """One of a device's edges: whether it takes questions, and if not, why."""
+    """One of a device's edges: whether it takes questions, and over a lean stream; if not, why."""
 
     address: str
     is_open: bool
+    is_lean: bool
     reason: str
 
 
@@ -184,7 +185,10 @@ class InferenceDevice:
     @property
     def edges(self) -> list[EdgeStatus]:
         """Its edges, in order."""
-        return [EdgeStatus(address=link.address, is_open=link.is_open, reason=link.reason) for link in self._links]
+        return [
+            EdgeStatus(address=link.address, is_open=link.is_open, is_lean=link.is_lean, reason=link.reason)
+            for link in self._links
+        ]
 
     @property
     def figures(self) -> DeviceFigures:

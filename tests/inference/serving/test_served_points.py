@@ -65,12 +65,15 @@ class Masked(nn.Module):
         return self.layer((hidden + mask).softmax(1))
 
 
-@pytest.mark.parametrize("name", ["MLP", "LeNet", "ResNet8"])
-def test_every_point_over_the_wire_is_the_unsplit_model_to_the_bit(name):
+@pytest.mark.parametrize(
+    ("name", "lean"), [("MLP", True), ("LeNet", True), ("ResNet8", True), ("MLP", False), ("LeNet", False)]
+)
+def test_every_point_over_the_wire_is_the_unsplit_model_to_the_bit(name, lean):
     points, inputs = served(name), batch(name, 5, seed=1)
     with torch.no_grad():
         whole = points.model(inputs)
-    with InferenceEdge(points) as edge, InferenceDevice(points, [edge.address], fallback=False) as device:
+    with InferenceEdge(points) as edge, InferenceDevice(points, [edge.address], fallback=False, lean=lean) as device:
+        assert device.edges[0].is_lean == lean
         for point in points.names:
             answer = device.infer(inputs, point=point)
             assert torch.equal(answer.outputs, points.tail(point, contiguous(points.head(point, inputs)))), point
@@ -181,3 +184,18 @@ def test_a_codec_that_remembers_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match="codec topk remembers what it sent before"):
         InferenceDevice(served(), [], codecs={"mine": TopK(0.5, feedback=True)})
     assert replace(FixedPoint(), point="pool1").codec == "identity"
+
+
+def test_an_edge_without_lean_streams_is_asked_over_grpc(monkeypatch):
+    points, inputs = served("MLP"), batch()
+    with InferenceEdge(points, lean=None) as edge, InferenceDevice(points, [edge.address], fallback=False) as device:
+        assert not device.edges[0].is_lean
+        assert device.infer(inputs).where == "edge"
+
+    async def unreachable(*_):
+        raise OSError("a firewall is in between")
+
+    monkeypatch.setattr("fsl.inference.serving.edge_greeting.connect", unreachable)
+    with InferenceEdge(points) as edge, InferenceDevice(points, [edge.address], fallback=False) as device:
+        assert not device.edges[0].is_lean
+        assert device.infer(inputs).where == "edge"

@@ -146,6 +146,7 @@ def test_over_tls_only_devices_that_know_the_edge_ask(encrypted, tmp_path):
     with InferenceEdge(points, certificates=certificates, token_keys=public(), wall=lambda: 0.0) as edge:
         with InferenceDevice(points, [edge.address], certificates=Certificates(ca), **options) as device:
             assert device.infer(inputs).where == "edge"
+            assert device.edges[0].is_lean
         options["connect_seconds"] = 0.5
         for wrong in (Certificates(issue_ca(tmp_path)), None):
             with InferenceDevice(points, [edge.address], certificates=wrong, **options) as device:
