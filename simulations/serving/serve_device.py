@@ -17,7 +17,8 @@ from fsl.data import Examples
 from fsl.deployment.extra_installed import needs_prometheus
 from fsl.errors import ConfigError, one_of
 from fsl.inference import SplitPoints
-from fsl.inference.serving import Answer, FixedPoint, InferenceDevice, UnansweredError
+from fsl.inference.planning import StaticSplit
+from fsl.inference.serving import Answer, InferenceDevice, UnansweredError
 from fsl.inference.serving.device_counts import DeviceCounts
 from fsl.inference.split_points import INPUT
 from fsl.round.evaluation import Tally
@@ -33,7 +34,7 @@ _SETS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRows:
     """A question's future, and which rows it has."""
 
     future: "Future[Answer]"
@@ -56,13 +57,13 @@ def serve_device(arguments: Sequence[str]) -> int:
         counts = _counts(options, stack)
         run, points = served_run(options)
         examples = _examples(run, options.text("data", "test"))
-        policy = FixedPoint(options.text("point", _usual(points)), codec)
-        points.check(policy.point)
+        point = options.text("point", _usual(points))
+        points.check(point)
         device = stack.enter_context(
             InferenceDevice(
                 points,
                 edges,
-                policy=policy,
+                policy=StaticSplit(point, codec),
                 codecs=[codec],
                 token=read_token(options.path("token")) if options.has("token") else b"",
                 certificates=certificates,
@@ -95,21 +96,21 @@ def _examples(run: TrainedRun, which: str) -> Examples:
 
 def _ask(
     device: InferenceDevice, examples: Examples, rows: int, count: int, rate: float | None, deadline: float | None
-) -> list[Asked]:
+) -> list[AskedRows]:
     """Ask `count` questions: `rate` a second, or each when the one before is answered."""
-    asked, began = list[Asked](), time.monotonic()
+    asked, began = list[AskedRows](), time.monotonic()
     for number in range(count):
         inputs, targets = examples.batch(torch.arange(number * rows, (number + 1) * rows) % len(examples))
         if rate is not None:
             time.sleep(max(0.0, began + number / rate - time.monotonic()))
         future = device.submit(as_values(inputs), deadline=deadline)
-        asked.append(Asked(future, targets))
+        asked.append(AskedRows(future, targets))
         if rate is None:
             future.exception()
     return asked
 
 
-def _report(run: TrainedRun, device: InferenceDevice, asked: Sequence[Asked], began: float) -> int:
+def _report(run: TrainedRun, device: InferenceDevice, asked: Sequence[AskedRows], began: float) -> int:
     tally, seconds, unanswered = Tally(run.objective), list[float](), list[str]()
     for one in asked:
         error = one.future.exception()

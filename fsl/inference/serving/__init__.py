@@ -2,26 +2,21 @@
 
 from fsl.inference.serving.answer import Answer, AnswerSeconds, UnansweredError
 from fsl.inference.serving.batching import Batching
-from fsl.inference.serving.choosing_points import ChoosesPoint, FixedPoint
 from fsl.inference.serving.device_counts import DeviceFigures
 from fsl.inference.serving.edge_counts import EdgeFigures
 from fsl.inference.serving.inference_device import EdgeStatus, InferenceDevice
 from fsl.inference.serving.inference_edge import InferenceEdge
-from fsl.inference.serving.measured_link import MeasuredLink
 from fsl.inference.serving.serving_tokens import ServingGrant, check_grant, sign_grant
 
 __all__ = [
     "Answer",
     "AnswerSeconds",
     "Batching",
-    "ChoosesPoint",
     "DeviceFigures",
     "EdgeFigures",
     "EdgeStatus",
-    "FixedPoint",
     "InferenceDevice",
     "InferenceEdge",
-    "MeasuredLink",
     "ServingGrant",
     "UnansweredError",
     "check_grant",

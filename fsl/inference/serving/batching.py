@@ -74,7 +74,7 @@ class DueBatch(Generic[Q]):
     expired: list[Q]
 
 
-class _Line(Generic[Q]):
+class _WaitingLine(Generic[Q]):
     def __init__(self) -> None:
         self.questions: deque[Q] = deque()
         self.rows = 0
@@ -93,7 +93,7 @@ class BatchQueue(Generic[Q]):
         self.rows = 0  # that wait
         self._size = 0
         self._most = rows, size
-        self._lines: dict[Hashable, _Line[Q]] = {}
+        self._lines: dict[Hashable, _WaitingLine[Q]] = {}
         self._held: dict[Hashable, tuple[int, int]] = {}  # rows and bytes by asker
         self._row_seconds = 0.0  # mean
 
@@ -107,7 +107,7 @@ class BatchQueue(Generic[Q]):
         if self.rows and not self._has_room(one):
             return False
         self._hold(one, 1)
-        line = self._lines.setdefault(one.key, _Line())
+        line = self._lines.setdefault(one.key, _WaitingLine())
         line.questions.append(one)
         line.rows += one.rows
         return True
@@ -157,12 +157,12 @@ class BatchQueue(Generic[Q]):
         self.rows += sign * one.rows
         self._size += sign * one.size
 
-    def _due_at(self, line: _Line[Q]) -> float:
+    def _due_at(self, line: _WaitingLine[Q]) -> float:
         if line.rows >= self.batching.max_rows:
             return -math.inf
         return line.questions[0].arrived + self.batching.max_wait_seconds
 
-    def _taken(self, line: _Line[Q]) -> Q:
+    def _taken(self, line: _WaitingLine[Q]) -> Q:
         one = line.questions.popleft()
         line.rows -= one.rows
         self._hold(one, -1)

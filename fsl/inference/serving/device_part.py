@@ -11,7 +11,7 @@ from fsl.codecs.codec_choice import CodecChoice
 from fsl.codecs.codec_maker import codec_of
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
-from fsl.inference.serving.choosing_points import IDENTITY
+from fsl.inference.planning.split_costs import IDENTITY
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.serving.point_gate import PointGate, contiguous
 from fsl.inference.serving.served_codecs import CutWriter, codec_text, own_codec

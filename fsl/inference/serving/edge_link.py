@@ -9,7 +9,7 @@ import grpc
 
 from fsl.errors import FslError, WireError
 from fsl.inference.serving.edge_greeting import REFUSALS, LinkTerms, greet, opened_lean, until_lean_ends
-from fsl.inference.serving.measured_link import LinkMeter
+from fsl.inference.serving.link_meter import LinkMeter
 from fsl.inference.serving.outbox import RecordOutbox
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.serving.record_socket import RecordSocket

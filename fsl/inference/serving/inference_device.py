@@ -13,19 +13,19 @@ from typing import Any
 from fsl.argument_types import checks_types
 from fsl.codecs.codec_choice import CodecChoice
 from fsl.errors import ConfigError
+from fsl.inference.planning import LinkState, SplitPolicy, StaticSplit
 from fsl.inference.serving.answer import Answer, UnansweredError
-from fsl.inference.serving.choosing_points import ChoosesPoint, FixedPoint
 from fsl.inference.serving.device_counts import DeviceCounts, DeviceFigures
 from fsl.inference.serving.device_part import DevicePart, outputs_of
 from fsl.inference.serving.dispatcher import Dispatcher
 from fsl.inference.serving.edge_greeting import LinkTerms
 from fsl.inference.serving.edge_link import EdgeLink
+from fsl.inference.serving.link_meter import LinkMeter
 from fsl.inference.serving.local_rest import ModelAtHand
 from fsl.inference.serving.loopback import refuse_unencrypted
-from fsl.inference.serving.measured_link import LinkMeter, MeasuredLink
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.serving.point_gate import PointGate
-from fsl.inference.split_points import OUTPUT, SplitPoints
+from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 from fsl.messages.identifiers import is_address
 from fsl.segments.tensor_trees import as_values
 from fsl.wire.connections import Dialler
@@ -67,7 +67,7 @@ class InferenceDevice:
         points: SplitPoints,
         edges: Sequence[str],
         *,
-        policy: ChoosesPoint | None = None,
+        policy: SplitPolicy | None = None,
         codecs: Mapping[str, CodecChoice] | Sequence[str] = (),
         token: bytes = b"",
         certificates: Certificates | None = None,
@@ -91,7 +91,7 @@ class InferenceDevice:
             if certificates is None:
                 refuse_unencrypted(address)
         limits, model = limits or Limits(), threading.Lock()
-        self.policy: ChoosesPoint = policy or FixedPoint()
+        self.policy: SplitPolicy = policy or StaticSplit(INPUT)
         self._clock = clock
         self._counts = counts or DeviceCounts()
         self._part = DevicePart(points, codecs, model, clock)
@@ -148,8 +148,10 @@ class InferenceDevice:
             raise ConfigError("inputs=None: give a batch as the model takes it")
         if point is None or codec is None:
             choice = self.policy.choose(self.link_state(), self._clock())
-            if getattr(choice, "input_format", None) is not None:
-                raise ConfigError(f"{choice}: inputs are sent as tensors; choose without an input_format")
+            if choice.input_format is not None:
+                raise ConfigError(
+                    f"{choice.title}: inputs are sent as the model takes them; let the policy choose among others"
+                )
             point, codec = point or choice.point, codec or choice.codec
         self._slots.acquire()
         try:
@@ -175,12 +177,10 @@ class InferenceDevice:
             self._unsettled.discard(one)
         self._slots.release()
 
-    def link_state(self) -> MeasuredLink:
-        """Returns what is known of the link to the first edge that is open; of the first edge, where none is."""
-        if not self._links:
-            return MeasuredLink(up_mbit=0.0, down_mbit=0.0)
-        link = next((link for link in self._links if link.is_open), self._links[0])
-        return link.meter.state(link.unsent)
+    def link_state(self) -> LinkState:
+        """Returns what is known of the link to the first edge that is open; rates of 0 where none is."""
+        link = next((link for link in self._links if link.is_open), None)
+        return LinkState(0.0, 0.0) if link is None else link.meter.state(link.unsent)
 
     @property
     def edges(self) -> list[EdgeStatus]:

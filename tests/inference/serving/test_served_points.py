@@ -1,6 +1,6 @@
 """At every point, what a device gets over the wire is what the unsplit model gives, to the bit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from torch import nn
 from fsl.codecs import C3, Float16, TopK
 from fsl.errors import ConfigError, SplitError
 from fsl.inference import SplitPoints
-from fsl.inference.serving import Batching, FixedPoint, InferenceDevice, InferenceEdge
+from fsl.inference.planning import CompressedInput, StaticSplit
+from fsl.inference.serving import Batching, InferenceDevice, InferenceEdge
 from fsl.inference.serving.point_gate import contiguous
 from fsl.segments.tensor_trees import TensorTree
 from tests.helpers.served import batch, served
@@ -122,7 +123,7 @@ def test_a_codec_changes_what_crosses_and_nothing_else():
 
 def test_the_policy_chooses_and_a_call_may_choose_otherwise():
     points, inputs = served("LeNet"), batch("LeNet")
-    policy = FixedPoint("pool2", "float16")
+    policy = StaticSplit("pool2", "float16")
     with (
         InferenceEdge(points) as edge,
         InferenceDevice(points, [edge.address], codecs=["float16"], policy=policy) as device,
@@ -172,18 +173,16 @@ def test_a_point_that_is_not_there_is_told():
 
 
 def test_a_choice_that_rewrites_the_input_is_refused():
-    @dataclass(frozen=True)
-    class Jpeg(FixedPoint):
-        input_format: str = "jpeg:75"
-
-    with InferenceDevice(served(), [], policy=Jpeg()) as device, pytest.raises(ConfigError, match="without an input_"):
+    with (
+        InferenceDevice(served(), [], policy=CompressedInput()) as device,
+        pytest.raises(ConfigError, match="input as jpeg:75: inputs are sent as the model takes them"),
+    ):
         device.infer(batch())
 
 
 def test_a_codec_that_remembers_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match="codec topk remembers what it sent before"):
         InferenceDevice(served(), [], codecs={"mine": TopK(0.5, feedback=True)})
-    assert replace(FixedPoint(), point="pool1").codec == "identity"
 
 
 def test_an_edge_without_lean_streams_is_asked_over_grpc(monkeypatch):

@@ -1,11 +1,16 @@
 """A device knows of its link what its transfers told: rates from bytes and seconds, and no more than these can tell."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from fsl.deployment.processes import wait_until
-from fsl.inference.serving import Batching, FixedPoint, InferenceDevice, InferenceEdge
-from fsl.inference.serving.measured_link import LinkMeter
+from fsl.inference.planning import DynamicSplit, LinkState, SplitChoice, SplitCosts, SplitPolicy
+from fsl.inference.serving import Batching, InferenceDevice, InferenceEdge
+from fsl.inference.serving.link_meter import LinkMeter
 from tests.helpers.served import batch, served
+from tests.helpers.small_profiles import small_profile
 
 MBIT = 125_000  # bytes a second
 
@@ -48,13 +53,15 @@ def test_what_waits_to_be_sent_keeps_the_link_busy():
 
 
 def test_a_policy_is_asked_for_each_question_with_what_is_known():
-    class Alternating:
+    class Alternating(SplitPolicy):
+        name = "alternating"
+
         def __init__(self):
             self.seen = []
 
         def choose(self, state, now):
             self.seen.append((state, now))
-            return FixedPoint(["input", "stage1", "output"][len(self.seen) % 3])
+            return SplitChoice(["input", "stage1", "output"][len(self.seen) % 3])
 
     points, policy = served("MLP"), Alternating()
     with InferenceEdge(points) as edge, InferenceDevice(points, [edge.address], policy=policy) as device:
@@ -65,6 +72,11 @@ def test_a_policy_is_asked_for_each_question_with_what_is_known():
         assert state.up_mbit == 10.0  # a loopback tells no rate
         assert 0 < state.rtt_seconds < 10
         assert device.infer(batch(), point="stage1").point == "stage1"
+
+
+def test_without_an_edge_there_is_no_link_and_a_policy_says_so():
+    with InferenceDevice(served("MLP"), []) as device:
+        assert device.link_state() == LinkState(0.0, 0.0)
 
 
 def test_an_edge_tells_how_long_a_question_would_wait():
@@ -78,3 +90,29 @@ def test_an_edge_tells_how_long_a_question_would_wait():
         answer = device.submit(batch(rows=4), point="stage1")
         assert not answer.done()
         assert wait_until(lambda: device.link_state().queue_seconds == pytest.approx(2.0), 20, 0.02)
+
+
+def test_the_point_is_chosen_anew_as_the_link_changes():
+    """The device is ten times as slow: with a good link the edge computes all, with a bad one a part, or none."""
+    sizes, names = (400_000, 40_000, 40), ("input", "stage1", "output")
+    heads, tails = (0.0, 0.2, 1.0), (1.0, 0.8, 0.0)
+    device_profile, edge_profile = (
+        replace(found, points=tuple(replace(point, name=name) for point, name in zip(found.points, names, strict=True)))
+        for found in (
+            small_profile([scale * each for each in heads], [scale * each for each in tails], sizes)
+            for scale in (1.0, 0.1)
+        )
+    )
+    policy = DynamicSplit(SplitCosts(device=device_profile, edge=edge_profile), dwell_seconds=0.0)
+    points, inputs = served("MLP", ["stage1"]), batch()
+    with torch.no_grad():
+        whole = points.model(inputs)
+    with InferenceEdge(points) as edge, InferenceDevice(points, [edge.address], policy=policy) as device:
+        found = []
+        for mbit in (100.0, 2.0, 0.1, 100.0):
+            device.link_state = lambda mbit=mbit: LinkState(mbit, mbit)
+            answer = device.infer(inputs)
+            assert torch.equal(answer.outputs, whole)
+            found.append((answer.point, answer.where))
+        assert found == [("input", "edge"), ("stage1", "edge"), ("output", "device"), ("input", "edge")]
+        assert policy.switches == 3
