@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import exits, lossy, planning, profiles
+from fsl.inference import SplitPoints, exits, lossy, planning, profiles, serving
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -39,6 +39,7 @@ def edge(ids=range(6), labels=LABELS):
     return data.VerticalData({"bank": data.PartyTable(range(6), INPUTS)}, data.EdgeLabels(ids, labels))
 
 
+POINTS = SplitPoints(network(), INPUTS)
 EXITS = exits.ExitModel(network(), {"1": "linear"}, INPUTS)
 
 CALLS = [
@@ -208,6 +209,16 @@ CALLS = [
     (lambda: exits.MLPExit(grid="x"), "grid='x': give a whole number"),
     (lambda: exits.SLViTExit(patch="x"), "patch='x': give a whole number or None"),
     (lambda: exits.FusionExit("x"), "width='x': give a whole number"),
+    (lambda: serving.Batching("x"), "max_rows='x': give a whole number"),
+    (lambda: serving.InferenceEdge(3), "points=3: give a SplitPoints of fsl"),
+    (lambda: serving.InferenceEdge(POINTS, queue="x"), "queue='x': give a whole number"),
+    (lambda: serving.InferenceEdge(POINTS, token_keys=3), "token_keys=3: give a list of Ed25519PublicKeys"),
+    (lambda: serving.InferenceDevice(3, []), "points=3: give a SplitPoints of fsl"),
+    (lambda: serving.InferenceDevice(POINTS, "x"), "edges='x': give a list of texts"),
+    (lambda: serving.InferenceDevice(POINTS, [], patience="x"), "patience='x': give a number"),
+    (lambda: serving.ServingGrant("x", "y"), "expires='y': give a number"),
+    (lambda: serving.sign_grant("x", None), "key='x': give an Ed25519PrivateKey"),
+    (lambda: serving.check_grant("x", [], 0.0), "token='x': give a bytes"),
     (lambda: TraceAvailability(rounds={0: [1]}, period="x"), "availability.period='x': give a whole number or None"),
 ]
 
@@ -275,11 +286,14 @@ OTHERS = {
         "ThresholdLines",
         "TrainedPhase",
     },
+    "inference.serving": {
+        *("Answer", "AnswerSeconds", "DeviceFigures", "EdgeFigures", "EdgeStatus", "UnansweredError"),
+    },
 }
 
 
 @pytest.mark.parametrize(
-    "room", [data, models, costs, selection, metrics, packets, inference, lossy, profiles, planning, exits], ids=OTHERS
+    "room", [data, models, costs, selection, metrics, packets, inference, lossy, profiles, planning, exits, serving], ids=OTHERS
 )
 def test_each_public_function_checks_its_arguments_types(room):
     """A new one does so too, or its name is added to the list above with a call among `CALLS`."""

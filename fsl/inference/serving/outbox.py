@@ -46,9 +46,12 @@ class RecordOutbox:
         self._lean = lean
 
     async def write(self, stream: Writes, most: int = CHUNK) -> None:
-        """Send over a gRPC stream, in messages of at most `most` bytes unless a record is larger, until cancelled."""
+        """Send over a gRPC stream, in messages of at most `most` bytes unless a record is larger, until cancelled.
+
+        It may begin when a lean stream carries records already, and then sends none.
+        """
         while True:
-            while not self._waiting:
+            while not self._waiting or self._lean is not None:
                 self._changed.clear()
                 await self._changed.wait()
             data, count = self._joined(most)
