@@ -40,7 +40,7 @@ def records(data: bytes | memoryview, kind: type[Message]) -> Iterator[tuple[Mes
         if place > len(data):
             raise WireError(f"a record of {len(data) - begin} bytes claims {head + rest}")
         try:
-            yield kind.FromString(view[begin:middle]), view[middle:place], _LENGTHS.size + head + rest
+            yield kind.FromString(bytes(view[begin:middle])), view[middle:place], _LENGTHS.size + head + rest
         except DecodeError:
             raise WireError("a record does not begin with a message of fsl's protocol") from None
 

@@ -125,8 +125,8 @@ class Desk:
             if len(batch.questions) == 1:
                 self._tell(batch.questions[0], error, began)
                 return
-            for one in batch.each():
-                self._answer_alone(one, began)
+            for alone in batch.each():
+                self._answer_alone(alone, began)
             return
         self._give(batch, outputs, began)
 

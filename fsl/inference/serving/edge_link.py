@@ -157,9 +157,8 @@ class EdgeLink:
         """Ask over one connection until it ends; raises what ended it."""
         channel = self._dialler.channel(self.address)
         tasks: list[asyncio.Task[None]] = []
-        call: Call | None = None
+        call: Call = channel.stream_stream(INFER_METHOD)()
         try:
-            call = channel.stream_stream(INFER_METHOD)()
             self._loaded = await asyncio.wait_for(greet(call, self._terms), self._terms.handshake_seconds)
             self._places = {point: place for place, point in enumerate(self._loaded.points)}
             sock = await opened_lean(self.address, self._loaded, self._contexts) if self._terms.lean else None
@@ -183,8 +182,7 @@ class EdgeLink:
             if self._lean is not None:
                 self._lean.close()
                 self._lean = None
-            if call is not None:
-                call.cancel()
+            call.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import secrets
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 from fsl.errors import ConfigError, WireError
 from fsl.inference.serving.asked_stream import AskedStream
@@ -71,8 +73,8 @@ class LeanDoor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _begin(self, work: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.ensure_future(work)
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -95,7 +97,7 @@ class LeanDoor:
                 if self._contexts is not None:
                     context = self._contexts.present()
                     sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                    await shake_hands(sock)  # type: ignore[arg-type]
+                    await shake_hands(sock)
                 stream = self._tickets.pop(await read_ticket(sock), None)
             if stream is None or stream.gone:
                 raise WireError("its ticket is of no stream at the door")

@@ -1,6 +1,6 @@
 """A question as it waits at an edge, and what becomes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ from fsl.messages import inference_pb2 as pb
 LONGEST_SECONDS = 3600.0  # for a deadline: who would wait longer asks again
 
 
-class Asker(Protocol):
+class Asker(Hashable, Protocol):
     """Whoever asks over one stream."""
 
     gone: bool
