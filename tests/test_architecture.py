@@ -30,6 +30,7 @@ FLOORS = (
     ("inference.planning",),
     ("run",),
     ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
+    ("inference.serving",),
     ("strategies",),
     ("plan", "device", "fsl"),
     ("simulations.reports", "simulations"),
