@@ -50,6 +50,7 @@ def _serving() -> list[Served]:
     edge, device = PrometheusEdgeCounts(registry), PrometheusDeviceCounts(registry)
     edge.ended("answered")
     edge.refused("UNAVAILABLE")
+    device.exited({"output": 1})
     device.answered("device", AnswerSeconds(), "late")
     return _served(registry)
 

@@ -3,6 +3,7 @@
 from fsl.inference.serving.answer import Answer, AnswerSeconds, UnansweredError
 from fsl.inference.serving.batching import Batching
 from fsl.inference.serving.device_counts import DeviceFigures
+from fsl.inference.serving.device_exits import DeviceExits
 from fsl.inference.serving.edge_counts import EdgeFigures
 from fsl.inference.serving.inference_device import EdgeStatus, InferenceDevice
 from fsl.inference.serving.inference_edge import InferenceEdge
@@ -12,6 +13,7 @@ __all__ = [
     "Answer",
     "AnswerSeconds",
     "Batching",
+    "DeviceExits",
     "DeviceFigures",
     "EdgeFigures",
     "EdgeStatus",

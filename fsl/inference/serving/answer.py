@@ -38,6 +38,8 @@ class Answer:
 
     `where` the rest of the model was computed, and at which edge (its address; empty: none). `batch_rows`: rows that
     were computed together. `reason`: why the device computed the rest itself, empty where it was meant to.
+    `exits` (B,): where the device has exits, the number of that by which each row left; of rows that went through the
+    whole model, the number of exits.
     """
 
     outputs: Tensor
@@ -48,3 +50,4 @@ class Answer:
     batch_rows: int
     edge: str = ""
     reason: str = ""
+    exits: Tensor | None = None

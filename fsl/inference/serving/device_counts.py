@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fsl.inference.serving.answer import AnswerSeconds, Where
@@ -11,12 +12,13 @@ from fsl.inference.serving.answer import AnswerSeconds, Where
 class DeviceFigures:
     """What a device has asked so far: answers by where they were computed, and fallbacks by reason.
 
-    `unanswered`: questions without an answer. `asked_again`: questions that went to another edge. `streams`: that were
+    `exits`: rows by the exit by which they left, "output" for the whole model. `unanswered`: questions without an answer. `asked_again`: questions that went to another edge. `streams`: that were
     opened, and `broken` of them. Bytes are those of questions that were answered, and of their answers.
     """
 
     answers: dict[Where, int]
     fallbacks: dict[str, int]
+    exits: dict[str, int]
     unanswered: int
     asked_again: int
     streams: int
@@ -32,6 +34,7 @@ class DeviceCounts:
         self._lock = threading.Lock()
         self._answers: Counter[Where] = Counter()
         self._fallbacks: Counter[str] = Counter()
+        self._exits: Counter[str] = Counter()
         self._unanswered = self._again = self._streams = self._broken = self._up = self._down = 0
 
     @property
@@ -41,6 +44,7 @@ class DeviceCounts:
             return DeviceFigures(
                 dict(self._answers),
                 dict(self._fallbacks),
+                dict(self._exits),
                 self._unanswered,
                 self._again,
                 self._streams,
@@ -55,6 +59,11 @@ class DeviceCounts:
             self._answers[where] += 1
             if fallback:
                 self._fallbacks[fallback] += 1
+
+    def exited(self, rows: Mapping[str, int]) -> None:
+        """Count the rows of an answer by the exits by which they left, "output" for the whole model."""
+        with self._lock:
+            self._exits.update(rows)
 
     def unanswered(self) -> None:
         """Count a question without an answer."""

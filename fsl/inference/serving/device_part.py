@@ -12,6 +12,7 @@ from fsl.codecs.codec_maker import codec_of
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
 from fsl.inference.planning.split_costs import IDENTITY
+from fsl.inference.serving.device_exits import DeviceExits, LeftRows
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.serving.point_gate import PointGate, contiguous
 from fsl.inference.serving.served_codecs import CutWriter, codec_text, own_codec
@@ -31,11 +32,15 @@ class DevicePart:
         self,
         points: SplitPoints,
         codecs: Mapping[str, CodecChoice] | Sequence[str],
+        exits: DeviceExits | None,
         lock: threading.Lock,
         clock: Callable[[], float],
     ) -> None:
         self._points = points
+        self._exits = exits
         self._lock = lock
+        if exits is not None:
+            exits.check(points)
         self._clock = clock
         given = dict(codecs) if isinstance(codecs, Mapping) else {name: name for name in codecs}
         given.pop(IDENTITY, None)
@@ -50,7 +55,7 @@ class DevicePart:
         return tuple(codec_text(spec) for name, spec in self._specs.items() if name != IDENTITY)
 
     def question(self, inputs: Values, point: str, codec: str, deadline: float | None) -> PendingQuestion:
-        """Returns a question that is ready to be asked; at "output", what it holds are the outputs."""
+        """Returns a question that is ready to be asked, of the rows that have not left by an exit."""
         asked = self._clock()
         self._points.check(point)
         if codec not in self._specs:
@@ -65,24 +70,32 @@ class DevicePart:
         except WireError as error:
             raise ConfigError(f"inputs: {error}") from None
         with self._lock:
-            values = self._points.head(point, inputs)
             writer = None if point == OUTPUT else self._writer(point, codec)
-            values = values if point == OUTPUT else contiguous(values)
+            values, left = self._begun(point, inputs, writer)
+            finished = values if isinstance(values, Tensor) and (writer is None or not len(values)) else None
             computed = self._clock()
-            payload = _NOTHING if writer is None else writer.encode(values)
+            payload = _NOTHING if writer is None or finished is not None else writer.encode(values)
         now = self._clock()
         return PendingQuestion(
             point=point,
             codec=self._names.index(codec),
             codec_name=codec,
-            rows=rows,
+            rows=len(values),
             values=values,
             payload=payload,
+            finished=finished,
+            left=left,
             asked=asked,
             until=math.inf if deadline is None else asked + deadline,
             head=computed - asked,
             encode=now - computed,
         )
+
+    def _begun(self, point: str, inputs: Values, writer: CutWriter | None) -> tuple[Values, LeftRows | None]:
+        if self._exits is not None:
+            return self._exits.begin(point, inputs, None if writer is None else writer.gate)
+        values = self._points.head(point, inputs)
+        return values if writer is None else contiguous(values), None
 
     def _writer(self, point: str, codec: str) -> CutWriter:
         if (point, codec) not in self._writers:
@@ -94,9 +107,3 @@ class DevicePart:
 
 def _maker(spec: Spec) -> Callable[[], Codec]:
     return lambda: codec_of(spec)
-
-
-def outputs_of(question: PendingQuestion) -> Tensor:
-    """Returns the outputs that a question at "output" holds."""
-    assert isinstance(question.values, Tensor)
-    return question.values

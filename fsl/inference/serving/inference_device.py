@@ -16,7 +16,8 @@ from fsl.errors import ConfigError
 from fsl.inference.planning import LinkState, SplitPolicy, StaticSplit
 from fsl.inference.serving.answer import Answer, UnansweredError
 from fsl.inference.serving.device_counts import DeviceCounts, DeviceFigures
-from fsl.inference.serving.device_part import DevicePart, outputs_of
+from fsl.inference.serving.device_exits import DeviceExits
+from fsl.inference.serving.device_part import DevicePart
 from fsl.inference.serving.dispatcher import Dispatcher
 from fsl.inference.serving.edge_greeting import LinkTerms
 from fsl.inference.serving.edge_link import EdgeLink
@@ -50,7 +51,7 @@ class InferenceDevice:
     """Asks edges, in the order of their addresses, for a trained model's outputs; a context manager.
 
     `policy` chooses point and codec of each question (default: the edge computes everything). `codecs`: that it may
-    choose, by name, beside "identity". `fallback`: compute the rest here where no edge answers in time, or at all.
+    choose, by name, beside "identity". `exits`: by which rows leave on the device. `fallback`: compute the rest here where no edge answers in time, or at all.
     `patience`: seconds for which one edge is waited for where a question has no deadline. `connect_seconds`: for which
     the constructor waits until an edge is open. `pending`: questions that may be without an answer at a time; who asks
     more waits.
@@ -69,6 +70,7 @@ class InferenceDevice:
         *,
         policy: SplitPolicy | None = None,
         codecs: Mapping[str, CodecChoice] | Sequence[str] = (),
+        exits: DeviceExits | None = None,
         token: bytes = b"",
         certificates: Certificates | None = None,
         fallback: bool = True,
@@ -94,7 +96,7 @@ class InferenceDevice:
         self.policy: SplitPolicy = policy or StaticSplit(INPUT)
         self._clock = clock
         self._counts = counts or DeviceCounts()
-        self._part = DevicePart(points, codecs, model, clock)
+        self._part = DevicePart(points, codecs, exits, model, clock)
         self._slots = threading.BoundedSemaphore(pending)
         self._unsettled: set[PendingQuestion] = set()
         self._closed = False
@@ -164,8 +166,8 @@ class InferenceDevice:
         one.future.add_done_callback(lambda _: self._ended(one))
         if self._closed:
             one.fail(UnansweredError("the device is closed"))
-        elif point == OUTPUT:
-            answer = one.settle_at_hand(outputs_of(one), self._clock(), compute=0.0, reason="")
+        elif one.finished is not None:
+            answer = one.settle_at_hand(one.finished, self._clock(), compute=0.0, reason="")
             if answer is not None:
                 self._counts.answered("device", answer.seconds)
         else:
@@ -176,6 +178,8 @@ class InferenceDevice:
         with self._lock:
             self._unsettled.discard(one)
         self._slots.release()
+        if one.left is not None and not one.future.cancelled() and one.future.exception() is None:
+            self._counts.exited(one.left.taken())
 
     def link_state(self) -> LinkState:
         """Returns what is known of the link to the first edge that is open; rates of 0 where none is."""

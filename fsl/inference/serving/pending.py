@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsl.codecs.codec import Payload
 from fsl.inference.serving.answer import Answer, AnswerSeconds
+from fsl.inference.serving.device_exits import LeftRows
 from fsl.segments.tensor_trees import Values
 
 
@@ -26,6 +27,8 @@ class PendingQuestion:
     rows: int
     values: Values
     payload: Payload
+    finished: Tensor | None  # outputs of all its rows: nothing is left to ask
+    left: LeftRows | None  # rows of the batch beside its own, which are answered; None: the device has no exits
     asked: float
     until: float  # nobody waits any longer; infinity: no deadline
     head: float  # seconds
@@ -56,7 +59,8 @@ class PendingQuestion:
         )
         return self._settle(
             Answer(
-                outputs=outputs,
+                outputs=self._whole(outputs),
+                exits=None if self.left is None else self.left.exits,
                 where="edge",
                 point=self.point,
                 codec=self.codec_name,
@@ -69,14 +73,16 @@ class PendingQuestion:
     def settle_at_hand(self, outputs: Tensor, now: float, *, compute: float, reason: str) -> Answer | None:
         """Give the device's own answer; returns it, or None where there is one already."""
         seconds = AnswerSeconds(head=self.head, encode=self.encode, local=compute, total=now - self.asked)
+        whole = self._whole(outputs)
         return self._settle(
             Answer(
-                outputs=outputs,
+                outputs=whole,
+                exits=None if self.left is None else self.left.exits,
                 where="device",
                 point=self.point,
                 codec=self.codec_name,
                 seconds=seconds,
-                batch_rows=self.rows,
+                batch_rows=self.rows if self.finished is None else len(whole),
                 reason=reason,
             )
         )
@@ -93,6 +99,9 @@ class PendingQuestion:
             return None
         self.future.set_result(answer)
         return answer
+
+    def _whole(self, outputs: Tensor) -> Tensor:
+        return outputs if self.left is None else self.left.joined(outputs)
 
     def _first(self) -> bool:
         with self._lock:

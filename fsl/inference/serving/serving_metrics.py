@@ -1,6 +1,6 @@
 """Counts what a serving edge and its devices do for Prometheus, beside the figures that they always keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -108,6 +108,9 @@ class PrometheusDeviceCounts(DeviceCounts):
             ["reason"],
             registry=registry,
         )
+        self._exited = Counter(
+            "fsl_asking_exits", "Rows, by the exit by which they left.", ["exit"], registry=registry
+        )
         self._none = Counter("fsl_asking_unanswered", "Questions without an answer.", registry=registry)
         self._repeated = Counter("fsl_asking_asked_again", "Questions that went to another edge.", registry=registry)
         self._opened = Counter("fsl_asking_streams", "Streams that were opened.", registry=registry)
@@ -122,6 +125,12 @@ class PrometheusDeviceCounts(DeviceCounts):
         self._took.labels(where).observe(seconds.total)
         if fallback:
             self._fell.labels(fallback).inc()
+
+    def exited(self, rows: Mapping[str, int]) -> None:
+        """Count the rows of an answer by their exits."""
+        super().exited(rows)
+        for name, count in rows.items():
+            self._exited.labels(name).inc(count)
 
     def unanswered(self) -> None:
         """Count a question without an answer."""

@@ -124,6 +124,8 @@ def pending(until: float) -> PendingQuestion:
         codec_name="identity",
         rows=2,
         values=INPUTS,
+        finished=None,
+        left=None,
         payload=nothing,
         asked=100.0,
         until=until,
