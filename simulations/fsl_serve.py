@@ -41,8 +41,10 @@ edge:
   allow=PACKAGE       more packages that devices' codecs may be from
 
 device:
-  point=NAME          where it divides the model; default: the first cut, or input, or output
+  point=NAME          where it divides the model; default: the last exit, or else the first cut, or input
   codec=int8          of what crosses; default: identity
+  exits=FOLDER        with exits that save_exits wrote: rows that are sure leave on the device
+  threshold=0.9       confidence from which they leave; default: as saved
   data=test           or validation, or train
   rows=1 count=100    rows of a question, and questions
   rate=20             questions a second; default: each when the one before is answered

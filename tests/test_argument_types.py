@@ -216,6 +216,8 @@ CALLS = [
     (lambda: serving.InferenceDevice(3, []), "points=3: give a SplitPoints of fsl"),
     (lambda: serving.InferenceDevice(POINTS, "x"), "edges='x': give a list of texts"),
     (lambda: serving.InferenceDevice(POINTS, [], patience="x"), "patience='x': give a number"),
+    (lambda: serving.DeviceExits(3, 0.5), "model=3: give an ExitModel of fsl"),
+    (lambda: serving.InferenceDevice(POINTS, [], exits=3), "exits=3: give a DeviceExits of fsl or None"),
     (lambda: serving.ServingGrant("x", "y"), "expires='y': give a number"),
     (lambda: serving.sign_grant("x", None), "key='x': give an Ed25519PrivateKey"),
     (lambda: serving.check_grant("x", [], 0.0), "token='x': give a bytes"),
@@ -293,7 +295,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(
-    "room", [data, models, costs, selection, metrics, packets, inference, lossy, profiles, planning, exits, serving], ids=OTHERS
+    "room",
+    [data, models, costs, selection, metrics, packets, inference, lossy, profiles, planning, exits, serving],
+    ids=OTHERS,
 )
 def test_each_public_function_checks_its_arguments_types(room):
     """A new one does so too, or its name is added to the list above with a call among `CALLS`."""

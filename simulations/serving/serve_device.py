@@ -11,6 +11,7 @@ from fsl.simulations.endings import tell
 from fsl.simulations.fsl_export import TrainedRun
 from fsl.simulations.serving.serve_options import ServeOptions
 from fsl.simulations.serving.serve_tokens import read_token
+from fsl.simulations.serving.served_exits import served_exits
 from fsl.simulations.serving.served_run import MODEL_OPTIONS, served_run
 
 from fsl.data import Examples
@@ -18,7 +19,7 @@ from fsl.deployment.extra_installed import needs_prometheus
 from fsl.errors import ConfigError, one_of
 from fsl.inference import SplitPoints
 from fsl.inference.planning import StaticSplit
-from fsl.inference.serving import Answer, InferenceDevice, UnansweredError
+from fsl.inference.serving import Answer, DeviceExits, InferenceDevice, UnansweredError
 from fsl.inference.serving.device_counts import DeviceCounts
 from fsl.inference.split_points import INPUT
 from fsl.round.evaluation import Tally
@@ -27,7 +28,8 @@ from fsl.segments.tensor_trees import as_values
 
 DEVICE_OPTIONS = (
     *MODEL_OPTIONS,
-    *("edge", "data", "point", "codec", "rows", "count", "rate", "deadline", "fallback", "connect", "lean"),
+    *("edge", "data", "point", "codec", "exits", "threshold", "rows", "count", "rate"),
+    *("deadline", "fallback", "connect", "lean"),
     *("ca", "cert", "cert-key", "token", "insecure", "threads", "metrics"),
 )
 _SETS = ("test", "validation", "train")
@@ -57,7 +59,8 @@ def serve_device(arguments: Sequence[str]) -> int:
         counts = _counts(options, stack)
         run, points = served_run(options)
         examples = _examples(run, options.text("data", "test"))
-        point = options.text("point", _usual(points))
+        exits = served_exits(options, points)
+        point = options.text("point", _usual(points, exits))
         points.check(point)
         device = stack.enter_context(
             InferenceDevice(
@@ -65,6 +68,7 @@ def serve_device(arguments: Sequence[str]) -> int:
                 edges,
                 policy=StaticSplit(point, codec),
                 codecs=[codec],
+                exits=exits,
                 token=read_token(options.path("token")) if options.has("token") else b"",
                 certificates=certificates,
                 fallback=fallback,
@@ -81,7 +85,9 @@ def serve_device(arguments: Sequence[str]) -> int:
         return _report(run, device, asked, began)
 
 
-def _usual(points: SplitPoints) -> str:
+def _usual(points: SplitPoints, exits: DeviceExits | None) -> str:
+    if exits is not None:
+        return exits.model.exits[-1]
     return points.cuts[0] if points.cuts else INPUT
 
 
@@ -132,6 +138,8 @@ def _report(run: TrainedRun, device: InferenceDevice, asked: Sequence[AskedRows]
     if figures.answers.get("edge"):
         each = figures.up_bytes / figures.answers["edge"], figures.down_bytes / figures.answers["edge"]
         tell(f"bytes a question: {human_bytes(each[0])} up, {human_bytes(each[1])} down")
+    if figures.exits:
+        tell("exits: " + ", ".join(f"{count} rows {name}" for name, count in figures.exits.items()))
     fell = ", ".join(f"{count} {reason}" for reason, count in sorted(figures.fallbacks.items()))
     tell(f"fallbacks: {fell or 'none'}")
     if unanswered:

@@ -14,6 +14,7 @@ from fsl.simulations.fsl_simulate import command as simulate
 from fsl.simulations.serving.serve_options import ServeOptions
 from fsl.simulations.serving.served_run import served_run
 
+from fsl.inference.exits import ExitModel, save_exits
 from fsl.inference.serving import InferenceDevice, InferenceEdge
 from fsl.inference.serving.serving_tokens import load_operator_public_key
 from fsl.round.evaluation import evaluate
@@ -74,6 +75,24 @@ def test_a_device_whose_edge_is_gone_answers_itself_or_says_that_it_cannot(runs,
     assert "fallbacks: 3 gone" in said
     assert command([*asking, "fallback=false"]) == 1
     assert "without an answer: 3; the last: no edge has answered a question at stage1" in capsys.readouterr().out
+
+
+def test_rows_leave_by_saved_exits_on_the_device(runs, capsys):
+    _, points = served_run(ServeOptions([f"run={runs / 'one'}"], ("run", "points", "front")))
+    exits = ExitModel(points.model, {"stage1": "linear"}, points.example)
+    save_exits("saved", exits, arguments={"input_shape": points.example.shape[1:], "classes": 10, "hidden": [6]})
+    with InferenceEdge(points) as edge:
+        asking = ["device", f"run={runs / 'one'}", f"edge={edge.address}", "insecure=true", "rows=10", "count=3"]
+        assert command([*asking, "exits=saved", "threshold=0"]) == 0
+        assert "exits: 30 rows stage1" in capsys.readouterr().out
+        assert edge.figures.outcomes == {}
+        assert command([*asking, "exits=saved", "threshold=2"]) == 0
+        assert "exits: 30 rows output" in capsys.readouterr().out
+        assert edge.figures.outcomes == {"answered": 3}
+        assert command([*asking, "exits=saved"]) == 2
+        assert "threshold must be given" in capsys.readouterr().err
+        assert command([*asking, "threshold=1"]) == 2
+        assert "name the folder that has them" in capsys.readouterr().err
 
 
 def test_private_fronts_are_served_by_their_device(runs, capsys):

@@ -12,8 +12,9 @@ from fsl.inference.serving.answer import AnswerSeconds, Where
 class DeviceFigures:
     """What a device has asked so far: answers by where they were computed, and fallbacks by reason.
 
-    `exits`: rows by the exit by which they left, "output" for the whole model. `unanswered`: questions without an answer. `asked_again`: questions that went to another edge. `streams`: that were
-    opened, and `broken` of them. Bytes are those of questions that were answered, and of their answers.
+    `exits`: rows by the exit by which they left, "output" for the whole model. `unanswered`: questions without an
+    answer. `asked_again`: questions that went to another edge. `streams`: that were opened, and `broken` of them.
+    Bytes are those of questions that were answered, and of their answers.
     """
 
     answers: dict[Where, int]

@@ -19,7 +19,7 @@ from fsl.segments.tensor_trees import Values
 class LeftRows:
     """The rows of a question that left on the device, with their outputs; `onward` (S,) are the numbers of the others.
 
-    `exits` (B,): as in `ExitResult`, the number of exits where a row did not leave. `names`: of the exits, and "output".
+    `exits` (B,): as in `ExitResult`, the number of exits where a row did not leave. `names`: the exits', and "output".
     """
 
     names: tuple[str, ...]
@@ -48,9 +48,9 @@ class LeftRows:
 class DeviceExits:
     """The exits of a device's model and when rows leave by them, as `ExitModel.infer` takes `thresholds`.
 
-    A question is divided at one of the exits, and that exit and those before it are asked on the device; the edge
-    computes the whole rest, and asks no exit. At "input" none is asked, and at "output" each. ConfigError for thresholds
-    that cannot be.
+    A question is divided at one of the exits, and the device asks that exit and those before it; the edge computes the
+    whole rest, and asks no exit. At "input" none is asked, and at "output" each. ConfigError for thresholds that cannot
+    be.
     """
 
     model: ExitModel
@@ -71,7 +71,9 @@ class DeviceExits:
         never = Thresholds((torch.inf,) * len(self.model.exits))
         for point in self.model.exits:
             if point not in points.names:
-                raise ConfigError(f"exits: {point!r} is none of the points {', '.join(points.names)}")
+                raise ConfigError(
+                    f"exits: {point!r} is none of the points {', '.join(points.names)}; name it in points"
+                )
             onward = self.model.infer_until(point, points.example, never).onward
             assert onward is not None
             _checked(onward.values, PointGate(points, point), len(points.example))

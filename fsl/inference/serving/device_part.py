@@ -12,6 +12,7 @@ from fsl.codecs.codec_maker import codec_of
 from fsl.errors import ConfigError, WireError
 from fsl.importing.spec import Spec
 from fsl.inference.planning.split_costs import IDENTITY
+from fsl.inference.serving.device_counts import DeviceCounts
 from fsl.inference.serving.device_exits import DeviceExits, LeftRows
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.serving.point_gate import PointGate, contiguous
@@ -34,11 +35,13 @@ class DevicePart:
         codecs: Mapping[str, CodecChoice] | Sequence[str],
         exits: DeviceExits | None,
         lock: threading.Lock,
+        counts: DeviceCounts,
         clock: Callable[[], float],
     ) -> None:
         self._points = points
         self._exits = exits
         self._lock = lock
+        self._counts = counts
         if exits is not None:
             exits.check(points)
         self._clock = clock
@@ -85,6 +88,7 @@ class DevicePart:
             payload=payload,
             finished=finished,
             left=left,
+            counts=self._counts,
             asked=asked,
             until=math.inf if deadline is None else asked + deadline,
             head=computed - asked,

@@ -101,7 +101,7 @@ class Dispatcher:
             self._elsewhere(link, one, str(error))
             raise
         self._counts.crossed(one.up_bytes, size)
-        answer = one.settle_by_edge(
+        first = one.settle_by_edge(
             outputs,
             self._clock(),
             edge=link.address,
@@ -109,9 +109,8 @@ class Dispatcher:
             compute=said.compute_seconds,
             batch_rows=said.batch_rows,
         )
-        if answer is not None:
+        if first:
             self._unwatch(one)
-            self._counts.answered("edge", answer.seconds)
 
     def unanswered(self, link: EdgeLink, one: PendingQuestion, said: pb.Unanswered) -> None:
         """Ask elsewhere what an edge cannot answer."""
@@ -161,8 +160,8 @@ class Dispatcher:
         if self._local is not None:
             one.local = True
             self._local.begin(one, word, reason)
-        elif one.fail(UnansweredError(f"no edge has answered a question at {one.point}: {reason}")):
-            self._counts.unanswered()
+        else:
+            one.fail(UnansweredError(f"no edge has answered a question at {one.point}: {reason}"))
 
     def _why(self, one: PendingQuestion) -> str:
         """Returns why each edge was not asked, or has no answer."""

@@ -51,13 +51,12 @@ class InferenceDevice:
     """Asks edges, in the order of their addresses, for a trained model's outputs; a context manager.
 
     `policy` chooses point and codec of each question (default: the edge computes everything). `codecs`: that it may
-    choose, by name, beside "identity". `exits`: by which rows leave on the device. `fallback`: compute the rest here where no edge answers in time, or at all.
-    `patience`: seconds for which one edge is waited for where a question has no deadline. `connect_seconds`: for which
-    the constructor waits until an edge is open. `pending`: questions that may be without an answer at a time; who asks
-    more waits.
-    `assumed_mbit`: rate of the link until it is measured. `lean`: questions travel over lean streams where edges offer
-    them, and else over gRPC. `token`: as `sign_grant` makes it. `certificates`: of a
-    device; None for no TLS, to edges on this machine alone.
+    choose, by name, beside "identity". `exits`: by which rows leave on the device. `fallback`: compute the rest here
+    where no edge answers in time, or at all. `patience`: seconds for which one edge is waited for where a question has
+    no deadline. `connect_seconds`: for which the constructor waits until an edge is open. `pending`: questions that may
+    be without an answer at a time; who asks more waits. `assumed_mbit`: rate of the link until it is measured. `lean`:
+    questions travel over lean streams where edges offer them, and else over gRPC. `token`: as `sign_grant` makes it.
+    `certificates`: of a device; None for no TLS, to edges on this machine alone.
 
     Any thread may ask. ConfigError for what cannot be asked.
     """
@@ -96,7 +95,7 @@ class InferenceDevice:
         self.policy: SplitPolicy = policy or StaticSplit(INPUT)
         self._clock = clock
         self._counts = counts or DeviceCounts()
-        self._part = DevicePart(points, codecs, exits, model, clock)
+        self._part = DevicePart(points, codecs, exits, model, self._counts, clock)
         self._slots = threading.BoundedSemaphore(pending)
         self._unsettled: set[PendingQuestion] = set()
         self._closed = False
@@ -112,7 +111,7 @@ class InferenceDevice:
         )
         dialler = Dialler(certificates, limits)
         contexts = None if dialler.pem is None else TlsContexts(dialler.pem, server=False)
-        self._rest = ModelAtHand(points, model, self._counts, clock) if fallback else None
+        self._rest = ModelAtHand(points, model, clock) if fallback else None
         self._dispatcher = Dispatcher(self._rest, PointGate(points, OUTPUT), patience, self._counts, clock)
         self._thread = NetworkThread("device-serving")
 
@@ -167,9 +166,7 @@ class InferenceDevice:
         if self._closed:
             one.fail(UnansweredError("the device is closed"))
         elif one.finished is not None:
-            answer = one.settle_at_hand(one.finished, self._clock(), compute=0.0, reason="")
-            if answer is not None:
-                self._counts.answered("device", answer.seconds)
+            one.settle_at_hand(one.finished, self._clock(), compute=0.0, reason="")
         else:
             self._thread.call(self._dispatcher.ask, one)
         return one.future
@@ -178,8 +175,6 @@ class InferenceDevice:
         with self._lock:
             self._unsettled.discard(one)
         self._slots.release()
-        if one.left is not None and not one.future.cancelled() and one.future.exception() is None:
-            self._counts.exited(one.left.taken())
 
     def link_state(self) -> LinkState:
         """Returns what is known of the link to the first edge that is open; rates of 0 where none is."""
@@ -230,8 +225,7 @@ class InferenceDevice:
         with self._lock:
             left = [*self._unsettled]
         for one in left:
-            if one.fail(UnansweredError("the device was closed before an answer came")):
-                self._counts.unanswered()
+            one.fail(UnansweredError("the device was closed before an answer came"))
 
     def __enter__(self) -> "InferenceDevice":
         return self

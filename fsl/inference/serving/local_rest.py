@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from fsl.inference.serving.device_counts import DeviceCounts
 from fsl.inference.serving.pending import PendingQuestion
 from fsl.inference.split_points import SplitPoints
 
@@ -19,12 +18,9 @@ class ModelAtHand:
     `lock`: held while the model computes, since another thread computes its first part.
     """
 
-    def __init__(
-        self, points: SplitPoints, lock: threading.Lock, counts: DeviceCounts, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, points: SplitPoints, lock: threading.Lock, clock: Callable[[], float]) -> None:
         self._points = points
         self._lock = lock
-        self._counts = counts
         self._clock = clock
         self._row_seconds: dict[str, float] = {}  # of the rest behind a point, mean
         self._worker = ThreadPoolExecutor(1, "device-rest")
@@ -50,12 +46,9 @@ class ModelAtHand:
                 outputs = self._points.tail(one.point, one.values)
                 now = self._clock()
         except Exception as error:
-            if one.fail(error):
-                self._counts.unanswered()
+            one.fail(error)
             return
         seconds = now - began
         before = self._row_seconds.get(one.point, seconds / one.rows)
         self._row_seconds[one.point] = before + _WEIGHT * (seconds / one.rows - before)
-        answer = one.settle_at_hand(outputs, now, compute=seconds, reason=reason)
-        if answer is not None:
-            self._counts.answered("device", answer.seconds, word)
+        one.settle_at_hand(outputs, now, compute=seconds, reason=reason, word=word)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsl.codecs.codec import Payload
 from fsl.inference.serving.answer import Answer, AnswerSeconds
+from fsl.inference.serving.device_counts import DeviceCounts
 from fsl.inference.serving.device_exits import LeftRows
 from fsl.segments.tensor_trees import Values
 
@@ -17,8 +18,8 @@ from fsl.segments.tensor_trees import Values
 class PendingQuestion:
     """A question with what crosses. Times are those of the device's clock; `asked` is when its caller did.
 
-    Whoever settles it first gives the answer, and nobody else does. All but `settle` and `fail` is for the network
-    thread.
+    Whoever settles it first gives the answer, and nobody else does; it is counted before anybody gets it. All
+    but settling and `fail` is for the network thread.
     """
 
     point: str
@@ -29,6 +30,7 @@ class PendingQuestion:
     payload: Payload
     finished: Tensor | None  # outputs of all its rows: nothing is left to ask
     left: LeftRows | None  # rows of the batch beside its own, which are answered; None: the device has no exits
+    counts: DeviceCounts
     asked: float
     until: float  # nobody waits any longer; infinity: no deadline
     head: float  # seconds
@@ -51,8 +53,8 @@ class PendingQuestion:
 
     def settle_by_edge(
         self, outputs: Tensor, now: float, *, edge: str, queue: float, compute: float, batch_rows: int
-    ) -> Answer | None:
-        """Give an edge's answer; returns it, or None where there is one already."""
+    ) -> bool:
+        """Give an edge's answer; returns whether nobody had given one."""
         network = max(0.0, now - self.sent - queue - compute)
         seconds = AnswerSeconds(
             head=self.head, encode=self.encode, network=network, queue=queue, edge=compute, total=now - self.asked
@@ -70,11 +72,11 @@ class PendingQuestion:
             )
         )
 
-    def settle_at_hand(self, outputs: Tensor, now: float, *, compute: float, reason: str) -> Answer | None:
-        """Give the device's own answer; returns it, or None where there is one already."""
+    def settle_at_hand(self, outputs: Tensor, now: float, *, compute: float, reason: str, word: str = "") -> None:
+        """Give the device's own answer, unless somebody has; `word` and `reason` say why it is not an edge's."""
         seconds = AnswerSeconds(head=self.head, encode=self.encode, local=compute, total=now - self.asked)
         whole = self._whole(outputs)
-        return self._settle(
+        self._settle(
             Answer(
                 outputs=whole,
                 exits=None if self.left is None else self.left.exits,
@@ -84,21 +86,25 @@ class PendingQuestion:
                 seconds=seconds,
                 batch_rows=self.rows if self.finished is None else len(whole),
                 reason=reason,
-            )
+            ),
+            word,
         )
 
-    def fail(self, error: Exception) -> bool:
-        """Say that there is no answer; returns whether nobody had given one."""
+    def fail(self, error: Exception) -> None:
+        """Say that there is no answer, unless somebody has given one."""
+        if not self._first():
+            return
+        self.counts.unanswered()
+        self.future.set_exception(error)
+
+    def _settle(self, answer: Answer, word: str = "") -> bool:
         if not self._first():
             return False
-        self.future.set_exception(error)
-        return True
-
-    def _settle(self, answer: Answer) -> Answer | None:
-        if not self._first():
-            return None
+        self.counts.answered(answer.where, answer.seconds, word)
+        if self.left is not None:
+            self.counts.exited(self.left.taken())
         self.future.set_result(answer)
-        return answer
+        return True
 
     def _whole(self, outputs: Tensor) -> Tensor:
         return outputs if self.left is None else self.left.joined(outputs)

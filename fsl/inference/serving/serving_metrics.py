@@ -108,9 +108,7 @@ class PrometheusDeviceCounts(DeviceCounts):
             ["reason"],
             registry=registry,
         )
-        self._exited = Counter(
-            "fsl_asking_exits", "Rows, by the exit by which they left.", ["exit"], registry=registry
-        )
+        self._exited = Counter("fsl_asking_exits", "Rows, by the exit by which they left.", ["exit"], registry=registry)
         self._none = Counter("fsl_asking_unanswered", "Questions without an answer.", registry=registry)
         self._repeated = Counter("fsl_asking_asked_again", "Questions that went to another edge.", registry=registry)
         self._opened = Counter("fsl_asking_streams", "Streams that were opened.", registry=registry)

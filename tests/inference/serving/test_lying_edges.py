@@ -126,6 +126,7 @@ def pending(until: float) -> PendingQuestion:
         values=INPUTS,
         finished=None,
         left=None,
+        counts=DeviceCounts(),
         payload=nothing,
         asked=100.0,
         until=until,
