@@ -7,6 +7,9 @@ One process serves, another is all clients: each has a stream of its own and one
 it, in turn: a gRPC server that returns the same bytes as they come, and the bare model, row after row and in batches
 of 64, in a loop of one process. The median over the pairs counts. One torch thread a process, no TLS. Questions travel
 over lean streams; `--grpc` has them travel over gRPC, too.
+
+"overdue": how long the oldest question of a batch waited beyond `max_wait_seconds` while the model was free. Up to
+a wake-up of the thread that computes it is 0; a batch that is late by more than `--late` breaks its bound of waiting.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -28,6 +32,7 @@ from benchmarks.processes import Row, missed, processes, ratio_row, round_, show
 from fsl.codecs import Identity
 from fsl.inference import SplitPoints
 from fsl.inference.serving import Batching, InferenceEdge
+from fsl.inference.serving.edge_counts import EdgeCounts
 from fsl.inference.serving.record_socket import RecordSocket
 from fsl.installed import __version__
 from fsl.messages import inference_pb2 as pb
@@ -40,7 +45,8 @@ from fsl.wire.steps.opening import connect
 MODELS = {"LeNet": (LeNet, (1, 28, 28), "pool1"), "MLP": (MLP, (1, 28, 28), "stage1")}
 CLIENTS = (1, 8, 64)
 BATCHING = {"off": Batching(), "on": Batching(64, 0.0), "on, 2 ms": Batching(64, 0.002)}
-TARGET = 0.5  # seconds of a question with batching, over those without, at 64 clients
+TARGET = 0.5  # seconds of a question with batching, over those without, at 64 clients: twice as many a second
+LATE = 2.0  # milliseconds: p99 of what batches may be overdue, of wake-ups on cores that others use, too
 _ID = record(pb.ToServing(question=pb.Question(id=0x1122334455667788))).index(b"\x88\x77\x66\x55")
 
 
@@ -56,6 +62,29 @@ def crossing(points: SplitPoints, name: str) -> torch.Tensor:
     return found.contiguous()
 
 
+class WaitingCounts(EdgeCounts):
+    """Notes how long each batch was overdue: beyond its bound of waiting, and the model was free."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.overdue: list[float] = []
+        self._bound, self._free = bound, time.monotonic()
+
+    def computed(self, rows: int, seconds: float, waits: Sequence[float]) -> None:
+        super().computed(rows, seconds, waits)
+        now = time.monotonic()
+        self.overdue.append(max(0.0, min(max(waits) - self._bound, now - seconds - self._free)))
+        self._free = now
+
+
+@dataclass(frozen=True)
+class ServedFigures:
+    """What an edge did in a run: questions a batch, and the seconds by which batches were overdue."""
+
+    rows_a_batch: float
+    overdue: list[float]
+
+
 class ServingProcess:
     """An edge for one model and kind of batching at a time."""
 
@@ -66,28 +95,30 @@ class ServingProcess:
 
     def serve(self, batching: str) -> int:
         self.stop()
-        self._edge = InferenceEdge(self._points, batching=BATCHING[batching], queue=4096)
+        self._counts = WaitingCounts(BATCHING[batching].max_wait_seconds)
+        self._edge = InferenceEdge(self._points, batching=BATCHING[batching], queue=4096, counts=self._counts)
         return self._edge.port
 
-    def stop(self) -> tuple[int, int, float]:
-        """Returns the questions, the batches, and the seconds in which the model computed."""
+    def stop(self) -> ServedFigures:
         if self._edge is None:
-            return 0, 0, 0.0
+            return ServedFigures(0.0, [])
         figures = self._edge.figures
         self._edge.close()
         self._edge = None
-        return figures.outcomes.get("answered", 0), figures.batches, figures.busy_seconds
+        return ServedFigures(figures.rows / max(1, figures.batches), self._counts.overdue)
 
-    def bare(self, rows: int, seconds: float) -> float:
-        """Returns rows a second of the model alone, in batches of so many."""
+    def bare(self, rows: int, seconds: float) -> tuple[float, list[float]]:
+        """Returns rows a second of the model alone, in batches of so many, and each batch's seconds."""
         point, one = MODELS[self._name][2], crossing(self._points, self._name)
         batch = one.expand(rows, *one.shape[1:]).contiguous()
-        count, end = 0, time.perf_counter() + seconds
-        began = time.perf_counter()
-        while time.perf_counter() < end:
+        took: list[float] = []
+        before = began = time.perf_counter()
+        while before - began < seconds:
             self._points.tail(point, batch)
-            count += rows
-        return count / (time.perf_counter() - began)
+            now = time.perf_counter()
+            took.append(now - before)
+            before = now
+        return rows * len(took) / (before - began), took
 
     def close(self) -> None:
         self.stop()
@@ -190,21 +221,19 @@ class Load:
         self._runner.close()
 
 
-def measure(name: str, pairs: int, seconds: float, asking: str) -> list[Row]:
+def measure(name: str, pairs: int, seconds: float, asking: str, late: float) -> list[Row]:
     rows: list[Row] = []
     with processes((ServingProcess, name), (Load, name), (BareServer, None)) as (edge, load, bare):
         bare.ask("port")
         echo_port = bare.answer()
-        edge.ask("bare", 1, seconds)
-        alone = edge.answer()
-        edge.ask("bare", 64, seconds)
-        show(
-            {"what": f"{name}: the bare model in a loop", "rows a second": round(alone), "in 64s": round(edge.answer())}
-        )
+        for size in (1, 64):
+            edge.ask("bare", size, seconds)
+            rate, took = edge.answer()
+            rows.append(show(bare_row(name, size, rate, took)))
         for clients in CLIENTS:
             rates: dict[str, list[float]] = {kind: [] for kind in ("echo", *BATCHING)}
             times: dict[str, list[float]] = {kind: [] for kind in rates}
-            sizes: dict[str, list[float]] = {kind: [] for kind in BATCHING}
+            served: dict[str, list[ServedFigures]] = {kind: [] for kind in BATCHING}
             for _ in range(pairs):
                 for kind in rates:
                     if kind == "echo":
@@ -217,11 +246,29 @@ def measure(name: str, pairs: int, seconds: float, asking: str) -> list[Row]:
                     times[kind] += took
                     if kind != "echo":
                         edge.ask("stop")
-                        answered, batches, _ = edge.answer()
-                        sizes[kind].append(answered / max(1, batches))
+                        served[kind].append(edge.answer())
             for kind in rates:
-                rows.append(show(row(name, clients, kind, rates, times[kind], sizes)))
+                rows.append(show(row(name, clients, kind, rates, times[kind], served.get(kind, ()))))
+            rows += [show(overdue_row(name, clients, kind, served[kind], late)) for kind in BATCHING]
     return rows
+
+
+def bare_row(name: str, size: int, rate: float, took: Sequence[float]) -> Row:
+    found: Row = {"what": f"{name}: the bare model in a loop, batches of {size}", "rows a second": round(rate)}
+    return found | percentiles(took) | {"target": None}
+
+
+def overdue_row(name: str, clients: int, kind: str, served: Sequence[ServedFigures], late: float) -> Row:
+    overdue = [1000 * seconds for one in served for seconds in one.overdue]
+    p99 = quantiles(overdue, n=100)[98] if len(overdue) > 1 else 0.0
+    found: Row = {"what": f"{name}, {clients} clients, {kind}: overdue", "over its bound, p99 ms": round_(p99)}
+    late_share = sum(one > late for one in overdue) / max(1, len(overdue))
+    return found | {"max ms": round_(max(overdue, default=0.0)), "late batches": round_(late_share), "target": late}
+
+
+def percentiles(took: Sequence[float]) -> Row:
+    cuts = quantiles(took, n=100)
+    return {"p50 ms": round_(1000 * cuts[49]), "p99 ms": round_(1000 * cuts[98])}
 
 
 def row(
@@ -230,13 +277,12 @@ def row(
     kind: str,
     rates: dict[str, list[float]],
     times: Sequence[float],
-    sizes: dict[str, list[float]],
+    served: Sequence[ServedFigures],
 ) -> Row:
-    cuts = quantiles(times, n=100)
     found: Row = {"what": f"{name}, {clients} clients, {kind}", "a second": round(median(rates[kind]))}
-    found |= {"p50 ms": round_(1000 * cuts[49]), "p99 ms": round_(1000 * cuts[98])}
-    if kind in sizes:
-        found["rows a batch"] = round(median(sizes[kind]), 1)
+    found |= percentiles(times)
+    if served:
+        found["rows a batch"] = round(median(one.rows_a_batch for one in served), 1)
         found["of echo"] = round_(median(one / other for one, other in zip(rates[kind], rates["echo"])))
     target = TARGET if clients == 64 and kind.startswith("on") else None
     ratios = [off / one for one, off in zip(rates[kind], rates["off"])]
@@ -249,12 +295,13 @@ def main() -> None:
     parser.add_argument("--grpc", action="store_true", help="questions travel over gRPC")
     parser.add_argument("--pairs", type=int, default=5, help="runs in turn; the median counts")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
+    parser.add_argument("--late", type=float, default=LATE, help="milliseconds overdue, by which a bound is broken")
     parser.add_argument("--json", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     asking = "ask_grpc" if arguments.grpc else "ask"
     names = [arguments.only] if arguments.only else [*MODELS]
-    rows = [row for name in names for row in measure(name, arguments.pairs, arguments.seconds, asking)]
+    rows = [row for name in names for row in measure(name, arguments.pairs, arguments.seconds, asking, arguments.late)]
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=2))
     sys.exit(missed(rows))
