@@ -14,6 +14,7 @@ from fsl.errors import ConfigError
 from fsl.inference.serving import Batching, InferenceEdge
 from fsl.inference.serving.edge_counts import EdgeCounts
 from fsl.inference.serving.serving_tokens import load_operator_public_key
+from fsl.inference.serving.thread_turns import short_turns
 
 EDGE_OPTIONS = (
     *MODEL_OPTIONS,
@@ -37,6 +38,7 @@ def serve_edge(arguments: Sequence[str]) -> None:
     torch.set_num_threads(options.whole("threads", 1, 1) or 1)
     with ExitStack() as stack:
         counts = _counts(options, stack)
+        stack.enter_context(short_turns())
         _, points = served_run(options)
         edge = stack.enter_context(
             InferenceEdge(
