@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl.simulations.command_lines import Parser
+from fsl.simulations.console_scripts import say_why
 
 from fsl.data.psi_messages import answer, common, question
 from fsl.errors import DataError, FslError
@@ -35,9 +36,9 @@ def command(arguments: Sequence[str]) -> int:
             raise DataError(f"--out {out} is there already; give another name, or --overwrite")
         _STEPS[options.step](options)
     except FslError as error:
-        return _say(str(error), 2)
+        return say_why("fsl-align", str(error), 2)
     except OSError as error:
-        return _say(f"{error.filename}: {error.strerror}", 1)
+        return say_why("fsl-align", f"{error.filename}: {error.strerror}", 1)
     print(options.out)
     return 0
 
@@ -147,11 +148,6 @@ def _parser() -> Parser:
             step.add_argument("--key", type=Path, required=True, help="the key of the question, which stays here")
         step.add_argument("--overwrite", action="store_true", help="replace files that are there")
     return parser
-
-
-def _say(line: str, code: int) -> int:
-    print(f"fsl-align: {line}", file=sys.stderr)
-    return code
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fsl.simulations.attacks.attacked_runs import read_target
+from fsl.simulations.console_scripts import say_why
 from fsl.simulations.error_lines import one_line
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
@@ -40,11 +41,11 @@ def command(arguments: Sequence[str]) -> int:
                 found = attack_run(target, name, attack)
                 print(f"{folder}: {in_words(name, attack, found)}")
     except KeyboardInterrupt:
-        return _say("interrupted; what was found so far is kept", 130)
+        return say_why("fsl-attack", "interrupted; what was found so far is kept", 130)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say_why("fsl-attack", one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(one_line(error), 1)
+        return say_why("fsl-attack", one_line(error), 1)
     return 0
 
 
@@ -115,11 +116,6 @@ def choices() -> list[str]:
 
 def _figures(found: Finding) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in found.figures.items())
-
-
-def _say(line: str, code: int) -> int:
-    print(f"fsl-attack: {line}", file=sys.stderr)
-    return code
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsl.simulations.console_scripts import say_why
+
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.deployment.cloud.enrolled import TABLE, add_nodes
 from fsl.errors import ConfigError
@@ -25,9 +27,9 @@ def command(arguments: Sequence[str]) -> int:
         nodes = {one.name: files.node_public_key(one.name) for one in wanted if one.node}
         add_nodes(options.folder / TABLE, nodes)
     except ConfigError as error:
-        return _say(str(error), 2)
+        return say_why("fsl-certs", str(error), 2)
     except OSError as error:
-        return _say(str(error), 1)
+        return say_why("fsl-certs", str(error), 1)
     for path in written:
         print(path)
     print(options.folder / TABLE)
@@ -68,11 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument("--add", action="store_true", help="keep the CA that is there, make what is missing")
     instead.add_argument("--force", action="store_true", help="make a new CA; its old certificates are worthless then")
     return parser
-
-
-def _say(line: str, code: int) -> int:
-    print(f"fsl-certs: {line}", file=sys.stderr)
-    return code
 
 
 def main() -> None:

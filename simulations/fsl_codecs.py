@@ -1,8 +1,6 @@
 """`fsl-codecs`: codecs side by side on one model, cut and data set, with the input itself as the baseline."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,13 +8,13 @@ from pathlib import Path
 from fsl.simulations.codec_bench.bench import Bench
 from fsl.simulations.codec_bench.cases import USUAL, codec_cases, image_cases, refuse_own
 from fsl.simulations.command_lines import Parser
+from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.error_lines import one_line
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.errors import ConfigError, FslError
-from fsl.segments.uncompiled import leave_out_compiler
 
 _EPILOG = f"""
 overrides are those of fsl-simulate, the same for all codecs:
@@ -38,11 +36,11 @@ def command(arguments: Sequence[str]) -> int:
             return _run(options)
     except KeyboardInterrupt as error:
         word, code = interruption(error)
-        return _say(f"{word}; the same command with --out goes on", code)
+        return say_why("fsl-codecs", f"{word}; the same command with --out goes on", code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say_why("fsl-codecs", one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(one_line(error), 1)
+        return say_why("fsl-codecs", one_line(error), 1)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -64,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     failed = bench.run(options.jobs)
     print(bench.write())
     for title, reason in failed.items():
-        _say(f"{title} failed: {reason}", 1)
+        say_why("fsl-codecs", f"{title} failed: {reason}", 1)
     return 1 if failed else 0
 
 
@@ -88,16 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(line: str, code: int) -> int:
-    print(f"fsl-codecs: {line}", file=sys.stderr, flush=True)
-    return code
-
-
 def main() -> None:
     """Run the console script."""
-    leave_out_compiler()
-    sys.path.append(os.getcwd())  # at the end: the user's own codecs lie here, and must shadow nothing
-    sys.exit(command(sys.argv[1:]))
+    run_script(command)
 
 
 if __name__ == "__main__":

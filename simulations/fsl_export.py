@@ -1,13 +1,13 @@
 """`fsl-export`: writes a finished run's segments as programs that run without fsl."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fsl.simulations.attacks.attacked_runs import config_of
+from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.error_lines import one_line
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -37,7 +37,6 @@ from fsl.run.config import (
 from fsl.run.observers import human_bytes
 from fsl.run.run_folder import RunFolder
 from fsl.run.summary import remarks_on
-from fsl.segments.uncompiled import leave_out_compiler
 from fsl.split.coded_model import CodedModel
 from fsl.split.coding import coded
 
@@ -89,11 +88,11 @@ def command(arguments: Sequence[str]) -> int:
             save_trained(trained, options.pretrained, device=options.device, overwrite=options.overwrite)
             print(f"pretrained: {os.path.relpath(options.pretrained)}")
     except KeyboardInterrupt:
-        return _say("interrupted; nothing was written", 130)
+        return say_why("fsl-export", "interrupted; nothing was written", 130)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error).replace("overwrite=True", "overwrite=true"), 2)
+        return say_why("fsl-export", one_line(error).replace("overwrite=True", "overwrite=true"), 2)
     except (FslError, OSError) as error:
-        return _say(one_line(error), 1)
+        return say_why("fsl-export", one_line(error), 1)
     return 0
 
 
@@ -208,16 +207,9 @@ def _listed(name: str, given: Mapping[str, str]) -> list[str] | None:
     return texts
 
 
-def _say(line: str, code: int) -> int:
-    print(f"fsl-export: {line}", file=sys.stderr)
-    return code
-
-
 def main() -> None:
     """Run the console script."""
-    leave_out_compiler()
-    sys.path.append(os.getcwd())  # at the end: the user's own model lies here, and must shadow nothing
-    sys.exit(command(sys.argv[1:]))
+    run_script(command)
 
 
 if __name__ == "__main__":

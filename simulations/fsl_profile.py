@@ -1,12 +1,12 @@
 """`fsl-profile`: what a model costs at each point where it can be divided, and which point is best at which rate."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from fsl.simulations.console import print_table
+from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.profiling.profile_figure import draw_profile
@@ -41,7 +41,6 @@ from fsl.inference.profiles import (
 )
 from fsl.run.config import RunConfig, read_config
 from fsl.run.plotting import save_figure
-from fsl.segments.uncompiled import leave_out_compiler
 
 _USAGE = """usage: fsl-profile [overrides of fsl-simulate] [option=value ...]
 
@@ -74,13 +73,13 @@ def command(arguments: Sequence[str]) -> int:
             _run(read_options(arguments))
     except KeyboardInterrupt as error:
         word, code = interruption(error)
-        return _say(f"{word}; nothing was written", code)
+        return say_why("fsl-profile", f"{word}; nothing was written", code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say_why("fsl-profile", one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(one_line(error), 1)
+        return say_why("fsl-profile", one_line(error), 1)
     except Exception as error:  # of the model's own code
-        return _say(failure_in_words(error), 1)
+        return say_why("fsl-profile", failure_in_words(error), 1)
     return 0
 
 
@@ -188,16 +187,9 @@ def _speed(times: float) -> str:
     return "this machine" if times == 1 else f"assumed to compute {times:g} times as fast as this machine"
 
 
-def _say(line: str, code: int) -> int:
-    print(f"fsl-profile: {line}", file=sys.stderr, flush=True)
-    return code
-
-
 def main() -> None:
     """Run the console script."""
-    leave_out_compiler()
-    sys.path.append(os.getcwd())  # at the end: the user's own model lies here, and must shadow nothing
-    sys.exit(command(sys.argv[1:]))
+    run_script(command)
 
 
 if __name__ == "__main__":

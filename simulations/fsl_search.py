@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsl.simulations.command_lines import Parser
+from fsl.simulations.console_scripts import say_why
 from fsl.simulations.endings import ctrl_c_stays_itself, interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.reports.measures import ALL_BYTES, BYTES, Measure
@@ -43,7 +45,7 @@ def command(arguments: Sequence[str]) -> int:
     try:
         options = _parser().parse_intermixed_args(list(arguments))
     except ConfigError as error:
-        return _say(one_line(error), 2)
+        return say_why("fsl-search", one_line(error), 2)
     folder = options.study or _new_folder()
     try:
         with sigterm_ends_like_ctrl_c(), ctrl_c_stays_itself():
@@ -51,14 +53,14 @@ def command(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
-        return _say("this needs Optuna, which is not installed; pip install 'fsl-flower[sweep]'", 2)
+        return say_why("fsl-search", "this needs Optuna, which is not installed; pip install 'fsl-flower[sweep]'", 2)
     except KeyboardInterrupt as error:
         word, code = interruption(error)
-        return _say(f"{word}; go on with {_go_on(folder)}", code)
+        return say_why("fsl-search", f"{word}; go on with {_go_on(folder)}", code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say_why("fsl-search", one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(f"{one_line(error)}; go on with {_go_on(folder)}", 1)
+        return say_why("fsl-search", f"{one_line(error)}; go on with {_go_on(folder)}", 1)
 
 
 def _search(folder: Path, options: argparse.Namespace) -> int:
@@ -72,7 +74,7 @@ def _search(folder: Path, options: argparse.Namespace) -> int:
     settings = _new_settings(options) if before is None else _same_settings(before, options, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        trials = Trials(Study(folder, settings), _say)
+        trials = Trials(Study(folder, settings), partial(say_why, "fsl-search"))
         write_settings(folder, settings)
         try:
             trials.run(settings.trials, options.jobs)
@@ -164,11 +166,6 @@ def _new_folder() -> Path:
 
 def _go_on(folder: Path) -> str:
     return shell_line(["fsl-search", "--study", os.path.relpath(folder)])
-
-
-def _say(line: str, code: int) -> int:
-    print(f"fsl-search: {line}", file=sys.stderr)
-    return code
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """`fsl-serve`: serves the model of a finished run between devices and edges."""
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 
+from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.serving.serve_device import serve_device
@@ -13,7 +12,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.errors import ConfigError, FslError
-from fsl.segments.uncompiled import leave_out_compiler
 
 _USAGE = """usage: fsl-serve edge   run=FOLDER address=HOST:PORT cert=FILE cert-key=FILE token-key=FILE [name=value ...]
        fsl-serve device run=FOLDER edge=HOST:PORT[,...] ca=FILE token=FILE [name=value ...]
@@ -78,23 +76,16 @@ def command(arguments: Sequence[str]) -> int:
             return _COMMANDS[arguments[0]](arguments[1:]) or 0
     except KeyboardInterrupt as error:
         word, code = interruption(error)
-        return _say(word, code)
+        return say_why("fsl-serve", word, code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _say(one_line(error), 2)
+        return say_why("fsl-serve", one_line(error), 2)
     except (FslError, OSError) as error:
-        return _say(one_line(error), 1)
-
-
-def _say(line: str, code: int) -> int:
-    print(f"fsl-serve: {line}", file=sys.stderr)
-    return code
+        return say_why("fsl-serve", one_line(error), 1)
 
 
 def main() -> None:
     """Run the console script."""
-    leave_out_compiler()
-    sys.path.append(os.getcwd())  # at the end: the user's own model lies here, and must shadow nothing
-    sys.exit(command(sys.argv[1:]))
+    run_script(command)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+from fsl.simulations.console_scripts import run_script
 from fsl.simulations.endings import (
     failure_in_words,
     interruption,
@@ -28,7 +29,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsl.errors import ConfigError
 from fsl.run.run_folder import RunFolder
-from fsl.segments.uncompiled import leave_out_compiler
 
 
 @dataclass
@@ -139,9 +139,7 @@ def _resumes(arguments: Sequence[str]) -> Path | None:
 
 def main() -> None:
     """Run the console script."""
-    leave_out_compiler()
-    sys.path.append(os.getcwd())  # at the end: the user's own strategy lies here, and must shadow nothing
-    sys.exit(command(sys.argv[1:]))
+    run_script(command)
 
 
 if __name__ == "__main__":
