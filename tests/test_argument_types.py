@@ -271,7 +271,8 @@ OTHERS = {
         *("TimedModel", "machine_in_words"),
     },
     "inference.planning": {
-        *("ClairvoyantPlan", "Local", "Prediction", "ServedRequest", "SplitPolicy", "StreamResult", "best_of"),
+        *("ClairvoyantPlan", "Local", "Prediction", "RequestSpending", "ServedRequest", "SplitPolicy", "StreamResult"),
+        "best_of",
     },
     "inference.exits": {
         "Bypass",

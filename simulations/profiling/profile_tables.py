@@ -91,9 +91,9 @@ def rates_csv(rows: Sequence[RateRow]) -> str:
                     "decode": each.decode,
                     "tail": each.tail,
                     "down": _finite(each.down),
-                    "up_bytes": each.up_bytes,
-                    "down_bytes": each.down_bytes,
-                    "device_joules": None if each.device_joules is None else _finite(each.device_joules),
+                    "up_bytes": each.spent.up_bytes,
+                    "down_bytes": each.spent.down_bytes,
+                    "device_joules": None if each.spent.device_joules is None else _finite(each.spent.device_joules),
                 }
             )
     return csv_text(lines)

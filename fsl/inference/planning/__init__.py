@@ -5,6 +5,7 @@ from fsl.inference.planning.dynamic_split import DynamicSplit
 from fsl.inference.planning.rate_estimator import RateEstimator
 from fsl.inference.planning.rate_trace import RateTrace
 from fsl.inference.planning.request_prediction import Prediction, best_of, best_point, predicted
+from fsl.inference.planning.request_spending import RequestSpending
 from fsl.inference.planning.request_stream import RequestStream, ServedRequest, StreamResult, poisson_arrivals
 from fsl.inference.planning.split_costs import LOCAL, REMOTE, DevicePower, LinkState, SplitChoice, SplitCosts
 from fsl.inference.planning.split_policy import CompressedInput, Local, Remote, SplitPolicy, StaticSplit
@@ -26,6 +27,7 @@ __all__ = [
     "RateModel",
     "RateTrace",
     "Remote",
+    "RequestSpending",
     "RequestStream",
     "ServedRequest",
     "SplitChoice",

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsl.argument_types import checks_types
+from fsl.inference.planning.request_spending import RequestSpending
 from fsl.inference.planning.split_costs import (
     IDENTITY,
     LOCAL,
     REMOTE,
-    DevicePower,
     LinkState,
-    RequestParts,
     SplitChoice,
     SplitCosts,
 )
@@ -20,7 +19,7 @@ from fsl.inference.split_points import OUTPUT
 
 @dataclass(frozen=True)
 class Prediction:
-    """A request's seconds by parts, its bytes each way, and the device's joules (None where power is not known).
+    """A request's seconds by parts, and what it spends beside.
 
     A rate of 0 makes a transfer, and so the whole, take infinitely long.
     """
@@ -35,9 +34,7 @@ class Prediction:
     decode: float
     tail: float
     down: float
-    up_bytes: float
-    down_bytes: float
-    device_joules: float | None
+    spent: RequestSpending
 
     @property
     def seconds(self) -> float:
@@ -64,9 +61,7 @@ def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Predi
         rtt, queue = state.rtt_seconds, state.queue_seconds
     slower = 1 / (1 - state.load)
     decode, tail = parts.decode * slower, parts.tail * slower
-    joules = (
-        None if costs.power is None else joules_of(costs.power, parts, up, down, link + rtt + queue + decode + tail)
-    )
+    waiting = link + rtt + queue + decode + tail
     return Prediction(
         choice=choice,
         head=parts.head,
@@ -78,9 +73,7 @@ def predicted(costs: SplitCosts, choice: SplitChoice, state: LinkState) -> Predi
         decode=decode,
         tail=tail,
         down=down,
-        up_bytes=parts.up_bytes,
-        down_bytes=parts.down_bytes,
-        device_joules=joules,
+        spent=RequestSpending.of(costs.power, parts, up=up, down=down, waiting=waiting),
     )
 
 
@@ -109,12 +102,3 @@ def transfer(size: float, mbit: float) -> float:
     if not size:
         return 0.0
     return size * 8e-6 / mbit if mbit else math.inf
-
-
-def joules_of(power: DevicePower, parts: RequestParts, up: float, down: float, waiting: float) -> float:
-    """Returns what a request costs the device: active as it computes, idle otherwise, its radio on top."""
-    if math.isinf(up + down):
-        return math.inf
-    active = power.active_watts * (parts.head + parts.encode)
-    radio = power.transmit_watts * up + power.receive_watts * down
-    return active + radio + power.idle_watts * (up + down + waiting)

@@ -12,7 +12,7 @@ from fsl import seeds
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.planning.rate_trace import RateTrace, speed_of
-from fsl.inference.planning.request_prediction import joules_of
+from fsl.inference.planning.request_spending import RequestSpending
 from fsl.inference.planning.split_costs import SplitChoice, SplitCosts
 from fsl.inference.profiles import SecondsSpread
 from fsl.inference.split_points import OUTPUT
@@ -81,7 +81,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """A request's seconds on its way, its choice, its bytes and the device's joules (None where not known).
+    """A request's seconds on its way, its choice, and what it spends beside.
 
     `arrival` and `start` on the device, `computed` there, `sending` and `sent` of the link, `serving` and `served` of
     the edge, `end` of the answer. Where the edge has no part in it, they are all `computed`.
@@ -96,9 +96,7 @@ class ServedRequest:
     serving: float
     served: float
     end: float
-    up_bytes: float
-    down_bytes: float
-    device_joules: float | None
+    spent: RequestSpending
 
     @property
     def seconds(self) -> float:
@@ -125,8 +123,7 @@ def serve(stream: RequestStream, arrival: float, choice: SplitChoice, clocks: Cl
         answered = stream.down.transfer_end(served, parts.down_bytes)
         up, down = sent - sending, answered - served
         end = answered + stream.rtt_seconds / 2
-    power = costs.power
-    joules = None if power is None else joules_of(power, parts, up, down, end - computed - up - down)
+    spent = RequestSpending.of(costs.power, parts, up=up, down=down, waiting=end - computed - up - down)
     done = ServedRequest(
         choice=choice,
         arrival=arrival,
@@ -137,9 +134,7 @@ def serve(stream: RequestStream, arrival: float, choice: SplitChoice, clocks: Cl
         serving=serving,
         served=served,
         end=end,
-        up_bytes=parts.up_bytes,
-        down_bytes=parts.down_bytes,
-        device_joules=joules,
+        spent=spent,
     )
     return done, Clocks(computed, link, servers)
 
@@ -170,12 +165,12 @@ class StreamResult:
     @property
     def up_bytes(self) -> float:
         """Bytes that went up, with those of probes."""
-        return sum(request.up_bytes for request in self.requests) + self.probe_bytes
+        return sum(request.spent.up_bytes for request in self.requests) + self.probe_bytes
 
     @property
     def device_joules(self) -> float | None:
         """The device's joules for all requests, without probes; None where power is not known."""
-        each = [request.device_joules for request in self.requests]
+        each = [request.spent.device_joules for request in self.requests]
         return None if None in each else sum(one for one in each if one is not None)
 
     @property

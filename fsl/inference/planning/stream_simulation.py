@@ -55,7 +55,7 @@ def simulate_requests(
             load=stream.load.at(start),
         )
         request, clocks = serve(stream, arrival, policy.choose(state, start), clocks)
-        learnt.sent(request.sent, request.up_bytes, request.sent - request.sending)
+        learnt.sent(request.sent, request.spent.up_bytes, request.sent - request.sending)
         done.append(request)
     return StreamResult(policy.name, tuple(done), learnt.probe_bytes)
 

@@ -72,7 +72,7 @@ def test_parts_add_up_to_the_whole():
     )
     assert parts == pytest.approx((0.05, 0.001, 0, 40_008 / 1e6, 0.03, 0.04, 0.004, 0.03, 40 / 2e6))
     assert found.seconds == pytest.approx(sum(parts))
-    assert (found.up_bytes, found.down_bytes) == (40_008, 40)
+    assert (found.spent.up_bytes, found.spent.down_bytes) == (40_008, 40)
 
 
 def test_a_busy_link_makes_a_request_wait_only_for_what_head_and_encode_leave_of_it():
@@ -93,7 +93,7 @@ def test_the_extremes_are_always_compared():
 def test_the_input_can_be_sent_in_another_format():
     costs = small_costs(input_formats={"jpeg:75": Encoding(factor=0, fixed_bytes=5000, decode_seconds=0.001)})
     found = predicted(costs, SplitChoice("input", input_format="jpeg:75"), LinkState(1, 1))
-    assert (found.up_bytes, found.up, found.decode) == (5000, pytest.approx(0.04), 0.001)
+    assert (found.spent.up_bytes, found.up, found.decode) == (5000, pytest.approx(0.04), 0.001)
 
 
 def test_a_request_is_a_batch():
@@ -103,7 +103,7 @@ def test_a_request_is_a_batch():
     found = predicted(
         SplitCosts(device=device, edge=edge, codecs={"c": codec}), SplitChoice("cut1", "c"), LinkState(1, 1)
     )
-    assert (found.up_bytes, found.down_bytes, found.encode, found.head) == (200, 32, 0.04, 0.1)
+    assert (found.spent.up_bytes, found.spent.down_bytes, found.encode, found.head) == (200, 32, 0.04, 0.1)
 
 
 def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
@@ -112,10 +112,10 @@ def test_energy_is_that_of_a_device_that_computes_waits_and_sends():
     found = predicted(small_costs(power=power), SplitChoice("cut2"), state)
     up, down = 0.08, 40 / 2e6
     waiting = 0.03 + 0.04 + 0.015
-    assert found.device_joules == pytest.approx(10 * 0.05 + 2 * (up + down + waiting) + 3 * up + 1 * down)
-    assert predicted(small_costs(power=power), LOCAL, state).device_joules == pytest.approx(2.0)
-    assert predicted(small_costs(power=power), REMOTE, LinkState(0, 0)).device_joules == math.inf
-    assert predicted(small_costs(), LOCAL, state).device_joules is None
+    assert found.spent.device_joules == pytest.approx(10 * 0.05 + 2 * (up + down + waiting) + 3 * up + 1 * down)
+    assert predicted(small_costs(power=power), LOCAL, state).spent.device_joules == pytest.approx(2.0)
+    assert predicted(small_costs(power=power), REMOTE, LinkState(0, 0)).spent.device_joules == math.inf
+    assert predicted(small_costs(), LOCAL, state).spent.device_joules is None
 
 
 def test_power_is_known_where_both_profiles_tell_it():
