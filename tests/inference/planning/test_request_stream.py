@@ -82,7 +82,7 @@ def test_a_request_goes_to_the_server_that_is_free_first():
 def test_local_requests_wait_for_nobody_but_the_device():
     done = simulate_requests(stream([0.0, 0.1], up=RateTrace.constant(0.0)), Local())
     assert done.seconds.tolist() == pytest.approx([0.2, 0.3])
-    assert done.spent.up_bytes == 0
+    assert done.up_bytes == 0
 
 
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.7])
@@ -162,7 +162,7 @@ def test_bytes_energy_and_switches_are_counted():
     alone = stream([0.0], costs=costs, rtt_seconds=0.02)
     done = simulate_requests(alone, StaticSplit("cut2"))
     state = LinkState(8.0, 8.0, rtt_seconds=0.02)
-    assert done.spent.device_joules == pytest.approx(predicted(costs, SplitChoice("cut2"), state).spent.device_joules)
+    assert done.device_joules == pytest.approx(predicted(costs, SplitChoice("cut2"), state).spent.device_joules)
     assert simulate_requests(stream([0.0]), Local()).device_joules is None
     up = RateTrace((0.0, 10.0, 20.0), (100.0, 0.1, 100.0))
     moved = simulate_requests(stream([0.0, 5.0, 11.0, 12.0, 21.0], up=up), DynamicSplit(costs))
