@@ -1,6 +1,7 @@
 """Chooses where to divide a model, from profiles, rates and loads."""
 
 from fsl.inference.planning.clairvoyant import ClairvoyantPlan, clairvoyant_plan, static_result
+from fsl.inference.planning.deadline_policy import BestInTime
 from fsl.inference.planning.dynamic_split import DynamicSplit
 from fsl.inference.planning.rate_estimator import RateEstimator
 from fsl.inference.planning.rate_trace import RateTrace
@@ -15,6 +16,7 @@ from fsl.inference.planning.synthetic_rates import RateModel
 __all__ = [
     "LOCAL",
     "REMOTE",
+    "BestInTime",
     "ClairvoyantPlan",
     "CompressedInput",
     "DevicePower",
