@@ -11,7 +11,7 @@ from fsl.simulations.comparing.compare_options import CompareOptions, read_optio
 from fsl.simulations.comparing.compare_tables import compare_csv, compare_table
 from fsl.simulations.comparing.compared_exits import compared_exits
 from fsl.simulations.comparing.compared_streams import compared
-from fsl.simulations.comparing.contender import Contender, contender
+from fsl.simulations.comparing.contender import Contender, bottleneck_names, contender
 from fsl.simulations.console import print_table
 from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
@@ -67,7 +67,8 @@ def command(arguments: Sequence[str]) -> int:
 
 def _run(options: CompareOptions) -> None:
     main = contender(options.run, options, bottleneck=False)
-    others = [contender(folder, options, bottleneck=True) for folder in options.bottlenecks]
+    names = bottleneck_names(options.bottlenecks)
+    others = [contender(folder, options, name, bottleneck=True) for folder, name in names.items()]
     exits = compared_exits(main, options)
     quality = "loss" if main.unsplit.score.accuracy is None else "accuracy"
     for line in _about(options, main):

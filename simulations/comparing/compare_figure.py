@@ -49,7 +49,14 @@ def _panel(axes: "Axes", rows: Sequence[ComparedRow], names: Sequence[str], *, s
             axes.plot([across, 1e3 * figures.p99], [height, height], color=color, linewidth=0.8, alpha=0.7)
         name = _short(figures.policy)
         axes.plot([across], [height], linestyle="none", markersize=6, label=name, color=color, marker=marker)
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     axes.set_xscale("log")
+    left, right = axes.get_xlim()
+    steps = (1, 2, 5) if right < 100 * left else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.margins(0.1)
 

@@ -71,7 +71,22 @@ class Contender:
         return choice.point == OUTPUT or choice.codec == "identity"
 
 
-def contender(folder: Path, options: CompareOptions, *, bottleneck: bool) -> Contender:
+def bottleneck_names(folders: tuple[Path, ...]) -> dict[Path, str]:
+    """Returns what to call runs: the ends of their paths, long enough to differ and to be more than numbers.
+
+    ConfigError where one is given twice.
+    """
+    whole = [folder.resolve() for folder in folders]
+    if len(set(whole)) < len(whole):
+        raise ConfigError(f"bottlenecks={','.join(map(str, folders))}: one run is given twice")
+    for parts in range(1, 1 + max((len(folder.parts) for folder in whole), default=0)):
+        names = ["/".join(folder.parts[-parts:]) for folder in whole]
+        if len(set(names)) == len(names) and not any(name.isdecimal() for name in names):
+            return dict(zip(folders, names, strict=True))
+    return {folder: str(folder) for folder in folders}
+
+
+def contender(folder: Path, options: CompareOptions, name: str = "", *, bottleneck: bool) -> Contender:
     """Read a finished run, measure its points here, and score its answers on the rows of its data that it kept apart.
 
     `bottleneck`: it must have a trained codec, and is divided at its own cut alone. ConfigError for what cannot be.
@@ -89,7 +104,7 @@ def contender(folder: Path, options: CompareOptions, *, bottleneck: bool) -> Con
     names = list(run.trained.cuts) if bottleneck else options.points
     points = SplitPoints(trained, run.trained.inputs().rows, names)
     examples = (run.data.test or run.data.train).of_one_length()
-    ways = _own_ways(folder, coded, points) if coded is not None else _codec_ways(options.codecs, points)
+    ways = _own_ways(folder, name, coded, points) if coded is not None else _codec_ways(options.codecs, points)
     formats = {} if bottleneck else _formats(run.data, options.images)
     answers = measure_answers(
         points,
@@ -107,7 +122,7 @@ def contender(folder: Path, options: CompareOptions, *, bottleneck: bool) -> Con
         checks=0,
     )
     return Contender(
-        name=folder.name,
+        name=name,
         run=run,
         points=points,
         examples=examples,
@@ -159,14 +174,14 @@ def _maker(spec: Spec) -> Callable[[], Codec]:
     return lambda: codec_of(spec)
 
 
-def _own_ways(folder: Path, coded: CodedModel, points: SplitPoints) -> dict[SplitChoice, CutWay]:
+def _own_ways(folder: Path, name: str, coded: CodedModel, points: SplitPoints) -> dict[SplitChoice, CutWay]:
     """Returns the way of a trained codec, or one for each of its rates, at the run's cut."""
     spec = build_codecs(read_config(config_of(RunFolder(folder))).codec)["up"]
     rates = getattr(coded.encoder, "units", None)
     if rates is None:
-        choices: dict[SplitChoice, int | None] = {SplitChoice(points.cuts[0], folder.name): None}
+        choices: dict[SplitChoice, int | None] = {SplitChoice(points.cuts[0], name): None}
     else:
-        choices = {SplitChoice(points.cuts[0], f"{folder.name} rate {k}"): k for k in range(len(rates))}
+        choices = {SplitChoice(points.cuts[0], f"{name} rate {k}"): k for k in range(len(rates))}
     return {choice: CutWay(_maker(spec), coded.encoder, coded.decoder, rate) for choice, rate in choices.items()}
 
 

@@ -1,12 +1,15 @@
 """`fsl-compare-inference`: every policy beside every other, from finished runs."""
 
 import csv
+from pathlib import Path
 
 import pytest
+from fsl.simulations.comparing.contender import bottleneck_names
 from fsl.simulations.fsl_compare_inference import command
 from fsl.simulations.fsl_export import read_trained_run
 from fsl.simulations.fsl_simulate import command as simulate
 
+from fsl.errors import ConfigError
 from fsl.inference.exits import ExitModel, save_exits
 
 SMALL = ["model=lenet", "data=digits", "model.cut=pool1", "devices=2", "rounds=1", "samples_per_device=32"]
@@ -123,6 +126,17 @@ def test_bad_input_gets_one_line(arguments, line, runs, capsys):
     said = capsys.readouterr().err
     assert line.replace("RUNS", str(runs)) in said
     assert said.count("\n") == 1
+
+
+def test_runs_are_called_by_what_tells_them_apart():
+    pairs = {"a/0": "a/0", "b/0": "b/0"}
+    assert bottleneck_names(tuple(map(Path, pairs))) == {Path(path): name for path, name in pairs.items()}
+    assert bottleneck_names((Path("runs/small"), Path("runs/large"))) == {
+        Path("runs/small"): "small", Path("runs/large"): "large",
+    }  # fmt: skip
+    assert bottleneck_names(()) == {}
+    with pytest.raises(ConfigError, match="given twice"):
+        bottleneck_names((Path("a"), Path("./a")))
 
 
 def test_help_tells_the_options(capsys):
