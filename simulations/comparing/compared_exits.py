@@ -62,6 +62,8 @@ def compared_exits(main: Contender, options: CompareOptions) -> ComparedExits | 
     if options.exits is None:
         return None
     saved = load_exits(options.exits, backbone=copy.deepcopy(main.points.model))
+    if saved.model.points.digest() != main.points.digest():
+        raise ConfigError(f"exits={options.exits}: they were saved for another model than run={options.run} has")
     thresholds = saved.thresholds if options.threshold is None else options.threshold
     if thresholds is None:
         raise ConfigError("threshold must be given, as in threshold=0.9: the exits were saved without")

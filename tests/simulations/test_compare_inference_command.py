@@ -128,6 +128,13 @@ def test_bad_input_gets_one_line(arguments, line, runs, capsys):
     assert said.count("\n") == 1
 
 
+def test_exits_of_another_model_are_refused(runs, capsys):
+    assert simulate([*SMALL, "seed=1", f"hydra.run.dir={runs / 'another'}"]) == 0
+    given = [f"run={runs / 'another'}", f"exits={runs / 'exits'}", *QUICK]
+    assert command(given) == 2
+    assert "they were saved for another model than run=" in capsys.readouterr().err
+
+
 def test_runs_are_called_by_what_tells_them_apart():
     pairs = {"a/0": "a/0", "b/0": "b/0"}
     assert bottleneck_names(tuple(map(Path, pairs))) == {Path(path): name for path, name in pairs.items()}
