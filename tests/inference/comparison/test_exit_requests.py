@@ -51,7 +51,7 @@ def test_rows_that_leave_wait_for_no_link_and_no_edge():
     result = simulate_exits(stream(6), requests, "block1", "exits")
     # 0.8 Mbit/s is 100 kB a second: 1 s up, 0.1 s down, and half a second there and back.
     assert result.seconds == pytest.approx([1.11, 1.11 + 1.6 + 2.2, 1.11 + 1.6 + 6.2] * 2)
-    assert [one.up_bytes for one in result.requests] == [0.0, 1e5, 1e5] * 2
+    assert [one.spent.up_bytes for one in result.requests] == [0.0, 1e5, 1e5] * 2
     assert [one.choice.point for one in result.requests] == ["output", "block1", "block1"] * 2
 
 
