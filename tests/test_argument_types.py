@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import SplitPoints, exits, lossy, planning, profiles, serving
+from fsl.inference import SplitPoints, comparison, exits, lossy, planning, profiles, serving
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -290,6 +290,7 @@ OTHERS = {
         "ThresholdLines",
         "TrainedPhase",
     },
+    "inference.comparison": {"ExitRequests", "MeasuredAnswer", "PolicyFigures"},
     "inference.serving": {
         *("Answer", "AnswerSeconds", "DeviceFigures", "EdgeFigures", "EdgeStatus", "UnansweredError"),
     },
@@ -298,7 +299,21 @@ OTHERS = {
 
 @pytest.mark.parametrize(
     "room",
-    [data, models, costs, selection, metrics, packets, inference, lossy, profiles, planning, exits, serving],
+    [
+        data,
+        models,
+        costs,
+        selection,
+        metrics,
+        packets,
+        inference,
+        lossy,
+        profiles,
+        planning,
+        exits,
+        comparison,
+        serving,
+    ],
     ids=OTHERS,
 )
 def test_each_public_function_checks_its_arguments_types(room):

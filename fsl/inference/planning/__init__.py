@@ -1,6 +1,7 @@
 """Chooses where to divide a model, from profiles, rates and loads."""
 
 from fsl.inference.planning.clairvoyant import ClairvoyantPlan, clairvoyant_plan, static_result
+from fsl.inference.planning.deadline_policy import BestInTime
 from fsl.inference.planning.dynamic_split import DynamicSplit
 from fsl.inference.planning.profiled_exits import profiled_exit_seconds
 from fsl.inference.planning.rate_estimator import RateEstimator
@@ -16,6 +17,7 @@ from fsl.inference.planning.synthetic_rates import RateModel
 __all__ = [
     "LOCAL",
     "REMOTE",
+    "BestInTime",
     "ClairvoyantPlan",
     "CompressedInput",
     "DevicePower",

@@ -13,7 +13,7 @@ from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.inference.planning.rate_trace import RateTrace, speed_of
 from fsl.inference.planning.request_spending import RequestSpending
-from fsl.inference.planning.split_costs import DevicePower, SplitChoice, SplitCosts
+from fsl.inference.planning.split_costs import DevicePower, RequestParts, SplitChoice, SplitCosts
 from fsl.inference.profiles import SecondsSpread
 from fsl.inference.split_points import OUTPUT
 
@@ -107,13 +107,19 @@ class ServedRequest:
 
 def serve(stream: RequestStream, arrival: float, choice: SplitChoice, clocks: Clocks) -> tuple[ServedRequest, Clocks]:
     """Take a request from its arrival to its answer; returns it with the clocks of the next one."""
-    costs, parts = stream.costs, stream.costs.parts(choice)
+    return serve_parts(stream, arrival, choice, stream.costs.parts(choice), choice.point != OUTPUT, clocks)
+
+
+def serve_parts(
+    stream: RequestStream, arrival: float, choice: SplitChoice, parts: RequestParts, crosses: bool, clocks: Clocks
+) -> tuple[ServedRequest, Clocks]:
+    """Take a request made of such parts from its arrival to its answer; one that does not cross ends on the device."""
     start = max(arrival, clocks.device)
     computed = start + parts.head + parts.encode
     sending = sent = serving = served = end = computed
     link, servers = clocks.link, clocks.servers
     up = down = 0.0
-    if choice.point != OUTPUT:
+    if crosses:
         sending = max(computed, clocks.link)
         link = sent = stream.up.transfer_end(sending, parts.up_bytes)
         serving = max(sent + stream.rtt_seconds / 2, clocks.servers[0])
@@ -124,7 +130,7 @@ def serve(stream: RequestStream, arrival: float, choice: SplitChoice, clocks: Cl
         answered = stream.down.transfer_end(served, parts.down_bytes)
         up, down = sent - sending, answered - served
         end = answered + stream.rtt_seconds / 2
-    spent = RequestSpending.of(costs.power, parts, up=up, down=down, waiting=end - computed - up - down)
+    spent = RequestSpending.of(stream.costs.power, parts, up=up, down=down, waiting=end - computed - up - down)
     done = ServedRequest(
         choice=choice,
         arrival=arrival,

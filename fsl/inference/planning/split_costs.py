@@ -119,14 +119,16 @@ class RequestParts:
 class SplitCosts:
     """All that a prediction needs beside the state of the link: the same model's profiles of device and edge.
 
-    A request is a batch. `codecs` at cuts and `input_formats` of the input, by name; `power` gives energy. `statistic`:
-    which of the measured seconds count. ConfigError where the two profiles are not of one model, batch and points.
+    A request is a batch. `codecs` at cuts and `input_formats` of the input, by name; `measured`: of single choices,
+    which count before these. `power` gives energy. `statistic`: which of the measured seconds count. ConfigError where
+    the two profiles are not of one model, batch and points.
     """
 
     device: ModelProfile
     edge: ModelProfile
     codecs: Mapping[str, Encoding] = field(default_factory=dict)
     input_formats: Mapping[str, Encoding] = field(default_factory=dict)
+    measured: Mapping[SplitChoice, Encoding] = field(default_factory=dict)
     power: DevicePower | None = None
     statistic: Statistic = "p50"
 
@@ -178,10 +180,13 @@ class SplitCosts:
         """Returns all that can be chosen: points by each codec; with `formats`, the input in each format, too."""
         codecs = (IDENTITY, *(name for name in self.codecs if name != IDENTITY))
         cuts = [SplitChoice(name, codec) for name in self.names[1:-1] for codec in codecs]
+        cuts += [choice for choice in self.measured if choice.point not in (INPUT, OUTPUT) and choice not in cuts]
         others = [SplitChoice(INPUT, input_format=name) for name in self.input_formats] if formats else []
         return (REMOTE, *others, *cuts, LOCAL)
 
     def _encoding(self, choice: SplitChoice) -> Encoding:
+        if choice in self.measured:
+            return self.measured[choice]
         at_input = choice.point == INPUT
         known, name = (self.input_formats, choice.input_format) if at_input else (self.codecs, choice.codec)
         if name is None or (name == IDENTITY and name not in known):

@@ -1,0 +1,1 @@
+"""What `fsl-compare-inference` is made of."""

@@ -1,0 +1,61 @@
+"""Writes a comparison as a table for people and as CSV."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fsl.simulations.comparing.compared_streams import ComparedRow
+from fsl.simulations.reports.csv_tables import csv_text
+from fsl.simulations.reports.measures import NOTHING
+from fsl.simulations.reports.tables import Table
+
+from fsl.run.observers import human_bytes
+
+
+def compare_table(rows: Sequence[ComparedRow], link: str, load: float, quality: str) -> Table:
+    """Returns a row for each policy over a link at a load; `quality` names what answers are scored by."""
+    own = [row.figures for row in rows if (row.link, row.load) == (link, load)]
+    energy = any(each.joules is not None for each in own)
+    head = (
+        f"{link} Mbit/s, load {load:g}" if _is_number(link) else f"{link}, load {load:g}",
+        quality, "bytes up", "mean, ms", "p50", "p90", "p99", "in time, %",
+        *(("energy, mJ",) if energy else ()), "encoder", "switches",
+    )  # fmt: skip
+    lines = []
+    for each in own:
+        times = (each.mean, each.p50, each.p90, each.p99)
+        lines.append(
+            (
+                each.policy,
+                f"{100 * each.quality:.1f} %" if quality == "accuracy" else f"{-each.quality:.4f}",
+                human_bytes(each.up_bytes),
+                *(("overloaded", NOTHING, NOTHING, NOTHING) if each.overloaded else map(_milliseconds, times)),
+                f"{100 * each.in_time:.0f}",
+                *((NOTHING if each.joules is None else f"{1e3 * each.joules:.1f}",) if energy else ()),
+                human_bytes(each.encoder_bytes),
+                f"{each.switches}",
+            )
+        )
+    return Table(head, tuple(lines))
+
+
+def compare_csv(rows: Sequence[ComparedRow]) -> str:
+    """Returns all rows as CSV: seconds, bytes and joules of a request, shares, and how often which choice was made."""
+    lines: list[Mapping[str, Any]] = []
+    for row in rows:
+        figures = {name: value for name, value in vars(row.figures).items() if name != "choices"}
+        choices = "; ".join(f"{title}: {times}" for title, times in row.figures.choices.items())
+        lines.append({"link": row.link, "load": row.load, **figures, "exact": row.exact, "choices": choices})
+    return csv_text(lines)
+
+
+def _milliseconds(seconds: float) -> str:
+    return NOTHING if math.isinf(seconds) else f"{1e3 * seconds:,.1f}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What `fsl-exits` is made of."""

@@ -1,0 +1,110 @@
+"""`fsl-compare-inference`: a trained model at work between a device and an edge, by every policy side by side."""
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from fsl.simulations.codec_bench.bench_tables import markdown_of
+from fsl.simulations.comparing.compare_figure import draw_comparison
+from fsl.simulations.comparing.compare_options import CompareOptions, read_options
+from fsl.simulations.comparing.compare_tables import compare_csv, compare_table
+from fsl.simulations.comparing.compared_exits import compared_exits
+from fsl.simulations.comparing.compared_streams import compared
+from fsl.simulations.comparing.contender import Contender, bottleneck_names, contender
+from fsl.simulations.console import print_table
+from fsl.simulations.console_scripts import run_script, say_why
+from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
+from fsl.simulations.error_lines import one_line
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl.errors import ConfigError, FslError
+from fsl.files import write_text
+from fsl.run.plotting import save_figure
+
+_USAGE = """usage: fsl-compare-inference run=FOLDER [option=value ...]
+
+Send the same requests to a finished run's model by every policy: on the device, at the edge (the input as it is, as
+JPEG or WebP), divided at one point or anew as the link changes, with codecs, trained bottlenecks and early exits. Tells
+accuracy on the run's test rows, bytes, latency, energy and the weights on the device, and draws them.
+
+  run=FOLDER           a finished run of fsl-simulate; front=3: with this device's own front
+  points=NAME,NAME     only these cuts, and both extremes; default: every cut that can be made
+  codecs=int8,int4     codecs at cuts
+  bottlenecks=FOLDER,...  finished runs with a trained codec (codec.up=bottleneck, units), each at its own cut
+  exits=FOLDER         exits that save_exits wrote for this run's model; threshold=0.9: confidence to leave
+  images=jpeg:75,...   formats of the input for a remote model; images=none for none
+  rates=1,10,lte       Mbit/s, or traces: wifi, lte, 5g (synthetic), or a file.csv of second,Mbit/s
+  loads=0,0.5          shares of the edge's speed that others take; servers=1: requests that it serves at once
+  per_second=1         requests come so often, independently; requests=300 of them, drawn by seed=0
+  deadline=0.5         seconds within which an answer is in time
+  device=pi4           whose power gives energy; link=lte: latency, and a radio's power
+  edge_speed=10        assume an edge so many times as fast as this machine; device_speed=0.1: a device
+  rows=1000            test rows that answers are scored on; repetitions=30, threads=1: of the profile
+  out=FOLDER           of comparison.csv, comparison.md and comparison.png"""
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code: 0, 1 (it could not go on), 2 (bad input) or 130 (Ctrl-C)."""
+    if "-h" in arguments or "--help" in arguments:
+        print(_USAGE)
+        return 0
+    try:
+        with sigterm_ends_like_ctrl_c():
+            _run(read_options(arguments))
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return say_why("fsl-compare-inference", f"{word}; nothing was written", code)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        return say_why("fsl-compare-inference", one_line(error), 2)
+    except (FslError, OSError) as error:
+        return say_why("fsl-compare-inference", one_line(error), 1)
+    except Exception as error:  # of the model's own code
+        return say_why("fsl-compare-inference", failure_in_words(error), 1)
+    return 0
+
+
+def _run(options: CompareOptions) -> None:
+    main = contender(options.run, options, bottleneck=False)
+    names = bottleneck_names(options.bottlenecks)
+    others = [contender(folder, options, name, bottleneck=True) for folder, name in names.items()]
+    exits = compared_exits(main, options)
+    quality = "loss" if main.unsplit.score.accuracy is None else "accuracy"
+    for line in _about(options, main):
+        tell(line)
+    rows = list(compared(options, main, others, exits))
+    tables = [compare_table(rows, link, load, quality) for link in options.links for load in options.loads]
+    for table in tables:
+        print_table(table, "", "in comparison.csv")
+    out = options.out or Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}-inference"
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "comparison.csv", compare_csv(rows))
+    write_text(out / "comparison.md", "\n\n".join([*_about(options, main), *map(markdown_of, tables)]) + "\n")
+    save_figure(draw_comparison(rows, quality), out / "comparison.png")
+    tell(f"tables, CSV and figure: {os.path.relpath(out)}")
+
+
+def _about(options: CompareOptions, main: Contender) -> list[str]:
+    speeds = {"device": options.device_speed, "edge": options.edge_speed}
+    who = "; ".join(f"{name}: {_speed(times)}" for name, times in speeds.items())
+    rows, cuts = min(options.rows, len(main.examples)), len(main.points.cuts)
+    return [
+        f"{type(main.points.model).__name__} of {options.run}, {cuts} cuts; answers of {rows} rows, each a request",
+        f"{who}. Round trip {1e3 * options.rtt_seconds:g} ms; {options.requests} requests, {options.per_second:g} a "
+        f"second; deadline {1e3 * options.deadline:g} ms",
+        "Bytes are those of payloads, without headers; latency is simulated from measured profiles",
+    ]
+
+
+def _speed(times: float) -> str:
+    return "this machine" if times == 1 else f"assumed {times:g} times as fast"
+
+
+def main() -> None:
+    """Run the console script."""
+    run_script(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`fsl-exits`: trains early exits on a finished run's model, which stays as it is, and chooses when rows leave."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from fsl.simulations.console import print_table
+from fsl.simulations.console_scripts import run_script, say_why
+from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
+from fsl.simulations.error_lines import one_line
+from fsl.simulations.exiting.exit_options import ExitOptions, read_exit_options
+from fsl.simulations.fsl_export import TrainedRun, read_trained_run
+from fsl.simulations.reports.tables import Table
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fsl import seeds
+from fsl.data import Examples
+from fsl.errors import ConfigError, FslError
+from fsl.inference.exits import (
+    Distillation,
+    ExitModel,
+    ExitOutputs,
+    Thresholds,
+    collect_outputs,
+    save_exits,
+    train_exits,
+    train_predictors,
+)
+from fsl.split.coded_model import CodedModel
+
+_USAGE = """usage: fsl-exits run=FOLDER exits=POINT:HEAD[:WIDTH][,...] [option=value ...]
+
+Train early exits on the model of a finished run of fsl-simulate. The model stays as it is, to the bit; heads learn from
+the run's training rows, and the confidence from which rows leave is chosen on rows that they have not seen.
+
+  exits=pool1:mlp,pool2:conv:16   points of the model (fsl-profile lists them) and heads: linear, mlp, conv, sl_vit
+  distillation=0.5     the share of the loss by which heads learn from the model's own outputs, at temperature=1
+  epochs=10 batch_size=32 learning_rate=0.001   of heads
+  eta=0.3              predictors in front of heads, trained on rows that heads have not seen: rows that leave less
+                       likely bypass a head, which pays where it is heavy
+  confidence=entropy   default: max_softmax
+  within=0.01          accuracy that may be lost for fewer multiply-adds; threshold=0.9: from which rows leave
+  front=3              of this device, where each has its own
+  out=FOLDER           default: the run's folder; exits go to its exits/, overwrite=true replaces them
+
+fsl-serve device exits=FOLDER and fsl-compare-inference exits=FOLDER use them."""
+
+_GRID = (*(k / 20 for k in range(8, 20)), 0.97, 0.98, 0.99, 0.995, 0.999)
+_HELD_OUT = 0.1  # of the training rows, where the run has no validation rows
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code: 0, 1 (it could not go on), 2 (bad input) or 130 (Ctrl-C)."""
+    if "-h" in arguments or "--help" in arguments:
+        print(_USAGE)
+        return 0
+    try:
+        with sigterm_ends_like_ctrl_c():
+            _run(read_exit_options(arguments))
+    except KeyboardInterrupt as error:
+        word, code = interruption(error)
+        return say_why("fsl-exits", f"{word}; nothing was written", code)
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        return say_why("fsl-exits", one_line(error), 2)
+    except (FslError, OSError) as error:
+        return say_why("fsl-exits", one_line(error), 1)
+    except Exception as error:  # of the model's own code
+        return say_why("fsl-exits", failure_in_words(error), 1)
+    return 0
+
+
+def _run(options: ExitOptions) -> None:
+    run = read_trained_run(options.run)
+    whole = run.trained.whole(options.front)
+    if isinstance(whole, CodedModel):
+        raise ConfigError(f"run={options.run}: its model has a trained codec at its cut, and exits on it are not built")
+    train, held = _parts(run, options.seed)
+    model = ExitModel(
+        whole, options.exits, run.trained.inputs().three, confidence=options.confidence, seed=options.seed
+    )
+    if not options.overwrite and (options.out / "exits").exists():
+        raise ConfigError(f"{options.out / 'exits'} exists; give overwrite=true, or another out=FOLDER")
+    told = Distillation(options.distillation, options.temperature) if options.distillation else None
+    train_exits(
+        model,
+        train,
+        objective=run.objective,
+        distillation=told,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    beta = options.threshold
+    if beta is None:
+        beta = _chosen(collect_outputs(model, held, objective=run.objective), model, options.within)
+    count = len(model.exits)
+    thresholds = Thresholds((beta,) * count, (options.eta,) * count)
+    if options.eta:
+        train_predictors(model, held, beta, epochs=options.epochs, seed=options.seed)
+    rows = (run.data.test or held).of_one_length()
+    print_table(_table(collect_outputs(model, rows, objective=run.objective), model, thresholds), "", "")
+    where = save_exits(options.out, model, thresholds=thresholds, overwrite=options.overwrite)
+    tell(f"exits: {os.path.relpath(where)}")
+
+
+def _parts(run: TrainedRun, seed: int) -> tuple[Examples, Examples]:
+    """Returns rows to train heads on, and rows that they do not see."""
+    train = run.data.train.of_one_length()
+    if run.data.validation is not None:
+        return train, run.data.validation.of_one_length()
+    order = torch.randperm(len(train), generator=seeds.torch_generator(seed, "rows that exits do not see"))
+    held = max(1, round(_HELD_OUT * len(train)))
+    return train.subset(order[held:]), train.subset(order[:held])
+
+
+def _chosen(outputs: ExitOutputs, model: ExitModel, within: float) -> float:
+    """Returns the confidence of fewest multiply-adds that loses no more accuracy than it may; 1 if there is none."""
+    whole = outputs.means()[-1]
+    found = [(1.0, float(sum(model.costs.stages) + sum(model.costs.heads)))]
+    for beta in _GRID:
+        replay = outputs.replay(beta)
+        if replay.quality(outputs) >= whole - within:
+            found.append((beta, float(replay.cost(model.costs).mean())))
+    return min(found, key=lambda one: one[1])[0]
+
+
+def _table(outputs: ExitOutputs, model: ExitModel, thresholds: Thresholds) -> Table:
+    replay, means = outputs.replay(thresholds), outputs.means()
+    left = torch.bincount(replay.exits, minlength=len(means)).double() / len(replay.exits)
+    lines, below = [], 0.0
+    for k, name in enumerate((*model.exits, "output")):
+        below += model.costs.stages[k]
+        head = model.costs.heads[k] if k < len(model.exits) else 0.0
+        lines.append(
+            (name, f"{below / 1e6:.3f}", f"{head / 1e6:.3f}", f"{means[k]:.4f}", f"{100 * float(left[k]):.1f} %")
+        )
+    cost = float(replay.cost(model.costs).mean())
+    lines.append(
+        (f"by confidence {thresholds.beta[0]:g}", f"{cost / 1e6:.3f}", "", f"{replay.quality(outputs):.4f}", "100 %")
+    )
+    return Table(("exit", "MMAC until there", "head", "accuracy", "leave"), tuple(lines))
+
+
+def main() -> None:
+    """Run the console script."""
+    run_script(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Figures of a policy: means and percentiles by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsl.errors import ConfigError
+from fsl.inference import SplitPoints
+from fsl.inference.comparison import device_bytes, policy_figures
+from fsl.inference.planning import (
+    LOCAL,
+    REMOTE,
+    RateTrace,
+    RequestStream,
+    SplitChoice,
+    SplitCosts,
+    StaticSplit,
+    StreamResult,
+    poisson_arrivals,
+    simulate_requests,
+)
+from fsl.inference.planning.request_stream import Clocks, serve
+from fsl.inference.profiles import Encoding, measure
+from tests.helpers.small_profiles import small_costs
+
+
+def served(choice, arrivals, rate=1.0):
+    stream = RequestStream(
+        costs=small_costs(), arrivals=arrivals, up=RateTrace.constant(rate), down=RateTrace.constant(rate)
+    )
+    clocks, done = Clocks.start(1), []
+    for arrival in arrivals:
+        request, clocks = serve(stream, arrival, choice, clocks)
+        done.append(request)
+    return done
+
+
+def timed(seconds, choice=LOCAL):
+    """A result whose requests take so long, one a hundred seconds."""
+    (one,) = served(choice, [0.0])
+    made = [replace(one, arrival=100.0 * k, end=100.0 * k + each) for k, each in enumerate(seconds)]
+    return StreamResult("mine", tuple(made))
+
+
+def test_percentiles_are_requests_that_were():
+    seconds = np.random.default_rng(1).permutation(np.arange(1, 101)) / 100
+    figures = policy_figures(timed(seconds), {LOCAL: 0.5}, {LOCAL: 7}, deadline_seconds=0.25)
+    assert (figures.p50, figures.p90, figures.p99) == pytest.approx((0.5, 0.9, 0.99))
+    assert (figures.mean, figures.in_time) == pytest.approx((0.505, 0.25))
+    assert (figures.quality, figures.encoder_bytes, figures.overloaded) == (0.5, 7, False)
+
+
+def test_answers_count_as_often_as_their_choice_was_made():
+    both = served(REMOTE, [0.0]) + served(LOCAL, [10.0, 20.0])
+    figures = policy_figures(StreamResult("mine", tuple(both)), {LOCAL: 0.9, REMOTE: 0.6}, {LOCAL: 100, REMOTE: 0})
+    assert figures.quality == pytest.approx(0.8)
+    assert figures.up_bytes == pytest.approx(small_costs().parts(REMOTE).up_bytes / 3)
+    assert (figures.encoder_bytes, figures.switches) == (100, 1)
+    assert figures.choices == {"output": 2, "input": 1}
+
+
+def test_no_link_gives_no_answer_and_not_a_number_of_seconds():
+    figures = policy_figures(StreamResult("mine", tuple(served(REMOTE, [0.0], rate=0.0))), {REMOTE: 1.0}, {REMOTE: 0})
+    assert (figures.p50, figures.in_time, figures.overloaded) == (np.inf, 1.0, True)
+    assert (
+        policy_figures(
+            StreamResult("mine", tuple(served(REMOTE, [0.0], rate=0.0))), {REMOTE: 1.0}, {REMOTE: 0}, 1.0
+        ).in_time
+        == 0.0
+    )
+
+
+@pytest.mark.parametrize(("share", "overloaded"), [(0.5, False), (1.5, True)])
+def test_requests_that_come_faster_than_they_are_served_are_told(share, overloaded):
+    costs = small_costs()
+    arrivals = poisson_arrivals(share / costs.parts(LOCAL).head, 400, seed=0)
+    stream = RequestStream(costs=costs, arrivals=arrivals, up=RateTrace.constant(1), down=RateTrace.constant(1))
+    figures = policy_figures(simulate_requests(stream, StaticSplit("output")), {LOCAL: 1.0}, {LOCAL: 0})
+    assert figures.overloaded == overloaded
+
+
+def test_a_choice_whose_answers_nobody_measured_is_refused():
+    with pytest.raises(ConfigError, match="mine chose input as jpeg:5"):
+        policy_figures(
+            replace(
+                timed([1.0]),
+                requests=(replace(timed([1.0]).requests[0], choice=SplitChoice("input", input_format="jpeg:5")),),
+            ),
+            {LOCAL: 1.0},
+            {LOCAL: 0},
+        )
+
+
+def test_the_device_has_the_weights_of_its_head_alone():
+    points = SplitPoints(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)), torch.randn(3, 5))
+    profile = measure(points, torch.randn(1, 5), repetitions=1, warm_up=0, checks=0)
+    found = device_bytes(SplitCosts(device=profile, edge=profile, input_formats={"uint8": Encoding(0.25)}))
+    first, both = 4 * (40 + 8), 4 * (40 + 8 + 24 + 3)
+    as_bytes = SplitChoice("input", input_format="uint8")
+    assert found == {REMOTE: 0, as_bytes: 0, SplitChoice("0"): first, LOCAL: both}

@@ -1,0 +1,151 @@
+"""`fsl-compare-inference`: every policy beside every other, from finished runs."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from fsl.simulations.comparing.contender import bottleneck_names
+from fsl.simulations.fsl_compare_inference import command
+from fsl.simulations.fsl_export import read_trained_run
+from fsl.simulations.fsl_simulate import command as simulate
+
+from fsl.errors import ConfigError
+from fsl.inference.exits import ExitModel, save_exits
+
+SMALL = ["model=lenet", "data=digits", "model.cut=pool1", "devices=2", "rounds=1", "samples_per_device=32"]
+UNITS = "{_target_: fsl.codecs.Units, rates: [{channels: 4, stride: 1, step: 0.5}, {channels: 2, stride: 2, step: 1}]}"
+QUICK = ["repetitions=2", "rows=50", "requests=20", "points=pool1,pool2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A plain run, one with units of two rates, and exits of the plain one's model."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, more in (("plain", []), ("units", [f"codec.up={UNITS}", "codec.down=identity"])):
+        assert simulate([*SMALL, *more, f"hydra.run.dir={folder / name}"]) == 0
+    run = read_trained_run(folder / "plain")
+    model = ExitModel(run.trained.whole(None), {"pool1": "linear"}, run.trained.inputs().three)
+    save_exits(folder / "exits", model, thresholds=0.2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(runs):
+    out = runs / "out"
+    given = [f"run={runs / 'plain'}", f"bottlenecks={runs / 'units'}", f"exits={runs / 'exits'}", "codecs=int8"]
+    more = ["images=jpeg:75", "rates=0.05,100", "loads=0,0.5", "device=pi4", "link=lte", "device_speed=0.01"]
+    assert command([*given, *more, *QUICK, f"out={out}"]) == 0
+    with (out / "comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def of(rows, policy, link="100", load="0.0"):
+    (row,) = (row for row in rows if (row["policy"], row["link"], row["load"]) == (policy, link, load))
+    return row
+
+
+def test_each_policy_stands_in_the_table_for_each_link_and_load(done, runs):
+    each = {(row["link"], row["load"]) for row in done}
+    assert each == {(link, load) for link in ("0.05", "100") for load in ("0.0", "0.5")}
+    names = [row["policy"].partition(" (")[0] for row in done if (row["link"], row["load"]) == ("100", "0.0")]
+    assert names == [
+        "local", "remote", "remote, uint8", "remote, jpeg:75", "best static", "dynamic, rate told",
+        "dynamic, rate estimated", "best static, int8", "dynamic, int8 too", "best in time",
+        "bottleneck units rate 0", "bottleneck units rate 1", "rates of units in time", "exits, cut at pool1",
+    ]  # fmt: skip
+    assert {path.name for path in (runs / "out").iterdir()} == {
+        "comparison.csv", "comparison.md", "comparison.png",
+    }  # fmt: skip
+    assert (runs / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_policies_that_change_no_answer_have_the_models_accuracy(done):
+    exact = {row["quality"] for row in done if row["exact"] == "True"}
+    assert len(exact) == 1
+    assert {row["policy"].partition(" (")[0] for row in done if row["exact"] == "True"} == {
+        "local", "remote", "remote, uint8", "best static", "dynamic, rate told", "dynamic, rate estimated",
+    }  # fmt: skip
+
+
+def test_bytes_are_those_that_cross(done):
+    assert float(of(done, "local")["up_bytes"]) == 0
+    assert float(of(done, "remote")["up_bytes"]) == 8 * 8 * 4
+    assert float(of(done, "remote, uint8")["up_bytes"]) == 8 * 8
+    assert float(of(done, "bottleneck units rate 0")["up_bytes"]) == 4 * 4 * 4
+    assert float(of(done, "bottleneck units rate 1")["up_bytes"]) == 2 * 2 * 2
+    assert "pool1" in of(done, "bottleneck units rate 1")["choices"]
+
+
+def test_the_best_static_choice_is_beaten_by_no_exact_one(done):
+    for link in ("0.05", "100"):
+        own = [row for row in done if (row["link"], row["load"]) == (link, "0.0")]
+        (best,) = (row for row in own if row["policy"].startswith("best static ("))
+        assert all(float(best["mean"]) <= float(of(done, name, link)["mean"]) for name in ("local", "remote, uint8"))
+
+
+def test_a_loaded_edge_is_slower_for_those_who_ask_it(done):
+    assert float(of(done, "remote", load="0.5")["mean"]) > float(of(done, "remote")["mean"])
+    assert of(done, "local", load="0.5")["mean"] == of(done, "local")["mean"]
+
+
+def test_weights_on_the_device_count_front_units_and_exits(done):
+    sizes = {name: int(of(done, name)["encoder_bytes"]) for name in ("local", "remote")}
+    assert sizes["remote"] == 0
+    assert sizes["local"] > int(of(done, "exits, cut at pool1")["encoder_bytes"]) > 0
+    rates = [int(of(done, f"bottleneck units rate {k}")["encoder_bytes"]) for k in (0, 1)]
+    assert sizes["local"] > rates[0] > rates[1] > 0
+
+
+def test_energy_is_there_where_the_device_is_named(done, runs, capsys):
+    assert all(float(row["joules"]) > 0 for row in done)
+    assert command([f"run={runs / 'plain'}", *QUICK, "images=none", "rates=1", f"out={runs / 'bare'}"]) == 0
+    with (runs / "bare" / "comparison.csv").open(newline="") as file:
+        assert {row["joules"] for row in csv.DictReader(file)} == {""}
+    assert "energy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "run must be given"),
+        (["run=nowhere"], "nowhere"),
+        (["run=RUNS/units"], "give it as bottlenecks=RUNS/units"),
+        (["run=RUNS/plain", "bottlenecks=RUNS/plain"], "this run has no trained codec"),
+        (["run=RUNS/plain", "codecs=nothing"], "nothing"),
+        (["run=RUNS/plain", "points=nowhere"], "nowhere"),
+        (["run=RUNS/plain", "images=png:3"], "images=png:3"),
+        (["run=RUNS/plain", "rates=quick"], "rates: 'quick'"),
+        (["run=RUNS/plain", "loads=1"], "loads: '1'"),
+        (["run=RUNS/plain", "requests=0"], "requests=0"),
+        (["run=RUNS/plain", "threshold=0.5"], "threshold: rows leave by exits"),
+        (["run=RUNS/plain", "colour=red"], "colour"),
+    ],
+)
+def test_bad_input_gets_one_line(arguments, line, runs, capsys):
+    assert command([*(one.replace("RUNS", str(runs)) for one in arguments), "repetitions=2"]) == 2
+    said = capsys.readouterr().err
+    assert line.replace("RUNS", str(runs)) in said
+    assert said.count("\n") == 1
+
+
+def test_exits_of_another_model_are_refused(runs, capsys):
+    assert simulate([*SMALL, "seed=1", f"hydra.run.dir={runs / 'another'}"]) == 0
+    given = [f"run={runs / 'another'}", f"exits={runs / 'exits'}", *QUICK]
+    assert command(given) == 2
+    assert "they were saved for another model than run=" in capsys.readouterr().err
+
+
+def test_runs_are_called_by_what_tells_them_apart():
+    pairs = {"a/0": "a/0", "b/0": "b/0"}
+    assert bottleneck_names(tuple(map(Path, pairs))) == {Path(path): name for path, name in pairs.items()}
+    assert bottleneck_names((Path("runs/small"), Path("runs/large"))) == {
+        Path("runs/small"): "small", Path("runs/large"): "large",
+    }  # fmt: skip
+    assert bottleneck_names(()) == {}
+    with pytest.raises(ConfigError, match="given twice"):
+        bottleneck_names((Path("a"), Path("./a")))
+
+
+def test_help_tells_the_options(capsys):
+    assert command(["--help"]) == 0
+    assert "usage: fsl-compare-inference run=FOLDER" in capsys.readouterr().out
