@@ -118,7 +118,10 @@ def collect_outputs(model: ExitModel, data: Any, *, objective: Any = None, batch
     with torch.no_grad(), evaluating(model):
         for some in torch.arange(len(examples)).split(batch_size):
             known = features.of(some)
-            outputs = [head_outputs(*one, shape, name) for *one, name in zip(model.heads, known.heads, names)]
+            outputs = [
+                head_outputs(head, given, shape, name)
+                for head, given, name in zip(model.heads, known.heads, names, strict=True)
+            ]
             leading = [given[0] for given in known.heads]
             scores = [probabilities_of(*one) for one in zip(model.predictors, leading, names, strict=False)]
             parts.append([one.cpu() for one in (*outputs, known.final, *scores)])

@@ -21,12 +21,10 @@ class Passing:
     @staticmethod
     def of(values: Values) -> "Passing":
         """Describe values at an exit."""
-        alone = isinstance(values, Tensor)
-        return Passing(
-            None if alone else values.structure,
-            frozenset() if alone else values.shared,
-            tuple((tensor.dim(), str(tensor.dtype)) for tensor in tensors_of(values)),
-        )
+        tensors = tuple((tensor.dim(), str(tensor.dtype)) for tensor in tensors_of(values))
+        if isinstance(values, Tensor):
+            return Passing(None, frozenset(), tensors)
+        return Passing(values.structure, values.shared, tensors)
 
 
 def check_onward(onward: object, digest: str, exits: Sequence[str], passing: Sequence[Passing]) -> None:

@@ -216,7 +216,8 @@ def test_a_model_made_in_inference_mode_goes_on_at_an_edge():
     with torch.inference_mode():
         model, (inputs, _) = small_exit_model(), rows_and_labels()
         onward = model.infer_until("first", inputs, BETAS).onward
-        torch.testing.assert_close(model.infer_from(onward, 2.0).outputs, model.backbone(inputs)[onward.rows])
+        found, expected = model.infer_from(onward, 2.0).outputs, model.backbone(inputs)[onward.rows]
+    torch.testing.assert_close(found, expected)
 
 
 def other_state(model):
