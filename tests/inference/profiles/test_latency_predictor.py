@@ -54,6 +54,14 @@ def test_what_a_model_does_between_its_layers_is_an_error_of_the_whole():
     assert (error.of_sum, error.of_whole) == pytest.approx((0, -0.5), abs=1e-6)
 
 
+def test_errors_are_told_by_median_and_p90_of_layers():
+    model = timed_model(2)
+    off = [1.0] * 30 + [2.0] * 10  # a quarter took twice as long as predicted
+    seconds = tuple(factor * second for factor, second in zip(off, model.seconds, strict=True))
+    error = LatencyPredictor([timed_model(0)]).error(TimedModel(model.layers, seconds, sum(seconds)))
+    assert (error.median, error.p90) == pytest.approx((0.0, 0.5), abs=1e-6)
+
+
 def test_the_held_out_model_is_not_among_those_fitted():
     strange = TimedModel(timed_model(3).layers, tuple(2 * s for s in timed_model(3).seconds), 2 * timed_model(3).whole)
     errors = held_out_errors({"one": timed_model(1), "strange": strange})
