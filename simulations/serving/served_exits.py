@@ -7,6 +7,7 @@ from fsl.simulations.serving.serve_options import ServeOptions
 from fsl.errors import ConfigError
 from fsl.inference import SplitPoints
 from fsl.inference.exits import load_exits
+from fsl.inference.exits.exit_thresholds import Given
 from fsl.inference.serving import DeviceExits
 
 
@@ -18,7 +19,7 @@ def served_exits(options: ServeOptions, points: SplitPoints) -> DeviceExits | No
         return None
     saved = load_exits(options.path("exits"), backbone=copy.deepcopy(points.model))
     threshold = options.number("threshold", None, zero=True)
-    thresholds = saved.thresholds if threshold is None else threshold
+    thresholds: Given | None = saved.thresholds if threshold is None else threshold
     if thresholds is None:
         raise ConfigError("threshold must be given, as in threshold=0.9: the exits were saved without")
     return DeviceExits(saved.model, thresholds)
