@@ -6,10 +6,14 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Tests start some hundred Pythons, which read compiled modules, also where an environment asks for none to be written.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test fast shows lint types docs check clean
+.PHONY: demo demo-inference test fast shows lint types docs check clean
 
 demo: .venv/installed
 	$(BIN)/fsl-simulate
+
+# A minute of split inference on links that change, with a page at http://127.0.0.1:8050/; it trains a small model at first.
+demo-inference: .venv/installed
+	$(BIN)/fsl-serve demo
 
 # Three at a time, since federations mostly wait. tests/conftest.py says what runs where, and in which order.
 PYTEST := $(BIN)/python -m pytest -n 3 --no-loadscope-reorder

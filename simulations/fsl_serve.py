@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import interruption, sigterm_ends_like_ctrl_c
 from fsl.simulations.error_lines import one_line
+from fsl.simulations.serving.serve_demo import serve_demo
 from fsl.simulations.serving.serve_device import serve_device
 from fsl.simulations.serving.serve_edge import serve_edge
 from fsl.simulations.serving.serve_tokens import make_key, make_token
@@ -17,10 +18,12 @@ _USAGE = """usage: fsl-serve edge   run=FOLDER address=HOST:PORT cert=FILE cert-
        fsl-serve device run=FOLDER edge=HOST:PORT[,...] ca=FILE token=FILE [name=value ...]
        fsl-serve key    [out=FOLDER]
        fsl-serve token  key=FILE name=NAME [days=30] [out=FILE]
+       fsl-serve demo   [run=FOLDER] [seconds=60] [page=127.0.0.1:8050] [name=value ...]
 
 edge serves the model of a finished run of fsl-simulate until Ctrl-C; device sends it rows of the run's data set, and
 prints accuracy, latency and fallbacks. Both read the same run. key makes an operator's key pair, and token a token that
-lets a device ask.
+lets a device ask. demo trains a small model if there is none, starts an edge and two devices on links that change, and
+shows on a page what they do.
 
 Both ends:
   run=FOLDER          a finished run
@@ -50,11 +53,25 @@ device:
   fallback=false      never compute the rest on the device
   connect=5           seconds to wait for an edge before the first question
   lean=false          questions travel over gRPC
-  cert=FILE cert-key=FILE, where the edge asks for them"""
+  cert=FILE cert-key=FILE, where the edge asks for them
+
+demo, all on this machine:
+  run=FOLDER          a finished run, or where to train one; default: outputs/demo-inference
+  points=NAME[,NAME]  points where the model can be divided; default: all
+  seconds=60          how long devices ask
+  page=HOST:PORT      of the page
+  links=lte,5g        a device for each: wifi, lte, 5g, or a CSV file of second,mbit
+  tunnel=3            seconds without a link for the first device
+  delay=0.002         seconds of delay on a link each way
+  speed=140           million multiply-adds a second of a device
+  rows=64 rate=8      rows of a question, and questions a second of a device
+  deadline=1          seconds for an answer; then the device computes the rest itself
+  lean=false          questions travel over gRPC"""
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "edge": serve_edge,
     "device": serve_device,
+    "demo": serve_demo,
     "key": make_key,
     "token": make_token,
 }

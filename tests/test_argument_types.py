@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import SplitPoints, comparison, exits, lossy, planning, profiles, serving
+from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, serving
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -171,9 +171,12 @@ CALLS = [
     (lambda: planning.SplitChoice(3), "point=3: give a text"),
     (lambda: planning.DevicePower("x", 1, 1, 1), "active_watts='x': give a number"),
     (lambda: planning.SplitCosts(device=3, edge=3), "device=3: give a ModelProfile of fsl"),
+    (lambda: links.LinkSchedule(3), "link.trace=3: give a RateTrace of fsl"),
+    (lambda: links.ShapedLink(3, planning.RateTrace.constant(1.0)), "link.edge=3: give a text or a list of texts"),
     (lambda: planning.predicted(3, planning.LOCAL, None), "costs=3: give a SplitCosts of fsl"),
     (lambda: planning.best_point(3, None), "costs=3: give a SplitCosts of fsl"),
     (lambda: planning.DynamicSplit(3), "costs=3: give a SplitCosts of fsl"),
+    (lambda: planning.Scouting(planning.Local(), scout=3), "scout=3: give a SplitChoice of fsl"),
     (lambda: planning.StaticSplit(3), "point=3: give a text"),
     (lambda: planning.Remote(3), "input_format=3: give a text or None"),
     (lambda: planning.CompressedInput("jpeg", "x"), "quality='x': give a whole number"),
@@ -266,6 +269,7 @@ OTHERS = {
     "metrics": {"Metric", "Scored", "as_metrics"},
     "packets": {"Passage", "Retransmitted"},
     "inference": {"Crossing"},
+    "inference.links": set(),
     "inference.lossy": {"LossyOutputs", "UdpAnswers", "UdpCounts"},
     "inference.profiles": {
         *("Layer", "ModelProfile", "PointProfile", "PredictionError", "SecondsSpread", "SideProfile", "SplitCheck"),
@@ -307,6 +311,7 @@ OTHERS = {
         metrics,
         packets,
         inference,
+        links,
         lossy,
         profiles,
         planning,

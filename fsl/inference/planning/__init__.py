@@ -9,6 +9,7 @@ from fsl.inference.planning.rate_trace import RateTrace
 from fsl.inference.planning.request_prediction import Prediction, best_of, best_point, predicted
 from fsl.inference.planning.request_spending import RequestSpending
 from fsl.inference.planning.request_stream import RequestStream, ServedRequest, StreamResult, poisson_arrivals
+from fsl.inference.planning.scouting import Scouting
 from fsl.inference.planning.split_costs import LOCAL, REMOTE, DevicePower, LinkState, SplitChoice, SplitCosts
 from fsl.inference.planning.split_policy import CompressedInput, Local, Remote, SplitPolicy, StaticSplit
 from fsl.inference.planning.stream_simulation import LinkProbes, simulate_requests
@@ -32,6 +33,7 @@ __all__ = [
     "Remote",
     "RequestSpending",
     "RequestStream",
+    "Scouting",
     "ServedRequest",
     "SplitChoice",
     "SplitCosts",
