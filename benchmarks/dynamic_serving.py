@@ -28,7 +28,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from fsl.inference.links import ShapedLink
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -37,6 +36,7 @@ from benchmarks.bottlenecks import lite0
 from fsl import seeds
 from fsl.codecs.codec import Codec, Payload, pack
 from fsl.inference import SplitPoints
+from fsl.inference.links import ShapedLink
 from fsl.inference.planning import (
     LOCAL,
     REMOTE,
