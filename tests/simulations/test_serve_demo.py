@@ -131,7 +131,14 @@ def run(tmp_path_factory):
 def started(run, *options: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "fsl.simulations.fsl_serve", "demo", f"run={run}", "page=127.0.0.1:0", *options]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def line_with(process: subprocess.Popen[str], word: str) -> str:
