@@ -67,7 +67,8 @@ class Masked(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("name", "lean"), [("MLP", True), ("LeNet", True), ("ResNet8", True), ("MLP", False), ("LeNet", False)]
+    ("name", "lean"),
+    [("MLP", True), ("LeNet", True), ("ResNet8", True), ("MLP", False), ("LeNet", False), ("ResNet8", False)],
 )
 def test_every_point_over_the_wire_is_the_unsplit_model_to_the_bit(name, lean):
     points, inputs = served(name), batch(name, 5, seed=1)
