@@ -161,29 +161,25 @@ class Asked:
     queue: float
 
 
-class Noted(SplitPolicy):
-    """Notes what is predicted of each choice."""
+def asked(
+    device: InferenceDevice, policy: SplitPolicy, costs: SplitCosts, inputs: Tensor, arrivals: tuple[float, ...]
+) -> list[Asked]:
+    """Ask each question when it arrives, or when the device is free again; returns how each went.
 
-    def __init__(self, inner: SplitPolicy, costs: SplitCosts) -> None:
-        self.inner, self.costs, self.name = inner, costs, inner.name
-        self.noted: list[tuple[SplitChoice, float]] = []
-
-    def choose(self, state: Any, now: float) -> SplitChoice:
-        """Returns the inner policy's choice; JPEG is a codec at the input here."""
-        choice = self.inner.choose(state, now)
-        self.noted.append((choice, predicted(self.costs, choice, state).seconds))
-        return SplitChoice(choice.point, "jpeg" if choice.input_format else choice.codec)
-
-
-def asked(device: InferenceDevice, policy: Noted, inputs: Tensor, arrivals: tuple[float, ...]) -> list[Asked]:
-    """Ask each question when it arrives, or when the device is free again; returns how each went."""
-    device.policy, began, futures = policy, time.monotonic(), list[tuple[float, float, Future[Answer]]]()
+    JPEG is a codec at the input here, since a device sends inputs as its codecs write them.
+    """
+    began, pending = time.monotonic(), list[tuple[SplitChoice, float, float, Future[Answer]]]()
     for number, arrival in enumerate(arrivals):
         time.sleep(max(0.0, began + arrival - time.monotonic()))
         late = time.monotonic() - began - arrival
-        futures.append((arrival, late, device.submit(inputs[number % len(inputs)][None])))
+        state = device.link_state()
+        choice = policy.choose(state, time.monotonic())
+        told = predicted(costs, choice, state).seconds
+        codec = "jpeg" if choice.input_format else choice.codec
+        future = device.submit(inputs[number % len(inputs)][None], point=choice.point, codec=codec)
+        pending.append((choice, told, late, future))
     found = []
-    for (choice, told), (_, late, future) in zip(policy.noted, futures, strict=True):
+    for choice, told, late, future in pending:
         answer = future.result(120)
         found.append(Asked(choice.title, told, late, late + answer.seconds.total, answer.seconds.queue))
     return found
@@ -285,8 +281,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                 policy = DynamicSplit(costs, choices=list(costs.choices()), dwell_seconds=1.0)
             others.send("begin")
             link.restart()
-            noted = Noted(policy, costs)
-            done = asked(device, noted, inputs, arrivals)
+            done = asked(device, policy, costs, inputs, arrivals)
             switches = policy.switches if isinstance(policy, DynamicSplit) else 0
             rows.append(row_of(policy.name, simulated, done, switches))
             print(json.dumps(rows[-1]), flush=True)
