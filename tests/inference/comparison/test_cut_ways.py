@@ -124,7 +124,10 @@ def test_what_cannot_be_scored_gets_one_line(points, examples, more, line):
     ("make", "line"),
     [
         (lambda: TopK(k=0.5, feedback=True), "codec topk remembers what it sent before"),
-        (lambda: Adaptive([{"_target_": "fsl.codecs.Int8"}], seconds=1.0), "codec adaptive sends what the link's rate tells it"),
+        (
+            lambda: Adaptive([{"_target_": "fsl.codecs.Int8"}], seconds=1.0),
+            "codec adaptive sends what the link's rate tells it",
+        ),
         (lambda: Bottleneck(channels=2), "codec bottleneck is trained"),
     ],
 )
@@ -180,7 +183,7 @@ def test_the_first_call_is_not_timed_and_threads_are_those_asked_for(points, exa
 
 
 class Placed(nn.Module):
-    """Adds a table of places (3, 8), which all rows share, before and behind `first`, so that it crosses a cut there."""
+    """Adds a table of places (3, 8), which all rows share, at both sides of `first`, so that it crosses."""
 
     def __init__(self):
         super().__init__()
