@@ -9,7 +9,7 @@ import pytest
 import torch
 from fsl.simulations.comparing.compare_figure import draw_comparison
 from fsl.simulations.comparing.compare_options import read_options
-from fsl.simulations.comparing.compared_streams import ComparedRow
+from fsl.simulations.comparing.compared_streams import ComparedRow, compared
 from fsl.simulations.comparing.contender import bottleneck_names, contender, scored_rows
 from fsl.simulations.fsl_compare_inference import command
 from fsl.simulations.fsl_export import read_trained_run
@@ -125,6 +125,22 @@ def test_a_link_that_carries_nothing_gets_no_numbers(runs, capsys):
     said = capsys.readouterr().out
     assert "inf" not in said.replace("inference", "")
     assert "overloaded" not in said
+
+
+def test_a_codec_that_is_better_by_chance_is_not_worth_waiting_for(runs):
+    """Here the device alone is quickest, and no answer is better than the unsplit model's but by chance."""
+    options = read_options([f"run={runs / 'plain'}", *QUICK, "codecs=int8", "images=none", "rates=1"])
+    plain = contender(options.run, options, bottleneck=False)
+    lucky = {
+        choice: replace(one, score=replace(one.score, accuracy=1.0)) if choice.codec == "int8" else one
+        for choice, one in plain.answers.items()
+    }
+    (row,) = (
+        row.figures
+        for row in compared(options, replace(plain, answers=lucky), [], None)
+        if row.figures.policy == "best in time"
+    )
+    assert row.choices == {"output": options.requests}
 
 
 def test_rates_share_the_front_and_nothing_else(runs):

@@ -97,6 +97,7 @@ class CutWay:
         return units[self.rate]
 
 
+@checks_types()
 def tensor_bytes(*modules: nn.Module) -> dict[int, int]:
     """Returns the bytes of each tensor of modules, by its identity, buffers included; what two share counts once."""
     tensors = [tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()]
