@@ -41,7 +41,8 @@ accuracy on the run's test rows, bytes, latency, energy and the weights on the d
   deadline=0.5         seconds within which an answer is in time
   device=pi4           whose power gives energy; link=lte: latency, and a radio's power
   edge_speed=10        assume an edge so many times as fast as this machine; device_speed=0.1: a device
-  rows=1000            test rows that answers are scored on; repetitions=30, threads=1: of the profile
+  rows=1000            test rows that answers are scored on (validation or training rows where there are no others)
+  repetitions=30       of the profile, with threads=1 of torch
   out=FOLDER           of comparison.csv, comparison.md and comparison.png"""
 
 

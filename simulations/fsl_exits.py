@@ -42,7 +42,8 @@ the run's training rows, and the confidence from which rows leave is chosen on r
   eta=0.3              predictors in front of heads, trained on rows that heads have not seen: rows that leave less
                        likely bypass a head, which pays where it is heavy
   confidence=entropy   default: max_softmax
-  within=0.01          accuracy that may be lost for fewer multiply-adds; threshold=0.9: from which rows leave
+  within=0.01          accuracy that may be lost for fewer multiply-adds; threshold=0.9: from which rows leave.
+                       Where nothing is saved within that, nobody leaves
   front=3              of this device, where each has its own
   out=FOLDER           default: the run's folder; exits go to its exits/, overwrite=true replaces them
 
