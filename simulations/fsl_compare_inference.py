@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fsl.simulations.codec_bench.bench_tables import markdown_of
 from fsl.simulations.comparing.compare_figure import draw_comparison
 from fsl.simulations.comparing.compare_options import CompareOptions, read_options
 from fsl.simulations.comparing.compare_tables import compare_csv, compare_table
 from fsl.simulations.comparing.compared_exits import compared_exits
 from fsl.simulations.comparing.compared_streams import compared
-from fsl.simulations.comparing.contender import Contender, bottleneck_names, contender
+from fsl.simulations.comparing.contender import Contender, bottleneck_names, contender, refuse_unlike
 from fsl.simulations.console import print_table
 from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
 from fsl.simulations.error_lines import one_line
+from fsl.simulations.reports.tables import markdown_of
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +41,8 @@ accuracy on the run's test rows, bytes, latency, energy and the weights on the d
   deadline=0.5         seconds within which an answer is in time
   device=pi4           whose power gives energy; link=lte: latency, and a radio's power
   edge_speed=10        assume an edge so many times as fast as this machine; device_speed=0.1: a device
-  rows=1000            test rows that answers are scored on; repetitions=30, threads=1: of the profile
+  rows=1000            test rows that answers are scored on (validation or training rows where there are no others)
+  repetitions=30       of the profile, with threads=1 of torch
   out=FOLDER           of comparison.csv, comparison.md and comparison.png"""
 
 
@@ -68,7 +69,10 @@ def command(arguments: Sequence[str]) -> int:
 def _run(options: CompareOptions) -> None:
     main = contender(options.run, options, bottleneck=False)
     names = bottleneck_names(options.bottlenecks)
-    others = [contender(folder, options, name, bottleneck=True) for folder, name in names.items()]
+    others = []
+    for folder, name in names.items():
+        others.append(contender(folder, options, name, bottleneck=True))
+        refuse_unlike(main, others[-1], folder)
     exits = compared_exits(main, options)
     quality = "loss" if main.unsplit.score.accuracy is None else "accuracy"
     for line in _about(options, main):
@@ -77,20 +81,21 @@ def _run(options: CompareOptions) -> None:
     tables = [compare_table(rows, link, load, quality) for link in options.links for load in options.loads]
     for table in tables:
         print_table(table, "", "in comparison.csv")
+    figure = draw_comparison(rows, quality)
     out = options.out or Path("outputs") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}-inference"
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "comparison.csv", compare_csv(rows))
     write_text(out / "comparison.md", "\n\n".join([*_about(options, main), *map(markdown_of, tables)]) + "\n")
-    save_figure(draw_comparison(rows, quality), out / "comparison.png")
+    save_figure(figure, out / "comparison.png")
     tell(f"tables, CSV and figure: {os.path.relpath(out)}")
 
 
 def _about(options: CompareOptions, main: Contender) -> list[str]:
     speeds = {"device": options.device_speed, "edge": options.edge_speed}
     who = "; ".join(f"{name}: {_speed(times)}" for name, times in speeds.items())
-    rows, cuts = min(options.rows, len(main.examples)), len(main.points.cuts)
+    scored, cuts = f"{len(main.examples)} {main.rows}", len(main.points.cuts)
     return [
-        f"{type(main.points.model).__name__} of {options.run}, {cuts} cuts; answers of {rows} rows, each a request",
+        f"{type(main.points.model).__name__} of {options.run}, {cuts} cuts; answers of {scored}, each a request",
         f"{who}. Round trip {1e3 * options.rtt_seconds:g} ms; {options.requests} requests, {options.per_second:g} a "
         f"second; deadline {1e3 * options.deadline:g} ms",
         "Bytes are those of payloads, without headers; latency is simulated from measured profiles",

@@ -10,6 +10,7 @@ from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.exiting.exit_options import ExitOptions, read_exit_options
 from fsl.simulations.fsl_export import TrainedRun, read_trained_run
+from fsl.simulations.profiling.profiled_model import whole_of
 from fsl.simulations.reports.tables import Table
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +28,7 @@ from fsl.inference.exits import (
     train_exits,
     train_predictors,
 )
+from fsl.objective import CrossEntropy, Segmentation, TokenClassification
 from fsl.split.coded_model import CodedModel
 
 _USAGE = """usage: fsl-exits run=FOLDER exits=POINT:HEAD[:WIDTH][,...] [option=value ...]
@@ -40,13 +42,15 @@ the run's training rows, and the confidence from which rows leave is chosen on r
   eta=0.3              predictors in front of heads, trained on rows that heads have not seen: rows that leave less
                        likely bypass a head, which pays where it is heavy
   confidence=entropy   default: max_softmax
-  within=0.01          accuracy that may be lost for fewer multiply-adds; threshold=0.9: from which rows leave
+  within=0.01          accuracy that may be lost for fewer multiply-adds; threshold=0.9: from which rows leave.
+                       Where nothing is saved within that, nobody leaves
   front=3              of this device, where each has its own
   out=FOLDER           default: the run's folder; exits go to its exits/, overwrite=true replaces them
 
 fsl-serve device exits=FOLDER and fsl-compare-inference exits=FOLDER use them."""
 
 _GRID = (*(k / 20 for k in range(8, 20)), 0.97, 0.98, 0.99, 0.995, 0.999)
+_NEVER = 2.0  # above every confidence: nobody leaves, and no head is computed
 _HELD_OUT = 0.1  # of the training rows, where the run has no validation rows
 
 
@@ -72,9 +76,15 @@ def command(arguments: Sequence[str]) -> int:
 
 def _run(options: ExitOptions) -> None:
     run = read_trained_run(options.run)
-    whole = run.trained.whole(options.front)
+    whole = whole_of(run.trained, options.front, f"run={options.run}")
     if isinstance(whole, CodedModel):
         raise ConfigError(f"run={options.run}: its model has a trained codec at its cut, and exits on it are not built")
+    many = isinstance(run.objective, Segmentation | TokenClassification)  # classes a row
+    if many or not isinstance(run.objective, CrossEntropy):
+        raise ConfigError(
+            f"run={options.run}: it was trained for {type(run.objective).__name__}, and these exits are of classes, "
+            "one a row, whose confidence says when rows leave; make others with fsl.inference.exits.ExitModel"
+        )
     train, held = _parts(run, options.seed)
     model = ExitModel(
         whole, options.exits, run.trained.inputs().three, confidence=options.confidence, seed=options.seed
@@ -95,11 +105,13 @@ def _run(options: ExitOptions) -> None:
     beta = options.threshold
     if beta is None:
         beta = _chosen(collect_outputs(model, held, objective=run.objective), model, options.within)
-    count = len(model.exits)
-    thresholds = Thresholds((beta,) * count, (options.eta,) * count)
-    if options.eta:
+    count, pays = len(model.exits), beta != _NEVER
+    thresholds = Thresholds((beta,) * count, (options.eta if pays else 0.0,) * count)
+    if options.eta and pays:
         train_predictors(model, held, beta, epochs=options.epochs, seed=options.seed)
     rows = (run.data.test or held).of_one_length()
+    for line in _about(options, run, pays, len(held), len(rows)):
+        tell(line)
     print_table(_table(collect_outputs(model, rows, objective=run.objective), model, thresholds), "", "")
     where = save_exits(options.out, model, thresholds=thresholds, overwrite=options.overwrite)
     tell(f"exits: {os.path.relpath(where)}")
@@ -116,14 +128,32 @@ def _parts(run: TrainedRun, seed: int) -> tuple[Examples, Examples]:
 
 
 def _chosen(outputs: ExitOutputs, model: ExitModel, within: float) -> float:
-    """Returns the confidence of fewest multiply-adds that loses no more accuracy than it may; 1 if there is none."""
+    """Returns the confidence of fewest multiply-adds that loses no more accuracy than it may; `_NEVER` if none pays."""
     whole = outputs.means()[-1]
-    found = [(1.0, float(sum(model.costs.stages) + sum(model.costs.heads)))]
+    found = [(_NEVER, float(sum(model.costs.stages)))]
     for beta in _GRID:
         replay = outputs.replay(beta)
         if replay.quality(outputs) >= whole - within:
             found.append((beta, float(replay.cost(model.costs).mean())))
     return min(found, key=lambda one: one[1])[0]
+
+
+def _about(options: ExitOptions, run: TrainedRun, pays: bool, held: int, rows: int) -> list[str]:
+    """Returns what is to be known of rows, and of exits that do not pay."""
+    kind = (
+        "training rows, which the model has seen and heads have not"
+        if run.data.validation is None
+        else "validation rows"
+    )
+    chosen = options.threshold is None or options.eta > 0
+    lines = [f"when rows leave: by {held} {kind}"] if chosen else []
+    lines.append(
+        f"table: {rows} test rows" if run.data.test else f"table: the same {rows} rows, since the run has no test rows"
+    )
+    if not pays:
+        without = "; predictors were not trained" if options.eta else ""
+        lines.append(f"no confidence saves multiply-adds within {options.within:g} of accuracy: nobody leaves{without}")
+    return lines
 
 
 def _table(outputs: ExitOutputs, model: ExitModel, thresholds: Thresholds) -> Table:
@@ -138,7 +168,13 @@ def _table(outputs: ExitOutputs, model: ExitModel, thresholds: Thresholds) -> Ta
         )
     cost = float(replay.cost(model.costs).mean())
     lines.append(
-        (f"by confidence {thresholds.beta[0]:g}", f"{cost / 1e6:.3f}", "", f"{replay.quality(outputs):.4f}", "100 %")
+        (
+            "nobody leaves" if thresholds.beta[0] == _NEVER else f"by confidence {thresholds.beta[0]:g}",
+            f"{cost / 1e6:.3f}",
+            "",
+            f"{replay.quality(outputs):.4f}",
+            "100 %",
+        )
     )
     return Table(("exit", "MMAC until there", "head", "accuracy", "leave"), tuple(lines))
 

@@ -9,6 +9,7 @@ from fsl.simulations.console import print_table
 from fsl.simulations.console_scripts import run_script, say_why
 from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
 from fsl.simulations.error_lines import one_line
+from fsl.simulations.image_formats import RAW, USUAL_IMAGES, read_format
 from fsl.simulations.profiling.profile_figure import draw_profile
 from fsl.simulations.profiling.profile_options import ProfileOptions, read_options
 from fsl.simulations.profiling.profile_tables import (
@@ -20,7 +21,7 @@ from fsl.simulations.profiling.profile_tables import (
     rates_table,
 )
 from fsl.simulations.profiling.profiled_model import ProfiledModel, of_configuration, of_run
-from fsl.simulations.profiling.rate_comparison import RAW, compare
+from fsl.simulations.profiling.rate_comparison import compare
 from fsl.simulations.sweeps.search_trial import composed
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -61,8 +62,6 @@ is answered soonest at which rate. The model is that of the overrides (model=res
   edge_profile=FILE    the edge's: this machine is then the device; with both, nothing is measured, and only device=,
                        link=, rates= and out= count
   out=FOLDER           of profile.json, profile.csv, best_points.csv and profile.png"""
-
-_USUAL_IMAGES = ("jpeg:75", "webp:75")
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -166,11 +165,8 @@ def _image_formats(options: ProfileOptions, subject: ProfiledModel | None, top: 
     if options.images is None and (task.scaling is None or len(task.input_shape) != 3):
         return {}
     found = {RAW: raw_image_encoding(task)} if options.images != () else {}
-    for text in _USUAL_IMAGES if options.images is None else options.images:
-        form, _, quality = text.partition(":")
-        if form not in ("jpeg", "webp") or not quality.isdecimal() or not 1 <= int(quality) <= 100:
-            raise ConfigError(f"images={text}: give a format of jpeg, webp and a quality from 1 to 100, as jpeg:75")
-        found[text] = image_encoding(task, form, int(quality))  # type: ignore[arg-type]
+    for text in USUAL_IMAGES if options.images is None else options.images:
+        found[text] = image_encoding(task, *read_format(text))
     return found
 
 

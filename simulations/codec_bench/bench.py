@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from fsl.simulations.codec_bench.bench_figure import draw
 from fsl.simulations.codec_bench.bench_runs import BenchRun, refuse_others, runs_of, take
-from fsl.simulations.codec_bench.bench_tables import best_lines, csv_of, markdown_of, table_of
+from fsl.simulations.codec_bench.bench_tables import best_lines, csv_of, table_of
 from fsl.simulations.codec_bench.cases import Case
 from fsl.simulations.codec_bench.cut_costs import cut_costs, refuse_unmeasured
 from fsl.simulations.codec_bench.results import Row, image_rows, row_of
 from fsl.simulations.endings import tell
 from fsl.simulations.reports.measures import Measure
+from fsl.simulations.reports.tables import markdown_of
 from fsl.simulations.sweeps.search_trial import composed
 from omegaconf import DictConfig
 

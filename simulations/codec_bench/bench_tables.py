@@ -74,12 +74,6 @@ def csv_of(rows: Sequence[Row], measure: Measure) -> str:
     return csv_text(lines)
 
 
-def markdown_of(table: Table) -> str:
-    """Returns a table as Markdown."""
-    lines = ["| " + " | ".join(table.head) + " |", "|---" * len(table.head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table.rows)]) + "\n"
-
-
 def best_lines(rows: Sequence[Row], measure: Measure) -> list[str]:
     """Describe the best codec at several ratios, and what the input itself says of all of them."""
     higher, base = not measure.lower_is_better, rows[0]

@@ -63,6 +63,13 @@ def read_options(arguments: Sequence[str]) -> CompareOptions:
     link = build_kind("link", top.link, LinkProfile)
     named = any(argument.startswith("device") for argument in profiles)
     power = DevicePower.of(build_kind("device", top.device, DeviceProfile), link) if named else None
+    if named and power is None:
+        raise ConfigError(
+            "device, link: energy needs the power of both, and one has none; give it, or leave device out"
+        )
+    out = given.path("out") if given.has("out") else None
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"out={out}: it is a file; give a folder")
     return CompareOptions(
         run=given.path("run"),
         front=given.whole("front", None),
@@ -77,14 +84,14 @@ def read_options(arguments: Sequence[str]) -> CompareOptions:
         repetitions=_whole(given, "repetitions", 30),
         threads=_whole(given, "threads", 1),
         links={name: _trace(name) for name in given.texts("rates") or ("1", "10", "100")},
-        loads=tuple(_load(text) for text in given.texts("loads") or ("0",)),
+        loads=tuple(dict.fromkeys(_load(text) for text in given.texts("loads") or ("0",))),
         per_second=_number(given, "per_second", 1.0),
         requests=_whole(given, "requests", 300),
         servers=_whole(given, "servers", 1),
         deadline=_number(given, "deadline", 0.5),
         rows=_whole(given, "rows", 1000),
         seed=given.whole("seed", 0) or 0,
-        out=given.path("out") if given.has("out") else None,
+        out=out,
         power=power,
         rtt_seconds=2 * link.latency_s,
     )

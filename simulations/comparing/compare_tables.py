@@ -29,9 +29,9 @@ def compare_table(rows: Sequence[ComparedRow], link: str, load: float, quality: 
                 each.policy,
                 f"{100 * each.quality:.1f} %" if quality == "accuracy" else f"{-each.quality:.4f}",
                 human_bytes(each.up_bytes),
-                *(("overloaded", NOTHING, NOTHING, NOTHING) if each.overloaded else map(_milliseconds, times)),
+                *(("overloaded", NOTHING, NOTHING, NOTHING) if each.overloaded else map(_milli, times)),
                 f"{100 * each.in_time:.0f}",
-                *((NOTHING if each.joules is None else f"{1e3 * each.joules:.1f}",) if energy else ()),
+                *((_milli(each.joules),) if energy else ()),
                 human_bytes(each.encoder_bytes),
                 f"{each.switches}",
             )
@@ -49,8 +49,8 @@ def compare_csv(rows: Sequence[ComparedRow]) -> str:
     return csv_text(lines)
 
 
-def _milliseconds(seconds: float) -> str:
-    return NOTHING if math.isinf(seconds) else f"{1e3 * seconds:,.1f}"
+def _milli(value: float | None) -> str:
+    return NOTHING if value is None or math.isinf(value) else f"{1e3 * value:,.1f}"
 
 
 def _is_number(text: str) -> bool:

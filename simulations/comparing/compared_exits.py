@@ -3,12 +3,11 @@
 import copy
 from dataclasses import dataclass
 
-import torch
 from fsl.simulations.comparing.compare_options import CompareOptions
 from fsl.simulations.comparing.contender import Contender
 
 from fsl.errors import ConfigError
-from fsl.inference.comparison import ExitRequests, exit_stage_seconds
+from fsl.inference.comparison import ExitRequests, exit_stage_seconds, tensor_bytes
 from fsl.inference.exits import ExitModel, ExitSeconds, collect_outputs, load_exits
 from fsl.inference.exits.exit_outputs import Replay
 from fsl.inference.exits.exit_walk import ExitCosts
@@ -46,12 +45,11 @@ class ComparedExits:
         )
         return ExitRequests.of(self.replay, at, float(self.model.points.crossing(OUTPUT).bytes))
 
-    def device_bytes(self, point: str) -> int:
-        """Returns the bytes of weights on the device: of the front, and of the heads and predictors until the point."""
+    def weights(self, point: str) -> dict[int, int]:
+        """Returns the bytes of each tensor on the device: of the front, and of heads and predictors until the point."""
         behind = self.model.exits.index(point) + 1
         front, _ = self.model.points.parts(point)
-        parts = [front, *self.model.heads[:behind], *self.model.predictors[:behind]]
-        return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+        return tensor_bytes(front, *self.model.heads[:behind], *self.model.predictors[:behind])
 
     def _at(self, seconds: tuple[float, ...], behind: int) -> tuple[float, ...]:
         return tuple(each / (self.device_speed if k < behind else self.edge_speed) for k, each in enumerate(seconds))
@@ -67,14 +65,13 @@ def compared_exits(main: Contender, options: CompareOptions) -> ComparedExits | 
     thresholds = saved.thresholds if options.threshold is None else options.threshold
     if thresholds is None:
         raise ConfigError("threshold must be given, as in threshold=0.9: the exits were saved without")
-    rows = torch.arange(min(options.rows, len(main.examples)))
-    outputs = collect_outputs(saved.model, main.examples.subset(rows), objective=main.run.objective)
+    outputs = collect_outputs(saved.model, main.examples, objective=main.run.objective)
     replay = outputs.replay(thresholds)
     return ComparedExits(
         model=saved.model,
         replay=replay,
         quality=replay.quality(outputs),
-        seconds=exit_stage_seconds(saved.model, options.repetitions),
+        seconds=exit_stage_seconds(saved.model, options.repetitions, threads=options.threads),
         device_speed=options.device_speed,
         edge_speed=options.edge_speed,
     )

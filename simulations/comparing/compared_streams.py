@@ -60,7 +60,7 @@ def compared(
 
             for contender in (main, *others):
                 for result, exact in _results(stream(contender.costs), contender, options.deadline):
-                    figures = policy_figures(result, contender.qualities(), contender.encoders(), options.deadline)
+                    figures = policy_figures(result, contender.qualities(), contender.weights(), options.deadline)
                     yield ComparedRow(link, load, figures, exact)
             if exits is not None:
                 yield from _by_exits(stream(main.costs), exits, link, load, options.deadline)
@@ -72,7 +72,7 @@ def _by_exits(
     for point in exits.points:
         result = simulate_exits(stream, exits.requests(point), point, f"exits, cut at {point}")
         choices = (SplitChoice(point), LOCAL)
-        worth, sizes = dict.fromkeys(choices, exits.quality), dict.fromkeys(choices, exits.device_bytes(point))
+        worth, sizes = dict.fromkeys(choices, exits.quality), dict.fromkeys(choices, exits.weights(point))
         figures = policy_figures(result, worth, sizes, deadline)
         yield ComparedRow(link, load, replace(figures, switches=0), False)  # rows leave or cross: nobody switches
 
@@ -97,7 +97,8 @@ def _results(stream: RequestStream, contender: Contender, deadline: float) -> It
         coded = [choice for choice in costs.measured if choice.codec == codec]
         yield _best_static(stream, coded, f"best static, {codec}"), False
         yield simulate_requests(stream, _dynamic(costs, [*exact, *coded], f"dynamic, {codec} too")), False
-    yield simulate_requests(stream, BestInTime(costs, contender.qualities(), deadline)), False
+    worth = {choice: min(quality, contender.unsplit.quality) for choice, quality in contender.qualities().items()}
+    yield simulate_requests(stream, BestInTime(costs, worth, deadline)), False  # better than unsplit is chance
 
 
 def _of_trained_codec(stream: RequestStream, contender: Contender, deadline: float) -> Iterator[StreamResult]:

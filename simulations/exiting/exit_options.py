@@ -56,6 +56,9 @@ def read_exit_options(arguments: Sequence[str]) -> ExitOptions:
     eta = given.number("eta", 0.0, zero=True) or 0.0
     if eta > 1:
         raise ConfigError(f"eta={eta:g}: a probability, from 0 to 1")
+    threshold = given.number("threshold", None, zero=True)
+    if threshold is not None and threshold > 1:
+        raise ConfigError(f"threshold={threshold:g}: a confidence, from 0 to 1")
     run = given.path("run")
     return ExitOptions(
         run=run,
@@ -68,7 +71,7 @@ def read_exit_options(arguments: Sequence[str]) -> ExitOptions:
         learning_rate=given.number("learning_rate", 1e-3) or 1e-3,
         eta=eta,
         confidence=confidence,
-        threshold=given.number("threshold", None, zero=True),
+        threshold=threshold,
         within=given.number("within", 0.01, zero=True) or 0.0,
         seed=given.whole("seed", 0) or 0,
         out=given.path("out") if given.has("out") else run,

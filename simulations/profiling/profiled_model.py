@@ -53,11 +53,13 @@ def of_run(folder: Path, front: int | None) -> ProfiledModel:
         raise ConfigError(f"run={folder}: its model has a trained codec at its cut, and profiles of such are not built")
     top = read_config(config_of(RunFolder(folder)))
     task, _ = build_data(top.data, top.training.seed)
-    return ProfiledModel(_whole(trained, front, folder), task)
+    return ProfiledModel(whole_of(trained, front, f"run={folder}"), task)
 
 
-def _whole(trained: TrainedModel, front: int | None, folder: Path) -> nn.Module:
+def whole_of(trained: TrainedModel, front: int | None, given: str) -> nn.Module:
+    """Returns the model of a run that an option gave, with a device's own front; ConfigError in the option's words."""
     try:
         return trained.whole(front)
     except ConfigError as error:
-        raise ConfigError(f"run={folder}: {str(error).replace('device=', 'front=')}") from None
+        told = str(error).replace("device=", "front=").replace("leave device out", "leave front out")
+        raise ConfigError(f"{given}: {told}") from None

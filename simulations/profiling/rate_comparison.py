@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fsl.simulations.image_formats import RAW
+
 from fsl.costs import LinkProfile
 from fsl.inference.planning import (
     LOCAL,
@@ -15,8 +17,6 @@ from fsl.inference.planning import (
     predicted,
 )
 from fsl.inference.split_points import INPUT
-
-RAW = "uint8"  # an image as it is
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ class Table:
     names: int = 1
 
 
+def markdown_of(table: Table) -> str:
+    """Returns a table as Markdown."""
+    lines = ["| " + " | ".join(table.head) + " |", "|---" * len(table.head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table.rows)]) + "\n"
+
+
 @dataclass(frozen=True)
 class _Column:
     head: str

@@ -1,15 +1,23 @@
 """`fsl-compare-inference`: every policy beside every other, from finished runs."""
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fsl.simulations.comparing.contender import bottleneck_names
+import torch
+from fsl.simulations.comparing.compare_figure import draw_comparison
+from fsl.simulations.comparing.compare_options import read_options
+from fsl.simulations.comparing.compared_streams import ComparedRow, compared
+from fsl.simulations.comparing.contender import bottleneck_names, contender, scored_rows
 from fsl.simulations.fsl_compare_inference import command
 from fsl.simulations.fsl_export import read_trained_run
 from fsl.simulations.fsl_simulate import command as simulate
 
+from fsl.data import TaskData, recompress
 from fsl.errors import ConfigError
+from fsl.inference.comparison import PolicyFigures
 from fsl.inference.exits import ExitModel, save_exits
 
 SMALL = ["model=lenet", "data=digits", "model.cut=pool1", "devices=2", "rounds=1", "samples_per_device=32"]
@@ -100,8 +108,83 @@ def test_energy_is_there_where_the_device_is_named(done, runs, capsys):
     assert all(float(row["joules"]) > 0 for row in done)
     assert command([f"run={runs / 'plain'}", *QUICK, "images=none", "rates=1", f"out={runs / 'bare'}"]) == 0
     with (runs / "bare" / "comparison.csv").open(newline="") as file:
-        assert {row["joules"] for row in csv.DictReader(file)} == {""}
+        rows = list(csv.DictReader(file))
+    assert {row["joules"] for row in rows} == {""}
+    assert "remote, uint8" not in {row["policy"] for row in rows}  # images=none
     assert "energy" not in capsys.readouterr().out
+
+
+def test_a_link_that_carries_nothing_gets_no_numbers(runs, capsys):
+    given = [f"run={runs / 'plain'}", *QUICK, "images=none", "rates=0", "loads=0,0.0", "device=pi4"]
+    assert command([*given, f"out={runs / 'none'}"]) == 0
+    with (runs / "none" / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    remote, local = (of(rows, name, link="0") for name in ("remote", "local"))  # one each: a load counts once
+    assert (remote["answered"], remote["in_time"], remote["overloaded"]) == ("0.0", "0.0", "False")
+    assert (local["answered"], local["overloaded"]) == ("1.0", "False")
+    said = capsys.readouterr().out
+    assert "inf" not in said.replace("inference", "")
+    assert "overloaded" not in said
+
+
+def test_a_codec_that_is_better_by_chance_is_not_worth_waiting_for(runs):
+    """Here the device alone is quickest, and no answer is better than the unsplit model's but by chance."""
+    options = read_options([f"run={runs / 'plain'}", *QUICK, "codecs=int8", "images=none", "rates=1"])
+    plain = contender(options.run, options, bottleneck=False)
+    lucky = {
+        choice: replace(one, score=replace(one.score, accuracy=1.0)) if choice.codec == "int8" else one
+        for choice, one in plain.answers.items()
+    }
+    (row,) = (
+        row.figures
+        for row in compared(options, replace(plain, answers=lucky), [], None)
+        if row.figures.policy == "best in time"
+    )
+    assert row.choices == {"output": options.requests}
+
+
+def test_rates_share_the_front_and_nothing_else(runs):
+    found = contender(runs / "units", read_options([f"run={runs / 'plain'}", *QUICK]), "units", bottleneck=True)
+    first, second = (found.weights()[choice].keys() for choice in found.own)
+    front, _ = found.points.parts("pool1")
+    assert len(first & second) == len(front.state_dict())
+    assert first - second
+    assert second - first
+
+
+def test_rows_that_are_scored_are_told(runs):
+    task = read_trained_run(runs / "plain").data
+    few = [task.train.subset(torch.arange(count)) for count in (2, 3, 4)]
+    parts = replace(task, train=few[0], validation=few[1], test=few[2])
+    told = [scored_rows(parts), scored_rows(replace(parts, test=None))]
+    told.append(scored_rows(replace(parts, test=None, validation=None)))
+    assert [len(rows) for rows, _ in told] == [4, 3, 2]
+    assert [words.split(",")[0] for _, words in told] == [
+        "test rows", "validation rows", "rows that the model was trained on",
+    ]  # fmt: skip
+
+
+def test_a_bottleneck_of_other_rows_is_refused(runs, capsys):
+    more = ["data.test_share=0.4", f"codec.up={UNITS}", "codec.down=identity", f"hydra.run.dir={runs / 'others'}"]
+    assert simulate([*SMALL, *more]) == 0
+    capsys.readouterr()
+    assert command([f"run={runs / 'plain'}", f"bottlenecks={runs / 'others'}", *QUICK]) == 2
+    assert "its rows are others than those of run=" in capsys.readouterr().err
+
+
+def test_images_bytes_are_those_of_the_scored_rows(runs, done):
+    rows = read_trained_run(runs / "plain").data.test.subset(torch.arange(50))
+    task = read_trained_run(runs / "plain").data
+    scored = TaskData(task.name, rows, None, task.classes, scaling=task.scaling)
+    assert float(of(done, "remote, jpeg:75")["up_bytes"]) == pytest.approx(recompress(scored, "jpeg", 75).bytes)
+
+
+@pytest.mark.parametrize(("quality", "height"), [("loss", 0.5), ("accuracy", -50.0)])
+def test_figures_have_losses_as_they_are(quality, height):
+    """Minus a loss that is below zero is above: nobody may take it for an accuracy."""
+    one = PolicyFigures("mine", -0.5, 1.0, math.inf, 0.1, 0.2, math.inf, 0.9, 0.9, None, 0, 0, False, {})
+    (panel, _) = draw_comparison([ComparedRow("1", 0.0, one, True)], quality).axes[:2]
+    assert [list(line.get_ydata()) for line in panel.get_lines()] == [[height]]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +202,15 @@ def test_energy_is_there_where_the_device_is_named(done, runs, capsys):
         (["run=RUNS/plain", "requests=0"], "requests=0"),
         (["run=RUNS/plain", "threshold=0.5"], "threshold: rows leave by exits"),
         (["run=RUNS/plain", "colour=red"], "colour"),
+        (["run=RUNS/plain", "codecs=identity"], "codecs=identity: what crosses as it is stands in the table anyway"),
+        (["run=RUNS/plain", "codecs=bottleneck"], "codecs=bottleneck: codec bottleneck is trained"),
+        (["run=RUNS/plain", "codecs=c3"], "conv1 by c3: ratio="),
+        (["run=RUNS/plain", "front=0"], "front=0: this run has one model for all its devices; leave front out"),
+        (["run=RUNS/plain", "out=RUNS/plain/model.safetensors"], "it is a file; give a folder"),
+        (["run=RUNS/plain", "device=pi4", "device.power_idle_watts=null"], "energy needs the power of both"),
+        (["run=RUNS/plain", "images=jpeg:²"], "images=jpeg:²"),
+        (["run=RUNS/plain", "rates=nan"], "nan"),
+        (["run=RUNS/plain", "rates=-1"], "-1"),
     ],
 )
 def test_bad_input_gets_one_line(arguments, line, runs, capsys):

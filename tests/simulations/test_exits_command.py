@@ -1,15 +1,18 @@
 """`fsl-exits`: heads on a run's model, which stays as it is, and the confidence from which rows leave."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fsl.simulations import fsl_exits
 from fsl.simulations.fsl_exits import command
 from fsl.simulations.fsl_export import read_trained_run
 from fsl.simulations.fsl_simulate import command as simulate
 
 from fsl.files import load_tensors
 from fsl.inference.exits import collect_outputs, load_exits
+from fsl.objective import BCE, MSE, NextToken, Segmentation
 
 SMALL = [
     "model=mlp",
@@ -83,6 +86,39 @@ def test_exits_are_not_replaced_unless_asked(run, tmp_path, capsys):
     assert command([*arguments, "overwrite=true"]) == 0
 
 
+def test_where_no_exit_pays_nobody_leaves_and_that_is_told(run, tmp_path, capsys):
+    """A head of 4,000 hidden units takes more than the model that it would save."""
+    assert command([f"run={run}", "exits=stage2:mlp:4000", "epochs=1", "eta=0.5", f"out={tmp_path}"]) == 0
+    saved, said = load_exits(tmp_path), capsys.readouterr().out
+    assert "nobody leaves; predictors were not trained" in said
+    assert (saved.thresholds.eta, len(saved.model.predictors)) == ((0.0,), 0)
+    replay = collect_outputs(saved.model, read_trained_run(run).data.test).replay(saved.thresholds)
+    assert replay.cost(saved.model.costs).mean() == sum(saved.model.costs.stages)
+
+
+def test_rows_by_which_exits_are_chosen_and_judged_are_told(run, tmp_path, capsys, monkeypatch):
+    found = read_trained_run(run)
+    arguments = [f"run={run}", "exits=stage1:linear", "epochs=1", "overwrite=true", f"out={tmp_path}"]
+    assert command(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"by {round(0.1 * len(found.data.train))} training rows, which the model has seen and heads have not" in said
+    assert f"table: {len(found.data.test)} test rows" in said
+    bare = replace(found, data=replace(found.data, validation=found.data.test, test=None))
+    monkeypatch.setattr(fsl_exits, "read_trained_run", lambda folder: bare)
+    assert command(arguments) == 0
+    said, count = capsys.readouterr().out, len(found.data.test)
+    assert f"by {count} validation rows" in said
+    assert f"table: the same {count} rows, since the run has no test rows" in said
+
+
+@pytest.mark.parametrize("objective", [MSE(), Segmentation(), NextToken(), BCE()])
+def test_objectives_without_a_class_a_row_are_refused(run, tmp_path, capsys, monkeypatch, objective):
+    found = replace(read_trained_run(run), objective=objective)
+    monkeypatch.setattr(fsl_exits, "read_trained_run", lambda folder: found)
+    assert command([f"run={run}", "exits=stage1:linear", f"out={tmp_path}"]) == 2
+    assert f"it was trained for {type(objective).__name__}, and these exits are of classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -100,6 +136,8 @@ def test_exits_are_not_replaced_unless_asked(run, tmp_path, capsys):
         (["run=RUN", "exits=stage1:mlp", "confidence=hope"], "confidence=hope"),
         (["run=RUN", "exits=stage1:mlp", "eta=2"], "eta=2"),
         (["run=nowhere", "exits=stage1:mlp"], "nowhere"),
+        (["run=RUN", "exits=stage1:mlp", "threshold=1.5"], "threshold=1.5: a confidence, from 0 to 1"),
+        (["run=RUN", "exits=stage1:mlp", "front=1"], "front=1: this run has one model for all its devices"),
     ],
 )
 def test_bad_input_gets_one_line(arguments, line, run, tmp_path, capsys):

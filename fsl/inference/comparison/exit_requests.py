@@ -15,19 +15,20 @@ from fsl.inference.exits.exit_stages import fuses, inputs_of
 from fsl.inference.exits.exit_walk import ExitCosts
 from fsl.inference.planning.request_stream import Clocks, RequestStream, StreamResult, serve_parts
 from fsl.inference.planning.split_costs import RequestParts, SplitChoice
+from fsl.inference.profiles.this_machine import with_threads
 from fsl.inference.split_points import OUTPUT
 from fsl.segments.calling import outputs_of
 from fsl.segments.modes import evaluating
 
 
 @checks_types()
-def exit_stage_seconds(model: ExitModel, repetitions: int = 50, warm_up: int = 5) -> ExitCosts:
-    """Measure the seconds of a single request here, by stage, head and predictor: medians."""
-    if repetitions < 1 or warm_up < 0:
-        raise ConfigError(f"repetitions={repetitions}, warm_up={warm_up}: at least 1, and at least 0")
+def exit_stage_seconds(model: ExitModel, repetitions: int = 50, warm_up: int = 5, threads: int = 1) -> ExitCosts:
+    """Measure the seconds of a request here with so many threads, by stage, head and predictor: medians."""
+    if repetitions < 1 or warm_up < 0 or threads < 1:
+        raise ConfigError(f"repetitions={repetitions}, warm_up={warm_up}, threads={threads}: at least 1, 0 and 1")
     values, stages, heads, predictors = model.example[:1], list[float](), list[float](), list[float]()
     modules = [stage.module for stage in model.stages]
-    with torch.no_grad(), evaluating(model, *modules), seeds.left_as_found():
+    with with_threads(threads), torch.no_grad(), evaluating(model, *modules), seeds.left_as_found():
         for stage, head, predictor in zip(model.stages, model.heads, _or_none(model), strict=False):
             stages.append(_seconds(lambda stage=stage, values=values: stage.run(values), repetitions, warm_up))
             values = stage.run(values)

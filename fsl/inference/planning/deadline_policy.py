@@ -11,7 +11,7 @@ from fsl.inference.planning.split_policy import SplitPolicy
 
 
 class BestInTime(SplitPolicy):
-    """Chooses for each request the answers of highest quality whose predicted seconds stay within a deadline.
+    """Chooses for each request the answers of highest quality that are predicted within a deadline from its arrival.
 
     `qualities`: what answers are worth by choice, higher being better, as accuracies that `fsl-compare-inference`
     measures; only these choices are made. Of equal qualities the quickest; where nothing is in time, the quickest of
@@ -35,7 +35,7 @@ class BestInTime(SplitPolicy):
     def choose(self, state: LinkState, now: float) -> SplitChoice:
         """Returns the best choice in time, or else the quickest."""
         seconds = {choice: predicted(self.costs, choice, state).seconds for choice in self.qualities}
-        in_time = [choice for choice, each in seconds.items() if each <= self.deadline_seconds]
+        in_time = [choice for choice, each in seconds.items() if each + state.waited_seconds <= self.deadline_seconds]
         if not in_time:
             return min(seconds, key=lambda choice: seconds[choice])
         return min(in_time, key=lambda choice: (-self.qualities[choice], seconds[choice]))

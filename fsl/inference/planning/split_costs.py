@@ -23,7 +23,8 @@ class LinkState:
 
     `queue_seconds`: how long the edge lets a request wait that comes to it, before it begins with it. `link_seconds`
     and `edge_seconds`: how long from now on link and edge are busy with what the device sent before, of which a request
-    waits for what is left when it comes there. `load`: the share of the edge's speed that others take, from 0 to
+    waits for what is left when it comes there. `waited_seconds`: how long the request itself has waited on the device,
+    which no prediction has and a deadline counts. `load`: the share of the edge's speed that others take, from 0 to
     less than 1: a tail takes 1 / (1 - load) times as long. ConfigError for what cannot be.
     """
 
@@ -34,12 +35,13 @@ class LinkState:
     link_seconds: float = 0.0
     edge_seconds: float = 0.0
     load: float = 0.0
+    waited_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("up_mbit", "down_mbit"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: a rate is at least 0; math.inf is one without end")
-        for name in ("rtt_seconds", "queue_seconds", "link_seconds", "edge_seconds"):
+        for name in ("rtt_seconds", "queue_seconds", "link_seconds", "edge_seconds", "waited_seconds"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be at least 0")
         if not 0 <= self.load < 1:

@@ -58,6 +58,7 @@ def simulate_requests(
             link_seconds=max(0.0, clocks.link - start),
             edge_seconds=max(0.0, clocks.servers[0] - start),
             load=stream.load.at(start),
+            waited_seconds=start - arrival,
         )
         request, clocks = serve(stream, arrival, policy.choose(state, start), clocks)
         learnt.sent(request.sent, request.spent.up_bytes, request.sent - request.sending)

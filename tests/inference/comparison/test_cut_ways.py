@@ -1,19 +1,21 @@
 """Codecs at cuts, request by request: bytes by hand, and answers that are those of the parts by themselves."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from fsl.codecs import Identity, Int8, TopK
+from fsl.codecs import C3, Adaptive, Bottleneck, Identity, Int8, PacketLoss, TopK
 from fsl.codecs.units import RateUnits
 from fsl.data import TensorExamples
 from fsl.errors import ConfigError
 from fsl.inference import SplitPoints
-from fsl.inference.comparison import CutWay, measure_answers
+from fsl.inference.comparison import CutWay, cut_way, measure_answers
 from fsl.inference.planning import LOCAL, SplitChoice
 from fsl.objective import CrossEntropy
+from fsl.segments.tensor_trees import TensorTree
 
 AT = SplitChoice("0", "mine")
 
@@ -76,7 +78,7 @@ def test_a_trained_codec_answers_as_encoder_codec_and_decoder_do(points, example
     with torch.no_grad():
         expected = points.tail("0", decoder(encoder(hidden))).argmax(1) == examples.targets
     assert found.score.accuracy == pytest.approx(float(expected.float().mean()))
-    assert (found.encoding.fixed_bytes, found.device_bytes) == (8, 4 * (16 + 2))
+    assert (found.encoding.fixed_bytes, sum(found.weights.values())) == (8, 4 * (16 + 2))
 
 
 def test_a_rate_is_one_unit_alone_and_no_weight_changes(points, examples):
@@ -86,7 +88,7 @@ def test_a_rate_is_one_unit_alone_and_no_weight_changes(points, examples):
     before = copy.deepcopy([*encoders.state_dict().values(), *decoders.state_dict().values()])
     ways = [CutWay(Identity, encoders, decoders, rate) for rate in (0, 1)]
     assert [answered(points, examples, way).encoding.fixed_bytes for way in ways] == [16, 4]
-    assert [way.device_bytes for way in ways] == [4 * 36, 4 * 9]
+    assert [sum(way.weights.values()) for way in ways] == [4 * 36, 4 * 9]
     after = [*encoders.state_dict().values(), *decoders.state_dict().values()]
     assert all(map(torch.equal, before, after))
     assert encoders.rate == 0
@@ -108,6 +110,7 @@ def test_a_format_is_scored_on_its_own_examples(points, examples):
     [
         ({"rows": 0}, "rows=0"),
         ({"batch": 0}, "batch=0"),
+        ({"threads": 0}, "threads=0"),
         ({"ways": {LOCAL: CutWay(Identity)}}, "a codec stands at a cut"),
         ({"formats": {AT: TensorExamples(torch.zeros(50, 5), torch.zeros(50).long())}}, "formats: 0 by mine"),
     ],
@@ -117,6 +120,96 @@ def test_what_cannot_be_scored_gets_one_line(points, examples, more, line):
         measure_answers(points, examples, CrossEntropy(), **({"ways": {}, "formats": {}} | more))
 
 
-def test_a_codec_that_remembers_is_refused():
-    with pytest.raises(ConfigError, match="codec topk remembers what it sent before"):
-        CutWay(lambda: TopK(k=0.5, feedback=True))
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: TopK(k=0.5, feedback=True), "codec topk remembers what it sent before"),
+        (
+            lambda: Adaptive([{"_target_": "fsl.codecs.Int8"}], seconds=1.0),
+            "codec adaptive sends what the link's rate tells it",
+        ),
+        (lambda: Bottleneck(channels=2), "codec bottleneck is trained"),
+    ],
+)
+def test_codecs_of_which_a_single_request_cannot_tell_are_refused(make, line):
+    with pytest.raises(ConfigError, match=line):
+        CutWay(make)
+
+
+def test_a_codec_that_pools_rows_is_refused_where_requests_have_one(points, examples):
+    with pytest.raises(ConfigError, match="0 by mine: ratio=2: so many rows travel as one, and a batch has 1"):
+        answered(points, examples, CutWay(lambda: C3(ratio=2)))
+
+
+def test_each_request_has_draws_of_its_own(points, examples):
+    """Were the same packets lost always, the rows of requests that are alike would be alike afterwards."""
+    way = CutWay(lambda: PacketLoss(loss=0.5))
+    one = torch.ones(1, 64)
+    found, _ = way.crossed([one, one])
+    later, _ = way.crossed([one], first=1)
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[1], later[0])
+
+
+def test_draws_go_on_where_head_and_tail_compute_another_part(points, monkeypatch):
+    begun = []
+    monkeypatch.setattr(CutWay, "crossed", lambda self, requests, first: begun.append(first) or _as_they_are(requests))
+    many = TensorExamples(torch.randn(600, 5), torch.randint(0, 3, (600,)))
+    answered(points, many, CutWay(Int8), batch=2, rows=600)
+    assert begun == [0, 128, 256]
+
+
+def _as_they_are(requests):
+    return requests, cut_way.Encoding(0.0, 1.0)
+
+
+class Slow(Identity):
+    """Takes 100 seconds of a clock at its first call, and one at each other; notes torch's threads."""
+
+    clock, threads = 0.0, 0
+
+    def encode(self, values):
+        Slow.clock += 1 if Slow.clock else 100
+        Slow.threads = torch.get_num_threads()
+        return super().encode(values)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_call_is_not_timed_and_threads_are_those_asked_for(points, examples, threads, monkeypatch):
+    monkeypatch.setattr(Slow, "clock", 0.0)
+    monkeypatch.setattr(cut_way.time, "perf_counter", lambda: Slow.clock)
+    found = answered(points, examples, CutWay(Slow), rows=1, threads=threads)
+    assert (found.encoding.encode_seconds, Slow.threads) == (1.0, threads)
+
+
+class Placed(nn.Module):
+    """Adds a table of places (3, 8), which all rows share, at both sides of `first`, so that it crosses."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.given = nn.Embedding(3, 8), nn.Linear(5, 8)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        places = self.table(torch.arange(3))
+        inner = self.first((self.given(x)[:, None] + places).relu())
+        return self.last((inner + places).relu()).sum(1)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_all_rows_share_crosses_with_each_request_and_is_read_as_such(examples, batch):
+    torch.manual_seed(7)
+    points = SplitPoints(Placed(), torch.randn(3, 5), ["first"])
+    assert points.crossing("first").shared_bytes == 4 * 24
+    choice = SplitChoice("first", "mine")
+    more = {"ways": {choice: CutWay(Identity)}, "formats": {}, "batch": batch}
+    found = measure_answers(points, examples, CrossEntropy(), **more)
+    assert found[choice].score.loss == pytest.approx(found[LOCAL].score.loss)
+    requests = -(-50 // batch)
+    assert found[choice].encoding.fixed_bytes == pytest.approx(4 * 24 + requests * 4 * 24 / 50)
+
+
+def test_a_payload_does_not_tell_what_is_shared_and_the_way_does():
+    tree = replace(TensorTree.of((torch.randn(1, 4), torch.randn(1, 5))), shared=frozenset({1}))
+    (found,), _ = CutWay(Int8).crossed([tree])
+    assert found.shared == {1}

@@ -9,21 +9,19 @@ from torch import nn
 
 from fsl.errors import ConfigError
 from fsl.inference import SplitPoints
-from fsl.inference.comparison import device_bytes, policy_figures
+from fsl.inference.comparison import device_weights, policy_figures
 from fsl.inference.planning import (
     LOCAL,
     REMOTE,
     RateTrace,
     RequestStream,
     SplitChoice,
-    SplitCosts,
     StaticSplit,
     StreamResult,
     poisson_arrivals,
     simulate_requests,
 )
 from fsl.inference.planning.request_stream import Clocks, serve
-from fsl.inference.profiles import Encoding, measure
 from tests.helpers.small_profiles import small_costs
 
 
@@ -47,7 +45,7 @@ def timed(seconds, choice=LOCAL):
 
 def test_percentiles_are_requests_that_were():
     seconds = np.random.default_rng(1).permutation(np.arange(1, 101)) / 100
-    figures = policy_figures(timed(seconds), {LOCAL: 0.5}, {LOCAL: 7}, deadline_seconds=0.25)
+    figures = policy_figures(timed(seconds), {LOCAL: 0.5}, {LOCAL: {1: 7}}, deadline_seconds=0.25)
     assert (figures.p50, figures.p90, figures.p99) == pytest.approx((0.5, 0.9, 0.99))
     assert (figures.mean, figures.in_time) == pytest.approx((0.505, 0.25))
     assert (figures.quality, figures.encoder_bytes, figures.overloaded) == (0.5, 7, False)
@@ -55,22 +53,32 @@ def test_percentiles_are_requests_that_were():
 
 def test_answers_count_as_often_as_their_choice_was_made():
     both = served(REMOTE, [0.0]) + served(LOCAL, [10.0, 20.0])
-    figures = policy_figures(StreamResult("mine", tuple(both)), {LOCAL: 0.9, REMOTE: 0.6}, {LOCAL: 100, REMOTE: 0})
+    figures = policy_figures(
+        StreamResult("mine", tuple(both)), {LOCAL: 0.9, REMOTE: 0.6}, {LOCAL: {1: 100}, REMOTE: {}}
+    )
     assert figures.quality == pytest.approx(0.8)
     assert figures.up_bytes == pytest.approx(small_costs().parts(REMOTE).up_bytes / 3)
     assert (figures.encoder_bytes, figures.switches) == (100, 1)
     assert figures.choices == {"output": 2, "input": 1}
 
 
-def test_no_link_gives_no_answer_and_not_a_number_of_seconds():
-    figures = policy_figures(StreamResult("mine", tuple(served(REMOTE, [0.0], rate=0.0))), {REMOTE: 1.0}, {REMOTE: 0})
-    assert (figures.p50, figures.in_time, figures.overloaded) == (np.inf, 1.0, True)
-    assert (
-        policy_figures(
-            StreamResult("mine", tuple(served(REMOTE, [0.0], rate=0.0))), {REMOTE: 1.0}, {REMOTE: 0}, 1.0
-        ).in_time
-        == 0.0
-    )
+@pytest.mark.parametrize("deadline", [1.0, np.inf])
+def test_what_is_never_answered_is_not_in_time_and_no_sign_of_an_overload(deadline):
+    both = served(REMOTE, [0.0], rate=0.0) + served(LOCAL, [10.0])
+    result = StreamResult("mine", tuple(both))
+    figures = policy_figures(result, {LOCAL: 1.0, REMOTE: 1.0}, {LOCAL: {}, REMOTE: {}}, deadline)
+    assert (figures.answered, figures.in_time, figures.overloaded) == (0.5, 0.5, False)
+    assert (figures.p99, figures.mean) == (np.inf, np.inf)
+
+
+def test_the_device_has_what_any_of_the_choices_needs_once():
+    """Two ways share a front, and each has an encoder of its own."""
+    first, second = (SplitChoice("cut1", f"rate {k}") for k in (0, 1))
+    made = served(REMOTE, [0.0, 10.0, 20.0])
+    each = [replace(one, choice=choice) for one, choice in zip(made, (first, second, first), strict=True)]
+    weights = {first: {1: 100, 2: 7}, second: {1: 100, 3: 5}, LOCAL: {4: 1000}}
+    figures = policy_figures(StreamResult("mine", tuple(each)), dict.fromkeys(weights, 1.0), weights)
+    assert figures.encoder_bytes == 112
 
 
 @pytest.mark.parametrize(("share", "overloaded"), [(0.5, False), (1.5, True)])
@@ -78,7 +86,7 @@ def test_requests_that_come_faster_than_they_are_served_are_told(share, overload
     costs = small_costs()
     arrivals = poisson_arrivals(share / costs.parts(LOCAL).head, 400, seed=0)
     stream = RequestStream(costs=costs, arrivals=arrivals, up=RateTrace.constant(1), down=RateTrace.constant(1))
-    figures = policy_figures(simulate_requests(stream, StaticSplit("output")), {LOCAL: 1.0}, {LOCAL: 0})
+    figures = policy_figures(simulate_requests(stream, StaticSplit("output")), {LOCAL: 1.0}, {LOCAL: {}})
     assert figures.overloaded == overloaded
 
 
@@ -90,14 +98,14 @@ def test_a_choice_whose_answers_nobody_measured_is_refused():
                 requests=(replace(timed([1.0]).requests[0], choice=SplitChoice("input", input_format="jpeg:5")),),
             ),
             {LOCAL: 1.0},
-            {LOCAL: 0},
+            {LOCAL: {}},
         )
 
 
 def test_the_device_has_the_weights_of_its_head_alone():
     points = SplitPoints(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)), torch.randn(3, 5))
-    profile = measure(points, torch.randn(1, 5), repetitions=1, warm_up=0, checks=0)
-    found = device_bytes(SplitCosts(device=profile, edge=profile, input_formats={"uint8": Encoding(0.25)}))
+    cut, as_bytes = SplitChoice("0"), SplitChoice("input", input_format="uint8")
+    found = device_weights(points, [REMOTE, as_bytes, cut, LOCAL])
     first, both = 4 * (40 + 8), 4 * (40 + 8 + 24 + 3)
-    as_bytes = SplitChoice("input", input_format="uint8")
-    assert found == {REMOTE: 0, as_bytes: 0, SplitChoice("0"): first, LOCAL: both}
+    assert [sum(found[one].values()) for one in (REMOTE, as_bytes, cut, LOCAL)] == [0, 0, first, both]
+    assert found[cut].items() <= found[LOCAL].items()

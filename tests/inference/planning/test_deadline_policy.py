@@ -5,7 +5,17 @@ import itertools
 import pytest
 
 from fsl.errors import ConfigError
-from fsl.inference.planning import LOCAL, REMOTE, BestInTime, LinkState, SplitChoice, predicted
+from fsl.inference.planning import (
+    LOCAL,
+    REMOTE,
+    BestInTime,
+    LinkState,
+    RateTrace,
+    RequestStream,
+    SplitChoice,
+    predicted,
+    simulate_requests,
+)
 from fsl.inference.profiles import Encoding
 from tests.helpers.small_profiles import small_costs
 
@@ -44,6 +54,16 @@ def test_measured_encodings_go_before_those_of_a_codecs_name():
     other = SplitChoice(named.names[2], "rate 0")
     assert named.parts(other).up_bytes == named.device.point(other.point).crossing_bytes * named.device.batch
     assert RATES[0] in COSTS.choices()
+
+
+def test_a_deadline_counts_from_the_arrival():
+    """Local takes 0.2 s, and its answers are the best; the second request waits as long until the device is free."""
+    worth = {LOCAL: 0.9, REMOTE: 0.1}
+    stream = RequestStream(
+        costs=small_costs(), arrivals=[0.0, 0.0, 9.0], up=RateTrace.constant(100), down=RateTrace.constant(100)
+    )
+    made = simulate_requests(stream, BestInTime(small_costs(), worth, 0.3)).requests
+    assert [request.choice for request in made] == [LOCAL, REMOTE, LOCAL]
 
 
 @pytest.mark.parametrize(
