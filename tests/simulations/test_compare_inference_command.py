@@ -9,6 +9,7 @@ import pytest
 import torch
 from fsl.simulations.comparing.compare_figure import draw_comparison
 from fsl.simulations.comparing.compare_options import read_options
+from fsl.simulations.comparing.compared_exits import compared_exits
 from fsl.simulations.comparing.compared_streams import ComparedRow, compared
 from fsl.simulations.comparing.contender import bottleneck_names, contender, scored_rows
 from fsl.simulations.fsl_compare_inference import command
@@ -17,7 +18,7 @@ from fsl.simulations.fsl_simulate import command as simulate
 
 from fsl.data import TaskData, recompress
 from fsl.errors import ConfigError
-from fsl.inference.comparison import PolicyFigures
+from fsl.inference.comparison import CutWay, PolicyFigures
 from fsl.inference.exits import ExitModel, save_exits
 
 SMALL = ["model=lenet", "data=digits", "model.cut=pool1", "devices=2", "rounds=1", "samples_per_device=32"]
@@ -143,6 +144,51 @@ def test_a_codec_that_is_better_by_chance_is_not_worth_waiting_for(runs):
     assert row.choices == {"output": options.requests}
 
 
+def test_a_slower_device_writes_more_slowly_and_a_quicker_edge_reads_more_quickly(runs):
+    options = read_options([f"run={runs / 'plain'}", *QUICK, "codecs=int8", "device_speed=0.5", "edge_speed=4"])
+    found = contender(options.run, options, bottleneck=False)
+    for choice, answer in found.answers.items():
+        if answer.encoding is not None:
+            parts = found.costs.parts(choice)
+            assert parts.encode == pytest.approx(2 * answer.encoding.encode_seconds)
+            assert parts.decode == pytest.approx(answer.encoding.decode_seconds / 4)
+
+
+def test_exits_are_computed_at_the_devices_speed_until_the_cut_and_then_at_the_edges(runs):
+    more = ["exits=" + str(runs / "exits"), "threshold=0.999", "device_speed=0.5", "edge_speed=4"]
+    options = read_options([f"run={runs / 'plain'}", *QUICK, *more])
+    found = compared_exits(contender(options.run, options, bottleneck=False), options)
+    asked, here = found.requests("pool1"), found.seconds
+    crossing = asked.crosses.index(True)
+    assert asked.device[crossing] == pytest.approx(2 * (here.stages[0] + here.heads[0]))
+    assert asked.edge[crossing] == pytest.approx(here.stages[1] / 4)
+    front, _ = found.model.points.parts("pool1")
+    assert len(found.weights("pool1")) == len(front.state_dict()) + len(found.model.heads[0].state_dict())
+
+
+def test_round_trip_servers_and_threads_are_those_of_the_command(runs, monkeypatch):
+    """Requests come all at once to an edge so slow that they wait for nothing else."""
+    given = [f"run={runs / 'plain'}", *QUICK, "images=none", "rates=1000", "per_second=1e6", "edge_speed=0.0001"]
+    options, threads = read_options([*given, "codecs=int8", "threads=2"]), []
+    monkeypatch.setattr(CutWay, "crossed", _noting(threads, CutWay.crossed))
+    plain = contender(options.run, options, bottleneck=False)
+    assert set(threads) == {2}
+    rows = {
+        name: next(row.figures.mean for row in compared(changed, plain, [], None) if row.figures.policy == "remote")
+        for name, changed in {
+            "usual": options,
+            "two": replace(options, servers=2),
+            "far": replace(options, rtt_seconds=5.0),
+        }.items()
+    }
+    assert rows["two"] < 0.7 * rows["usual"]
+    assert rows["far"] == pytest.approx(rows["usual"] + 5.0 - options.rtt_seconds, rel=1e-3)
+
+
+def _noting(threads, crossed):
+    return lambda *given: threads.append(torch.get_num_threads()) or crossed(*given)
+
+
 def test_rates_share_the_front_and_nothing_else(runs):
     found = contender(runs / "units", read_options([f"run={runs / 'plain'}", *QUICK]), "units", bottleneck=True)
     first, second = (found.weights()[choice].keys() for choice in found.own)
@@ -236,6 +282,10 @@ def test_runs_are_called_by_what_tells_them_apart():
     assert bottleneck_names(()) == {}
     with pytest.raises(ConfigError, match="given twice"):
         bottleneck_names((Path("a"), Path("./a")))
+
+
+def test_a_round_trip_is_twice_the_links_latency():
+    assert read_options(["run=mine", "link=lte"]).rtt_seconds == pytest.approx(0.055)
 
 
 def test_help_tells_the_options(capsys):

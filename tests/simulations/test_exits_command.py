@@ -11,7 +11,7 @@ from fsl.simulations.fsl_export import read_trained_run
 from fsl.simulations.fsl_simulate import command as simulate
 
 from fsl.files import load_tensors
-from fsl.inference.exits import collect_outputs, load_exits
+from fsl.inference.exits import Distillation, collect_outputs, load_exits
 from fsl.objective import BCE, MSE, NextToken, Segmentation
 
 SMALL = [
@@ -109,6 +109,29 @@ def test_rows_by_which_exits_are_chosen_and_judged_are_told(run, tmp_path, capsy
     said, count = capsys.readouterr().out, len(found.data.test)
     assert f"by {count} validation rows" in said
     assert f"table: the same {count} rows, since the run has no test rows" in said
+
+
+def test_ctrl_c_as_heads_learn_from_the_model_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    told = []
+
+    def interrupted(model, rows, *, distillation, **options):
+        told.append(distillation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fsl_exits, "train_exits", interrupted)
+    more = ["distillation=0.5", "temperature=3", f"out={tmp_path}"]
+    assert command([f"run={run}", "exits=stage1:linear", *more]) == 130
+    assert told == [Distillation(0.5, 3.0)]
+    assert capsys.readouterr().err == "fsl-exits: interrupted; nothing was written\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_do_not_learn_from_rows_that_choose_when_to_leave(run):
+    found = read_trained_run(run)
+    parts = fsl_exits._parts(found, seed=0)
+    order = torch.cat([part.inputs for part in parts]).flatten(1)
+    assert sorted(order.tolist()) == sorted(found.data.train.inputs.flatten(1).tolist())
+    assert len(parts[1]) == round(0.1 * len(order))
 
 
 @pytest.mark.parametrize("objective", [MSE(), Segmentation(), NextToken(), BCE()])

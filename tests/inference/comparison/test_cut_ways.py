@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from fsl.codecs.units import RateUnits
 from fsl.data import TensorExamples
 from fsl.errors import ConfigError
 from fsl.inference import SplitPoints
-from fsl.inference.comparison import CutWay, cut_way, measure_answers
+from fsl.inference.comparison import CutWay, MeasuredAnswer, cut_way, measure_answers
 from fsl.inference.planning import LOCAL, SplitChoice
 from fsl.objective import CrossEntropy
+from fsl.round.evaluation import Score
 from fsl.segments.tensor_trees import TensorTree
 
 AT = SplitChoice("0", "mine")
@@ -151,6 +153,31 @@ def test_each_request_has_draws_of_its_own(points, examples):
     assert torch.equal(found[1], later[0])
 
 
+class Noted(Identity):
+    """Notes its calls: the step, and whether it is in training."""
+
+    calls: ClassVar = []
+
+    def encode(self, values):
+        Noted.calls.append(("encode", self._call.step, self._call.training))
+        return super().encode(values)
+
+    def decode(self, payload):
+        Noted.calls.append(("decode", self._call.step, self._call.training))
+        return super().decode(payload)
+
+
+def test_both_ends_draw_by_the_requests_number_as_in_evaluations():
+    Noted.calls.clear()
+    CutWay(Noted).crossed([torch.ones(1, 4)] * 2, first=7)
+    assert Noted.calls[2:] == [(end, step, False) for step in (7, 8) for end in ("encode", "decode")]
+
+
+def test_without_an_accuracy_less_loss_is_better():
+    assert MeasuredAnswer(Score(0.25, None)).quality == -0.25
+    assert MeasuredAnswer(Score(0.25, 0.5)).quality == 0.5
+
+
 def test_draws_go_on_where_head_and_tail_compute_another_part(points, monkeypatch):
     begun = []
     monkeypatch.setattr(CutWay, "crossed", lambda self, requests, first: begun.append(first) or _as_they_are(requests))
@@ -178,8 +205,8 @@ class Slow(Identity):
 def test_the_first_call_is_not_timed_and_threads_are_those_asked_for(points, examples, threads, monkeypatch):
     monkeypatch.setattr(Slow, "clock", 0.0)
     monkeypatch.setattr(cut_way.time, "perf_counter", lambda: Slow.clock)
-    found = answered(points, examples, CutWay(Slow), rows=1, threads=threads)
-    assert (found.encoding.encode_seconds, Slow.threads) == (1.0, threads)
+    found = answered(points, examples, CutWay(Slow), rows=4, batch=4, threads=threads)
+    assert (found.encoding.encode_seconds, Slow.threads) == (1 / 4, threads)
 
 
 class Placed(nn.Module):

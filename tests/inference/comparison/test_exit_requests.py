@@ -9,7 +9,7 @@ from fsl.inference.comparison import ExitRequests, exit_stage_seconds, simulate_
 from fsl.inference.exits import ExitModel, ExitSeconds
 from fsl.inference.exits.exit_outputs import Replay
 from fsl.inference.exits.exit_walk import ExitCosts
-from fsl.inference.planning import LOCAL, RateTrace, RequestStream, StaticSplit, simulate_requests
+from fsl.inference.planning import LOCAL, DevicePower, RateTrace, RequestStream, StaticSplit, simulate_requests
 from fsl.models import MLP
 from tests.helpers.small_profiles import small_costs
 
@@ -39,9 +39,9 @@ def test_what_comes_before_the_cut_is_the_devices(crossing, device, edge, crosse
     assert list(found.crosses) == crosses
 
 
-def stream(count, rate=0.8):
+def stream(count, rate=0.8, **options):
     return RequestStream(
-        costs=small_costs(), arrivals=[100.0 * k for k in range(count)], up=RateTrace.constant(rate),
+        costs=small_costs(**options), arrivals=[100.0 * k for k in range(count)], up=RateTrace.constant(rate),
         down=RateTrace.constant(rate), rtt_seconds=0.5,
     )  # fmt: skip
 
@@ -63,10 +63,34 @@ def test_exits_by_which_all_leave_are_a_smaller_local_model():
     assert np.array_equal(simulate_exits(stream(4), nobody, "block1", "exits").seconds, same.seconds)
 
 
+def test_exits_cost_the_devices_energy():
+    """Two watts while it computes, and none else: each request's seconds before the cut count twice."""
+    requests = ExitRequests.of(REPLAY, ExitSeconds(COSTS, 1, 1e5), 1e4)
+    result = simulate_exits(stream(3, power=DevicePower(2.0, 0.0, 0.0, 0.0)), requests, "block1", "exits")
+    assert result.device_joules == pytest.approx(3 * 2 * 1.11)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_exits_are_timed_with_the_threads_asked_for(threads):
+    used: set[int] = set()
+
+    class Noting(torch.nn.Linear):
+        def forward(self, x):
+            used.add(torch.get_num_threads())
+            return super().forward(x)
+
+    model = ExitModel(MLP((8,), 4, hidden=[16, 16]), {"stage1": Noting(16, 4)}, torch.randn(3, 8))
+    used.clear()
+    exit_stage_seconds(model, repetitions=1, warm_up=0, threads=threads)
+    assert used == {threads}
+
+
 def test_stages_heads_and_predictors_are_timed_one_by_one():
     model = ExitModel(MLP((8,), 4, hidden=[16, 16]), {"stage1": "linear"}, torch.randn(3, 8))
     found = exit_stage_seconds(model, repetitions=3, warm_up=1)
     assert [len(found.stages), len(found.heads), len(found.predictors)] == [2, 1, 0]
     assert all(0 < seconds < 1 for seconds in (*found.stages, *found.heads))
+    with pytest.raises(ConfigError, match="threads=0"):
+        exit_stage_seconds(model, threads=0)
     with pytest.raises(ConfigError, match="repetitions=0"):
         exit_stage_seconds(model, repetitions=0)

@@ -13,6 +13,7 @@ from fsl.inference.comparison import device_weights, policy_figures
 from fsl.inference.planning import (
     LOCAL,
     REMOTE,
+    DevicePower,
     RateTrace,
     RequestStream,
     SplitChoice,
@@ -79,6 +80,14 @@ def test_the_device_has_what_any_of_the_choices_needs_once():
     weights = {first: {1: 100, 2: 7}, second: {1: 100, 3: 5}, LOCAL: {4: 1000}}
     figures = policy_figures(StreamResult("mine", tuple(each)), dict.fromkeys(weights, 1.0), weights)
     assert figures.encoder_bytes == 112
+
+
+def test_probes_bytes_and_joules_are_means_of_a_request():
+    power = DevicePower(2.0, 1.0, 0.0, 0.0)
+    made = served(LOCAL, [0.0, 10.0])
+    asked = [replace(one, spent=replace(one.spent, device_joules=3.0)) for one in made]
+    figures = policy_figures(StreamResult("mine", tuple(asked), 500.0, power), {LOCAL: 1.0}, {LOCAL: {}})
+    assert (figures.up_bytes, figures.joules) == (250.0, 3.0)
 
 
 @pytest.mark.parametrize(("share", "overloaded"), [(0.5, False), (1.5, True)])
