@@ -12,14 +12,10 @@ from fsl.simulations.comparing.compared_exits import compared_exits
 from fsl.simulations.comparing.compared_streams import compared
 from fsl.simulations.comparing.contender import Contender, bottleneck_names, contender, refuse_unlike
 from fsl.simulations.console import print_table
-from fsl.simulations.console_scripts import run_script, say_why
-from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
-from fsl.simulations.error_lines import one_line
+from fsl.simulations.console_scripts import run_command, run_script
+from fsl.simulations.endings import tell
 from fsl.simulations.reports.tables import markdown_of
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from fsl.errors import ConfigError, FslError
 from fsl.files import write_text
 from fsl.run.plotting import save_figure
 
@@ -47,23 +43,8 @@ accuracy on the run's test rows, bytes, latency, energy and the weights on the d
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code: 0, 1 (it could not go on), 2 (bad input) or 130 (Ctrl-C)."""
-    if "-h" in arguments or "--help" in arguments:
-        print(_USAGE)
-        return 0
-    try:
-        with sigterm_ends_like_ctrl_c():
-            _run(read_options(arguments))
-    except KeyboardInterrupt as error:
-        word, code = interruption(error)
-        return say_why("fsl-compare-inference", f"{word}; nothing was written", code)
-    except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return say_why("fsl-compare-inference", one_line(error), 2)
-    except (FslError, OSError) as error:
-        return say_why("fsl-compare-inference", one_line(error), 1)
-    except Exception as error:  # of the model's own code
-        return say_why("fsl-compare-inference", failure_in_words(error), 1)
-    return 0
+    """Run the command line; returns the exit code of `run_command`."""
+    return run_command("fsl-compare-inference", _USAGE, arguments, lambda given: _run(read_options(given)))
 
 
 def _run(options: CompareOptions) -> None:

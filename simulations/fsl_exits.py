@@ -5,19 +5,16 @@ from collections.abc import Sequence
 
 import torch
 from fsl.simulations.console import print_table
-from fsl.simulations.console_scripts import run_script, say_why
-from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
-from fsl.simulations.error_lines import one_line
+from fsl.simulations.console_scripts import run_command, run_script
+from fsl.simulations.endings import tell
 from fsl.simulations.exiting.exit_options import ExitOptions, read_exit_options
 from fsl.simulations.fsl_export import TrainedRun, read_trained_run
 from fsl.simulations.profiling.profiled_model import whole_of
 from fsl.simulations.reports.tables import Table
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from fsl import seeds
 from fsl.data import Examples
-from fsl.errors import ConfigError, FslError
+from fsl.errors import ConfigError
 from fsl.inference.exits import (
     Distillation,
     ExitModel,
@@ -55,23 +52,8 @@ _HELD_OUT = 0.1  # of the training rows, where the run has no validation rows
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code: 0, 1 (it could not go on), 2 (bad input) or 130 (Ctrl-C)."""
-    if "-h" in arguments or "--help" in arguments:
-        print(_USAGE)
-        return 0
-    try:
-        with sigterm_ends_like_ctrl_c():
-            _run(read_exit_options(arguments))
-    except KeyboardInterrupt as error:
-        word, code = interruption(error)
-        return say_why("fsl-exits", f"{word}; nothing was written", code)
-    except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return say_why("fsl-exits", one_line(error), 2)
-    except (FslError, OSError) as error:
-        return say_why("fsl-exits", one_line(error), 1)
-    except Exception as error:  # of the model's own code
-        return say_why("fsl-exits", failure_in_words(error), 1)
-    return 0
+    """Run the command line; returns the exit code of `run_command`."""
+    return run_command("fsl-exits", _USAGE, arguments, lambda given: _run(read_exit_options(given)))
 
 
 def _run(options: ExitOptions) -> None:

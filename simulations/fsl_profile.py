@@ -6,9 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 from fsl.simulations.console import print_table
-from fsl.simulations.console_scripts import run_script, say_why
-from fsl.simulations.endings import failure_in_words, interruption, sigterm_ends_like_ctrl_c, tell
-from fsl.simulations.error_lines import one_line
+from fsl.simulations.console_scripts import run_command, run_script
+from fsl.simulations.endings import tell
 from fsl.simulations.image_formats import RAW, USUAL_IMAGES, read_format
 from fsl.simulations.profiling.profile_figure import draw_profile
 from fsl.simulations.profiling.profile_options import ProfileOptions, read_options
@@ -23,12 +22,10 @@ from fsl.simulations.profiling.profile_tables import (
 from fsl.simulations.profiling.profiled_model import ProfiledModel, of_configuration, of_run
 from fsl.simulations.profiling.rate_comparison import compare
 from fsl.simulations.sweeps.search_trial import composed
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from fsl.costs import DeviceProfile, LinkProfile
 from fsl.data import TaskData
-from fsl.errors import ConfigError, FslError
+from fsl.errors import ConfigError
 from fsl.files import write_text
 from fsl.importing.building import build_kind
 from fsl.inference.planning import DevicePower, SplitCosts
@@ -65,23 +62,8 @@ is answered soonest at which rate. The model is that of the overrides (model=res
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code: 0, 1 (it could not go on), 2 (bad input) or 130 (Ctrl-C)."""
-    if "-h" in arguments or "--help" in arguments:
-        print(_USAGE)
-        return 0
-    try:
-        with sigterm_ends_like_ctrl_c():
-            _run(read_options(arguments))
-    except KeyboardInterrupt as error:
-        word, code = interruption(error)
-        return say_why("fsl-profile", f"{word}; nothing was written", code)
-    except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return say_why("fsl-profile", one_line(error), 2)
-    except (FslError, OSError) as error:
-        return say_why("fsl-profile", one_line(error), 1)
-    except Exception as error:  # of the model's own code
-        return say_why("fsl-profile", failure_in_words(error), 1)
-    return 0
+    """Run the command line; returns the exit code of `run_command`."""
+    return run_command("fsl-profile", _USAGE, arguments, lambda given: _run(read_options(given)))
 
 
 def _run(options: ProfileOptions) -> None:
