@@ -71,6 +71,8 @@ def _run(options: ExitOptions) -> None:
     model = ExitModel(
         whole, options.exits, run.trained.inputs().three, confidence=options.confidence, seed=options.seed
     )
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"out={options.out}: it is a file; give a folder")
     if not options.overwrite and (options.out / "exits").exists():
         raise ConfigError(f"{options.out / 'exits'} exists; give overwrite=true, or another out=FOLDER")
     told = Distillation(options.distillation, options.temperature) if options.distillation else None

@@ -142,6 +142,13 @@ def test_objectives_without_a_class_a_row_are_refused(run, tmp_path, capsys, mon
     assert f"it was trained for {type(objective).__name__}, and these exits are of classes" in capsys.readouterr().err
 
 
+def test_a_file_in_the_place_of_the_folder_is_told_before_heads_are_trained(run, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert command([f"run={run}", "exits=stage1:linear", f"out={tmp_path / 'taken'}"]) == 2
+    assert "it is a file; give a folder" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -10,6 +10,7 @@ from fsl.codecs.codec_choice import CodecChoice, codec_spec
 from fsl.codecs.codec_maker import codec_maker
 from fsl.codecs.cut_codec import CutCodec
 from fsl.codecs.identity import Identity
+from fsl.codecs.packet_loss import PacketLoss
 from fsl.errors import ConfigError, FslError, WireError
 from fsl.importing.import_paths import ALLOWED
 from fsl.importing.spec import Spec
@@ -100,5 +101,10 @@ def _refuse_unfit(codec: Codec, name: str) -> None:
         raise ConfigError(
             f"{name}: codec {codec.name} remembers what it sent before, and questions may be answered in any order, by "
             "any edge; use a codec without state"
+        )
+    if any(isinstance(one, PacketLoss) for one in (codec, *getattr(codec, "stages", ()))):
+        raise ConfigError(
+            f"{name}: codec packet_loss only simulates a link that loses packets, and here nothing is lost; leave it "
+            "out, or serve over one by fsl.inference.lossy"
         )
     codec.refuse_use("up")

@@ -181,6 +181,12 @@ def test_a_choice_that_rewrites_the_input_is_refused():
         device.infer(batch())
 
 
+@pytest.mark.parametrize("codec", ["packet_loss", ["packet_loss", "int8"]])
+def test_a_codec_that_only_simulates_losses_is_refused(codec):
+    with pytest.raises(ConfigError, match="codec packet_loss only simulates a link that loses packets"):
+        InferenceDevice(served("MLP"), [], codecs={"lossy": codec})
+
+
 def test_a_codec_that_remembers_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match="codec topk remembers what it sent before"):
         InferenceDevice(served(), [], codecs={"mine": TopK(0.5, feedback=True)})
