@@ -14,7 +14,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ from fsl.inference.exits import (
 )
 from fsl.inference.exits.threshold_search import BETAS
 from fsl.models import PictureAndTone, ResNet8
+from fsl.run.plotting import STYLES, new_figures, save_figure
 
 POINTS = ("block1", "block2")
 Model = TypeVar("Model", bound=nn.Module)
@@ -296,28 +297,31 @@ def _cell(name: str, values: list[float]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against multiply-adds and against latency."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, (left, right) = new_figures("Early exits", 2, 4.8, 11.0)
     macs, seconds = (
         [row for row in rows if row.table == f"accuracy against {what}"] for what in ("multiply-adds", "latency")
     )
-    seconds = [row for row in seconds if "at most" in row.what and ("block1" in row.what or "output" in row.what)]
+    local = "cut output, 4 Mbit/s"  # which no rate changes
+    shown = [row for row in seconds if "at most" in row.what and row.what.startswith(("cut block1", local))]
+    seconds = [replace(row, what=row.what.replace(local, "cut output, any rate")) for row in shown]
     for axis, own, number, split in ((left, macs, "Mmacs", ", beta"), (right, seconds, "ms", ", at most")):
         lines: dict[str, dict[str, list[dict[str, float]]]] = {}
         for row in own:
             lines.setdefault(row.what.split(split)[0], {}).setdefault(row.what, []).append(row.numbers)
-        for line, points in lines.items():
+        for style, (line, points) in zip(STYLES, lines.items(), strict=False):
             across = [mean(one[number] for one in same) for same in points.values()]
-            axis.plot(across, [mean(one["%"] for one in same) for same in points.values()], "o-", ms=3, label=line)
+            up = [mean(one["%"] for one in same) for same in points.values()]
+            look: dict[str, Any] = {
+                "color": style.color,
+                "linestyle": style.linestyle,
+                "marker": style.marker,
+                "markersize": style.markersize,
+            }
+            axis.plot(across, up, label=line, **look)
         axis.set(xlabel={"Mmacs": "million multiply-adds an image", "ms": "ms an image"}[number], ylabel="accuracy, %")
         if lines:
             axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def main() -> None:
