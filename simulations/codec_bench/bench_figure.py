@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CODEC, _IMAGE = STYLES[0], STYLES[1]
-_RADII, _SIZE = (9, 15, 23, 33, 45), 7.5  # points from a dot to its name, and the name's size
+_RADII, _SIZE = (9, 15, 23, 33, 45, 60), 7  # points from a dot to its name, and the name's size
 _AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
 
 
 def draw(rows: Sequence[Row], measure: Measure) -> "Figure":
     """Draw the mean of each row with its interval, by bytes of a training sample; a line joins those nobody beats."""
-    figure, (both, up) = new_figures(f"{measure.title.capitalize()} against bytes at the cut", 2, 6.0, 14.0)
+    figure, (both, up) = new_figures(f"{measure.title.capitalize()} against bytes at the cut", 2, 8.0, 15.0)
     _panel(both, rows, measure, lambda row: row.both, "bytes of a training sample, up and down")
     _panel(up, rows, measure, lambda row: row.up, "bytes of a training sample, up alone")
     handles, labels = both.get_legend_handles_labels()
