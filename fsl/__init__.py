@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_WHERE` says the same to Py
     from fsl.deployment.local.local_federation import LocalFederation as LocalFederation
     from fsl.export.pretrained import load_pretrained as load_pretrained
     from fsl.importing.spec import Spec as Spec
+    from fsl.inference.exits.exit_choice import Exits as Exits
     from fsl.messages.reports import DeviceReport as DeviceReport
     from fsl.models.lora import Lora as Lora
     from fsl.models.lora import lora as lora
@@ -86,6 +87,7 @@ __all__ = [
     "DeviceReport",
     "EarlyStop",
     "Evaluation",
+    "Exits",
     "Hardware",
     "LocalFederation",
     "Lora",
@@ -139,6 +141,7 @@ _WHERE = {
     "DeviceReport": "fsl.messages.reports",
     "EarlyStop": "fsl.settings.early_stop",
     "Evaluation": "fsl.settings.evaluation_settings",
+    "Exits": "fsl.inference.exits.exit_choice",
     "Hardware": "fsl.costs.hardware",
     "LocalFederation": "fsl.deployment.local.local_federation",
     "Lora": "fsl.models.lora",

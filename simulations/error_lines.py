@@ -32,7 +32,17 @@ def with_choices(arguments: Sequence[str]) -> list[str]:
 
     ConfigError where a group's choice is no name, as in edge=2, for which Hydra has no clear message.
     """
-    return [given for argument in arguments for given in _codecs_in_turn(_with_choice(argument))]
+    return [_added(given) for argument in arguments for given in _codecs_in_turn(_with_choice(argument))]
+
+
+_NAMED_BY_USERS = ("tags", "exits", "exit_training.weights")  # mappings of which users name the keys
+
+
+def _added(argument: str) -> str:
+    """Returns `exits={pool1: conv}`, or `tags.study=pilot`, with the ++ by which Hydra takes new keys."""
+    key = argument.partition("=")[0]
+    named = key in _NAMED_BY_USERS or key.startswith(tuple(f"{name}." for name in _NAMED_BY_USERS))
+    return f"++{argument}" if named else argument
 
 
 def _codecs_in_turn(argument: str) -> list[str]:

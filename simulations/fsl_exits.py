@@ -12,8 +12,6 @@ from fsl.simulations.fsl_export import TrainedRun, read_trained_run
 from fsl.simulations.profiling.profiled_model import whole_of
 from fsl.simulations.reports.tables import Table
 
-from fsl import seeds
-from fsl.data import Examples
 from fsl.errors import ConfigError
 from fsl.inference.exits import (
     Distillation,
@@ -25,6 +23,7 @@ from fsl.inference.exits import (
     train_exits,
     train_predictors,
 )
+from fsl.inference.exits.leaving import NEVER, leaving_confidence, rows_for_heads
 from fsl.objective import CrossEntropy, Segmentation, TokenClassification
 from fsl.split.coded_model import CodedModel
 
@@ -46,10 +45,6 @@ the run's training rows, and the confidence from which rows leave is chosen on r
 
 fsl-serve device exits=FOLDER and fsl-compare-inference exits=FOLDER use them."""
 
-_GRID = (*(k / 20 for k in range(8, 20)), 0.97, 0.98, 0.99, 0.995, 0.999)
-_NEVER = 2.0  # above every confidence: nobody leaves, and no head is computed
-_HELD_OUT = 0.1  # of the training rows, where the run has no validation rows
-
 
 def command(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code of `run_command`."""
@@ -67,7 +62,7 @@ def _run(options: ExitOptions) -> None:
             f"run={options.run}: it was trained for {type(run.objective).__name__}, and these exits are of classes, "
             "one a row, whose confidence says when rows leave; make others with fsl.inference.exits.ExitModel"
         )
-    train, held = _parts(run, options.seed)
+    train, held = rows_for_heads(run.data, options.seed)
     model = ExitModel(
         whole, options.exits, run.trained.inputs().three, confidence=options.confidence, seed=options.seed
     )
@@ -88,8 +83,8 @@ def _run(options: ExitOptions) -> None:
     )
     beta = options.threshold
     if beta is None:
-        beta = _chosen(collect_outputs(model, held, objective=run.objective), model, options.within)
-    count, pays = len(model.exits), beta != _NEVER
+        beta = leaving_confidence(collect_outputs(model, held, objective=run.objective), model, options.within)
+    count, pays = len(model.exits), beta != NEVER
     thresholds = Thresholds((beta,) * count, (options.eta if pays else 0.0,) * count)
     if options.eta and pays:
         train_predictors(model, held, beta, epochs=options.epochs, seed=options.seed)
@@ -99,27 +94,6 @@ def _run(options: ExitOptions) -> None:
     print_table(_table(collect_outputs(model, rows, objective=run.objective), model, thresholds), "", "")
     where = save_exits(options.out, model, thresholds=thresholds, overwrite=options.overwrite)
     tell(f"exits: {os.path.relpath(where)}")
-
-
-def _parts(run: TrainedRun, seed: int) -> tuple[Examples, Examples]:
-    """Returns rows to train heads on, and rows that they do not see."""
-    train = run.data.train.of_one_length()
-    if run.data.validation is not None:
-        return train, run.data.validation.of_one_length()
-    order = torch.randperm(len(train), generator=seeds.torch_generator(seed, "rows that exits do not see"))
-    held = max(1, round(_HELD_OUT * len(train)))
-    return train.subset(order[held:]), train.subset(order[:held])
-
-
-def _chosen(outputs: ExitOutputs, model: ExitModel, within: float) -> float:
-    """Returns the confidence of fewest multiply-adds that loses no more accuracy than it may; `_NEVER` if none pays."""
-    whole = outputs.means()[-1]
-    found = [(_NEVER, float(sum(model.costs.stages)))]
-    for beta in _GRID:
-        replay = outputs.replay(beta)
-        if replay.quality(outputs) >= whole - within:
-            found.append((beta, float(replay.cost(model.costs).mean())))
-    return min(found, key=lambda one: one[1])[0]
 
 
 def _about(options: ExitOptions, run: TrainedRun, pays: bool, held: int, rows: int) -> list[str]:
@@ -153,7 +127,7 @@ def _table(outputs: ExitOutputs, model: ExitModel, thresholds: Thresholds) -> Ta
     cost = float(replay.cost(model.costs).mean())
     lines.append(
         (
-            "nobody leaves" if thresholds.beta[0] == _NEVER else f"by confidence {thresholds.beta[0]:g}",
+            "nobody leaves" if thresholds.beta[0] == NEVER else f"by confidence {thresholds.beta[0]:g}",
             f"{cost / 1e6:.3f}",
             "",
             f"{replay.quality(outputs):.4f}",

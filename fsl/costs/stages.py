@@ -17,6 +17,7 @@ from fsl.errors import SplitError
 from fsl.objective import Objective
 from fsl.seeds import DEFAULT_GENERATOR
 from fsl.segments.calling import call, outputs_of
+from fsl.segments.labelled_parts import labelled_parts, loss_by, told
 from fsl.segments.modes import start_training
 from fsl.segments.states import Layout
 from fsl.segments.tensor_trees import TensorTree, Values, received, tensors_of
@@ -164,11 +165,12 @@ def _measured(
     """Returns what crosses the cut, and the FLOPs of the front's forward and of the back's backward, each alone."""
     counter = FlopCounterMode(display=False)
     with in_parts(), counter:
-        smashed = received(call(parts["front"], inputs))
-        front = counter.get_total_flops()
-        if isinstance(smashed, Tensor):
-            return smashed, (front, 0)
-        outputs = call(parts["back"], cut_leaf(smashed).clone())
+        with told(labelled_parts(parts["front"], parts["back"]), loss_by(objective, targets)):
+            smashed = received(call(parts["front"], inputs))
+            front = counter.get_total_flops()
+            if isinstance(smashed, Tensor):
+                return smashed, (front, 0)
+            outputs = call(parts["back"], cut_leaf(smashed).clone())
         loss = objective.loss(outputs, targets)
         forward = counter.get_total_flops()
         loss.backward()
@@ -226,7 +228,8 @@ def _count(
     with ExitStack() as hooks, in_parts(), counter:
         for cut in cuts:
             watch(cut)
-        outputs = outputs_of(model, inputs)
+        with told(labelled_parts(model), loss_by(objective, targets)):  # early exits count, where they are trained
+            outputs = outputs_of(model, inputs)
         loss = objective.loss(outputs, targets)
         forward = counter.get_total_flops()
         loss.backward()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsl.objective import Objective
+from fsl.segments.labelled_parts import LossOf
 from fsl.segments.learner import Learner
 from fsl.segments.states import State
 from fsl.segments.sums import Total
@@ -22,10 +23,10 @@ class EmptyBatchLearner(Learner):
 
     empty_batches = 0
 
-    def forward(self, inputs: Values, layer_seed: int) -> Any:
+    def forward(self, inputs: Values, layer_seed: int, loss_of: LossOf | None = None) -> Any:
         """Returns the segment's output (B, ...) for inputs (B, ...); an empty batch changes no buffer."""
         if len(inputs) or not isinstance(inputs, Tensor):
-            return super().forward(inputs, layer_seed)
+            return super().forward(inputs, layer_seed, loss_of)
         with torch.no_grad():
             return super().forward(inputs.new_zeros(1, *inputs.shape[1:]), layer_seed)[:0]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from fsl.data import Examples
 from fsl.metrics import Metrics
 from fsl.objective import Objective
 from fsl.segments.calling import call
+from fsl.segments.labelled_parts import heard
 from fsl.segments.modes import evaluating
 from fsl.segments.tensor_trees import Values, received, tensors_of
+from fsl.split.exit_tap import exit_taps
 
 BATCH = 512  # rows; bounds the memory of an evaluation
 _OUTPUTS = 1 << 28  # bytes of outputs at once, where a row has many: a language model's, or a picture's
@@ -27,12 +29,21 @@ class Score:
     loss: float
     accuracy: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    at_exits: Mapping[str, "Score"] = field(default_factory=dict)  # of early exits, by their points
 
     def columns(self, prefix: str = "") -> dict[str, float]:
         """Returns all of it under the names of a round's columns."""
         accuracy = {} if self.accuracy is None else {"accuracy": self.accuracy}
         return {
             f"{prefix}{name}": value for name, value in ({"loss": self.loss} | accuracy | dict(self.metrics)).items()
+        }
+
+    def exit_columns(self, prefix: str = "") -> dict[str, float]:
+        """Returns loss and accuracy of early exits, as `accuracy_at_pool1`."""
+        return {
+            f"{prefix}{name}_at_{point}": value
+            for point, score in self.at_exits.items()
+            for name, value in score.columns().items()
         }
 
 
@@ -73,7 +84,9 @@ def evaluate(
 ) -> Score:
     """Run segments behind each other over all examples in evaluation mode, and restore each module's mode."""
     tally, at_once = Tally(objective, metrics), None
-    with evaluating(*modules), torch.no_grad():
+    exits = [tap for module in modules for tap in exit_taps(module)]
+    at_exits = {tap.exit.point: Tally(objective) for tap in exits}
+    with evaluating(*modules), torch.no_grad(), heard(exits) as heads:
         for rows in torch.arange(len(examples)).split(BATCH):
             inputs, targets = examples.batch(rows)
             inputs, targets = inputs.to(accelerator), targets.to(accelerator)
@@ -81,7 +94,10 @@ def evaluate(
             for some in torch.arange(len(targets)).split(at_once):
                 few = slice(int(some[0]), int(some[-1]) + 1)
                 tally.add(_outputs(modules, inputs[few]), targets[few])
-        return tally.score()
+                for found, outputs in zip(at_exits.values(), heads, strict=True):
+                    found.add(outputs[-1], targets[few])
+                    outputs.clear()
+        return replace(tally.score(), at_exits={point: found.score() for point, found in at_exits.items()})
 
 
 def _outputs(modules: list[nn.Module], inputs: Values) -> Any:

@@ -15,6 +15,7 @@ from fsl.objective import Objective
 from fsl.seeds import Stream
 from fsl.segments.backward import send_back
 from fsl.segments.finite import REFUSED, finite, usable
+from fsl.segments.labelled_parts import loss_by
 from fsl.segments.learner import Learner, Mark
 from fsl.segments.tensor_trees import Values, activations_of, gradient_of, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
@@ -56,7 +57,8 @@ class Device:
         if batch is None:
             return None
         inputs, targets = batch
-        smashed = self.bench.front.forward(inputs, self.bench.layer_seeds.at(self.step))
+        loss_of = loss_by(self.bench.objective, targets)  # for early exits in the front
+        smashed = self.bench.front.forward(inputs, self.bench.layer_seeds.at(self.step), loss_of)
         self._smashed[self.step] = smashed = self.bench.cut.leave(inputs, smashed)
         return self.upload(smashed, targets)
 
@@ -160,9 +162,10 @@ class LocalLossDevice(Device):
         bench = self.bench
         if bench.head is None:
             raise RunError("a device with a loss of its own needs a head; set local_loss = True on the strategy")
-        smashed = bench.front.forward(inputs, bench.layer_seeds.at(self.step))
+        loss_of = loss_by(bench.objective, targets)
+        smashed = bench.front.forward(inputs, bench.layer_seeds.at(self.step), loss_of)
         outputs = bench.head.forward(smashed.clone(), bench.head_layer_seeds.at(self.step))
-        loss = bench.objective.loss(outputs, targets)
+        loss = loss_of(outputs)
         loss.backward()
         if not usable([loss], [], bench.loss_limit):
             raise LostError(self.device, REFUSED)

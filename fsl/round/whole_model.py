@@ -27,6 +27,7 @@ from fsl.round.workload import Worker
 from fsl.seeds import DEFAULT_GENERATOR, Stream, reseed
 from fsl.segments.calling import call
 from fsl.segments.finite import REFUSED, finite, refuse_states, usable
+from fsl.segments.labelled_parts import loss_by, told
 from fsl.segments.learner import SegmentRuntime, known_of, take_known
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Replica, State
@@ -165,12 +166,14 @@ class WholeModelCohort:
         values: Any = inputs
         loss = inputs.new_zeros(()) if isinstance(inputs, Tensor) else torch.zeros((), device=self.worker.accelerator)
         if len(inputs):
-            with nullcontext() if self.saver is None else self.saver.saving():
+            loss_of = loss_by(self.objective, targets)
+            parts = [part for segment in self.segments for part in segment.labelled]
+            with nullcontext() if self.saver is None else self.saver.saving(), told(parts, loss_of):
                 for segment, rule, layer_seed in zip(self.segments, self.rules, layer_seeds):
                     with DEFAULT_GENERATOR, rule.computing(segment.accelerator):
                         reseed(layer_seed, segment.accelerator)
                         values = received(call(segment.module, values))
-            loss = self.objective.loss(values, targets)
+            loss = loss_of(values)
             loss.backward()
             if self.limit is not None and not usable([loss], [p.grad for p in self.parameters], self.limit):
                 raise LostError(device, REFUSED)

@@ -24,6 +24,7 @@ from fsl.data.data_digest import describe_partition
 from fsl.data.own_tests import with_own_tests
 from fsl.errors import ConfigError
 from fsl.faults import traced_into_out
+from fsl.inference.exits.exit_choice import Exits
 from fsl.memory import ErrorBoundedMemory
 from fsl.metrics import Metrics, as_metrics, metrics_of
 from fsl.mobility import Mobility
@@ -51,6 +52,7 @@ from fsl.run.metric_trial import refuse_unscored
 from fsl.run.observers import Observer, ProgressBar
 from fsl.run.preflight import refuse_model
 from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
+from fsl.run.run_exits import RunExits
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
 from fsl.run.vertical_check import of_parties, partitioner_of
@@ -96,6 +98,7 @@ def simulate(
     availability: Availability | Mapping[int, Sequence[int]] | type | str | None = None,
     privacy: Privacy | type | str | Sequence[str] | Any = None,
     memory: ErrorBoundedMemory | type | str | None = None,
+    exits: Exits | Mapping[str, Any] | None = None,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
     wire: Wire | None = None,
@@ -144,6 +147,8 @@ def simulate(
         privacy: How devices' data are protected: a `Privacy`, or one mechanism. `privacy.json` says what that comes to.
         memory: How devices keep the activations that a backward pass needs: "error_bounded", or a
             `fsl.memory.ErrorBoundedMemory`; None: as they are.
+        exits: Early exits by points, as `{"pool1": "conv"}`, which learn with the model, or a `fsl.Exits`; the run's
+            folder has the model with them in `exits/`.
 
     Options of `training`, a `Training`:
         seed: Every random draw is derived from it.
@@ -223,10 +228,11 @@ def simulate(
         memory=as_memory(memory),
         placement=backend.placement,
     )
+    early_exits = RunExits.of(exits, federation, strategy)
     hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
     partitioner = partitioner_of(task, strategy, partition, train_data)
     origin = Origin(
-        identity=of_given(model, task, loss, augmentation, given),
+        identity=of_given(model, task, loss, augmentation, given) | early_exits.identity(),
         partition=f"{describe_partition(partitioner)} {training.samples_per_device}",
         init_from=None if init_from is None else _path("init_from", init_from),
         classes=train_data.classes if isinstance(train_data, TaskData) else None,
@@ -255,12 +261,14 @@ def simulate(
     label = Label(name if name is None else str(name), as_tags({} if tags is None else tags))
     with torch_threads(backend.threads), seeds.left_as_found():
         with nullcontext() if chosen is None else told_as(chosen.written):
+            workload = early_exits.put_into(workload, several=chosen is not None)
             simulation = prepared(
                 federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
             )
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
         result = simulation.finish()
+        early_exits.keep(result, simulation.workload, folder)
     return Run(result.metrics, result.model, result.states, folder, temporary, result.trained)
 
 

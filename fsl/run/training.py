@@ -45,6 +45,7 @@ from fsl.settings.early_stop import EarlyStop
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.split.coded_model import codecs_of, uncoded
 from fsl.split.cutting import join
+from fsl.split.exit_tap import heads_of, plain_model, untap, without_heads
 from fsl.split.placing import TOP
 from fsl.trainers import EdgeTrainer
 
@@ -121,7 +122,10 @@ class Simulation:
         tensors = {name: segment.module.state_dict() for name, segment in self.worker.segments.items()}
         if init_from is not None:
             given = load_tensors(Path(init_from))  # of the model itself, or with a trained codec
-            tensors |= {name: codecs_of(tensors[name]) | given for name in self.worker.chain}
+            model = self.workload.model
+            tensors |= {
+                name: codecs_of(tensors[name]) | heads_of(model, tensors[name]) | given for name in self.worker.chain
+            }
         self.weights = weights_of({k: t for name in self.worker.chain for k, t in tensors[name].items()})
         if resume:
             checkpoint = load_checkpoint(self.folder.checkpoint)
@@ -261,7 +265,7 @@ class Simulation:
                 continue
             workload = self.workload
             score = evaluate(whole, examples, workload.objective, self.worker.accelerator, workload.metrics)
-            scores |= score.columns(prefix)
+            scores |= score.columns(prefix) | score.exit_columns(prefix)
         if data.test is not None and self.federation.probe is not None and self.strategy.trainer(round) is not None:
             scores |= leaks(modules[0], data.test, self.federation.probe, round)
         return MetricRecord(scores)
@@ -297,8 +301,8 @@ class Simulation:
                 model = self._of_all_parties(states)
         else:
             whole = self._whole(states)
-            save_tensors(self.folder.model_path, whole)
-            model = with_weights(self.workload.model, whole, self.worker.accelerator)
+            save_tensors(self.folder.model_path, without_heads(self.workload.model, whole))
+            model = untap(with_weights(self.workload.model, whole, self.worker.accelerator))
             if has_adapters(model):
                 save_adapter(model, self.folder.adapter_path)
         if isinstance(model, VerticalModel):  # it takes batches without a party, too
@@ -328,10 +332,10 @@ class Simulation:
     def _trained(self, states: Mapping[str, Mapping[str, Tensor]]) -> TrainedModel:
         data, private = self.workload.data, self.strategy.fronts == "private"
         return TrainedModel(
-            module=self.workload.model,
+            module=plain_model(self.workload.model),
             cuts=() if self.workload.cuts else self.worker.cuts,
             places=None if self.workload.places is None else tuple(self.workload.places),
-            states=states,
+            states={name: without_heads(self.workload.model, state) for name, state in states.items()},
             devices=self.folder.front_owners() if private else None,
             front_of=self.folder.front,
             inputs=partial(Inputs.of, data.train if data.test is None else data.test),
@@ -401,7 +405,8 @@ class Simulation:
         better = -score if "validation_accuracy" not in row else score
         if self.best is None or better > self.best["score"]:
             self.best = {"round": row["round"], "score": better}
-            save_tensors(self.folder.best_path, self._whole(self._states()), {"round": str(row["round"])})
+            best = without_heads(self.workload.model, self._whole(self._states()))
+            save_tensors(self.folder.best_path, best, {"round": str(row["round"])})
 
     def _frozen_of(self, segment: str) -> dict[str, Tensor]:
         return {key: tensor.detach() for key, tensor in self.layouts[segment].frozen.tensors.items()}

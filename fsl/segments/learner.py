@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fsl import seeds
 from fsl.errors import RunError
 from fsl.segments.calling import call
+from fsl.segments.labelled_parts import LossOf, labelled_parts, told
 from fsl.segments.optimizer import OptimizerRecipe, dump_optimizer, load_optimizer, set_learning_rate
 from fsl.segments.states import Layout, Replica, State
 from fsl.segments.step_control import AS_THEY_ARE, NO_STEP, Saver, StepRule, mean_gradient
@@ -40,6 +41,7 @@ class SegmentRuntime:
         self.shared: frozenset[int] = frozenset()  # of the tensors that it passes on, those without a row per sample
         self.borrows = bool(lent)  # it runs with weights that another segment's replica puts into it
         self.layout = layout or Layout(self.module, borrower, lent)
+        self.labelled = labelled_parts(self.module)  # that learn by losses of their own
         self._installed: Replica | None = None
         self._idle: dict[object, list[Learner]] = {}
 
@@ -188,16 +190,23 @@ class Learner:
     def _whose(self, device: int | None) -> int | None:
         return self.lent_to if device is None else device
 
-    def forward(self, inputs: Values, layer_seed: int) -> Any:
+    def forward(self, inputs: Values, layer_seed: int, loss_of: LossOf | None = None) -> Any:
         """Returns the segment's output; its random layers draw from the stream that starts at `layer_seed`.
 
-        A tensor, or a `TensorTree` where the segment passes something else.
+        A tensor, or a `TensorTree` where the segment passes something else. `loss_of`: the mean loss of outputs for
+        this batch's labels, by which early exits inside of the segment learn; RunError where these are not told.
         """
+        if loss_of is None and self.runtime.labelled and torch.is_grad_enabled():
+            raise RunError(
+                f"the {self.runtime.name} has early exits, which learn from a batch's labels: give learner.forward() "
+                "loss_of, a function from outputs to the loss"
+            )
         self.runtime.install(self.replica)
         if self.lender is not None:
             self.lender.runtime.install(self.lender.replica)
         saving = nullcontext() if self.saver is None else self.saver.saving()
-        with saving, seeds.DEFAULT_GENERATOR, self.rule.computing(self.runtime.accelerator):
+        labels = told(self.runtime.labelled, loss_of)
+        with saving, labels, seeds.DEFAULT_GENERATOR, self.rule.computing(self.runtime.accelerator):
             seeds.reseed(layer_seed, self.runtime.accelerator)
             return received(call(self.runtime.module, inputs), self.runtime.shared)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fsl.errors import NO_GRADIENT, SplitError
 from fsl.objective import Objective
+from fsl.segments.labelled_parts import loss_by
 from fsl.segments.learner import Learner
 from fsl.segments.tensor_trees import TensorTree, Values, activations_of, gradient_of, mapped, tensors_of
 from fsl.trainers.judging import Trial, refusal
@@ -28,7 +29,8 @@ def train_back(
     """
     leaf = cut_leaf(upload.smashed, answers)
     with Trial(learner, upload, limit) as trial:
-        loss = objective.loss(learner.forward(leaf.clone(), layer_seed), upload.targets)
+        loss_of = loss_by(objective, upload.targets)
+        loss = loss_of(learner.forward(leaf.clone(), layer_seed, loss_of))
         loss.backward()
         found = gradient_of(leaf)
         if not trial.passes([loss], () if found is None else tensors_of(found)):

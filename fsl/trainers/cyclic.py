@@ -8,6 +8,7 @@ from torch import Tensor
 from fsl import seeds
 from fsl.errors import ConfigError, StepError
 from fsl.segments.finite import usable
+from fsl.segments.labelled_parts import loss_by
 from fsl.segments.states import State
 from fsl.segments.tensor_trees import activations_of, joined, of_activations, tensors_of
 from fsl.trainers.back_steps import cut_gradient, cut_leaf
@@ -96,8 +97,8 @@ class Cyclic(SharedBack):
         self.learner.pace(uploads[0].step)
         for step in range(self._over):
             for rows in self._resampled(len(targets), size, uploads[0].step, step):
-                outputs = self.learner.forward(features[rows], self._next_seed())
-                self.bench.objective.loss(outputs, targets[rows]).backward()
+                loss_of = loss_by(self.bench.objective, targets[rows])
+                loss_of(self.learner.forward(features[rows], self._next_seed(), loss_of)).backward()
                 self.learner.step()
         self.examples += len(targets)
 
@@ -116,7 +117,8 @@ class Cyclic(SharedBack):
         replies = []
         for upload in uploads:
             leaf = cut_leaf(upload.smashed)
-            loss = self.bench.objective.loss(self.learner.forward(leaf.clone(), self._next_seed()), upload.targets)
+            loss_of = loss_by(self.bench.objective, upload.targets)
+            loss = loss_of(self.learner.forward(leaf.clone(), self._next_seed(), loss_of))
             asked = [tensor for tensor in activations_of(leaf) if tensor.requires_grad]
             found = of_activations(torch.autograd.grad(loss, asked, allow_unused=True), leaf) if asked else None
             gradient = cut_gradient(leaf, found)

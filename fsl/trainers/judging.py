@@ -11,6 +11,7 @@ from torch import Tensor
 from fsl.errors import StepError
 from fsl.objective import Objective
 from fsl.segments.finite import REFUSED, usable
+from fsl.segments.labelled_parts import loss_by
 from fsl.segments.learner import Learner
 from fsl.segments.tensor_trees import gradient_of, mapped, tensors_of
 from fsl.trainers.uploads import Reply, Upload
@@ -92,7 +93,8 @@ def usable_alone(learner: Learner, objective: Objective, upload: Upload, layer_s
     """Whether a step on this upload alone could be applied; the learner is left as it was."""
     mark = learner.mark()
     leaf = mapped(_collecting, upload.smashed.detach())
-    loss = objective.loss(learner.forward(leaf.clone(), layer_seed), upload.targets)
+    loss_of = loss_by(objective, upload.targets)
+    loss = loss_of(learner.forward(leaf.clone(), layer_seed, loss_of))
     loss.backward()
     gradient = gradient_of(leaf)
     found = usable([loss], [*(() if gradient is None else tensors_of(gradient)), *learner.made()], limit)

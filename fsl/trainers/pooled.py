@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -75,8 +76,10 @@ class Pooled(SharedBack):
         sizes, shares = self._sizes(messages)
         smashed = cut_leaf(joined([upload.smashed.detach() for upload in messages]))
         with Trial(self.learner, messages[0], self.bench.loss_limit) as trial:
-            outputs = self.learner.forward(smashed.clone(), self.layer_seed(messages))
-            losses, loss = self._losses(outputs, messages, sizes, shares)  # sum_k share_k * mean loss of device k
+            losses_of = partial(self._losses, uploads=messages, sizes=sizes, shares=shares)
+            layer_seed = self.layer_seed(messages)
+            outputs = self.learner.forward(smashed.clone(), layer_seed, lambda found: losses_of(found)[1])
+            losses, loss = losses_of(outputs)  # sum_k share_k * mean loss of device k
             loss.backward()
             found = gradient_of(smashed)
             if not trial.passes(losses, () if found is None else tensors_of(found)):

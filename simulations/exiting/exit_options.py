@@ -7,13 +7,13 @@ from pathlib import Path
 from fsl.simulations.serving.serve_options import ServeOptions
 
 from fsl.errors import ConfigError
-from fsl.inference.exits import ConvExit, ExitHead, LinearExit, MLPExit, SLViTExit
+from fsl.inference.exits import ExitHead
+from fsl.inference.exits.exit_choice import head_of
 
 OPTIONS = (
     "run", "front", "exits", "distillation", "temperature", "epochs", "batch_size", "learning_rate", "eta",
     "confidence", "threshold", "within", "seed", "out", "overwrite",
 )  # fmt: skip
-_KINDS: dict[str, type[ExitHead]] = {"linear": LinearExit, "mlp": MLPExit, "conv": ConvExit, "sl_vit": SLViTExit}
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,8 @@ def read_exit_options(arguments: Sequence[str]) -> ExitOptions:
 def _exits(texts: Sequence[str]) -> dict[str, ExitHead]:
     found: dict[str, ExitHead] = {}
     for text in texts:
-        point, _, kind = text.partition(":")
-        kind, _, width = kind.partition(":")
-        if kind not in _KINDS or not point or point in found:
-            raise ConfigError(
-                f"exits={text}: name each point once with a head, {', '.join(_KINDS)}, as in exits=pool1:mlp"
-            )
-        if width and (not width.isdecimal() or not int(width) or kind == "linear"):
-            raise ConfigError(f"exits={text}: a width is a whole number from 1 on, of mlp, conv or sl_vit")
-        found[point] = _KINDS[kind](**({"width": int(width)} if width else {}))
+        point, _, head = text.partition(":")
+        if not head or not point or point in found:
+            raise ConfigError(f"exits={text}: name each point once with a head, as in exits=pool1:mlp,pool2:conv:16")
+        found[point] = head_of(head, f"exits={text}")
     return found

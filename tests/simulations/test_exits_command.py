@@ -12,6 +12,7 @@ from fsl.simulations.fsl_simulate import command as simulate
 
 from fsl.files import load_tensors
 from fsl.inference.exits import Distillation, collect_outputs, load_exits
+from fsl.inference.exits.leaving import rows_for_heads
 from fsl.objective import BCE, MSE, NextToken, Segmentation
 
 SMALL = [
@@ -128,7 +129,7 @@ def test_ctrl_c_as_heads_learn_from_the_model_leaves_nothing(run, tmp_path, caps
 
 def test_heads_do_not_learn_from_rows_that_choose_when_to_leave(run):
     found = read_trained_run(run)
-    parts = fsl_exits._parts(found, seed=0)
+    parts = rows_for_heads(found.data, seed=0)
     order = torch.cat([part.inputs for part in parts]).flatten(1)
     assert sorted(order.tolist()) == sorted(found.data.train.inputs.flatten(1).tolist())
     assert len(parts[1]) == round(0.1 * len(order))

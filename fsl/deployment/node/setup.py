@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +122,8 @@ class Setup:
     metrics: tuple[str | Mapping[str, Any], ...] | None = None  # None: those that are usual for the objective
     own: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # the share of its rows on which a device is evaluated
     trained_codecs: tuple[Mapping[str, Any], ...] = ()  # of smashed data, in order: parts of front and back
+    exits: Mapping[str, Any] = field(default_factory=dict)  # early exits that learn with the model, by points
+    exit_weights: Mapping[str, Annotated[float, Meta(ge=0)]] = field(default_factory=dict)
     parties: tuple[str, ...] = ()  # device k is the k-th, with features of its own (vertical split learning)
     protocol: int = PROTOCOL
     version: str = __version__
@@ -170,6 +172,8 @@ class Setup:
             metrics=metrics if metrics is None else tuple(metrics),
             own=own,
             trained_codecs=_trained_codecs(config),
+            exits=config.exits,
+            exit_weights=config.exit_training.get("weights") or {},
             parties=task.parties if isinstance(task, VerticalTask) else (),
         )
 
@@ -248,6 +252,11 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     if setup.trained_codecs:
         up = codec_maker(Spec(Chain, {"stages": list(setup.trained_codecs)}), allowed)()
         model = coded(model, cuts, places, up, task.blank(3), setup.seed)
+    if setup.exits:
+        from fsl.inference.exits.exit_choice import heads_of  # a node without exits needs nothing of it
+        from fsl.inference.exits.exits_in_training import with_exits
+
+        model = with_exits(model, heads_of(setup.exits), task.blank(3), weights=setup.exit_weights, seed=setup.seed)
     strategy = build("strategy", setup.groups["strategy"])
     head = None
     if strategy.local_loss and not edge_only:

@@ -2,6 +2,7 @@
 
 from fsl.inference.exits.break_even import Bypass, bypass_at, pays
 from fsl.inference.exits.copycat import copycat
+from fsl.inference.exits.exit_choice import Exits
 from fsl.inference.exits.exit_courses import TrainedPhase
 from fsl.inference.exits.exit_folder import SavedExits, load_exits, save_exits
 from fsl.inference.exits.exit_heads import ConvExit, ExitHead, FusionExit, LinearExit, MLPExit, SLViTExit
@@ -13,6 +14,7 @@ from fsl.inference.exits.exit_seconds import ExitSeconds, exit_seconds
 from fsl.inference.exits.exit_thresholds import Thresholds
 from fsl.inference.exits.exit_training import train_exits
 from fsl.inference.exits.exit_walk import ExitCosts, ExitResult, Onward, PartialResult
+from fsl.inference.exits.exits_in_training import with_exits
 from fsl.inference.exits.head_widths import width_for_macs
 from fsl.inference.exits.predictor_training import train_predictors
 from fsl.inference.exits.threshold_search import ChosenThresholds, ThresholdLine, ThresholdLines, choose_thresholds
@@ -29,6 +31,7 @@ __all__ = [
     "ExitPredictor",
     "ExitResult",
     "ExitSeconds",
+    "Exits",
     "FusionExit",
     "LinearExit",
     "MLPExit",
@@ -52,4 +55,5 @@ __all__ = [
     "train_exits",
     "train_predictors",
     "width_for_macs",
+    "with_exits",
 ]
