@@ -9,6 +9,7 @@ from fsl.simulations.console import print_table
 from fsl.simulations.console_scripts import run_command, run_script
 from fsl.simulations.endings import tell
 from fsl.simulations.image_formats import RAW, USUAL_IMAGES, read_format
+from fsl.simulations.profiling.asked_profiles import asked
 from fsl.simulations.profiling.profile_figure import draw_profile
 from fsl.simulations.profiling.profile_options import ProfileOptions, read_options
 from fsl.simulations.profiling.profile_tables import (
@@ -58,6 +59,8 @@ is answered soonest at which rate. The model is that of the overrides (model=res
   profile=FILE         the device's profile.json, which fsl-profile wrote there: this machine is then the edge
   edge_profile=FILE    the edge's: this machine is then the device; with both, nothing is measured, and only device=,
                        link=, rates= and out= count
+  device_at=HOST:PORT  measured there, where fsl-serve profile has the same run; likewise edge_at=; ca=FILE token=FILE,
+                       or insecure=true on this machine; wait=600 seconds at most
   out=FOLDER           of profile.json, profile.csv, best_points.csv and profile.png"""
 
 
@@ -72,9 +75,10 @@ def _run(options: ProfileOptions) -> None:
     link = build_kind("link", top.link, LinkProfile)
     given = {name: read_profile(path) for name, path in _files(options).items()}
     subject = None
-    if options.measures:
+    if options.measures or options.device_at or options.edge_at:
         subject = of_configuration(top) if options.run is None else of_run(options.run, options.front)
-    measured = None if subject is None else _measured(options, subject, given, device_profile)
+        given = asked(options, subject, given)
+    measured = _measured(options, subject, given, device_profile) if subject and options.measures else None
     device, edge = _sides(options, given, measured)
     power = DevicePower.of(device_profile, link) if options.names_device else None
     formats = _image_formats(options, subject, top)
@@ -109,7 +113,7 @@ def _measured(
     other = next(iter(given.values()), None)
     points = subject.points(options.points if other is None else other.names)
     if other is not None and other.digest != points.digest():
-        path = _files(options)[next(iter(given))]
+        path = options.others[next(iter(given))]
         raise ConfigError(
             f"{path} is the profile of another model ({other.model}), or of other weights; give the same options, or "
             "the same run, as there"
@@ -153,7 +157,7 @@ def _image_formats(options: ProfileOptions, subject: ProfiledModel | None, top: 
 
 
 def _about_rates(options: ProfileOptions, costs: SplitCosts, link: LinkProfile) -> str:
-    if options.edge_profile is not None or options.profile is not None:
+    if any(options.others.values()):
         edge = f"device: {costs.device.machine}; edge: {costs.edge.machine}"
     elif options.edge_speed != 1 or options.device_speed != 1:
         speeds = {"device": options.device_speed, "edge": options.edge_speed}

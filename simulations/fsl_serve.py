@@ -8,6 +8,7 @@ from fsl.simulations.error_lines import one_line
 from fsl.simulations.serving.serve_demo import serve_demo
 from fsl.simulations.serving.serve_device import serve_device
 from fsl.simulations.serving.serve_edge import serve_edge
+from fsl.simulations.serving.serve_profile import serve_profile
 from fsl.simulations.serving.serve_tokens import make_key, make_token
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,12 +17,14 @@ from fsl.errors import ConfigError, FslError
 
 _USAGE = """usage: fsl-serve edge   run=FOLDER address=HOST:PORT cert=FILE cert-key=FILE token-key=FILE [name=value ...]
        fsl-serve device run=FOLDER edge=HOST:PORT[,...] ca=FILE token=FILE [name=value ...]
+       fsl-serve profile run=FOLDER address=HOST:PORT cert=FILE cert-key=FILE token-key=FILE [name=value ...]
        fsl-serve key    [out=FOLDER]
        fsl-serve token  key=FILE name=NAME [days=30] [out=FILE]
        fsl-serve demo   [run=FOLDER] [seconds=60] [page=127.0.0.1:8050] [name=value ...]
 
 edge serves the model of a finished run of fsl-simulate until Ctrl-C; device sends it rows of the run's data set, and
-prints accuracy, latency and fallbacks. Both read the same run. key makes an operator's key pair, and token a token that
+prints accuracy, latency and fallbacks. Both read the same run. profile measures the model on its machine for who asks
+(fsl-profile run=FOLDER device_at=HOST:PORT). key makes an operator's key pair, and token a token that
 lets a device ask. demo trains a small model if there is none, starts an edge and two devices on links that change, and
 shows on a page what they do.
 
@@ -40,6 +43,9 @@ edge:
   lean=HOST:PORT      where questions travel; default: the port behind address's; none: over gRPC, more slowly
   client-ca=FILE      ask devices for certificates that this CA signed
   allow=PACKAGE       more packages that devices' codecs may be from
+
+profile, beside address, cert, cert-key, client-ca and token-key:
+  power=6.4           watts that this machine draws as it computes, for energy
 
 device:
   point=NAME          where it divides the model; default: the last exit, or else the first cut, or input
@@ -72,6 +78,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "edge": serve_edge,
     "device": serve_device,
     "demo": serve_demo,
+    "profile": serve_profile,
     "key": make_key,
     "token": make_token,
 }

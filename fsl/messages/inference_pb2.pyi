@@ -154,3 +154,35 @@ class SignedServingToken(_message.Message):
     token: bytes
     signature: bytes
     def __init__(self, token: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AskedProfile(_message.Message):
+    __slots__ = ("token", "protocol", "version", "model", "points", "batch", "repetitions", "warm_up", "checks")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    REPETITIONS_FIELD_NUMBER: _ClassVar[int]
+    WARM_UP_FIELD_NUMBER: _ClassVar[int]
+    CHECKS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    protocol: int
+    version: str
+    model: str
+    points: _containers.RepeatedScalarFieldContainer[str]
+    batch: int
+    repetitions: int
+    warm_up: int
+    checks: int
+    def __init__(self, token: _Optional[bytes] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., model: _Optional[str] = ..., points: _Optional[_Iterable[str]] = ..., batch: _Optional[int] = ..., repetitions: _Optional[int] = ..., warm_up: _Optional[int] = ..., checks: _Optional[int] = ...) -> None: ...
+
+class ToldProfile(_message.Message):
+    __slots__ = ("protocol", "version", "profile")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    version: str
+    profile: str
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., profile: _Optional[str] = ...) -> None: ...

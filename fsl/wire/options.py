@@ -13,6 +13,7 @@ from fsl.wire.pem_files import Pem, PemFiles
 METHOD = "/fsl.wire.Edge/Train"
 PEER_METHOD = "/fsl.wire.Edge/Peer"
 INFER_METHOD = "/fsl.wire.Edge/Infer"
+PROFILE_METHOD = "/fsl.wire.Edge/Profile"
 KEEPALIVE = 20.0  # seconds of silence after which gRPC pings a connection
 
 

@@ -1,6 +1,7 @@
 """Reads the command line of fsl-profile: its own options, and overrides of fsl-simulate for the rest."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ T = TypeVar("T")
 
 OWN = (
     "run", "front", "points", "batch", "repetitions", "warm_up", "threads", "checks", "profile", "edge_profile",
+    "device_at", "edge_at", "ca", "token", "insecure", "wait",
     "device_speed", "edge_speed", "rates", "images", "out",
 )  # fmt: skip
 RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0)
@@ -34,6 +36,12 @@ class ProfileOptions:
     checks: int
     profile: Path | None
     edge_profile: Path | None
+    device_at: str | None
+    edge_at: str | None
+    ca: Path | None
+    token: Path | None
+    insecure: bool
+    wait: float
     device_speed: float
     edge_speed: float
     rates: tuple[float, ...]
@@ -48,7 +56,12 @@ class ProfileOptions:
     @property
     def measures(self) -> bool:
         """Whether a model is measured here."""
-        return self.profile is None or self.edge_profile is None
+        return not all(given is not None for given in self.others.values())
+
+    @property
+    def others(self) -> dict[str, Path | str | None]:
+        """Where each side's profile comes from, if not from this machine: a file, or who is asked for it."""
+        return {"device": self.profile or self.device_at, "edge": self.edge_profile or self.edge_at}
 
 
 def read_options(arguments: Sequence[str]) -> ProfileOptions:
@@ -69,6 +82,12 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
         checks=_number(own, "checks", int, 3, 0),
         profile=_path(own, "profile"),
         edge_profile=_path(own, "edge_profile"),
+        device_at=own.get("device_at"),
+        edge_at=own.get("edge_at"),
+        ca=_path(own, "ca"),
+        token=_path(own, "token"),
+        insecure=_flag(own, "insecure"),
+        wait=_number(own, "wait", float, 600.0, 0.001),
         device_speed=_number(own, "device_speed", float, 1.0, 1e-6),
         edge_speed=_number(own, "edge_speed", float, 1.0, 1e-6),
         rates=_rates(own),
@@ -81,7 +100,7 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
 
 def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
     others = [text for text in options.overrides if _key(text).partition(".")[0] not in _OF_PROFILES]
-    if not options.measures:
+    if options.profile is not None and options.edge_profile is not None:
         idle = [f"{name}={own[name]}" for name in _OF_MEASURING if name in own]
         if idle := [*idle, *others]:
             raise ConfigError(f"{idle[0]}: with profile= and edge_profile= nothing is measured here; leave this out")
@@ -97,11 +116,37 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
             "many times as fast nobody knows the power; leave one out"
         )
     given = next((name for name in ("profile", "edge_profile") if name in own), None)
+    _refuse_asking(own)
     if options.points is not None and given is not None:
         raise ConfigError(f"points={own['points']}: they are those of {given}={own[given]}; leave points out")
+    given = given or next((name for name in ("device_at", "edge_at") if name in own), None)
     for name in ("device_speed", "edge_speed"):
         if name in own and given is not None:
             raise ConfigError(f"{name}={own[name]}: {given}={own[given]} tells another machine's; leave one out")
+
+
+def _refuse_asking(own: Mapping[str, str]) -> None:
+    """ConfigError where who is asked for a profile, and how, do not go together."""
+    for side, file in (("device_at", "profile"), ("edge_at", "edge_profile")):
+        if side in own and file in own:
+            raise ConfigError(f"{side}={own[side]}, {file}={own[file]}: both tell one side's profile; leave one out")
+        if side in own and not _ADDRESS.fullmatch(own[side]):
+            raise ConfigError(f"{side}={own[side]}: give host:port, where fsl-serve profile listens")
+    asks = "device_at" in own or "edge_at" in own
+    for name in ("ca", "token", "insecure", "wait"):
+        if name in own and not asks:
+            raise ConfigError(f"{name}={own[name]}: nobody is asked for a profile; give device_at= or edge_at=, too")
+    if "ca" in own and _flag(own, "insecure"):
+        raise ConfigError("insecure=true with ca: nothing would be encrypted; leave out one of them")
+
+
+_ADDRESS = re.compile(r"[^\s:]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
+
+
+def _flag(own: Mapping[str, str], name: str) -> bool:
+    if (text := own.get(name, "false")) not in ("true", "false"):
+        raise ConfigError(f"{name}={text}: it must be true or false")
+    return text == "true"
 
 
 def _key(argument: str) -> str:

@@ -7,13 +7,12 @@ from contextlib import ExitStack
 import torch
 from fsl.simulations.endings import tell
 from fsl.simulations.serving.serve_options import ServeOptions
+from fsl.simulations.serving.serve_tokens import certificates_of_edge, operator_keys
 from fsl.simulations.serving.served_run import MODEL_OPTIONS, served_run
 
 from fsl.deployment.extra_installed import needs_prometheus
-from fsl.errors import ConfigError
 from fsl.inference.serving import Batching, InferenceEdge
 from fsl.inference.serving.edge_counts import EdgeCounts
-from fsl.inference.serving.serving_tokens import load_operator_public_key
 from fsl.inference.serving.thread_turns import short_turns
 
 EDGE_OPTIONS = (
@@ -27,13 +26,7 @@ _LOOK = 0.5  # seconds between two looks for a signal
 def serve_edge(arguments: Sequence[str]) -> None:
     """Serve until KeyboardInterrupt."""
     options = ServeOptions(arguments, EDGE_OPTIONS)
-    certificates = options.certificates({"ca": "client-ca", "certificate": "cert", "key": "cert-key"})
-    if certificates is not None and (certificates.certificate is None or certificates.key is None):
-        raise ConfigError(
-            "an edge needs cert and cert-key (fsl-certs makes them for trying); insecure=true does without TLS, on "
-            "this machine alone"
-        )
-    keys = [load_operator_public_key(options.path("token-key"))] if options.has("token-key") else None
+    certificates, keys = certificates_of_edge(options), operator_keys(options)
     batching = Batching(options.whole("max-rows", 1, 1) or 1, options.number("max-wait", 0.0, zero=True) or 0.0)
     torch.set_num_threads(options.whole("threads", 1, 1) or 1)
     with ExitStack() as stack:

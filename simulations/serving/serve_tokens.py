@@ -4,14 +4,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from fsl.simulations.serving.serve_options import ServeOptions
 
 from fsl.errors import ConfigError
 from fsl.files import write_bytes, write_text
-from fsl.inference.serving.serving_tokens import ServingGrant, load_operator_key, sign_grant
+from fsl.inference.serving.serving_tokens import (
+    ServingGrant,
+    load_operator_key,
+    load_operator_public_key,
+    sign_grant,
+)
 from fsl.private_files import read_private
+from fsl.wire.options import Certificates
 
 KEY_OPTIONS = ("out",)
 TOKEN_OPTIONS = ("key", "name", "days", "out")
@@ -55,3 +61,19 @@ def read_token(path: Path) -> bytes:
         return bytes.fromhex(data.decode("ascii").strip())
     except ValueError:
         raise ConfigError(f"token={path}: it holds no token; fsl-serve token makes one") from None
+
+
+def certificates_of_edge(options: ServeOptions) -> Certificates | None:
+    """Returns the certificate files of whom others ask; None with insecure=true. ConfigError where some are missing."""
+    certificates = options.certificates({"ca": "client-ca", "certificate": "cert", "key": "cert-key"})
+    if certificates is not None and (certificates.certificate is None or certificates.key is None):
+        raise ConfigError(
+            "an edge needs cert and cert-key (fsl-certs makes them for trying); insecure=true does without TLS, on "
+            "this machine alone"
+        )
+    return certificates
+
+
+def operator_keys(options: ServeOptions) -> list[Ed25519PublicKey] | None:
+    """Returns the public keys by which tokens are checked; None where everybody may ask."""
+    return [load_operator_public_key(options.path("token-key"))] if options.has("token-key") else None

@@ -1,5 +1,7 @@
 """A finished run's model, at the points where it is served."""
 
+from collections.abc import Sequence
+
 from fsl.simulations.fsl_export import TrainedRun, read_trained_run
 from fsl.simulations.serving.serve_options import ServeOptions
 
@@ -9,13 +11,13 @@ MODEL_OPTIONS = ("run", "points", "front")
 ALL = "all"
 
 
-def served_run(options: ServeOptions) -> tuple[TrainedRun, SplitPoints]:
-    """Read the run that options name, and divide its model: at the run's own cuts, unless they name points.
+def served_run(options: ServeOptions, usual: Sequence[str] | None = None) -> tuple[TrainedRun, SplitPoints]:
+    """Read the run that options name, and divide its model: at the `usual` points, unless they name others.
 
-    ConfigError, or SplitError for a point that the model does not have.
+    `usual` None: the run's own cuts. ConfigError, or SplitError for a point that the model does not have.
     """
     run = read_trained_run(options.path("run"))
     trained = run.trained
-    points = options.texts("points") or list(trained.cuts)
+    points = options.texts("points") or list(trained.cuts if usual is None else usual)
     example = trained.inputs().rows
     return run, SplitPoints(trained.whole(options.whole("front", None)), example, None if ALL in points else points)

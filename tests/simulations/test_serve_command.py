@@ -144,8 +144,8 @@ def test_an_edge_is_started_asked_with_a_token_and_ended(runs):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "say what to do: edge, device, demo, key, token; none is given"),
-        (("serve",), "say what to do: edge, device, demo, key, token; 'serve' is none"),
+        ((), "say what to do: edge, device, demo, profile, key, token; none is given"),
+        (("serve",), "say what to do: edge, device, demo, profile, key, token; 'serve' is none"),
         (("edge", "run"), "run: write options as name=value: run, points, front, address"),
         (("edge", "adress=x"), "there is no option 'adress'; did you mean 'address'?"),
         (("edge", "run=x", "run=y"), "run: it is given twice"),

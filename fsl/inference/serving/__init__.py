@@ -7,6 +7,8 @@ from fsl.inference.serving.device_exits import DeviceExits
 from fsl.inference.serving.edge_counts import EdgeFigures
 from fsl.inference.serving.inference_device import EdgeStatus, InferenceDevice
 from fsl.inference.serving.inference_edge import InferenceEdge
+from fsl.inference.serving.profile_asking import ask_profile
+from fsl.inference.serving.profile_service import ProfileService
 from fsl.inference.serving.serving_tokens import ServingGrant, check_grant, sign_grant
 
 __all__ = [
@@ -19,8 +21,10 @@ __all__ = [
     "EdgeStatus",
     "InferenceDevice",
     "InferenceEdge",
+    "ProfileService",
     "ServingGrant",
     "UnansweredError",
+    "ask_profile",
     "check_grant",
     "sign_grant",
 ]
