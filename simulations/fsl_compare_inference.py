@@ -7,16 +7,17 @@ from pathlib import Path
 
 from fsl.simulations.comparing.compare_figure import draw_comparison
 from fsl.simulations.comparing.compare_options import CompareOptions, read_options
-from fsl.simulations.comparing.compare_tables import compare_csv, compare_table
+from fsl.simulations.comparing.compare_tables import common_of_rows, compare_csv, compare_table
 from fsl.simulations.comparing.compared_exits import compared_exits
 from fsl.simulations.comparing.compared_streams import compared
 from fsl.simulations.comparing.contender import Contender, bottleneck_names, contender, refuse_unlike
 from fsl.simulations.console import print_table
 from fsl.simulations.console_scripts import run_command, run_script
 from fsl.simulations.endings import tell
+from fsl.simulations.reports.common_figure import common_csv, draw_common
 from fsl.simulations.reports.tables import markdown_of
 
-from fsl.files import write_text
+from fsl.files import write_json, write_text
 from fsl.run.plotting import save_figure
 
 _USAGE = """usage: fsl-compare-inference run=FOLDER [option=value ...]
@@ -39,7 +40,7 @@ accuracy on the run's test rows, bytes, latency, energy and the weights on the d
   edge_speed=10        assume an edge so many times as fast as this machine; device_speed=0.1: a device
   rows=1000            test rows that answers are scored on (validation or training rows where there are no others)
   repetitions=30       of the profile, with threads=1 of torch
-  out=FOLDER           of comparison.csv, comparison.md and comparison.png"""
+  out=FOLDER           of comparison.csv, .md and .png, and of fsl's common metrics: common.csv, .json and .png"""
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -68,6 +69,11 @@ def _run(options: CompareOptions) -> None:
     write_text(out / "comparison.csv", compare_csv(rows))
     write_text(out / "comparison.md", "\n\n".join([*_about(options, main), *map(markdown_of, tables)]) + "\n")
     save_figure(figure, out / "comparison.png")
+    common = common_of_rows(rows, has_accuracy=quality == "accuracy")
+    write_text(out / "common.csv", common_csv(common, "policy"))
+    write_json(out / "common.json", {label: values.to_json() for label, values in common.items()})
+    if (drawn := draw_common(common_of_rows(rows, quality == "accuracy", first=True), "Common metrics")) is not None:
+        save_figure(drawn, out / "common.png")
     tell(f"tables, CSV and figure: {os.path.relpath(out)}")
 
 

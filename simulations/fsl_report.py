@@ -14,6 +14,7 @@ from fsl.simulations.console import print_table
 from fsl.simulations.endings import silence_stdout
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.reports.attack_findings import attacks_csv, attacks_table, reconstructions
+from fsl.simulations.reports.common_figure import common_csv, common_of_groups, common_picture, common_table
 from fsl.simulations.reports.compare import Comparison, compare
 from fsl.simulations.reports.csv_tables import against_csv, groups_csv, paired_csv, runs_csv
 from fsl.simulations.reports.curves import pictures
@@ -34,7 +35,7 @@ from fsl.run.plotting import FORMATS, check_formats, to_bytes
 from fsl.run.run_folder import RunFolder
 
 _FORMS = ("table", "latex", "markdown")
-_FIGURES = ("learning", "bytes", "time", "final", "against", "reconstructed-*")
+_FIGURES = ("learning", "bytes", "time", "final", "against", "common", "reconstructed-*")
 _PARTS = ("paired.csv", "against.csv", "privacy.csv", "attacks.csv")  # files that not every report has
 
 Folder = str | PathLike[str]
@@ -94,6 +95,7 @@ def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
     found = [
         ("Results", groups_table(comparison, "results")),
         ("Costs", costs if len(costs.head) > costs.names else None),
+        ("Common metrics", common_table(common_of_groups(comparison), "group")),
         ("Epsilon of the worst run and device", privacy_table(comparison)),
         ("Attacks", attacks_table(comparison)),
         (f"Difference in {metric} to {comparison.baseline}, seed by seed", paired_table(comparison)),
@@ -105,7 +107,8 @@ def tables_of(comparison: Comparison) -> list[tuple[str, Table]]:
 def _files(comparison: Comparison, out: Path, title: str, formats: Sequence[str]) -> dict[str, bytes]:
     """Returns all files of a report, by name."""
     effect = draw_response(comparison)
-    drawn = [*pictures(comparison), *([] if effect is None else [effect]), *reconstructions(comparison)]
+    common = common_picture(comparison)
+    drawn = [*pictures(comparison), *(one for one in (effect, common) if one is not None), *reconstructions(comparison)]
     tables, said = tables_of(comparison), notes(comparison)
     parts = {
         "paired.csv": paired_csv(comparison),
@@ -116,6 +119,7 @@ def _files(comparison: Comparison, out: Path, title: str, formats: Sequence[str]
     texts = {
         "report.csv": groups_csv(comparison),
         "runs.csv": runs_csv(comparison),
+        "common.csv": common_csv(common_of_groups(comparison), "group"),
         **{name: text for name, text in parts.items() if text},
         "report.tex": in_markup(tables, "latex", said),
         "report.md": in_markup(tables, "markdown", said),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsl.run import provenance
+from fsl.run.common_of_run import common_of_run, peak_memory
 from fsl.run.divergence import diverged_in
 from fsl.run.label import Label
 
@@ -53,6 +54,7 @@ def summary_of(
         "totals": {key: _total(rows, key) for key in _TOTALS},
         "stopped_early": stopped,
         "wall_seconds": seconds,
+        "common": common_of_run(rows, peak_memory()).to_json(),
         **({} if classes is None else {"classes": classes}),
         "seed": seed,
         "weights": weights,

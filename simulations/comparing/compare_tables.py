@@ -9,6 +9,8 @@ from fsl.simulations.reports.csv_tables import csv_text
 from fsl.simulations.reports.measures import NOTHING
 from fsl.simulations.reports.tables import Table
 
+from fsl.inference.comparison import common_of_policy
+from fsl.metrics.common_metrics import CommonValues
 from fsl.run.observers import human_bytes
 
 
@@ -47,6 +49,18 @@ def compare_csv(rows: Sequence[ComparedRow]) -> str:
         choices = "; ".join(f"{title}: {times}" for title, times in row.figures.choices.items())
         lines.append({"link": row.link, "load": row.load, **figures, "exact": row.exact, "choices": choices})
     return csv_text(lines)
+
+
+def common_of_rows(rows: Sequence[ComparedRow], has_accuracy: bool, first: bool = False) -> dict[str, CommonValues]:
+    """Returns the common metrics of each policy over each link at each load; `first`: over the first ones alone."""
+    own = [row for row in rows if not first or (row.link, row.load) == (rows[0].link, rows[0].load)]
+    several = len({(row.link, row.load) for row in own}) > 1
+    return {
+        f"{row.figures.policy}{f', {row.link}, load {row.load:g}' if several else ''}": common_of_policy(
+            row.figures, has_accuracy=has_accuracy
+        )
+        for row in own
+    }
 
 
 def _milli(value: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fsl.simulations.reports.attack_findings import attacks_table
+from fsl.simulations.reports.common_figure import common_of_groups, common_table
 from fsl.simulations.reports.compare import Comparison
 from fsl.simulations.reports.curves import Picture
 from fsl.simulations.reports.privacy_spent import privacy_table
@@ -35,6 +36,7 @@ def page(
         results=groups_table(comparison, "results"),
         costs=costs if len(costs.head) > costs.names else None,
         paired=paired_table(comparison),
+        common=common_table(common_of_groups(comparison), "group"),
         privacy=privacy_table(comparison),
         attacked=attacks_table(comparison),
         against=against_table(comparison),

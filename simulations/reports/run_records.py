@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fsl.errors import CheckpointError, ConfigError
+from fsl.metrics.common_metrics import CommonValues
+from fsl.run.common_of_run import common_of_run
 from fsl.run.divergence import diverged_in
 from fsl.run.run_folder import RunFolder
 
@@ -45,6 +47,7 @@ class RunRecord:
     command: str = ""
     written: float = 0.0  # seconds since 1970
     diverged_in: int | None = None  # the round in which it diverged
+    common: CommonValues = field(default_factory=CommonValues)
 
     @property
     def state(self) -> str:
@@ -127,6 +130,7 @@ def _read(folder: Path) -> RunRecord:
         command=command_of(
             summary.get("command"), _extended(overrides, composed, last), _hydra(folder / ".hydra" / "hydra.yaml")
         ),
+        common=replace(common_of_run(rows), memory_bytes=CommonValues.of_json(summary.get("common")).memory_bytes),
         written=run.metrics_path.stat().st_mtime if rows else 0.0,
     )
 

@@ -63,6 +63,7 @@ def test_each_policy_stands_in_the_table_for_each_link_and_load(done, runs):
         "bottleneck units rate 0", "bottleneck units rate 1", "rates of units in time", "exits, cut at pool1",
     ]  # fmt: skip
     assert {path.name for path in (runs / "out").iterdir()} == {
+        "common.csv", "common.json", "common.png",
         "comparison.csv", "comparison.md", "comparison.png",
     }  # fmt: skip
     assert (runs / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -228,7 +229,11 @@ def test_images_bytes_are_those_of_the_scored_rows(runs, done):
 @pytest.mark.parametrize(("quality", "height"), [("loss", 0.5), ("accuracy", -50.0)])
 def test_figures_have_losses_as_they_are(quality, height):
     """Minus a loss that is below zero is above: nobody may take it for an accuracy."""
-    one = PolicyFigures("mine", -0.5, 1.0, math.inf, 0.1, 0.2, math.inf, 0.9, 0.9, None, 0, 0, False, {})
+    one = PolicyFigures(
+        policy="mine", quality=-0.5, up_bytes=1.0, down_bytes=0.0, mean=math.inf, p50=0.1, p90=0.2, p99=math.inf,
+        answered=0.9, in_time=0.9, throughput=1.0, round_trips=1.0, joules=None, encoder_bytes=0, switches=0,
+        overloaded=False, choices={},
+    )  # fmt: skip
     (panel, _) = draw_comparison([ComparedRow("1", 0.0, one, True)], quality).axes[:2]
     assert [list(line.get_ydata()) for line in panel.get_lines()] == [[height]]
 

@@ -1,5 +1,6 @@
 """Compares ways of dividing a trained model at work: answers, bytes, latency, energy and size."""
 
+from fsl.inference.comparison.common_of_policy import common_of_policy
 from fsl.inference.comparison.cut_way import CutWay, tensor_bytes
 from fsl.inference.comparison.exit_requests import ExitRequests, exit_stage_seconds, simulate_exits
 from fsl.inference.comparison.measured_answers import MeasuredAnswer, measure_answers
@@ -10,6 +11,7 @@ __all__ = [
     "ExitRequests",
     "MeasuredAnswer",
     "PolicyFigures",
+    "common_of_policy",
     "device_weights",
     "exit_stage_seconds",
     "measure_answers",

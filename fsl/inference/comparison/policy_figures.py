@@ -16,26 +16,30 @@ from fsl.inference.split_points import INPUT, OUTPUT, SplitPoints
 _RISE = 0.1  # of the stream's length, by which waiting must have grown until its end where it never ends
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicyFigures:
     """Means over a stream's requests, and percentiles of their seconds; what SC2 calls encoder size, bytes, quality.
 
     `quality`: accuracy, or minus the loss, of each request's choice in the mean. `up_bytes` of a request, probes
     included. `joules` of the device for one, without probes (None: power is not known). `encoder_bytes`: weights that
     the device needs for all the choices made, each tensor once. `answered`: the share of requests that were; seconds
-    are infinite where one was not. `in_time`: the share that was within the deadline. `overloaded`: all were answered,
-    and came faster than they were served, so that seconds say how long the stream was, and nothing else.
+    are infinite where one was not. `in_time`: the share that was within the deadline. `throughput`: answers a second,
+    from the first arrival to the last answer. `round_trips`: of a request, to the edge. `overloaded`: all were
+    answered, and came faster than they were served, so that seconds say how long the stream was, and nothing else.
     """
 
     policy: str
     quality: float
     up_bytes: float
+    down_bytes: float
     mean: float
     p50: float
     p90: float
     p99: float
     answered: float
     in_time: float
+    throughput: float
+    round_trips: float
     joules: float | None
     encoder_bytes: int
     switches: int
@@ -64,12 +68,15 @@ def policy_figures(
         policy=result.policy,
         quality=sum(qualities[choice] * times for choice, times in made.items()) / count,
         up_bytes=result.up_bytes / count,
+        down_bytes=sum(request.spent.down_bytes for request in result.requests) / count,
         mean=result.mean,
         p50=p50,
         p90=p90,
         p99=p99,
         answered=float(np.isfinite(seconds).mean()),
         in_time=float((np.isfinite(seconds) & (seconds <= deadline_seconds)).mean()),
+        throughput=_throughput(result),
+        round_trips=sum(bool(request.spent.up_bytes) for request in result.requests) / count,
         joules=None if joules is None else joules / count,
         encoder_bytes=sum({tensor: size for choice in made for tensor, size in weights[choice].items()}.values()),
         switches=result.switches,
@@ -88,6 +95,12 @@ def device_weights(points: SplitPoints, choices: Sequence[SplitChoice]) -> dict[
     for point in {choice.point for choice in choices} - {INPUT, OUTPUT}:
         sizes[point] = tensor_bytes(points.parts(point)[0])
     return {choice: sizes[choice.point] for choice in choices}
+
+
+def _throughput(result: StreamResult) -> float:
+    ends = [request.end for request in result.requests if math.isfinite(request.end)]
+    span = max(ends) - result.requests[0].arrival if ends else 0.0
+    return len(ends) / span if span else 0.0
 
 
 def _overloaded(result: StreamResult) -> bool:
