@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from fsl.inference.exits import ExitModel, collect_outputs, save_exits, train_ex
 from fsl.inference.exits.exit_choice import Exits
 from fsl.inference.exits.exits_in_training import exit_model, refuse_cut_inside, with_exits
 from fsl.inference.exits.leaving import leaving_confidence, rows_for_heads
+from fsl.models.lora import has_adapters
 from fsl.models.vertical_model import VerticalModel
 from fsl.objective import CrossEntropy, Objective, Segmentation, TokenClassification
 from fsl.round.workload import Workload
@@ -65,8 +67,10 @@ class RunExits:
             raise ConfigError("exits: a VerticalModel's rows are at several parties; leave exits out")
         _refuse_objective(workload.objective)
         blank = workload.data.blank(3)
-        if exits.how != "joint":
+        _try_to_keep(
             ExitModel(copy.deepcopy(workload.model), exits.heads, blank, confidence=exits.confidence, seed=seed)
+        )
+        if exits.how != "joint":
             return workload
         if several:
             raise ConfigError("exits, with cuts: heads lie on one side of a cut for all devices; leave out one of them")
@@ -137,6 +141,14 @@ class RunExits:
                 f"exits.how={exits.how}, with privacy: heads would learn from training rows without it; train them by "
                 "fsl-exits on rows that need no protection"
             )
+
+
+def _try_to_keep(model: ExitModel) -> None:
+    """ConfigError for a model that could not be written with its exits once it is trained."""
+    if has_adapters(model.backbone):
+        raise ConfigError("exits, with lora: what is written with exits is a plain model; leave out one of them")
+    with tempfile.TemporaryDirectory(prefix="fsl-exits-") as folder:
+        save_exits(folder, model)
 
 
 def _refuse_objective(objective: Objective) -> None:

@@ -83,10 +83,12 @@ def _others(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     found = {
         f"{prefix}{name}{figure}" for prefix in ("", "validation_", "own_") for name in names for figure in _FIGURES
     }
-    return {key: value for key, value in row.items() if key in found and key not in ("loss", "accuracy")}
+    kept = {key: value for key, value in row.items() if key in found and key not in ("loss", "accuracy")}
+    return kept | {key: value for key, value in row.items() if key.startswith(_AT_EXITS)}
 
 
 _FIGURES = ("", "_std", "_worst")
+_AT_EXITS = tuple(f"{prefix}{name}_at_" for prefix in ("", "validation_") for name in ("loss", "accuracy"))
 
 
 def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:

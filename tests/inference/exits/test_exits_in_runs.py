@@ -115,6 +115,8 @@ def test_rounds_tell_what_exits_would_score(tmp_path):
     assert [told_of[f"accuracy_at_{p}"] for p in ("conv", "conv2")] == pytest.approx(list(outputs.means()[:2]))
     assert told_of["accuracy"] == pytest.approx(float(outputs.means()[2]))
     assert saved.thresholds is not None
+    final = done.folder.read_summary()["final"]
+    assert final["accuracy_at_conv"] == told_of["accuracy_at_conv"]
 
 
 def test_a_run_s_model_is_that_of_a_program_without_exits(tmp_path):
@@ -229,6 +231,7 @@ class Twice(nn.Module):
         ({"exits": HEADS, "privacy": "dp_sgd"}, "with privacy"),
         ({"exits": HEADS, "up": fsl.codecs.Bottleneck(channels=2)}, "trained codec"),
         ({"exits": {"conv": "linear"}, "model": Twice(), "cut": "conv"}, "passes 'conv' 2 times|cannot be had"),
+        ({"exits": HEADS, "model": fsl.lora(small_model(), targets=["head.1"])}, "with lora"),
         ({"exits": HEADS, "objective": "bce"}, "exits of runs are of classes"),
     ],
 )
