@@ -22,7 +22,7 @@ COMMON = (
     CommonMetric(
         "accuracy", "accuracy", "share", True,
         "right answers among the test targets that count, in the last evaluated round",
-        "right answers of the choices that the policy made, as measured on the run's test rows, a mean over requests",
+        "right answers of the choices made, as measured on the run's test rows, a mean over all requests",
     ),
     CommonMetric(
         "loss", "loss", "", False,
@@ -108,12 +108,12 @@ class CommonValues:
     @staticmethod
     def of_json(given: Any) -> "CommonValues":
         """Read what `to_json` gave, and what of it an older run has; keys that are none of them are left out."""
-        known = {field.name for field in fields(CommonValues)}
         values = given if isinstance(given, Mapping) else {}
-        return CommonValues(
-            **{
-                key: float(value)
-                for key, value in values.items()
-                if key in known and isinstance(value, int | float) and not isinstance(value, bool)
-            }
-        )
+        return CommonValues(**{field.name: _number(values.get(field.name)) for field in fields(CommonValues)})
+
+
+def _number(value: object) -> float | None:
+    """Returns a finite number of a file; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -20,7 +20,7 @@ def common_of_run(rows: Sequence[Mapping[str, Any]], memory_bytes: float | None 
     if not rows:
         return CommonValues(memory_bytes=memory_bytes)
     clock = "sim_seconds" if all(_number(row.get("sim_seconds")) for row in rows) else "seconds"
-    seconds = [float(row[clock]) for row in rows if _number(row.get(clock))]
+    seconds = [float(row[clock]) for row in rows if _number(row.get(clock)) and row.get("devices", 1)]
     examples = _total(rows, "examples")
     sent = [_total(rows, key) for key in _BYTES]
     return CommonValues(

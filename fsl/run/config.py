@@ -176,16 +176,17 @@ def build_memory(config: Mapping[str, Any]) -> ErrorBoundedMemory | None:
 def build_exits(heads: Mapping[str, Any], config: Mapping[str, Any]) -> "Exits | None":
     """The early exits of a run, from the keys `exits` and `exit_training`; None without any."""
     from fsl.inference.exits import Distillation, Exits  # what nodes build their workload with needs nothing of it
-    from fsl.inference.exits.exit_choice import heads_of
+    from fsl.inference.exits.exit_choice import heads_of, weights_of
 
     known = {field.name: hint for field, hint in _typed(Exits) if field.name != "heads"}
-    hints = known | {"distillation": float | None, "temperature": float | None}
+    hints = known | {"distillation": float | None, "temperature": float | None, "weights": Mapping[str, Any]}
     given = {}
     for name, value in config.items():
         if name not in hints:
             raise ConfigError(unknown("key of exit_training", name, list(hints)))
         if (value := checked(f"exit_training.{name}", value, hints[name])) is not None:
             given[name] = value
+    given["weights"] = weights_of(given.get("weights", {}))
     temperature, share = given.pop("temperature", None), given.get("distillation")
     if share is not None:
         given["distillation"] = Distillation(share, 1.0 if temperature is None else temperature)

@@ -16,6 +16,7 @@ from fsl.run.vertical_check import is_vertical
 from fsl.settings.early_stop import EarlyStop
 from fsl.settings.evaluation_settings import Evaluation
 from fsl.settings.federation_settings import CloudStrategy, Federation
+from fsl.split.exit_tap import exit_taps
 from fsl.split.placing import TOP
 
 
@@ -67,12 +68,13 @@ def columns_of(federation: Federation, strategy: CloudStrategy, workload: Worklo
     """Returns the columns of numbers that rounds of this run have, as far as they are known before it."""
     evaluation, private = federation.evaluation, strategy.fronts == "private"
     scores = {"loss": False, **({"accuracy": True} if accurate else {}), **federation.metrics}
+    at_exits = [f"{name}_at_{tap.exit.point}" for tap in exit_taps(workload.model) for name in ("loss", "accuracy")]
     columns: list[str] = [] if federation.privacy is not None and federation.privacy.withheld else ["train_loss"]
     if evaluation.every:
         if federation.tested:
-            columns += _by_devices(scores) if private and not is_vertical(strategy) else scores
+            columns += _by_devices(scores) if private and not is_vertical(strategy) else [*scores, *at_exits]
         if workload.data.validation is not None and not private:
-            columns += [f"validation_{name}" for name in scores]
+            columns += [f"validation_{name}" for name in (*scores, *at_exits)]
         if evaluation.own:
             columns += [f"own_{name}" for name in _by_devices(scores)]
     costs = ("seconds", "sim_seconds", "energy_joules")

@@ -67,9 +67,8 @@ class RunExits:
             raise ConfigError("exits: a VerticalModel's rows are at several parties; leave exits out")
         _refuse_objective(workload.objective)
         blank = workload.data.blank(3)
-        _try_to_keep(
-            ExitModel(copy.deepcopy(workload.model), exits.heads, blank, confidence=exits.confidence, seed=seed)
-        )
+        tried, heads = copy.deepcopy((workload.model, dict(exits.heads)))
+        _try_to_keep(ExitModel(tried, heads, blank, confidence=exits.confidence, seed=seed))
         if exits.how != "joint":
             return workload
         if several:
@@ -91,6 +90,9 @@ class RunExits:
         exits, data = self.exits, workload.data
         if exits is None or result.model is None:
             return
+        if not all(bool(tensor.isfinite().all()) for tensor in _joined(result.states).values()):
+            log.warning("exits: the trained weights are not finite, so that no exits are written")
+            return
         seed, objective = self.federation.training.seed, fit(workload, data.classes).objective
         train, held = rows_for_heads(data, seed)
         if exits.how == "joint":
@@ -101,8 +103,8 @@ class RunExits:
                     "sure; data.validation=0.1 holds rows out for it"
                 )
         else:
-            model = copy.deepcopy(result.model).cpu().eval()
-            found = ExitModel(model, exits.heads, data.blank(3), confidence=exits.confidence, seed=seed)
+            model, heads = copy.deepcopy((result.model, dict(exits.heads)))  # users' own heads stay as they are
+            found = ExitModel(model.cpu().eval(), heads, data.blank(3), confidence=exits.confidence, seed=seed)
             train_exits(
                 found,
                 train,

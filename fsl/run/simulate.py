@@ -267,8 +267,7 @@ def simulate(
             )
         simulation.begin(origin.init_from, resume)
         simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
-        result = simulation.finish()
-        early_exits.keep(result, simulation.workload, folder)
+        result = simulation.finish(partial(early_exits.keep, workload=simulation.workload, folder=folder))
     return Run(result.metrics, result.model, result.states, folder, temporary, result.trained)
 
 

@@ -290,8 +290,11 @@ class Simulation:
         self._stop_early()
         self._stop_if_asked()
 
-    def finish(self) -> Result:
-        """Write the final model and the summary; UntrainedError, then, where no device finished a round."""
+    def finish(self, more: Callable[[Result], None] = lambda result: None) -> Result:
+        """Write the final model, `more`, and the summary; UntrainedError, then, where no device finished a round.
+
+        A run without a summary has not finished.
+        """
         states = self._states()
         model = None
         if self.strategy.fronts == "private":
@@ -309,6 +312,8 @@ class Simulation:
             model.measure(passed(self.workload.data.blank(2).to(self.worker.accelerator)))
         if "head" in states:
             save_tensors(self.folder.head_path, states["head"])
+        result = Result(self.rows, model, states, self._trained(states))
+        more(result)
         self.folder.write_summary(
             summary_of(
                 self.rows,
@@ -327,7 +332,7 @@ class Simulation:
         refuse_untrained(self.rows)
         if self.late is not None:
             raise self.late
-        return Result(self.rows, model, states, self._trained(states))
+        return result
 
     def _trained(self, states: Mapping[str, Mapping[str, Tensor]]) -> TrainedModel:
         data, private = self.workload.data, self.strategy.fronts == "private"

@@ -42,7 +42,7 @@ class EarlyStop:
         """Returns it with a mode; ConfigError where nobody says which is better. `metrics`: whether higher is."""
         if self.mode is not None:
             return self
-        bare = self.metric.removeprefix("validation_").removeprefix("own_").removesuffix("_worst")
+        bare = self.metric.removeprefix("validation_").removeprefix("own_").removesuffix("_worst").partition("_at_")[0]
         higher = True if bare == "accuracy" else metrics.get(bare)
         if self.metric.endswith("_std") or (higher is None and bare.endswith(_LOWER)):
             higher = False

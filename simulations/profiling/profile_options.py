@@ -104,6 +104,8 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
         idle = [f"{name}={own[name]}" for name in _OF_MEASURING if name in own]
         if idle := [*idle, *others]:
             raise ConfigError(f"{idle[0]}: with profile= and edge_profile= nothing is measured here; leave this out")
+    if not options.measures and (mine := next((name for name in ("threads",) if name in own), None)):
+        raise ConfigError(f"{mine}={own[mine]}: nothing is measured here; give it to fsl-serve profile")
     if options.run is not None and others:
         raise ConfigError(f"{others[0]}: run={own['run']} has a model and data of its own; leave this out")
     if coded := next((text for text in options.overrides if _key(text).partition(".")[0] == "codec"), None):
@@ -130,7 +132,7 @@ def _refuse_asking(own: Mapping[str, str]) -> None:
     for side, file in (("device_at", "profile"), ("edge_at", "edge_profile")):
         if side in own and file in own:
             raise ConfigError(f"{side}={own[side]}, {file}={own[file]}: both tell one side's profile; leave one out")
-        if side in own and not _ADDRESS.fullmatch(own[side]):
+        if side in own and not (_ADDRESS.fullmatch(own[side]) and 0 < int(own[side].rpartition(":")[2]) < 1 << 16):
             raise ConfigError(f"{side}={own[side]}: give host:port, where fsl-serve profile listens")
     asks = "device_at" in own or "edge_at" in own
     for name in ("ca", "token", "insecure", "wait"):

@@ -25,7 +25,7 @@ def common_of_answers(
         accuracy=score.accuracy,
         loss=score.loss,
         latency_seconds=p50,
-        latency_p99_seconds=p99,
+        latency_p99_seconds=None if figures.unanswered else p99,
         throughput=answered * rows / took,
         bytes_per_row=(figures.up_bytes + figures.down_bytes) / (answered * rows),
         rounds=figures.answers.get("edge", 0) / answered,

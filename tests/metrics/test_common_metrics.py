@@ -1,6 +1,7 @@
 """fsl's common metrics: by hand from rows and requests, the same keys in a summary, a report and a comparison."""
 
 import json
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -74,6 +75,8 @@ def test_a_policy_s_values_by_hand():
         energy_joules_per_row=0.4, memory_bytes=11.0, completed=0.4,
     )  # fmt: skip
     assert common_of_policy(replace(FIGURES, quality=-2.0), has_accuracy=False).loss == 2.0
+    assert common_of_policy(replace(FIGURES, p99=0.3)).latency_p99_seconds is None  # some have no answer
+    assert common_of_policy(replace(FIGURES, p99=0.3, answered=1.0)).latency_p99_seconds == 0.3
 
 
 def test_a_run_s_summary_and_a_report_have_the_same_keys(tmp_path, monkeypatch):
@@ -115,7 +118,8 @@ def test_values_have_units(key, value, text):
 
 
 def test_an_older_run_s_values_are_none_and_others_are_not_taken():
-    assert CommonValues.of_json(None) == CommonValues.of_json({"accuracy": "high", "own": 3}) == CommonValues()
+    for given in (None, {"accuracy": "high", "own": 3}, {"loss": 10**400}, {"loss": math.nan}, {"rounds": True}):
+        assert CommonValues.of_json(given) == CommonValues()
     assert CommonValues.of_json(CommonValues(loss=float("inf"), rounds=2).to_json()) == CommonValues(rounds=2)
 
 

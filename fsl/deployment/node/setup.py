@@ -173,7 +173,7 @@ class Setup:
             own=own,
             trained_codecs=_trained_codecs(config),
             exits=config.exits,
-            exit_weights=config.exit_training.get("weights") or {},
+            exit_weights=_exit_weights(config),
             parties=task.parties if isinstance(task, VerticalTask) else (),
         )
 
@@ -209,6 +209,15 @@ def _trained_codecs(config: RunConfig) -> tuple[Mapping[str, Any], ...]:
         return ()
     stages = spec.kwargs["stages"] if spec.locate() is Chain else [{"_target_": spec.target, **spec.kwargs}]
     return tuple(stage for stage in stages if issubclass(spec_of(stage).locate(), Learned))
+
+
+def _exit_weights(config: RunConfig) -> dict[str, float]:
+    """The weights of a run's exits by point."""
+    if not config.exits:
+        return {}
+    from fsl.inference.exits.exit_choice import weights_of
+
+    return weights_of(config.exit_training.get("weights") or {})
 
 
 def _wrong(setup: Setup) -> str | None:

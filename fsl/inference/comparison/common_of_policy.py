@@ -14,7 +14,7 @@ def common_of_policy(figures: PolicyFigures, batch: int = 1, *, has_accuracy: bo
         accuracy=figures.quality if has_accuracy else None,
         loss=None if has_accuracy else -figures.quality,
         latency_seconds=_finite(figures.p50),
-        latency_p99_seconds=_finite(figures.p99),
+        latency_p99_seconds=_finite(figures.p99) if figures.answered == 1 else None,
         throughput=figures.throughput * batch,
         bytes_per_row=(figures.up_bytes + figures.down_bytes) / batch,
         rounds=figures.round_trips,

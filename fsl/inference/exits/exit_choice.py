@@ -125,4 +125,18 @@ def heads_of(given: Mapping[str, Any], above: str = "") -> dict[str, ExitHead]:
     return found
 
 
+def weights_of(given: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """Read the weights of a configuration by point, as `heads_of` reads heads."""
+    found: dict[str, float] = {}
+    for name, value in given.items():
+        point = f"{above}{name}"
+        if isinstance(value, Mapping):
+            found |= weights_of(value, f"{point}.")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"exit_training.weights.{point}={value!r}: give a number of at least 0")
+        else:
+            found[point] = float(value)
+    return found
+
+
 _KINDS = ", ".join(one.kind for one in HEADS if not one.fuses)

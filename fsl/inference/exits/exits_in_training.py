@@ -38,7 +38,7 @@ def with_exits(
     """
     if exit_taps(model):
         raise ConfigError("exits: the model has some already; give the model without")
-    made = ExitModel(copy.deepcopy(model), exits, example, seed=seed)
+    made = ExitModel(*copy.deepcopy((model, dict(exits))), example, seed=seed)
     given = {} if weights is None else dict(weights)
     found = copy.deepcopy(model)
     exits_made = (

@@ -1,7 +1,7 @@
 """Measures what a model costs at each of its points on this machine: one pass tells the heads of all."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 
 from fsl.argument_types import checks_types
 from fsl.costs.work_counting import WorkCount, WorkCounter, work_of
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, RunError
 from fsl.inference.profiles.model_profile import (
     ZERO,
     ModelProfile,
@@ -29,7 +29,7 @@ from fsl.segments.tensor_trees import Values, as_values, tensors_of
 _AS_IN_PASS = 0.01  # by what share the bytes of tensors that a head makes may differ from those made before its cut
 
 
-@checks_types(leave=("inputs",))
+@checks_types(leave=("inputs", "go_on"))
 def measure(
     points: SplitPoints,
     inputs: Values | Any,
@@ -40,6 +40,7 @@ def measure(
     checks: int = 3,
     machine: str | None = None,
     power_active_watts: float | None = None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> ModelProfile:
     """Measure heads and tails of all points on the CPU, with a batch as the model takes it.
 
@@ -51,7 +52,8 @@ def measure(
     Before that come `warm_up` repetitions.
 
     `threads` are torch's for one operation; they are put back afterwards. `machine` names it in the profile, and
-    `power_active_watts` is what it draws as it computes. ConfigError for numbers that cannot be, and for a model that
+    `power_active_watts` is what it draws as it computes. `go_on` is asked before each repetition; RunError where it
+    says no. ConfigError for numbers that cannot be, and for a model that
     is not on the CPU.
     """
     given = as_values(inputs)
@@ -68,10 +70,11 @@ def measure(
         apart = _not_in_pass(points, given, work)
         checked = _spread_over([cut for cut in points.cuts if cut not in apart], checks)
         times = _Times(points, given, alone=[*apart, *checked])
-        for _ in range(warm_up):
-            times.repeat()
-        times.forget()
-        for _ in range(repetitions):
+        for number in range(warm_up + repetitions):
+            if number == warm_up:
+                times.forget()
+            if not go_on():
+                raise RunError(f"the measurement was stopped before repetition {number - warm_up + 1}")
             times.repeat()
     return ModelProfile(
         model=type(points.model).__name__,

@@ -10,7 +10,7 @@ from fsl.errors import ConfigError, RunError, WireError
 from fsl.inference.profiles import ModelProfile
 from fsl.inference.serving.edge_greeting import REFUSALS
 from fsl.inference.serving.loopback import refuse_unencrypted
-from fsl.inference.serving.profile_service import LARGEST_PROFILE
+from fsl.inference.serving.profile_service import LARGEST_PROFILE, refuse_sizes
 from fsl.inference.split_points import SplitPoints
 from fsl.installed import __version__
 from fsl.messages import inference_pb2 as pb
@@ -40,6 +40,10 @@ def ask_profile(
     waits so many seconds at most. ConfigError for what that machine refuses, and without TLS for any but this one;
     RunError where it cannot be reached or does not answer in time, WireError for what is no profile of that model.
     """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"{address}: give host:port, where fsl-serve profile listens")
+    refuse_sizes(batch=batch, repetitions=repetitions, warm_up=warm_up, checks=checks)
     if certificates is None:
         refuse_unencrypted(address)
     asked = pb.AskedProfile(

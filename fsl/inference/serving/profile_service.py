@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import DecodeError
 
 from fsl.argument_types import checks_types
-from fsl.errors import ConfigError, TrustError, WireError
+from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.inference.profiles import measure
 from fsl.inference.serving.loopback import refuse_open
 from fsl.inference.serving.serving_tokens import check_grant
@@ -30,7 +30,8 @@ Code = grpc.StatusCode
 LARGEST_PROFILE = 16 << 20  # bytes
 _LARGEST_ASKED = 64 << 10
 _AT_ONCE = 8  # calls that are heard; one of them measures
-_MOST = {"batch": 1024, "repetitions": 1000, "warm_up": 1000, "checks": 100}
+MOST = {"batch": 1024, "repetitions": 1000, "warm_up": 1000, "checks": 100}  # of what may be asked for
+_LONGEST = 900.0  # seconds of a measurement
 _CLOSING = 5.0  # seconds for calls that are heard
 
 
@@ -58,7 +59,7 @@ class ProfileService:
         self._points, self._inputs, self._keys, self._wall = points, inputs, token_keys, wall
         self._threads, self._watts = threads, power_active_watts
         self._model = points.digest()
-        self._measuring = threading.Lock()
+        self._measuring, self._closing = threading.Lock(), threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(_AT_ONCE), options=_options(), maximum_concurrent_rpcs=_AT_ONCE)
         handler: Any = grpc.unary_unary_rpc_method_handler(self._answer)
         service, method = PROFILE_METHOD.strip("/").split("/")
@@ -76,7 +77,8 @@ class ProfileService:
         self._server.start()
 
     def close(self) -> None:
-        """End the service; who waits for a profile is told."""
+        """End the service, and a measurement after its present repetition; who waits for it is told."""
+        self._closing.set()
         self._server.stop(_CLOSING).wait(2 * _CLOSING)
 
     def __enter__(self) -> Self:
@@ -87,7 +89,7 @@ class ProfileService:
 
     def _answer(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            return self._measured(data)
+            return self._measured(data, context.is_active)
         except TrustError as error:
             refusal = Refusal(Code.UNAUTHENTICATED, str(error))
         except VersionError as error:
@@ -103,17 +105,18 @@ class ProfileService:
         context.abort(refusal.code, refusal.reason)
         raise AssertionError("abort raises")
 
-    def _measured(self, data: bytes) -> bytes:
+    def _measured(self, data: bytes, asked_still: Callable[[], bool]) -> bytes:
         try:
             asked = pb.AskedProfile.FromString(data)
         except DecodeError:
             raise WireError("that is no AskedProfile") from None
         self._check(asked)
-        own = self._points
-        points = own if not asked.points else SplitPoints(own.model, own.example, list(asked.points))
         if not self._measuring.acquire(blocking=False):
             raise Refusal(Code.RESOURCE_EXHAUSTED, "this machine measures for somebody else; come back later")
+        ends, own = time.monotonic() + _LONGEST, self._points
         try:
+            names = list(dict.fromkeys(asked.points))
+            points = SplitPoints(own.model, own.example, names) if names else own
             found = measure(
                 points,
                 self._inputs(asked.batch),
@@ -122,7 +125,12 @@ class ProfileService:
                 threads=self._threads,
                 checks=asked.checks,
                 power_active_watts=self._watts,
+                go_on=lambda: asked_still() and not self._closing.is_set() and time.monotonic() < ends,
             )
+        except RunError as error:
+            raise Refusal(
+                Code.DEADLINE_EXCEEDED, f"{error}: {_LONGEST:g} s are the most, or this machine ends"
+            ) from None
         finally:
             self._measuring.release()
         told = pb.ToldProfile(protocol=PROTOCOL, version=__version__, profile=to_json(found))
@@ -142,9 +150,15 @@ class ProfileService:
             if point not in self._points.names:
                 known = ", ".join(self._points.names)
                 raise Refusal(Code.NOT_FOUND, f"point {point[:60]!a} is not known here; there are {known}")
-        for name, most in _MOST.items():
-            if not (0 if name in ("warm_up", "checks") else 1) <= (value := getattr(asked, name)) <= most:
-                raise WireError(f"{name}={value}: at most {most}, and batch and repetitions at least 1")
+        refuse_sizes(**{name: getattr(asked, name) for name in MOST})
+
+
+def refuse_sizes(**asked: int) -> None:
+    """ConfigError for a number of `MOST` that is not there, or too small."""
+    for name, value in asked.items():
+        least = 0 if name in ("warm_up", "checks") else 1
+        if not least <= value <= MOST[name]:
+            raise ConfigError(f"{name}={value}: of another machine one asks for {least} to {MOST[name]}")
 
 
 def _options() -> list[tuple[str, int]]:

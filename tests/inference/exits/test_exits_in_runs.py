@@ -1,5 +1,6 @@
 """Early exits that learn in a run, on both sides of the cut, and those that a run trains behind itself."""
 
+import contextlib
 import copy
 import pickle
 
@@ -16,6 +17,7 @@ from fsl.deployment.node.node_settings import NodeSettings
 from fsl.deployment.node.setup import build_workload
 from fsl.errors import ConfigError, RunError
 from fsl.inference.exits import Distillation, ExitModel, MLPExit, collect_outputs, load_exits, train_exits, with_exits
+from fsl.inference.exits.exit_choice import heads_of, weights_of
 from fsl.inference.exits.leaving import rows_for_heads
 from fsl.segments.labelled_parts import labelled_parts, loss_by, told
 from fsl.split.exit_tap import exit_taps
@@ -274,3 +276,52 @@ def test_heads_that_learn_in_a_run_count_as_work_of_their_side():
 
 def tapped_macs():
     return ExitModel(small_model(), HEADS, TASK.train.blank(3)).costs.heads
+
+
+class OwnHead(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(4 * 64, 4))
+
+
+@pytest.mark.parametrize("how", ["frozen", "joint"])
+def test_a_head_of_the_user_s_stays_as_it_is(how, tmp_path):
+    head = OwnHead()
+    before = copy.deepcopy(head.state_dict())
+    for name in ("one", "two"):
+        run(SplitFedV1(), exits=fsl.Exits({"conv": head}, how=how), rounds=1, out=tmp_path / name)
+        assert_same_bits(head.state_dict(), before)
+        assert head.training
+    one, two = (load_file(tmp_path / name / "exits/heads.safetensors") for name in ("one", "two"))
+    assert_same_bits(one, two)
+
+
+def test_a_run_whose_exits_are_not_written_has_not_finished(tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fsl.run.run_exits.train_exits", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(SplitFedV1(), exits=fsl.Exits(HEADS, how="frozen"), out=tmp_path / "run")
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+def test_a_run_that_diverged_ends_as_others_do_without_exits(tmp_path, caplog):
+    rate = fsl.Optimizer("torch.optim.SGD", 1e38)
+    with contextlib.suppress(RunError):
+        run(SplitFedV1(), exits=HEADS, rounds=1, optimizer=rate, out=tmp_path / "run")
+    assert (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("accuracy_at_conv", "max"), ("loss_at_conv2", "min")])
+def test_a_run_stops_early_by_what_an_exit_scores(metric, mode):
+    assert fsl.EarlyStop(metric=metric, patience=1).with_mode({}).mode == mode
+    done = run(SplitFedV1(), exits=HEADS, rounds=4, stop={"metric": metric, "patience": 1, "min_delta": 10.0})
+    assert len(done.metrics) == 2
+
+
+def test_weights_of_points_with_dots_are_read_as_their_heads_are():
+    given = {"block1": {"relu": 0.5}, "pool1": 2}
+    assert weights_of(given) == {"block1.relu": 0.5, "pool1": 2.0}
+    assert heads_of({"block1": {"relu": "linear"}}).keys() == {"block1.relu"}
+    with pytest.raises(ConfigError, match=r"exit_training\.weights\.block1\.relu='much'"):
+        weights_of({"block1": {"relu": "much"}})

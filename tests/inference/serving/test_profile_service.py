@@ -1,5 +1,6 @@
 """A machine measures a model for who asks over the network, and refuses what it cannot measure, with the reason."""
 
+import contextlib
 import threading
 import time
 
@@ -9,8 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fsl.simulations.profiling.profile_options import read_options
 
 from fsl.deployment.certs import CertificateFolder, identities, issue
+from fsl.deployment.processes import wait_until
 from fsl.errors import ConfigError, RunError, WireError
 from fsl.inference.serving import ProfileService, ServingGrant, ask_profile, profile_service, sign_grant
+from fsl.installed import __version__
 from fsl.messages import inference_pb2 as pb
 from fsl.messages.strict_json import to_json
 from fsl.messages.versions import PROTOCOL
@@ -62,9 +65,10 @@ def test_over_tls_and_with_a_token(tmp_path):
     [
         ({"points": served("MLP", seed=1)}, "class or weights differ"),
         ({"names": ["fc9"]}, "point 'fc9' is not known here; there are input"),
-        ({"repetitions": 10**6}, "repetitions=1000000: at most 1000"),
+        ({"repetitions": 10**6}, "repetitions=1000000: of another machine one asks for 1 to 1000"),
         ({"batch": 0}, "batch=0"),
-        ({"batch": 10**6}, "batch=1000000"),
+        ({"batch": 10**12}, "batch=1000000000000"),
+        ({"warm_up": -1}, "warm_up=-1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_the_reason(service, asked, why):
@@ -91,6 +95,38 @@ def test_one_measurement_at_a_time(service, monkeypatch):
     goes_on.set()
     first.join(30)
     assert ask_profile(service.address, POINTS, **FEW).batch == 1
+
+
+LONG = {"repetitions": 1000, "warm_up": 1000, "batch": 1024, "checks": 100}
+
+
+def test_a_measurement_ends_with_who_asked_for_it(service):
+    with pytest.raises(RunError, match=r"[Dd]eadline"):
+        ask_profile(service.address, POINTS, wait=0.5, **LONG)
+    assert wait_until(lambda: not service._measuring.locked(), 30)
+    assert ask_profile(service.address, POINTS, **FEW).batch == 1
+
+
+def test_a_service_that_closes_ends_its_measurement():
+    with ProfileService(POINTS, rows) as service:
+        asking = threading.Thread(target=suppressed, args=(service.address,))
+        asking.start()
+        assert wait_until(service._measuring.locked, 30)
+    assert wait_until(lambda: not service._measuring.locked(), 30)
+    asking.join(30)
+    assert not asking.is_alive()
+
+
+def suppressed(address):
+    with contextlib.suppress(RunError):
+        ask_profile(address, POINTS, **LONG)
+
+
+def test_sizes_are_refused_there_too(service):
+    asked = pb.AskedProfile(protocol=PROTOCOL, version=__version__, model=POINTS.digest(), batch=10**6, repetitions=1)
+    with grpc.insecure_channel(service.address) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(PROFILE_METHOD)(asked.SerializeToString(), timeout=30)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_what_fails_there_is_said_without_its_text(service, monkeypatch):
@@ -123,11 +159,11 @@ class Lying(ProfileService):
         self._told = told
         super().__init__(POINTS, rows)
 
-    def _measured(self, data):
+    def _measured(self, data, asked_still):
         return self._told
 
 
-OTHER = pb.ToldProfile(protocol=PROTOCOL, version="0.1.0")
+OTHER = pb.ToldProfile(protocol=PROTOCOL, version=__version__)
 
 
 @pytest.mark.parametrize("told", [b"\xff", OTHER.SerializeToString()], ids=["noise", "no profile"])
@@ -138,7 +174,9 @@ def test_what_is_no_profile_is_refused_by_who_asks(told):
 
 def test_another_model_s_profile_is_refused(service):
     found = ask_profile(service.address, POINTS, **FEW)
-    with Lying(pb.ToldProfile(protocol=PROTOCOL, version="0.1.0", profile=to_json(found)).SerializeToString()) as liar:
+    with Lying(
+        pb.ToldProfile(protocol=PROTOCOL, version=__version__, profile=to_json(found)).SerializeToString()
+    ) as liar:
         with pytest.raises(WireError, match="another model"):
             ask_profile(liar.address, served("MLP", seed=1), **FEW)
         with pytest.raises(WireError, match="another batch"):
@@ -163,6 +201,8 @@ def test_what_is_not_encrypted_stays_on_this_machine():
     ("given", "why"),
     [
         (["device_at=pi"], "give host:port"),
+        (["device_at=pi:99999"], "give host:port"),
+        (["device_at=pi:7000", "edge_at=pi:7000", "threads=4"], "give it to fsl-serve profile"),
         (["device_at=pi:7000", "profile=x.json"], "both tell one side's profile"),
         (["ca=x"], "nobody is asked"),
         (["device_at=pi:7000", "ca=x", "insecure=true"], "nothing would be encrypted"),
