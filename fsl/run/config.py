@@ -24,6 +24,7 @@ from fsl.importing.import_paths import locate, path_of
 from fsl.memory import ErrorBoundedMemory
 from fsl.mobility import Mobility
 from fsl.models.lora import Lora, with_adapters
+from fsl.models.lean import Lean
 from fsl.models.low_rank import LowRank, low_rank_cut, with_low_rank
 from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy
@@ -59,6 +60,7 @@ class RunConfig:
     allowed: list[str]
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
+    lean: Mapping[str, Any]
     lora: Mapping[str, Any]
     low_rank: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -83,7 +85,7 @@ class RunConfig:
     trackers: Mapping[str, Any]
 
 
-_SURGERY = ("low_rank", "lora")  # groups that change a model once it is built, in this order
+_SURGERY = ("lean", "low_rank", "lora")  # groups that change a model once it is built, in this order
 _OPTIONS: Mapping[str, type[OptionGroup]] = {"training": Training, "evaluation": Evaluation}
 
 
@@ -238,13 +240,13 @@ def build_model(
 ) -> tuple[torch.nn.Module, str | list[str] | None]:
     """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
 
-    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `low_rank` among the
-    options the model is cut inside of a block, and with `lora` it gets adapters.
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `lean` among the
+    options its front is made lean, with `low_rank` it is cut inside of a block, and with `lora` it gets adapters.
     """
     values = dict(config)
     outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
-    inner, adapters = (checked(name, values.pop(name, None), Mapping[str, Any] | None) for name in _SURGERY)
+    lean, inner, adapters = (checked(name, values.pop(name, None), Mapping[str, Any] | None) for name in _SURGERY)
     values.pop("places", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
@@ -252,12 +254,24 @@ def build_model(
         model = build("model", values, _known(classes=outputs, **shapes))
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+        if lean is not None:
+            options = build_kind("lean", lean, Lean)  # type: ignore[type-abstract]
+            model = options.of(model, options.until or _front_end(model, cut))
         if inner is not None:
             model = with_low_rank(model, build_kind("low_rank", {"_target_": path_of(LowRank), **inner}, LowRank))
             _refuse_other_cut(cut, str(low_rank_cut(model)))
         if adapters is not None:
             model = with_adapters(model, build_kind("lora", {"_target_": path_of(Lora), **adapters}, Lora))
     return model, cut
+
+
+def _front_end(model: torch.nn.Module, cut: str | list[str] | None) -> str:
+    """The module that the front ends with, where `lean.until` does not say how far a model is made lean."""
+    chosen = getattr(model, "default_cut", None) if cut is None else cut
+    first = chosen[0] if isinstance(chosen, list) and chosen else chosen
+    if not isinstance(first, str):
+        raise ConfigError("lean: the model says no default_cut; say where its front ends by model.cut or lean.until")
+    return first
 
 
 def _refuse_other_cut(cut: str | list[str] | None, wanted: str) -> None:
