@@ -46,7 +46,7 @@ class GhostModule(nn.Module):
         check_ghost(ratio, cheap_kernel)
         primary = math.ceil(outputs / ratio)
         if primary == outputs:
-            raise ConfigError(f"outputs={outputs}: with ratio={ratio} all of them are computed; use a plain convolution")
+            raise ConfigError(f"outputs={outputs}: with ratio={ratio} all are computed; use a plain convolution")
         if padding is None:
             padding = kernel // 2 if isinstance(kernel, int) else [k // 2 for k in kernel]
         sizes = {"stride": _pair(stride), "dilation": _pair(dilation), "bias": bias}
@@ -74,7 +74,7 @@ def check_ghost(ratio: int, cheap_kernel: int) -> None:
     if ratio < 2:
         raise ConfigError(f"ratio={ratio}: it is 2 or more; with 1 no map is cheap, and the model is the plain one")
     if cheap_kernel < 1 or cheap_kernel % 2 == 0:
-        raise ConfigError(f"cheap kernel {cheap_kernel}: it is an odd number of at least 1, so that maps keep their size")
+        raise ConfigError(f"cheap kernel {cheap_kernel}: it is odd and at least 1, so that maps keep their size")
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

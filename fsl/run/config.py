@@ -23,8 +23,8 @@ from fsl.importing.building import build, build_kind, checked, from_another, no_
 from fsl.importing.import_paths import locate, path_of
 from fsl.memory import ErrorBoundedMemory
 from fsl.mobility import Mobility
-from fsl.models.lora import Lora, with_adapters
 from fsl.models.lean import Lean
+from fsl.models.lora import Lora, with_adapters
 from fsl.models.low_rank import LowRank, low_rank_cut, with_low_rank
 from fsl.objective import Objective, as_objective, takes_batch
 from fsl.privacy.settings import PARTS, Privacy

@@ -5,7 +5,7 @@ from fsl.models.lean.ghosting import ghosted
 from fsl.models.lean.int8_front import int8_front
 from fsl.models.lean.int8_machine import check_int8, has_vnni
 from fsl.models.lean.lean_options import Ghost, Int8, Lean, Magnitude, Pruned
-from fsl.models.lean.magnitude import MaskedConv2d, MaskedLinear, magnitude_pruned
+from fsl.models.lean.magnitude import MaskedConv2d, MaskedLinear, magnitude_pruned, unmasked
 from fsl.models.lean.pruning import ChannelGroup, PruningPlan, plan_pruning, pruned, zeroed
 from fsl.models.lean.quantizing import quantized
 from fsl.models.lean.rounding import Rounding
@@ -30,5 +30,6 @@ __all__ = [
     "plan_pruning",
     "pruned",
     "quantized",
+    "unmasked",
     "zeroed",
 ]

@@ -31,13 +31,15 @@ class Channels:
     """A model's channels by number: `parents` says which are one, since a sum ties them.
 
     `made`: by layer, the numbers of its outputs. `taken`: by layer, those of its inputs, with the values of each (more
-    than one behind Flatten). `order`: layers as a forward calls them. `kept`: why a channel must stay.
+    than one behind Flatten). `order`: layers as a forward calls them, `calls`: all modules. `kept`: why a channel must
+    stay.
     """
 
     parents: list[int] = field(default_factory=list)
     made: dict[str, list[int]] = field(default_factory=dict)
     taken: dict[str, tuple[list[int], int]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
     kept: dict[int, str] = field(default_factory=dict)
 
     def new(self, count: int) -> list[int]:
@@ -108,6 +110,7 @@ class _Following:
                 self._keep(one, "it is an output of the model")
             return _Maps(None)
         if node.op == "call_module":
+            self.channels.calls.append(str(node.target))
             return self._of_module(str(node.target), given)
         return self._of_call(node, given)
 
@@ -170,17 +173,23 @@ class _Following:
         if call in _FLAT and (*node.args[1:], *node.kwargs.values()) in ((1,), (1, -1)):
             return _Maps(first.channels, flat=True)
         lists = [one.channels for one in given]
-        if call in _ADDING and len(given) == 2 and all(one is not None for one in lists):
-            if len(lists[0]) == len(lists[1]) and given[0].flat == given[1].flat:  # type: ignore[arg-type]
-                self.channels.tie(lists[0], lists[1])  # type: ignore[arg-type]
+        if call in _ADDING and len(given) == 2 and given[0].flat == given[1].flat:
+            one, other = lists
+            if one is not None and other is not None and len(one) == len(other):
+                self.channels.tie(one, other)
                 return first
-        if call in (torch.cat, "cat") and all(one is not None for one in lists) and self._by_channel(node):
-            inner = [self.maps[one].channels for one in node.args[0]]  # type: ignore[union-attr]
-            return _Maps([channel for channels in inner for channel in channels or ()], first.flat)
+        parts = self._joined(node) if call in (torch.cat, "cat") else None
+        if parts is not None and all(self.maps[part].channels is not None for part in parts):
+            return _Maps([channel for part in parts for channel in self.maps[part].channels or ()], first.flat)
         return self._unknown(given, f"forward calls {getattr(call, '__name__', call)}")
 
-    def _by_channel(self, node: Node) -> bool:
-        return (*node.args[1:], *node.kwargs.values()) == (1,) and all(isinstance(one, Node) for one in node.args[0])  # type: ignore[union-attr]
+    def _joined(self, node: Node) -> list[Node] | None:
+        """Returns what is joined channel by channel; None where it is joined in another way."""
+        parts = node.args[0] if node.args else None
+        if not isinstance(parts, list | tuple) or (*node.args[1:], *node.kwargs.values()) != (1,):
+            return None
+        nodes = [part for part in parts if isinstance(part, Node)]
+        return nodes if len(nodes) == len(parts) else None
 
     def _take(self, name: str, inputs: _Maps, size: int) -> bool:
         """Note what a layer takes; False where that is not known."""

@@ -18,9 +18,9 @@ def ghosted(model: nn.Module, ratio: int = 2, cheap_kernel: int = 3, until: str 
 
     A convolution, the norm and the activation right behind it become one `GhostModule`, which has their kinds behind
     both of its convolutions; modules keep their names, and what is in the Ghost module is an `nn.Identity` outside. Its
-    weights are new, from torch's generator: train it. `ratio` and `cheap_kernel`: s and d of the paper. None as `until`:
-    the whole model. Convolutions of several groups, those inside of blocks that are in no `nn.Sequential` there, and
-    those of which no map would be cheap, stay.
+    weights are new, from torch's generator: train it. `ratio` and `cheap_kernel`: s and d of the paper. None as
+    `until`: the whole model. Convolutions of several groups, those inside of blocks that are in no `nn.Sequential`
+    there, and those of which no map would be cheap, stay.
 
     For models whose modules run in sequence; blocks in it, as `ResidualBlock`, may be of any class. ConfigError for
     others, for values that cannot be, and where there is no convolution. Han et al. 2020 (arXiv 1911.11907).
@@ -88,6 +88,6 @@ def _like(norm: Place | None, activation: Place | None, channels: int) -> list[n
             each = module.num_channels // module.num_groups
             layers.append(nn.GroupNorm(channels // each if channels % each == 0 else 1, channels, module.eps))
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            options = {"eps": module.eps, "momentum": module.momentum, "affine": module.affine}
-            layers.append(nn.BatchNorm2d(channels, **options, track_running_stats=module.track_running_stats))
+            sizes = (module.eps, module.momentum, module.affine, module.track_running_stats)
+            layers.append(nn.BatchNorm2d(channels, *sizes))
     return layers if activation is None else [*layers, copy.deepcopy(activation.module)]

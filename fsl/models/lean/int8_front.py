@@ -33,7 +33,7 @@ from fsl.models.resnet import ResidualBlock
 
 @checks_types()
 def int8_front(model: nn.Module, activation_bits: int | None = None) -> nn.Module:
-    """Returns a copy, for inference on a CPU, of a model that `quantized` or `calibrated` made, whose front runs in int8.
+    """Returns a copy of a model that `quantized` or `calibrated` made, for inference on a CPU: its front runs in int8.
 
     In int8, by oneDNN: convolutions and linear layers, with batch normalisation in their scales and bias; sums of
     products in int32, scaled in float32 and rounded to uint8; ReLU; a residual block's sum; max-pooling on whole
@@ -106,13 +106,17 @@ class _ToInt8:
         """Returns a run as one layer, and goes on with its steps."""
         layer = run.layer.module
         if not isinstance(layer, RoundedConv2d | RoundedLinear):
-            raise ConfigError(f"int8_front: {run.layer.path} amid layers that round does not; give what quantized() made")
+            raise ConfigError(
+                f"int8_front: {run.layer.path} amid layers that round does not; give what quantized() made"
+            )
         if layer.bits != 8:
             raise ConfigError(f"int8_front: {run.layer.path} has weights of {layer.bits} bits; int8 runs with bits=8")
         converts = self.steps is None
         if converts:
             if layer.inputs is None:
-                raise ConfigError(f"int8_front: the inputs of {run.layer.path} are not rounded; give what quantized() made")
+                raise ConfigError(
+                    f"int8_front: the inputs of {run.layer.path} are not rounded; give what quantized() made"
+                )
             self.steps = layer.inputs.steps(self.bits)
         inputs, self.steps = self.steps, outputs
         assert inputs is not None
@@ -147,7 +151,9 @@ class _ToInt8:
         summed = self._layer(last, block.relu.outputs.steps(self.bits), relu=True)
         assert isinstance(summed, Int8Conv2d)
         outgoing, self.steps = self.steps, incoming
-        for run in [] if isinstance(block.shortcut, nn.Identity) else runs_of(row_of(block.shortcut, None, "int8_front")):
+        for run in (
+            [] if isinstance(block.shortcut, nn.Identity) else runs_of(row_of(block.shortcut, None, "int8_front"))
+        ):
             self.replace(run)
         beside, self.steps = self.steps, outgoing
         assert beside is not None

@@ -4,10 +4,13 @@ They take and give plain tensors of uint8, whole numbers of which `Steps` say wh
 cut as bytes. Torch's quantized tensors (quint8) are going away and are not used.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from fsl.models.lean.rounding import Steps
 
@@ -45,9 +48,9 @@ class ToFloat(StepsBuffer):
     """Whole numbers of uint8 (B, ...) to the floats that they stand for."""
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Returns float32 of the same shape."""
+        """Returns float32 of the same shape, contiguous, as whole numbers that came over a wire are."""
         scale, zero = self.numbers
-        return levels.float().sub_(zero).mul_(scale)
+        return levels.contiguous().float().sub_(zero).mul_(scale)
 
 
 class PackedInt8(nn.Module):
@@ -149,7 +152,11 @@ class Int8Conv2d(PackedInt8):
         return self.limited(found)
 
     def added(self, inputs: Tensor, shortcut: Tensor, steps: StepsBuffer) -> Tensor:
-        """Returns uint8 of the convolution plus a shortcut (uint8, of these steps), which is overwritten."""
+        """Returns uint8 of the convolution plus a shortcut (uint8, of these steps), which is overwritten.
+
+        The kernel adds only to what has its channels last.
+        """
+        shortcut = shortcut.contiguous(memory_format=torch.channels_last)
         found = torch.ops.onednn.qconv2d_pointwise.binary(
             self.taken(inputs),
             *self.inputs.numbers,
@@ -176,7 +183,9 @@ class Int8Conv2d(PackedInt8):
     def extra_repr(self) -> str:
         """Say the sizes."""
         outputs, inputs, *kernel = self.weight.shape
-        return f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={tuple(self.stride)}, {self.relu}"
+        return (
+            f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={tuple(self.stride)}, {self.relu}"
+        )
 
 
 class Int8Linear(PackedInt8):
@@ -268,3 +277,18 @@ def _read_again(module: Any, keys: Any) -> None:
 
 def _pack_again(module: Any, keys: Any) -> None:
     module.pack()
+
+
+def _conv_flops(inputs: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    """Returns two for each multiply-add of a convolution: each output takes a row of the packed weights."""
+    return 2 * math.prod(out_shape) * math.prod(args[2]) // out_shape[1]
+
+
+def _linear_flops(inputs: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    """Returns two for each multiply-add of a linear layer."""
+    return 2 * math.prod(inputs[:-1]) * math.prod(args[2])
+
+
+if hasattr(torch.ops.onednn, "qconv2d_pointwise"):  # torch's counter of FLOPs does not know these
+    register_flop_formula(torch.ops.onednn.qconv2d_pointwise)(_conv_flops)
+    register_flop_formula(torch.ops.onednn.qlinear_pointwise)(_linear_flops)

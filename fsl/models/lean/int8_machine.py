@@ -13,13 +13,17 @@ _ENGINE = "onednn"
 
 def check_int8() -> None:
     """Raise ConfigError on a machine whose torch has no int8 kernels of oneDNN."""
-    engines = [str(one) for one in torch.backends.quantized.supported_engines]
+    engines = _engines()
     if _ENGINE not in engines or not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
         listed = ", ".join(engines) or "none"
         raise ConfigError(
-            f"int8: torch {torch.__version__} on this machine ({platform.machine()}) has the quantized engines {listed}, "
-            f"and int8 here runs by {_ENGINE}; use the model that fsl.models.lean.quantized gives, which simulates it"
+            f"int8: torch {torch.__version__} on this machine ({platform.machine()}) has the quantized engines {listed}"
+            f", and int8 here runs by {_ENGINE}; use the model that fsl.models.lean.quantized gives, which simulates it"
         )
+
+
+def _engines() -> list[str]:
+    return [str(one) for one in torch.backends.quantized.supported_engines]
 
 
 @cache

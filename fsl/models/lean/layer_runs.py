@@ -8,7 +8,9 @@ from torch import nn
 from fsl.errors import ConfigError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid)
+ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid
+)  # fmt: skip
 
 
 @dataclass

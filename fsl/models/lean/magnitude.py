@@ -52,13 +52,24 @@ def magnitude_pruned(model: nn.Module, share: float, until: str | None = None) -
     return made
 
 
+@checks_types()
+def unmasked(model: nn.Module) -> nn.Module:
+    """Returns a copy with plain layers, whose weights are zero where those of `magnitude_pruned` are; for inference."""
+    made = copy.deepcopy(model)
+    for layer in made.modules():
+        if isinstance(layer, MaskedConv2d | MaskedLinear):
+            layer.weight.data *= layer.mask
+            del layer.mask
+            layer.__class__ = nn.Conv2d if isinstance(layer, MaskedConv2d) else nn.Linear  # type: ignore[assignment]
+    return made
+
+
 def _mask(layer: nn.Module, share: float) -> None:
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     smallest = weight.detach().abs().flatten().argsort(stable=True)[: int(share * weight.numel() + 1e-9)]
     mask = torch.ones(weight.numel(), dtype=torch.uint8, device=weight.device)
     mask[smallest] = 0
-    with torch.no_grad():
-        weight *= mask.view_as(weight)
+    weight.data *= mask.view_as(weight)
     layer.__class__ = MaskedConv2d if isinstance(layer, nn.Conv2d) else MaskedLinear
     layer.register_buffer("mask", mask.view_as(weight))

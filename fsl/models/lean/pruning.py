@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,15 +62,9 @@ def plan_pruning(model: nn.Module, share: float, until: str | None = None, by: R
         scores = _scores(model, channels, layers, roots, by)
         gone |= {roots[place] for place in sorted(range(len(roots)), key=lambda at: (scores[at], at))[:count]}
         found.append(ChannelGroup(layers, len(roots), count))
-    outputs = {name: _staying(channels, numbers, 1, gone) for name, numbers in channels.made.items()}
-    inputs = {name: _staying(channels, *taken, gone) for name, taken in channels.taken.items()}
-    sizes = {name: len(numbers) for name, numbers in channels.made.items()}
-    return PruningPlan(
-        tuple(found),
-        tuple(left),
-        {name: stay for name, stay in outputs.items() if len(stay) < sizes[name]},
-        {n: stay for n, stay in inputs.items() if len(stay) < len(channels.taken[n][0]) * channels.taken[n][1]},
-    )
+    made = {name: (numbers, 1) for name, numbers in channels.made.items()}
+    outputs, inputs = (_staying(channels, sides, gone) for sides in (made, channels.taken))
+    return PruningPlan(tuple(found), tuple(left), outputs, inputs)
 
 
 @checks_types()
@@ -82,8 +76,8 @@ def pruned(model: nn.Module, share: float, until: str | None = None, by: Ranking
     adds, or a product multiplies, are one: they go together, or stay where one of their layers is behind `until`.
     `plan_pruning` says what goes and what is left alone, and why. At least one channel stays; share 0 changes nothing.
 
-    `by`: what goes first: "l1", the smallest sum of absolute weights (Li et al. 2017, arXiv 1608.08710); "bn_scale", the
-    smallest factor of the batch normalisation behind (Liu et al. 2017, arXiv 1708.06519). What is removed counts as
+    `by`: what goes first: "l1", the smallest sum of absolute weights (Li et al. 2017, arXiv 1608.08710); "bn_scale",
+    the smallest factor of the batch normalisation behind (Liu et al. 2017, arXiv 1708.06519). What is removed counts as
     zero behind normalisation and activation: `zeroed` computes the same as `pruned`.
 
     For models that `torch.fx` can follow. ConfigError for a share outside of [0, 1), unknown names, and where no layer
@@ -100,46 +94,41 @@ def pruned(model: nn.Module, share: float, until: str | None = None, by: Ranking
 
 @checks_types()
 def zeroed(model: nn.Module, share: float, until: str | None = None, by: Ranking = "l1") -> nn.Module:
-    """Returns a copy of a model of the same size, in which what `pruned` removes is zero, behind normalisation as well."""
+    """Returns a copy of a model of the same size, in which what `pruned` removes is zero, also behind normalisation."""
     plan = plan_pruning(model, share, until, by)
     made = copy.deepcopy(model)
     for name in (*plan.outputs, *plan.inputs):
         layer = made.get_submodule(name)
-        norm = isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
-        if name in plan.outputs or norm:
-            _zero(layer, plan.inputs[name] if norm else plan.outputs[name])
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            _zero(layer, plan.inputs[name])
+        elif name in plan.outputs:
+            _zero(layer, plan.outputs[name])
     return made
 
 
 def _front(model: nn.Module, channels: Channels, until: str | None) -> set[str]:
-    """Returns the layers that are called up to the end of the module `until`."""
+    """Returns what is called up to the end of the module `until`."""
     if until is None:
         return set(channels.order)
-    if until not in dict(model.named_modules()):
-        names = ", ".join(name for name, _ in model.named_children())
-        raise ConfigError(f"until={until!r}: the model has no such module; there are {names}")
-    inside = [n for n, name in enumerate(channels.order, 1) if name == until or name.startswith(f"{until}.")]
-    if inside:
-        return set(channels.order[: max(inside)])
-    # A module without layers, as a pool: those in front of it, by the order in which the model has its modules.
-    names = [name for name, _ in model.named_modules()]
-    return {name for name in channels.order if names.index(name) < names.index(until)}
+    ends = [n for n, name in enumerate(channels.calls, 1) if name == until or name.startswith(f"{until}.")]
+    if not ends:
+        known = ", ".join(name for name, _ in model.named_children())
+        raise ConfigError(f"until={until!r}: the model calls no such module; there are {known}")
+    return set(channels.calls[: ends[-1]])
 
 
-def _groups(
-    channels: Channels, front: set[str]
-) -> tuple[dict[tuple[str, ...], list[int]], list[tuple[str, str]]]:
+def _groups(channels: Channels, front: set[str]) -> tuple[dict[tuple[str, ...], list[int]], list[tuple[str, str]]]:
     """Returns the channels that may go by the layers that make them, and the front's layers that are left alone."""
     makers: dict[int, list[str]] = {}
     depthwise: set[str] = set()
     for name in channels.order:
-        made = channels.made[name]
-        if made and all(one in {root for root in channels.taken[name][0]} for one in made):
+        made, taken = channels.made[name], set(channels.taken[name][0])
+        if made and taken.issuperset(made):
             depthwise.add(name)
         for channel in made:
-            layers = makers.setdefault(channels.root(channel), [])
-            if name not in layers:
-                layers.append(name)
+            known = makers.setdefault(channels.root(channel), [])
+            if name not in known:
+                known.append(name)
     reasons = {channels.root(channel): reason for channel, reason in channels.kept.items()}
     groups: dict[tuple[str, ...], list[int]] = {}
     left: dict[str, str] = {}
@@ -167,7 +156,9 @@ def _scores(
         rows = [(channels.made[name], model.get_submodule(name).weight) for name in layers]
     else:
         norms = {
-            name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
         }
         rows = [
             (channels.taken[name][0], norm.weight)
@@ -190,10 +181,14 @@ def _meet(channels: Channels, numbers: Sequence[int], roots: dict[int, float]) -
     return any(channels.root(number) in roots for number in numbers)
 
 
-def _staying(channels: Channels, numbers: Sequence[int], values: int, gone: set[int]) -> list[int]:
-    """Returns the places that stay of channels, each of so many values."""
-    stay = [place for place, number in enumerate(numbers) if channels.root(number) not in gone]
-    return [place * values + value for place in stay for value in range(values)]
+def _staying(channels: Channels, sides: Mapping[str, tuple[list[int], int]], gone: set[int]) -> dict[str, list[int]]:
+    """Returns the places that stay of each layer's channels, each of so many values; of layers where some go."""
+    found: dict[str, list[int]] = {}
+    for name, (numbers, values) in sides.items():
+        stay = [place for place, number in enumerate(numbers) if channels.root(number) not in gone]
+        if len(stay) < len(numbers):
+            found[name] = [place * values + value for place in stay for value in range(values)]
+    return found
 
 
 def _cut_outputs(layer: nn.Module, stay: Sequence[int]) -> None:

@@ -127,7 +127,7 @@ def _round_block(block: ResidualBlock, bits: int, path: str) -> None:
     if isinstance(block.shortcut, nn.Sequential):
         for run in _runs_of_branch(block.shortcut, path):
             _round(run, bits, first=False)
-    block.relu = RoundedActivation(block.relu, bits)
+    block.relu = RoundedActivation(block.relu, bits)  # type: ignore[assignment]
 
 
 def _runs_of_branch(branch: nn.Module, path: str) -> Sequence[Run]:

@@ -8,7 +8,7 @@ from fsl.models.lean.rounding import Rounding, rounded_weight
 
 
 class RoundedConv2d(nn.Conv2d):
-    """A convolution with rounded weights, symmetric for each output; `inputs` and `outputs` round what comes in and out.
+    """A convolution with rounded weights, symmetric for each output; `inputs` and `outputs` round what comes and goes.
 
     Either may be None, where it is rounded already or further on. `bits`: of weights.
     """
@@ -24,16 +24,16 @@ class RoundedConv2d(nn.Conv2d):
             RoundedConv2d,
             layer.in_channels,
             layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
             layer.groups,
             bias=layer.bias is not None,
         )
         made.weight, made.bias, made.bits = layer.weight, layer.bias, bits
         made.inputs = made.outputs = None
-        return made  # type: ignore[no-any-return]
+        return made
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the convolution (B, out, H', W') of inputs (B, in, H, W)."""
@@ -57,7 +57,7 @@ class RoundedLinear(nn.Linear):
         made = nn.utils.skip_init(RoundedLinear, layer.in_features, layer.out_features, bias=bias)
         made.weight, made.bias, made.bits = layer.weight, layer.bias, bits
         made.inputs = made.outputs = None
-        return made  # type: ignore[no-any-return]
+        return made
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns (B, out) of inputs (B, in)."""

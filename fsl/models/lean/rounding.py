@@ -25,9 +25,9 @@ class Rounding(nn.Module):
     """Rounds values (B, ...) to 2^bits levels between the smallest and the largest that were seen, zero among them.
 
     In training mode it sees: `low` and `high` follow those of each batch at a rate of 0.1, the first batch makes them.
-    They are buffers, so that devices' ranges are averaged like BatchNorm's statistics: the mean of ranges that hold zero
-    is one that does. Gradients pass where values are within the range (straight through). Before the first batch values
-    stay as they are. ConfigError for bits outside of 2 to 16.
+    They are buffers, so that devices' ranges are averaged like BatchNorm's statistics: the mean of ranges that hold
+    zero is one that does. Gradients pass where values are within the range (straight through). Before the first batch
+    values stay as they are. ConfigError for bits outside of 2 to 16.
     """
 
     low: Tensor
