@@ -23,7 +23,7 @@ from fsl.importing.building import build, build_kind, checked, from_another, no_
 from fsl.importing.import_paths import locate, path_of
 from fsl.memory import ErrorBoundedMemory
 from fsl.mobility import Mobility
-from fsl.models.lean import Lean
+from fsl.models.lean import LeanFront
 from fsl.models.lora import Lora, with_adapters
 from fsl.models.low_rank import LowRank, low_rank_cut, with_low_rank
 from fsl.objective import Objective, as_objective, takes_batch
@@ -255,7 +255,7 @@ def build_model(
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
         if lean is not None:
-            options = build_kind("lean", lean, Lean)  # type: ignore[type-abstract]
+            options = build_kind("lean", lean, LeanFront)  # type: ignore[type-abstract]
             model = options.of(model, options.until or _front_end(model, cut))
         if inner is not None:
             model = with_low_rank(model, build_kind("low_rank", {"_target_": path_of(LowRank), **inner}, LowRank))

@@ -4,7 +4,7 @@ from fsl.models.lean.calibration import calibrated
 from fsl.models.lean.ghosting import ghosted
 from fsl.models.lean.int8_front import int8_front
 from fsl.models.lean.int8_machine import check_int8, has_vnni
-from fsl.models.lean.lean_options import Ghost, Int8, Lean, Magnitude, Pruned
+from fsl.models.lean.lean_options import GhostFront, LeanFront, MagnitudeFront, PrunedFront, QuantizedFront
 from fsl.models.lean.magnitude import MaskedConv2d, MaskedLinear, magnitude_pruned, unmasked
 from fsl.models.lean.pruning import ChannelGroup, PruningPlan, plan_pruning, pruned, zeroed
 from fsl.models.lean.quantizing import quantized
@@ -12,14 +12,14 @@ from fsl.models.lean.rounding import Rounding
 
 __all__ = [
     "ChannelGroup",
-    "Ghost",
-    "Int8",
-    "Lean",
-    "Magnitude",
+    "GhostFront",
+    "LeanFront",
+    "MagnitudeFront",
     "MaskedConv2d",
     "MaskedLinear",
-    "Pruned",
+    "PrunedFront",
     "PruningPlan",
+    "QuantizedFront",
     "Rounding",
     "calibrated",
     "check_int8",

@@ -9,7 +9,7 @@ from torch import nn
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.models.ghost_module import GhostModule, check_ghost
-from fsl.models.lean.layer_runs import Place, Run, row_of, runs_of
+from fsl.models.lean.layer_runs import LayerRun, Place, row_of, runs_of
 
 
 @checks_types()
@@ -50,14 +50,14 @@ def _sequences(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _can_be(run: Run, ratio: int) -> bool:
+def _can_be(run: LayerRun, ratio: int) -> bool:
     conv = run.layer.module
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
         return False
     return conv.groups == 1 and -(-conv.out_channels // ratio) < conv.out_channels
 
 
-def _replace(run: Run, ratio: int, cheap_kernel: int) -> None:
+def _replace(run: LayerRun, ratio: int, cheap_kernel: int) -> None:
     conv = run.layer.module
     assert isinstance(conv, nn.Conv2d)
     behind: Callable[[int], Sequence[nn.Module]] = partial(_like, run.norm, run.activation)

@@ -18,7 +18,7 @@ from fsl.models.lean.int8_layers import (
     ToFloat,
 )
 from fsl.models.lean.int8_machine import activation_bits as bits_here
-from fsl.models.lean.layer_runs import ACTIVATIONS, Place, Run, row_of, runs_of
+from fsl.models.lean.layer_runs import ACTIVATIONS, LayerRun, Place, row_of, runs_of
 from fsl.models.lean.quantizing import PASSING
 from fsl.models.lean.rounded_layers import (
     RoundedActivation,
@@ -77,7 +77,7 @@ class _ToInt8:
         self.bits = bits
         self.steps: Steps | None = None
 
-    def replace(self, run: Run) -> None:
+    def replace(self, run: LayerRun) -> None:
         """Replace a run's modules."""
         module = run.layer.module
         if run.is_layer:
@@ -96,13 +96,13 @@ class _ToInt8:
         elif not isinstance(module, PASSING):
             raise ConfigError(f"int8_front: {run.layer.path} is a {type(module).__name__} amid layers that round")
 
-    def _outputs(self, run: Run) -> Steps:
+    def _outputs(self, run: LayerRun) -> Steps:
         last = run.last.module
         if isinstance(last, RoundedConv2d | RoundedLinear | RoundedBatchNorm2d | RoundedActivation) and last.outputs:
             return last.outputs.steps(self.bits)
         raise ConfigError(f"int8_front: what leaves {run.last.path} is not rounded; give what quantized() made")
 
-    def _layer(self, run: Run, outputs: Steps, relu: bool | None = None) -> PackedInt8:
+    def _layer(self, run: LayerRun, outputs: Steps, relu: bool | None = None) -> PackedInt8:
         """Returns a run as one layer, and goes on with its steps."""
         layer = run.layer.module
         if not isinstance(layer, RoundedConv2d | RoundedLinear):
@@ -178,7 +178,7 @@ def _folded(layer: RoundedConv2d | RoundedLinear, norm: nn.Module | None) -> tup
     return levels, scale, (bias - norm.running_mean) * factor + shift
 
 
-def _is_relu(run: Run) -> bool:
+def _is_relu(run: LayerRun) -> bool:
     if run.activation is None:
         return False
     module = run.activation.module
@@ -191,7 +191,7 @@ def _is_relu(run: Run) -> bool:
     )
 
 
-def _padding(layer: nn.Conv2d, run: Run) -> tuple[int, int]:
+def _padding(layer: nn.Conv2d, run: LayerRun) -> tuple[int, int]:
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     if (left, top) != (right, bottom):
         raise ConfigError(f"int8_front: {run.layer.path} is padded more on one side; use an odd kernel")

@@ -32,7 +32,7 @@ class Place:
 
 
 @dataclass
-class Run:
+class LayerRun:
     """A convolution or linear layer with the norm and the activation right behind it, where it has them.
 
     Of another module, as a pool, `layer` is its place, and the others are None.
@@ -74,9 +74,9 @@ def row_of(model: nn.Module, until: str | None, what: str) -> list[Place]:
     return row[: ends[-1]]
 
 
-def runs_of(row: list[Place], activations: tuple[type[nn.Module], ...] = ACTIVATIONS) -> list[Run]:
+def runs_of(row: list[Place], activations: tuple[type[nn.Module], ...] = ACTIVATIONS) -> list[LayerRun]:
     """Returns a row's runs; each place is in one. `activations`: the kinds that count as such."""
-    runs: list[Run] = []
+    runs: list[LayerRun] = []
     for place in row:
         module, run = place.module, runs[-1] if runs else None
         follows = run is not None and run.is_layer
@@ -85,7 +85,7 @@ def runs_of(row: list[Place], activations: tuple[type[nn.Module], ...] = ACTIVAT
         elif follows and run and run.activation is None and isinstance(module, activations):
             run.activation = place
         else:
-            runs.append(Run(place))
+            runs.append(LayerRun(place))
     return runs
 
 

@@ -15,7 +15,7 @@ from fsl.models.lean.quantizing import quantized
 from fsl.models.lean.rounding import check_bits
 
 
-class Lean(ABC):
+class LeanFront(ABC):
     """How a model's front is made lean; `until`: the last module of it, None: where the model is cut."""
 
     until: str | None
@@ -27,7 +27,7 @@ class Lean(ABC):
 
 @checks_types("lean.")
 @dataclass(frozen=True)
-class Ghost(Lean):
+class GhostFront(LeanFront):
     """Ghost modules for convolutions; see `ghosted`."""
 
     ratio: int = 2
@@ -44,7 +44,7 @@ class Ghost(Lean):
 
 @checks_types("lean.")
 @dataclass(frozen=True)
-class Int8(Lean):
+class QuantizedFront(LeanFront):
     """Weights and activations are rounded in training as int8 would; see `quantized`."""
 
     bits: int = 8
@@ -60,7 +60,7 @@ class Int8(Lean):
 
 @checks_types("lean.")
 @dataclass(frozen=True)
-class Pruned(Lean):
+class PrunedFront(LeanFront):
     """Channels are removed; see `pruned`."""
 
     share: float = 0.5
@@ -77,7 +77,7 @@ class Pruned(Lean):
 
 @checks_types("lean.")
 @dataclass(frozen=True)
-class Magnitude(Lean):
+class MagnitudeFront(LeanFront):
     """The smallest weights are zero; see `magnitude_pruned`."""
 
     share: float = 0.5

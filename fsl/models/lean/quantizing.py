@@ -8,7 +8,7 @@ from torch import nn
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError
 from fsl.models.ghost_module import GhostModule
-from fsl.models.lean.layer_runs import Run, row_of, runs_of
+from fsl.models.lean.layer_runs import LayerRun, row_of, runs_of
 from fsl.models.lean.rounded_layers import (
     RoundedActivation,
     RoundedBatchNorm2d,
@@ -56,7 +56,7 @@ def quantized(model: nn.Module, until: str | None = None, bits: int = 8) -> nn.M
     return made
 
 
-def _round(run: Run, bits: int, first: bool) -> bool:
+def _round(run: LayerRun, bits: int, first: bool) -> bool:
     """Round a run; returns whether its inputs are rounded now."""
     module = run.layer.module
     if run.is_layer:
@@ -79,7 +79,7 @@ def _round(run: Run, bits: int, first: bool) -> bool:
     return True
 
 
-def round_layer(run: Run, bits: int, inputs: bool, outputs: bool) -> None:
+def round_layer(run: LayerRun, bits: int, inputs: bool, outputs: bool) -> None:
     """Round the weights of a run's layer, and what comes in and out of the run as is said."""
     layer, last = run.layer.module, run.last
     if run.norm is not None and not isinstance(run.norm.module, nn.BatchNorm2d):
@@ -130,6 +130,6 @@ def _round_block(block: ResidualBlock, bits: int, path: str) -> None:
     block.relu = RoundedActivation(block.relu, bits)  # type: ignore[assignment]
 
 
-def _runs_of_branch(branch: nn.Module, path: str) -> Sequence[Run]:
+def _runs_of_branch(branch: nn.Module, path: str) -> Sequence[LayerRun]:
     """Returns a branch's runs, without what passes."""
     return [run for run in runs_of(row_of(branch, None, path)) if not isinstance(run.layer.module, PASSING)]
