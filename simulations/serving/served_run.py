@@ -1,11 +1,12 @@
 """A finished run's model, at the points where it is served."""
 
 from fsl.simulations.fsl_export import TrainedRun, read_trained_run
+from fsl.simulations.profiling.int8_model import in_int8, read_int8
 from fsl.simulations.serving.serve_options import ServeOptions
 
 from fsl.inference import SplitPoints
 
-MODEL_OPTIONS = ("run", "points", "front")
+MODEL_OPTIONS = ("run", "points", "front", "int8")
 ALL = "all"
 
 
@@ -18,4 +19,6 @@ def served_run(options: ServeOptions) -> tuple[TrainedRun, SplitPoints]:
     trained = run.trained
     points = options.texts("points") or list(trained.cuts)
     example = trained.inputs().rows
-    return run, SplitPoints(trained.whole(options.whole("front", None)), example, None if ALL in points else points)
+    model = trained.whole(options.whole("front", None))
+    model = in_int8(model, trained, run.data, read_int8(options.text("int8", "false")))
+    return run, SplitPoints(model, example, None if ALL in points else points)

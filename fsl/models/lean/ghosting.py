@@ -35,7 +35,7 @@ def ghosted(model: nn.Module, ratio: int = 2, cheap_kernel: int = 3, until: str 
     if not runs:
         raise ConfigError(
             f"ghosted: up to until={until!r} there is no convolution of one group in a sequence with at least two "
-            f"outputs of which ratio={ratio} would make some cheap; leave lean=ghost out, or name a later module"
+            f"outputs of which ratio={ratio} would make some cheap; leave lean_front=ghost out, or name a later module"
         )
     for run in runs:
         _replace(run, ratio, cheap_kernel)

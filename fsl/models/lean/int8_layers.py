@@ -6,6 +6,8 @@ cut as bytes. Torch's quantized tensors (quint8) are going away and are not used
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,54 +17,32 @@ from torch.utils.flop_counter import register_flop_formula
 from fsl.models.lean.rounding import Steps
 
 
-class StepsBuffer(nn.Module):
-    """Steps as buffers, so that a model's weights have them; read once, since kernels take numbers."""
-
-    scale: Tensor
-    zero: Tensor
+class ToFloat(nn.Module):
+    """Whole numbers of uint8 (B, ...) to the floats that they stand for."""
 
     def __init__(self, steps: Steps):
         super().__init__()
-        self.top = steps.top
-        self.register_buffer("scale", torch.tensor(steps.scale, dtype=torch.float64))
-        self.register_buffer("zero", torch.tensor(steps.zero, dtype=torch.int64))
-        self.register_load_state_dict_post_hook(_read_again)
-        self.numbers = (steps.scale, steps.zero)
-
-    def extra_repr(self) -> str:
-        """Say the numbers."""
-        return f"scale={self.numbers[0]:.3g}, zero={self.numbers[1]}, top={self.top}"
-
-
-class ToInt8(StepsBuffer):
-    """Floats (B, ...) to whole numbers of uint8."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Returns uint8 of the same shape, maps with channels last."""
-        scale, zero = self.numbers
-        levels = (values / scale).round_().add_(zero).clamp_(0, self.top).to(torch.uint8)
-        return levels.contiguous(memory_format=torch.channels_last) if levels.dim() == 4 else levels
-
-
-class ToFloat(StepsBuffer):
-    """Whole numbers of uint8 (B, ...) to the floats that they stand for."""
+        _register(self, "levels", steps)
 
     def forward(self, levels: Tensor) -> Tensor:
         """Returns float32 of the same shape, contiguous, as whole numbers that came over a wire are."""
-        scale, zero = self.numbers
-        return levels.contiguous().float().sub_(zero).mul_(scale)
+        steps: Steps = self.levels  # type: ignore[assignment]
+        return levels.contiguous().float().sub_(steps.zero).mul_(steps.scale)
 
 
 class PackedInt8(nn.Module):
     """A layer's int8 weights with the steps of what comes in and out, and the weights as oneDNN wants them.
 
-    `weight`: (out, ...) of int8; `weight_scale` (out,), `bias` (out,) in float32. `converts`: inputs are floats. `top`:
-    the largest whole number that leaves it, 255, or 127 where activations have 7 bits.
+    `weight`: (out, ...) of int8; `weight_scale` (out,), `bias` (out,) in float32. `inputs`, `outputs`: steps, of which
+    scale and zero are buffers, too. `converts`: inputs are floats. It has no module inside, so that no cut is there.
     """
 
     weight: Tensor
     weight_scale: Tensor
+    weight_zeros: Tensor
     bias: Tensor
+    inputs: Steps
+    outputs: Steps
     _packed: Tensor
 
     def __init__(
@@ -73,15 +53,18 @@ class PackedInt8(nn.Module):
         self.register_buffer("weight_scale", scale.float())
         self.register_buffer("bias", bias.float())
         self.register_buffer("weight_zeros", torch.zeros(len(scale), dtype=torch.int32), persistent=False)
-        self.relu = "relu" if relu else "none"
-        self.inputs = ToInt8(inputs) if converts else StepsBuffer(inputs)
-        self.converts = converts
-        self.outputs = StepsBuffer(outputs)
+        self.relu, self.converts = "relu" if relu else "none", converts
+        _register(self, "inputs", inputs)
+        _register(self, "outputs", outputs)
         self.register_load_state_dict_post_hook(_pack_again)
 
     def taken(self, inputs: Tensor) -> Tensor:
-        """Returns inputs as uint8."""
-        return self.inputs(inputs) if self.converts else inputs
+        """Returns inputs as uint8; floats are rounded, and maps have their channels last."""
+        if not self.converts:
+            return inputs
+        steps = self.inputs
+        levels = (inputs / steps.scale).round_().add_(steps.zero).clamp_(0, steps.top).to(torch.uint8)
+        return levels.contiguous(memory_format=torch.channels_last) if levels.dim() == 4 else levels
 
     def pack(self) -> None:
         """Prepare the weights for the kernel."""
@@ -102,7 +85,10 @@ class PackedInt8(nn.Module):
 
 
 class Int8Conv2d(PackedInt8):
-    """A convolution in int8, with bias and ReLU, and with a sum where a residual block adds its shortcut."""
+    """A convolution in int8, with bias and ReLU.
+
+    With `added`, the steps of a shortcut, it also adds that, as at the end of a residual block.
+    """
 
     def __init__(
         self,
@@ -121,71 +107,42 @@ class Int8Conv2d(PackedInt8):
     ):
         super().__init__(levels, scale, bias, inputs, outputs, relu, converts)
         self.stride, self.padding, self.dilation, self.groups = list(stride), list(padding), list(dilation), groups
+        self.added: Steps | None = None
         self.pack()
+
+    def adds(self, steps: Steps) -> None:
+        """From now on, add a shortcut of these steps."""
+        _register(self, "added", steps)
 
     def pack(self) -> None:
         """Prepare the weights for the kernel."""
-        scale, zero = self.inputs.numbers
-        self._packed = torch.ops.onednn.qconv_prepack(
-            self.weight, self.weight_scale, scale, zero, self.stride, self.padding, self.dilation, self.groups, None
-        )
+        geometry = (self.stride, self.padding, self.dilation, self.groups, None)
+        scale, zero = self.inputs.scale, self.inputs.zero
+        self._packed = torch.ops.onednn.qconv_prepack(self.weight, self.weight_scale, scale, zero, *geometry)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Returns uint8 (B, out, H', W') of uint8 (B, in, H, W), or of floats where it `converts`."""
-        found = torch.ops.onednn.qconv2d_pointwise(
-            self.taken(inputs),
-            *self.inputs.numbers,
-            self._packed,
-            self.weight_scale,
-            self.weight_zeros,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            *self.outputs.numbers,
-            torch.uint8,
-            self.relu,
-            [],
-            "",
-        )
-        return self.limited(found)
+    def forward(self, inputs: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Returns uint8 (B, out, H', W') of uint8 (B, in, H, W), or of floats where it `converts`.
 
-    def added(self, inputs: Tensor, shortcut: Tensor, steps: StepsBuffer) -> Tensor:
-        """Returns uint8 of the convolution plus a shortcut (uint8, of these steps), which is overwritten.
-
-        The kernel adds only to what has its channels last.
+        `shortcut`: uint8 as large as the outputs, which is overwritten; a copy unless its channels are last, since the
+        kernel adds to no other.
         """
+        given = (self.taken(inputs), self.inputs.scale, self.inputs.zero)
+        weights = (self._packed, self.weight_scale, self.weight_zeros)
+        geometry = (self.bias, self.stride, self.padding, self.dilation, self.groups)
+        outputs = (self.outputs.scale, self.outputs.zero, torch.uint8)
+        if shortcut is None or self.added is None:
+            run = torch.ops.onednn.qconv2d_pointwise
+            return self.limited(run(*given, *weights, *geometry, *outputs, self.relu, [], ""))
         shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-        found = torch.ops.onednn.qconv2d_pointwise.binary(
-            self.taken(inputs),
-            *self.inputs.numbers,
-            self._packed,
-            self.weight_scale,
-            self.weight_zeros,
-            shortcut,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            *self.outputs.numbers,
-            torch.uint8,
-            *steps.numbers,
-            "sum",
-            1.0,
-            self.relu,
-            [],
-            "",
-        )
-        return self.limited(found)
+        added = (self.added.scale, self.added.zero, "sum", 1.0)
+        run_and_add = torch.ops.onednn.qconv2d_pointwise.binary
+        return self.limited(run_and_add(*given, *weights, shortcut, *geometry, *outputs, *added, self.relu, [], ""))
 
     def extra_repr(self) -> str:
         """Say the sizes."""
         outputs, inputs, *kernel = self.weight.shape
-        return (
-            f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={tuple(self.stride)}, {self.relu}"
-        )
+        sizes = f"kernel_size={tuple(kernel)}, stride={tuple(self.stride)}"
+        return f"{inputs * self.groups}, {outputs}, {sizes}, {self.relu}"
 
 
 class Int8Linear(PackedInt8):
@@ -211,20 +168,11 @@ class Int8Linear(PackedInt8):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns uint8 (B, out) of uint8 (B, in), or of floats where it `converts`."""
-        found = torch.ops.onednn.qlinear_pointwise(
-            self.taken(inputs),
-            *self.inputs.numbers,
-            self._packed,
-            self.weight_scale,
-            self.weight_zeros,
-            self.bias,
-            *self.outputs.numbers,
-            torch.uint8,
-            self.relu,
-            [],
-            "",
-        )
-        return self.limited(found)
+        given = (self.taken(inputs), self.inputs.scale, self.inputs.zero)
+        weights = (self._packed, self.weight_scale, self.weight_zeros, self.bias)
+        outputs = (self.outputs.scale, self.outputs.zero, torch.uint8)
+        run = torch.ops.onednn.qlinear_pointwise
+        return self.limited(run(*given, *weights, *outputs, self.relu, [], ""))
 
 
 class Int8MaxPool(nn.Module):
@@ -249,13 +197,11 @@ class Int8Block(nn.Module):
     def __init__(self, before: nn.Sequential, last: Int8Conv2d, shortcut: nn.Module, steps: Steps):
         super().__init__()
         self.before, self.last, self.shortcut = before, last, shortcut
-        self.shortcut_steps = StepsBuffer(steps)
+        last.adds(steps)
 
     def forward(self, levels: Tensor) -> Tensor:
         """Returns uint8 (B, out, H', W') of uint8 (B, in, H, W)."""
-        shortcut = self.shortcut(levels)
-        shortcut = shortcut.clone() if shortcut is levels else shortcut
-        return self.last.added(self.before(levels), shortcut, self.shortcut_steps)
+        return self.last(self.before(levels), self.shortcut(levels).clone())
 
 
 class Int8Ghost(nn.Module):
@@ -271,8 +217,17 @@ class Int8Ghost(nn.Module):
         return torch.cat([maps, self.cheap(maps)], dim=1)[:, : self.outputs]
 
 
-def _read_again(module: Any, keys: Any) -> None:
-    module.numbers = (float(module.scale), int(module.zero))
+def _register(module: nn.Module, name: str, steps: Steps) -> None:
+    """Keep steps as numbers, which kernels take, and as buffers, so that a model's weights have them."""
+    setattr(module, name, steps)
+    module.register_buffer(f"{name}_scale", torch.tensor(steps.scale, dtype=torch.float64))
+    module.register_buffer(f"{name}_zero", torch.tensor(steps.zero, dtype=torch.int64))
+    module.register_load_state_dict_post_hook(partial(_read_again, name))
+
+
+def _read_again(name: str, module: Any, keys: Any) -> None:
+    scale, zero = getattr(module, f"{name}_scale"), getattr(module, f"{name}_zero")
+    setattr(module, name, replace(getattr(module, name), scale=float(scale), zero=int(zero)))
 
 
 def _pack_again(module: Any, keys: Any) -> None:

@@ -1,6 +1,7 @@
 """The options by which a run's model gets a lean front."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,7 +26,7 @@ class LeanFront(ABC):
         """Returns a copy of a model, lean up to this module."""
 
 
-@checks_types("lean.")
+@checks_types("lean_front.")
 @dataclass(frozen=True)
 class GhostFront(LeanFront):
     """Ghost modules for convolutions; see `ghosted`."""
@@ -42,7 +43,7 @@ class GhostFront(LeanFront):
         return ghosted(model, self.ratio, self.cheap_kernel, until)
 
 
-@checks_types("lean.")
+@checks_types("lean_front.")
 @dataclass(frozen=True)
 class QuantizedFront(LeanFront):
     """Weights and activations are rounded in training as int8 would; see `quantized`."""
@@ -51,14 +52,14 @@ class QuantizedFront(LeanFront):
     until: str | None = None
 
     def __post_init__(self) -> None:
-        check_bits("lean.bits", self.bits)
+        check_bits("lean_front.bits", self.bits)
 
     def of(self, model: nn.Module, until: str | None) -> nn.Module:
         """Returns a copy that rounds."""
         return quantized(model, until, self.bits)
 
 
-@checks_types("lean.")
+@checks_types("lean_front.")
 @dataclass(frozen=True)
 class PrunedFront(LeanFront):
     """Channels are removed; see `pruned`."""
@@ -75,7 +76,7 @@ class PrunedFront(LeanFront):
         return pruned(model, self.share, until, self.by)
 
 
-@checks_types("lean.")
+@checks_types("lean_front.")
 @dataclass(frozen=True)
 class MagnitudeFront(LeanFront):
     """The smallest weights are zero; see `magnitude_pruned`."""
@@ -93,4 +94,12 @@ class MagnitudeFront(LeanFront):
 
 def _check_share(share: float) -> None:
     if not 0 <= share < 1:
-        raise ConfigError(f"lean.share={share}: it must be in [0, 1), the share that goes")
+        raise ConfigError(f"lean_front.share={share}: it must be in [0, 1), the share that goes")
+
+
+LEAN_FRONTS: Mapping[str, type[LeanFront]] = {
+    "ghost": GhostFront,
+    "int8": QuantizedFront,
+    "pruned": PrunedFront,
+    "magnitude": MagnitudeFront,
+}

@@ -140,13 +140,11 @@ def parts_of(rounded, bits):
 
 
 def levels(values, steps):
-    scale, zero = steps.numbers
-    return (values / scale).round() + zero
+    return (values / steps.scale).round() + steps.zero
 
 
 def floats(numbers, steps):
-    scale, zero = steps.numbers
-    return (numbers.float() - zero) * scale
+    return (numbers.float() - steps.zero) * steps.scale
 
 
 def in_floats(run, values):
@@ -204,10 +202,10 @@ def block_pairs(layer, block, top):
     maps, shortcut = layer.before(given), layer.shortcut(given)
     yield maps, levels(block.body[:3](values), layer.before[0].outputs)
     if not isinstance(block.shortcut, nn.Identity):
-        yield shortcut, levels(block.shortcut(values), layer.shortcut_steps)
+        yield shortcut, levels(block.shortcut(values), layer.last.added)
     body = block.body[3:](floats(maps, layer.last.inputs))
-    expected = block.relu(body + floats(shortcut, layer.shortcut_steps))
-    yield layer.last.added(maps, shortcut.clone(), layer.shortcut_steps), levels(expected, layer.last.outputs)
+    expected = block.relu(body + floats(shortcut, layer.last.added))
+    yield layer.last(maps, shortcut.clone()), levels(expected, layer.last.outputs)
 
 
 @runs_int8
@@ -233,6 +231,8 @@ def test_bytes_cross_the_cut_and_every_cut_gives_the_same():
         assert crossing.dtype is torch.uint8
         assert torch.equal(parts["back"](crossing), expected)
     assert fsl.split(model, "block3")["front"](given).dtype is torch.float32
+    assert "block1.last" not in fsl.possible_cuts(model)  # it is where the block ends
+    assert not [cut for cut in fsl.possible_cuts(model) if cut.startswith("stem.0.")]
     assert macs_of(lambda: model(given), 3) == macs_of(lambda: ResNet8(IMAGES, 10).eval()(given), 3)
 
 
@@ -261,10 +261,10 @@ made = int8_front(rounded)
 print(has_vnni(), made.conv1[0].outputs.top)
 layer = made.conv2[0]
 given = torch.randint(0, 128, (3, 32, 8, 8), dtype=torch.uint8)
-(scale, zero), (out, _) = layer.inputs.numbers, layer.outputs.numbers
-values = (given.float() - zero) * scale
+values = (given.float() - layer.inputs.zero) * layer.inputs.scale
 weight = layer.weight.float() * layer.weight_scale[:, None, None, None]
-expected = (torch.relu(torch.nn.functional.conv2d(values, weight, layer.bias, padding=1)) / out).round().clamp(max=127)
+found = torch.relu(torch.nn.functional.conv2d(values, weight, layer.bias, padding=1))
+expected = (found / layer.outputs.scale).round().clamp(max=127)
 print((layer(given).float() - expected).abs().max().item() <= 1)
 try:
     int8_front(rounded, 8)
