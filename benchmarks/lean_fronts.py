@@ -208,6 +208,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = cifar10(str(options.folder), options.images, options.test_images)
+    machine = f"{machine_in_words()}; {'with' if has_vnni() else 'without'} VNNI"
+    print(machine)
     rows: list[FrontFigures] = []
     for name in options.models:
         print(name, flush=True)
@@ -217,12 +219,10 @@ def main() -> None:
             for front, model in models.items():
                 accuracies.setdefault(front, []).append(accuracy(model, data.test))
         rows += figures_of(name, models, MODELS[name]().default_cut, accuracies, options)
-    machine = f"{machine_in_words()}; {'with' if has_vnni() else 'without'} VNNI"
-    print(machine)
-    print_rows(rows)
-    if options.out is not None:
-        given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        write_json(options.out, {"options": given, "machine": machine, "rows": [asdict(row) for row in rows]})
+        print_rows(rows)
+        if options.out is not None:
+            given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+            write_json(options.out, {"options": given, "machine": machine, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

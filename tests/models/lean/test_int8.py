@@ -199,6 +199,9 @@ def as_inputs(numbers, layer):
 def block_pairs(layer, block, top):
     given = whole_numbers(shape_of(layer.before[0]), top)
     values = floats(given, layer.before[0].inputs)
+    own = given.contiguous(memory_format=torch.channels_last)
+    layer(own)
+    assert torch.equal(own, given)  # the sum overwrites a copy
     maps, shortcut = layer.before(given), layer.shortcut(given)
     yield maps, levels(block.body[:3](values), layer.before[0].outputs)
     if not isinstance(block.shortcut, nn.Identity):

@@ -129,6 +129,14 @@ def test_channels_that_a_skip_connection_adds_go_together():
     assert plan.outputs["stem.0"] == plan.outputs["block1.body.3"] == plan.inputs["block2.shortcut.0"]
 
 
+def test_cheap_maps_go_with_those_that_they_are_made_of():
+    plan = plan_pruning(ghosted(VGG5(IMAGES, 10), until="pool2"), 0.5, "pool2")
+    assert [(one.layers, one.channels) for one in plan.groups] == [
+        (("conv1.0.primary.0",), 16),
+        (("conv2.0.primary.0",), 32),
+    ]
+
+
 def test_channels_tied_to_the_back_are_left_alone_and_it_is_said():
     plan = plan_pruning(ResNet18(IMAGES, 10), 0.5, "block3")
     left = dict(plan.left)
@@ -148,7 +156,7 @@ def test_less_crosses_the_cut_and_the_front_holds_less():
 
 
 def test_one_channel_always_stays():
-    assert pruned(LeNet(IMAGES, 10), 0.99, "pool2").conv1[0].out_channels == 1
+    assert pruned(LeNet(IMAGES, 10), 1 - 1e-12, "pool2").conv1[0].out_channels == 1
 
 
 def test_frozen_layers_stay_frozen():
