@@ -54,6 +54,7 @@ def plan_pruning(model: nn.Module, share: float, until: str | None = None, by: R
     groups, left = _groups(channels, front)
     if not groups:
         told = "; ".join(f"{name}: {reason}" for name, reason in left[:3])
+        told = told or "there is no convolution and no linear layer of torch's own"
         raise ConfigError(f"pruned: nothing up to until={until!r} can be pruned: {told}")
     gone: set[int] = set()
     found = []

@@ -82,6 +82,11 @@ def _round(run: LayerRun, bits: int, first: bool) -> bool:
 def round_layer(run: LayerRun, bits: int, inputs: bool, outputs: bool) -> None:
     """Round the weights of a run's layer, and what comes in and out of the run as is said."""
     layer, last = run.layer.module, run.last
+    if type(layer) not in (nn.Conv2d, nn.Linear):
+        raise ConfigError(
+            f"quantized: {run.layer.path} is a {type(layer).__name__}, and what it does beside would be lost; it takes "
+            "torch's own convolutions and linear layers (unmasked(model) makes them of masked ones)"
+        )
     if run.norm is not None and not isinstance(run.norm.module, nn.BatchNorm2d):
         kind = type(run.norm.module).__name__
         raise ConfigError(

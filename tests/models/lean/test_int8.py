@@ -13,8 +13,17 @@ from torch import nn
 import fsl
 from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
-from fsl.models import MLP, VGG5, LeNet, ResNet8
-from fsl.models.lean import Rounding, calibrated, ghosted, has_vnni, int8_front, int8_machine, quantized
+from fsl.models import MLP, VGG5, BinaryVGG5, LeNet, ResNet8
+from fsl.models.lean import (
+    Rounding,
+    calibrated,
+    ghosted,
+    has_vnni,
+    int8_front,
+    int8_machine,
+    magnitude_pruned,
+    quantized,
+)
 from fsl.models.lean.int8_layers import Int8Block, Int8Ghost, PackedInt8
 from fsl.models.lean.layer_runs import row_of, runs_of
 from fsl.models.lean.rounded_layers import RoundedActivation
@@ -316,6 +325,8 @@ def test_a_machine_without_int8_kernels_is_refused_by_name(monkeypatch):
         (lambda: quantized(nn.Sequential(nn.ReLU(), nn.Linear(2, 2))), "0 is a ReLU"),
         (lambda: quantized(nn.Sequential(nn.Flatten(), nn.Linear(2, 2)), "0"), "there is no layer with weights"),
         (lambda: quantized(ghosted(ResNet8(IMAGES, 10), until="block1"), "block1"), "the body of block1 ends with a"),
+        (lambda: quantized(magnitude_pruned(VGG5(IMAGES, 10), 0.5)), r"conv1\.0 is a MaskedConv2d, and what it does"),
+        (lambda: quantized(BinaryVGG5(IMAGES, 10)), r"conv1\.0\.0 is a BinaryConv2d, and what it does beside"),
         (lambda: calibrated(VGG5(IMAGES, 10), []), "batches: there is none"),
     ],
 )

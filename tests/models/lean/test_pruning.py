@@ -10,7 +10,7 @@ import fsl
 from fsl.costs.work_counting import macs_of
 from fsl.errors import ConfigError
 from fsl.models import MLP, VGG5, GhostNet, LeNet, ResNet8, ResNet18
-from fsl.models.lean import ghosted, magnitude_pruned, plan_pruning, pruned, zeroed
+from fsl.models.lean import ghosted, magnitude_pruned, plan_pruning, pruned, quantized, zeroed
 from fsl.models.lean.magnitude import unmasked
 
 IMAGES = (3, 16, 16)
@@ -192,6 +192,10 @@ class Branching(nn.Sequential):
         (lambda: pruned(VGG5(IMAGES, 10, norm="group"), 0.5, "pool1"), r"conv1\.0: conv1\.1 is a GroupNorm"),
         (lambda: pruned(nn.Sequential(nn.Linear(4, 2)), 0.5), "0: it is an output of the model"),
         (lambda: pruned(Branching(nn.Linear(4, 2)), 0.5), "torch.fx cannot follow Branching"),
+        (
+            lambda: pruned(quantized(VGG5(IMAGES, 10)), 0.5),
+            "there is no convolution and no linear layer of torch's own",
+        ),
         (lambda: magnitude_pruned(VGG5(IMAGES, 10), 1.0), r"share=1\.0: it must be in \[0, 1\)"),
         (lambda: magnitude_pruned(VGG5(IMAGES, 10), -1.0), r"share=-1\.0: it must be in \[0, 1\)"),
         (lambda: magnitude_pruned(nn.Sequential(nn.ReLU()), 0.5), "no convolution and no linear layer"),
