@@ -75,10 +75,11 @@ class _Maps:
 
 
 class _OwnBlocks(Tracer):
-    """Goes into all modules but torch's own."""
+    """Goes into all modules but torch's own, layers derived from those, and layers of this room, which round."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        known = m.__module__.startswith(("torch.nn", __name__.rpartition(".")[0]))
+        return (known and not isinstance(m, nn.Sequential)) or isinstance(m, nn.Conv2d | nn.Linear)
 
 
 def trace_channels(model: nn.Module) -> Channels:
@@ -116,6 +117,8 @@ class _Following:
 
     def _of_module(self, name: str, given: Sequence[_Maps]) -> _Maps:
         module, inputs = self.modules[name], given[0]
+        if isinstance(module, nn.Conv2d | nn.Linear) and type(module) not in (nn.Conv2d, nn.Linear):
+            return self._unknown(given, f"{name} is a {type(module).__name__}")
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d) and name in self.channels.taken:
             for maps in (inputs, _Maps(self.channels.made.get(name))):
                 self._keep(maps, f"{name} is called twice")
