@@ -16,7 +16,17 @@ ROOT = Path(__file__).parents[1]
 # belongs to the room of its folder.
 FLOORS = (
     ("errors", "seeds", "quoting", "installed", "argument_types"),
-    ("files", "private_files", "mobility", "availability", "selection", "packets", "models", "importing"),
+    (
+        "files",
+        "private_files",
+        "mobility",
+        "availability",
+        "selection",
+        "packets",
+        "models",
+        "models.lean",
+        "importing",
+    ),
     ("faults", "segments", "objective", "metrics", "codecs", "memory", "data"),
     ("split", "trainers"),
     ("privacy",),

@@ -20,6 +20,7 @@ from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
 from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, serving
+from fsl.models import lean
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -119,6 +120,22 @@ CALLS = [
     (lambda: models.PackedConv2d(3), "layer=3: give a BinaryConv2d of fsl"),
     (lambda: models.PackedLinear(3), "layer=3: give a BinaryLinear of fsl"),
     (lambda: models.pack_binary(3), "model=3: give a Module of torch"),
+    (lambda: models.GhostModule("x", 2), "inputs='x': give a whole number"),
+    (lambda: models.GhostNet((3, 32, 32), 2, width="x"), "width='x': give a number"),
+    (lambda: lean.ghosted(network(), ratio="x"), "ratio='x': give a whole number"),
+    (lambda: lean.quantized(network(), bits="x"), "bits='x': give a whole number"),
+    (lambda: lean.calibrated(network(), 3), "batches=3: give a list of Tensors of torch"),
+    (lambda: lean.int8_front("x"), "model='x': give a Module of torch"),
+    (lambda: lean.pruned(network(), "x"), "share='x': give a number"),
+    (lambda: lean.zeroed(network(), 0.5, until=3), "until=3: give a text or None"),
+    (lambda: lean.plan_pruning(network(), 0.5, by=3), "by=3: give one of l1, bn_scale"),
+    (lambda: lean.magnitude_pruned(network(), None), "share=None: give a number"),
+    (lambda: lean.unmasked(3), "model=3: give a Module of torch"),
+    (lambda: lean.Rounding("x"), "bits='x': give a whole number"),
+    (lambda: lean.GhostFront("x"), "lean_front.ratio='x': give a whole number"),
+    (lambda: lean.QuantizedFront("x"), "lean_front.bits='x': give a whole number"),
+    (lambda: lean.PrunedFront("x"), "lean_front.share='x': give a number"),
+    (lambda: lean.MagnitudeFront("x"), "lean_front.share='x': give a number"),
     (lambda: models.Attention("x"), "width='x': give a whole number"),
     (
         lambda: models.VerticalMLP({"bank": 3}, 2),
@@ -254,6 +271,7 @@ OTHERS = {
         "Sum",
         "VerticalModel",
     },
+    "models.lean": {"ChannelGroup", "LeanFront", "MaskedConv2d", "MaskedLinear", "PruningPlan", "check_int8"},
     "costs": {
         "CutChoice",
         "CutPrice",
@@ -306,6 +324,7 @@ OTHERS = {
     [
         data,
         models,
+        lean,
         costs,
         selection,
         metrics,
