@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, serving
+from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, separable, serving
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -295,6 +295,14 @@ OTHERS = {
         "TrainedPhase",
     },
     "inference.comparison": {"ExitRequests", "MeasuredAnswer", "PolicyFigures"},
+    "inference.separable": {
+        "SeparablePart",
+        "GateSearch",
+        "SeparableBytes",
+        "SeparableLatency",
+        "SeparableModel",
+        "StageSeconds",
+    },
     "inference.serving": {
         *("Answer", "AnswerSeconds", "DeviceFigures", "EdgeFigures", "EdgeStatus", "UnansweredError"),
     },
@@ -317,6 +325,7 @@ OTHERS = {
         planning,
         exits,
         comparison,
+        separable,
         serving,
     ],
     ids=OTHERS,
