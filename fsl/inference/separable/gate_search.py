@@ -35,7 +35,7 @@ def hard_gates(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     noise = uniform.log() - (-uniform).log1p()
     soft = torch.sigmoid((logits + noise) / temperature)
     hard = (soft > 0.5).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # in this order: what is added is 0, and gates are exactly 0 or 1
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,16 @@ _LOCAL = (
     *(nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten),
 )
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add)
-_FUNCTIONS: tuple[Any, ...] = (torch.relu, F.relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten)
-_METHODS = ("relu", "flatten", "contiguous")
+_FUNCTIONS: tuple[Any, ...] = (
+    torch.relu,
+    F.relu,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    torch.flatten,
+    torch.mean,
+)
+_METHODS = ("relu", "flatten", "contiguous", "mean")
 _TAKEN = (
     "convolutions, linear layers, BatchNorm, GroupNorm, activations, pools, Flatten and sums, the last layer a Linear"
 )
@@ -193,11 +201,22 @@ class _Planner:
         if node.target in ("flatten", torch.flatten):
             given = (*node.args[1:], *node.kwargs.values())
             return given in ((1,), (1, -1))
+        if node.target in ("mean", torch.mean):
+            return self._is_over_places(node)
         if node.target in _SUMS:
             sources = _sources(node)
             alike = {(self._shapes[one.name], one.name in self._image) for one in sources}
             return len(node.args) == 2 and len(sources) == 2 and not node.kwargs and len(alike) == 1
         return len(_sources(node)) == 1
+
+    def _is_over_places(self, node: fx.Node) -> bool:
+        """Returns whether a mean is of places alone, and not over rows or channels."""
+        (source,) = _sources(node)
+        given = [*node.args[1:2], node.kwargs.get("dim")]
+        dims = next((one for one in given if one is not None), ())
+        listed = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, tuple | list) else []
+        rank = len(self._shapes[source.name])
+        return bool(listed) and all(isinstance(one, int) and one % rank >= 2 for one in listed)
 
     def _function(self, node: fx.Node) -> GroupStep:
         sources = _sources(node)
@@ -250,7 +269,8 @@ def _shapes(model: nn.Module, graph: fx.Graph, input_shape: tuple[int, ...]) -> 
             )
     except Exception as error:  # of torch's layers, for a shape that they do not take
         raise SplitError(
-            f"input_shape={input_shape}: {type(model).__name__} does not take it ({one_line(str(error), 120)})"
+            f"input_shape={input_shape}: {type(model).__name__} does not take it "
+            f"({one_line(str(error).partition('While executing')[0], 120)})"
         ) from None
     return found
 
