@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from fsl.inference.separable import Gates, SeparableDevice, separable, separable_part
+from fsl.inference.separable import Gates, SeparableDevice, save_devices, separable, separable_part
 from fsl.models import ResNet8
 
 SHAPE = (3, 16, 16)
@@ -54,6 +54,11 @@ def small_convs(channels=8):
         )
 
 
+def save_for_two(folder):
+    """Writes the folders of a network of two devices; returns them."""
+    return save_devices(folder, divided(2))
+
+
 class Served:
     """Devices 1 and up at work in threads; `ends` has what ended each, by number: a count, or an error."""
 
@@ -62,14 +67,17 @@ class Served:
         self.devices = devices
         self.ends = {}
         addresses = {one.device: one.address for one in devices}
+        self._met = threading.Barrier(len(devices))
         self._threads = [threading.Thread(target=self._serve, args=(one, addresses)) for one in self._others]
         for thread in self._threads:
             thread.start()
         self.first.connect({})
+        self._met.wait(20)
 
     def _serve(self, device, addresses):
         try:
             device.connect(addresses)
+            self._met.wait(20)
             self.ends[device.device] = device.serve(idle_seconds=30)
         except Exception as error:
             self.ends[device.device] = error

@@ -9,7 +9,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class DescribedDevice:
-    """What a device's folder says. `digest`: of the whole network; `fingerprint`: of this device's tensors."""
+    """What a device's folder says. `digest`: of the whole network; `fingerprint`: of all else here, and its tensors."""
 
     format: int
     fsl: str
@@ -97,8 +97,9 @@ def save_devices(
                 dtype=str(part.dtype).removeprefix("torch."),
                 gates=model.gates.links,  # type: ignore[arg-type]
                 digest=digest,
-                fingerprint=_fingerprint(part.group.state()),
+                fingerprint="",
             )
+            told = replace(told, fingerprint=_fingerprint(told, part.group.state()))
             save_tensors(own / WEIGHTS, part.group.state(), {"format": "pt"}, durable=False)
             write_text(own / CONFIG, to_json(told) + "\n")
         write_text(new / MARK, to_json(_SavedGroup(FORMAT, digest, model.devices)) + "\n")
@@ -128,8 +129,10 @@ def load_device(
     group = part_of(empty, plan, gates, told.device)
     weights = load_tensors(path / WEIGHTS)
     _fill(group, weights, path)
-    if _fingerprint(group.state()) != told.fingerprint:
-        raise CheckpointError(f"{path} has other weights than those that were saved; restore it, or save it anew")
+    if _fingerprint(told, group.state()) != told.fingerprint:
+        raise CheckpointError(
+            f"{path} has other weights or gates than those that were saved; restore it, or save it anew"
+        )
     return SeparablePart(group, told.digest, dtype)
 
 
@@ -191,8 +194,8 @@ def _without_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model.to(device="meta", dtype=dtype).eval()
 
 
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+def _fingerprint(told: DescribedDevice, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(to_json(replace(told, fingerprint="")).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -173,7 +173,7 @@ class GroupDoor:
             if said.device != peer:
                 raise WireError(f"{there} says that it is device {said.device}; give each device's own address")
         except BaseException as error:
-            stream.end("")
+            stream.end(one_line(str(error), 300) or "it did not say in time who it is")
             if isinstance(error, TimeoutError):
                 raise RunError(f"{there} takes the stream and says nothing; see whether it is a device") from None
             if isinstance(error, WireError) and not isinstance(error, TrustError):

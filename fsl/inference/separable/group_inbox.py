@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from fsl.errors import RunError, WireError
+from fsl.errors import FslError, RunError, WireError
 from fsl.inference.separable.gates import Gates
 from fsl.inference.separable.group_records import GroupStages, GroupValues
 
@@ -30,7 +30,7 @@ class GroupInbox:
         self._there: dict[tuple[int, int, int], Tensor] = {}  # by request, stage and sender
         self._taken: set[tuple[int, int, int]] = set()
         self._changed = threading.Condition()
-        self._end: RunError | None = None
+        self._end: FslError | None = None
 
     def put(self, sender: int, one: GroupValues) -> None:
         """Leave what has come; WireError where it may not come now."""
@@ -70,18 +70,12 @@ class GroupInbox:
             self.begin(request)
             return request, images
 
-    def end(self, error: RunError) -> None:
+    def end(self, error: FslError) -> None:
         """End the waiting, now and later, with an error; the first one counts."""
         with self._changed:
             if self._end is None:
                 self._end = error
             self._changed.notify_all()
-
-    @property
-    def ended(self) -> RunError | None:
-        """Why nothing more comes; None while something may."""
-        with self._changed:
-            return self._end
 
     def _wait(self, places: dict[int, tuple[int, int, int]], stage: int, seconds: float) -> dict[int, Tensor]:
         deadline = time.monotonic() + seconds

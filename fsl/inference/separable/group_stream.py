@@ -2,15 +2,16 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 from typing import Protocol
 
-from fsl.errors import WireError
+from fsl.errors import FslError, RunError, WireError
+from fsl.inference.separable.group_inbox import GroupEndError
 from fsl.inference.separable.group_records import GroupStages, GroupValues, fault_record
 from fsl.inference.serving.record_socket import RecordSocket
 from fsl.messages import separable_pb2 as pb
 from fsl.messages.inference_records import records
 from fsl.quoting import one_line
+from fsl.wire.frame_stream import TooLarge
 
 
 class GroupEar(Protocol):
@@ -19,8 +20,8 @@ class GroupEar(Protocol):
     def came(self, sender: int, one: GroupValues) -> None:
         """Take maps; WireError where they may not come now."""
 
-    def left(self, sender: int, reason: str) -> None:
-        """Hear that a device has ended its stream, and why; an empty reason: in order."""
+    def left(self, sender: int, why: FslError) -> None:
+        """Hear that a device's stream has ended, and why; GroupEndError: in order."""
 
 
 class GroupStream:
@@ -30,7 +31,6 @@ class GroupStream:
         self.greeting: asyncio.Future[pb.GroupGreeting] = asyncio.get_running_loop().create_future()
         self._peer: int | None = None
         self._stages, self._rows, self._ear = stages, rows, ear
-        self._early: list[pb.GroupMaps | None] = []
         self._socket = RecordSocket(sock, stages.most_bytes(rows), self)
         self._socket.begin()
 
@@ -51,6 +51,23 @@ class GroupStream:
 
     def heard(self, data: memoryview) -> bool:
         """Take a record; returns False behind a greeting, until it is known who is there."""
+        try:
+            return self._heard(data)
+        except WireError as error:
+            self._refuse(error)
+            return False
+
+    def wrote(self) -> None:
+        """Hear that all that was written is on its way."""
+
+    def ended(self, error: Exception) -> None:
+        """Hear that the stream has ended, by a record that is too large or by the other end."""
+        if isinstance(error, TooLarge):
+            self._refuse(WireError(str(error)))
+        else:
+            self._over(f"its stream ended: {one_line(str(error), 300) or type(error).__name__}")
+
+    def _heard(self, data: memoryview) -> bool:
         for message, rest, _ in records(data, pb.ToGroup):
             kind = message.WhichOneof("body")
             if kind == "fault" and not rest:
@@ -64,12 +81,14 @@ class GroupStream:
                 raise WireError(f"a {kind or 'message of no kind'} has no place in a stream here")
         return True
 
-    def wrote(self) -> None:
-        """Hear that all that was written is on its way."""
-
-    def ended(self, error: Exception) -> None:
-        """Hear that the stream has ended, by what came or by the other end."""
-        self._over(one_line(str(error), 300) or type(error).__name__)
+    def _refuse(self, error: WireError) -> None:
+        """End the stream for what came over it, and say so at both ends."""
+        peer = self._peer
+        self.end(f"what it sent was refused: {one_line(str(error), 200)}")
+        if not self.greeting.done():
+            self.greeting.set_exception(error)
+        elif peer is not None:
+            self._ear.left(peer, WireError(f"device {peer} sent what it may not: {error}"))
 
     def _over(self, reason: str) -> None:
         if not self.greeting.done():
@@ -78,7 +97,5 @@ class GroupStream:
         peer, self._peer = self._peer, None
         self._socket.close()
         if peer is not None:
-            self._ear.left(peer, reason)
-
-
-Opened = Callable[[int, GroupStream], None]
+            why = RunError(f"device {peer}: {reason}") if reason else GroupEndError(f"device {peer} has ended its work")
+            self._ear.left(peer, why)

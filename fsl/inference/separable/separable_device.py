@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import Tensor
 
 from fsl.argument_types import checks_types
-from fsl.errors import ConfigError, RunError, WireError
+from fsl.errors import ConfigError, FslError, RunError, WireError
 from fsl.inference.separable.device_folders import SeparablePart
 from fsl.inference.separable.group_door import GroupDoor, GroupTerms
 from fsl.inference.separable.group_inbox import GroupEndError, GroupInbox
@@ -158,12 +158,9 @@ class SeparableDevice:
         """Take maps of another device."""
         self._inbox.put(sender, one)
 
-    def left(self, sender: int, reason: str) -> None:
-        """Hear that another device has ended its stream."""
-        if reason:
-            self._inbox.end(RunError(f"device {sender} ended its stream: {reason}"))
-        else:
-            self._inbox.end(GroupEndError(f"device {sender} has ended its work"))
+    def left(self, sender: int, why: FslError) -> None:
+        """Hear that another device's stream has ended."""
+        self._inbox.end(why)
 
     # Computing.
 
