@@ -1,11 +1,11 @@
 """Separable ResNet-8 over 4 devices on CIFAR-10: bytes between devices against accuracy, by which links there are.
 
-    python -m benchmarks.separable CIFAR10_FOLDER --images 4000 --epochs 8 --search 3 --retrain 3 --seeds 0 1 2 --out X
+    python -m benchmarks.separable CIFAR10_FOLDER --images 3000 --epochs 8 --search 3 --retrain 4 --seeds 0 1 2 --out X
 
 CIFAR10_FOLDER holds train.parquet and test.parquet as the Hub's uoft-cs/cifar10 has them. A dense network is trained
-for each seed; all others begin with its weights. Searched links take `--search` epochs and `--retrain` more with fixed
-gates; all links, no links and random links of equal bytes are trained with their gates fixed for as many epochs as both
-together. At the smallest budget there are also as many links in each block as were found, between random devices: what
+for each seed. A search from its weights takes `--search` epochs and gives links, and its weights go. Then all networks
+are trained alike, from the dense weights, `--retrain` epochs with fixed gates: searched links, random links of equal
+bytes, all links and none. At the smallest budget there are also as many links in each block as were found, between random devices: what
 is left then of the search is its choice of blocks. X gets separable.json and separable.png; `--draw X` draws anew from
 X/separable.json. The last lines are of the searched network of the last seed as 4 processes of this machine.
 """
@@ -103,8 +103,7 @@ def rows_of(options: argparse.Namespace, seed: int, keep: Callable[[SeparableMod
     def fixed(gates: Gates) -> SeparableModel:
         model = copy.deepcopy(dense)
         model.gates = gates
-        epochs = options.search + options.retrain
-        train_separable(model, data, epochs=epochs, decay_at=epochs - 1, seed=seed + 100)
+        train_separable(model, data, epochs=options.retrain, decay_at=max(1, options.retrain - 1), seed=seed + 100)
         return model
 
     yield row("all links", 1.0, seed, fixed(dense.all_links()), data)
@@ -112,8 +111,8 @@ def rows_of(options: argparse.Namespace, seed: int, keep: Callable[[SeparableMod
     whole = float(dense.link_bytes().sum())
     for budget in options.budgets:
         model = copy.deepcopy(dense)
-        search_gates(model, data, map_bytes=int(budget * whole), epochs=options.search, seed=seed)
-        train_separable(model, data, epochs=options.retrain, decay_at=options.retrain - 1, seed=seed + 100)
+        found = search_gates(model, data, map_bytes=int(budget * whole), epochs=options.search, seed=seed)
+        model = fixed(found.gates)
         yield row("searched", budget, seed, model, data)
         if budget == max(options.budgets):
             keep(model)
@@ -219,11 +218,11 @@ def show_processes(model: SeparableModel, rows: int = 16, count: int = 20) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=None)
-    parser.add_argument("--images", type=int, default=4000, help="training images")
+    parser.add_argument("--images", type=int, default=3000, help="training images")
     parser.add_argument("--test-images", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=8, help="of the dense network")
     parser.add_argument("--search", type=int, default=3, help="epochs of weights and gates together")
-    parser.add_argument("--retrain", type=int, default=3, help="epochs with fixed gates")
+    parser.add_argument("--retrain", type=int, default=4, help="epochs with fixed gates")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.25], help="shares of all links' bytes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file and the figure")

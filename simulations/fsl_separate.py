@@ -19,14 +19,15 @@ _USAGE = """usage: fsl-separate search run=FOLDER [devices=4] [share=0.25] [name
                            cert-key=FILE [name=value ...]
        fsl-separate token  key=FILE folder=FOLDER/device2 [days=30] [out=FILE]
 
-search divides the channels of a finished run's model over devices, finds which maps they exchange, trains on with these
-gates, and writes a folder for each device. local runs all of them as processes of this machine, and says whether they
-give one program's outputs to the bit. device runs one: it listens, reaches the devices of lower number (peers, from
-device 0 on), and serves until device 0 ends. token signs, with a key of fsl-serve key, that a device may take part.
+search divides the channels of a finished run's model over devices, finds which maps they exchange, trains the run's
+weights on with these gates, and writes a folder for each device. local runs all of them as processes of this machine,
+and says whether they give one program's outputs to the bit. device runs one: it listens, reaches the devices of lower
+number (peers, from device 0 on), and serves until device 0 ends. token signs, with a key of fsl-serve key, that a
+device may take part.
 
 search:
   share=0.25          of all links' bytes of maps, at most
-  epochs=5 retrain=5  of the search, and of training with fixed gates, from the run's weights
+  epochs=5 retrain=5  of the search, whose weights go, and of training with the gates that it found
   batch_size=64 learning_rate=0.001 gate_rate=0.05
   compare=true        train random gates of equal bytes and a network without links beside it
   device=pi4 link=wifi_75   profiles for predicted milliseconds

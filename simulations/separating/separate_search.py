@@ -101,9 +101,8 @@ def separate_search(arguments: Sequence[str]) -> None:
     train, held, kind = _rows(run, options.seed)
     budget = int(options.share * float(model.link_bytes().sum()))
     lines = [_line("all links, as trained", model, held, options)]
-    searched = copy.deepcopy(model)
-    search_gates(
-        searched,
+    found = search_gates(
+        copy.deepcopy(model),
         train,
         map_bytes=budget,
         objective=run.objective,
@@ -113,7 +112,7 @@ def separate_search(arguments: Sequence[str]) -> None:
         gate_rate=options.gate_rate,
         seed=options.seed,
     )
-    _train(searched, train, run, options, options.retrain)
+    searched = _trained_with(model, found.gates, train, run, options)
     lines.append(_line("searched", searched, held, options))
     if options.compare:
         others = {"random, equal bytes": model.random_links(searched.bytes_of().maps, options.seed)}
@@ -153,24 +152,20 @@ def _rows(run: TrainedRun, seed: int) -> tuple[Examples, Examples, str]:
 def _trained_with(
     model: SeparableModel, gates: Gates, train: Examples, run: TrainedRun, options: SearchOptions
 ) -> SeparableModel:
-    """Returns a copy with these gates, trained for as many epochs as search and training together."""
+    """Returns a copy with these gates, trained with them from the run's weights."""
     own = copy.deepcopy(model)
     own.gates = gates
-    _train(own, train, run, options, options.epochs + options.retrain)
-    return own
-
-
-def _train(model: SeparableModel, train: Examples, run: TrainedRun, options: SearchOptions, epochs: int) -> None:
     train_separable(
-        model,
+        own,
         train,
         objective=run.objective,
-        epochs=epochs,
+        epochs=options.retrain,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
-        decay_at=max(1, epochs - max(1, options.retrain // 3)),
+        decay_at=max(1, round(0.7 * options.retrain)),
         seed=options.seed,
     )
+    return own
 
 
 def _line(name: str, model: SeparableModel, held: Examples, options: SearchOptions) -> tuple[str, ...]:

@@ -62,8 +62,11 @@ class SeparablePart:
 
 @checks_types()
 def separable_part(model: SeparableModel, device: int) -> SeparablePart:
-    """Returns one device's part of a network in this process, with the gates that it has now."""
-    return SeparablePart(model.part(device), model.digest(), _dtype(model))
+    """Returns a device's part of a network, with the gates that it has now: copies, on the CPU."""
+    part = model.part(device)
+    for layer in part.layers.values():
+        layer.cpu()
+    return SeparablePart(part, model.digest(), _dtype(model))
 
 
 @checks_types()

@@ -1,6 +1,6 @@
 """What devices of a separable network say to each other, as records; and how many bytes that takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 
 import torch
@@ -27,6 +27,19 @@ class GroupValues:
     request: int
     stage: int
     values: Tensor
+
+
+@dataclass
+class GroupCounts:
+    """What a device has sent: bytes of values by stage, and bytes of whole records with their headers (no TLS)."""
+
+    values: dict[int, int] = field(default_factory=dict)
+    records: int = 0
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of values at all stages."""
+        return sum(self.values.values())
 
 
 @dataclass(frozen=True)

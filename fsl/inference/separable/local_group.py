@@ -18,7 +18,8 @@ from torch import Tensor
 from fsl.argument_types import checks_types
 from fsl.errors import CheckpointError, RunError
 from fsl.inference.separable.device_folders import load_device
-from fsl.inference.separable.separable_device import GroupCounts, SeparableDevice
+from fsl.inference.separable.group_records import GroupCounts
+from fsl.inference.separable.separable_device import SeparableDevice
 from fsl.quoting import one_line
 
 _START = 120.0  # seconds for a process to listen

@@ -1,7 +1,6 @@
 """One device of a separable network at work: it holds its groups of channels, and exchanges maps with its peers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -12,28 +11,16 @@ from torch import Tensor
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, FslError, RunError, WireError
 from fsl.inference.separable.device_folders import SeparablePart
-from fsl.inference.separable.group_door import GroupDoor, GroupTerms
+from fsl.inference.separable.group_door import GroupDoor
 from fsl.inference.separable.group_inbox import GroupEndError, GroupInbox
 from fsl.inference.separable.group_part import Leaving, gathered, summed
-from fsl.inference.separable.group_records import GroupStages, GroupValues, maps_record
+from fsl.inference.separable.group_records import GroupCounts, GroupStages, GroupValues, maps_record
+from fsl.inference.separable.group_terms import GroupTerms
 from fsl.inference.separable.separable_model import advanced
 from fsl.inference.serving.loopback import refuse_open, refuse_unencrypted
 from fsl.wire.loop import NetworkThread
 from fsl.wire.options import Certificates, Limits
 from fsl.wire.tls import TlsContexts
-
-
-@dataclass
-class GroupCounts:
-    """What a device has sent: bytes of values by stage, and bytes of whole records with their headers (no TLS)."""
-
-    values: dict[int, int] = field(default_factory=dict)
-    records: int = 0
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of values at all stages."""
-        return sum(self.values.values())
 
 
 class SeparableDevice:

@@ -16,9 +16,18 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fsl.errors import SplitError
-from fsl.quoting import one_line
+from fsl.inference.separable.separable_graph import (
+    TAKEN,
+    calling_of,
+    ends_of,
+    sources_of,
+    traced_graph,
+    unsplittable,
+    value_shapes,
+)
 
 Weighted = nn.Conv2d | nn.Linear
+_WEIGHTED = (nn.Conv2d, nn.Linear)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 _LOCAL = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.Identity),
@@ -35,9 +44,6 @@ _FUNCTIONS: tuple[Any, ...] = (
     torch.mean,
 )
 _METHODS = ("relu", "flatten", "contiguous", "mean")
-_TAKEN = (
-    "convolutions, linear layers, BatchNorm, GroupNorm, activations, pools, Flatten and sums, the last layer a Linear"
-)
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,8 @@ class _Planner:
         self._model = model
         self._devices = devices
         self._input_shape = input_shape
-        self._graph = _traced(model)
-        self._shapes = _shapes(model, self._graph, input_shape)
+        self._graph = traced_graph(model)
+        self._shapes = value_shapes(model, self._graph, input_shape)
         self._image: set[str] = set()  # values that each device has whole
         self._steps: list[GroupStep] = []
         self._blocks: dict[str, Block] = {}  # by value
@@ -114,7 +120,7 @@ class _Planner:
 
     def plan(self) -> SeparablePlan:
         """Returns the plan of the graph."""
-        placeholder, last = _ends(self._graph)
+        placeholder, last = ends_of(self._graph)
         self._image.add(placeholder.name)
         for node in self._graph.nodes:
             if node.op in ("placeholder", "output"):
@@ -132,19 +138,22 @@ class _Planner:
         )
 
     def _step(self, node: fx.Node, last: fx.Node) -> GroupStep:
+        if node.name not in self._shapes:
+            raise unsplittable(node, self._model)  # it gives no tensor
         if node.op == "call_module":
             name = str(node.target)
             module = self._model.get_submodule(name)
-            if isinstance(module, Weighted):
+            if type(module) in _WEIGHTED:  # a class of its own may compute otherwise
+                assert isinstance(module, Weighted)
                 return self._weighted(node, name, module, node is last)
-            if node is not last and isinstance(module, (*_BY_CHANNEL, *_LOCAL)):
+            if node is not last and type(module) in (*_BY_CHANNEL, *_LOCAL):
                 return self._layer(node, name, module)
         elif node is not last and self._is_local(node):
             return self._function(node)
-        raise _unsplittable(node, self._model)
+        raise unsplittable(node, self._model)
 
     def _weighted(self, node: fx.Node, name: str, module: Weighted, is_last: bool) -> GroupStep:
-        (source,) = _sources(node)
+        (source,) = sources_of(node)
         if name in self._called:
             raise SplitError(
                 f"layer '{name}' is called twice, and its gates could not be told apart; make it two layers"
@@ -153,7 +162,7 @@ class _Planner:
         image, shape = source.name in self._image, self._shapes[node.name]
         if is_last:
             if image or not isinstance(module, nn.Linear):
-                raise SplitError(f"the last layer '{name}' must be a Linear that reads maps; {_TAKEN} can be divided")
+                raise SplitError(f"the last layer '{name}' must be a Linear that reads maps; {TAKEN} can be divided")
             return GroupStep("last", node.name, (source.name,), name)
         self._check_channels(name, shape[1])
         places = math.prod(shape[2:])
@@ -178,7 +187,7 @@ class _Planner:
         return list(self._blocks).index(source.name)
 
     def _layer(self, node: fx.Node, name: str, module: nn.Module) -> GroupStep:
-        (source,) = _sources(node)
+        (source,) = sources_of(node)
         image = source.name in self._image
         if isinstance(module, nn.GroupNorm) and not image and module.num_groups % self._devices:
             raise SplitError(
@@ -186,7 +195,7 @@ class _Planner:
                 "cannot share; use BatchNorm, or as many groups as the number of devices divides"
             )
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
-            raise _unsplittable(node, self._model)
+            raise unsplittable(node, self._model)
         if image:
             self._image.add(node.name)
         return GroupStep("layer", node.name, (source.name,), name, image=image)
@@ -204,14 +213,14 @@ class _Planner:
         if node.target in ("mean", torch.mean):
             return self._is_over_places(node)
         if node.target in _SUMS:
-            sources = _sources(node)
+            sources = sources_of(node)
             alike = {(self._shapes[one.name], one.name in self._image) for one in sources}
             return len(node.args) == 2 and len(sources) == 2 and not node.kwargs and len(alike) == 1
-        return len(_sources(node)) == 1
+        return len(sources_of(node)) == 1
 
     def _is_over_places(self, node: fx.Node) -> bool:
         """Returns whether a mean is of places alone, and not over rows or channels."""
-        (source,) = _sources(node)
+        (source,) = sources_of(node)
         given = [*node.args[1:2], node.kwargs.get("dim")]
         dims = next((one for one in given if one is not None), ())
         listed = [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, tuple | list) else []
@@ -219,11 +228,11 @@ class _Planner:
         return bool(listed) and all(isinstance(one, int) and one % rank >= 2 for one in listed)
 
     def _function(self, node: fx.Node) -> GroupStep:
-        sources = _sources(node)
+        sources = sources_of(node)
         image = sources[0].name in self._image
         if image:
             self._image.add(node.name)
-        return GroupStep("function", node.name, tuple(one.name for one in sources), call=_calling(node), image=image)
+        return GroupStep("function", node.name, tuple(one.name for one in sources), call=calling_of(node), image=image)
 
     def _check_channels(self, name: str, channels: int) -> None:
         if self._devices > channels:
@@ -236,77 +245,3 @@ class _Planner:
                 f"devices={self._devices}: layer '{name}' has {channels} channels, which so many devices cannot share "
                 f"equally; give a number that divides {channels}"
             )
-
-
-def _traced(model: nn.Module) -> fx.Graph:
-    try:
-        return fx.Tracer().trace(model)
-    except Exception as error:  # whatever a user's forward raises
-        raise SplitError(
-            f"{type(model).__name__} cannot be divided over devices: its forward cannot be followed "
-            f"({one_line(str(error), 120)}); {_TAKEN} can be"
-        ) from None
-
-
-def _shapes(model: nn.Module, graph: fx.Graph, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Returns each value's shape, of one row."""
-    first = next(iter(model.parameters()), None)
-    if first is None:
-        raise SplitError(f"{type(model).__name__} has no parameters, and nothing to divide")
-    found: dict[str, tuple[int, ...]] = {}
-
-    class Noting(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                found[n.name] = tuple(value.shape)
-            return value
-
-    try:
-        with torch.no_grad():
-            Noting(fx.GraphModule(model, graph)).run(
-                torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device)
-            )
-    except Exception as error:  # of torch's layers, for a shape that they do not take
-        raise SplitError(
-            f"input_shape={input_shape}: {type(model).__name__} does not take it "
-            f"({one_line(str(error).partition('While executing')[0], 120)})"
-        ) from None
-    return found
-
-
-def _ends(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
-    """Returns the one input, and the node whose value is the output."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    last = output.args[0]
-    if len(inputs) != 1 or not isinstance(last, fx.Node) or last.op != "call_module" or len(last.users) != 1:
-        raise SplitError(f"the network must take one image and end with its last layer; {_TAKEN} can be divided")
-    return inputs[0], last
-
-
-def _sources(node: fx.Node) -> list[fx.Node]:
-    return [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, fx.Node)]
-
-
-def _calling(node: fx.Node) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Returns a function from the values by name to what a node without weights makes of them."""
-    places = [one.name if isinstance(one, fx.Node) else None for one in node.args]
-    given, named = list(node.args), dict(node.kwargs)
-    target, method = node.target, node.op == "call_method"
-
-    def run(values: Mapping[str, Tensor]) -> Tensor:
-        arguments: list[Any] = [one if name is None else values[name] for one, name in zip(given, places)]
-        found = getattr(arguments[0], str(target))(*arguments[1:], **named) if method else target(*arguments, **named)  # type: ignore[operator]
-        assert isinstance(found, Tensor)
-        return found
-
-    return run
-
-
-def _unsplittable(node: fx.Node, model: nn.Module) -> SplitError:
-    if node.op == "call_module":
-        what = f"layer '{node.target}' is a {type(model.get_submodule(str(node.target))).__name__}, which"
-    else:
-        what = f"'{getattr(node.target, '__name__', node.target)}' in its forward"
-    return SplitError(f"{what} cannot be divided over devices; {_TAKEN} can be")

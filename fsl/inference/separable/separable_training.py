@@ -39,6 +39,9 @@ def train_separable(
     rows = SeparableRows.of(model, data, objective)
     check_descent(epochs, batch_size, learning_rate)
     links = model.gates.tensor()
+    trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError("nothing is left to train: all parameters are frozen")
 
     def loss(places: Tensor) -> Tensor:
         images, targets = rows.at(places)
@@ -46,7 +49,7 @@ def train_separable(
 
     with as_found(model):
         start_training(model)
-        made = optimizer_of(optimizer, model.network.parameters(), learning_rate)
+        made = optimizer_of(optimizer, trained, learning_rate)
         found = descend(
             made, loss, rows.place, len(rows.examples), epochs, batch_size, seed, "train-separable", decay_at
         )

@@ -130,6 +130,13 @@ def test_images_of_another_shape_are_refused():
         train_separable(divided(), (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)))
 
 
+def test_a_network_that_is_frozen_whole_is_not_trained():
+    model = divided()
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing is left to train: all parameters are frozen"):
+        train_separable(model, (images(8), torch.arange(8)), epochs=1)
+
+
 def test_frozen_layers_stay_as_they_are_in_a_search():
     model = separable(small_convs(), devices=2, input_shape=SMALL)
     assert isinstance(model.network[0], nn.Conv2d)

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fsl.errors import ConfigError, RunError, TrustError, WireError
 from fsl.inference.separable import LocalGroup, SeparableDevice, group_grant_name, save_devices, separable_part
-from fsl.inference.separable.group_door import GroupTerms
 from fsl.inference.separable.group_records import GroupStages, maps_record, maps_record_bytes
+from fsl.inference.separable.group_terms import GroupTerms
 from fsl.inference.serving import ServingGrant, sign_grant
 from fsl.messages import separable_pb2 as pb
 from fsl.messages.inference_records import record

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from fsl.errors import ConfigError, SplitError
 from fsl.inference.separable import Gates, separable
@@ -129,6 +130,29 @@ class OverChannels(Twice):
         return self.head(self.again(self.first(given)).mean(1, keepdim=True).expand(-1, 4, -1, -1).mean((2, 3)))
 
 
+class Doubling(nn.Conv2d):
+    def forward(self, given):
+        return 2 * super().forward(given)
+
+
+def doubling():
+    model = small_convs()
+    model[2] = Doubling(8, 8, 3)
+    return model
+
+
+def normed():
+    model = small_convs()
+    parametrizations.weight_norm(model[2])
+    return model
+
+
+def hooked():
+    model = small_convs()
+    model[2].register_forward_hook(lambda module, given, outputs: outputs * 2)
+    return model
+
+
 class Branching(Twice):
     def forward(self, given):
         return self.head(self.first(given) if given.sum() > 0 else given)
@@ -158,6 +182,10 @@ class Branching(Twice):
         (Twice, 2, "layer 'again' is called twice"),
         (Twisted, 2, "'cumsum' in its forward cannot be divided over devices"),
         (OverChannels, 2, "'mean' in its forward cannot be divided over devices"),
+        (doubling, 2, "layer '2' is a Doubling, which cannot be divided over devices"),
+        (normed, 2, "layer '2' is a ParametrizedConv2d, which cannot be divided over devices"),
+        (hooked, 2, "'2' has a forward hook, which would not run"),
+        (lambda: nn.Sequential(nn.MaxPool2d(2, return_indices=True), nn.Linear(2, 2)), 2, "does not take it"),
         (Branching, 2, "its forward cannot be followed"),
         (lambda: nn.Sequential(*small_convs(), nn.Softmax(1)), 2, "layer '9' is a Softmax, which cannot be divided"),
         (lambda: nn.Sequential(*small_convs()[:-1]), 2, "layer '7' is a Flatten, which cannot"),
