@@ -3,11 +3,12 @@
     python -m benchmarks.separable CIFAR10_FOLDER --images 3000 --epochs 8 --search 3 --retrain 4 --seeds 0 1 2 --out X
 
 CIFAR10_FOLDER holds train.parquet and test.parquet as the Hub's uoft-cs/cifar10 has them. A dense network is trained
-for each seed. A search from its weights takes `--search` epochs and gives links, and its weights go. Then all networks
-are trained alike, from the dense weights, `--retrain` epochs with fixed gates: searched links, random links of equal
-bytes, all links and none. At the smallest budget there are also as many links in each block as were found, between random devices: what
-is left then of the search is its choice of blocks. X gets separable.json and separable.png; `--draw X` draws anew from
-X/separable.json. The last lines are of the searched network of the last seed as 4 processes of this machine.
+for each seed. A search from its weights takes `--search` epochs and gives links; its weights go. Then all networks are
+trained alike, from the dense weights, `--retrain` epochs with fixed gates: searched links, random links of equal bytes,
+all links and none. At the smallest budget there are also as many links in each block as were found, between random
+devices: what is left then of the search is its choice of blocks. X gets separable.json and separable.png; `--draw X`
+draws anew from X/separable.json. The last lines are of the searched network of the last seed as 4 processes of this
+machine.
 """
 
 import argparse

@@ -30,7 +30,7 @@ class SeparableDevice:
     `certificates`: for TLS, both for those who come and for those that it reaches; without, only on this machine.
     `token` and `token_keys`: what an operator signed for this device (`group_grant_name`), and whose signatures count
     of others. `patience`: seconds for any maps to come. `rows`: images of a request, at most. A device that is late,
-    gone, or sends what it may not, ends the work of all, each with one line that names it.
+    gone, or sends what it may not, ends the work of all, each with one line that names it. One request at a time.
     """
 
     @checks_types()
