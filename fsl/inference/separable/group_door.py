@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from fsl.errors import ConfigError, RunError, TrustError, WireError
+from fsl.errors import ConfigError, FslError, RunError, WireError
 from fsl.inference.separable.group_records import GroupStages
 from fsl.inference.separable.group_stream import GroupEar, GroupStream
 from fsl.inference.separable.group_terms import GroupTerms
@@ -36,6 +36,7 @@ class GroupDoor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: socket.socket | None = None
         self._refused = ""
+        self._ended: FslError | None = None
 
     async def listen(self, address: str, own: TlsContexts | None, others: TlsContexts | None) -> str:
         """Listen at host:port; returns the address. ConfigError where it cannot. `own`, `others`: for TLS."""
@@ -60,6 +61,8 @@ class GroupDoor:
         try:
             async with asyncio.timeout_at(deadline):
                 while wanted - self.streams.keys():
+                    if self._ended is not None:
+                        raise self._ended
                     self._came.clear()
                     await self._came.wait()
         except TimeoutError:
@@ -68,6 +71,11 @@ class GroupDoor:
             raise RunError(
                 f"device {missing} did not come within {seconds:g} s{why}; start it with this one's address"
             ) from None
+
+    def end_waiting(self, why: FslError) -> None:
+        """End the wait for other devices, where one has ended meanwhile."""
+        self._ended = why
+        self._came.set()
 
     def send(self, receivers: Sequence[int], data: bytes) -> None:
         """Send a record to devices."""
@@ -122,8 +130,8 @@ class GroupDoor:
             stream.end(one_line(str(error), 300) or "it did not say in time who it is")
             if isinstance(error, TimeoutError):
                 raise RunError(f"{there} takes the stream and says nothing; see whether it is a device") from None
-            if isinstance(error, WireError) and not isinstance(error, TrustError):
-                raise WireError(f"{there}: {error}") from None
+            if isinstance(error, WireError) and there not in str(error):
+                raise type(error)(f"{there}: {error}") from None
             raise
         self._opened(peer, stream)
 

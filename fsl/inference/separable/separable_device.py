@@ -148,6 +148,7 @@ class SeparableDevice:
     def left(self, sender: int, why: FslError) -> None:
         """Hear that another device's stream has ended."""
         self._inbox.end(why)
+        self._door.end_waiting(why)
 
     # Computing.
 

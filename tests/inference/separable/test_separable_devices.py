@@ -164,6 +164,24 @@ def test_an_absent_device_is_one_line():
         first.connect({}, 0.3)
 
 
+def test_who_waits_for_others_hears_that_one_has_ended():
+    model = divided(4)
+    first, second = (SeparableDevice(separable_part(model, number)) for number in range(2))
+    ends = []
+
+    def wait():
+        with pytest.raises(RunError) as error:
+            first.connect({}, 30)
+        ends.append(str(error.value))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    with first, second, pytest.raises(RunError, match=r"device 2 did not come within 0\.2 s"):
+        second.connect({0: first.address}, 0.2)
+    waiting.join(10)
+    assert "device 1: device 2 did not come within 0.2 s" in ends[0]
+
+
 def test_a_silent_listener_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as silent, pair(limits=Limits(handshake_seconds=0.3))[1] as second:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -182,7 +200,7 @@ def test_a_late_device_ends_the_work_of_all_with_its_name():
         released.set()
     assert "did not send its maps for 'block1.body.0'" in str(group.ends[1])
     assert isinstance(group.ends[2], RunError)
-    with pytest.raises(RunError, match="device 0 has ended"):
+    with pytest.raises(RunError, match=r"device 0 has ended|device 2 did not send"):
         group.first.answer(images())
 
 
