@@ -225,7 +225,7 @@ CALLS = [
     (lambda: separable.load_device(3), "folder=3: give a text or"),
     (lambda: separable.SeparableDevice(3), "part=3: give a SeparablePart of fsl"),
     (lambda: separable.LocalGroup(3), "folder=3: give a text or"),
-    (lambda: separable.group_grant_name("x", "y"), "device='x': give a whole number"),
+    (lambda: separable.sign_part("x", device=1, digest="", expires=0), "key='x': give an Ed25519PrivateKey"),
     (lambda: serving.Batching("x"), "max_rows='x': give a whole number"),
     (lambda: serving.InferenceEdge(3), "points=3: give a SplitPoints of fsl"),
     (lambda: serving.InferenceEdge(POINTS, queue="x"), "queue='x': give a whole number"),

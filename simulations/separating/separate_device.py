@@ -12,13 +12,8 @@ from fsl.simulations.serving.serve_tokens import read_token
 
 from fsl.errors import ConfigError
 from fsl.files import write_text
-from fsl.inference.separable import SeparableDevice, group_grant_name, load_device
-from fsl.inference.serving.serving_tokens import (
-    ServingGrant,
-    load_operator_key,
-    load_operator_public_key,
-    sign_grant,
-)
+from fsl.inference.separable import SeparableDevice, load_device, sign_part
+from fsl.inference.serving.serving_tokens import load_operator_key, load_operator_public_key
 from fsl.inference.serving.thread_turns import short_turns
 
 DEVICE_OPTIONS = (
@@ -89,9 +84,9 @@ def separate_token(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{name} must be given; see fsl-separate --help")
     key, part = load_operator_key(options.path("key")), load_device(options.path("folder"))
     days = options.number("days", 30.0) or 30.0
-    grant = ServingGrant(group_grant_name(part.group.device, part.digest), time.time() + days * _DAY)
+    token = sign_part(key, device=part.group.device, digest=part.digest, expires=time.time() + days * _DAY)
     path = options.path("out", f"device{part.group.device}.token")
     if path.exists():
         raise ConfigError(f"out={path}: it is there already; name another file")
-    write_text(path, sign_grant(key, grant).hex() + "\n", private=True)
+    write_text(path, token.hex() + "\n", private=True)
     tell(f"{path}: lets device {part.group.device} take part for {days:g} days; give it to that device alone")

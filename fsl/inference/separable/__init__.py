@@ -3,7 +3,7 @@
 from fsl.inference.separable.device_folders import SeparablePart, load_device, save_devices, separable_part
 from fsl.inference.separable.gate_search import GateSearch, search_gates
 from fsl.inference.separable.gates import Gates
-from fsl.inference.separable.group_terms import group_grant_name
+from fsl.inference.separable.group_terms import sign_part
 from fsl.inference.separable.local_group import LocalGroup
 from fsl.inference.separable.separable_device import SeparableDevice
 from fsl.inference.separable.separable_latency import SeparableLatency, StageSeconds, separable_latency
@@ -20,7 +20,6 @@ __all__ = [
     "SeparableModel",
     "SeparablePart",
     "StageSeconds",
-    "group_grant_name",
     "load_device",
     "save_devices",
     "search_gates",
@@ -28,5 +27,6 @@ __all__ = [
     "separable_accuracy",
     "separable_latency",
     "separable_part",
+    "sign_part",
     "train_separable",
 ]

@@ -4,21 +4,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fsl.argument_types import checks_types
 from fsl.errors import TrustError, WireError
-from fsl.inference.serving.serving_tokens import check_grant
+from fsl.inference.serving.serving_tokens import ServingGrant, sign_grant, signed_grant
 from fsl.installed import __version__
 from fsl.messages import separable_pb2 as pb
 from fsl.messages.inference_records import record
 from fsl.messages.versions import PROTOCOL, check_versions
 
+_PURPOSE = b"fsl separable token 1\0"  # a token of this kind lets nobody ask an edge for inference, nor one of those in
+
 
 @checks_types()
-def group_grant_name(device: int, digest: str) -> str:
-    """Returns the name for which an operator signs a device's token: the device, and the network that it is part of."""
-    return f"separable device {device} of {digest[:16]}"
+def sign_part(key: Ed25519PrivateKey, *, device: int, digest: str, expires: float) -> bytes:
+    """Returns an operator's token: this device may take part in the network of this digest.
+
+    It counts until `expires`, in seconds since 1970.
+    """
+    return sign_grant(key, ServingGrant(_name(device, digest), expires), _PURPOSE)
+
+
+def _name(device: int, digest: str) -> str:
+    return f"separable device {device} of {digest[:32]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +63,12 @@ class GroupTerms:
                 f"{there} has network {said.model[:12]!a} of {said.devices} devices, and device {self.device} has "
                 f"{self.digest[:12]!r} of {self.devices}: weights or gates differ; give both folders of one save"
             )
-        if self.keys is not None:
-            grant = check_grant(said.token, self.keys, time.time())
-            if grant.name != group_grant_name(said.device, self.digest):
-                raise TrustError(f"the token of {there} is for {grant.name!a}, which is not this part of this network")
+        if self.keys is None:
+            return
+        grant = signed_grant(said.token, self.keys, _PURPOSE)
+        if grant is None:
+            raise TrustError(f"the token of {there} was not signed for a separable network by this device's operator")
+        if grant.name != _name(said.device, self.digest):
+            raise TrustError(f"the token of {there} is for {grant.name!a}, which is not this part of this network")
+        if (late := time.time() - grant.expires) >= 0:
+            raise TrustError(f"the token of {there} has expired {late:.0f} s ago; ask for another")

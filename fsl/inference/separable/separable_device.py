@@ -28,7 +28,7 @@ class SeparableDevice:
 
     Device 0 has the images and asks (`answer`); the others `serve`. `listen`: host:port, port 0 for a free one.
     `certificates`: for TLS, both for those who come and for those that it reaches; without, only on this machine.
-    `token` and `token_keys`: what an operator signed for this device (`group_grant_name`), and whose signatures count
+    `token` and `token_keys`: what an operator signed for this device (`sign_part`), and whose signatures count
     of others. `patience`: seconds for any maps to come. `rows`: images of a request, at most. A device that is late,
     gone, or sends what it may not, ends the work of all, each with one line that names it. One request at a time.
     """

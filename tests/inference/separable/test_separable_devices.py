@@ -12,10 +12,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fsl.errors import ConfigError, RunError, TrustError, WireError
-from fsl.inference.separable import LocalGroup, SeparableDevice, group_grant_name, save_devices, separable_part
+from fsl.inference.separable import LocalGroup, SeparableDevice, save_devices, separable_part, sign_part
 from fsl.inference.separable.group_records import GroupStages, maps_record, maps_record_bytes
 from fsl.inference.separable.group_terms import GroupTerms
-from fsl.inference.serving import ServingGrant, sign_grant
+from fsl.inference.serving import ServingGrant, check_grant, sign_grant
 from fsl.messages import separable_pb2 as pb
 from fsl.messages.inference_records import record
 from fsl.wire.options import Certificates, Limits
@@ -77,7 +77,7 @@ def test_over_tls_with_tokens_devices_answer(encrypted):
     digest = model.digest()
 
     def token(number):
-        return sign_grant(KEY, ServingGrant(group_grant_name(number, digest), time.time() + 60))
+        return sign_part(KEY, device=number, digest=digest, expires=time.time() + 60)
 
     with served(model, certificates=tls, token=token, token_keys=[KEY.public_key()]) as group:
         assert torch.equal(group.first.answer(images()), model.grouped(images()))
@@ -89,7 +89,7 @@ def test_a_token_of_another_device_lets_nobody_in():
     first, second = (
         SeparableDevice(
             separable_part(model, number),
-            token=sign_grant(KEY, ServingGrant(group_grant_name(0, digest), time.time() + 60)),
+            token=sign_part(KEY, device=0, digest=digest, expires=time.time() + 60),
             token_keys=[KEY.public_key()],
         )
         for number in range(2)
@@ -98,17 +98,39 @@ def test_a_token_of_another_device_lets_nobody_in():
         second.connect({0: first.address}, 5)
 
 
-def test_a_device_without_a_token_is_refused():
+def a_part(digest, seconds):
+    return sign_part(KEY, device=1, digest=digest, expires=time.time() + seconds)
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (lambda digest: b"", "was not signed for a separable network"),
+        (lambda digest: a_part("0" * 64, 60), "which is not this part of this network"),
+        (lambda digest: a_part(digest, -5), "has expired 5 s ago"),
+        (
+            lambda digest: sign_grant(KEY, ServingGrant(f"separable device 1 of {digest[:32]}", time.time() + 60)),
+            "was not signed for a separable network",
+        ),
+    ],
+    ids=["none", "another network", "expired", "for inference"],
+)
+def test_a_device_without_a_token_for_its_part_is_refused(token, said):
     model = divided(2)
     first = SeparableDevice(separable_part(model, 0), token_keys=[KEY.public_key()])
-    second = SeparableDevice(separable_part(model, 1))
-    with first, second, pytest.raises(WireError, match="was not signed"):
+    second = SeparableDevice(separable_part(model, 1), token=token(model.digest()))
+    with first, second, pytest.raises(WireError, match=said):
         second.connect({0: first.address}, 5)
+
+
+def test_a_token_for_a_part_lets_nobody_ask_an_edge():
+    with pytest.raises(TrustError, match="was not signed for inference"):
+        check_grant(a_part("0" * 64, 60), [KEY.public_key()], 0.0)
 
 
 def test_a_device_whose_first_peer_has_no_token_refuses_it():
     model = divided(2)
-    token = sign_grant(KEY, ServingGrant(group_grant_name(1, model.digest()), time.time() + 60))
+    token = sign_part(KEY, device=1, digest=model.digest(), expires=time.time() + 60)
     first = SeparableDevice(separable_part(model, 0))
     second = SeparableDevice(separable_part(model, 1), token=token, token_keys=[KEY.public_key()])
     with first, second, pytest.raises(TrustError, match="was not signed"):
