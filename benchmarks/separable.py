@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ from fsl.inference.separable import (
     train_separable,
 )
 from fsl.models import ResNet8
-from fsl.run.plotting import STYLES, new_figures, save_figure
+from fsl.run.plotting import STYLES, Style, new_figures, save_figure
 
 DEVICES = 4
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t of so many seeds
@@ -162,27 +163,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     groups = groups_of(rows)
     ends = {"no links": 0.0, "all links": 1.0}
     for style, network in zip(STYLES, ("searched", "random links", "same blocks, random devices"), strict=False):
-        own = {budget: group for (name, budget), group in groups.items() if name == network}
-        line = sorted((mean(one.map_bytes for one in group) / 1e3, group) for group in own.values())
-        across = [size for size, _ in line]
-        means, halves = zip(*(spread([100 * one.accuracy for one in group]) for _, group in line), strict=True)
-        left.errorbar(
-            across,
-            means,
-            halves,
-            label=network,
-            color=style.color,
-            linestyle=style.linestyle,
-            marker=style.marker,
-            markersize=style.markersize,
-            capsize=3,
-        )
-    for style, (network, budget) in zip(STYLES[3:], ends.items(), strict=False):
-        group = groups[network, budget]
-        percent, half = spread([100 * one.accuracy for one in group])
-        size = mean(one.map_bytes for one in group) / 1e3
-        look = {"color": style.color, "marker": style.marker, "linestyle": "none", "capsize": 3}
-        left.errorbar([size], [percent], [half], label=network, **look)
+        line = [groups[key] for key in groups if key[0] == network]
+        curve = sorted(_point(group)[:2] for group in [*line, *(groups[end] for end in ends.items())])
+        if len(line) > 1:
+            left.plot(*zip(*curve, strict=True), color=style.color, linestyle=style.linestyle, linewidth=1)
+        _mark(left, line, network, style, hollow=len(line) == 1)
+    for style, end in zip(STYLES[3:], ends.items(), strict=False):
+        _mark(left, [groups[end]], end[0], style)
     left.set(xlabel="maps between devices, kB an image", ylabel="accuracy, %")
     left.legend(fontsize=8)
     budgets = sorted({one.budget for one in rows if one.network == "searched"})
@@ -198,6 +185,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     right.set(xlabel="block, and bytes of one of its links", ylabel="links that the search keeps (of 12)", ylim=(0, 12))
     right.legend(fontsize=8)
     save_figure(figure, path)
+
+
+def _point(group: Sequence[Row]) -> tuple[float, float, float]:
+    """Returns bytes of maps in kB, accuracy in percent, and half of its interval."""
+    percent, half = spread([100 * one.accuracy for one in group])
+    return mean(one.map_bytes for one in group) / 1e3, percent, half
+
+
+def _mark(axes: Any, line: Sequence[Sequence[Row]], label: str, style: Style, hollow: bool = False) -> None:
+    across, means, halves = zip(*(_point(group) for group in line), strict=True)
+    size, face = style.markersize + 5 * hollow, "none" if hollow else style.color
+    look: dict[str, Any] = {"marker": style.marker, "markersize": size, "markerfacecolor": face, "capsize": 4}
+    axes.errorbar(across, means, halves, label=label, color=style.color, linestyle="none", **look)
 
 
 def show_processes(model: SeparableModel, rows: int = 16, count: int = 20) -> dict[str, float]:
