@@ -42,6 +42,7 @@ FLOORS = (
     ("run",),
     ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
     ("inference.serving",),
+    ("inference.separable",),
     ("strategies",),
     ("plan", "device", "fsl"),
     ("simulations.reports", "simulations"),

@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, serving
+from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, separable, serving
 from fsl.models import lean
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -230,6 +230,19 @@ CALLS = [
     (lambda: exits.MLPExit(grid="x"), "grid='x': give a whole number"),
     (lambda: exits.SLViTExit(patch="x"), "patch='x': give a whole number or None"),
     (lambda: exits.FusionExit("x"), "width='x': give a whole number"),
+    (lambda: separable.separable(3, devices=2, input_shape=(3, 8, 8)), "model=3: give a Module of torch"),
+    (lambda: separable.separable(network(), devices="x", input_shape=(3, 8, 8)), "devices='x': give a whole number"),
+    (lambda: separable.Gates(3), "links=3: give a list of"),
+    (lambda: separable.search_gates(3, TASK), "model=3: give a SeparableModel of fsl"),
+    (lambda: separable.train_separable(3, TASK), "model=3: give a SeparableModel of fsl"),
+    (lambda: separable.separable_accuracy(3, TASK), "model=3: give a SeparableModel of fsl"),
+    (lambda: separable.separable_latency(3, devices="pi4", link="lan"), "model=3: give a SeparableModel of fsl"),
+    (lambda: separable.separable_part(3, 0), "model=3: give a SeparableModel of fsl"),
+    (lambda: separable.save_devices(3, None), "folder=3: give a text or"),
+    (lambda: separable.load_device(3), "folder=3: give a text or"),
+    (lambda: separable.SeparableDevice(3), "part=3: give a SeparablePart of fsl"),
+    (lambda: separable.LocalGroup(3), "folder=3: give a text or"),
+    (lambda: separable.sign_part("x", device=1, digest="", expires=0), "key='x': give an Ed25519PrivateKey"),
     (lambda: serving.Batching("x"), "max_rows='x': give a whole number"),
     (lambda: serving.InferenceEdge(3), "points=3: give a SplitPoints of fsl"),
     (lambda: serving.InferenceEdge(POINTS, queue="x"), "queue='x': give a whole number"),
@@ -313,6 +326,14 @@ OTHERS = {
         "TrainedPhase",
     },
     "inference.comparison": {"ExitRequests", "MeasuredAnswer", "PolicyFigures"},
+    "inference.separable": {
+        "SeparablePart",
+        "GateSearch",
+        "SeparableBytes",
+        "SeparableLatency",
+        "SeparableModel",
+        "StageSeconds",
+    },
     "inference.serving": {
         *("Answer", "AnswerSeconds", "DeviceFigures", "EdgeFigures", "EdgeStatus", "UnansweredError"),
     },
@@ -336,6 +357,7 @@ OTHERS = {
         planning,
         exits,
         comparison,
+        separable,
         serving,
     ],
     ids=OTHERS,
