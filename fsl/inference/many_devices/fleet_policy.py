@@ -28,6 +28,7 @@ class TrainedFor:
     most_bits: float
     devices: int
     channels: int
+    least_watts: float
     most_watts: float
     mean_tasks: float
     nearest: float
@@ -44,6 +45,7 @@ class TrainedFor:
             most_bits=max(table.up_bits),
             devices=setting.devices,
             channels=setting.radio.channels,
+            least_watts=setting.radio.least_watts,
             most_watts=setting.radio.most_watts,
             mean_tasks=setting.mean_tasks,
             nearest=setting.nearest,
@@ -80,7 +82,7 @@ class FleetPolicy(FleetRule):
         self.check(setting)
         with torch.no_grad():
             points, channels, shares = self.actor(torch.from_numpy(view.numbers(setting))).likeliest()
-        return FleetActions(points.numpy(), channels.numpy(), shares.double().numpy() * setting.radio.most_watts)
+        return FleetActions(points.numpy(), channels.numpy(), setting.radio.watts(shares.numpy()))
 
     @checks_types()
     def save(self, path: str | Path) -> None:

@@ -79,12 +79,12 @@ class FleetView:
 
     def numbers(self, setting: FleetSetting) -> np.ndarray:
         """Returns what a policy sees (copies, 4 devices + 1), float32, each about from 0 to 1."""
-        table, span = setting.table, max(setting.farthest - setting.nearest, 1e-9)
+        table, span = setting.table, max(math.log(setting.farthest / setting.nearest), 1e-9)
         parts = (
             self.tasks / setting.mean_tasks,
             self.head_seconds / table.head_seconds[-1],
             self.up_bits / max(table.up_bits),
-            (self.metres - setting.nearest) / span,
+            np.log(self.metres / setting.nearest) / span,
         )
         by_device = np.stack(parts, axis=2).reshape(len(self.backlog), -1)
         edge = self.backlog[:, None] / table.head_seconds[-1]

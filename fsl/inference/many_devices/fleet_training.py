@@ -139,7 +139,7 @@ class _Trainer:
                 choice = self.actor(numbers)
                 points, channels, shares = choice.drawn(draws)
                 log_probabilities = choice.log_probabilities(points, channels, shares)
-            watts = shares.double().numpy() * self.setting.radio.most_watts
+            watts = self.setting.radio.watts(shares.numpy())
             result = self.simulation.step(FleetActions(points.numpy(), channels.numpy(), watts))
             costs = self.setting.costs(result.seconds, result.joules)
             spent, answered = spent + costs.sum(), answered + result.answered.sum()
