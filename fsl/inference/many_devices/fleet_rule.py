@@ -10,6 +10,9 @@ class FleetRule(ABC):
 
     name: str
 
+    def check(self, setting: FleetSetting) -> None:  # noqa: B027
+        """Raise ConfigError for a fleet that the rule is not for."""
+
     @abstractmethod
     def actions(self, setting: FleetSetting, view: FleetView) -> FleetActions:
         """Returns what each device is told, in each copy of the view."""

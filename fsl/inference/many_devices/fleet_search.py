@@ -46,7 +46,7 @@ def enumerated_optimum(setting: FleetSetting, episodes: FleetEpisodes, *, powers
     first = [one for one in single if one[1] == 0]
     joint = list(itertools.product(*(first, single)[: setting.devices]))
     if len(joint) > _MOST_JOINT:
-        raise ConfigError(f"powers={powers}: they make {len(joint)} actions, at most {_MOST_JOINT} are tried; use fewer")
+        raise ConfigError(f"powers={powers}: they make {len(joint)} actions, and {_MOST_JOINT} are tried at most")
     told = [_best_of(setting, _episode(episodes, row), _joint(joint)) for row in range(len(episodes.metres))]
     told = [_refined(setting, _episode(episodes, row), one, powers) for row, one in enumerate(told)]
     return FixedFleet(_stacked(told), "enumerated optimum")
@@ -128,7 +128,9 @@ def _refined(
     step = (radio.most_watts / radio.least_watts) ** (1 / max(powers - 1, 1))
     for _ in range(3):
         step = step**0.5
-        factors = np.array(list(itertools.product((1 / step, step**-0.5, 1.0, step**0.5, step), repeat=setting.devices)))
+        factors = np.array(
+            list(itertools.product((1 / step, step**-0.5, 1.0, step**0.5, step), repeat=setting.devices))
+        )
         watts = np.clip(told.watts * factors, radio.least_watts, radio.most_watts)
         near = FleetActions(
             np.repeat(told.points, len(watts), axis=0), np.repeat(told.channels, len(watts), axis=0), watts

@@ -16,6 +16,7 @@ from fsl.errors import ConfigError
 from fsl.inference.many_devices.advantages import Estimates, estimated
 from fsl.inference.many_devices.fleet_networks import FleetCritic
 from fsl.inference.many_devices.fleet_policy import FleetPolicy
+from fsl.inference.many_devices.fleet_rewards import rewards
 from fsl.inference.many_devices.fleet_setting import FleetActions, FleetSetting
 from fsl.inference.many_devices.fleet_simulation import FleetSimulation
 
@@ -91,9 +92,7 @@ def train_fleet_policy(
 ) -> FleetPolicy:
     """Train a policy for a fleet; `watch` hears of each update.
 
-    The reward of a slot is what all devices' tasks cost in it, seconds + beta joules, with a minus, over what the
-    episode's tasks would cost if every device computed them alone: without discount, an episode of local tasks comes
-    to -1, and no other sum is maximized than the cost that is reported.
+    The reward is that of `fsl.inference.many_devices.fleet_rewards`, shared by all. Every draw comes from the seed.
     """
     trainer = _Trainer(setting, seed, options or PpoOptions())
     while trainer.slots < trainer.options.slots:
@@ -143,30 +142,22 @@ class _Trainer:
             result = self.simulation.step(FleetActions(points.numpy(), channels.numpy(), watts))
             costs = self.setting.costs(result.seconds, result.joules)
             spent, answered = spent + costs.sum(), answered + result.answered.sum()
-            rewards = torch.from_numpy(self._rewards(costs))
+            gained = torch.from_numpy(rewards(self.setting, result))
             after = torch.from_numpy(self.simulation.view.numbers(self.setting))
             ends = [torch.from_numpy(each) for each in (result.terminated, result.truncated)]
-            one = (numbers, points, channels, shares, log_probabilities, rewards, after, *ends)
+            one = (numbers, points, channels, shares, log_probabilities, gained, after, *ends)
             for column, value in zip(kept, one, strict=True):
                 column.append(value)
             self.simulation.restart(np.nonzero(result.terminated | result.truncated)[0])
-        numbers, points, channels, shares, log_probabilities, rewards, after, terminated, truncated = map(
+        numbers, points, channels, shares, log_probabilities, gained, after, terminated, truncated = map(
             torch.stack, kept
         )
         with torch.no_grad():
-            values, following = (self.critic(each.flatten(0, 1)).view(rewards.shape) for each in (numbers, after))
+            values, following = (self.critic(each.flatten(0, 1)).view(gained.shape) for each in (numbers, after))
         options = self.options
-        estimates = estimated(
-            rewards, values, following, terminated, truncated, gamma=options.gamma, lam=options.lam
-        )
+        estimates = estimated(gained, values, following, terminated, truncated, gamma=options.gamma, lam=options.lam)
         cost = float(spent / max(answered, 1.0))
         return _Rollout(numbers, points, channels, shares, log_probabilities, estimates, cost)
-
-    def _rewards(self, costs: np.ndarray) -> np.ndarray:
-        """Returns rewards (copies,) of a slot's costs (copies, devices)."""
-        setting = self.setting
-        alone = setting.devices * setting.mean_tasks * setting.table.local_cost(setting.beta)
-        return (-costs.sum(axis=1) / alone).astype(np.float32)
 
     def _learned(self, rollout: _Rollout, draws: np.random.Generator) -> tuple[float, float]:
         """Learn from experience; returns the mean entropy and the mean loss of the critic."""
