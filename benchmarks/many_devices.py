@@ -39,8 +39,8 @@ from fsl.inference.many_devices import (
     train_fleet_policy,
 )
 
-SLOTS = {1: 24_576, 2: 65_536}  # of experience, by devices; more: `MANY_SLOTS`
-MANY_SLOTS = 163_840
+SLOTS = {1: 40_960, 2: 81_920}  # of experience, by devices; more: `MANY_SLOTS`
+MANY_SLOTS = 147_456
 EVALUATION = 1234  # the seed of the episodes that rules are compared on
 
 

@@ -19,7 +19,7 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, serving
+from fsl.inference import SplitPoints, comparison, exits, links, lossy, many_devices, planning, profiles, serving
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 FRAME = pd.DataFrame({"a": range(6), "t": [0, 1, 0, 1, 0, 1]})
@@ -213,6 +213,22 @@ CALLS = [
     (lambda: exits.MLPExit(grid="x"), "grid='x': give a whole number"),
     (lambda: exits.SLViTExit(patch="x"), "patch='x': give a whole number or None"),
     (lambda: exits.FusionExit("x"), "width='x': give a whole number"),
+    (lambda: many_devices.RadioCell(channels="x"), "channels='x': give a whole number"),
+    (lambda: many_devices.jetson_nano_resnet18(edge_times_as_fast="x"), "edge_times_as_fast='x': give a number"),
+    (lambda: many_devices.PointTable.of(3), "costs=3: give a SplitCosts of fsl"),
+    (lambda: many_devices.FleetSetting(table=3), "table=3: give a PointTable of fsl"),
+    (lambda: many_devices.FleetSimulation(3, 1, 0), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.FleetEnvironment(3), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.GreedyFleet(3), "channels=3: give one of first, round robin"),
+    (lambda: many_devices.evaluated(many_devices.LocalFleet(), 3, None), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.enumerated_optimum(3, None), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.searched_actions(3, None), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.PpoOptions(gamma="x"), "ppo.gamma='x': give a number"),
+    (lambda: many_devices.train_fleet_policy(3), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.load_fleet_policy(3), "path=3: give a text or a path"),
+    (lambda: many_devices.FleetPolicy(3, 3), "trained_for=3: give a TrainedFor of fsl"),
+    (lambda: many_devices.DeviceSituation("x"), "metres='x': give a number"),
+    (lambda: many_devices.FleetController(many_devices.LocalFleet(), 3, []), "setting=3: give a FleetSetting of fsl"),
     (lambda: serving.Batching("x"), "max_rows='x': give a whole number"),
     (lambda: serving.InferenceEdge(3), "points=3: give a SplitPoints of fsl"),
     (lambda: serving.InferenceEdge(POINTS, queue="x"), "queue='x': give a whole number"),
@@ -271,6 +287,10 @@ OTHERS = {
     "inference": {"Crossing"},
     "inference.links": set(),
     "inference.lossy": {"LossyOutputs", "UdpAnswers", "UdpCounts"},
+    "inference.many_devices": {
+        *("Allotment", "FixedFleet", "FleetActions", "FleetEpisodes", "FleetResult", "FleetRule", "FleetView"),
+        *("GreedyInTurn", "LocalFleet", "OffloadingFleet", "TrainingProgress"),
+    },
     "inference.profiles": {
         *("Layer", "ModelProfile", "PointProfile", "PredictionError", "SecondsSpread", "SideProfile", "SplitCheck"),
         *("TimedModel", "machine_in_words"),
@@ -313,6 +333,7 @@ OTHERS = {
         inference,
         links,
         lossy,
+        many_devices,
         profiles,
         planning,
         exits,

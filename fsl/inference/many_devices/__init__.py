@@ -1,7 +1,7 @@
 """Many devices that share an edge and its radio: an environment, hybrid PPO (MAHPPO), and what it has to beat."""
 
 from fsl.inference.many_devices.fleet_baselines import GreedyFleet, GreedyInTurn, LocalFleet, OffloadingFleet
-from fsl.inference.many_devices.fleet_controller import Allotment, DeviceReport, FleetController
+from fsl.inference.many_devices.fleet_controller import Allotment, DeviceSituation, FleetController
 from fsl.inference.many_devices.fleet_environment import FleetEnvironment
 from fsl.inference.many_devices.fleet_evaluation import FleetEpisodes, FleetResult, evaluated
 from fsl.inference.many_devices.fleet_policy import FleetPolicy, load_fleet_policy
@@ -16,7 +16,7 @@ from fsl.inference.many_devices.radio_cell import RadioCell
 
 __all__ = [
     "Allotment",
-    "DeviceReport",
+    "DeviceSituation",
     "FixedFleet",
     "FleetActions",
     "FleetController",

@@ -20,7 +20,7 @@ _SOON = 0.001  # seconds
 
 @checks_types()
 @dataclass(frozen=True)
-class DeviceReport:
+class DeviceSituation:
     """What a device tells of itself: metres to the edge, tasks without an answer, and what is left of the present one.
 
     ConfigError for what cannot be.
@@ -72,13 +72,13 @@ class FleetController:
         rule.check(setting)
         self.setting, self.names = setting, tuple(names)
         self._rule, self._clock, self._lock = rule, clock, threading.Lock()
-        self._reports = {name: DeviceReport(setting.farthest, 0) for name in names}
+        self._reports = {name: DeviceSituation(setting.farthest, 0) for name in names}
         self._backlog = 0.0
         self._until = -math.inf
         self._allotments: dict[str, Allotment] = {}
         self._sent_before: set[str] = set()
 
-    def report(self, name: str, report: DeviceReport) -> None:
+    def report(self, name: str, report: DeviceSituation) -> None:
         """Take what a device tells of itself, for the slots that begin from now on."""
         self._known(name)
         with self._lock:

@@ -1,6 +1,7 @@
 """A fleet as an environment of many agents, as libraries of reinforcement learning take it."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,19 +86,24 @@ class FleetEnvironment:
         )
 
     def observation_space(self, agent: str) -> Any:
-        """Returns gymnasium's space of what an agent observes."""
-        return _spaces().Box(0.0, np.inf, (self.setting.observed,), np.float32)
+        """Returns gymnasium's space of what an agent observes; the same object each time."""
+        return self._spaces[agent][0]
 
     def action_space(self, agent: str) -> Any:
-        """Returns gymnasium's space of what an agent may do."""
-        spaces, setting = _spaces(), self.setting
-        return spaces.Dict(
-            {
-                "point": spaces.Discrete(setting.points),
-                "channel": spaces.Discrete(setting.radio.channels),
-                "power": spaces.Box(0.0, 1.0, (), np.float32),
-            }
-        )
+        """Returns gymnasium's space of what an agent may do; the same object each time."""
+        return self._spaces[agent][1]
+
+    @cached_property
+    def _spaces(self) -> dict[str, tuple[Any, Any]]:
+        spaces, setting = _gymnasium_spaces(), self.setting
+
+        def of_one() -> tuple[Any, Any]:
+            observed = spaces.Box(0.0, np.inf, (setting.observed,), np.float32)
+            point, channel = spaces.Discrete(setting.points), spaces.Discrete(setting.radio.channels)
+            power = spaces.Box(0.0, 1.0, (), np.float32)
+            return observed, spaces.Dict({"point": point, "channel": channel, "power": power})
+
+        return {agent: of_one() for agent in self.possible_agents}
 
     def render(self) -> None:
         """Shows nothing."""
@@ -123,7 +129,7 @@ class FleetEnvironment:
         return FleetActions(points, channels, self.setting.radio.watts(shares))
 
 
-def _spaces() -> Any:
+def _gymnasium_spaces() -> Any:
     try:
         from gymnasium import spaces
     except ImportError:

@@ -56,7 +56,7 @@ class FleetResult:
 def evaluated(rule: FleetRule, setting: FleetSetting, episodes: FleetEpisodes, *, logs: bool = False) -> FleetResult:
     """Run a rule until all tasks of all episodes are answered; `logs`: keep each task, for `p95` and `offloaded`."""
     if episodes.metres.shape != episodes.tasks.shape or episodes.metres.shape[1:] != (setting.devices,):
-        raise ConfigError(f"episodes: {episodes.metres.shape[1:]} devices; the setting has {setting.devices}")
+        raise ConfigError(f"episodes: of {episodes.metres.shape[-1]} devices; the setting has {setting.devices}")
     setting = replace(setting, most_slots=_MOST_SLOTS)
     copies = len(episodes.metres)
     simulation = FleetSimulation(setting, copies, 0, logs=logs)

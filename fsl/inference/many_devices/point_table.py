@@ -63,6 +63,7 @@ class PointTable:
         return self.head_seconds[-1] + beta * self.head_joules[-1]
 
     @staticmethod
+    @checks_types()
     def of(costs: SplitCosts, choices: Sequence[SplitChoice] | None = None) -> "PointTable":
         """Returns the table of measured profiles, of which a batch is a task.
 
