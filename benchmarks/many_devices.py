@@ -40,7 +40,7 @@ from fsl.inference.many_devices import (
 )
 
 SLOTS = {1: 40_960, 2: 81_920}  # of experience, by devices; more: `MANY_SLOTS`
-MANY_SLOTS = 147_456
+MANY_SLOTS = 122_880
 EVALUATION = 1234  # the seed of the episodes that rules are compared on
 
 
