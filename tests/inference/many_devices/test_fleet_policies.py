@@ -1,6 +1,7 @@
 """A policy learns what is best, its file gives it back, and it serves no other fleet."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ from fsl.inference.many_devices import (
 from tests.helpers.fleets import fleet
 
 SMALL = PpoOptions(slots=64, copies=4, rollout=4, epochs=2, batch=8)
+
+
+@cache
+def two_devices():
+    """A fleet, episodes, and the enumerated optimum's cost in each."""
+    setting = fleet(2, mean_tasks=20.0, faster=20.0)
+    episodes = FleetEpisodes.drawn(setting, 2, 5)
+    return setting, episodes, evaluated(enumerated_optimum(setting, episodes, powers=7), setting, episodes).costs
 
 
 def actions(policy, setting):
@@ -83,9 +92,7 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path):
     "rule", [LocalFleet(), OffloadingFleet(), GreedyFleet(), GreedyFleet("round robin"), GreedyInTurn()]
 )
 def test_no_baseline_beats_the_enumerated_optimum(rule):
-    setting = fleet(2, mean_tasks=20.0, faster=20.0)
-    episodes = FleetEpisodes.drawn(setting, 2, 5)
-    best = evaluated(enumerated_optimum(setting, episodes, powers=7), setting, episodes).costs
+    setting, episodes, best = two_devices()
     assert (best <= evaluated(rule, setting, episodes).costs * (1 + 1e-9)).all()
 
 
@@ -119,7 +126,7 @@ def test_ppo_learns_the_optimum_of_one_device_at_one_place():
 
 
 @pytest.mark.shows
-@pytest.mark.parametrize(("devices", "slots"), [(1, 40_960), (2, 98_304)])
+@pytest.mark.parametrize(("devices", "slots"), [(1, 40_960), (2, 81_920)])
 def test_ppo_comes_within_5_percent_of_the_enumerated_optimum(devices, slots):
     setting = fleet(devices, faster=20.0, down=10.0)
     episodes = FleetEpisodes.drawn(setting, 8, 1234)
