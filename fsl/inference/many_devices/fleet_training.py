@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,17 +70,21 @@ class TrainingProgress:
     value_loss: float
 
 
-@dataclass(frozen=True)
-class _Rollout:
-    """Experience (slots, copies, ...) of one policy."""
+class _Experience(NamedTuple):
+    """What was seen, done and gained in one slot (copies, ...), or in several (slots, copies, ...).
+
+    `after`: the numbers of what the slot came to, before any new episode.
+    """
 
     numbers: Tensor
     points: Tensor
     channels: Tensor
     shares: Tensor
     log_probabilities: Tensor
-    estimates: Estimates
-    cost: float
+    rewards: Tensor
+    after: Tensor
+    terminated: Tensor
+    truncated: Tensor
 
 
 @checks_types()
@@ -122,60 +127,61 @@ class _Trainer:
         left = 1 - self.slots / self.options.slots
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.options.learning_rate * left
-        rollout = self._gathered(draws)
-        entropy, loss = self._learned(rollout, draws)
+        experience, cost = self._gathered(draws)
+        entropy, loss = self._learned(experience, self._estimated(experience), draws)
         self.updates += 1
         self.slots += self.options.copies * self.options.rollout
-        return TrainingProgress(self.slots, rollout.cost, entropy, loss)
+        return TrainingProgress(self.slots, cost, entropy, loss)
 
-    def _gathered(self, draws: np.random.Generator) -> _Rollout:
-        """Let the fleet act for some slots, and estimate advantages."""
-        kept: list[list[Tensor]] = [[] for _ in range(9)]
+    def _gathered(self, draws: np.random.Generator) -> tuple[_Experience, float]:
+        """Let the fleet act for some slots; returns what came of it, and the cost of a task."""
+        kept: list[_Experience] = []
         spent = answered = 0.0
         for _ in range(self.options.rollout):
-            numbers = torch.from_numpy(self.simulation.view.numbers(self.setting))
+            numbers = self._numbers()
             with torch.no_grad():
                 choice = self.actor(numbers)
                 points, channels, shares = choice.drawn(draws)
                 log_probabilities = choice.log_probabilities(points, channels, shares)
             watts = self.setting.radio.watts(shares.numpy())
             result = self.simulation.step(FleetActions(points.numpy(), channels.numpy(), watts))
-            costs = self.setting.costs(result.seconds, result.joules)
-            spent, answered = spent + costs.sum(), answered + result.answered.sum()
-            gained = torch.from_numpy(rewards(self.setting, result))
-            after = torch.from_numpy(self.simulation.view.numbers(self.setting))
-            ends = [torch.from_numpy(each) for each in (result.terminated, result.truncated)]
-            one = (numbers, points, channels, shares, log_probabilities, gained, after, *ends)
-            for column, value in zip(kept, one, strict=True):
-                column.append(value)
+            spent += float(self.setting.costs(result.seconds, result.joules).sum())
+            answered += float(result.answered.sum())
+            gained, terminated, truncated = map(
+                torch.from_numpy, (rewards(self.setting, result), result.terminated, result.truncated)
+            )
+            after = self._numbers()
+            one = (numbers, points, channels, shares, log_probabilities, gained, after, terminated, truncated)
+            kept.append(_Experience(*one))
             self.simulation.restart(np.nonzero(result.terminated | result.truncated)[0])
-        numbers, points, channels, shares, log_probabilities, gained, after, terminated, truncated = map(
-            torch.stack, kept
-        )
-        with torch.no_grad():
-            values, following = (self.critic(each.flatten(0, 1)).view(gained.shape) for each in (numbers, after))
-        options = self.options
-        estimates = estimated(gained, values, following, terminated, truncated, gamma=options.gamma, lam=options.lam)
-        cost = float(spent / max(answered, 1.0))
-        return _Rollout(numbers, points, channels, shares, log_probabilities, estimates, cost)
+        return _Experience(*map(torch.stack, zip(*kept))), spent / max(answered, 1.0)
 
-    def _learned(self, rollout: _Rollout, draws: np.random.Generator) -> tuple[float, float]:
+    def _numbers(self) -> Tensor:
+        return torch.from_numpy(self.simulation.view.numbers(self.setting))
+
+    def _estimated(self, seen: _Experience) -> Estimates:
+        """Returns advantages and returns (slots, copies), by the critic as it is."""
+        with torch.no_grad():
+            values, following = (
+                self.critic(each.flatten(0, 1)).view(seen.rewards.shape) for each in (seen.numbers, seen.after)
+            )
+        gamma, lam = self.options.gamma, self.options.lam
+        return estimated(seen.rewards, values, following, seen.terminated, seen.truncated, gamma=gamma, lam=lam)
+
+    def _learned(self, seen: _Experience, estimates: Estimates, draws: np.random.Generator) -> tuple[float, float]:
         """Learn from experience; returns the mean entropy and the mean loss of the critic."""
-        flat = [
-            each.flatten(0, 1)
-            for each in (rollout.numbers, rollout.points, rollout.channels, rollout.shares, rollout.log_probabilities)
-        ]
-        advantages, returns = (each.flatten() for each in vars(rollout.estimates).values())
+        flat = _Experience(*(each.flatten(0, 1) for each in seen))
+        returns, advantages = estimates.returns.flatten(), estimates.advantages.flatten()
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         entropies, losses = [], []
         for _ in range(self.options.epochs):
             order = torch.from_numpy(draws.permutation(len(returns)))
             for rows in order.split(self.options.batch):
-                numbers, points, channels, shares, before = (each[rows] for each in flat)
-                choice = self.actor(numbers)
-                log_probabilities, entropy = choice.log_probabilities(points, channels, shares), choice.entropies()
-                gained = clipped(log_probabilities - before, advantages[rows, None], self.options.clip)
-                loss = mse_loss(self.critic(numbers), returns[rows])
+                one = _Experience(*(each[rows] for each in flat))
+                choice = self.actor(one.numbers)
+                log_ratios = choice.log_probabilities(one.points, one.channels, one.shares) - one.log_probabilities
+                gained, entropy = clipped(log_ratios, advantages[rows, None], self.options.clip), choice.entropies()
+                loss = mse_loss(self.critic(one.numbers), returns[rows])
                 (loss - gained.mean() - self.options.entropy * entropy.mean()).backward()
                 for network, optimizer in zip(self._networks, self.optimizers):
                     clip_grad_norm_(network.parameters(), self.options.gradient_norm)
