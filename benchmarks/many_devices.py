@@ -62,7 +62,9 @@ def row_of(result: FleetResult) -> dict[str, object]:
         "ms": float(result.seconds.mean()) * 1e3,
         "mJ": float(result.joules.mean()) * 1e3,
         "cost": float(result.costs.mean()) * 1e3,
+        "slowest_ms": float(result.slowest.mean()) * 1e3,
         "p95_ms": result.p95 * 1e3,
+        "longest_s": result.longest,
         "offloaded": result.offloaded,
         "costs": (result.costs * 1e3).tolist(),
     }
@@ -122,7 +124,10 @@ def compared(devices: int, options: argparse.Namespace) -> list[dict[str, object
         trained = [row_of(evaluated(policy, setting, episodes, logs=True)) for policy in policies]
         for row in trained:
             print(line(row), flush=True)
-        means = {key: interval([float(row[key]) for row in trained]) for key in ("ms", "mJ", "cost", "p95_ms")}
+        means = {
+            key: interval([float(row[key]) for row in trained])
+            for key in ("ms", "mJ", "cost", "slowest_ms", "p95_ms", "longest_s")
+        }
         over = interval([float(row["cost"]) / float(rows[-1]["cost"]) - 1 for row in trained])
         print(f"MAHPPO: {', '.join(f'{key} {mean:.2f} ± {half:.2f}' for key, (mean, half) in means.items())}")
         print(f"cost over {rows[-1]['rule']}: {over[0]:+.1%} ± {over[1]:.1%}", flush=True)
@@ -136,7 +141,8 @@ def line(row: dict[str, object]) -> str:
     """Returns a row of the table."""
     return (
         f"{row['rule']:<20} {row['ms']:9.2f} ms {row['mJ']:9.2f} mJ {row['cost']:9.2f} cost "
-        f"{row['p95_ms']:9.1f} ms p95 {row['offloaded']:6.1%} offloaded"
+        f"{row['slowest_ms']:9.2f} ms slowest {row['p95_ms']:8.1f} ms p95 {row['longest_s']:6.2f} s longest "
+        f"{row['offloaded']:6.1%} offloaded"
     )
 
 

@@ -40,15 +40,17 @@ class FleetEpisodes:
 class FleetResult:
     """What a rule came to. `seconds`, `joules` and `costs`: of a task, mean of each episode, (episodes,).
 
-    `p95`: seconds within which 95% of all tasks were answered; None where none were logged. `offloaded`: the share
-    that was not computed locally.
+    `slowest`: seconds of a task of the device that takes longest for its own. Where tasks were logged, and else None:
+    `p95`, seconds within which 95% of all were answered, the `longest`, and the share that was `offloaded`.
     """
 
     rule: str
     seconds: np.ndarray
     joules: np.ndarray
     costs: np.ndarray
+    slowest: np.ndarray
     p95: float | None = None
+    longest: float | None = None
     offloaded: float | None = None
 
 
@@ -61,20 +63,21 @@ def evaluated(rule: FleetRule, setting: FleetSetting, episodes: FleetEpisodes, *
     copies = len(episodes.metres)
     simulation = FleetSimulation(setting, copies, 0, logs=logs)
     simulation.place(episodes.metres, episodes.tasks)
-    seconds, joules = np.zeros(copies), np.zeros(copies)
+    seconds, joules = np.zeros(episodes.metres.shape), np.zeros(copies)
     while True:
         result = simulation.step(rule.actions(setting, simulation.view))
-        seconds += result.seconds.sum(axis=1)
+        seconds += result.seconds
         joules += result.joules.sum(axis=1)
         if result.terminated.all():
             break
         if result.truncated.any():
             raise RunError(f"{rule.name}: tasks are left after {_MOST_SLOTS} slots; nobody can send so slowly")
     count = episodes.tasks.sum(axis=1)
-    seconds, joules = seconds / count, joules / count
-    p95 = offloaded = None
+    slowest = (seconds / episodes.tasks).max(axis=1)
+    seconds, joules = seconds.sum(axis=1) / count, joules / count
+    p95 = longest = offloaded = None
     if logs:
         records = simulation.records
-        p95 = float(np.percentile(records.seconds, 95))
+        p95, longest = float(np.percentile(records.seconds, 95)), float(records.seconds.max())
         offloaded = float((records.points != setting.table.local).mean())
-    return FleetResult(rule.name, seconds, joules, setting.costs(seconds, joules), p95, offloaded)
+    return FleetResult(rule.name, seconds, joules, setting.costs(seconds, joules), slowest, p95, longest, offloaded)
