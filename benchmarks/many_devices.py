@@ -33,6 +33,7 @@ from fsl.inference.many_devices import (
     OffloadingFleet,
     PpoOptions,
     RadioCell,
+    TakingTurns,
     enumerated_optimum,
     evaluated,
     jetson_nano_resnet18,
@@ -82,7 +83,7 @@ def baselines_of(setting: FleetSetting, episodes: FleetEpisodes) -> list[dict[st
     """Returns the figures of every rule that is not trained, the one that knows most last."""
     best = enumerated_optimum if setting.devices <= 2 else searched_actions
     rules: list[FleetRule] = [LocalFleet(), OffloadingFleet(), GreedyFleet(), GreedyFleet("round robin")]
-    rules += [GreedyInTurn(), best(setting, episodes)]
+    rules += [GreedyInTurn(), TakingTurns(), best(setting, episodes)]
     rows = [row_of(evaluated(rule, setting, episodes, logs=True)) for rule in rules]
     for row in rows:
         print(line(row), flush=True)

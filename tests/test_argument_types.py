@@ -289,7 +289,7 @@ OTHERS = {
     "inference.lossy": {"LossyOutputs", "UdpAnswers", "UdpCounts"},
     "inference.many_devices": {
         *("Allotment", "FixedFleet", "FleetActions", "FleetEpisodes", "FleetResult", "FleetRule", "FleetView"),
-        *("GreedyInTurn", "LocalFleet", "OffloadingFleet", "TrainingProgress"),
+        *("GreedyInTurn", "LocalFleet", "OffloadingFleet", "TakingTurns", "TrainingProgress"),
     },
     "inference.profiles": {
         *("Layer", "ModelProfile", "PointProfile", "PredictionError", "SecondsSpread", "SideProfile", "SplitCheck"),

@@ -1,6 +1,12 @@
 """Many devices that share an edge and its radio: an environment, hybrid PPO (MAHPPO), and what it has to beat."""
 
-from fsl.inference.many_devices.fleet_baselines import GreedyFleet, GreedyInTurn, LocalFleet, OffloadingFleet
+from fsl.inference.many_devices.fleet_baselines import (
+    GreedyFleet,
+    GreedyInTurn,
+    LocalFleet,
+    OffloadingFleet,
+    TakingTurns,
+)
 from fsl.inference.many_devices.fleet_controller import Allotment, DeviceSituation, FleetController
 from fsl.inference.many_devices.fleet_environment import FleetEnvironment
 from fsl.inference.many_devices.fleet_evaluation import FleetEpisodes, FleetResult, evaluated
@@ -35,6 +41,7 @@ __all__ = [
     "PointTable",
     "PpoOptions",
     "RadioCell",
+    "TakingTurns",
     "TrainingProgress",
     "enumerated_optimum",
     "evaluated",

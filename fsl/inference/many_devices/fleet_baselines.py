@@ -78,6 +78,33 @@ class GreedyInTurn(FleetRule):
         return FleetActions(points, channels, watts)
 
 
+class TakingTurns(FleetRule):
+    """As many devices send as there are channels, each as if alone; those with the least work left go first.
+
+    The others keep still: they hold one task back by sending it so softly that the edge hears it at the level of the
+    noise. Where that costs more than energy is worth, they compute locally meanwhile.
+    """
+
+    name = "taking turns"
+
+    def actions(self, setting: FleetSetting, view: FleetView) -> FleetActions:
+        """Returns whose turn it is, by tasks left and what each takes."""
+        alone = np.zeros(view.metres.shape)
+        points, watts, _ = best_beside(setting, view.metres, alone)
+        heads, tails, bits, joules = _columns(setting)
+        gains = setting.radio.gains(view.metres)
+        sending = bits[points] / setting.radio.rates(gains * watts, alone)
+        seconds = heads[points] + tails[points] + sending
+        costs = setting.costs(seconds, joules[points] + watts * sending)
+        left = np.where(view.tasks > 0, view.tasks * seconds, np.inf)
+        place = left.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+        turn = place < setting.radio.channels
+        still = np.clip(setting.radio.noise_watts / gains, setting.radio.least_watts, setting.radio.most_watts)
+        local = ~turn & (setting.beta * setting.table.head_joules[-1] < costs)
+        points = np.where(local, setting.table.local, points)
+        return FleetActions(points, place % setting.radio.channels, np.where(turn, watts, still))
+
+
 def best_beside(
     setting: FleetSetting, metres: np.ndarray, disturbing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

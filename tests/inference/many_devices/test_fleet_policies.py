@@ -18,6 +18,7 @@ from fsl.inference.many_devices import (
     LocalFleet,
     OffloadingFleet,
     PpoOptions,
+    TakingTurns,
     enumerated_optimum,
     evaluated,
     jetson_nano_resnet18,
@@ -94,6 +95,21 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path):
 def test_no_baseline_beats_the_enumerated_optimum(rule):
     setting, episodes, best = two_devices()
     assert (best <= evaluated(rule, setting, episodes).costs * (1 + 1e-9)).all()
+
+
+def test_taking_turns_beats_all_fixed_actions_of_two_devices_in_one_channel():
+    setting = fleet(2, mean_tasks=50.0, slot_seconds=0.05)
+    episodes = FleetEpisodes.at(setting, 50.0)
+    best = evaluated(enumerated_optimum(setting, episodes, powers=7), setting, episodes).costs
+    found = evaluated(TakingTurns(), setting, episodes, logs=True)
+    assert found.costs < best
+    assert found.offloaded == 1
+
+
+def test_taking_turns_computes_locally_meanwhile_where_energy_is_cheap():
+    setting = fleet(2, mean_tasks=20.0, beta=0.01)
+    found = evaluated(TakingTurns(), setting, FleetEpisodes.at(setting, 50.0), logs=True)
+    assert 0.5 < found.offloaded < 1
 
 
 def test_greedy_is_the_optimum_of_one_device():
