@@ -38,7 +38,7 @@ FLOORS = (
     ("inference",),
     ("inference.profiles", "inference.lossy", "inference.exits"),
     ("inference.planning",),
-    ("inference.comparison", "inference.links"),
+    ("inference.comparison", "inference.links", "inference.many_devices"),
     ("run",),
     ("deployment", "deployment.node", "deployment.cloud", "deployment.local", "attacks", "trackers"),
     ("inference.serving",),

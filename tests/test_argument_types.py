@@ -19,7 +19,18 @@ from fsl.argument_types import checks_types
 from fsl.availability import TraceAvailability
 from fsl.errors import ConfigError, DataError
 from fsl.export.pretrained import load_pretrained
-from fsl.inference import SplitPoints, comparison, exits, links, lossy, planning, profiles, separable, serving
+from fsl.inference import (
+    SplitPoints,
+    comparison,
+    exits,
+    links,
+    lossy,
+    many_devices,
+    planning,
+    profiles,
+    separable,
+    serving,
+)
 from fsl.models import lean
 
 INPUTS, LABELS = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -243,6 +254,22 @@ CALLS = [
     (lambda: separable.SeparableDevice(3), "part=3: give a SeparablePart of fsl"),
     (lambda: separable.LocalGroup(3), "folder=3: give a text or"),
     (lambda: separable.sign_part("x", device=1, digest="", expires=0), "key='x': give an Ed25519PrivateKey"),
+    (lambda: many_devices.RadioCell(channels="x"), "channels='x': give a whole number"),
+    (lambda: many_devices.jetson_nano_resnet18(edge_times_as_fast="x"), "edge_times_as_fast='x': give a number"),
+    (lambda: many_devices.PointTable.of(3), "costs=3: give a SplitCosts of fsl"),
+    (lambda: many_devices.FleetSetting(table=3), "table=3: give a PointTable of fsl"),
+    (lambda: many_devices.FleetSimulation(3, 1, 0), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.FleetEnvironment(3), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.GreedyFleet(3), "channels=3: give one of first, round robin"),
+    (lambda: many_devices.evaluated(many_devices.LocalFleet(), 3, None), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.enumerated_optimum(3, None), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.searched_actions(3, None), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.PpoOptions(gamma="x"), "ppo.gamma='x': give a number"),
+    (lambda: many_devices.train_fleet_policy(3), "setting=3: give a FleetSetting of fsl"),
+    (lambda: many_devices.load_fleet_policy(3), "path=3: give a text or a path"),
+    (lambda: many_devices.FleetPolicy(3, 3), "trained_for=3: give a TrainedFor of fsl"),
+    (lambda: many_devices.DeviceSituation("x"), "metres='x': give a number"),
+    (lambda: many_devices.FleetController(many_devices.LocalFleet(), 3, []), "setting=3: give a FleetSetting of fsl"),
     (lambda: serving.Batching("x"), "max_rows='x': give a whole number"),
     (lambda: serving.InferenceEdge(3), "points=3: give a SplitPoints of fsl"),
     (lambda: serving.InferenceEdge(POINTS, queue="x"), "queue='x': give a whole number"),
@@ -302,6 +329,10 @@ OTHERS = {
     "inference": {"Crossing"},
     "inference.links": set(),
     "inference.lossy": {"LossyOutputs", "UdpAnswers", "UdpCounts"},
+    "inference.many_devices": {
+        *("Allotment", "FixedFleet", "FleetActions", "FleetEpisodes", "FleetResult", "FleetRule", "FleetView"),
+        *("GreedyInTurn", "LocalFleet", "OffloadingFleet", "TakingTurns", "TrainingProgress"),
+    },
     "inference.profiles": {
         *("Layer", "ModelProfile", "PointProfile", "PredictionError", "SecondsSpread", "SideProfile", "SplitCheck"),
         *("TimedModel", "machine_in_words"),
@@ -353,6 +384,7 @@ OTHERS = {
         inference,
         links,
         lossy,
+        many_devices,
         profiles,
         planning,
         exits,
