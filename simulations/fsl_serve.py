@@ -60,6 +60,7 @@ device:
   fallback=false      never compute the rest on the device
   connect=5           seconds to wait for an edge before the first question
   lean=false          questions travel over gRPC
+  summary=FILE        fsl's common metrics of the answers, as JSON
   cert=FILE cert-key=FILE, where the edge asks for them
 
 demo, all on this machine:

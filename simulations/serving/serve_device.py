@@ -1,7 +1,7 @@
 """`fsl-serve device`: asks edges for rows of a run's data, and says how that went."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from fsl.simulations.endings import tell
 from fsl.simulations.fsl_export import TrainedRun
+from fsl.simulations.serving.common_of_answers import common_of_answers
 from fsl.simulations.serving.serve_options import ServeOptions
 from fsl.simulations.serving.serve_tokens import read_token
 from fsl.simulations.serving.served_exits import served_exits
@@ -17,7 +18,9 @@ from fsl.simulations.serving.served_run import MODEL_OPTIONS, served_run
 from fsl.data import Examples
 from fsl.deployment.extra_installed import needs_prometheus
 from fsl.errors import ConfigError, one_of
+from fsl.files import write_json
 from fsl.inference import SplitPoints
+from fsl.inference.comparison import tensor_bytes
 from fsl.inference.planning import StaticSplit
 from fsl.inference.serving import Answer, DeviceExits, InferenceDevice, UnansweredError
 from fsl.inference.serving.device_counts import DeviceCounts
@@ -29,7 +32,7 @@ from fsl.segments.tensor_trees import as_values
 DEVICE_OPTIONS = (
     *MODEL_OPTIONS,
     *("edge", "data", "point", "codec", "exits", "threshold", "rows", "count", "rate"),
-    *("deadline", "fallback", "connect", "lean"),
+    *("deadline", "fallback", "connect", "lean", "summary"),
     *("ca", "cert", "cert-key", "token", "insecure", "threads", "metrics"),
 )
 _SETS = ("test", "validation", "train")
@@ -82,7 +85,7 @@ def serve_device(arguments: Sequence[str]) -> int:
         count = options.whole("count", max(1, len(examples) // rows), 1) or 1
         began = time.monotonic()
         asked = _ask(device, examples, rows, count, rate, deadline)
-        return _report(run, device, asked, began)
+        return _report(run, device, asked, began, options, tensor_bytes(points.model))
 
 
 def _usual(points: SplitPoints, exits: DeviceExits | None) -> str:
@@ -116,7 +119,14 @@ def _ask(
     return asked
 
 
-def _report(run: TrainedRun, device: InferenceDevice, asked: Sequence[AskedRows], began: float) -> int:
+def _report(
+    run: TrainedRun,
+    device: InferenceDevice,
+    asked: Sequence[AskedRows],
+    began: float,
+    options: ServeOptions,
+    weights: Mapping[int, int],
+) -> int:
     tally, seconds, unanswered = Tally(run.objective), list[float](), list[str]()
     for one in asked:
         error = one.future.exception()
@@ -142,6 +152,16 @@ def _report(run: TrainedRun, device: InferenceDevice, asked: Sequence[AskedRows]
         tell("exits: " + ", ".join(f"{count} rows {name}" for name, count in figures.exits.items()))
     fell = ", ".join(f"{count} {reason}" for reason, count in sorted(figures.fallbacks.items()))
     tell(f"fallbacks: {fell or 'none'}")
+    if options.has("summary"):
+        common = common_of_answers(
+            tally.score(),
+            seconds,
+            figures,
+            rows=len(asked[0].targets),
+            took=took,
+            memory_bytes=float(sum(weights.values())),
+        )
+        write_json(options.path("summary"), {"common": common.to_json()})
     if unanswered:
         tell(f"without an answer: {len(unanswered)}; the last: {unanswered[-1]}")
     return 1 if unanswered else 0

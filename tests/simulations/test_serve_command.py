@@ -1,5 +1,6 @@
 """`fsl-serve`: a finished run's model answers over the wire, from the command line."""
 
+import json
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from fsl.simulations.serving.served_run import served_run
 from fsl.inference.exits import ExitModel, save_exits
 from fsl.inference.serving import InferenceDevice, InferenceEdge
 from fsl.inference.serving.serving_tokens import load_operator_public_key
+from fsl.metrics.common_metrics import CommonValues
 from fsl.round.evaluation import evaluate
 from tests.helpers.places import ROOT
 
@@ -55,8 +57,14 @@ def test_a_device_prints_the_runs_own_accuracy(runs, capsys):
             assert f"loss {expected.loss:.4f}, accuracy {expected.accuracy:.4f}" in said
         assert re.search(r"latency: p50 [\d.]+ ms, p90 [\d.]+ ms, p99 [\d.]+ ms", said)
         assert "fallbacks: none" in said
-        assert command([*asking, "point=output", "count=3", "data=train"]) == 0
+        assert command([*asking, "point=output", "count=3", "data=train", "summary=own.json"]) == 0
         assert "answers: 3 at the device" in capsys.readouterr().out
+        assert command([*asking, "summary=asked.json"]) == 0
+    own, asked = (CommonValues.of_json(json.loads(Path(n).read_text())["common"]) for n in ("own.json", "asked.json"))
+    assert (own.rounds, own.bytes_per_row, own.completed) == (0.0, 0.0, 1.0)
+    assert (asked.rounds, asked.completed, asked.memory_bytes) == (1.0, 1.0, own.memory_bytes)
+    assert asked.bytes_per_row > 4 * 10  # a row's outputs, and what crosses
+    assert 0 < asked.latency_seconds <= asked.latency_p99_seconds
 
 
 def test_a_device_whose_edge_is_gone_answers_itself_or_says_that_it_cannot(runs, capsys):
@@ -69,10 +77,11 @@ def test_a_device_whose_edge_is_gone_answers_itself_or_says_that_it_cannot(runs,
         "deadline=0.05",
         "connect=0",
     ]
-    assert command(asking) == 0
+    assert command([*asking, "summary=gone.json"]) == 0
     said = capsys.readouterr().out
     assert "answers: 3 at the device" in said
     assert "fallbacks: 3 gone" in said
+    assert json.loads(Path("gone.json").read_text())["common"]["completed"] == 0.0
     assert command([*asking, "fallback=false"]) == 1
     assert "without an answer: 3; the last: no edge has answered a question at stage1" in capsys.readouterr().out
 
