@@ -1,6 +1,6 @@
 """Separable ResNet-8 over 4 devices on CIFAR-10: bytes between devices against accuracy, by which links there are.
 
-    python -m benchmarks.separable CIFAR10_FOLDER --images 3000 --epochs 8 --search 3 --retrain 4 --seeds 0 1 2 3 4 --out X
+    python -m benchmarks.separable CIFAR10_FOLDER --epochs 8 --search 3 --retrain 4 --seeds 0 1 2 3 4 --out X
 
 CIFAR10_FOLDER holds train.parquet and test.parquet as the Hub's uoft-cs/cifar10 has them. A dense network is trained
 for each seed. A search from its weights takes `--search` epochs and gives links; its weights go. Then all networks are
