@@ -1,6 +1,6 @@
 """Separable ResNet-8 over 4 devices on CIFAR-10: bytes between devices against accuracy, by which links there are.
 
-    python -m benchmarks.separable CIFAR10_FOLDER --images 3000 --epochs 8 --search 3 --retrain 4 --seeds 0 1 2 --out X
+    python -m benchmarks.separable CIFAR10_FOLDER --epochs 8 --search 3 --retrain 4 --seeds 0 1 2 3 4 --out X
 
 CIFAR10_FOLDER holds train.parquet and test.parquet as the Hub's uoft-cs/cifar10 has them. A dense network is trained
 for each seed. A search from its weights takes `--search` epochs and gives links; its weights go. Then all networks are
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--search", type=int, default=3, help="epochs of weights and gates together")
     parser.add_argument("--retrain", type=int, default=4, help="epochs with fixed gates")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.25], help="shares of all links' bytes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file and the figure")
     parser.add_argument("--draw", type=Path, default=None, help="a folder with separable.json to draw and print anew")
     options = parser.parse_args()
