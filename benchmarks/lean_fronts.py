@@ -9,7 +9,7 @@ training images (PTQ); accuracy and time of both are those of the front that rea
 on" is the plain run's model, pruned, behind `--more-rounds` more. Accuracy has 95 % t-intervals over seeds.
 Milliseconds are a core's own time (what other processes take does not count) for the front and one image; all fronts of
 a model take turns, among them the plain one, and that with its normalisation folded into the weights and channels last,
-which is the least that floats take here.
+which is the least that floats take here. `--untrained`: models that are measured with random weights, without accuracy.
 """
 
 import argparse
@@ -34,12 +34,16 @@ from fsl.costs.work_counting import work_of
 from fsl.data import TaskData, TensorExamples, cifar10
 from fsl.files import write_json
 from fsl.inference.profiles import machine_in_words
-from fsl.models import VGG5, ResNet8
+from fsl.models import VGG5, VGG16, ResNet8, ResNet18
 from fsl.models.lean import calibrated, ghosted, has_vnni, int8_front, magnitude_pruned, pruned, quantized, unmasked
 
 MODELS: dict[str, Callable[[], Any]] = {
     "VGG5": lambda: VGG5((3, 32, 32), 10, norm="batch"),
     "ResNet8": lambda: ResNet8((3, 32, 32), 10),
+}
+UNTRAINED: dict[str, Callable[[], Any]] = {
+    "ResNet18": lambda: ResNet18((3, 32, 32), 10),
+    "VGG16": lambda: VGG16((3, 32, 32), 10),
 }
 PLAIN, TRAINED_ON = "plain", "pruned .50, trained on"
 INT8, CALIBRATED = "int8, trained", "int8, calibrated"
@@ -72,7 +76,7 @@ class FrontFigures:
         """Returns the mean accuracy with its 95 % interval over seeds."""
         values = np.array(self.accuracy)
         if len(values) < 2:
-            return f"{values.mean():.3f}"
+            return f"{values.mean():.3f}" if len(values) else ""
         half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
         return f"{values.mean():.3f} ± {half:.3f}"
 
@@ -118,6 +122,16 @@ def all_fronts(kind: Callable[[], Any], data: TaskData, options: argparse.Namesp
     batches = data.train.inputs[: 32 * 32].split(32)
     found[CALIBRATED] = int8_front(calibrated(found[PLAIN], batches, cut))
     found[INT8] = int8_front(found[INT8])
+    found[MAGNITUDE] = unmasked(found[MAGNITUDE])
+    return found
+
+
+def random_fronts(kind: Callable[[], Any], data: TaskData) -> dict[str, nn.Module]:
+    """Returns models with random weights by what their front is; int8 by ranges of training images."""
+    cut = kind().default_cut
+    found = {name: made(kind, change, 0).eval() for name, change in FRONTS.items() if name != INT8}
+    assert isinstance(data.train, TensorExamples)
+    found[CALIBRATED] = int8_front(calibrated(found[PLAIN], data.train.inputs[:96].split(32), cut))
     found[MAGNITUDE] = unmasked(found[MAGNITUDE])
     return found
 
@@ -175,7 +189,7 @@ def figures_of(
         with torch.no_grad():
             crossing = front(image).nbytes
         stored = sum(tensor.nbytes for tensor in front.state_dict().values())
-        scores = tuple(accuracies[PLAIN if what == FLOOR else what])
+        scores = tuple(accuracies.get(PLAIN if what == FLOOR else what, ()))
         rows.append(FrontFigures(name, what, scores, *times[what], stored, work.peak_bytes, crossing, work.macs))
     return rows
 
@@ -195,11 +209,12 @@ def print_rows(rows: list[FrontFigures]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--images", type=int, default=1000, help="training images")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--untrained", nargs="*", default=list(UNTRAINED), choices=list(UNTRAINED))
+    parser.add_argument("--images", type=int, default=800, help="training images")
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--devices", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--more-rounds", type=int, default=2, help="of a finished run's pruned model")
     parser.add_argument("--lr", type=float, default=2e-3, help="of Adam")
     parser.add_argument("--repetitions", type=int, default=300, help="of a front's time")
@@ -208,9 +223,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = cifar10(str(options.folder), options.images, options.test_images)
+    measured = {name: random_fronts(UNTRAINED[name], data) for name in options.untrained}
     machine = f"{machine_in_words()}; {'with' if has_vnni() else 'without'} VNNI"
     print(machine)
     rows: list[FrontFigures] = []
+    for name, models in measured.items():
+        rows += figures_of(name, models, UNTRAINED[name]().default_cut, {}, options)
     for name in options.models:
         print(name, flush=True)
         accuracies: dict[str, list[float]] = {}
@@ -219,10 +237,10 @@ def main() -> None:
             for front, model in models.items():
                 accuracies.setdefault(front, []).append(accuracy(model, data.test))
         rows += figures_of(name, models, MODELS[name]().default_cut, accuracies, options)
-        print_rows(rows)
-        if options.out is not None:
-            given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-            write_json(options.out, {"options": given, "machine": machine, "rows": [asdict(row) for row in rows]})
+    print_rows(rows)
+    if options.out is not None:
+        given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        write_json(options.out, {"options": given, "machine": machine, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

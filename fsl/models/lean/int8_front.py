@@ -59,7 +59,7 @@ def int8_front(model: nn.Module, activation_bits: int | None = None) -> nn.Modul
         for run in runs_of(row[:end], _ALL_ACTIVATIONS):
             work.replace(run)
     assert work.steps is not None
-    _insert_behind(row[end - 1], "to_float", ToFloat(work.steps))
+    _insert_behind(_outermost(made, row[end - 1]), "to_float", ToFloat(work.steps))
     return made
 
 
@@ -196,6 +196,17 @@ def _padding(layer: nn.Conv2d, run: LayerRun) -> tuple[int, int]:
     if (left, top) != (right, bottom):
         raise ConfigError(f"int8_front: {run.layer.path} is padded more on one side; use an odd kernel")
     return top, left
+
+
+def _outermost(model: nn.Module, place: Place) -> Place:
+    """Returns the place of the outermost sequence that ends with a module, so that a cut behind it is behind all."""
+    names = place.path.split(".")
+    while len(names) > 1:
+        parent = model.get_submodule(".".join(names[:-1]))
+        if names[-1] != [name for name, _ in parent.named_children()][-1]:
+            break
+        names = names[:-1]
+    return Place(model.get_submodule(".".join(names[:-1])), names[-1], ".".join(names))
 
 
 def _insert_behind(place: Place, key: str, module: nn.Module) -> None:

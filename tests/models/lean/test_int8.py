@@ -233,6 +233,15 @@ def test_an_int8_front_answers_as_its_rounding_model(make, until):
 
 
 @runs_int8
+@models
+def test_where_a_front_ends_bytes_cross(make, until):
+    """Also where its last layer ends a sequence within the model."""
+    if until is not None:
+        crossing = fsl.split(int8_front(rounding(make(), until)), until)["front"](images(3))
+        assert crossing.dtype is torch.uint8
+
+
+@runs_int8
 def test_bytes_cross_the_cut_and_every_cut_gives_the_same():
     model = int8_front(rounding(ResNet8(IMAGES, 10), "block2"))
     given = images(3)
