@@ -27,6 +27,7 @@ JPEG or WebP), divided at one point or anew as the link changes, with codecs, tr
 accuracy on the run's test rows, bytes, latency, energy and the weights on the device, and draws them.
 
   run=FOLDER           a finished run of fsl-simulate; front=3: with this device's own front
+  int8=true            its front runs in int8 (lean_front=int8, or calibrated on its data); int8=7: by 7 bits
   points=NAME,NAME     only these cuts, and both extremes; default: every cut that can be made
   codecs=int8,int4     codecs at cuts
   bottlenecks=FOLDER,...  finished runs with a trained codec (codec.up=bottleneck, units), each at its own cut

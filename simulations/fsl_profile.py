@@ -47,6 +47,7 @@ Measure on this machine what a model costs at each point where a device can stop
 is answered soonest at which rate. The model is that of the overrides (model=resnet8 data=cifar10 ...) or of a run.
 
   run=FOLDER           the model of a finished run of fsl-simulate; front=3: with this device's own front
+  int8=true            of a run: its front runs in int8 (lean_front=int8, or calibrated on its data); int8=7: by 7 bits
   points=NAME,NAME     only these cuts, and both extremes; default: every cut that can be made
   batch=1              samples of a request; default: 1, or as in a profile that is given
   repetitions=50       that are measured, after warm_up=5 others; threads=1: of torch
@@ -76,7 +77,7 @@ def _run(options: ProfileOptions) -> None:
     given = {name: read_profile(path) for name, path in _files(options).items()}
     subject = None
     if options.measures or options.device_at or options.edge_at:
-        subject = of_configuration(top) if options.run is None else of_run(options.run, options.front)
+        subject = of_configuration(top) if options.run is None else of_run(options.run, options.front, options.int8)
         given = asked(options, subject, given)
     measured = _measured(options, subject, given, device_profile) if subject and options.measures else None
     device, edge = _sides(options, given, measured)

@@ -32,6 +32,7 @@ Both ends:
   run=FOLDER          a finished run
   points=NAME[,NAME]  points where the model can be divided, or all; default: the run's own cuts
   front=3             whose front, where each device of the run has its own
+  int8=true           the front runs in int8 (lean_front=int8, or calibrated on its data); int8=7: by 7 bits
   insecure=true       no TLS, on this machine alone
   threads=1           of torch
   metrics=HOST:PORT   for Prometheus

@@ -1,6 +1,7 @@
 """Records of split inference: protobuf messages with raw tensor bytes behind them, as many in a row as there are.
 
-Nothing is unpickled. dtype, shape and size are checked here, the rest by whoever knows what crosses at a point.
+Devices that share a network send such records, too. Nothing is unpickled. dtype, shape and size are checked here, the
+rest by whoever knows what crosses at a point.
 """
 
 import struct
@@ -12,13 +13,14 @@ from google.protobuf.message import DecodeError
 from fsl.codecs.codec import Payload
 from fsl.errors import WireError
 from fsl.messages import inference_pb2 as pb
+from fsl.messages import separable_pb2
 from fsl.messages.frames import describe, read_payload, tensor_bytes
 
 _LENGTHS = struct.Struct("<II")  # of the message, and of the bytes behind it
-Message = TypeVar("Message", pb.ToServing, pb.FromServing)
+Message = TypeVar("Message", pb.ToServing, pb.FromServing, separable_pb2.ToGroup)
 
 
-def record(message: pb.ToServing | pb.FromServing, payload: Payload | None = None) -> bytes:
+def record(message: pb.ToServing | pb.FromServing | separable_pb2.ToGroup, payload: Payload | None = None) -> bytes:
     """Returns a message with its payload's tensors behind it."""
     head = message.SerializeToString()
     parts = [] if payload is None else [tensor_bytes(tensor) for _, tensor in payload.arrays]

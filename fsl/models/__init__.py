@@ -5,6 +5,8 @@ from fsl.models.binarized import BinaryActivation, BinaryConv2d, BinaryLinear, b
 from fsl.models.binary_vgg5 import BinaryVGG5
 from fsl.models.bottlefit import BottleFit, bottlefit
 from fsl.models.fusions import Attention, Concatenation, Fusion, Max, Mean, Product, Sum
+from fsl.models.ghost_module import GhostModule
+from fsl.models.ghostnet import GhostNet
 from fsl.models.hugging_face import huggingface
 from fsl.models.lenet import LeNet
 from fsl.models.mlp import MLP
@@ -28,6 +30,8 @@ __all__ = [
     "BottleFit",
     "Concatenation",
     "Fusion",
+    "GhostModule",
+    "GhostNet",
     "LeNet",
     "Max",
     "Mean",

@@ -18,11 +18,12 @@ from fsl.costs.cut_choice import CutChoice, as_cuts
 from fsl.costs.hardware import Hardware
 from fsl.data import Augmentation, TaskData, hold_out
 from fsl.data.data_digest import digest
-from fsl.errors import ConfigError
+from fsl.errors import ConfigError, one_of
 from fsl.importing.building import build, build_kind, checked, from_another, no_class, unknown
 from fsl.importing.import_paths import locate, path_of
 from fsl.memory import ErrorBoundedMemory
 from fsl.mobility import Mobility
+from fsl.models.lean import LEAN_FRONTS, LeanFront
 from fsl.models.lora import Lora, with_adapters
 from fsl.models.low_rank import LowRank, low_rank_cut, with_low_rank
 from fsl.objective import Objective, as_objective, takes_batch
@@ -63,6 +64,7 @@ class RunConfig:
     strategy: Mapping[str, Any]
     model: Mapping[str, Any]
     lora: Mapping[str, Any]
+    lean_front: Mapping[str, Any]
     low_rank: Mapping[str, Any]
     data: Mapping[str, Any]
     partition: Mapping[str, Any]
@@ -88,7 +90,7 @@ class RunConfig:
     trackers: Mapping[str, Any]
 
 
-_SURGERY = ("low_rank", "lora")  # groups that change a model once it is built, in this order
+_SURGERY = ("lean_front", "low_rank", "lora")  # groups that change a model once it is built, in this order
 _OPTIONS: Mapping[str, type[OptionGroup]] = {"training": Training, "evaluation": Evaluation}
 
 
@@ -272,13 +274,13 @@ def build_model(
 ) -> tuple[torch.nn.Module, str | list[str] | None]:
     """The model with weights drawn from the seed, and its cut; `classes` is as many outputs as the objective needs.
 
-    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `low_rank` among the
-    options the model is cut inside of a block, and with `lora` it gets adapters.
+    That is `outputs_of` these data, unless `outputs` is given, by who has all of the run's. With `lean_front` among the
+    options its front is made lean, with `low_rank` it is cut inside of a block, and with `lora` it gets adapters.
     """
     values = dict(config)
     outputs = outputs_of(data, objective) if outputs is None else outputs
     cut = checked("model.cut", values.pop("cut", None), str | list[str] | None)
-    inner, adapters = (checked(name, values.pop(name, None), Mapping[str, Any] | None) for name in _SURGERY)
+    lean, inner, adapters = (checked(name, values.pop(name, None), Mapping[str, Any] | None) for name in _SURGERY)
     values.pop("places", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "init"))
@@ -286,12 +288,34 @@ def build_model(
         model = build("model", values, _known(classes=outputs, **shapes))
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model._target_={config['_target_']} made a {type(model).__name__}, not a torch module")
+        if lean is not None:
+            options = _lean_front(lean)
+            model = options.of(model, options.until or _front_end(model, cut))
         if inner is not None:
             model = with_low_rank(model, build_kind("low_rank", {"_target_": path_of(LowRank), **inner}, LowRank))
             _refuse_other_cut(cut, str(low_rank_cut(model)))
         if adapters is not None:
             model = with_adapters(model, build_kind("lora", {"_target_": path_of(Lora), **adapters}, Lora))
     return model, cut
+
+
+def _lean_front(config: Mapping[str, Any]) -> LeanFront:
+    """The options of a lean front, of the class that its kind stands for: nodes build no class that a model names."""
+    values = dict(config)
+    kind = checked("lean_front.kind", values.pop("kind", None), str)
+    chosen = LEAN_FRONTS[one_of("lean_front.kind", kind, tuple(LEAN_FRONTS))]
+    return build_kind("lean_front", {"_target_": path_of(chosen), **values}, LeanFront)  # type: ignore[type-abstract]
+
+
+def _front_end(model: torch.nn.Module, cut: str | list[str] | None) -> str:
+    """The module that the front ends with, where `lean_front.until` does not say how far a model is made lean."""
+    chosen = getattr(model, "default_cut", None) if cut is None else cut
+    first = chosen[0] if isinstance(chosen, list) and chosen else chosen
+    if not isinstance(first, str):
+        raise ConfigError(
+            "lean_front: the model says no default_cut; say where its front ends by model.cut or lean_front.until"
+        )
+    return first
 
 
 def _refuse_other_cut(cut: str | list[str] | None, wanted: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsl.simulations.profiling.int8_model import read_int8
 from fsl.simulations.serving.serve_options import ServeOptions
 from fsl.simulations.sweeps.search_trial import composed
 
@@ -16,8 +17,9 @@ from fsl.run.config import read_config
 
 _GROUPS = ("device", "link")
 OWN = (
-    "run", "front", "points", "codecs", "bottlenecks", "exits", "threshold", "images", "edge_speed", "device_speed",
-    "repetitions", "threads", "rates", "loads", "per_second", "requests", "servers", "deadline", "rows", "seed", "out",
+    "run", "front", "int8", "points", "codecs", "bottlenecks", "exits", "threshold", "images", "edge_speed",
+    "device_speed", "repetitions", "threads", "rates", "loads", "per_second", "requests", "servers", "deadline", "rows",
+    "seed", "out",
 )  # fmt: skip
 
 
@@ -27,6 +29,7 @@ class CompareOptions:
 
     run: Path
     front: int | None
+    int8: bool | int
     points: tuple[str, ...] | None
     codecs: tuple[str, ...]
     bottlenecks: tuple[Path, ...]
@@ -73,6 +76,7 @@ def read_options(arguments: Sequence[str]) -> CompareOptions:
     return CompareOptions(
         run=given.path("run"),
         front=given.whole("front", None),
+        int8=read_int8(given.text("int8", "false")),
         points=tuple(given.texts("points")) or None,
         codecs=tuple(given.texts("codecs")),
         bottlenecks=tuple(Path(text) for text in given.texts("bottlenecks")),

@@ -10,6 +10,7 @@ from fsl.simulations.attacks.attacked_runs import config_of
 from fsl.simulations.comparing.compare_options import CompareOptions
 from fsl.simulations.fsl_export import TrainedRun, read_trained_run
 from fsl.simulations.image_formats import RAW, USUAL_IMAGES, read_format
+from fsl.simulations.profiling.int8_model import in_int8
 from fsl.simulations.profiling.profiled_model import whole_of
 
 from fsl.codecs.codec import Codec
@@ -106,6 +107,8 @@ def contender(folder: Path, options: CompareOptions, name: str = "", *, bottlene
             if bottleneck
             else f"run={folder}: this run has a trained codec at its cut; give it as bottlenecks={folder}"
         )
+    if not bottleneck:
+        trained = in_int8(trained, run.trained, run.data, options.int8)
     names = list(run.trained.cuts) if bottleneck else options.points
     points = SplitPoints(trained, run.trained.inputs().rows, names)
     examples, words = scored_rows(run.data)

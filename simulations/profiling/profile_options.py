@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from fsl.simulations.profiling.int8_model import read_int8
+
 from fsl.errors import ConfigError
 
 T = TypeVar("T")
@@ -14,11 +16,11 @@ T = TypeVar("T")
 OWN = (
     "run", "front", "points", "batch", "repetitions", "warm_up", "threads", "checks", "profile", "edge_profile",
     "device_at", "edge_at", "ca", "token", "insecure", "wait",
-    "device_speed", "edge_speed", "rates", "images", "out",
+    "device_speed", "edge_speed", "rates", "images", "int8", "out",
 )  # fmt: skip
 RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0)
 _OF_PROFILES = ("device", "link")  # groups that count also where the model is a run's
-_OF_MEASURING = ("run", "front", "batch", "repetitions", "warm_up", "threads", "checks")
+_OF_MEASURING = ("run", "front", "int8", "batch", "repetitions", "warm_up", "threads", "checks")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class ProfileOptions:
     overrides: tuple[str, ...]
     run: Path | None
     front: int | None
+    int8: bool | int
     points: tuple[str, ...] | None
     batch: int | None
     repetitions: int
@@ -73,6 +76,7 @@ def read_options(arguments: Sequence[str]) -> ProfileOptions:
     options = ProfileOptions(
         overrides=overrides,
         run=_path(own, "run"),
+        int8=read_int8(own.get("int8")),
         front=None if "front" not in own else _number(own, "front", int, 0, 0),
         points=_listed(own, "points") or None,
         batch=None if "batch" not in own else _number(own, "batch", int, 1, 1),
@@ -112,6 +116,8 @@ def _refuse_together(options: ProfileOptions, own: Mapping[str, str]) -> None:
         raise ConfigError(f"{coded}: what crosses is measured without a codec; leave it out, and compare by fsl-codecs")
     if options.front is not None and options.run is None:
         raise ConfigError(f"front={own['front']}: whose front is a question for a run; give run=FOLDER too")
+    if options.int8 and options.run is None:
+        raise ConfigError(f"int8={own['int8']}: ranges come of training; give run=FOLDER too")
     if options.device_speed != 1 and options.names_device:
         raise ConfigError(
             f"device_speed={own['device_speed']}: device=... says which device this machine is, and of one that is so "

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from fsl.simulations.attacks.attacked_runs import config_of
 from fsl.simulations.fsl_export import read_trained
+from fsl.simulations.profiling.int8_model import in_int8
 from torch import nn
 
 from fsl.data import TaskData
@@ -46,14 +47,14 @@ def of_configuration(top: RunConfig) -> ProfiledModel:
     return ProfiledModel(model, task)
 
 
-def of_run(folder: Path, front: int | None) -> ProfiledModel:
+def of_run(folder: Path, front: int | None, int8: bool | int = False) -> ProfiledModel:
     """Returns the model of a finished run; ConfigError where there is none, or it has a trained codec."""
     trained = read_trained(folder)
     if isinstance(trained.module, CodedModel):
         raise ConfigError(f"run={folder}: its model has a trained codec at its cut, and profiles of such are not built")
     top = read_config(config_of(RunFolder(folder)))
     task, _ = build_data(top.data, top.training.seed)
-    return ProfiledModel(whole_of(trained, front, f"run={folder}"), task)
+    return ProfiledModel(in_int8(whole_of(trained, front, f"run={folder}"), trained, task, int8), task)
 
 
 def whole_of(trained: TrainedModel, front: int | None, given: str) -> nn.Module:

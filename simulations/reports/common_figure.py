@@ -80,8 +80,16 @@ def draw_common(found: Mapping[str, CommonValues], title: str) -> "Figure | None
     for number, ((label, values), style) in enumerate(zip(drawn.items(), STYLES)):
         known = [(k, places[m.key](_of(values, m))) for k, m in enumerate(metrics) if _of(values, m) is not None]
         x, y = [k for k, _ in known], [height + _APART * (number - len(drawn) / 2) for _, height in known]
-        look = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
-        axes.plot(x, y, markersize=style.markersize, linewidth=1.8, label=label, **look)
+        axes.plot(
+            x,
+            y,
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            markersize=style.markersize,
+            linewidth=1.8,
+            label=label,
+        )
     for k, metric in enumerate(metrics):
         axes.axvline(k, color="#6F6F6F", linewidth=0.8, zorder=0)
         low, high = _ends(metric, drawn)

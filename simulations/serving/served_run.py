@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from fsl.simulations.fsl_export import TrainedRun, read_trained_run
+from fsl.simulations.profiling.int8_model import in_int8, read_int8
 from fsl.simulations.serving.serve_options import ServeOptions
 
 from fsl.inference import SplitPoints
 
-MODEL_OPTIONS = ("run", "points", "front")
+MODEL_OPTIONS = ("run", "points", "front", "int8")
 ALL = "all"
 
 
@@ -20,4 +21,6 @@ def served_run(options: ServeOptions, usual: Sequence[str] | None = None) -> tup
     trained = run.trained
     points = options.texts("points") or list(trained.cuts if usual is None else usual)
     example = trained.inputs().rows
-    return run, SplitPoints(trained.whole(options.whole("front", None)), example, None if ALL in points else points)
+    model = trained.whole(options.whole("front", None))
+    model = in_int8(model, trained, run.data, read_int8(options.text("int8", "false")))
+    return run, SplitPoints(model, example, None if ALL in points else points)

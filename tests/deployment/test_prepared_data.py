@@ -113,6 +113,14 @@ def test_nodes_cut_a_model_inside_of_a_block_as_the_run_does(tmp_path):
         assert found.model.get_submodule(found.model.default_cut).weight.shape == (3, 16)
 
 
+def test_nodes_make_a_front_lean_as_the_run_does_and_build_no_class_that_it_names():
+    setup = Setup.from_json(setup_of("model=vgg5", "lean_front=pruned", "lean_front.share=0.25").to_json())
+    assert build_workload(setup, NodeSettings.read(EDGE)).model.conv2[0].out_channels == 48
+    pruned = {"_target_": "fsl.models.VGG5", "lean_front": {"kind": "pruned", "_target_": "os.system"}}
+    with pytest.raises(WireError, match="a node builds nothing that options name"):
+        check_group("model", pruned, ALLOWED)
+
+
 def test_the_network_names_no_place_to_load_a_model_from():
     check_group("model", {"_target_": "fsl.models.huggingface", "config": TINY}, ALLOWED)
     with pytest.raises(WireError, match="the run's model names a place to load it from"):

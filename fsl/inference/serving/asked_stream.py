@@ -10,6 +10,7 @@ from fsl.inference.serving.desk import Desk
 from fsl.inference.serving.edge_counts import EdgeCounts
 from fsl.inference.serving.outbox import RecordOutbox
 from fsl.inference.serving.question import LONGEST_SECONDS, WaitingQuestion
+from fsl.inference.serving.question_admission import QuestionAdmission
 from fsl.inference.serving.record_socket import RecordSocket
 from fsl.inference.serving.served_codecs import CutWriter
 from fsl.messages import inference_pb2 as pb
@@ -26,7 +27,7 @@ class StreamTerms:
 
     `points`: names, by the place that questions tell. `writer`: gives what encodes at a point by a codec, by their
     places; WireError where that cannot be. `rows` of a question at most, and `unanswered` questions. `expires`: when
-    the device's token does, in seconds since 1970.
+    the device's token does, in seconds since 1970. `admission` decides on each question; None takes all.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StreamTerms:
     rows: int
     unanswered: int
     expires: float = math.inf
+    admission: QuestionAdmission | None = None
 
 
 class AskedStream:
@@ -114,7 +116,17 @@ class AskedStream:
             self._counts.ended("misfit")
             self.put(unanswered_record(id=message.id, failing=pb.MISFIT, reason=one_line(str(error))))
             return
+        if (wait := self._refused_seconds(one.key)) > 0:
+            self._counts.ended("overloaded")
+            reason = f"{self._terms.name} has no turn at {one.key} now"
+            said = unanswered_record(id=message.id, failing=pb.OVERLOADED, reason=reason, retry_seconds=wait)
+            self.put(said)
+            return
         self._desk.put(one)
+
+    def _refused_seconds(self, point: str) -> float:
+        admission = self._terms.admission
+        return 0.0 if admission is None else admission.refused_seconds(self._terms.name, point)
 
     def _checked(self, message: pb.Question, data: memoryview, now: float) -> WaitingQuestion:
         if not 1 <= message.rows <= self._terms.rows:

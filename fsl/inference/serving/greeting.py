@@ -12,6 +12,7 @@ from fsl.codecs.identity import Identity
 from fsl.errors import FslError, WireError
 from fsl.inference.serving.asked_stream import StreamTerms
 from fsl.inference.serving.point_gate import PointGate
+from fsl.inference.serving.question_admission import QuestionAdmission
 from fsl.inference.serving.served_codecs import CutWriter, served_codec
 from fsl.inference.serving.serving_tokens import check_grant
 from fsl.inference.split_points import OUTPUT, SplitPoints
@@ -38,6 +39,7 @@ class Greeting:
         rows: int,
         unanswered: int,
         wall: Callable[[], float] = time.time,
+        admission: QuestionAdmission | None = None,
     ) -> None:
         self._model = points.digest()
         self._gates = {point: PointGate(points, point) for point in points.names if point != OUTPUT}
@@ -46,6 +48,7 @@ class Greeting:
         self._rows = rows
         self._unanswered = unanswered
         self._wall = wall
+        self._admission = admission
 
     def bytes_of(self, rows: int) -> int:
         """Returns the bytes of what crosses at the widest point, for so many rows."""
@@ -78,6 +81,7 @@ class Greeting:
             rows=self._rows,
             unanswered=self._unanswered,
             expires=expires,
+            admission=self._admission,
         )
 
     def loaded(self, terms: StreamTerms, most: int) -> pb.Loaded:

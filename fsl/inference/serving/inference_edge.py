@@ -14,6 +14,7 @@ from fsl.inference.serving.desk import Desk
 from fsl.inference.serving.edge_counts import EdgeCounts, EdgeFigures
 from fsl.inference.serving.greeting import Greeting
 from fsl.inference.serving.loopback import port_behind, refuse_open
+from fsl.inference.serving.question_admission import QuestionAdmission
 from fsl.inference.serving.serving_door import ServingDoor
 from fsl.inference.split_points import SplitPoints
 from fsl.wire.loop import NetworkThread
@@ -33,12 +34,12 @@ class InferenceEdge:
     TLS, None for none, and `token_keys`: the public keys of operators whose tokens let devices in, None for everybody;
     both may be None only on a loopback address, to try it. `batching` joins questions. `queue`: rows that may wait, and
     that a question may have; more are refused at once, with a hint when to come back. `allowed`: packages that codecs
-    may be from.
+    may be from. `admission` decides on each question, beside these (None: all may ask), as a `FleetController` does.
 
     The model computes on one thread of its own, with torch's number of threads. ConfigError where it cannot listen.
     """
 
-    @checks_types()
+    @checks_types(leave=("admission",))
     def __init__(
         self,
         points: SplitPoints,
@@ -51,6 +52,7 @@ class InferenceEdge:
         queue: int = 1024,
         limits: Limits | None = None,
         allowed: Iterable[str] = ALLOWED,
+        admission: QuestionAdmission | None = None,
         counts: EdgeCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -63,7 +65,7 @@ class InferenceEdge:
             refuse_open("lean", lean, certificates, token_keys)
         limits = limits or Limits()
         self._counts = counts or EdgeCounts()
-        greeting = Greeting(points, token_keys, allowed, queue, _UNANSWERED, wall)
+        greeting = Greeting(points, token_keys, allowed, queue, _UNANSWERED, wall, admission)
         most = min(limits.max_message_bytes, _ROOM + _CODED * greeting.bytes_of(queue))
         self._thread = NetworkThread("edge-serving")
         door = ServingDoor(self._thread, limits, most, self._counts, clock, wall)

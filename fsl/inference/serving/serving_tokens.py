@@ -1,8 +1,7 @@
 """Signs and checks tokens by which an operator of edges says who may ask them for inference, and until when.
 
-The operator's key signs nothing else than such tokens, and what it signs begins with a purpose of its own: a token of a
-training run opens no stream here, and one of these no session of a round. A token is shown over TLS alone: who has it
-may ask.
+What the operator's key signs begins with its purpose: a token of a training run, or of a device of a separable network,
+opens no stream here, and one of these none there. A token is shown over TLS alone: who has it may ask.
 """
 
 import math
@@ -40,26 +39,33 @@ class ServingGrant:
 
 
 @checks_types()
-def sign_grant(key: Ed25519PrivateKey, grant: ServingGrant) -> bytes:
-    """Returns the signed token of a grant."""
+def sign_grant(key: Ed25519PrivateKey, grant: ServingGrant, purpose: bytes = _PURPOSE) -> bytes:
+    """Returns the signed token of a grant. `purpose`: what the signed text begins with, where it is not inference."""
     token = pb.ServingToken(name=grant.name, expires=grant.expires).SerializeToString()
-    return pb.SignedServingToken(token=token, signature=key.sign(_PURPOSE + token)).SerializeToString()
+    return pb.SignedServingToken(token=token, signature=key.sign(purpose + token)).SerializeToString()
 
 
 @checks_types()
 def check_grant(token: bytes, keys: Sequence[Ed25519PublicKey], now: float) -> ServingGrant:
     """Returns what a token grants; TrustError where none of these keys signed it, or it has expired by `now`."""
-    try:
-        signed = pb.SignedServingToken.FromString(token)
-        if not any(_signed_by(key, signed) for key in keys):
-            raise TrustError("the token was not signed for inference by this edge's operator")
-        said = pb.ServingToken.FromString(signed.token)
-        grant = ServingGrant(said.name, said.expires)
-    except (DecodeError, ConfigError):
-        raise TrustError("the token was not signed for inference by this edge's operator") from None
+    grant = signed_grant(token, keys, _PURPOSE)
+    if grant is None:
+        raise TrustError("the token was not signed for inference by this edge's operator")
     if now >= grant.expires:
         raise TrustError(f"the token of {grant.name} has expired {now - grant.expires:.0f} s ago; ask for another")
     return grant
+
+
+def signed_grant(token: bytes, keys: Sequence[Ed25519PublicKey], purpose: bytes) -> ServingGrant | None:
+    """Returns what a token grants, whenever it expires; None where none of these keys signed it for this purpose."""
+    try:
+        signed = pb.SignedServingToken.FromString(token)
+        if not any(_signed_by(key, signed, purpose) for key in keys):
+            return None
+        said = pb.ServingToken.FromString(signed.token)
+        return ServingGrant(said.name, said.expires)
+    except (DecodeError, ConfigError):
+        return None
 
 
 def load_operator_key(path: Path) -> Ed25519PrivateKey:
@@ -87,9 +93,9 @@ def load_operator_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def _signed_by(key: Ed25519PublicKey, signed: pb.SignedServingToken) -> bool:
+def _signed_by(key: Ed25519PublicKey, signed: pb.SignedServingToken, purpose: bytes) -> bool:
     try:
-        key.verify(signed.signature, _PURPOSE + signed.token)
+        key.verify(signed.signature, purpose + signed.token)
     except InvalidSignature:
         return False
     return True

@@ -12,8 +12,9 @@ from fsl.inference import SplitPoints
 from fsl.inference.planning import CompressedInput, StaticSplit
 from fsl.inference.serving import Batching, InferenceDevice, InferenceEdge
 from fsl.inference.serving.point_gate import contiguous
+from fsl.models.lean import calibrated, int8_front
 from fsl.segments.tensor_trees import TensorTree
-from tests.helpers.served import batch, served
+from tests.helpers.served import batch, model, served
 
 
 @dataclass
@@ -87,13 +88,27 @@ def test_every_point_over_the_wire_is_the_unsplit_model_to_the_bit(name, lean):
             )
 
 
+@pytest.mark.skipif("onednn" not in torch.backends.quantized.supported_engines, reason="torch has no int8 kernels")
+def test_a_front_in_int8_sends_a_byte_a_value_and_is_answered_to_the_bit():
+    inputs = batch("ResNet8", 5, seed=1)
+    int8 = SplitPoints(int8_front(calibrated(model("ResNet8"), [inputs], "block2")), batch("ResNet8"))
+    with torch.no_grad():
+        whole = int8.model(inputs)
+    with InferenceEdge(int8) as edge, InferenceDevice(int8, [edge.address], fallback=False) as device:
+        for point in ("input", "stem", "block1", "block2", "output"):
+            assert torch.equal(device.infer(inputs, point=point).outputs, whole), point
+    plain = served("ResNet8", ["stem", "block2"])
+    for point in plain.cuts:
+        assert 4 * int8.crossing(point).bytes == plain.crossing(point).bytes
+
+
 @pytest.mark.parametrize("parts", [(Front, Back), (Masking, Masked)], ids=["rows counted", "shared by all"])
 def test_trees_of_tensors_cross_with_what_is_beside_the_rows(parts):
     torch.manual_seed(0)
-    model, inputs = nn.Sequential(*(part() for part in parts)).eval(), torch.randn(5, 4)
-    points = SplitPoints(model, torch.randn(3, 4))
+    own, inputs = nn.Sequential(*(part() for part in parts)).eval(), torch.randn(5, 4)
+    points = SplitPoints(own, torch.randn(3, 4))
     with torch.no_grad():
-        whole = model(inputs)
+        whole = own(inputs)
     assert isinstance(points.crossing("0").values, TensorTree)
     with (
         InferenceEdge(points, batching=Batching(64, 0.001)) as edge,

@@ -1,0 +1,1 @@
+"""What `fsl-separate` is made of."""
