@@ -8,7 +8,7 @@ import torch
 from tests.helpers.places import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.shows  # tests/inference/separable has four processes, too
 def test_the_pages_program_gives_the_outputs_of_one_program(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "algorithms" / "separable.md").read_text()
     code = re.search(r'```python title="devices.py"\n(.*?)```', page, re.S).group(1)

@@ -155,7 +155,7 @@ def test_an_edge_is_started_asked_with_a_token_and_ended(runs):
     [
         ((), "say what to do: edge, device, demo, profile, key, token; none is given"),
         (("serve",), "say what to do: edge, device, demo, profile, key, token; 'serve' is none"),
-        (("edge", "run"), "run: write options as name=value: run, points, front, address"),
+        (("edge", "run"), "run: write options as name=value: run, points, front, int8, address"),
         (("edge", "adress=x"), "there is no option 'adress'; did you mean 'address'?"),
         (("edge", "run=x", "run=y"), "run: it is given twice"),
         (("edge", "run="), "run=: give it a value, or leave it out"),

@@ -132,7 +132,7 @@ def test_more_than_two_devices_are_not_enumerated():
         enumerated_optimum(fleet(3), FleetEpisodes.at(fleet(3), 50.0))
 
 
-@pytest.mark.slow
+@pytest.mark.shows
 def test_ppo_learns_the_optimum_of_one_device_at_one_place():
     setting = fleet(1, mean_tasks=20.0, slot_seconds=0.1, nearest=50.0, farthest=50.0, faster=20.0)
     episodes = FleetEpisodes.at(setting, 50.0)
