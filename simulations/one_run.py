@@ -26,7 +26,6 @@ from fsl.run.config import (
     build_backend,
     build_cuts,
     build_data,
-    build_exits,
     build_hardware,
     build_memory,
     build_mobility,
@@ -41,6 +40,7 @@ from fsl.run.config import (
     build_wire,
     read_config,
 )
+from fsl.run.exit_config import build_exits
 from fsl.run.finished_run import Run
 from fsl.run.observers import Figures, Observer, ProgressBar, RoundLines
 from fsl.run.run_folder import RunFolder

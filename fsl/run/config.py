@@ -4,7 +4,7 @@ import inspect
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from flwr.serverapp.strategy import Strategy
@@ -38,9 +38,6 @@ from fsl.settings.optimizer_settings import Optimizer
 from fsl.settings.option_groups import OptionGroup
 from fsl.settings.training_settings import Training
 from fsl.settings.wire_settings import Wire
-
-if TYPE_CHECKING:
-    from fsl.inference.exits import Exits
 
 T = typing.TypeVar("T")
 
@@ -173,35 +170,6 @@ def build_availability(config: Mapping[str, Any]) -> Availability | None:
 def build_memory(config: Mapping[str, Any]) -> ErrorBoundedMemory | None:
     """How devices keep what autograd saves; None where autograd does so itself."""
     return None if _is_off("memory", config, "none") else build_kind("memory", config, ErrorBoundedMemory)
-
-
-def build_exits(heads: Mapping[str, Any], config: Mapping[str, Any]) -> "Exits | None":
-    """The early exits of a run, from the keys `exits` and `exit_training`; None without any."""
-    from fsl.inference.exits import Distillation, Exits  # what nodes build their workload with needs nothing of it
-    from fsl.inference.exits.exit_choice import heads_of, weights_of
-
-    known = {field.name: hint for field, hint in _typed(Exits) if field.name != "heads"}
-    hints = known | {"distillation": float | None, "temperature": float | None, "weights": Mapping[str, Any]}
-    given = {}
-    for name, value in config.items():
-        if name not in hints:
-            raise ConfigError(unknown("key of exit_training", name, list(hints)))
-        if (value := checked(f"exit_training.{name}", value, hints[name])) is not None:
-            given[name] = value
-    given["weights"] = weights_of(given.get("weights", {}))
-    temperature, share = given.pop("temperature", None), given.get("distillation")
-    if share is not None:
-        given["distillation"] = Distillation(share, 1.0 if temperature is None else temperature)
-    elif temperature is not None:
-        raise ConfigError("exit_training.temperature: it is that of distillation; give exit_training.distillation, too")
-    if heads:
-        return Exits(heads_of(heads), **given)
-    usual = {field.name: field.default for field in fields(Exits)} | {"weights": {}}
-    if idle := next((name for name, value in given.items() if value != usual[name]), None):
-        raise ConfigError(
-            f"exit_training.{idle}={given[idle]!r}: it changes nothing without exits; name one, as exits.pool1=conv"
-        )
-    return None
 
 
 def build_privacy(config: Mapping[str, Any]) -> Privacy | None:
