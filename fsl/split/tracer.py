@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fsl.models.quiet_tracer import TRACING, QuietTracer
 from fsl.seeds import DEFAULT_GENERATOR
 from fsl.segments.tensor_places import left_as_found
 from fsl.split.traced_buffers import Held, buffers_of, put_back
 from fsl.split.traced_checks import record_check
 
-# fx patches nn.Module for the whole process during a trace: one trace at a time, while other threads' modules run on.
-_FX = threading.Lock()
 _OWN_MODULE = "put it in a module of its own, which is called as it is"
 
 
@@ -42,7 +41,7 @@ def trace_modes(
     """
     for name, module in _ancestors(model, parent):
         refuse_dropped(name, module)
-    with _FX, DEFAULT_GENERATOR, _same_draws(), left_as_found(model), _patched(_ancestors(model, parent)):
+    with TRACING, DEFAULT_GENERATOR, _same_draws(), left_as_found(model), _patched(_ancestors(model, parent)):
         known = set(vars(model))
         graphs = []
         for training in (True, False):
@@ -93,23 +92,15 @@ def _ancestors(model: nn.Module, parent: str) -> list[tuple[str, nn.Module]]:
     return [(name, model.get_submodule(name)) for name in names]
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(QuietTracer):
     def __init__(self, parent: str, inputs: tuple[str, ...]):
         super().__init__()
         self._parent = parent
         self._inputs = inputs
-        self._thread = threading.get_ident()
         self._context = _context()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not f"{self._parent}.".startswith(f"{module_qualified_name}.")
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Returns the traced inputs: those that a batch names, or else one; other arguments keep their defaults."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fsl.errors import SplitError
+from fsl.models.quiet_tracer import QuietTracer
 from fsl.quoting import one_line
 from fsl.split.tracer import CannotCut, refuse_dropped
 
@@ -16,7 +17,7 @@ TAKEN = (
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
-class _LayerTracer(fx.Tracer):
+class _LayerTracer(QuietTracer):
     """Takes classes of a user's that are layers of torch as layers, too, so that they can be refused by name."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

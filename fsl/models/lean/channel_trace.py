@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node, Tracer
+from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from fsl.errors import ConfigError
+from fsl.models.quiet_tracer import QuietTracer
 from fsl.quoting import one_line
 
 # What gives 0 for a channel of zeros, and keeps channels apart.
@@ -74,7 +75,7 @@ class _Maps:
     flat: bool = False
 
 
-class _OwnBlocks(Tracer):
+class _OwnBlocks(QuietTracer):
     """Goes into all modules but torch's own, layers derived from those, and layers of this room, which round."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
