@@ -55,6 +55,7 @@ class WholeModelCohort:
         refuse_unmeasured(worker, plan)
         self.private = {name: private(plan, name) for name in worker.chain}
         self.segments = [privately(segment, self.private[name]) for name, segment in worker.chain.items()]
+        self.labelled = [part for segment in self.segments for part in segment.labelled]
         self.replicas = [Replica(s.layout, worker.accelerator) for s in self.segments]
         self.parameters = [p for replica in self.replicas for p in replica.parameters]
         self.limit = limit_of(worker, plan)
@@ -167,8 +168,7 @@ class WholeModelCohort:
         loss = inputs.new_zeros(()) if isinstance(inputs, Tensor) else torch.zeros((), device=self.worker.accelerator)
         if len(inputs):
             loss_of = loss_by(self.objective, targets)
-            parts = [part for segment in self.segments for part in segment.labelled]
-            with nullcontext() if self.saver is None else self.saver.saving(), told(parts, loss_of):
+            with nullcontext() if self.saver is None else self.saver.saving(), told(self.labelled, loss_of):
                 for segment, rule, layer_seed in zip(self.segments, self.rules, layer_seeds):
                     with DEFAULT_GENERATOR, rule.computing(segment.accelerator):
                         reseed(layer_seed, segment.accelerator)

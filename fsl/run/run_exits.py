@@ -26,7 +26,7 @@ from fsl.run.run_folder import RunFolder
 from fsl.run.training import Result
 from fsl.settings.federation_settings import CloudStrategy, Federation
 from fsl.split.coding import learned_in
-from fsl.split.cutting import split
+from fsl.split.cutting import split, told_as
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class RunExits:
         _refuse_objective(workload.objective)
         blank = workload.data.blank(3)
         tried, heads = copy.deepcopy((workload.model, dict(exits.heads)))
-        _try_to_keep(ExitModel(tried, heads, blank, confidence=exits.confidence, seed=seed))
+        with told_as(lambda point: f"exits.{point}"):
+            _try_to_keep(ExitModel(tried, heads, blank, confidence=exits.confidence, seed=seed))
         if exits.how != "joint":
             return workload
         if several:

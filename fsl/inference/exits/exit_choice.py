@@ -8,7 +8,6 @@ from torch import nn
 
 from fsl.argument_types import checks_types
 from fsl.errors import ConfigError, one_of
-from fsl.inference.exits.confidences import CONFIDENCES
 from fsl.inference.exits.exit_heads import HEADS, ExitHead, exit_head
 from fsl.inference.exits.exit_losses import Distillation
 
@@ -45,7 +44,7 @@ class Exits:
 
     def __post_init__(self) -> None:
         one_of("exits.how", self.how, get_args(HowInRuns))
-        one_of("exits.confidence", self.confidence, tuple(CONFIDENCES))
+        one_of("exits.confidence", self.confidence, ("max_softmax", "entropy"))
         if not isinstance(self.heads, Mapping) or not self.heads or not all(isinstance(p, str) for p in self.heads):
             raise ConfigError(f"exits.heads={self.heads!r}: give heads by points, as {{'pool1': 'conv'}}")
         for point, head in self.heads.items():

@@ -223,7 +223,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"exits": {"conv3": "linear"}}, "'conv3'"),
+        ({"exits": {"conv3": "linear"}}, "^exits.conv3 cannot be made: the model has no module"),
         ({"exits": {"conv": "cnn"}}, "exit head 'cnn'"),
         ({"exits": "conv"}, "give heads by points"),
         ({"exits": HEADS, "strategy": SplitFedV3()}, "front of its own"),
@@ -257,6 +257,7 @@ def test_what_is_not_built_is_refused_before_anything_is_written(options, words,
         ({"how": "frozen", "learning_rate": 0.0}, "above 0"),
         ({"how": "classifier_wise", "distillation": Distillation()}, "goes by labels"),
         ({"confidence": "margin"}, "max_softmax"),
+        ({"confidence": "none"}, "max_softmax, entropy"),
         ({"within": 2.0}, "from 0 to 1"),
         ({"heads": {"conv": "fusion"}}, "several activations"),
     ],
