@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsl.codecs.chain import Chain, spec_of
 from fsl.codecs.codec_maker import codec_maker, codec_of
@@ -211,6 +211,16 @@ def _trained_codecs(config: RunConfig) -> tuple[Mapping[str, Any], ...]:
     return tuple(stage for stage in stages if issubclass(spec_of(stage).locate(), Learned))
 
 
+def _with_exits(model: nn.Module, setup: Setup, task: TaskData) -> nn.Module:
+    """The model with the exits that learn in the run, if it has any."""
+    if not setup.exits:
+        return model
+    from fsl.inference.exits.exit_choice import heads_of  # a node without exits needs nothing of it
+    from fsl.inference.exits.exits_in_training import with_exits
+
+    return with_exits(model, heads_of(setup.exits), task.blank(3), weights=setup.exit_weights, seed=setup.seed)
+
+
 def _exit_weights(config: RunConfig) -> dict[str, float]:
     """The weights of a run's exits by point."""
     if not config.exits:
@@ -261,11 +271,7 @@ def build_workload(setup: Setup, settings: NodeSettings) -> Workload:
     if setup.trained_codecs:
         up = codec_maker(Spec(Chain, {"stages": list(setup.trained_codecs)}), allowed)()
         model = coded(model, cuts, places, up, task.blank(3), setup.seed)
-    if setup.exits:
-        from fsl.inference.exits.exit_choice import heads_of  # a node without exits needs nothing of it
-        from fsl.inference.exits.exits_in_training import with_exits
-
-        model = with_exits(model, heads_of(setup.exits), task.blank(3), weights=setup.exit_weights, seed=setup.seed)
+    model = _with_exits(model, setup, task)
     strategy = build("strategy", setup.groups["strategy"])
     head = None
     if strategy.local_loss and not edge_only:
